@@ -177,7 +177,8 @@ def service_serving(
 ) -> Iterator[Server]:
     """Run *command*, a `hotplate serve`, on free ports of loopback, as `serving` does."""
     port, admin_port = free_port(), free_port()
-    options = ["--port", str(port), "--admin-port", str(admin_port), "--workers", str(workers), "--drain-delay", "0"]
+    options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
+    options += ["--workers", str(workers), "--drain-delay", "0"]
     with serving([*command, *options], port, path, settings) as server:
         yield replace(server, admin_url=f"http://127.0.0.1:{admin_port}")
 
@@ -295,14 +296,28 @@ def _running(
 
 
 def free_port() -> int:
-    """Find a port on loopback that is not in use, below those that the kernel gives to outgoing connections.
+    """Claim a port on loopback that is not in use, below those that the kernel gives to outgoing connections.
 
-    Nobody takes it meanwhile but by asking for it, so that a server can also be started again on it.
+    A server can be started on it at any time while this process lives, and started again.
     """
     for port in random.SystemRandom().sample(range(*SERVER_PORTS), 100):
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        if claim_port(port):
             return port
     raise BenchFailed(f"no port is free among 100 drawn from {SERVER_PORTS[0]} to {SERVER_PORTS[1]}")
+
+
+def claim_port(port: int) -> bool:
+    """Claim a port on loopback until this process ends; False if it is in use or another process has claimed it."""
+    # The claim is the UDP port of the same number: it keeps no server from the TCP port, and ends with the process.
+    claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        claim.bind(("127.0.0.1", port))
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()  # open until the process ends
+    return True
 
 
 def _answers(url: str) -> bool:

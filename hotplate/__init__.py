@@ -46,10 +46,12 @@ if TYPE_CHECKING:
         Observer,
         Plan,
         Reader,
+        Rebuildable,
         Row,
         SelfChecked,
         Slot,
         Store,
+        WriterLocked,
     )
 
     __version__: str
@@ -77,6 +79,7 @@ __all__ = [
     "PartUnavailable",
     "Plan",
     "Reader",
+    "Rebuildable",
     "Recommendations",
     "ReleaseConflict",
     "ReleaseCorrupt",
@@ -92,6 +95,7 @@ __all__ = [
     "StoreMisused",
     "StoreThrottled",
     "StoreUnavailable",
+    "WriterLocked",
     "__version__",
     "connect",
     "dump_catalogue",
@@ -125,10 +129,12 @@ _HOMES = {
         "Observer",
         "Plan",
         "Reader",
+        "Rebuildable",
         "Row",
         "SelfChecked",
         "Slot",
         "Store",
+        "WriterLocked",
     ),
 }
 _KNOWN_AS = {"dump_catalogue": "dump", "load_model": "load", "open": "open_lists", "parse_catalogue": "parse"}

@@ -15,16 +15,17 @@ coroutine wants `pytest_asyncio.fixture`. With `pytest -p hotplate.testing` a fa
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
 from stores import catalogue as changes
-from stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
-from stores.store import Inventoried, LocalReader, Plan, Row, Store
+from stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
+from stores.lifecycle import take_over
+from stores.store import Inventoried, LocalReader, Plan, Rebuildable, Row, SelfChecked, Store
 
 __all__ = ("OpenStore", "StoreContract")
 
@@ -159,6 +160,14 @@ class StoreContract:
         await store.put(draft_of(FIRST), [meta])
         await store.seal(draft_of(FIRST))
         assert await scanned(store, FIRST) == sorted([*ROWS, meta], key=lambda row: row.key.encode())
+        if isinstance(store, SelfChecked):
+            await store.check_size(ref(FIRST))
+            await store.check_integrity(ref(FIRST))
+
+    async def test_a_draft_is_not_scanned(self, store: Store) -> None:
+        await write(store, FIRST, ROWS, seal=False)
+        with pytest.raises(ReleaseNotFound):
+            await scanned(store, FIRST)
 
     async def test_put_again_changes_nothing_and_put_out_of_order_loses_nothing(self, store: Store) -> None:
         await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
@@ -169,7 +178,8 @@ class StoreContract:
         await store.put(draft_of(FIRST), [])
         await store.seal(draft_of(FIRST))
         expected = {row.key: row.value for row in ROWS} | {"user:0": b"unsorted"}
-        assert {row.key: row.value for row in await scanned(store, FIRST)} == expected
+        each_once = sorted(expected.items(), key=lambda row: row[0].encode())
+        assert await scanned(store, FIRST) == each_once, "a scrub counts the rows of a scan"
 
     async def test_a_killed_writer_can_be_continued_from_the_resume_point(self, open_handle: OpenStore) -> None:
         first = open_handle()
@@ -240,6 +250,42 @@ class StoreContract:
             await third.put(before, [Row("user:late", b"x")])
         await third.seal(draft_of(FIRST, "a third"))
         assert await scanned(third, FIRST) == ROWS
+
+    async def test_a_writer_that_lives_keeps_its_draft_or_makes_way_for_good(self, open_handle: OpenStore) -> None:
+        first, second = open_handle(), open_handle()
+        await begin(first, FIRST)
+        await first.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+        await first.put(draft_of(FIRST), ROWS[:3])
+        await step(second, changes.end_lease(await second.catalogue(), draft_of(FIRST)))
+        try:
+            taken = await take_over(second, FIRST)
+        except ReleaseConflict:  # this store knows that the writer before lives
+            taken = draft_of(FIRST)
+            assert (await second.catalogue()).find_draft(FIRST).writer == taken.writer, "its writer was replaced first"
+            second = first
+        else:
+            refused = await self.is_refused(second.create(taken, Plan(len(ROWS), 1000)))
+            assert not refused, "the writer before lives, and was replaced in the catalogue before the store was asked"
+        await second.put(taken, ROWS[3:])
+        await second.seal(taken)
+        await step(second, changes.commit(await second.catalogue(), taken))
+        assert await scanned(second, FIRST) == ROWS
+
+    async def is_refused(self, work: Awaitable[None]) -> bool:
+        """Return whether it ends with ReleaseConflict."""
+        try:
+            await work
+        except ReleaseConflict:
+            return True
+        return False
+
+    async def test_a_key_that_is_no_text_is_absent_and_fails_no_other(self, store: Store) -> None:
+        await write(store, FIRST, ROWS)
+        keys = ["user:1", "user:\ud800", "user:2"]
+        (found,) = await asyncio.gather(store.get_many(ref(FIRST), keys), return_exceptions=True)
+        assert found == [b"one", None, b""]
+        if isinstance(store, LocalReader):
+            assert store.get(ref(FIRST), keys[1]) is None
 
     async def test_what_lies_in_the_store_is_listed_until_it_is_erased(self, open_handle: OpenStore) -> None:
         store = open_handle()
@@ -340,6 +386,30 @@ class StoreContract:
             return_exceptions=True,
         )
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 7
+
+    async def test_a_catalogue_that_cannot_be_read_is_replaced_by_one_of_those_who_try(
+        self, open_handle: OpenStore
+    ) -> None:
+        store = open_handle()
+        if not isinstance(store, Rebuildable):
+            pytest.skip("the catalogue of this store cannot be rebuilt")
+        await begin(store, FIRST)
+        found = await step(store, changes.commit(await store.catalogue(), draft_of(FIRST)))
+        two_live = [replace(found.find(FIRST), incarnation=name, state=State.LIVE) for name in ("one", "other")]
+        await step(store, replace(found, releases=tuple(two_live)))  # which contradicts itself
+        with pytest.raises(CatalogueUnreadable) as unreadable:
+            await open_handle().catalogue()
+        record, rebuilt = unreadable.value.record, changes.succeed(Catalogue(), found, "rebuilt", "elsewhere")
+        assert record is not None
+        with pytest.raises(ReleaseConflict):
+            await store.replace_unreadable(record + b" ", rebuilt)
+        handles = [open_handle() for _ in range(3)]
+        tries = (one.replace_unreadable(record, rebuilt) for one in handles if isinstance(one, Rebuildable))
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 2
+        assert await open_handle().catalogue() == rebuilt
+        with pytest.raises(ReleaseConflict):
+            await store.replace_unreadable(record, rebuilt)
 
     async def test_changes_yields_the_present_and_then_each_change(self, open_handle: OpenStore) -> None:
         writer, reader = open_handle(), open_handle()

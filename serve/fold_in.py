@@ -1,14 +1,14 @@
-"""Folding in: lists on the spot for visitors of whom no release knows, out of the live release's item factors.
+"""Folding in: lists on the spot for visitors whom no release knows, out of the live release's item factors.
 
 The factors are read with the release that they are of, before it is served, so that no answer mixes two. They are in
 memory once for all tiers that serve the same release. Lists are computed in a thread beside the loop, which goes on
-meanwhile; whoever would have to wait for too many others is refused.
+meanwhile; a visitor who would have to wait for too many others is refused.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 from stores.catalogue import ReleaseRef
-from stores.compression import meta_check
-from stores.encoding import OFFSET_BYTES, Item
+from stores.encoding import OFFSET_BYTES, Checksum, Item
 from stores.errors import ReleaseCorrupt, StoreThrottled
 from stores.factors import Description, piece_key, read_description, read_piece
 from stores.keys import FACTORS
@@ -84,7 +83,7 @@ class FoldIn:
             if stored is None:
                 log.warning("release %s has no item factors: publish it with --fold-in to fold visitors in", release.id)
                 return Loaded()
-            description = read_description(meta_check(manifest)(FACTORS, stored)[OFFSET_BYTES:])
+            description = read_description(Checksum(manifest.release).open(FACTORS, stored)[OFFSET_BYTES:])
         except ReleaseCorrupt as error:
             log.warning("release %s has no item factors that can be used: %s", release.id, error)
             return Loaded(damaged=(FACTORS,))
@@ -101,7 +100,7 @@ class FoldIn:
     ) -> Loaded:
         from serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy, an extra
 
-        factors, check = ItemFactors(description), meta_check(manifest)
+        factors, check = ItemFactors(description), Checksum(manifest.release).open
         keys = [piece_key(number) for number in range(description.pieces)]
         key = FACTORS
         try:
@@ -119,14 +118,19 @@ class FoldIn:
         return Loaded(self._loaded.setdefault(manifest.digest, factors))  # another tier may have loaded them meanwhile
 
     async def recommend(
-        self, factors: "ItemFactors", basket: dict[int, float], n: int, left_out: Sequence[Container[bytes]]
+        self,
+        factors: "ItemFactors",
+        basket: dict[int, float],
+        n: int,
+        denied: Container[bytes],
+        excluded: Collection[bytes],
     ) -> list[Item]:
-        """Compute a list; see `ItemFactors.recommend`. Raises StoreThrottled where too many others wait."""
+        """Compute a list; see `ItemFactors.recommend`. Raises StoreThrottled if too many others wait."""
         if self._waiting >= MOST_WAITING:
             raise StoreThrottled("more visitors come than can be folded in", 1.0)
         self._waiting += 1
         try:
-            work = partial(factors.recommend, basket, n, *left_out)
+            work = partial(factors.recommend, basket, n, denied, excluded)
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         finally:
             self._waiting -= 1

@@ -1,13 +1,14 @@
-"""The item factors of one release in memory, and what they recommend to whoever has some of the items.
+"""The item factors of one release in memory, and what they recommend to somebody who has some of the items.
 
 A visitor's factors are solved for as those of users were, by alternating least squares with the items held still; the
 best items are those with the highest products. It needs numpy, an extra, and so is imported with the first factors.
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from stores.encoding import Item, encode_id
 from stores.errors import ReleaseCorrupt
@@ -17,10 +18,12 @@ from stores.factors import Description, Entry
 DECIMALS = 6
 # How many rows are converted at once, which bounds the memory that it takes beside the factors.
 ROWS_AT_ONCE = 4096
-# How many of the best are looked at first, and how much deeper again where too many of them are left out.
+# How many of the best are looked at first, and how many times as many next if too few of them may be in the list.
 FIRST_DEPTH, DEEPER = 64, 8
 # What somebody has weighs more than what they have not, to Spark's engine; see `offline.train.weighted`.
 LEAST_CONFIDENCE = 1.001
+
+Rows = npt.NDArray[np.intp]
 
 
 class ItemFactors:
@@ -32,7 +35,13 @@ class ItemFactors:
         self._matrix = np.zeros((description.items, description.factors), dtype=np.float32)
         self._entries = list[Entry]()
         self._rows = dict[str, int]()
-        self._banned: npt.NDArray[np.intp] = np.empty(0, dtype=np.intp)
+        self._banned: Rows = np.empty(0, dtype=np.intp)
+        self._denied: tuple[Container[bytes], Rows] = (), self._banned
+        """What a deny-list denies, and the rows of that."""
+
+        self._categories: Rows = np.empty(0, dtype=np.intp)
+        """The category of each row, from 1; 0 if it has none."""
+
         self._gram: npt.NDArray[np.float64] = np.empty((0, 0))
 
     def check_whole(self) -> None:
@@ -56,6 +65,8 @@ class ItemFactors:
             gram += rows.T @ rows
         self._gram = gram
         self._banned = np.flatnonzero([not entry.allowed for entry in self._entries])
+        categories = [-1 if entry.category is None else entry.category for entry in self._entries]
+        self._categories = np.unique([-1, *categories], return_inverse=True)[1][1:]
 
     def known(self, items: Iterable[tuple[str, float | None]]) -> dict[int, float]:
         """Return the rows of the items that are known, each with the sum of its weights."""
@@ -66,25 +77,43 @@ class ItemFactors:
                 basket[row] = basket.get(row, 0.0) + (self.description.weight if weight is None else weight)
         return basket
 
-    def recommend(self, basket: dict[int, float], n: int, *left_out: Container[bytes]) -> list[Item]:
-        """Return the best *n* items for a basket of `known` items, none of it and none whose `encode_id` is left out.
+    def recommend(
+        self, basket: dict[int, float], n: int, denied: Container[bytes] = (), excluded: Collection[bytes] = ()
+    ) -> list[Item]:
+        """Return the best *n* items for a basket of `known` items: none of it, and none that is *denied* or *excluded*.
 
-        Takes some milliseconds, in most of which other threads run.
+        These are ids by `encode_id`. Takes some milliseconds, in most of which other threads run, and longer once for
+        each deny-list, as all items are looked up in it.
         """
         own = np.array(list(basket), dtype=np.intp)
         scores = self._matrix @ self._solve(own, np.array(list(basket.values())))
-        scores[own] = scores[self._banned] = -np.inf
+        if self._denied[0] is not denied:
+            self._denied = denied, _rows_in(self._entries if denied else (), denied)
+        scores[own] = scores[self._banned] = scores[self._denied[1]] = -np.inf
+        if excluded:
+            scores[[row for one in excluded if (row := self._rows.get(orjson.loads(one))) is not None]] = -np.inf
+        best = self._best(scores, n)
+        return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
+
+    def _best(self, scores: npt.NDArray[np.float32], n: int) -> Rows:
+        """Return the rows of the *n* highest scores, best first, of no category more than its cap."""
+        most, categories = self.description.max_per_category, self._categories
+        counts = np.bincount(categories[scores > -np.inf], minlength=1)
+        if most is not None:
+            counts[1:] = np.minimum(counts[1:], most)
+        n = min(n, int(counts.sum()))
         depth = min(max(FIRST_DEPTH, 2 * n), len(scores))
         while True:
             best = np.argpartition(scores, len(scores) - depth)[len(scores) - depth :]
             best = best[np.lexsort((best, -scores[best]))]
-            found = self._listed(best.tolist(), scores[best].tolist(), n, left_out)
-            if len(found) == n or depth == len(scores):
-                return found
+            if most is not None:
+                best = best[_are_first(categories[best], most)]
+            if len(best) >= n:
+                return best[:n]
             depth = min(depth * DEEPER, len(scores))
 
-    def _solve(self, own: npt.NDArray[np.intp], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """Return the factors of whoever has the items *own*: (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC."""
+    def _solve(self, own: Rows, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """Return the factors of somebody who has the items *own*: (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC."""
         described = self.description
         confidence, regularization = described.alpha * weights, described.regularization
         if described.engine == "spark":
@@ -99,23 +128,23 @@ class ItemFactors:
             solved = np.linalg.lstsq(left, right)[0]
         return solved.astype(np.float32)
 
-    def _listed(
-        self, rows: Sequence[int], scores: Sequence[float], n: int, left_out: Sequence[Container[bytes]]
-    ) -> list[Item]:
-        """Return the first *n* of *rows*, best first, that may be shown, and of no category more than its cap."""
-        found, taken, most = list[Item](), dict[int, int](), self.description.max_per_category
-        for row, score in zip(rows, scores, strict=True):
-            if len(found) == n or score == -np.inf:
-                break
-            entry = self._entries[row]
-            if any(encode_id(entry.id) in ids for ids in left_out if ids):
-                continue
-            if most is not None and entry.category is not None:
-                if taken.get(entry.category, 0) == most:
-                    continue
-                taken[entry.category] = taken.get(entry.category, 0) + 1
-            item = Item(id=entry.id, score=round(score, DECIMALS))
-            if entry.title is not None:
-                item["title"] = entry.title
-            found.append(item)
-        return found
+
+def _are_first(categories: Rows, most: int) -> npt.NDArray[np.bool_]:
+    """Return which places are among the first *most* of their category; all without one, which have 0, are."""
+    order = np.argsort(categories, kind="stable")
+    ordered = categories[order]
+    places = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    are_first = np.empty(len(order), dtype=np.bool_)
+    are_first[order] = (places < most) | (ordered == 0)
+    return are_first
+
+
+def _rows_in(entries: Sequence[Entry], ids: Container[bytes]) -> Rows:
+    return np.flatnonzero([encode_id(entry.id) in ids for entry in entries])
+
+
+def _item(entry: Entry, score: float) -> Item:
+    item = Item(id=entry.id, score=round(score, DECIMALS))
+    if entry.title is not None:
+        item["title"] = entry.title
+    return item

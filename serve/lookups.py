@@ -1,7 +1,7 @@
 """Lookups of single keys: all of one turn of the event loop, from all connections, are read together, tier by tier.
 
-A turn costs one task, one deadline and one call of the store, however many requests it has. Whoever waits for a key
-that is being read already waits for the same read.
+A turn costs one task, one deadline and one call of the store, however many requests it has. Callers who want a key
+that is being read already wait for the same read.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class _Batch(Generic[Waiter]):
 
 
 class Lookups(Generic[Waiter]):
-    """Reads keys for whoever waits for them; lives as long as its reader, on one loop.
+    """Reads keys for those who wait for them; lives as long as its reader, on one loop.
 
     The first tier to return a list in its share of the budget wins, and its lists are handed out at once. What failed
     in one tier is read in the next; after a tier that has no such list only those with another release are read.

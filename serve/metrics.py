@@ -27,8 +27,8 @@ CODES = (
 )  # fmt: skip
 # Why work or a connection is refused or cut before it is done, so that the rest is done in time.
 SHED = (
-    "connections", "address", "client", "descriptors", "bytes", "slow_header", "large_header", "slow_body",
-    "slow_reader", "batch_delay", "read_delay", "deadline", "gone", "fold_in",
+    "connections", "address", "client", "bytes", "slow_header", "large_header", "slow_body",
+    "slow_reader", "batch_delay", "deadline", "gone", "fold_in",
 )  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
@@ -110,7 +110,8 @@ class Metrics:
         self.listed = {
             labels: listed_start + n for n, labels in enumerate(product((IMPRESSION, CLICK), EVENT_ROLES, POSITIONS))
         }
-        self._slot_cells = listed_start + len(self.listed)
+        self.dropped_lines = listed_start + len(self.listed)
+        self._slot_cells = self.dropped_lines + 1
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -159,6 +160,10 @@ class Metrics:
     def count_spans(self, outcome: str, spans: int = 1) -> None:
         """Count spans by what became of them, one of SPANS; each outcome in one thread of a worker."""
         self._own[self.spans[outcome]] += spans
+
+    def count_dropped_lines(self, lines: int) -> None:
+        """Count lines of the log that were dropped because nobody read them."""
+        self._own[self.dropped_lines] += lines
 
     def count_corrupt(self, tier: str) -> None:
         """Count one value of a tier's store that was read and is damaged."""

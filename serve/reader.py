@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # What one request may spend on reads, all tiers together.
 BUDGET_S = 0.05
-# What each user of a batch adds to its budget: whoever requests thousands would rather wait than get popular lists.
+# What each user of a batch adds to its budget: who requests thousands would rather wait than get popular lists.
 BUDGET_S_PER_USER = 0.0005
 # How long a start waits for stores that do not answer, although others do.
 FIRST_READ_S = 2.0
@@ -128,6 +128,8 @@ class TieredReader:
         self.warm = False
         """Whether releases of stores in this process are brought into memory before they are served; a service, which
         has many requests to hold up, sets it before the stores are entered."""
+        self.kept: tuple[str, ServedRelease] | None = None
+        """A tier and a release whose popular lists answer while no tier serves a release; set before it is entered."""
         self._budget_s = budget_s
         self._lookups = Lookups[_Waiter](self.tiers, budget_s, self._settle)
         self._fold_in = FoldIn() if fold_in else None
@@ -166,10 +168,16 @@ class TieredReader:
         await self.wait_until_attempted(min(FIRST_READ_S, timeout_s))
         ready = [tier.follower.ready for tier in self.tiers]
         await _wait(ready, max(0.0, deadline - loop_time()), asyncio.FIRST_COMPLETED)
-        self.release()
+        if self.first_served is None:
+            raise self._not_ready()
+
+    @property
+    def first_served(self) -> tuple[str, ServedRelease] | None:
+        """The first tier that serves a release, and that; None where none does."""
+        return next(((tier.name, tier.follower.served) for tier in self.tiers if tier.follower.served), None)
 
     def release(self) -> ReleaseId:
-        """Return the release of the first tier that serves one; raises NotReady where none does yet."""
+        """Return the release of the first tier that serves one; raises NotReady if none does, and no lists are kept."""
         return self._first().served.id
 
     def at_hand(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
@@ -199,7 +207,9 @@ class TieredReader:
             tried = (*tried, served.id)
             missed = missed or (tier, served)
         if missed is None:
-            return self._first(segment)  # which raises
+            kept = self._first(segment, "error", key)  # which raises if there is none
+            self._count_error(kept, key)
+            return kept
         return self._fallback(*missed, key, None, segment)
 
     def request(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
@@ -241,7 +251,7 @@ class TieredReader:
         basket = factors.known(items)
         found = list[Item]()
         if basket and self._fold_in is not None:
-            found = await self._fold_in.recommend(factors, basket, n, (self.deny_list.current.items, excluded))
+            found = await self._fold_in.recommend(factors, basket, n, self.deny_list.current.items, excluded)
         if found:
             encoded = self._hit(tier, served, "fold-in", NO_KEY, encode(found))
         else:
@@ -305,7 +315,7 @@ class TieredReader:
         missing = [key for key in keys if key not in found]
         if missing:
             first = [self._first(segment, "error", key) for key in missing]
-            if must_read and failure is not None:
+            if must_read and (failure is not None or self.first_served is None):
                 raise StoreUnavailable("no store can be read for now") from failure
             for key, one in zip(missing, first, strict=True):
                 self._count_error(one, key)
@@ -398,10 +408,8 @@ class TieredReader:
 
     def _count_canary(self, tier: Tier, served: ServedRelease, outcome: int, lists: int = 1) -> None:
         """Count users' lists by role, where the tier has a canary."""
-        canary = tier.follower.canary
-        if canary is not None:
+        if tier.follower.canary is not None:
             role: Role = CANARY if served.is_canary else LIVE
-            canary.count(role, outcome, lists)
             self.metrics.count_canary(tier.name, role, LOOKUP_OUTCOMES[outcome], lists)
 
     def _first(self, segment: str = OVERALL, status: Status = "ok", key: str = "") -> EncodedList:
@@ -410,8 +418,13 @@ class TieredReader:
             served = tier.follower.served_for(key)
             if served is not None:
                 return _popular(tier.name, served, segment, status)
+        if self.kept is not None:
+            return _popular(*self.kept, segment, status)
+        raise self._not_ready()
+
+    def _not_ready(self) -> NotReady:
         errors = "; ".join(tier.error for tier in self.tiers if tier.error)
-        raise NotReady(errors or "the live release is being loaded; try again in a second")
+        return NotReady(errors or "the live release is being loaded; try again in a second")
 
 
 def open_reader(

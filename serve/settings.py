@@ -29,6 +29,12 @@ class Limits:
     trusted_proxies: tuple[str, ...] = ()
     """Networks, as 10.0.0.0/8, whose addresses stand for many clients."""
 
+    silent_s: float = 75.0
+    """From the connection's beginning to its first byte, if that is less than *idle_s*."""
+
+    idle_gives_way: bool = False
+    """Whether a connection for which there is no room takes the place of the one that has been idle for longest."""
+
     idle_s: float = 75.0
     """From the last request, or from the connection's beginning, to its first byte after that."""
 
@@ -77,6 +83,10 @@ class Settings:
     admin_host: str = "127.0.0.1"
     admin_port: int = 8090
     """Where operators read and act; one listener for all workers, on this machine only by default."""
+
+    health_host: str = "127.0.0.1"
+    health_port: int = 8091
+    """Where probes are answered in plain HTTP, by the parent of the workers; on this machine only by default."""
 
     admin_store: str | None = None
     """The URL of the store whose releases operators may change over HTTP, with the right to write; None for none."""

@@ -4,12 +4,14 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
 from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.cache import NOT_CACHED, Cache
-from serve.metrics import CACHE_HIT, CACHE_MISS, Metrics
+from serve.metrics import CACHE_HIT, CACHE_MISS, LOOKUP_OUTCOMES, ROLES, Metrics
+from serve.releases.canary import BothCounts, Counts
 from serve.releases.follower import Follower
 from serve.releases.release import ServedRelease
 from serve.telemetry.spans import sampled_requests, traced
@@ -53,14 +55,7 @@ class ReadResult(NamedTuple):
 
 
 class ReleasesSplit(StoreError):
-    """The release of some keys is gone, and by now they are read of two: whoever reads them groups them anew."""
-
-
-class _Damage(NamedTuple):
-    """The first damage that was found in a release."""
-
-    of: ReleaseRef
-    sentence: str
+    """The release of some keys is gone, and by now they are read of two: they have to be grouped again."""
 
 
 class StoreObserver:
@@ -86,6 +81,7 @@ class Tier:
         """Keep at most *cache_bytes* of the lists of a store that is not in this process."""
         self.name = name
         self.follower = Follower(reader)
+        self.follower.canary_counts = partial(_canary_counts, metrics, name)
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
@@ -99,7 +95,8 @@ class Tier:
         self._got = metrics.store[name, "get", "ok"]
         self._deadlines = TaskDeadlines()
         self._fails_by_part = False
-        self._damage: _Damage | None = None
+        self._damage = dict[ReleaseRef, str]()
+        """What is wrong with releases that are served, in a sentence each: the first damage that was found."""
         self._open_because = ""
         self._logged_at = float("-inf")
         self._open_is_logged = False
@@ -107,12 +104,11 @@ class Tier:
     @property
     def error(self) -> str | None:
         """What is wrong with this tier, in a sentence; None while all is well."""
-        error, damage = self.follower.last_error, self._damage
-        if error is None and self.breaker.is_open:
+        if self.follower.last_error is not None:
+            return self.follower.last_error
+        if self.breaker.is_open:
             return self._open_because
-        if error is None and damage is not None and any(damage.of == one.ref for one in self.follower.all_served):
-            return damage.sentence
-        return error
+        return next((self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage), None)
 
     @property
     def cache_bytes(self) -> int | None:
@@ -241,7 +237,7 @@ class Tier:
     def _unreadable(self, served: ServedRelease, error: Exception) -> StoreError:
         """Return the slot of a key that could not be read from the memory of this process, or not be decoded.
 
-        What is no StoreError is a page that LMDB stumbled over, or a defect: either way, this value cannot be read.
+        Any other error is a page that LMDB stumbled over, or a defect: either way, this value cannot be read.
         """
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
@@ -254,9 +250,10 @@ class Tier:
 
     def report_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
         """Take note of damage in a release: the first is logged, and `error` says it until another one is served."""
-        if self._damage is None or self._damage.of != served.ref:
-            self._damage = _Damage(served.ref, f"release {served.id} is damaged in this store: {error}")
-            log.error("%s: %s", self.name, self._damage.sentence, exc_info=cause)
+        if served.ref not in self._damage:
+            known = {one.ref: self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage}
+            self._damage = known | {served.ref: f"release {served.id} is damaged in this store: {error}"}
+            log.error("%s: %s", self.name, self._damage[served.ref], exc_info=cause)
 
     def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
         """Take note of a value that was to be answered, and is damaged."""
@@ -315,6 +312,7 @@ class Tier:
             return ReadResult(served, await read(served, keys, deadline))
         except ReleaseNotFound:
             await self.follower.refresh()
+            self.follower.drop_canary(served)
             served = self._release_of(keys, served)
             return ReadResult(served, await read(served, keys, deadline))
 
@@ -361,3 +359,9 @@ class Tier:
             self._cache_of(self._cache, served).put(served, keys, slots)
             self._metrics.count_cached(self.name, CACHE_MISS, len(keys))
         return slots
+
+
+def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
+    return BothCounts(
+        *(Counts(*(metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)) for role in ROLES)
+    )

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from serve.errors import ServiceMisused
@@ -15,7 +16,8 @@ from serve.errors import ServiceMisused
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-# Reads files, in a thread perhaps, and returns what puts them into use, on the event loop; raises ServiceMisused.
+# Reads files, in a thread perhaps, and returns what puts them into use, on the event loop. What it raises is caught,
+# and the text of a ServiceMisused is shown.
 Load = Callable[[], Callable[[], None]]
 Signature = tuple[tuple[int, int, int, int] | None, ...]
 
@@ -32,7 +34,7 @@ class WatchedFiles:
         self._load = load
         self._failed: Signature | None = None
         self._loaded = self._seen = self._signature()
-        load()()
+        self._read()()
 
     def poll(self) -> None:
         """Look at the files, and put them into use where they have changed."""
@@ -41,7 +43,8 @@ class WatchedFiles:
     def look(self, *, quiet: bool = False) -> Callable[[], None]:
         """Load the files where they have changed, once they are no longer being written to.
 
-        Returns what puts them into use. A worker is *quiet* about it, as its parent logs the same.
+        Returns what puts them into use. Neither this nor that raises: a version that cannot be used changes nothing. A
+        worker is *quiet* about it, as its parent logs the same.
         """
         info, warning = (logging.DEBUG, logging.DEBUG) if quiet else (logging.INFO, logging.WARNING)
         before, self._seen = self._seen, self._signature()
@@ -53,16 +56,40 @@ class WatchedFiles:
         if self._seen != before or self._seen == self._failed:
             return _nothing
         try:
-            use = self._load()
+            return partial(self._use, self._read(), self._seen, info, warning)
         except ServiceMisused as error:
-            self._failed = self._seen
-            if self.warning != str(error):
-                self.warning = str(error)
-                log.log(warning, "%s; what was loaded before stays in use", error)
+            self._refuse(error, self._seen, warning)
             return _nothing
-        self._loaded, self.warning, self._failed = self._seen, None, None
-        log.log(info, "loaded %s again, for it has changed", self.name)
-        return use
+
+    def _read(self) -> Callable[[], None]:
+        """Load the files; raises ServiceMisused, whatever the reader raises."""
+        try:
+            return self._load()
+        except ServiceMisused:
+            raise
+        except Exception as error:
+            raise self._unusable(error) from error
+
+    def _use(self, use: Callable[[], None], version: Signature, info: int, warning: int) -> None:
+        """Put what was loaded of a version into use."""
+        try:
+            use()
+        except Exception as error:  # noqa: BLE001 -- what it raises must end neither the parent nor a worker
+            self._refuse(self._unusable(error), version, warning)
+            return
+        self._loaded, self.warning, self._failed = version, None, None
+        log.log(info, "loaded %s again, because it has changed", self.name)
+
+    def _refuse(self, error: ServiceMisused, version: Signature, warning: int) -> None:
+        """Keep what is in use, and remember why this version is not."""
+        self._failed = version
+        if self.warning != str(error):
+            self.warning = str(error)
+            log.log(warning, "%s; what was loaded before stays in use", error)
+
+    def _unusable(self, error: Exception) -> ServiceMisused:
+        """Return the error for what no reader expected; its own text may quote the file, so it is left out."""
+        return ServiceMisused(f"{self.name} cannot be used: its content leads to {type(error).__name__}")
 
     def _signature(self) -> Signature:
         return tuple(map(_signature_of, self._paths))
@@ -83,11 +110,8 @@ async def _follow(watched: Sequence[WatchedFiles]) -> None:
     while True:
         await asyncio.sleep(POLL_S)
         for each in watched:
-            try:
-                use = await asyncio.to_thread(each.look, quiet=True)  # a large one, or a slow disk, holds up no request
-                use()
-            except Exception:  # a defect in one must not keep the others from being followed
-                log.exception("%s was not loaded again", each.name)
+            use = await asyncio.to_thread(each.look, quiet=True)  # a large one, or a slow disk, holds up no request
+            use()
 
 
 def _nothing() -> None:

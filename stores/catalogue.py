@@ -7,7 +7,8 @@ the order of their last commit or activation. Every time is the store's (`Catalo
                       └──→ withdrawn ──────┘        what a rollback or a repair left: never a rollback's target again
 
 Beside the live release there may be a canary: a complete one that a share of the users see in its place, chosen by the
-hash of each user's id. It ends with whatever changes the live release, and is not pruned before.
+hash of each user's id. While it runs, no other release goes live but by a rollback, which ends it, or on request. It is
+not pruned before it has ended.
 
 A release is known to people by its id, and by its incarnation to whoever touches its data: each begin draws one, so
 that a late writer or eraser hits nothing but its own. Entries of one id may stand side by side: one that is being
@@ -20,8 +21,9 @@ from enum import StrEnum
 from typing import Any, NamedTuple, NewType, TypeVar
 
 import orjson
+from xxhash import xxh3_64_hexdigest
 
-from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
+from stores.errors import CanaryRunning, CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
 
 T = TypeVar("T")
 
@@ -33,11 +35,6 @@ class ReleaseRef(NamedTuple):
 
     id: ReleaseId
     incarnation: str
-
-    @property
-    def is_format_1(self) -> bool:
-        """Whether it is of format 1, whose data is named by the id; it is read and erased, and no longer written."""
-        return self.incarnation == self.id
 
 
 class DraftRef(NamedTuple):
@@ -246,8 +243,6 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
         raise ReleaseConflict(f"release {draft.id} is no draft any more; `hotplate releases list` shows what it is")
     if entry.writer == draft.writer:
         return catalogue  # a swap whose reply was lost
-    if entry.ref.is_format_1:
-        raise ReleaseConflict(f"release {draft.id} was begun by an older hotplate, in format 1; publish again")
     left_s = (entry.lease_until or 0.0) - catalogue.now
     if left_s > 0:
         raise ReleaseConflict(
@@ -272,13 +267,21 @@ def commit(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     return replace(catalogue, releases=(*others, ready))
 
 
-def activate(catalogue: Catalogue, release: ReleaseId) -> Catalogue:
-    """Make a committed release live; the one that was live is superseded now, and a canary ends."""
-    entry = catalogue.find(release)
+def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = False) -> Catalogue:
+    """Make a committed release live; the one that was live is superseded now.
+
+    Raises CanaryRunning while another release is the canary: with *end_canary* it ends instead.
+    """
+    entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.LIVE:
         return catalogue
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; activate it once it is committed")
+    if canary is not None and canary.release != release and not end_canary:
+        raise CanaryRunning(
+            f"release {canary.release} is the canary, of {canary.percent:g} %, so that {release} stays {entry.state}; "
+            f"promote or abort the canary first, or end it with --end-canary"
+        )
     ended = _without_canary(catalogue)
     return _last(_retire(ended, State.SUPERSEDED), replace(entry, state=State.LIVE, superseded_at=None))
 
@@ -467,37 +470,40 @@ def dump(catalogue: Catalogue) -> bytes:
             "live": catalogue.live,
             "canary": catalogue.canary,
             "entries": catalogue.releases,
+            "checksum": _checksum(catalogue),
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
     )
 
 
 def parse(record: bytes, *, now: float, where: str) -> Catalogue:
-    """Read a stored catalogue back; CatalogueUnreadable, naming *where*, for anything that is not one.
+    """Read a stored catalogue back; CatalogueUnreadable, naming *where*, for anything that is not one."""
 
-    Format 1 had `releases` in the place of `entries`, so that whoever reads that format only cannot misread this one.
-    """
+    def unreadable(reason: str) -> CatalogueUnreadable:
+        advice = "`hotplate store rebuild` writes a new one from the releases that the store holds"
+        return CatalogueUnreadable(f"the catalogue at {where} {reason}; {advice}", record, now)
+
     try:
         fields = orjson.loads(record)
-        written = fields.get("format", 1)
-        if written not in (1, FORMAT):
+        written = _typed(fields["format"], int)
+        if written > FORMAT:
             raise CatalogueUnreadable(
-                f"the catalogue at {where} has format {written!r} and this hotplate reads {FORMAT}; upgrade hotplate"
+                f"the catalogue at {where} has format {written} and this hotplate reads {FORMAT}; upgrade hotplate"
             )
+        if written != FORMAT:
+            raise ValueError(f"format {written}")  # noqa: TRY301 -- reported like any other damage
         catalogue = Catalogue(
             store_id=_typed(fields["store_id"], str),
             generation=_typed(fields["generation"], int),
             token=_typed(fields["token"], str),
-            releases=tuple(_release(entry, written) for entry in fields["releases" if written == 1 else "entries"]),
-            canary=_canary(fields.get("canary")),
+            releases=tuple(_release(entry) for entry in fields["entries"]),
+            canary=_canary(fields["canary"]),
             now=now,
         )
-        stated = fields["live"]
+        stated, checksum = fields["live"], fields["checksum"]
         canary = catalogue.canary_entry
     except (ValueError, KeyError, TypeError, AttributeError, ReleaseNotFound) as error:
-        raise CatalogueUnreadable(
-            f"the catalogue at {where} cannot be read ({error!r}); restore it, or publish into a new store"
-        ) from error
+        raise unreadable(f"cannot be read ({error!r})") from error
     living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
     incarnations = {entry.incarnation for entry in catalogue.releases}
     if (
@@ -506,26 +512,44 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         or len(incarnations) != len(catalogue.releases)
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
     ):
-        raise CatalogueUnreadable(
-            f"the catalogue at {where} contradicts itself; restore it, or publish into a new store"
-        )
+        raise unreadable("contradicts itself")
+    if checksum != _checksum(catalogue):
+        raise unreadable("is damaged: its checksum is wrong")
     return catalogue
 
 
-def _release(fields: dict[str, Any], written: int) -> Release:
+def _checksum(catalogue: Catalogue) -> str:
+    """Sum up what is stored of a catalogue; a store may change the order of its fields, and write 1.0 as 1."""
+    canary = catalogue.canary
+    entries = [
+        (
+            entry.id,
+            entry.incarnation,
+            entry.state,
+            float(entry.created_at),
+            entry.writer,
+            _optional_time(entry.superseded_at),
+            _optional_time(entry.lease_until),
+        )
+        for entry in catalogue.releases
+    ]
+    shown = None if canary is None else (canary.release, float(canary.percent), canary.salt)
+    return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries)))
+
+
+def _release(fields: dict[str, Any]) -> Release:
     return Release(
         id=ReleaseId(_typed(fields["id"], str)),
-        incarnation=_typed(fields["id"] if written == 1 else fields["incarnation"], str),
+        incarnation=_typed(fields["incarnation"], str),
         state=State(fields["state"]),
         created_at=float(fields["created_at"]),
-        writer="" if written == 1 else _typed(fields["writer"], str),
+        writer=_typed(fields["writer"], str),
         superseded_at=_optional_time(fields["superseded_at"]),
         lease_until=_optional_time(fields["lease_until"]),
     )
 
 
 def _canary(fields: dict[str, Any] | None) -> Canary | None:
-    """Read the canary; an earlier version writes none, and its changes end one."""
     if fields is None:
         return None
     percent = float(fields["percent"])

@@ -23,7 +23,6 @@ from stores.encoding import (
     Checksum,
     Decode,
     is_empty,
-    open_format_1,
 )
 from stores.errors import ReleaseCorrupt, StoreMisused
 from stores.keys import DICTIONARY, META, POPULAR
@@ -198,14 +197,9 @@ async def encode_rows(
     )
 
 
-def meta_check(manifest: Manifest) -> Decode:
-    """Return what opens the `meta` rows of a release, of which format 1 has no checksums."""
-    return open_format_1 if manifest.format == 1 else Checksum(manifest.release).open
-
-
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
     """Return what opens the values of a release; ReleaseCorrupt where its dictionary is missing or damaged."""
-    check = meta_check(manifest)
+    check = Checksum(manifest.release).open
     if manifest.encoding == "json":
         return check
     dictionary = await read_one(reader, release, DICTIONARY)

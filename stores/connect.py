@@ -14,9 +14,8 @@ from stores.urls import extra_installed, redacted, scheme_of, split
 
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
-REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
-CLUSTERS = ("redis+cluster", "rediss+cluster")
-BUILT_IN = (*COSMOS, *REDIS, *CLUSTERS, "file", "memory")
+REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+BUILT_IN = (*COSMOS, *REDIS, "file", "memory")
 
 
 def default_url() -> str:
@@ -41,10 +40,6 @@ def connect(url: str, observer: Observer | None = None) -> Store:
         from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
 
         return redis.open_url(url)
-    if scheme in CLUSTERS:
-        from stores.redis import cluster  # noqa: PLC0415 -- as above
-
-        return cluster.open_url(url)
     if scheme in COSMOS:
         with extra_installed("cosmos"):
             from stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above

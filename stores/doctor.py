@@ -7,10 +7,11 @@ from importlib.metadata import version
 from statistics import median
 
 from stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, State
-from stores.errors import StoreError, StoreFull
+from stores.errors import ReleaseCorrupt, StoreError, StoreFull
 from stores.manifest import Manifest
-from stores.store import Advised, Examined, Finding, Inventoried, Level, Plan, RoomChecked, Store
-from stores.verification import load_manifest
+from stores.servable import read_servable
+from stores.store import Advised, Examined, Finding, Inventoried, Level, Plan, RoomChecked, Store, read_one
+from stores.verification import named
 
 # How far the store's clock may be from ours.
 MAX_SKEW_S = 2.0
@@ -31,7 +32,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         if not any(str(error) in each.sentence for each in findings):
             findings.append(Finding(Level.ERROR, "catalogue", str(error)))
         return findings
-    findings += [_clock(catalogue, before, clock()), _formats(catalogue)]
+    findings += [_clock(catalogue, before, clock()), _record(catalogue)]
     findings += await _live(store, catalogue)
     return findings + await _left_over(store, catalogue)
 
@@ -59,30 +60,39 @@ def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
     )
 
 
-def _formats(catalogue: Catalogue) -> Finding:
-    old = [entry.id for entry in catalogue.releases if entry.ref.is_format_1]
+def _record(catalogue: Catalogue) -> Finding:
     if catalogue.generation == 0:
         return Finding(Level.OK, "catalogue", "there is none yet; the first publish makes it")
     sentence = f"generation {catalogue.generation:,}, {_count(len(catalogue.releases), 'release')}"
-    if old:
-        sentence += f", of which {len(old)} in format 1, which is read and no longer written"
     return Finding(Level.OK, "catalogue", sentence)
 
 
 async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
     """Return what is live and since when, how quickly it is read, and whether another one has room beside it."""
-    live = next((entry for entry in catalogue.releases if entry.state is State.LIVE), None)
+    live, canary = catalogue.live_entry, catalogue.canary_entry
     if live is None:
         sentence = "nothing is live, so a service has nothing to answer with; publish, or activate a release"
         return [Finding(Level.WARNING, "live", sentence)]
+    findings, manifest = await _served(store, live, "live", f", {_since(catalogue, live)}")
+    if canary is not None:
+        findings += (await _served(store, canary, "canary", ""))[0]
+    if manifest is None:
+        return findings
+    return [*findings, await _reads(store, live, manifest), *await _room(store, manifest)]
+
+
+async def _served(store: Store, entry: Release, subject: str, since: str) -> tuple[list[Finding], Manifest | None]:
+    """Return whether a release can be served, and which rows of its sample are missing or damaged; and its manifest."""
     try:
-        manifest = await load_manifest(store, live.ref)
-        reads = await _reads(store, live, manifest)
+        found = await read_servable(store, entry.ref)
     except StoreError as error:
-        sentence = f"{live.id} is live and cannot be read: {error}; `hotplate releases verify` says more"
-        return [Finding(Level.ERROR, "live", sentence)]
-    sentence = f"{live.id}, {_since(catalogue, live)}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB"
-    return [Finding(Level.OK, "live", sentence), reads, *await _room(store, manifest)]
+        sentence = f"{entry.id} is {subject} and cannot be read: {error}; `hotplate releases verify` says more"
+        return [Finding(Level.ERROR, subject, sentence)], None
+    size = f"{found.manifest.rows:,} rows, {found.manifest.bytes / 1e6:,.1f} MB"
+    findings = [Finding(Level.OK, subject, f"{entry.id}{since}: {size}")]
+    if found.damaged:
+        findings.append(Finding(Level.ERROR, "rows", f"of {entry.id}, rows are missing or {named(found.damaged)}"))
+    return findings, found.manifest
 
 
 def _since(catalogue: Catalogue, live: Release) -> str:
@@ -93,18 +103,18 @@ def _since(catalogue: Catalogue, live: Release) -> str:
 
 
 async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:
-    """Read the sample of the live release again and again, a key at a time; raises StoreError."""
+    """Read the sample of the live release again and again, a key at a time."""
     keys = manifest.sample
     taken = list[float]()
     for number in range(READS if keys else 0):
         started = time.perf_counter()
-        (slot,) = await store.get_many(live.ref, [keys[number % len(keys)]])
+        try:
+            await read_one(store, live.ref, keys[number % len(keys)])
+        except ReleaseCorrupt:
+            continue  # another line says so
+        except StoreError as error:
+            return Finding(Level.ERROR, "reading", f"a row of {live.id} cannot be read: {error}")
         taken.append(time.perf_counter() - started)
-        if isinstance(slot, StoreError):
-            raise slot
-        if slot is None:
-            sentence = f"{live.id} has lost its row {keys[number % len(keys)]!r}; publish it again"
-            return Finding(Level.ERROR, "reading", sentence)
     if not taken:
         return Finding(Level.OK, "reading", f"{live.id} names no sample to read")
     figures = f"{READS} point reads: median {median(taken) * 1e3:,.2f} ms, worst {max(taken) * 1e3:,.2f} ms"
@@ -149,6 +159,9 @@ async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
         return [*findings, Finding(Level.WARNING, "left over", f"what lies in the store cannot be listed: {error}")]
     if strangers := [name for name in found if name not in known]:
         named = ", ".join(strangers[:NAMED]) + (f" and {len(strangers) - NAMED} more" if strangers[NAMED:] else "")
+        if not catalogue.generation:
+            sentence = f"it is lost, as data of {named} are there; do not publish: `hotplate store rebuild` makes one"
+            return [*findings, Finding(Level.ERROR, "catalogue", sentence)]
         sentence = f"the data of {named}, which no catalogue names; `hotplate releases prune` erases them"
         findings.append(Finding(Level.WARNING, "left over", sentence))
     return findings or [Finding(Level.OK, "left over", "nothing")]

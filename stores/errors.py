@@ -10,6 +10,7 @@ StoreError
 ├── ReleaseNotFound         no such release, or no longer
 ├── NotInMemory             what a local store was to read at once is on its disk: read it with `get_many`
 ├── ReleaseConflict         somebody else changed the catalogue first, or the release's state forbids it
+│   └── CanaryRunning       a release stays ready, because another one is the canary
 └── ReleaseCorrupt          the rows do not add up to what the manifest says
 """
 
@@ -43,7 +44,15 @@ class StoreMisused(StoreError):
 
 
 class CatalogueUnreadable(StoreError):
-    """The catalogue exists but cannot be understood; what is being served goes on being served."""
+    """The catalogue exists but cannot be understood; what is being served goes on being served.
+
+    `record` is what is stored, unless a newer hotplate wrote it, and `now` the store's clock when it was read.
+    """
+
+    def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:
+        super().__init__(message)
+        self.record = record
+        self.now = now
 
 
 class ReleaseNotFound(StoreError):
@@ -56,6 +65,10 @@ class NotInMemory(StoreError):
 
 class ReleaseConflict(StoreError):
     """The catalogue was changed by somebody else first, or the release's state forbids the step."""
+
+
+class CanaryRunning(ReleaseConflict):
+    """Another release is the canary, and would end; the one that was to go live stays as it is."""
 
 
 class ReleaseCorrupt(StoreError):

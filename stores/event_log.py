@@ -158,7 +158,7 @@ def recover(folder: Path) -> list[Path]:
     host, closed = xxh32_hexdigest(gethostname().encode()), list[Path]()
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name[1:]) if path.name.startswith(".") else None
-        if match is None or (match[2] != host and time.time() - _unix(match[1]) < ORPHAN_S):
+        if match is None or (match[2] != host and not _is_orphaned(match[1])):
             continue
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
@@ -203,9 +203,12 @@ def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
     return None, start
 
 
-def _unix(text: str) -> float:
-    """Return the Unix time that a name begins with."""
-    return datetime.strptime(text, _TIME).replace(tzinfo=UTC).timestamp()
+def _is_orphaned(begun: str) -> bool:
+    """Return whether a living writer would have closed a segment of this time long ago; never if it is not a time."""
+    try:
+        return time.time() - datetime.strptime(begun, _TIME).replace(tzinfo=UTC).timestamp() >= ORPHAN_S
+    except ValueError:
+        return False
 
 
 def _locked(descriptor: int) -> bool:

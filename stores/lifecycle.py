@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,12 +19,21 @@ from stores import catalogue as changes
 from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
 from stores.compression import EncodedRows, encode_rows
 from stores.encoding import Checksum
-from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
+from stores.errors import (
+    CanaryRunning,
+    ReleaseConflict,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreError,
+    StoreMisused,
+    StoreUnavailable,
+)
 from stores.manifest import Manifest, Tally, compare, describe
 from stores.parts import Assignment, OtherWriters, put_part, sum_up
-from stores.store import Inventoried, Plan, ProvisionedStore, Row, Store
+from stores.servable import read_servable
+from stores.store import Inventoried, Plan, ProvisionedStore, Row, Store, WriterLocked
 from stores.throttle import Backoff
-from stores.verification import Progress, load_manifest, unreported, verify
+from stores.verification import Progress, load_manifest, named, unreported, verify
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +72,16 @@ class WriteResult:
     """
     What one run of a writer wrote: *rows* by this run, *skipped* that an earlier run was acknowledged for.
 
-    *seconds* are wall time by step, of those steps that were timed.
+    *seconds* are wall time by step, of those steps that were timed. *held_back* says why the release stays ready though
+    it was to go live. *repaired* is true if it was there before, and rows of it were missing or damaged.
     """
 
     manifest: Manifest
     rows: int
     skipped: int
     seconds: dict[str, float] = field(default_factory=dict)
+    held_back: CanaryRunning | None = None
+    repaired: bool = False
 
 
 async def publish(
@@ -80,12 +92,14 @@ async def publish(
     about: About,
     encoding: str = "json",
     live: GoesLive = True,
+    end_canary: bool = False,
     resume: ReleaseId | DraftRef | None = None,
     others: OtherWriters | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> WriteResult:
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
 
+    While another release is the canary it stays ready, and the result says so; with *end_canary*, that ends instead.
     *batches* are rows of bodies, as `stores.encoding` makes them of lists, and `meta` rows of any bytes; *plan* counts
     keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or an interrupt
     gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume* continues, given
@@ -118,11 +132,20 @@ async def publish(
             draft = await take_over(store, resume)
     result = await write(store, draft, encode, finish=finish, others=others)
     if live if isinstance(live, bool) else await live(result.manifest):
-        started = time.perf_counter()
-        await activate(store, draft.id)
-        return replace(result, seconds={"activate": time.perf_counter() - started})
+        return await go_live(store, result, end_canary=end_canary)
     await scale_down(store, draft.release)
     return result
+
+
+async def go_live(store: Store, result: WriteResult, *, end_canary: bool = False) -> WriteResult:
+    """Make live what was written; if the canary holds it back, it stays ready, and the returned result says so."""
+    release, started = result.manifest.release, time.perf_counter()
+    try:
+        await activate(store, release, end_canary=end_canary)
+    except CanaryRunning as error:
+        await scale_down(store, (await store.catalogue()).find(release).ref)
+        return replace(result, held_back=error)
+    return replace(result, seconds=result.seconds | {"activate": time.perf_counter() - started})
 
 
 async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, copies: bool = False) -> DraftRef:
@@ -150,12 +173,21 @@ async def take_over(store: Store, release: ReleaseId) -> DraftRef:
         draft = DraftRef(entry.id, entry.incarnation, writer)
         left_s = (entry.lease_until or 0.0) - found.now
         if left_s <= 0 or (first_seen is not None and entry.lease_until != first_seen):
-            await change(store, partial(changes.take_over, draft=draft))
+            await become_writer(store, draft)
             return draft
         if first_seen is None:
             first_seen = entry.lease_until
             log.warning("release %s has a writer; if that is gone, its lease lapses in %.0f s", release, left_s)
         await asyncio.sleep(min(left_s, DRAFT_POLL_S))
+
+
+async def become_writer(store: Store, draft: DraftRef) -> None:
+    """Make the writer of *draft* the one of the catalogue; ReleaseConflict if the writer before may live.
+
+    A store that knows is asked first, because a writer that loses its entry loses its draft, too.
+    """
+    async with store.taking_over(draft) if isinstance(store, WriterLocked) else nullcontext():
+        await change(store, partial(changes.take_over, draft=draft))
 
 
 async def write(
@@ -178,7 +210,7 @@ async def write(
             else:
                 result = await _compare_all(draft, manifest, encoded, others, check_lease)
             await store.seal(draft)
-            await verify(store, draft.release)
+            await _verify(store, draft, result)
             if prepare:
                 await store.prepare(draft.release)
             check_lease()
@@ -198,18 +230,37 @@ async def write(
     return result
 
 
-async def activate(store: Store, release: ReleaseId) -> None:
-    """Make a committed release live, once the store has prepared it."""
-    ref = (await store.catalogue()).find(release).ref
-    await store.prepare(ref)
-    await change(store, lambda found: changes.activate(found, release), repeatable=False)
-    await _scale_up_again(store, ref)
+async def activate(store: Store, release: ReleaseId, *, end_canary: bool = False, force: bool = False) -> None:
+    """Make a committed release live, once the store has prepared it.
+
+    Raises CanaryRunning while another release is the canary, unless *end_canary* is true; ReleaseCorrupt for a release
+    that cannot be served, unless *force* is true.
+    """
+    ref = changes.activate(await store.catalogue(), release, end_canary=end_canary).find(release).ref
+    await _prepare(store, ref, force=force)
+    await change(store, lambda found: changes.activate(found, release, end_canary=end_canary), repeatable=False)
+    await scale_up_again(store, ref)
 
 
-async def rollback(store: Store, if_live: ReleaseId | None = None) -> ReleaseId:
-    """Make the release that was live before the live one live again, and return it. No data moves.
+async def _prepare(store: Store, release: ReleaseRef, *, force: bool = False) -> None:
+    """Prepare a release to be served, once it was seen that it can be, or with *force*. A few bad rows are logged."""
+    if not force:
+        try:
+            damaged = (await read_servable(store, release)).damaged
+        except (ReleaseCorrupt, ReleaseNotFound) as error:
+            raise ReleaseCorrupt(
+                f"release {release.id} cannot be served, and nothing was changed: {error}; --force overrides this"
+            ) from error
+        if damaged:
+            log.warning("release %s can be served, but is %s", release.id, named(damaged))
+    await store.prepare(release)
 
-    Raises ReleaseConflict where *if_live* is given and is not live, as when the same was done before.
+
+async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
+    """Make the release that was live before the live one live again, and return it. No data moves; a canary ends.
+
+    Raises ReleaseConflict where *if_live* is given and is not live, as when the same was done before; ReleaseCorrupt
+    for a release that cannot be served, unless *force* is true.
     """
     seen = await store.catalogue()
     if seen.live is None:
@@ -217,33 +268,41 @@ async def rollback(store: Store, if_live: ReleaseId | None = None) -> ReleaseId:
     expected = if_live or seen.live
     target = changes.rollback(seen, expected).live_ref
     if target is not None:
-        await store.prepare(target)
+        await _prepare(store, target, force=force)
     changed = await change(store, lambda found: changes.rollback(found, expected), repeatable=False)
     restored = changed.releases[-1].ref
-    await _scale_up_again(store, restored)
+    await scale_up_again(store, restored)
     return restored.id
 
 
-async def start_canary(store: Store, release: ReleaseId, percent: float) -> None:
+async def start_canary(store: Store, release: ReleaseId, percent: float, *, force: bool = False) -> None:
     """Show a committed release to *percent* of the users, once the store has prepared it; or change the share.
 
     Raises StoreMisused for what is no share; ReleaseNotFound where this store lacks the release; ReleaseConflict where
-    it is no more than a draft, or live, or where another one is the canary.
+    it is no more than a draft, or live, or where another one is the canary; ReleaseCorrupt for a release that cannot be
+    served, unless *force* is true.
     """
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
     entry = changes.start_canary(await store.catalogue(), release, percent).find(release)
-    await store.prepare(entry.ref)
+    await _prepare(store, entry.ref, force=force)
     await change(store, lambda found: changes.start_canary(found, release, percent), repeatable=False)
-    await _scale_up_again(store, entry.ref)
+    await scale_up_again(store, entry.ref)
 
 
-async def promote(store: Store) -> ReleaseId:
-    """Make the canary live, and return it; ReleaseNotFound where there is none."""
-    canary = (await _find_canary(store)).ref
-    await store.prepare(canary)
-    await change(store, lambda found: changes.promote(found, canary.id), repeatable=False)
-    await _scale_up_again(store, canary)
+async def promote(store: Store, if_canary: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
+    """Make the canary live, and return it; ReleaseNotFound where there is none.
+
+    Raises ReleaseConflict where *if_canary* is given and is not the canary any more; ReleaseCorrupt for a release that
+    cannot be served, unless *force* is true.
+    """
+    found = await store.catalogue()
+    canary = _canary_of(found).ref
+    expected = if_canary or canary.id
+    changes.promote(found, expected)
+    await _prepare(store, canary, force=force)
+    await change(store, lambda found: changes.promote(found, expected), repeatable=False)
+    await scale_up_again(store, canary)
     return canary.id
 
 
@@ -252,14 +311,14 @@ async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
 
     Raises ReleaseConflict where *if_canary* is given and is not the canary any more.
     """
-    canary = (await _find_canary(store)).ref
+    canary = _canary_of(await store.catalogue()).ref
     await change(store, lambda found: changes.abort(found, if_canary or canary.id), repeatable=False)
     await scale_down(store, canary)
     return canary.id
 
 
-async def _find_canary(store: Store) -> Release:
-    entry = (await store.catalogue()).canary_entry
+def _canary_of(found: Catalogue) -> Release:
+    entry = found.canary_entry
     if entry is None:
         raise ReleaseNotFound("no release is the canary in this store; `hotplate releases canary` starts one")
     return entry
@@ -370,7 +429,7 @@ async def _begin_under_new_id(store: Store) -> DraftRef:
     raise ReleaseConflict("no free release id was found; does the store's clock stand still?")
 
 
-async def _scale_up_again(store: Store, release: ReleaseRef) -> None:
+async def scale_up_again(store: Store, release: ReleaseRef) -> None:
     """Prepare a release once more, now that it is live: a prune may have scaled it down just before the swap."""
     if isinstance(store, ProvisionedStore):
         await store.prepare(release)
@@ -393,6 +452,19 @@ async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
         return await load_manifest(store, draft.release)
     except (ReleaseNotFound, ReleaseCorrupt):  # the ordinary case: it is not written yet
         return None
+
+
+async def _verify(store: Store, draft: DraftRef, result: WriteResult) -> None:
+    """Verify what was written; ReleaseConflict if it does not add up to what another run had written before."""
+    try:
+        await verify(store, draft.release)
+    except ReleaseCorrupt as error:
+        if not result.skipped or draft.writer.startswith(COPIER):
+            raise
+        raise ReleaseConflict(
+            f"release {draft.id} was begun with other lists than these, or the store has lost rows of it; it is given "
+            f"up: publish them as a new release"
+        ) from error
 
 
 async def _put_all(

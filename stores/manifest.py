@@ -5,18 +5,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
-from xxhash import xxh3_128_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from stores.catalogue import ReleaseId
-from stores.encoding import ENCODINGS, NO_OFFSET, OFFSET_BYTES, Checksum
+from stores.encoding import ENCODINGS, HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum
 from stores.errors import ReleaseCorrupt
-from stores.keys import MANIFEST, META, OVERALL, POPULAR, check_kind
+from stores.keys import ITEM, MANIFEST, META, OVERALL, POPULAR, USER, check_kind
 from stores.store import Row
 
-# Of format 1 are releases whose values have neither checksum nor offset; they are read, and copied as they are.
 FORMAT = 2
 MAX_POPULAR_LISTS = 1001
 MAX_POPULAR_BYTES = 8 << 20
+
+# How many rows are drawn to be tried before a release is served; and what the hash of each key is below.
+SAMPLE_ROWS = 64
+_HASHES = 1 << 64
 
 
 @dataclass(slots=True)
@@ -28,8 +31,8 @@ class Tally:
     digest: int = 0
     segments: list[str] = field(default_factory=list)
     popular_bytes: int = 0
-    last: dict[str, str] = field(default_factory=dict)
-    """The last key of each kind: a sample whose absence would show that a release was cut short."""
+    drawn: list[tuple[int, str]] = field(default_factory=list)
+    """Of the lists of users and items, the SAMPLE_ROWS whose keys have the smallest hashes: hash and key, in order."""
 
     @property
     def rows(self) -> int:
@@ -62,14 +65,15 @@ class Tally:
         self.digest = (self.digest + other.digest) % (1 << 128)
         self.segments += other.segments
         self.popular_bytes += other.popular_bytes
-        for kind, last in other.last.items():  # the same whichever of them is counted in first
-            self.last[kind] = max(self.last.get(kind, last), last)
+        self._draw(other.drawn)
 
     def _add(self, kind: str, rows: Sequence[Row]) -> None:
         if check_kind(kind) + ":" == META:
             rows = [row for row in rows if row.key != MANIFEST]
         size = digest = length = 0
         length_bytes = b""
+        drawn, hash_of = list[tuple[int, str]](), xxh3_64_intdigest
+        below = self._draws_below() if kind + ":" in (USER, ITEM) else 0
         for key, value in rows:
             raw = key.encode()
             if len(raw) != length:  # keys of a kind are mostly of one length
@@ -77,14 +81,24 @@ class Tally:
                 length_bytes = length.to_bytes(4, "big")
             size += length + len(value)
             digest += xxh3_128_intdigest(b"".join((length_bytes, raw, value)))
+            if (hashed := hash_of(raw)) < below:
+                drawn.append((hashed, key))
         self.bytes += size
         self.digest = (self.digest + digest) % (1 << 128)
         if rows:
             self.counts[kind] = self.counts.get(kind, 0) + len(rows)
-            self.last[kind] = rows[-1].key
+        self._draw(drawn)
         if kind + ":" == POPULAR:
             self.segments += [key.removeprefix(POPULAR) for key, _ in rows]
             self.popular_bytes += sum(len(value) for _, value in rows)
+
+    def _draws_below(self) -> int:
+        """Return what the hash of a key has to be below for its row to be drawn."""
+        return _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
+
+    def _draw(self, rows: list[tuple[int, str]]) -> None:
+        if rows:
+            self.drawn = sorted(self.drawn + rows)[:SAMPLE_ROWS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +113,9 @@ class Manifest:
     digest: str
     segments: tuple[str, ...]
     sample: tuple[str, ...]
-    """Keys that a reader tries before it follows the release."""
+    """Keys that were drawn by their hashes: they are tried before the release is served."""
 
     about: dict[str, Any]
-    format: int = FORMAT
 
     @property
     def rows(self) -> int:
@@ -112,8 +125,8 @@ class Manifest:
     @property
     def key_row(self) -> Row:
         """The row that carries the manifest, the last that is written."""
-        record = orjson.dumps({"format": self.format} | asdict(self))
-        return Row(MANIFEST, record if self.format == 1 else Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
+        record = orjson.dumps({"format": FORMAT} | asdict(self))
+        return Row(MANIFEST, Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
@@ -137,7 +150,7 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
         bytes=tally.bytes,
         digest=f"{tally.digest:032x}",
         segments=tuple(sorted(segment for segment in tally.segments if segment != OVERALL)),
-        sample=tuple(sorted(tally.last.values())),
+        sample=tuple(key for _, key in tally.drawn),
         about=about,
     )
 
@@ -147,9 +160,8 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; publish it again")
     try:
-        record = value if value.startswith(b"{") else Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:]
-        fields = orjson.loads(record)
-        if fields["format"] not in (1, FORMAT):
+        fields = orjson.loads(Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:])
+        if fields["format"] != FORMAT:
             raise ReleaseCorrupt(
                 f"release {release} has format {fields['format']!r} and this hotplate reads {FORMAT}; upgrade hotplate"
             )
@@ -163,7 +175,6 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
             segments=tuple(fields["segments"]),
             sample=tuple(fields["sample"]),
             about=dict(fields["about"]),
-            format=fields["format"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ReleaseCorrupt(
@@ -176,6 +187,17 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
     if manifest.release != release:
         raise ReleaseCorrupt(f"release {release} carries the manifest of {manifest.release}; publish it again")
     return manifest
+
+
+def release_in(value: bytes) -> ReleaseId:
+    """Return the id in a stored manifest, which `read_manifest` needs to check it; ReleaseCorrupt if there is none."""
+    try:
+        release = orjson.loads(value[HEADER_BYTES:])["release"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReleaseCorrupt(f"the manifest cannot be read ({error!r})") from error
+    if not isinstance(release, str):
+        raise ReleaseCorrupt(f"the manifest cannot be read ({release!r} is not an id)")
+    return ReleaseId(release)
 
 
 def compare(manifest: Manifest, tally: Tally) -> None:

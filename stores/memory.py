@@ -84,7 +84,10 @@ class MemoryStore(LocalReader, Inventoried):
             self._claimed(draft).sealed = True
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        rows = self._find(release).rows
+        found = self._find(release)
+        if not found.sealed:
+            raise not_found(release)
+        rows = found.rows
         for key in sorted(rows, key=str.encode):
             yield Row(key, rows[key])
 

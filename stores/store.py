@@ -6,6 +6,7 @@ backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gi
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -44,7 +45,10 @@ class Reader(Protocol):
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         """Read *keys* of *release*: one slot a key, in order; one slot never fails another.
 
-        A store that reads key by key fills what has no answer in *timeout_s* with a StoreUnavailable of its own.
+        A key that UTF-8 cannot express is absent, because no row can have it.
+
+        A store that reads key by key fills what has no answer in *timeout_s* with a StoreUnavailable of its own. Only
+        lookups give one: without it a read is as patient as a write of the same store.
         Raises ReleaseNotFound where the release is gone, StoreError where nothing could be read: a PartUnavailable
         where other keys may well be readable.
         """
@@ -116,8 +120,8 @@ class Lockable(ABC):
     """Derived from by a local reader that can keep a release in memory whatever else the machine reads."""
 
     @abstractmethod
-    async def lock(self, release: ReleaseRef) -> None:
-        """Keep *release*, and no other, in memory, until it is pruned or this is closed. Raises StoreError."""
+    async def lock(self, *releases: ReleaseRef) -> None:
+        """Keep *releases*, and no others, in memory, until they are pruned or this is closed. Raises StoreError."""
 
 
 class Store(Reader, Protocol):
@@ -154,7 +158,10 @@ class Store(Reader, Protocol):
         ...
 
     def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        """Yield every row of a sealed release, `meta` included, in ascending order of key bytes."""
+        """Yield every row of a sealed release, `meta` included, each once and in ascending order of key bytes.
+
+        Works without a catalogue that can be read. Raises ReleaseNotFound for a draft.
+        """
         ...
 
     async def prepare(self, release: ReleaseRef) -> None:
@@ -196,6 +203,28 @@ class Inventoried(ABC):
         """Return the incarnations of all releases and drafts that have data in the store. Raises StoreError."""
 
 
+class Rebuildable(Inventoried):
+    """Derived from by a store in which `hotplate store rebuild` can replace a catalogue that cannot be read."""
+
+    @abstractmethod
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        """Replace *record*, as a CatalogueUnreadable names it, by *new*, and notify readers as `swap` does.
+
+        ReleaseConflict if another record, or none, is stored by now, compared byte by byte.
+        """
+
+
+class WriterLocked(ABC):
+    """Derived from by a store that knows whether the writer of a draft lives, because that holds a lock."""
+
+    @abstractmethod
+    def taking_over(self, draft: DraftRef) -> AbstractAsyncContextManager[None]:
+        """Let nobody else write *draft* until the block ends, in which its writer becomes the one of the catalogue.
+
+        Raises ReleaseConflict if the writer before lives, and changes nothing then.
+        """
+
+
 class RoomChecked(ABC):
     """Derived from by a store that can say, without writing, whether a release fits; `--dry-run` asks it."""
 
@@ -206,6 +235,10 @@ class RoomChecked(ABC):
 
 class SelfChecked(ABC):
     """Derived from by a store that knows what bytes it sealed; `releases verify` asks it before it reads any row."""
+
+    @abstractmethod
+    async def check_size(self, release: ReleaseRef) -> None:
+        """Raise ReleaseCorrupt for data that were cut; quick, and called before each release is served."""
 
     @abstractmethod
     async def check_integrity(self, release: ReleaseRef) -> None:

@@ -5,19 +5,18 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
 from typing import cast
 
-from stores import catalogue as changes
 from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
 from stores.compression import EncodedRows
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from stores.estimate import ReaderOfLoop, estimate
 from stores.keys import MANIFEST, META
-from stores.lifecycle import COPIER, DRAFT_POLL_S, WriteResult, activate, begin, change, scale_down, write
+from stores.lifecycle import COPIER, DRAFT_POLL_S, WriteResult, become_writer, begin, go_live, scale_down, write
 from stores.manifest import Manifest, Tally, compare
 from stores.store import Estimate, Plan, Row, Store
-from stores.verification import load_manifest
+from stores.verification import load_manifest, verify
 
 log = logging.getLogger(__name__)
 
@@ -35,25 +34,40 @@ async def copy(
 ) -> WriteResult:
     """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
 
-    A copy that was killed is continued where it was acknowledged, one that another process is making is waited for, and
-    one that is complete is left as it is: the answer counts what was written and what existed. *on_progress* is called
-    with (rows, rows in all). Raises ReleaseConflict where *target* holds other rows under that id, ReleaseCorrupt where
-    the source does not add up.
+    A copy that was killed is continued where it was acknowledged, and one that another process is making is waited for.
+    A release that the target has already is verified: if it is complete it is left as it is, and if not it is repaired.
+    The answer counts what was written and what existed, and says if it was repaired, or if a canary keeps it from going
+    live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if *target* holds other rows under
+    that id, ReleaseCorrupt if the source does not add up.
     """
     found = await _committed(source, release)
     manifest = await load_manifest(source, found)
     draft = await _draft_of_copy(target, release)
     if draft is not None:
         written = await _write_copy(source, found, manifest, target, draft, on_progress=on_progress)
-    elif await load_manifest(target, (await target.catalogue()).find(release).ref) == manifest:
+    elif await _is_complete(target, release, manifest, on_progress):
         written = WriteResult(manifest, 0, manifest.rows)
     else:
-        raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
+        log.warning("release %s is in the target, but rows of it are missing or damaged; it is repaired", release)
+        written = replace(await repair(target, source, release, on_progress=on_progress), repaired=True)
     if live:
-        await activate(target, release)
-    elif written.rows:
+        return await go_live(target, written)
+    if written.rows:
         await scale_down(target, (await target.catalogue()).find(release).ref)
     return written
+
+
+async def _is_complete(
+    target: Store, release: ReleaseId, manifest: Manifest, on_progress: Callable[[int, int], None]
+) -> bool:
+    """Return whether *target* has every row of a release whole; ReleaseConflict if it has another under that id."""
+    try:
+        there = await verify(target, (await target.catalogue()).find(release).ref, on_progress=on_progress)
+    except (ReleaseCorrupt, ReleaseNotFound):
+        return False
+    if there != manifest:
+        raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
+    return True
 
 
 async def repair(
@@ -89,10 +103,10 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
         if entry is not None and entry.state is not State.DRAFT:
             return None
         try:
-            if entry is None or entry.ref.is_format_1:  # a draft of format 1 is begun anew once it has lapsed
+            if entry is None:
                 return await begin(target, release, copies=True)
             draft = DraftRef(entry.id, entry.incarnation, COPIER + secrets.token_hex(8))
-            await change(target, partial(changes.take_over, draft=draft))
+            await become_writer(target, draft)
         except ReleaseConflict:
             if not waiting:
                 log.warning("release %s is being copied by another process; waiting for it", release)
@@ -129,7 +143,10 @@ async def estimate_copy(
     try:
         entry = _entry(await target.catalogue(), release)
         if entry is not None and entry.state is not State.DRAFT:
-            raise ReleaseConflict(f"the target has release {release} already, so that a copy would write nothing")
+            raise ReleaseConflict(
+                f"the target has release {release} already; a copy would verify it, and write it again only if rows "
+                f"are missing or damaged"
+            )
     except StoreUnavailable:
         pass  # the estimate says so
     here = cast("Store", ReaderOfLoop(source, asyncio.get_running_loop()))  # a copy only reads its source

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from stores.catalogue import ReleaseRef
-from stores.compression import load_decode, meta_check, read_ids
-from stores.encoding import Decode
+from stores.compression import load_decode, read_ids
+from stores.encoding import Checksum, Decode
 from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
 from stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
 from stores.manifest import Manifest, Tally, compare, read_manifest
@@ -19,6 +19,9 @@ VERIFY_CHUNK = 1000
 
 # How many damaged keys a sentence names, and how many are kept at most, however many there are.
 NAMED, KEPT = 3, 1000
+
+# What to do about rows that are damaged or missing.
+HEAL = "`hotplate releases repair` heals them from another store"
 
 # How many items of each list are compared: as many as are served by default.
 DEPTH = 10
@@ -56,14 +59,11 @@ async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = u
     async for chunk in _chunks(store, release):
         read += len(chunk)
         on_progress(read, manifest.rows + 1)
-        try:
-            tally.add(chunk)
-        except StoreMisused as error:  # nobody misused anything: it was put with another key
-            raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); publish it again") from error
+        _count(tally, chunk, release)
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
-        decode, check, damage = await load_decode(store, release, manifest), meta_check(manifest), Damage()
+        decode, check, damage = await load_decode(store, release, manifest), Checksum(release.id).open, Damage()
         async for chunk in _chunks(store, release):
             damage.add(row.key for row in chunk if not is_whole(row, decode, check))
         if not damage.count:
@@ -89,11 +89,28 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class ScrubResult:
-    """How many rows were read, how many of them are damaged, and the keys of the first KEPT of those."""
+    """How many rows were read of how many, how many are missing and damaged, and keys of the first KEPT damaged ones.
+
+    *rows* and *total* count the manifest, too.
+    """
 
     rows: int
+    total: int
+    missing: int
     count: int
     damaged: list[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row is there, as it was written."""
+        return not self.missing and not self.count
+
+    @property
+    def finding(self) -> str:
+        """Say what is missing or damaged."""
+        lost = f"{self.missing:,} of {self.total:,} rows are missing" if self.missing else ""
+        spoiled = f"{self.count:,} of {self.rows:,} rows are {_listed(self.damaged, self.count)}" if self.count else ""
+        return f"{' and '.join(filter(None, (lost, spoiled)))}; {HEAL}"
 
 
 async def scrub(
@@ -103,23 +120,37 @@ async def scrub(
     rows_per_s: float,
     on_progress: Progress = unreported,
 ) -> ScrubResult:
-    """Read every row of a release at a steady rate, gentle to those who are served, and check each value by itself.
+    """Read every row of a release at a steady rate, gentle to those who are served; check each value, and count rows.
 
-    Raises ReleaseCorrupt where manifest or dictionary are damaged, or more than values is.
+    What is missing is known by the manifest. Raises ReleaseCorrupt if the manifest or the dictionary is damaged, or if
+    values are whole and yet are not those that were written.
     """
     manifest = await load_manifest(store, release)
-    decode, check, loop = await load_decode(store, release, manifest), meta_check(manifest), asyncio.get_running_loop()
-    began, rows, damage = loop.time(), 0, Damage()
+    decode, check = await load_decode(store, release, manifest), Checksum(release.id).open
+    loop = asyncio.get_running_loop()
+    began, rows, tally, damage = loop.time(), 0, Tally(), Damage()
     async for chunk in _chunks(store, release, max(1, min(VERIFY_CHUNK, int(rows_per_s / 10)))):
         damage.add(row.key for row in chunk if not is_whole(row, decode, check))
+        _count(tally, chunk, release)
         rows += len(chunk)
         on_progress(rows, manifest.rows + 1)
         await asyncio.sleep(began + rows / rows_per_s - loop.time())
-    return ScrubResult(rows, damage.count, damage.keys)
+    missing = sum(max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items())
+    if not missing and not damage.count:
+        compare(manifest, tally)
+    return ScrubResult(rows, manifest.rows + 1, missing, damage.count, damage.keys)
+
+
+def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
+    """Count stored rows in; ReleaseCorrupt for a key of no kind."""
+    try:
+        tally.add(rows)
+    except StoreMisused as error:  # nobody misused anything: it was put with another key
+        raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); publish it again") from error
 
 
 def is_whole(row: Row, decode: Decode, check: Decode) -> bool:
-    """Return whether a row's value is what was stored under its key; that of format 1, whether it can be decoded.
+    """Return whether a row's value is what was stored under its key.
 
     *check* opens `meta` rows, which are not compressed.
     """
@@ -134,10 +165,13 @@ def is_whole(row: Row, decode: Decode, check: Decode) -> bool:
 
 def named(keys: Sequence[str], count: int | None = None) -> str:
     """Return a sentence that names damaged keys, a few of them, of *count* that there are: those of *keys*, if None."""
+    return f"{_listed(keys, len(keys) if count is None else count)}; {HEAL}"
+
+
+def _listed(keys: Sequence[str], count: int) -> str:
     listed = ", ".join(repr(key) for key in keys[:NAMED])
-    others = (len(keys) if count is None else count) - NAMED
-    more = f" and {others:,} more" if others > 0 else ""
-    return f"damaged: {listed}{more}; `hotplate releases repair` heals them from another store"
+    more = f" and {count - NAMED:,} more" if count > NAMED else ""
+    return f"damaged: {listed}{more}"
 
 
 async def _observed(store: Store, release: ReleaseRef, manifest: Manifest, on_progress: Progress) -> AsyncIterator[Row]:
@@ -151,8 +185,12 @@ async def _observed(store: Store, release: ReleaseRef, manifest: Manifest, on_pr
 
 
 async def _chunks(store: Store, release: ReleaseRef, size: int = VERIFY_CHUNK) -> AsyncIterator[list[Row]]:
-    chunk = list[Row]()
+    """Yield the rows of a release, *size* at a time, each key once: a scan ascends, so that a repeated row shows."""
+    chunk, last = list[Row](), ""
     async for row in store.scan(release):
+        if row.key <= last:
+            continue
+        last = row.key
         chunk.append(row)
         if len(chunk) == size:
             yield chunk
@@ -169,18 +207,19 @@ async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
 async def read_present(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt]]:
-    """Read *keys* of *release*, a batch at a time, in order; of a damaged one its error, which is not raised.
+    """Read *keys* of *release*, a batch at a time, in order; of one that is missing or damaged its error, not raised.
 
-    Raises ReleaseCorrupt for a key that is absent, and StoreError where one cannot be read.
+    Raises StoreError if a key cannot be read.
     """
     for start in range(0, len(keys), reader.batch):
         chunk = keys[start : start + reader.batch]
         for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
             if slot is None:
-                raise ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; publish it again")
-            if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
+                yield key, ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; publish it again")
+            elif isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
                 raise slot
-            yield key, slot
+            else:
+                yield key, slot
 
 
 @dataclass(frozen=True, slots=True)

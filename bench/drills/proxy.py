@@ -1,8 +1,11 @@
 """A TCP proxy that delays, cuts, resets and refuses on demand, to stand between a store and its server."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+
+# So many turns of the loop pass from when it takes a connection off a socket until `Proxy.accept` is called.
+_TURNS_TO_ACCEPT = 3
 
 
 class Proxy:
@@ -34,26 +37,37 @@ class Proxy:
             writer.transport.abort()
 
     async def close(self) -> None:
-        """Cut every connection, and wait until none is left."""
-        self.reset()
-        await asyncio.gather(*self._tasks)
+        """Cut every connection, and wait until none is left; for one that no longer listens."""
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(0)
+        while self._tasks:
+            self.reset()
+            await asyncio.gather(*self._tasks)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take one connection."""
         self.accepted += 1
         if self.refusing:
             writer.transport.abort()
             return
+        self._writers.add(writer)
+        self._start(self._connect(reader, writer))
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
+            self._writers.discard(writer)
             writer.transport.abort()
             return
-        self._writers |= {writer, server_writer}
-        for source, sink, delayed in ((reader, server_writer, True), (server_reader, writer, False)):
-            task = asyncio.create_task(self._pump(source, sink, delayed=delayed))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._writers.add(server_writer)
+        self._start(self._pump(reader, server_writer, delayed=True))
+        self._start(self._pump(server_reader, writer, delayed=False))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _cuts_now(self) -> bool:
         self._answers += 1
@@ -79,11 +93,11 @@ class Proxy:
 async def through(target: int) -> AsyncIterator[Proxy]:
     """Run a proxy to *target* on loopback until the block ends."""
     proxy = Proxy(target)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
     finally:
         server.close()
-        await server.wait_closed()
         await proxy.close()
+        await server.wait_closed()

@@ -19,7 +19,7 @@ from bench.micro.publishing import publish_to
 from stores import catalogue as steps
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.compression import Decompressor, Encoder, train
-from stores.encoding import HEADER_BYTES, OFFSET_BYTES, SEPARATOR, Checksum, body_of, cut, decode
+from stores.encoding import HEADER_BYTES, OFFSET_BYTES, Checksum, body_of, cut, decode
 from stores.file.store import LmdbStore
 from stores.store import Row
 
@@ -59,20 +59,15 @@ def for_each(benchmark: BenchmarkFixture, work: Callable[[bytes], object], value
     benchmark(work_on_all)
 
 
-@pytest.mark.parametrize("value_format", [1, 2])
-def bench_seal(benchmark: BenchmarkFixture, lists: list[bytes], value_format: int) -> None:
-    """What was encoded to its stored value: in format 1 the same, in format 2 a checksum and a body."""
+def bench_seal(benchmark: BenchmarkFixture, lists: list[bytes]) -> None:
+    """What was encoded to its stored value: a checksum and a body."""
     plain = Encoder(Checksum(RELEASE), None)
     benchmark.extra_info |= {"count": len(lists), "each": "list"}
-    benchmark(list if value_format == 1 else plain.rows, [Row("user:1", body_of(value)) for value in lists])
+    benchmark(plain.rows, [Row("user:1", body_of(value)) for value in lists])
 
 
-@pytest.mark.parametrize("value_format", [1, 2])
-def bench_cut(benchmark: BenchmarkFixture, lists: list[bytes], value_format: int) -> None:
-    """From a stored value to the first 10 of 20 items: checked, in format 2, and cut."""
-    if value_format == 1:
-        for_each(benchmark, lambda value: SEPARATOR.join(value.split(SEPARATOR, SERVED)[:SERVED]), lists)
-        return
+def bench_cut(benchmark: BenchmarkFixture, lists: list[bytes]) -> None:
+    """From a stored value to the first 10 of 20 items: checked, and cut."""
     checksum = Checksum(RELEASE)
     values = [checksum.seal("user:1", body_of(value)) for value in lists]
     for_each(benchmark, lambda value: cut(checksum.open("user:1", value), SERVED), values)

@@ -34,7 +34,8 @@ from bench.process import on_core
 from serve.access.auth import Guard
 from serve.access.keys import create
 from serve.api.app import Dispatcher
-from serve.connections.protocol import Connection, Server
+from serve.connections.connection import Connection
+from serve.connections.server import Server
 from serve.deny_list import DenyListFile
 from serve.processes.access_log import AccessLog
 from serve.reader import open_reader

@@ -1,4 +1,4 @@
-"""How the service behaves when more is offered than it can answer: goodput over offered rate, of batches and of reads.
+"""How the service behaves when more is offered than it can answer: goodput over offered rate, of batches.
 
 Open loop, as independent callers are; goodput counts what was answered well within GOOD_S of when it was due. What is
 offered is a multiple of what the same service gave, a moment ago, to as few callers as keep it busy.
@@ -16,10 +16,10 @@ import numpy as np
 from bench.lists import Shape, key_of
 from bench.loadgen.generator import run
 from bench.loadgen.keys import Keys, Uniform
-from bench.loadgen.load import Gets, Load, Posts
+from bench.loadgen.load import Load, Posts
 from bench.loadgen.result import Result
 from bench.micro.publishing import publish_to
-from bench.micro.rounds import HEADERS, ROUTE, Effort, Figure, Goal, Outcome, at_least, at_most, hotplate_serving
+from bench.micro.rounds import HEADERS, Effort, Figure, Goal, Outcome, at_least, at_most, hotplate_serving
 from bench.process import Server, on_core
 from bench.report import text
 from bench.report.plots import LINES, Frames, count_scale, plot, rate_axis
@@ -61,14 +61,12 @@ class Point:
 
 
 def measure(effort: Effort) -> list[Outcome]:
-    """Overload a service on one core from another, with batches and with single reads; draw both into PAGE."""
+    """Overload a service on one core from another with batches, and draw that into PAGE."""
     keys = Keys([key_of(user).removeprefix(USER) for user in range(SERVED.users)], Uniform())
     empty = Load(url="http://127.0.0.1", paths=("/",), duration_s=1, headers=HEADERS, timeout_s=5.0, backlog=1_000_000)
     kinds = [
         Kind("batches of 1,000", replace(empty, requests=Posts(keys, BATCH), connections=256), 2, (0.5, 0.8, 1, 2, 3),
              at_least(0.85)),
-        Kind("single GETs", replace(empty, requests=Gets(ROUTE + "{key}", keys), connections=1024), 64,
-             (0.5, 0.8, 1, 1.15, 1.3), at_least(0.7)),
     ]  # fmt: skip
     outcomes, sections = list[Outcome](), list[str]()
     with tempfile.TemporaryDirectory() as folder:

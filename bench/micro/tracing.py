@@ -26,8 +26,9 @@ from bench.micro.publishing import publish_to
 from bench.micro.rounds import HEADERS, Effort, Figure, Outcome, Sample, Stopwatch, at_most, cpu_difference, path_of
 from bench.process import on_core
 from serve.api.app import Dispatcher
+from serve.connections.connection import Connection
 from serve.connections.lane import Lane
-from serve.connections.protocol import Connection, Server
+from serve.connections.server import Server
 from serve.reader import open_reader
 from serve.telemetry.settings import TelemetrySettings
 from serve.telemetry.spans import Sampling, Span, Tracer

@@ -51,6 +51,9 @@ BATCHES_DRAWN = 2_000
 TRIAL_LISTS = 50_000
 LOOK_UP_S = 0.4
 
+# Lookups have a deadline: without one a store that refuses is waited for, as publishers do.
+LOOKUP_TIMEOUT_S = 1.0
+
 # For each invalid round another one is made, at most so many: what disturbs three of them disturbs the next, too.
 MOST_EXTRA_ROUNDS = 2
 
@@ -296,7 +299,7 @@ async def _look_up(
 async def _read_batch(store: Store, release: ReleaseRef, batch: Sequence[str]) -> int:
     """Read a batch; return how many lists came, as a store may refuse what its throughput does not cover."""
     try:
-        slots = await store.get_many(release, batch)
+        slots = await store.get_many(release, batch, timeout_s=LOOKUP_TIMEOUT_S)
     except StoreThrottled:
         return 0
     for slot in slots:

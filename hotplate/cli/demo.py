@@ -46,8 +46,8 @@ def demo(
         publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure_logging()
-        settings = Settings((url,), host, port, admin_port=0, admin_store=url, anonymous=True)
-        run(settings, lambda address, admin: _print_examples(address, admin, url, user, item))
+        settings = Settings((url,), host, port, admin_port=0, health_port=0, admin_store=url, anonymous=True)
+        run(settings, lambda addresses: _print_examples(addresses.service, addresses.admin, url, user, item))
 
 
 def _print_examples(address: str, admin: str, store: str, user: str, item: str) -> None:

@@ -13,6 +13,7 @@ from hotplate.cli.costs import DryRun, MaxRu, limit_ru
 from hotplate.cli.publish import (
     Activate,
     ChosenEncoding,
+    EndCanary,
     Force,
     GateBounds,
     GatesFile,
@@ -32,7 +33,6 @@ from hotplate.cli.terminal import (
     column_option,
     option,
     text_format,
-    with_store,
 )
 
 if TYPE_CHECKING:
@@ -77,14 +77,15 @@ def import_lists(
     gates: GatesFile = None,
     gate: GateBounds = None,
     force: Force = False,
+    end_canary: EndCanary = False,
     max_ru: MaxRu = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Publish lists that you have already: rows of user, item and score, in any order, as many as the disk holds.
 
-    Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores. Exits with 3 where a gate
-    keeps the release from going live.
+    Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores. Exits with 3 if a gate,
+    or a canary that runs, keeps the release from going live.
 
     Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
 
@@ -95,14 +96,11 @@ def import_lists(
     from offline.list_import import ImportedLists, ImportSettings
     from stores.folders import temporary_folder
 
-    bounds = read_gates(gates, gate or ())
-    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, bounds, force, dry_run, as_json)
+    url, bounds = limit_ru(store, max_ru), read_gates(gates, gate or ())
+    options = PublishOptions(url, encoding, activate, keep, resume, bounds, force, end_canary, dry_run, as_json)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
     form = text_format(delimiter, header, null_values)
     settings = ImportSettings(lists[0], lists[1:], popular, similar, titles, columns, form, list_length)
-    if not dry_run:
-        # A store that cannot be reached is better reported now than after the sort.
-        with_store(options.store, lambda opened: opened.catalogue())
     with _exit_on_sigterm(), temporary_folder("import") as scratch:
         publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, named_paths(lists))
 

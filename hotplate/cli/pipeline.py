@@ -152,6 +152,7 @@ class Job:
             resume=draft,
             gates=self.gates,
             force=given["force"],
+            end_canary=given["end_canary"],
             dry_run=False,
             as_json=False,
         )

@@ -18,6 +18,7 @@ from hotplate.cli.terminal import (
     StageProgress,
     StoreUrl,
     chosen_store,
+    err,
     interruptible,
     option,
     out,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from offline.lists import ModelLists
     from offline.publish import ListSource, Progress
     from stores.catalogue import DraftRef, ReleaseId
+    from stores.errors import CanaryRunning
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Estimate, Observer, Plan, Reader, Store
@@ -78,6 +80,9 @@ GateBounds = Annotated[
 Force = Annotated[
     bool, option("--force", "Make the release live even if a gate fails; the release records that.", env=False)
 ]
+EndCanary = Annotated[
+    bool, option("--end-canary", "Make the release live even if another one is the canary; that ends.", env=False)
+]
 Available = Annotated[
     Path | None, option("--available", "Recommend only items that this file names, a catalogue say.", metavar="FILE")
 ]
@@ -117,6 +122,7 @@ class PublishOptions:
     resume: "str | DraftRef | None"
     gates: "tuple[Gate, ...]"
     force: bool
+    end_canary: bool
     dry_run: bool
     as_json: bool
 
@@ -161,6 +167,7 @@ def publish(
     gates: GatesFile = None,
     gate: GateBounds = None,
     force: Force = False,
+    end_canary: EndCanary = False,
     max_ru: MaxRu = None,
     master: Master = None,
     dry_run: DryRun = False,
@@ -168,8 +175,8 @@ def publish(
 ) -> None:
     """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
 
-    Releases that are no longer needed are erased afterwards. Exits with 3 where a gate keeps the release from going
-    live.
+    Releases that are no longer needed are erased afterwards. Exits with 3 if a gate, or a canary that runs, keeps the
+    release from going live.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
 
@@ -183,8 +190,8 @@ def publish(
     from offline.rules import read_rules
     from stores.folders import temporary_folder
 
-    bounds = read_gates(gates, gate or ())
-    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, bounds, force, dry_run, as_json)
+    url, bounds = limit_ru(store, max_ru), read_gates(gates, gate or ())
+    options = PublishOptions(url, encoding, activate, keep, resume, bounds, force, end_canary, dry_run, as_json)
     rules = read_rules(available, exclude, categories, max_per_category, min_history)
     settings = ListSettings(list_length, keep_seen, rules, fold_in)
     if not is_reference(model):
@@ -227,8 +234,8 @@ def publish_lists(
 ) -> None:
     """Publish the lists that *read* returns as `write_lists` does, or estimate it.
 
-    *on_written* is called with the release, be it live or not. Raises GateFailed once a release is printed that gates
-    keep from going live.
+    *on_written* is called with the release, be it live or not. Raises GateFailed or CanaryRunning once a release is
+    printed that gates or a canary keep from going live.
     """
     if not options.dry_run:
         written = write_lists(read, options, imported)
@@ -251,6 +258,7 @@ def write_lists(
     """
     from offline.stopwatch import timed
 
+    with_store(options.store, _check_store)
     spending, loading = Spending(), dict[str, float]()
     with progress_bars(spending.progress) as on_progress:
         with timed(loading, "load"):
@@ -261,10 +269,24 @@ def write_lists(
     return replace(written, steps=loading | written.steps)
 
 
+async def _check_store(store: "Store") -> None:
+    """Raise StoreError for a store that cannot be read, before any work is done for it; print what it warns of."""
+    from stores.errors import StoreError
+    from stores.store import Advised
+
+    await store.catalogue()
+    try:
+        warnings = await store.warnings() if isinstance(store, Advised) else []
+    except StoreError as error:
+        warnings = [f"the store's set-up cannot be read: {error}"]
+    for sentence in warnings:
+        err.print(f"warning: {sentence}")
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """
-    What one publish did: *refused* is why it is not live, where gates said no; *erased* came after.
+    What one publish did: *refused* is why it is not live, if gates or a canary said no; *erased* came after.
 
     *seconds* is how long the release took, *steps* what of that, and of what came before and after, is known by step.
     """
@@ -273,7 +295,7 @@ class Written:
     seconds: float
     erased: "list[ReleaseId]"
     steps: dict[str, float]
-    refused: "GateFailed | None" = None
+    refused: "GateFailed | CanaryRunning | None" = None
 
 
 async def _watch(
@@ -292,7 +314,7 @@ async def _write(
     live_in: "Reader | None" = None,
     observer: "Observer | None" = None,
 ) -> Written:
-    """Write all lists, and erase what is no longer needed; nothing is refused in a dry run."""
+    """Write all lists, and erase what is no longer needed; no gate refuses anything in a dry run."""
     from offline.errors import GateFailed
     from offline.publish import publish as write
     from offline.stopwatch import timed
@@ -306,6 +328,7 @@ async def _write(
             store,
             encoding=options.encoding_or_default(),
             live=options.activate,
+            end_canary=options.end_canary,
             resume=ReleaseId(options.resume) if isinstance(options.resume, str) else options.resume,
             gates=options.gates,
             force=options.force or options.dry_run,
@@ -316,6 +339,8 @@ async def _write(
     except GateFailed as refused:
         return Written(refused.result, perf_counter() - started, [], refused.result.seconds, refused)
     took, steps = perf_counter() - started, dict(result.seconds)
+    if result.held_back is not None:
+        return Written(result, took, [], steps, result.held_back)
     with timed(steps, "prune"):
         erased = await prune(store, keep=options.keep)
     return Written(result, took, erased, steps)
@@ -338,7 +363,10 @@ async def _estimate(
 
 
 def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: PublishOptions) -> None:
-    """Print an estimate, and what the gates say; GateFailed where they would keep the release from going live."""
+    """Print an estimate, and what the gates say.
+
+    Raises GateFailed or CanaryRunning if gates or a canary would keep the release from going live.
+    """
     from offline.errors import GateFailed
     from offline.gates import failures, recorded
 
@@ -349,6 +377,8 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
         _print_gates(verdicts, forced=options.force)
     if not options.force and (failed := failures(verdicts)):
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
+    if simulated.held_back is not None:
+        raise simulated.held_back
 
 
 def _print_release(written: Written, spending: Spending, options: PublishOptions, imported: str | None) -> None:

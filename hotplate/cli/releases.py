@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
-from hotplate.cli.publish import Keep, plan_of
+from hotplate.cli.publish import EndCanary, Keep, plan_of
 from hotplate.cli.terminal import (
     REFUSED,
     Json,
@@ -46,6 +46,17 @@ app = typer.Typer(
 DAY_S = 86_400
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
+IfCanary = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RELEASE",
+        help="The release that you saw as the canary: if another one is by now, nothing is done.",
+        show_default=False,
+    ),
+]
+ForceServed = Annotated[
+    bool, option("--force", "Do it even if the release cannot be read, so that nobody could serve it.", env=False)
+]
 ReleaseOrLive = Annotated[
     str | None,
     typer.Argument(
@@ -109,27 +120,38 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 
 
 @app.command()
-def activate(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False) -> None:
+def activate(
+    release: ReleaseArgument,
+    store: StoreUrl = None,
+    end_canary: EndCanary = False,
+    force: ForceServed = False,
+    as_json: Json = False,
+) -> None:
     """Make a committed release live.
+
+    Its manifest, popular lists and a sample of its rows are read first. While another release is the canary it stays as
+    it is, and the exit code is 3.
 
     Example: hotplate releases activate 20261120T064200Z-7f3a
     """
     from stores.catalogue import ReleaseId
     from stores.lifecycle import activate as act
 
-    with_store(store, lambda opened: act(opened, ReleaseId(release)))
+    with_store(store, lambda opened: act(opened, ReleaseId(release), end_canary=end_canary, force=force))
     _print_outcome({"live": release}, f"{release} is live", as_json=as_json)
 
 
 @app.command()
-def rollback(store: StoreUrl = None, as_json: Json = False) -> None:
-    """Make the release that was live before the live one live again; no data moves.
+def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json = False) -> None:
+    """Make the release that was live before the live one live again; no data moves, and a canary ends.
+
+    Its manifest, popular lists and a sample of its rows are read first.
 
     Example: hotplate releases rollback
     """
     from stores.lifecycle import rollback as roll_back
 
-    release = with_store(store, roll_back)
+    release = with_store(store, lambda opened: roll_back(opened, force=force))
     _print_outcome({"live": release}, f"{release} is live again", as_json=as_json)
 
 
@@ -146,11 +168,12 @@ def canary(
         str | None,
         option(
             "--watch",
-            "Compare the canary with the live release on /metrics of the service's admin listener at this URL, until "
-            "it has ended; where it is worse, end it. Without RELEASE, that of the store.",
+            "Watch the service whose admin listener is at this URL until the canary has ended, and end it once the "
+            "service finds it worse than the live release. Without RELEASE, that of the store.",
             metavar="URL",
         ),
     ] = None,
+    force: ForceServed = False,
     key: Annotated[
         str | None, option("--key", "An operator's key for --watch.", metavar="KEY", show_default=False)
     ] = None,
@@ -174,7 +197,7 @@ def canary(
 
     async def act(opened: "Store") -> "str | None":
         if release is not None:
-            await start_canary(opened, ReleaseId(release), percent)
+            await start_canary(opened, ReleaseId(release), percent, force=force)
             if not (as_json and watch):
                 fields = {"canary": {"release": release, "percent": percent}}
                 _print_outcome(fields, f"{percent:g} % of the users see {release}", as_json=as_json)
@@ -188,26 +211,32 @@ def canary(
 
 
 @app.command()
-def promote(store: StoreUrl = None, as_json: Json = False) -> None:
+def promote(
+    release: IfCanary = None, store: StoreUrl = None, force: ForceServed = False, as_json: Json = False
+) -> None:
     """Make the canary live.
 
-    Example: hotplate releases promote
+    Example: hotplate releases promote 20261121T064200Z-09c1
     """
+    from stores.catalogue import ReleaseId
     from stores.lifecycle import promote as act
 
-    release = with_store(store, act)
+    expected = None if release is None else ReleaseId(release)
+    release = with_store(store, lambda opened: act(opened, expected, force=force))
     _print_outcome({"live": release}, f"{release} is live", as_json=as_json)
 
 
 @app.command()
-def abort(store: StoreUrl = None, as_json: Json = False) -> None:
+def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """End the canary, so that all users see the live release; its release stays ready.
 
-    Example: hotplate releases abort
+    Example: hotplate releases abort 20261121T064200Z-09c1
     """
+    from stores.catalogue import ReleaseId
     from stores.lifecycle import abort as act
 
-    release = with_store(store, act)
+    expected = None if release is None else ReleaseId(release)
+    release = with_store(store, lambda opened: act(opened, expected))
     _print_outcome({"canary": None, "aborted": release}, f"{release} is not the canary any more", as_json=as_json)
 
 
@@ -258,7 +287,8 @@ def copy(
 ) -> None:
     """Copy a release, by default the live one, to another store under the same id.
 
-    The copy is checked against the manifest and made live in the target.
+    The copy is checked against the manifest and made live in the target. A release that the target has already is
+    verified, and repaired if rows are missing or damaged.
 
     To continue a copy that was interrupted, give the same command again.
 
@@ -286,15 +316,18 @@ def copy(
     if isinstance(done, Estimate):
         print_estimate(done, target, as_json=as_json)
         return
-    copied, state = done.manifest.release, "live" if activate else "ready"
+    live = activate and done.held_back is None
+    counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
+    state = f"{'live' if live else 'ready'}{', repaired' if done.repaired else ''}"
     _print_outcome(
-        {"release": done.manifest, "live": activate, "rows_written": done.rows, "rows_there": done.skipped}
-        | spending.to_json(),
-        f"{copied} is {state}: {done.rows:,} rows written, {done.skipped:,} had been written before",
+        {"release": done.manifest, "live": live} | counts | spending.to_json(),
+        f"{done.manifest.release} is {state}: {done.rows:,} rows written, {done.skipped:,} had been written before",
         as_json=as_json,
     )
     if not as_json and done.rows:
         spending.print_totals(plan_of(done.manifest))
+    if done.held_back is not None:
+        raise done.held_back
 
 
 @app.command()
@@ -352,15 +385,14 @@ def scrub(
     rate: Annotated[float, option("--rate", "Read this many rows a second.", at_least=1)] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Read every row of a release, by default the live one, at a gentle rate, and check each value's checksum.
+    """Read every row of a release, by default the live one, at a gentle rate; check each, and that none is missing.
 
-    Damaged values are named, and the exit code is 1; `hotplate releases repair` heals them. The service does the same
-    in the background with `hotplate serve --scrub-rate`.
+    If rows are missing or damaged the exit code is 1; damaged ones are named. `hotplate releases repair` heals both.
+    The service does the same in the background with `hotplate serve --scrub-rate`.
 
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """
     from stores.errors import ReleaseCorrupt
-    from stores.verification import named
     from stores.verification import scrub as read
 
     with progress_bars() as on_progress:
@@ -371,10 +403,8 @@ def scrub(
                 return chosen, await read(opened, chosen, rows_per_s=rate, on_progress=partial(on_progress, "scrub"))
 
         chosen, found = with_store(store, act)
-    if found.count:
-        raise ReleaseCorrupt(
-            f"of {found.rows:,} rows of release {chosen.id}, {found.count:,} are {named(found.damaged, found.count)}"
-        )
+    if not found.is_whole:
+        raise ReleaseCorrupt(f"of release {chosen.id}, {found.finding}")
     _print_outcome(
         {"release": chosen.id, "rows": found.rows, "damaged": []},
         f"{chosen.id} is whole: {found.rows:,} rows",

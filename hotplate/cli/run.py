@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from offline.registry import Registry
     from offline.run import Run, RunFolder
     from stores.catalogue import DraftRef, ReleaseId
+    from stores.errors import CanaryRunning
     from stores.manifest import Manifest
     from stores.store import Store
 
@@ -92,7 +93,8 @@ def run(
     neither its files nor its options have changed since the last run, nothing is done. One line of JSON comes at the
     end, on standard output.
 
-    Exits with 3 where a gate keeps the release from going live.
+    Exits with 3 if a gate, or a canary that runs, keeps the release from going live; once the canary has ended, the
+    same command makes the release live.
 
     Example: hotplate run nightly.toml
     """
@@ -167,17 +169,21 @@ class _Attempt:
                 self.summary["registered"] = models.in_registry(
                     job.registering["registry"], partial(self._register, job.registering, folder)
                 )
-        manifest = self._publish(folder, draft)
+        manifest, held_back = self._publish(folder, draft)
         with folder.step("prune"):
             erased = self._with_store(self._prune)
         if job.registering is not None:
-            models.in_registry(job.registering["registry"], partial(self._record, job.registering, manifest))
-        summary = self.summary | _result(manifest) | {"erased": erased, "seconds": folder.run.seconds}
-        folder.finish(summary["outcome"], summary)
+            models.in_registry(job.registering["registry"], partial(self._record, job.registering, manifest, held_back))
+        summary = self.summary | _result(manifest, held_back) | {"erased": erased, "seconds": folder.run.seconds}
+        if held_back is None:  # else the next attempt goes on from here
+            folder.finish(summary["outcome"], summary)
         self.summary |= summary
 
-    def _publish(self, folder: "RunFolder", draft: "DraftRef | None") -> "Manifest":
-        """Write the release, and make it live if gates let it; one that was written before is not written again."""
+    def _publish(self, folder: "RunFolder", draft: "DraftRef | None") -> "tuple[Manifest, CanaryRunning | None]":
+        """Write the release, and make it live if gates and canary let it; also returned is how a canary held it back.
+
+        One that was written before is not written again.
+        """
         from offline.run import give_up
         from stores.errors import ReleaseConflict
 
@@ -191,7 +197,7 @@ class _Attempt:
         except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins it anew
             self._with_store(lambda store: give_up(store, folder.run))
             raise
-        return written.result.manifest
+        return written.result.manifest, written.result.held_back
 
     def _register(self, given: "Mapping[str, Any]", folder: "RunFolder", registry: "Registry") -> str:
         """Add the model to a registry, unless an earlier attempt did, and return NAME@VERSION."""
@@ -201,24 +207,31 @@ class _Attempt:
                 return entry.reference
         return registry.register(folder.model, name, models.parse_tags(given["tag"] or []) | {"run": run.id}).reference
 
-    def _record(self, given: "Mapping[str, Any]", manifest: "Manifest", registry: "Registry") -> None:
-        """Record the release of the registered model, and its stage if gates have let it through."""
+    def _record(
+        self, given: "Mapping[str, Any]", manifest: "Manifest", held_back: "CanaryRunning | None", registry: "Registry"
+    ) -> None:
+        """Record the release of the registered model, and its stage if gates and canary have let it through."""
         reference, stage = self.summary["registered"], given["stage"]
         registry.record_release(reference, self._job.url, manifest.release)
-        if stage is not None and not _refusal(manifest) and stage not in registry.find(reference).stages:
+        refused = held_back is not None or _refusal(manifest)
+        if stage is not None and not refused and stage not in registry.find(reference).stages:
             registry.change(reference, stage=stage)
 
-    async def _activate(self, run: "Run", store: "Store") -> "Manifest":
+    async def _activate(self, run: "Run", store: "Store") -> "tuple[Manifest, CanaryRunning | None]":
         """Make a release live that was committed when the run was cut off; what became of it since is let be."""
         from stores.catalogue import State
+        from stores.errors import CanaryRunning
         from stores.lifecycle import activate
         from stores.verification import load_manifest
 
         entry = (await store.catalogue()).find(run.release)
         manifest = await load_manifest(store, entry.ref)
         if entry.state is State.READY and self._job.publishing["activate"] and not _refusal(manifest):
-            await activate(store, run.release)
-        return manifest
+            try:
+                await activate(store, run.release, end_canary=self._job.publishing["end_canary"])
+            except CanaryRunning as error:
+                return manifest, error
+        return manifest, None
 
     async def _prune(self, store: "Store") -> "list[ReleaseId]":
         from stores.lifecycle import prune
@@ -240,7 +253,7 @@ async def _has_lists(last: "Run", store: "Store") -> bool:
     return found.live is not None or any(entry.id == last.release for entry in found.releases)
 
 
-def _result(manifest: "Manifest") -> dict[str, Any]:
+def _result(manifest: "Manifest", held_back: "CanaryRunning | None") -> dict[str, Any]:
     """Return what a release is worth, as the summary says it."""
     from offline.gates import recorded
     from offline.run import Outcome
@@ -252,7 +265,7 @@ def _result(manifest: "Manifest") -> dict[str, Any]:
         "gates": [asdict(verdict) for verdict in recorded(manifest)[1]],
         "lists": manifest.counts,
     }
-    if sentence := _refusal(manifest):
+    if sentence := _refusal(manifest) or str(held_back or ""):
         found |= {"outcome": Outcome.REFUSED, "error": sentence}
     return found
 

@@ -68,6 +68,18 @@ def serve(
     admin_port: Annotated[
         int, option("--admin-port", "The port for operators; 0 takes any free one.", at_least=0, at_most=65535)
     ] = 8090,
+    health_host: Annotated[
+        str, option("--health-host", "Let probes reach /livez and /readyz on this address; by default this machine.")
+    ] = "127.0.0.1",
+    health_port: Annotated[
+        int,
+        option(
+            "--health-port",
+            "The port for probes, in plain HTTP and without a key; 0 takes any free one.",
+            at_least=0,
+            at_most=65535,
+        ),
+    ] = 8091,
     admin_store: Annotated[
         str | None,
         option(
@@ -225,6 +237,7 @@ def serve(
     Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
     """
     from serve.errors import ServiceMisused
+    from serve.processes.supervisor import Addresses
     from serve.processes.supervisor import serve as run
     from serve.settings import Limits, Settings, configure_logging
     from serve.telemetry.settings import read_telemetry
@@ -253,6 +266,8 @@ def serve(
         drain_s=drain,
         admin_host=admin_host,
         admin_port=admin_port,
+        health_host=health_host,
+        health_port=health_port,
         admin_store=admin_store,
         access_log_share=access_log,
         access_log_users=access_log_users,
@@ -276,8 +291,11 @@ def serve(
     )
     named = ", ".join(map(redacted, urls))
 
-    def announce(address: str, admin: str) -> None:
-        err.print(f"serving {named} on {address}, and for operators on {admin}")
+    def announce(addresses: Addresses) -> None:
+        err.print(
+            f"serving {named} on {addresses.service}, and for operators on {addresses.admin}; "
+            f"probes are answered on {addresses.health}"
+        )
 
     run(settings, announce)
 

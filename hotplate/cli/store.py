@@ -1,9 +1,11 @@
-"""`hotplate store`: look after a store as a whole: doctor, backup and restore."""
+"""`hotplate store`: look after a store as a whole: doctor, backup, restore and rebuild."""
 
 from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,17 +18,24 @@ from hotplate.cli.terminal import (
     out,
     print_json,
     progress_bars,
+    table,
     with_store,
 )
 
 if TYPE_CHECKING:
+    from stores.catalogue import Catalogue
     from stores.file.backup import BackupResult
     from stores.file.store import LmdbStore
+    from stores.manifest import Manifest
+    from stores.rebuild import Survey
     from stores.store import Store
+
+DAY_S = 86_400
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look after a store as a whole: examine it, back it up, put it back.\n\nExample: hotplate store doctor --store redis://localhost:6379/0",
+    help="Look after a store as a whole: examine it, back it up, put it back, rebuild its catalogue.\n\n"
+    "Example: hotplate store doctor --store redis://localhost:6379/0",
 )
 
 
@@ -106,6 +115,98 @@ def restore(
 
         done = with_store(store, act)
     _print_copied(done, f"restored from {source}", as_json=as_json)
+
+
+@app.command()
+def rebuild(
+    store: StoreUrl = None,
+    live: Annotated[
+        str | None,
+        option("--live", "Make this release live; needed if the store holds several.", metavar="RELEASE", env=False),
+    ] = None,
+    force: Annotated[
+        bool, option("--force", "Make the release live although it cannot be served as it is.", env=False)
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a new catalogue from the releases that the store holds, if the old one is lost or cannot be read.
+
+    Every row of each release is read, and the releases are listed: when each was written, its rows, what its gates
+    said, and whether it is sound. One becomes live and the others ready; services follow at once, and no data move. A
+    publish that was under way is to be started again.
+
+    Without --live, if there are several, they are only listed, and the exit code is 2.
+
+    Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
+    """
+    from stores.catalogue import Catalogue, ReleaseId
+    from stores.errors import StoreError
+    from stores.rebuild import rebuild as write_catalogue
+    from stores.rebuild import survey
+
+    wanted = None if live is None else ReleaseId(live)
+    with progress_bars() as on_progress:
+
+        async def act(opened: "Store") -> "tuple[Survey, Catalogue | StoreError]":
+            found = await survey(opened, wanted, on_progress)
+            try:
+                return found, await write_catalogue(opened, found, wanted or found.only(), force=force)
+            except StoreError as error:  # what was found is to be printed all the same
+                return found, error
+
+        found, outcome = with_store(store, act)
+    _print_survey(found, outcome if isinstance(outcome, Catalogue) else None, chosen_store(store), as_json=as_json)
+    if isinstance(outcome, StoreError):
+        raise outcome
+
+
+def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str, *, as_json: bool) -> None:
+    """Print what a store holds, and what became of it."""
+    from stores.urls import redacted
+
+    now, states = found.now, {}
+    if rebuilt is not None:
+        states = {entry.incarnation: entry.state for entry in rebuilt.releases}
+    if as_json:
+        releases = [
+            asdict(one.manifest)
+            | {"id": one.ref.id, "incarnation": one.ref.incarnation, "state": states.get(one.ref.incarnation)}
+            | {"age_s": now - one.manifest.created_at, "rows": one.manifest.rows}
+            | {"damage": one.damage, "refusal": one.refusal}
+            for one in found.releases
+        ]
+        live = None if rebuilt is None else rebuilt.live
+        print_json({"store": redacted(url), "live": live, "releases": releases, "not_taken_up": found.others})
+        return
+    rows = [
+        (
+            one.ref.id,
+            f"{datetime.fromtimestamp(one.manifest.created_at, UTC):%Y-%m-%d %H:%M:%S}Z",
+            f"{(now - one.manifest.created_at) / DAY_S:,.1f} days",
+            f"{one.manifest.rows:,}",
+            _gates(one.manifest),
+            "sound" if one.damage is None else "damaged" if one.refusal is None else "cannot be served",
+        )
+        for one in found.releases
+    ]
+    out.print(table(("release", "written", "age", "rows", "gates", "verify"), rows))
+    for one in found.releases:
+        for sentence in dict.fromkeys(filter(None, (one.damage, one.refusal))):
+            out.print(f"{one.ref.id}: {sentence}")
+    for incarnation, reason in found.others.items():
+        out.print(f"not taken up, so that `hotplate releases prune` erases it: {incarnation}, {reason}")
+    if rebuilt is not None:
+        out.print(f"{rebuilt.live} is live, in a new catalogue; releases in it: {len(rebuilt.releases)}")
+
+
+def _gates(manifest: "Manifest") -> str:
+    """Return in a few words what the gates of a release said, as its manifest has it."""
+    recorded: dict[str, Any] = manifest.about.get("gates") or {}
+    verdicts = recorded.get("verdicts", ())
+    failed = [verdict["gate"] for verdict in verdicts if not verdict["passed"]]
+    if not failed:
+        return f"{len(verdicts)} passed" if verdicts else "none"
+    return f"{', '.join(failed)} failed{', forced' if recorded.get('forced') else ''}"
 
 
 def _folder_store(opened: "Store") -> "LmdbStore":

@@ -45,7 +45,7 @@ STORE_VARIABLE = "HOTPLATE_STORE"
 # interrupted may clean up: the command has a second to end.
 INTERRUPT_POLL_S, CLEAN_UP_S = 0.1, 0.5
 
-# Exit codes: something failed, the command was misused, and a gate said no.
+# Exit codes: something failed, the command was misused, and a gate or a running canary said no.
 FAILED, MISUSED, REFUSED = 1, 2, 3
 # Which extra brings which module.
 EXTRAS = {
@@ -336,12 +336,12 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from bench.errors import BenchFailed, BenchMisused
     from offline.errors import DataError, GateFailed, SettingError
     from serve.errors import EventsFailed, ServiceMisused
-    from stores.errors import StoreError, StoreMisused
+    from stores.errors import CanaryRunning, StoreError, StoreMisused
     from stores.prices import PricesUnreadable
 
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused | PricesUnreadable):
         return str(error), MISUSED
-    if isinstance(error, GateFailed):
+    if isinstance(error, GateFailed | CanaryRunning):
         return str(error), REFUSED
     if isinstance(error, StoreError | DataError | BenchFailed | EventsFailed):
         return str(error), FAILED

@@ -122,18 +122,19 @@ def publish(image: Image, data: Path) -> None:
 
 def check_service(image: Image, data: Path) -> None:
     """The default command serves the release, its health check follows it, and SIGTERM ends it well as process 1."""
-    port = free_port()
+    port, health_port = free_port(), free_port()
     variables = {"HOTPLATE_STORE": f"file://{_DATA}/store", "HOTPLATE_ANONYMOUS": "1", "HOTPLATE_PORT": str(port)}
-    variables |= {"HOTPLATE_ADMIN_PORT": "0", "HOTPLATE_DRAIN_DELAY": "0"}
+    variables |= {"HOTPLATE_ADMIN_PORT": "0", "HOTPLATE_HEALTH_PORT": str(health_port), "HOTPLATE_DRAIN_DELAY": "0"}
     health = image.command(image.config["Healthcheck"]["Test"][1:], variables)
     command = image.command(image.config["Entrypoint"] + image.config["Cmd"], variables, {data: _DATA})
     log = data / "serve.log"
     with serving(command, log) as process:
         deadline = time.monotonic() + 60
-        while answer(port, "/readyz")[0] != 200:
+        while answer(health_port, "/readyz")[0] != 200:
             expect(process.poll() is None and time.monotonic() < deadline, f"serve does not come up: {log.read_text()}")
             time.sleep(0.1)
-        expect(answer(port, "/livez")[0] == 200, "/livez does not answer 200")
+        for either in (port, health_port):
+            expect(answer(either, "/livez")[0] == 200, "/livez does not answer 200")
         expect(b'"source":"personal"' in answer(port, "/v1/recommendations/u7")[1], "u7 gets no list of its own")
         expect(subprocess.run(health, capture_output=True, check=False).returncode == 0, "the health check fails")
         [inner] = children(process)

@@ -2,10 +2,10 @@
 
 A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so that the
 time of an answer says nothing of the keys that exist. One that was good is found without that from then on, by Python's
-own hash of text, which is seeded anew in each process and reveals nothing of a part of a key.
+own hash of text, which has another seed in each process and reveals nothing of a part of a key.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
@@ -55,7 +55,7 @@ class Tokens(Protocol):
     """Verifies tokens of somebody else's, as `serve.access.oidc.TokenVerifier` does."""
 
     async def caller(self, token: str, digest: bytes) -> Caller:
-        """Return who sent a token, known by its *digest*; raises a Problem where it is no good."""
+        """Return who sent a token, known by its *digest*; raises a Problem if it is no good."""
         ...
 
 
@@ -101,49 +101,39 @@ class Guard:
         Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, 429 where the client's
         rate is used up.
         """
-        caller = self.anonymous
-        credential = _credential(headers) if self.knows_clients else None
-        if credential is not None:
-            caller = self._seen.get(credential) or await self._caller(credential)
-        if scope not in caller.scopes:
-            raise _no_credentials() if caller is self.anonymous else _missing_scope(scope)
-        if caller.bucket is not None:
-            wait_s = caller.bucket.take()
-            if wait_s > 0:
-                raise Problem(
-                    429,
-                    "rate-limited",
-                    "this client has sent all the requests that it may for now",
-                    {"Retry-After": str(ceil(wait_s))},
-                )
-        if caller.has_key:
-            self.uses.marked.add(caller.name)
+        found = self.caller(credential_of(headers))
+        caller = found if isinstance(found, Caller) else await found()
+        self.charge(caller, scope)
         return caller
 
-    def admit_known(self, credential: str | None, client: str) -> Caller | None:
-        """Return who sent a read on a connection of *client*; None where to let it in takes more than a look."""
-        caller = self.anonymous
-        if credential is not None and self.knows_clients:
-            known = self._seen.get(credential)
-            if known is None or known.name != client:
-                return None
-            caller = known
-        if READ not in caller.scopes or (caller.bucket is not None and caller.bucket.take() > 0):
-            return None
-        if caller.has_key:
-            self.uses.marked.add(caller.name)
-        return caller
+    def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
+        """Return who sent a key of ours, or no key; of a token, what verifies it and returns who sent it.
 
-    async def _caller(self, credential: str) -> Caller:
-        """Return who sent a key of ours, or what is none, a token perhaps."""
+        Raises a Problem, 401, for what is neither.
+        """
+        if credential is None or not self.knows_clients:
+            return self.anonymous
+        known = self._seen.get(credential)
+        if known is not None:
+            return known
         digest = digest_of(credential)
         known = self._callers.get(digest)
         if known is not None and compare_digest(known.digest, digest):
             self._seen[credential] = known
             return known
         if self._tokens is not None and credential.count(".") == 2:
-            return await self._tokens.caller(credential, digest)
+            return partial(self._tokens.caller, credential, digest)
         raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
+
+    def charge(self, caller: Caller, scope: str) -> None:
+        """Count a request for something that takes *scope*; raises a Problem, 401, 403 or 429, as `admit` does."""
+        if scope not in caller.scopes:
+            raise _no_credentials() if caller is self.anonymous else _missing_scope(scope)
+        if caller.bucket is not None and (wait_s := caller.bucket.take()) > 0:
+            detail = "this client has sent all the requests that it may for now"
+            raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
+        if caller.has_key:
+            self.uses.marked.add(caller.name)
 
 
 def scope_of(template: str) -> str | None:
@@ -154,7 +144,7 @@ def scope_of(template: str) -> str | None:
 def guard_of(settings: Settings, tokens: Tokens | None) -> Guard:
     """Make the guard that the settings ask for, with *tokens* to verify those of an issuer.
 
-    Whoever reaches loopback is on this machine and may do everything, as long as nobody needs a key. Raises
+    Callers on loopback are on this machine and may do everything, unless a key is needed. Raises
     ServiceMisused for a service that would face others without anybody having said who may call it.
     """
     if settings.keys is not None or tokens is not None:
@@ -179,7 +169,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _credential(headers: Mapping[str, str]) -> str | None:
+def credential_of(headers: Mapping[str, str]) -> str | None:
     """Return the key or token of a request; an `Authorization` of another scheme is none, but a proxy's perhaps."""
     key = headers.get(API_KEY)
     return key if key is not None else bearer(headers.get(AUTHORIZATION))

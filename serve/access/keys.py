@@ -85,7 +85,7 @@ def load(path: Path) -> tuple[Client, ...]:
         raise KeysUnreadable(f"the keys in {path} cannot be read: {error.strerror}{hint}") from error
     try:
         return _parse(text)
-    except (ValueError, msgspec.MsgspecError) as error:
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise KeysUnreadable(f"the keys in {path} cannot be used: {error}") from None
 
 

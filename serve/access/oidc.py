@@ -1,4 +1,4 @@
-"""Tokens of an OpenID Connect issuer, such as Entra ID, beside keys: who issued one, for whom, until when.
+"""Tokens of an OpenID Connect issuer, such as Entra ID, besides keys: who issued one, for whom, until when.
 
 The issuer's public keys are fetched when a token needs one that is not there, and again once an hour; a token that was
 verified once is looked up by its SHA-256 until it expires.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "ES256")
+SCOPE_CLAIMS = ("scp", "scope", "roles")
 # How far the issuer's clock may be from ours.
 LEEWAY_S = 30
 FETCH_S = 5.0
@@ -60,7 +61,9 @@ class TokenVerifier:
         self._keys: dict[str, PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
         self._failure: str | None = None
-        self._fetching = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
+        """The fetch that all wait for who need a key, whether or not the one whose token began it is still there."""
+
         self._verdicts = dict[bytes, _Verdict]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
@@ -68,20 +71,20 @@ class TokenVerifier:
         verdict = self._verdicts.get(digest)
         if verdict is not None and time.time() < verdict.until:
             return verdict.caller
-        verdict = _verdict_on(await self._claims(token))
+        verdict = await self._verify(token)
         if len(self._verdicts) >= MAX_VERDICTS:
             del self._verdicts[next(iter(self._verdicts))]
         self._verdicts.pop(digest, None)  # to be the newest, which is dropped last
         self._verdicts[digest] = verdict
         return verdict.caller
 
-    async def _claims(self, token: str) -> dict[str, Any]:
+    async def _verify(self, token: str) -> _Verdict:
         import jwt  # noqa: PLC0415 -- an extra, which `serve` goes without
 
         try:
             header = jwt.get_unverified_header(token)
             key = await self._key(str(header.get("kid")))
-            return jwt.decode(
+            claims = jwt.decode(
                 token,
                 key.key,
                 algorithms=ALGORITHMS,
@@ -90,6 +93,7 @@ class TokenVerifier:
                 leeway=LEEWAY_S,
                 options={"require": ["exp", "iss", "aud"]},
             )
+            return _verdict_on(claims)
         except jwt.ExpiredSignatureError:
             raise _refused("the token has expired") from None
         except jwt.ImmatureSignatureError:
@@ -98,14 +102,18 @@ class TokenVerifier:
             raise _refused("the token is for another audience") from None
         except jwt.InvalidIssuerError:
             raise _refused("the token is from another issuer") from None
-        except (jwt.PyJWTError, TypeError, ValueError):  # the latter of keys that do not fit the algorithm
-            raise _refused("the token is no valid one for this service") from None
+        # Keys that do not fit the algorithm raise TypeError or ValueError, a huge number and deep brackets the others.
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
+            raise _refused("the token is not a valid one for this service") from None
 
     async def _key(self, identifier: str) -> "PyJWK":
         """Return the issuer's key of this id, after a look at the issuer where it is not known, or not fresh."""
         is_fresh = time.monotonic() < self._fetched_at + FRESH_S
-        if identifier not in self._keys or not (is_fresh or self._fetching.locked()):
-            await self._refresh()
+        if identifier not in self._keys or not (is_fresh or self._fetching):
+            if self._fetching is None and time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S):
+                self._fetching = asyncio.create_task(self._refresh())
+            if self._fetching is not None:
+                await asyncio.shield(self._fetching)
         if identifier in self._keys:
             return self._keys[identifier]
         if not self._keys:
@@ -114,24 +122,21 @@ class TokenVerifier:
         raise _refused("the token is signed by a key that its issuer does not publish")
 
     async def _refresh(self) -> None:
-        """Fetch the keys, some time after the last try at the earliest; what cannot be fetched keeps the old ones."""
-        async with self._fetching:
-            if time.monotonic() < self._tried_at + (REFRESH_S if self._keys else RETRY_S):
-                return
-            self._tried_at = time.monotonic()
-            try:
-                keys = await self._fetch()
-            except IssuerUnreadable as error:
-                if self._failure != str(error):
-                    log.warning(
-                        "the keys of the issuer %s: %s; what was fetched before stays in use", self._issuer, error
-                    )
-                self._failure = str(error)
-                return
+        """Fetch the keys; if that fails, the old ones stay in use."""
+        try:
+            keys = await self._fetch()
+        except IssuerUnreadable as error:
+            if self._failure != str(error):
+                log.warning("the keys of the issuer %s: %s; what was fetched before stays in use", self._issuer, error)
+            self._failure = str(error)
+        else:
             self._fetched_at, self._failure = time.monotonic(), None
             if self._keys.keys() - keys.keys():
                 self._verdicts.clear()  # some were signed by a key that is withdrawn
             self._keys = keys
+        finally:
+            self._tried_at = time.monotonic()
+            self._fetching = None
 
     async def _fetch(self) -> "dict[str, PyJWK]":
         import jwt  # noqa: PLC0415 -- as above
@@ -186,10 +191,14 @@ def _is_trusted(url: str) -> bool:
 
 
 def _verdict_on(claims: dict[str, Any]) -> _Verdict:
-    """Return whom verified claims name, and what they allow: `scp` of people, `roles` of applications."""
-    scopes = claims.get("scp", "")
-    roles = claims.get("roles", [])
-    granted = {*(scopes.split() if isinstance(scopes, str) else ()), *(roles if isinstance(roles, list) else ())}
+    """Return whom verified claims name, and what they allow; raises TypeError and OverflowError for odd ones.
+
+    `scp` or `scope` is what people have, `roles` what applications have: words with spaces between them, or a list.
+    """
+    granted = set[str]()
+    for claim in SCOPE_CLAIMS:
+        words = claims.get(claim, "")
+        granted.update(words.split() if isinstance(words, str) else words)
     name = next((claims[each] for each in ("azp", "appid", "client_id") if each in claims), "")
     known = isinstance(name, str) and NAME.fullmatch(name)
     return _Verdict(Caller(name if known else "token", frozenset(SCOPES) & granted), float(claims["exp"]) + LEEWAY_S)

@@ -3,6 +3,7 @@
 import os
 import re
 import ssl
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,8 @@ from serve.watched import WatchedFiles
 
 # How long a client may take over its handshake.
 HANDSHAKE_S = 10.0
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# A certificate in PEM, by each of the labels that OpenSSL reads. After a trusted one stands what it is trusted for.
+_PEM = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
 # Tags of DER (X.690): a certificate's version, which may be left out, and a time with a year of two digits.
 _VERSION, _UTC_TIME = 0xA0, 0x17
 
@@ -72,7 +74,7 @@ def expiry(pem: bytes) -> float:
 
     They are read as RFC 5280 has them, for the standard library shows the dates of a peer's certificate only.
     """
-    return min(_not_after(ssl.PEM_cert_to_DER_cert(block.decode())) for block in _PEM.findall(pem))
+    return min(_not_after(b64decode(content)) for _, content in _PEM.findall(pem))
 
 
 def _not_after(der: bytes) -> float:

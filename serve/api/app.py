@@ -20,9 +20,8 @@ from serve.api.cors import Cors
 from serve.api.handlers import FOUND, Handler, Handlers, found_in
 from serve.api.openapi import Documents
 from serve.api.parameters import FOLD_IN
-from serve.api.problems import Problem, internal_error, not_ready
+from serve.api.problems import ClientGone, Problem, internal_error, not_ready
 from serve.api.scoring import Scoring, refusal
-from serve.connections.admission import ClientGone
 from serve.events.route import EventsHandler, settled
 from serve.lists import Lists
 from serve.metrics import OTHER

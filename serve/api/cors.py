@@ -43,12 +43,14 @@ class Cors:
 
     def admit(self, request: web.BaseRequest, response: web.Response) -> None:
         """Let the page of a listed origin read an answer, and caches know that this depends on the origin."""
-        vary = response.headers.get(hdrs.VARY)
-        response.headers[hdrs.VARY] = "Origin" if vary is None else f"{vary}, Origin"
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin in self._origins:
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
+        response.headers.update(self.headers(request.headers.get(hdrs.ORIGIN), response.headers.get(hdrs.VARY)))
+
+    def headers(self, origin: str | None, vary: str | None = None) -> dict[str, str]:
+        """Return what `admit` adds to an answer to a page of *origin*, that varies by *vary* without it."""
+        headers = {"Vary": "Origin" if vary is None else f"{vary}, Origin"}
+        if origin is not None and origin in self._origins:
+            headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
+        return headers
 
 
 def _is_origin(text: str) -> bool:

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import hdrs, web
 from xxhash import xxh3_64_hexdigest
 
 from serve.answered import Found
+from serve.api.bodies import read_body
 from serve.api.formats import (
     CONTENT_TYPES,
     Compressor,
@@ -25,7 +27,6 @@ from serve.api.parameters import (
     FOLD_IN,
     JSON,
     LIST_MEDIA,
-    MAX_BODY_BYTES,
     BatchBody,
     FoldInBody,
     ListQuery,
@@ -37,11 +38,14 @@ from serve.api.parameters import (
     parse_id,
 )
 from serve.api.problems import Problem, overloaded
-from serve.processes.states import ANSWERING, DEGRADED, DRAINING, READY, status_of
+from serve.processes.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
 from serve.reader import EncodedList, FoldInUnavailable, TieredReader
 from serve.watched import WatchedFiles
 from stores.encoding import encode_id, without_titles
 from stores.errors import StoreThrottled
+
+if TYPE_CHECKING:
+    from serve.events.writer import EventWriter
 
 PRIVATE = "private, no-cache"
 # What is the same for everybody may be kept by a CDN; a release that goes live is seen a minute later there.
@@ -84,6 +88,8 @@ class Handlers:
         self.draining = False
         self.watched = list[WatchedFiles]()
         """Files that the worker follows; what is wrong with one is a warning, for its last good version is in use."""
+        self.writer: EventWriter | None = None
+        """What writes events down, if they are taken."""
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/recommendations/{user}?n=&exclude=&fields=&segment=`."""
@@ -103,7 +109,8 @@ class Handlers:
         results = self._results(batch, answers)
         pieces = encode_batch(media, named[RELEASE], batch.fields.split(","), len(answers), results)
         headers = {"Content-Type": CONTENT_TYPES.get(media, media), "Cache-Control": NO_STORE, **named}
-        return await in_pieces(pieces, headers, content_coding(request.headers.get(hdrs.ACCEPT_ENCODING)))
+        coding = content_coding(request.headers.get(hdrs.ACCEPT_ENCODING))
+        return await in_pieces(pieces, headers, coding, answers)
 
     async def fold_in(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations/fold-in` with `{"items": ["a", {"id": "b", "weight": 2}], "n": 10, …}`."""
@@ -148,12 +155,17 @@ class Handlers:
         if self.draining:
             return DRAINING
         status = status_of(self._reader.tiers)
+        if status == NOT_READY and self._reader.kept is not None:
+            return DEGRADED
         return DEGRADED if status == READY and self.warnings else status
 
     @property
     def warnings(self) -> list[str]:
-        """What is wrong with files whose last good version is in use."""
-        return [each.warning for each in self.watched if each.warning]
+        """What is wrong with files whose last good version is in use, and with events."""
+        found = [each.warning for each in self.watched]
+        if self.writer is not None:
+            found.append(self.writer.warning)
+        return [warning for warning in found if warning]
 
     def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:
         """Return the items that a request gets of a list."""
@@ -258,16 +270,25 @@ def _excluded(ids: Sequence[str]) -> frozenset[bytes]:
 class StreamedResponse(web.Response):
     """An answer of which *made* is ready, and the rest is made while it is sent, compressed or as it is.
 
-    A piece is made inside of *turn*, and outside of it waits for its reader, who so holds up nobody.
+    A piece is made inside of *turn*, and waits for its reader outside of it. So a slow reader holds up no other caller.
+    Meanwhile *hold* counts the bytes of the lists of which the rest is made.
     """
 
     def __init__(
-        self, made: bytes, pieces: Iterator[bytes], compress: Compressor | None, headers: dict[str, str]
+        self,
+        made: bytes,
+        pieces: Iterator[bytes],
+        compress: Compressor | None,
+        headers: dict[str, str],
+        answers: Sequence[EncodedList],
     ) -> None:
         super().__init__(body=self._stream(made, pieces, compress), headers=headers)
         self.turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+        self.hold: Callable[[int], None] = lambda _: None
+        self._held = sum(map(len, {id(one.body): one.body for one in answers}.values()))
 
     async def _stream(self, made: bytes, pieces: Iterator[bytes], compress: Compressor | None) -> AsyncIterator[bytes]:
+        self.hold(self._held)
         yield made if compress is None else await _compressed(compress, made)
         while True:
             async with self.turn():
@@ -278,12 +299,15 @@ class StreamedResponse(web.Response):
             if piece is None:
                 break
             yield piece
+        self.hold(-self._held)
         if compress is not None:
             yield compress.flush()
 
 
-async def in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: str | None) -> web.Response:
-    """Answer with *pieces*, each made when others had their turn; where they are many, they are sent while made."""
+async def in_pieces(
+    pieces: Iterator[bytes], headers: dict[str, str], coding: str | None, answers: Sequence[EncodedList]
+) -> web.Response:
+    """Answer with *pieces* of *answers*, each made when others had their turn; many are sent while they are made."""
     made = bytearray()
     for piece in pieces:
         made += piece
@@ -291,7 +315,7 @@ async def in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: st
             if coding is not None:
                 headers["Content-Encoding"] = coding
             compress = None if coding is None else compressor(coding)
-            return StreamedResponse(bytes(made), pieces, compress, headers)
+            return StreamedResponse(bytes(made), pieces, compress, headers, answers)
         await asyncio.sleep(0)
     body = bytes(made)
     if coding is not None and len(body) > COMPRESS_BYTES:
@@ -310,31 +334,3 @@ async def _compressed(compress: Compressor, data: bytes) -> bytes:
 def _status(status: int, fields: dict[str, object]) -> web.Response:
     headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
     return web.Response(status=status, body=orjson.dumps(fields), headers=headers)
-
-
-def is_encoded(request: web.BaseRequest) -> bool:
-    """Return whether a body is compressed: a small one may be a gigabyte unpacked."""
-    return request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity"
-
-
-def encoded_body() -> Problem:
-    """Refuse a body that is compressed."""
-    return Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
-
-
-def too_large() -> Problem:
-    """Refuse a body before it is read, or where it turns out to be too large."""
-    return Problem(413, "body-too-large", f"a body has at most {MAX_BODY_BYTES} bytes; send several requests")
-
-
-async def read_body(request: web.BaseRequest) -> bytes:
-    """Return the body of a request; a Problem where it is too large, or compressed."""
-    if is_encoded(request):
-        raise encoded_body()
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large() from None
-    if len(body) > MAX_BODY_BYTES:  # an application around the service may let more through
-        raise too_large()
-    return body

@@ -6,8 +6,14 @@ import orjson
 from aiohttp import web
 
 CONTENT_TYPE = "application/problem+json"
+# The header of a problem after which its connection is closed.
+CLOSE = {"Connection": "close"}
 # Callers that were refused together come back spread over so many seconds.
 RETRY_AFTER_S = (1, 4)
+
+
+class ClientGone(Exception):
+    """The caller hung up before its request was whole, or before its turn came; no answer would reach it."""
 
 
 class Problem(Exception):
@@ -42,6 +48,11 @@ class Problem(Exception):
             **self.members,
         }
         return orjson.dumps(fields)
+
+    def closing(self) -> "Problem":
+        """Have the connection closed after this problem; returns it."""
+        self.headers = self.headers | CLOSE
+        return self
 
     def response(self) -> web.Response:
         """Render the problem."""

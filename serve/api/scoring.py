@@ -14,8 +14,9 @@ import orjson
 from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from serve.api.bodies import read_body
 from serve.api.formats import content_coding
-from serve.api.handlers import NO_STORE, RELEASE, in_pieces, read_body, releases, result_head
+from serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, result_head
 from serve.api.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Canary, Count, Id, Item, QueryParser
 from serve.api.problems import Problem, bad_parameter
 from serve.reader import DEFAULT_N, EncodedList, TieredReader
@@ -119,7 +120,7 @@ class Scoring:
             raise Problem(503, "store-unavailable", str(error)) from error
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(answers)}
         coding = content_coding(request.headers.get(hdrs.ACCEPT_ENCODING))
-        return await in_pieces(self._pieces(rows, zip(users, answers, strict=True)), headers, coding)
+        return await in_pieces(self._pieces(rows, zip(users, answers, strict=True)), headers, coding, answers)
 
     async def swagger(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /swagger.json?version=`."""

@@ -18,20 +18,21 @@ untouched, on the same connection and in order. Why nothing is taken that aiohtt
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from math import inf
-from time import monotonic, time
+from time import monotonic
 from typing import NamedTuple
 
-from aiohttp.helpers import rfc822_formatted_time
 from xxhash import xxh3_64_hexdigest
 
-from serve.access.auth import bearer
+from serve.access.auth import Caller, bearer
+from serve.access.keys import READ
 from serve.answered import Answered
 from serve.api.app import Dispatcher, is_request_id
 from serve.api.formats import media_type
 from serve.api.handlers import NO_STORE, PRIVATE, found_in, is_known, list_head, releases
 from serve.api.parameters import JSON, LIST_MEDIA
 from serve.api.problems import Problem
+from serve.connections.limits import Counted
+from serve.connections.refusals import AnswerWriter
 from serve.metrics import request_cell
 from serve.processes.access_log import report
 from serve.reader import DEFAULT_N, EncodedList, NotReady
@@ -121,6 +122,7 @@ class Lane:
     def __init__(self, dispatcher: Dispatcher) -> None:
         """Take what answers everything else."""
         self._dispatcher = dispatcher
+        self._guard = dispatcher.guard
         self._reader = dispatcher.reader
         self._denied = dispatcher.reader.deny_list
         self._observe = dispatcher.metrics.observe
@@ -133,46 +135,61 @@ class Lane:
             b"similar": _kind("/v1/similar/{item}", "similar", ITEM, b'"item":"%b",', shared),
             None: _kind("/v1/popular", "popular", "", b"", shared),
         }
-        self._date, self._date_until = "", -inf
+        self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, dispatcher.cors)
         self._vary = "Accept, Origin" if dispatcher.cors else "Accept"
         self._blocks = dict[bytes, _Headers]()
         self._lines = dict[bytes, tuple[int, str | None]]()
         self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _Frame]()
 
-    def answer(self, data: bytes, now: float, client: str, deliver: Callable[[bytes], None]) -> bytes | None:
-        """Return the whole answer to what came *now* on a connection of *client*; None for what is not the lane's.
+    def answer(self, data: bytes, now: float, connection: Counted, deliver: Callable[[bytes], None]) -> bytes | None:
+        """Return the whole answer to what came *now* on a connection; None for what is not the lane's.
 
-        LATER where a store is to be read before: then *deliver* is called with the answer, in a later turn of the loop.
+        LATER if a store is to be read before: then *deliver* is called with the answer, in a later turn of the loop.
         """
         line = _line(data)
-        if line is None:
+        if line is None or self._dispatcher.draining:
             return None
         block = data[line.end() :]
         headers = self._blocks.get(block) or self._read(block)
-        if headers is None or self._dispatcher.draining:
-            return None
-        caller = self._dispatcher.guard.admit_known(headers[0], client)
-        if caller is None:
+        if headers is None:
             return None
         name, raw_id, digits = line.groups()
-        kind, n = self._kinds[name], DEFAULT_N if digits is None else int(digits)
+        kind, guard = self._kinds[name], self._guard
+        try:
+            caller = guard.caller(headers[0])
+            # To verify a token takes more than a look, and what has too many connections is closed.
+            if not isinstance(caller, Caller) or not (
+                caller is guard.anonymous or caller.name == connection.client or connection.claim(caller.name)
+            ):
+                return None
+            guard.charge(caller, READ)
+        except Problem as problem:
+            return self._refused(now, kind, headers, problem)
+        n = DEFAULT_N if digits is None else int(digits)
         span = None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
         request = now, kind, raw_id or b"", n, headers, caller.name, span
         try:
-            if raw_id is None:
-                return self._made(request, self._reader.popular())
-            return self._answered(request, kind.key + raw_id.decode(), deliver)
+            is_popular = raw_id is None
+            return self._made(request, self._reader.popular()) if is_popular else self._answered(request, deliver)
         except NotReady:
             return None
 
-    def route_of(self, data: bytes) -> str | None:
-        """Return the route of a request of the lane's whose headers are remembered: it takes a look and no more."""
-        line = _line(data)
-        return None if line is None or data[line.end() :] not in self._blocks else self._kinds[line[1]].route
+    def _refused(self, started: float, kind: _Kind, headers: _Headers, problem: Problem) -> bytes:
+        """Return the answer to a request whose caller is refused."""
+        span = None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
+        request_id, took_s = headers[1] or self._dispatcher.request_ids.new(), monotonic() - started
+        self._observe(request_cell(kind.route, "GET", problem.status), took_s)
+        is_logged = self._access_log is not None and self._access_log.due(took_s)
+        if is_logged or span is not None:
+            size = len(problem.body)
+            answered = Answered(kind.route, "GET", problem.status, took_s, size, request_id, None, None, None)
+            report(answered, self._access_log if is_logged else None, span)
+        return self._writer.write_problem(problem, request_id, took_s)
 
-    def _answered(self, request: _Request, key: str, deliver: Callable[[bytes], None]) -> bytes:
-        """Return the answer from a row, where that is at hand, or LATER."""
-        source = request[1].source
+    def _answered(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
+        """Return the answer from a row, if that is at hand, or LATER."""
+        kind = request[1]
+        key, source = kind.key + request[2].decode(), kind.source
         encoded = self._reader.at_hand(key, source)
         if encoded is not None:
             return self._made(request, encoded)
@@ -192,13 +209,11 @@ class Lane:
         body = b"".join((b"{", kind.subject % raw_id if raw_id else b"", frame.middle, items, b"]}"))
         etag, size = xxh3_64_hexdigest(body), len(body)
         request_id = given_id or self._dispatcher.request_ids.new()
-        status, cell, head, length = 200, kind.ok_cell, frame.head, f"Content-Length: {size}\r\n"
+        status, cell, head = 200, kind.ok_cell, frame.head
+        content: bytes | None = body
         if known is not None and is_known(f'"{etag}"', known):
-            status, cell, head, length, body, size = 304, kind.known_cell, frame.not_modified, "", b"", 0
-        now = monotonic()
-        if now >= self._date_until:
-            self._renew_date(now)
-        took_s = now - started
+            status, cell, head, content, size = 304, kind.known_cell, frame.not_modified, None, 0
+        took_s = monotonic() - started
         self._observe(cell, took_s)
         is_logged = self._access_log is not None and self._access_log.due(took_s)
         if is_logged or span is not None:
@@ -206,15 +221,7 @@ class Lane:
             found = found_in(encoded, items)
             answered = Answered(kind.route, "GET", status, took_s, size, request_id, client, user, found)
             report(answered, self._access_log if is_logged else None, span)
-        lines = (
-            f'{etag}"\r\nServer: hotplate\r\nX-Request-Id: {request_id}\r\n'
-            f"Server-Timing: app;dur={took_s * 1000:.3f}\r\n{length}Date: {self._date}\r\n\r\n"
-        )
-        return b"".join((head, lines.encode(), body))
-
-    def _renew_date(self, now: float) -> None:
-        """Write the date anew, and note when its second ends."""
-        self._date, self._date_until = rfc822_formatted_time(), now + 1 - time() % 1
+        return self._writer.write(head, request_id, took_s, content, last=f'{etag}"\r\n')
 
     def _frame(self, kind: _Kind, encoded: EncodedList) -> _Frame:
         """Return what answers with lists of one source and release have in common."""

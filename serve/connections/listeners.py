@@ -1,33 +1,15 @@
-"""Listening sockets: a port that is reserved before anything else, shared by workers, and closed without a reset."""
+"""Listening sockets: a port that is reserved before anything else, and shared by workers."""
 
-import asyncio
-import ctypes
 import errno
-import select
 import socket
-import struct
 import time
-from contextlib import suppress
 
 # How long a port is waited for that workers of a parent which was killed just now still hold.
 PORT_WAIT_S = 1.5
 PORT_POLL_S = 0.02
-# How long handshakes that have begun may take to be completed, and accepted, before a listener is closed.
-HANDSHAKE_S = 0.1
-# How long it is waited, beyond that, until all that was connected has been accepted.
-ACCEPT_S = 1.0
-SO_ATTACH_FILTER = 26  # of asm-generic/socket.h; the socket module does not name it
-# Of each packet to a listener: drop it where, of its flags SYN and ACK, it has SYN alone.
-DROP_SYN = b"".join(
-    struct.pack("HBBI", *instruction)
-    for instruction in (
-        (0x30, 0, 0, 13),  # load the byte of the flags
-        (0x54, 0, 0, 0x12),  # keep SYN and ACK
-        (0x15, 0, 1, 0x02),  # where it is SYN alone,
-        (0x06, 0, 0, 0),  # keep nothing of the packet,
-        (0x06, 0, 0, 0xFFFFFFFF),  # else all of it
-    )
-)
+# How much of an answer the kernel takes beyond what it has sent. The rest of what a client does not read stays in this
+# process, which counts and times it. Without this, each such client could hold 4 MB of the kernel's memory.
+UNSENT_BYTES = 65_536
 
 
 class CannotListen(OSError):
@@ -84,28 +66,9 @@ def _bind(family: int, host: str, port: int, *, shared: bool) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # and so each connection
         listener.bind((host, port))
     except BaseException:
         listener.close()
         raise
     return listener
-
-
-async def accept_the_last(listener: socket.socket) -> None:
-    """Wait until the running loop has accepted all that was connected to *listener*, so that it can be closed.
-
-    The kernel resets what waits in the queue of a listener that is closed. So that nothing comes between the last
-    accept and the close, packets that open a connection are dropped meanwhile: their senders repeat them within a
-    second, and reach another worker, or nobody.
-    """
-    clock = asyncio.get_running_loop().time
-    with suppress(OSError):  # not Linux: then it is as good as it gets
-        program = ctypes.create_string_buffer(DROP_SYN, len(DROP_SYN))
-        filters = struct.pack("HP", len(DROP_SYN) // 8, ctypes.addressof(program))
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filters)
-    await asyncio.sleep(HANDSHAKE_S)
-    waiting = select.poll()
-    waiting.register(listener, select.POLLIN)
-    deadline = clock() + ACCEPT_S
-    while waiting.poll(0) and clock() < deadline:  # noqa: ASYNC110 -- the loop that accepts has no event for that
-        await asyncio.sleep(0)

@@ -10,7 +10,9 @@ from itertools import count
 import msgspec
 from aiohttp import web
 
-from serve.api.handlers import NO_STORE, read_body
+from serve.access.auth import credential_of
+from serve.api.bodies import read_body
+from serve.api.handlers import NO_STORE
 from serve.api.parameters import JSON, NoQuery, QueryParser
 from serve.api.problems import Problem, overloaded
 from serve.events.records import Event, EventsAnswer, WrittenEvent, parse_events, position_of
@@ -56,6 +58,7 @@ class EventsHandler:
     async def report(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/events` with `{"events": [{"type": "click", "user": "42", "items": ["7"], …}]}`."""
         QUERY.parse(raw_query)
+        _refuse_unasked(request)
         events = parse_events(await read_body(request))
         roles = {release: self._role_of(release) for release in {event.release for event in events}}
         lines = b"".join(self._lines(events, roles))
@@ -110,3 +113,9 @@ class EventsHandler:
     def _count_events(self, events: Sequence[Event], outcome: str) -> None:
         for kind, number in Counter(event.type for event in events).items():
             self._metrics.count_event(kind if kind in (IMPRESSION, CLICK) else CUSTOM, outcome, number)
+
+
+def _refuse_unasked(request: web.BaseRequest) -> None:
+    """Refuse what a web page of any site can have a browser send: before JSON, or a key, the browser asks us."""
+    if request.content_type != JSON and credential_of(request.headers) is None:
+        raise Problem(415, "not-json", "events without a key take the header Content-Type: application/json")

@@ -52,7 +52,9 @@ class EventWriter:
         self._queued_bytes = 0
         self._queue = SimpleQueue[_Commit | None]()
         self._segment: Segment | None = None
-        self._is_failing = False
+        self.warning: str | None = None
+        """Why events are refused, from the first that could not be written until one can be."""
+
         # A daemon: a disk that never answers must not keep the process from its end.
         self._thread = threading.Thread(target=self._run, name="event writer", daemon=True)
         self._thread.start()
@@ -108,13 +110,13 @@ class EventWriter:
             self._close_segment()
             self._settle(commits, DiskFailed())
             return
-        if self._is_failing:
-            self._is_failing = False
+        if self.warning is not None:
+            self.warning = None
             log.info("events are written to %s again", self._folder)
         self._settle(commits, None)
 
     def _close_segment(self) -> None:
-        """Let readers have the segment; where that fails it is left to whoever recovers it."""
+        """Let readers have the segment; if that fails, the next writer that recovers segments does."""
         segment, self._segment = self._segment, None
         if segment is not None:
             try:
@@ -130,9 +132,9 @@ class EventWriter:
             self._log_failure(error)
 
     def _log_failure(self, error: OSError) -> None:
-        if not self._is_failing:
-            self._is_failing = True
-            log.error("events cannot be written to %s, and are refused: %s", self._folder, error)
+        if self.warning is None:
+            self.warning = f"events cannot be written to {self._folder}, and are refused: {error.strerror or error}"
+            log.error("%s", self.warning)
 
     def _settle(self, commits: Sequence[_Commit], error: DiskFailed | None) -> None:
         with suppress(RuntimeError):  # the loop is closed where the stop took too long

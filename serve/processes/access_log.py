@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_bytes
@@ -59,7 +60,7 @@ def read_secret(file: Path | None) -> bytes:
 
 
 class AccessLog:
-    """Writes lines to standard error; one for each worker.
+    """Writes lines to the log; one for each worker.
 
     A line has the route's template and never the path or the query, so that no key is in it, and a user's id only as
     *users* says. Which items a list had is not in it either: by these a user can be found again.
@@ -72,8 +73,13 @@ class AccessLog:
         *,
         users: Literal["hashed", "none", "plain"] = "none",
         secret: bytes = b"",
+        write: Callable[[str], object] | None = None,
     ) -> None:
-        """Take the share of requests that are written, and how long one takes to be written whatever the share."""
+        """Take the share of requests that are written, and how long one takes to be written whatever the share.
+
+        *write* takes each line; without it they go to standard error.
+        """
+        self._write_line = write or sys.stderr.write
         self._share = share
         self._slow_s = slow_s
         self._users = users
@@ -117,7 +123,7 @@ class AccessLog:
             fields |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
         if is_slow and self._left_out:
             fields["slow_requests_left_out"], self._left_out = self._left_out, 0
-        sys.stderr.write(orjson.dumps(fields).decode() + "\n")
+        self._write_line(orjson.dumps(fields).decode() + "\n")
 
     def _may_write_slow(self) -> bool:
         second = int(time.monotonic())
@@ -138,7 +144,7 @@ def report(answered: Answered, log: AccessLog | None, span: RequestSpan | None) 
         span.end(answered)
 
 
-def open_access_log(settings: Settings, secret: bytes) -> AccessLog | None:
+def open_access_log(settings: Settings, secret: bytes, write: Callable[[str], object]) -> AccessLog | None:
     """Return the access log that the settings request; None where they request none, so that it costs nothing."""
     if settings.access_log_share == 0 and settings.slow_request_s is None:
         return None
@@ -147,4 +153,5 @@ def open_access_log(settings: Settings, secret: bytes) -> AccessLog | None:
         float("inf") if settings.slow_request_s is None else settings.slow_request_s,
         users=settings.access_log_users,
         secret=secret,
+        write=write,
     )

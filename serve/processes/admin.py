@@ -27,18 +27,20 @@ from serve.access.keys import ADMIN
 from serve.api.app import RequestIds, Route, by_template, handler_of
 from serve.api.parameters import QueryParser
 from serve.api.problems import Problem, bad_parameter, internal_error
-from serve.connections.protocol import Server
+from serve.connections.server import Server
 from serve.console.console import Console
 from serve.metrics import Metrics
 from serve.processes.exposition import Exposition
+from serve.processes.signals import WATCHED
 from serve.processes.states import ANSWERING, WorkerState, service_status, status_now
-from serve.processes.worker import BACKLOG, WATCHED, Inheritance
+from serve.processes.worker import BACKLOG, Inheritance
+from serve.releases.canary import StoppedCanary
 from serve.tiers import tier_names
 from serve.watched import following
 from stores import catalogue as changes
 from stores.catalogue import Catalogue, ReleaseId
 from stores.connect import connect
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused
+from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused
 from stores.lifecycle import abort, activate, promote, rollback, start_canary
 from stores.store import Store
 from stores.urls import redacted
@@ -53,8 +55,9 @@ CATALOGUE_S = 5.0
 # How long a request in progress is waited for when the service stops.
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-# How many connections are open at once: of operators, their tools, and what scrapes. All else is as for the workers.
-CONNECTIONS = 64
+# How many connections are open at once: of operators, their tools, and what scrapes; and how many of one address. A new
+# one takes the place of one that is idle, because strangers can hold connections open, too. All else is as for workers.
+CONNECTIONS, PER_ADDRESS = 64, 16
 RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
 
 
@@ -65,6 +68,13 @@ class RollbackQuery(Struct, frozen=True):
     """The release to leave: where it is not live, nothing is done, so that the request may be repeated."""
 
 
+class CanaryEndQuery(Struct, frozen=True):
+    """The query of `POST /v1/releases/canary/promote` and of `POST /v1/releases/canary/abort`."""
+
+    if_canary: str = ""
+    """The release that is meant: if another one is the canary by now, nothing is done."""
+
+
 class CanaryQuery(Struct, frozen=True):
     """The query of `POST /v1/releases/{id}/canary`."""
 
@@ -73,6 +83,8 @@ class CanaryQuery(Struct, frozen=True):
 
 
 CANARY = QueryParser(CanaryQuery, "POST /v1/releases/{id}/canary")
+PROMOTE = QueryParser(CanaryEndQuery, "POST /v1/releases/canary/promote")
+ABORT = QueryParser(CanaryEndQuery, "POST /v1/releases/canary/abort")
 ROLLBACK = QueryParser(RollbackQuery, "POST /v1/releases/rollback")
 
 
@@ -94,9 +106,13 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     loop = asyncio.get_running_loop()
     loop.add_reader(lifeline, stop.set)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's, for all processes: it outlives the workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, for all processes: it outlives the workers
+        loop.add_signal_handler(number, lambda: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    limits = replace(inherited.settings.limits, connections=CONNECTIONS, per_address=CONNECTIONS)
+    limits = inherited.settings.limits
+    limits = replace(
+        limits, connections=CONNECTIONS, per_address=PER_ADDRESS, silent_s=limits.header_s, idle_gives_way=True
+    )
     inherited.log.use_slot(inherited.settings.workers)
     console = Console(inherited, guard)
     server = Server(_Admin(inherited, host, guard, console), limits)
@@ -131,6 +147,7 @@ class _Admin:
         """Take the address that is listened on, and, beyond loopback, who says which caller is an operator."""
         self.metrics = Metrics(1, ())  # of its own, and shown to nobody: in a worker's slot nobody else counts
         self.request_ids = RequestIds()
+        self.cors = None  # no page of another origin reads what is for operators
         self._host, self._guard = host, guard
         self._settings = inherited.settings
         self._states = inherited.states
@@ -230,18 +247,19 @@ class _Admin:
         await self._change(act, f"let {percent:g} % of the users see")
         return _json({"canary": {"release": release, "percent": percent}})
 
-    async def promote(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`POST /v1/releases/canary/promote`: make the canary live."""
-        return _json({"live": await self._change(promote, "promoted")})
+    async def promote(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`POST /v1/releases/canary/promote?if_canary=`: make the canary live."""
+        act = partial(promote, if_canary=_named(PROMOTE.parse(raw_query).if_canary))
+        return _json({"live": await self._change(act, "promoted")})
 
-    async def abort(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`POST /v1/releases/canary/abort`: let all users see the live release again."""
-        return _json({"canary": None, "aborted": await self._change(abort, "aborted the canary,")})
+    async def abort(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`POST /v1/releases/canary/abort?if_canary=`: let all users see the live release again."""
+        act = partial(abort, if_canary=_named(ABORT.parse(raw_query).if_canary))
+        return _json({"canary": None, "aborted": await self._change(act, "aborted the canary,")})
 
     async def rollback(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`POST /v1/releases/rollback?if_live=`: make the release before the live one live again."""
-        if_live = ROLLBACK.parse(raw_query).if_live
-        act = partial(rollback, if_live=ReleaseId(if_live) if if_live else None)
+        act = partial(rollback, if_live=_named(ROLLBACK.parse(raw_query).if_live))
         return _json({"live": await self._change(act, "rolled back to")})
 
     async def _change(self, act: Callable[[Store], Coroutine[Any, Any, ReleaseId]], what: str) -> ReleaseId:
@@ -271,6 +289,7 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     tiers = [
         {"tier": tier.tier, "release": tier.release, "detail": tier.detail}
         | ({"warnings": tier.warnings} if tier.warnings else {})
+        | ({"canary_stopped": _stopped(tier.canary_stopped)} if tier.canary_stopped else {})
         for tier in state.tiers
     ]
     return {
@@ -281,6 +300,10 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
         "reported_s_ago": round(state.silent_s, 3),
         "tiers": tiers,
     } | ({"warnings": state.warnings} if state.warnings else {})
+
+
+def _stopped(canary: StoppedCanary) -> dict[str, object]:
+    return {"release": canary.release, "finding": canary.finding}
 
 
 async def _read_catalogue(url: str) -> dict[str, object]:
@@ -326,6 +349,10 @@ def _previous(found: Catalogue) -> ReleaseId | None:
     return None
 
 
+def _named(given: str) -> ReleaseId | None:
+    return ReleaseId(given) if given else None
+
+
 def _percent(given: str) -> float:
     try:
         percent = float(given)
@@ -347,7 +374,7 @@ def _store_problem(error: StoreError) -> Problem:
     match error:
         case ReleaseNotFound():
             return Problem(404, "no-such-release", str(error))
-        case ReleaseConflict() | StoreMisused():
+        case ReleaseConflict() | ReleaseCorrupt() | StoreMisused():
             return Problem(409, "conflict", str(error))
     return Problem(503, "store-failed", str(error), {"Retry-After": "5"})
 

@@ -97,6 +97,11 @@ class Exposition(Collector):
         for outcome, cell in self._metrics.spans.items():
             spans.add_metric((outcome,), self._metrics.total(cell)[0])
         yield spans
+        lines = CounterMetricFamily(
+            "hotplate_log_lines_dropped", "Lines of workers' logs that were dropped, as nobody read them in time."
+        )
+        lines.add_metric((), self._metrics.total(self._metrics.dropped_lines)[0])
+        yield lines
         states = self._states()
         yield from _worker_families(states)
         yield from _process_families(states)
@@ -227,7 +232,7 @@ def _worker_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
         started.add_metric(worker, state.started_at)
         lag.add_metric(worker, max(state.lag_s, state.silent_s - 2 * REPORT_S))
         connections.add_metric(worker, state.connections)
-        unusable.add_metric(worker, len(state.warnings))
+        unusable.add_metric(worker, state.unusable_files)
         if state.certificate_expires_at is not None:
             expiry.add_metric(worker, state.certificate_expires_at)
         for release, counts in state.lookups.items():
@@ -289,7 +294,7 @@ def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
         if tier.cache_bytes is not None:
             cache.add_metric(labels, tier.cache_bytes)
         breaker.add_metric(labels, tier.breaker_open)
-        stopped.add_metric(labels, tier.canary_stopped)
+        stopped.add_metric(labels, tier.canary_stopped is not None)
         if tier.canary is not None:
             info.add_metric((*labels, tier.canary, CANARY), 1)
         catalogue.add_metric(labels, tier.catalogue_age_s + (silent_s if silent_s > SILENT_S else 0.0))

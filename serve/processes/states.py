@@ -10,11 +10,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from struct import Struct
+from typing import TYPE_CHECKING
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from serve.releases.canary import StoppedCanary
 from serve.tiers import Tier
+
+if TYPE_CHECKING:
+    from serve.watched import WatchedFiles
 
 STARTING, READY, DEGRADED, NOT_READY, DRAINING = "starting", "ready", "degraded", "not ready", "draining"
 SILENT = "silent"
@@ -51,8 +56,8 @@ class TierState(msgspec.Struct, frozen=True):
     """How much of the store is in the worker's cache; None where it has none."""
     canary: str | None = None
     """The release that a share of the users see in the place of the live one."""
-    canary_stopped: bool = False
-    """Whether the worker does not use the canary any more, as it is worse than the live release."""
+    canary_stopped: StoppedCanary | None = None
+    """The canary, if the worker does not use it any more because it is worse than the live release."""
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -68,10 +73,12 @@ class WorkerState(msgspec.Struct, frozen=True):
     """How late the loop came to its timers since the last report, at worst."""
     connections: int
     warnings: list[str]
-    """What is wrong with files whose last good version is in use."""
+    """What is wrong with files whose last good version is in use, and with events."""
     tiers: list[TierState]
     lookups: dict[str, list[int]]
     """By release, how many lists were a hit, a miss and an error."""
+    unusable_files: int = 0
+    """How many files cannot be used as they are now, so that their last good version is in use."""
     certificate_expires_at: float | None = None
     """When the certificate in use expires, as Unix time; None without TLS."""
 
@@ -134,6 +141,10 @@ class SharedStates:
         """Return what every worker said last, by number."""
         return [self.read(number) for number in range(self.workers)]
 
+    def is_another_answering(self, worker: int) -> bool:
+        """Return whether a worker other than this one can answer."""
+        return any(status_now(self.read(number)) in ANSWERING for number in range(self.workers) if number != worker)
+
 
 class Reporter:
     """Knows the state of its worker, and writes it every REPORT_S; lives as long as the worker, on its loop."""
@@ -148,6 +159,7 @@ class Reporter:
         self.status: Callable[[], str] = lambda: status_of(tiers)
         self.connections: Callable[[], int] = lambda: 0
         self.warnings: Callable[[], list[str]] = list
+        self.watched: Sequence[WatchedFiles] = ()
 
     async def run(self, write: Callable[[WorkerState], None]) -> None:
         """Write the state with *write* until cancelled."""
@@ -173,6 +185,7 @@ class Reporter:
             warnings=[warning[:WARNING_CHARS] for warning in self.warnings()[:WARNINGS]],
             tiers=[_tier_state(tier) for tier in self._tiers],
             lookups=self._lookups(),
+            unusable_files=sum(each.warning is not None for each in self.watched),
             certificate_expires_at=self._certificate_expires_at(),
         )
 
@@ -214,5 +227,5 @@ def _tier_state(tier: Tier) -> TierState:
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.served.id,
-        canary_stopped=tier.follower.canary_stopped is not None,
+        canary_stopped=tier.follower.canary_stopped,
     )

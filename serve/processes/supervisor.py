@@ -1,13 +1,16 @@
 """The processes of a service: a parent that holds the ports, and the workers and the admin process that it replaces.
 
 A worker that is alone has a parent, too: what kills a process that maps files, as a file that was cut under the map
-does, must not end the service. The parent has neither a loop nor threads, so that it can fork at any time.
+does, must not end the service. The parent has neither a loop nor threads, so that it can fork at any time. It waits for
+signals and for probes, and once a second it looks after what it holds.
 """
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
+import selectors
 import signal
 import socket
 import sys
@@ -17,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import uvloop
 
@@ -25,16 +29,21 @@ from serve.access.oidc import verifier_of
 from serve.access.tls import Certificate, certificate_of
 from serve.api.cors import Cors
 from serve.connections.acceptor import raise_descriptor_limit
+from serve.connections.adapter import check_aiohttp
 from serve.connections.listeners import reserve, share
-from serve.deny_list import DenyListFile
+from serve.deny_list import DenyListFile, pause_beside_loop
 from serve.errors import ServiceMisused
 from serve.fold_in import load_numpy
 from serve.metrics import Metrics
 from serve.processes.access_log import read_secret
 from serve.processes.admin import administer
+from serve.processes.health import Health, HealthListener, Heartbeats
+from serve.processes.kept_lists import KeptLists
+from serve.processes.log_stream import LogStream
 from serve.processes.shared_log import SharedLog, SharedLogHandler
+from serve.processes.signals import STOPS, SignalQueue
 from serve.processes.states import SharedStates
-from serve.processes.worker import PATIENCE_S, WATCHED, Inheritance, work
+from serve.processes.worker import Inheritance, work
 from serve.settings import Settings
 from serve.telemetry.settings import TelemetrySettings
 from serve.tiers import tier_names
@@ -53,8 +62,21 @@ HEALTHY_S = 5.0
 RESTART_S = (0.1, 5.0)
 # How much longer than its drain a worker is waited for before it is killed.
 KILL_AFTER_S = 5.0
+STDERR = 2
+# How often the parent looks after its children and the files that it watches.
+TICK_S = 1.0
+# A worker that has said nothing for so long is stuck, and replaced; and how long it then has to log its stack.
+STUCK_S, STACK_S = 30.0, 2.0
 # What ends a process that reads a mapped file which was cut or is damaged.
 FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
+
+
+class _Stopped(BaseException):
+    """The signal that ends the service came while a file was read; no error, which who reads it would catch."""
+
+    def __init__(self, caught: signal.Signals) -> None:
+        super().__init__(caught)
+        self.caught = caught
 
 
 @dataclass(slots=True)
@@ -63,13 +85,30 @@ class _Child:
     started: float
 
 
-def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
-    """Serve until SIGTERM or SIGINT.
+class Addresses(NamedTuple):
+    """Where a service can be reached, as URLs."""
 
-    *announce* is called once, when the first worker answers, with its URL and that of the admin listener. Raises
-    CannotListen, StoreMisused for a store or a deny-list that cannot be opened and where numpy is missing to fold in,
-    or ServiceMisused for settings that cannot be.
+    service: str
+    admin: str
+    health: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Listeners:
+    """The sockets that the parent holds; the workers bind their own to the port of *workers*."""
+
+    workers: socket.socket
+    admin: socket.socket
+    health: socket.socket
+
+
+def serve(settings: Settings, announce: Callable[[Addresses], None]) -> None:
+    """Serve until SIGTERM, SIGHUP or SIGINT.
+
+    *announce* is called once, when the first worker answers. Raises CannotListen, StoreMisused for a store or a
+    deny-list that cannot be opened and if numpy is missing to fold in, or ServiceMisused for settings that cannot be.
     """
+    check_aiohttp()
     Cors(settings.cors_origins)
     deny_list = DenyListFile(settings.deny_list)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
@@ -94,8 +133,13 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
             "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
         )
     admin.listen()
+    health = reserve(settings.health_host, settings.health_port, "health-", shared=False)
     admin_certificate = None if is_loopback(admin.getsockname()[0]) else certificate
-    urls = _url(settings.host, listener, certificate), _url(settings.admin_host, admin, admin_certificate)
+    addresses = Addresses(
+        _url(settings.host, listener, certificate),
+        _url(settings.admin_host, admin, admin_certificate),
+        _url(settings.health_host, health, None),
+    )
     inherited = Inheritance(
         settings,
         guard,
@@ -103,13 +147,16 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
         deny_list,
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
+        KeptLists(),
         SharedLog(settings.workers + 2),  # the workers', the admin process's and the parent's
-        urls[0],
+        LogStream(STDERR),
+        addresses.service,
         time.time(),
         read_secret(settings.access_log_key),
     )
+    inherited.stderr.take_over(logging.getLogger(), sys.stderr)
     logging.getLogger().addHandler(SharedLogHandler(inherited.log))
-    _Supervisor(inherited, listener, admin, cpus, partial(announce, *urls)).run()
+    _Supervisor(inherited, _Listeners(listener, admin, health), cpus, partial(announce, addresses)).run()
 
 
 def _load_exporters(settings: TelemetrySettings) -> None:
@@ -177,15 +224,13 @@ class _Supervisor:
     def __init__(
         self,
         inherited: Inheritance,
-        held: socket.socket,
-        admin: socket.socket,
+        listeners: _Listeners,
         cpus: Sequence[set[int]],
         announce: Callable[[], None],
     ) -> None:
         self._inherited = inherited
         self._settings = settings = inherited.settings
-        self._held = held
-        self._admin = admin
+        self._listeners = listeners
         self._cpus = cpus
         self._announce: Callable[[], None] | None = announce
         self._admin_number = settings.workers
@@ -193,60 +238,103 @@ class _Supervisor:
         self._due = dict.fromkeys((self._admin_number, *range(settings.workers)), 0.0)
         self._backoffs = [Backoff(*RESTART_S) for _ in self._due]
         self._cut = set[Path]()
-        self._started = set[int]()
+        self._aborted: tuple[int, float] | None = None
+        self._tick_due = 0.0
         # Nobody writes to it: where its writing end is gone, so is this process, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
+        selector = selectors.PollSelector()  # unlike epoll's it is nothing that children would share
+        self._selector = selector
+        self._signals = SignalQueue(selector)
+        self._heartbeats = Heartbeats(inherited.states)
+        self._health = Health(inherited.states, self._heartbeats)
+        self._health_listener = HealthListener(listeners.health, selector, self._health.routes)
 
     def run(self) -> None:
-        """Keep every child running until SIGTERM or SIGINT, then stop them."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        """Keep every child running until SIGTERM, SIGHUP or SIGINT, then stop them."""
         gc.freeze()  # shared with the children, page by page, as long as none of them writes to it
-        while True:
-            for number, due in list(self._due.items()):
-                if due <= time.monotonic():
-                    self._start(number)
-            pause_s = max(0.0, min([1.0, *(due - time.monotonic() for due in self._due.values())]))
-            caught = signal.sigtimedwait(WATCHED, pause_s)
-            if caught is not None and caught.si_signo != signal.SIGCHLD:
-                break
-            self._replace_dead()
-            for each in self._inherited.watched:
-                each.poll()  # a new worker begins with what the others use, though the file may be broken by then
-        self._stop(signal.Signals(caught.si_signo))
+        self._inherited.deny_list.pause = self._take_turn  # a large one takes seconds
+        try:
+            while True:
+                self._take_turn(TICK_S)
+                if time.monotonic() >= self._tick_due:
+                    self._tick_due = time.monotonic() + TICK_S
+                    self._tick()
+        except _Stopped as stopped:
+            self._stop(stopped.caught)
+
+    def _take_turn(self, most_s: float = 0.0) -> None:
+        """Start the children that are due, wait for *most_s* at most, and bury the dead; raises _Stopped."""
+        now = time.monotonic()
+        for number, due in list(self._due.items()):
+            if due <= now:
+                self._start(number)
+        stop = self._wait(min(self._tick_due, *self._due.values(), now + most_s))
+        if stop is not None:
+            raise _Stopped(stop)
+        self._replace_dead()
+
+    def _tick(self) -> None:
+        """Look after the children, the log and the files."""
+        self._heartbeats.look()
+        self._end_stuck()
+        self._inherited.stderr.report_dropped()
+        for each in self._inherited.watched:
+            each.poll()  # a new worker begins with what the others use, though the file may be broken by then
+
+    def _wait(self, until: float) -> signal.Signals | None:
+        """Answer probes until a signal comes, or until then by the clock; return the signal if it is to stop."""
+        timeout_s = max(0.0, min(until, self._health_listener.next_deadline) - time.monotonic())
+        with self._signals.waiting():
+            ready = self._selector.select(timeout_s)
+        for key, _ in ready:
+            if key.data is not None:
+                key.data()
+        self._health_listener.close_late()
+        return next((caught for caught in self._signals.caught() if caught in STOPS), None)
 
     def _start(self, number: int) -> None:
         is_admin = number == self._admin_number
-        listener = self._admin if is_admin else share(self._held)
+        listener = self._listeners.admin if is_admin else share(self._listeners.workers)
         announce = None
         if not is_admin:
             announce, self._announce = self._announce, None  # the first worker's to say, once
-        patience_s = PATIENCE_S if number in self._started and self._settings.workers > 1 else 0.0
-        self._started.add(number)
+            self._heartbeats.started(number)
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                os.close(self._lifeline_held)
-                self._held.close()
+                self._leave(keep_admin=is_admin)
+                faulthandler.enable()  # one that is aborted, or reads a file that was cut, logs where it was
                 if self._cpus and not is_admin:
                     os.sched_setaffinity(0, self._cpus[number])
                 _name_process(self._name(number))
                 if is_admin:
                     _run(administer(self._inherited, listener, self._lifeline))
                 else:
-                    self._admin.close()
-                    _run(work(self._inherited, number, listener, self._lifeline, announce, patience_s=patience_s))
+                    _run(work(self._inherited, number, listener, self._lifeline, announce))
                 code = 0
             except BaseException:  # whatever it is, it must not go on as a second parent
                 log.exception("%s failed", self._name(number))
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
+                self._inherited.stderr.flush()
                 os._exit(code)
         if not is_admin:
             listener.close()
         del self._due[number]
         self._children[pid] = _Child(number, time.monotonic())
+
+    def _leave(self, *, keep_admin: bool) -> None:
+        """Let go in a child of what is the parent's."""
+        os.close(self._lifeline_held)
+        self._signals.leave()
+        self._inherited.stderr.forget()
+        self._inherited.deny_list.pause = pause_beside_loop
+        self._health_listener.leave()
+        self._listeners.workers.close()
+        if not keep_admin:
+            self._listeners.admin.close()
 
     def _name(self, number: int) -> str:
         return "admin process" if number == self._admin_number else f"worker {number}"
@@ -262,6 +350,35 @@ class _Supervisor:
             log.warning("%s ended with %d; another starts in %.1f s", self._name(child.number), code, pause_s)
             if code in FATAL:
                 self._report_cut_files()
+
+    def _end_stuck(self) -> None:
+        """End a worker that has said nothing for STUCK_S, so that another takes its place.
+
+        That is one worker at a time, until its successor has spoken: if all are stuck, they wait for the same thing,
+        and perhaps it comes.
+        """
+        if self._aborted is not None:
+            pid, at = self._aborted
+            if pid not in self._children:
+                self._aborted = None
+            elif time.monotonic() - at > STACK_S:
+                os.kill(pid, signal.SIGKILL)
+            return
+        workers = [(pid, child.number) for pid, child in self._children.items() if child.number != self._admin_number]
+        stuck = [(pid, number) for pid, number in workers if self._heartbeats.silent_s(number) > STUCK_S]
+        begun = [number for _, number in workers if not self._heartbeats.has_spoken(number)]
+        if not stuck or len(workers) < self._settings.workers or set(begun) - {number for _, number in stuck}:
+            return
+        pid, number = max(stuck, key=lambda one: self._heartbeats.silent_s(one[1]))
+        log.error(
+            "%s (process %d) has said nothing for %.0f s and is ended; where it was follows",
+            self._name(number),
+            pid,
+            self._heartbeats.silent_s(number),
+        )
+        self._aborted = pid, time.monotonic()
+        os.kill(pid, signal.SIGABRT)
+        os.kill(pid, signal.SIGCONT)  # one that was stopped takes the other signal only then
 
     def _report_cut_files(self) -> None:
         """Say which files of releases are not whole, each once: a worker refuses them when it starts."""
@@ -295,14 +412,15 @@ class _Supervisor:
 
     def _stop(self, caught_first: signal.Signals) -> None:
         """Pass the stop on, wait for the drain, and kill what does not end; the admin process outlives the workers."""
-        self._signal(caught_first, workers=True)
-        delay_s = self._settings.drain_delay_s if caught_first is signal.SIGTERM else 0.0
+        self._health.draining = True
+        at_once = caught_first is signal.SIGINT
+        self._signal(signal.SIGINT if at_once else signal.SIGTERM, workers=True)
+        delay_s = 0.0 if at_once else self._settings.drain_delay_s
         deadline = time.monotonic() + delay_s + self._settings.drain_s + KILL_AFTER_S
         while self._children and time.monotonic() < deadline:
             if all(child.number == self._admin_number for child in self._children.values()):
                 self._signal(signal.SIGTERM, workers=False)
-            caught = signal.sigtimedwait(WATCHED, 0.5)
-            if caught is not None and caught.si_signo != signal.SIGCHLD:
+            if self._wait(min(deadline, time.monotonic() + TICK_S)) is not None:
                 break  # the second signal: stop at once
             for child, code in self._ended():
                 log.info("%s ended with %d", self._name(child.number), code)

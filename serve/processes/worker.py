@@ -14,20 +14,23 @@ from serve.access.auth import Guard
 from serve.access.tls import Certificate
 from serve.api.app import Dispatcher
 from serve.connections.lane import Lane
-from serve.connections.listeners import accept_the_last
-from serve.connections.protocol import Server
+from serve.connections.server import Server
 from serve.deny_list import DenyListFile
 from serve.events.route import EventsHandler
 from serve.events.writer import EventWriter
 from serve.metrics import CANARY, LIVE, OTHER_RELEASE, Metrics, Role
 from serve.processes.access_log import open_access_log
+from serve.processes.kept_lists import KeptLists
+from serve.processes.log_stream import LogStream
 from serve.processes.shared_log import SharedLog
+from serve.processes.signals import WATCHED
 from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.releases.scrubber import Scrubber
 from serve.settings import Settings
 from serve.telemetry.span_queue import SpanQueue, open_span_queue
 from serve.telemetry.spans import Tracer
+from serve.tiers import loop_time
 from serve.watched import WatchedFiles, following
 from stores.connect import connect
 
@@ -36,14 +39,12 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 # How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
 LINGER_S = 0.5
-# How long a worker that replaces one of several waits for a release before it listens, as others answer meanwhile.
-PATIENCE_S = 10.0
+# How long a worker waits for a release before it listens, as long as another answers.
+PATIENCE_S, PATIENCE_POLL_S = 10.0, 0.1
 # How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
 ORPHAN_DRAIN_S = 0.5
 # How long a worker that has answered everything waits for its last spans to be sent.
 FLUSH_S = 2.0
-# The signals of a service: the parent blocks them, so a child takes them once it has its handlers.
-WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ class Inheritance:
     deny_list: DenyListFile
     metrics: Metrics
     states: SharedStates
+    kept: KeptLists
     log: SharedLog
+    stderr: LogStream
     url: str
     """Where the workers answer."""
     started_at: float
@@ -87,6 +90,7 @@ class _Stop:
         loop.add_reader(lifeline, self._end_alone)
         loop.add_signal_handler(signal.SIGTERM, self.requested.set)
         loop.add_signal_handler(signal.SIGINT, self.request_at_once)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # a terminal's, for all processes: the parent passes it on
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # one that came meanwhile is taken now
 
     def request_at_once(self, _: object = None) -> None:
@@ -106,29 +110,17 @@ async def work(
     listener: socket.socket,
     lifeline: int,
     announce: Callable[[], None] | None = None,
-    *,
-    patience_s: float = 0.0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish what was accepted and return.
 
     After SIGTERM it goes on accepting for a while, though it is not ready; after SIGINT it does not. When the parent,
     which holds *lifeline* open, is gone, all ends within ORPHAN_DRAIN_S. It listens once it has tried to read its
-    stores, and, for *patience_s* at most, has a release to serve; then *announce* is called. The first worker also
+    stores, and has a release to serve or no other worker answers; then *announce* is called. The first worker also
     reads what is served in the background, where the settings say so.
     """
     settings, guard, certificate = inherited.settings, inherited.guard, inherited.certificate
     inherited.use_slot(number)
-    reader = open_reader(
-        settings.stores,
-        budget_s=settings.budget_s,
-        metrics=inherited.metrics,
-        deny_list=inherited.deny_list,
-        cache_bytes=settings.cache_bytes,
-        fold_in=settings.fold_in,
-    )
-    reader.warm = True
-    for tier in reader.tiers:
-        tier.follower.lock_memory = settings.lock_memory
+    reader = _open_reader(inherited)
     spans = open_span_queue(settings.telemetry, inherited.metrics.count_spans)
     writer = EventWriter(settings.events) if settings.events else None
     dispatcher = _dispatcher(inherited, reader, spans, writer)
@@ -141,8 +133,8 @@ async def work(
     stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers, lambda: certificate.expires_at if certificate else None)
     reporter.status = lambda: STARTING
-    reporter.warnings = lambda: handlers.warnings
-    write = partial(_write, inherited, number)
+    reporter.warnings, reporter.watched = lambda: handlers.warnings, handlers.watched
+    write = partial(_write, inherited, number, reader)
     async with (
         _flushing(spans, lambda: ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S),
         reader,
@@ -154,14 +146,14 @@ async def work(
         for task in reader.following:
             task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
         stopping = asyncio.create_task(stop.requested.wait())
-        preparing = asyncio.create_task(_prepared(reader, patience_s))
+        preparing = asyncio.create_task(_prepared(reader, inherited.states, number))
         await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
         preparing.cancel()
         if stop.requested.is_set():
             return  # nobody has connected yet
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         reporter.status = lambda: handlers.status
-        reporter.connections = lambda: server.open_connections
+        reporter.connections = lambda: len(server.registry)
         write(reporter.state())
         if announce is not None:
             announce()
@@ -173,7 +165,6 @@ async def work(
         write(reporter.state())
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
-        await accept_the_last(listener)
         listening.close()
         if stop.orphaned:
             log.warning("the parent of this worker is gone; it ends, too")
@@ -186,10 +177,31 @@ async def work(
                 task.result()
 
 
-def _write(inherited: Inheritance, number: int, state: WorkerState) -> None:
-    """Write what a worker says of itself, once a second, and whose keys it has seen."""
+def _open_reader(inherited: Inheritance) -> TieredReader:
+    """Open the stores, with what the settings say of reading them."""
+    settings = inherited.settings
+    reader = open_reader(
+        settings.stores,
+        budget_s=settings.budget_s,
+        metrics=inherited.metrics,
+        deny_list=inherited.deny_list,
+        cache_bytes=settings.cache_bytes,
+        fold_in=settings.fold_in,
+    )
+    reader.warm = True
+    reader.kept = inherited.kept.last()
+    for tier in reader.tiers:
+        tier.follower.lock_memory = settings.lock_memory
+    return reader
+
+
+def _write(inherited: Inheritance, number: int, reader: TieredReader, state: WorkerState) -> None:
+    """Write once a second what a worker says of itself, whose keys it has seen, its log, and its popular lists."""
     inherited.states.write(number, state)
     inherited.guard.uses.record()
+    inherited.metrics.count_dropped_lines(inherited.stderr.report_dropped())
+    if (first := reader.first_served) is not None:
+        inherited.kept.keep(*first)
 
 
 def _dispatcher(
@@ -203,18 +215,22 @@ def _dispatcher(
         reader,
         inherited.guard,
         cors_origins=settings.cors_origins,
-        access_log=open_access_log(settings, inherited.log_secret),
+        access_log=open_access_log(settings, inherited.log_secret, inherited.stderr.write),
         events=EventsHandler(writer, partial(_role_of, reader), inherited.metrics) if writer else None,
         tracer=tracer,
     )
-    dispatcher.handlers.watched = inherited.watched
+    dispatcher.handlers.watched, dispatcher.handlers.writer = inherited.watched, writer
     return dispatcher
 
 
-async def _prepared(reader: TieredReader, patience_s: float) -> None:
+async def _prepared(reader: TieredReader, states: SharedStates, number: int) -> None:
+    """Wait until the stores were tried, and there is a release or no other worker that answers; PATIENCE_S at most."""
     await reader.wait_until_attempted()
-    with suppress(NotReady):
-        await reader.wait_until_ready(patience_s)
+    deadline = loop_time() + PATIENCE_S
+    while loop_time() < deadline and states.is_another_answering(number):
+        with suppress(NotReady):
+            await reader.wait_until_ready(PATIENCE_POLL_S)
+            return
 
 
 def _role_of(reader: TieredReader, release: str) -> Role:
@@ -275,7 +291,7 @@ async def _scrubbing(settings: Settings, reader: TieredReader, *, rows_per_s: fl
 
 async def _linger(server: Server, drain_s: float) -> None:
     """Wait until every keep-alive client has closed as requested, LINGER_S at most, and until the lane has answered."""
-    now = asyncio.get_running_loop().time
+    now, registry = asyncio.get_running_loop().time, server.registry
     started = now()
-    while (server.open_connections and now() < started + LINGER_S) or (server.awaiting and now() < started + drain_s):  # noqa: ASYNC110 -- there is no event for the end of the last connection
+    while (len(registry) and now() < started + LINGER_S) or (registry.awaiting and now() < started + drain_s):  # noqa: ASYNC110 -- there is no event for the end of the last connection
         await asyncio.sleep(0.01)

@@ -1,25 +1,24 @@
-"""A canary as a process serves it: who sees it, how it does beside the live release, and when it is worse.
+"""A canary as a process serves it: who sees it, how it does compared with the live release, and when it is worse.
 
 A user sees the canary where the hash of the id, with the canary's salt, is below its share of all hashes: the same one
-in every process, in every tier that has the same canary, and among 50 % whoever was among 5 %.
+in every process and in every tier that has the same canary. Users who are among 5 % are among 50 %, too.
 """
 
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES
 from serve.releases.release import ServedRelease
-from stores.catalogue import Canary
+from stores.catalogue import Canary, ReleaseId
 from stores.keys import USER
 
 # How many lists of the canary are looked up before it is judged.
 MIN_LOOKUPS = 100
-# By how much more of its lists than of the live release's may be missing, or not be readable, beside what chance makes.
+# By how much more of its lists than of the live release's may be missing, or not be readable, on top of chance.
 MORE_FALLBACKS, MORE_ERRORS = 0.05, 0.01
 # How far a share is off by chance at most, in standard deviations: four are so once in 30,000 times.
 DEVIATIONS = 4
-# Over how long lookups are counted before the counts begin anew, so that a good hour hides no bad minute.
+# Over how long lookups are counted before the counts begin again, so that a good hour hides no bad minute.
 WINDOW_S = 60.0
 
 _AFTER_KIND = len(USER)
@@ -31,6 +30,16 @@ class Counts(NamedTuple):
     hit: float = 0
     miss: float = 0
     error: float = 0
+
+
+class BothCounts(NamedTuple):
+    """How the lookups of users ended that saw the live release, and the canary: in all workers together."""
+
+    live: Counts = Counts()
+    canary: Counts = Counts()
+
+
+NOTHING = BothCounts()
 
 
 def worse(live: Counts, canary: Counts) -> str | None:
@@ -52,31 +61,39 @@ def worse(live: Counts, canary: Counts) -> str | None:
 class ServedCanary:
     """The canary of one tier at one share, loaded; lives as long as the tier serves it so."""
 
-    __slots__ = ("_below", "_counts", "_salt", "_window_ends", "record", "served")
+    __slots__ = ("_before", "_below", "_salt", "_window_ends", "record", "served")
 
-    def __init__(self, record: Canary, served: ServedRelease, now: float) -> None:
-        """Take what the catalogue says of the canary, its release, and the time in seconds, by any clock."""
+    def __init__(self, record: Canary, served: ServedRelease, now: float, counts: BothCounts = NOTHING) -> None:
+        """Take what the catalogue says of the canary, its release, the time in seconds, and what is counted by then."""
         self.record = record
         self.served = served
         self._salt = record.salt
         self._below = round(record.percent / 100 * 2**64)
-        self._begin_window(now)
+        self._window_ends, self._before = now + WINDOW_S, counts
 
     def takes(self, key: str) -> bool:
         """Return whether a row is for somebody who sees the canary; rows of items and popular lists are for all."""
         return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
 
-    def count(self, role: str, outcome: int, lists: int = 1) -> None:
-        """Count users' lists of the live release, or of this; *outcome* is HIT, MISS or ERROR."""
-        self._counts[role][outcome] += lists
-
-    def judge(self, now: float) -> str | None:
-        """Say in what the canary is `worse`, by the lookups of this window; None where it is not."""
-        finding = worse(Counts(*self._counts[LIVE]), Counts(*self._counts[CANARY]))
+    def judge(self, now: float, counts: BothCounts) -> str | None:
+        """Say in what the canary is `worse`, by what was counted in this window; None if it is not."""
+        finding = worse(*(_difference(*pair) for pair in zip(counts, self._before, strict=True)))
         if now >= self._window_ends:
-            self._begin_window(now)
+            self._window_ends, self._before = now + WINDOW_S, counts
         return finding
 
-    def _begin_window(self, now: float) -> None:
-        self._window_ends = now + WINDOW_S
-        self._counts = {role: [0] * len(LOOKUP_OUTCOMES) for role in (LIVE, CANARY)}
+
+class StoppedCanary(NamedTuple):
+    """A canary that a process does not use any more, because it was worse than the live release."""
+
+    release: ReleaseId
+    incarnation: str
+    writer: str
+    finding: str
+
+    def __str__(self) -> str:
+        return f"release {self.release} is the canary, and not used here any more: {self.finding}"
+
+
+def _difference(counts: Counts, before: Counts) -> Counts:
+    return Counts(*(now - then for now, then in zip(counts, before, strict=True)))

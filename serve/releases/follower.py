@@ -8,11 +8,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from serve.releases.canary import ServedCanary
+from serve.releases.canary import BothCounts, ServedCanary, StoppedCanary
 from serve.releases.release import ServedRelease, load
 from stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from stores.errors import ReleaseNotFound, StoreError
@@ -64,8 +64,8 @@ class Follower:
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         """What a share of the users see in the place of what is `served`."""
-        self.canary_stopped: str | None = None
-        """Why this process does not use the canary of the catalogue any more, in a sentence."""
+        self.canary_stopped: StoppedCanary | None = None
+        """The canary of the catalogue, if this process does not use it any more."""
         self.last_error: str | None = None
         self.attempted = asyncio.Event()
         """Set once the store has been read for the first time, with whatever outcome."""
@@ -73,6 +73,8 @@ class Follower:
         """Set once a release is served."""
         self.lock_memory = False
         """Whether what is served of a store in this process is locked in memory; set before it is followed."""
+        self.canary_counts: Callable[[], BothCounts] = BothCounts
+        """How the lookups of all workers have ended while there was a canary; what that is judged by."""
         self.fold_in: FoldIn | None = None
         """What loads item factors with each release; set before one is followed, None where nobody is folded in."""
         self._reader = reader
@@ -87,12 +89,11 @@ class Follower:
         self._current = False
         self._current_at = time.monotonic()
         self._restored: list[str] = []
+        self._locked: list[ReleaseRef] = []
         self._unlocked: list[str] = []
         self._advice: list[str] = []
         self._canary_named = asyncio.Event()
         """Set while the catalogue that is followed names a canary."""
-        self._stopped: tuple[ReleaseRef, str] | None = None
-        """The canary that is not used any more, and its writer."""
         self._canary_error: str | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._logged: type[StoreError] | None = None
@@ -102,8 +103,8 @@ class Follower:
     def warnings(self) -> list[str]:
         """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
         damaged = () if self.served is None else self.served.damaged
-        canary = (self.canary_stopped, self._canary_error)
-        said = [sentence for sentence in (*canary, named(damaged) if damaged else None) if sentence]
+        stopped = None if self.canary_stopped is None else str(self.canary_stopped)
+        said = [sentence for sentence in (stopped, self._canary_error, named(damaged) if damaged else None) if sentence]
         return [*self._restored, *self._unlocked, *self._advice, *said]
 
     @property
@@ -183,11 +184,16 @@ class Follower:
             if self.canary is None:
                 async with self._switching:
                     self.canary = None if self._seen is None else await self._load_canary(self._seen)
-            elif (finding := self.canary.judge(now())) is not None:
-                served = self.canary.served
-                self.canary, self._stopped = None, (served.ref, served.writer)
-                self.canary_stopped = f"release {served.id} is the canary, and not used here any more: {finding}"
+            elif (finding := self.canary.judge(now(), self.canary_counts())) is not None:
+                served, self.canary = self.canary.served, None
+                self.canary_stopped = StoppedCanary(*served.ref, served.writer, finding)
                 log.warning("%s", self.canary_stopped, extra={"release": served.id})
+
+    def drop_canary(self, gone: ServedRelease) -> None:
+        """Show all users the live release, as the canary is gone from the store; load it again if it comes back."""
+        if self.canary is not None and self.canary.served is gone:
+            self.canary = None
+            self._set_canary_error(f"release {gone.id} is the canary, and is not in this store any more")
 
     async def _refresh(self) -> None:
         try:
@@ -207,17 +213,27 @@ class Follower:
         live = catalogue.live_entry
         if live is None or not follows(catalogue, self._seen):
             return
-        entries = (live, catalogue.canary_entry)
-        unread = [
-            entry for entry in entries if entry is not None and self._is_new(entry) and not self._is_canary(entry)
-        ]
+        entries = [entry for entry in (live, catalogue.canary_entry) if entry is not None]
+        unread = [entry for entry in entries if self._is_new(entry) and not self._is_canary(entry)]
         if isinstance(self._reader, LocalReader):
             for one in unread if warm else ():
                 await _warm(self._reader, one.ref)
-            if self.lock_memory and isinstance(self._reader, Lockable) and self._is_new(live):
-                self._unlocked = await _lock(self._reader, live.ref)
+            if self.lock_memory and isinstance(self._reader, Lockable):
+                await self._lock(self._reader, [entry.ref for entry in entries])
         elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
+
+    async def _lock(self, reader: Lockable, releases: list[ReleaseRef]) -> None:
+        """Lock releases in memory, and no others; what cannot be locked is served all the same, with a warning."""
+        if releases == self._locked:
+            return
+        self._locked, self._unlocked = releases, []
+        try:
+            await reader.lock(*releases)
+        except StoreError as error:
+            named_ids = " and ".join(release.id for release in releases)
+            self._unlocked = [f"release {named_ids} is not locked in memory: {error}"]
+            log.warning("%s", self._unlocked[0])
 
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
         """Follow *found* where it is newer, or where the store turns out to be restored; an error leaves all as it was.
@@ -283,12 +299,12 @@ class Follower:
         record, entry = found.canary, found.canary_entry
         if record is None or entry is None:
             self._canary_named.clear()
-            self._stopped = self.canary_stopped = self._canary_error = None
+            self.canary_stopped = self._canary_error = None
             return None
         self._canary_named.set()
-        if self._stopped == (entry.ref, entry.writer):
+        if self.canary_stopped is not None and self.canary_stopped[:3] == (*entry.ref, entry.writer):
             return None
-        self._stopped = self.canary_stopped = None
+        self.canary_stopped = None
         if self.canary is None or not self._is_canary(entry):
             served = await self._try_load(entry)
         elif self.canary.record == record:
@@ -298,20 +314,23 @@ class Follower:
         if served is None:
             return None
         log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
-        return ServedCanary(record, served, asyncio.get_running_loop().time())
+        return ServedCanary(record, served, asyncio.get_running_loop().time(), self.canary_counts())
 
     async def _try_load(self, canary: Release) -> ServedRelease | None:
         """Load a canary; nothing that comes of it may harm what is live."""
         try:
             served = replace(await load(self._reader, canary, self.fold_in), is_canary=True)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- as the docstring says; a defect is logged with its traceback
             sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
-            if sentence != self._canary_error:
-                log.warning("%s", sentence, exc_info=None if isinstance(error, StoreError) else error)
-            self._canary_error = sentence
+            self._set_canary_error(sentence, None if isinstance(error, StoreError) else error)
             return None
         self._canary_error = None
         return served
+
+    def _set_canary_error(self, sentence: str, cause: Exception | None = None) -> None:
+        if sentence != self._canary_error:
+            log.warning("%s", sentence, exc_info=cause)
+        self._canary_error = sentence
 
     async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
         """Take a catalogue that is older, or is a replica's: ignore it, or follow it where the store was restored.
@@ -324,9 +343,7 @@ class Follower:
         if found.primary and found.generation == 0:
             self._older_since = None
             self._set_error(
-                _CatalogueGone(
-                    "the catalogue is not in this store any more; restore the store, or publish into it again"
-                )
+                _CatalogueGone("the catalogue is not in this store any more; `hotplate store rebuild` writes a new one")
             )
         elif found.primary:
             if self._older_since is None:
@@ -451,14 +468,3 @@ async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
         log.warning("release %s is served before all of it is in memory: %.0f s were too short", release.id, WARM_S)
     else:
         log.info("release %s was brought into memory in %.1f s", release.id, clock() - started)
-
-
-async def _lock(reader: Lockable, release: ReleaseRef) -> list[str]:
-    """Lock a release in memory; return, in a sentence, why that was not possible: it is served all the same."""
-    try:
-        await reader.lock(release)
-    except StoreError as error:
-        sentence = f"release {release.id} is not locked in memory: {error}"
-        log.warning("%s", sentence)
-        return [sentence]
-    return []

@@ -8,22 +8,23 @@ from time import perf_counter
 from serve.metrics import Metrics
 from serve.releases.release import ServedRelease
 from serve.tiers import Tier
+from stores.catalogue import ReleaseRef
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.store import Store
-from stores.verification import named, scrub
+from stores.verification import scrub
 
 log = logging.getLogger(__name__)
 
-# How long to wait before the next tier: also where nothing is served yet, or a release has but a few rows.
+# How long to wait before the next tier: also if nothing is served yet, or a release has only a few rows.
 PAUSE_S = 1.0
 
 
 class _NotServed(Exception):
-    """The release is not served any more; there is no use in reading on."""
+    """The release is not served any more, so that it need not be read on."""
 
 
 class Scrubber:
-    """Reads the release of each tier in turn, over and over, at a steady rate; in one worker of a service, as it lives.
+    """Reads what each tier serves, the canary too, over and over, at a steady rate; in one worker of a service.
 
     It has stores of its own, so that no lookup waits behind its reads.
     """
@@ -34,14 +35,15 @@ class Scrubber:
         self._stores = stores
         self._metrics = metrics
         self._rows_per_s = rows_per_s
+        self._damaged = {tier.name: dict[ReleaseRef, int]() for tier in tiers}
+        """How many values were damaged in the last pass over each release."""
 
     async def run(self) -> None:
         """Scrub until cancelled, whatever the stores raise; then close them."""
         try:
             while True:
                 for tier in self._tiers:
-                    served = tier.follower.served
-                    if served is not None:
+                    for served in tier.follower.all_served:
                         await self._scrub(tier, served)
                     await asyncio.sleep(PAUSE_S)
         finally:
@@ -54,7 +56,7 @@ class Scrubber:
 
         def count(done: int, _: int) -> None:
             nonlocal counted
-            if tier.follower.served is not served:
+            if not any(one is served for one in tier.follower.all_served):
                 raise _NotServed
             self._metrics.count_scrubbed(tier.name, done - counted)
             counted = done
@@ -64,18 +66,18 @@ class Scrubber:
         except _NotServed:
             return
         except ReleaseCorrupt as error:
-            self._report(tier, served, error, damaged=1, seconds=perf_counter() - started)
+            damage, damaged = error, 1
         except StoreError as error:
             log.info("%s: not scrubbed for now: %s", tier.name, error)
+            return
         except Exception:
             log.exception("%s: scrubbing failed", tier.name)
+            return
         else:
-            damage = ReleaseCorrupt(named(result.damaged, result.count)) if result.count else None
-            self._report(tier, served, damage, damaged=result.count, seconds=perf_counter() - started)
-
-    def _report(
-        self, tier: Tier, served: ServedRelease, damage: ReleaseCorrupt | None, *, damaged: int, seconds: float
-    ) -> None:
-        self._metrics.set_scrub(tier.name, damaged, seconds)
-        if damage is not None:
+            damage, damaged = ReleaseCorrupt(result.finding), result.count + result.missing
+        if damaged:
             tier.report_damage(served, damage)
+        known = self._damaged[tier.name]
+        known[served.ref] = damaged
+        in_all = sum(known.get(one.ref, 0) for one in tier.follower.all_served)
+        self._metrics.set_scrub(tier.name, in_all, perf_counter() - started)

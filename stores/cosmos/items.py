@@ -37,8 +37,8 @@ STATE = "state"
 
 CONTAINER = "release-"
 INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-# What is drawn for a release, and what format 1 has in its place.
-DRAWN = re.compile(r"[0-9a-f]{12}|[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4}")
+# What is drawn for a release.
+DRAWN = re.compile(r"[0-9a-f]{12}")
 
 # Of an item, by https://learn.microsoft.com/azure/cosmos-db/concepts-limits.
 MAX_ITEM_BYTES = 2 << 20
@@ -141,9 +141,13 @@ def container_of(release: ReleaseRef | DraftRef) -> str:
 
 
 def name_of(key: str) -> str:
-    """Return the id of a row's item; StoreMisused for a key of no known kind."""
+    """Return the id of a row's item; StoreMisused for a key of no known kind.
+
+    A key that UTF-8 cannot express has the id of no row, so that it is read as absent.
+    """
     kind, colon, identifier = key.partition(":")
-    return f"{check_kind(kind if colon else '')}.{urlsafe_b64encode(identifier.encode()).decode().rstrip('=')}"
+    encoded = urlsafe_b64encode(identifier.encode("utf-8", "surrogatepass")).decode()
+    return f"{check_kind(kind if colon else '')}.{encoded.rstrip('=')}"
 
 
 def to_item(name: str, value: bytes) -> Item:

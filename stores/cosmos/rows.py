@@ -141,6 +141,8 @@ class ReleaseRows:
         """Yield every row, in ascending order of key bytes: the keys of each batch, and a fresh read of each row."""
         container = container_of(release)
         state = await self._state(release)
+        if state.get("state") != SEALED:
+            raise not_found(release)
         try:
             spans = await self._spans(container, state)
             async for keys in merged(spans, lambda span: self._packed(container, span.source, span.place)):

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import orjson
 
@@ -34,31 +35,25 @@ from stores.cosmos.retry import RateLimiter, Retrier
 from stores.cosmos.rows import ReleaseRows
 from stores.cosmos.traces import describe
 from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
-from stores.errors import ReleaseConflict, StoreError, StoreMisused
+from stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
 from stores.http1 import Response, when_done
 from stores.prices import Bill
 from stores.store import (
     Advised,
     Examined,
     Finding,
-    Inventoried,
     Observer,
     Plan,
     PointReader,
     Polled,
     ProvisionedStore,
+    Rebuildable,
     Row,
     Slot,
     not_found,
     taken_over,
 )
 from stores.traces import traced_call
-
-# When an attempt to read is given up whose caller brings no deadline; those that serve bring shorter ones.
-READ_DEADLINE_S = 1.0
-
-# When such a read is given up altogether.
-PATIENCE_S = 2 * READ_DEADLINE_S
 
 # With less time left, a lookup is not tried again.
 MIN_RETRY_S = 0.001
@@ -68,8 +63,11 @@ POLL_S = 2.0
 
 Version = tuple[str, int, str]
 
+# Reads one row by the name of its item, of which the first attempt may have been started.
+ReadSlot = Callable[[str, StartedRead | None], Coroutine[Any, Any, Slot]]
 
-class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, ProvisionedStore):
+
+class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebuildable):
     """One database of one account; an instance belongs to one event loop and process."""
 
     # Each key is a request of its own, and so many are in flight without waiting for a connection.
@@ -106,12 +104,16 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
         container = container_of(release)
         if (call := traced_call.get()) is not None:
             describe(call, self._address, container, keys)
-        within_s, attempt_s = (timeout_s, timeout_s) if timeout_s is not None else (PATIENCE_S, READ_DEADLINE_S)
         names = [name_of(key) for key in keys]
-        if len(keys) == 1:  # with nobody beside it, it may as well be awaited
-            slots = [await self._read_slot(container, names[0], self._clock() + within_s, attempt_s)]
+        if timeout_s is None:
+            attempt_s, read_slot = DEADLINE_S, partial(self._read_patiently, container)
         else:
-            slots = await self._read_slots(container, names, self._clock() + within_s, attempt_s)
+            attempt_s = timeout_s
+            read_slot = partial(self._read_in_time, container, timeout_s, self._clock() + timeout_s)
+        if len(keys) == 1:  # with nobody beside it, it may as well be awaited
+            slots = [await read_slot(names[0], None)]
+        else:
+            slots = await self._read_slots(container, names, attempt_s, read_slot)
         failed = 0
         for slot in slots:
             if isinstance(slot, StoreError):
@@ -123,12 +125,12 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
         return slots
 
     async def _read_slots(
-        self, container: str, names: Sequence[str], give_up_at: float, attempt_s: float
+        self, container: str, names: Sequence[str], attempt_s: float, read_slot: ReadSlot
     ) -> list[Slot]:
         """Point-read several keys side by side, without a task for those that one response is enough for."""
 
         def read_on(name: str, read: StartedRead | None) -> asyncio.Task[Slot]:
-            return asyncio.create_task(self._read_slot(container, name, give_up_at, attempt_s, read))
+            return asyncio.create_task(read_slot(name, read))
 
         lookup = _Lookup(len(names), read_on)
         try:
@@ -142,10 +144,10 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
             lookup.cut_off()
             raise
 
-    async def _read_slot(
-        self, container: str, name: str, give_up_at: float, attempt_s: float, first: StartedRead | None = None
+    async def _read_in_time(
+        self, container: str, attempt_s: float, give_up_at: float, name: str, first: StartedRead | None
     ) -> Slot:
-        """Point-read one key, so that it holds up or fails no other.
+        """Point-read one key as lookups do, so that it holds up or fails no other.
 
         A failure that may pass is tried once more, and one that was sent to nobody, as connections are not opened for a
         moment after one has failed, again and again while there is time.
@@ -163,6 +165,19 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
                 return error
             await asyncio.sleep(pause_s)
             reading = self._items.read(container, name, min(attempt_s, give_up_at - self._clock()))
+
+    async def _read_patiently(self, container: str, name: str, first: StartedRead | None) -> Slot:
+        """Point-read one key as publishers and operators do: as often, and for as long, as a write is tried."""
+
+        async def attempt() -> Item | None:
+            nonlocal first
+            begun, first = first, None
+            return await (self._items.read(container, name, DEADLINE_S) if begun is None else begun.finish())
+
+        try:
+            return _slot_of(await self._retrier.call(attempt))
+        except StoreError as error:
+            return error
 
     async def catalogue(self) -> Catalogue:
         return await self._retrier.call(self._catalogue.read)
@@ -186,14 +201,14 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
                 await self._containers.close()
 
     async def warnings(self) -> list[str]:
-        live = (await self._catalogue.read()).live_ref
+        live = (await self.catalogue()).live_ref
         return await containers.warnings(self._address, None if live is None else container_of(live), self._offer)
 
     async def examine(self) -> list[Finding]:
         return await examination.examine(self._address, self._items, await self.warnings())
 
     async def _offer(self, container: str) -> Offer | None:
-        return await (self._read_offer or self._containers.offer)(container)
+        return await self._retrier.call(partial(self._read_offer or self._containers.offer, container))
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         containers.check_room(self._address, plan)
@@ -218,9 +233,15 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
         await self._rows.seal(draft)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        served = release in (await self.catalogue()).served  # lookups of what is served keep their share
-        async for row in (self._rows_while_live if served else self._rows).scan(release):
+        async for row in (self._rows_while_live if await self._may_be_served(release) else self._rows).scan(release):
             yield row
+
+    async def _may_be_served(self, release: ReleaseRef) -> bool:
+        """Return whether lookups need their share of a release's throughput."""
+        try:
+            return release in (await self.catalogue()).served
+        except CatalogueUnreadable:
+            return True  # services go on with what they have
 
     async def prepare(self, release: ReleaseRef) -> None:
         await self._rows.check(release)
@@ -250,6 +271,14 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
             write = partial(self._items.replace, CONTROL, _record(new), etag)
         if not (await self._retrier.call(write)).done:
             raise _conflict()  # perhaps with an attempt of our own whose response was lost
+
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        await self._retrier.call(self._catalogue.check_single_writer)
+        item, etag, _ = await self._retrier.call(partial(self._items.read_versioned, CONTROL, CATALOGUE))
+        if item is None or _record_in(item) != record:
+            raise _conflict()
+        if not (await self._retrier.call(partial(self._items.replace, CONTROL, _record(new), etag))).done:
+            raise _conflict()
 
     async def _create_catalogue(self, new: Catalogue) -> ItemWritten:
         create = partial(self._items.create, CONTROL, _record(new))
@@ -401,7 +430,7 @@ class _CatalogueItem:
     def _parse(self, item: Item | None, now: float) -> Catalogue:
         if item is None:
             return Catalogue(now=now)
-        return catalogue_record.parse(orjson.dumps(item.get("catalogue")), now=now, where=self._address.shown)
+        return catalogue_record.parse(_record_in(item), now=now, where=self._address.shown)
 
     def _now(self) -> float:
         return self._clock() + self._ahead_s
@@ -431,6 +460,10 @@ def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
 
 def _record(catalogue: Catalogue) -> Item:
     return {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(catalogue))}
+
+
+def _record_in(item: Item) -> bytes:
+    return orjson.dumps(item.get("catalogue"))
 
 
 def _conflict() -> ReleaseConflict:

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from stores.catalogue import Catalogue, Release, ReleaseId, State
+from stores.catalogue import Catalogue, Release, ReleaseId, State, abort
 from stores.errors import (
     CatalogueUnreadable,
     ReleaseConflict,
@@ -52,7 +52,10 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = lambd
     _check_new(target)
     async with _held(store) as (found, files):
         with _scratch(target.parent, target.name) as scratch:
-            wanted = [(files[entry.incarnation], _release_path(scratch, entry.incarnation)) for entry in found.releases]
+            wanted = [
+                _Copy(_release_path(store.folder, each), files[each], _release_path(scratch, each))
+                for each in (entry.incarnation for entry in found.releases)
+            ]
             copied = await _copy_all(wanted, scratch, on_progress)
             await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
             with translated(target):
@@ -72,8 +75,9 @@ async def restore(
     """Put a backup back, into a store that is empty, or, where *over* says so, over one that may be in use.
 
     What the backup calls live is live then, and workers follow at once: the catalogue gets a generation that none of
-    them has seen. Releases that the backup lacks are withdrawn, so that a prune erases them once their grace has
-    passed; drafts go on. What is copied gets new incarnations, which nobody can be erasing.
+    them has seen. A canary ends, that of the backup, too. Releases that the backup lacks are withdrawn, so that a prune
+    erases them once their grace has passed; drafts go on. What is copied gets new incarnations, which nobody can be
+    erasing.
 
     Raises ReleaseConflict where there is something to lose and *over* is not said, or where a prune came between,
     ReleaseCorrupt where the backup is damaged, StoreFull with the numbers.
@@ -84,16 +88,24 @@ async def restore(
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or say over it")
     async with _held(LmdbStore(source, store.clock)) as (found, files):
         reused = [entry for entry in found.releases if await _is_there(store.folder, present, entry)]
-        entries = [entry if entry in reused else replace(entry, incarnation=_fresh(entry)) for entry in found.releases]
+        entries = [
+            entry if entry in reused else replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases
+        ]
         with _scratch(store.folder, "restored") as scratch:
             wanted = [
-                (files[old.incarnation], _release_path(scratch, new.incarnation))
+                _Copy(
+                    _release_path(source, old.incarnation),
+                    files[old.incarnation],
+                    _release_path(scratch, new.incarnation),
+                )
                 for old, new in zip(found.releases, entries, strict=True)
                 if old not in reused
             ]
             copied = await _copy_all(wanted, scratch, on_progress)
             restored = replace(found, releases=tuple(entries))
-            await _in_thread(_put_in_place, catalogue, restored, reused, [path for _, path in wanted])
+            if restored.canary is not None:  # it may have been aborted since
+                restored = abort(restored, restored.canary.release)
+            await _in_thread(_put_in_place, catalogue, restored, reused, [each.path for each in wanted])
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
@@ -160,11 +172,6 @@ async def _is_there(folder: Path, present: Catalogue, entry: Release) -> bool:
     return True
 
 
-def _fresh(entry: Release) -> str:
-    """Draw an incarnation; a file of format 1 is known by its name, and keeps it."""
-    return entry.incarnation if entry.ref.is_format_1 else secrets.token_hex(6)
-
-
 @asynccontextmanager
 async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, int]]]:
     """Open the files of all complete releases, so that none can go; yield a catalogue of just those, and them."""
@@ -194,9 +201,17 @@ def _open(folder: Path, entry: Release, opened: ExitStack) -> int:
     return descriptor
 
 
-async def _copy_all(wanted: Sequence[tuple[int, Path]], scratch: Path, on_progress: OnProgress) -> int:
+class _Copy(NamedTuple):
+    """A release file that is copied: it is open, so that it can be read after it was pruned."""
+
+    source: Path
+    file: int
+    path: Path
+
+
+async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgress) -> int:
     """Copy open files to paths in a folder, and check each; return how many bytes they have."""
-    total, done = sum(os.fstat(source).st_size for source, _ in wanted), 0
+    total, done = sum(os.fstat(each.file).st_size for each in wanted), 0
     with translated(scratch):
         free = shutil.disk_usage(scratch).free
         if total > free:
@@ -205,19 +220,22 @@ async def _copy_all(wanted: Sequence[tuple[int, Path]], scratch: Path, on_progre
                 f"free some space, or choose another disk"
             )
         (scratch / "releases").mkdir()
-    for source, path in wanted:
+    for source, file, path in wanted:
         with translated(path):
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 place = 0
-                while copied := await _in_thread(_copy_piece, source, target, place):
+                while copied := await _in_thread(_copy_piece, file, target, place):
                     place += copied
                     on_progress(done + place, total)
                 await _in_thread(os.fsync, target)
             finally:
                 os.close(target)
         done += place
-        await check_whole(path)
+        try:
+            await check_whole(path)
+        except ReleaseCorrupt as error:  # the copy is removed; what it was made of stays, and has a name
+            raise ReleaseCorrupt(str(error).replace(str(path), str(source))) from error
     with translated(scratch):
         flush(scratch / "releases")
     return total

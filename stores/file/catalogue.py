@@ -1,11 +1,15 @@
-"""The catalogue as a file: swapped by lock, write, fsync, rename, fsync of the folder; also where the disk is full.
+"""The catalogue as a file: swapped by lock, write, fsync, rename and fsync of the folder, also on a full disk.
 
-catalogue.json     the record
-catalogue.lock     locked while it is swapped
-catalogue.spare    the next one's place on the disk, taken in advance: written over, then renamed to catalogue.json
+catalogue.json     the record, and newlines up to the size that was allocated for it
+catalogue.lock     locked while the catalogue is swapped
+catalogue.spare    allocated blocks for the next record: written, then renamed to catalogue.json
+catalogue.former   a second name of the record before, until its blocks are the spare
+
+The spare is twice as large as the record, and only the holder of the lock touches it. After a swap the file of the
+record before becomes the spare, so that its blocks are never free: a full disk stops no swap, even if other processes
+take each block that is freed. A reader may have that file open still, so it checks the name and the record's checksum.
 """
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,15 +17,14 @@ from pathlib import Path
 
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue
-from stores.errors import ReleaseConflict, StoreUnavailable
+from stores.errors import CatalogueUnreadable, ReleaseConflict, StoreUnavailable
 from stores.file.release import translated
 from stores.folders import flush, take_lock
 
 LOCK_TIMEOUT_S = 5.0
 
-# Room for some hundreds of releases.
-SPARE_BYTES = 1 << 16
-_LEAST_SPARE_BYTES = 1 << 12
+# How many times the size of a record is allocated for the next one, in whole blocks.
+ROOM, BLOCK_BYTES = 2, 4096
 
 
 class CatalogueFile:
@@ -31,11 +34,16 @@ class CatalogueFile:
         self.folder = folder
         self.path = folder / "catalogue.json"
         self._spare = folder / "catalogue.spare"
+        self._former = folder / "catalogue.former"
 
     def record(self) -> bytes | None:
-        """Return the record as it stands; None before the first swap."""
+        """Return the record as it stands; None before the first swap. Only `parse` knows whether it is whole."""
         try:
-            return self.path.read_bytes()
+            while True:
+                with self.path.open("rb", buffering=0) as file:
+                    record = file.readall()
+                    if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
+                        return record  # otherwise it is the spare by now, perhaps with a record that never counts
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -46,10 +54,16 @@ class CatalogueFile:
         return self.parse(self.record(), now)
 
     def parse(self, record: bytes | None, now: float) -> Catalogue:
-        """Understand a record that was read here."""
-        if record is None:
-            return Catalogue(now=now)
-        return catalogue_record.parse(record, now=now, where=str(self.path))
+        """Understand a record that was read here; it is read again if it was overwritten meanwhile."""
+        while record is not None:
+            try:
+                return catalogue_record.parse(record, now=now, where=str(self.path))
+            except CatalogueUnreadable:
+                again = self.record()
+                if again == record:
+                    raise
+                record = again
+        return Catalogue(now=now)
 
     def swap(self, old: Catalogue, new: Catalogue) -> None:
         """Replace *old*, compared by `version`; waits for the lock and for the disk, so call it in a thread."""
@@ -58,20 +72,28 @@ class CatalogueFile:
                 raise ReleaseConflict("the catalogue was changed by somebody else first")
             self.replace(new)
 
+    def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        """Replace a record that cannot be read, compared as it is; otherwise the same as `swap`."""
+        with self.locked():
+            if self.record() != record:
+                raise ReleaseConflict("the catalogue was changed by somebody else first")
+            self.replace(new)
+
     def replace(self, new: Catalogue) -> None:
-        """Write a catalogue over whatever there is; for whoever holds the lock."""
+        """Write a catalogue over whatever there is; only for the holder of the lock."""
         record = catalogue_record.dump(new)
         with translated(self._spare):
-            try:
-                self._write(record)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                self._spare.unlink(missing_ok=True)  # a file system that writes nothing in place
-                self._write(record)
+            if self._former.exists():  # its holder was killed
+                flush(self.folder)
+                self._settle()
+            self._write(record)
+            with suppress(OSError):  # there is no catalogue yet, or the file system has no links
+                os.link(self.path, self._former)
             self._spare.rename(self.path)
             flush(self.folder)
-        self.make_spare()
+            self._settle()
+        with suppress(OSError), self._open_spare() as spare:
+            os.posix_fallocate(spare, 0, _room(record))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -89,24 +111,38 @@ class CatalogueFile:
         finally:
             os.close(descriptor)
 
-    def _write(self, record: bytes) -> None:
-        """Write into the spare, over the blocks that it has."""
-        descriptor = os.open(self._spare, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 -- of a descriptor: `Path.open` would truncate
-            written = 0
-            while written < len(record):
-                written += file.write(record[written:])
-            file.truncate()
-            os.fsync(descriptor)
+    def _settle(self) -> None:
+        """Make the file of the record before the spare, once the rename that replaced it is durable."""
+        with suppress(FileNotFoundError):
+            if self._former.stat().st_nlink == 1:
+                self._former.rename(self._spare)
+            else:  # it is still the catalogue, because a holder was killed, or a copy of the folder has it, too
+                self._former.unlink()
 
-    def make_spare(self) -> None:
-        """Take the room for the next catalogue, or as much of it as there is, unless it is taken."""
-        if self._spare.exists():
-            return
-        size = SPARE_BYTES
-        while size >= _LEAST_SPARE_BYTES:
-            with suppress(OSError):
-                with self._spare.open("ab") as file:
-                    os.posix_fallocate(file.fileno(), 0, size)
-                return
-            size //= 2
+    def _write(self, record: bytes) -> None:
+        """Write a record into the spare, over the blocks that it has."""
+        with self._open_spare() as spare:
+            size = max(len(record), min(os.fstat(spare).st_size, _room(record)))
+            padded = record.ljust(size, b"\n")
+            written = 0
+            while written < size:
+                written += os.pwrite(spare, padded[written:], written)
+            os.ftruncate(spare, size)
+            os.fsync(spare)
+
+    @contextmanager
+    def _open_spare(self) -> Iterator[int]:
+        """Open the spare, made if it is not there; a file that has another name, too, is left to that."""
+        with suppress(FileNotFoundError):
+            if self._spare.stat().st_nlink > 1:
+                self._spare.unlink()
+        descriptor = os.open(self._spare, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _room(record: bytes) -> int:
+    """Return how many bytes are allocated for the successor of a record."""
+    return -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES

@@ -14,8 +14,8 @@ import os
 import resource
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
@@ -239,6 +239,21 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | 
                 lock_path(path).unlink(missing_ok=True)
             _unlock(lock)
             raise
+
+
+@contextmanager
+def held(path: Path, draft: DraftRef) -> Iterator[None]:
+    """Hold the lock of a draft, and sign it for *draft*'s writer at the end; ReleaseConflict if a process holds it."""
+    with translated(path):
+        lock = _lock(lock_path(path), draft)
+    try:
+        yield
+        with translated(path):
+            _claim(path, lock, draft)
+    finally:
+        if not path.exists():
+            lock_path(path).unlink(missing_ok=True)
+        _unlock(lock)
 
 
 def _claim(path: Path, lock: int, draft: DraftRef) -> None:

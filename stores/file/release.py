@@ -14,7 +14,6 @@ import asyncio
 import errno
 import logging
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,7 @@ import lmdb
 
 from stores.errors import NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from stores.file import block_sums, memory
-from stores.file.pages import LEAST_PAGE_BYTES, Meta, PagedFile, keys_between, read_meta
+from stores.file.pages import Meta, PagedFile, keys_between, read_meta
 from stores.store import Row, Slot
 
 log = logging.getLogger(__name__)
@@ -60,9 +59,6 @@ FEW_KEYS = 8
 MAP_CHUNK = 1 << 22
 # After how many bytes a scan lets go of the pages that it has read: they would count as memory of this process.
 SCANNED_BYTES = 16 << 20
-
-# Format 1 named files by the release's id, and gave them no sums.
-_FORMAT_1 = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 
 
 class ReleaseFile:
@@ -126,7 +122,7 @@ class ReleaseFile:
     def slot(self, key: str) -> Slot:
         """Read one key at once, as the slot of a batch; NotInMemory is a slot, too."""
         try:
-            return self.read(key.encode())
+            return self.read(_key_bytes(key))
         except NotInMemory as error:
             return error
         except FAILURES as error:
@@ -165,7 +161,7 @@ class ReleaseFile:
 
     def _paged_slot(self, key: str) -> Slot:
         try:
-            return self._pages.get(key.encode())
+            return self._pages.get(_key_bytes(key))
         except OSError as error:
             return StoreUnavailable(f"{self.path} cannot be read: {error}")
         except lmdb.Error as error:
@@ -321,6 +317,11 @@ class ReleaseFile:
                 memory.forget(memory.mapped_at(self.path, self._identity[1]), self._meta.size)
 
 
+def _key_bytes(key: str) -> bytes:
+    """Return the bytes of a key; of one that is no text, bytes that no row has."""
+    return key.encode("utf-8", "surrogatepass")
+
+
 def check_size(path: Path) -> Meta:
     """Return what a sealed file that may be mapped says of itself; ReleaseCorrupt for one that was cut, or is none.
 
@@ -334,8 +335,7 @@ def check_size(path: Path) -> Meta:
     if meta is None:
         raise ReleaseCorrupt(f"{path} is not a release file, or it was cut; publish again")
     whole = meta.size + block_sums.overhead(meta.size)
-    without_sums = _FORMAT_1.fullmatch(path.stem) and found >= meta.size and found % LEAST_PAGE_BYTES == 0
-    if found != whole and not without_sums:
+    if found != whole:
         raise ReleaseCorrupt(f"{path} was cut: it has {found} of {whole} bytes; publish again")
     return meta
 
@@ -357,15 +357,12 @@ async def damaged_blocks(path: Path, file: int, up_to: float = inf, rest: float 
     """Read an open file, and yield the number of each block that was changed since it was sealed; maps nothing.
 
     It is read in threads, *up_to* a place, with *rest* times as long a pause after each piece as that took of CPU:
-    whoever is served meanwhile goes first. A file of format 1 has no sums: of that, only the size is checked. Raises
-    ReleaseCorrupt for other files without sums.
+    whoever is served meanwhile goes first. Raises ReleaseCorrupt for a file whose sums are damaged.
     """
     await asyncio.to_thread(check_size, path)
     sums = block_sums.read(file)
     if sums is None:
-        if not _FORMAT_1.fullmatch(path.stem):
-            raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
-        return
+        raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
     for start in range(0, int(min(sums.size, up_to)), block_sums.STRIDE_BYTES):
         with translated(path):
             damaged, cpu_s = await asyncio.to_thread(_timed, block_sums.find_damage, file, sums, start)

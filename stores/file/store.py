@@ -12,26 +12,28 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreMisused, StoreUnavailable
 from stores.file import examination, memory
 from stores.file.catalogue import CatalogueFile
-from stores.file.draft import DraftFile, check_room, file_bytes, lock_path, open_draft
+from stores.file.draft import DraftFile, check_room, file_bytes, held, lock_path, open_draft
 from stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
 from stores.store import (
     Examined,
     Finding,
-    Inventoried,
     LocalReader,
     Lockable,
     Plan,
     Polled,
+    Rebuildable,
     RoomChecked,
     Row,
     SelfChecked,
     Slot,
+    WriterLocked,
     taken_over,
 )
 from stores.urls import redacted
@@ -40,7 +42,7 @@ from stores.urls import redacted
 POLL_S = 0.1
 
 
-class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inventoried, Polled):
+class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Rebuildable, WriterLocked, Polled):
     """A folder of releases on a local disk; an instance lives as long as its process, and never crosses a fork."""
 
     batch = 64
@@ -58,6 +60,8 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
         file = self._files.get(release.incarnation) or self._open(release)
         try:
             return file.read(key.encode())
+        except UnicodeEncodeError:
+            return None  # no row has a key that is no text
         except FAILURES as error:
             raise file.failed(key, error) from error
 
@@ -68,6 +72,8 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
             return [read(key.encode()) for key in keys]
         except NotInMemory:
             return await file.read_absent(keys, timeout_s)
+        except UnicodeEncodeError:
+            pass  # one of them is no text, and its slot absent
         except FAILURES as error:
             file.failed("", error)
         slots = [file.slot(key) for key in keys]
@@ -79,14 +85,18 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
         return self._current(self._catalogue.record())
 
     async def changes(self) -> AsyncIterator[Catalogue]:
-        seen = None
+        seen, found = None, Catalogue()
         while True:
             record = self._catalogue.record()
             self.polled_at = time.monotonic()
             self._observe_faults()
-            if record != seen or record is None:
-                seen = record
-                yield self._current(record)
+            is_news = record != seen or record is None
+            if is_news:
+                seen, found = record, self._current(record)
+            if (removed := self._removed(found)) and self._catalogue.record() == record:
+                raise removed
+            if is_news:
+                yield found
             await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
@@ -115,12 +125,20 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
         path = self._draft_path(draft)
         with translated(self._releases):
             self._releases.mkdir(parents=True, exist_ok=True)
-        self._catalogue.make_spare()  # a swap that was killed may have left none
         with translated(path):
             written = path.stat().st_size if path.exists() else 0
         needed = file_bytes(plan.rows, plan.payload_bytes)
         check_room(self._releases, needed, written)
         self._drafts[draft.incarnation] = open_draft(path, self._sealed_path(draft), draft, needed=needed)
+
+    @asynccontextmanager
+    async def taking_over(self, draft: DraftRef) -> AsyncIterator[None]:
+        found = self._drafts.get(draft.incarnation)
+        with translated(self._releases):
+            self._releases.mkdir(parents=True, exist_ok=True)
+        is_ours = found is not None and not found.closed
+        with nullcontext() if is_ours else held(self._draft_path(draft), draft):
+            yield
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         self._claimed(draft).put(rows, part)
@@ -141,6 +159,9 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
         for row in file.rows():
             yield row
 
+    async def check_size(self, release: ReleaseRef) -> None:
+        await asyncio.to_thread(check_size, self._sealed_path(release))
+
     async def check_integrity(self, release: ReleaseRef) -> None:
         await (self._files.get(release.incarnation) or self._open(release)).check()
 
@@ -155,13 +176,17 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
         file = self._files.get(release.incarnation) or self._open(release)
         await file.warm(WARM_REST if len(self._files) > 1 else 1.0)
 
-    async def lock(self, release: ReleaseRef) -> None:
-        for incarnation in self._files.keys() - {release.incarnation}:
+    async def lock(self, *releases: ReleaseRef) -> None:
+        for incarnation in self._files.keys() - {release.incarnation for release in releases}:
             await self._files[incarnation].unlock()
-        await (self._files.get(release.incarnation) or self._open(release)).lock()
+        for release in releases:
+            await (self._files.get(release.incarnation) or self._open(release)).lock()
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         await asyncio.to_thread(self._catalogue.swap, old, new)
+
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        await asyncio.to_thread(self._catalogue.replace_unreadable, record, new)
 
     async def erase(self, release: ReleaseRef) -> None:
         if draft := self._drafts.pop(release.incarnation, None):
@@ -181,6 +206,18 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
         for incarnation in self._files.keys() - known if found.generation else ():
             self._files.pop(incarnation).close()  # pruned: a map kept open would keep its disk space, too
         return found
+
+    def _removed(self, found: Catalogue) -> ReleaseNotFound | None:
+        """Return what says that a release which is read here has lost its file; its map is read on."""
+        for release in found.served:
+            path = self._sealed_path(release)
+            with translated(path):
+                if release.incarnation in self._files and not path.exists():
+                    return ReleaseNotFound(
+                        f"{path} was removed while release {release.id} is served from it, and no process that starts "
+                        f"now can serve it; restore it from a backup, or publish again"
+                    )
+        return None
 
     def _observe_faults(self) -> None:
         """Read all files with care where a page of one of them, as it seems, was waited for on this thread."""
@@ -204,9 +241,8 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
     def _remove(self, release: ReleaseRef) -> None:
         """Unlink all files of a release; the draft before what a late `seal` would make of it."""
         draft = self._draft_path(release)
-        format_1_lock = draft.with_name(draft.name + "-lock")
         with translated(draft):
-            for path in (draft, self._sealed_path(release), lock_path(draft), format_1_lock):
+            for path in (draft, self._sealed_path(release), lock_path(draft)):
                 path.unlink(missing_ok=True)
 
     def _open(self, release: ReleaseRef) -> ReleaseFile:

@@ -7,7 +7,7 @@ command cost 40 µs of CPU, which is what a whole turn of lookups may cost. A ca
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -79,6 +79,11 @@ _MORE = object()
 class Sender(Protocol):
     """What commands are sent by: a connection."""
 
+    @property
+    def where(self) -> str:
+        """See `PipelinedConnection`."""
+        ...
+
     def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
         """See `PipelinedConnection`."""
         ...
@@ -114,7 +119,8 @@ class PipelinedConnection(asyncio.Protocol):
         self.error: str | None = None
         self.has_replied = False
         """Whether the server has replied to anything but the handshake, and nothing that it should not have."""
-        self._where = address.shown
+        self.where = address.shown
+        """The server, for sentences."""
         self._connection: AbstractConnection | None = None
         self._timeout_s = timeout_s
         self._on_message = on_message
@@ -145,7 +151,7 @@ class PipelinedConnection(asyncio.Protocol):
             raise
         except Exception as error:  # whatever it is, callers wait for this
             await self._disconnect()
-            raise StoreUnavailable(str(translated(error, self._where))) from error
+            raise StoreUnavailable(str(translated(error, self.where))) from error
         except asyncio.CancelledError:
             await self._disconnect()
             raise
@@ -162,14 +168,14 @@ class PipelinedConnection(asyncio.Protocol):
 
     async def _check_role(self, wanted: Role) -> None:
         if role_of(await self.send_command(b"HELLO", 2)) != wanted:
-            raise StoreUnavailable(f"{self._where} is not a {wanted.name.lower()}, or no longer")
+            raise StoreUnavailable(f"{self.where} is not a {wanted.name.lower()}, or no longer")
         self.has_replied = False  # to nothing that was asked of it
 
     def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
         """Send a command; the future is its reply, or a StoreError: StoreMisused for what cannot be encoded."""
         return self._send(args, None)
 
-    def mget(self, *names: str) -> asyncio.Future[list[Slot]]:
+    def mget(self, *names: str | bytes) -> asyncio.Future[list[Slot]]:
         """Read values, as `send_command` does; a reply of another form ends the connection and reaches nobody."""
         return self._send((b"MGET", *names), len(names))
 
@@ -190,14 +196,14 @@ class PipelinedConnection(asyncio.Protocol):
             packed = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub says a tuple of one
         except (UnicodeEncodeError, TypeError) as error:
             future: asyncio.Future[Any] = self._loop.create_future()
-            future.set_exception(StoreMisused(f"a command to {self._where} cannot be encoded: {error}"))
+            future.set_exception(StoreMisused(f"a command to {self.where} cannot be encoded: {error}"))
             return future
         return self._write(packed, values, None)
 
     def _write(self, packed: bytes, values: int | None, taken: list[Slot] | None) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         if self.error is not None or self._writer is None:
-            future.set_exception(StoreUnavailable(self.error or f"{self._where} is not connected"))
+            future.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))
             return future
         self._waiting.append((future, self._loop.time(), values, taken))
         self._writer.write(packed)
@@ -216,12 +222,12 @@ class PipelinedConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail what is still waiting."""
-        self._fail(str(translated(error or _CLOSED_BY_SERVER, self._where)))
+        self._fail(str(translated(error or _CLOSED_BY_SERVER, self.where)))
         self._ended.set()
 
     async def close(self) -> None:
         """Close, and fail what is still waiting."""
-        self._fail(f"{self._where} was closed")
+        self._fail(f"{self.where} was closed")
         if self._writer is not None and not self._ended.is_set():
             self._writer.transport.close()
             with suppress(TimeoutError):  # a peer may be dead that was sent something
@@ -234,7 +240,7 @@ class PipelinedConnection(asyncio.Protocol):
         *reason* goes on a sentence that begins with the server.
         """
         self.has_replied = False  # so that a server that goes on like this is not tried again all the time
-        error = f"{self._where} {reason}; the connection was given up"
+        error = f"{self.where} {reason}; the connection was given up"
         if self.error is None:
             log.warning("%s", error)
         self.end(error)
@@ -242,7 +248,7 @@ class PipelinedConnection(asyncio.Protocol):
 
     def _take(self, reply: Any) -> None:  # noqa: ANN401 -- a reply is whatever the command returns
         if isinstance(reply, Exception):
-            error = translated(reply, self._where)
+            error = translated(reply, self.where)
             if not isinstance(reply, ResponseError) or isinstance(reply, foreign.ReadOnlyError):
                 # It is of the connection, as where there are too many, or of a primary that is none any more: whoever
                 # opens the next one may be led to another server.
@@ -276,7 +282,7 @@ class PipelinedConnection(asyncio.Protocol):
         replies = [reply]
         if self._is_array:
             self._is_array = False
-            replies = [translated(each, self._where) if isinstance(each, Exception) else each for each in reply]
+            replies = [translated(each, self.where) if isinstance(each, Exception) else each for each in reply]
         if not all(each is None or isinstance(each, bytes | StoreError) for each in replies):
             self.lose("replied to a key with something else than its value")
             return False
@@ -298,7 +304,7 @@ class PipelinedConnection(asyncio.Protocol):
         if left_s > 0:
             self._wait(left_s)
         else:
-            self.end(f"{self._where} has not answered for {self._timeout_s:g} s")
+            self.end(f"{self.where} has not answered for {self._timeout_s:g} s")
 
     def end(self, error: str) -> None:
         """Close at once, with a sentence for whoever still waits."""
@@ -363,15 +369,6 @@ class Reconnector:
     async def execute_command(self, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
         """Send one command and return its reply; raises StoreError."""
         return await (await self.connection()).send_command(*args)
-
-    async def run(self, key: str, work: Callable[[Sender], Awaitable[T]]) -> T:
-        """Call *work* with the connection, which serves every *key*; raises StoreError."""
-        del key
-        return await work(await self.connection())
-
-    def listening(self, on_message: Callable[[], None]) -> "Reconnector":
-        """Return another one for the same server, which takes messages."""
-        return Reconnector(self._server, self._timeout_s, on_message)
 
     async def connection(self) -> PipelinedConnection:
         """Return the connection, opened anew where it broke; callers at the same time share one attempt."""

@@ -95,11 +95,11 @@ async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
     if home is None:
         sentence = "no node serves the slot of the catalogue; bring the node back, or give its slots to another"
         return [Finding(Level.ERROR, "slots", sentence)]
-    found = [*await _cluster(topology), *await _rights(topology.address(home), keys)]
+    found = [*await _cluster(topology), *await _rights(topology.resolver(home), keys)]
     each = list[tuple[Endpoint, Finding]]()
     for node in topology.primaries:
         try:
-            each += [(node, finding) for finding in await _examine_server(topology.address(node))]
+            each += [(node, finding) for finding in await _examine_server(topology.resolver(node))]
         except StoreError as error:
             each.append((node, Finding(Level.ERROR, "server", str(error))))
     return found + _summed(each)
@@ -123,7 +123,7 @@ async def _cluster(topology: Topology) -> list[Finding]:
     error: StoreError | None = None
     for node in topology.primaries:
         try:
-            async with connected(topology.address(node), TIMEOUT_S) as connection:
+            async with connected(topology.resolver(node), TIMEOUT_S) as connection:
                 fields = _fields(await connection.send_command(b"CLUSTER", b"INFO"))
                 full = await _setting(connection, b"cluster-require-full-coverage")
                 reads = await _setting(connection, b"cluster-allow-reads-when-down")
@@ -214,7 +214,8 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
     row, catalogue = keys.doctors, keys.catalogue
     commands: dict[str, tuple[str | bytes | int, ...]] = {
         "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "LREM": (row, 1, b""),
-        "HSET": (row, b"0", b""), "EVAL": (b"return 1", 1, row), "MSET": (row, b""), "PUBLISH": (keys.changes, b""),
+        "HSET": (row, b"0", b""), "HINCRBY": (row, b"0", 1),
+        "EVAL": (b"return 1", 1, row), "MSET": (row, b""), "PUBLISH": (keys.changes, b""),
     }  # fmt: skip
     try:
         await connection.send_command(b"WATCH", row)

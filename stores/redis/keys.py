@@ -7,32 +7,30 @@ PREFIX:{INCARNATION.B}:KIND:ID    one row, a plain string without an expiry: a d
 PREFIX:{INCARNATION.B}:@state     `draft:WRITER` or `sealed`; a release exists as long as these keys do
 PREFIX:{INCARNATION.0}:@keys      a list: the keys of each acknowledged batch, packed by `stores.keys`
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which may come at any time
-PREFIX:{INCARNATION.0}:@points    a hash: the last acknowledged key of each part
+PREFIX:{INCARNATION.0}:@points    a hash: the last acknowledged key of each part, and how many batches are listed
 
 B, a row's bucket, is xxh3_64(KIND:ID) mod 256. A cluster puts what has the same text in braces into one slot, so that
-a bucket's rows lie beside a state of their own. On one server all 256 are always the same, so that the first will do.
-
-Format 1 had one bucket without a number, and its own catalogue. Such a release is read and erased until it is pruned.
-Its catalogue is read where there is no other; the first swap moves it, and leaves a record in its place that the
-workers of format 1 cannot read: they keep serving what they serve, and their publishers stop. Without any record both
-would take the store for a new one.
-
-PREFIX:catalogue                  the catalogue of format 1, or MOVED
-PREFIX:ID:KIND:ID, PREFIX:ID:@…   its releases, each under its id
+a bucket's rows lie beside a state of their own. On one server all 256 change in one step, so that the first will do.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
 from stores.catalogue import DraftRef, ReleaseRef
-from stores.errors import StoreMisused
 
 BUCKETS = 256
 
-# What the first swap leaves where the catalogue of format 1 was.
-MOVED = b'{"format":2,"moved":"this store was written by a newer hotplate; upgrade, or use another prefix"}'
+# How many keys one command has at most: about half a millisecond of a server's only thread.
+MAX_KEYS = 1000
+
+# The field of a release's points that counts the batches whose keys are listed.
+BATCHES = "batches"
+# The field that has the last key of the `meta` rows, which are of no part.
+META_POINT = "meta"
 
 # How many releases' names are kept, 20 kB each: what is read, what it replaces, and what is written or erased.
 KEPT = 8
@@ -40,23 +38,28 @@ KEPT = 8
 
 @dataclass(frozen=True, slots=True)
 class ReleaseKeys:
-    """The names of one release's keys; *heads* is what stands before them, by bucket."""
+    """The names of one release's keys."""
 
     heads: tuple[str, ...]
+    """What stands before the rows of each bucket."""
 
-    @property
-    def states(self) -> tuple[str, ...]:
-        """The keys that say that the release exists and who may write it, by bucket."""
-        return tuple(head + "@state" for head in self.heads)
+    steps: tuple[tuple[str, ...], ...]
+    """The keys that say that the release exists and who may write it: together those that change in one step."""
+
+    slots: tuple[int, ...]
+    """In which slot of a cluster each bucket lies."""
+
+    raw_heads: tuple[bytes, ...]
+    """The same as `heads`, in UTF-8."""
 
     @property
     def state(self) -> str:
-        """The first of `states`."""
-        return self.heads[0] + "@state"
+        """The state of the first bucket."""
+        return self.steps[0][0]
 
     @property
     def points(self) -> str:
-        """The hash of resume points, by part."""
+        """The hash of resume points, by part, and of BATCHES."""
         return self.heads[0] + "@points"
 
     @property
@@ -65,12 +68,31 @@ class ReleaseKeys:
         return self.heads[0] + "@keys", self.heads[0] + "@meta"
 
     def rows(self, keys: Iterable[str]) -> list[str]:
-        """Return the names of rows, 0.1 µs each; StoreMisused for a key that UTF-8 cannot express."""
-        heads, mask = self.heads, len(self.heads) - 1
-        try:
-            return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
-        except UnicodeEncodeError as error:
-            raise StoreMisused("a key is not valid Unicode text; see where it comes from") from error
+        """Return the names of rows, 0.1 µs each; UnicodeEncodeError for a key that UTF-8 cannot express."""
+        heads, mask = self.heads, BUCKETS - 1
+        return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
+
+    def located(self, keys: Iterable[str]) -> tuple[list[bytes], list[int]]:
+        """Return the names and the buckets of rows; a key that UTF-8 cannot express has a name that no row has."""
+        heads, names, buckets = self.raw_heads, list[bytes](), list[int]()
+        for key in keys:
+            try:
+                raw = key.encode()
+            except UnicodeEncodeError:
+                raw = key.encode(errors="surrogatepass")
+            bucket = xxh3_64_intdigest(raw) & (BUCKETS - 1)
+            names.append(heads[bucket] + raw)
+            buckets.append(bucket)
+        return names, buckets
+
+    def by_step(self, names: Iterable[bytes]) -> dict[str, list[bytes]]:
+        """Return the names of rows by the first state of their step."""
+        if len(self.steps) == 1:
+            return {self.state: list(names)}
+        found = dict[str, list[bytes]]()
+        for name in names:
+            found.setdefault(name[: name.index(b"}:") + 2].decode() + "@state", []).append(name)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +101,7 @@ class Keys:
 
     prefix: str
     clustered: bool = False
-    """Whether keys lie in slots; there never was a format 1 in a cluster, whose two catalogues would lie in two."""
+    """Whether buckets lie in slots, each of which changes by itself."""
 
     _releases: dict[str, ReleaseKeys] = field(default_factory=dict, repr=False, compare=False)
 
@@ -89,13 +111,8 @@ class Keys:
         return f"{{{self.prefix}}}:catalogue"
 
     @property
-    def catalogues(self) -> tuple[str, str]:
-        """The same, and where it was before the layout changed."""
-        return self.catalogue, self.catalogue if self.clustered else f"{self.prefix}:catalogue"
-
-    @property
     def doctors(self) -> str:
-        """A name that nobody writes, to try whether one might: of the form of a row, in the slot of the catalogue."""
+        """A name that is never written, to try whether it could be: of the form of a row, in the catalogue's slot."""
         return f"{self.prefix}:{{{self.prefix}}}:doctor"
 
     @property
@@ -109,15 +126,32 @@ class Keys:
         return f"{{{self.prefix}}}:incarnations"
 
     def release(self, release: ReleaseRef | DraftRef) -> ReleaseKeys:
-        """Return the names of a release's keys; in format 1 its id itself names the data."""
+        """Return the names of a release's keys."""
         incarnation = release.incarnation
         if (known := self._releases.get(incarnation)) is not None:
             return known
         if len(self._releases) >= KEPT:
             del self._releases[next(iter(self._releases))]
-        if ReleaseRef(release.id, incarnation).is_format_1:
-            found = ReleaseKeys((f"{self.prefix}:{incarnation}:",))
-        else:
-            found = ReleaseKeys(tuple(f"{self.prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS)))
+        heads = tuple(f"{self.prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
+        states = tuple(head + "@state" for head in heads)
+        raw = tuple(head.encode() for head in heads)
+        slots = tuple(key_slot(head) for head in raw)
+        steps = tuple((state,) for state in states) if self.clustered else (states,)
+        found = ReleaseKeys(heads, steps, slots, raw)
         self._releases[incarnation] = found
         return found
+
+    def pattern(self, release: ReleaseRef) -> str:
+        """Return the pattern of the names of a release's rows."""
+        incarnation = re.sub(r"([*?\[\]^\\])", r"\\\1", release.incarnation)
+        return f"{self.prefix}:{{{incarnation}.*}}:[^@]*"
+
+    @property
+    def any_pattern(self) -> str:
+        """The pattern of the names of all that is of any release."""
+        return f"{self.prefix}:{{*.*}}:*"
+
+    def incarnation_of(self, name: bytes) -> str | None:
+        """Return which incarnation a name that fits `any_pattern` is of; None if it is of none."""
+        found = re.match(rb"[^:]+:\{([^{}]+)\.[0-9]{1,3}\}:", name)
+        return None if found is None else found[1].decode()

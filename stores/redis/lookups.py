@@ -1,14 +1,18 @@
-"""Reads of many keys of a cluster at once, pipelined on one connection a node: one that fails, fails its own keys."""
+"""Reads of many keys of a release at once: from one server by one command, from the nodes of a cluster key by key."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import NamedTuple, Protocol, cast
 
+from stores.catalogue import ReleaseRef
 from stores.deadlines import Deadlines
-from stores.errors import PartUnavailable, StoreError, StoreUnavailable
-from stores.redis.connection import Redirected, Sender
+from stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
+from stores.redis.connection import Reconnector, Redirected, Sender
+from stores.redis.keys import BUCKETS, MAX_KEYS, Keys
+from stores.redis.states import SEALED, unsealed
 from stores.redis.topology import Endpoint, Nodes, uncovered
-from stores.store import Slot
+from stores.store import Slot, not_found
 
 _Replies = asyncio.Future[list[Slot]]
 
@@ -21,18 +25,100 @@ class _Sent(NamedTuple):
     replies: _Replies
 
 
-class Lookups:
-    """Reads keys wherever they are; lives as long as its store, on one loop."""
+class Lookups(Protocol):
+    """Reads rows; lives as long as its store, on one loop."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+        """See `Reader.get_many`."""
+        ...
+
+    async def close(self) -> None:
+        """Close what only lookups use."""
+        ...
+
+
+class ServerLookups:
+    """Reads from one server, rows and the release's state in one command, or from a replica of it.
+
+    What the replica cannot answer for sure, the primary is asked.
+    """
+
+    def __init__(self, keys: Keys, primary: Reconnector, replica: Reconnector | None = None) -> None:
+        self._keys = keys
+        self._primary = primary
+        self._replica = replica
+
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+        """See `Lookups`; a command is answered as a whole, so that the caller's own time-out ends the wait."""
+        if len(keys) > MAX_KEYS:
+            chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
+            found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
+            return [slot for slots in found for slot in slots]
+        names = self._keys.release(release)
+        rows: Sequence[str | bytes]
+        try:
+            rows = names.rows(keys)
+        except UnicodeEncodeError:
+            rows, _ = names.located(keys)
+        if self._replica is not None and (replica := self._replica.try_current()) is not None:
+            with suppress(StoreUnavailable):
+                state, *values = await replica.mget(names.state, *rows)
+                if state == SEALED:  # which it received after all rows
+                    return values
+        connection = self._primary.current or await self._primary.connection()
+        state, *values = await connection.mget(names.state, *rows)
+        if state is None or (state != SEALED and None in values):  # what a draft lacks may yet come, or come back
+            raise not_found(release)
+        return values
+
+    async def close(self) -> None:
+        """Close the connection to the replica."""
+        if self._replica is not None:
+            await self._replica.close()
+
+
+class BucketLost(ReleaseNotFound, PartUnavailable):
+    """A bucket of a release is not there, or its end is not; others may well be, so that no circuit opens for it."""
+
+
+class ClusterLookups:
+    """Reads from whichever nodes have the keys, pipelined on one connection a node: one that fails, fails its own."""
+
+    def __init__(self, keys: Keys, nodes: Nodes) -> None:
+        self._keys = keys
         self._nodes = nodes
         self._deadlines = Deadlines[_Replies](self._expire)
         self._opening = set[asyncio.Task[None]]()
 
-    async def get(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None = None) -> list[Slot]:
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+        """See `Lookups`; a list is absent only if its bucket is sealed; else its node has lost something, or all."""
+        until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        names = self._keys.release(release)
+        if not keys and await self._nodes.execute_command(b"GET", names.state) is None:
+            raise not_found(release)
+        rows, buckets = names.located(keys)
+        slots = await self._read(rows, [names.slots[bucket] for bucket in buckets], until_s)
+        if None in slots:
+            absent = sorted({bucket for bucket, slot in zip(buckets, slots, strict=True) if slot is None})
+            states = [names.raw_heads[bucket] + b"@state" for bucket in absent]
+            found = await self._read(states, [names.slots[bucket] for bucket in absent], until_s)
+            by_bucket = dict(zip(absent, found, strict=True))
+            for place, bucket in enumerate(buckets):
+                if slots[place] is None and (state := by_bucket[bucket]) != SEALED:
+                    lost = not_found(release) if state is None else unsealed(release, 1, BUCKETS)
+                    slots[place] = state if isinstance(state, StoreError) else BucketLost(str(lost))
+        if slots and all(isinstance(slot, StoreError) for slot in slots):
+            gone = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
+            raise cast("StoreError", gone)
+        return slots
+
+    async def close(self) -> None:
+        """Nothing but what the nodes close."""
+
+    async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
         """Read values by their names and the slots of these, in order; what cannot be read is an error in its place.
 
-        What has not come *until_s*, by the loop's clock, is one, too. Raises StoreError where no node says who serves
+        What has not come *until_s*, by the loop's clock, is one, too. Raises StoreError if no node says who serves
         what.
         """
         topology = self._nodes.topology

@@ -5,29 +5,31 @@ has written is not stopped by `maxmemory`, and deleting counts as writing. A ful
 draft up, or nothing would free its memory.
 """
 
-from stores.catalogue import DraftRef
+from stores.catalogue import DraftRef, ReleaseRef
+from stores.errors import ReleaseNotFound
 from stores.store import not_found, sealed, taken_over
 
 # The state of a release that takes no more rows; that of a draft is `draft:WRITER`.
 SEALED = b"sealed"
 
-# CLAIM takes the set of incarnations and the keys of a release's states; the state to set, and the incarnation. It
-# returns the state before; one that is sealed stays.
+# CLAIM takes the keys of the states of a release's first step, and the hash of its points; the state to set. It returns
+# the state before; one that is sealed stays. From here on it is counted how many batches are listed.
 CLAIM = """
-local state = redis.call('GET', KEYS[2])
+local points = table.remove(KEYS)
+local state = redis.call('GET', KEYS[1])
 if state == 'sealed' then return state end
 local pairs = {}
-for place = 2, #KEYS do
-    pairs[2 * place - 3] = KEYS[place]
-    pairs[2 * place - 2] = ARGV[1]
+for place = 1, #KEYS do
+    pairs[2 * place - 1] = KEYS[place]
+    pairs[2 * place] = ARGV[1]
 end
-if state then redis.call('DEL', unpack(KEYS, 2)) end
+if state then redis.call('DEL', unpack(KEYS)) end
 redis.call('MSET', unpack(pairs))
-redis.call('SADD', KEYS[1], ARGV[2])
+redis.call('HSETNX', points, 'batches', 0)
 return state
 """
 
-# REPLACE takes the keys of a release's states, the state that is expected of the first, empty for none, and the state
+# REPLACE takes the keys of a step's states, the state that is expected of the first, empty for none, and the state
 # to set. It returns the state before.
 REPLACE = """
 local state = redis.call('GET', KEYS[1])
@@ -40,13 +42,6 @@ end
 if state then redis.call('DEL', unpack(KEYS)) end
 redis.call('MSET', unpack(pairs))
 return state
-"""
-
-# FORGET takes the set of incarnations, and the first of a release's states; the incarnation. A late writer may have
-# claimed again what was erased, and must be found by the next prune.
-FORGET = """
-if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SREM', KEYS[1], ARGV[1]) end
-return 1
 """
 
 
@@ -63,3 +58,12 @@ def check_owned(draft: DraftRef, state: bytes | None) -> None:
         raise sealed(draft)
     if state != state_of(draft):
         raise taken_over(draft)
+
+
+def unsealed(release: ReleaseRef, parts: int, of: int) -> ReleaseNotFound:
+    """Return the error of a release of which some *parts* are not sealed, *of* those that have a state each."""
+    which = "" if of == 1 else f": {parts} of its {of} parts are not sealed"
+    return ReleaseNotFound(
+        f"a server has lost the end of release {release.id}, as a failover may lose what was sent last{which}; publish "
+        f"it again"
+    )

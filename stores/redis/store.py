@@ -1,37 +1,50 @@
-"""The Redis store, of one server or behind sentinels: every row a plain string, one release beside the other."""
+"""The Redis store, of one server, behind sentinels or in a cluster: every row a plain string, releases side by side.
+
+A single server is a cluster of one node. A release lies in buckets, each in one slot of a cluster and with a state of
+its own. All that belongs to the whole release lies in the first bucket's slot. What one server does in one step has an
+order in a cluster, where nothing changes two slots at once:
+
+create    the inventory names the incarnation; the first step is claimed, which decides who writes; then the others,
+          each from the state that was read of it before the first was seen to be still ours. A writer that was
+          replaced before it had claimed all cannot claim one more.
+put       see `stores.redis.writer`.
+seal      the first step is sealed, after which nothing can be claimed; then the others, each after the last of its
+          rows, and the replicas are waited for. A node that lost the end of what it was sent has lost this, too.
+erase     the states go first, then what the lists name, or what a search finds; see `stores.redis.inventory`.
+"""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef, gained
-from stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
-from stores.keys import pack
+from stores.errors import StoreError
 from stores.redis import examination, replication
-from stores.redis.connection import PipelinedConnection, Reconnector, Resolver, connected, translated
-from stores.redis.control import MAX_KEYS, Control
+from stores.redis.connection import PipelinedConnection, Reconnector, Sender, connected
+from stores.redis.control import Control
+from stores.redis.inventory import Inventory
 from stores.redis.keys import Keys
+from stores.redis.lookups import ClusterLookups, Lookups, ServerLookups
 from stores.redis.sentinel import Sentinels
-from stores.redis.states import CLAIM, FORGET, REPLACE, SEALED, check_owned, state_of
-from stores.redis.url import Address, parse, parse_sentinel
-from stores.redis.writer import WRITING_SHARE, RowsLost, Writer
+from stores.redis.states import CLAIM, REPLACE, SEALED, check_owned, state_of, unsealed
+from stores.redis.topology import ONLY, Nodes, OnlyServer, Servers, Topology
+from stores.redis.url import Address, ClusterAddress, SentinelAddress, parse, parse_cluster, parse_sentinel
+from stores.redis.writer import Batches, RowsLost, Scripts, Transactions, Writer, with_retries
 from stores.store import (
     Advised,
     Examined,
     Finding,
-    Inventoried,
     Level,
     Plan,
     Polled,
+    Rebuildable,
     RoomChecked,
     Row,
     Slot,
     not_found,
     sealed,
 )
-from stores.throttle import AdaptiveThrottle
 from stores.traces import traced_call
 from stores.urls import scheme_of
 
@@ -43,71 +56,66 @@ READ_TIMEOUT_S = 1.0
 # The same for everything else, the largest batches included.
 TIMEOUT_S = 5.0
 
+# For how long a batch is tried again while a server restarts or another one takes over. It is longer in a cluster,
+# which elects a replica after cluster-node-timeout, 15 s; create and seal are tried again there as well.
+RETRY_FOR_S, CLUSTER_RETRY_FOR_S = 10.0, 30.0
 
-class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
-    """One deployment in one database of a Redis server; an instance belongs to one event loop and process.
 
-    Lookups, control and writing have a connection each, so that none waits behind another. All are to the primary,
-    but lookups may have another, to a replica: what that cannot answer for sure, the primary is asked.
+class RedisStore(Advised, Examined, Polled, Rebuildable, RoomChecked):
+    """One deployment in one database of a server, or in a cluster; an instance belongs to one event loop and process.
+
+    Lookups, control and writing have a connection each to every server, so that none waits behind another, opened when
+    it is needed. All are to primaries; lookups of a server behind sentinels may have another one, to a replica.
     """
 
     batch = 256
-    """A key costs the client 0.4 µs and the server 1.1 µs (at 64: 0.9 and 1.6), and others wait for 0.3 ms at most."""
+    """A key costs the client 0.4 µs and the server 1.1 µs (at 64: 0.9 and 1.6), and others wait for 0.3 ms at most.
 
-    def __init__(self, address: Address, sentinels: Sentinels | None = None) -> None:
-        """Take the address of the server; without host and port where *sentinels* know those."""
+    In a cluster it costs the client twice as much, and each node has only its part of them.
+    """
+
+    def __init__(self, address: Address | SentinelAddress | ClusterAddress) -> None:
         self._address = address
-        self._sentinels = sentinels
-        primary: Resolver = sentinels or address
-        replicas = None if sentinels is None else sentinels.replicas
-        self._keys = Keys(address.prefix)
-        self._replica = None if replicas is None else Reconnector(replicas, READ_TIMEOUT_S)
-        self._lookups = Reconnector(primary, READ_TIMEOUT_S)
-        self._server = Reconnector(primary, TIMEOUT_S)
-        self._control = Control(self._server, self._keys, address.shown)
-        self._writes = Reconnector(primary, TIMEOUT_S)
-        self._transactions = _Transactions(self._writes, self._keys, address.shown)
-        self._writer = Writer(self._transactions.write, self._keys)
+        self._sentinels: Sentinels | None = None
+        self._servers: Servers
+        match address:
+            case ClusterAddress():
+                self._common, self._servers = address.node, Topology(address)
+            case SentinelAddress():
+                self._common, self._sentinels = address.server, Sentinels(address)
+                self._servers = OnlyServer(self._sentinels, address.server.shown)
+            case Address():
+                self._common, self._servers = address, OnlyServer(address, address.shown)
+        self._clustered = isinstance(address, ClusterAddress)
+        self._keys = keys = Keys(self._common.prefix, self._clustered)
+        self._reads = Nodes(self._servers, READ_TIMEOUT_S)
+        self._nodes = Nodes(self._servers, TIMEOUT_S)
+        self._writes = Nodes(self._servers, TIMEOUT_S)
+        self._control = Control(self._nodes, keys)
+        self._inventory = Inventory(self._nodes, keys, self._control)
+        self._lookups: Lookups
+        self._scans: Lookups
+        self._batches: Batches
+        if self._clustered:
+            self._lookups, self._scans = ClusterLookups(keys, self._reads), ClusterLookups(keys, self._nodes)
+            self._batches = Scripts(self._writes, keys)
+        else:
+            replicas = None if self._sentinels is None else self._sentinels.replicas
+            replica = None if replicas is None else Reconnector(replicas, READ_TIMEOUT_S)
+            self._lookups = ServerLookups(keys, self._reads.at(ONLY), replica)
+            self._scans = ServerLookups(keys, self._nodes.at(ONLY))
+            self._batches = Transactions(self._writes.at(ONLY), keys)
+        retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else RETRY_FOR_S
+        self._writer = Writer(self._batches, self._writes, keys, retry_for_s)
+        self._step_retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        del timeout_s  # all keys of a command are answered at once; the caller's own timeout ends the wait
         if (call := traced_call.get()) is not None:
-            self._address.describe(call, "MGET")
-        if len(keys) > MAX_KEYS:
-            chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
-            return [
-                slot
-                for slots in await asyncio.gather(*(self._read(release, some) for some in chunks))
-                for slot in slots
-            ]
-        return await self._read(release, keys)
-
-    async def _read(self, release: ReleaseRef, keys: Sequence[str]) -> list[Slot]:
-        """Read at most MAX_KEYS keys, and the release's state, so that a release and a list that lack differ."""
-        names = self._keys.release(release)
-        try:
-            rows = names.rows(keys)
-        except StoreMisused:
-            if len(keys) == 1:
-                raise
-            return await asyncio.gather(*(self._try_read(release, key) for key in keys))
-        if self._replica is not None and (replica := self._replica.try_current()) is not None:
-            with suppress(StoreUnavailable):
-                state, *values = await replica.mget(names.state, *rows)
-                if state == SEALED:  # which it received after all rows
-                    return values
-        connection = self._lookups.current or await self._lookups.connection()
-        state, *values = await connection.mget(names.state, *rows)
-        if state is None or (state != SEALED and None in values):  # what a draft lacks may yet come, or come back
-            raise not_found(release)
-        return values
-
-    async def _try_read(self, release: ReleaseRef, key: str) -> Slot:
-        try:
-            (slot,) = await self._read(release, [key])
-        except StoreMisused as error:  # the others are read all the same
-            return error
-        return slot
+            if self._clustered:
+                self._common.describe(call, "GET", len(keys))
+            else:
+                self._common.describe(call, "MGET")
+        return await self._lookups.get(release, keys, timeout_s)
 
     async def catalogue(self) -> Catalogue:
         return await self._control.catalogue()
@@ -119,18 +127,26 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         self.polled_at = time.monotonic()
 
     async def close(self) -> None:
-        for reconnector in (self._replica, self._lookups, self._server, self._writes):
-            if reconnector is not None:
-                await reconnector.close()
+        await self._servers.close()
+        for opened in (self._lookups, self._reads, self._nodes, self._writes):
+            await opened.close()
         if self._sentinels is not None:
             await self._sentinels.close()
 
     async def warnings(self) -> list[str]:
-        return (await examination.measure(self._server)).warnings(self._address.shown)
+        found = list[str]()
+        for server in await self._nodes.primaries():
+            found += (await examination.measure(server)).warnings(await self._where(server))
+        return found
+
+    async def _where(self, server: Reconnector) -> str:
+        return (await server.connection()).where if self._clustered else self._servers.shown
 
     async def examine(self) -> list[Finding]:
+        if isinstance(self._servers, Topology):
+            return await examination.examine_cluster(self._servers, self._keys)
         if self._sentinels is None:
-            return await examination.examine(self._address, self._keys)
+            return await examination.examine(self._common, self._keys)
         findings = await self._sentinels.examine()
         try:
             primary = await self._sentinels.resolve()
@@ -140,172 +156,159 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         except StoreError as error:
             return [*findings, Finding(Level.ERROR, "primary", str(error))]
 
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        await self._control.replace_unreadable(record, new)
+
     async def incarnations(self) -> list[str]:
-        return await self._control.incarnations()
+        return await self._inventory.incarnations()
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        (await examination.measure(self._server)).check(plan, self._keys.release(draft), self._address.shown)
+        keys = self._keys.release(draft)
+        await self._servers.load()
+        for node in self._servers.primaries:
+            share = sum(self._servers.owner(slot) == node for slot in keys.slots) / len(keys.slots)
+            part = Plan(int(plan.rows * share), int(plan.payload_bytes * share))
+            server = self._nodes.at(node)
+            (await examination.measure(server)).check(part, keys, await self._where(server))
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
+        await with_retries(lambda: self._create(draft, plan), self._step_retry_for_s)
+
+    async def _create(self, draft: DraftRef, plan: Plan) -> None:
         keys = self._keys.release(draft)
-        if not await self._server.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
+        if not await self._nodes.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
-        names, args = (self._keys.incarnations, *keys.states), (state_of(draft), draft.incarnation)
-        connection = await self._server.connection()
-        before = await replication.send_replicated(connection, b"EVAL", CLAIM, len(names), *names, *args)
+        await self._inventory.add(draft)
+        names = (*keys.steps[0], keys.points)
+
+        async def claim(connection: Sender) -> bytes | None:
+            sent = replication.send_replicated(connection, b"EVAL", CLAIM, len(names), *names, state_of(draft))
+            before: bytes | None = await sent
+            return before
+
+        before = await self._nodes.run(keys.state, claim)
         if before == SEALED:
             raise sealed(draft)
+        await self._claim_others(draft)
+        await self._inventory.add(draft)  # once more: an erase of the incarnation may have taken it off meanwhile
         if before is None:
-            self._transactions.forget(draft)
+            self._batches.forget(draft)
+
+    async def _claim_others(self, draft: DraftRef) -> None:
+        """Claim all steps but the first, which is ours."""
+        mine, keys = state_of(draft), self._keys.release(draft)
+        while len(keys.steps) > 1:
+            states = await self._states(draft)  # before we see that the first is still ours: if another writer claims
+            check_owned(draft, await self._nodes.execute_command(b"GET", keys.state))  # it now, ours fail after these
+            claimed = list(zip(keys.steps, states, strict=True))[1:]
+            others = [(step, state) for step, state in claimed if state not in (mine, SEALED)]
+            if not others:
+                return
+            await asyncio.gather(*(self._nodes.evaluate(REPLACE, step, state or b"", mine) for step, state in others))
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._writer.put(draft, rows, part)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         point = await self._control.resume_point(draft, part)
-        self._transactions.forget(draft)
+        self._batches.forget(draft)
         return point
 
     async def seal(self, draft: DraftRef) -> None:
         """See the contract; replicas that follow are waited for, and what a failover could lose is logged."""
-        names, connection = self._keys.release(draft).states, await self._server.connection()
-        await self._transactions.check_kept(draft, connection)
-        before = await connection.send_command(b"EVAL", REPLACE, len(names), *names, state_of(draft), SEALED)
-        if before != SEALED:
-            check_owned(draft, before)
-        found = await replication.wait_for_replicas(connection)
-        if found is not None and (self._sentinels is not None or found.acknowledged < found.replicas):
-            for sentence in found.shortfalls(self._address.shown):
-                log.warning("release %s is written; %s", draft.id, sentence)
+        await with_retries(lambda: self._seal(draft), self._step_retry_for_s)
+
+    async def _seal(self, draft: DraftRef) -> None:
+        keys = self._keys.release(draft)
+        first, *others = keys.steps
+
+        async def seal_first(connection: Sender) -> Sender:
+            await self._batches.check_kept(draft, connection)
+            before = await connection.send_command(b"EVAL", REPLACE, len(first), *first, state_of(draft), SEALED)
+            if before != SEALED:
+                check_owned(draft, before)
+            return connection
+
+        sealed_by = await self._nodes.run(keys.state, seal_first)
+        used = list({sealed_by, *await asyncio.gather(*(self._seal_other(draft, step) for step in others))})
+        is_replicated = self._clustered or self._sentinels is not None
+        waits = (replication.wait_for_replicas(connection) for connection in used)
+        for connection, found in zip(used, await asyncio.gather(*waits), strict=True):
+            if found is not None and (is_replicated or found.acknowledged < found.replicas):
+                for sentence in found.shortfalls(connection.where):
+                    log.warning("release %s is written; %s", draft.id, sentence)
+
+    async def _seal_other(self, draft: DraftRef, step: Sequence[str]) -> Sender:
+        """Seal a step but the first; if another writer's run had come as far as here, it may be that writer's."""
+
+        async def seal(connection: Sender) -> Sender:
+            expected = state_of(draft)
+            while True:
+                before = await connection.send_command(b"EVAL", REPLACE, len(step), *step, expected, SEALED)
+                if before is None:
+                    raise not_found(draft)
+                if before in (SEALED, expected):
+                    return connection
+                expected = before
+
+        return await self._nodes.run(step[0], seal)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        await self._control.check_exists(release)
-        names = self._keys.release(release)
-        async for keys in self._control.chunks(release):
-            state, *values = await self._server.execute_command(b"MGET", names.state, *names.rows(keys))
-            if state != SEALED:
-                raise not_found(release)
-            for key, value in zip(keys, values, strict=True):
-                if value is not None:
-                    yield Row(key, value)
+        await self.prepare(release)
+        async for keys in self._inventory.chunks(release):
+            for key, slot in zip(keys, await self._scans.get(release, keys), strict=True):
+                if isinstance(slot, StoreError):
+                    raise slot
+                if slot is not None:
+                    yield Row(key, slot)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        state = await self._server.execute_command(b"GET", self._keys.release(release).state)
-        if state is None:
+        states = await self._states(release)
+        if not any(states):
             raise not_found(release)
-        if state != SEALED:
-            raise ReleaseNotFound(f"{self._torn(release)}; publish it again")
+        if missing := sum(state != SEALED for state in states):
+            raise unsealed(release, missing, len(states))
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         """See the contract; what a release gains by it outlives a failover that is under way, or it is not made.
 
-        Raises RowsLost where the server has not all of the release, as it took the place of one that had.
+        Raises RowsLost if the server does not have all of the release, because it took the place of one that had.
         """
         releases = gained(old, new)
+
+        async def change(connection: Sender) -> None:
+            for release in () if self._clustered else releases:
+                state = await connection.send_command(b"GET", self._keys.release(release).state)
+                if state not in (None, SEALED):
+                    raise RowsLost(f"{self._servers.shown}: {unsealed(release, 1, 1)}")
+            await self._control.swap_by(connection, old, new)
+            if releases and self._sentinels is not None:
+                assert isinstance(connection, PipelinedConnection)  # noqa: S101 -- only a cluster has others
+                await self._sentinels.settle(connection)
+
         if releases and self._sentinels is not None:
             await self._sentinels.state(of_all=True)
-        connection = await self._server.connection()
-        for release in releases:
-            state = await connection.send_command(b"GET", self._keys.release(release).state)
-            if state not in (None, SEALED):
-                raise RowsLost(self._torn(release))
-        await self._control.swap_by(connection, old, new)
-        if releases and self._sentinels is not None:
-            await self._sentinels.settle(connection)
-
-    def _torn(self, release: ReleaseRef) -> str:
-        return f"{self._address.shown} has lost the end of release {release.id}, as a failover may lose what came last"
+        await self._nodes.run(self._keys.catalogue, change)
 
     async def erase(self, release: ReleaseRef) -> None:
-        names, connection = self._keys.release(release), await self._server.connection()
-        # First: nobody reads or writes it from here on, and where replicas are read, not there either.
-        await replication.send_replicated(connection, b"DEL", *names.states, names.points, wanted=None)
-        await self._control.erase_listed(
-            release, lambda keys: self._server.execute_command(b"UNLINK", *names.rows(keys))
+        await self._inventory.erase(release)
+
+    async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
+        """Return the state of each step; raises StoreError."""
+        steps = self._keys.release(release).steps
+        found: list[bytes | None] = await asyncio.gather(
+            *(self._nodes.execute_command(b"GET", step[0]) for step in steps)
         )
-        await self._control.evaluate(FORGET, (self._keys.incarnations, names.state), release.incarnation)
-
-
-class _Transactions:
-    """Writes a batch as one transaction on the server, or nothing; lives as long as its store, on its own connection.
-
-    That is WATCH, MULTI, MSET, RPUSH, HSET, EXEC rather than a script with the same effect: 1.2 against 2.1 µs of the
-    server's only thread a row of 587 bytes, for Lua copies every value once more. The client pays 1.2 µs a row, all
-    included. One is sent at a time, as a connection has one WATCH.
-    """
-
-    def __init__(self, reconnector: Reconnector, keys: Keys, where: str) -> None:
-        self._reconnector = reconnector
-        self._keys = keys
-        self._where = where
-        self._throttle = AdaptiveThrottle(time.monotonic, max_share=WRITING_SHARE)
-        self._checked: PipelinedConnection | None = None
-        self._points = dict[str, dict[int, str]]()
-        """Of each draft by its incarnation, the last key of each part that was acknowledged here."""
-
-    async def check_kept(self, draft: DraftRef, connection: PipelinedConnection, *sent: str) -> None:
-        """Raise StoreUnavailable where rows are gone that were acknowledged, as after a failover.
-
-        *sent* is the last key of a batch whose acknowledgement may have been lost.
-        """
-        if not (points := self._points.get(draft.incarnation)):
-            return
-        keys = self._keys.release(draft)
-        state, found = await asyncio.gather(
-            connection.send_command(b"GET", keys.state), connection.send_command(b"HMGET", keys.points, *points)
-        )
-        kept = all(
-            point is not None and point.decode() in (last, *sent)
-            for last, point in zip(points.values(), found, strict=True)
-        )
-        if state == state_of(draft) and not kept:
-            raise RowsLost(f"{self._where} has lost rows of release {draft.id} that it had acknowledged")
-
-    def forget(self, draft: DraftRef) -> None:
-        """Write a draft on from where the server says, whatever it acknowledged before."""
-        self._points.pop(draft.incarnation, None)
-
-    async def write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
-        """Write one batch and return the pause after it, in seconds; tried again where the state changed meanwhile."""
-        keys = self._keys.release(draft)
-        pairs = list[str | bytes]()
-        for name, row in zip(keys.rows([row.key for row in batch]), batch, strict=True):
-            pairs += (name, row.value)
-        commands: list[tuple[str | bytes | int, ...]] = [
-            (b"MULTI",),
-            (b"MSET", *pairs),
-            (b"RPUSH", source, pack([row.key for row in batch])),
-        ]
-        last = max(row.key for row in batch)
-        if part is not None:
-            commands.append((b"HSET", keys.points, part, last))
-        while True:
-            connection = await self._reconnector.connection()
-            if connection is not self._checked:  # perhaps to a server that took the place of another
-                await self.check_kept(draft, connection, last)
-                self._checked = connection
-            _, state = await asyncio.gather(
-                connection.send_command(b"WATCH", keys.state), connection.send_command(b"GET", keys.state)
-            )
-            check_owned(draft, state)
-            started = time.monotonic()
-            sent = [connection.send_command(*command) for command in (*commands, (b"EXEC",))]
-            *_, outcome = await asyncio.gather(*sent)
-            if outcome is not None:
-                for reply in outcome:
-                    if isinstance(reply, Exception):
-                        raise translated(reply, self._where)
-                if part is not None:
-                    self._points.setdefault(draft.incarnation, {})[part] = last
-                return self._throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in batch))
+        return found
 
 
 def open_url(url: str) -> RedisStore:
     """Open `redis://[USER:PASSWORD@]HOST:PORT/DB?prefix=NAME`, `rediss://…&ca=FILE` or `unix:///SOCKET?db=0`.
 
-    Or `redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB?read=replica`, and `rediss+sentinel://…`.
+    Or `redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB?read=replica`, or `redis+cluster://SEED[:PORT],SEED…/`, or the same
+    over TLS, `rediss+sentinel://…` and `rediss+cluster://…`.
     """
-    if scheme_of(url).endswith("+sentinel"):
-        behind = parse_sentinel(url)
-        return RedisStore(behind.server, Sentinels(behind))
-    return RedisStore(parse(url))
+    scheme = scheme_of(url)
+    if scheme.endswith("+cluster"):
+        return RedisStore(parse_cluster(url))
+    return RedisStore(parse_sentinel(url) if scheme.endswith("+sentinel") else parse(url))

@@ -1,22 +1,22 @@
-"""Which node of a cluster serves which slot, as the nodes say, and a connection to each of them.
+"""Which server serves which slot, and a connection to each of them: the nodes of a cluster, or the only server.
 
-A key's slot is redis-py's CRC16 of what stands in its braces, and CLUSTER SLOTS says who serves it. A node that does
-not serve it any more says who does (MOVED), or who will (ASK); a node that does not answer, or says so, lets the others
-be asked, one of them at a time, by one request at a time, and never more often than the pauses below allow.
+In a cluster a key's slot is redis-py's CRC16 of what stands in its braces, and CLUSTER SLOTS says who serves it. A node
+that does not serve it any more says who does (MOVED), or who will (ASK); a node that does not answer, or says so, lets
+the others be asked, one of them at a time, by one request at a time, and never more often than the pauses below allow.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from redis.cluster import parse_cluster_slots
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
-from stores.redis.connection import PipelinedConnection, Reconnector, Redirected, Sender
+from stores.redis.connection import PipelinedConnection, Reconnector, Redirected, Resolver, Sender
 from stores.redis.url import Address, ClusterAddress, show
 from stores.throttle import Backoff
 
@@ -44,6 +44,84 @@ class Endpoint(NamedTuple):
 
     def __str__(self) -> str:
         return show(self.host, self.port)
+
+
+class Servers(Protocol):
+    """Knows which server serves which slot."""
+
+    shown: str
+    """The URL without secrets, for sentences."""
+
+    version: int
+    """Grows with each change; 0 until that is known."""
+
+    @property
+    def primaries(self) -> Sequence[Endpoint]:
+        """The servers that serve slots, in the order of their addresses."""
+        ...
+
+    async def load(self) -> None:
+        """Wait until who serves what is known; raises StoreError if no server says it."""
+        ...
+
+    def owner(self, slot: int) -> Endpoint | None:
+        """Return who serves a slot; None if no server is known to, which is looked into."""
+        ...
+
+    def resolver(self, node: Endpoint) -> Resolver:
+        """Return what knows how to connect to a server."""
+        ...
+
+    def learn(self, redirected: Redirected, said_by: Endpoint) -> Endpoint:
+        """Take note of what a server said instead of a reply; return which server should be sent the command."""
+        ...
+
+    def suspect(self) -> None:
+        """Look into it, soon and in the background: something is not where it should be."""
+        ...
+
+    async def close(self) -> None:
+        """Stop looking."""
+        ...
+
+
+# The only server, wherever it is.
+ONLY = Endpoint("", 0)
+
+
+class OnlyServer:
+    """One server, or the one of several that takes writes: a cluster of one node."""
+
+    version = 1
+    primaries = (ONLY,)
+
+    def __init__(self, resolver: Resolver, shown: str) -> None:
+        self.shown = shown
+        self._resolver = resolver
+
+    async def load(self) -> None:
+        """Nothing is to be asked for."""
+
+    def owner(self, slot: int) -> Endpoint:
+        """Return the server, which serves every slot."""
+        del slot
+        return ONLY
+
+    def resolver(self, node: Endpoint) -> Resolver:
+        """See `Servers`."""
+        del node
+        return self._resolver
+
+    def learn(self, redirected: Redirected, said_by: Endpoint) -> Endpoint:
+        """Raise StoreMisused: only a node of a cluster says that."""
+        del said_by
+        raise StoreMisused(f"{redirected}; it is a node of a cluster, whose scheme is redis+cluster://") from redirected
+
+    def suspect(self) -> None:
+        """Nothing can be anywhere else."""
+
+    async def close(self) -> None:
+        """Nothing was begun."""
 
 
 class Layout(NamedTuple):
@@ -89,7 +167,7 @@ class Topology:
             self.suspect()
         return owner
 
-    def address(self, node: Endpoint) -> Address:
+    def resolver(self, node: Endpoint) -> Address:
         """Return the address of a node, with the credentials of all."""
         return self._cluster.at(*node)
 
@@ -170,7 +248,7 @@ class Topology:
         return list(dict.fromkeys([*known, *seeds]))
 
     async def _ask(self, node: Endpoint) -> Layout:
-        connection = PipelinedConnection(self.address(node), TIMEOUT_S)
+        connection = PipelinedConnection(self.resolver(node), TIMEOUT_S)
         await connection.open()
         try:
             reply = await connection.send_command(b"CLUSTER", b"SLOTS")
@@ -181,7 +259,7 @@ class Topology:
         except StoreUnavailable as error:
             if "cluster support disabled" in str(error):
                 sentence = (
-                    f"{self.address(node).shown} is no node of a cluster; write redis:// in the place of its scheme"
+                    f"{self.resolver(node).shown} is no node of a cluster; write redis:// in the place of its scheme"
                 )
                 raise StoreMisused(sentence) from error
             raise
@@ -190,10 +268,10 @@ class Topology:
 
 
 class Nodes:
-    """A connection to each node of a cluster, for one purpose; lives as long as its store, on one loop."""
+    """A connection to each server, for one purpose; lives as long as its store, on one loop."""
 
-    def __init__(self, topology: Topology, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
-        """Take what each `Reconnector` takes beside its address."""
+    def __init__(self, topology: Servers, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
+        """Take who serves what, and what each `Reconnector` takes as well."""
         self.topology = topology
         self._timeout_s = timeout_s
         self._on_message = on_message
@@ -206,12 +284,27 @@ class Nodes:
         if self._version != self.topology.version:
             self._leave_strangers()
         if (known := self._reconnectors.get(node)) is None:
-            known = Reconnector(self.topology.address(node), self._timeout_s, self._on_message)
+            known = Reconnector(self.topology.resolver(node), self._timeout_s, self._on_message)
             self._reconnectors[node] = known
         return known
 
+    async def primaries(self) -> list[Reconnector]:
+        """Return the connections to all servers that serve slots; raises StoreError if those are not known."""
+        await self.topology.load()
+        return [self.at(node) for node in self.topology.primaries]
+
+    async def execute_command(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+        """Send one command with one key, and return its reply; raises StoreError."""
+        return await self.run(key, lambda connection: connection.send_command(command, key, *args))
+
+    async def evaluate(self, script: str, names: Sequence[str], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
+        """Run a script on keys of one step, and return what it returns; raises StoreError."""
+        return await self.run(
+            names[0], lambda connection: connection.send_command(b"EVAL", script, len(names), *names, *args)
+        )
+
     async def run(self, key: str, work: Callable[[Sender], Awaitable[T]]) -> T:
-        """Call *work* with the connection that serves *key*, and again with the next where that is moved elsewhere."""
+        """Call *work* with the connection that serves *key*, and again with the next if that has moved elsewhere."""
         return await self.run_in(key_slot(key.encode()), work)
 
     async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: Endpoint | None = None) -> T:
@@ -260,6 +353,10 @@ class _Asking:
     def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
         self._connection.send_command(b"ASKING").add_done_callback(_retrieved)
         return self._connection.send_command(*args)
+
+    @property
+    def where(self) -> str:
+        return self._connection.where
 
     def lose(self, reason: str) -> StoreUnavailable:
         return self._connection.lose(reason)

@@ -89,6 +89,7 @@ def test_a_service_that_answers_nothing_well_is_reported_too(tmp_path: Path) -> 
     assert "<svg" in name.with_suffix(".html").read_text()
 
 
+@pytest.mark.alone  # what is found in windows of 0.2 s is compared
 def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Path) -> None:
     common = ("--users", str(USERS), "--duration", "0.2s", "--warmup", "0s", "--json", "--out", tmp_path / "report")
     searched = json.loads(
@@ -104,6 +105,7 @@ def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Pat
     assert "By size of batch" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.alone  # as above
 def test_batches_to_be_scored_are_measured_and_compared_as_others_are(
     service: Service, store: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +247,7 @@ def test_bars_are_drawn_to_the_highest() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.alone  # a rate in real time
 def test_a_run_that_is_stopped_keeps_its_rate(service: Service) -> None:
     def stop_late(parts: Sequence[Progress]) -> None:
         if parts[0].elapsed_s > 3:

@@ -247,7 +247,7 @@ def test_the_demo_serves_and_its_curls_work_as_printed(tmp_path: Path) -> None:
         assert "personal" in hotplate("lookup", "u0001", "--store", store).stdout
     finally:
         demo.send_signal(signal.SIGINT)
-        code = demo.wait(timeout=20)
+        code = demo.wait(timeout=60)
     assert code == 0
     assert not Path(store.removeprefix("file://")).exists()
 

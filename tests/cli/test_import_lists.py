@@ -26,7 +26,7 @@ from stores.store import Plan, Row
 from tests.support.command import failed, hotplate
 from tests.support.service import a_list, publish_lists
 from tests.support.soak import SEED, scaled
-from tests.support.stores import as_bodies
+from tests.support.stores import as_bodies, lapse
 
 
 def lines(*rows: str) -> str:
@@ -161,11 +161,13 @@ def at_second_put(action: Callable[[], None]) -> Iterator[None]:
 
 def let_leases_lapse(store: Path) -> None:
     """Do to the catalogue what a minute without the writers does."""
-    path = store / "catalogue.json"
-    catalogue = json.loads(path.read_text())
-    for entry in catalogue["entries"]:
-        entry["lease_until"] = None if entry["lease_until"] is None else 0.0
-    path.write_text(json.dumps(catalogue))
+
+    async def let() -> None:
+        opened = LmdbStore(store)
+        await lapse(opened)
+        await opened.close()
+
+    asyncio.run(let())
 
 
 def check_resume(folder: Path, arguments: list[str], users: int) -> None:
@@ -294,4 +296,6 @@ async def leave_a_draft(folder: Path) -> str:
 def test_a_draft_of_other_lists_is_not_finished(lists: Path, tmp_path: Path) -> None:
     draft = asyncio.run(leave_a_draft(tmp_path / "store"))
     let_leases_lapse(tmp_path / "store")
-    failed(hotplate("import", lists, "--resume", draft, "--store", f"file://{tmp_path}/store"), "does not add up")
+    failed(
+        hotplate("import", lists, "--resume", draft, "--store", f"file://{tmp_path}/store"), "begun with other lists"
+    )

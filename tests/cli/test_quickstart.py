@@ -49,7 +49,9 @@ def test_the_quick_start_runs_as_it_is_written(tmp_path: Path) -> None:
     write_clicks(tmp_path / "clicks.csv")
     (port,) = free_ports(1)
     page = (ROOT / "docs" / "quickstart.md").read_text()
-    printed = run(tmp_path, transcript(page).replace("8080", str(port)).replace("8090", str(port + 1000)))
+    printed = run(
+        tmp_path, transcript(page).replace("8080", str(port)).replace("8090", str(port + 1000)).replace("8091", "0")
+    )
     for answer in ('"user":"u17"', '"source":"personal"', '"source":"popular"'):
         assert answer in printed
     assert (tmp_path / "report.html").stat().st_size > 10_000
@@ -64,6 +66,11 @@ def test_the_commands_of_the_readme_run_as_they_are_written(tmp_path: Path) -> N
     readme = (ROOT / "README.md").read_text()
     train, publish, serve, curl = re.findall(r"^    ((?:hotplate|curl) .*)", readme, re.MULTILINE)
     in_another_terminal = f"--retry 50 --retry-all-errors --retry-delay 1 {curl.removeprefix('curl ')}"
-    lines = [train, publish, f"{serve} --port {port} --admin-port {port + 1000} &", f"curl {in_another_terminal}"]
+    lines = [
+        train,
+        publish,
+        f"{serve} --port {port} --admin-port {port + 1000} --health-port 0 &",
+        f"curl {in_another_terminal}",
+    ]
     script = "\n".join(lines).replace("/var/lib/hotplate", f"{tmp_path}/lists").replace("8080", str(port))
     assert '"user":"42"' in run(tmp_path, script)

@@ -125,6 +125,25 @@ def test_a_spoilt_model_is_stopped_by_a_gate_and_what_is_live_stays(
     assert hotplate("releases", "activate", summary["release"], "--store", folder_url).returncode == 0
 
 
+def test_a_run_leaves_a_running_canary_alone_and_goes_live_once_that_has_ended(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    canary = summary_of(hotplate("run", pipeline))["release"]
+    write_data(tmp_path, seed=7)
+    live = summary_of(hotplate("run", pipeline))["release"]
+    assert hotplate("releases", "canary", canary, "--store", folder_url).returncode == 0
+    write_data(tmp_path, seed=9)
+    for _ in range(2):
+        held = hotplate("run", pipeline)
+        assert (held.returncode, summary_of(held)["outcome"]) == (3, "refused")
+        assert f"release {canary} is the canary" in held.stderr
+        found = catalogue_of(folder_url)
+        assert (found.live, found.canary and found.canary.release) == (live, canary)
+    assert hotplate("releases", "abort", "--store", folder_url).returncode == 0
+    done = summary_of(hotplate("run", pipeline))
+    assert (done["outcome"], catalogue_of(folder_url).live) == ("published", summary_of(held)["release"])
+    assert summary_of(hotplate("run", pipeline))["outcome"] == "unchanged"
+
+
 def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 

@@ -59,3 +59,38 @@ def test_a_backup_of_another_store_or_into_what_is_there_is_refused(tmp_path: Pa
     failed(hotplate("store", "backup", tmp_path / "new", "--store", "memory://"), "file:// stores", code=2)
     failed(hotplate("store", "backup", tmp_path / "new", "--store", f"file://{tmp_path}/none"), "nothing was ever")
     failed(hotplate("store", "restore", tmp_path / "none", "--store", f"file://{tmp_path}/new"), "nothing was ever")
+
+
+def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_path: Path) -> None:
+    folder, store = tmp_path / "store", f"file://{tmp_path}/store"
+    first, second = [asyncio.run(publish_lists(folder, {"user:1": a_list(text)})) for text in ("a", "b")]
+    (folder / "catalogue.json").write_bytes(bytes(65_536))
+    failed(hotplate("releases", "list", "--store", store), "`hotplate store rebuild` writes a new one")
+    listed = hotplate("store", "rebuild", "--store", store)
+    assert listed.returncode == 2, listed.stderr
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["release", first, second]
+    assert "say with --live ID which one is to be live" in listed.stderr
+    failed(hotplate("store", "rebuild", "--store", store, "--live", "none"), f"it holds {first}, {second}")
+    rebuilt = hotplate("store", "rebuild", "--store", store, "--live", first, "--json")
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    printed = json.loads(rebuilt.stdout)
+    assert (printed["live"], printed["not_taken_up"]) == (first, {})
+    assert [(one["id"], one["state"], one["rows"], one["damage"], one["refusal"]) for one in printed["releases"]] == [
+        (first, "live", 2, None, None),
+        (second, "ready", 2, None, None),
+    ]
+    failed(hotplate("store", "rebuild", "--store", store), "nothing is to be rebuilt")
+    assert "is complete" in hotplate("releases", "verify", second, "--store", store).stdout
+
+
+def test_the_only_release_becomes_live_and_what_its_gates_said_is_shown(tmp_path: Path) -> None:
+    lists, store = tmp_path / "lists.csv", f"file://{tmp_path}/store"
+    lists.write_text("user,item,score\n1,a,1.0\n1,b,0.5\n2,a,0.9\n")
+    done = hotplate("import", lists, "--store", store, "--gate", "shortest_list=2", "--force", "--json")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "store" / "catalogue.json").unlink()
+    rebuilt = hotplate("store", "rebuild", "--store", store)
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert "shortest_list failed, forced" in rebuilt.stdout
+    assert "is live, in a new catalogue" in rebuilt.stdout
+    assert "is complete" in hotplate("releases", "verify", "--store", store).stdout

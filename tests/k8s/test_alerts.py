@@ -179,18 +179,18 @@ def test_a_folder_that_takes_no_events(folder: Path) -> None:
     with running(folder / "store", "--events", str(folder / "log")) as service:
         before = scrape_well(service)
         (folder / "log").rmdir()
-        service.request("POST", "/v1/events", body(*map(str, range(10))))
+        service.request("POST", "/v1/events", body(*map(str, range(10))), Content_Type="application/json")
         after = scrape(service, over("hotplate_events_total", '"disk_failed"', than=9))
     assert_fire(folder, {"HotplateEventsRefused"}, before, [after])
 
 
 def test_more_connections_than_the_system_allows(folder: Path) -> None:
-    launcher = ("prlimit", "--nofile=200:200", *LAUNCHER)
+    launcher = ("prlimit", "--nofile=1000:1000", *LAUNCHER)
     with running(folder / "store", "--trusted-proxy", "127.0.0.0/8", launcher=launcher) as service, ExitStack() as held:
         before = scrape_well(service)
-        for _ in range(200):
+        for _ in range(1000):
             held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
-        after = scrape(service, over("hotplate_worker_open_fds", than=160))
+        after = scrape(service, over("hotplate_worker_open_fds", than=800))
     assert_fire(folder, {"HotplateDescriptorsRunOut"}, before, [after])
 
 

@@ -140,9 +140,11 @@ def test_stages_copy_from_each_other_and_are_built_once(tmp_path: Path) -> None:
 async def test_the_health_check_follows_the_service(tmp_path: Path) -> None:
     def check(port: int) -> int:
         words = [sys.executable, "-I", str(K8S / "image/healthcheck.py")]
-        return subprocess.run(words, env={"HOTPLATE_PORT": str(port)}, capture_output=True, check=False).returncode
+        return subprocess.run(
+            words, env={"HOTPLATE_HEALTH_PORT": str(port)}, capture_output=True, check=False
+        ).returncode
 
     await publish_lists(tmp_path / "store", {})
     with running(tmp_path / "store") as service:
-        assert check(service.port) == 0
-    assert check(service.port) == 1
+        assert check(service.health_port) == 0
+    assert check(service.health_port) == 1

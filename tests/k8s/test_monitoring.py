@@ -160,7 +160,7 @@ def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: p
 def get(service: Service, path: str) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=20, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=60, context=context)
     try:
         connection.request("GET", path)
         connection.getresponse().read()

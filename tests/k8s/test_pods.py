@@ -240,4 +240,4 @@ def check_rights(pod: Pod) -> None:
         assert (done.returncode == 0) == allowed, f"{place}: {done.stderr}"
     sockets = [line.split() for line in Path(f"/proc/{pod.pid}/net/tcp").read_text().splitlines()[1:]]
     listening = {int(local.rpartition(":")[2], 16) for _, local, _, state, *_ in sockets if state == LISTENS}
-    assert listening >= {pod.port("http"), pod.port("admin")}
+    assert listening >= {pod.port("http"), pod.port("admin"), pod.port("health")}

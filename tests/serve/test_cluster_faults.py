@@ -27,8 +27,11 @@ pytestmark = pytest.mark.soak
 
 PREFIX = "test"
 
-# Enough that a machine which stands still for a moment makes no list late, and elects nobody.
-BUDGET_S, NODE_TIMEOUT_MS = 5.0, 2000
+# Enough that a machine which stands still for a moment makes no list late.
+BUDGET_S = 5.0
+
+# Of tests in which a replica is elected: the shortest after which a busy machine elects none too many.
+NODE_TIMEOUT_MS = 2000
 
 # Of how many buckets of a release the slots are moved.
 MOVED = 8
@@ -37,6 +40,13 @@ MOVED = 8
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
     with running_cluster(tmp_path, node_timeout_ms=NODE_TIMEOUT_MS) as running:
+        yield running
+
+
+@pytest.fixture
+def steady_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
+    """One that elects nobody, however long the machine stands still."""
+    with running_cluster(tmp_path) as running:
         yield running
 
 
@@ -58,7 +68,7 @@ async def live_in(url: str) -> ReleaseRef:
 
 def slot_of(user: int, release: ReleaseRef) -> int:
     """Return the slot of a user's list, which is another one in each release."""
-    (name,) = Keys(PREFIX, clustered=True).release(release).rows([f"{USER}{user}"])
+    (name,) = Keys(PREFIX).release(release).rows([f"{USER}{user}"])
     return key_slot(name.encode())
 
 
@@ -117,18 +127,20 @@ async def test_a_primary_that_is_killed_costs_its_own_users_popular_lists_until_
 
 
 async def test_slots_that_are_moved_while_they_are_read_and_written_cost_nobody_anything(
-    cluster: RedisCluster, record_property: Callable[[str, object], None]
+    steady_cluster: RedisCluster, record_property: Callable[[str, object], None]
 ) -> None:
+    cluster = steady_cluster
     url = cluster.url(prefix=PREFIX)
     await publish_to(url, lists("r0"))
-    keys, live = Keys(PREFIX, clustered=True), await live_in(url)
+    keys, live = Keys(PREFIX), await live_in(url)
     async with watched(url, BUDGET_S) as watch, opened(url) as store:
         publisher = Publisher(url, "r1")
+        publisher.may_end.clear()
         publishing = asyncio.create_task(publisher.publish())
         await publisher.until_half()
         draft = next(entry.ref for entry in (await store.catalogue()).releases if entry.state == "draft")
         rows = keys.release(live).rows([f"{USER}{user}" for user in range(MOVED)])
-        moved = [keys.catalogue, keys.release(draft).state, *rows, *keys.release(draft).states[1:MOVED]]
+        moved = [keys.catalogue, keys.release(draft).state, *rows, *keys.release(draft).steps[0][1:MOVED]]
         started = time.monotonic()
         for key in moved:
             source = await asyncio.to_thread(cluster.owner, key)
@@ -136,6 +148,7 @@ async def test_slots_that_are_moved_while_they_are_read_and_written_cost_nobody_
             await asyncio.to_thread(cluster.migrate, key, target, between=lambda: time.sleep(0.002))
         took_s = time.monotonic() - started
         assert not publishing.done(), "the slots were moved after the publish"
+        publisher.may_end.set()
         second = await publishing
         await watch.until_personal(second)
         assert popular_of(watch) == {}
@@ -220,7 +233,7 @@ async def test_a_replica_that_takes_over_without_the_end_of_a_release_answers_no
         await watch.until_popular({user for user in range(USERS) if slot_of(user, live) in slots})
         await asyncio.to_thread(cluster.wait_until, cluster.is_whole)  # all nodes know who was elected
         async with opened(url) as store:
-            with pytest.raises(ReleaseNotFound, match="not whole in this cluster"):
+            with pytest.raises(ReleaseNotFound, match="parts are not sealed"):
                 await store.prepare(live)  # as whoever would make it live again
         third = await publish_to(url, lists("r2"))
         await watch.until_personal(third)

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -38,7 +40,7 @@ from serve.metrics import LOOKUPS
 from serve.reader import FoldedIn, FoldInUnavailable, TieredReader
 from stores.encoding import OFFSET_BYTES, Item, decode, encode_id
 from stores.errors import StoreMisused, StoreThrottled
-from stores.factors import read_description, read_piece
+from stores.factors import Description, Entry, read_description, read_piece
 from stores.file.store import LmdbStore
 from stores.keys import FACTORS
 from stores.lifecycle import activate, prune
@@ -132,7 +134,7 @@ def test_lists_are_those_of_implicit() -> None:
 @pytest.mark.soak
 @pytest.mark.skipif(not RATINGS.exists(), reason=f"{RATINGS} is not on this machine")
 def test_real_users_get_the_scores_of_implicit_from_256_factors() -> None:
-    matrix = to_matrix(read_interactions(RATINGS, weighting="binary").pairs, 5, 5)
+    matrix = to_matrix(read_interactions(RATINGS, weighting="binary").log, 5, 5)
     params = ALSParams(iterations=3)
     ranker = fit(matrix.user_items, params)
     learnt = replace(checkerboard_model(), ranker=ranker, matrix=matrix, params=params)
@@ -218,6 +220,44 @@ def test_rules_of_the_lists_hold() -> None:
     assert len(found) in (6, 7)  # the last item has no category
     assert not {"i001", "i002", "i003"} & set(found)
     assert max(Counter(categories.get(item, item) for item in found).values()) == 2
+
+
+def test_a_list_that_its_categories_cannot_fill_is_computed_in_as_few_steps_as_one_that_they_can() -> None:
+    factors, draw = ItemFactors(Description("als", 6000, 2, 1, 1.0, 2.0, 1.0, max_per_category=3)), random.Random(1)
+    entries = [Entry(f"i{number}", category=number % 20) for number in range(6000)]
+    factors.add(entries, memoryview(b"".join(struct.pack("<2f", draw.random(), draw.random()) for _ in entries)))
+    factors.finish()
+
+    def steps_of(n: int) -> int:
+        """Return how many functions it takes to compute a list, with the lock of the interpreter held in between."""
+        counted = Counter[str]()
+        sys.setprofile(lambda _, event, __: counted.update([event]))
+        found = factors.recommend({0: 1.0}, n)
+        sys.setprofile(None)
+        assert len(found) == min(n, 60)
+        assert max(Counter(int(item["id"][1:]) % 20 for item in found).values()) == 3
+        return counted.total()
+
+    assert steps_of(61) < 2 * steps_of(60)
+
+
+@few
+@given(st.sets(st.integers(0, ITEMS - 2)), st.integers(1, 70), st.integers(1, 5))
+def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: int, most: int) -> None:
+    categories = {f"i{number:03}": str(number % 7) for number in range(ITEMS - 1)}
+    plain, factors = loaded_once(), loaded(model(), Rules(categories=categories, max_per_category=most))
+    excluded, taken, expected = (
+        frozenset(encode_id(f"i{number:03}") for number in left_out),
+        Counter[str](),
+        list[str](),
+    )
+    for item in plain.recommend({0: 1.0}, ITEMS, frozenset(), excluded):
+        taken[category := categories.get(item["id"], "none")] += 1
+        if category == "none" or taken[category] <= most:
+            expected.append(item["id"])
+    half = frozenset(sorted(excluded)[::2])
+    found = factors.recommend({0: 1.0}, n, half, excluded - half)
+    assert [item["id"] for item in found] == expected[:n]
 
 
 def test_without_regularization_more_factors_than_items_give_a_list_all_the_same() -> None:
@@ -340,7 +380,7 @@ async def test_no_answer_mixes_releases_while_they_change_under_load(tmp_path: P
             result = await publish(ModelLists(model(seed, f"of {seed}"), ListSettings(fold_in=True)), store, live=False)
             titles[result.manifest.release] = f"of {seed}"
             await activate(store, result.manifest.release)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while result.manifest.release not in seen:
                     await asyncio.sleep(0.01)
             await prune(store, keep=1, grace_s=0)

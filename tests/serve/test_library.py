@@ -104,7 +104,7 @@ async def test_lists_follow_the_live_release_and_the_next_tier_answers_for_a_sto
     async with hotplate.open(url, f"file://{tmp_path}", budget_s=1.0) as lists:
         assert (await lists.personal("42")).tier == "redis"
         second = await publish_to(url, {"user:42": a_list("second")})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await lists.personal("42")).release != second:
                 await asyncio.sleep(0.01)
     async with hotplate.open("redis://127.0.0.1:1/0", f"file://{tmp_path}") as lists:

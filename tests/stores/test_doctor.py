@@ -21,7 +21,7 @@ from stores.store import Finding, Inventoried, Level, Plan, RoomChecked, Row, Sl
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, as_bodies
+from tests.support.stores import OpenStore, as_bodies, batches
 
 ROWS = [Row("popular:", a_list("p1")), Row("user:1", a_list("a", "b"))]
 
@@ -105,6 +105,15 @@ async def test_data_that_no_catalogue_names_are_listed(open_store: OpenStore) ->
     )  # fmt: skip
 
 
+async def test_data_without_any_catalogue_are_not_to_be_pruned_but_taken_up_again(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await publish(store)
+    (tmp_path / "catalogue.json").unlink()
+    found = [each for each in await examine(store) if each.level is Level.ERROR]
+    assert [("store rebuild" in each.sentence, "prune" in each.sentence) for each in found] == [(True, False)]
+    await store.close()
+
+
 class Listed(MemoryStore, Inventoried):
     """Holds data that its catalogue does not know."""
 
@@ -144,18 +153,39 @@ async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> No
 
 
 class Damaged(MemoryStore):
-    """Has lost every row but the manifest."""
+    """Loses every row but the manifest."""
+
+    lost = False
 
     async def get_many(self, release: object, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         slots = await super().get_many(release, keys, timeout_s=timeout_s)  # type: ignore[arg-type]  # a release
-        return [slot if key.startswith("meta:") else None for key, slot in zip(keys, slots, strict=True)]
+        return [
+            slot if key.startswith("meta:") or not self.lost else None for key, slot in zip(keys, slots, strict=True)
+        ]
 
 
-async def test_a_live_release_that_has_lost_its_sample_is_an_error() -> None:
+async def test_a_live_release_that_has_lost_its_popular_list_is_an_error() -> None:
     store = Damaged()
     release = await publish(store)
-    level, sentence = await one(store, "reading")
+    store.lost = True
+    level, sentence = await one(store, "live")
     assert (level, f"{release} has lost its row 'popular:'" in sentence) == (Level.ERROR, True)
+
+
+async def test_rows_that_the_live_release_and_the_canary_have_lost_are_named() -> None:
+    store = MemoryStore()
+    rows = [ROWS[0], *(Row(f"user:{n:03}", a_list("a")) for n in range(200))]
+    for live in (True, False):
+        release = (await life.publish(store, batches(rows, 50), plan=Plan(201, 10_000), about={}, live=live)).manifest
+    await life.start_canary(store, release.release, 5)
+    assert {one.level for one in await examine(store)} == {Level.OK}
+    for stored in store._releases.values():
+        for n in range(0, 200, 5):
+            del stored.rows[f"user:{n:03}"]
+    found = [one for one in await examine(store) if one.level is Level.ERROR]
+    assert len(found) == 2
+    for entry, one in zip((await store.catalogue()).served, found, strict=True):
+        assert f"of {entry.id}, rows are missing or damaged: 'user:" in one.sentence
 
 
 async def test_advice_of_a_store_of_somebody_elses_is_shown() -> None:

@@ -105,6 +105,20 @@ def test_what_another_machine_writes_counts_as_left_only_when_any_writer_would_h
     assert read(kept.read_bytes())[0][0] == "a"
 
 
+def test_a_file_whose_name_has_a_time_that_is_none_is_left_alone(tmp_path: Path) -> None:
+    odd = tmp_path / ".20261399T250000Z-00000000-00000000.events.zst"
+    odd.write_bytes(b"")
+    segment = Segment(tmp_path)
+    commit(segment, ["a"])
+    os.close(segment._descriptor)
+    try:
+        recovered: object = recover(tmp_path)
+    except ValueError as error:
+        recovered = error
+    assert recovered == segments(tmp_path) != []
+    assert odd.exists()
+
+
 def test_a_segment_without_events_leaves_no_file(tmp_path: Path) -> None:
     Segment(tmp_path).close()
     assert list(tmp_path.iterdir()) == []

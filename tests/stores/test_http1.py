@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stores.http1 import Connection, ConnectionPool, RequestFailed, Response, start, when_done
+from tests.support.streams import listening
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
 
@@ -19,30 +20,20 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
 async def serving(*answers: bytes, hang_up: bool = False) -> AsyncIterator[tuple[ConnectionPool, list[bytes]]]:
     """Give the n-th request over all connections the n-th of *answers*, and further ones the last."""
     heard = list[bytes]()
-    tasks = set[asyncio.Task[None] | None]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.current_task())
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                heard.append(head)
-                writer.write(answers[min(len(heard), len(answers)) - 1])
-                if hang_up:
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            heard.append(head)
+            writer.write(answers[min(len(heard), len(answers)) - 1])
+            if hang_up:
+                break
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    pool = ConnectionPool("127.0.0.1", server.sockets[0].getsockname()[1], size=2)
-    try:
-        yield pool, heard
-    finally:
-        await pool.close()
-        server.close()
-        await asyncio.gather(*(task for task in tasks if task))
+    async with listening(serve) as port:
+        pool = ConnectionPool("127.0.0.1", port, size=2)
+        try:
+            yield pool, heard
+        finally:
+            await pool.close()
 
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

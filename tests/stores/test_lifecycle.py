@@ -19,7 +19,7 @@ from stores.errors import StoreError
 from stores.file.store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
-from tests.support.interleaved import Interleaved, InterleavedOnDisk, on_cosmos, on_redis
+from tests.support.interleaved import Interleaved, InterleavedOnDisk, ServerLike, on_cosmos, on_redis
 from tests.support.life import Life
 from tests.support.property import depth
 from tests.support.soak import SEED, long, scaled
@@ -85,6 +85,25 @@ def test_the_rules_hold_between_any_two_primitives_in_thousands_of_histories(
     record_property("steps", interleaved.steps)
     assert interleaved.histories >= scaled(examples)
     assert interleaved.steps > 20 * interleaved.histories
+
+
+@pytest.mark.parametrize("interleaved", ["memory", "redis"], indirect=True)
+def test_an_erase_that_is_half_way_when_the_store_is_put_back_takes_nothing_of_what_is_live_again(
+    interleaved: type[Interleaved],
+) -> None:
+    history = interleaved()
+    history.something_is_live(["a copy is made", "publish", "grace passes"], stops=1, goes_on=1)
+    pruner = history.processes[history.pruner]
+    history.the_pruner_starts(keep=0, keep_ready_s=None, turns=b"")
+    while not history.erased:
+        pruner.step()
+        history.look()
+    pruner.step()  # once more, which is less than an erase takes
+    assert pruner.is_waiting
+    history.the_store_is_put_back(which=0, whole=True, turns=b"")
+    history.run_to_end(pruner)
+    history.run_readers()
+    history.teardown()
 
 
 # Protocols that are broken, and stores that do not keep their contract.
@@ -156,7 +175,7 @@ def erases_by_id(patch: pytest.MonkeyPatch) -> None:
                 del self._releases[incarnation]
 
     patch.setattr(MemoryStore, "create", create_noted)
-    patch.setattr(MemoryStore, "erase", erase)
+    patch.setattr(ServerLike, "erase", erase)
 
 
 def writes_whoever_claimed(patch: pytest.MonkeyPatch) -> None:
@@ -167,6 +186,10 @@ def writes_whoever_claimed(patch: pytest.MonkeyPatch) -> None:
             found.points[part] = rows[-1].key
 
     patch.setattr(MemoryStore, "put", put)
+
+
+def erases_on_whatever_was_put_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ServerLike, "ends", lambda _self, _found: True)
 
 
 def swaps_without_comparing(patch: pytest.MonkeyPatch) -> None:
@@ -187,6 +210,7 @@ def swaps_without_comparing(patch: pytest.MonkeyPatch) -> None:
         erases_by_id,
         writes_whoever_claimed,
         swaps_without_comparing,
+        pytest.param(erases_on_whatever_was_put_back, marks=pytest.mark.soak),
         pytest.param(takes_over_under_a_lease, marks=pytest.mark.soak),
         pytest.param(erases_what_others_took_over, marks=pytest.mark.soak),
         pytest.param(erases_what_it_marked_before_a_restore, marks=[pytest.mark.soak, long]),

@@ -7,11 +7,12 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from xxhash import xxh3_128_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from stores.catalogue import ReleaseId
-from stores.encoding import HEADER_BYTES
+from stores.encoding import HEADER_BYTES, NO_OFFSET, Checksum
 from stores.errors import ReleaseCorrupt, StoreMisused
+from stores.keys import MANIFEST
 from stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
 from stores.store import Row
 from tests.support.property import deepen
@@ -55,12 +56,25 @@ def test_rows_of_any_kinds_in_any_order_are_counted_by_kind(content: list[Row]) 
     sums = tally([*content, Row("meta:manifest", b"{}")])
     counted = [Row(key, value) for key, value in content if key != "meta:manifest"]
     assert sums.counts == Counter(key.partition(":")[0] for key, _ in counted)
-    assert sums.last == {key.partition(":")[0]: key for key, _ in counted}
     assert sums.bytes == sum(len(key.encode()) + len(value) for key, value in counted)
     assert sums.segments == [key.removeprefix("popular:") for key, _ in counted if key.startswith("popular:")]
     raw = [(key.encode(), value) for key, value in counted]
     digests = [xxh3_128_intdigest(len(key).to_bytes(4, "big") + key + value) for key, value in raw]
     assert sums.digest == sum(digests) % (1 << 128)
+    lists = [key for key, _ in counted if key.startswith(("item", "user"))]
+    assert sums.drawn == sorted((xxh3_64_intdigest(key.encode()), key) for key in lists)
+
+
+def test_the_sample_is_the_same_whatever_parts_the_rows_come_in() -> None:
+    rows = [Row(f"{kind}:{n}", b"%d" % n) for kind in ("item", "user") for n in range(500)]
+    drawn = describe(ID, tally([Row("popular:", b"{}"), *rows]), created_at=0, encoding="json", about={}).sample
+    assert len(set(drawn)) == 64, "a release is tried by 64 of its rows"
+    assert {key.partition(":")[0] for key in drawn} == {"item", "user"}
+    whole, parts = tally(rows), [tally(rows[start::7][::-1]) for start in range(7)]
+    for part in parts[1:]:
+        parts[0].merge(part)
+    assert parts[0].drawn == whole.drawn
+    assert [key for _, key in whole.drawn] == list(drawn)
 
 
 @pytest.mark.parametrize("key", ["", "user!x:1", "users:1", "titles:1"])
@@ -98,16 +112,9 @@ def test_a_manifest_reads_back() -> None:
     ],
 )
 def test_a_foreign_manifest_is_refused_with_a_reason(change: dict[str, object], sentence: str) -> None:
-    fields = orjson.loads(manifest().key_row.value[HEADER_BYTES:]) | {"format": 1} | change
+    fields = orjson.loads(manifest().key_row.value[HEADER_BYTES:]) | change
     with pytest.raises(ReleaseCorrupt, match=sentence):
-        read_manifest(ID, orjson.dumps(fields))
-
-
-def test_a_manifest_of_format_1_reads_back_byte_for_byte() -> None:
-    fields = orjson.loads(manifest().key_row.value[HEADER_BYTES:]) | {"format": 1}
-    read = read_manifest(ID, orjson.dumps(fields))
-    assert read.format == 1
-    assert read.key_row.value == orjson.dumps(fields)
+        read_manifest(ID, Checksum(ID).seal(MANIFEST, NO_OFFSET + orjson.dumps(fields)))
 
 
 def test_a_damaged_manifest_is_found() -> None:

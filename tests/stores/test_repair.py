@@ -1,7 +1,8 @@
 """Damage is found value by value, named, and healed from another store under the same id; leftovers are swept."""
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from stores import catalogue as changes
 from stores import lifecycle as life
 from stores import verification
-from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
-from stores.encoding import OFFSET_BYTES, Checksum
+from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, ReleaseRef, State
+from stores.encoding import OFFSET_BYTES, Checksum, body_of
 from stores.errors import ReleaseConflict, ReleaseCorrupt
 from stores.memory import MemoryStore
 from stores.store import Inventoried, Plan, Row, Store
@@ -48,6 +49,82 @@ async def test_verify_and_scrub_name_the_keys_that_are_damaged() -> None:
     assert (found.rows, found.damaged) == (len(ROWS) + 1, [f"user:{n:03}" for n in range(5)])
     with pytest.raises(ReleaseCorrupt, match=r"damaged: 'user:000', 'user:001', 'user:002' and 2 more"):
         await verify(store, ref)
+
+
+async def test_a_scrub_finds_rows_that_are_missing() -> None:
+    store = MemoryStore()
+    live = await publish(store)
+    rows, ref = store._find(await ref_of(store, live)).rows, await ref_of(store, live)
+    for n in range(100, 150):
+        del rows[f"user:{n}"]
+    found = await scrub(store, ref, rows_per_s=1e6)
+    assert "50 of 202 rows are missing" in getattr(found, "finding", "is whole")
+    await damaged(store, live, "user:000")
+    found = await scrub(store, ref, rows_per_s=1e6)
+    assert re.search(r"50 of 202 rows are missing and 1 of 152 rows are damaged: 'user:000'; .*repair", found.finding)
+
+
+async def test_a_scrub_finds_a_piece_of_the_factors_that_is_missing() -> None:
+    store = MemoryStore()
+    live = await publish(store, [*ROWS, Row("meta:factors", b"2 pieces"), Row("meta:factors:1", b"one")])
+    ref = await ref_of(store, live)
+    assert (await scrub(store, ref, rows_per_s=1e6)).rows == len(ROWS) + 3
+    del store._find(ref).rows["meta:factors:1"]
+    assert "1 of 204 rows are missing" in getattr(await scrub(store, ref, rows_per_s=1e6), "finding", "is whole")
+
+
+async def test_a_scrub_counts_no_row_twice() -> None:
+    class Moving(MemoryStore):
+        async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+            async for row in super().scan(release):
+                yield row
+                yield row
+
+    store = Moving()
+    live = await publish(store)
+    ref = await ref_of(store, live)
+    found = await scrub(store, ref, rows_per_s=1e6)
+    assert (found.rows, found.is_whole) == (len(ROWS) + 1, True)
+    del store._find(ref).rows["user:001"]
+    assert (await scrub(store, ref, rows_per_s=1e6)).missing == 1
+
+
+async def test_rows_that_are_whole_and_are_others_than_were_written_are_found_by_a_scrub() -> None:
+    store = MemoryStore()
+    live = await publish(store)
+    rows, checksum = store._find(await ref_of(store, live)).rows, Checksum(live)
+    rows["user:001"] = checksum.seal("user:001", body_of(a_list("another")))
+    with pytest.raises(ReleaseCorrupt, match="does not add up"):
+        await scrub(store, await ref_of(store, live), rows_per_s=1e6)
+
+
+async def test_a_copy_onto_a_release_that_lost_rows_repairs_it() -> None:
+    source, target = MemoryStore(), MemoryStore()
+    release = await publish(source)
+    await copy(source, target, release)
+    before = await ref_of(target, release)
+    for n in range(50):
+        del target._find(before).rows[f"user:{n:03}"]
+    done = await copy(source, target, release)
+    assert done.rows == len(ROWS)
+    assert getattr(done, "repaired", False)
+    assert await published_rows(target, release) == await published_rows(source, release)
+    assert (await target.catalogue()).live_ref not in {None, before}
+    again = await copy(source, target, release)
+    assert (again.rows, again.repaired) == (0, False)
+
+
+@pytest.mark.parametrize("lost", ["meta:manifest", "user:007"])
+async def test_a_copy_repairs_what_is_kept_without_making_it_live(lost: str) -> None:
+    source, target = MemoryStore(), MemoryStore()
+    release = await publish(source)
+    await copy(source, target, release)
+    newer = await publish(target)
+    del target._find(await ref_of(target, release)).rows[lost]
+    assert (await copy(source, target, release, live=False)).rows == len(ROWS)
+    found = await target.catalogue()
+    assert (found.live, found.find(release).state) == (newer, State.SUPERSEDED)
+    await verify(target, found.find(release).ref)
 
 
 async def test_a_value_that_lies_under_another_key_is_found() -> None:

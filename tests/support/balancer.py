@@ -35,7 +35,7 @@ class Balancer:
                 self.outcomes["no service is ready"] += 1
                 continue
             port = ready[turn % len(ready)]
-            connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=20))
+            connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=60))
             if _was_closed(connection):
                 connection.close()  # and opened anew by the next line
             try:
@@ -57,7 +57,7 @@ def _was_closed(connection: http.client.HTTPConnection) -> bool:
 
 
 def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

@@ -32,7 +32,7 @@ class Page:
         number = next(self.numbers)
         self.replies[number] = asyncio.get_running_loop().create_future()
         await self.socket.send_str(json.dumps({"id": number, "method": method, "params": parameters}))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await self.replies[number]
 
     async def evaluate(self, expression: str) -> Any:  # noqa: ANN401 -- whatever JavaScript gives

@@ -72,7 +72,7 @@ class Account:
     def _page(self, method: str, page: str, body: bytes | None = None) -> bytes:
         trusted = None if self.certificate is None else ssl.create_default_context(cafile=str(self.certificate))
         request = Request(f"{self.emulator.endpoint}__emulation/{page}", body, method=method)
-        with urlopen(request, context=trusted, timeout=10) as answer:
+        with urlopen(request, context=trusted, timeout=60) as answer:
             content: bytes = answer.read()
         return content
 

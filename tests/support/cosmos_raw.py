@@ -1,13 +1,14 @@
 """A server that responds byte by byte as a test wants, where the emulation never would."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 
 import orjson
+
+from tests.support.streams import listening
 
 DATE = f"date: {formatdate(usegmt=True)}\r\n".encode()
 
@@ -43,21 +44,17 @@ class ScriptedServer:
         return answer(200, orjson.dumps(found))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
-                self.bodies.append(await reader.readexactly(length))
-                self.heard.append(head)
-                if head.startswith(b"GET / "):
-                    writer.write(self.account())
-                    continue
-                response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
-                writer.write(response.removesuffix(CUT))
-                if response.endswith(CUT):
-                    break
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+            self.bodies.append(await reader.readexactly(length))
+            self.heard.append(head)
+            if head.startswith(b"GET / "):
+                writer.write(self.account())
+                continue
+            response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
+            writer.write(response.removesuffix(CUT))
+            if response.endswith(CUT):
+                break
 
 
 CUT = b"<the connection ends here>"
@@ -67,16 +64,5 @@ CUT = b"<the connection ends here>"
 async def scripted(*responses: bytes) -> AsyncIterator[ScriptedServer]:
     """Give the n-th request over all connections the n-th of *responses*, and further ones the last."""
     made = ScriptedServer(responses=list(responses))
-    tasks = set[asyncio.Task[None] | None]()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.current_task())
-        await made.serve(reader, writer)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    made.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(made.serve) as made.port:
         yield made
-    finally:
-        server.close()
-        await asyncio.gather(*(task for task in tasks if task))

@@ -47,7 +47,7 @@ def emulator(*options: str) -> Iterator[Emulator]:
             yield Emulator(orjson.loads(line)["endpoint"], process.pid)
         finally:
             process.terminate()
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def token_of(server: Emulator, scope: str, roles: str = "", life_s: int = 3600) 
     query = {"scope": scope, "life_s": life_s} | ({"roles": roles} if roles else {})
     url = f"{server.endpoint}__emulation/token?{urllib.parse.urlencode(query)}"
     with urllib.request.urlopen(
-        url, timeout=5, context=ssl.create_default_context(cafile=server.certificate)
+        url, timeout=60, context=ssl.create_default_context(cafile=server.certificate)
     ) as answer:
         answer_json = orjson.loads(answer.read())
     return AccessToken(answer_json["access_token"], answer_json["expires_on"])
@@ -85,7 +85,7 @@ class Issued:
         return AccessToken(answer_json["access_token"] + "x" * self.spoiled, int(self.clock()) + 3600)
 
     def page(self) -> bytes:
-        with urllib.request.urlopen(f"{self.endpoint}__emulation/token", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.endpoint}__emulation/token", timeout=60) as answer:
             answer_json: bytes = answer.read()
         return answer_json
 

@@ -5,10 +5,26 @@ from datetime import UTC, datetime
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from offline.input.matrix import Matrix, UserItems
+from offline.input.interactions import Interactions
+from offline.input.matrix import Matrix, UserItems, to_matrix
 from offline.model import Model
 from offline.train.als import ALSParams, fit
 from offline.train.popularity import Popular, most_popular
+
+# A score is a float32 sum of a few products of up to about 1, and each kernel of a BLAS adds them in its own order. The
+# sum then differs by a few times 1.2e-7, the step of a float32 at 1, however near to 0 it is.
+ROUNDING = 1e-6
+
+
+def pairs_of(read: Interactions) -> list[tuple[str, str, float]]:
+    """Return the pairs of users and items with their weights, float32, in order of ids."""
+    matrix = to_matrix(read.log, weighing=read.weighing)
+    users, items = matrix.user_items.nonzero()
+    weights = matrix.user_items.data.tolist()
+    return [
+        (matrix.user_ids[user], matrix.item_ids[item], weight)
+        for user, item, weight in zip(users.tolist(), items.tolist(), weights, strict=True)
+    ]
 
 
 def checkerboard(size: int) -> UserItems:

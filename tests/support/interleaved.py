@@ -38,20 +38,23 @@ from stores.cosmos.containers import open_containers
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
 from stores.encoding import OFFSET_BYTES, Item, encode
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
+from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.file.store import LmdbStore
 from stores.http1 import ConnectionPool
 from stores.keys import OVERALL
 from stores.memory import MemoryStore
-from stores.store import Inventoried, Plan, Row, Slot, Store
+from stores.store import Inventoried, Plan, Row, Slot, Store, not_found
 from stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.redis_server import RedisServer
-from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, Stepped, StepwiseLoop
+from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, Stepped, StepwiseLoop, sleep
 
 T = TypeVar("T")
 
 KEYS = ["popular:", "user:1", "user:2"]
+
+# Who claimed last what is being erased.
+ERASED = "nobody: it is being erased"
 PLAN = Plan(len(KEYS), 300)
 
 # Within which time readers follow whatever happened to the store.
@@ -121,8 +124,35 @@ class Replica(MemoryStore):
         self._catalogue = found
 
 
+class ServerLike(MemoryStore):
+    """Erases as a server does: what makes it a release first, then row by row, until it is a release again."""
+
+    async def erase(self, release: ReleaseRef) -> None:
+        if (found := self._releases.get(release.incarnation)) is None:
+            return
+        found.writer, found.sealed, found.points = ERASED, False, {}
+        while found.rows:
+            found.rows.popitem()
+            await asyncio.sleep(0)
+            if (now := self._releases.get(release.incarnation)) is None:
+                return
+            if not self.ends(now):
+                raise ReleaseConflict("it is there again")
+            found = now
+        del self._releases[release.incarnation]
+
+    def ends(self, found: Any) -> bool:  # noqa: ANN401 -- a type of its own
+        """Whether what is erased has not become a release again."""
+        return bool(found.writer == ERASED)
+
+    def _find(self, release: ReleaseRef | DraftRef) -> Any:  # noqa: ANN401 -- as above
+        if (found := super()._find(release)).writer == ERASED:
+            raise not_found(release)
+        return found
+
+
 class Interleaved(RuleBasedStateMachine):
-    """Over the store in a dict; other stores say how they are opened, copied and put back."""
+    """Over a store in a dict; other stores say how they are opened, copied and put back."""
 
     histories = steps = 0
     """How many there were, in all."""
@@ -143,6 +173,7 @@ class Interleaved(RuleBasedStateMachine):
         counted = SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :])
         for module in (life, transfer):  # so that a history can be repeated
             self.patch.setattr(module, "secrets", counted)
+        self.patch.setattr(asyncio, "sleep", sleep)
         if Interleaved.source is None:
             Interleaved.source = Source()
         self.loop = StepwiseLoop()
@@ -186,7 +217,7 @@ class Interleaved(RuleBasedStateMachine):
 
     def open(self) -> Store:
         """Open a handle; the first is the test's own."""
-        return MemoryStore(self.clock) if not hasattr(self, "store") else self.store
+        return ServerLike(self.clock) if not hasattr(self, "store") else self.store
 
     async def save(self) -> Any:  # noqa: ANN401 -- each store has copies of its own kind
         assert isinstance(self.store, MemoryStore)
@@ -416,6 +447,8 @@ class Interleaved(RuleBasedStateMachine):
                 await verify(self.store, entry.ref)
             except StoreError:
                 self.lost.add(entry.incarnation)
+            else:
+                self.erased.discard(entry.incarnation)
             if entry.state in (State.DRAFT, State.DROPPING):
                 self.excused.add(entry.incarnation)
         if isinstance(self.store, Inventoried):

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from serve.access.auth import Guard
+from serve.access.auth import Guard, Tokens
 from serve.api.app import Dispatcher
+from serve.connections.connection import Connection
 from serve.connections.lane import Lane
-from serve.connections.protocol import Connection, Server
+from serve.connections.server import Server
 from serve.processes.access_log import AccessLog
 from serve.reader import TieredReader
+from serve.settings import Limits
 from serve.telemetry.spans import Tracer
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
@@ -91,11 +93,14 @@ class Pair:
         origins: Sequence[str] = (),
         access_log: AccessLog | None = None,
         tracer: Tracer | None = None,
+        tokens: Tokens | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._reader = reader
+        self._tokens, self._limits = tokens, limits
         self._tracer = tracer
         self._access_log = access_log
-        self._guard = Guard(keys, anonymous=frozenset() if keys else frozenset({"read"}))
+        self._keys = keys
         self._origins = origins
         self._stack = AsyncExitStack()
         self.dispatchers = list[Dispatcher]()
@@ -115,13 +120,15 @@ class Pair:
         await self._stack.aclose()
 
     def _server(self, *, fast: bool) -> Server:
+        anonymous = frozenset[str]() if self._keys else frozenset({"read"})
+        guard = Guard(self._keys, anonymous=anonymous, tokens=self._tokens)  # of its own, and so its rates
         dispatcher = Dispatcher(
-            self._reader, self._guard, cors_origins=self._origins, access_log=self._access_log, tracer=self._tracer
+            self._reader, guard, cors_origins=self._origins, access_log=self._access_log, tracer=self._tracer
         )
         self.dispatchers.append(dispatcher)
-        server = Server(dispatcher)
+        server = Server(dispatcher, self._limits)
         dispatcher.gate = server.admit
-        dispatcher.claim = server.claim if self._guard.knows_clients else None
+        dispatcher.claim = server.claim if guard.knows_clients else None
         if fast:
             server.lane = Lane(dispatcher)
         self._stack.push_async_callback(server.shutdown, 1)
@@ -134,26 +141,28 @@ class Pair:
         port: int = listening.getsockname()[1]
         return port
 
-    async def differ(self, *pieces: bytes) -> str | None:
+    async def differ(self, *pieces: bytes, turns: int = TURNS) -> str | None:
         """Send the same pieces to both servers, and after them a request that ends it; say how the answers differ."""
         for pause_s in (0.0, 0.01):  # again with time, where a thread or a batch's turn may have been waited for
-            with_lane, without = await exchange(self.lane, pieces, pause_s), await exchange(self.plain, pieces, pause_s)
+            with_lane = await exchange(self.lane, pieces, pause_s, turns)
+            without = await exchange(self.plain, pieces, pause_s, turns)
             if with_lane == without:
                 return None
         return _difference(pieces, with_lane, without)
 
 
-async def exchange(server: Server, pieces: Sequence[bytes], pause_s: float = 0.0) -> bytes:
+async def exchange(server: Server, pieces: Sequence[bytes], pause_s: float = 0.0, turns: int = TURNS) -> bytes:
     """Send *pieces* one by one, each when the one before it was read; all that comes back, but for what varies.
 
-    *pause_s* is how long each turn of the loop takes in which an answer is waited for.
+    *turns* is how many turns of the loop come between two of them, and *pause_s* how long each turn takes in which an
+    answer is waited for.
     """
     connection = Connection(server, "127.0.0.1", "")
     transport = MemoryTransport(connection)
     connection.connection_made(transport)
     for piece in (*pieces, LAST):
         transport.feed(piece)
-        for _ in range(TURNS):
+        for _ in range(turns):
             await asyncio.sleep(0)
     for _ in range(LAST_TURNS):
         if transport.closed:

@@ -12,17 +12,24 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from stores import catalogue as changes
 from stores import lifecycle as life
 from stores.catalogue import GRACE_S, LEASE_S, Canary, Catalogue, ReleaseId, State, follows
+from stores.compression import Encoder
+from stores.encoding import Checksum
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.manifest import Tally, describe
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from stores.verification import verify
 from tests.support.clock import FakeClock
-from tests.support.stores import batches, draft_of
+from tests.support.stores import as_bodies, batches, draft_of
 
 T = TypeVar("T")
 
 ROWS = [Row("popular:", b'{"id":"p","score":1}'), Row("user:1", b'{"id":"a","score":2}'), Row("user:2", b"")]
+
+
+def stored(release: ReleaseId, rows: list[Row]) -> list[Row]:
+    """Return rows as a publish of *release* stores them."""
+    return Encoder(Checksum(release), None).rows(as_bodies(rows))
 
 
 class Life(RuleBasedStateMachine):
@@ -63,7 +70,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize()
     def first_release(self) -> None:
-        self.publish_whole(live=True)
+        self.publish_whole(live=True, end_canary=False)
 
     @rule(target=drafts)
     def begin_and_crash_or_pause(self) -> ReleaseId:
@@ -75,7 +82,7 @@ class Life(RuleBasedStateMachine):
     @rule(draft=drafts, rows=st.lists(st.sampled_from(ROWS), max_size=3))
     def write_some(self, draft: ReleaseId, rows: list[Row]) -> None:
         try:
-            self.wait(self.store.put(draft_of(draft), rows))
+            self.wait(self.store.put(draft_of(draft), stored(draft, rows)))
         except StoreError as error:
             assert isinstance(error, ReleaseNotFound)  # noqa: PT017 -- a put may succeed, or fail in this one way
             assert not self.is_draft(draft)
@@ -101,17 +108,23 @@ class Life(RuleBasedStateMachine):
             assert was_draft
 
     async def write_all(self, draft: ReleaseId) -> None:
-        await self.store.put(draft_of(draft), ROWS)
-        tally = Tally()
-        tally.add(ROWS)
+        tally, rows = Tally(), stored(draft, ROWS)
+        tally.add(rows)
+        await self.store.put(draft_of(draft), rows)
         manifest = describe(draft, tally, created_at=self.clock.now, encoding="json", about={})
         await self.store.put(draft_of(draft), [manifest.key_row])
         await self.store.seal(draft_of(draft))
 
-    @rule(live=st.booleans())
-    def publish_whole(self, *, live: bool) -> None:
-        manifest = self.wait(life.publish(self.store, batches(ROWS), plan=Plan(3, 100), about={}, live=live)).manifest
-        assert self.state(manifest.release) == (State.LIVE if live else State.READY)
+    @rule(live=st.booleans(), end_canary=st.booleans())
+    def publish_whole(self, *, live: bool, end_canary: bool) -> None:
+        canary = self.catalogue().canary
+        publishing = life.publish(
+            self.store, batches(ROWS), plan=Plan(3, 100), about={}, live=live, end_canary=end_canary
+        )
+        release = self.wait(publishing).manifest.release
+        is_live = live and (canary is None or end_canary)
+        assert self.state(release) == (State.LIVE if is_live else State.READY)
+        assert self.catalogue().canary == (None if is_live else canary)
 
     @rule()
     def publish_and_fail(self) -> None:
@@ -126,15 +139,16 @@ class Life(RuleBasedStateMachine):
 
     # operators and time
 
-    @rule(data=st.data())
-    def activate_any(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), end_canary=st.booleans())
+    def activate_any(self, data: st.DataObject, *, end_canary: bool) -> None:
         entry = data.draw(st.sampled_from(self.catalogue().releases))
-        if entry.state in (State.DRAFT, State.DROPPING):
+        canary = self.catalogue().canary
+        held = canary is not None and not end_canary and entry.id not in (canary.release, self.catalogue().live)
+        if held or entry.state in (State.DRAFT, State.DROPPING):
             with pytest.raises((ReleaseConflict, ReleaseNotFound)):
-                self.wait(life.activate(self.store, entry.id))
+                self.wait(life.activate(self.store, entry.id, end_canary=end_canary))
         else:
-            canary = self.catalogue().canary
-            self.wait(life.activate(self.store, entry.id))
+            self.wait(life.activate(self.store, entry.id, end_canary=end_canary))
             after = self.catalogue()
             assert (after.live, after.canary) == (entry.id, canary if entry.state is State.LIVE else None)
 

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,9 +25,18 @@ MB = 1 << 20
 
 
 @contextmanager
-def limited(store: Path, *, files: int | None = None, keys: Path | None = None, **limits: object) -> Iterator[Service]:
+def limited(
+    store: Path,
+    *,
+    files: int | None = None,
+    keys: Path | None = None,
+    host: str = "127.0.0.1",
+    origins: Sequence[str] = (),
+    **limits: object,
+) -> Iterator[Service]:
     """Serve the store in a folder within *limits*, until the block ends; with *keys*, anonymous callers may read."""
-    options = json.dumps({"store": f"file://{store}", "files": files, "keys": keys and str(keys), "limits": limits})
+    stated = {"files": files, "keys": keys and str(keys), "host": host, "origins": origins, "limits": limits}
+    options = json.dumps({"store": f"file://{store}", **stated})
     with started(store.parent, [sys.executable, "-m", "tests.support.limited_service", options]) as service:
         yield service
 
@@ -107,13 +116,16 @@ def main() -> None:
         (options["store"],),
         port=0,
         admin_port=0,
+        health_port=0,
         drain_delay_s=0.0,
         keys=keys,
-        anonymous=keys is not None,
+        anonymous=keys is not None or options["host"] != "127.0.0.1",
+        host=options["host"],
+        cors_origins=options["origins"],
         limits=limits,
     )
-    said = "serving a store on %s, and for operators on %s"
-    serve(settings, lambda address, admin: logging.getLogger(__name__).info(said, address, admin))
+    said = "serving a store on %s, and for operators on %s; probes are answered on %s"
+    serve(settings, lambda addresses: logging.getLogger(__name__).info(said, *addresses))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from tests.support.redis_server import RedisServer, certify, find_binary
 # Long enough for whatever a machine that stands still for seconds does to elections.
 SETTLED_WITHIN_S = 60.0
 
+# After so long a node that does not answer is replaced. While a cluster begins it is short, because nodes wait for it.
+NODE_TIMEOUT_MS, BEGINNING_NODE_TIMEOUT_MS = 60_000, 1000
+
 # How often, and for how long, a cluster may try to begin; it takes 2 s.
 ATTEMPTS, BEGUN_WITHIN_S = 3, 20.0
 
@@ -142,17 +145,19 @@ class RedisCluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, *options: str, node_timeout_ms: int = 1000) -> Iterator[RedisCluster]:
+def running_cluster(folder: Path, *options: str, node_timeout_ms: int = NODE_TIMEOUT_MS) -> Iterator[RedisCluster]:
     """Run a cluster with its files in *folder* until the block ends, which begins once all of it is well.
 
-    A cluster has 18 ports; where another test was faster with one of them, it begins once more with others.
+    Unless *node_timeout_ms* is short, no replica is elected, not even if the machine stands still for a while.
+
+    A cluster has 18 ports; if another test was faster with one of them, it begins once more with others.
     """
     binary = find_binary()
     certify(folder)
     for attempt in range(ATTEMPTS):
         place = folder / f"attempt-{attempt}"
         place.mkdir()
-        cluster = RedisCluster(_nodes(binary, folder, place, *options, node_timeout_ms=node_timeout_ms))
+        cluster = RedisCluster(_nodes(binary, folder, place, *options))
         with ExitStack() as stack:
             try:
                 for node in cluster.nodes:
@@ -163,11 +168,12 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = 1000) ->
                 if attempt == ATTEMPTS - 1:
                     raise
                 continue
+            cluster.execute_everywhere("CONFIG", "SET", "cluster-node-timeout", str(node_timeout_ms))
             yield cluster
             return
 
 
-def _nodes(binary: str, certified: Path, folder: Path, *options: str, node_timeout_ms: int) -> list[ClusterNode]:
+def _nodes(binary: str, certified: Path, folder: Path, *options: str) -> list[ClusterNode]:
     """Return servers that know each other from their first instant, each with a folder of its own."""
     nodes = list[ClusterNode]()
     for number in range(2 * PRIMARIES):
@@ -178,7 +184,7 @@ def _nodes(binary: str, certified: Path, folder: Path, *options: str, node_timeo
         bus_port = free_port()
         settings = (
             "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(bus_port),
-            "--cluster-node-timeout", str(node_timeout_ms), "--cluster-require-full-coverage", "no",
+            "--cluster-node-timeout", str(BEGINNING_NODE_TIMEOUT_MS), "--cluster-require-full-coverage", "no",
             "--cluster-allow-reads-when-down", "yes",
             "--tls-cluster", "yes", "--tls-replication", "yes", "--repl-diskless-sync-delay", "0",
             "--repl-ping-replica-period", "1",  # a replica to which nothing was written yet is not shown

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from bench.process import free_port
 from tests.support.redis_server import RedisServer, certify, find_binary
 
 NAME = "shop"
-TIMEOUT_S = 20.0
+# Longer than the 30 s for which a sentinel does nothing after it stood still itself for 2 s (its mode TILT).
+TIMEOUT_S = 60.0
+# After so long a server or a sentinel that does not answer counts as down.
+DOWN_AFTER_MS = 60_000
 
 # A replica gets its copy at once, and notices within a second that its primary is gone.
 REPLICATION = (
@@ -87,8 +90,18 @@ class SentinelDeployment:
     def fail_over(self) -> RedisServer:
         """Have the sentinels replace the primary; return the new one."""
         before = self.primary
-        self.ask("FAILOVER", NAME)
-        return self.wait_for_other(before)
+
+        def is_replaced() -> bool:
+            if self.primary is not before:
+                return True
+            with suppress(
+                redis.ResponseError
+            ):  # one is under way, or the sentinel knows of no replica that is well yet
+                self.ask("FAILOVER", NAME)
+            return False
+
+        wait(is_replaced, "no failover")
+        return self.primary
 
     def wait_for_other(self, before: RedisServer) -> RedisServer:
         """Wait until the sentinels call another server than *before* the primary; return it."""
@@ -154,11 +167,12 @@ def wait(is_so: Callable[[], bool], what: str) -> None:
 
 @contextmanager
 def sentinel_deployment(
-    folder: Path, *options: str, tls: bool = False, password: str | None = None, down_after_ms: int = 400
+    folder: Path, *options: str, tls: bool = False, password: str | None = None, down_after_ms: int = DOWN_AFTER_MS
 ) -> Iterator[SentinelDeployment]:
     """Run one with its files in *folder* until the block ends; *options* are the servers'.
 
-    With a *password*, all servers and sentinels have it.
+    With a *password*, all servers and sentinels have it. Unless *down_after_ms* is short, nobody but the test begins a
+    failover, not even if the machine stands still for a while.
     """
     binary = find_binary()
     certify(folder)

@@ -54,7 +54,7 @@ class RedisServer:
         flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen([self.binary, *flags, *self.options], stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not self.is_up():
             assert self.process.poll() is None, (self.folder / "redis.log").read_text()
             assert time.monotonic() < deadline

@@ -1,6 +1,8 @@
 """Requests as bytes: plain ones, odd ones, and what is none, drawn at random from what may make a difference."""
 
+import re
 from collections.abc import Sequence
+from itertools import accumulate
 from random import Random
 
 from serve.connections.lane import BITS
@@ -97,6 +99,30 @@ CORPUS = [
 ]  # fmt: skip
 
 
+# A request with a body in which headers end, or whole requests are, so that what takes it for a header is found out.
+END = b"\r\n\r\n"
+BODY = b'{"users":["1"]}' + END + b"GET /v1/popular HTTP/1.1\r\nX: "
+
+
+def post(path: bytes, body: bytes, *, chunked: bool = False) -> bytes:
+    """Write a request with a body."""
+    line = b"POST %b HTTP/1.1\r\nHost: shop\r\n" % path
+    if not chunked:
+        return line + b"Content-Length: %d" % len(body) + END + body
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(body[at : at + 16]), body[at : at + 16]) for at in range(0, len(body), 16))
+    return line + b"Transfer-Encoding: chunked" + END + chunks + b"0" + END
+
+
+POSTS = [
+    post(path, body, chunked=chunked)
+    for path in (b"/v1/recommendations", b"/score", b"/livez", b"/v1/recommendations/1", b"/nothing")
+    for body in (b'{"users":["1"]}', b'{"data":["1"]}' + END, END, BODY, END + GET, GET + END + b"GET ")
+    for chunked in (False, True)
+]
+_BEHIND = (GET, REAL, b"", GET + POSTS[0], POSTS[1] + GET)
+CORPUS += [one + two for one, two in zip(POSTS[::7], _BEHIND * 2, strict=False)]
+
+
 def request(random: Random) -> bytes:
     """Draw a request, or something like one: plain but for a share of its parts, which is drawn, too."""
     odd = random.choice((0.01, 0.05, 0.2))
@@ -121,13 +147,21 @@ def _value(random: Random) -> str:
 
 
 def pieces(random: Random, known: Sequence[bytes] = ()) -> list[bytes]:
-    """Draw some requests, as the pieces in which they come; at times requests that are *known* to be the lane's."""
+    """Draw some requests, as the pieces in which they come; at times requests that are *known* to be the lane's.
+
+    Between two pieces time passes, and more of it if there are empty ones between.
+    """
     whole = [
-        request(random) if random.randrange(3) else random.choice((GET, REAL, *known))
-        for _ in range(random.randrange(1, 4))
+        random.choice(POSTS if random.randrange(3) else (GET, REAL, *known)) if random.randrange(2) else request(random)
+        for _ in range(random.randrange(1, 5))
     ]
-    if random.randrange(2):
+    if not random.randrange(3):
         return whole
     joined = b"".join(whole)
-    cuts = sorted(random.randrange(len(joined) + 1) for _ in range(random.randrange(4)))
-    return [piece for start, end in zip([0, *cuts], [*cuts, len(joined)], strict=True) if (piece := joined[start:end])]
+    lines = [found.start() + random.randrange(5) for found in re.finditer(b"\r\n", joined)]
+    starts = [0, *accumulate(map(len, whole))]
+    places = (range(len(joined) + 1), lines or [0], starts)
+    cuts = sorted(min(len(joined), random.choice(random.choice(places))) for _ in range(random.randrange(6)))
+    cut = [piece for start, end in zip([0, *cuts], [*cuts, len(joined)], strict=True) if (piece := joined[start:end])]
+    wait = [b""] * random.choice((0, 4, 12))
+    return [one for piece in cut for one in (piece, *(wait if random.randrange(2) else ()))]

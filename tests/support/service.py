@@ -23,7 +23,7 @@ from tests.support.stores import as_bodies
 
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
 # What options can override: any free ports, a stop without a delay, and each answer out of a store.
-DEFAULTS = ("--port", "0", "--admin-port", "0", "--drain-delay", "0", "--cache-mb", "0")
+DEFAULTS = ("--port", "0", "--admin-port", "0", "--health-port", "0", "--drain-delay", "0", "--cache-mb", "0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Service:
     process: subprocess.Popen[bytes]
     port: int
     admin_port: int
+    health_port: int
     log: Path
 
     @property
@@ -75,13 +76,17 @@ class Service:
         """Request something of the admin listener."""
         return self._request(self.admin_port, method, path, None, headers)
 
+    def health(self, path: str) -> Answer:
+        """Request something of the health listener."""
+        return self._request(self.health_port, "GET", path, None, {})
+
     def states(self) -> list[Any]:
         """Return what each worker says of itself."""
         states: list[Any] = self.admin("/readyz").json["workers"]
         return states
 
     def _request(self, port: int, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             response = connection.getresponse()
@@ -94,7 +99,7 @@ class Service:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=60)
 
 
 @contextmanager
@@ -123,7 +128,7 @@ def started(logs: Path, command: Sequence[str]) -> Iterator[Service]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -137,12 +142,12 @@ def _name_of(pid: int) -> str:
         return ""
 
 
-def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
-    url = r"https?://[0-9.]+:(\d+)"
-    deadline = time.monotonic() + 30
+def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int, int]:
+    url = r"https?://[][0-9.:]+:(\d+)"
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
-        if found := re.search(rf"serving .* on {url}, and for operators on {url}", log.read_text()):
-            return int(found[1]), int(found[2])
+        if found := re.search(rf"serving .* on {url}, and for operators on {url}; .* on {url}", log.read_text()):
+            return int(found[1]), int(found[2]), int(found[3])
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
     raise AssertionError(f"the service did not come up: {log.read_text()}")

@@ -1,5 +1,7 @@
 """Processes over one store that take their steps when a test lets them: each primitive waits before and after.
 
+An erase, which is many steps of the store, waits between these, too.
+
 A process is a task of the real code with a handle of its own on the store. Whoever drives it lets its next primitive
 begin, or its reply arrive, or lets either get lost, or ends it for ever. Time stands still but for `advance`.
 """
@@ -7,15 +9,21 @@ begin, or its reply arrive, or lets either get lost, or ends it for ever. Time s
 import asyncio
 import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import StoreError, StoreUnavailable
 from stores.http1 import Response, Transport
-from stores.store import Inventoried, Plan, Reader, Row, Slot, Store
+from stores.store import Inventoried, Plan, Reader, Row, Slot, Store, WriterLocked
 
 T = TypeVar("T")
+
+# The process that erases in a task, and the task.
+_ERASING = ContextVar["tuple[Process, asyncio.Task[Any]] | None"]("erasing", default=None)
+_SLEEP = asyncio.sleep
 
 # What the store's clock said when the loop's said nought.
 EPOCH_S = 1_790_000_000.0
@@ -126,7 +134,9 @@ class Process:
         self.loop = loop
         self.watch = watch
         self.handle = store
-        kind = _SteppedInventoried if isinstance(store, Inventoried) else Stepped
+        kind = Stepped
+        if isinstance(store, Inventoried):
+            kind = _SteppedLocked if isinstance(store, WriterLocked) else _SteppedInventoried
         self.store = kind(self, store)
         self.free = False
         """Whether it runs without waiting to be let go."""
@@ -203,6 +213,19 @@ class Process:
                 self._gates.remove(gate)
 
 
+async def sleep(delay: float, result: T | None = None) -> T | None:
+    """Sleep as ever; but an erase waits, where it pauses between two batches, to be let go on."""
+    if (erasing := _ERASING.get()) is None or asyncio.current_task() is not erasing[1]:
+        return await _SLEEP(delay, result)
+    process, _ = erasing
+    process.loop.working -= 1
+    try:
+        await process.pause()
+    finally:
+        process.loop.working += 1
+    return result
+
+
 class Stepped:
     """A process's handle on the store; each primitive waits before it is done, and before its reply arrives."""
 
@@ -273,7 +296,13 @@ class Stepped:
     async def erase(self, release: ReleaseRef) -> None:
         async def erase() -> None:
             self._process.watch.erasing(self._process, release)
-            await self._store.erase(release)
+            task = asyncio.current_task()
+            assert task is not None
+            before = _ERASING.set((self._process, task))
+            try:
+                await self._store.erase(release)
+            finally:
+                _ERASING.reset(before)
 
         await self._do(erase)
 
@@ -299,3 +328,17 @@ class _SteppedInventoried(Stepped, Inventoried):
     async def incarnations(self) -> list[str]:
         assert isinstance(self._store, Inventoried)
         return await self._do(self._store.incarnations)
+
+
+class _SteppedLocked(_SteppedInventoried, WriterLocked):
+    @asynccontextmanager
+    async def taking_over(self, draft: DraftRef) -> AsyncIterator[None]:
+        assert isinstance(self._store, WriterLocked)
+        taking = self._store.taking_over(draft)
+        await self._do(taking.__aenter__)
+        try:
+            yield
+        except BaseException as error:
+            await taking.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await self._do(lambda: taking.__aexit__(None, None, None))

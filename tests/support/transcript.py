@@ -1,8 +1,8 @@
 """Pages of the docs as the scripts that they are: what stands in their blocks of sh, in its order."""
 
 import re
-import secrets
-import socket
+
+from bench.process import claim_port, free_port
 
 
 def transcript(page: str) -> str:
@@ -13,14 +13,8 @@ def transcript(page: str) -> str:
 def free_ports(count: int) -> list[int]:
     """Return ports whose admin listeners, a thousand above them, are free as well."""
     found = list[int]()
-    for port in range(20_000 + secrets.randbelow(5_000), 30_000):
-        with socket.socket() as one, socket.socket() as other:
-            try:
-                one.bind(("127.0.0.1", port))
-                other.bind(("127.0.0.1", port + 1000))
-            except OSError:
-                continue
+    while len(found) < count:
+        port = free_port()
+        if claim_port(port + 1000):
             found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
+    return found

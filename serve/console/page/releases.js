@@ -137,7 +137,7 @@ function endCanary(tier, how) {
       : `Its ${percent} % of the users are answered out of ${tier.live} again.`,
     action: how === "promote" ? "Promote" : "Abort",
     fill: how === "promote" ? difference(tier, release) : null,
-    act: async () => changed(await post(`v1/releases/canary/${how}`)),
+    act: async () => changed(await post(`v1/releases/canary/${how}?if_canary=${encodeURIComponent(release)}`)),
   });
 }
 

@@ -133,9 +133,9 @@ def test_a_real_server_outlives_what_is_cut_off(examples: int) -> None:
         host, port = server.endpoint.removeprefix("http://").rstrip("/").split(":")
 
         def check(raw: bytes) -> None:
-            with socket.create_connection((host, int(port)), timeout=5) as connection:
+            with socket.create_connection((host, int(port)), timeout=60) as connection:
                 connection.sendall(raw)
-            with socket.create_connection((host, int(port)), timeout=5) as connection:
+            with socket.create_connection((host, int(port)), timeout=60) as connection:
                 signing = "".join(f"{name}: {value}\r\n" for name, value in signed("GET", "", "").items())
                 connection.sendall(f"GET / HTTP/1.1\r\nhost: x\r\n{signing}\r\n".encode())
                 assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")

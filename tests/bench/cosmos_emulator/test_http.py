@@ -138,7 +138,7 @@ def test_a_delayed_response_keeps_its_place_in_the_pipeline() -> None:
     with emulator_thread(Settings(port=0)) as (server, _):
         port = int(server.endpoint.rstrip("/").rpartition(":")[2])
         fault = orjson.dumps([{"kind": "slow", "delay_ms": 100, "operation": "read account"}])
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(
                 b"PUT /__emulation/faults HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(fault), fault)
                 + b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"

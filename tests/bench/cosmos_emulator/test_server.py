@@ -25,7 +25,7 @@ def test_the_emulators_own_pages_and_options() -> None:
         def page(method: str, path: str, body: object = None) -> bytes:
             data = None if body is None else orjson.dumps(body)
             request = urllib.request.Request(f"{server.endpoint}__emulation/{path}", data=data, method=method)
-            with urllib.request.urlopen(request, timeout=5, context=trusting) as response:
+            with urllib.request.urlopen(request, timeout=60, context=trusting) as response:
                 assert "not Azure" in response.headers["x-ms-emulation"]
                 return bytes(response.read())
 
@@ -61,7 +61,7 @@ def test_tls_can_be_verified_with_the_certificate_that_is_written(tmp_path: Path
     certificate = tmp_path / "certificate.pem"
     with emulator_thread(Settings(port=0, tls=True, certificate=certificate)) as (server, _):
         context = ssl.create_default_context(cafile=str(certificate))
-        with urllib.request.urlopen(f"{server.endpoint}__emulation/metrics", context=context, timeout=5) as response:
+        with urllib.request.urlopen(f"{server.endpoint}__emulation/metrics", context=context, timeout=60) as response:
             assert response.status == 200
 
 

@@ -15,7 +15,7 @@ def test_the_suite_in_process_gives_its_figures() -> None:
     named = {one.name: one for one in measured if isinstance(one, Figure)}
     assert len(named) == len(measured)
     for part in (
-        "encode", "seal[1]", "seal[2]", "cut[1]", "cut[2]", "decode", "compress", "decompress", "get", "get many",
+        "encode", "seal", "cut", "decode", "compress", "decompress", "get", "get many",
         "lookup[zstd]", "render[json]", "turn[json]",
         "catalogue", "matrix", "als", "recommend", "metrics", "evaluate",
     ):  # fmt: skip

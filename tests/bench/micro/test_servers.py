@@ -304,6 +304,7 @@ def test_a_big_release_goes_all_its_steps_and_nothing_is_left_behind(temporary: 
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.alone  # two short measurements are compared
 def test_every_client_of_cosmos_reads_and_ours_costs_less() -> None:
     measured = named(cosmos.measure_reads(SMALL))
     assert len(measured) == 11

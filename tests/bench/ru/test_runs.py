@@ -104,7 +104,7 @@ def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Pa
     before = containers(account)
     command = sweep_command("--account", url_of(account), "--yes", "--levels", "1k", "--out", tmp_path / "found")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not any(name.startswith(PREFIX) for name, _, _ in containers(account)):
             assert time.monotonic() < until
             time.sleep(0.05)

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def until(service: Service, status: int, key: str) -> None:
     """Wait until the service answers *status* to a key."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while service.get(USER, X_API_Key=key).status != status:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -164,7 +164,7 @@ def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder
             assert service.get(USER, X_API_Key=old).status == 200
         hotplate("keys", "revoke", "web", "--primary", "--keys", keys)
         until(service, 401, old)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         refusals = 0
         while refusals < 20:  # in a row: the other worker has seen it, too
             assert time.monotonic() < deadline
@@ -191,7 +191,7 @@ def test_a_broken_version_keeps_the_old_one_and_is_logged_once_and_shown(folder:
     good = keys.read_bytes()
     with running(folder, "--keys", str(keys)) as service:
         keys.write_bytes(good[:50])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "warnings" not in service.states()[0] or "cannot be used" not in service.log.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -53,9 +54,42 @@ async def test_a_token_may_do_what_its_scopes_and_roles_say(issuer: Issuer, guar
     both = issuer.token(scp="openid read", roles=["admin", "Owner"])
     assert await admitted(guard, both)
     assert await admitted(guard, both, ADMIN)
-    for claims in ({"scp": None}, {"scp": "reader"}, {"scp": ["read"]}, {"scp": None, "roles": "read"}, {"scp": 1}):
-        assert (await refusal(guard, issuer.token(**claims))).status == 403
+    for scp in (None, "reader", ["reader", 1]):
+        assert (await refusal(guard, issuer.token(scp=scp, roles=[]))).status == 403
     assert "the scope admin" in (await refusal(guard, issuer.token(), ADMIN)).detail
+
+
+@pytest.mark.parametrize("claim", ["scp", "scope", "roles"])
+async def test_scopes_are_words_or_a_list_by_any_of_their_names(issuer: Issuer, guard: Guard, claim: str) -> None:
+    for scopes in ("openid read", ["openid", "read"]):
+        claims: dict[str, Any] = {"scp": None, claim: scopes}
+        token = issuer.token(**claims)
+        assert await status_of(guard, token) == 200
+        assert (await refusal(guard, token, ADMIN)).status == 403
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [{"exp": 10**400}, {"exp": 1e400}, {"exp": {}}, {"roles": [{"read": 1}]}, {"roles": 1}, {"scp": 1}, {"scp": [[]]}],
+    ids=str,
+)
+async def test_a_token_with_claims_that_mean_nothing_is_refused(
+    issuer: Issuer, guard: Guard, claims: dict[str, Any]
+) -> None:
+    assert await status_of(guard, issuer.token(**claims)) == 401
+    deep = base64.urlsafe_b64encode(b"[" * 6000).decode()
+    assert await status_of(guard, f"{deep}.e30.AAAA") == 401
+
+
+async def status_of(guard: Guard, token: str) -> int:
+    """Return the status that a service answers a token with."""
+    try:
+        await guard.admit({"Authorization": f"Bearer {token}"}, READ)
+    except Problem as problem:
+        return problem.status
+    except Exception:  # noqa: BLE001 -- as the dispatcher does
+        return 500
+    return 200
 
 
 async def test_an_issuer_may_sign_with_an_elliptic_curve(issuer: Issuer, guard: Guard) -> None:
@@ -72,10 +106,10 @@ async def test_a_token_that_is_expired_early_or_for_somebody_else_is_refused_wit
         ("the token is not valid yet", {"nbf": now + 60}),
         ("another audience", {"aud": "api://other"}),
         ("another issuer", {"iss": f"{issuer.url}/"}),
-        ("no valid one", {"exp": None}),
-        ("no valid one", {"aud": None}),
-        ("no valid one", {"iss": None}),
-        ("no valid one", {"exp": "soon"}),
+        ("not a valid one", {"exp": None}),
+        ("not a valid one", {"aud": None}),
+        ("not a valid one", {"iss": None}),
+        ("not a valid one", {"exp": "soon"}),
     ):
         problem = await refusal(guard, issuer.token(**claims))
         assert (problem.status, problem.name) == (401, "invalid-token")
@@ -173,6 +207,25 @@ async def test_an_issuer_that_never_answers_is_waited_for_a_moment_only(
     issuer.pause_s = 1.0
     problem = await refusal(guard, issuer.token())
     assert (problem.status, problem.headers["Retry-After"]) == (503, "5")
+
+
+async def test_all_who_need_a_key_wait_for_the_same_fetch_from_an_issuer_that_hangs(
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.access.oidc, "FETCH_S", 0.2)
+    monkeypatch.setattr(serve.access.oidc, "RETRY_S", 0.2)
+    issuer.pause_s = 0.4
+    waiting = [status_of(guard, issuer.token(sub=str(n))) for n in range(20)]
+    assert await asyncio.gather(*waiting) == [503] * 20
+    assert issuer.fetched == ["/.well-known/openid-configuration"]
+
+
+async def test_a_fetch_goes_on_for_others_when_the_caller_who_began_it_is_gone(issuer: Issuer, guard: Guard) -> None:
+    issuer.pause_s = 0.1
+    first = asyncio.create_task(status_of(guard, issuer.token()))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.05, first.cancel)
+    assert await asyncio.gather(*(status_of(guard, issuer.token(sub=str(n))) for n in range(3))) == [200] * 3
 
 
 async def test_a_verdict_is_remembered_until_the_token_expires_and_their_number_is_bounded(

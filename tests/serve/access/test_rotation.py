@@ -56,7 +56,7 @@ class Callers:
             connection.close()
 
     def connect(self) -> http.client.HTTPSConnection:
-        return http.client.HTTPSConnection("127.0.0.1", self._port, timeout=30, context=self._context)
+        return http.client.HTTPSConnection("127.0.0.1", self._port, timeout=60, context=self._context)
 
     def certificate(self) -> bytes | None:
         """Return the certificate that a new connection is shown."""

@@ -220,7 +220,7 @@ def test_an_odd_request_id_ends_neither_in_a_header_nor_in_the_log(keyed: Keyed,
 
 def exchanged(service: Service, request: bytes) -> bytes:
     """Send bytes as they are and read what comes until the connection closes."""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(request)
         received = b""
         while chunk := connection.recv(65536):

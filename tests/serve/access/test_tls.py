@@ -46,7 +46,7 @@ def get(service: Service, authority: Path | None = None) -> tuple[int, bytes | N
     context = ssl.create_default_context(cafile=authority)
     if authority is None:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=20, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=60, context=context)
     try:
         connection.request("GET", USER)
         shown = connection.sock.getpeercert(binary_form=True)
@@ -70,7 +70,7 @@ def values(service: Service) -> dict[str, float]:
 
 
 def wait_for(service: Service, metric: str, value: float) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while values(service).get(metric) != value:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -104,7 +104,7 @@ def test_a_client_that_trusts_the_authority_is_served_over_tls_and_nobody_over_p
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
-        connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=20, context=old)
+        connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=60, context=old)
         with pytest.raises(ssl.SSLError):
             connection.connect()
         assert service.stop() == 0
@@ -126,7 +126,7 @@ def test_a_renewed_certificate_is_shown_to_new_clients_and_no_request_fails_mean
 
     with running(folder, *options(tmp_path / "live"), "--workers", "2") as service:
         kept = http.client.HTTPSConnection(
-            "127.0.0.1", service.port, timeout=20, context=ssl.create_default_context(cafile=first / "ca.pem")
+            "127.0.0.1", service.port, timeout=60, context=ssl.create_default_context(cafile=first / "ca.pem")
         )
         kept.connect()
         threads = [threading.Thread(target=request_all, args=(service,)) for _ in range(3)]
@@ -134,7 +134,7 @@ def test_a_renewed_certificate_is_shown_to_new_clients_and_no_request_fails_mean
             thread.start()
         (tmp_path / "new").symlink_to(second)
         (tmp_path / "new").rename(tmp_path / "live")
-        deadline, seen = time.monotonic() + 20, 0
+        deadline, seen = time.monotonic() + 60, 0
         while seen < 20:  # in a row: both workers have taken it up
             assert time.monotonic() < deadline
             seen = seen + 1 if get(service)[1] == der(second) else 0
@@ -156,7 +156,7 @@ def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder:
     authority = Path(shutil.copy(pair / "ca.pem", tmp_path / "ca.pem"))
     with running(folder, *options(pair)) as service:
         shutil.copy(other / "server.pem", pair / "server.pem")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "are not a certificate and its key" not in service.log.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -93,7 +93,8 @@ def test_the_examples_work(service: Service) -> None:
             parameters = {one["name"]: one.get("example") for one in operation.get("parameters", [])}
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
             sent = None if body is None else json.dumps(body).encode()
-            answer = service.request(method.upper(), path.format(**parameters), sent)
+            headers = {} if sent is None else {"Content_Type": "application/json"}
+            answer = service.request(method.upper(), path.format(**parameters), sent, **headers)
             assert answer.status == 200, (path, answer.body)
 
 

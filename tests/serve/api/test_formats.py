@@ -120,7 +120,7 @@ def test_smaller_batches_are_compressed_where_it_pays_and_single_lists_never(ser
 def test_a_reader_that_leaves_an_answer_in_pieces_harms_nobody(service: Service) -> None:
     body = json.dumps({"users": MANY, "n": 10}).encode()
     for _ in range(20):
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
         connection.request("POST", "/v1/recommendations", body)
         assert connection.getresponse().read(100)
         connection.close()

@@ -61,7 +61,7 @@ def refused(answer: Answer, status: int, problem: str) -> str:
 
 def raw(service: Service, *parts: bytes) -> Answer:
     """Send bytes that no client library would, and read what comes until the connection closes."""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         for part in parts:
             connection.sendall(part)
         received = b""

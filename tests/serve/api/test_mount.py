@@ -77,7 +77,7 @@ async def test_an_application_starts_without_a_release_and_answers_once_there_is
         with pytest.raises(hotplate.NotReady):
             await lists.personal("42")
         release = await publish_lists(tmp_path, LISTS)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await get(f"{url}/recs/readyz"))[0] != 200:
                 await asyncio.sleep(0.02)
         assert (await lists.personal("42")).release == release
@@ -95,11 +95,11 @@ async def test_a_deny_list_and_web_pages_of_other_origins_are_as_in_the_service(
         path = f"{url}/recs/v1/recommendations/42"
         assert [item["id"] for item in (await get(path))[1]["items"]] == ["b", "c"]
         denied.write_text("user:42\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await get(path))[1]["source"] == "personal":
                 await asyncio.sleep(0.02)
         denied.write_text("broken\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await get(f"{url}/recs/readyz"))[1]["status"] != "degraded":
                 await asyncio.sleep(0.02)
         asks = {"Origin": shop, "Access-Control-Request-Method": "GET"}

@@ -129,6 +129,16 @@ async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases
         await click(page, "Start the canary", "document.getElementById('confirm')")
         await page.until("document.getElementById('releases-body').innerText.includes('canary, 20 %')")
         assert canary() == {"release": candidate, "percent": 20}
+        other = next(one for one in releases if one not in (candidate, live(service)))
+        await click(page, "Promote…")
+        service.admin("/v1/releases/canary/abort", "POST")
+        service.admin(f"/v1/releases/{other}/canary?percent=20", "POST")  # while the dialog is open
+        await click(page, "Promote", "document.getElementById('confirm')")
+        await page.until("document.getElementById('confirm-error').innerText.includes('is not the canary')")
+        assert canary() == {"release": other, "percent": 20}
+        assert "409" in page.complaints.pop()
+        await page.evaluate("document.getElementById('confirm-cancel').click()")
+        await page.until(f"document.getElementById('releases-body').innerText.includes('Canary: {other}')")
         await click(page, "Abort…")
         await click(page, "Abort", "document.getElementById('confirm')")
         await page.until("!document.getElementById('releases-body').innerText.includes('canary, 20 %')")

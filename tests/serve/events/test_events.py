@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -130,3 +132,53 @@ async def test_without_a_folder_for_them_there_is_no_such_route() -> None:
     async with open_reader(["memory://"]) as reader:
         assert Dispatcher(reader)._routes.find("/v1/events", "POST") == (None, "events")
     assert "/v1/events" not in document(takes_key=False)["paths"]
+
+
+@pytest.fixture
+def open_service(folder: Path, tmp_path: Path, release: str) -> Iterator[Service]:
+    """A service on loopback without keys, as on a developer's machine."""
+    assert release
+    with running(folder / "store", "--events", str(tmp_path / "log")) as running_service:
+        yield running_service
+
+
+def test_a_page_of_another_site_cannot_send_events_to_a_service_without_keys(
+    open_service: Service, tmp_path: Path
+) -> None:
+    for headers in (
+        {"Content_Type": "text/plain", "Origin": "https://evil.example"},
+        {"Content_Type": "text/plain;charset=application/json"},
+        {"Content_Type": "application/x-www-form-urlencoded"},
+        {},
+    ):
+        assert open_service.request("POST", "/v1/events", body("1"), **headers).status == 415
+    asked = open_service.request(
+        "OPTIONS", "/v1/events", Origin="https://evil.example", Access_Control_Request_Method="POST"
+    )
+    assert asked.status == 405  # so that the browser does not send JSON
+    assert written(tmp_path / "log") == []
+    assert open_service.request("POST", "/v1/events", body("1"), Content_Type="application/json").status == 200
+
+
+def test_a_service_whose_disk_refuses_events_is_degraded_until_it_takes_some(
+    open_service: Service, tmp_path: Path
+) -> None:
+    def send() -> int:
+        return open_service.request("POST", "/v1/events", body("1"), Content_Type="application/json").status
+
+    folder = tmp_path / "log"
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    assert (send(), open_service.get("/readyz").json["status"]) == (503, "degraded")
+    wait_until(lambda: "events cannot be written to" in str(open_service.states()))
+    assert counted(open_service, "hotplate_worker_unusable_files", "worker") == {}
+    folder.unlink()
+    folder.mkdir()
+    assert (send(), open_service.get("/readyz").json["status"]) == (200, "ready")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -25,7 +25,7 @@ def report(service: Service, caller: int, durable: set[str], over: threading.Eve
             return
         sent = [f"{caller}-{request}-{number}" for number in range(EVENTS)]
         try:
-            answer = service.request("POST", "/v1/events", body(*sent))
+            answer = service.request("POST", "/v1/events", body(*sent), Content_Type="application/json")
         except OSError:  # the worker was killed, and nobody knows
             time.sleep(0.01)
             continue
@@ -39,7 +39,7 @@ def killed_under_load(tmp_path: Path, kills: int) -> None:
 
     def wait_for_more() -> None:
         """Wait until more has been answered than before."""
-        before, deadline = sum(map(len, durable)), time.monotonic() + 30
+        before, deadline = sum(map(len, durable)), time.monotonic() + 60
         while sum(map(len, durable)) < before + 10 * EVENTS:
             assert time.monotonic() < deadline
             time.sleep(0.01)

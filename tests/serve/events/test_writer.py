@@ -19,6 +19,7 @@ from tests.support.service import publish_lists, running, running_app
 from tests.support.small_disk import small_disk
 
 MB = 1 << 20
+AS_JSON = {"Content_Type": "application/json"}
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_di
     async with taking(tmp_path) as (writer, metrics, url), ClientSession() as session:
 
         async def report(name: str) -> tuple[int, bool, str]:
-            async with session.post(url, data=body(name)) as response:
+            async with session.post(url, data=body(name), headers={"Content-Type": "application/json"}) as response:
                 said = (await response.json()).get("detail", "")
                 return response.status, "Retry-After" in response.headers, said
 
@@ -108,19 +109,19 @@ def test_on_a_full_disk_events_are_refused_lists_are_answered_and_it_goes_on_by_
 ) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {}))
     with running(tmp_path / "store", "--events", str(disk / "log")) as service:
-        assert service.request("POST", "/v1/events", body("before")).status == 200
+        assert service.request("POST", "/v1/events", body("before"), **AS_JSON).status == 200
         with (disk / "filler").open("ab", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
         for _ in range(3):
-            refused = service.request("POST", "/v1/events", body(*(f"lost{n}" for n in range(500))))
+            refused = service.request("POST", "/v1/events", body(*(f"lost{n}" for n in range(500))), **AS_JSON)
             assert (refused.status, refused.headers["retry-after"]) == (503, "10")
             assert refused.json["type"] == "urn:hotplate:problem:events-not-written"
         assert service.get("/v1/popular").status == 200
         failed = read_metrics(f"{service.admin_url}/metrics", "hotplate_events_total", outcome="disk_failed")
         assert sum(failed) == 1500
         (disk / "filler").unlink()
-        assert service.request("POST", "/v1/events", body("after")).status == 200
+        assert service.request("POST", "/v1/events", body("after"), **AS_JSON).status == 200
         log = service.log.read_text()
         assert (log.count("events cannot be written"), log.count("are written to")) == (1, 1)
     assert ids(disk / "log") == {"before", "after"}

@@ -1,17 +1,23 @@
 """The access log: off unless requested, and never a place where ids, keys or queries end up."""
 
 import asyncio
+import http.client
 import json
+import os
 import re
+import signal
+import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from serve.access.keys import create
 from serve.processes.access_log import SLOW_LINES_PER_S
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, running
 
 
 @pytest.fixture
@@ -26,7 +32,7 @@ def accesses(service: Service) -> list[dict[str, Any]]:
 
 
 def until_logged(service: Service, count: int) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(found := accesses(service)) < count:
         assert time.monotonic() < deadline, found
         time.sleep(0.02)
@@ -91,3 +97,59 @@ def test_slow_requests_are_logged_and_not_more_of_them_than_help(folder: Path) -
         assert len(lines) <= SLOW_LINES_PER_S * (seconds + 2)
         left_out = sum(line.get("slow_requests_left_out", 0) for line in lines)
         assert 0 < left_out <= sent - len(lines)
+
+
+@contextmanager
+def writing_to_a_pipe(folder: Path) -> Iterator[tuple[Service, IO[bytes]]]:
+    """Run a service that logs each request, until the block ends; yield the pipe, too, as it is once it serves."""
+    options = ("--store", f"file://{folder}", "--access-log", "1")
+    with subprocess.Popen([*LAUNCHER, *DEFAULTS, *options], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = b""
+        while b"serving " not in said:
+            said = process.stderr.readline()
+            assert said
+        try:
+            ports = re.findall(rb"://127.0.0.1:(\d+)", said)
+            fields: list[Any] = [process, *map(int, ports), folder]
+            yield Service(*fields), process.stderr
+        finally:
+            process.kill()
+
+
+def answered(service: Service, requests: int) -> int:
+    """Return how many of so many requests on one connection were answered before one was not in its time."""
+    with closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)) as connection:
+        for number in range(requests):
+            try:
+                connection.request("GET", "/livez")
+                connection.getresponse().read()
+            except OSError:
+                return number
+    return requests
+
+
+def test_a_pipe_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted_and_said(folder: Path) -> None:
+    def until(is_so: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + 60
+        while not is_so():
+            assert time.monotonic() < deadline, what
+            time.sleep(0.05)
+
+    def dropped() -> float:
+        text = service.admin("/metrics").body.decode()
+        return sum(map(float, re.findall(r"^hotplate_log_lines_dropped_total (.*)", text, re.MULTILINE)))
+
+    with writing_to_a_pipe(folder) as (service, pipe):
+        assert answered(service, 3000) == 3000
+        until(dropped, "nothing is counted")
+        (worker,) = service.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: service.workers() not in ([], [worker]), "the parent is stuck, too")
+        until(lambda: answered(service, 1), "the worker that replaces it does not answer")
+        assert answered(service, 3000) == 3000
+        lines = list[bytes]()
+        while b"lines of the log were dropped" not in (line := pipe.readline()):
+            lines.append(line)
+        assert all(json.loads(line) for line in lines), "lines are whole"
+        assert answered(service, 5) == 5

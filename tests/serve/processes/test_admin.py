@@ -42,7 +42,7 @@ def service(store: Path, releases: list[str]) -> Iterator[Service]:
 
 
 def until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -186,7 +186,12 @@ def test_operators_show_a_release_to_some_users_and_promote_or_abort_it(service:
         assert (refused.status, refused.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
     assert service.admin(f"/v1/releases/{second}/canary?percent=5", "POST").status == 409  # it is live
     service.admin(f"/v1/releases/{first}/canary?percent=50", "POST")
-    assert service.admin("/v1/releases/canary/promote", "POST").json == {"live": first}
+    for verb in ("promote", "abort"):  # of a dialog about a canary that is not the one any more
+        refused = service.admin(f"/v1/releases/canary/{verb}?if_canary={second}", "POST")
+        assert (refused.status, refused.json.get("type")) == (409, "urn:hotplate:problem:conflict")
+    (tier,) = service.admin("/v1/releases").json["tiers"]
+    assert (tier["live"], tier["canary"]) == (second, {"release": first, "percent": 50})
+    assert service.admin(f"/v1/releases/canary/promote?if_canary={first}", "POST").json == {"live": first}
     (tier,) = service.admin("/v1/releases").json["tiers"]
     assert (tier["live"], tier["canary"]) == (first, None)
 
@@ -263,6 +268,7 @@ def test_a_page_of_another_site_changes_nothing(service: Service, releases: list
         (("--admin-port", "{taken}"), "choose another with --admin-port or HOTPLATE_ADMIN_PORT"),
         (("--admin-host", "0.0.0.0"), "--admin-host an address of loopback"),
         (("--admin-host", "192.0.2.1"), "give --admin-host an address of this machine"),
+        (("--health-port", "{taken}"), "choose another with --health-port or HOTPLATE_HEALTH_PORT"),
         (("--admin-store", "nosuch://x"), "nosuch"),
     ],
 )
@@ -271,7 +277,18 @@ def test_an_admin_listener_that_cannot_be_is_one_sentence(folder: Path, options:
         port = str(taken.getsockname()[1])
         given = [option.replace("{taken}", port) for option in options]
         done = subprocess.run(
-            [*LAUNCHER, "--port", "0", "--admin-port", "0", "--store", f"file://{folder}", *given],
+            [
+                *LAUNCHER,
+                "--port",
+                "0",
+                "--admin-port",
+                "0",
+                "--health-port",
+                "0",
+                "--store",
+                f"file://{folder}",
+                *given,
+            ],
             capture_output=True,
             text=True,
             timeout=60,

@@ -59,7 +59,8 @@ def test_a_service_that_may_not_lock_what_is_live_does_not_start(store: Path) ->
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536)); sys.argv[0] = 'hotplate'; "
         "from hotplate.__main__ import main; main()"
     )
-    options = ["serve", "--store", f"file://{store}", "--port", "0", "--admin-port", "0", "--lock-memory"]
+    options = ["serve", "--store", f"file://{store}", "--port", "0", "--admin-port", "0", "--health-port", "0"]
+    options += ["--lock-memory"]
     done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, check=False)
     assert (done.returncode, "ulimit -l" in done.stderr, "RLIMIT_MEMLOCK" in done.stderr) == (2, True, True)
     assert resource.getrlimit(resource.RLIMIT_MEMLOCK)[1] == hard

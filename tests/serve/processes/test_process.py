@@ -9,17 +9,22 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from hotplate.cli.terminal import print_error
 from serve.connections.listeners import CannotListen, _why_not, reserve
 from serve.errors import ServiceMisused
+from serve.processes.states import SharedStates, WorkerState
 from serve.processes.supervisor import serve
+from serve.processes.worker import _prepared
+from serve.reader import NotReady, TieredReader
 from serve.settings import Settings
 from stores.catalogue import ReleaseId
 from stores.file.store import LmdbStore
 from tests.support.service import Service, a_list, publish_lists, running, serving
+from tests.support.virtual import VirtualLoop, in_virtual_time
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def wait_until_it_answers(service: Service) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             assert service.get("/readyz").status == 200
@@ -62,7 +67,7 @@ def test_a_worker_that_dies_is_replaced_and_the_metrics_stay(folder: Path) -> No
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         wait_until_it_answers(service)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(set(service.workers()) - set(before)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -77,7 +82,7 @@ def test_pinned_workers_have_a_cpu_each_also_those_that_replace_others(folder: P
     count = min(2, len(usable))
 
     def wait_until_pinned(service: Service, *, without: int = 0) -> list[int]:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             with suppress(ProcessLookupError):  # of one that ended just now
                 cpus = {pid: os.sched_getaffinity(pid) for pid in service.workers()}
@@ -100,7 +105,7 @@ def test_more_pinned_workers_than_cpus_are_refused_with_what_to_do(folder: Path)
     usable = len(os.sched_getaffinity(0))
     settings = Settings((f"file://{folder}",), workers=usable + 1, pin_workers=True)
     with pytest.raises(ServiceMisused, match=f"at most --workers {usable}"):
-        serve(settings, lambda _url, _admin: None)
+        serve(settings, lambda _addresses: None)
 
 
 def test_a_worker_that_replaces_another_answers_nothing_before_it_has_a_release(folder: Path) -> None:
@@ -109,7 +114,7 @@ def test_a_worker_that_replaces_another_answers_nothing_before_it_has_a_release(
         for _ in range(4):
             before = set(service.workers())
             os.kill(min(before), signal.SIGKILL)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             replaced = 0
             while replaced < 20:  # requests more, once it is there
                 assert time.monotonic() < deadline
@@ -122,14 +127,14 @@ def test_a_worker_that_replaces_another_answers_nothing_before_it_has_a_release(
 def test_a_stopping_service_finishes_what_it_accepted(folder: Path, workers: str) -> None:
     body = b'{"users": ["42"]}'
     with running(folder, "--workers", workers) as service:
-        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
             head = b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
             connection.sendall(head + body[:5])
             time.sleep(0.2)
             service.process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
             with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", service.port), timeout=5)
+                socket.create_connection(("127.0.0.1", service.port), timeout=60)
             connection.sendall(body[5:])
             received = b""
             while chunk := connection.recv(65536):
@@ -137,12 +142,12 @@ def test_a_stopping_service_finishes_what_it_accepted(folder: Path, workers: str
         assert received.startswith(b"HTTP/1.1 200 OK")
         assert b"Connection: close" in received
         assert b'"source":"personal"' in received
-        assert service.process.wait(timeout=20) == 0
+        assert service.process.wait(timeout=60) == 0
 
 
 def test_an_idle_client_that_comes_once_more_during_a_stop_is_answered_with_connection_close(folder: Path) -> None:
     request = b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n"
-    with running(folder) as service, socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+    with running(folder) as service, socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(request)
         assert b"Connection: close" not in connection.recv(65536)
         service.process.send_signal(signal.SIGTERM)
@@ -160,7 +165,7 @@ def test_workers_do_not_outlive_a_killed_parent(folder: Path) -> None:
         orphans = service.workers()
         service.process.kill()
         service.process.wait()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while any(is_alive(pid) for pid in orphans):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -169,12 +174,12 @@ def test_workers_do_not_outlive_a_killed_parent(folder: Path) -> None:
 def test_a_service_whose_parent_was_killed_can_be_started_again_at_once(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         orphans = service.workers()
-        connected = socket.create_connection(("127.0.0.1", service.port), timeout=20)  # an orphan has a client still
+        connected = socket.create_connection(("127.0.0.1", service.port), timeout=60)  # an orphan has a client still
         assert len(orphans) == 2
         service.process.kill()
         with reserve("127.0.0.1", service.port) as again:
             again.listen()
-            socket.create_connection(("127.0.0.1", service.port), timeout=20).close()
+            socket.create_connection(("127.0.0.1", service.port), timeout=60).close()
         reserve("127.0.0.1", service.admin_port, shared=False).close()
         connected.close()
         service.process.wait()
@@ -218,7 +223,7 @@ def test_a_service_on_an_empty_store_is_not_ready_until_something_is_published(t
         assert service.get("/readyz").status == 503
         assert service.get("/livez").status == 200
         asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while service.get("/readyz").status != 200:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -230,7 +235,7 @@ def test_a_store_whose_catalogue_breaks_is_degraded_and_goes_on_serving(folder: 
         record = folder / "catalogue.json"
         good = record.read_bytes()
         replace(record, b"{")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (ready := service.get("/readyz")).json["status"] != "degraded":
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -265,7 +270,7 @@ def incarnation_of(store: Path, release: str) -> str:
 
 def until_answered(service: Service, path: str, **wanted: str) -> None:
     """Request a path until its answer has the fields *wanted*; a worker may die of the request meanwhile."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     answer: object = None
     while True:
         try:
@@ -304,20 +309,62 @@ def test_a_file_that_is_cut_under_its_readers_is_refused_and_the_next_tier_serve
         assert service.stop() == 0
 
 
-def test_a_file_that_is_cut_in_the_only_store_is_not_ready_with_the_reason_until_another_release(
-    tmp_path: Path,
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_file_that_is_cut_in_the_only_store_leaves_its_popular_lists_until_another_release(
+    tmp_path: Path, workers: str
 ) -> None:
     store = tmp_path / "store"
-    release = asyncio.run(publish_lists(store, MANY))
-    with running(store) as service:
+    release = asyncio.run(publish_lists(store, MANY | {"popular:vip": a_list("v1", "v2")}))
+    with running(store, "--workers", workers) as service:
         until_answered(service, "/v1/recommendations/0001", source="personal")
         cut(store, release)
-        until_answered(service, f"/v1/recommendations/{USERS - 1:04}", title="Not ready")
-        deadline = time.monotonic() + 20
+        for worker in service.workers():
+            os.kill(worker, signal.SIGKILL)  # as their next read of the file would
+        deadline = time.monotonic() + 60
+        wait_until_it_answers(service)
+        for _ in range(20):
+            popular = service.get("/v1/popular?segment=vip")
+            assert (popular.status, popular.json.get("release")) == (200, release)
+            assert [item["id"] for item in popular.json["items"]] == ["v1", "v2"]
+            personal = service.get("/v1/recommendations/0001").json
+            assert (personal["source"], [item["id"] for item in personal["items"]]) == ("popular", ["p1", "p2", "p3"])
+        many = service.request("POST", "/v1/recommendations", b'{"users": ["0001", "0002"]}').json["results"]
+        assert [one["source"] for one in many] == ["popular"] * 2
+        assert service.request("POST", "/score", b'{"data": [["0001", "1"]]}').status == 503
+        ready = service.get("/readyz")
+        assert (ready.status, ready.json["status"]) == (200, "degraded")
         while "was cut" not in str(service.states()):  # the worker has just begun
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        (worker,) = service.workers()
+        while len(standing := service.workers()) < int(workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         second = asyncio.run(publish_lists(store, MANY))
-        until_answered(service, "/v1/recommendations/0001", source="personal", release=second)
-        assert service.workers() == [worker]
+        for _ in standing:
+            until_answered(service, "/v1/recommendations/0001", source="personal", release=second)
+        assert service.workers() == standing
+
+
+class NeverReady:
+    """A reader whose stores have no release."""
+
+    async def wait_until_attempted(self) -> None:
+        pass
+
+    async def wait_until_ready(self, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
+        raise NotReady("there is no release")
+
+
+@pytest.mark.parametrize(("other", "waits"), [("ready", True), ("degraded", True), ("starting", False), ("", False)])
+def test_a_worker_without_a_release_waits_only_while_another_answers(other: str, *, waits: bool) -> None:
+    states = SharedStates(2, 1)
+
+    async def waited_s(loop: VirtualLoop) -> float:
+        if other:
+            states.write(0, WorkerState(1, other, 0.0, time.monotonic() + 1000, 0.0, 0, [], [], {}))
+        started = loop.time()
+        await _prepared(cast("TieredReader", NeverReady()), states, 1)
+        return loop.time() - started
+
+    assert in_virtual_time(waited_s) == pytest.approx(10.0 if waits else 0.0, abs=0.2)

@@ -66,7 +66,7 @@ class Canaries(RuleBasedStateMachine):
     def something_is_live(self) -> None:
         self.publish(live=True)
         self.readers = [
-            TieredReader({"tier": store}, cache_bytes=cache)
+            TieredReader({"tier": store}, budget_s=30.0, cache_bytes=cache)
             for store, cache in ((self.store, 0), (self.remote, 0), (self.remote, 1 << 20))
         ]
         for which in range(len(self.readers)):

@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def chosen_of(release: str, percent: float) -> set[str]:
     """Return who sees a canary."""
     record = Canary(ReleaseId(release), percent, salt=release)
-    canary = ServedCanary(record, served=None, now=0.0)  # type: ignore[arg-type]  # nothing is read
+    canary = ServedCanary(record, None, 0.0)  # type: ignore[arg-type]  # nothing is read
     return {str(user) for user in range(USERS) if canary.takes(f"user:{user}")}
 
 

@@ -90,7 +90,7 @@ async def test_a_page_that_cannot_be_read_under_the_manifest_ends_no_worker(tmp_
         before = service.workers()
         spoil_page_of(await file_of(store, release), MANIFEST)
         opened = LmdbStore(store)
-        await activate(opened, ReleaseId(release))
+        await activate(opened, ReleaseId(release), force=True)
         await opened.close()
 
         async def is_said() -> bool:
@@ -152,7 +152,7 @@ async def test_a_list_that_lies_under_another_key_is_nobodys_list(
         account: Account = request.getfixturevalue("cosmos_http")
         url = account.url(name, ru="30000")
         await swap_in_cosmos(account, name, await publish_to(url, lists("r")))
-    async with reading(url) as reader:
+    async with reading(url, budget_s=5.0) as reader:
         answers = await reader.personal_many([str(n) for n in range(USERS)])
         assert [n for n, answer in enumerate(answers) if answer.source == "popular"] == [1, 2]
         assert {(await reader.personal(user)).source for user in ("1", "2")} == {"popular"}

@@ -1,7 +1,7 @@
 """Following the live release of a store that misbehaves: what is served stays served."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ async def following(remote: RemoteStore) -> AsyncIterator[Follower]:
 
 
 async def until_error(follower: Follower) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while follower.last_error is None:
             await asyncio.sleep(0.005)
     return follower.last_error
@@ -47,7 +47,7 @@ def served(follower: Follower) -> ServedRelease:
 
 
 async def until(follower: Follower, release: ReleaseId) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while follower.served is None or follower.served.id != release:
             await asyncio.sleep(0.005)
 
@@ -95,7 +95,7 @@ async def test_a_release_of_an_unknown_format_is_not_followed(
         rows, checksum = memory._find(await ref_of(memory, second)).rows, Checksum(second)
         fields = orjson.loads(checksum.open(MANIFEST, rows[MANIFEST])[OFFSET_BYTES:]) | change
         rows[MANIFEST] = checksum.seal(MANIFEST, NO_OFFSET + orjson.dumps(fields))
-        await life.activate(memory, second)
+        await life.activate(memory, second, force=True)
         assert "upgrade" in await until_error(follower)
         assert served(follower).id == first
         third = await publish(memory, "third")
@@ -103,17 +103,31 @@ async def test_a_release_of_an_unknown_format_is_not_followed(
         assert follower.last_error is None
 
 
-@pytest.mark.parametrize("lost", ["user:4", "popular:s1", MANIFEST])
+@pytest.mark.parametrize("lost", ["popular:", MANIFEST])
 @virtual
-async def test_a_release_that_has_lost_a_row_of_its_sample_is_not_followed(
+async def test_a_release_that_has_lost_its_popular_list_or_its_manifest_is_not_followed(
     memory: MemoryStore, remote: RemoteStore, lost: str
 ) -> None:
     async with following(remote) as follower:
         first = await followed(memory, follower)
         second = await publish(memory, "second", live=False, segments=2)
         del memory._find(await ref_of(memory, second)).rows[lost]
-        await life.activate(memory, second)
+        await life.activate(memory, second, force=True)
         assert "publish it again" in await until_error(follower)
+        assert served(follower).id == first
+
+
+@virtual
+async def test_a_release_that_has_lost_most_rows_of_its_sample_is_not_followed(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        first = await followed(memory, follower)
+        second = await publish(memory, "second", live=False)
+        for user in range(3):
+            del memory._find(await ref_of(memory, second)).rows[f"user:{user}"]
+        await life.activate(memory, second, force=True)
+        assert "3 of the 5 rows of its sample are missing or damaged" in await until_error(follower)
         assert served(follower).id == first
 
 
@@ -378,15 +392,19 @@ async def test_after_a_restore_a_replica_that_has_what_the_primary_lost_is_not_f
         await until(follower, third)
 
 
+@pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("key", ["user:4", "popular:s1"])
 @virtual
 async def test_a_release_that_is_damaged_in_places_is_followed_and_says_where(
-    memory: MemoryStore, remote: RemoteStore, key: str
+    memory: MemoryStore, remote: RemoteStore, key: str, *, lost: bool
 ) -> None:
     async with following(remote) as follower:
         await followed(memory, follower)
         second = await publish(memory, "second", live=False, segments=2)
-        memory._find(await ref_of(memory, second)).rows[key] += b"x"
+        rows = memory._find(await ref_of(memory, second)).rows
+        rows[key] += b"x"
+        if lost:
+            del rows[key]
         await life.activate(memory, second)
         await until(follower, second)
         assert follower.warnings[0].startswith(f"damaged: {key!r}")
@@ -401,7 +419,7 @@ async def test_a_release_whose_popular_list_for_everybody_is_damaged_is_not_foll
         first = await followed(memory, follower)
         second = await publish(memory, "second", live=False)
         memory._find(await ref_of(memory, second)).rows["popular:"] += b"x"
-        await life.activate(memory, second)
+        await life.activate(memory, second, force=True)
         assert "'popular:' is damaged" in await until_error(follower)
         assert served(follower).id == first
 
@@ -525,10 +543,31 @@ class Locked(MemoryStore, Lockable):
     """A store that can lock some releases in memory."""
 
     large: ReleaseId | None = None
+    locked: Sequence[ReleaseId] = ()
 
-    async def lock(self, release: ReleaseRef) -> None:
-        if release.id == self.large:
+    async def lock(self, *releases: ReleaseRef) -> None:
+        self.locked = [release.id for release in releases]
+        if self.large in self.locked:
             raise StoreUnavailable("it is too large")
+
+
+@virtual
+async def test_a_canary_is_locked_in_memory_with_the_live_release_as_long_as_it_is_one(clock: FakeClock) -> None:
+    store = Locked(clock)
+    follower = Follower(store)
+    follower.lock_memory = True
+    live = await publish(store, "live")
+    following = asyncio.create_task(follower.run())
+    await until(follower, live)
+    canary = await publish(store, "canary", live=False)
+    await life.start_canary(store, canary, 50)
+    await asyncio.sleep(1)
+    assert list(store.locked) == [live, canary]
+    await life.promote(store)
+    await asyncio.sleep(1)
+    assert list(store.locked) == [canary]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 @virtual
@@ -540,7 +579,7 @@ async def test_a_release_that_cannot_be_locked_in_memory_is_served_with_a_warnin
     follower.lock_memory = True
     store.large = await publish(store, "first")
     following = asyncio.create_task(follower.run())
-    await asyncio.wait_for(follower.ready.wait(), 2)
+    await asyncio.wait_for(follower.ready.wait(), 60)
     assert follower.warnings == [f"release {store.large} is not locked in memory: it is too large"]
     assert "is not locked in memory" in caplog.text
     second = await publish(store, "second")
@@ -574,7 +613,7 @@ async def test_a_release_is_brought_into_memory_before_it_is_served_but_not_for_
     following = asyncio.create_task(follower.run(warm=True))
     await asyncio.sleep(store.warm_s - 1)
     assert (follower.ready.is_set(), follower.attempted.is_set()) == (False, False)
-    await asyncio.wait_for(follower.ready.wait(), 2)
+    await asyncio.wait_for(follower.ready.wait(), 60)
     assert f"release {first} was brought into memory in 5.0 s" in caplog.text
     store.warm_s = 2 * WARM_S
     second = await publish(store, "second")

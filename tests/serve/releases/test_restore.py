@@ -1,11 +1,17 @@
-"""Stores put back from an older copy while they are served: all readers follow what is there, and go on answering."""
+"""Stores put back from an older copy, or with a catalogue that is rebuilt, while they are served.
+
+All readers follow what is there, and go on answering.
+"""
 
 import asyncio
+import json
 import secrets
 import shutil
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,15 +19,20 @@ import pytest
 from bench.drills.proxy import through
 from serve.reader import TieredReader
 from serve.releases.follower import RESTORED_S
+from stores import catalogue as changes
+from stores import lifecycle as life
+from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.items import CATALOGUE, CONTROL, container_of
 from stores.cosmos.rest import RestClient
+from stores.errors import ReleaseConflict, ReleaseNotFound
+from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
 from tests.support.loaded_service import WAIT_S, lists, reading, until
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
-from tests.support.service import Service, publish_to, running
+from tests.support.service import Service, publish_to, running, serving
 from tests.support.virtual import virtual
 
 # What the operator's rule allows: 30 s of lower reads, and the polls around them.
@@ -98,6 +109,98 @@ async def test_workers_follow_a_folder_put_back_from_an_older_copy_and_agree_wit
         third = await publish_to(f"file://{store}", lists("r3"))
         await until_ready(service, third)
     assert '"level":"error"' not in service.log.read_text()
+
+
+async def spoil_file(folder: Path, how: str) -> None:
+    path = folder / "catalogue.json"
+    match how:
+        case "zeros":
+            path.write_bytes(bytes(65_536))
+        case "cut":
+            path.write_bytes(path.read_bytes()[:100])
+        case "missing":
+            path.unlink()
+
+
+async def spoil_redis(server: RedisServer, prefix: str, how: str) -> None:
+    key = f"{{{prefix}}}:catalogue"
+    match how:
+        case "zeros":
+            server.execute_command("SET", key, "\0" * 1000)
+        case "cut":
+            server.execute_command("SET", key, server.execute_command("GETRANGE", key, "0", "99"))
+        case "missing":
+            server.execute_command("DEL", key, f"{{{prefix}}}:incarnations")
+
+
+async def spoil_cosmos(account: Account, database: str, how: str) -> None:
+    address = account.address(database)
+    client = RestClient(address)
+    try:
+        if how == "missing":
+            await AccountContainers(address, client).delete_container(CONTROL)
+            return
+        item, etag, _ = await client.read_versioned(CONTROL, CATALOGUE)
+        assert item is not None
+        left = {"catalogue": "\0" * 1000} if how == "zeros" else {}
+        assert (await client.replace(CONTROL, {"id": CATALOGUE} | left, etag)).done
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("store", "how"),
+    [
+        ("file", "zeros"),
+        *(
+            pytest.param(store, how, marks=pytest.mark.soak)
+            for store in ("file", "redis", "cosmos")
+            for how in ("zeros", "cut", "missing")
+            if (store, how) != ("file", "zeros")
+        ),
+    ],
+)  # fmt: skip
+async def test_a_catalogue_that_is_rebuilt_is_followed_by_all_workers_and_no_longer_written_by_earlier_ones(
+    tmp_path: Path, request: pytest.FixtureRequest, store: str, how: str
+) -> None:
+    name = secrets.token_hex(4)
+    if store == "file":
+        url, spoil = f"file://{tmp_path}/store", partial(spoil_file, tmp_path / "store")
+    elif store == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        url, spoil = server.url(prefix=name), partial(spoil_redis, server, name)
+    else:
+        account: Account = request.getfixturevalue("cosmos_http")
+        url, spoil = account.url(name, ru="4000"), partial(spoil_cosmos, account, name)
+    first, second = [await publish_to(url, lists(text)) for text in ("r1", "r2")]
+    writer = connect(url)
+    draft = await life.begin(writer, ReleaseId("20991120T064200Z-aaaa"))
+    before = await writer.catalogue()
+    with serving(tmp_path, "--store", url, "--workers", "2") as service:
+        await until_ready(service, second)
+        with requested(service) as releases:
+            await spoil(how)
+
+            async def is_degraded() -> bool:
+                states = await asyncio.to_thread(service.states)
+                return {state["status"] for state in states} == {"degraded"}
+
+            await until(is_degraded, "not every worker says that its catalogue is lost")
+            listed = await asyncio.to_thread(hotplate, "store", "rebuild", "--store", url, "--json")
+            assert listed.returncode == 2, listed.stderr
+            assert [one["id"] for one in json.loads(listed.stdout)["releases"]] == [first, second]
+            assert set(releases) == {second}
+            rebuilt = await asyncio.to_thread(hotplate, "store", "rebuild", "--store", url, "--live", first)
+            assert rebuilt.returncode == 0, rebuilt.stderr
+            await until_ready(service, first)
+        assert set(releases) == {first, second}
+        with pytest.raises(ReleaseConflict):
+            await writer.swap(before, replace(before, generation=before.generation + 1, token="late"))
+        with pytest.raises(ReleaseNotFound):
+            await life.change(writer, partial(changes.renew, draft=draft))
+        await writer.close()
+        third = await publish_to(url, lists("r3"))
+        await until_ready(service, third)
 
 
 async def test_a_deleted_folder_is_degraded_and_its_popular_lists_are_served_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve.lists import Lists
 from serve.reader import TieredReader
 from serve.releases.scrubber import PAUSE_S, Scrubber
+from stores import lifecycle as life
 from stores.memory import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Service, a_list, publish_lists, running
@@ -65,6 +66,32 @@ async def test_rows_are_read_at_the_rate_and_damage_is_said_before_anybody_reque
 
 
 @virtual
+async def test_a_canary_is_read_too_and_the_damage_of_both_is_counted(memory: MemoryStore) -> None:
+    await publish(memory, "live", users=range(10))
+    canary = await publish(memory, "canary", live=False, users=range(10))
+    await life.start_canary(memory, canary, 50)
+    flip(memory, "user:7")
+    async with scrubbed(memory) as reader:
+        await asyncio.sleep(20)
+        assert found(reader, "hotplate_scrub_damaged") == 2
+        await life.abort(memory)
+        await asyncio.sleep(20)
+        assert found(reader, "hotplate_scrub_damaged") == 1
+
+
+@virtual
+async def test_rows_that_are_missing_are_said_as_damage_is(memory: MemoryStore) -> None:
+    await publish(memory, "first", users=range(20))
+    async with scrubbed(memory) as reader:
+        for release in memory._releases.values():
+            for user in range(10, 15):
+                del release.rows[f"user:{user}"]
+        await asyncio.sleep(10)
+        assert found(reader, "hotplate_scrub_damaged") == 5
+        assert "5 of 22 rows are missing" in str(reader.tiers[0].error)
+
+
+@virtual
 async def test_a_release_that_is_not_served_any_more_is_not_read_to_its_end_and_the_next_one_is(
     memory: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -94,7 +121,7 @@ async def test_whatever_a_store_raises_scrubbing_goes_on(memory: MemoryStore) ->
 
 
 def until_counted(service: Service, name: str, least: float) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (counted(service.admin("/metrics").body.decode(), name) or 0) < least:
         assert time.monotonic() < deadline, f"{name} is not {least}"
         time.sleep(0.05)

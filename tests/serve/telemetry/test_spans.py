@@ -118,7 +118,7 @@ def test_a_setting_that_cannot_be_is_refused_in_a_sentence(environment: dict[str
 def test_without_its_extra_telemetry_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "serve.telemetry.sdk.exporters", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    found = Settings((f"file://{tmp_path}",), port=0, admin_port=0, telemetry=settings())
+    found = Settings((f"file://{tmp_path}",), port=0, admin_port=0, health_port=0, telemetry=settings())
     with pytest.raises(StoreMisused, match=r"is not installed; install it with: pip install 'hotplate\[telemetry\]'"):
         serve(found, lambda *_: None)
 

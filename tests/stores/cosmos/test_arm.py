@@ -54,7 +54,7 @@ def fault(server: Emulator, **fields: object) -> Iterator[None]:
     def put(faults: list[dict[str, object]]) -> None:
         url = f"{server.endpoint}__emulation/faults"
         request = urllib.request.Request(url, data=orjson.dumps(faults), method="PUT")
-        urllib.request.urlopen(request, timeout=5, context=trusting).close()
+        urllib.request.urlopen(request, timeout=60, context=trusting).close()
 
     put([fields])
     try:

@@ -6,6 +6,8 @@ import pytest
 
 from stores.catalogue import ReleaseId
 from stores.cosmos.items import container_of, name_of
+from stores.cosmos.requests import DEADLINE_S
+from stores.cosmos.retry import UNAVAILABLE_S
 from stores.cosmos.store import CosmosStore
 from stores.errors import ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from stores.store import Plan, Row
@@ -118,19 +120,46 @@ def test_a_row_that_another_program_wrote_fails_alone() -> None:
     with_simulation(work)
 
 
-def test_a_read_without_a_deadline_is_tried_again_after_it_was_late_and_one_with_a_deadline_keeps_it() -> None:
+@pytest.mark.parametrize("keys", [KEYS[:1], KEYS], ids=["one key", "many keys"])
+@pytest.mark.parametrize(
+    "fault", [{"kind": "retry-with"}, {"kind": "unavailable"}, {"kind": "throttle"}, {"kind": "slow", "delay_ms": 9000}]
+)
+def test_a_read_without_a_deadline_is_as_patient_as_a_write(fault: dict[str, object], keys: list[str]) -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store = await filled(account)
+        account.misbehave({**fault, "for_s": 8, "operation": READ})
+        [slots] = await asyncio.gather(store.get_many(ref(R), keys), return_exceptions=True)
+        assert slots == [key.encode() for key in keys]
+
+    with_simulation(work)
+
+
+def test_a_read_with_a_deadline_keeps_it_and_one_without_is_not_tried_for_ever() -> None:
     async def work(account: SimulatedAccount) -> None:
         store, loop = await filled(account), asyncio.get_running_loop()
-        account.misbehave({"kind": "slow", "delay_ms": 9000, "for_s": 0.5})
-        began = loop.time()
-        assert await store.get_many(ref(R), KEYS[:1]) == [b"user:0"]
-        assert loop.time() - began < 1.1
         account.misbehave({"kind": "slow", "delay_ms": 9000})
-        for timeout_s, given_up_s in ((None, 2.0), (0.05, 0.05), (3.0, 3.0)):
+        for timeout_s in (0.05, 3.0):
             began = loop.time()
             with pytest.raises(StoreError, match="did not answer in time"):
                 await store.get_many(ref(R), KEYS[:1], timeout_s=timeout_s)
-            assert loop.time() - began == pytest.approx(given_up_s, abs=0.01)
+            assert loop.time() - began == pytest.approx(timeout_s, abs=0.01)
+        began = loop.time()
+        with pytest.raises(StoreError, match="did not answer in time"):
+            await store.get_many(ref(R), KEYS[:1])
+        assert UNAVAILABLE_S < loop.time() - began < UNAVAILABLE_S + 2 * DEADLINE_S
+
+    with_simulation(work)
+
+
+def test_a_key_that_utf_8_cannot_express_is_absent_and_fails_no_other() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store = await filled(account)
+        odd = ["user:\ud800", "user:1", "user:a\udfff"]
+        for timeout_s in (None, 0.05):
+            [slots] = await asyncio.gather(store.get_many(ref(R), odd, timeout_s=timeout_s), return_exceptions=True)
+            assert slots == [None, b"user:1", None]
+
+    with_simulation(work)
 
     with_simulation(work)
 

@@ -66,6 +66,30 @@ async def publish_under(fault: dict[str, object], rows: list[Row], account: Simu
     assert (await store.catalogue()).live == manifest.release
 
 
+@each_fault
+def test_a_verification_bears_what_passes(fault: dict[str, object]) -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store(ru=4000)
+        manifest = (await life.publish(store, batches(ROWS[:300]), plan=Plan(300, 1000), about={})).manifest
+        published = await ref_of(store, manifest.release)
+        account.misbehave(fault)
+        [found] = await asyncio.gather(verify(store, published), return_exceptions=True)
+        assert found == manifest
+
+    with_simulation(work)
+
+
+def test_warnings_are_read_although_the_account_cannot_answer_for_a_while() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store(ru=4000)
+        await life.publish(store, batches(ROWS[:10]), plan=Plan(10, 1000), about={})
+        account.misbehave({"kind": "retry-with", "for_s": 8})
+        [found] = await asyncio.gather(store.warnings(), return_exceptions=True)
+        assert found == []
+
+    with_simulation(work)
+
+
 @pytest.mark.parametrize(
     ("kind", "error", "limit_s"),
     [("throttle", CosmosThrottled, THROTTLED_S), ("unavailable", CosmosUnavailable, UNAVAILABLE_S)],

@@ -19,7 +19,7 @@ from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, Stor
 from stores.file import backup as backups
 from stores.file.backup import backup, restore
 from stores.file.store import LmdbStore
-from stores.lifecycle import activate, begin, prune, publish, rollback
+from stores.lifecycle import abort, activate, begin, prune, publish, rollback, start_canary
 from stores.store import Plan, Row
 from stores.verification import verify
 from tests.support.clock import FakeClock
@@ -124,8 +124,9 @@ async def test_a_backup_of_what_is_damaged_or_gone_or_absent_leaves_nothing(stor
     path = store.folder / "releases" / f"{release.incarnation}.mdb"
     data = path.read_bytes()
     path.write_bytes(data.replace(b"first", b"farst"))
-    with pytest.raises(ReleaseCorrupt, match="damaged between bytes"):
+    with pytest.raises(ReleaseCorrupt, match="damaged between bytes") as error:
         await backup(store, target)
+    assert str(path) in str(error.value)
     path.unlink()
     with pytest.raises(ReleaseNotFound, match=release.incarnation):
         await backup(store, target)
@@ -278,6 +279,29 @@ async def test_a_damaged_release_is_healed_by_putting_the_backup_back(store: Lmd
     assert (await restore(target, store, over=True)).copied_bytes > 0
     assert await published_rows(store, first) == rows("first")
     await verify(store, await ref_of(store, first))
+
+
+async def test_a_damaged_backup_is_named_and_nothing_is_put_back(store: LmdbStore, target: Path) -> None:
+    release = await ref_of(store, await published(store, "first"))
+    await backup(store, target)
+    path = target / "releases" / f"{release.incarnation}.mdb"
+    path.write_bytes(path.read_bytes().replace(b"first", b"farst"))
+    elsewhere = LmdbStore(store.folder.with_name("elsewhere"), store.clock)
+    with pytest.raises(ReleaseCorrupt) as error:
+        await restore(target, elsewhere)
+    assert str(error.value).startswith(f"{path} is damaged between bytes"), error.value
+    assert list(elsewhere.folder.iterdir()) == []
+
+
+async def test_a_canary_that_was_aborted_since_the_backup_is_not_started_again(store: LmdbStore, target: Path) -> None:
+    first, second = await published(store, "first"), await published(store, "second", live=False)
+    await start_canary(store, second, 50)
+    await backup(store, target)
+    await abort(store)
+    await restore(target, store, over=True)
+    found = await store.catalogue()
+    assert (found.live, found.canary) == (first, None)
+    assert found.find(second).state is State.READY
 
 
 async def test_an_unreadable_catalogue_is_replaced(store: LmdbStore, target: Path) -> None:

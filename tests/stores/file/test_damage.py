@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
+from stores.catalogue import DraftRef, ReleaseId
 from stores.errors import ReleaseCorrupt, ReleaseNotFound
 from stores.file import block_sums
 from stores.file.store import LmdbStore, damaged_files
@@ -185,45 +185,39 @@ async def test_two_blocks_that_changed_places_are_found(tmp_path: Path) -> None:
         await LmdbStore(tmp_path).check_integrity(RELEASE)
 
 
-async def without_sums(folder: Path) -> tuple[ReleaseRef, Path]:
-    """Make a file as format 1 wrote it: named by the id, and with no sums."""
+async def found_whole(folder: Path) -> tuple[LmdbStore, Path]:
+    """Seal a file, and scan it once: for a while it is scanned again without another look at its sums."""
     path = await sealed(folder)
-    with path.open("rb") as file:
-        sums = block_sums.read(file.fileno())
-    assert sums is not None
-    os.truncate(path, sums.size)
-    return ReleaseRef(RELEASE.id, RELEASE.id), path.rename(path.with_stem(RELEASE.id))
+    store = LmdbStore(folder)
+    assert len([row async for row in store.scan(RELEASE)]) == len(KEYS)
+    return store, path
 
 
-async def test_a_key_that_is_no_text_is_damage_also_where_there_are_no_sums(tmp_path: Path) -> None:
-    release, path = await without_sums(tmp_path)
-    store = LmdbStore(tmp_path)
-    assert len([row async for row in store.scan(release)]) == len(KEYS)
-    await store.close()
+async def test_a_key_that_is_no_text_is_damage_also_between_two_looks_at_the_sums(tmp_path: Path) -> None:
+    store, path = await found_whole(tmp_path)
     flip(path, path.read_bytes().index(b"user:000500") + 5, 0xCF)
-    store = LmdbStore(tmp_path)
     with pytest.raises(ReleaseCorrupt, match=r"its key b'user:\\xff00500' is no text"):
-        async for _ in store.scan(release):
+        async for _ in store.scan(RELEASE):
             pass
     await store.close()
 
 
-async def test_keys_out_of_order_are_damage_also_where_there_are_no_sums(tmp_path: Path) -> None:
-    release, path = await without_sums(tmp_path)
+async def test_keys_out_of_order_are_damage_also_between_two_looks_at_the_sums(tmp_path: Path) -> None:
+    store, path = await found_whole(tmp_path)
     flip(path, path.read_bytes().index(b"user:000500") + 5, 8)
-    store = LmdbStore(tmp_path)
     with pytest.raises(ReleaseCorrupt, match=r"b'user:000501' stands after b'user:800500'"):
-        async for _ in store.scan(release):
+        async for _ in store.scan(RELEASE):
             pass
     await store.close()
 
 
-async def test_a_spoiled_page_ends_a_scan_with_the_last_good_key_also_where_there_are_no_sums(tmp_path: Path) -> None:
-    release, path = await without_sums(tmp_path)
+async def test_a_spoiled_page_ends_a_scan_with_the_last_good_key_also_between_two_looks_at_the_sums(
+    tmp_path: Path,
+) -> None:
+    store, path = await found_whole(tmp_path)
     spoil_page_of(path, KEYS[1000])
-    store = LmdbStore(tmp_path)
     with pytest.raises(ReleaseCorrupt, match=r"is damaged.*b'user:000"):
-        async for _ in store.scan(release):
+        async for _ in store.scan(RELEASE):
             pass
     await store.close()
 

@@ -67,7 +67,7 @@ async def test_the_map_of_a_pruned_release_is_given_back(tmp_path: Path) -> None
     clock.now += 10_000
     assert len(await prune(store)) == 1
     await reader.catalogue()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while Path("/proc/self/maps").read_text().count(f"{tmp_path}/releases/") != 2:
             await asyncio.sleep(0.01)
     await store.close()
@@ -132,6 +132,29 @@ async def test_an_unreadable_catalogue_is_an_error_and_not_an_empty_store(tmp_pa
     (tmp_path / "catalogue.json").write_text("{")
     with pytest.raises(CatalogueUnreadable, match=r"catalogue\.json"):
         await store.catalogue()
+    await store.close()
+
+
+async def test_a_copy_of_the_folder_by_hard_links_keeps_the_catalogue_that_it_had(tmp_path: Path) -> None:
+    store, _, _ = await published(tmp_path / "store")
+    copy = tmp_path / "copy.json"
+    copy.hardlink_to(tmp_path / "store" / "catalogue.json")
+    copied = copy.read_bytes()
+    for _ in range(2):
+        await publish(store, batches(ROWS[:2]), plan=PLAN, about={})
+    assert copy.read_bytes() == copied
+    await store.close()
+
+
+async def test_a_key_that_is_no_text_is_absent_and_fails_no_other(tmp_path: Path) -> None:
+    store, release, _ = await published(tmp_path)
+    (found,) = await asyncio.gather(store.get_many(release, ["user:\ud800", "user:000001"]), return_exceptions=True)
+    assert isinstance(found, list), found
+    absent, value = found
+    assert absent is None
+    assert isinstance(value, bytes)
+    assert is_first(value)
+    assert store.get(release, "user:\ud800") is None
     await store.close()
 
 

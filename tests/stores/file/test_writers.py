@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, succeed
+from stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, succeed
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.file.draft import DraftFile
 from stores.file.store import LmdbStore
 from stores.keys import MANIFEST
+from stores.lifecycle import publish
 from stores.store import Plan, Row
+from tests.support.clock import FakeClock
 from tests.support.soak import scaled
+from tests.support.stores import as_bodies, batches
 
 ID = ReleaseId("20261120T064200Z-aaaa")
 ONE, OTHER = DraftRef(ID, "0123456789ab", "one"), DraftRef(ID, "0123456789ab", "other")
@@ -242,6 +245,31 @@ async def test_a_second_handle_of_one_process_does_not_open_a_draft_twice(tmp_pa
     await one.close()
     await other.create(OTHER, PLAN)
     await other.close()
+
+
+async def test_a_resume_that_is_refused_leaves_the_draft_to_its_writer(tmp_path: Path, clock: FakeClock) -> None:
+    living, other = LmdbStore(tmp_path, clock), LmdbStore(tmp_path, clock)
+    waits, goes_on, rows = asyncio.Event(), asyncio.Event(), [Row("popular:", b"{}"), *ROWS[:20]]
+
+    async def slow() -> AsyncIterator[list[Row]]:
+        yield as_bodies(rows[:10])
+        waits.set()
+        await goes_on.wait()
+        yield as_bodies(rows[10:])
+
+    publishing = asyncio.ensure_future(publish(living, slow(), plan=PLAN, about={}))
+    async with asyncio.timeout(DEADLINE_S):
+        await waits.wait()
+    clock.now += LEASE_S + 1
+    (entry,) = (await other.catalogue()).releases
+    with pytest.raises(ReleaseConflict, match=f"is being written by process {os.getpid()}"):
+        await publish(other, batches(rows, 10), plan=PLAN, about={}, resume=entry.id)
+    goes_on.set()
+    (outcome,) = await asyncio.gather(publishing, return_exceptions=True)
+    assert not isinstance(outcome, BaseException), outcome
+    assert (await other.catalogue()).live == entry.id
+    for store in (living, other):
+        await store.close()
 
 
 async def test_a_draft_from_before_the_machine_started_is_begun_anew(tmp_path: Path) -> None:

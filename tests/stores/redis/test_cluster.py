@@ -14,8 +14,8 @@ from stores.connect import connect
 from stores.doctor import examine
 from stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from stores.lifecycle import activate, prune, publish, rollback
-from stores.redis.cluster import ClusterStore, open_url
 from stores.redis.keys import BUCKETS, Keys
+from stores.redis.store import RedisStore, open_url
 from stores.redis.topology import Endpoint, Layout, Topology
 from stores.redis.url import parse_cluster
 from stores.store import Level, Plan, Row
@@ -47,13 +47,13 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def store(redis_cluster: RedisCluster, prefix: str) -> AsyncIterator[ClusterStore]:
+async def store(redis_cluster: RedisCluster, prefix: str) -> AsyncIterator[RedisStore]:
     opened = open_url(redis_cluster.url(prefix=prefix))
     yield opened
     await opened.close()
 
 
-def names_of(store: ClusterStore, *keys: str) -> list[str]:
+def names_of(store: RedisStore, *keys: str) -> list[str]:
     return store._keys.release(ref(FIRST)).rows(keys)
 
 
@@ -62,7 +62,7 @@ def state_beside(name: str) -> str:
 
 
 async def test_a_release_lies_on_all_nodes_in_the_layout_of_one_server_and_erasing_leaves_nothing(
-    store: ClusterStore, redis_cluster: RedisCluster, prefix: str
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, [*USERS, Row("meta:manifest", b"{}")])
     of_release = 3  # the keys of its rows, those of its `meta` rows, and its points
@@ -74,7 +74,7 @@ async def test_a_release_lies_on_all_nodes_in_the_layout_of_one_server_and_erasi
 
 
 async def test_a_release_that_has_lost_the_lists_of_its_keys_is_searched_for_on_all_nodes_and_erased(
-    store: ClusterStore, redis_cluster: RedisCluster, prefix: str
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     for release in (FIRST, SECOND):
         await write(store, release, USERS[:300])
@@ -86,7 +86,7 @@ async def test_a_release_that_has_lost_the_lists_of_its_keys_is_searched_for_on_
 
 
 async def test_a_list_that_is_there_is_one_read_and_only_one_that_is_not_has_its_bucket_asked(
-    store: ClusterStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS)
     before = redis_cluster.calls("get")
@@ -97,7 +97,7 @@ async def test_a_list_that_is_there_is_one_read_and_only_one_that_is_not_has_its
 
 
 async def test_a_node_that_lost_the_end_of_what_it_was_sent_is_seen_and_fails_its_own_users_only(
-    store: ClusterStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS)
     lost, rest = USERS[0].key, USERS[1:50]
@@ -105,13 +105,13 @@ async def test_a_node_that_lost_the_end_of_what_it_was_sent_is_seen_and_fails_it
     node = redis_cluster.owner(name).server
     node.execute_command("DEL", name)
     node.execute_command("SET", state_beside(name), "draft:writer")
-    with pytest.raises(ReleaseNotFound, match="not whole in this cluster"):
+    with pytest.raises(ReleaseNotFound, match="1 of its 256 parts are not sealed"):
         await store.get_many(ref(FIRST), [lost])
     slots = await store.get_many(ref(FIRST), [lost, *(row.key for row in rest)])
     assert isinstance(slots[0], ReleaseNotFound)
     assert slots[1:] == [row.value for row in rest]
     for call in (store.prepare(ref(FIRST)), scanned(store, FIRST)):
-        with pytest.raises(ReleaseNotFound, match="1 are not sealed"):
+        with pytest.raises(ReleaseNotFound, match="1 of its 256 parts are not sealed"):
             await call
 
 
@@ -123,7 +123,7 @@ async def test_users_whose_part_of_a_release_is_lost_open_no_circuit_for_the_oth
     async with reading(url, budget_s=SOON_S) as reader:
         served = reader.tiers[0].follower.served
         assert served is not None
-        (name,) = Keys(prefix, clustered=True).release(served.ref).rows(["user:1"])
+        (name,) = Keys(prefix).release(served.ref).rows(["user:1"])
         redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
         for _ in range(2 * FAILURES):
             assert (await reader.personal("1")).source == "popular"
@@ -131,10 +131,10 @@ async def test_users_whose_part_of_a_release_is_lost_open_no_circuit_for_the_oth
 
 
 async def test_a_seal_that_was_cut_short_is_finished_by_the_next_writer_and_lets_nobody_write(
-    store: ClusterStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS[:50])
-    states = store._keys.release(ref(FIRST)).states
+    states = [state for (state,) in store._keys.release(ref(FIRST)).steps]
     for state, node in zip(states[1::16], redis_cluster.owners(states[1::16]), strict=True):
         node.server.execute_command("SET", state, "draft:writer")
     next_one = DraftRef(FIRST, ref(FIRST).incarnation, "next")
@@ -146,7 +146,7 @@ async def test_a_seal_that_was_cut_short_is_finished_by_the_next_writer_and_lets
 
 
 async def test_a_writer_that_was_replaced_before_it_had_claimed_all_claims_no_more(
-    store: ClusterStore, redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late, last = (DraftRef(FIRST, "cafe", writer) for writer in ("late", "last"))
     read_states = store._states
@@ -169,7 +169,7 @@ async def test_a_writer_that_was_replaced_before_it_had_claimed_all_claims_no_mo
 
 
 async def test_slots_that_have_moved_and_slots_on_their_way_are_followed(
-    store: ClusterStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS)
     read = {row.key: row.value for row in USERS[:40]}
@@ -226,15 +226,14 @@ async def test_one_server_given_as_a_cluster_is_a_sentence(redis_server: RedisSe
     await store.close()
 
 
-async def test_a_key_that_cannot_be_encoded_fails_alone(store: ClusterStore) -> None:
+async def test_a_key_that_cannot_be_encoded_is_absent(store: RedisStore) -> None:
     await write(store, FIRST, USERS[:2])
     slots = await store.get_many(ref(FIRST), [USERS[0].key, "user:\ud800", USERS[1].key])
-    assert isinstance(slots[1], StoreMisused)
-    assert slots[::2] == [USERS[0].value, USERS[1].value]
+    assert slots == [USERS[0].value, None, USERS[1].value]
 
 
 async def test_a_node_that_stands_still_costs_its_own_users_the_time_and_no_other_a_list(
-    store: ClusterStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS)
     keys = [row.key for row in USERS[:20]]
@@ -242,7 +241,7 @@ async def test_a_node_that_stands_still_costs_its_own_users_the_time_and_no_othe
     still, theirs = owners[0], [owner is owners[0] for owner in owners]
     redis_cluster.stop(still)
     try:
-        slots = await store.get_many(ref(FIRST), keys, timeout_s=0.3)
+        slots = await store.get_many(ref(FIRST), keys, timeout_s=2.0)
     finally:
         redis_cluster.resume(still)
     assert [isinstance(slot, PartUnavailable) for slot in slots] == theirs
@@ -280,7 +279,7 @@ async def test_the_guides_users_publish_and_serve_and_the_doctor_sees_what_is_mi
 
 
 async def test_the_doctor_sees_that_one_lost_node_would_take_the_others_along(
-    store: ClusterStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     for setting, well, wrong in (("require-full-coverage", "no", "yes"), ("allow-reads-when-down", "yes", "no")):
         redis_cluster.execute_everywhere("CONFIG", "SET", f"cluster-{setting}", wrong)
@@ -318,11 +317,12 @@ def test_a_node_known_by_a_number_may_be_certified_under_the_name_of_a_seed() ->
     assert "p@" not in cluster.at("10.0.0.9", 8500).shown
 
 
-async def test_when_all_nodes_that_are_known_have_gone_the_seeds_are_asked_again(store: ClusterStore) -> None:
+async def test_when_all_nodes_that_are_known_have_gone_the_seeds_are_asked_again(store: RedisStore) -> None:
     await write(store, FIRST, USERS[:50])
     gone = Endpoint("127.0.0.1", 1)
-    store._topology._layout = Layout([gone] * SLOTS, {gone: frozenset()})
-    store._topology.version += 1
+    assert isinstance(store._servers, Topology)
+    store._servers._layout = Layout([gone] * SLOTS, {gone: frozenset()})
+    store._servers.version += 1
     keys, read = [row.key for row in USERS[:50]], list[object]()
     async with asyncio.timeout(30):
         while read != [row.value for row in USERS[:50]]:

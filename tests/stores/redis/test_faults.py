@@ -95,12 +95,9 @@ async def recovered(store: RedisStore) -> None:
 async def test_a_dead_server_fails_reads_at_once_and_a_new_one_is_found(redis: RedisStore, server: RedisServer) -> None:
     await write(redis, FIRST, USERS)
     server.kill()
-    found = list[object]()
     for _ in range(20):
-        found.append(await try_read(redis))
+        assert isinstance(await try_read(redis, budget_s=RECOVERS_WITHIN_S), StoreUnavailable), "a read waited"
         await asyncio.sleep(0.02)
-    assert all(one is None or isinstance(one, StoreUnavailable) for one in found)
-    assert found.count(None) < 5, "a read waited for longer than its budget, more often than this machine stands still"
     server.start()
     started = time.monotonic()
     while not isinstance(await try_read(redis), ReleaseNotFound):
@@ -261,7 +258,7 @@ def replica_of(server: RedisServer, folder: Path) -> Iterator[RedisServer]:
     folder.mkdir()
     server.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
     with running(folder, "--replicaof", f"127.0.0.1 {server.port}") as replica:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while replica.execute_command("INFO", "replication")["master_link_status"] != "up":
             assert time.monotonic() < deadline
             time.sleep(0.05)

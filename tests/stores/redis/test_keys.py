@@ -4,7 +4,6 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from stores.catalogue import ReleaseRef
-from stores.errors import StoreMisused
 from stores.redis.keys import BUCKETS, KEPT, Keys
 from tests.support.stores import FIRST
 
@@ -21,8 +20,10 @@ def test_a_row_lies_in_the_bucket_of_its_key_whose_braces_name_one_slot() -> Non
 
 def test_each_bucket_has_a_state_and_the_first_has_what_belongs_to_the_whole_release() -> None:
     keys = Keys("shop").release(RELEASE)
-    assert keys.states == tuple(f"shop:{{0123456789ab.{bucket}}}:@state" for bucket in range(BUCKETS))
-    assert keys.state == keys.states[0]
+    states = tuple(f"shop:{{0123456789ab.{bucket}}}:@state" for bucket in range(BUCKETS))
+    assert keys.steps == (states,)
+    assert Keys("shop", clustered=True).release(RELEASE).steps == tuple((state,) for state in states)
+    assert keys.state == states[0]
     of_release = (*keys.lists, keys.points)
     assert of_release == tuple(f"shop:{{0123456789ab.0}}:@{what}" for what in ("keys", "meta", "points"))
 
@@ -31,14 +32,6 @@ def test_the_names_of_a_deployment_lie_in_one_slot() -> None:
     keys = Keys("shop")
     assert (keys.catalogue, keys.changes) == ("{shop}:catalogue", "{shop}:changes")
     assert keys.incarnations == "{shop}:incarnations"
-    assert keys.catalogues == ("{shop}:catalogue", "shop:catalogue")  # the second before the layout changed
-    assert Keys("shop", clustered=True).catalogues == (keys.catalogue, keys.catalogue)
-
-
-def test_a_release_of_format_1_is_under_its_id() -> None:
-    keys = Keys("shop").release(ReleaseRef(FIRST, FIRST))
-    assert keys.rows(KEYS) == [f"shop:{FIRST}:{key}" for key in KEYS]
-    assert keys.states == (f"shop:{FIRST}:@state",)
 
 
 def test_the_names_of_a_few_releases_are_kept() -> None:
@@ -50,6 +43,10 @@ def test_the_names_of_a_few_releases_are_kept() -> None:
     assert len(keys._releases) == KEPT
 
 
-def test_a_key_that_cannot_be_encoded_is_the_callers_mistake() -> None:
-    with pytest.raises(StoreMisused, match="not valid Unicode"):
-        Keys("shop").release(RELEASE).rows(["user:1", "user:\ud800"])
+def test_a_key_that_cannot_be_encoded_has_a_name_that_no_row_has() -> None:
+    release, keys = Keys("shop").release(RELEASE), [*KEYS, "user:\ud800"]
+    names, buckets = release.located(keys)
+    assert [name.decode() for name in names[:-1]] == release.rows(KEYS)
+    assert [release.raw_heads[bucket] for bucket in buckets] == [name[: name.index(b"}:") + 2] for name in names]
+    with pytest.raises(UnicodeDecodeError):
+        names[-1].decode()

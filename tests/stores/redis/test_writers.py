@@ -244,7 +244,7 @@ async def test_on_a_full_server_nothing_new_is_claimed_and_what_there_is_can_be_
 async def test_a_batch_of_which_a_part_failed_is_not_acknowledged(
     first: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.writer.RETRY_FOR_S", 0.0)
+    monkeypatch.setattr(first._writer, "_retry_for_s", 0.0)
     await first.create(ONE, SMALL)
     redis_server.execute_command("SET", f"{prefix}:{{{INCARNATION}.0}}:@keys", "no list")
     with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
@@ -265,3 +265,24 @@ async def test_a_step_is_tried_again_while_servers_are_away_but_not_where_rows_a
     failures += [StoreUnavailable("away"), StoreUnavailable("for good")]
     with pytest.raises(StoreUnavailable, match="away"):
         await with_retries(step, -1.0)
+
+
+async def test_meta_rows_that_a_server_has_lost_are_missed_before_the_release_is_sealed(
+    first: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    await first.create(ONE, SMALL)
+    await first.put(ONE, USERS[:100])
+    before = keys_of(redis_server, prefix)
+    for place, name in enumerate(before):
+        redis_server.execute_command("COPY", name, f"saved-{place}")
+    await first.put(ONE, [Row("meta:factors:0000", b"a piece of the factors")])
+    for name in keys_of(redis_server, prefix):  # as after a failover to a replica that was behind
+        redis_server.execute_command("DEL", name)
+    for place, name in enumerate(before):
+        redis_server.execute_command("RENAME", f"saved-{place}", name)
+    with pytest.raises(RowsLost, match="has lost rows of release"):
+        await first.seal(ONE)
+
+
+def keys_of(server: RedisServer, prefix: str) -> list[str]:
+    return list(server.execute_command("KEYS", f"*{prefix}*"))

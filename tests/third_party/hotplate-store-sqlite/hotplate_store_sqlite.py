@@ -100,7 +100,7 @@ class SqliteStore:
                 yield Row(key.decode(), value)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        if self._get(release.incarnation, "@writer") is None:
+        if self._get(release.incarnation, "@sealed") is None:
             raise ReleaseNotFound(f"release {release.id} is not in this store")
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
@@ -127,7 +127,7 @@ class SqliteStore:
     def _get(self, owner: str, key: str) -> bytes | None:
         with self._connection() as connection:
             select = "SELECT value FROM rows WHERE owner = ? AND key = ?"
-            found = connection.execute(select, (owner, key.encode())).fetchone()
+            found = connection.execute(select, (owner, key.encode("utf-8", "surrogatepass"))).fetchone()
         return None if found is None else found[0]
 
     def _set(self, owner: str, *rows: Row) -> None:

@@ -1,0 +1,200 @@
+"""The limits of a worker's connections: who is let in, how many bytes are held, and one sweep for all time-outs."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from itertools import chain
+from math import inf
+from time import monotonic
+from typing import Any
+
+from serve.connections.acceptor import room_for_connections
+from serve.metrics import Metrics
+from serve.settings import Limits
+
+# Each tick of the sweep looks over one of so many slices of the connections, each of them once a second.
+SLICES, TICK_S = 10, 0.1
+# How many connections beyond the limits are answered at once; others are closed without an answer.
+REFUSED_AT_ONCE = 32
+# For how long a refused client may send its request and read the answer: without that it would be reset.
+LINGER_S = 1.0
+
+
+class Counted(asyncio.Protocol):
+    """What is counted of a connection."""
+
+    __slots__ = ("_held", "_registry", "client", "is_open", "peers", "refusal", "source", "transport")
+
+    check: Callable[[float], None]
+    """Closes the connection if, by `time.monotonic`, it has taken too long for what it is at."""
+    idle_since: Callable[[], float]
+    """Returns since when it has waited for a whole request, by `time.monotonic`; inf while there is one to answer."""
+    give_way: Callable[[], None]
+    """Closes the connection at once, also in its handshake."""
+    close_if_idle: Callable[[], None]
+    """Closes the connection if aiohttp has seen nothing of it."""
+
+    def __init__(self, registry: "Registry", source: Hashable, refusal: str) -> None:
+        self.source = source
+        """What it is counted by."""
+        self.refusal = refusal
+        """Why it is beyond a limit, so that it is answered once and closed; "" for the others."""
+        self.client = ""
+        """Whose key or token the newest request had; "" as long as there was none."""
+        self.is_open = False
+        """Whether its `transport` is there and not lost: with TLS once the handshake is done."""
+        self.transport: asyncio.Transport
+        self.peers: set[Counted] = set()
+        """The connections that are swept with it; empty if it is refused."""
+        self._registry = registry
+        self._held = 0
+
+    def claim(self, client: str) -> bool:
+        """Count this connection as the client's whose request it brought last; False if that has too many."""
+        return self._registry.claim(self, client)
+
+    def hold(self, count: int) -> None:
+        """Count bytes that are kept until their request is answered, or with a minus fewer, as many as were counted."""
+        if self.is_open:
+            count = max(count, -self._held)
+            self._held += count
+            self._registry.bytes_in_flight += count
+
+
+class Registry:
+    """All connections of a server, each counted against the limits; lives on the server's loop."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limits = limits
+        self.awaiting = 0
+        """How many requests the fast lane answers once a store was read."""
+        self.bytes_in_flight = 0
+        """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
+        self._metrics = metrics
+        self._room = min(limits.connections, room_for_connections())
+        self._trusted = [ip_network(network) for network in limits.trusted_proxies]
+        # Every connection that is let in, and until when the refused stay.
+        self._slices: list[set[Counted]] = [set() for _ in range(SLICES)]
+        self._refused: dict[Counted, float] = {}
+        self._sources = Counter[Hashable]()
+        self._clients = Counter[str]()
+        self._added = self._ticks = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slices))
+
+    def __iter__(self) -> Iterator[Counted]:
+        return chain.from_iterable(self._slices)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight fill more than their room."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    def start(self) -> None:
+        """Sweep from now on."""
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def stop(self) -> None:
+        """Sweep no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def refusal(self, address: str) -> str:
+        """Return why a connection from an address is refused, and count that; "" if it is let in."""
+        reason = ""
+        if len(self) >= self._room:
+            reason = "connections"
+        elif self._sources[source_of(address)] >= self.limits.per_address:
+            reason = "" if any(_ip_of(address) in network for network in self._trusted) else "address"
+        if reason and self.limits.idle_gives_way and self._has_made_room(None if reason == "connections" else address):
+            return ""
+        if reason:
+            self._metrics.count_shed(reason)
+        return reason
+
+    def _has_made_room(self, address: str | None) -> bool:
+        """Close the connection that has been idle for longest, of those from an address; False if none is."""
+        source = None if address is None else source_of(address)
+        some = [one for one in self if source is None or one.source == source]
+        oldest = min(some, key=lambda one: one.idle_since(), default=None)
+        if oldest is None or oldest.idle_since() == inf:
+            return False
+        self.remove(oldest)
+        oldest.give_way()
+        return True
+
+    def add(self, connection: Counted) -> bool:
+        """Count a connection that was accepted; False if as many that are refused are open as may be."""
+        if not connection.refusal:
+            connection.peers = self._slices[self._added % SLICES]
+            connection.peers.add(connection)
+            self._added += 1
+            self._sources[connection.source] += 1
+        elif len(self._refused) >= REFUSED_AT_ONCE:
+            return False
+        else:
+            self.linger(connection)
+        return True
+
+    def linger(self, connection: Counted) -> None:
+        """Close a connection a little later, so that its client can read why."""
+        self._refused.setdefault(connection, monotonic() + LINGER_S)
+
+    def remove(self, connection: Counted) -> None:
+        """Forget a connection."""
+        self._refused.pop(connection, None)
+        if connection in connection.peers:
+            connection.peers.discard(connection)
+            _uncount(self._sources, connection.source)
+            self._disclaim(connection)
+
+    def claim(self, connection: Counted, client: str) -> bool:
+        """Count a connection as a client's; False if that has too many."""
+        if connection.client == client or connection not in connection.peers:
+            return True
+        if self._clients[client] >= self.limits.per_client:
+            return False
+        self._disclaim(connection)
+        connection.client = client
+        self._clients[client] += 1
+        return True
+
+    def _disclaim(self, connection: Counted) -> None:
+        """Count a connection for no client."""
+        if connection.client:
+            _uncount(self._clients, connection.client)
+            connection.client = ""
+
+    def _tick(self) -> None:
+        self.start()
+        self._ticks += 1
+        now = monotonic()
+        for connection in list(self._slices[self._ticks % SLICES]):
+            if connection.is_open:
+                connection.check(now)
+        for connection, until in list(self._refused.items()):
+            if now > until and connection.is_open:
+                self._refused[connection] = inf
+                connection.transport.abort()
+
+
+def source_of(address: str) -> Hashable:
+    """Return what connections from an address are counted by: IPv6 clients have a /64 each, at the least."""
+    ip = _ip_of(address)
+    return ip if isinstance(ip, IPv4Address) else int(ip) >> 64
+
+
+def _ip_of(address: str) -> IPv4Address | IPv6Address:
+    """Return an address as the client has it: an IPv6 socket gives those of IPv4 as ::ffff:192.0.2.1."""
+    ip = ip_address(address)
+    return (isinstance(ip, IPv6Address) and ip.ipv4_mapped) or ip
+
+
+def _uncount(counts: Counter[Any], name: Hashable) -> None:
+    """Take one away, and forget a name without any."""
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

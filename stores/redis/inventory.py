@@ -1,0 +1,235 @@
+"""What lies in Redis, known to the catalogue or not, and how it is erased.
+
+A set names the incarnations that hold data, and lists name the keys of each: to look for either among all keys of a
+server takes it 1 µs for each key that it has, so that it is done only if a set or a list is known to be incomplete.
+
+Each command that erases checks that the release has no state: it has one again if the server was put back to an older
+copy meanwhile, in which the release may be live, or if a late writer has claimed it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from stores.catalogue import DraftRef, ReleaseRef, State
+from stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError
+from stores.keys import Span, bounds, merged, unpack
+from stores.redis.connection import Sender
+from stores.redis.control import Control
+from stores.redis.keys import BATCHES, MAX_KEYS, Keys
+from stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
+from stores.redis.topology import Nodes
+from stores.throttle import AdaptiveThrottle
+
+log = logging.getLogger(__name__)
+
+ERASING_SHARE = 0.5
+
+# How many packed batches are read at once, about 100 kB.
+SPANS = 64
+
+# NAME takes the set of incarnations, and one of them. A full server adds nothing to a set, not even what is in it.
+NAME = """
+if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then redis.call('SADD', KEYS[1], ARGV[1]) end
+return 1
+"""
+
+# END takes the keys of a release's first states, and the hash of its points; it returns how many of these there were.
+# How many batches are listed stays known, but not how far a writer came: one that claims the draft begins again.
+END = """
+local points = table.remove(KEYS)
+local count = redis.call('HGET', points, 'batches')
+local ended = redis.call('DEL', unpack(KEYS))
+redis.call('DEL', points)
+if count then redis.call('HSET', points, 'batches', count) end
+return ended
+"""
+
+# Both take the key of a state first, and return 0 if that is there. ERASE takes the names of what is erased with it;
+# TAKE_OFF a list of keys, the hash of points, and the packed batch that is taken off: by its value, because another
+# process may erase the same release.
+ERASE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('UNLINK', unpack(KEYS, 2))
+return 1
+"""
+TAKE_OFF = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if redis.call('LREM', KEYS[2], -1, ARGV[1]) == 1 then redis.call('HINCRBY', KEYS[3], 'batches', -1) end
+return 1
+"""
+
+
+class Inventory:
+    """Says what there is, release by release and key by key, and erases it; lives as long as its store."""
+
+    def __init__(self, nodes: Nodes, keys: Keys, control: Control) -> None:
+        self._nodes = nodes
+        self._keys = keys
+        self._control = control
+
+    async def incarnations(self) -> list[str]:
+        """See `Inventoried`; what a search finds is named from then on, if this user may write."""
+        known = await self._known()  # first: what is in the catalogue was named before
+        members: list[bytes] = await self._nodes.execute_command(b"SMEMBERS", self._keys.incarnations)
+        named = {member.decode() for member in members}
+        if known is not None and known <= named:
+            return sorted(named)
+        log.warning("%s does not say which releases it holds; its keys are searched for them", self._where)
+        found = set[str]()
+        async for names in self._search(self._keys.any_pattern):
+            found.update(filter(None, map(self._keys.incarnation_of, names)))
+        with suppress(StoreError):
+            for incarnation in found - named:
+                await self._nodes.evaluate(NAME, (self._keys.incarnations,), incarnation)
+        return sorted(named | found)
+
+    async def add(self, draft: DraftRef) -> None:
+        """Name what is about to hold data; raises StoreError."""
+        await self._nodes.evaluate(NAME, (self._keys.incarnations,), draft.incarnation)
+
+    async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
+        """Yield the keys of a release's rows in ascending order, once each, at most MAX_KEYS at a time.
+
+        If they have to be searched for, all of them are held in memory.
+        """
+        listed = merged(await self._spans(release), self._packed)
+        async for keys in listed if await self._is_listed(release) else self._searched(release):
+            for start in range(0, len(keys), MAX_KEYS):
+                yield keys[start : start + MAX_KEYS]
+
+    async def erase(self, release: ReleaseRef) -> None:
+        """See the contract; ReleaseConflict if the release is there again before all of it is erased."""
+        keys, incarnation = self._keys.release(release), release.incarnation
+        is_listed = await self._is_listed(release)
+        is_named = await self._nodes.execute_command(b"SISMEMBER", self._keys.incarnations, incarnation)
+        # First: it is neither read nor written from here on, and if replicas are read, not there either.
+        ended = await asyncio.gather(*(self._end(release, step) for step in keys.steps))
+        await asyncio.gather(
+            *(wait_for_replicas(connection, timeout_s=CONTROL_WAIT_S) for connection in {by for _, by in ended})
+        )
+        await self._erase_listed(release)
+        if not is_listed and (is_named or any(count for count, _ in ended)):
+            async for names in self._search_rows(release):
+                await self._unlink(release, names)
+        self._check_gone(release, [await self._erase(keys.state, (*keys.lists, keys.points))])
+        await self._nodes.execute_command(b"SREM", self._keys.incarnations, incarnation)
+        states = (self._nodes.execute_command(b"EXISTS", step[0]) for step in keys.steps)
+        if any(await asyncio.gather(*states)):  # a late writer has claimed it: the next prune must find it
+            await self._nodes.execute_command(b"SADD", self._keys.incarnations, incarnation)
+
+    @property
+    def _where(self) -> str:
+        return self._nodes.topology.shown
+
+    async def _known(self) -> set[str] | None:
+        """Return the incarnations that have data if the catalogue is right; None if there is none to read."""
+        try:
+            found = await self._control.catalogue()
+        except CatalogueUnreadable:
+            return None
+        if not found.generation:
+            return None
+        # A draft is begun before it has data, and what is dropped has none before it is forgotten.
+        without = (State.DRAFT, State.DROPPING)
+        return {entry.incarnation for entry in found.releases if entry.state not in without}
+
+    async def _is_listed(self, release: ReleaseRef) -> bool:
+        """Return whether as many batches are listed as were counted."""
+        keys = self._keys.release(release)
+
+        async def read(connection: Sender) -> list[Any]:
+            lengths = (connection.send_command(b"LLEN", each) for each in keys.lists)
+            return await asyncio.gather(connection.send_command(b"HGET", keys.points, BATCHES), *lengths)
+
+        counted, *lengths = await self._nodes.run(keys.state, read)
+        return counted is not None and int(counted) == sum(lengths)
+
+    async def _end(self, release: ReleaseRef, step: Sequence[str]) -> tuple[int, Sender]:
+        """Delete the states of a step; return how many there were, and by which connection."""
+        keys = self._keys.release(release)
+
+        async def end(connection: Sender) -> tuple[int, Sender]:
+            if step is not keys.steps[0]:
+                return await connection.send_command(b"DEL", *step), connection
+            names = (*step, keys.points)
+            return await connection.send_command(b"EVAL", END, len(names), *names), connection
+
+        return await self._nodes.run(step[0], end)
+
+    async def _erase_listed(self, release: ReleaseRef) -> None:
+        """Erase the rows that the lists name, batch by batch, paced."""
+        keys, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE)
+        for source in keys.lists:
+            while (packed := await self._nodes.execute_command(b"LINDEX", source, -1)) is not None:
+                listed, started = unpack(packed), time.monotonic()
+                await self._unlink(release, keys.located(listed)[0])
+                taken = await self._nodes.evaluate(TAKE_OFF, (keys.state, source, keys.points), packed)
+                self._check_gone(release, [taken])
+                await asyncio.sleep(throttle.pause_s(time.monotonic() - started, len(listed)))
+
+    async def _unlink(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
+        """Erase rows by their names."""
+        by_state = self._keys.release(release).by_step(names)
+        erased = [
+            self._erase(state, of_step[start : start + MAX_KEYS])
+            for state, of_step in by_state.items()
+            for start in range(0, len(of_step), MAX_KEYS)
+        ]
+        self._check_gone(release, await asyncio.gather(*erased))
+
+    async def _erase(self, state: str, names: Sequence[str | bytes]) -> int:
+        """Erase what lies in the slot of a state, unless that is there; return 0 if it is."""
+
+        async def erase(connection: Sender) -> int:
+            erased: int = await connection.send_command(b"EVAL", ERASE, len(names) + 1, state, *names)
+            return erased
+
+        return await self._nodes.run(state, erase)
+
+    def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
+        if not all(erased):
+            raise ReleaseConflict(
+                f"release {release.id} is in {self._where} again: that was put back to an older copy, or a late writer "
+                f"has claimed the draft; no more of it is erased. See `hotplate releases list`, and prune again"
+            )
+
+    async def _searched(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
+        """Yield the same, all at once, from the names of the rows."""
+        found = set[str]()
+        async for names in self._search_rows(release):
+            found.update(name[name.index(b"}:") + 2 :].decode() for name in names)
+        yield sorted(found)
+
+    async def _packed(self, span: Span) -> bytes | None:
+        found: bytes | None = await self._nodes.execute_command(b"LINDEX", span.source, span.place)
+        return found
+
+    async def _spans(self, release: ReleaseRef) -> list[Span]:
+        """Return which keys each acknowledged batch covers: about 300 bytes for 500 rows."""
+        spans = list[Span]()
+        for source in self._keys.release(release).lists:
+            start = 0
+            while found := await self._nodes.execute_command(b"LRANGE", source, start, start + SPANS - 1):
+                spans += (Span(*bounds(packed), source, start + place) for place, packed in enumerate(found))
+                start += len(found)
+        return spans
+
+    def _search_rows(self, release: ReleaseRef) -> AsyncIterator[list[bytes]]:
+        """Yield the names of all rows of a release."""
+        log.warning("release %s has lost the lists of its keys; those of %s are searched", release.id, self._where)
+        return self._search(self._keys.pattern(release))
+
+    async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        """Yield the names of all servers that fit a pattern, some at a time, paced."""
+        for server in await self._nodes.primaries():
+            throttle, cursor = AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE), b""
+            while cursor != b"0":
+                started = time.monotonic()
+                scan = (b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", MAX_KEYS)
+                cursor, found = await server.execute_command(*scan)
+                yield found
+                await asyncio.sleep(throttle.pause_s(time.monotonic() - started, MAX_KEYS))

@@ -1,0 +1,146 @@
+"""What an operator types to look after releases, and what it refuses."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from stores.errors import ReleaseConflict, StoreUnavailable
+from stores.lifecycle import publish
+from stores.redis.store import open_url
+from stores.store import Plan, Row
+from tests.support.command import failed, hotplate
+from tests.support.redis_server import RedisServer, running
+from tests.support.service import a_list, publish_lists
+from tests.support.stores import as_bodies, lapse
+
+LISTS = {f"user:{n:04}": a_list(str(n), "x") for n in range(300)}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path / 'store'}"
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    path = tmp_path / "lists.csv"
+    path.write_text("user,item,score\n" + "".join(f"{n},a,1\n{n},b,0.5\n" for n in range(20)))
+    return path
+
+
+def releases(store: Path, *, live: bool = True) -> str:
+    return asyncio.run(publish_lists(store, LISTS, live=live))
+
+
+def catalogue_of(url: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(hotplate("releases", "list", "--json", "--store", url).stdout)
+    return found
+
+
+def file_of(store: Path, url: str, release: str) -> Path:
+    (entry,) = (one for one in catalogue_of(url)["releases"] if one["id"] == release)  # type: ignore[attr-defined]  # JSON
+    return store / "releases" / f"{entry['incarnation']}.mdb"
+
+
+def test_a_rollback_onto_a_file_that_was_cut_is_refused_unless_forced(tmp_path: Path, url: str) -> None:
+    target, live = releases(tmp_path / "store"), releases(tmp_path / "store")
+    path = file_of(tmp_path / "store", url, target)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for verb in (["rollback"], ["activate", target], ["canary", target]):
+        failed(hotplate("releases", *verb, "--store", url), f"Release {target} cannot be served", "was cut", "--force")
+        assert (catalogue_of(url)["live"], catalogue_of(url)["canary"]) == (live, None)
+    assert hotplate("releases", "rollback", "--force", "--store", url).returncode == 0
+    assert catalogue_of(url)["live"] == target
+
+
+def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path, url: str, lists: Path) -> None:
+    live, canary = releases(tmp_path / "store"), releases(tmp_path / "store", live=False)
+    assert hotplate("releases", "canary", canary, "--store", url).returncode == 0
+    done = hotplate("import", lists, "--store", url)
+    assert (done.returncode, "is ready" in done.stdout) == (3, True)
+    assert f"Release {canary} is the canary" in done.stderr
+    found = catalogue_of(url)
+    assert (found["live"], found["canary"]) == (live, {"release": canary, "percent": 5.0, "salt": canary})
+    new = found["releases"][-1]["id"]  # type: ignore[index]  # JSON
+    failed(hotplate("releases", "activate", new, "--store", url), "promote or abort the canary first", code=3)
+    copied = hotplate("releases", "copy", "--from", url, "--to", f"file://{tmp_path}/other", new)
+    assert copied.returncode == 0
+    assert hotplate("import", lists, "--end-canary", "--store", url).returncode == 0
+    assert catalogue_of(url)["canary"] is None
+
+
+def test_a_copy_leaves_the_canary_of_its_target_alone_and_exits_with_3(tmp_path: Path, url: str) -> None:
+    new, target = releases(tmp_path / "store"), tmp_path / "target"
+    live, canary = releases(target), releases(target, live=False)
+    assert hotplate("releases", "canary", canary, "--store", f"file://{target}").returncode == 0
+    done = hotplate("releases", "copy", "--from", url, "--to", f"file://{target}", "--json")
+    assert (done.returncode, json.loads(done.stdout)["live"]) == (3, False)
+    found = catalogue_of(f"file://{target}")
+    assert (found["live"], found["releases"][-1]["id"]) == (live, new)  # type: ignore[index]  # JSON
+
+
+def test_a_promotion_names_the_canary_that_was_seen(tmp_path: Path, url: str) -> None:
+    live = releases(tmp_path / "store")
+    seen, other = (releases(tmp_path / "store", live=False) for _ in range(2))
+    assert hotplate("releases", "canary", other, "--store", url).returncode == 0
+    for verb in ("promote", "abort"):
+        failed(hotplate("releases", verb, seen, "--store", url), f"Release {seen} is not the canary any more")
+    assert catalogue_of(url)["live"] == live
+    assert hotplate("releases", "promote", other, "--store", url).returncode == 0
+    assert catalogue_of(url)["live"] == other
+
+
+def test_a_scrub_finds_rows_that_redis_has_lost_and_a_copy_brings_them_back(
+    redis_server: RedisServer, tmp_path: Path, url: str
+) -> None:
+    release, target = releases(tmp_path / "store"), redis_server.url(prefix=(prefix := secrets.token_hex(4)))
+    assert hotplate("releases", "copy", "--from", url, "--to", target).returncode == 0
+    assert "is whole: 302 rows" in hotplate("releases", "scrub", "--rate", "100000", "--store", target).stdout
+    lost = redis_server.execute_command("KEYS", f"{prefix}:*:user:00*")
+    redis_server.execute_command("DEL", *lost)
+    failed(
+        hotplate("releases", "scrub", "--rate", "100000", "--store", target),
+        f"Of release {release}, 100 of 302 rows are missing",
+    )
+    done = hotplate("releases", "copy", "--from", url, "--to", target)
+    assert done.stdout == f"{release} is live, repaired: 301 rows written, 0 had been written before\n"
+    assert hotplate("releases", "scrub", "--rate", "100000", "--store", target).returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["import", "publish"])
+def test_what_a_store_warns_of_is_printed_before_it_is_filled(verb: str, tmp_path: Path, lists: Path) -> None:
+    source: str | Path = lists
+    if verb == "publish":
+        (tmp_path / "clicks.csv").write_text("user,item\n" + "".join(f"{n},{n % 7}\n{n},{n % 5}\n" for n in range(30)))
+        source = tmp_path / "model"
+        trained = hotplate("train", tmp_path / "clicks.csv", "--out", source, "--split", "none", "--factors", "4")
+        assert trained.returncode == 0, trained.stderr
+    with running(tmp_path, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
+        done = hotplate(verb, source, "--store", server.url())
+    assert done.returncode == 0
+    assert "the eviction policy allkeys-lru, which drops lists in silence" in done.stderr
+
+
+async def test_a_draft_of_other_lists_in_redis_is_not_called_damaged(redis_server: RedisServer) -> None:
+    store = open_url(redis_server.url(prefix=secrets.token_hex(4)))
+
+    async def rows(mark: str, stops_at: int) -> AsyncIterator[Sequence[Row]]:
+        yield as_bodies([Row("popular:", a_list("p"))])
+        for start in range(0, 30_000, 1000):
+            if start == stops_at:
+                raise StoreUnavailable("the network went away")
+            some = range(start, start + 1000)
+            yield as_bodies([Row(f"user:{n:05}", a_list(*(f"{mark}{n * m % 997}" for m in range(9)))) for n in some])
+
+    plan = Plan(30_001, 10_000_000)
+    with pytest.raises(StoreUnavailable):
+        await publish(store, rows("a", 25_000), plan=plan, about={}, encoding="zstd")
+    (draft,) = (await store.catalogue()).releases
+    await lapse(store)
+    with pytest.raises(ReleaseConflict, match=r"begun with other lists"):
+        await publish(store, rows("bcd", -1), plan=plan, about={}, encoding="zstd", resume=draft.id)
+    await store.close()

@@ -1,0 +1,286 @@
+"""The health listener: it says what is so of all workers, whatever hangs, dies, or takes all connections."""
+
+import asyncio
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from serve.access.keys import create
+from tests.support.limited_service import limited
+from tests.support.redis_server import certify
+from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running
+
+PATHS = ("/livez", "/readyz", "/health/live", "/health/ready")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("health") / "store"
+    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
+    return store
+
+
+def until(is_so: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline, f"in 30 s, {what}"
+        time.sleep(0.05)
+
+
+def port_of_probes(service: Service) -> int:
+    """Return where a probe goes, which is the port of the workers as long as there is no other."""
+    return getattr(service, "health_port", service.port)
+
+
+def probe(service: Service, path: str, method: str = "GET") -> int:
+    """Return the status that a probe is answered with; 0 for no answer within its time."""
+    connection = HTTPConnection("127.0.0.1", port_of_probes(service), timeout=2)
+    try:
+        connection.request(method, path)
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
+def test_a_worker_that_hangs_shows_and_one_of_two_that_hangs_does_not_end_the_service(folder: Path) -> None:
+    with running(folder, "--workers", "2") as service:
+        until(lambda: len(service.workers()) == 2, "there are no two workers")
+        until(lambda: probe(service, "/readyz") == 200, "it is not ready")
+        workers = service.workers()
+        try:
+            os.kill(workers[0], signal.SIGSTOP)
+            for _ in range(20):
+                assert probe(service, "/livez") == probe(service, "/readyz") == 200
+            os.kill(workers[1], signal.SIGSTOP)
+            until(lambda: probe(service, "/livez") == 503, "nothing says that no worker lives")
+            assert probe(service, "/readyz") == 503
+        finally:
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
+        until(lambda: probe(service, "/livez") == probe(service, "/readyz") == 200, "it is not alive again")
+
+
+def test_probes_are_answered_in_plain_http_without_a_key_and_the_admin_process_may_die(
+    folder: Path, tmp_path: Path
+) -> None:
+    certify(tmp_path)
+    create(tmp_path / "keys.json", "web", ["read"])
+    options = ("--keys", str(tmp_path / "keys.json"), "--tls-cert", str(tmp_path / "server.pem"))
+    with running(folder, *options, "--tls-key", str(tmp_path / "server.key")) as service:
+        until(lambda: probe(service, "/readyz") == 200, "it is not ready")
+        assert [probe(service, f"{path}?verbose", method) for path in PATHS for method in ("GET", "HEAD")] == [200] * 8
+        assert probe(service, "/livez", "POST") == 405
+        assert probe(service, "/metrics") == probe(service, "/v1/popular") == 404
+        (admin,) = set(service.processes()) - set(service.workers())
+        os.kill(admin, signal.SIGKILL)
+        until(lambda: "admin process ended" in service.log.read_text(), "the death is not noticed")
+        assert [probe(service, path) for path in PATHS] == [200] * 4
+
+
+def test_a_service_with_all_of_its_connections_taken_and_one_with_silent_probes_still_answers_a_probe(
+    folder: Path,
+) -> None:
+    with limited(folder, connections=4) as service, ExitStack() as stack:
+        until(lambda: probe(service, "/readyz") == 200, "it is not ready")
+        for port in [service.port] * 4 + [port_of_probes(service)] * 40:
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        for _ in range(10):
+            assert probe(service, "/livez") == probe(service, "/readyz") == 200
+
+
+def test_a_service_without_a_release_lives_and_is_ready_only_once_there_is_one(tmp_path: Path) -> None:
+    with running(tmp_path / "store", "--workers", "2") as service:
+        for _ in range(10):
+            assert (probe(service, "/livez"), probe(service, "/readyz")) == (200, 503)
+        asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))
+        until(lambda: probe(service, "/readyz") == 200, "it is not ready")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_service_that_drains_lives_and_is_not_ready_whichever_signal_told_it(
+    folder: Path, number: signal.Signals
+) -> None:
+    with running(folder, "--drain-delay", "600") as service:
+        until(lambda: probe(service, "/readyz") == 200, "it is not ready")
+        service.process.send_signal(number)
+        until(lambda: probe(service, "/readyz") != 200, "it does not drain")
+        assert (probe(service, "/livez"), probe(service, "/readyz")) == (200, 503), service.process.poll()
+
+        def is_told() -> bool:
+            return service.get("/v1/recommendations/42").headers.get("connection") == "close"
+
+        until(is_told, "its workers do not end connections")
+        service.process.send_signal(signal.SIGINT)
+        service.process.wait(60)
+
+
+def test_a_service_under_nohup_goes_on_when_its_terminal_is_gone(folder: Path) -> None:
+    with running(folder, launcher=("nohup", *LAUNCHER)) as service:
+        for pid in (service.process.pid, *service.processes()):
+            os.kill(pid, signal.SIGHUP)
+        workers = service.workers()
+        for _ in range(10):
+            assert service.get("/v1/recommendations/42").status == 200
+        assert service.workers() == workers
+        assert service.stop() == 0
+
+
+# A parent whose patience with silent workers is short, and workers that SIGUSR1 sends into an endless loop.
+IMPATIENT = """
+import runpy, signal, sys
+import serve.processes.supervisor as supervisor
+import serve.processes.worker as worker
+supervisor.STUCK_S = 5.0
+def endless_loop(*_):
+    while True:
+        pass
+work = worker.work
+def catching(*arguments, **more):
+    signal.signal(signal.SIGUSR1, endless_loop)
+    return work(*arguments, **more)
+supervisor.work = catching
+sys.argv[1:1] = ["serve"]
+runpy.run_module("hotplate", run_name="__main__")
+"""
+
+
+@pytest.mark.alone  # a worker that says nothing for 5 s counts as stuck
+def test_workers_that_are_stuck_are_replaced_one_at_a_time_and_the_log_says_where_they_were(folder: Path) -> None:
+    with running(folder, "--workers", "2", launcher=(sys.executable, "-c", IMPATIENT)) as service:
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
+        stopped, looping = service.workers()
+        os.kill(stopped, signal.SIGSTOP)
+        os.kill(looping, signal.SIGUSR1)
+        until(lambda: not {stopped, looping} & set(service.workers()), "stuck workers stay")
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "they are not replaced")
+        for _ in range(20):
+            assert service.get("/v1/recommendations/42").status == 200
+        log = service.log.read_text()
+        assert "in endless_loop" in log
+        lines = [line for line in log.splitlines() if "has said nothing for" in line or "ended with -6" in line]
+        assert ["said nothing" in line for line in lines] == [True, False, True, False], lines
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_silence_counts_only_while_the_parent_listens() -> None:
+    from serve.processes.health import LOOK_S, START_S, Heartbeats  # noqa: PLC0415 -- later than what it is compared with
+    from serve.processes.states import SharedStates, WorkerState  # noqa: PLC0415 -- as above
+
+    states, clock = SharedStates(2, 1), Clock()
+    heartbeats = Heartbeats(states, clock)
+
+    def is_any_alive() -> bool:
+        return heartbeats.is_any_alive
+
+    def report(worker: int) -> None:
+        states.write(worker, WorkerState(1, "ready", 0.0, clock.now, 0.0, 0, [], [], {}))
+
+    def passes(seconds: int, *, of: int | None = None) -> None:
+        for _ in range(seconds):
+            clock.now += 1
+            if of is not None:
+                report(of)
+            heartbeats.look()
+
+    passes(int(START_S))
+    assert is_any_alive()
+    assert not heartbeats.has_spoken(0)
+    passes(1)
+    assert not is_any_alive(), "it has never said anything"
+    passes(20, of=0)
+    assert (heartbeats.silent_s(0), heartbeats.silent_s(1)) == (0.0, START_S + 21)
+    assert is_any_alive()
+    clock.now += 3600  # the parent stood still, and perhaps all
+    heartbeats.look()
+    assert heartbeats.silent_s(0) == LOOK_S
+    assert is_any_alive()
+    passes(10)
+    assert heartbeats.silent_s(0) == LOOK_S + 10
+    assert not is_any_alive()
+    heartbeats.started(1)
+    assert heartbeats.silent_s(1) == 0.0
+
+
+@contextmanager
+def listening(clock: Clock) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Listen on any free port until the block ends; yield that, and what answers all that has come until now."""
+    from serve.processes.health import HealthListener  # noqa: PLC0415 -- as above
+
+    with selectors.PollSelector() as selector, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        health = HealthListener(listener, selector, {"/livez": lambda: (200, "alive")}, clock)
+
+        def answer() -> None:
+            while ready := selector.select(0.05):
+                for key, _ in ready:
+                    key.data()
+            health.close_late()
+
+        yield listener.getsockname()[1], answer
+        health.leave()
+
+
+def connect(port: int, sent: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(sent)
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /livez HTTP/1.0\r\n\r\n", 200),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n", 200),
+        (b"GET /livez?%00 HTTP/1.1\r\n\r\n", 200),
+        (b"GET http://x/livez HTTP/1.1\r\n\r\n", 404),
+        (b"DELETE /livez HTTP/1.1\r\n\r\n", 405),
+        (b"\r\n\r\n", 400),
+        (b"\xff\xfe\r\n\r\n", 400),
+        (b"GET /livez SPDY/3\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nX: " + b"y" * 10_000, 431),
+    ],
+)
+def test_whatever_is_sent_gets_one_answer_and_the_end(sent: bytes, status: int) -> None:
+    with listening(Clock()) as (port, answer), connect(port, sent) as connection:
+        answer()
+        received = connection.recv(65_536)
+        assert received.startswith(b"HTTP/1.1 %d " % status)
+        assert b"Connection: close" in received
+
+
+def test_a_request_may_come_in_pieces_but_not_for_ever_and_the_oldest_of_many_gives_way() -> None:
+    clock = Clock()
+    with listening(clock) as (port, answer), ExitStack() as stack:
+        slow = stack.enter_context(connect(port, b"GET /li"))
+        answer()
+        slow.sendall(b"vez HTTP/1.1\r\n\r\n")
+        answer()
+        assert slow.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        held = [stack.enter_context(connect(port, b"GET")) for _ in range(16)]
+        answer()
+        stack.enter_context(connect(port, b""))
+        answer()
+        assert held[0].recv(1) == b""
+        clock.now += 10
+        answer()
+        assert [one.recv(1) for one in held[1:]] == [b""] * 15

@@ -1,0 +1,76 @@
+"""Files that are loaded again when they change: a version that cannot be used changes nothing, whatever is wrong."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.access.keys import create
+from serve.watched import WatchedFiles
+from tests.support.redis_server import certify
+from tests.support.service import a_list, publish_lists, running
+
+
+def fails(error: Exception) -> None:
+    raise error
+
+
+def polled(watched: WatchedFiles) -> list[Exception]:
+    """Look three times, as a change is taken up at the second look; return what that raised."""
+    raised = list[Exception]()
+    for _ in range(3):
+        try:
+            watched.poll()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, is the finding
+            raised.append(error)
+    return raised
+
+
+@pytest.mark.parametrize("error", [RecursionError(), MemoryError(), KeyError("the-secret"), StopIteration()])
+@pytest.mark.parametrize("fails_in", ["read", "use"])
+def test_whatever_a_version_raises_the_one_before_stays_in_use_and_the_reason_is_shown(
+    tmp_path: Path, error: Exception, fails_in: str
+) -> None:
+    file, used = tmp_path / "file", list[str]()
+    file.write_text("good")
+
+    def load() -> Callable[[], None]:
+        content = file.read_text()
+        if content == "good":
+            return lambda: used.append(content)
+        return fails(error) if fails_in == "read" else lambda: fails(error)  # type: ignore[func-returns-value,return-value]  # it never returns
+
+    watched = WatchedFiles([file], load)
+    file.write_text("broken the-secret")
+    assert polled(watched) == []
+    assert f"file cannot be used: its content leads to {type(error).__name__}" in str(watched.warning)
+    assert "the-secret" not in str(watched.warning)
+    file.write_text("good")
+    assert polled(watched) == []
+    assert (watched.warning, used) == (None, ["good", "good"])
+
+
+def test_a_service_outlives_keys_that_are_nested_without_end_and_takes_a_certificate_by_its_older_label(
+    tmp_path: Path,
+) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))
+    keys, pair, other = tmp_path / "keys.json", tmp_path / "pair", tmp_path / "other"
+    create(keys, "web", ["read"])
+    for folder in (pair, other):
+        folder.mkdir()
+        certify(folder)
+    options = ("--keys", str(keys), "--tls-cert", str(pair / "server.pem"), "--tls-key", str(pair / "server.key"))
+    with running(tmp_path / "store", *options) as service:
+        shutil.copy(other / "server.key", pair / "server.key")
+        renewed = (other / "server.pem").read_text().replace(" CERTIFICATE-", " X509 CERTIFICATE-")
+        (pair / "server.pem").write_text(renewed)
+        keys.write_bytes(b'{"format": ' + b"[" * 100_000)
+        deadline = time.monotonic() + 60
+        while not (log := service.log.read_text()).count("server.pem again") or log.count("keys.json cannot be") != 1:
+            assert service.process.poll() is None, f"the service has ended: {log[-2000:]}"
+            assert time.monotonic() < deadline, log
+            time.sleep(0.05)
+        assert len(service.workers()) == 1

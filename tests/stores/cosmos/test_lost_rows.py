@@ -1,0 +1,66 @@
+"""Rows, pieces and acknowledgements that an account has lost: a scrub finds them, and a repair heals them."""
+
+import asyncio
+
+import pytest
+
+from stores import lifecycle as life
+from stores.catalogue import ReleaseId
+from stores.cosmos.items import container_of, name_of
+from stores.cosmos.store import CosmosStore
+from stores.errors import ReleaseCorrupt
+from stores.memory import MemoryStore
+from stores.store import Plan, Row
+from stores.transfer import copy, repair
+from stores.verification import scrub, verify
+from tests.support.cosmos_simulation import ROWS, SimulatedAccount, batches, with_simulation
+from tests.support.stores import published_rows, ref_of
+
+# As a release that folds visitors in has them: pieces of item factors.
+FACTORS = [Row(f"meta:factors-{n}", b"\0" * 100) for n in range(3)]
+ALL = sorted([*ROWS[:300], *FACTORS])
+
+
+async def published(account: SimulatedAccount) -> tuple[CosmosStore, ReleaseId]:
+    store = account.store(ru=10_000)
+    await life.publish(store, batches(ALL, 100), plan=Plan(len(ALL), 100_000), about={})
+    live = (await store.catalogue()).live
+    assert live is not None
+    return store, live
+
+
+async def lose(account: SimulatedAccount, store: CosmosStore, release: ReleaseId, names: set[str]) -> int:
+    """Remove items from the account, as nothing of ours does; return how many."""
+    container = account.service.account.databases["d"].containers[container_of(await ref_of(store, release))]
+    lost = [document for document in list(container.documents.after()) if document.parsed()["id"] in names]
+    for document in lost:
+        container.documents.remove(document)
+    return len(lost)
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("user rows", {name_of(row.key) for row in ROWS[100:150]}),
+        ("a piece of the factors", {name_of("meta:factors-1")}),
+        ("an acknowledgement in the middle", {"rows-2"}),
+        ("the last acknowledgement", {"rows-3"}),
+    ],
+)
+def test_what_an_account_has_lost_is_found_by_a_scrub_and_healed_by_a_repair(what: str, names: set[str]) -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store, live = await published(account)
+        other = MemoryStore()
+        await copy(store, other, live)
+        assert await lose(account, store, live, names) == len(names), what
+        damaged = account.store(ru=10_000)
+        released = await ref_of(damaged, live)
+        [found] = await asyncio.gather(scrub(damaged, released, rows_per_s=1e6), return_exceptions=True)
+        assert isinstance(found, ReleaseCorrupt) or not getattr(found, "is_whole", True), found
+        with pytest.raises(ReleaseCorrupt):
+            await verify(damaged, released)
+        await repair(damaged, other, live)
+        await verify(damaged, await ref_of(damaged, live))
+        assert await published_rows(damaged, live) == ALL
+
+    with_simulation(work)

@@ -1,0 +1,254 @@
+"""Processes that share a folder, with their system calls in each order; one is killed, or the disk is full, at each."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull
+from stores.file import block_sums
+from stores.file.catalogue import CatalogueFile
+from stores.file.store import LmdbStore
+from stores.store import Plan, Row
+from tests.support.system_calls import Killed, Process, Schedule, finish, patch_calls, run, schedules
+
+ID = ReleaseId("20261120T064200Z-aaaa")
+ONE, OTHER, THIRD = (DraftRef(ID, "0123456789ab", writer) for writer in ("one", "other", "third"))
+PLAN = Plan(10, 1000)
+
+Work = Callable[[], object]
+
+
+def grown(old: Catalogue, token: str, releases: int = 0) -> Catalogue:
+    """Return a successor that has more releases."""
+    more = (Release(ReleaseId(f"{token}-{n}"), f"{token}{n}", State.WITHDRAWN, 0.0, "writer") for n in range(releases))
+    return succeed(old, Catalogue(old.store_id, releases=(*old.releases, *more)), token, "here")
+
+
+FIRST = grown(Catalogue(), "first")
+SECOND = grown(FIRST, "second")
+ONES, OTHERS = grown(SECOND, "one", 5), grown(SECOND, "other", 5)
+THIRDS = grown(ONES, "third", 2)
+
+# How often a process may be left for the other; None is no limit.
+LIMITS = pytest.mark.parametrize("switches", [2, pytest.param(None, id="soak", marks=pytest.mark.soak)])
+MORE_SWITCHES = pytest.mark.parametrize("switches", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[tuple[Schedule, Path]]]:
+    """Return what yields schedules, each with a folder that has a catalogue and the room for the next."""
+    patch_calls(monkeypatch)
+    begun = tmp_path / "begun"
+    for old, new in ((Catalogue(), FIRST), (FIRST, SECOND)):
+        finish(LmdbStore(begun).swap(old, new))
+    (begun / "releases").mkdir()
+
+    def each() -> Iterator[tuple[Schedule, Path]]:
+        for schedule in schedules():
+            folder = tmp_path / "folder"
+            shutil.copytree(begun, folder)
+            yield schedule, folder
+            shutil.rmtree(folder)
+
+    return each
+
+
+Folders = Callable[[], Iterator[tuple[Schedule, Path]]]
+
+
+def swapping(folder: Path, old: Catalogue, new: Catalogue) -> Work:
+    """Return what swaps, and returns the catalogue that it wrote."""
+
+    def swap() -> Catalogue:
+        finish(LmdbStore(folder).swap(old, new))
+        return new
+
+    return swap
+
+
+def read(folder: Path) -> object:
+    """Return the catalogue, or the error of reading it."""
+    try:
+        return CatalogueFile(folder).read(0.0)
+    except StoreError as error:
+        return error
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def check_swaps(folder: Path, processes: Sequence[Process]) -> None:
+    """Of two swaps from one catalogue one was made, or perhaps none if one was killed or found the disk full."""
+    found, calls = read(folder), [process.calls for process in processes]
+    outcomes = [outcome for process in processes for outcome in process.outcomes]
+    made = [outcome for outcome in outcomes if isinstance(outcome, Catalogue)]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Killed | StoreFull)]
+    assert found in (SECOND, ONES, OTHERS), (found, calls)
+    assert made == [found] or (failed and not made), (found, outcomes, calls)
+    assert len(made) + len(failed) + sum(isinstance(outcome, ReleaseConflict) for outcome in outcomes) == 2, outcomes
+
+
+def check_next_swap(folder: Path, *, full: bool = False) -> None:
+    """Another process swaps, whatever happened before, and leaves nothing behind."""
+    found = CatalogueFile(folder).read(0.0)
+    later = grown(found, "later")
+    (process,) = run(Schedule(), [swapping(folder, found, later)], full=full)
+    assert (process.outcomes, read(folder)) == ([later], later)
+    assert names(folder) - {"releases"} == {"catalogue.json", "catalogue.spare", "catalogue.lock"}
+
+
+@LIMITS
+def test_of_two_swaps_one_is_made_in_whatever_order_their_calls_come(folders: Folders, switches: int | None) -> None:
+    for schedule, folder in folders():
+        works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
+        check_swaps(folder, run(schedule, *works, switches=switches))
+        check_next_swap(folder)
+
+
+@pytest.mark.parametrize("switches", [2, pytest.param(3, id="soak", marks=pytest.mark.soak)])
+def test_what_is_read_while_two_swaps_are_made_is_one_of_theirs_and_never_goes_back(
+    folders: Folders, switches: int
+) -> None:
+    order: list[object] = [SECOND, ONES, THIRDS]
+    for schedule, folder in folders():
+        swaps = [swapping(folder, SECOND, ONES), swapping(folder, ONES, THIRDS)]
+        swapper, reader = run(schedule, swaps, [lambda at=folder: read(at)] * 2, switches=switches)  # type: ignore[misc]
+        assert [outcome for outcome in reader.outcomes if outcome not in order] == [], swapper.calls
+        assert sorted(reader.outcomes, key=order.index) == reader.outcomes
+        assert read(folder) == THIRDS
+
+
+@MORE_SWITCHES
+def test_a_draft_that_is_created_while_the_catalogue_is_swapped_touches_nothing_of_it(
+    folders: Folders, switches: int
+) -> None:
+    for schedule, folder in folders():
+        (folder / "catalogue.spare").unlink()  # as after a full disk
+        swapper, _ = run(schedule, [swapping(folder, SECOND, ONES)], writing(folder, ONE, []), switches=switches)
+        assert read(folder) == ONES, swapper.calls
+
+
+@pytest.mark.parametrize("switches", [0, pytest.param(2, id="soak", marks=pytest.mark.soak)])
+def test_who_is_killed_at_any_call_of_a_swap_leaves_a_catalogue_that_the_next_swaps(
+    folders: Folders, switches: int
+) -> None:
+    for schedule, folder in folders():
+        works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
+        check_swaps(folder, run(schedule, *works, switches=switches, kills=1))
+        check_next_swap(folder)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
+def test_on_a_full_disk_swaps_are_made_also_after_one_that_was_killed(folders: Folders, kills: int) -> None:
+    for schedule, folder in folders():
+        works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
+        processes = run(schedule, *works, switches=0, kills=kills, full=True)
+        assert not [each for process in processes for each in process.outcomes if isinstance(each, StoreFull)]
+        check_swaps(folder, processes)
+        for _ in range(3):
+            found = CatalogueFile(folder).read(0.0)
+            check_next_swap(folder, full=True)
+            assert found != CatalogueFile(folder).read(0.0)
+
+
+def test_a_disk_that_runs_full_at_any_call_of_a_swap_leaves_a_catalogue(folders: Folders) -> None:
+    large = grown(SECOND, "large", 200)
+    for schedule, folder in folders():
+        (process,) = run(schedule, [swapping(folder, SECOND, large)], fills=True)
+        (outcome,) = process.outcomes
+        assert outcome == large or isinstance(outcome, StoreFull), outcome
+        assert read(folder) == (large if outcome == large else SECOND), process.calls
+        check_next_swap(folder)
+
+
+def writing(folder: Path, draft: DraftRef, rows: Sequence[str], *, seal: bool = False, late: str = "") -> list[Work]:
+    """Return what creates a draft, puts rows, each of which it returns, and closes it; or what else is said."""
+    store = LmdbStore(folder)
+
+    def put(key: str) -> str:
+        finish(store.put(draft, [Row(key, draft.writer.encode())]))
+        return key
+
+    last = [lambda: finish(store.seal(draft))] if seal else []
+    late_puts = [lambda: put(late)] if late else []
+    creates = [lambda: finish(store.create(draft, PLAN))]
+    puts = [lambda key=key: put(key) for key in rows]
+    return [*creates, *puts, *last, lambda: finish(store.close()), *late_puts, lambda: finish(store.close())]
+
+
+def acknowledged(processes: Sequence[Process]) -> set[str]:
+    return {outcome for process in processes for outcome in process.outcomes if isinstance(outcome, str)}
+
+
+def unexpected(processes: Sequence[Process], *expected: type[BaseException]) -> list[object]:
+    """Return the errors of processes that are of no expected kind."""
+    outcomes = [outcome for process in processes for outcome in process.outcomes]
+    return [each for each in outcomes if isinstance(each, BaseException) and not isinstance(each, expected)]
+
+
+def sealed_keys(folder: Path) -> set[str]:
+    """Return the keys of the one release that is in a folder, each byte of which is as it was sealed."""
+    assert names(folder / "releases") == {f"{ONE.incarnation}.mdb"}
+    path = folder / "releases" / f"{ONE.incarnation}.mdb"
+    with path.open("rb") as file:
+        sums = block_sums.read(file.fileno())
+        assert sums is not None
+        assert block_sums.find_damage(file.fileno(), sums, 0) == []
+    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as env, env.begin() as txn:
+        return {key.decode() for key in txn.cursor().iternext(values=False)}
+
+
+@MORE_SWITCHES
+def test_a_draft_that_passes_from_one_writer_to_another_loses_no_row(folders: Folders, switches: int) -> None:
+    for schedule, folder in folders():
+        one = writing(folder, ONE, ["user:1"], late="user:2")
+        other = writing(folder, OTHER, ["user:3"], seal=True)
+        processes = run(schedule, one, other, switches=switches)
+        assert unexpected(processes, ReleaseConflict, ReleaseNotFound) == []
+        run(Schedule(), writing(folder, THIRD, [], seal=True))
+        assert sealed_keys(folder) == acknowledged(processes), [process.calls for process in processes]
+
+
+@MORE_SWITCHES
+def test_a_draft_that_is_erased_while_it_is_written_is_whole_or_gone(folders: Folders, switches: int) -> None:
+    for schedule, folder in folders():
+        processes = run(
+            schedule,
+            writing(folder, ONE, ["user:1"], seal=True),
+            [lambda at=folder: finish(LmdbStore(at).erase(ONE.release))],  # type: ignore[misc]
+            switches=switches,
+        )
+        assert unexpected(processes, ReleaseConflict, ReleaseNotFound) == []
+        if f"{ONE.incarnation}.mdb" in names(folder / "releases"):
+            assert sealed_keys(folder) == acknowledged(processes)
+        finish(LmdbStore(folder).erase(ONE.release))
+        assert names(folder / "releases") == set()
+        assert read(folder) == SECOND
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
+def test_a_writer_that_is_killed_at_any_call_leaves_a_draft_that_the_next_goes_on_with(
+    folders: Folders, kills: int
+) -> None:
+    for schedule, folder in folders():
+        works = [writing(folder, draft, rows, seal=True) for draft, rows in ((ONE, ["user:1"]), (OTHER, ["user:2"]))]
+        processes = run(schedule, *works, switches=0, kills=kills)
+        assert unexpected(processes, ReleaseConflict, ReleaseNotFound, Killed) == []
+        run(Schedule(), writing(folder, THIRD, [], seal=True))
+        assert sealed_keys(folder) == acknowledged(processes), [process.calls for process in processes]
+
+
+def test_a_disk_that_runs_full_at_any_call_of_a_writer_costs_the_draft_or_nothing(folders: Folders) -> None:
+    for schedule, folder in folders():
+        processes = run(schedule, writing(folder, ONE, ["user:1"], seal=True), fills=True)
+        assert unexpected(processes, StoreFull, ReleaseNotFound) == []
+        if unexpected(processes):
+            assert names(folder / "releases") == set(), processes[0].calls
+            processes = run(Schedule(), writing(folder, OTHER, ["user:2"], seal=True))
+        assert sealed_keys(folder) == acknowledged(processes)
+        assert read(folder) == SECOND

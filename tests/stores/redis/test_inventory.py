@@ -1,0 +1,251 @@
+"""What lies in Redis is found and erased whatever has lost its name, and nothing is erased that is there again."""
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+import redis
+
+from stores.catalogue import ReleaseRef, State
+from stores.connect import connect
+from stores.errors import StoreError
+from stores.lifecycle import prune, publish
+from stores.store import Inventoried, Plan, Row, Store
+from tests.support.redis_server import RedisServer, running
+from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
+
+USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2500)]
+
+# Generous: what is asserted is that it happens.
+SOON_S = 30.0
+
+# A pause of an erase that a test ends.
+PAUSE_S = 12_345.0
+
+
+@dataclass(slots=True)
+class Place:
+    """Where releases lie, as its servers see it."""
+
+    url: str
+    prefix: str
+    servers: list[redis.Redis]
+
+    def names(self, pattern: str) -> list[bytes]:
+        found = [cast("list[bytes]", server.keys(pattern)) for server in self.servers]
+        return sorted(name for names in found for name in names)
+
+    def of(self, release: ReleaseRef) -> list[bytes]:
+        return self.names(f"{self.prefix}:{{{release.incarnation}.*")
+
+    def execute(self, command: str, name: str, *args: str) -> None:
+        """Send a command to whichever server has a key."""
+        (server,) = (server for server in self.servers if server.keys(name.replace("[", "\\[")))
+        server.execute_command(command, name, *args)  # type: ignore[no-untyped-call]  # redis-py types the rest
+
+    def calls(self, command: str) -> int:
+        stats = [cast("dict[str, dict[str, int]]", server.info("commandstats")) for server in self.servers]
+        return sum(each.get(f"cmdstat_{command}", {}).get("calls", 0) for each in stats)
+
+    def copied(self) -> list[dict[bytes, bytes]]:
+        copies = list[dict[bytes, bytes]]()
+        for server in self.servers:
+            names = cast("list[bytes]", server.keys(f"*{self.prefix}*"))
+            with server.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.dump(name)
+                copies.append(dict(zip(names, pipeline.execute(), strict=True)))
+        return copies
+
+    def put_back(self, copies: list[dict[bytes, bytes]]) -> None:
+        for server, copy in zip(self.servers, copies, strict=True):
+            with server.pipeline(transaction=False) as pipeline:
+                for name in cast("list[bytes]", server.keys(f"*{self.prefix}*")):
+                    pipeline.delete(name)
+                for name, value in copy.items():
+                    pipeline.restore(name, 0, value)
+                pipeline.execute()
+
+
+@pytest.fixture(params=["redis", "redis+cluster"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    prefix = secrets.token_hex(4)
+    if request.param == "redis":
+        single: RedisServer = request.getfixturevalue("redis_server")
+        url, ports = single.url(prefix=prefix), [single.port]
+    else:
+        cluster = request.getfixturevalue("redis_cluster")
+        url, ports = cluster.url(prefix=prefix), [node.port for node in cluster.primaries]
+    servers = [redis.Redis(port=port) for port in ports]
+    yield Place(url, prefix, servers)
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[Store]:
+    opened = connect(place.url)
+    yield opened
+    await opened.close()
+
+
+@dataclass(slots=True)
+class Pauses:
+    """The pauses of an erase between its batches, which last until they are ended."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
+    made, sleep = Pauses(), asyncio.sleep
+
+    async def paused(delay: float) -> None:
+        if delay != PAUSE_S:
+            await sleep(delay)
+            return
+        made.reached.set()
+        await made.ended.wait()
+
+    monkeypatch.setattr("stores.throttle.AdaptiveThrottle.pause_s", lambda *_: PAUSE_S)
+    monkeypatch.setattr(asyncio, "sleep", paused)
+    return made
+
+
+async def test_an_erase_takes_nothing_of_a_release_that_was_put_back_meanwhile(
+    place: Place, store: Store, pauses: Pauses
+) -> None:
+    pauses.ended.set()
+    await write(store, FIRST, USERS)
+    pauses.ended.clear()
+    pauses.reached.clear()
+    copies = place.copied()
+    async with asyncio.timeout(SOON_S):
+        erasing = asyncio.create_task(store.erase(ref(FIRST)))
+        await pauses.reached.wait()
+        assert len(place.of(ref(FIRST))) < sum(map(len, copies))
+        place.put_back(copies)
+        pauses.ended.set()
+        error = (await asyncio.gather(erasing, return_exceptions=True))[0]
+        assert await scanned(store, FIRST) == USERS
+    assert "put back to an older copy" in str(error)
+    assert place.copied() == copies
+
+
+async def test_an_erase_takes_nothing_of_a_release_that_a_restart_with_an_older_dump_has_brought_back(
+    tmp_path: Path, pauses: Pauses
+) -> None:
+    with running(tmp_path) as server:
+        store = connect(server.url())
+        pauses.ended.set()
+        await write(store, FIRST, USERS)
+        pauses.ended.clear()
+        pauses.reached.clear()
+        server.execute_command("SAVE")
+        shutil.copy(tmp_path / "dump.rdb", tmp_path / "older.rdb")
+        async with asyncio.timeout(SOON_S):
+            erasing = asyncio.create_task(store.erase(ref(FIRST)))
+            await pauses.reached.wait()
+            server.kill()
+            shutil.copy(tmp_path / "older.rdb", tmp_path / "dump.rdb")
+            server.start()
+            while True:
+                with suppress(StoreError):  # until the erase will find the server
+                    await store.catalogue()
+                    break
+            pauses.ended.set()
+            await asyncio.gather(erasing, return_exceptions=True)
+            assert await scanned(store, FIRST) == USERS
+        await store.close()
+
+
+@pytest.mark.parametrize("lost", [("DEL", "@keys"), ("RPOP", "@keys"), ("DEL", "@keys", "@points", "@state")])
+async def test_a_release_that_has_lost_what_lists_its_keys_is_pruned_to_the_last_of_them(
+    place: Place, store: Store, lost: Sequence[str]
+) -> None:
+    for _ in range(2):
+        await publish(store, batches([Row("popular:", b"{}"), *USERS], 500), plan=Plan(2501, 100_000), about={})
+    old, live = (entry.ref for entry in (await store.catalogue()).releases)
+    command, *names = lost
+    for name in names:
+        place.execute(command, f"{place.prefix}:{{{old.incarnation}.0}}:{name}")
+    kept = place.of(live)
+    assert await prune(store, keep=0, grace_s=0) == [old.id]
+    assert place.of(old) == []
+    assert place.of(live) == kept
+
+
+@pytest.mark.parametrize("lost", [("DEL", "@keys"), ("RPOP", "@keys"), ("DEL", "@keys", "@points", "@meta")])
+async def test_a_release_that_has_lost_what_lists_its_keys_is_scanned_all_the_same(
+    place: Place, store: Store, lost: Sequence[str]
+) -> None:
+    rows = sorted([*USERS, Row("meta:manifest", b"{}"), Row("user:é", b"last")])
+    await write(store, FIRST, rows)
+    command, *names = lost
+    for name in names:
+        place.execute(command, f"{place.prefix}:{{{ref(FIRST).incarnation}.0}}:{name}")
+    assert await scanned(store, FIRST) == rows
+
+
+async def test_a_release_that_lists_all_of_its_keys_is_erased_without_a_search(place: Place, store: Store) -> None:
+    await write(store, FIRST, USERS)
+    await write(store, SECOND, USERS[:3], seal=False)
+    before = place.calls("scan")
+    for release in (FIRST, SECOND, SECOND):
+        await store.erase(ref(release))
+    assert place.names(f"*{place.prefix}*") == []
+    assert place.calls("scan") == before
+
+
+async def test_an_erase_that_was_cut_short_after_the_lists_were_lost_is_finished_by_the_next(
+    place: Place, store: Store, pauses: Pauses
+) -> None:
+    pauses.ended.set()
+    await write(store, FIRST, USERS)
+    pauses.ended.clear()
+    pauses.reached.clear()
+    place.execute("DEL", f"{place.prefix}:{{{ref(FIRST).incarnation}.0}}:@keys")
+    erasing = asyncio.create_task(store.erase(ref(FIRST)))
+    async with asyncio.timeout(SOON_S):
+        await pauses.reached.wait()
+        erasing.cancel()
+        await asyncio.gather(erasing, return_exceptions=True)
+        pauses.ended.set()
+        await store.erase(ref(FIRST))
+    assert place.names(f"*{place.prefix}*") == []
+
+
+@pytest.mark.parametrize("lost", [("incarnations",), ("incarnations", "catalogue"), ("catalogue",)])
+async def test_what_lies_in_a_store_is_found_whatever_record_of_it_is_lost(
+    place: Place, store: Store, lost: Sequence[str]
+) -> None:
+    assert isinstance(store, Inventoried)
+    for _ in range(2):
+        await publish(store, batches([Row("popular:", b"{}"), *USERS[:20]]), plan=Plan(21, 1_000), about={})
+    await write(store, FIRST, USERS[:3], seal=False)
+    known = {entry.incarnation for entry in (await store.catalogue()).releases}
+    for name in lost:
+        place.execute("DEL", f"{{{place.prefix}}}:{name}")
+    other = connect(place.url.replace(place.prefix, place.prefix + "-other"))
+    await write(other, SECOND, USERS[:3])
+    assert await store.incarnations() == sorted(known | {ref(FIRST).incarnation})
+    await other.close()
+
+
+async def test_what_no_record_names_is_pruned(place: Place, store: Store) -> None:
+    await publish(store, batches([Row("popular:", b"{}"), *USERS[:20]]), plan=Plan(21, 1_000), about={})
+    await write(store, FIRST, USERS[:3], seal=False)
+    place.execute("DEL", f"{{{place.prefix}}}:incarnations")
+    await prune(store)
+    assert place.of(ref(FIRST)) == []
+    assert [entry.state for entry in (await store.catalogue()).releases] == [State.LIVE]
+    before = place.calls("scan")
+    await prune(store)  # what the search found is named again
+    assert place.calls("scan") == before

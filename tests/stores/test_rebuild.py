@@ -1,0 +1,213 @@
+"""A catalogue that is lost or damaged is made from the releases that the store holds, on every store that keeps any."""
+
+import asyncio
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stores import catalogue as changes
+from stores import lifecycle as life
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, State
+from stores.connect import connect
+from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from stores.file.store import LmdbStore
+from stores.keys import MANIFEST
+from stores.memory import MemoryStore
+from stores.rebuild import rebuild, survey
+from stores.store import Plan, Row, Store
+from stores.verification import verify
+from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
+from tests.support.redis_server import RedisServer
+from tests.support.stores import OpenStore, batches, published_rows
+
+on_every_rebuildable_store = pytest.mark.parametrize("open_store", ["file", "redis", "cosmos+http"], indirect=True)
+
+
+async def publish(store: Store, text: str, **about: object) -> ReleaseId:
+    done = await life.publish(store, batches(rows(text)), plan=Plan(3, 1000), about=dict(about))
+    return done.manifest.release
+
+
+def rows(text: str) -> list[Row]:
+    return [Row("popular:", b'{"id":"p"}'), Row("user:1", text.encode()), Row("user:2", text.encode())]
+
+
+async def spoil(store: Store) -> Catalogue:
+    """Swap the catalogue for one that contradicts itself, as no program of ours would; return the one before."""
+    before = await store.catalogue()
+    twice = replace(before, releases=before.releases * 2)
+    await store.swap(before, changes.succeed(before, twice, "spoilt", ""))
+    with pytest.raises(CatalogueUnreadable, match="hotplate store rebuild"):
+        await store.catalogue()
+    return before
+
+
+@on_every_rebuildable_store
+async def test_the_releases_of_a_store_are_found_without_its_catalogue_and_one_is_made_live(
+    open_store: OpenStore,
+) -> None:
+    store = open_store()
+    first, second = [await publish(store, text) for text in ("first", "second")]
+    before = await spoil(store)
+    found = await survey(open_store())
+    assert {one.ref for one in found.releases} == {entry.ref for entry in before.releases}
+    assert [(one.damage, one.refusal) for one in found.releases] == [(None, None)] * 2
+    written = await rebuild(store, found, first)
+    after = await open_store().catalogue()
+    assert after == written
+    assert (after.live_ref, after.find(second).state) == (before.find(first).ref, State.READY)
+    assert after.store_id != before.store_id
+    assert changes.follows(after, before)
+    assert await published_rows(store, second) == rows("second")
+    await life.activate(store, second)
+    assert await life.rollback(store) == first
+
+
+@on_every_rebuildable_store
+async def test_a_writer_of_the_catalogue_before_can_change_nothing_and_its_draft_is_not_taken_up(
+    open_store: OpenStore,
+) -> None:
+    store, writer = open_store(), open_store()
+    live = await publish(store, "live")
+    draft = await life.begin(writer, ReleaseId("20991120T064200Z-aaaa"))
+    await writer.create(draft, Plan(3, 1000))
+    await writer.put(draft, rows("late"))
+    before = await spoil(store)
+    found = await survey(store)
+    assert (found.only(), list(found.others)) == (live, [draft.incarnation])
+    written = await rebuild(store, found, live)
+    with pytest.raises(ReleaseConflict):
+        await writer.swap(before, changes.succeed(before, before, "late", ""))
+    with pytest.raises(ReleaseNotFound):
+        await life.change(writer, lambda seen: changes.renew(seen, draft))
+    assert await store.catalogue() == written
+    await writer.close()  # a file is not erased while its writer lives
+    assert await life.prune(store, grace_s=0) == [f"unknown-{draft.incarnation}"]
+    assert await published_rows(store, live) == rows("live")
+
+
+@on_every_rebuildable_store
+async def test_of_two_rebuilds_at_once_one_wins_and_the_other_says_so(open_store: OpenStore) -> None:
+    handles = [open_store() for _ in range(2)]
+    first, second = [await publish(handles[0], text) for text in ("first", "second")]
+    await spoil(handles[0])
+    found = [await survey(handle) for handle in handles]
+    tries = (rebuild(handle, one, live) for handle, one, live in zip(handles, found, (first, second), strict=True))
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
+    [won] = [outcome for outcome in outcomes if isinstance(outcome, Catalogue)]
+    [lost] = [outcome for outcome in outcomes if isinstance(outcome, ReleaseConflict)]
+    assert "somebody else" in str(lost)
+    assert await handles[0].catalogue() == won
+
+
+@on_every_rebuildable_store
+async def test_a_catalogue_that_can_be_read_is_left_alone(open_store: OpenStore) -> None:
+    store = open_store()
+    live = await publish(store, "live")
+    with pytest.raises(ReleaseConflict, match=f"release {live} is live: nothing is to be rebuilt"):
+        await survey(store)
+
+
+async def half_lost(store: Store, whole: ReleaseId, incarnation: str, *lost: str) -> None:
+    """Write the rows of a release once more, under the same id, as a store has them that lost some."""
+    written = (await store.catalogue()).find(whole)
+    draft = DraftRef(whole, incarnation, "writer")
+    await store.create(draft, Plan(3, 1000))
+    await store.put(draft, [row async for row in store.scan(written.ref) if row.key not in lost])
+    await store.seal(draft)
+
+
+@on_every_rebuildable_store
+async def test_what_is_damaged_is_named_and_taken_up_only_as_far_as_it_can_be_served(open_store: OpenStore) -> None:
+    store = open_store()
+    [live, other] = [await publish(store, text) for text in ("live", "other")]
+    await half_lost(store, live, "0" * 12, "user:2")  # as a repair leaves it: withdrawn, with its id
+    await half_lost(store, live, "f" * 12, MANIFEST)
+    await half_lost(store, other, "e" * 12, "popular:")
+    before = await spoil(store)
+    found = await survey(store)
+    assert {one.ref.incarnation: (one.damage is None, one.refusal is None) for one in found.releases} == {
+        before.find(live).incarnation: (True, True),
+        before.find(other).incarnation: (True, True),
+        "0" * 12: (False, True),
+        "e" * 12: (False, False),
+    }
+    assert list(found.others) == ["f" * 12]
+    with pytest.raises(StoreMisused, match=r"holds 2 releases; say with --live ID .* for example"):
+        found.only()
+    with pytest.raises(ReleaseNotFound, match="it holds "):
+        await survey(store, ReleaseId("another"))
+    written = await rebuild(store, found, live)
+    states = {entry.incarnation: entry.state for entry in written.releases}
+    assert states == {
+        before.find(live).incarnation: State.LIVE,
+        before.find(other).incarnation: State.READY,
+        "0" * 12: State.WITHDRAWN,
+        "e" * 12: State.WITHDRAWN,
+    }
+    assert await store.catalogue() == written
+    await verify(store, written.find(live).ref)
+
+
+@on_every_rebuildable_store
+async def test_a_release_that_cannot_be_served_becomes_live_only_by_force(open_store: OpenStore) -> None:
+    store = open_store()
+    live = await publish(store, "live")
+    await half_lost(store, live, "e" * 12, "popular:")
+    before = await spoil(store)
+    await store.erase(before.find(live).ref)
+    found = await survey(store)
+    assert found.only() == live
+    with pytest.raises(ReleaseCorrupt, match=r"popular:.*--force"):
+        await rebuild(store, found, live)
+    with pytest.raises(CatalogueUnreadable):
+        await store.catalogue()
+    assert (await rebuild(store, found, live, force=True)).live_ref == (live, "e" * 12)
+
+
+async def test_a_catalogue_that_is_gone_is_written_and_one_of_a_newer_hotplate_left_alone(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "store")
+    with pytest.raises(ReleaseNotFound, match="holds no sealed release"):
+        await survey(store)
+    live = await publish(store, "live")
+    catalogue = tmp_path / "store" / "catalogue.json"
+    catalogue.write_bytes(catalogue.read_bytes().replace(b'"format": 2', b'"format": 3'))
+    with pytest.raises(CatalogueUnreadable, match="upgrade hotplate"):
+        await survey(store)
+    catalogue.unlink()
+    assert (await rebuild(store, await survey(store), live)).live == live
+    assert await published_rows(store, live) == rows("live")
+    await store.close()
+
+
+async def test_redis_that_lost_all_but_its_releases_is_searched_for_them(redis_server: RedisServer) -> None:
+    prefix = secrets.token_hex(4)
+    store = connect(redis_server.url(prefix=prefix))
+    first, second = [await publish(store, text) for text in ("first", "second")]
+    lost = redis_server.execute_command("KEYS", f"{{{prefix}}}:*")
+    listed = [name for name in redis_server.execute_command("KEYS", f"{prefix}:*") if name.endswith("@keys")]
+    redis_server.execute_command("DEL", *lost, *listed[:1])
+    found = await survey(store)
+    assert {one.ref.id for one in found.releases} == {first, second}
+    assert all(one.refusal is None for one in found.releases), "a lookup needs no list of keys"
+    assert (await rebuild(store, found, second)).live == second
+    await store.close()
+
+
+def test_a_rebuild_whose_reply_was_lost_was_made() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store()
+        live = await publish(store, "live")
+        await spoil(store)
+        found = await survey(store)
+        account.lose_answers = 1
+        assert await rebuild(store, found, live) == await store.catalogue()
+
+    with_simulation(work)
+
+
+async def test_a_store_that_does_not_say_what_it_holds_cannot_be_rebuilt() -> None:
+    with pytest.raises(StoreMisused, match="cannot be rebuilt"):
+        await survey(MemoryStore())

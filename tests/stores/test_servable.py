@@ -1,0 +1,201 @@
+"""Before a release is served it is seen that it can be: no verb makes live what nobody can read."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.releases.follower import Follower
+from stores import lifecycle as life
+from stores.catalogue import ReleaseId, ReleaseRef
+from stores.errors import ReleaseConflict, ReleaseCorrupt, StoreUnavailable
+from stores.file.store import LmdbStore
+from stores.memory import MemoryStore
+from stores.redis.store import open_url
+from stores.store import Plan, Row, Slot, Store
+from stores.verification import load_manifest
+from tests.support.redis_server import RedisServer
+from tests.support.service import a_list
+from tests.support.stores import batches, ref_of
+from tests.support.virtual import virtual
+
+ROWS = [
+    Row("popular:", a_list("p")),
+    Row("popular:s", a_list("s")),
+    *(Row(f"user:{n:04}", a_list(str(n))) for n in range(1000)),
+]
+
+Verb = Callable[..., Awaitable[None]]
+
+
+async def publish(store: Store, *, live: bool = True) -> ReleaseId:
+    plan = Plan(len(ROWS), 100_000)
+    return (await life.publish(store, batches(ROWS, 500), plan=plan, about={}, live=live)).manifest.release
+
+
+async def activate(store: Store, release: ReleaseId, **options: Any) -> None:  # noqa: ANN401 -- the verb's own
+    await life.activate(store, release, **options)
+
+
+async def roll_back(store: Store, _: ReleaseId, **options: Any) -> None:  # noqa: ANN401 -- as above
+    await life.rollback(store, **options)
+
+
+async def show(store: Store, release: ReleaseId, **options: Any) -> None:  # noqa: ANN401 -- as above
+    await life.start_canary(store, release, 5, **options)
+
+
+verbs = pytest.mark.parametrize("verb", [activate, roll_back, show])
+
+
+async def two_releases(store: Store) -> tuple[ReleaseId, ReleaseId]:
+    """Publish one release and make another live after it; return what is to be served, and what is."""
+    return await publish(store), await publish(store)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_the_head(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[24] ^= 0xFF
+    path.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@verbs
+@pytest.mark.parametrize("spoil", [cut, empty, flip_the_head, remove])
+async def test_a_file_that_nobody_can_read_is_not_made_live_and_workers_that_start_later_serve(
+    tmp_path: Path, verb: Verb, spoil: Callable[[Path], None]
+) -> None:
+    store = LmdbStore(tmp_path)
+    target, live = await two_releases(store)
+    path = tmp_path / "releases" / f"{(await ref_of(store, target)).incarnation}.mdb"
+    await store.close()
+    spoil(path)
+    store, before = LmdbStore(tmp_path), await store.catalogue()
+    with pytest.raises(ReleaseCorrupt, match=r"cannot be served, and nothing was changed: .*--force overrides this"):
+        await verb(store, target)
+    assert await store.catalogue() == before
+    await store.close()
+    later = LmdbStore(tmp_path)
+    served = await Follower(later).refresh()
+    assert served is not None
+    assert served.id == live
+    await later.close()
+
+
+@verbs
+async def test_redis_that_lost_every_row_is_not_made_live(redis_server: RedisServer, verb: Verb) -> None:
+    store = open_url(redis_server.url(prefix=f"lost-{verb.__name__}"))
+    target, live = await two_releases(store)
+    incarnation = (await ref_of(store, target)).incarnation
+    names = redis_server.execute_command("KEYS", f"*{incarnation}*:*:*")
+    rows = [name for name in names if not name.split("}:")[1].startswith("@")]
+    assert len(rows) > len(ROWS)
+    redis_server.execute_command("DEL", *rows)
+    with pytest.raises(ReleaseCorrupt, match=r"has no manifest.*--force overrides this"):
+        await verb(store, target)
+    assert ((await store.catalogue()).live, (await store.catalogue()).canary) == (live, None)
+    await store.close()
+
+
+@verbs
+@pytest.mark.parametrize("lost", ["meta:manifest", "popular:", "user:"])
+async def test_a_release_without_its_manifest_its_popular_list_or_most_of_its_rows_is_refused_unless_forced(
+    verb: Verb, lost: str
+) -> None:
+    store = MemoryStore()
+    target, live = await two_releases(store)
+    rows = store._find(await ref_of(store, target)).rows
+    for key in list(rows):
+        if key == lost or (key.startswith(lost) and not key.endswith(("1", "2", "3"))):
+            del rows[key]
+    with pytest.raises(ReleaseCorrupt, match="cannot be served"):
+        await verb(store, target)
+    assert ((await store.catalogue()).live, (await store.catalogue()).canary) == (live, None)
+    await verb(store, target, force=True)
+    found = await store.catalogue()
+    assert target in (found.live, found.canary and found.canary.release)
+
+
+@verbs
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_one_bad_row_of_the_sample_is_said_and_the_release_goes_live(
+    caplog: pytest.LogCaptureFixture, verb: Verb, *, is_lost: bool
+) -> None:
+    store = MemoryStore()
+    target, _ = await two_releases(store)
+    ref = await ref_of(store, target)
+    key, rows = (await load_manifest(store, ref)).sample[0], store._find(ref).rows
+    rows[key] = rows[key][:-1] + b"~"
+    if is_lost:
+        del rows[key]
+    with caplog.at_level(logging.WARNING):
+        await verb(store, target)
+    assert f"release {target} can be served, but is damaged: '{key}'" in caplog.text
+    found = await store.catalogue()
+    assert target in (found.live, found.canary and found.canary.release)
+
+
+@virtual
+async def test_a_store_that_does_not_answer_is_waited_for_30_seconds_and_nothing_is_changed() -> None:
+    class Slow(MemoryStore):
+        async def get_many(
+            self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+        ) -> list[Slot]:
+            await asyncio.sleep(1e6)
+            return await super().get_many(release, keys, timeout_s=timeout_s)
+
+    store = MemoryStore()
+    target, live = await two_releases(store)
+    store.__class__ = Slow
+    with pytest.raises(StoreUnavailable, match="could not be read within 30 s"):
+        await life.activate(store, target)
+    assert (await store.catalogue()).live == live
+
+
+async def test_a_canary_that_cannot_be_read_is_not_promoted() -> None:
+    store = MemoryStore()
+    live, canary = await publish(store), await publish(store, live=False)
+    await life.start_canary(store, canary, 5)
+    del store._find(await ref_of(store, canary)).rows["popular:"]
+    with pytest.raises(ReleaseCorrupt, match="cannot be served"):
+        await life.promote(store)
+    assert (await store.catalogue()).live == live
+
+
+async def test_a_canary_is_promoted_only_if_it_is_the_one_that_was_seen() -> None:
+    store = MemoryStore()
+    await publish(store)
+    seen, other = await publish(store, live=False), await publish(store, live=False)
+    await life.start_canary(store, other, 5)
+    with pytest.raises(ReleaseConflict, match=f"release {seen} is not the canary any more"):
+        await life.promote(store, seen)
+    assert await life.promote(store, other) == other
+
+
+async def test_a_publish_leaves_a_running_canary_alone_and_its_release_ready() -> None:
+    store = MemoryStore()
+    live, canary = await publish(store), await publish(store, live=False)
+    await life.start_canary(store, canary, 5)
+    written = await life.publish(store, batches(ROWS, 500), plan=Plan(len(ROWS), 100_000), about={})
+    found = await store.catalogue()
+    assert (found.live, found.canary and found.canary.release) == (live, canary)
+    assert found.find(written.manifest.release).state == "ready"
+    assert "promote or abort the canary first" in str(written.held_back)
+    with pytest.raises(ReleaseConflict, match="is the canary"):
+        await life.activate(store, written.manifest.release)
+    await life.activate(store, written.manifest.release, end_canary=True)
+    assert ((await store.catalogue()).live, (await store.catalogue()).canary) == (written.manifest.release, None)

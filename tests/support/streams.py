@@ -1,0 +1,41 @@
+"""A server of streams in the loop of a test, of which no connection and no task is left when its block ends."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(handler: Handler) -> AsyncIterator[int]:
+    """Have *handler* serve each connection to a free port of 127.0.0.1, which the block gets, and close it.
+
+    At the end the connections that are left are cut, which their handlers read as their end. What a handler raises, the
+    block does: but for a cut connection.
+    """
+    tasks = list[asyncio.Task[None]]()
+    writers = list[asyncio.StreamWriter]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        tasks.append(asyncio.create_task(serve(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for _ in range(3):  # so many turns of the loop pass between the acceptance of a connection and `accept`
+            await asyncio.sleep(0)
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*tasks)
