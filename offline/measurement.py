@@ -164,7 +164,7 @@ def _read(user: str, slot: Slot, open_value: Decode, depth: int) -> list[str] | 
         if isinstance(slot, StoreError):
             raise slot
         return [item["id"] for item in decode(cut(open_value(USER + user, slot), depth))]
-    except (ReleaseCorrupt, ValueError, KeyError):  # lists of format 1 have no checksum
+    except ReleaseCorrupt:
         return None
 
 

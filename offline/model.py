@@ -5,7 +5,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -18,10 +18,10 @@ import polars as pl
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
-from offline.input.matrix import Floats, Matrix, UserItems
+from offline.input.matrix import Floats, History, Matrix, UserItems
 from offline.train.als import ALSParams, Factors
 from offline.train.ease import EASE, EASEParams
-from offline.train.engine import Params, Ranker, engine_of, params_from
+from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, with_recency
 from offline.train.neighbours import NeighbourParams, Neighbours
 from offline.train.popularity import Popular, Popularity
 from offline.train.weighted import SparkParams
@@ -30,6 +30,8 @@ from stores.folders import LOCK, flush, marked, scratch_folder
 # Of the folder; changes when an older hotplate could not read it.
 FORMAT = 2
 _DESCRIPTION = "model.json"
+# Of each item, what its scores are multiplied by; there if recency is wanted.
+_RECENT = "recent.npy"
 _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
 
@@ -66,7 +68,7 @@ class Model:
         ranker = self.ranker
         if isinstance(ranker, Factors) and users.factors is not None:
             ranker = replace(ranker, user_factors=users.factors)
-        matrix = replace(self.matrix, user_ids=users.ids, user_items=users.user_items, times=None)
+        matrix = replace(self.matrix, user_ids=users.ids, user_items=users.user_items, history=None)
         return replace(self, ranker=ranker, matrix=matrix)
 
 
@@ -159,13 +161,16 @@ def load(path: Path) -> Model:
         with np.load(path / "user_items.npz", allow_pickle=False) as parts:
             shape = len(user_ids), len(item_ids)
             user_items = csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
-            times = parts.get("times")
+            user_items.has_canonical_format = True
+            history = _read_history(parts, user_items)
         ranker = _read_ranker(path, params, shape)
+        if recency_of(params) is not None:
+            ranker = with_recency(ranker, np.load(path / _RECENT, allow_pickle=False))
         lists = _read_popular(path)
         named = items.drop_nulls("title")
         return Model(
             ranker=ranker,
-            matrix=Matrix(user_ids, item_ids, user_items, times, **description["matrix"]),
+            matrix=Matrix(user_ids, item_ids, user_items, history, **description["matrix"]),
             titles=dict(zip(named.get_column("item"), named.get_column("title"), strict=True)),
             popular=lists.pop(None),
             segments={str(segment): popular for segment, popular in lists.items()},
@@ -253,6 +258,8 @@ def _write(model: Model, folder: Path) -> None:
 
 
 def _write_ranker(ranker: Ranker, folder: Path) -> None:
+    if not isinstance(ranker, Popularity) and (recent := getattr(ranker, "recent", None)) is not None:
+        np.save(folder / _RECENT, recent, allow_pickle=False)
     match ranker:
         case Factors():
             np.save(folder / "user_factors.npy", ranker.user_factors, allow_pickle=False)
@@ -266,6 +273,11 @@ def _write_ranker(ranker: Ranker, folder: Path) -> None:
             np.save(folder / "counts.npy", ranker.counts, allow_pickle=False)
         case _:
             raise TypeError(f"a model cannot keep a {type(ranker).__name__}")
+
+
+def _read_history(parts: Mapping[str, Any], user_items: UserItems) -> History | None:
+    """Return when each pair was first seen; of the other rows behind it nothing is kept."""
+    return History.of(user_items, parts["times"]) if "times" in parts else None
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:

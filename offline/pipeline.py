@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from offline.errors import SettingError
 from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
 from offline.evaluate.segments import Segments, by_column
@@ -15,14 +17,17 @@ from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.columns import Columns
 from offline.input.files import Format, named_paths
 from offline.input.filters import parse_filter
-from offline.input.interactions import Interactions, Weighting, read_interactions
-from offline.input.matrix import KnownPairs, Matrix, known_pairs, to_matrix
+from offline.input.interactions import Interactions, read_interactions
+from offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
 from offline.model import Model, check_target, save
 from offline.stopwatch import timed
 from offline.train.als import ALSParams
 from offline.train.engine import Params, as_options, described, engine_of, fit
-from offline.train.popularity import most_popular, popular_by_segment
+from offline.train.popularity import PopularityParams, most_popular, popular_by_segment
 from offline.train.tuning import Search, TuneOptions, tune
+
+# After a cut in time there must be so many users to test, or the split is drawn at random.
+_FEWEST_TESTED = 10
 
 Progress = Callable[[str, int, int], None]
 Notice = Callable[[str], None]
@@ -33,7 +38,8 @@ class TrainSettings:
     """
     The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command.
 
-    With files of their own for the *test* there is no split. With *tuning*, *params* are the defaults of a search.
+    With files of their own for the *test* there is no split. With *tuning*, *params* are the defaults of a search. A
+    split that is not *named* is drawn at random if the data have no times, or too few users after the cut.
     """
 
     path: Path
@@ -48,6 +54,7 @@ class TrainSettings:
     min_per_user: int = 1
     min_per_item: int = 1
     split: SplitOptions | None = field(default_factory=SplitOptions)
+    named: bool = False
     seeds: int = 1
     k: int = 10
     params: Params = field(default_factory=ALSParams)
@@ -175,9 +182,11 @@ def train(
             half_life=settings.half_life,
         )
     with _stage("matrix", seconds, report):
-        matrix = to_matrix(interactions.pairs, settings.min_per_user, settings.min_per_item)
-        interactions = replace(interactions, pairs=interactions.pairs.clear())  # the matrix has them now
-        popular = most_popular(matrix, settings.popular_length)
+        matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
+        interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
+        settings, split_note = _settled(settings, matrix)
+        if split_note is not None:
+            on_notice(split_note)
         segments = {}
         if interactions.segments is not None:
             segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
@@ -190,15 +199,24 @@ def train(
         with _stage("tune", seconds, report):
             search, tuning_note = _search(matrix, settings, journal, report, on_notice)
     params = search.trials[search.best].params if search else settings.params
+    recent = _recent(matrix, settings, search)
+    popular = most_popular(matrix, settings.popular_length, recent.half_life_days)
     test, evaluation, note = None, None, "No evaluation was requested."
     if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, report):
             test = _read_test(interactions, matrix, settings) if settings.test else None
             evaluation, note = _evaluate(
-                matrix, test, params, search, settings, segments=groups, on_iteration=partial(report, "evaluate")
+                matrix,
+                test,
+                params,
+                search,
+                settings,
+                popular=recent,
+                segments=groups,
+                on_iteration=partial(report, "evaluate"),
             )
     with _stage("fit", seconds, report):
-        ranker = fit(matrix.user_items, params, partial(report, "fit"))
+        ranker = fit(matrix.user_items, params, partial(report, "fit"), times=matrix.times)
     metrics = evaluation.to_json() if evaluation else None
     data = _description(interactions, settings) | {"test": None if test is None else test.to_json()}
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
@@ -220,13 +238,11 @@ def _search(
     pairs, most = int(matrix.user_items.nnz), settings.tuning.max_pairs
     if most is not None and pairs >= most:
         return None, f"{pairs:,} pairs are too many to search for parameters unless asked; --tune 0 does."
-    user_items, times = matrix.user_items, matrix.times
-    if settings.split is not None and not settings.test:
-        user_items, times = split(user_items, times, settings.split)[:2]
+    user_items, history = _learnable(matrix, settings)
     search = tune(
         user_items,
-        times,
-        settings.split or SplitOptions(),
+        history,
+        settings.split or SplitOptions("by-item" if history is None else "by-time"),
         settings.tuning,
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
@@ -237,6 +253,50 @@ def _search(
     return search, f"{pairs:,} pairs are too few to hold some back, so the parameters were not searched."
 
 
+def _learnable(matrix: Matrix, settings: TrainSettings) -> tuple[UserItems, History | None]:
+    """Return what the evaluation learns from: everything before its test."""
+    if settings.split is None or settings.test:
+        return matrix.user_items, matrix.history
+    parts = split(matrix.user_items, matrix.history, settings.split)
+    return parts.train, parts.history
+
+
+def _settled(settings: TrainSettings, matrix: Matrix) -> tuple[TrainSettings, str | None]:
+    """Return the split that the data allow, with their core, and a sentence if it is another than the default."""
+    if settings.split is None:
+        return settings, None
+    wanted = replace(settings.split, min_per_user=settings.min_per_user, min_per_item=settings.min_per_item)
+    if settings.named or not wanted.in_time:
+        return replace(settings, split=wanted), None
+    drawn = replace(wanted, kind="by-item")
+    if settings.test:  # only the search splits
+        return replace(settings, split=drawn if matrix.history is None else wanted), None
+    if matrix.history is None:
+        return replace(settings, split=drawn), (
+            "the data have no times, so the lists are tested on a random draw, which flatters: a model learns from "
+            "what came later; name the times with --time-column"
+        )
+    parts = split(matrix.user_items, matrix.history, wanted)
+    tested = int(np.count_nonzero(np.diff(parts.test.indptr)))
+    if tested >= _FEWEST_TESTED and parts.train.nnz:
+        return replace(settings, split=wanted), None
+    return replace(settings, split=drawn), (
+        f"a cut in time leaves {tested} users to test, so the lists are tested on a random draw, which flatters; "
+        "--split by-time does it all the same"
+    )
+
+
+def _recent(matrix: Matrix, settings: TrainSettings, search: Search | None) -> PopularityParams:
+    """Return how popularity is counted: with the half-life that ranks best in a split by time."""
+    if search is not None and search.popular.half_life_days is not None:
+        return search.popular
+    if settings.split is None or not settings.split.in_time or settings.test:
+        return PopularityParams()
+    user_items, history = _learnable(matrix, settings)
+    found = tune(user_items, history, settings.split, TuneOptions(engine="popularity"), k=settings.k)
+    return PopularityParams() if found is None else found.popular
+
+
 def _evaluate(
     matrix: Matrix,
     test: OwnTest | None,
@@ -244,20 +304,21 @@ def _evaluate(
     search: Search | None,
     settings: TrainSettings,
     *,
+    popular: PopularityParams,
     segments: Segments,
     on_iteration: Callable[[int, int], None],
 ) -> tuple[Evaluation | None, str]:
     """Evaluate on the test files or a split, beside the best of each engine that was tried; or say why not."""
     best = [search.trials[each].params for each in search.best_of_each] if search else []
-    baselines = list({engine_of(each): each for each in (*BASELINES, *best)}.values())
+    baselines = list({engine_of(each): each for each in (*BASELINES, *best, popular)}.values())
     k = settings.k
     if test is not None:
         note = f"No pair of {test.source} can be tested on, so there was no evaluation."
         if not test.known.user_items.nnz:
             return None, note
-        parts = Parts.of(matrix.user_items, test.known.user_items, matrix.times)
+        parts = Parts.of(matrix.user_items, test.known.user_items, matrix.history)
         evaluation = evaluate_parts(
-            parts, params, k=k, baselines=baselines, segments=segments, on_iteration=on_iteration
+            parts, params, k=k, baselines=baselines, segments=segments, popular=popular, on_iteration=on_iteration
         )
         return evaluation, note
     assert settings.split is not None  # noqa: S101 -- `train` has looked
@@ -273,6 +334,7 @@ def _evaluate(
         seeds=settings.seeds,
         baselines=baselines,
         segments=segments,
+        popular=popular,
         on_iteration=on_iteration,
     )
     return drawn, note
@@ -289,7 +351,7 @@ def _read_test(interactions: Interactions, matrix: Matrix, settings: TrainSettin
         where=settings.where,
         weighting=settings.weighting,
     )
-    return OwnTest(named_paths(settings.test), read, known_pairs(read.pairs, matrix))
+    return OwnTest(named_paths(settings.test), read, known_pairs(read.log, matrix))
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:

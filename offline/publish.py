@@ -90,6 +90,7 @@ async def publish(
     *,
     encoding: str = "json",
     live: bool = True,
+    end_canary: bool = False,
     resume: ReleaseId | DraftRef | None = None,
     gates: Sequence[Gate] = (),
     force: bool = False,
@@ -99,6 +100,8 @@ async def publish(
 ) -> WriteResult:
     """
     Write all lists of *source* as one release of *store*, and make it live unless *live* is false.
+
+    While another release is the canary it stays ready, and the result says so; with *end_canary*, that ends instead.
 
     With *resume*, continue that draft, which must be of the same lists and encoding, as its writer where a DraftRef is
     given. *on_progress* is called with (lists written, lists in all). Where one of *gates* fails, the release stays
@@ -110,7 +113,13 @@ async def publish(
     """
     seconds = dict[str, float]()
     write = partial(
-        lifecycle.publish, store, plan=source.plan(), encoding=encoding, resume=resume, on_progress=on_progress
+        lifecycle.publish,
+        store,
+        plan=source.plan(),
+        encoding=encoding,
+        end_canary=end_canary,
+        resume=resume,
+        on_progress=on_progress,
     )
     review = _Review(source, gates, store, live_in or store, seconds, force=force) if gates else None
     if isinstance(source, PartedSource) and source.is_written_in_parts:

@@ -13,6 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from offline.evaluate.evaluation import evaluate
 from offline.evaluate.metrics import measure
+from offline.evaluate.splits import SplitOptions
 from offline.input.matrix import Matrix, to_matrix
 from offline.list_encoder import ListEncoder, RankedLists
 from offline.train.als import ALSParams, Factors, fit
@@ -77,7 +78,7 @@ def bench_metrics(benchmark: BenchmarkFixture, matrix: Matrix, factors: Factors)
 
 def bench_evaluate(benchmark: BenchmarkFixture, matrix: Matrix) -> None:
     """A whole evaluation: split, fit, lists and metrics, and those of the baselines beside them."""
-    once_a_round(benchmark, lambda: evaluate(matrix, ONE_ITERATION))
+    once_a_round(benchmark, lambda: evaluate(matrix, ONE_ITERATION, SplitOptions("by-item")))
 
 
 def bench_encode(benchmark: BenchmarkFixture) -> None:

@@ -157,14 +157,16 @@ class Row:
             return [trainings.reference]
         matrix, share = trainings.matrix, 0.1 if self.kind == "held-out-users" else 0.25
         options = [SplitOptions(self.kind, share, seed=SplitOptions().seed + draw) for draw in range(self.draws)]
-        return [split(matrix.user_items, matrix.times, each) for each in options]
+        return [split(matrix.user_items, matrix.history, each) for each in options]
 
 
 def _rows() -> Iterator[Row]:
     yield Row(REFERENCE, "by-item", on_reference=True)
-    yield Row("by-item", "by-item")
-    yield Row(f"by-item, {SEEDS} draws", "by-item", ("--seeds", str(SEEDS)), SEEDS)
-    for kind in SPLIT_KINDS[1:]:
+    yield Row("by-item", "by-item", ("--split", "by-item"))
+    yield Row(f"by-item, {SEEDS} draws", "by-item", ("--split", "by-item", "--seeds", str(SEEDS)), SEEDS)
+    for kind in SPLIT_KINDS:
+        if kind == "by-item":
+            continue
         if kind == "held-out-users":
             yield Row(f"{kind}, {SEEDS} draws, nDCG@100", kind, STRONG, SEEDS, 100)
         else:
@@ -214,11 +216,17 @@ def _popularity(report: dict[str, Any]) -> dict[str, float]:
 
 def described(report: dict[str, Any]) -> str:
     """Name the engine of a report and its parameters, those of ALS as factors/regularization/alpha."""
-    params = report["params"]
+    params = {name: value for name, value in report["params"].items() if value is not None}
+    recency = params.pop("recency", None)
     if report["engine"] == "als":
-        return f"als {params['factors']}/{params['regularization']:g}/{params['alpha']:g}"
-    values = (f"{value:g}" if isinstance(value, float) else str(value) for value in params.values())
-    return " ".join([report["engine"], *values])
+        chosen = [f"{params['factors']}/{params['regularization']:g}/{params['alpha']:g}"]
+    elif report["engine"] == "neighbours" and params["weighting"] != "rp3beta":
+        chosen = [params["weighting"], str(params["neighbours"])]
+    else:
+        chosen = [f"{value:g}" if isinstance(value, float) else str(value) for value in params.values()]
+    if recency is not None:
+        chosen.append(f"recency {recency['half_life_days']:g} d ^ {recency['gamma']:g}")
+    return " ".join([report["engine"], *chosen])
 
 
 def reference_split(matrix: Matrix) -> Parts:

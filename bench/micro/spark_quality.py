@@ -22,7 +22,7 @@ from offline.train.als import Factors
 from offline.train.weighted import SparkParams, confidences
 
 K = 10
-_TEST = SplitOptions(test_share=0.1)
+_TEST = SplitOptions("by-item", test_share=0.1)
 _SAME = "implicit with Spark's objective"
 _NDCG_APART, _OVERLAP = 0.01, 0.70
 

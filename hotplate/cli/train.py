@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -90,13 +91,15 @@ def train(
     min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
     min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
     split: Annotated[
-        Literal["by-item", "by-user", "random", "by-time", "by-user-time", "leave-last", "held-out-users", "none"],
+        Literal["by-time", "by-user-time", "leave-last", "by-item", "by-user", "random", "held-out-users", "none"]
+        | None,
         option(
             "--split",
-            "Hold test data back of each item or user at random, of all pairs at random, the last in time of all or of "
-            "each user, each user's --last pairs, or users who are not learnt from; or none, for no evaluation.",
+            "Test on what came after a cut in time, on the last pairs of each user, or on each user's --last pairs; or "
+            "at random on pairs of each item, of each user or of all, or on users who are not learnt from; or none, "
+            "for no evaluation. By default by-time, and by-item if there are no times.",
         ),
-    ] = "by-item",
+    ] = None,
     test: Annotated[
         list[Path] | None,
         option(
@@ -154,10 +157,30 @@ def train(
         int | None, option("--neighbours", "Let so many items speak for another, itself among them; 10 with --no-tune.")
     ] = None,
     neighbour_weighting: Annotated[
-        Literal["tfidf", "bm25", "cosine"] | None,
+        Literal["tfidf", "bm25", "cosine", "rp3beta"] | None,
+        option("--neighbour-weighting", "How items are compared: rp3beta is by random walks; tfidf with --no-tune."),
+    ] = None,
+    walk_alpha: Annotated[
+        float | None, option("--walk-alpha", "Power of a step's probability, of rp3beta; 0.7 with --no-tune.")
+    ] = None,
+    walk_beta: Annotated[
+        float | None, option("--walk-beta", "Power by which popular items are divided, of rp3beta; 0.3 with --no-tune.")
+    ] = None,
+    recency: Annotated[
+        str | None,
         option(
-            "--neighbour-weighting", "Compare items by the users that they share, weighed so; tfidf with --no-tune."
+            "--recency",
+            "Multiply scores by the popularity of late, of which half is lost after each 7d, 12h or 8w; by default "
+            "chosen by the search.",
+            metavar="TIME",
         ),
+    ] = None,
+    recency_gamma: Annotated[
+        float | None, option("--recency-gamma", "Raise that popularity to this power; 1 with --recency.")
+    ] = None,
+    popular_half_life: Annotated[
+        str | None,
+        option("--popular-half-life", "Rank by popularity of late, with --engine popularity.", metavar="TIME"),
     ] = None,
     tune: Annotated[
         int | None,
@@ -204,7 +227,8 @@ def settings_of(given: "Mapping[str, Any]") -> "TrainSettings":
         titles=given["titles"],
         min_per_user=given["min_per_user"],
         min_per_item=given["min_per_item"],
-        split=None if kind == "none" else SplitOptions(kind, given["test_share"], given["last"], seed),
+        split=None if kind == "none" else SplitOptions(kind or "by-time", given["test_share"], given["last"], seed),
+        named=kind is not None,
         seeds=given["seeds"],
         k=given["k"],
         params=params,
@@ -251,27 +275,30 @@ def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
     from offline.train.tuning import TuneOptions
     from offline.train.weighted import SparkParams
 
-    flags = {name: name for name in ("factors", "regularization", "reg_param", "alpha", "iterations", "neighbours")}
-    flags["weighting"] = "neighbour_weighting"
-    named = {name: given[flag] for name, flag in flags.items() if given[flag] is not None}
+    own = ("factors", "regularization", "reg_param", "alpha", "iterations", "neighbours", "walk_alpha", "walk_beta")
+    flags = dict.fromkeys(own) | {"weighting": "neighbour_weighting"}
+    named = {name: given[flag or name] for name, flag in flags.items() if given[flag or name] is not None}
+    named |= _recency(given)
     tune, no_tune, grid, seed = (given[name] for name in ("tune", "no_tune", "grid", "seed"))
     engine: Engine | None = given["engine"]
     searched = tune is not None or grid is not None
     if no_tune and searched:
         raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")
-    if engine in ("popularity", "spark") and searched:
-        raise SettingError(f"{engine} has no parameters to search; leave out --tune and --grid.")
+    if engine == "spark" and searched:
+        raise SettingError("spark has no parameters to search; leave out --tune and --grid.")
     if named and searched:
         raise SettingError(
             f"{_flags(named)} cannot be given where parameters are searched; leave out --tune and --grid."
         )
-    if engine is None and named.keys() & {"neighbours", "weighting"}:
+    if engine is None and named.keys() & {"neighbours", "weighting", "walk_alpha", "walk_beta"}:
         engine = "neighbours"
     kind = PARAMS[engine or "als"]
     if strange := named.keys() - {field.name for field in fields(kind)}:
         raise SettingError(f"{_flags(strange)} is no parameter of the engine {engine or 'als'}.")
+    if named.keys() & {"walk_alpha", "walk_beta"} and named.setdefault("weighting", "rp3beta") != "rp3beta":
+        raise SettingError("--walk-alpha and --walk-beta are of --neighbour-weighting rp3beta.")
     params = kind(**named | ({"seed": seed} if kind in (ALSParams, SparkParams) else {}))
-    if no_tune or named or engine in ("popularity", "spark"):
+    if no_tune or named or engine == "spark":
         return params, None
     if not searched:
         return params, TuneOptions(engine=engine)
@@ -279,9 +306,29 @@ def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
     return params, TuneOptions(cells, engine, tune or 0, max_pairs=None)
 
 
+def _recency(given: "Mapping[str, Any]") -> "dict[str, Any]":
+    """Return what is said of recency and of popularity of late, by the names of parameters."""
+    from offline.errors import SettingError
+    from offline.input.filters import parse_half_life
+    from offline.train.recency import Recency
+
+    days = {
+        name: None if given[name] is None else parse_half_life(given[name]) / timedelta(days=1)
+        for name in ("recency", "popular_half_life")
+    }
+    if days["recency"] is None and given["recency_gamma"] is not None:
+        raise SettingError("--recency-gamma is the power of --recency; give both.")
+    found: dict[str, Any] = {}
+    if days["recency"] is not None:
+        found["recency"] = Recency(days["recency"], 1.0 if given["recency_gamma"] is None else given["recency_gamma"])
+    if days["popular_half_life"] is not None:
+        found["half_life_days"] = days["popular_half_life"]
+    return found
+
+
 def _flags(names: Iterable[str]) -> str:
-    flags = {"weighting": "neighbour-weighting", "reg_param": "reg-param"}
-    return " and ".join(f"--{flags.get(name, name)}" for name in sorted(names))
+    flags = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
+    return " and ".join(f"--{flags.get(name, name.replace('_', '-'))}" for name in sorted(names))
 
 
 def print_report(report: "TrainReport") -> None:
@@ -320,7 +367,8 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     shown = [evaluation.model, *evaluation.baselines]
     tested = evaluation.model.metrics
     kind = "given test data" if evaluation.split is None else f"{evaluation.split.kind} split"
-    kind += f", {evaluation.seeds} seeds" if evaluation.seeds > 1 else ""
+    if evaluation.runs > 1:
+        kind += f", {evaluation.runs} {'pieces' if evaluation.split and evaluation.split.in_time else 'seeds'}"
     out.print(
         f"{kind}: {evaluation.test_pairs:,} pairs of {tested.users:,} users held back, "
         f"measured at {evaluation.k} (± half of the 95 % interval)"

@@ -22,11 +22,12 @@ from offline.evaluate.metrics import (
     measure_users,
 )
 from offline.evaluate.segments import Segments, by_activity
-from offline.evaluate.splits import IN_TIME, Mask, Parts, SplitOptions, split
-from offline.input.matrix import Indices, Matrix, users_per_item
+from offline.evaluate.splits import Parts, SplitOptions, split
+from offline.input.matrix import Indices, Mask, Matrix, users_per_item
 from offline.train.engine import Engine, Params, Ranker, engine_of, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams, by_popularity
+from offline.train.recency import recent_popularity
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
 
@@ -101,9 +102,10 @@ class Evaluation:
     """
     What a model and its baselines achieved; kept in the model folder as JSON.
 
-    *split* is None where the test data were given. Of several *seeds* the metrics are means over their splits, and
-    intervals are Student's t over those; of one, intervals are the bootstrap's over users. *cold_pairs* of the test
-    are of items that nobody has in train, which no engine can find. *leads* are in the order of *baselines*.
+    *split* is None if the test data were given. Of several *runs*, which are seeds or pieces of the log, the metrics
+    are means, and intervals are Student's t over them; of one, intervals are the bootstrap's over users. *cold_pairs*
+    of the test are of items that nobody has in train, which no engine can find. *leads* are in the order of
+    *baselines*.
     """
 
     split: SplitOptions | None
@@ -112,7 +114,7 @@ class Evaluation:
     test_pairs: int
     model: EngineResult
     baselines: tuple[EngineResult, ...]
-    seeds: int = 1
+    runs: int = 1
     cold_pairs: int = 0
     leads: tuple[Lead, ...] = ()
 
@@ -121,8 +123,8 @@ class Evaluation:
         baselines = zip(self.baselines, self.leads, strict=True)
         return {
             "split": {"kind": "given"} if self.split is None else asdict(self.split),
-            "seeds": self.seeds,
-            "intervals_over": "users" if self.seeds == 1 else "seeds",
+            "runs": self.runs,
+            "intervals_over": "users" if self.runs == 1 else "runs",
             "k": self.k,
             "train_pairs": self.train_pairs,
             "test_pairs": self.test_pairs,
@@ -146,7 +148,7 @@ class Evaluation:
 def require_seeds(options: SplitOptions, seeds: int) -> None:
     """Raise SettingError for no seeds, and for several of a split that is not drawn."""
     require_at_least("seeds", seeds)
-    if seeds > 1 and options.kind in IN_TIME:
+    if seeds > 1 and options.in_time:
         raise SettingError(
             f"The split {options.kind} is the same for every seed; leave out --seeds or split at random."
         )
@@ -167,28 +169,32 @@ def evaluate(
     seeds: int = 1,
     baselines: Sequence[Params] = BASELINES,
     segments: Segments | None = None,
+    popular: PopularityParams | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation | None:
     """
     Learn from the train part, recommend *k* items that a user does not have there, and measure them on the test part.
 
-    With several *seeds*, that is done for as many splits, drawn by the seed of *options* and those that follow it.
-    Baselines with the engine of the model are left out. Returns None where a split leaves a part without pairs; raises
-    SettingError for several seeds of a split that is not drawn.
+    That is done for each piece of a log that is split by time, and with several *seeds* for as many splits, drawn by
+    the seed of *options* and those that follow it. Users without a list are served what is *popular*. Baselines with
+    the engine of the model are left out. Returns None if a split leaves a part without pairs; raises SettingError for
+    several seeds of a split that is not drawn.
     """
-    options = options or SplitOptions()
+    options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
     require_at_least("k", k)
     require_seeds(options, seeds)
     runs: list[Evaluation] = []
-    for run in range(seeds):
-        drawn = replace(options, seed=options.seed + run)
-        parts = split(matrix.user_items, matrix.times, drawn)
+    draws = [replace(options, seed=options.seed + run) for run in range(seeds)] if seeds > 1 else options.draws
+    for run, drawn in enumerate(draws):
+        parts = split(matrix.user_items, matrix.history, drawn)
         if parts.train.nnz == 0 or parts.test.nnz == 0:
             return None
-        report = None if on_iteration is None else partial(_report_run, on_iteration, run, seeds)
-        made = evaluate_parts(parts, params, k=k, baselines=baselines, segments=segments, on_iteration=report)
+        report = None if on_iteration is None else partial(_report_run, on_iteration, run, len(draws))
+        made = evaluate_parts(
+            parts, params, k=k, baselines=baselines, segments=segments, popular=popular, on_iteration=report
+        )
         runs.append(replace(made, split=drawn))
-    return runs[0] if seeds == 1 else _mean(runs)
+    return runs[0] if len(draws) == 1 else _mean(runs)
 
 
 def _report_run(on_iteration: Callable[[int, int], None], run: int, runs: int, done: int, total: int) -> None:
@@ -202,13 +208,14 @@ def evaluate_parts(
     k: int = 10,
     baselines: Sequence[Params] = BASELINES,
     segments: Segments | None = None,
+    popular: PopularityParams | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs."""
     groups = {"items": by_activity(parts), **(segments or {})}
-    model = evaluate_engine(parts, params, k, on_iteration, segments=groups)
+    model = evaluate_engine(parts, params, k, on_iteration, segments=groups, popular=popular)
     others = [each for each in baselines if engine_of(each) != model.engine]
-    results = tuple(evaluate_engine(parts, each, k, segments=groups) for each in others)
+    results = tuple(evaluate_engine(parts, each, k, segments=groups, popular=popular) for each in others)
     known = users_per_item(parts.train) > 0
     return Evaluation(
         split=None,
@@ -229,19 +236,26 @@ def evaluate_engine(
     on_iteration: Callable[[int, int], None] | None = None,
     *,
     segments: Segments | None = None,
+    popular: PopularityParams | None = None,
 ) -> EngineResult:
-    """Learn from the train part of one split, and measure the lists on its test part; in detail with *segments*."""
+    """
+    Learn from the train part of one split, and measure the lists on its test part; in detail with *segments*.
+
+    Users without a list are served what is *popular*, by default what the most users have.
+    """
     ranker = fit_parts(parts, params, on_iteration)
     lists = recommend_all(ranker, parts, k)
+    times = parts.train_times
+    half_life = None if popular is None or times is None else popular.half_life_days
+    served = as_served(lists, by_popularity(recent_popularity(parts.train, times, half_life)))
     if segments is not None:
-        return _detailed(params, ranker, lists, parts, segments)
-    served = measure(_as_served(lists, parts), parts.test)
-    return EngineResult(engine_of(params), params, measure(lists, parts.test), served)
+        return _detailed(params, ranker, (lists, served), parts, segments)
+    return EngineResult(engine_of(params), params, measure(lists, parts.test), measure(served, parts.test))
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
     """Learn from the train part, and fold in the users that were held out, if the split held any."""
-    ranker = fit(parts.train, params, on_iteration)
+    ranker = fit(parts.train, params, on_iteration, times=parts.train_times)
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
 
 
@@ -257,13 +271,11 @@ def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     return lists
 
 
-def _as_served(lists: Indices, parts: Parts) -> Indices:
-    return as_served(lists, by_popularity(users_per_item(parts.train)))
-
-
-def _detailed(params: Params, ranker: Ranker, lists: Indices, parts: Parts, segments: Segments) -> EngineResult:
-    plain, served = measure_users(lists, parts.test), measure_users(_as_served(lists, parts), parts.test)
-    of_lists, per_list = measure_lists(lists[plain.users], parts.train)
+def _detailed(
+    params: Params, ranker: Ranker, lists: tuple[Indices, Indices], parts: Parts, segments: Segments
+) -> EngineResult:
+    plain, served = (measure_users(each, parts.test) for each in lists)
+    of_lists, per_list = measure_lists(lists[0][plain.users], parts.train)
     auc = measure_auc(ranker.scores, parts)
     groups = _members(segments, plain)
     # One call draws the same users for everything.
@@ -316,7 +328,7 @@ def _mean(runs: Sequence[Evaluation]) -> Evaluation:
         cold_pairs=round(sum(run.cold_pairs for run in runs) / count),
         model=_mean_result([run.model for run in runs]),
         baselines=tuple(_mean_result(results) for results in zip(*(run.baselines for run in runs), strict=True)),
-        seeds=count,
+        runs=count,
         leads=tuple(Lead(float(np.mean(leads)), of_runs(leads)) for leads in of_leads),
     )
 

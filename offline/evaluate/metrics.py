@@ -8,8 +8,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from offline.evaluate.intervals import Values
-from offline.evaluate.splits import Mask, Parts, pair_keys
-from offline.input.matrix import Floats, Indices, UserItems, users_per_item
+from offline.evaluate.splits import Parts
+from offline.input.matrix import Floats, Indices, Mask, UserItems, cells_of, users_per_item
 from offline.train.popularity import by_popularity
 
 # Scores all items for some users; see `Ranker.scores`.
@@ -140,7 +140,7 @@ def _hits(recommended: Indices, test: UserItems, users: Indices) -> Mask:
     """Return [users, k]: whether the item at that rank of the list is among the user's test items."""
     if test.nnz == 0:
         return np.zeros((len(users), recommended.shape[1]), dtype=np.bool_)
-    keys = np.sort(pair_keys(test))
+    keys = np.sort(cells_of(test))
     lists = recommended[users]
     wanted = users.astype(np.int64)[:, None] * test.shape[1] + lists
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)

@@ -26,7 +26,8 @@ _SPLITS = {
     "by-item": "Of each item's pairs of user and item, {test_share:.0%} were held back, drawn at random.",
     "by-user": "Of each user's items, {test_share:.0%} were held back, drawn at random.",
     "random": "Of all pairs of user and item, {test_share:.0%} were held back, drawn at random.",
-    "by-time": "The last {test_share:.0%} of all pairs of user and item were held back, cut at one moment.",
+    "by-time": "The last {test_share:.0%} of all pairs of user and item were held back. The model was learnt from what "
+    "came up to one moment, and tested on what came after it, as a service meets it.",
     "by-user-time": "Of each user's items, the last {test_share:.0%} were held back.",
     "leave-last": "Of each user who has more, the last {last} were held back.",
     "held-out-users": "Of all users, {test_share:.0%} were not learnt from. A fifth of the items of each was held "
@@ -84,8 +85,9 @@ def _split_in_words(record: Mapping[str, Any]) -> str:
         f"The model was learnt from {record['train_pairs']:,} pairs and tested on {record['test_pairs']:,} of "
         f"{model['users']:,} users, {model['users_with_lists']:,} of whom had a list."
     )
-    if record.get("seeds", 1) > 1:
-        counts += f" That was done {record['seeds']} times: figures are means, and intervals are of those draws."
+    runs = record.get("runs") or record.get("seeds", 1)  # as it was called before
+    if runs > 1:
+        counts += f" That was done {runs} times: figures are means, and intervals are over those times."
     return " ".join([words, counts, _FLATTERS] if split["kind"] in _AT_RANDOM else [words, counts])
 
 

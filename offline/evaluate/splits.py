@@ -1,24 +1,33 @@
 """Splits of the interactions into what is learnt from and what is held back: pure functions of the pairs and a seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
 
 from offline.errors import DataError, SettingError, require_at_least
-from offline.input.matrix import UserItems, users_per_item
+from offline.input.matrix import (
+    NO_TIME,
+    History,
+    Mask,
+    Times,
+    Until,
+    UserItems,
+    cells_of,
+    core,
+    part,
+    users_per_item,
+)
 
-SplitKind = Literal["by-item", "by-user", "random", "by-time", "by-user-time", "leave-last", "held-out-users"]
+SplitKind = Literal["by-time", "by-user-time", "leave-last", "by-item", "by-user", "random", "held-out-users"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
 IN_TIME: frozenset[SplitKind] = frozenset({"by-time", "by-user-time", "leave-last"})
 # Of held-out users: how many items one must have to be tested, and which share of them is held back.
 _MIN_HELD_OUT_ITEMS = 5
 _TARGET_SHARE = 0.2
-
-Times = npt.NDArray[np.int64] | None
-Mask = npt.NDArray[np.bool_]
+# Of three pieces of a log the first two end where 60 and 80 % of the pairs have come.
+_PIECE_STEP, _MOST_PIECES = 0.2, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +35,35 @@ class SplitOptions:
     """
     How pairs are held back for the test.
 
-    by-item, by-user  of each item (or user) *test_share*, at random
-    random            of all pairs *test_share*, at random
-    by-time           the last *test_share* of all pairs: a cut at one moment, which may leave less where many pairs
-                      have the time of the cut
+    by-time           the last *test_share* of all pairs, after one moment: the cut. What is learnt is what the rows up
+                      to the cut say. The test may be smaller if many pairs have the time of the cut.
     by-user-time      of each user the last *test_share*
     leave-last        of each user who has more, the *last* pairs
+    by-item, by-user  of each item (or user) *test_share*, at random
+    random            of all pairs *test_share*, at random
     held-out-users    of *test_share* of the users, who are not learnt from, a fifth of the items; the rest is folded in
                       (strong generalisation: Liang et al., WWW 2018)
 
-    Shares are rounded within each group, half to even. A pair without a time counts as the first of all. Only those at
-    random depend on the *seed*; in time, pairs of one time are in the order of their items.
+    Shares are rounded within each group, half to even. A pair has the time of its first row; a pair without a time
+    counts as the first of all. Pairs of one time are in the order of their items.
+
+    min_per_user, min_per_item  the core of what is learnt from; users and items outside of it are not tested
+    pieces                      of a split by time: the log is cut off at so many places, the last of them its end, and
+                                the last *test_share* of each piece is tested
+    piece                       the number of the piece, from 0
+    repeats                     of a split in time: pairs that a user has already are tested, too, if they come again
+    seed                        of a random split
     """
 
-    kind: SplitKind = "by-item"
+    kind: SplitKind = "by-time"
     test_share: float = 0.25
     last: int = 1
     seed: int = 42
+    min_per_user: int = 1
+    min_per_item: int = 1
+    pieces: int = 1
+    piece: int = 0
+    repeats: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in SPLIT_KINDS:
@@ -50,104 +71,140 @@ class SplitOptions:
         if not 0 < self.test_share < 1:
             raise SettingError(f"The test share is {self.test_share}; it must lie between 0 and 1, such as 0.25.")
         require_at_least("last", self.last)
+        if not 1 <= self.pieces <= _MOST_PIECES:
+            raise SettingError(f"A log is cut into 1 to {_MOST_PIECES} pieces, not into {self.pieces}.")
+
+    @property
+    def in_time(self) -> bool:
+        """Whether nothing is learnt from what came later than the test."""
+        return self.kind in IN_TIME
+
+    @property
+    def draws(self) -> "tuple[SplitOptions, ...]":
+        """The split of each piece of a log that is split by time; of all others, this one alone."""
+        if self.kind != "by-time":
+            return (self,)
+        return tuple(replace(self, piece=piece) for piece in range(self.pieces))
 
 
 class Parts(NamedTuple):
     """
     One split: csr matrices of one shape, users by items.
 
-    train   what is learnt from; *train_times* are the times of its pairs, where the data have any
-    seen    what users have when they are recommended items: train, or of held-out users what is folded in
-    test    what is held back; disjoint from both
+    train    what is learnt from
+    history  the rows of train, if the data have times
+    seen     what users have when they are recommended items: train, or of held-out users what is folded in
+    test     what is held back; disjoint from both, unless repeats are tested
     """
 
     train: UserItems
-    train_times: Times
+    history: History | None
     seen: UserItems
     test: UserItems
 
-    @classmethod
-    def of(cls, train: UserItems, test: UserItems, times: Times = None) -> "Parts":
-        """
-        Return parts that were made elsewhere: canonical csr matrices of one shape, *times* those of the train pairs.
+    @property
+    def train_times(self) -> Times | None:
+        """When each pair of train was first seen, in the order of its data; None if the data have no times."""
+        return None if self.history is None else self.history.first_times(self.train)
 
-        What a user has in train is never recommended, so that such pairs are left out of the test. Raises ValueError
-        for matrices of two shapes.
+    @classmethod
+    def of(cls, train: UserItems, test: UserItems, history: History | None = None) -> "Parts":
+        """
+        Return parts that were made elsewhere: canonical csr matrices of one shape, *history* that of train.
+
+        A user is not recommended what they have in train, so that such pairs are left out of the test. Raises
+        ValueError for matrices of two shapes.
         """
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
-        return cls(train, times, train, part(test, ~np.isin(pair_keys(test), pair_keys(train))))
+        return cls(train, history, train, part(test, ~np.isin(cells_of(test), cells_of(train))))
 
 
-def split(user_items: UserItems, times: Times, options: SplitOptions) -> Parts:
+def split(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
     """
-    Split *user_items* (canonical csr); *times* are those of its pairs, in the order of its data.
+    Split *user_items* (canonical csr), whose rows are in *history*.
 
-    Raises DataError where a split in time is wanted and there are no times. Either part may be empty.
+    Raises DataError if a split in time is wanted and there is no history. Either part may be empty.
     """
-    if options.kind in IN_TIME and times is None:
+    if options.in_time and history is None:
         raise DataError(
             f"The split {options.kind} needs times, and the data have none; name their column with --time-column."
         )
+    times = None if history is None else history.first_times(user_items)
+    if options.in_time and history is not None and times is not None:
+        return _in_time(user_items, history, times, options)
     rows = _rows(user_items)
     if options.kind == "held-out-users":
-        return _hold_out_users(user_items, rows, times, options)
-    held_back = _held_back(user_items, rows, times, options)
-    train = part(user_items, ~held_back)
-    return Parts(train, None if times is None else times[~held_back], train, part(user_items, held_back))
+        return _hold_out_users(user_items, rows, history, options)
+    held_back = _drawn(user_items, rows, options)
+    train = core(part(user_items, ~held_back), options.min_per_user, options.min_per_item)
+    return Parts(
+        train, None if history is None else history.only(train), train, _known(user_items, held_back, train, options)
+    )
 
 
-def pair_keys(user_items: UserItems) -> npt.NDArray[np.int64]:
-    """Return one number for each pair, by which it is known in any matrix of this shape."""
-    keys: npt.NDArray[np.int64] = _rows(user_items) * user_items.shape[1] + user_items.indices
-    return keys
+def _in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
+    """Learn from the rows up to the cut alone: of all users, or of each user."""
+    rows = _rows(user_items)
+    until: Until
+    if options.kind == "by-time":
+        ordered = np.sort(times)
+        ended = len(times) if options.piece == options.pieces - 1 else _share_of_log(options) * len(times)
+        size = max(1, round(ended))
+        cut = int(ordered[max(0, round((1 - options.test_share) * size) - 1)]) if len(times) else NO_TIME
+        until, held_back = cut, np.asarray((times > cut) & (times <= (ordered[size - 1] if len(times) else 0)))
+    else:
+        rank, counts = _ranked(rows, times)
+        if options.kind == "leave-last":
+            held_back = (counts > options.last) & (rank > counts - options.last)
+        else:
+            held_back = rank > np.round((1 - options.test_share) * counts)
+        until = np.full(user_items.shape[0], NO_TIME, dtype=np.int64)
+        np.maximum.at(until, rows[~held_back], times[~held_back])
+    past = history.until(until)
+    learnt = past.matrix()
+    # What is held back of the moment of the cut is not learnt. What stood at the cut is learnt, and not held back, even
+    # if it was cancelled afterwards and came again.
+    tied = held_back & (times <= (until if isinstance(until, int) else until[rows]))
+    learnt = part(learnt, ~np.isin(cells_of(learnt), cells_of(part(user_items, tied))))
+    held_back &= ~np.isin(cells_of(user_items), cells_of(learnt))
+    train = core(learnt, options.min_per_user, options.min_per_item)
+    if options.repeats:
+        again = history.pairs_after(until)
+        return Parts(train, past.only(train), train, _known(again, np.ones(again.nnz, dtype=np.bool_), train, options))
+    return Parts(train, past.only(train), train, _known(user_items, held_back, train, options))
 
 
-def part(user_items: UserItems, kept: Mask) -> UserItems:
-    """Return the pairs for which *kept*, in the order of the data, is true; the shape stays."""
-    ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
-    made = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
-    made.has_canonical_format = True
-    return made
+def _share_of_log(options: SplitOptions) -> float:
+    """Return the share of the pairs that come before the end of a piece: 60, 80 and 100 % if there are three."""
+    return 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
+
+
+def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
+    """Return what is held back; with a core, of its users and items alone."""
+    if options.min_per_user == options.min_per_item == 1:
+        return part(user_items, held_back)
+    rows = _rows(user_items)
+    users, items = np.diff(train.indptr) > 0, users_per_item(train) > 0
+    return part(user_items, held_back & users[rows] & items[user_items.indices])
 
 
 def _rows(user_items: UserItems) -> npt.NDArray[np.int64]:
     return np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
 
 
-def _held_back(user_items: UserItems, rows: npt.NDArray[np.int64], times: Times, options: SplitOptions) -> Mask:
+def _drawn(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOptions) -> Mask:
     draw = np.random.default_rng(options.seed).random(user_items.nnz)
-    columns, everything = user_items.indices.astype(np.int64), np.zeros(user_items.nnz, dtype=np.int64)
-    share = 1 - options.test_share
-    match options.kind:
-        case "by-item":
-            return _beyond(share, columns, draw)
-        case "by-user":
-            return _beyond(share, rows, draw)
-        case "random":
-            return _beyond(share, everything, draw)
-        case "by-user-time":
-            return _beyond(share, rows, times)
-        case "leave-last":
-            rank, counts = _ranked(rows, times)
-            return (counts > options.last) & (rank > counts - options.last)
-        case _:
-            assert times is not None  # noqa: S101 -- `split` has looked
-            cut = np.sort(times)[max(0, round(share * len(times)) - 1)] if len(times) else 0
-            return np.asarray(times > cut)
-
-
-def _beyond(share: float, groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times) -> Mask:
-    """Tell which pairs rank beyond *share* of their group."""
-    rank, counts = _ranked(groups, order)
-    return np.asarray(rank > np.round(share * counts))
+    groups = {"by-item": user_items.indices.astype(np.int64), "by-user": rows}
+    rank, counts = _ranked(groups.get(options.kind, np.zeros_like(rows)), draw)
+    return np.asarray(rank > np.round((1 - options.test_share) * counts))
 
 
 def _ranked(
     groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return of each pair its rank within its group, from 1, and how many there are; equals keep their order."""
-    sorted_ = np.lexsort((order, groups))  # type: ignore[arg-type]  # `split` has looked whether there are times
+    sorted_ = np.lexsort((order, groups))
     counts = np.bincount(groups)
     first = np.cumsum(counts) - counts
     rank = np.empty(len(groups), dtype=np.int64)
@@ -155,7 +212,9 @@ def _ranked(
     return rank, counts[groups].astype(np.int64)
 
 
-def _hold_out_users(user_items: UserItems, rows: npt.NDArray[np.int64], times: Times, options: SplitOptions) -> Parts:
+def _hold_out_users(
+    user_items: UserItems, rows: npt.NDArray[np.int64], history: History | None, options: SplitOptions
+) -> Parts:
     counts = np.diff(user_items.indptr)
     eligible = np.flatnonzero(counts >= _MIN_HELD_OUT_ITEMS)
     generator = np.random.default_rng(options.seed)
@@ -163,9 +222,9 @@ def _hold_out_users(user_items: UserItems, rows: npt.NDArray[np.int64], times: T
     chosen[generator.permutation(eligible)[: round(options.test_share * np.count_nonzero(counts))]] = True
     rank, sizes = _ranked(rows, generator.random(user_items.nnz))
     target = chosen[rows] & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
-    train = part(user_items, ~chosen[rows])
+    train = core(part(user_items, ~chosen[rows]), options.min_per_user, options.min_per_item)
     learnt = users_per_item(train) > 0
-    target &= learnt[user_items.indices]  # what nobody else has cannot be recommended
+    target &= learnt[user_items.indices]  # an item that no other user has cannot be recommended
     folded = chosen[rows] & ~target
-    train_times = None if times is None else times[~chosen[rows]]
-    return Parts(train, train_times, part(user_items, folded), part(user_items, target))
+    own = None if history is None else history.only(train)
+    return Parts(train, own, part(user_items, folded), part(user_items, target))

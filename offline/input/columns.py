@@ -15,7 +15,7 @@ from offline.errors import DataError
 MAX_ID_BYTES = 256
 # What tools write where a value is missing. NA is an id in too many data sets, Namibia's country code for one.
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
-# The first that reads a value of the column is the column's.
+# The one that reads the most values of a column is the column's, the first of equals.
 _TIME_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.fZ",
     "%Y-%m-%d %H:%M:%S%.fZ",
@@ -30,10 +30,15 @@ _TIME_FORMATS = (
     "%m/%d/%Y %H:%M:%S",
     "%m/%d/%Y %H:%M",
     "%m/%d/%Y",
+    "%d/%m/%Y %H:%M:%S",
+    "%d/%m/%Y %H:%M",
+    "%d/%m/%Y",
     "%d.%m.%Y %H:%M:%S",
     "%d.%m.%Y %H:%M",
     "%d.%m.%Y",
 )
+# The format of times that are numbers, counted from 1970.
+NUMBER = "number"
 # In order of preference, without case, spaces and punctuation: `Customer ID` and `customer_id` are both `customerid`.
 _COMMON_NAMES = {
     "user": (
@@ -201,12 +206,19 @@ def number_of(name: str, dtype: pl.DataType) -> pl.Expr:
     return column.cast(pl.String, strict=False).cast(pl.Float64, strict=False)
 
 
-def time_of(name: str, dtype: pl.DataType, sample: str | None) -> pl.Expr | None:
+def time_layouts(values: pl.Series) -> list[str]:
+    """Return the formats that read any of *values*, texts: NUMBER for those of numbers."""
+    text = values.str.strip_chars()
+    numbers = [NUMBER] if text.cast(pl.Float64, strict=False).is_not_null().any() else []
+    return numbers + [each for each in _TIME_FORMATS if text.str.to_datetime(each, strict=False).is_not_null().any()]
+
+
+def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None:
     """
     Return the column as a naive UTC time in microseconds, null where it cannot be read; None when it is no time at all.
 
-    Numbers count from 1970 in seconds, milli-, micro- or nanoseconds, recognized by their size. *sample* is a text of
-    the column: the first of the known formats that reads it is the format of the column.
+    Numbers count from 1970 in seconds, milli-, micro- or nanoseconds, recognized by their size. *layout* is the format
+    of a column of texts, one of `time_layouts`.
     """
     column = pl.col(name)
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
@@ -215,21 +227,19 @@ def time_of(name: str, dtype: pl.DataType, sample: str | None) -> pl.Expr | None
         return column.cast(pl.Datetime("us"))
     if dtype.is_numeric():
         return _from_epoch(column.cast(pl.Float64))
-    if dtype != pl.String or sample is None:
+    if dtype != pl.String or layout is None:
         return None
     text = column.str.strip_chars()
-    if _number(sample) is not None:
+    if layout == NUMBER:
         return _from_epoch(text.cast(pl.Float64, strict=False))
-    for layout in _TIME_FORMATS:
-        if pl.Series([sample.strip()]).str.to_datetime(layout, strict=False)[0] is not None:
-            time = text.str.to_datetime(layout, time_unit="us", strict=False)
-            return time.dt.replace_time_zone(None) if layout.endswith("%#z") else time
-    return None
+    time = text.str.to_datetime(layout, time_unit="us", strict=False)
+    return time.dt.replace_time_zone(None) if layout.endswith("%#z") else time
 
 
 def is_time(text: str) -> bool:
     """Return whether *text* is a time of our days, so that a column without a name may be one of times."""
-    time = time_of("text", pl.String(), text)
+    layouts = time_layouts(pl.Series([text]))
+    time = time_of("text", pl.String(), layouts[0]) if layouts else None
     if time is None:
         return False
     moment = pl.DataFrame({"text": [text]}).select(time).item()

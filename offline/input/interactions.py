@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 
@@ -23,24 +22,27 @@ from offline.input.columns import (
 from offline.input.events import EVENT_COLUMNS, Events, read_events
 from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
 from offline.input.filters import Filter, parse_filter
+from offline.input.matrix import Weighing, Weighting
 from offline.input.notes import event_note, header_note, rating_note, similar_ids_note, whole_numbers_note
 from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, read_titles
 from offline.input.tables import Table, open_tables, with_whole_numbers
 
-Weighting = Literal["sum", "binary", "log"]
-
+_OTHER_TIME = "time in another format than most"
+# If more than this share of the rows have a time in another format, the column is not understood.
+_MOST_OTHER_TIMES = 0.02
+# Of the rows that a refusal is about, so many are shown.
+_SHOWN = 3
 # Fewer than polars takes by itself: as fast, and with less memory.
 _ROWS_AT_ONCE = 20_000
-# However old it is, a row keeps a thousandth of its weight; nothing would be no interaction any more.
-_MAX_HALVINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
     """
-    What the files say, one row per user and item; lives until the matrix is built.
+    What the files say, one row per user, item and time; lives until the matrix is built.
 
-    pairs        [user, item: categorical, weight: f64 > 0, and time: datetime (naive UTC), if any], in no order
+    log          [user, item: categorical, weight: f64 > 0, and time: datetime (naive UTC), if any], in no order
+    weighing     how the rows of a user and an item become one weight
     titles       by item, as far as they are known
     segments     [segment, item, weight: f64, the number of users of the segment that have the item], or None
     memberships  [user, segment]: of each user the segment that most rows name, the first of equals, or None
@@ -52,7 +54,8 @@ class Interactions:
     notes        sentences for who brought the data: what was found and not used, or read otherwise than it is written
     """
 
-    pairs: pl.DataFrame
+    log: pl.DataFrame
+    weighing: Weighing
     titles: dict[str, str]
     segments: pl.DataFrame | None
     memberships: pl.DataFrame | None
@@ -77,12 +80,10 @@ def read_interactions(
     """
     Read the files, or the folders of files of one kind, at *paths*, all of the same columns; `-` is standard input.
 
-    A row weighs what its weight column says, or its event by *event_weights*, or else 1; the rows of a user and an item
-    are added up. With `columns.count` their weight is the number of different values in that column instead. Then
-    *weighting* makes it 1 (binary) or 1 + ln(weight) (log); binary reads no weight column unless one is named. Ratings
-    are no weights unless they are named as such. With *half_life* the weight of a row is halved for each that it is
-    older than the newest, one without a time as much as the oldest; where rows are not added up, that of a user and an
-    item, by their last time.
+    A row weighs what its weight column says, or its event by *event_weights*, or else 1. With `columns.count` the
+    different values in that column count 1 each, at the time of their first row. *weighting* and *half_life* say how
+    the rows of a user and an item become one weight (see `Weighing`); binary reads no weight column unless one is
+    named. Ratings are not weights unless they are named as such.
 
     Segments of events, among the files or alone, are weighed by *event_weights*; so are other files that have a column
     of events, and the rest as they are without.
@@ -106,15 +107,21 @@ def read_interactions(
             () if chosen.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
         )
         survey = rows.survey(source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
+        _check_times(survey, rows, chosen, source)
+        if half_life is not None and survey.kept.get("last") is None:
+            raise DataError(
+                f"{source} has no times, and a half-life needs them; name their column with --time-column, or leave "
+                "the half-life out."
+            )
         with data_errors(source):
-            decay = None if half_life is None else _decay(survey, half_life, source)
-            pairs = _pairs(rows.kept, chosen, weighting, decay)
+            log = _log(rows.kept, chosen, weighting)
             segments = _segments(rows.kept, source) if chosen.segment else None
             memberships = _memberships(rows.kept) if chosen.segment else None
-        _check_size(pairs, source)
+        _check_size(log, source)
         named_titles = {"item": chosen.item, "title": named.title}
         return Interactions(
-            pairs,
+            log,
+            Weighing(weighting, half_life),
             item_titles(rows.kept, source) if titles is None else read_titles(titles, named_titles, form),
             segments,
             memberships,
@@ -125,7 +132,7 @@ def read_interactions(
             chosen,
             [
                 *(events.notes if events else ()),
-                *_notes(tables, chosen, whole, pairs, is_weighed=weights is not None or weighting == "binary"),
+                *_notes(tables, chosen, whole, log, is_weighed=weights is not None or weighting == "binary"),
             ],
         )
 
@@ -176,13 +183,13 @@ def _alike(shapes: Sequence[TableShape]) -> list[TableShape]:
 
 
 def _notes(
-    tables: Sequence[Table], columns: Columns, whole: Sequence[str], pairs: pl.DataFrame, *, is_weighed: bool
+    tables: Sequence[Table], columns: Columns, whole: Sequence[str], log: pl.DataFrame, *, is_weighed: bool
 ) -> list[str]:
     roles = {role: getattr(columns, role) for role in ("user", "item", "weight", "time")}
     notes = [header_note(tables, roles), whole_numbers_note(whole)]
     if not is_weighed and columns.weight is None and columns.count is None:
         notes += [rating_note(list(tables[0].schema)), event_note(tables)]
-    notes += [similar_ids_note(role, pairs.get_column(role)) for role in ("user", "item")]
+    notes += [similar_ids_note(role, log.get_column(role)) for role in ("user", "item")]
     return [note for note in notes if note is not None]
 
 
@@ -263,7 +270,7 @@ def _shape(
         moment = pl.lit(None, dtype=pl.Datetime("us")) if time is None else time
         values += [moment.alias("time"), table.is_absent(columns.time).alias("timeless")]
         if has_times:
-            left_out["time in another format than the first"] = pl.col("time").is_null() & ~pl.col("timeless")
+            left_out[_OTHER_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
     where = {each.text: each.expression(table.schema, str(table.file)) for each in filters}
     return TableShape(values, left_out, pl.col("weight").is_infinite(), where)
 
@@ -284,45 +291,37 @@ def _weight(
 
 
 def _time(table: Table, columns: Columns) -> pl.Expr | None:
-    """Return the times of *table*; its first one shows their format. None where there are none."""
+    """Return the times of *table*, by the format that reads the most of them. None if there are none."""
     if columns.time is None:
         return None
-    return time_of(columns.time, table.schema[columns.time], table.first_text(columns.time))
+    return time_of(columns.time, table.schema[columns.time], next(iter(table.time_layouts(columns.time)), None))
 
 
-def _decay(survey: Survey, half_life: timedelta, source: str) -> pl.Expr:
-    """Return the share of its weight that a row keeps, by its age against the newest."""
-    newest, oldest = survey.kept.get("last"), survey.kept.get("first")
-    if newest is None or oldest is None:
+def _check_times(survey: Survey, rows: Rows, columns: Columns, source: str) -> None:
+    """Raise DataError if too many times are in another format than the others, or all lie in the first days of 1970."""
+    other = survey.left_out.get(_OTHER_TIME, 0)
+    if columns.time is not None and other > _MOST_OTHER_TIMES * survey.rows:
+        shown = "; ".join(rows.examples(_OTHER_TIME, columns.time, _SHOWN))
         raise DataError(
-            f"{source} has no times, which a half-life needs; name their column with --time-column, or leave it out."
+            f"No format of times fits the column {columns.time!r} of {source}: {other:,} of {survey.rows:,} rows have "
+            f"another one ({shown}). Write all of them alike, best as 2026-11-20T08:00:00Z."
         )
-    age = pl.lit(newest, pl.Datetime("us")) - pl.col("time").fill_null(oldest)
-    halvings = age.dt.total_microseconds() / (half_life / timedelta(microseconds=1))
-    return pl.lit(0.5).pow(halvings.clip(upper_bound=_MAX_HALVINGS))
 
 
-def _pairs(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, decay: pl.Expr | None) -> pl.DataFrame:
-    is_sum = columns.count is None and weighting == "sum"
-    of_row = pl.col("weight") if decay is None or not is_sum else pl.col("weight") * decay
-    weight = of_row.sum() if columns.count is None else pl.col("count").n_unique().cast(pl.Float64)
-    # To add up what will be 1 takes more than all else.
-    aggregates = [] if weighting == "binary" else [weight.alias("weight")]
-    if columns.time is not None:
-        aggregates.append(pl.col("time").min())
-    if decay is not None and not is_sum:
-        aggregates.append(decay.max().alias("decay"))
+def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting) -> pl.DataFrame:
+    """Return the rows that make weights: one for each user, item and moment; of a count one for each value."""
+    moment = ["time"] if columns.time is not None else []
     # Numbers for texts take far less memory.
-    ids = pl.col("user", "item").cast(pl.Categorical)
-    pairs = kept.group_by(ids).agg(aggregates).collect(engine="streaming")
-    if weighting == "binary":
-        pairs = pairs.with_columns(weight=pl.lit(1.0))
-    elif weighting == "log":
-        # Weights below 1 (fractions of a rating, say) would turn to nothing and less.
-        pairs = pairs.with_columns(weight=1 + pl.col("weight").clip(lower_bound=1).log())
-    if "decay" in pairs.columns:
-        return pairs.with_columns(weight=pl.col("weight") * pl.col("decay")).drop("decay")
-    return pairs
+    ids = kept.with_columns(pl.col("user", "item").cast(pl.Categorical))
+    if columns.count is not None:
+        first = [pl.col("time").min()] if moment else []
+        values = ids.group_by("user", "item", "count").agg(first)
+        grouped = values.group_by("user", "item", *moment).agg(pl.len().cast(pl.Float64).alias("weight"))
+    elif weighting == "binary":  # to add up what will be 1 takes more than all else
+        grouped = ids.select("user", "item", *moment).unique().with_columns(weight=pl.lit(1.0))
+    else:
+        grouped = ids.group_by("user", "item", *moment).agg(pl.col("weight").sum())
+    return grouped.collect(engine="streaming")
 
 
 def _segments(kept: pl.LazyFrame, source: str) -> pl.DataFrame:
@@ -342,9 +341,9 @@ def _memberships(kept: pl.LazyFrame) -> pl.DataFrame:
     return ranked.unique("user", keep="first", maintain_order=True).drop("len")
 
 
-def _check_size(pairs: pl.DataFrame, source: str) -> None:
+def _check_size(log: pl.DataFrame, source: str) -> None:
     for what in ("user", "item"):
-        ids = pairs.get_column(what)
+        ids = log.get_column(what)
         if (ids == ids[0]).all():
             raise DataError(
                 f"{source} has only one {what}, {ids[0]!r}, in the rows that are kept; recommending needs at least "

@@ -1,7 +1,8 @@
-"""Interactions as a sparse matrix, users by items, after those with too few have been left out."""
+"""Interactions as a sparse matrix, users by items, and the rows behind its pairs, to be summed up to any moment."""
 
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,164 @@ Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 # True for each item that may be recommended; None where all may.
 Allowed: TypeAlias = npt.NDArray[np.bool_] | None
-# Before all others.
+Times = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Weighting = Literal["sum", "binary", "log"]
+# A moment, or one for each user: µs since 1970.
+Until: TypeAlias = int | Times
+
+# Before and after all others.
 NO_TIME = int(np.iinfo(np.int64).min)
+NEVER = int(np.iinfo(np.int64).max)
+# However old a row is, it keeps a thousandth of its weight. A weight of nothing would be no interaction.
+_MAX_HALVINGS = 10
+_DAY_US = 86_400e6
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """
+    How the rows of a user and an item become one weight.
+
+    sum        the weights of the rows are added up
+    binary     1
+    log        1 + ln(the sum), at least 1
+    half_life  a row loses half of its weight each time that it gets older by this, compared with the newest row. The
+               weights are then scaled to the mean that they have without a half-life, so that the same parameters of an
+               engine fit. If rows are not added up, the last row of a pair decides.
+    """
+
+    kind: Weighting = "sum"
+    half_life: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """
+    The rows of a log of interactions, in order of user, item and time; lives as long as its matrix.
+
+    shape    (users, items)
+    cells    [rows] user * items + item, ascending
+    times    [rows] µs since 1970, ascending in a cell; NO_TIME for a row that has none
+    weights  [rows] float32, above zero
+    ended    [rows] when a row was cancelled, NEVER for the others; None if no row was
+    """
+
+    shape: tuple[int, int]
+    cells: Times
+    times: Times
+    weights: Floats
+    weighing: Weighing
+    ended: Times | None = None
+
+    @classmethod
+    def of(cls, user_items: UserItems, times: Times) -> "History":
+        """Return the history of pairs that have one row each; *times* are in the order of user_items.data."""
+        return cls(user_items.shape, cells_of(user_items), times, user_items.data, Weighing())
+
+    def matrix(self, until: Until | None = None) -> UserItems:
+        """Return the pairs that have a row up to *until*, that moment included, weighed by these rows alone."""
+        rows = self._present(until)
+        whole = rows.all()
+        cells, times, weights = (
+            (self.cells, self.times, self.weights)
+            if whole
+            else (self.cells[rows], self.times[rows], self.weights[rows])
+        )
+        starts = _starts(cells)
+        return _csr(cells[starts], _weigh(self.weighing, starts, times, weights), self.shape)
+
+    def until(self, until: Until) -> "History":
+        """Return the rows up to *until*; what was cancelled later is not cancelled yet."""
+        rows = self.times <= self._bounds(until)
+        ended = None
+        if self.ended is not None:
+            kept = self.ended[rows]
+            bounds = until if isinstance(until, int) else self._bounds(until)[rows]
+            ended = np.where(kept <= bounds, kept, NEVER)
+        return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
+
+    def only(self, user_items: UserItems) -> "History":
+        """Return the rows of the pairs of *user_items* alone."""
+        rows = np.isin(self.cells, cells_of(user_items))
+        ended = None if self.ended is None else self.ended[rows]
+        return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
+
+    def renumbered(self, users: Mask, items: Mask) -> "History":
+        """Return the rows of some *users* and *items* alone, which are numbered without gaps then."""
+        of_user, of_item = np.divmod(self.cells, self.shape[1])
+        rows = users[of_user] & items[of_item]
+        shape = int(users.sum()), int(items.sum())
+        cells = (np.cumsum(users) - 1)[of_user[rows]] * shape[1] + (np.cumsum(items) - 1)[of_item[rows]]
+        ended = None if self.ended is None else self.ended[rows]
+        return replace(self, shape=shape, cells=cells, times=self.times[rows], weights=self.weights[rows], ended=ended)
+
+    def first_times(self, user_items: UserItems) -> Times:
+        """Return when each pair of *user_items*, all of which have rows here, was first seen; in the order of data."""
+        present = self._present(None)
+        cells, times = self.cells[present], self.times[present]
+        starts = _starts(cells)
+        wanted = cells_of(user_items)
+        places = np.searchsorted(cells[starts], wanted)
+        found: Times = times[starts][places]
+        return found
+
+    def pairs_after(self, until: Until) -> UserItems:
+        """Return the pairs that have a row after *until* that was never cancelled, of weight 1."""
+        rows = (self.times > self._bounds(until)) & self._present(None)
+        cells = self.cells[rows]
+        starts = _starts(cells)
+        return _csr(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
+
+    def _present(self, until: Until | None) -> Mask:
+        if until is None:
+            return np.ones(len(self.cells), dtype=np.bool_) if self.ended is None else self.ended == NEVER
+        bounds = self._bounds(until)
+        rows: Mask = self.times <= bounds
+        return rows if self.ended is None else rows & (self.ended > bounds)
+
+    def _bounds(self, until: Until) -> Any:  # noqa: ANN401 -- one number or one for each row
+        return until if isinstance(until, int) else until[self.cells // self.shape[1]]
+
+
+def cells_of(user_items: UserItems) -> Times:
+    """Return one number for each pair, by which it is known in any matrix of this shape: user * items + item."""
+    users = np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
+    cells: Times = users * user_items.shape[1] + user_items.indices
+    return cells
+
+
+def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
+    """
+    Return what is left of each weight: half after each half-life, compared with the newest of *times*.
+
+    A row without a time is as old as the oldest.
+    """
+    known = times[times != NO_TIME]
+    oldest, newest = (int(known.min()), int(known.max())) if len(known) else (0, 0)
+    age_us = (newest - np.where(times == NO_TIME, oldest, times)).astype(np.float64)
+    halvings = np.minimum(age_us / (half_life_days * _DAY_US), _MAX_HALVINGS)
+    return np.asarray(0.5**halvings)
+
+
+def cancelled_at(cells: Times, times: Times, cancels: Mask) -> Times:
+    """
+    Return when each row was cancelled: a cancellation ends the latest row of its cell before it that still stands.
+
+    Rows are in order of cell and time. Rows that were not cancelled, and cancellations, get NEVER.
+    """
+    ended = np.full(len(cells), NEVER, dtype=np.int64)
+    concerned = np.isin(cells, cells[cancels])
+    standing: list[int] = []
+    cell = -1
+    for row in np.flatnonzero(concerned).tolist():
+        if cells[row] != cell:
+            cell, standing = cells[row], []
+        if not cancels[row]:
+            standing.append(row)
+        elif standing:
+            ended[standing.pop()] = times[row]
+    return ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,69 +182,93 @@ class Matrix:
     """
     The interactions that count, and whose they are; row r is user_ids[r], column c is item_ids[c].
 
-    Ids ascend by their UTF-8 bytes, as publishing needs them. *times*, where the data have any, are those of the pairs,
-    in the order of user_items.data: µs since 1970, NO_TIME where a pair has none. Lives from reading to the end of the
-    job.
+    Ids ascend by their UTF-8 bytes, as publishing needs them. *history* holds the rows behind the pairs, if the data
+    have times. Lives from reading to the end of the job.
     """
 
     user_ids: list[str]
     item_ids: list[str]
     user_items: UserItems
-    times: npt.NDArray[np.int64] | None = None
+    history: History | None = None
     users_left_out: int = 0
     items_left_out: int = 0
     pairs_left_out: int = 0
 
+    @property
+    def times(self) -> Times | None:
+        """When each pair was first seen, in the order of user_items.data; None if the data have no times."""
+        return None if self.history is None else self.history.first_times(self.user_items)
 
-def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1) -> Matrix:
+
+def to_matrix(
+    log: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1, weighing: Weighing | None = None
+) -> Matrix:
     """
-    Build the matrix of *pairs* [user, item, weight, and perhaps time], one row per pair, in any order.
+    Build the matrix of *log* [user, item, weight, and perhaps time and cancels], in any order.
 
-    Ids are text or categorical. Users with fewer than *min_per_user* items and items with fewer than *min_per_item*
-    users are left out, again and again until none is (the k-core). Raises DataError when nothing is left or a weight
-    does not fit, SettingError for a minimum below 1.
+    Ids are text or categorical. Without times a pair has one row. With *cancels*, which is true for a cancellation, a
+    cancellation takes back the latest row before it of the same user and item. Users with fewer than *min_per_user*
+    items and items with fewer than *min_per_item* users are left out, again and again until none is (the k-core).
+    Raises DataError when nothing is left or a weight does not fit, SettingError for a minimum below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
+    weighing = weighing or Weighing()
     # polars sorts text by its bytes, which for UTF-8 is the order of code points.
-    users, user_codes = _encoded(pairs.get_column("user"))
-    items, item_codes = _encoded(pairs.get_column("item"))
-    kept = _core(user_codes, item_codes, min_per_user, min_per_item)
-    if not kept.any():
+    users, user_codes = _encoded(log.get_column("user"))
+    items, item_codes = _encoded(log.get_column("item"))
+    cells = user_codes.astype(np.int64) * len(items) + item_codes
+    with np.errstate(over="ignore"):
+        weights = log.get_column("weight").to_numpy().astype(np.float32)
+    times = log.get_column("time").to_physical().fill_null(NO_TIME).to_numpy() if "time" in log.columns else None
+    cancels = log.get_column("cancels").to_numpy() if "cancels" in log.columns else None
+    shape = len(users), len(items)
+    whole = _history(shape, cells, weights, weighing, times=times, cancels=cancels)
+    everything = whole.matrix()
+    kept = core(everything, min_per_user, min_per_item)
+    if not kept.nnz:
         raise DataError(
-            f"Nothing is left of {pairs.height:,} pairs ({len(users):,} users, {len(items):,} items) once each user "
+            f"Nothing is left of {everything.nnz:,} pairs ({len(users):,} users, {len(items):,} items) once each user "
             f"has {min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
         )
-    user_codes, item_codes = user_codes[kept], item_codes[kept]
-    with np.errstate(over="ignore"):
-        weights = pairs.get_column("weight").to_numpy()[kept].astype(np.float32)
-    if not (np.isfinite(weights).all() and (weights > 0).all()):
+    if not (np.isfinite(kept.data).all() and (kept.data > 0).all()):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
-    rows, user_ids = _renumbered(user_codes, users)
-    columns, item_ids = _renumbered(item_codes, items)
+    present = np.diff(kept.indptr) > 0, users_per_item(kept) > 0
+    user_ids, item_ids = (ids.filter(pl.Series(of)).to_list() for ids, of in zip((users, items), present, strict=True))
     for what, ids in (("user", user_ids), ("item", item_ids)):
         if len(ids) < 2:
             raise DataError(
                 f"There is only one {what}, {ids[0]!r}; recommending needs at least two users and two items."
             )
-    shape = len(user_ids), len(item_ids)
-    places = csr_matrix((np.arange(len(rows), dtype=np.int64), (rows, columns)), shape=shape)
-    places.sort_indices()
-    order = places.data
-    user_items = csr_matrix((weights[order], places.indices, places.indptr), shape=shape)
-    user_items.has_canonical_format = True
-    times = None
-    if "time" in pairs.columns:
-        times = pairs.get_column("time").to_physical().fill_null(NO_TIME).to_numpy()[kept][order]
+    user_items, history = kept, whole
+    if shape != (len(user_ids), len(item_ids)):
+        user_items = kept[present[0]][:, present[1]]
+        user_items.has_canonical_format = True
+        history = whole.renumbered(*present)
     return Matrix(
         user_ids,
         item_ids,
         user_items,
-        times,
+        None if times is None else history,
         users_left_out=len(users) - len(user_ids),
         items_left_out=len(items) - len(item_ids),
-        pairs_left_out=pairs.height - int(user_items.nnz),
+        pairs_left_out=int(everything.nnz - kept.nnz),
     )
+
+
+def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
+    """Return the pairs of users with *min_per_user* items and of items with *min_per_item* users; the shape stays."""
+    users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
+    kept = _core(users, user_items.indices, min_per_user, min_per_item)
+    return user_items if kept.all() else part(user_items, kept)
+
+
+def part(user_items: UserItems, kept: Mask) -> UserItems:
+    """Return the pairs for which *kept*, in the order of the data, is true; the shape stays."""
+    ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
+    made = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
+    made.has_canonical_format = True
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +281,14 @@ class KnownPairs:
     left_out: dict[str, int]
 
 
-def known_pairs(pairs: pl.DataFrame, matrix: Matrix) -> KnownPairs:
+def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     """
-    Place *pairs* [user, item, weight], one row per pair, in rows and columns of *matrix*.
+    Place the pairs of *log* [user, item, …] in rows and columns of *matrix*, each with a weight of 1.
 
     Pairs of a user or an item that it lacks are left out, and those that it has, for lists never repeat what a user
     has; *left_out* counts pairs by the first of these reasons, zeros not listed.
     """
+    pairs = log.unique(["user", "item"], maintain_order=True)
     rows, columns = (
         _places(pairs.get_column("user"), matrix.user_ids),
         _places(pairs.get_column("item"), matrix.item_ids),
@@ -117,9 +299,9 @@ def known_pairs(pairs: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     width = len(matrix.item_ids)
     seen = known & np.isin(rows * width + columns, own * width + matrix.user_items.indices)
     kept = known & ~seen
-    weights = pairs.get_column("weight").to_numpy()[kept].astype(np.float32)
-    user_items = csr_matrix((weights, (rows[kept], columns[kept])), shape=matrix.user_items.shape)
-    user_items.sum_duplicates()
+    ones = np.ones(np.count_nonzero(kept), dtype=np.float32)
+    user_items = csr_matrix((ones, (rows[kept], columns[kept])), shape=matrix.user_items.shape)
+    user_items.sort_indices()
     counts = {
         "unknown user": np.count_nonzero(~users_known),
         "unknown item": np.count_nonzero(users_known & ~items_known),
@@ -181,8 +363,61 @@ def _core(users: Indices, items: Indices, min_per_user: int, min_per_item: int) 
         kept[np.flatnonzero(kept)[~enough]] = False
 
 
-def _renumbered(codes: Indices, ids: pl.Series) -> tuple[Indices, list[str]]:
-    present = np.zeros(len(ids), dtype=np.bool_)
-    present[codes] = True
-    numbers = (np.cumsum(present) - 1).astype(np.int32)
-    return numbers[codes], ids.filter(pl.Series(present)).to_list()
+def _history(
+    shape: tuple[int, int],
+    cells: Times,
+    weights: Floats,
+    weighing: Weighing,
+    *,
+    times: Times | None,
+    cancels: Mask | None,
+) -> History:
+    """Put rows in order of cell and time, and take cancellations back; without *times* all are of one moment."""
+    moments = np.zeros(len(cells), dtype=np.int64) if times is None else times
+    order = np.argsort(cells, kind="stable") if times is None else np.lexsort((moments, cells))
+    cells, moments, weights = cells[order], moments[order], weights[order]
+    if cancels is None or not cancels.any():
+        return History(shape, cells, moments, weights, weighing)
+    cancels = cancels[order]
+    ended = cancelled_at(cells, moments, cancels)
+    stand = ~cancels
+    return History(shape, cells[stand], moments[stand], weights[stand], weighing, ended[stand])
+
+
+def _starts(cells: Times) -> Times:
+    """Return where each cell begins."""
+    if not len(cells):
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(np.concatenate(([True], cells[1:] != cells[:-1])))
+
+
+def _weigh(weighing: Weighing, starts: Times, times: Times, weights: Floats) -> Floats:
+    """Return the weight of each pair; its rows begin at *starts*."""
+    if not len(starts):
+        return np.zeros(0, dtype=np.float32)
+    if weighing.kind == "binary":
+        plain = np.ones(len(starts))
+    else:
+        plain = np.add.reduceat(weights, starts, dtype=np.float64)
+        if weighing.kind == "log":
+            # A sum below 1, of fractions of a rating for example, would become zero or less.
+            plain = 1 + np.log(np.maximum(plain, 1))
+    if weighing.half_life is None:
+        return plain.astype(np.float32)
+    kept = decay(times, weighing.half_life / timedelta(days=1))
+    if weighing.kind == "sum":
+        decayed = np.add.reduceat(weights * kept, starts, dtype=np.float64)
+    else:
+        last = np.concatenate((starts[1:], [len(times)])) - 1
+        decayed = plain * kept[last]
+    scaled: Floats = (decayed * (plain.mean() / decayed.mean())).astype(np.float32)
+    return scaled
+
+
+def _csr(cells: Times, weights: Floats, shape: tuple[int, int]) -> UserItems:
+    """Build a matrix of *cells*, which ascend, each there once."""
+    users, items = np.divmod(cells, shape[1])
+    ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))
+    made = csr_matrix((weights, items.astype(np.int32), ends.astype(np.int32)), shape=shape)
+    made.has_canonical_format = True
+    return made

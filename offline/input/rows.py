@@ -76,14 +76,24 @@ class Rows:
             raise DataError(f"Nothing is left of the {total:,} rows of {source}: {counted}; {advice}.")
         return Survey(total, left_out, by_reason[0])
 
+    def examples(self, reason: str, column: str, count: int) -> list[str]:
+        """Return the places and values in *column* of the first *count* rows that are left out for a *reason*."""
+        number = self._reasons.index(reason) + 1
+        found = self._all.filter(pl.col("reason") == number).select("file", "row").head(count).collect()
+        return [f"{self._place(file, row)}: {self._value(file, row, column)!r}" for file, row in found.iter_rows()]
+
+    def _place(self, file: int, row: int) -> str:
+        table = self._tables[file]
+        return f"{table.file}, row {row + table.first_row}"
+
+    def _value(self, file: int, row: int, column: str) -> object:
+        return self._tables[file].frame.slice(row, 1).select(column).collect().item()
+
     def _invalid_number(self, role: str, column: str) -> DataError:
         file, row = self._all.filter("invalid").select("file", "row").head(1).collect().row(0)
-        table = self._tables[file]
-        value = table.frame.slice(row, 1).select(column).collect().item()
-        place = f"{table.file}, row {row + table.first_row}, column {column!r}"
         return DataError(
-            f"{place}: the {role} {value!r} is not a finite number; "
-            f"mend the row, remove it, or name another {role} column."
+            f"{self._place(file, row)}, column {column!r}: the {role} {self._value(file, row, column)!r} is not a "
+            f"finite number; mend the row, remove it, or name another {role} column."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from offline.errors import DataError
-from offline.input.columns import is_absent, text_of
+from offline.input.columns import is_absent, text_of, time_layouts, time_of
 from offline.input.files import DataFile, Format, data_errors
 from offline.input.text import scan_text
 
@@ -57,6 +57,30 @@ class Table:
                 if first.height:
                     return str(first.item())
         return None
+
+    def time_layouts(self, name: str) -> list[str]:
+        """
+        Return the formats that read the most values of a column of times that are texts; the first is to be used.
+
+        Two, if every date can be read as month/day and as day/month. None for a column of another type.
+        """
+        if self.schema[name] != pl.String:
+            return []
+        present = self.frame.filter(~self.is_absent(name)).select(name)
+        with data_errors(self.file):
+            for rows in (present.head(_HEAD_ROWS), present):
+                layouts = time_layouts(rows.collect(engine="streaming").get_column(name))
+                if layouts:
+                    break
+            if len(layouts) < 2:
+                return layouts
+            readable = [
+                time.is_not_null().sum().alias(layout)
+                for layout in layouts
+                if (time := time_of(name, pl.String(), layout)) is not None
+            ]
+            counts = present.select(readable).collect(engine="streaming").row(0, named=True)
+        return [layout for layout in layouts if counts[layout] == max(counts.values())]
 
 
 def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Table]:

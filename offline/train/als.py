@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # p
 
 from offline.errors import DataError, SettingError, require_at_least
 from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items
+from offline.train.recency import Recency
 from offline.train.weighted import SparkParams, check_hyperparameters, solve
 
 # Bounds the memory that a batch takes beside the factors.
@@ -39,6 +40,7 @@ class ALSParams:
     alpha: float = 4.0
     iterations: int = 15
     seed: int = 42
+    recency: Recency | None = None
 
     def __post_init__(self) -> None:
         check_hyperparameters(self.factors, self.iterations, self.alpha, self.seed)
@@ -67,6 +69,13 @@ class Factors:
     user_factors: Floats
     item_factors: Floats
     params: ALSParams | SparkParams = field(default_factory=ALSParams)
+    recent: Floats | None = None
+    """[items], multiplies the scores of users' lists, if recency is wanted."""
+
+    @property
+    def _ranked_factors(self) -> Floats:
+        """The factors of the items by which lists of users are ranked."""
+        return self.item_factors if self.recent is None else self.item_factors * self.recent[:, None]
 
     def recommend(
         self,
@@ -85,12 +94,13 @@ class Factors:
         banned = _banned(allowed)
         items = np.full((len(users), n), -1, dtype=np.int32)
         scores = np.zeros((len(users), n), dtype=np.float32)
+        ranked = self._ranked_factors
         with threadpool_limits(1, "blas"):
             for start in range(0, len(users), _RANKED_AT_ONCE):
                 batch = users[start : start + _RANKED_AT_ONCE]
                 seen = csr_matrix(user_items[batch])
                 ids, values = topk(
-                    self.item_factors,
+                    ranked,
                     self.user_factors[batch],
                     n,
                     filter_query_items=None if keep_seen else _Rows(seen),
@@ -105,7 +115,7 @@ class Factors:
         """Multiply the factors of *users* with those of all items; see `Ranker`."""
         has_any = np.diff(user_items.indptr)[users] > 0
         with threadpool_limits(1, "blas"):
-            scores: Floats = np.where(has_any[:, None], self.user_factors[users], 0) @ self.item_factors.T
+            scores: Floats = np.where(has_any[:, None], self.user_factors[users], 0) @ self._ranked_factors.T
         return scores
 
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
@@ -150,7 +160,7 @@ class Factors:
             for start in range(0, user_items.shape[0], _SOLVED_AT_ONCE):
                 rows = user_items[start : start + _SOLVED_AT_ONCE]
                 factors[start : start + _SOLVED_AT_ONCE] = model.recalculate_user(np.arange(rows.shape[0]), rows)
-        return Factors(factors, self.item_factors, self.params)
+        return replace(self, user_factors=factors)
 
 
 def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:

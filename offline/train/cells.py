@@ -23,8 +23,8 @@ _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0)
 _EASE = (6.0, 20.0, 60.0)
 _NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (("tfidf", (5, 10, 20, 100)), ("bm25", (5, 100)))
 _FEWEST = 5
-# Twice the factors take two to three times as long; a search goes no further by itself than to those of the defaults.
-_MOST_FACTORS = 256
+# Twice the factors take two to three times as long; a search goes no further by itself.
+_MOST_FACTORS = 512
 # Similarities of more pairs of items than this are not worth their memory.
 _MOST_SIMILARITIES = 10_000_000
 # Its time grows with the third power of the items; with so many, a cell takes about as long as one of 512 factors.
@@ -64,8 +64,10 @@ def _beyond_als(ranked: Sequence[ALSParams], items: int) -> Iterator[Params]:
     if not ranked:
         return
     best, alphas = ranked[0], [params.alpha for params in ranked]
-    if 2 * best.factors <= min(_MOST_FACTORS, items):
-        yield replace(best, factors=2 * best.factors)
+    # The best regularization and alpha are another question than the number of factors: they are crossed.
+    for factors in (2 * best.factors, _MOST_FACTORS):
+        if best.factors < factors <= min(_MOST_FACTORS, items):
+            yield replace(best, factors=factors)
     for times, edge in ((2, max(alphas)), (0.5, min(alphas))):
         if best.alpha == edge:
             yield replace(best, regularization=times * best.regularization, alpha=times * best.alpha)
@@ -146,11 +148,12 @@ def _cell(values: object, where: str, defaults: ALSParams) -> Params:
     if kind is SparkParams:
         raise SettingError(f"{where} is of Spark, whose parameters are not searched; search those of als.")
     usual: dict[str, Any] = asdict(defaults if kind is ALSParams else kind())
+    usual.pop("recency", None)
     given = {name: value for name, value in values.items() if name != "engine"}
     for name, value in given.items():
         if name not in usual:
             raise SettingError(f"{where} has {name!r}, and {engine} has only {', '.join(usual) or 'no parameters'}.")
-        wanted = type(usual[name])
+        wanted = type(usual[name]) if usual[name] is not None else float
         if isinstance(value, bool) or not isinstance(value, int | float if wanted is float else wanted):
             raise SettingError(f"{where} has {name} = {value!r}; it must be of type {wanted.__name__}.")
     try:

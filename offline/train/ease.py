@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix, diags_array
 
 from offline.errors import SettingError, require_at_least
 from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items
+from offline.train.recency import Recency
 
 # A user counts by the square root of what they have: between one vote for each user and one for each pair.
 _USER_POWER = -0.25
@@ -23,6 +24,7 @@ class EASEParams:
     """How much the weights are held back; raises SettingError for what makes no sense."""
 
     regularization: float = 20.0
+    recency: Recency | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.regularization < math.inf:
@@ -31,9 +33,14 @@ class EASEParams:
 
 @dataclass(frozen=True, slots=True)
 class EASE:
-    """The model: *weights* [items, items], float32, of what an item that a user has adds to the score of another."""
+    """
+    The model: *weights* [items, items], float32, of what an item that a user has adds to the score of another.
+
+    *recent* [items] multiplies the scores, if recency is wanted.
+    """
 
     weights: Floats
+    recent: Floats | None = None
 
     def recommend(
         self,
@@ -66,6 +73,8 @@ class EASE:
 
     def _summed(self, rows: UserItems) -> Floats:
         summed: Floats = _damped(rows).astype(np.float32) @ self.weights
+        if self.recent is not None:
+            summed *= self.recent
         return np.maximum(summed, 0, out=summed)
 
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:

@@ -1,16 +1,18 @@
 """Engines: what can be learnt from a matrix, and what ranks items for users once it is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 from offline.errors import DataError
-from offline.input.matrix import Allowed, Floats, Indices, UserItems
+from offline.input.matrix import Allowed, Floats, Indices, Times, UserItems
 from offline.train import als, ease, neighbours, popularity
 from offline.train.als import ALSParams
 from offline.train.ease import EASEParams
 from offline.train.memory import als_bytes, check_memory, ease_bytes
 from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
+from offline.train.popularity import Popularity, PopularityParams
+from offline.train.recency import Recency
 from offline.train.weighted import SparkParams
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
@@ -69,16 +71,19 @@ def described(params: Params) -> str:
     """Return the engine and what was chosen of it: `neighbours (tfidf, 5)`."""
     match params:
         case ALSParams():
-            chosen = f" ({params.factors} factors, regularization {params.regularization:g}, alpha {params.alpha:g})"
+            chosen = f"{params.factors} factors, regularization {params.regularization:g}, alpha {params.alpha:g}"
         case SparkParams():
-            chosen = f" ({params.factors} factors, reg-param {params.reg_param:g}, alpha {params.alpha:g})"
+            chosen = f"{params.factors} factors, reg-param {params.reg_param:g}, alpha {params.alpha:g}"
         case EASEParams():
-            chosen = f" (regularization {params.regularization:g})"
+            chosen = f"regularization {params.regularization:g}"
         case NeighbourParams():
-            chosen = f" ({params.weighting}, {params.neighbours})"
-        case _:
-            chosen = ""
-    return engine_of(params) + chosen
+            walk = f", walk {params.walk_alpha:g}/{params.walk_beta:g}" if params.weighting == "rp3beta" else ""
+            chosen = f"{params.weighting}, {params.neighbours}{walk}"
+        case PopularityParams():
+            chosen = "" if params.half_life_days is None else f"half-life {params.half_life_days:g} d"
+    if (recency := recency_of(params)) is not None:
+        chosen += f"; recency ^ {recency.gamma:g}, half-life {recency.half_life_days:g} d"
+    return f"{engine_of(params)} ({chosen})" if chosen else engine_of(params)
 
 
 def as_options(params: Params) -> str:
@@ -91,10 +96,19 @@ def as_options(params: Params) -> str:
         case EASEParams():
             chosen = f" --regularization {params.regularization:g}"
         case NeighbourParams():
-            chosen = f" --neighbours {params.neighbours} --neighbour-weighting {params.weighting}"
-        case _:
-            chosen = ""
+            walk = f" --walk-alpha {params.walk_alpha:g} --walk-beta {params.walk_beta:g}"
+            walk = walk if params.weighting == "rp3beta" else ""
+            chosen = f" --neighbours {params.neighbours} --neighbour-weighting {params.weighting}{walk}"
+        case PopularityParams():
+            chosen = "" if params.half_life_days is None else f" --popular-half-life {params.half_life_days:g}d"
+    if (recency := recency_of(params)) is not None:
+        chosen += f" --recency {recency.half_life_days:g}d --recency-gamma {recency.gamma:g}"
     return f"--engine {engine_of(params)}{chosen}"
+
+
+def recency_of(params: Params) -> Recency | None:
+    """Return the recency by which scores are multiplied; None if they are not."""
+    return None if isinstance(params, PopularityParams) else params.recency
 
 
 def params_class(engine: object) -> type[Params]:
@@ -107,36 +121,51 @@ def params_class(engine: object) -> type[Params]:
 
 def params_from(engine: object, values: dict[str, Any]) -> Params:
     """Return the parameters of *engine* that a model or a file says; raises DataError for an engine that is unknown."""
-    return params_class(engine)(**values)
+    given = values.get("recency")
+    return params_class(engine)(**values if given is None else values | {"recency": Recency(**given)})
 
 
-def fit(user_items: UserItems, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
+def fit(
+    user_items: UserItems,
+    params: Params,
+    on_iteration: Callable[[int, int], None] | None = None,
+    *,
+    times: Times | None = None,
+) -> Ranker:
     """
     Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
 
-    *on_iteration* is called with (done, total). On Spark the session is used that is open. Raises DataError for a
-    matrix that cannot be learnt from, and where the memory that it takes is not there.
+    *times* are when its pairs began, in the order of its data; a half-life needs them. *on_iteration* is called with
+    (done, total). On Spark the session is used that is open. Raises DataError for a matrix that cannot be
+    learnt from, and if the memory that it takes is not there.
     """
-    if isinstance(params, ALSParams):
-        users, items = user_items.shape
-        fewer = (
-            "lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster with --engine spark"
-        )
-        check_memory(als_bytes(user_items.nnz, users, items, params.factors), fewer)
-        return als.fit(user_items, params, on_iteration)
-    if isinstance(params, SparkParams):
-        from offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
-
-        return training.fit(user_items, params, on_iteration)
     ranker: Ranker
     match params:
+        case ALSParams():
+            users, items = user_items.shape
+            fewer = (
+                "lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster with --engine "
+                "spark"
+            )
+            check_memory(als_bytes(user_items.nnz, users, items, params.factors), fewer)
+            ranker = als.fit(user_items, params, on_iteration)
+        case SparkParams():
+            from offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
+
+            ranker = training.fit(user_items, params, on_iteration)
         case EASEParams():
             check_memory(ease_bytes(user_items.shape[1]), "raise --min-per-item, or learn with --engine als")
             ranker = ease.fit(user_items, params)
         case NeighbourParams():
             ranker = neighbours.fit(user_items, params)
-        case _:
-            ranker = popularity.fit(user_items)
-    if on_iteration is not None:
+        case PopularityParams():
+            ranker = popularity.fit(user_items, params, times)
+    if on_iteration is not None and not isinstance(params, ALSParams | SparkParams):
         on_iteration(1, 1)
-    return ranker
+    recency = recency_of(params)
+    return ranker if recency is None else with_recency(ranker, recency.weights(user_items, times))
+
+
+def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
+    """Return *ranker* with the scores of users' lists multiplied by *weights* [items]; popularity stays as it is."""
+    return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)  # type: ignore[type-var]  # each other engine's model is a dataclass with this field

@@ -1,37 +1,54 @@
-"""Item neighbours: items that the same users have, weighed by TF-IDF, BM25 or cosine, and the lists that they give."""
+"""Item neighbours: items that the same users have, by TF-IDF, BM25, cosine or random walks, and the lists they give."""
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from implicit._nearest_neighbours import NearestNeighboursScorer
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
 from implicit.utils import ParameterWarning
-from scipy.sparse import csr_matrix, diags_array
+from scipy.sparse import csr_matrix, diags_array, vstack
 
 from offline.errors import SettingError, require_at_least
-from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items
+from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items, users_per_item
+from offline.train.recency import Recency
 
-NeighbourWeighting = Literal["tfidf", "bm25", "cosine"]
+NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
 _RECOMMENDERS = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
+# Rows of the similarities of random walks that are made at once: bounds the memory.
+_WALKED_AT_ONCE = 256
 # So many are kept of each item for lists of similar items, even where fewer make the lists of users better.
 _KEPT = 101
 
 
 @dataclass(frozen=True, slots=True)
 class NeighbourParams:
-    """How items are compared, and by how many *neighbours* (the item itself among them) one speaks for others."""
+    """
+    How items are compared, and how many *neighbours* each has, itself among them.
+
+    *walk_alpha* and *walk_beta* are of rp3beta: the power of a step's probability, and that of the number of users by
+    which a popular neighbour is divided.
+    """
 
     weighting: NeighbourWeighting = "tfidf"
     neighbours: int = 10
+    walk_alpha: float = 0.7
+    walk_beta: float = 0.3
+    recency: Recency | None = None
 
     def __post_init__(self) -> None:
-        if self.weighting not in _RECOMMENDERS:
-            raise SettingError(f"weighting is {self.weighting!r}; it must be one of {', '.join(_RECOMMENDERS)}.")
+        if self.weighting not in get_args(NeighbourWeighting):
+            known = ", ".join(get_args(NeighbourWeighting))
+            raise SettingError(f"weighting is {self.weighting!r}; it must be one of {known}.")
         require_at_least("neighbours", self.neighbours, 2)
+        if not (0 < self.walk_alpha <= 2 and 0 <= self.walk_beta <= 2):
+            raise SettingError(
+                f"walk_alpha is {self.walk_alpha} and walk_beta {self.walk_beta}; both are at most 2, walk_alpha "
+                "above 0 and walk_beta 0 or above."
+            )
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,8 @@ class Neighbours:
 
     similarity: Any
     params: NeighbourParams
+    recent: Floats | None = None
+    """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     def recommend(
         self,
@@ -99,6 +118,8 @@ class Neighbours:
     def _speaking(self) -> Callable[[bytes | None], Any]:
         """The similarities of the nearest neighbours, to allowed items; kept, for lists are made batch by batch."""
         everything = nearest(self.similarity, self.params.neighbours)
+        if self.recent is not None:
+            everything.data *= self.recent[everything.indices]
         everything.eliminate_zeros()
 
         @lru_cache(maxsize=1)
@@ -115,7 +136,10 @@ class Neighbours:
 def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     """Compare all items of *user_items* on all cores; raises DataError for a matrix that cannot be learnt from."""
     check_user_items(user_items)
-    recommender = _RECOMMENDERS[params.weighting](K=min(max(params.neighbours, _KEPT), user_items.shape[1]))
+    kept = min(max(params.neighbours, _KEPT), user_items.shape[1])
+    if params.weighting == "rp3beta":
+        return Neighbours(_walked(user_items, params, kept), params)
+    recommender = _RECOMMENDERS[params.weighting](K=kept)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParameterWarning)  # it converts a matrix of its own making
         recommender.fit(user_items, show_progress=False)
@@ -124,6 +148,32 @@ def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
     return Neighbours(similarity, params)
+
+
+def _walked(user_items: UserItems, params: NeighbourParams, kept: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
+    """
+    Return of each item the *kept* items that a random walk from it, to a user and on to an item, reaches most.
+
+    Popular ends are divided by a power of their users (RP3beta: Paudel et al., Updatable, accurate, diverse, and
+    scalable recommendations for interactive applications, ACM TiiS 2017).
+    """
+    to_users, to_items = (_steps(matrix, params.walk_alpha) for matrix in (user_items.T, user_items))
+    divisors = np.maximum(users_per_item(user_items), 1) ** params.walk_beta
+    blocks = []
+    for start in range(0, user_items.shape[1], _WALKED_AT_ONCE):
+        reached = csr_matrix(to_users[start : start + _WALKED_AT_ONCE] @ to_items)
+        reached.data /= divisors[reached.indices]
+        reached.sort_indices()
+        blocks.append(nearest(reached, kept))
+    return csr_matrix(vstack(blocks, format="csr"))
+
+
+def _steps(matrix: UserItems, power: float) -> Any:  # noqa: ANN401 -- scipy publishes no types
+    """Return the probabilities of a step along each row of *matrix*, to a *power*."""
+    rows = csr_matrix(matrix, dtype=np.float64)
+    sums = np.asarray(rows.sum(axis=1)).ravel()
+    rows.data = (rows.data / np.repeat(np.where(sums > 0, sums, 1), np.diff(rows.indptr))) ** power
+    return rows
 
 
 def nearest(similarity: Any, neighbours: int) -> Any:  # noqa: ANN401 -- scipy publishes no types

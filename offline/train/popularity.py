@@ -9,7 +9,16 @@ import numpy.typing as npt
 import polars as pl
 
 from offline.errors import DataError, require_at_least
-from offline.input.matrix import Allowed, Floats, Indices, Matrix, UserItems, check_user_items, users_per_item
+from offline.input.matrix import (
+    Allowed,
+    Floats,
+    Indices,
+    Matrix,
+    Times,
+    UserItems,
+    check_user_items,
+)
+from offline.train.recency import check_half_life, recent_popularity
 
 # The service keeps every popular list in memory.
 MAX_SEGMENTS = 1000
@@ -26,12 +35,22 @@ class Popular:
 
 @dataclass(frozen=True, slots=True)
 class PopularityParams:
-    """Popularity has nothing to choose."""
+    """
+    How long a user of an item counts: half as much after each *half_life_days*, compared with the newest pair.
+
+    None counts all users alike, however long ago they came.
+    """
+
+    half_life_days: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.half_life_days is not None:
+            check_half_life(self.half_life_days)
 
 
 @dataclass(frozen=True, slots=True)
 class Popularity:
-    """The model: *counts* [items], of each item the number of users that have it."""
+    """The model: *counts* [items], of each item the number of users that have it, or that number decayed by time."""
 
     counts: Floats
 
@@ -91,10 +110,14 @@ class Popularity:
         return self
 
 
-def fit(user_items: UserItems) -> Popularity:
-    """Count the users of each item; raises DataError for a matrix that cannot be learnt from."""
+def fit(user_items: UserItems, params: PopularityParams, times: Times | None = None) -> Popularity:
+    """
+    Count the users of each item; *times* are those of the pairs, in the order of their data.
+
+    Raises DataError for a matrix that cannot be learnt from, and for a half-life without times.
+    """
     check_user_items(user_items)
-    return Popularity(users_per_item(user_items).astype(np.float32))
+    return Popularity(recent_popularity(user_items, times, params.half_life_days).astype(np.float32))
 
 
 def by_popularity(counts: npt.NDArray[Any]) -> Indices:
@@ -102,10 +125,11 @@ def by_popularity(counts: npt.NDArray[Any]) -> Indices:
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
-def most_popular(matrix: Matrix, n: int) -> Popular:
-    """Return the *n* items (or all, if fewer) that the most users have."""
+def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) -> Popular:
+    """Return the *n* items (or all, if fewer) that the most users have, or have had of late."""
     require_at_least("The length of the popular list", n)
-    return _first(np.arange(len(matrix.item_ids), dtype=np.int32), users_per_item(matrix.user_items), n)
+    counts = recent_popularity(matrix.user_items, matrix.times, half_life_days)
+    return _first(np.arange(len(matrix.item_ids), dtype=np.int32), counts, n)
 
 
 def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) -> dict[str, Popular]:

@@ -16,13 +16,15 @@ import numpy as np
 from offline.errors import DataError, SettingError, require_at_least
 from offline.evaluate.evaluation import fit_parts, recommend_all
 from offline.evaluate.metrics import measure_users
-from offline.evaluate.splits import IN_TIME, Parts, SplitOptions, Times, split
-from offline.input.matrix import Floats, UserItems
+from offline.evaluate.splits import Parts, SplitOptions, split
+from offline.input.matrix import Floats, History, Times, UserItems
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
 from offline.train.ease import EASEParams
-from offline.train.engine import Engine, Params, engine_of, params_from
+from offline.train.engine import Engine, Params, Ranker, engine_of, params_from, recency_of, with_recency
 from offline.train.neighbours import NeighbourParams, NeighbourWeighting
+from offline.train.popularity import PopularityParams
+from offline.train.recency import Recency
 
 # Above so many pairs a search takes minutes to hours, which nobody should wait for who did not ask for it.
 MAX_PAIRS = 1_000_000
@@ -39,8 +41,17 @@ _SURE = 1.96
 _SIMPLER_WORTH = 0.01
 # By how many numbers are chosen.
 _SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "ease", "neighbours", "als")
-_PLAINEST_FIRST: tuple[NeighbourWeighting, ...] = ("cosine", "tfidf", "bm25")
+_PLAINEST_FIRST: tuple[NeighbourWeighting, ...] = ("cosine", "tfidf", "bm25", "rp3beta")
 _EXTENSIONS = 3
+# Recency is tried with these half-lives in days first, then with others and other powers around the best.
+_HALF_LIVES = (1.0, 4.0, 16.0, 64.0)
+_FIRST_GAMMA = 1.0
+_STEP = 2.0
+_SHORTEST = 0.125
+_LONGEST = 512.0
+_MOST_GAMMA = 4.0
+# A split by time is searched at so many cuts.
+_INNER_PIECES = 1
 
 Report = Callable[[int, int], None]
 
@@ -162,6 +173,13 @@ class Search:
         return _best_of_each(self.trials)
 
     @property
+    def popular(self) -> PopularityParams:
+        """What is popular: with the half-life that ranks best, or over all time if none was tried."""
+        tried = [trial for trial in self.trials if isinstance(trial.params, PopularityParams)]
+        best = max(tried, key=lambda trial: trial.ndcg, default=None)
+        return best.params if best is not None and isinstance(best.params, PopularityParams) else PopularityParams()
+
+    @property
     def usual(self) -> Trial | None:
         """The trial of the defaults, if it was made."""
         return next((trial for trial in self.trials if trial.params == self.defaults), None)
@@ -179,7 +197,7 @@ class Search:
 
 def tune(
     user_items: UserItems,
-    times: Times,
+    history: History | None,
     options: SplitOptions,
     tuning: TuneOptions,
     *,
@@ -192,24 +210,26 @@ def tune(
     """
     Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
 
-    *times* are those of the pairs. Trials are appended to the file *journal*, and those that it holds of the same data
-    and split are not made again. *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done,
-    total), whose total grows where the best cell lies at an edge and where engines are close; *on_notice* with what it
-    is going to cost. Returns None where there are too few pairs to hold some back. Raises DataError where the journal
-    cannot be written.
+    *history* holds the rows of the pairs. In a split in time the best of each engine is tried with recency, too.
+    Trials are appended to the file *journal*, and those that it holds of the same data and split are not made again.
+    *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done, total), whose total grows where
+    the best cell lies at an edge and where engines are close; *on_notice* with what it is going to cost. Returns None
+    if there are too few pairs to hold some back. Raises DataError if the journal cannot be written.
     """
     defaults = defaults or ALSParams()
-    inner = replace(options, seed=(options.seed + 1) % 2**32)  # else the same numbers would hold back twice
-    parts = split(user_items, times, inner)
-    if _is_empty(parts):
+    # With the same seed the same numbers would hold back twice.
+    inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_INNER_PIECES, repeats=False)
+    splits = [split(user_items, history, each) for each in inner.draws]
+    if any(map(_is_empty, splits)):
         return None
-    known, items = _Journal(journal, _digest(user_items, times, inner, _EXPLORING, k)), user_items.shape[1]
+    known, items = _Journal(journal, _digest(user_items, history, inner, _EXPLORING, k)), user_items.shape[1]
+    has_recency = inner.in_time and not tuning.cells
     cells = list(tuning.cells or default_cells(defaults, items, tuning.engine))
     trials: list[Trial] = []
 
     def run(waiting: Sequence[Params], draws: int) -> None:
         for at, params in enumerate(waiting, 1):
-            trials.append(known.find(params) or known.keep(_trial([parts], params, k, _EXPLORING)))
+            trials.append(known.find(params) or known.keep(_trial(splits, params, k, _EXPLORING)))
             on_trial(len(trials), len(trials) + len(waiting) - at + draws)
             if len(trials) == 1:
                 on_notice(_estimate(trials[0], cells, tuning.draws, inner))
@@ -221,11 +241,73 @@ def tune(
     for number in range(tuning.draws):
         drawn = draw(_ranked(trials), np.random.default_rng([inner.seed, number]), items)
         run([] if drawn is None else [drawn], tuning.draws - number - 1)
+    if has_recency:
+        for params in [trials[number].params for number in _best_of_each(trials)]:
+            for trial in _recent_trials(splits, params, k, known):
+                trials.append(trial)
+                on_trial(len(trials), len(trials) + 1)
     found = Search(inner, k, tuple(trials), defaults)
-    return replace(found, finals=_finals(found, user_items, times, journal, on_trial))
+    return replace(found, finals=_finals(found, user_items, history, journal, on_trial))
 
 
-def _finals(search: Search, user_items: UserItems, times: Times, journal: Path | None, report: Report) -> Finals | None:
+def _recent_trials(splits: Sequence[Parts], params: Params, k: int, known: "_Journal") -> Iterator[Trial]:
+    """
+    Try *params* with recency: half-lives first, then powers, then half-lives again, as far as it gets better.
+
+    Popularity has a half-life alone.
+    """
+    fitted: list[tuple[Ranker, Times | None]] | None = None
+    best: Trial | None = None
+    tried = set[tuple[float, float]]()
+
+    def with_recency_of(half_life: float, gamma: float) -> Params:
+        if isinstance(params, PopularityParams):
+            return PopularityParams(half_life)
+        return replace(params, recency=Recency(half_life, gamma))
+
+    waiting = [(half_life, _FIRST_GAMMA) for half_life in _HALF_LIVES]
+    while waiting:
+        for half_life, gamma in waiting:
+            tried.add((half_life, gamma))
+            wanted = with_recency_of(half_life, gamma)
+            trial = known.find(wanted)
+            if trial is None:
+                if fitted is None:
+                    fitted = [(fit_parts(parts, _exploring(params)), parts.train_times) for parts in splits]
+                trial = known.keep(_recent_trial(splits, fitted, wanted, k))
+            yield trial
+            if best is None or trial.ndcg > best.ndcg:
+                best, at = trial, (half_life, gamma)
+        half_life, gamma = at
+        gammas = [] if isinstance(params, PopularityParams) else [gamma * _STEP, gamma / _STEP]
+        near = [(half_life * _STEP, gamma), (half_life / _STEP, gamma), *((half_life, each) for each in gammas)]
+        waiting = [
+            (days, power)
+            for days, power in near
+            if (days, power) not in tried and _SHORTEST <= days <= _LONGEST and power <= _MOST_GAMMA
+        ]
+
+
+def _recent_trial(
+    splits: Sequence[Parts], fitted: Sequence[tuple[Ranker, Times | None]], params: Params, k: int
+) -> Trial:
+    """Measure engines that were fitted already, each with the times of its pairs, with another recency."""
+    start = perf_counter()
+    values = []
+    for parts, (ranker, times) in zip(splits, fitted, strict=True):
+        recency = recency_of(params)
+        if recency is None:
+            changed = fit_parts(parts, params)
+        else:
+            changed = with_recency(ranker, recency.weights(parts.train, times))
+        values.append(_ndcg(changed, parts, k))
+    iterations = min(_EXPLORING, params.iterations) if isinstance(params, ALSParams) else None
+    return Trial(params, iterations, perf_counter() - start, np.concatenate(values))
+
+
+def _finals(
+    search: Search, user_items: UserItems, history: History | None, journal: Path | None, report: Report
+) -> Finals | None:
     """
     Compare the best of each engine that are close to the highest once more, if there are several.
 
@@ -236,11 +318,11 @@ def _finals(search: Search, user_items: UserItems, times: Times, journal: Path |
     close = [trial.params for trial in best if trial.ndcg >= (1 - _CLOSE) * highest]
     share, seed = min(search.split.test_share, _FINAL_SHARE), (search.split.seed + 1) % 2**32
     options = replace(search.split, test_share=share, seed=seed)
-    wanted = len(close) > 1 and options.kind not in IN_TIME
-    splits = _draw_splits(user_items, times, options) if wanted else []
+    wanted = len(close) > 1 and not options.in_time
+    splits = _draw_splits(user_items, history, options) if wanted else []
     if not splits:
         return None
-    known, before = _Journal(journal, _digest(user_items, times, options, None, search.k)), len(search.trials)
+    known, before = _Journal(journal, _digest(user_items, history, options, None, search.k)), len(search.trials)
     trials: list[Trial] = []
     for params in close:
         trials.append(known.find(params) or known.keep(_trial(splits, params, search.k, None)))
@@ -248,12 +330,12 @@ def _finals(search: Search, user_items: UserItems, times: Times, journal: Path |
     return Finals(options, len(splits), tuple(trials))
 
 
-def _draw_splits(user_items: UserItems, times: Times, options: SplitOptions) -> list[Parts]:
+def _draw_splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
     """Return the draws of a split whose users are enough together; none where one leaves a part without pairs."""
     found: list[Parts] = []
     users = 0
     while users < _ENOUGH_USERS and len(found) < _MOST_DRAWS:
-        parts = split(user_items, times, replace(options, seed=(options.seed + len(found)) % 2**32))
+        parts = split(user_items, history, replace(options, seed=(options.seed + len(found)) % 2**32))
         if _is_empty(parts):
             return []
         found.append(parts)
@@ -272,9 +354,7 @@ def _tested(parts: Parts) -> int:
 def _trial(splits: Sequence[Parts], params: Params, k: int, most: int | None) -> Trial:
     """Learn from each of *splits*, with *most* iterations if they are limited, and measure each user."""
     start = perf_counter()
-    tried = params
-    if isinstance(params, ALSParams) and most is not None:
-        tried = replace(params, iterations=min(most, params.iterations))
+    tried = params if most is None else _exploring(params)
     iterations = tried.iterations if isinstance(tried, ALSParams) else None
     try:
         values = np.concatenate([_measured(parts, tried, k) for parts in splits])
@@ -283,9 +363,18 @@ def _trial(splits: Sequence[Parts], params: Params, k: int, most: int | None) ->
     return Trial(params, iterations, perf_counter() - start, values)
 
 
+def _exploring(params: Params) -> Params:
+    """Return *params* with as few iterations as rank cells."""
+    return replace(params, iterations=min(_EXPLORING, params.iterations)) if isinstance(params, ALSParams) else params
+
+
 def _measured(parts: Parts, params: Params, k: int) -> Floats:
+    return _ndcg(fit_parts(parts, params), parts, k)
+
+
+def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Floats:
     """Return the nDCG of each user that has test items."""
-    lists = recommend_all(fit_parts(parts, params), parts, k)
+    lists = recommend_all(ranker, parts, k)
     found: Floats = measure_users(lists, parts.test).values["ndcg"].astype(np.float32)
     return found
 
@@ -406,11 +495,13 @@ class _Journal:
                 continue  # the line that was being written when the search was killed
 
 
-def _digest(user_items: UserItems, times: Times, options: SplitOptions, most: int | None, k: int) -> str:
+def _digest(user_items: UserItems, history: History | None, options: SplitOptions, most: int | None, k: int) -> str:
     """Name the data, the split, the most iterations and the versions that the trials belong to."""
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
-    digest = blake2b(repr((user_items.shape, options, k, most, versions)).encode(), digest_size=16)
-    for array in (user_items.indptr, user_items.indices, user_items.data, times):
+    weighing = None if history is None else history.weighing
+    digest = blake2b(repr((user_items.shape, options, weighing, k, most, versions)).encode(), digest_size=16)
+    rows = () if history is None else (history.cells, history.times, history.weights, history.ended)
+    for array in (user_items.indptr, user_items.indices, user_items.data, *rows):
         if array is not None:
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ import numpy as np
 
 from offline.errors import SettingError, require_at_least
 from offline.input.matrix import Floats, UserItems
+from offline.train.recency import Recency
 
 # What a user has weighs more than what they have not, whose confidence is 1, however small its weight.
 _LEAST_CONFIDENCE = 1.001
@@ -41,6 +42,7 @@ class SparkParams:
     alpha: float = 4.0
     iterations: int = 15
     seed: int = 42
+    recency: Recency | None = None
 
     def __post_init__(self) -> None:
         check_hyperparameters(self.factors, self.iterations, self.alpha, self.seed)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from tests.support.command import failed, hotplate
 
@@ -33,8 +34,44 @@ def test_several_seeds_are_means_over_splits_and_no_choice_in_time(tmp_path: Pat
     data = clicks(tmp_path)
     options = ("--split", "held-out-users", "--seeds", "3", *FEW)
     facts = json.loads(hotplate("train", data, "--out", tmp_path / "model", "--json", *options).stdout)["evaluation"]
-    assert (facts["seeds"], facts["intervals_over"]) == (3, "seeds")
+    assert (facts["runs"], facts["intervals_over"]) == (3, "runs")
     low, high = facts["intervals"]["ndcg"]
     assert low < facts["model"]["ndcg"] < high
     in_time = hotplate("train", data, "--out", tmp_path / "model", "--split", "leave-last", "--seeds", "2", *FEW)
     failed(in_time, "The split leave-last is the same for every seed", code=2)
+
+
+def log_with(folder: Path, name: str, *, days_later: int = 0, repeats: int = 0) -> Path:
+    """Write 40 days of clicks; new ones of the last 10 days may come later, and old ones may come again then."""
+    rng = np.random.default_rng(3)
+    likes = np.where(np.arange(30) % 3 == np.arange(60)[:, None] % 3, 0.7, 0.1)
+    user, item = np.nonzero(rng.random((60, 30)) < likes)
+    day = rng.permutation(len(user)) * 40 // len(user)
+    rows = pl.DataFrame({"user": user, "item": item, "day": np.where(day >= 30, day + days_later, day)})
+    old = rows.filter(pl.col("day") < 30)
+    again = old.sample(fraction=0.3, seed=1).with_columns(day=pl.lit(40 + days_later, dtype=pl.Int64))
+    log = pl.concat([rows, *[again] * repeats])
+    log.select("user", "item", time=1_700_000_000 + pl.col("day") * 86_400).write_csv(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("split", ["by-time", "by-user-time", "leave-last"])
+@pytest.mark.parametrize("weighting", ["sum", "log", "binary"])
+def test_what_a_user_chooses_again_after_the_cut_changes_no_figure(split: str, weighting: str, tmp_path: Path) -> None:
+    options = ("--split", split, "--weighting", weighting, "--json", *FEW)
+    found = []
+    for name, repeats in (("once.csv", 0), ("again.csv", 9)):
+        log = log_with(tmp_path, name, repeats=repeats)
+        found.append(json.loads(hotplate("train", log, "--out", tmp_path / "model", *options).stdout)["evaluation"])
+    assert found[0]["model"] == found[1]["model"]
+    assert found[0]["baselines"] == found[1]["baselines"]
+
+
+def test_a_half_life_counts_from_the_cut_however_late_the_test_comes(tmp_path: Path) -> None:
+    options = ("--split", "by-time", "--half-life", "7d", "--json", *FEW)
+    found = []
+    for name, days_later in (("soon.csv", 0), ("late.csv", 1000)):
+        log = log_with(tmp_path, name, days_later=days_later)
+        found.append(json.loads(hotplate("train", log, "--out", tmp_path / "model", *options).stdout)["evaluation"])
+    assert found[0]["model"] == found[1]["model"]
+    assert found[0]["model"]["ndcg"] > 0.1

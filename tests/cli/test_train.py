@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from offline.input.sample import sample
+from offline.train.engine import as_options
+from offline.train.neighbours import NeighbourParams
 from tests.support.command import failed, hotplate
 
 GRID = """
@@ -36,7 +39,8 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
     assert set(facts["evaluation"]["baselines"]) == {"popularity"}
     assert done.stderr.startswith("searching ")
     assert "--no-tune skips it" in done.stderr
-    for named in (["--no-tune", "--engine", "neighbours"], ["--neighbours", "5"], ["--engine", "popularity"]):
+    popular = ["--popular-half-life", "7d", "--engine", "popularity"]
+    for named in (["--no-tune", "--engine", "neighbours"], ["--neighbours", "5"], popular):
         done = hotplate("train", clicks, "--out", tmp_path / "model", *named)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
@@ -60,14 +64,53 @@ def test_a_grid_of_ones_own_is_searched_and_gone_on_from(clicks: Path, tmp_path:
     assert "on the inner split; " in done.stdout
     assert " 3 trials, " in done.stdout
     trials = json.loads((tmp_path / "model" / "model.json").read_text())["tuning"]["trials"]
-    assert trials[0]["params"] == {"factors": 8, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 3}
-    assert trials[1]["params"] == {"weighting": "bm25", "neighbours": 20}
+    als = {"factors": 8, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 3, "recency": None}
+    assert trials[0]["params"] == als
+    neighbours = {"weighting": "bm25", "neighbours": 20, "walk_alpha": 0.7, "walk_beta": 0.3, "recency": None}
+    assert trials[1]["params"] == neighbours
 
 
 def test_the_first_line_says_which_baseline_ranks_better(clicks: Path, tmp_path: Path) -> None:
     weak = ["--factors", "1", "--regularization", "1000000", "--iterations", "1"]
     done = hotplate("train", clicks, "--out", tmp_path / "model", *weak)
     assert " ranks better than this model on the test: nDCG@10 0." in done.stdout.partition("\n")[0]
+
+
+def test_what_is_named_of_recency_walks_and_popularity_is_learnt(clicks: Path, tmp_path: Path) -> None:
+    recency = {"half_life_days": 0.5, "gamma": 0.5}
+    for options, named in (
+        (["--factors", "4", "--recency", "12h", "--recency-gamma", "0.5"], {"factors": 4, "recency": recency}),
+        (["--recency", "2w", "--engine", "ease"], {"recency": {"half_life_days": 14, "gamma": 1}}),
+        (["--walk-beta", "0.6"], {"weighting": "rp3beta", "walk_alpha": 0.7, "walk_beta": 0.6}),
+        (["--engine", "popularity", "--popular-half-life", "3d"], {"half_life_days": 3}),
+    ):
+        done = hotplate("train", clicks, "--out", tmp_path / "model", "--json", *options)
+        params = json.loads(done.stdout)["params"]
+        assert {name: params[name] for name in named} == named
+    again = ["--neighbours", "10", "--neighbour-weighting", "rp3beta", "--walk-alpha", "0.7", "--walk-beta", "0.6"]
+    assert as_options(NeighbourParams("rp3beta", walk_beta=0.6)) == " ".join(["--engine neighbours", *again])
+
+
+def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(clicks: Path, tmp_path: Path) -> None:
+    plain: list[str | Path] = ["--out", tmp_path / "model", "--no-tune", "--factors", "4"]
+    done = hotplate("train", clicks, *plain)
+    assert "by-time split: " in done.stdout
+    assert done.stderr == ""
+    rows = pl.read_csv(clicks)
+    rows.drop("time").write_csv(tmp_path / "timeless.csv")
+    rows.with_columns(time=pl.lit("2026-01-01")).write_csv(tmp_path / "of-one-time.csv")
+    for name, sentence in (
+        ("timeless", "the data have no times, so the lists are tested on a random draw, which flatters"),
+        ("of-one-time", "a cut in time leaves 0 users to test, so the lists are tested on a random draw"),
+    ):
+        done = hotplate("train", tmp_path / f"{name}.csv", *plain)
+        assert "by-item split: " in done.stdout
+        assert done.stderr.startswith(sentence)
+    failed(hotplate("train", tmp_path / "timeless.csv", *plain, "--split", "by-time"), "needs times, and the data have")
+    done = hotplate("train", tmp_path / "of-one-time.csv", *plain, "--split", "by-time")
+    assert "leaves none to learn from, or none to test on, so there was no evaluation." in done.stdout
+    done = hotplate("train", clicks, *plain, "--split", "by-item")
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -80,7 +123,13 @@ def test_the_first_line_says_which_baseline_ranks_better(clicks: Path, tmp_path:
             ["--engine", "als", "--neighbour-weighting", "bm25"],
             "--neighbour-weighting is no parameter of the engine als",
         ),
-        (["--engine", "popularity", "--tune", "5"], "Popularity has no parameters to search"),
+        (["--engine", "spark", "--tune", "5"], "Spark has no parameters to search"),
+        (["--popular-half-life", "7d"], "--popular-half-life is no parameter of the engine als"),
+        (["--engine", "popularity", "--recency", "7d"], "--recency is no parameter of the engine popularity"),
+        (["--engine", "als", "--walk-alpha", "1"], "--walk-alpha is no parameter of the engine als"),
+        (["--neighbour-weighting", "tfidf", "--walk-beta", "0"], "are of --neighbour-weighting rp3beta"),
+        (["--recency-gamma", "0.5"], "--recency-gamma is the power of --recency; give both"),
+        (["--recency", "soon"], "half-life"),
         (["--neighbours", "1"], "Neighbours is 1; it must be at least 2"),
         (["--grid", "absent.toml"], "The grid absent.toml cannot be read"),
     ],

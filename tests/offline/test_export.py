@@ -12,7 +12,7 @@ from offline.train.ease import EASEParams
 from offline.train.engine import Params, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
-from tests.support.interactions import checkerboard_model
+from tests.support.interactions import ROUNDING, checkerboard_model
 
 
 def saved(params: Params | None, folder: Path) -> Path:
@@ -53,7 +53,7 @@ def test_what_is_exported_to_implicit_recommends_the_same(params: Params | None,
     for user in range(20):
         _, scores = exported.recommend(user, given[user], N=5)
         assert scores[: np.count_nonzero(expected[user])] == pytest.approx(
-            expected[user][expected[user] != 0], rel=1e-5
+            expected[user][expected[user] != 0], rel=1e-5, abs=ROUNDING
         )
 
 

@@ -18,7 +18,12 @@ from offline.input.matrix import to_matrix
 from offline.input.sample import sample
 from offline.model import Model, load, save
 from offline.train.als import ALSParams, Factors, fit
-from offline.train.popularity import most_popular, popular_by_segment
+from offline.train.ease import EASEParams
+from offline.train.engine import Params, described
+from offline.train.engine import fit as fit_engine
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams, most_popular, popular_by_segment
+from offline.train.recency import Recency
 from stores.folders import LOCK
 
 PARAMS = ALSParams(factors=4, iterations=2)
@@ -56,13 +61,39 @@ def test_what_is_saved_is_what_is_loaded(model: Model, tmp_path: Path) -> None:
     assert np.array_equal(loaded.matrix.times, model.matrix.times)
     assert (loaded.matrix.user_items != model.matrix.user_items).nnz == 0
     assert loaded.matrix.user_items.has_canonical_format
-    assert replace(loaded.matrix, user_items=None, times=None) == replace(model.matrix, user_items=None, times=None)
+    assert replace(loaded.matrix, user_items=None, history=None) == replace(model.matrix, user_items=None, history=None)
     assert loaded.popular.items.tolist() == model.popular.items.tolist()
     assert loaded.popular.scores.tolist() == model.popular.scores.tolist()
     assert list(loaded.segments) == list(model.segments) == ["east", "north", "south", "west"]
     assert all(loaded.segments[name].items.tolist() == model.segments[name].items.tolist() for name in model.segments)
     for name in ("titles", "params", "metrics", "data", "created_at"):
         assert getattr(loaded, name) == getattr(model, name)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        replace(PARAMS, recency=Recency(9, 0.5)),
+        EASEParams(recency=Recency(9, 0.5)),
+        NeighbourParams("rp3beta", recency=Recency(9, 0.5)),
+        PopularityParams(9),
+    ],
+    ids=described,
+)
+def test_a_model_keeps_its_recency(params: Params, model: Model, tmp_path: Path) -> None:
+    user_items, users = model.matrix.user_items, np.arange(50, dtype=np.int32)
+    ranker = fit_engine(user_items, params, times=model.matrix.times)
+    save(replace(model, ranker=ranker, params=params), tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert loaded.params == params
+    for one, other in zip(
+        ranker.recommend(user_items, users, 8), loaded.ranker.recommend(user_items, users, 8), strict=True
+    ):
+        assert np.array_equal(one, other)
+    everyday: Params
+    everyday = PopularityParams() if isinstance(params, PopularityParams) else replace(params, recency=None)
+    plain = fit_engine(user_items, everyday).recommend(user_items, users, 8)
+    assert not np.array_equal(plain[1], loaded.ranker.recommend(user_items, users, 8)[1])
 
 
 def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Model, tmp_path: Path) -> None:
@@ -79,7 +110,14 @@ def test_the_folder_describes_itself(model: Model, tmp_path: Path) -> None:
     description = json.loads((tmp_path / "model" / "model.json").read_text())
     assert description["format"] == 2
     assert description["engine"] == "als"
-    assert description["params"] == {"factors": 4, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 42}
+    assert description["params"] == {
+        "factors": 4,
+        "regularization": 30.0,
+        "alpha": 4.0,
+        "iterations": 2,
+        "seed": 42,
+        "recency": None,
+    }
     assert set(description["versions"]) == {"hotplate", "implicit", "numpy", "polars", "scipy"}
     assert description["users"] == 50
     assert not list((tmp_path / "model").glob("*.pkl"))

@@ -1,6 +1,7 @@
 """Training from end to end, on the sample and on data that are too few."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from offline.pipeline import TrainSettings, train
 from offline.train.als import ALSParams
 from offline.train.engine import Params
 from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
+from offline.train.popularity import PopularityParams, most_popular
 from offline.train.tuning import TuneOptions, tune
 
 PARAMS = ALSParams(factors=16, iterations=5)
@@ -54,6 +55,32 @@ def test_no_evaluation_is_made_when_none_is_requested(tmp_path: Path) -> None:
     assert load(tmp_path / "model").metrics is None
 
 
+def test_the_popular_list_and_its_baseline_have_the_half_life_that_is_best_before_the_cut(tmp_path: Path) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [
+        f"u{(user + day) % 40:02},i{day // 10}{choice},{(start + timedelta(days=day, minutes=user)).isoformat()}"
+        for day in range(60)
+        for user in range(day % 7 + 20 - day // 4)  # fewer and fewer users, so that old items stay ahead overall
+        for choice in (user % 3,)
+    ]
+    (tmp_path / "fashions.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
+    report = train(TrainSettings(tmp_path / "fashions.csv", params=PARAMS, k=5), tmp_path / "model")
+    assert report.evaluation is not None
+    (popular,) = (each.params for each in report.evaluation.baselines if each.engine == "popularity")
+    assert isinstance(popular, PopularityParams)
+    assert popular.half_life_days is not None
+    model = load(tmp_path / "model")
+    first = [model.matrix.item_ids[item] for item in model.popular.items[:3]]
+    assert sorted(first) == ["i50", "i51", "i52"], "those of the last ten days"
+    wanted = most_popular(model.matrix, 100, popular.half_life_days)
+    assert model.popular.items.tolist() == wanted.items.tolist()
+    overall = TrainSettings(tmp_path / "fashions.csv", params=PARAMS, split=SplitOptions("by-item"), k=5)
+    assert (
+        train(overall, tmp_path / "overall").model.popular.items.tolist()
+        == most_popular(model.matrix, 100).items.tolist()
+    )
+
+
 @pytest.mark.parametrize("split", ["random", "by-item"])
 def test_data_too_few_for_an_evaluation_still_make_a_model(split: SplitKind, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user,item\nu,i\nv,j\n")
@@ -89,11 +116,12 @@ CELLS: tuple[Params, ...] = (PARAMS, NeighbourParams(neighbours=30), PopularityP
 def test_a_search_never_touches_the_test_and_the_model_keeps_its_trials(tmp_path: Path) -> None:
     sample(150, 60).write_csv(tmp_path / "sample.csv")
     reports: list[tuple[str, int, int]] = []
-    settings = TrainSettings(tmp_path / "sample.csv", tuning=TuneOptions(CELLS))
+    drawn = SplitOptions("by-item")
+    settings = TrainSettings(tmp_path / "sample.csv", tuning=TuneOptions(CELLS), split=drawn)
     report = train(settings, tmp_path / "model", lambda *step: reports.append(step))
     model = load(tmp_path / "model")
-    parts = split(model.matrix.user_items, model.matrix.times, SplitOptions())
-    alone = tune(parts.train, parts.train_times, SplitOptions(), TuneOptions(CELLS))
+    parts = split(model.matrix.user_items, model.matrix.history, drawn)
+    alone = tune(parts.train, parts.history, drawn, TuneOptions(CELLS))
     assert alone is not None
     assert model.tuning is not None
     found = [{**trial, "seconds": 0} for trial in model.tuning["trials"]]

@@ -32,7 +32,7 @@ def retail() -> Matrix:
     )
     assert interactions.rows == 541_909
     assert interactions.titles["85123A"] == "WHITE HANGING HEART T-LIGHT HOLDER"
-    return to_matrix(interactions.pairs, 5, 5)
+    return to_matrix(interactions.log, 5, 5)
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def movies() -> Matrix:
     interactions = read_interactions(MOVIES / "ratings.csv.gz", titles=MOVIES / "movies.csv.gz", weighting="binary")
     assert interactions.rows == 100_000
     assert interactions.titles["4972"] == "The Birth of a Nation (1915)"
-    return to_matrix(interactions.pairs, 5, 5)
+    return to_matrix(interactions.log, 5, 5)
 
 
 @retail_is_here
 def test_the_recipe_for_online_retail_gives_its_matrix_and_quality(retail: Matrix) -> None:
     assert retail.user_items.shape == (4074, 3145)
     assert retail.user_items.nnz == 264_510
-    evaluation = evaluate(retail, ALSParams(factors=128, regularization=30, alpha=4))
+    evaluation = evaluate(retail, ALSParams(factors=128, regularization=30, alpha=4), SplitOptions("by-item"))
     assert evaluation is not None
     assert evaluation.model.metrics.ndcg >= 0.260
     assert evaluation.model.metrics.map >= 0.098
@@ -60,7 +60,7 @@ def test_the_recipe_for_online_retail_gives_its_matrix_and_quality(retail: Matri
 def test_the_recipe_for_movie_tweetings_gives_its_matrix_and_beats_popularity(movies: Matrix) -> None:
     assert movies.user_items.shape == (4333, 2414)
     assert movies.user_items.nnz == 68_055
-    evaluation = evaluate(movies, ALSParams(factors=64, regularization=150, alpha=20))
+    evaluation = evaluate(movies, ALSParams(factors=64, regularization=150, alpha=20), SplitOptions("by-item"))
     assert evaluation is not None
     assert evaluation.model.metrics.ndcg >= 1.2 * evaluation.baselines[0].metrics.ndcg
 
@@ -87,6 +87,6 @@ def test_online_retail_reaches_its_figures_with_and_without_a_search(retail: Mat
 
 
 def found(parts: Parts) -> Search:
-    search = tune(parts.train, parts.train_times, SplitOptions(), TuneOptions())
+    search = tune(parts.train, parts.history, SplitOptions("by-item"), TuneOptions())
     assert search is not None
     return search

@@ -18,7 +18,7 @@ from offline.evaluate.evaluation import (
 from offline.evaluate.intervals import of_runs
 from offline.evaluate.metrics import as_served, measure
 from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
-from offline.input.matrix import Matrix, UserItems
+from offline.input.matrix import History, Matrix, UserItems
 from offline.train.als import ALSParams
 from offline.train.engine import fit
 from offline.train.popularity import PopularityParams
@@ -36,14 +36,14 @@ def board(users: int = 60, items: int = 30, seed: int = 1) -> UserItems:
 def matrix_of(user_items: UserItems) -> Matrix:
     users, items = ([f"{what}{at:04}" for at in range(size)] for what, size in zip("ui", user_items.shape, strict=True))
     times = np.random.default_rng(2).integers(0, 10**9, user_items.nnz)
-    return Matrix(users, items, user_items, times)
+    return Matrix(users, items, user_items, History.of(user_items, times))
 
 
 def test_a_report_holds_each_engine_with_intervals_groups_and_leads() -> None:
     matrix = matrix_of(board())
     found = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
     assert found is not None
-    parts = split(matrix.user_items, matrix.times, SplitOptions("by-user", 0.3))
+    parts = split(matrix.user_items, matrix.history, SplitOptions("by-user", 0.3))
     for result in (found.model, *found.baselines):
         assert result.metrics == evaluate_engine(parts, result.params, 5).metrics
         low, high = result.intervals["ndcg"]
@@ -85,17 +85,35 @@ def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     assert popular["model_leads_by"]["ndcg"] == found.leads[0].ndcg
 
 
+def test_users_without_a_list_are_served_what_is_popular_of_late_if_that_is_wanted() -> None:
+    train, test = (
+        csr_matrix(np.array(rows, dtype=np.float32))
+        for rows in (
+            [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]],
+            [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]],
+        )
+    )
+    days = np.array([0, 1, 0, 1, 2, 2, 50, 51]) * 86_400_000_000
+    parts = Parts.of(train, test, History.of(train, days))
+    found = {days: evaluate_engine(parts, PARAMS, 2, popular=PopularityParams(days)) for days in (None, 3.0)}
+    assert [each.metrics.ndcg for each in found.values()] == [0, 0]
+    assert found[None].as_served.ndcg == 0, "items 0 and 1 have been chosen most"
+    assert found[3.0].as_served.ndcg == 1, "item 3 was chosen last"
+
+
 def test_several_seeds_give_means_and_the_intervals_of_students_t() -> None:
     matrix, steps = matrix_of(board()), []
-    found = evaluate(matrix, PARAMS, SplitOptions(seed=7), k=5, seeds=3, on_iteration=lambda *step: steps.append(step))
+    found = evaluate(
+        matrix, PARAMS, SplitOptions("by-item", seed=7), k=5, seeds=3, on_iteration=lambda *step: steps.append(step)
+    )
     assert found is not None
-    runs = [evaluate(matrix, PARAMS, SplitOptions(seed=seed), k=5) for seed in (7, 8, 9)]
+    runs = [evaluate(matrix, PARAMS, SplitOptions("by-item", seed=seed), k=5) for seed in (7, 8, 9)]
     for name in ("ndcg", "recall_at_k", "coverage", "auc"):
         values = [run.model.values()[name] for run in runs if run is not None]
         assert found.model.values()[name] == pytest.approx(np.mean(values))
         assert found.model.intervals[name] == pytest.approx(of_runs(values))
-    assert found.seeds == 3
-    assert found.to_json()["intervals_over"] == "seeds"
+    assert found.runs == 3
+    assert found.to_json()["intervals_over"] == "runs"
     leads = [run.leads[1].ndcg for run in runs if run is not None]
     assert found.leads[1].interval == pytest.approx(of_runs(leads))
     assert steps == [(done, 9) for done in range(1, 10)]
@@ -109,7 +127,7 @@ def test_several_seeds_of_a_split_in_time_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["by-time", "held-out-users"])
 def test_a_split_that_leaves_a_part_empty_is_no_evaluation(kind: SplitKind) -> None:
     few = csr_matrix(np.eye(4, dtype=np.float32))
-    matrix = Matrix(list("abcd"), list("wxyz"), few, np.zeros(4, dtype=np.int64))
+    matrix = Matrix(list("abcd"), list("wxyz"), few, History.of(few, np.zeros(4, dtype=np.int64)))
     assert evaluate(matrix, PARAMS, SplitOptions(kind)) is None
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.utils import resample  # type: ignore[import-untyped]  # published without types
 
 from offline.evaluate.intervals import bootstrap, of_runs, resampled_sums
 
@@ -20,6 +19,9 @@ def test_the_bootstrap_is_that_of_a_plain_loop_over_the_same_draws() -> None:
 
 
 def test_the_bootstrap_gives_the_interval_that_another_resampler_gives() -> None:
+    # Not above, because to import it takes a second, which every worker that collects the tests would spend.
+    from sklearn.utils import resample  # type: ignore[import-untyped]  # noqa: PLC0415 -- published without types
+
     values = np.random.default_rng(6).exponential(size=300)
     means = [resample(values, random_state=seed).mean() for seed in range(1000)]
     low, high = bootstrap({"metric": values})["metric"]

@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]  # published without types
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from offline.evaluate.metrics import RANKING, mean_of, measure, measure_auc, measure_lists, measure_users
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.matrix import Indices, UserItems
 from offline.train.als import Factors
-from offline.train.popularity import fit
+from offline.train.popularity import PopularityParams, fit
 from tests.support.soak import scaled
 
 Case = tuple[list[list[int]], list[set[int]], int, int]
@@ -156,6 +155,9 @@ def test_no_user_with_test_items_is_the_callers_mistake() -> None:
 
 
 def test_auc_is_that_of_scikit_learn_with_ties() -> None:
+    # Not above, because to import it takes a second, which every worker that collects the tests would spend.
+    from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]  # noqa: PLC0415 -- published without types
+
     rng = np.random.default_rng(3)
     # Few different scores make ties.
     scores = rng.integers(0, 5, (50, 25)).astype(np.float32)
@@ -172,16 +174,16 @@ def test_auc_is_that_of_scikit_learn_with_ties() -> None:
 def test_auc_is_of_no_user_who_has_all_items_and_of_a_sample_of_many() -> None:
     everything = csr_matrix(np.array([[1, 0], [0, 1]], dtype=np.float32))
     rest = csr_matrix(np.array([[0, 1], [0, 0]], dtype=np.float32))
-    found = measure_auc(fit(everything).scores, Parts(everything, None, everything, rest))
+    found = measure_auc(fit(everything, PopularityParams()).scores, Parts(everything, None, everything, rest))
     assert mean_of(found) is None
     many = split(csr_matrix(np.ones((1500, 5), dtype=np.float32)), None, SplitOptions("by-user", 0.2))
-    found = measure_auc(fit(many.train).scores, many)
+    found = measure_auc(fit(many.train, PopularityParams()).scores, many)
     assert len(found) == 1500
     assert np.isnan(found).all(), "they have all items"
     half = split(csr_matrix(np.tile([1, 1, 0, 0], (1500, 1)).astype(np.float32)), None, SplitOptions("by-user", 0.5))
-    found = measure_auc(fit(half.train).scores, half)
+    found = measure_auc(fit(half.train, PopularityParams()).scores, half)
     assert np.count_nonzero(~np.isnan(found)) == 500
-    again = measure_auc(fit(half.train).scores, half)
+    again = measure_auc(fit(half.train, PopularityParams()).scores, half)
     assert np.array_equal(found, again, equal_nan=True)
 
 

@@ -6,12 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import (  # type: ignore[import-untyped]  # published without types
-    explained_variance_score,
-    mean_absolute_error,
-    mean_squared_error,
-    r2_score,
-)
 
 from offline.evaluate.intervals import resampled_sums
 from offline.evaluate.ratings import measure_ratings, rating_intervals
@@ -24,6 +18,14 @@ ratings = st.lists(st.tuples(st.floats(-5, 10), st.sampled_from([0.5, 1, 2.5, 4,
 @settings(deadline=None)  # a busy machine is no failure
 @given(ratings)
 def test_metrics_of_ratings_are_those_of_scikit_learn(pairs: list[tuple[float, float]]) -> None:
+    # Not above, because to import it takes a second, which every worker that collects the tests would spend.
+    from sklearn.metrics import (  # type: ignore[import-untyped]  # noqa: PLC0415 -- published without types; as said
+        explained_variance_score,
+        mean_absolute_error,
+        mean_squared_error,
+        r2_score,
+    )
+
     predicted, actual = np.array(pairs).T
     found = measure_ratings(predicted, actual)
     assert found.rmse == pytest.approx(np.sqrt(mean_squared_error(actual, predicted)), rel=1e-9, abs=1e-9)

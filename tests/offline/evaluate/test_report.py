@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from offline.evaluate.candidate import read_live
 from offline.evaluate.metrics import RANKING
 from offline.evaluate.report import gather
+from offline.evaluate.splits import SplitKind, SplitOptions
 from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
+from offline.input.sample import sample
 from offline.lists import ListSettings, ModelLists
 from offline.model import load
+from offline.pipeline import TrainSettings, train
 from offline.publish import publish
+from offline.train.neighbours import NeighbourParams
 from stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.evaluated import evaluated_model
@@ -93,6 +97,22 @@ def test_nothing_is_said_of_a_model_without_an_evaluation() -> None:
     assert not verdict_on(subjects_of(None), 10).good
 
 
+def test_the_split_is_said_in_words_and_a_random_draw_is_said_to_flatter(tmp_path: Path) -> None:
+    sample(60, 30).write_csv(tmp_path / "sample.csv")
+    words = {}
+    kinds: tuple[tuple[SplitKind, int], ...] = (("by-time", 1), ("by-item", 2))
+    for kind, seeds in kinds:
+        settings = TrainSettings(
+            tmp_path / "sample.csv", split=SplitOptions(kind), seeds=seeds, params=NeighbourParams(neighbours=5)
+        )
+        train(settings, tmp_path / "model")
+        words[kind] = gather(tmp_path / "model")["split"]
+    assert "learnt from what came up to one moment, and tested on what came after it" in words["by-time"]
+    assert "flatters" not in words["by-time"]
+    assert "That was done 2 times" in words["by-item"]
+    assert "which flatters it" in words["by-item"]
+
+
 async def test_a_report_is_plain_values_and_the_same_each_time(tmp_path: Path) -> None:
     path = evaluated_model(tmp_path)
     store = MemoryStore(FakeClock())
@@ -107,10 +127,10 @@ async def test_a_report_is_plain_values_and_the_same_each_time(tmp_path: Path) -
     assert [each["role"] for each in facts["subjects"]] == ["model", "baseline", "live"]
     assert "Of each user's items, 30% were held back" in facts["split"]
     assert len(facts["samples"]) == 10
-    for sample in facts["samples"]:
-        assert len(sample["history"]) == sample["activity"] == 9
-        assert [one["id"] for one in sample["list"]] == [one["id"] for one in sample["live"]]
-        assert not {one["id"] for one in sample["list"]} & {one["id"] for one in sample["history"]}
+    for shown in facts["samples"]:
+        assert len(shown["history"]) == shown["activity"] == 9
+        assert [one["id"] for one in shown["list"]] == [one["id"] for one in shown["live"]]
+        assert not {one["id"] for one in shown["list"]} & {one["id"] for one in shown["history"]}
     catalogue = facts["catalogue"]
     assert (catalogue["users"], catalogue["items"], catalogue["users_without_list"]) == (20, 20, 0)
     assert catalogue["history"][-1] == catalogue["lists"][-1] == pytest.approx(1)

@@ -1,6 +1,11 @@
 """Splits: nothing is lost and nothing twice, shares are kept, and no future is in what is learnt from."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError, SettingError
-from offline.evaluate.splits import IN_TIME, SPLIT_KINDS, Parts, SplitKind, SplitOptions, pair_keys, split
-from offline.input.matrix import NO_TIME, UserItems
+from offline.evaluate.splits import IN_TIME, SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
+from offline.input.matrix import NO_TIME, History, UserItems, Weighing, Weighting, cancelled_at, cells_of
 from tests.support.soak import scaled
 
 Times = npt.NDArray[np.int64]
@@ -31,13 +36,13 @@ def cases(draw: st.DrawFn) -> Case:
 
 def weights(matrix: UserItems) -> dict[int, float]:
     """Return the pairs of *matrix* with their weights."""
-    return dict(zip(pair_keys(matrix).tolist(), matrix.data.tolist(), strict=True))
+    return dict(zip(cells_of(matrix).tolist(), matrix.data.tolist(), strict=True))
 
 
 def check_nothing_is_lost(kind: SplitKind, case: Case) -> None:
     user_items, times, test_share, seed = case
     options = SplitOptions(kind, test_share, seed=seed)
-    parts = split(user_items, times, options)
+    parts = split(user_items, History.of(user_items, times), options)
     learnt, test, seen = weights(parts.train), weights(parts.test), weights(parts.seen)
     folded = {} if parts.seen is parts.train else seen
     assert len(learnt) + len(test) + len(folded) == user_items.nnz
@@ -45,13 +50,13 @@ def check_nothing_is_lost(kind: SplitKind, case: Case) -> None:
     assert not seen.keys() & test.keys(), "a user is recommended what they have"
     assert (kind == "held-out-users") == (parts.seen is not parts.train)
     assert parts.train_times is not None
-    when = dict(zip(pair_keys(user_items).tolist(), times.tolist(), strict=True))
-    assert parts.train_times.tolist() == [when[pair] for pair in pair_keys(parts.train).tolist()]
+    when = dict(zip(cells_of(user_items).tolist(), times.tolist(), strict=True))
+    assert parts.train_times.tolist() == [when[pair] for pair in cells_of(parts.train).tolist()]
     for made in (parts.train, parts.seen, parts.test):
         assert made.shape == user_items.shape
         assert made.dtype == np.float32
         assert made.has_canonical_format
-    again = split(user_items, times, options)
+    again = split(user_items, History.of(user_items, times), options)
     assert weights(again.test) == test
     assert weights(again.train) == learnt
 
@@ -77,7 +82,7 @@ def test_each_group_is_split_by_the_share(case: Case) -> None:
     user_items, times, test_share, seed = case
 
     def train_of(kind: SplitKind) -> UserItems:
-        return split(user_items, times, SplitOptions(kind, test_share, seed=seed)).train
+        return split(user_items, History.of(user_items, times), SplitOptions(kind, test_share, seed=seed)).train
 
     groups: tuple[tuple[SplitKind, int], ...] = (("by-item", 0), ("by-user", 1), ("by-user-time", 1))
     for kind, axis in groups:
@@ -87,14 +92,14 @@ def test_each_group_is_split_by_the_share(case: Case) -> None:
 
 
 def times_of(part: UserItems, user_items: UserItems, times: Times) -> Times:
-    return times[np.isin(pair_keys(user_items), pair_keys(part))]
+    return times[np.isin(cells_of(user_items), cells_of(part))]
 
 
 @settings(deadline=None, max_examples=30)
 @given(cases())
 def test_a_cut_in_time_has_no_future_in_what_is_learnt_from(case: Case) -> None:
     user_items, times, test_share, _ = case
-    parts = split(user_items, times, SplitOptions("by-time", test_share))
+    parts = split(user_items, History.of(user_items, times), SplitOptions("by-time", test_share))
     before, after = (times_of(part, user_items, times) for part in (parts.train, parts.test))
     if len(before) and len(after):
         assert before.max() < after.min()
@@ -103,6 +108,167 @@ def test_a_cut_in_time_has_no_future_in_what_is_learnt_from(case: Case) -> None:
     assert len(after) <= max(0, wanted)
     if len(after) < wanted:
         assert np.count_nonzero(before == before.max()) > wanted - len(after)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a log; a pair of user and item is its *cell*."""
+
+    cell: int
+    time: int
+    weight: float
+    cancels: bool
+
+
+ITEMS = 4
+WEIGHINGS = [Weighing(kind, age) for kind in get_args(Weighting) for age in (None, timedelta(microseconds=2))]
+logs = st.lists(
+    st.builds(Row, st.integers(0, 4 * ITEMS - 1), st.integers(0, 9), st.sampled_from([0.5, 1.0, 3.0]), st.booleans()),
+    min_size=1,
+    max_size=40,
+).map(lambda rows: sorted(rows, key=lambda row: (row.cell, row.time)))
+
+
+def history_of(rows: list[Row], weighing: Weighing) -> History:
+    cells, times = (np.array([getattr(row, name) for row in rows], dtype=np.int64) for name in ("cell", "time"))
+    cancels = np.array([row.cancels for row in rows], dtype=np.bool_)
+    ended, values = cancelled_at(cells, times, cancels), np.array([row.weight for row in rows], dtype=np.float32)
+    stand = ~cancels
+    return History((4, ITEMS), cells[stand], times[stand], values[stand], weighing, ended[stand])
+
+
+def standing(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    """Return the rows of each cell that were not cancelled, by a plain reading of the log."""
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        left = found.setdefault(row.cell, [])
+        if not row.cancels:
+            left.append(row)
+        elif left:
+            left.pop()
+    return {cell: left for cell, left in found.items() if left}
+
+
+def weighed(cells: dict[int, list[Row]], weighing: Weighing) -> dict[int, float]:
+    """Return the weight of each cell, by a plain reading of what `Weighing` says."""
+    newest = max((row.time for rows in cells.values() for row in rows), default=0)
+
+    def total(rows: list[Row], half_life_us: float) -> float:
+        kept: list[float] = [0.5 ** min(10.0, (newest - row.time) / half_life_us) for row in rows]
+        if weighing.kind == "sum":
+            return sum(row.weight * share for row, share in zip(rows, kept, strict=True))
+        plain = 1.0 if weighing.kind == "binary" else 1 + math.log(max(1.0, sum(row.weight for row in rows)))
+        return plain * kept[-1]
+
+    plain = {cell: total(rows, math.inf) for cell, rows in cells.items()}
+    if weighing.half_life is None or not cells:
+        return plain
+    decayed = {cell: total(rows, weighing.half_life / timedelta(microseconds=1)) for cell, rows in cells.items()}
+    scale = sum(plain.values()) / sum(decayed.values())
+    return {cell: weight * scale for cell, weight in decayed.items()}
+
+
+def cuts(rows: list[Row], kind: SplitKind, test_share: float) -> tuple[dict[int, int], set[int]]:
+    """Return the cut of each user, and the pairs of the moment of the cut that are held back all the same."""
+    first = {cell: left[0].time for cell, left in standing(rows).items()}
+    if kind == "by-time":
+        ordered = sorted(first.values())
+        cut = ordered[max(0, round((1 - test_share) * len(ordered)) - 1)]
+        return dict.fromkeys(range(4), cut), set()
+    found, tied = dict[int, int](), set[int]()
+    for user, group in groupby(sorted(first), key=lambda cell: cell // ITEMS):
+        ordered_cells = sorted(group, key=lambda cell: (first[cell], cell))
+        count = len(ordered_cells)
+        kept = round((1 - test_share) * count) if kind == "by-user-time" else count - 1 if count > 1 else count
+        if kept:
+            found[user] = first[ordered_cells[kept - 1]]
+            tied |= {cell for cell in ordered_cells[kept:] if first[cell] == found[user]}
+    return found, tied
+
+
+def check_rows_after_the_cut(kind: SplitKind, weighing: Weighing, rows: list[Row], test_share: float) -> None:
+    history = history_of(rows, weighing)
+    everything = history.matrix()
+    parts = split(everything, history, SplitOptions(kind, test_share))
+    if not everything.nnz:
+        assert parts.train.nnz == 0
+        return
+    until, tied = cuts(rows, kind, test_share)
+    past = standing(row for row in rows if row.time <= until.get(row.cell // ITEMS, -1))
+    wanted = {cell: weight for cell, weight in weighed(past, weighing).items() if cell not in tied}
+    assert weights(parts.train) == pytest.approx(wanted, rel=1e-5)
+    assert parts.train_times is not None
+    assert parts.train_times.tolist() == [past[cell][0].time for cell in cells_of(parts.train).tolist()]
+    assert not weights(parts.test).keys() & wanted.keys()
+    assert weights(parts.test).keys() <= weights(everything).keys()
+
+
+@pytest.mark.parametrize("kind", sorted(IN_TIME))
+@pytest.mark.parametrize("weighing", WEIGHINGS, ids=lambda each: f"{each.kind}-{each.half_life}")
+@settings(deadline=None, max_examples=20)
+@given(logs, st.floats(0.05, 0.95))
+def test_rows_after_the_cut_change_nothing_of_what_is_learnt(
+    kind: SplitKind, weighing: Weighing, rows: list[Row], test_share: float
+) -> None:
+    check_rows_after_the_cut(kind, weighing, rows, test_share)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", sorted(IN_TIME))
+@pytest.mark.parametrize("weighing", WEIGHINGS, ids=lambda each: f"{each.kind}-{each.half_life}")
+@settings(deadline=None, max_examples=scaled(120))
+@given(logs, st.floats(0.05, 0.95))
+def test_rows_after_the_cut_change_nothing_of_hundreds_of_logs(
+    kind: SplitKind, weighing: Weighing, rows: list[Row], test_share: float
+) -> None:
+    check_rows_after_the_cut(kind, weighing, rows, test_share)
+
+
+@pytest.mark.parametrize("kind", get_args(Weighting))
+def test_a_half_life_counts_from_the_cut_and_keeps_the_mean_weight(kind: Weighting) -> None:
+    day = 86_400_000_000
+    before = [Row(cell, cell * day, 1.0, cancels=False) for cell in range(12)]
+    years_later = [Row(cell, 5000 * day, 1.0, cancels=False) for cell in range(12, 16)]
+    found = {}
+    for half_life in (None, timedelta(days=4)):
+        history = history_of([*before, *years_later], Weighing(kind, half_life))
+        found[half_life] = split(history.matrix(), history, SplitOptions("by-time")).train.data
+    plain, decayed = found.values()
+    assert len(plain) == len(decayed) == 12
+    assert decayed.mean() == pytest.approx(plain.mean(), rel=1e-5)
+    assert decayed[-1] / decayed[-5] == pytest.approx(2, rel=1e-5), "four days are one half-life"
+    assert decayed[-1] > plain[-1], "the newest row that is learnt from weighs the most"
+
+
+def test_pieces_of_a_log_end_earlier_and_learn_only_from_what_came_before_their_own_cut() -> None:
+    user_items = csr_matrix(np.ones((5, 20), dtype=np.float32))
+    times = np.random.default_rng(1).permutation(100)
+    history = History.of(user_items, times)
+    pieces = [split(user_items, history, each) for each in SplitOptions("by-time", pieces=3).draws]
+    for parts, learnt, end in zip(pieces, (45, 60, 75), (60, 80, 100), strict=True):
+        assert sorted(times_of(parts.train, user_items, times)) == list(range(learnt))
+        assert sorted(times_of(parts.test, user_items, times)) == list(range(learnt, end))
+
+
+def test_the_core_is_that_of_the_part_that_is_learnt_from_and_others_are_not_tested() -> None:
+    has = np.array([[1, 1, 1, 0], [1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=np.float32)
+    user_items = csr_matrix(has)
+    times = np.array([1, 2, 9, 3, 4, 8, 5, 6, 7])
+    options = SplitOptions("by-time", 0.4, min_per_user=2, min_per_item=2)
+    parts = split(user_items, History.of(user_items, times), options)
+    assert cells_of(parts.train).tolist() == [0, 1, 4, 5], "users 0 and 1 have two items before the cut"
+    assert parts.test.nnz == 0, "nobody else has items 2 and 3 before the cut"
+
+
+def test_what_a_user_has_already_is_tested_only_if_repeats_are() -> None:
+    rows = [Row(0, 1, 1.0, cancels=False), Row(0, 9, 1.0, cancels=False)]
+    rows += [Row(cell, cell, 1.0, cancels=False) for cell in range(1, 8)]
+    history = history_of(sorted(rows, key=lambda row: (row.cell, row.time)), Weighing())
+    tested = [
+        cells_of(split(history.matrix(), history, SplitOptions("by-time", repeats=repeats)).test).tolist()
+        for repeats in (False, True)
+    ]
+    assert tested == [[6, 7], [0, 6, 7]]
 
 
 def users_in_time(parts: Parts, user_items: UserItems, times: Times) -> list[tuple[list[tuple[int, int]], int]]:
@@ -121,10 +287,10 @@ def users_in_time(parts: Parts, user_items: UserItems, times: Times) -> list[tup
 @given(cases(), st.integers(1, 4))
 def test_the_last_pairs_of_each_user_are_held_back_and_ties_go_by_the_item(case: Case, last: int) -> None:
     user_items, times, test_share, _ = case
-    share = split(user_items, times, SplitOptions("by-user-time", test_share))
+    share = split(user_items, History.of(user_items, times), SplitOptions("by-user-time", test_share))
     for pairs, tested in users_in_time(share, user_items, times):
         assert tested == len(pairs) - round((1 - test_share) * len(pairs))
-    few = split(user_items, times, SplitOptions("leave-last", last=last))
+    few = split(user_items, History.of(user_items, times), SplitOptions("leave-last", last=last))
     for pairs, tested in users_in_time(few, user_items, times):
         assert tested == (last if len(pairs) > last else 0)
 
@@ -133,7 +299,7 @@ def test_the_last_pairs_of_each_user_are_held_back_and_ties_go_by_the_item(case:
 @given(cases())
 def test_held_out_users_are_not_learnt_from_and_keep_four_fifths(case: Case) -> None:
     user_items, times, test_share, seed = case
-    parts = split(user_items, times, SplitOptions("held-out-users", test_share, seed=seed))
+    parts = split(user_items, History.of(user_items, times), SplitOptions("held-out-users", test_share, seed=seed))
     counts, held_out = np.diff(user_items.indptr), np.diff(parts.seen.indptr) > 0
     learnt = parts.train.getnnz(axis=0) > 0
     assert held_out.sum() == min(round(test_share * np.count_nonzero(counts)), np.count_nonzero(counts >= 5))
@@ -151,17 +317,19 @@ def test_held_out_users_are_not_learnt_from_and_keep_four_fifths(case: Case) -> 
 def test_another_seed_splits_otherwise_unless_time_decides(kind: SplitKind) -> None:
     user_items = csr_matrix(np.ones((30, 30), dtype=np.float32))
     times = np.arange(900, dtype=np.int64)[::-1].copy()
-    one, two = (weights(split(user_items, times, SplitOptions(kind, seed=seed)).test) for seed in (1, 2))
+    one, two = (
+        weights(split(user_items, History.of(user_items, times), SplitOptions(kind, seed=seed)).test) for seed in (1, 2)
+    )
     assert (one == two) == (kind in IN_TIME)
 
 
 @pytest.mark.parametrize("kind", SPLIT_KINDS)
 def test_nothing_to_split_and_one_pair_make_parts_that_may_be_empty(kind: SplitKind) -> None:
     nothing = csr_matrix((3, 4), dtype=np.float32)
-    parts = split(nothing, np.empty(0, dtype=np.int64), SplitOptions(kind))
+    parts = split(nothing, History.of(nothing, np.empty(0, dtype=np.int64)), SplitOptions(kind))
     assert parts.train.nnz == parts.seen.nnz == parts.test.nnz == 0
     single = csr_matrix(([1], ([1], [2])), shape=(3, 4), dtype=np.float32)
-    parts = split(single, np.array([5]), SplitOptions(kind))
+    parts = split(single, History.of(single, np.array([5])), SplitOptions(kind))
     assert parts.train.nnz + parts.test.nnz == 1
 
 
@@ -174,14 +342,15 @@ def test_a_split_in_time_of_pairs_without_times_is_refused(kind: SplitKind) -> N
 def test_pairs_without_a_time_are_the_first() -> None:
     user_items = csr_matrix(np.ones((2, 4), dtype=np.float32))
     times = np.array([7, NO_TIME, 9, 8, NO_TIME, NO_TIME, 3, NO_TIME])
-    by_time = split(user_items, times, SplitOptions("by-time", 0.25))
-    assert pair_keys(by_time.test).tolist() == [2, 3]
-    last = split(user_items, times, SplitOptions("leave-last"))
-    assert pair_keys(last.test).tolist() == [2, 6]
+    by_time = split(user_items, History.of(user_items, times), SplitOptions("by-time", 0.25))
+    assert cells_of(by_time.test).tolist() == [2, 3]
+    last = split(user_items, History.of(user_items, times), SplitOptions("leave-last"))
+    assert cells_of(last.test).tolist() == [2, 6]
 
 
 def test_pairs_all_of_one_time_are_all_learnt_from_by_a_cut_in_time() -> None:
-    parts = split(csr_matrix(np.ones((3, 3), dtype=np.float32)), np.full(9, 5), SplitOptions("by-time"))
+    everything = csr_matrix(np.ones((3, 3), dtype=np.float32))
+    parts = split(everything, History.of(everything, np.full(9, 5)), SplitOptions("by-time"))
     assert (parts.train.nnz, parts.test.nnz) == (9, 0)
 
 
@@ -198,7 +367,7 @@ def test_given_parts_test_nothing_that_is_learnt_from() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: SplitOptions("by-day"), "The split 'by-day' is not known; choose one of by-item, by-user,"),  # type: ignore[arg-type]  # as a file could say
+        (lambda: SplitOptions("by-day"), "The split 'by-day' is not known; choose one of by-time, by-user-time,"),  # type: ignore[arg-type]  # as a file could say
         (lambda: SplitOptions("leave-last", last=0), "last"),
         *((lambda share=share: SplitOptions("random", share), "test share") for share in (0.0, 1.0, -1.0, 2.0)),
         (lambda: SplitOptions("random", float("nan")), "test share"),

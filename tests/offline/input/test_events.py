@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from offline.errors import SettingError
-from offline.input.interactions import Interactions, read_interactions
+from offline.input.interactions import read_interactions
 from offline.pipeline import TrainSettings, train
 from offline.train.als import ALSParams
 from stores.event_log import Segment, line_of, segments
+from tests.support.interactions import pairs_of
 
 WEIGHTS = {"click": 1.0, "buy": 5.0}
 Event = dict[str, object]
@@ -34,10 +35,6 @@ def segment(folder: Path, *events: Event) -> Path:
     made.append([line_of(json.dumps(each).encode()) for each in events])
     made.close()
     return segments(folder)[-1]
-
-
-def pairs_of(read: Interactions) -> list[tuple[str, str, float]]:
-    return read.pairs.select("user", "item", "weight").sort("user", "item").rows()
 
 
 EVENTS = (

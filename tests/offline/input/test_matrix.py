@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
-from offline.input.matrix import known_pairs, to_matrix
+from offline.input.matrix import NEVER, cancelled_at, decay, known_pairs, to_matrix
 from tests.support.soak import scaled
 
 
@@ -116,3 +116,32 @@ def test_pairs_from_elsewhere_are_placed_or_counted(
     assert sum(known.left_out.values()) == len(others) - len(placed)
     assert known.unknown_users == len({user for user, _ in others} - users)
     assert known.unknown_items == len({item for _, item in others} - items)
+
+
+def test_a_cancellation_ends_the_latest_row_before_it_that_still_stands() -> None:
+    cells = np.array([1, 1, 1, 1, 1, 2, 2, 3])
+    times = np.array([10, 20, 30, 40, 50, 5, 60, 70])
+    cancels = np.array([False, False, True, True, True, True, False, False])
+    assert cancelled_at(cells, times, cancels).tolist() == [40, 30, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER]
+
+
+def test_a_pair_that_was_cancelled_is_left_out_and_one_that_was_bought_twice_keeps_the_rest() -> None:
+    log = pl.DataFrame(
+        {
+            "user": ["u", "u", "u", "v", "v", "v", "v"],
+            "item": ["a", "b", "b", "a", "b", "b", "b"],
+            "weight": [1.0, 2.0, 4.0, 1.0, 8.0, 16.0, 1.0],
+            "time": [1, 1, 2, 1, 1, 2, 3],
+            "cancels": [False, False, True, False, False, False, True],
+        }
+    ).with_columns(pl.col("time").cast(pl.Datetime("us")))
+    matrix = to_matrix(log)
+    assert matrix.user_items.toarray().tolist() == [[1, 0], [1, 8]]
+    assert matrix.history is not None
+    assert matrix.history.matrix(2).toarray().tolist() == [[1, 0], [1, 24]], "it was not cancelled yet"
+
+
+def test_half_is_left_after_each_half_life_but_never_nothing() -> None:
+    day = 86_400_000_000
+    assert decay(np.array([10, 9, 8, 0]) * day, 1.0) == pytest.approx([1, 0.5, 0.25, 0.5**10])
+    assert decay(np.array([10**6, 0]) * day, 1.0) == pytest.approx([1, 0.5**10])

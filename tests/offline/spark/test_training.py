@@ -51,13 +51,14 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
 @pytest.mark.usefixtures("session")
 @pytest.mark.skipif(not RETAIL.exists(), reason=f"there is no {RETAIL}")
 def test_on_online_retail_it_is_as_good_as_implicit_and_recommends_the_same() -> None:
-    pairs = read_interactions(
+    read = read_interactions(
         RETAIL,
         columns=Columns(count="invoice_no"),
         where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"],
         weighting="binary",
-    ).pairs
-    parts = split(to_matrix(pairs, 5, 5).user_items, None, SplitOptions())
+    )
+    matrix = to_matrix(read.log, 5, 5, read.weighing)
+    parts = split(matrix.user_items, None, SplitOptions("by-item"))
     params = SparkParams(factors=32, reg_param=0.1, alpha=2.0)
     on_spark, same = fit(parts.train, params), fit_by_implicit(parts.train, params)
     constant = fit(parts.train, ALSParams(factors=32, regularization=5, alpha=2.0))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw, read_grid
 from offline.train.ease import EASEParams
 from offline.train.engine import Engine, Params, engine_of
-from offline.train.neighbours import NeighbourParams
+from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 from offline.train.popularity import PopularityParams
 
 ALS = ALSParams()
@@ -47,8 +48,12 @@ def test_of_many_items_ease_is_tried_only_where_it_is_wanted() -> None:
 
 
 def test_the_grid_goes_on_where_the_best_is_at_its_edge() -> None:
-    assert beyond([als(128, 150, 20), als(256, 30, 4)], 900) == [als(256, 150, 20), als(128, 300, 40)]
-    assert beyond([als(256, 10, 1.3), als(256, 30, 4)], 900) == [als(256, 5, 0.65)]
+    assert beyond([als(128, 150, 20), als(256, 30, 4)], 900) == [
+        als(256, 150, 20),
+        als(512, 150, 20),
+        als(128, 300, 40),
+    ]
+    assert beyond([als(256, 10, 1.3), als(256, 30, 4)], 900) == [als(512, 10, 1.3), als(256, 5, 0.65)]
     assert beyond([als(512, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 900) == []
     assert beyond([als(16, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 20) == []
     low, middle, high = (EASEParams(value) for value in (6.0, 20.0, 60.0))
@@ -83,7 +88,7 @@ def test_a_draw_is_new_within_bounds_and_the_same_for_the_same_seed(seed: int, i
 
 def test_where_nothing_can_be_drawn_there_is_none() -> None:
     assert draw([PopularityParams()], np.random.default_rng(1), 10) is None
-    every = [NeighbourParams(weighting, 2) for weighting in ("tfidf", "bm25", "cosine")]
+    every = [NeighbourParams(weighting, 2) for weighting in get_args(NeighbourWeighting)]
     assert draw(every, np.random.default_rng(1), 2) is None
 
 
@@ -104,7 +109,7 @@ def test_a_grid_is_read_from_json_and_toml(tmp_path: Path) -> None:
         ('[{"engine": "svd"}]', "Cell 1 of .*: The engine 'svd' is not known; this hotplate has als, ease, neighbours"),
         ('[{"engine": ["als"]}]', "Cell 1 of .*: The engine .* is not known"),
         ('[{}, {"factor": 3}]', "Cell 2 of .* has 'factor', and als has only factors, regularization"),
-        ('[{"engine": "popularity", "factors": 3}]', "has 'factors', and popularity has only no parameters"),
+        ('[{"engine": "popularity", "factors": 3}]', "has 'factors', and popularity has only half_life_days"),
         ('[{"factors": "64"}]', "Cell 1 of .* has factors = '64'; it must be of type int"),
         ('[{"factors": true}]', "has factors = True"),
         ('[{"factors": 0}]', "Cell 1 of .*: factors is 0; it must be at least 1"),

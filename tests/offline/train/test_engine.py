@@ -1,21 +1,25 @@
 """What every engine promises: on a checkerboard, whose right recommendations can be proved, and on its edges."""
 
+from dataclasses import replace
+from typing import get_args
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError, SettingError
-from offline.input.matrix import Indices, UserItems
+from offline.input.matrix import Indices, Times, UserItems
 from offline.train.als import ALSParams
 from offline.train.ease import EASEParams
 from offline.train.engine import Params, Ranker, as_options, described, engine_of, fit, params_from
-from offline.train.neighbours import NeighbourParams
+from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 from offline.train.popularity import PopularityParams
-from tests.support.interactions import checkerboard
+from offline.train.recency import Recency, recent_popularity
+from tests.support.interactions import ROUNDING, checkerboard
 
 SIZE = 50
 ALS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
-NEIGHBOURS = [NeighbourParams(weighting, SIZE) for weighting in ("tfidf", "bm25", "cosine")]
+NEIGHBOURS = [NeighbourParams(weighting, SIZE) for weighting in get_args(NeighbourWeighting)]
 PERSONAL: list[Params] = [ALS, EASEParams(), *NEIGHBOURS]
 ENGINES: list[Params] = [*PERSONAL, PopularityParams()]
 
@@ -113,9 +117,9 @@ def test_lists_are_in_the_order_of_the_scores(ranker: Ranker) -> None:
     scores[user_items[users].nonzero()] = -np.inf
     for row, row_scores, found in zip(items, listed, scores, strict=True):
         some = row >= 0
-        assert found[row[some]] == pytest.approx(row_scores[some], rel=1e-5)
+        assert found[row[some]] == pytest.approx(row_scores[some], rel=1e-5, abs=ROUNDING)
         rest = np.delete(found, row[some])
-        assert rest.max() <= found[row[some]].min(initial=np.inf) + 1e-6
+        assert rest.max() <= found[row[some]].min(initial=np.inf) + ROUNDING
         assert not (row < 0).any() or len(np.unique(rest[np.isfinite(rest)])) <= 1, "nothing else would be listed"
 
 
@@ -175,3 +179,56 @@ def test_parameters_are_found_again_by_what_a_model_says(params: Params) -> None
     assert as_options(params).startswith(f"--engine {engine_of(params)}")
     with pytest.raises(DataError, match="'svd' is not known"):
         params_from("svd", {})
+
+
+def with_times(board: UserItems) -> Times:
+    """When each pair began, in days: those of higher items later, so that nearly all items differ in recency."""
+    times: Times = (board.indices.astype(np.int64) // 2 + 3) * 86_400_000_000
+    return times
+
+
+@pytest.mark.parametrize("params", PERSONAL, ids=described)
+def test_recency_multiplies_the_scores_of_lists_and_leaves_similar_items(params: Params, board: UserItems) -> None:
+    assert not isinstance(params, PopularityParams)
+    times, recency = with_times(board), Recency(half_life_days=9, gamma=2)
+    recent = recent_popularity(board, times, 9)
+    weights = np.maximum(recent / recent.max(), 1e-3) ** 2
+    plain, ranker = fit(board, params), fit(board, replace(params, recency=recency), times=times)
+    strangers = csr_matrix(board[[7, 20]])
+    for user_items, one, other in (
+        (board, plain, ranker),
+        (strangers, plain.fold_in(strangers), ranker.fold_in(strangers)),
+    ):
+        users = np.arange(user_items.shape[0], dtype=np.int32)
+        wanted = one.scores(user_items, users) * weights
+        assert other.scores(user_items, users) == pytest.approx(wanted, rel=1e-4, abs=ROUNDING)
+        items, listed = other.recommend(user_items, users, 6, keep_seen=True)
+        best = np.sort(wanted, axis=1)[:, ::-1][:, :6]
+        assert listed == pytest.approx(np.where(items < 0, 0, best), rel=1e-4, abs=ROUNDING)
+    similar, before = ranker.similar_items(everyone(), 9), plain.similar_items(everyone(), 9)
+    assert np.array_equal(similar[0], before[0])
+    assert np.array_equal(similar[1], before[1])
+
+
+def test_recency_and_a_half_life_need_times_and_make_sense(board: UserItems) -> None:
+    for params in (EASEParams(recency=Recency(7, 1)), PopularityParams(7)):
+        with pytest.raises(DataError, match="A half-life needs times, and the data have none"):
+            fit(board, params)
+    for days in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(SettingError, match="The half-life is"):
+            Recency(days, 1)
+        with pytest.raises(SettingError, match="The half-life is"):
+            PopularityParams(days)
+    with pytest.raises(SettingError, match="gamma is 0"):
+        Recency(7, 0)
+
+
+def test_popularity_with_a_half_life_counts_users_by_the_age_of_their_pairs() -> None:
+    user_items = csr_matrix(np.array([[1, 1], [1, 1], [1, 0], [0, 1]], dtype=np.float32))
+    day = 86_400_000_000
+    times = np.array([0, 8, 2, 10, 4, 6]) * day
+    for half_life, counts in ((None, [3, 3]), (2.0, [0.5**5 + 0.5**4 + 0.5**3, 0.5 + 1 + 0.5**2])):
+        ranker = fit(user_items, PopularityParams(half_life), times=times)
+        assert ranker.scores(user_items, np.arange(1, dtype=np.int32))[0] == pytest.approx(counts)
+        items, _ = ranker.recommend(user_items, np.arange(1, dtype=np.int32), 2, keep_seen=True)
+        assert items.tolist() == [[0, 1]] if half_life is None else [[1, 0]]

@@ -1,6 +1,7 @@
 """Neighbours: the same lists as implicit's own, and what it stumbles over."""
 
 import warnings
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -36,6 +37,27 @@ def test_lists_are_those_of_implicit(weighting: NeighbourWeighting, neighbours: 
         assert np.allclose(scores[present], wanted_scores[present], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("alpha", "beta", "neighbours"), [(0.7, 0.3, 4), (1.0, 0.0, 30), (1.3, 0.9, 30)])
+def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighbours: int) -> None:
+    generator = np.random.default_rng(5)
+    weights = (generator.integers(1, 4, (40, 30)) * (generator.random((40, 30)) < 0.3)).astype(np.float32)
+    weights[:, 7] = 0  # nobody has it
+    with np.errstate(invalid="ignore"):
+        to_users, to_items = (np.nan_to_num(each / each.sum(axis=1, keepdims=True)) for each in (weights.T, weights))
+    users = np.maximum((weights > 0).sum(axis=0), 1)
+    similarity = (to_users.astype(np.float64) ** alpha) @ (to_items.astype(np.float64) ** alpha) / users**beta
+    ranker = fit(csr_matrix(weights), NeighbourParams("rp3beta", neighbours, alpha, beta))
+    assert ranker.similarity.toarray() == pytest.approx(similarity, rel=1e-5)
+    nearest_of = np.sort(similarity, axis=1)[:, [-neighbours]]
+    wanted = weights @ np.where(similarity >= nearest_of, similarity, 0)
+    assert ranker.scores(csr_matrix(weights), USERS) == pytest.approx(wanted, rel=1e-4)
+    lists, listed = ranker.recommend(csr_matrix(weights), USERS, 8)
+    for user, items in enumerate(lists):
+        unseen = np.where(weights[user] > 0, 0, wanted[user])
+        assert listed[user] == pytest.approx(np.sort(unseen)[::-1][:8], rel=1e-4)
+        assert not (weights[user][items[items >= 0]] > 0).any()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_nearest_of_a_row_are_its_highest_and_of_equals_the_first(seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -56,7 +78,7 @@ def test_lists_of_similar_items_are_longer_than_the_neighbours_that_speak() -> N
 
 def test_an_item_that_everybody_has_speaks_for_none_and_breaks_nothing() -> None:
     user_items = csr_matrix(np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], dtype=np.float32))
-    for weighting in ("tfidf", "bm25", "cosine"):
+    for weighting in get_args(NeighbourWeighting):
         ranker = fit(user_items, NeighbourParams(weighting, 3))
         assert np.isfinite(ranker.similarity.data).all()
         _, scores = ranker.recommend(user_items, np.arange(3, dtype=np.int32), 3)
@@ -68,6 +90,8 @@ def test_choices_that_make_no_sense_are_refused_by_name() -> None:
         NeighbourParams("lift")  # type: ignore[arg-type]  # the wrong value is the point
     with pytest.raises(SettingError, match="neighbours is 1; it must be at least 2"):
         NeighbourParams(neighbours=1)
+    with pytest.raises(SettingError, match=r"walk_alpha is 0.0 and walk_beta 0.3; both are at most 2"):
+        NeighbourParams("rp3beta", walk_alpha=0.0)
 
 
 def test_a_list_that_is_longer_than_there_are_items_to_recommend_ends_early() -> None:

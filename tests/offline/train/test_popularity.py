@@ -24,6 +24,17 @@ def test_the_most_users_come_first_and_ties_are_in_order_of_id() -> None:
     assert most_popular(matrix, 2).items.tolist() == popular.items[:2].tolist()
 
 
+def test_with_a_half_life_what_was_chosen_of_late_comes_first() -> None:
+    times = pl.Series([0, 1, 2, 90, 91, 92, 93], dtype=pl.Int64) * 86_400_000_000
+    matrix = to_matrix(PAIRS.with_columns(time=times.cast(pl.Datetime("us"))))
+    popular = most_popular(matrix, 10, half_life_days=1)
+    assert [matrix.item_ids[item] for item in popular.items] == ["c2", "a", "c", "b"]
+    assert popular.scores.tolist() == pytest.approx([1, 0.5 + 0.25, 0.125, 3 * 0.5**10])
+    assert most_popular(matrix, 10).items.tolist() == most_popular(to_matrix(PAIRS), 10).items.tolist()
+    with pytest.raises(DataError, match="A half-life needs times"):
+        most_popular(to_matrix(PAIRS), 10, half_life_days=1)
+
+
 def test_each_segment_has_its_own_list_of_known_items() -> None:
     segments = pl.DataFrame(
         {"segment": ["y", "x", "x", "x"], "item": ["b", "b", "a", "gone"], "weight": [1.0, 1.0, 2.0, 9.0]}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
@@ -16,9 +17,10 @@ from offline.input.matrix import Matrix, to_matrix
 from offline.input.sample import sample
 from offline.train.als import ALSParams
 from offline.train.ease import EASEParams
-from offline.train.engine import Params
+from offline.train.engine import Params, params_from, recency_of
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
+from offline.train.recency import Recency
 from offline.train.tuning import Finals, Search, Trial, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
@@ -33,7 +35,7 @@ def matrix() -> Matrix:
 
 def search(matrix: Matrix, options: SplitOptions | None = None, **settings: object) -> Search:
     tuning = settings.pop("tuning", TuneOptions(CELLS))
-    found = tune(matrix.user_items, matrix.times, options or SplitOptions(), tuning, **settings)  # type: ignore[arg-type]  # as the test says
+    found = tune(matrix.user_items, matrix.history, options or SplitOptions("by-item"), tuning, **settings)  # type: ignore[arg-type]  # as the test says
     assert found is not None
     return found
 
@@ -43,7 +45,7 @@ def trial(params: Params, *values: float) -> Trial:
 
 
 def ranked(*trials: Trial) -> Search:
-    return Search(SplitOptions(), 10, trials, ALSParams())
+    return Search(SplitOptions("by-item"), 10, trials, ALSParams())
 
 
 @pytest.mark.parametrize("kind", ["by-item", "by-user-time", "held-out-users"])
@@ -53,7 +55,7 @@ def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, matrix: 
     assert found.split == replace(options, seed=8)
     assert [trial.params for trial in found.trials] == list(CELLS)
     assert [trial.iterations for trial in found.trials] == [3, 3, None, None]
-    parts = split(matrix.user_items, matrix.times, found.split)
+    parts = split(matrix.user_items, matrix.history, found.split)
     for each in found.trials:
         assert each.ndcg == pytest.approx(evaluate_engine(parts, each.params, 5).metrics.ndcg, abs=1e-6)
         assert each.se == pytest.approx(float(np.std(each.values)) / len(each.values) ** 0.5, rel=1e-4)
@@ -132,6 +134,60 @@ def fit_of(allowed: Sequence[Trial]) -> object:
     return only
 
 
+@pytest.fixture(scope="module")
+def fashions() -> Matrix:
+    """Each week half of the users choose among the five items of that week, at random, and some others."""
+    rng = np.random.default_rng(4)
+    rows = [
+        (
+            f"u{user:02}",
+            f"i{(5 * week + choice) % 60:02}",
+            week * 7 * 86_400_000_000 + int(rng.integers(86_400_000_000)),
+        )
+        for week in range(12)
+        for user in rng.permutation(60)[:30].tolist()
+        for choice in rng.choice(np.r_[0:5, 20:23], 3, replace=False).tolist()
+    ]
+    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+    return to_matrix(log.with_columns(pl.col("time").cast(pl.Datetime("us")), weight=pl.lit(1.0)))
+
+
+def test_recency_is_searched_with_the_best_of_each_engine_on_a_split_in_time_and_kept(
+    fashions: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"tuning": TuneOptions(engine="ease"), "journal": tmp_path / "trials", "k": 5}
+    found = search(fashions, SplitOptions("by-time"), **settings)
+    recent = [each for each in found.trials if recency_of(each.params) is not None]
+    tried = {recency_of(each.params) for each in recent}
+    assert {Recency(days, 1) for days in (1, 4, 16, 64)} <= tried
+    assert {each.gamma for each in tried if each is not None} >= {0.5, 1, 2}
+    assert len(tried) == len(recent), "no recency is tried twice"
+    plain = max(each.ndcg for each in found.trials if recency_of(each.params) is None)
+    best = found.trials[found.best]
+    assert recency_of(best.params) is not None
+    assert best.ndcg > 1.2 * plain
+    parts = split(fashions.user_items, fashions.history, found.split)
+    assert best.ndcg == pytest.approx(evaluate_engine(parts, best.params, 5).metrics.ndcg, abs=1e-6)
+    monkeypatch.setattr("offline.train.tuning.fit_parts", fit_of(()))
+    assert search(fashions, SplitOptions("by-time"), **settings).to_json() == found.to_json()
+    assert recency_of(params_from("ease", found.to_json()["trials"][found.best]["params"])) == recency_of(best.params)
+
+
+def test_a_half_life_of_popularity_is_searched_on_a_split_in_time_and_nothing_recent_at_random(
+    fashions: Matrix,
+) -> None:
+    options = TuneOptions(engine="popularity")
+    found = search(fashions, SplitOptions("by-time"), tuning=options, k=5)
+    assert found.popular.half_life_days is not None
+    assert found.popular.half_life_days < 30
+    assert found.popular == max(found.trials, key=lambda trial: trial.ndcg).params
+    at_random = search(fashions, SplitOptions("by-item"), tuning=options, k=5)
+    assert [each.params for each in at_random.trials] == [PopularityParams()]
+    assert at_random.popular == PopularityParams()
+    own = search(fashions, SplitOptions("by-time"), tuning=TuneOptions((EASEParams(),)), k=5)
+    assert [each.params for each in own.trials] == [EASEParams()], "a grid is searched as it is"
+
+
 def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tmp_path: Path) -> None:
     journal = tmp_path / "trials"
     tuning = TuneOptions((PopularityParams(),))
@@ -140,7 +196,7 @@ def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tm
     assert len(journal.read_text().splitlines()) == 1
     search(matrix, tuning=tuning, journal=journal, k=3)
     search(matrix, SplitOptions("random"), tuning=tuning, journal=journal)
-    search(matrix, SplitOptions(seed=1), tuning=tuning, journal=journal)
+    search(matrix, SplitOptions("by-item", seed=1), tuning=tuning, journal=journal)
     heavier = replace(matrix, user_items=2 * matrix.user_items)
     search(heavier, tuning=tuning, journal=journal)
     keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
@@ -176,9 +232,9 @@ def test_engines_that_are_close_are_compared_again_with_less_held_back(
     cells = (replace(SMALL, iterations=9), NeighbourParams(neighbours=20))
     reports: list[tuple[int, int]] = []
     settings = {"tuning": TuneOptions(cells), "journal": tmp_path / "trials"}
-    found = search(matrix, SplitOptions(seed=7), on_trial=lambda *report: reports.append(report), **settings)
+    found = search(matrix, SplitOptions("by-item", seed=7), on_trial=lambda *report: reports.append(report), **settings)
     assert found.finals is not None
-    assert (found.finals.split, found.finals.draws) == (SplitOptions(test_share=0.1, seed=9), 3)  # few users
+    assert (found.finals.split, found.finals.draws) == (SplitOptions("by-item", test_share=0.1, seed=9), 3)  # few users
     drawn = [split(matrix.user_items, None, replace(found.finals.split, seed=seed)) for seed in (9, 10, 11)]
     assert [(each.params, each.iterations) for each in found.finals.trials] == [(cells[1], None), (cells[0], 9)]
     for each in found.finals.trials:
@@ -187,7 +243,7 @@ def test_engines_that_are_close_are_compared_again_with_less_held_back(
         assert each.ndcg == pytest.approx(ndcg, abs=1e-6)
     assert reports[2:] == [(2, 2), (3, 4), (4, 4)]
     monkeypatch.setattr("offline.train.tuning.fit_parts", fit_of(()))
-    assert search(matrix, SplitOptions(seed=7), **settings).to_json() == found.to_json()
+    assert search(matrix, SplitOptions("by-item", seed=7), **settings).to_json() == found.to_json()
 
 
 def test_a_split_in_time_is_compared_once(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +253,9 @@ def test_a_split_in_time_is_compared_once(matrix: Matrix, monkeypatch: pytest.Mo
 
 def test_of_engines_that_are_close_the_comparison_with_less_held_back_decides() -> None:
     als, neighbours = trial(SMALL, 0.5, 0.5, 0.5), trial(CELLS[2], 0.5, 0.51, 0.52)
-    again = Finals(SplitOptions(test_share=0.1), 1, (trial(CELLS[2], 0.4, 0.4, 0.4), trial(SMALL, 0.41, 0.42, 0.41)))
+    again = Finals(
+        SplitOptions("by-item", test_share=0.1), 1, (trial(CELLS[2], 0.4, 0.4, 0.4), trial(SMALL, 0.41, 0.42, 0.41))
+    )
     assert ranked(als, neighbours).best == 1
     assert replace(ranked(als, neighbours), finals=again).best == 0
     assert replace(ranked(als, neighbours), finals=replace(again, trials=again.trials[::-1])).best == 0
@@ -239,6 +297,6 @@ def test_a_model_keeps_all_trials_as_json(matrix: Matrix) -> None:
 
 def test_too_few_pairs_are_not_searched_and_a_negative_number_of_draws_is_refused() -> None:
     few = csr_matrix(np.eye(3, dtype=np.float32))
-    assert tune(few, None, SplitOptions(), TuneOptions()) is None
+    assert tune(few, None, SplitOptions("by-item"), TuneOptions()) is None
     with pytest.raises(SettingError, match="tune is -1"):
         TuneOptions(draws=-1)
