@@ -34,7 +34,8 @@ async def copy(
 ) -> WriteResult:
     """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
 
-    A copy that was killed is continued where it was acknowledged, and one that another process is making is waited for.
+    A copy that was killed is continued where it was acknowledged, and one that another process is making is waited for,
+    unless that process is stopped (ReleaseConflict).
     A release that the target has already is verified: if it is complete it is left as it is, and if not it is repaired.
     The answer counts what was written and what existed, and says if it was repaired, or if a canary keeps it from going
     live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if *target* holds other rows under
@@ -108,6 +109,10 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
             draft = DraftRef(entry.id, entry.incarnation, COPIER + secrets.token_hex(8))
             await become_writer(target, draft)
         except ReleaseConflict:
+            found = await target.catalogue()
+            entry = _entry(found, release)
+            if entry is not None and entry.state is State.DRAFT and (entry.lease_until or 0.0) <= found.now:
+                raise  # its writer is stopped, which may be for ever
             if not waiting:
                 log.warning("release %s is being copied by another process; waiting for it", release)
                 waiting = True

@@ -235,7 +235,7 @@ class Trial:
         job.send_signal(signal.SIGCONT)
         await job.end()
         assert not refused or " running or stopped, which holds " in refused
-        assert job.outcome != ("done" if other.kind == "resume" else ""), f"{other}, refused: {refused}"
+        assert job.outcome != ("done" if other.kind == "resume" and not refused else ""), f"{other}, refused: {refused}"
         await self.look(before, change, other)
         if was_stopped:
             beside = f"{other.kind} (refused)" if refused else other.kind

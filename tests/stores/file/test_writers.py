@@ -18,8 +18,10 @@ from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.file.draft import DraftFile
 from stores.file.store import LmdbStore
 from stores.keys import MANIFEST
-from stores.lifecycle import publish
+from stores.lifecycle import begin, publish
+from stores.memory import MemoryStore
 from stores.store import Plan, Row
+from stores.transfer import copy
 from tests.support.clock import FakeClock
 from tests.support.soak import scaled
 from tests.support.stores import as_bodies, batches
@@ -264,6 +266,11 @@ async def test_a_resume_that_is_refused_leaves_the_draft_to_its_writer(tmp_path:
     (entry,) = (await other.catalogue()).releases
     with pytest.raises(ReleaseConflict, match=f"is being written by process {os.getpid()}"):
         await publish(other, batches(rows, 10), plan=PLAN, about={}, resume=entry.id)
+    source = MemoryStore(clock)
+    await publish(source, batches(rows, 10), plan=PLAN, about={}, resume=await begin(source, entry.id))
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(ReleaseConflict, match=f"is being written by process {os.getpid()}"):
+            await copy(source, other, entry.id)
     goes_on.set()
     (outcome,) = await asyncio.gather(publishing, return_exceptions=True)
     assert not isinstance(outcome, BaseException), outcome
