@@ -8,10 +8,23 @@ TYPE_CHECKING = (
     False  # type checkers know it by name; `typing` would delay the command, and whoever imports nothing else
 )
 if TYPE_CHECKING:
-    from offline.errors import DataError
+    from hotplate.releases import activate, copy, prune, rollback, verify
+    from offline.errors import DataError, GateFailed, SettingError
+    from offline.evaluate.splits import SplitOptions
     from offline.export import to_implicit
+    from offline.input.columns import Columns
+    from offline.job import TrainReport, TrainSettings, publish, train
+    from offline.lists import ListSettings
     from offline.model import Model
     from offline.model import load as load_model
+    from offline.publish import PublishSettings, Written
+    from offline.rules import Rules
+    from offline.train.als import ALSParams
+    from offline.train.ease import EASEParams
+    from offline.train.neighbours import NeighbourParams
+    from offline.train.popularity import PopularityParams
+    from offline.train.recency import Recency
+    from offline.train.tuning import TuneOptions
     from serve.api.app import mount
     from serve.lists import Lists, Recommendations
     from serve.lists import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
@@ -22,6 +35,7 @@ if TYPE_CHECKING:
     from stores.connect import connect
     from stores.encoding import Item
     from stores.errors import (
+        CanaryRunning,
         CatalogueUnreadable,
         NotInMemory,
         PartUnavailable,
@@ -58,28 +72,38 @@ if TYPE_CHECKING:
 
 __all__ = [
     "META",
+    "ALSParams",
     "Advised",
+    "CanaryRunning",
     "Catalogue",
     "CatalogueUnreadable",
+    "Columns",
     "DataError",
     "DraftRef",
+    "EASEParams",
     "Examined",
     "Finding",
     "FoldInUnavailable",
+    "GateFailed",
     "Inventoried",
     "Item",
     "Level",
+    "ListSettings",
     "Lists",
     "LocalReader",
     "Lockable",
     "Model",
+    "NeighbourParams",
     "NotInMemory",
     "NotReady",
     "Observer",
     "PartUnavailable",
     "Plan",
+    "PopularityParams",
+    "PublishSettings",
     "Reader",
     "Rebuildable",
+    "Recency",
     "Recommendations",
     "ReleaseConflict",
     "ReleaseCorrupt",
@@ -87,28 +111,55 @@ __all__ = [
     "ReleaseNotFound",
     "ReleaseRef",
     "Row",
+    "Rules",
     "SelfChecked",
+    "SettingError",
     "Slot",
+    "SplitOptions",
     "Store",
     "StoreError",
     "StoreFull",
     "StoreMisused",
     "StoreThrottled",
     "StoreUnavailable",
+    "TrainReport",
+    "TrainSettings",
+    "TuneOptions",
     "WriterLocked",
+    "Written",
     "__version__",
+    "activate",
     "connect",
+    "copy",
     "dump_catalogue",
     "load_model",
     "mount",
     "open",
     "parse_catalogue",
+    "prune",
+    "publish",
+    "rollback",
     "to_implicit",
+    "train",
+    "verify",
 ]
 
 # The module of each public name, and what it is called there where that differs.
 _HOMES = {
-    "offline.errors": ("DataError",),
+    "hotplate.releases": ("activate", "copy", "prune", "rollback", "verify"),
+    "offline.errors": ("DataError", "GateFailed", "SettingError"),
+    "offline.evaluate.splits": ("SplitOptions",),
+    "offline.input.columns": ("Columns",),
+    "offline.job": ("TrainReport", "TrainSettings", "publish", "train"),
+    "offline.lists": ("ListSettings",),
+    "offline.publish": ("PublishSettings", "Written"),
+    "offline.rules": ("Rules",),
+    "offline.train.als": ("ALSParams",),
+    "offline.train.ease": ("EASEParams",),
+    "offline.train.neighbours": ("NeighbourParams",),
+    "offline.train.popularity": ("PopularityParams",),
+    "offline.train.recency": ("Recency",),
+    "offline.train.tuning": ("TuneOptions",),
     "offline.export": ("to_implicit",),
     "offline.model": ("Model", "load_model"),
     "serve.api.app": ("mount",),

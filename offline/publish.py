@@ -2,19 +2,22 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from time import perf_counter
 from typing import Any, Protocol
 
 from offline.errors import GateFailed
-from offline.gates import Gate, Verdict, check, depth_of, failures, judge, measure, record, recorded
+from offline.gates import Gate, Verdict, check, depth_of, failures, judge, measure, parse_gates, record, recorded
 from offline.measurement import Counts, Items, Measurement, Observe, ignore
 from offline.stopwatch import timed
 from offline.threads import DaemonThreads
 from stores import lifecycle
 from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
-from stores.lifecycle import WriteResult
+from stores.compression import default_encoding
+from stores.errors import CanaryRunning
+from stores.lifecycle import WriteResult, prune
 from stores.manifest import Manifest, Tally
 from stores.parts import Assignment, OtherWriters, WrittenPart
 from stores.store import Observer, Plan, Reader, Row, Store
@@ -238,3 +241,77 @@ async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) ->
             yield rows
     finally:
         upcoming.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSettings:
+    """
+    How lists become a release.
+
+    encoding    `json` or `zstd`; None for what suits the store
+    activate    whether the release goes live
+    keep        so many releases that were live before the live one are not erased
+    resume      a draft to go on with; the input and the settings must be the same
+    gates       what the release must hold to go live: gates, or bounds by name, as {"ndcg": 0.15, "coverage": 0.3}
+    force       whether it goes live all the same; the release records that
+    end_canary  whether it goes live while another release is the canary, which ends
+    """
+
+    encoding: str | None = None
+    activate: bool = True
+    keep: int = 1
+    resume: str | DraftRef | None = None
+    gates: Sequence[Gate] | Mapping[str, float] = ()
+    force: bool = False
+    end_canary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """
+    What one publish did: *refused* is why it is not live, if gates or a canary said no; *erased* came after.
+
+    *seconds* is how long the release took, *steps* what of that, and of what came before and after, is known by step.
+    """
+
+    result: WriteResult
+    seconds: float
+    erased: list[ReleaseId]
+    steps: dict[str, float]
+    refused: GateFailed | CanaryRunning | None = None
+
+
+async def write(
+    source: ListSource,
+    store: Store,
+    settings: PublishSettings,
+    *,
+    live_in: Reader | None = None,
+    observer: Observer | None = None,
+    on_progress: Progress = lambda _done, _total: None,
+) -> Written:
+    """Write all lists of *source* as `publish` does, and erase what is no longer needed."""
+    gates, resume = settings.gates, settings.resume
+    started = perf_counter()
+    try:
+        result = await publish(
+            source,
+            store,
+            encoding=settings.encoding or default_encoding(store),
+            live=settings.activate,
+            end_canary=settings.end_canary,
+            resume=ReleaseId(resume) if isinstance(resume, str) else resume,
+            gates=parse_gates(gates, "gates") if isinstance(gates, Mapping) else gates,
+            force=settings.force,
+            live_in=live_in,
+            observer=observer,
+            on_progress=on_progress,
+        )
+    except GateFailed as refused:
+        return Written(refused.result, perf_counter() - started, [], refused.result.seconds, refused)
+    took, steps = perf_counter() - started, dict(result.seconds)
+    if result.held_back is not None:
+        return Written(result, took, [], steps, result.held_back)
+    with timed(steps, "prune"):
+        erased = await prune(store, keep=settings.keep)
+    return Written(result, took, erased, steps)

@@ -27,8 +27,7 @@ from stores.encoding import (
 from stores.errors import ReleaseCorrupt, StoreMisused
 from stores.keys import DICTIONARY, META, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import Plan, Reader, Row, read_one
-from stores.urls import scheme_of
+from stores.store import LocalReader, Plan, Reader, Row, Store, read_one
 
 LEVEL = 3
 
@@ -56,9 +55,9 @@ _MAX_BODY_BYTES = OFFSET_BYTES + MAX_LIST_BYTES
 _NO_BODY = b"g"
 
 
-def default_encoding(url: str) -> str:
-    """Return the better encoding for the store at *url*: `zstd` where values are kept in memory or cross a network."""
-    return "json" if scheme_of(url) in {"file", "memory"} else "zstd"
+def default_encoding(store: Store) -> str:
+    """Return the better encoding for *store*: `zstd` if values cross a network or a process."""
+    return "json" if isinstance(store, LocalReader) else "zstd"
 
 
 class Encoder:

@@ -1,9 +1,13 @@
 """From a URL to a store: the built-in schemes, and those that other packages add (entry points `hotplate.stores`)."""
 
+import asyncio
 import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
 from stores.errors import StoreMisused
@@ -11,6 +15,8 @@ from stores.file import store as file_store
 from stores.memory import MemoryStore
 from stores.store import Observer, Store
 from stores.urls import extra_installed, redacted, scheme_of, split
+
+T = TypeVar("T")
 
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
@@ -49,6 +55,31 @@ def connect(url: str, observer: Observer | None = None) -> Store:
         return cast("Store", entry.load()(url))  # what the entry point promises; the contract suite holds it to that
     known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
+
+
+@asynccontextmanager
+async def opened(store: str | Store) -> AsyncIterator[Store]:
+    """Open the store at a URL, or take one that is open, and close it at the end."""
+    it = connect(store) if isinstance(store, str) else store
+    try:
+        yield it
+    finally:
+        await it.close()
+
+
+def run_on(store: str | Store, act: Callable[[Store], Awaitable[T]]) -> T:
+    """Run *act* on a store in an event loop of its own; in a thread if this one has a loop, as a notebook has."""
+
+    async def run() -> T:
+        async with opened(store) as it:
+            return await act(it)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(run())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, run()).result()
 
 
 def with_max_ru(url: str, max_ru: int) -> str:

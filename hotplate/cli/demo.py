@@ -28,7 +28,7 @@ def demo(
     Example: hotplate demo --data clicks.csv
     """
     from offline.input.sample import sample
-    from offline.pipeline import TrainSettings, train
+    from offline.job import TrainSettings, train
     from serve.connections.listeners import reserve
     from serve.processes.supervisor import serve as run
     from serve.settings import Settings, configure_logging

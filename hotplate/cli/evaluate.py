@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hotplate.cli.releases import find_release
 from hotplate.cli.terminal import (
     FAILED,
     Delimiter,
@@ -216,6 +215,7 @@ def _hold(
 def _candidate(
     origin: str, pairs: "pl.DataFrame", k: int, named: "Mapping[str, str | None]", delimiter: str | None
 ) -> "Candidate":
+    from hotplate.releases import find_release
     from offline.evaluate.candidate import from_files, from_model, from_release
     from offline.input.files import Format
     from offline.model import is_model, load

@@ -94,10 +94,12 @@ def import_lists(
     from offline.gates import read_gates
     from offline.input.files import named_paths
     from offline.list_import import ImportedLists, ImportSettings
+    from offline.publish import PublishSettings
     from stores.folders import temporary_folder
 
     url, bounds = limit_ru(store, max_ru), read_gates(gates, gate or ())
-    options = PublishOptions(url, encoding, activate, keep, resume, bounds, force, end_canary, dry_run, as_json)
+    how = PublishSettings(encoding, activate, keep, resume, bounds, force, end_canary)
+    options = PublishOptions(url, how, dry_run, as_json)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
     form = text_format(delimiter, header, null_values)
     settings = ImportSettings(lists[0], lists[1:], popular, similar, titles, columns, form, list_length)

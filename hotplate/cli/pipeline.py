@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typer.core import TyperCommand
 
     from offline.gates import Gate
-    from offline.pipeline import TrainSettings
+    from offline.job import TrainSettings
     from offline.publish import ListSource
     from stores.catalogue import DraftRef
 
@@ -143,19 +143,11 @@ class Job:
 
     def publish_options(self, draft: "DraftRef") -> publish.PublishOptions:
         """Return the options of a publish that writes *draft*."""
-        given = self.publishing
-        return publish.PublishOptions(
-            store=self.url,
-            encoding=given["encoding"],
-            activate=given["activate"],
-            keep=given["keep"],
-            resume=draft,
-            gates=self.gates,
-            force=given["force"],
-            end_canary=given["end_canary"],
-            dry_run=False,
-            as_json=False,
-        )
+        from offline.publish import PublishSettings
+
+        names = ("encoding", "activate", "keep", "force", "end_canary")
+        given = {name: self.publishing[name] for name in names}
+        return publish.PublishOptions(self.url, PublishSettings(**given, resume=draft, gates=self.gates), False, False)
 
 
 def read_job(pipeline: PipelineFile) -> Job:

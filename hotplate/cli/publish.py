@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
@@ -32,15 +31,13 @@ from hotplate.cli.terminal import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from offline.errors import GateFailed
-    from offline.gates import Gate, Verdict
+    from offline.gates import Verdict
     from offline.lists import ModelLists
-    from offline.publish import ListSource, Progress
-    from stores.catalogue import DraftRef, ReleaseId
-    from stores.errors import CanaryRunning
+    from offline.publish import ListSource, Progress, PublishSettings, Written
+    from stores.catalogue import ReleaseId
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
-    from stores.store import Estimate, Observer, Plan, Reader, Store
+    from stores.store import Estimate, Plan, Reader, Store
 
 
 Encoding = Literal["json", "zstd"]
@@ -116,27 +113,15 @@ class PublishOptions:
     """The options of a publish; raises StoreMisused for a dry run of a draft. Lives as long as the command."""
 
     store: str | None
-    encoding: Encoding | None
-    activate: bool
-    keep: int
-    resume: "str | DraftRef | None"
-    gates: "tuple[Gate, ...]"
-    force: bool
-    end_canary: bool
+    settings: "PublishSettings"
     dry_run: bool
     as_json: bool
 
     def __post_init__(self) -> None:
         from stores.errors import StoreMisused
 
-        if self.dry_run and self.resume is not None:
+        if self.dry_run and self.settings.resume is not None:
             raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
-
-    def encoding_or_default(self) -> str:
-        """Return the chosen encoding, or the one that suits the store."""
-        from stores.compression import default_encoding
-
-        return self.encoding or default_encoding(chosen_store(self.store))
 
 
 def publish(
@@ -187,11 +172,13 @@ def publish(
     from offline.gates import read_gates
     from offline.lists import ListSettings, ModelLists
     from offline.model import load
+    from offline.publish import PublishSettings
     from offline.rules import read_rules
     from stores.folders import temporary_folder
 
     url, bounds = limit_ru(store, max_ru), read_gates(gates, gate or ())
-    options = PublishOptions(url, encoding, activate, keep, resume, bounds, force, end_canary, dry_run, as_json)
+    how = PublishSettings(encoding, activate, keep, resume, bounds, force, end_canary)
+    options = PublishOptions(url, how, dry_run, as_json)
     rules = read_rules(available, exclude, categories, max_per_category, min_history)
     settings = ListSettings(list_length, keep_seen, rules, fold_in)
     if not is_reference(model):
@@ -283,83 +270,34 @@ async def _check_store(store: "Store") -> None:
         err.print(f"warning: {sentence}")
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """
-    What one publish did: *refused* is why it is not live, if gates or a canary said no; *erased* came after.
-
-    *seconds* is how long the release took, *steps* what of that, and of what came before and after, is known by step.
-    """
-
-    result: "WriteResult"
-    seconds: float
-    erased: "list[ReleaseId]"
-    steps: dict[str, float]
-    refused: "GateFailed | CanaryRunning | None" = None
-
-
 async def _watch(
     lists: "ListSource", options: PublishOptions, report: "Progress", spending: Spending, store: "Store"
-) -> Written:
+) -> "Written":
     """Write, and count what that costs."""
     spending.watch(store, lists.plan(), quiet=options.as_json)
-    return await _write(lists, options, report, store, observer=spending)
+    from offline.publish import write
 
-
-async def _write(
-    lists: "ListSource",
-    options: PublishOptions,
-    report: "Progress",
-    store: "Store",
-    live_in: "Reader | None" = None,
-    observer: "Observer | None" = None,
-) -> Written:
-    """Write all lists, and erase what is no longer needed; no gate refuses anything in a dry run."""
-    from offline.errors import GateFailed
-    from offline.publish import publish as write
-    from offline.stopwatch import timed
-    from stores.catalogue import ReleaseId
-    from stores.lifecycle import prune
-
-    started = perf_counter()
-    try:
-        result = await write(
-            lists,
-            store,
-            encoding=options.encoding_or_default(),
-            live=options.activate,
-            end_canary=options.end_canary,
-            resume=ReleaseId(options.resume) if isinstance(options.resume, str) else options.resume,
-            gates=options.gates,
-            force=options.force or options.dry_run,
-            live_in=live_in,
-            observer=observer,
-            on_progress=report,
-        )
-    except GateFailed as refused:
-        return Written(refused.result, perf_counter() - started, [], refused.result.seconds, refused)
-    took, steps = perf_counter() - started, dict(result.seconds)
-    if result.held_back is not None:
-        return Written(result, took, [], steps, result.held_back)
-    with timed(steps, "prune"):
-        erased = await prune(store, keep=options.keep)
-    return Written(result, took, erased, steps)
+    return await write(lists, store, options.settings, observer=spending, on_progress=report)
 
 
 async def _estimate(
     lists: "ListSource", options: PublishOptions, report: "Progress", store: "Store"
 ) -> "tuple[Estimate, WriteResult]":
     """Write to a simulation of *store*; what is live is read from the store itself."""
+    from offline.publish import write
+    from stores.compression import default_encoding
     from stores.estimate import ReaderOfLoop, estimate
 
+    # No gate refuses anything in a dry run.
+    how = replace(options.settings, encoding=options.settings.encoding or default_encoding(store), force=True)
     live_in = cast("Reader", ReaderOfLoop(store, asyncio.get_running_loop()))  # gates only read lists
     simulated: list[WriteResult] = []
 
     async def simulate(simulation: "Store") -> "Manifest":
-        simulated.append((await _write(lists, options, report, simulation, live_in)).result)
+        simulated.append((await write(lists, simulation, how, live_in=live_in, on_progress=report)).result)
         return simulated[-1].manifest
 
-    return await estimate(store, simulate, live=options.activate), simulated[-1]
+    return await estimate(store, simulate, live=how.activate), simulated[-1]
 
 
 def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: PublishOptions) -> None:
@@ -374,18 +312,18 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
     more = {"gates": verdicts} if verdicts else {}
     print_estimate(estimated, options.store, as_json=options.as_json, more=more)
     if not options.as_json:
-        _print_gates(verdicts, forced=options.force)
-    if not options.force and (failed := failures(verdicts)):
+        _print_gates(verdicts, forced=options.settings.force)
+    if not options.settings.force and (failed := failures(verdicts)):
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
     if simulated.held_back is not None:
         raise simulated.held_back
 
 
-def _print_release(written: Written, spending: Spending, options: PublishOptions, imported: str | None) -> None:
+def _print_release(written: "Written", spending: Spending, options: PublishOptions, imported: str | None) -> None:
     """Print what was written, what gates said, what was erased afterwards, and what it cost."""
     from offline.gates import recorded
 
-    manifest, live = written.result.manifest, options.activate and written.refused is None
+    manifest, live = written.result.manifest, options.settings.activate and written.refused is None
     read: dict[str, Any] = {"rows": 0, "left_out": {}, "notes": []}
     read |= {name: manifest.about[name] for name in read if name in manifest.about}
     forced, verdicts = recorded(manifest)

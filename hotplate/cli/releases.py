@@ -1,8 +1,5 @@
 """`hotplate releases`: list, show, activate, rollback, canary, prune, copy, verify, scrub, repair and diff."""
 
-import struct
-import zlib
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +15,7 @@ from hotplate.cli.terminal import (
     StoreUrl,
     chosen_store,
     err,
+    interruptible_loop,
     option,
     out,
     print_json,
@@ -28,8 +26,6 @@ from hotplate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from stores.catalogue import Catalogue, Release, ReleaseRef
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
@@ -134,10 +130,10 @@ def activate(
 
     Example: hotplate releases activate 20261120T064200Z-7f3a
     """
-    from stores.catalogue import ReleaseId
-    from stores.lifecycle import activate as act
+    from hotplate.releases import activate as act
 
-    with_store(store, lambda opened: act(opened, ReleaseId(release), end_canary=end_canary, force=force))
+    with interruptible_loop():
+        act(chosen_store(store), release, end_canary=end_canary, force=force)
     _print_outcome({"live": release}, f"{release} is live", as_json=as_json)
 
 
@@ -149,9 +145,10 @@ def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json =
 
     Example: hotplate releases rollback
     """
-    from stores.lifecycle import rollback as roll_back
+    from hotplate.releases import rollback as act
 
-    release = with_store(store, lambda opened: roll_back(opened, force=force))
+    with interruptible_loop():
+        release = act(chosen_store(store), force=force)
     _print_outcome({"live": release}, f"{release} is live again", as_json=as_json)
 
 
@@ -262,15 +259,12 @@ def prune(
 
     Example: hotplate releases prune --keep 2 --keep-ready 7
     """
-    from stores.lifecycle import prune as erase
+    from hotplate.releases import prune as act
 
     keep_ready_s = None if keep_ready is None else keep_ready * DAY_S
-    with progress_bars() as on_progress:
+    with progress_bars() as on_progress, interruptible_loop():
         report = partial(on_progress, "prune")
-        dropped = with_store(
-            store,
-            lambda opened: erase(opened, keep=keep, grace_s=grace, keep_ready_s=keep_ready_s, on_progress=report),
-        )
+        dropped = act(chosen_store(store), keep=keep, grace_s=grace, keep_ready_s=keep_ready_s, on_progress=report)
     sentences = "\n".join(f"erased {release}" for release in dropped) or "nothing to erase"
     _print_outcome({"erased": dropped}, sentences, as_json=as_json)
 
@@ -296,6 +290,7 @@ def copy(
 
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
+    from hotplate.releases import find_release
     from stores.store import Estimate
     from stores.transfer import copy as copy_release
     from stores.transfer import estimate_copy
@@ -350,6 +345,7 @@ def verify(
 
     Example: hotplate releases verify --store redis://localhost:6379/0 --sample 1000
     """
+    from hotplate.releases import as_damage, find_release
     from stores.store import Advised
     from stores.verification import sample as read_sample
     from stores.verification import verify as check
@@ -360,7 +356,7 @@ def verify(
     async def check_release(opened: "Store") -> "tuple[Manifest, str, list[str]]":
         chosen = await find_release(opened, release)
         warnings = await opened.warnings() if isinstance(opened, Advised) else []
-        with _as_damage(chosen):
+        with as_damage(chosen):
             if sample is None:
                 manifest = await check(opened, chosen, on_progress=report)
                 return manifest, f"is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes", warnings
@@ -392,6 +388,7 @@ def scrub(
 
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """
+    from hotplate.releases import as_damage, find_release
     from stores.errors import ReleaseCorrupt
     from stores.verification import scrub as read
 
@@ -399,7 +396,7 @@ def scrub(
 
         async def act(opened: "Store") -> "tuple[ReleaseRef, ScrubResult]":
             chosen = await find_release(opened, release)
-            with _as_damage(chosen):
+            with as_damage(chosen):
                 return chosen, await read(opened, chosen, rows_per_s=rate, on_progress=partial(on_progress, "scrub"))
 
         chosen, found = with_store(store, act)
@@ -425,6 +422,7 @@ def repair(
 
     Example: hotplate releases repair --from redis://localhost:6379/0 --store file:///var/lib/hotplate
     """
+    from hotplate.releases import find_release
     from stores.transfer import repair as write_anew
 
     with progress_bars() as on_progress:
@@ -452,11 +450,12 @@ def diff(
 
     Example: hotplate releases diff 20261120T064200Z-7f3a 20261121T064200Z-09c1
     """
+    from hotplate.releases import as_damage, find_release
     from stores.verification import diff as compare
 
     async def read(opened: "Store") -> "Difference":
         one, other = await find_release(opened, first), await find_release(opened, second)
-        with _as_damage(one, other):
+        with as_damage(one, other):
             return await compare(opened, one, other, on_progress=report)
 
     with progress_bars() as on_progress:
@@ -485,39 +484,12 @@ def _difference_to_json(found: "Difference", first: str, second: str) -> dict[st
     return counts | {"releases": releases}
 
 
-async def find_release(store: "Store", release: str | None) -> "ReleaseRef":
-    """Return the release that was named, which must exist, or the live one."""
-    from stores.catalogue import ReleaseId
-    from stores.errors import ReleaseNotFound
-
-    found = await store.catalogue()
-    chosen = ReleaseId(release) if release is not None else found.live
-    if chosen is None:
-        raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
-    return found.find(chosen).ref
-
-
 async def find_manifest(store: "Store", release: str | None) -> "Manifest":
     """Return the manifest of the release that was named, or of the live one."""
+    from hotplate.releases import find_release
     from stores.verification import load_manifest
 
     return await load_manifest(store, await find_release(store, release))
-
-
-@contextmanager
-def _as_damage(*releases: "ReleaseRef") -> "Iterator[None]":
-    """Say that a release is damaged where its bytes make no sense to a codec: keys that are no text, or cut lists."""
-    from stores.errors import ReleaseCorrupt
-
-    try:
-        yield
-    except (ValueError, LookupError, zlib.error, struct.error) as error:
-        named = " or ".join(each.id for each in releases)
-        what = f"{error.object[:80]!r} is no text" if isinstance(error, UnicodeDecodeError) else error
-        raise ReleaseCorrupt(
-            f"release {named} is damaged, in what cannot even be read ({what}); publish it again, or heal it with "
-            f"`hotplate releases repair --from URL` out of another store that has it"
-        ) from error
 
 
 def _print_outcome(fields: object, sentence: str, *, as_json: bool) -> None:

@@ -294,7 +294,7 @@ def _print_steps(job: Job, folder: Path) -> None:
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.gates)
     publishes = f"lists of {job.publishing['list_length']} to {redacted(job.url)}"
     steps = [
-        ("train", f"{', '.join(map(str, [job.training.path, *job.training.more, *job.training.test]))}, in {folder}"),
+        ("train", f"{', '.join(map(str, [*job.training.data, *job.training.test]))}, in {folder}"),
         *([] if job.registering is None else [("register", f"as the next version of {job.registering['name']}")]),
         ("publish", publishes),
         ("gates", bounds or "none"),

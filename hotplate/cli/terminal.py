@@ -1,6 +1,5 @@
 """What all verbs share: options, text, tables, JSON, errors with exit codes, progress bars, and opening a store."""
 
-import asyncio
 import dataclasses
 import os
 import signal
@@ -8,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -29,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Mapping
+    from collections.abc import Awaitable, Mapping
 
     from offline.input.files import Format
     from stores.store import Observer, Store
@@ -247,31 +246,28 @@ def chosen_store(url: str | None) -> str:
 
 def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
     """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
-
-    async def run() -> T:
-        async with _opened(url, observer) as store:
-            return await act(store)
+    from stores.connect import connect, run_on
 
     with interruptible_loop():
-        return asyncio.run(run())
+        return run_on(connect(chosen_store(url), observer), act)
 
 
 def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
     """Run *act* on two stores, *observer* counting at the target; StoreMisused where they are one and the same."""
+    from stores.connect import opened
     from stores.errors import StoreMisused
     from stores.urls import redacted
 
     if source == target:
         raise StoreMisused(f"{redacted(source)} is given as both stores; name two")
 
-    async def run() -> T:
-        async with _opened(source, None) as first, _opened(target, observer) as second:
-            return await act(first, second)
+    async def both(other: "Store") -> T:
+        async with opened(chosen_store(source)) as first:
+            return await act(first, other)
 
-    with interruptible_loop():
-        return asyncio.run(run())
+    return with_store(target, both, observer)
 
 
 def interruptible(work: Callable[[], T]) -> T:
@@ -307,17 +303,6 @@ def interruptible_loop() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-@asynccontextmanager
-async def _opened(url: str | None, observer: "Observer | None") -> "AsyncIterator[Store]":
-    from stores.connect import connect
-
-    store = connect(chosen_store(url), observer)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 class _TextColumn(ProgressColumn):

@@ -30,7 +30,7 @@ from hotplate.cli.terminal import (
 
 if TYPE_CHECKING:
     from offline.evaluate.evaluation import Evaluation
-    from offline.pipeline import TrainReport, TrainSettings
+    from offline.job import TrainReport, TrainSettings
     from offline.train.engine import Engine, Params
     from offline.train.tuning import Search, TuneOptions
 
@@ -210,7 +210,7 @@ def settings_of(given: "Mapping[str, Any]") -> "TrainSettings":
     from offline.evaluate.splits import SplitOptions
     from offline.input.columns import Columns
     from offline.input.filters import parse_event_weights, parse_half_life
-    from offline.pipeline import TrainSettings
+    from offline.job import TrainSettings
 
     roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
     events, half_life, kind, seed = given["event_weights"], given["half_life"], given["split"], given["seed"]
@@ -239,7 +239,7 @@ def settings_of(given: "Mapping[str, Any]") -> "TrainSettings":
 
 def print_training(settings: "TrainSettings", model: Path, *, as_json: bool = False) -> "TrainReport":
     """Train as *settings* say, write the folder *model*, and print and return what came of it."""
-    from offline.pipeline import train as train_model
+    from offline.job import train as train_model
 
     with progress_bars() as on_progress:
         report = interruptible(lambda: train_model(settings, model, on_progress, err.print))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["hotplate.cli.main", "offline.pipeline", "offline.publish", "stores.redis.store"])
+_context.set_forkserver_preload(["hotplate.cli.main", "offline.job", "offline.publish", "stores.redis.store"])
 
 
 @pytest.fixture(params=["file", "redis"])
@@ -151,7 +151,7 @@ def interrupt(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        "offline.pipeline.train",
+        "offline.job.train",
         "stores.lifecycle.verify",
         "stores.lifecycle.activate",
         "offline.run.RunFolder.finish",

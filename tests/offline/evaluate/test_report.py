@@ -15,9 +15,9 @@ from offline.evaluate.report import gather
 from offline.evaluate.splits import SplitKind, SplitOptions
 from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
 from offline.input.sample import sample
+from offline.job import TrainSettings, train
 from offline.lists import ListSettings, ModelLists
 from offline.model import load
-from offline.pipeline import TrainSettings, train
 from offline.publish import publish
 from offline.train.neighbours import NeighbourParams
 from stores.memory import MemoryStore

@@ -9,7 +9,7 @@ import pytest
 
 from offline.errors import SettingError
 from offline.input.interactions import read_interactions
-from offline.pipeline import TrainSettings, train
+from offline.job import TrainSettings, train
 from offline.train.als import ALSParams
 from stores.event_log import Segment, line_of, segments
 from tests.support.interactions import pairs_of

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from offline.job import TrainSettings, train
 from offline.lists import ListSettings, ModelLists
 from offline.model import load as load_model
-from offline.pipeline import TrainSettings, train
 from offline.train.als import ALSParams
 from stores import lifecycle as life
 from stores.cosmos.charges import load

@@ -1,4 +1,4 @@
-"""Training from end to end: read, build the matrix, evaluate, fit, save."""
+"""What programs call: train a model, publish its lists."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +19,16 @@ from offline.input.files import Format, named_paths
 from offline.input.filters import parse_filter
 from offline.input.interactions import Interactions, read_interactions
 from offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
-from offline.model import Model, check_target, save
+from offline.lists import ListSettings, ModelLists
+from offline.model import Model, check_target, load, save
+from offline.publish import PublishSettings, Written, write
 from offline.stopwatch import timed
 from offline.train.als import ALSParams
 from offline.train.engine import Params, as_options, described, engine_of, fit
 from offline.train.popularity import PopularityParams, most_popular, popular_by_segment
 from offline.train.tuning import Search, TuneOptions, tune
+from stores.connect import run_on
+from stores.store import Store
 
 # After a cut in time there must be so many users to test, or the split is drawn at random.
 _FEWEST_TESTED = 10
@@ -42,8 +46,8 @@ class TrainSettings:
     split that is not *named* is drawn at random if the data have no times, or too few users after the cut.
     """
 
-    path: Path
-    more: Sequence[Path] = ()
+    path: Path | str
+    more: Sequence[Path | str] = ()
     columns: Columns = field(default_factory=Columns)
     form: Format = field(default_factory=Format)
     event_weights: Mapping[str, float] | None = None
@@ -61,6 +65,11 @@ class TrainSettings:
     tuning: TuneOptions | None = None
     popular_length: int = 100
     test: Sequence[Path] = ()
+
+    @property
+    def data(self) -> list[Path]:
+        """All files and folders that are learnt from."""
+        return [Path(self.path), *map(Path, self.more)]
 
     def __post_init__(self) -> None:
         """Raise SettingError for what could only fail once much is done."""
@@ -156,7 +165,10 @@ class TrainReport:
 
 
 def train(
-    settings: TrainSettings, out: Path, on_progress: Progress | None = None, on_notice: Notice = lambda _text: None
+    settings: TrainSettings,
+    out: Path | str,
+    on_progress: Progress | None = None,
+    on_notice: Notice = lambda _text: None,
 ) -> TrainReport:
     """
     Train on the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
@@ -167,12 +179,12 @@ def train(
     DataError when the data, the settings or *out* cannot be used; no model is written then.
     """
     report: Progress = on_progress or (lambda _stage, _done, _total: None)
+    out = Path(out)
     check_target(out)
     seconds: dict[str, float] = {}
     with _stage("read", seconds, report):
         interactions = read_interactions(
-            settings.path,
-            *settings.more,
+            *settings.data,
             columns=settings.columns,
             form=settings.form,
             event_weights=settings.event_weights,
@@ -358,7 +370,7 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
     """Return what the model folder says about its data, so that the same training can be run again."""
     times = interactions.time_range
     return {
-        "source": named_paths([settings.path, *settings.more]),
+        "source": named_paths(settings.data),
         "titles": None if settings.titles is None else str(settings.titles),
         "rows": interactions.rows,
         "left_out": interactions.left_out,
@@ -381,3 +393,27 @@ def _stage(name: str, seconds: dict[str, float], on_progress: Progress) -> Itera
     with timed(seconds, name):
         yield
     on_progress(name, 1, 1)
+
+
+def publish(
+    model: Model | Path | str,
+    store: str | Store,
+    settings: PublishSettings | None = None,
+    lists: ListSettings | None = None,
+    *,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Written:
+    """
+    Compute every list of *model* (or of the model folder of that path), publish them as one release, and prune.
+
+    *store* is a URL, or a Store that nothing has used yet, which is closed at the end. Readers see all of the release,
+    or nothing of it. *on_progress* is called with (lists written, lists in all). Raises GateFailed or CanaryRunning if
+    the release was written and is not live; DataError for what is not a model; SettingError for gates that cannot be
+    judged; StoreError if the store fails.
+    """
+    loaded = model if isinstance(model, Model) else load(Path(model))
+    source = ModelLists(loaded, lists or ListSettings())
+    written = run_on(store, lambda it: write(source, it, settings or PublishSettings(), on_progress=on_progress))
+    if written.refused is not None:
+        raise written.refused
+    return written

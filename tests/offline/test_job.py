@@ -9,8 +9,8 @@ import pytest
 from offline.errors import DataError, SettingError
 from offline.evaluate.splits import SplitKind, SplitOptions, split
 from offline.input.sample import sample
+from offline.job import TrainSettings, train
 from offline.model import load
-from offline.pipeline import TrainSettings, train
 from offline.train.als import ALSParams
 from offline.train.engine import Params
 from offline.train.neighbours import NeighbourParams

@@ -1,0 +1,130 @@
+"""What programs do with the releases of a store: activate, roll back, prune, copy and verify them.
+
+A store is a URL, or a Store that nothing has used yet. Each function opens it, waits for the work and closes it, also
+in a notebook, whose event loop is at work already. Every failure is a StoreError.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from stores import lifecycle, transfer, verification
+from stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
+from stores.connect import opened, run_on
+from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from stores.lifecycle import WriteResult
+from stores.manifest import Manifest
+from stores.store import Store
+from stores.urls import redacted
+from stores.verification import unreported
+
+Progress = Callable[[int, int], None]
+
+
+def activate(store: str | Store, release: str, *, end_canary: bool = False, force: bool = False) -> None:
+    """
+    Make *release* live, once its manifest, its popular lists and a sample of its rows were read.
+
+    Raises CanaryRunning while another release is the canary, unless *end_canary* is true; ReleaseNotFound; and
+    ReleaseConflict for a draft. Raises ReleaseCorrupt if the release cannot be read, unless *force* is true.
+    """
+    run_on(store, lambda it: lifecycle.activate(it, ReleaseId(release), end_canary=end_canary, force=force))
+
+
+def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
+    """
+    Make the release that was live before live again, and return its id. No data moves, and a canary ends.
+
+    Raises ReleaseNotFound if there is none, and ReleaseCorrupt if it cannot be read, unless *force* is true.
+    """
+    return run_on(store, lambda it: lifecycle.rollback(it, force=force))
+
+
+def prune(
+    store: str | Store,
+    *,
+    keep: int = 1,
+    grace_s: float = GRACE_S,
+    keep_ready_s: float | None = None,
+    on_progress: Progress = unreported,
+) -> list[ReleaseId]:
+    """
+    Erase the releases that are no longer needed, and return their ids.
+
+    The live one, the canary and the *keep* releases that were live before it stay. So does each that left service
+    less than *grace_s* seconds ago, and each that nobody has activated, or with *keep_ready_s* those that were begun so
+    many seconds ago at most. Drafts whose writer is gone are erased. *on_progress* is called with (erased, to erase).
+    """
+
+    async def act(it: Store) -> list[ReleaseId]:
+        return await lifecycle.prune(it, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress)
+
+    return run_on(store, act)
+
+
+def copy(
+    source: str | Store,
+    target: str | Store,
+    release: str | None = None,
+    *,
+    live: bool = True,
+    on_progress: Progress = unreported,
+) -> WriteResult:
+    """
+    Copy a *release*, by default the live one, to another store under the same id, and make it *live* there.
+
+    The copy is checked against the manifest. A release that the target has already is verified, and repaired if rows
+    are missing or damaged. A copy that was interrupted goes on if it is called again. The result has the manifest, the
+    numbers of *rows* written now and *skipped*, and in *held_back* why a canary kept the copy from going live.
+    *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under that
+    id, ReleaseCorrupt if the source is damaged, and StoreMisused if both stores are the same.
+    """
+    if isinstance(source, str) and source == target:
+        raise StoreMisused(f"{redacted(source)} is given as both stores; name two")
+
+    async def act(other: Store) -> WriteResult:
+        async with opened(source) as it:
+            chosen = await find_release(it, release)
+            return await transfer.copy(it, other, chosen.id, live=live, on_progress=on_progress)
+
+    return run_on(target, act)
+
+
+def verify(store: str | Store, release: str | None = None, *, on_progress: Progress = unreported) -> Manifest:
+    """
+    Read every row of a *release*, by default the live one, and return its manifest, whose sums they make.
+
+    *on_progress* is called with (rows read, rows in all). Raises ReleaseCorrupt, which names damaged keys, and
+    ReleaseNotFound.
+    """
+
+    async def act(it: Store) -> Manifest:
+        chosen = await find_release(it, release)
+        with as_damage(chosen):
+            return await verification.verify(it, chosen, on_progress=on_progress)
+
+    return run_on(store, act)
+
+
+async def find_release(store: Store, release: str | None) -> ReleaseRef:
+    """Return the release of this id, or the live one; ReleaseNotFound if there is none."""
+    found = await store.catalogue()
+    chosen = ReleaseId(release) if release is not None else found.live
+    if chosen is None:
+        raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
+    return found.find(chosen).ref
+
+
+@contextmanager
+def as_damage(*releases: ReleaseRef) -> Iterator[None]:
+    """Raise ReleaseCorrupt for bytes that make no sense to a codec: keys that are not text, or cut lists."""
+    try:
+        yield
+    except (ValueError, LookupError, zlib.error, struct.error) as error:
+        named = " or ".join(each.id for each in releases)
+        what = f"{error.object[:80]!r} is no text" if isinstance(error, UnicodeDecodeError) else error
+        raise ReleaseCorrupt(
+            f"release {named} is damaged, in what cannot even be read ({what}); publish it again, or heal it with "
+            f"`hotplate releases repair --from URL` out of another store that has it"
+        ) from error

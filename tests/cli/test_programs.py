@@ -1,0 +1,62 @@
+"""The jobs as functions: what a notebook or a task of a scheduler calls."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hotplate
+from offline.input.sample import sample
+from stores.memory import MemoryStore
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    sample(users=40, items=20).write_csv(folder / "clicks.csv")
+    hotplate.train(
+        hotplate.TrainSettings(str(folder / "clicks.csv"), params=hotplate.EASEParams()), str(folder / "model")
+    )
+    return folder / "model"
+
+
+def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
+    sample(users=200, items=50).write_csv(tmp_path / "clicks.csv")
+    page = (ROOT / "docs" / "library.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page.partition("\n## Jobs\n")[2], re.DOTALL)
+    url = f"file://{tmp_path / 'store'}"
+    program = program.replace("file:///var/lib/hotplate", url)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    ndcg, release, rows = done.stdout.splitlines()
+    assert 0 < float(ndcg) < 1
+    assert release.endswith(" []")
+    assert int(rows) > 200
+
+
+async def test_a_release_goes_through_its_life_while_a_loop_is_at_work(model: Path, tmp_path: Path) -> None:
+    assert asyncio.get_running_loop().is_running()
+    one, other = f"file://{tmp_path / 'one'}", f"file://{tmp_path / 'other'}"
+    first, second = (hotplate.publish(str(model), one).result.manifest for _ in range(2))
+    assert hotplate.verify(one) == second
+    assert hotplate.rollback(one) == first.release
+    assert hotplate.copy(one, other).manifest == first == hotplate.verify(other, first.release)
+    hotplate.activate(one, second.release)
+    assert hotplate.prune(one, keep=0, grace_s=0) == [first.release]
+    with pytest.raises(hotplate.ReleaseNotFound):
+        hotplate.activate(one, first.release)
+    with pytest.raises(hotplate.StoreMisused, match="both stores"):
+        hotplate.copy(one, one)
+
+
+def test_a_gate_that_fails_is_an_error_and_what_was_live_stays(model: Path) -> None:
+    store = MemoryStore()
+    live = hotplate.publish(hotplate.load_model(model), store).result.manifest.release
+    with pytest.raises(hotplate.GateFailed, match="coverage") as refused:
+        hotplate.publish(model, store, hotplate.PublishSettings(gates={"coverage": 1.0}), hotplate.ListSettings(1))
+    assert refused.value.result.manifest.release != live == asyncio.run(store.catalogue()).live
