@@ -8,6 +8,7 @@ TYPE_CHECKING = (
     False  # type checkers know it by name; `typing` would delay the command, and whoever imports nothing else
 )
 if TYPE_CHECKING:
+    from hotplate.cli.run import run_pipeline as run
     from hotplate.releases import activate, copy, prune, rollback, verify
     from offline.errors import DataError, GateFailed, SettingError
     from offline.evaluate.splits import SplitOptions
@@ -139,6 +140,7 @@ __all__ = [
     "prune",
     "publish",
     "rollback",
+    "run",
     "to_implicit",
     "train",
     "verify",
@@ -146,6 +148,7 @@ __all__ = [
 
 # The module of each public name, and what it is called there where that differs.
 _HOMES = {
+    "hotplate.cli.run": ("run",),
     "hotplate.releases": ("activate", "copy", "prune", "rollback", "verify"),
     "offline.errors": ("DataError", "GateFailed", "SettingError"),
     "offline.evaluate.splits": ("SplitOptions",),
@@ -188,7 +191,13 @@ _HOMES = {
         "WriterLocked",
     ),
 }
-_KNOWN_AS = {"dump_catalogue": "dump", "load_model": "load", "open": "open_lists", "parse_catalogue": "parse"}
+_KNOWN_AS = {
+    "dump_catalogue": "dump",
+    "load_model": "load",
+    "open": "open_lists",
+    "parse_catalogue": "parse",
+    "run": "run_pipeline",
+}
 
 
 if not TYPE_CHECKING:  # so that type checkers see the imports above, and no other names

@@ -1,6 +1,7 @@
 """The first lines of the command, `hotplate` or `python -m hotplate`: Ctrl-C ends it without a word, however early."""
 
 import os
+import sys
 
 TYPE_CHECKING = False  # `typing` takes a while to load, in which Ctrl-C would be a traceback
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ def main() -> None:
 
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, in the background
             signal.signal(signal.SIGINT, _interrupt)
+        if sys.argv[1:2] == ["run"]:  # which cleans up if a scheduler ends it
+            signal.signal(signal.SIGTERM, _terminate)
         from hotplate.cli.main import main as run  # noqa: PLC0415 -- as above
 
         try:
@@ -39,9 +42,16 @@ def _interrupt(_number: int, frame: "FrameType | None") -> None:
     raise KeyboardInterrupt
 
 
+def _terminate(_number: int, frame: "FrameType | None") -> None:
+    """Take SIGTERM for Ctrl-C, of which an event loop has a handler of its own."""
+    import signal  # noqa: PLC0415 -- as above
+
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+
 def _leave_threads_behind(end: SystemExit) -> None:
     """End at once where a daemon thread is at work: to come back from C while Python shuts down would abort it."""
-    import sys  # noqa: PLC0415 -- as above
     import threading  # noqa: PLC0415 -- as above
 
     if any(thread.daemon for thread in threading.enumerate()):

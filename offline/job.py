@@ -1,37 +1,55 @@
-"""What programs call: train a model, publish its lists."""
+"""What programs call: train a model, publish its lists, or do both as a job that can be killed and resumed."""
 
+import json
+import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from time import time
 from typing import Any
 
 import numpy as np
 
-from offline.errors import SettingError
+from offline.errors import DataError, SettingError
 from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
 from offline.evaluate.segments import Segments, by_column
 from offline.evaluate.splits import Parts, SplitOptions, split
+from offline.gates import failures, recorded
 from offline.input.columns import Columns
-from offline.input.files import Format, named_paths
+from offline.input.files import Format, digest, named_paths
 from offline.input.filters import parse_filter
 from offline.input.interactions import Interactions, read_interactions
 from offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
 from offline.lists import ListSettings, ModelLists
-from offline.model import Model, check_target, load, save
+from offline.model import Model, check_target, is_model, load, save
 from offline.publish import PublishSettings, Written, write
+from offline.registry import Registry
+from offline.rules import Rules
 from offline.stopwatch import timed
 from offline.train.als import ALSParams
 from offline.train.engine import Params, as_options, described, engine_of, fit
 from offline.train.popularity import PopularityParams, most_popular, popular_by_segment
 from offline.train.tuning import Search, TuneOptions, tune
+from stores.catalogue import DraftRef, ReleaseId, State
 from stores.connect import run_on
+from stores.errors import CanaryRunning, ReleaseConflict
+from stores.folders import LOCK, flush, take_lock
+from stores.lifecycle import activate, new_id, prune
+from stores.manifest import Manifest
+from stores.runs import claim, give_up, held
 from stores.store import Store
+from stores.verification import load_manifest
 
 # After a cut in time there must be so many users to test, or the split is drawn at random.
 _FEWEST_TESTED = 10
+
+_STATE, _STATE_FORMAT = "state.json", 1
+_MODEL = "model-"
 
 Progress = Callable[[str, int, int], None]
 Notice = Callable[[str], None]
@@ -411,9 +429,341 @@ def publish(
     the release was written and is not live; DataError for what is not a model; SettingError for gates that cannot be
     judged; StoreError if the store fails.
     """
-    loaded = model if isinstance(model, Model) else load(Path(model))
-    source = ModelLists(loaded, lists or ListSettings())
-    written = run_on(store, lambda it: write(source, it, settings or PublishSettings(), on_progress=on_progress))
+    written = write_loaded(
+        lambda: ModelLists(model if isinstance(model, Model) else load(Path(model)), lists or ListSettings()),
+        store,
+        settings or PublishSettings(),
+        on_progress,
+    )
     if written.refused is not None:
         raise written.refused
     return written
+
+
+def write_loaded(
+    read: Callable[[], ModelLists],
+    store: str | Store,
+    settings: PublishSettings,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Written:
+    """Publish the lists that *read* loads, as `publish` does; what refused them is in the result."""
+    loading = dict[str, float]()
+    with timed(loading, "load"):
+        source = read()
+    written = run_on(store, lambda it: write(source, it, settings, on_progress=on_progress))
+    return replace(written, steps=loading | written.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """How a run registers its model: as the next version of *name*, which gets *stage* if gates let it through."""
+
+    name: str
+    registry: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    stage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """
+    What a scheduled run does; lives as long as the attempts of the process.
+
+    name     what it is called in the summary and in metrics
+    store    a URL
+    rules    reads the rules of the lists from their files, once the model is there
+    inputs   the files and folders that are read; if none of their bytes has changed, nothing is done
+    options  a digest of everything else; if that has changed, a new run begins
+    """
+
+    name: str
+    store: str
+    training: TrainSettings
+    publishing: PublishSettings
+    lists: ListSettings
+    rules: Callable[[], Rules]
+    registration: Registration | None
+    inputs: Sequence[Path]
+    options: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """
+    What is recorded of one run; a value, made anew by each step.
+
+    options   a digest of everything that it was given
+    inputs    a digest of the files that it reads
+    release   what it writes, chosen before anything is written
+    seconds   wall time by step, of all attempts together; no second is in two steps
+    outcome   `published` or `refused`, and None until it has ended; *summary* is what it said then
+    """
+
+    id: str
+    options: str
+    inputs: str
+    release: ReleaseId
+    seconds: dict[str, float] = field(default_factory=dict)
+    outcome: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+class RunFolder:
+    """
+    The folder of a job, which is this process's alone, and how far it has come; lives as long as the attempt.
+
+        DIR/.lock        locked (flock) for as long as a process works here
+        DIR/state.json   the run that was begun last, replaced at each step
+        DIR/model-ID     what it has trained; once it is there, it is not trained again
+
+    Everything else that a run has done is in the store's catalogue, under the id that the run chose for its release. So
+    a run that was killed goes on where it was, and ends in the same release. DataError if the record cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.last, self.succeeded_at = _read_state(path / _STATE)
+        """The run that was begun last, and when one last succeeded, in seconds since 1970."""
+
+    @property
+    def run(self) -> Run:
+        """The last run, where it is known that there is one."""
+        if self.last is None:
+            raise ValueError("no run was begun")
+        return self.last
+
+    @property
+    def model(self) -> Path:
+        """Where the model of the last run is, or will be."""
+        return self._path / f"{_MODEL}{self.run.id}"
+
+    def record(self, run: Run) -> None:
+        """Replace what is recorded, so that after a power cut either is there."""
+        self.last = run
+        new = self._path / f".{_STATE}.new"
+        fields = {"format": _STATE_FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
+        new.write_text(json.dumps(fields, indent=2) + "\n")
+        flush(new)
+        new.replace(self._path / _STATE)
+        flush(self._path)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[dict[str, float]]:
+        """
+        Record how long a step of the last run took, together with what it took before it was cut off.
+
+        What the block puts into the yielded dict are steps within this one, which is then only what is left of it.
+        """
+        within, whole = dict[str, float](), dict[str, float]()
+        try:
+            with timed(whole, name):
+                yield within
+        finally:
+            took = within | {name: whole[name] - sum(within.values())}
+            before = self.run.seconds
+            added = {each: round(before.get(each, 0.0) + seconds, 3) for each, seconds in took.items()}
+            self.record(replace(self.run, seconds=before | added))
+
+    def finish(self, outcome: str, summary: dict[str, Any]) -> None:
+        """Record how the last run ended, and remove the models of those before it."""
+        if outcome == "published":
+            self.succeeded_at = time()
+        self.record(replace(self.run, outcome=outcome, summary=summary))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove all models but that of the last run, and what was left of any that was being written."""
+        for folder in [*self._path.glob(f"{_MODEL}*"), *self._path.glob(f".{_MODEL}*")]:
+            if folder.is_file():
+                folder.unlink()
+            elif self.last is None or folder != self.model:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
+    """Lock the folder *path*, which is made if there is none; DataError if another has it for *wait_s*."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"{path} is not a folder; name another for what a run has done so far, with --work.") from error
+    try:
+        lock = take_lock(path / LOCK, 0o600, wait_s)
+    except TimeoutError as error:
+        raise DataError(f"Another run works in {path}; wait for its end, or give --wait SECONDS.") from error
+    try:
+        yield RunFolder(path)
+    finally:
+        os.close(lock)
+
+
+class Attempt:
+    """
+    One attempt to bring a job to its end; *summary* is what is known of it, however that comes.
+
+    *train* and *write* do the two long steps, for who wants to show them: *write* publishes the lists that its first
+    argument loads, in the store of that URL. Another run, in the folder or in the store, is waited for so many seconds.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        wait_s: float = 0.0,
+        keep_ready_s: float | None = None,
+        *,
+        train: Callable[[TrainSettings, Path], TrainReport] = train,
+        write: Callable[[Callable[[], ModelLists], str, PublishSettings], Written] = write_loaded,
+    ) -> None:
+        self.summary: dict[str, Any] = {"pipeline": job.name, "outcome": "failed"}
+        self._job = job
+        self._wait_s = wait_s
+        self._keep_ready_s = keep_ready_s
+        self._train = train
+        self._write = write
+
+    def make(self, path: Path) -> dict[str, Any]:
+        """Do what is left to do, step by step, record each in the folder *path*, and return the summary."""
+        job = self._job
+        with opened(path, self._wait_s) as folder:
+            self.summary["succeeded_at"] = folder.succeeded_at
+            inputs = digest((str(file), file) for each in job.inputs for file in _files(each))
+            if not self._is_same(folder.last, inputs):
+                run = run_on(job.store, partial(self._begin, folder.last, inputs))
+                folder.sweep()  # what was trained before the last one
+                folder.record(run)
+            if folder.run.outcome is None:
+                self._finish(folder)
+            else:
+                self.summary |= folder.run.summary
+                if folder.run.outcome == "published":
+                    folder.finish(folder.run.outcome, folder.run.summary)
+                    self.summary["outcome"] = "unchanged"
+            self.summary["succeeded_at"] = folder.succeeded_at
+        return self.summary
+
+    def _is_same(self, last: Run | None, inputs: str) -> bool:
+        """Return whether *last* is the run to go on with, or the one after which there is nothing to do."""
+        if last is None or (last.options, last.inputs) != (self._job.options, inputs):
+            return False
+        return last.outcome is None or run_on(self._job.store, partial(_has_lists, last))
+
+    async def _begin(self, last: Run | None, inputs: str, store: Store) -> Run:
+        if last is not None and last.outcome is None:
+            await give_up(store, last.id, last.release)
+        return Run(secrets.token_hex(4), self._job.options, inputs, await new_id(store))
+
+    def _finish(self, folder: RunFolder) -> None:
+        job, run = self._job, folder.run
+        self.summary |= {"run": run.id, "release": run.release, "model": str(folder.model), "inputs": run.inputs}
+        draft = self._claim(run)
+        if draft is not None and not is_model(folder.model):
+            with folder.step("train") as within, held(job.store, draft):
+                within.update(self._train(job.training, folder.model).seconds)
+            draft = self._claim(run)
+        if job.registration is not None:
+            with folder.step("register"):
+                self.summary["registered"] = _register(job.registration, folder)
+        manifest, held_back = self._publish(folder, draft)
+        with folder.step("prune"):
+            erased = run_on(job.store, lambda it: prune(it, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s))
+        summary = self.summary | _result(manifest, held_back) | {"erased": erased, "seconds": folder.run.seconds}
+        if job.registration is not None:
+            registry, reference = Registry(job.registration.registry), self.summary["registered"]
+            registry.record_release(reference, job.store, manifest.release)
+            stage = job.registration.stage
+            if stage and summary["outcome"] == "published" and stage not in registry.find(reference).stages:
+                registry.change(reference, stage=stage)
+        if held_back is None:  # else the next attempt goes on from here
+            folder.finish(summary["outcome"], summary)
+        self.summary |= summary
+
+    def _publish(self, folder: RunFolder, draft: DraftRef | None) -> tuple[Manifest, CanaryRunning | None]:
+        """Write the release, and make it live if gates and canary let it; also returned is how a canary held it back.
+
+        One that was written before is not written again.
+        """
+        job, run = self._job, folder.run
+        if draft is None:
+            with folder.step("activate"):
+                return run_on(job.store, partial(self._activate, run))
+        try:
+            with folder.step("publish") as within:
+                written = self._write(
+                    lambda: ModelLists(load(folder.model), replace(job.lists, rules=job.rules())),
+                    job.store,
+                    replace(job.publishing, resume=draft),
+                )
+                within.update(written.steps)
+        except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins it anew
+            run_on(job.store, lambda it: give_up(it, run.id, run.release))
+            raise
+        return written.result.manifest, written.result.held_back
+
+    async def _activate(self, run: Run, store: Store) -> tuple[Manifest, CanaryRunning | None]:
+        """Make a release live that was committed when the run was cut off; what became of it since is let be."""
+        entry = (await store.catalogue()).find(run.release)
+        manifest = await load_manifest(store, entry.ref)
+        if entry.state is State.READY and self._job.publishing.activate and not _refusal(manifest):
+            try:
+                await activate(store, run.release, end_canary=self._job.publishing.end_canary)
+            except CanaryRunning as error:
+                return manifest, error
+        return manifest, None
+
+    def _claim(self, run: Run) -> DraftRef | None:
+        return run_on(self._job.store, lambda it: claim(it, run.id, run.release, self._wait_s))
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+
+
+def _read_state(state: Path) -> tuple[Run | None, float | None]:
+    try:
+        fields = json.loads(state.read_bytes())
+        if fields["format"] != _STATE_FORMAT:
+            raise DataError(
+                f"{state} has the format {fields['format']!r}, and this hotplate reads {_STATE_FORMAT}; remove it."
+            )
+        return Run(**fields["run"]), fields["succeeded_at"]
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{state} cannot be read ({error}); remove it, and a run begins anew.") from error
+
+
+async def _has_lists(last: Run, store: Store) -> bool:
+    """Return whether a store serves something, or still has what the last run wrote; else it was made anew."""
+    found = await store.catalogue()
+    return found.live is not None or any(entry.id == last.release for entry in found.releases)
+
+
+def _register(wanted: Registration, folder: RunFolder) -> str:
+    """Add the model to the registry, unless an earlier attempt did, and return NAME@VERSION."""
+    registry, run = Registry(wanted.registry), folder.run.id
+    for entry in registry.entries():
+        if (entry.name, entry.tags.get("run")) == (wanted.name, run):
+            return entry.reference
+    return registry.register(folder.model, wanted.name, {**wanted.tags, "run": run}).reference
+
+
+def _result(manifest: Manifest, held_back: CanaryRunning | None) -> dict[str, Any]:
+    """Return what a release is worth, as the summary says it."""
+    measured = (manifest.about.get("metrics") or {}).get("model", {})
+    found: dict[str, Any] = {
+        "outcome": "published",
+        "metrics": {name: value for name, value in measured.items() if isinstance(value, int | float)},
+        "gates": [asdict(verdict) for verdict in recorded(manifest)[1]],
+        "lists": manifest.counts,
+    }
+    if sentence := _refusal(manifest) or str(held_back or ""):
+        found |= {"outcome": "refused", "error": sentence}
+    return found
+
+
+def _refusal(manifest: Manifest) -> str:
+    """Say why gates keep a release from going live; nothing where they do not."""
+    forced, verdicts = recorded(manifest)
+    failed = "" if forced else failures(verdicts)
+    by_hand = f"to make it so all the same: hotplate releases activate {manifest.release}"
+    return failed and f"{failed}; release {manifest.release} was written and is not live; {by_hand}"

@@ -265,6 +265,11 @@ class PublishSettings:
     force: bool = False
     end_canary: bool = False
 
+    @property
+    def bounds(self) -> Sequence[Gate]:
+        """The gates; SettingError for a name or a bound that makes no sense."""
+        return parse_gates(self.gates, "gates") if isinstance(self.gates, Mapping) else self.gates
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -291,8 +296,7 @@ async def write(
     on_progress: Progress = lambda _done, _total: None,
 ) -> Written:
     """Write all lists of *source* as `publish` does, and erase what is no longer needed."""
-    gates, resume = settings.gates, settings.resume
-    started = perf_counter()
+    resume, started = settings.resume, perf_counter()
     try:
         result = await publish(
             source,
@@ -301,7 +305,7 @@ async def write(
             live=settings.activate,
             end_canary=settings.end_canary,
             resume=ReleaseId(resume) if isinstance(resume, str) else resume,
-            gates=parse_gates(gates, "gates") if isinstance(gates, Mapping) else gates,
+            gates=settings.bounds,
             force=settings.force,
             live_in=live_in,
             observer=observer,

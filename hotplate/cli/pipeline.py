@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from typer.core import TyperCommand
 
     from offline.gates import Gate
-    from offline.job import TrainSettings
-    from offline.publish import ListSource
-    from stores.catalogue import DraftRef
+    from offline.job import Job, TrainSettings
 
 # What a run decides itself, and a pipeline has no say in.
 _OF_TRAIN: dict[str, Any] = {"model": Path(), "master": None, "as_json": False}
@@ -112,58 +111,25 @@ def read_pipeline(path: Path) -> PipelineFile:
     return PipelineFile(path, {name: tables.get(name, {}) for name in TABLES})
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """
-    What a pipeline is to do: the parameters of verbs by name, and the gates.
-
-    *registering* is None where there is no [registry]; *inputs* are the files that are read, *options* a digest of the
-    rest. Lives as long as the command.
-    """
-
-    name: str
-    url: str
-    training: "TrainSettings"
-    publishing: Mapping[str, Any]
-    registering: Mapping[str, Any] | None
-    gates: "tuple[Gate, ...]"
-    inputs: list[Path]
-    options: str
-
-    def lists(self, model: Path) -> "ListSource":
-        """Return the lists of *model*."""
-        from offline.lists import ListSettings, ModelLists
-        from offline.model import load
-        from offline.rules import read_rules
-
-        given = self.publishing
-        names = ("available", "exclude", "categories", "max_per_category", "min_history")
-        rules = read_rules(*(given[name] for name in names))
-        return ModelLists(load(model), ListSettings(given["list_length"], given["keep_seen"], rules, given["fold_in"]))
-
-    def publish_options(self, draft: "DraftRef") -> publish.PublishOptions:
-        """Return the options of a publish that writes *draft*."""
-        from offline.publish import PublishSettings
-
-        names = ("encoding", "activate", "keep", "force", "end_canary")
-        given = {name: self.publishing[name] for name in names}
-        return publish.PublishOptions(self.url, PublishSettings(**given, resume=draft, gates=self.gates), False, False)
-
-
-def read_job(pipeline: PipelineFile) -> Job:
+def read_job(pipeline: PipelineFile) -> "Job":
     """Return what a file says to do; SettingError for what makes no sense."""
     from offline.errors import SettingError
     from offline.gates import parse_gates, read_gates
-    from offline.rules import require_both
+    from offline.job import Job, Registration
+    from offline.lists import ListSettings
+    from offline.publish import PublishSettings
+    from offline.rules import read_rules, require_both
 
     trained = pipeline.parameters("train", command_of(train.train), _OF_TRAIN)
     published = pipeline.parameters("publish", command_of(publish.publish), _OF_PUBLISH)
-    registered = None
+    registration, registered = None, None
     if pipeline.tables["registry"]:
         registered = pipeline.parameters("registry", command_of(models.register), _OF_REGISTER)
-        models.parse_tags(registered["tag"] or [])
-        if registered["registry"] is not None and "://" not in registered["registry"]:
-            registered["registry"] = str(pipeline.anchored(Path(registered["registry"])))
+        registry = registered["registry"]
+        if registry is not None and "://" not in registry:
+            registry = registered["registry"] = str(pipeline.anchored(Path(registry)))
+        tags = models.parse_tags(registered["tag"] or [])
+        registration = Registration(registered["name"], registry, tags, registered["stage"])
     bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
     given = read_gates(published["gates"], published["gate"] or ())
     gates = tuple({gate.name: gate for gate in (*given, *bounds)}.values())
@@ -179,8 +145,22 @@ def read_job(pipeline: PipelineFile) -> Job:
     if any(path.name == "-" for path in inputs):
         raise SettingError(f"{pipeline.path}: a run reads files, for it may read them again; standard input is none.")
     options = orjson.dumps([trained, published, registered, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
-    digest = xxhash.xxh3_128_hexdigest(options)
-    return Job(pipeline.name, url, training, published, registered, gates, inputs, digest)
+
+    names = ("available", "exclude", "categories", "max_per_category", "min_history")
+    return Job(
+        name=pipeline.name,
+        store=url,
+        training=training,
+        publishing=PublishSettings(
+            gates=gates,
+            **{name: published[name] for name in ("encoding", "activate", "keep", "force", "end_canary")},
+        ),
+        lists=ListSettings(published["list_length"], published["keep_seen"], fold_in=published["fold_in"]),
+        rules=partial(read_rules, *(published[name] for name in names)),
+        registration=registration,
+        inputs=inputs,
+        options=xxhash.xxh3_128_hexdigest(options),
+    )
 
 
 def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:

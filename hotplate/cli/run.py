@@ -1,36 +1,24 @@
 """`hotplate run`: from data to a live release in one job, one at a time for a store, resumed where it was cut off."""
 
-import secrets
-import signal
 import sys
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 import xxhash
 
-from hotplate.cli import models, publish, train
-from hotplate.cli.pipeline import Job, command_of, read_job, read_pipeline
-from hotplate.cli.terminal import REFUSED, err, option, out, table, text_on_stderr, with_store
+from hotplate.cli import publish, train
+from hotplate.cli.pipeline import command_of, read_job, read_pipeline
+from hotplate.cli.terminal import REFUSED, err, interruptible_loop, option, out, table, text_on_stderr
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from offline.registry import Registry
-    from offline.run import Run, RunFolder
-    from stores.catalogue import DraftRef, ReleaseId
-    from stores.errors import CanaryRunning
-    from stores.manifest import Manifest
-    from stores.store import Store
-
-T = TypeVar("T")
+    from offline.job import Job
+    from offline.lists import ModelLists
+    from offline.publish import PublishSettings, Written
 
 DAY_S = 86_400
 PREFIX = "RUN_"
@@ -98,6 +86,8 @@ def run(
 
     Example: hotplate run nightly.toml
     """
+    from offline.job import Attempt
+
     file = read_pipeline(pipeline)
     file.values("run", command_of(run), _OF_RUN)
     job = read_job(file)
@@ -105,179 +95,34 @@ def run(
     if check:
         _print_steps(job, folder)
         return
-    attempt = _Attempt(job, wait, keep_ready * DAY_S)
-    with _terminable(), text_on_stderr(), _reported(attempt.summary, push, textfile):
+    attempt = Attempt(job, wait, keep_ready * DAY_S, train=train.print_training, write=_write_lists)
+    sent = _metrics_sent(attempt.summary, push, textfile)
+    with text_on_stderr(), _printed(attempt.summary), sent, interruptible_loop():
         attempt.make(folder)
     if attempt.summary["outcome"] == "refused":
         err.print("hotplate: ", attempt.summary["error"], sep="")
         raise typer.Exit(REFUSED)
 
 
-class _Attempt:
-    """One attempt to bring a run to its end; *summary* is what is known of it. Lives as long as the command."""
+def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
+    """
+    Do what a pipeline file says, as `hotplate run` does, and return what that prints: outcome, release, metrics, ….
 
-    def __init__(self, job: Job, wait_s: float, keep_ready_s: float) -> None:
-        self.summary: dict[str, Any] = {"pipeline": job.name, "outcome": "failed"}
-        self._job = job
-        self._wait_s = wait_s
-        self._keep_ready_s = keep_ready_s
+    The options of the run are those of the table [run]. The outcome is `published`, `unchanged` or `refused`, where a
+    gate or a canary keeps the release from going live. A call that was cut off is resumed by the next one. Raises
+    SettingError for a pipeline that makes no sense, DataError for data that cannot be used, and StoreError.
+    """
+    from offline.job import Attempt
 
-    def make(self, path: Path) -> None:
-        """Do what is left to do, step by step, and record each in the folder *path*."""
-        from offline.run import digest_of, opened
-
-        with opened(path, self._wait_s) as folder:
-            self.summary["succeeded_at"] = folder.succeeded_at
-            inputs = digest_of(self._job.inputs)
-            if not self._is_same(folder.last, inputs):
-                folder.begin(self._with_store(partial(self._begin, folder.last, inputs)))
-            if folder.run.outcome is None:
-                self._finish(folder)
-            else:
-                self.summary |= folder.run.summary
-                if folder.run.outcome == "published":
-                    folder.finish(folder.run.outcome, folder.run.summary)
-                    self.summary["outcome"] = "unchanged"
-            self.summary["succeeded_at"] = folder.succeeded_at
-
-    def _is_same(self, last: "Run | None", inputs: str) -> bool:
-        """Return whether *last* is the run to go on with, or the one after which there is nothing to do."""
-        if last is None or (last.options, last.inputs) != (self._job.options, inputs):
-            return False
-        return last.outcome is None or self._with_store(partial(_has_lists, last))
-
-    async def _begin(self, last: "Run | None", inputs: str, store: "Store") -> "Run":
-        from offline.run import Run, give_up
-        from stores.lifecycle import new_id
-
-        if last is not None and last.outcome is None:
-            await give_up(store, last)
-        return Run(secrets.token_hex(4), self._job.options, inputs, await new_id(store))
-
-    def _finish(self, folder: "RunFolder") -> None:
-        from offline.run import held
-
-        job, run = self._job, folder.run
-        self.summary |= {"run": run.id, "release": run.release, "model": str(folder.model), "inputs": run.inputs}
-        draft = self._claim(run)
-        if draft is not None and not folder.has_model:
-            with folder.step("train") as within, held(job.url, draft):
-                within.update(train.print_training(job.training, folder.model).seconds)
-            draft = self._claim(run)
-        if job.registering is not None:
-            with folder.step("register"):
-                self.summary["registered"] = models.in_registry(
-                    job.registering["registry"], partial(self._register, job.registering, folder)
-                )
-        manifest, held_back = self._publish(folder, draft)
-        with folder.step("prune"):
-            erased = self._with_store(self._prune)
-        if job.registering is not None:
-            models.in_registry(job.registering["registry"], partial(self._record, job.registering, manifest, held_back))
-        summary = self.summary | _result(manifest, held_back) | {"erased": erased, "seconds": folder.run.seconds}
-        if held_back is None:  # else the next attempt goes on from here
-            folder.finish(summary["outcome"], summary)
-        self.summary |= summary
-
-    def _publish(self, folder: "RunFolder", draft: "DraftRef | None") -> "tuple[Manifest, CanaryRunning | None]":
-        """Write the release, and make it live if gates and canary let it; also returned is how a canary held it back.
-
-        One that was written before is not written again.
-        """
-        from offline.run import give_up
-        from stores.errors import ReleaseConflict
-
-        if draft is None:
-            with folder.step("activate"):
-                return self._with_store(partial(self._activate, folder.run))
-        try:
-            with folder.step("publish") as within:
-                written = publish.write_lists(lambda _: self._job.lists(folder.model), self._job.publish_options(draft))
-                within.update(written.steps)
-        except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins it anew
-            self._with_store(lambda store: give_up(store, folder.run))
-            raise
-        return written.result.manifest, written.result.held_back
-
-    def _register(self, given: "Mapping[str, Any]", folder: "RunFolder", registry: "Registry") -> str:
-        """Add the model to a registry, unless an earlier attempt did, and return NAME@VERSION."""
-        name, run = given["name"], folder.run
-        for entry in registry.entries():
-            if (entry.name, entry.tags.get("run")) == (name, run.id):
-                return entry.reference
-        return registry.register(folder.model, name, models.parse_tags(given["tag"] or []) | {"run": run.id}).reference
-
-    def _record(
-        self, given: "Mapping[str, Any]", manifest: "Manifest", held_back: "CanaryRunning | None", registry: "Registry"
-    ) -> None:
-        """Record the release of the registered model, and its stage if gates and canary have let it through."""
-        reference, stage = self.summary["registered"], given["stage"]
-        registry.record_release(reference, self._job.url, manifest.release)
-        refused = held_back is not None or _refusal(manifest)
-        if stage is not None and not refused and stage not in registry.find(reference).stages:
-            registry.change(reference, stage=stage)
-
-    async def _activate(self, run: "Run", store: "Store") -> "tuple[Manifest, CanaryRunning | None]":
-        """Make a release live that was committed when the run was cut off; what became of it since is let be."""
-        from stores.catalogue import State
-        from stores.errors import CanaryRunning
-        from stores.lifecycle import activate
-        from stores.verification import load_manifest
-
-        entry = (await store.catalogue()).find(run.release)
-        manifest = await load_manifest(store, entry.ref)
-        if entry.state is State.READY and self._job.publishing["activate"] and not _refusal(manifest):
-            try:
-                await activate(store, run.release, end_canary=self._job.publishing["end_canary"])
-            except CanaryRunning as error:
-                return manifest, error
-        return manifest, None
-
-    async def _prune(self, store: "Store") -> "list[ReleaseId]":
-        from stores.lifecycle import prune
-
-        return await prune(store, keep=self._job.publishing["keep"], keep_ready_s=self._keep_ready_s)
-
-    def _claim(self, run: "Run") -> "DraftRef | None":
-        from offline.run import claim
-
-        return self._with_store(lambda store: claim(store, run, self._wait_s))
-
-    def _with_store(self, act: "Callable[[Store], Awaitable[T]]") -> T:
-        return with_store(self._job.url, act)
+    path = Path(pipeline)
+    given = command_of(run).make_context("run", [str(path)]).params
+    attempt = Attempt(read_job(read_pipeline(path)), given["wait"], given["keep_ready"] * DAY_S)
+    with _metrics_sent(attempt.summary, given["push"], given["textfile"]):
+        return attempt.make(given["work"] or _default_folder(path))
 
 
-async def _has_lists(last: "Run", store: "Store") -> bool:
-    """Return whether a store serves something, or still has what the last run wrote; else it was made anew."""
-    found = await store.catalogue()
-    return found.live is not None or any(entry.id == last.release for entry in found.releases)
-
-
-def _result(manifest: "Manifest", held_back: "CanaryRunning | None") -> dict[str, Any]:
-    """Return what a release is worth, as the summary says it."""
-    from offline.gates import recorded
-    from offline.run import Outcome
-
-    measured = (manifest.about.get("metrics") or {}).get("model", {})
-    found: dict[str, Any] = {
-        "outcome": Outcome.PUBLISHED,
-        "metrics": {name: value for name, value in measured.items() if isinstance(value, int | float)},
-        "gates": [asdict(verdict) for verdict in recorded(manifest)[1]],
-        "lists": manifest.counts,
-    }
-    if sentence := _refusal(manifest) or str(held_back or ""):
-        found |= {"outcome": Outcome.REFUSED, "error": sentence}
-    return found
-
-
-def _refusal(manifest: "Manifest") -> str:
-    """Say why gates keep a release from going live; nothing where they do not."""
-    from offline.gates import failures, recorded
-
-    forced, verdicts = recorded(manifest)
-    failed = "" if forced else failures(verdicts)
-    by_hand = f"to make it so all the same: hotplate releases activate {manifest.release}"
-    return failed and f"{failed}; release {manifest.release} was written and is not live; {by_hand}"
+def _write_lists(read: "Callable[[], ModelLists]", store: str, settings: "PublishSettings") -> "Written":
+    return publish.write_lists(lambda _: read(), publish.PublishOptions(store, settings, dry_run=False, as_json=False))
 
 
 def _default_folder(pipeline: Path) -> Path:
@@ -288,25 +133,34 @@ def _default_folder(pipeline: Path) -> Path:
     return Path(default_url().removeprefix("file://")).with_name("hotplate-runs") / f"{pipeline.stem}-{place}"
 
 
-def _print_steps(job: Job, folder: Path) -> None:
+def _print_steps(job: "Job", folder: Path) -> None:
     from stores.urls import redacted
 
-    bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.gates)
-    publishes = f"lists of {job.publishing['list_length']} to {redacted(job.url)}"
+    bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.publishing.bounds)
+    publishes = f"lists of {job.lists.length} to {redacted(job.store)}"
     steps = [
         ("train", f"{', '.join(map(str, [*job.training.data, *job.training.test]))}, in {folder}"),
-        *([] if job.registering is None else [("register", f"as the next version of {job.registering['name']}")]),
+        *([] if job.registration is None else [("register", f"as the next version of {job.registration.name}")]),
         ("publish", publishes),
         ("gates", bounds or "none"),
-        ("activate", "once all gates hold" if job.publishing["activate"] else "never: it is left to be done by hand"),
-        ("prune", f"keep the live release and {job.publishing['keep']} before it"),
+        ("activate", "once all gates hold" if job.publishing.activate else "never: it is left to be done by hand"),
+        ("prune", f"keep the live release and {job.publishing.keep} before it"),
     ]
     out.print(table(("step", ""), steps))
 
 
 @contextmanager
-def _reported(summary: dict[str, Any], push: str | None, textfile: Path | None) -> Iterator[None]:
-    """Print the summary and send metrics at the end, however that comes; what cannot be sent is a warning."""
+def _printed(summary: dict[str, Any]) -> Iterator[None]:
+    """Print the summary at the end, however that comes."""
+    try:
+        yield
+    finally:
+        sys.stdout.write(orjson.dumps(summary, default=str).decode() + "\n")
+
+
+@contextmanager
+def _metrics_sent(summary: dict[str, Any], push: str | None, textfile: Path | None) -> Iterator[None]:
+    """Complete the summary at the end, however that comes, and send metrics; what cannot be sent is a warning."""
     from hotplate.cli.run_metrics import push_metrics, write_metrics
 
     try:
@@ -317,28 +171,9 @@ def _reported(summary: dict[str, Any], push: str | None, textfile: Path | None) 
         raise
     finally:
         summary["ended_at"] = time()
-        sys.stdout.write(orjson.dumps(summary, default=str).decode() + "\n")
         for target, send in ((textfile, write_metrics), (push, push_metrics)):
             try:
                 if target is not None:
                     send(target, summary)  # type: ignore[arg-type]  # each has its own kind of target
             except (OSError, ValueError) as error:
                 err.print(f"hotplate: the metrics could not be sent to {target}: {error}")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C meanwhile, so that a run that a scheduler ends cleans up and can be resumed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, frame: "FrameType | None") -> None:
-        handler = signal.getsignal(signal.SIGINT)  # an event loop has its own
-        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -60,3 +60,21 @@ def test_a_gate_that_fails_is_an_error_and_what_was_live_stays(model: Path) -> N
     with pytest.raises(hotplate.GateFailed, match="coverage") as refused:
         hotplate.publish(model, store, hotplate.PublishSettings(gates={"coverage": 1.0}), hotplate.ListSettings(1))
     assert refused.value.result.manifest.release != live == asyncio.run(store.catalogue()).live
+
+
+def test_a_pipeline_is_run_once_for_each_state_of_its_data(tmp_path: Path) -> None:
+    sample(users=40, items=20).write_csv(tmp_path / "clicks.csv")
+    url, pipeline = f"file://{tmp_path / 'store'}", tmp_path / "nightly.toml"
+    train = '[train]\ndata = "clicks.csv"\nengine = "ease"\nno_tune = true'
+    run = '[run]\nwork = "work"\ntextfile = "run.prom"'
+    pipeline.write_text(f'{train}\n[publish]\nstore = "{url}"\n{run}\n')
+    done = hotplate.run(pipeline)
+    assert (done["outcome"], done["release"]) == ("published", hotplate.verify(url).release)
+    assert 'outcome="published"' in (tmp_path / "run.prom").read_text()
+    assert hotplate.run(str(pipeline))["outcome"] == "unchanged"
+    pipeline.write_text(f'{train}\n[publish]\nstore = "{url}"\n{run}\n[gates]\ncoverage = 1.0\nndcg = 1.0')
+    refused = hotplate.run(pipeline)
+    assert (refused["outcome"], hotplate.verify(url).release) == ("refused", done["release"])
+    pipeline.write_text("[trian]")
+    with pytest.raises(hotplate.SettingError, match="no table"):
+        hotplate.run(pipeline)

@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,11 +24,12 @@ import pytest
 from hotplate.__main__ import main
 from hotplate.cli.terminal import with_store
 from offline.input.sample import sample
+from offline.job import opened
 from offline.registry import Registry
-from offline.run import Run, claim, held, opened
 from stores.catalogue import Catalogue, DraftRef, ReleaseId
 from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
+from stores.runs import claim, held
 from tests.support.command import failed, hotplate
 from tests.support.redis_server import running
 from tests.support.soak import SEED, scaled
@@ -154,7 +156,7 @@ def interrupt(*_: object, **__: object) -> None:
         "offline.job.train",
         "stores.lifecycle.verify",
         "stores.lifecycle.activate",
-        "offline.run.RunFolder.finish",
+        "offline.job.RunFolder.finish",
     ],
 )
 def test_a_run_that_was_cut_off_ends_in_the_same_release_with_the_model_that_it_had(
@@ -234,21 +236,20 @@ def test_a_store_that_was_made_anew_is_filled_again(folder_url: str, tmp_path: P
 
 def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, url)
-    other = Run("other", "", "", ReleaseId("20261120T064200Z-7f3a"))
-    with_store(url, lambda store: claim(store, other))
+    with_store(url, lambda store: claim(store, "other", ReleaseId("20261120T064200Z-7f3a")))
     refused = hotplate("run", pipeline, "--wait", "0.01")
     assert (refused.returncode, summary_of(refused)["outcome"]) == (1, "failed")
     assert "Another run is writing release 20261120T064200Z-7f3a in this store" in refused.stderr
     with opened(tmp_path / "work"):
         refused = hotplate("run", pipeline)
     assert "Another run works in " in refused.stderr
-    assert "is no folder" in hotplate("run", pipeline, "--work", pipeline).stderr
+    assert "is not a folder" in hotplate("run", pipeline, "--work", pipeline).stderr
 
 
 def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stores.lifecycle.LEASE_S", 0.03)  # how often it is renewed; it runs for as long as ever
-    run = Run("mine", "", "", ReleaseId("20261120T064200Z-7f3a"))
-    draft = with_store(url, lambda store: claim(store, run))
+    draft = with_store(url, lambda store: claim(store, "mine", ReleaseId("20261120T064200Z-7f3a")))
+    assert draft is not None
     (begun,) = catalogue_of(url).releases
     with held(url, draft):
         while catalogue_of(url).releases[0].lease_until == begun.lease_until:
@@ -265,8 +266,8 @@ class Silent(MemoryStore):
 def test_a_store_that_never_answers_is_not_waited_for_once_its_lease_is_held_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("offline.run.connect", lambda _: Silent())
-    monkeypatch.setattr("offline.run._CLOSE_S", 0.01)
+    monkeypatch.setattr("stores.runs.connect", lambda _: Silent())
+    monkeypatch.setattr("stores.runs._CLOSE_S", 0.01)
     with held("memory://", DraftRef(ReleaseId("20261120T064200Z-7f3a"), "incarnation", "writer")):
         pass
 
@@ -421,12 +422,32 @@ def stopped(pipeline: Path, after_s: float, number: signal.Signals) -> int | Non
     return process.exitcode
 
 
+def test_a_run_that_is_terminated_while_its_modules_are_loaded_ends_as_documented(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+
+class Terminate:
+    def find_spec(self, name, *_):
+        if name == "hotplate.cli.main":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+from hotplate.__main__ import main
+sys.meta_path.insert(0, Terminate())
+sys.argv = ["hotplate", "run", "nightly.toml"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def killed(pipeline: Path, after_s: float) -> None:
     assert stopped(pipeline, after_s, signal.SIGKILL) in (0, -signal.SIGKILL)
 
 
 def terminated(pipeline: Path, after_s: float) -> None:
-    assert stopped(pipeline, after_s, signal.SIGTERM) in (0, 130, -signal.SIGTERM)  # the last: before it had begun
+    assert stopped(pipeline, after_s, signal.SIGTERM) in (0, 130, -signal.SIGTERM)  # the last: before Python had begun
 
 
 @pytest.mark.soak

@@ -188,8 +188,8 @@ def test_images_and_labels_have_the_version_of_the_package() -> None:
 def test_the_pipeline_is_one_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOTPLATE_STORE", "redis://hotplate-redis:6379/0")
     job = read_job(read_pipeline(K8S / "components/pipeline/pipeline.toml"))
-    assert job.url == "redis://hotplate-redis:6379/0"
-    assert [gate.name for gate in job.gates] == ["drop.ndcg", "coverage"]
+    assert job.store == "redis://hotplate-redis:6379/0"
+    assert [gate.name for gate in job.publishing.bounds] == ["drop.ndcg", "coverage"]
 
 
 def test_every_secret_that_a_pod_waits_for_is_in_the_docs() -> None:
