@@ -217,9 +217,6 @@ def train(
         settings, split_note = _settled(settings, matrix)
         if split_note is not None:
             on_notice(split_note)
-        segments = {}
-        if interactions.segments is not None:
-            segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
         groups = {}
         if interactions.memberships is not None:
             groups = {"segment": by_column(interactions.memberships, matrix.user_ids)}
@@ -230,7 +227,6 @@ def train(
             search, tuning_note = _search(matrix, settings, journal, report, on_notice)
     params = search.trials[search.best].params if search else settings.params
     recent = _recent(matrix, settings, search)
-    popular = most_popular(matrix, settings.popular_length, recent.half_life_days)
     test, evaluation, note = None, None, "No evaluation was requested."
     if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, report):
@@ -245,6 +241,11 @@ def train(
                 segments=groups,
                 on_iteration=partial(report, "evaluate"),
             )
+    matrix = matrix.standing()
+    popular = most_popular(matrix, settings.popular_length, recent.half_life_days)
+    segments = {}
+    if interactions.segments is not None:
+        segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
     with _stage("fit", seconds, report):
         ranker = fit(matrix.user_items, params, partial(report, "fit"), times=matrix.times)
     metrics = evaluation.to_json() if evaluation else None

@@ -50,6 +50,7 @@ _COMMON_NAMES = {
         "articleid song songid artist artistid book bookid isbn video videoid content contentid"
     ),
     "weight": "weight count plays playcount strength",
+    "quantity": "quantity qty",
     "rating": "rating ratings stars score",
     "time": (
         "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat"
@@ -83,6 +84,7 @@ class Columns:
     segment: str | None = None
     event: str | None = None
     count: str | None = None
+    quantity: str | None = None
 
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from offline.errors import DataError, SettingError
+from offline.input.cancellations import take_back
 from offline.input.columns import (
     MAX_ID_BYTES,
     Columns,
@@ -23,7 +24,14 @@ from offline.input.events import EVENT_COLUMNS, Events, read_events
 from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
 from offline.input.filters import Filter, parse_filter
 from offline.input.matrix import Weighing, Weighting
-from offline.input.notes import event_note, header_note, rating_note, similar_ids_note, whole_numbers_note
+from offline.input.notes import (
+    cancellation_note,
+    event_note,
+    header_note,
+    rating_note,
+    similar_ids_note,
+    whole_numbers_note,
+)
 from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, read_titles
 from offline.input.tables import Table, open_tables, with_whole_numbers
 
@@ -41,7 +49,8 @@ class Interactions:
     """
     What the files say, one row per user, item and time; lives until the matrix is built.
 
-    log          [user, item: categorical, weight: f64 > 0, and time: datetime (naive UTC), if any], in no order
+    log          [user, item: categorical, weight: f64 > 0, and time: datetime (naive UTC), if any], in no order; and if
+                 anything was cancelled, ended: when a row was, null if it was not
     weighing     how the rows of a user and an item become one weight
     titles       by item, as far as they are known
     segments     [segment, item, weight: f64, the number of users of the segment that have the item], or None
@@ -83,7 +92,8 @@ def read_interactions(
     A row weighs what its weight column says, or its event by *event_weights*, or else 1. With `columns.count` the
     different values in that column count 1 each, at the time of their first row. *weighting* and *half_life* say how
     the rows of a user and an item become one weight (see `Weighing`); binary reads no weight column unless one is
-    named. Ratings are not weights unless they are named as such.
+    named. Ratings are not weights unless they are named as such. Rows of a quantity below zero are cancellations: see
+    `take_back`.
 
     Segments of events, among the files or alone, are weighed by *event_weights*; so are other files that have a column
     of events, and the rest as they are without.
@@ -104,8 +114,10 @@ def read_interactions(
             shapes.append(_event_shape(events.table, chosen, filters, event_weights))
         rows = Rows([*tables, events.table] if events and others else tables, _alike(shapes))
         bounds = (
-            () if chosen.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
+            [] if chosen.time is None else [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
         )
+        if chosen.quantity is not None:
+            bounds.append((pl.col("quantity") < 0).sum().alias("cancellations"))
         survey = rows.survey(source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
         _check_times(survey, rows, chosen, source)
         if half_life is not None and survey.kept.get("last") is None:
@@ -113,11 +125,13 @@ def read_interactions(
                 f"{source} has no times, and a half-life needs them; name their column with --time-column, or leave "
                 "the half-life out."
             )
+        cancellations = int(survey.kept.get("cancellations", 0))
         with data_errors(source):
-            log = _log(rows.kept, chosen, weighting)
-            segments = _segments(rows.kept, source) if chosen.segment else None
-            memberships = _memberships(rows.kept) if chosen.segment else None
-        _check_size(log, source)
+            log = _log(rows.kept, chosen, weighting, any_cancelled=cancellations > 0)
+            _check_size(log, source)
+            stand = _standing(rows.kept, log) if cancellations else rows.kept
+            segments = _segments(stand, source) if chosen.segment else None
+            memberships = _memberships(stand) if chosen.segment else None
         named_titles = {"item": chosen.item, "title": named.title}
         return Interactions(
             log,
@@ -132,6 +146,7 @@ def read_interactions(
             chosen,
             [
                 *(events.notes if events else ()),
+                *([cancellation_note(str(chosen.quantity), cancellations)] if cancellations else ()),
                 *_notes(tables, chosen, whole, log, is_weighed=weights is not None or weighting == "binary"),
             ],
         )
@@ -163,6 +178,8 @@ def _event_shape(
     of_events = [each for each in filters if each.column in table.schema]
     shape = _shape(table, own, of_events, event_weights, _time(table, own), has_times=has_time)
     absent = [pl.lit(None, pl.String).alias(role) for role in ("title", "segment", "count") if getattr(columns, role)]
+    if columns.quantity is not None:
+        absent.append(pl.lit(1.0).alias("quantity"))
     where = {each.text: pl.lit(value=True) for each in filters} | dict(shape.where)
     return replace(shape, values=[*shape.values, *absent], where=where)
 
@@ -199,6 +216,8 @@ def _choose(
     required = ("user", "item") if event_weights is None else ("user", "item", "event")
     available = list(table.schema)
     chosen = Columns(**choose_columns(asdict(named), available, source, guessed=guessed, required=required))
+    # It may be the weight, too.
+    chosen = replace(chosen, quantity=usual_column("quantity", available))
     if chosen.time is None and is_numbered(available):
         free = [name for name in available if name not in asdict(chosen).values()]
         times = [name for name in free if is_time(table.first_text(name) or "")]
@@ -258,7 +277,13 @@ def _shape(
 ) -> TableShape:
     """Return how *table* is read: user, item, weight and, where there is such a column, the rest."""
     weight, no_weight = _weight(table, columns, event_weights)
-    values, left_out = [weight.alias("weight")], id_reasons({"user": "user", "item": "item"})
+    quantity = []
+    if columns.quantity is not None:
+        number = number_of(columns.quantity, table.schema[columns.quantity])
+        # A purchase of an unknown quantity is one of 1; a cancellation is no purchase, and has no weight of its own.
+        quantity = [pl.when(number.is_finite() & (number != 0)).then(number).otherwise(1.0).alias("quantity")]
+        weight = pl.when(number < 0).then(1.0).otherwise(weight)
+    values, left_out = [weight.alias("weight"), *quantity], id_reasons({"user": "user", "item": "item"})
     for role in ("user", "item", "title", "segment", "count"):
         name = getattr(columns, role)
         if name is not None:
@@ -308,20 +333,37 @@ def _check_times(survey: Survey, rows: Rows, columns: Columns, source: str) -> N
         )
 
 
-def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting) -> pl.DataFrame:
+def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_cancelled: bool) -> pl.DataFrame:
     """Return the rows that make weights: one for each user, item and moment; of a count one for each value."""
-    moment = ["time"] if columns.time is not None else []
     # Numbers for texts take far less memory.
     ids = kept.with_columns(pl.col("user", "item").cast(pl.Categorical))
+    bought = ids.filter(pl.col("quantity") > 0) if any_cancelled else ids
+    key = ["user", "item"] + (["time"] if columns.time is not None else [])
+    quantity = [pl.col("quantity").sum()] if any_cancelled else []
     if columns.count is not None:
-        first = [pl.col("time").min()] if moment else []
-        values = ids.group_by("user", "item", "count").agg(first)
-        grouped = values.group_by("user", "item", *moment).agg(pl.len().cast(pl.Float64).alias("weight"))
-    elif weighting == "binary":  # to add up what will be 1 takes more than all else
-        grouped = ids.select("user", "item", *moment).unique().with_columns(weight=pl.lit(1.0))
+        at_first = quantity
+        if any_cancelled and columns.time is not None:
+            # What a value names again later, it has not bought yet.
+            at_first = [pl.col("quantity").filter(pl.col("time").eq_missing(pl.col("time").min())).sum()]
+        first = [pl.col("time").min()] if columns.time is not None else []
+        values = bought.group_by("user", "item", "count").agg(*first, *at_first)
+        grouped = values.group_by(key).agg(pl.len().cast(pl.Float64).alias("weight"), *quantity)
+    elif weighting == "binary" and not any_cancelled:  # to add up what will be 1 takes more than all else
+        grouped = bought.select(key).unique().with_columns(weight=pl.lit(1.0))
     else:
-        grouped = ids.group_by("user", "item", *moment).agg(pl.col("weight").sum())
-    return grouped.collect(engine="streaming")
+        grouped = bought.group_by(key).agg(pl.col("weight").sum(), *quantity)
+    log = grouped.collect(engine="streaming")
+    if not any_cancelled:
+        return log
+    cancelled = ids.filter(pl.col("quantity") < 0).group_by(key).agg(quantity).collect(engine="streaming")
+    return take_back(pl.concat([log, cancelled], how="diagonal"))
+
+
+def _standing(kept: pl.LazyFrame, log: pl.DataFrame) -> pl.LazyFrame:
+    """Return the purchases of users and items of which anything was not cancelled."""
+    left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
+    pairs = left.select(pl.col("user", "item").cast(pl.String)).unique().lazy()
+    return kept.filter(pl.col("quantity") > 0).join(pairs, on=["user", "item"], how="semi")
 
 
 def _segments(kept: pl.LazyFrame, source: str) -> pl.DataFrame:
@@ -342,6 +384,8 @@ def _memberships(kept: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _check_size(log: pl.DataFrame, source: str) -> None:
+    if log.is_empty():
+        raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
     for what in ("user", "item"):
         ids = log.get_column(what)
         if (ids == ids[0]).all():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import compress
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -157,33 +158,14 @@ def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
     return np.asarray(0.5**halvings)
 
 
-def cancelled_at(cells: Times, times: Times, cancels: Mask) -> Times:
-    """
-    Return when each row was cancelled: a cancellation ends the latest row of its cell before it that still stands.
-
-    Rows are in order of cell and time. Rows that were not cancelled, and cancellations, get NEVER.
-    """
-    ended = np.full(len(cells), NEVER, dtype=np.int64)
-    concerned = np.isin(cells, cells[cancels])
-    standing: list[int] = []
-    cell = -1
-    for row in np.flatnonzero(concerned).tolist():
-        if cells[row] != cell:
-            cell, standing = cells[row], []
-        if not cancels[row]:
-            standing.append(row)
-        elif standing:
-            ended[standing.pop()] = times[row]
-    return ended
-
-
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """
     The interactions that count, and whose they are; row r is user_ids[r], column c is item_ids[c].
 
     Ids ascend by their UTF-8 bytes, as publishing needs them. *history* holds the rows behind the pairs, if the data
-    have times. Lives from reading to the end of the job.
+    have times. If anything was cancelled, there may be users and items without pairs, which had some before: an
+    evaluation needs them, and `standing` leaves them out. Lives from reading to the end of the job.
     """
 
     user_ids: list[str]
@@ -199,60 +181,74 @@ class Matrix:
         """When each pair was first seen, in the order of user_items.data; None if the data have no times."""
         return None if self.history is None else self.history.first_times(self.user_items)
 
+    def standing(self) -> "Matrix":
+        """Return the matrix of the users and items that have pairs."""
+        users, items = np.diff(self.user_items.indptr) > 0, users_per_item(self.user_items) > 0
+        if users.all() and items.all():
+            return self
+        user_items = self.user_items[users][:, items]
+        user_items.has_canonical_format = True
+        return replace(
+            self,
+            user_ids=list(compress(self.user_ids, users)),
+            item_ids=list(compress(self.item_ids, items)),
+            user_items=user_items,
+            history=None if self.history is None else self.history.renumbered(users, items),
+        )
+
 
 def to_matrix(
     log: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1, weighing: Weighing | None = None
 ) -> Matrix:
     """
-    Build the matrix of *log* [user, item, weight, and perhaps time and cancels], in any order.
+    Build the matrix of *log* [user, item, weight, and perhaps time and ended], in any order.
 
-    Ids are text or categorical. Without times a pair has one row. With *cancels*, which is true for a cancellation, a
-    cancellation takes back the latest row before it of the same user and item. Users with fewer than *min_per_user*
-    items and items with fewer than *min_per_item* users are left out, again and again until none is (the k-core).
-    Raises DataError when nothing is left or a weight does not fit, SettingError for a minimum below 1.
+    Ids are text or categorical. Without times a pair has one row. *ended* says when a row was cancelled. Users with
+    fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out, again and again until
+    none is (the k-core). Raises DataError when nothing is left or a weight does not fit, SettingError for a minimum
+    below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
-    weighing = weighing or Weighing()
     # polars sorts text by its bytes, which for UTF-8 is the order of code points.
     users, user_codes = _encoded(log.get_column("user"))
     items, item_codes = _encoded(log.get_column("item"))
-    cells = user_codes.astype(np.int64) * len(items) + item_codes
-    with np.errstate(over="ignore"):
-        weights = log.get_column("weight").to_numpy().astype(np.float32)
-    times = log.get_column("time").to_physical().fill_null(NO_TIME).to_numpy() if "time" in log.columns else None
-    cancels = log.get_column("cancels").to_numpy() if "cancels" in log.columns else None
     shape = len(users), len(items)
-    whole = _history(shape, cells, weights, weighing, times=times, cancels=cancels)
-    everything = whole.matrix()
-    kept = core(everything, min_per_user, min_per_item)
-    if not kept.nnz:
+    history = _history(log, user_codes.astype(np.int64) * len(items) + item_codes, shape, weighing or Weighing())
+    everything = history.matrix()
+    user_items = core(everything, min_per_user, min_per_item)
+    if not user_items.nnz:
         raise DataError(
             f"Nothing is left of {everything.nnz:,} pairs ({len(users):,} users, {len(items):,} items) once each user "
             f"has {min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
         )
-    if not (np.isfinite(kept.data).all() and (kept.data > 0).all()):
+    if not (np.isfinite(user_items.data).all() and (user_items.data > 0).all()):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
-    present = np.diff(kept.indptr) > 0, users_per_item(kept) > 0
-    user_ids, item_ids = (ids.filter(pl.Series(of)).to_list() for ids, of in zip((users, items), present, strict=True))
-    for what, ids in (("user", user_ids), ("item", item_ids)):
-        if len(ids) < 2:
-            raise DataError(
-                f"There is only one {what}, {ids[0]!r}; recommending needs at least two users and two items."
-            )
-    user_items, history = kept, whole
-    if shape != (len(user_ids), len(item_ids)):
-        user_items = kept[present[0]][:, present[1]]
+    before, left = (
+        (int(np.count_nonzero(np.diff(of.indptr))), int(np.count_nonzero(users_per_item(of))))
+        for of in (everything, user_items)
+    )
+    for what, ids, count, places in zip(("user", "item"), (users, items), left, user_items.nonzero(), strict=True):
+        if count < 2:
+            only = ids[int(places[0])]
+            raise DataError(f"There is only one {what}, {only!r}; recommending needs at least two users and two items.")
+    # Whose pairs were in the core at any moment: what was cancelled after a cut in time is learnt from before it.
+    ever = user_items
+    if history.ended is not None:
+        ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
+    present = np.diff(ever.indptr) > 0, users_per_item(ever) > 0
+    if not (present[0].all() and present[1].all()):
+        user_items = user_items[present[0]][:, present[1]]
         user_items.has_canonical_format = True
-        history = whole.renumbered(*present)
+        history = history.renumbered(*present)
     return Matrix(
-        user_ids,
-        item_ids,
+        users.filter(pl.Series(present[0])).to_list(),
+        items.filter(pl.Series(present[1])).to_list(),
         user_items,
-        None if times is None else history,
-        users_left_out=len(users) - len(user_ids),
-        items_left_out=len(items) - len(item_ids),
-        pairs_left_out=int(everything.nnz - kept.nnz),
+        history if "time" in log.columns else None,
+        users_left_out=before[0] - left[0],
+        items_left_out=before[1] - left[1],
+        pairs_left_out=int(everything.nnz - user_items.nnz),
     )
 
 
@@ -283,12 +279,13 @@ class KnownPairs:
 
 def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     """
-    Place the pairs of *log* [user, item, …] in rows and columns of *matrix*, each with a weight of 1.
+    Place the pairs of *log* [user, item, …] that were not cancelled in *matrix*, each with a weight of 1.
 
     Pairs of a user or an item that it lacks are left out, and those that it has, for lists never repeat what a user
     has; *left_out* counts pairs by the first of these reasons, zeros not listed.
     """
-    pairs = log.unique(["user", "item"], maintain_order=True)
+    stand = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
+    pairs = stand.unique(["user", "item"], maintain_order=True)
     rows, columns = (
         _places(pairs.get_column("user"), matrix.user_ids),
         _places(pairs.get_column("item"), matrix.item_ids),
@@ -363,25 +360,19 @@ def _core(users: Indices, items: Indices, min_per_user: int, min_per_item: int) 
         kept[np.flatnonzero(kept)[~enough]] = False
 
 
-def _history(
-    shape: tuple[int, int],
-    cells: Times,
-    weights: Floats,
-    weighing: Weighing,
-    *,
-    times: Times | None,
-    cancels: Mask | None,
-) -> History:
-    """Put rows in order of cell and time, and take cancellations back; without *times* all are of one moment."""
-    moments = np.zeros(len(cells), dtype=np.int64) if times is None else times
-    order = np.argsort(cells, kind="stable") if times is None else np.lexsort((moments, cells))
-    cells, moments, weights = cells[order], moments[order], weights[order]
-    if cancels is None or not cancels.any():
-        return History(shape, cells, moments, weights, weighing)
-    cancels = cancels[order]
-    ended = cancelled_at(cells, moments, cancels)
-    stand = ~cancels
-    return History(shape, cells[stand], moments[stand], weights[stand], weighing, ended[stand])
+def _history(log: pl.DataFrame, cells: Times, shape: tuple[int, int], weighing: Weighing) -> History:
+    """Put the rows of *log* in order of their *cells* and time; without times all are of one moment."""
+    with np.errstate(over="ignore"):
+        weights = log.get_column("weight").to_numpy().astype(np.float32)
+    if "time" not in log.columns:
+        order = np.argsort(cells, kind="stable")
+        return History(shape, cells[order], np.zeros(len(cells), dtype=np.int64), weights[order], weighing)
+    times = log.get_column("time").to_physical().fill_null(NO_TIME).to_numpy()
+    order = np.lexsort((times, cells))
+    ended = None
+    if "ended" in log.columns:
+        ended = log.get_column("ended").to_physical().fill_null(NEVER).to_numpy()[order]
+    return History(shape, cells[order], times[order], weights[order], weighing, ended)
 
 
 def _starts(cells: Times) -> Times:

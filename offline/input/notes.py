@@ -45,6 +45,14 @@ def rating_note(available: Sequence[str]) -> str | None:
     )
 
 
+def cancellation_note(column: str, rows: int) -> str:
+    """Say how rows of a quantity below zero are read."""
+    return (
+        f"{rows:,} rows have a {column!r} below zero and are read as cancellations: each takes back as much of what "
+        f"the same user bought of the same item before it; --where '{column}>0' leaves them out"
+    )
+
+
 def event_note(tables: Sequence[Table]) -> str | None:
     """Say which kinds of events there are, with their rows, where each row weighs the same."""
     name = usual_column("event", [name for name, dtype in tables[0].schema.items() if not dtype.is_nested()])

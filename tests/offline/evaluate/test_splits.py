@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
 from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,8 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import DataError, SettingError
 from offline.evaluate.splits import IN_TIME, SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
-from offline.input.matrix import NO_TIME, History, UserItems, Weighing, Weighting, cancelled_at, cells_of
+from offline.input.cancellations import take_back
+from offline.input.matrix import NEVER, NO_TIME, History, UserItems, Weighing, Weighting, cells_of
 from tests.support.soak import scaled
 
 Times = npt.NDArray[np.int64]
@@ -117,35 +119,46 @@ class Row:
     cell: int
     time: int
     weight: float
-    cancels: bool
+    quantity: float = 1.0
 
 
 ITEMS = 4
 WEIGHINGS = [Weighing(kind, age) for kind in get_args(Weighting) for age in (None, timedelta(microseconds=2))]
 logs = st.lists(
-    st.builds(Row, st.integers(0, 4 * ITEMS - 1), st.integers(0, 9), st.sampled_from([0.5, 1.0, 3.0]), st.booleans()),
+    st.builds(
+        Row,
+        st.integers(0, 4 * ITEMS - 1),
+        st.integers(0, 9),
+        st.sampled_from([0.5, 1.0, 3.0]),
+        st.sampled_from([-3.0, -1.0, -0.1, 0.1, 0.3, 1.0, 2.0]),
+    ),
     min_size=1,
     max_size=40,
-).map(lambda rows: sorted(rows, key=lambda row: (row.cell, row.time)))
+).map(lambda rows: sorted(rows, key=lambda row: (row.cell, row.time, -row.quantity)))
 
 
 def history_of(rows: list[Row], weighing: Weighing) -> History:
-    cells, times = (np.array([getattr(row, name) for row in rows], dtype=np.int64) for name in ("cell", "time"))
-    cancels = np.array([row.cancels for row in rows], dtype=np.bool_)
-    ended, values = cancelled_at(cells, times, cancels), np.array([row.weight for row in rows], dtype=np.float32)
-    stand = ~cancels
-    return History((4, ITEMS), cells[stand], times[stand], values[stand], weighing, ended[stand])
+    columns = {"item": "cell", "time": "time", "weight": "weight", "quantity": "quantity"}
+    log = pl.DataFrame({name: [getattr(row, of) for row in rows] for name, of in columns.items()})
+    left = take_back(log.with_columns(user=pl.lit(0))).sort("item", "time").fill_null(NEVER)
+    cells, times, weights, ended = (left.get_column(name).to_numpy() for name in ("item", "time", "weight", "ended"))
+    return History((4, ITEMS), cells, times, weights.astype(np.float32), weighing, ended)
 
 
 def standing(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    """Return the rows of each cell that were not cancelled, by a plain reading of the log."""
+    """Return what is left of the rows of each cell, by a plain reading of the log."""
     found: dict[int, list[Row]] = {}
     for row in rows:
         left = found.setdefault(row.cell, [])
-        if not row.cancels:
+        if row.quantity > 0:
             left.append(row)
-        elif left:
-            left.pop()
+        wanted = -row.quantity
+        while wanted > 1e-9 and left:
+            last = left.pop()
+            if last.quantity - wanted > 1e-9:
+                rest = last.quantity - wanted
+                left.append(replace(last, quantity=rest, weight=last.weight * rest / last.quantity))
+            wanted -= last.quantity
     return {cell: left for cell, left in found.items() if left}
 
 
@@ -227,8 +240,8 @@ def test_rows_after_the_cut_change_nothing_of_hundreds_of_logs(
 @pytest.mark.parametrize("kind", get_args(Weighting))
 def test_a_half_life_counts_from_the_cut_and_keeps_the_mean_weight(kind: Weighting) -> None:
     day = 86_400_000_000
-    before = [Row(cell, cell * day, 1.0, cancels=False) for cell in range(12)]
-    years_later = [Row(cell, 5000 * day, 1.0, cancels=False) for cell in range(12, 16)]
+    before = [Row(cell, cell * day, 1.0) for cell in range(12)]
+    years_later = [Row(cell, 5000 * day, 1.0) for cell in range(12, 16)]
     found = {}
     for half_life in (None, timedelta(days=4)):
         history = history_of([*before, *years_later], Weighing(kind, half_life))
@@ -261,8 +274,8 @@ def test_the_core_is_that_of_the_part_that_is_learnt_from_and_others_are_not_tes
 
 
 def test_what_a_user_has_already_is_tested_only_if_repeats_are() -> None:
-    rows = [Row(0, 1, 1.0, cancels=False), Row(0, 9, 1.0, cancels=False)]
-    rows += [Row(cell, cell, 1.0, cancels=False) for cell in range(1, 8)]
+    rows = [Row(0, 1, 1.0), Row(0, 9, 1.0)]
+    rows += [Row(cell, cell, 1.0) for cell in range(1, 8)]
     history = history_of(sorted(rows, key=lambda row: (row.cell, row.time)), Weighing())
     tested = [
         cells_of(split(history.matrix(), history, SplitOptions("by-time", repeats=repeats)).test).tolist()

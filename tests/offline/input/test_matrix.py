@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
-from offline.input.matrix import NEVER, cancelled_at, decay, known_pairs, to_matrix
+from offline.input.matrix import decay, known_pairs, to_matrix
 from tests.support.soak import scaled
 
 
@@ -118,27 +118,28 @@ def test_pairs_from_elsewhere_are_placed_or_counted(
     assert known.unknown_items == len({item for _, item in others} - items)
 
 
-def test_a_cancellation_ends_the_latest_row_before_it_that_still_stands() -> None:
-    cells = np.array([1, 1, 1, 1, 1, 2, 2, 3])
-    times = np.array([10, 20, 30, 40, 50, 5, 60, 70])
-    cancels = np.array([False, False, True, True, True, True, False, False])
-    assert cancelled_at(cells, times, cancels).tolist() == [40, 30, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER]
-
-
-def test_a_pair_that_was_cancelled_is_left_out_and_one_that_was_bought_twice_keeps_the_rest() -> None:
+def test_who_cancelled_everything_is_in_the_matrix_of_evaluations_but_does_not_stand() -> None:
     log = pl.DataFrame(
         {
-            "user": ["u", "u", "u", "v", "v", "v", "v"],
-            "item": ["a", "b", "b", "a", "b", "b", "b"],
-            "weight": [1.0, 2.0, 4.0, 1.0, 8.0, 16.0, 1.0],
-            "time": [1, 1, 2, 1, 1, 2, 3],
-            "cancels": [False, False, True, False, False, False, True],
+            "user": ["u", "u", "v", "v", "w"],
+            "item": ["a", "b", "a", "b", "c"],
+            "weight": [1.0, 2.0, 1.0, 8.0, 1.0],
+            "time": [1, 1, 1, 1, 1],
+            "ended": [None, None, None, None, 2],
         }
-    ).with_columns(pl.col("time").cast(pl.Datetime("us")))
+    ).with_columns(pl.col("time", "ended").cast(pl.Datetime("us")))
     matrix = to_matrix(log)
-    assert matrix.user_items.toarray().tolist() == [[1, 0], [1, 8]]
+    assert (matrix.user_ids, matrix.item_ids) == (["u", "v", "w"], ["a", "b", "c"])
+    assert matrix.user_items.toarray().tolist() == [[1, 2, 0], [1, 8, 0], [0, 0, 0]]
     assert matrix.history is not None
-    assert matrix.history.matrix(2).toarray().tolist() == [[1, 0], [1, 24]], "it was not cancelled yet"
+    assert matrix.history.matrix(1).toarray().tolist() == [[1, 2, 0], [1, 8, 0], [0, 0, 1]], "not cancelled yet"
+    standing = matrix.standing()
+    assert (standing.user_ids, standing.item_ids) == (["u", "v"], ["a", "b"])
+    assert standing.user_items.toarray().tolist() == [[1, 2], [1, 8]]
+    assert standing.times is not None
+    assert standing.times.tolist() == [1, 1, 1, 1]
+    assert (matrix.users_left_out, matrix.items_left_out, matrix.pairs_left_out) == (0, 0, 0)
+    assert known_pairs(log, matrix).left_out == {"pair that is learnt from": 4}, "the fifth was cancelled"
 
 
 def test_half_is_left_after_each_half_life_but_never_nothing() -> None:

@@ -1,0 +1,157 @@
+"""Cancellations: what is cancelled is not learnt, and what is cancelled after a cut in time is learnt before it."""
+
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from offline.errors import DataError
+from offline.evaluate.splits import SplitOptions, split
+from offline.input.columns import Columns
+from offline.input.interactions import read_interactions
+from offline.input.matrix import Matrix, UserItems, to_matrix
+from offline.job import TrainSettings, train
+from offline.train.popularity import PopularityParams
+from tests.support.interactions import pairs_of
+from tests.support.soak import scaled
+
+LOG = """customer,product,quantity,date,invoice
+u,a,6,2026-01-01,1
+u,a,-6,2026-01-03,C1
+u,b,4,2026-01-01,1
+u,b,2,2026-01-02,2
+u,b,-3,2026-01-04,C2
+u,c,-1,2026-01-01,C3
+u,c,1,2026-01-02,2
+v,a,1,2026-01-01,3
+v,a,0,2026-01-02,4
+v,b,,2026-01-02,4
+v,c,3,2026-01-02,4
+v,c,-9,2026-01-02,C4
+v,d,0.3,2026-01-01,3
+v,d,-0.1,2026-01-02,C5
+v,d,-0.2,2026-01-03,C6
+"""
+
+
+def written(folder: Path, text: str = LOG) -> Path:
+    path = folder / "log.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_cancellation_takes_back_what_was_bought_last_before_it_and_is_reported(tmp_path: Path) -> None:
+    read = read_interactions(written(tmp_path))
+    assert pairs_of(read) == [("u", "b", 0.75), ("u", "c", 1.0), ("v", "a", 2.0), ("v", "b", 1.0)]
+    (note,) = read.notes
+    assert note.startswith("6 rows have a 'quantity' below zero and are read as cancellations: each takes back as much")
+    assert note.endswith("--where 'quantity>0' leaves them out")
+    assert (read.rows, read.left_out) == (15, {})
+    kept = read_interactions(tmp_path / "log.csv", where=["quantity>0"])
+    assert kept.notes == []
+    assert ("u", "a", 1.0) in pairs_of(kept)
+
+
+@pytest.mark.parametrize(
+    ("columns", "weights"),
+    [
+        (Columns(weight="quantity"), [3.0, 1.0, 1.0]),
+        (Columns(count="invoice"), [0.75, 1.0, 2.0, 1.0]),
+    ],
+)
+def test_quantities_that_are_weights_and_counts_are_taken_back_too(
+    columns: Columns, weights: list[float], tmp_path: Path
+) -> None:
+    read = read_interactions(written(tmp_path), columns=columns)
+    assert [weight for _, _, weight in pairs_of(read)] == weights
+
+
+def test_without_times_quantities_are_added_up(tmp_path: Path) -> None:
+    text = "user,item,qty\nu,a,-1\nu,a,3\nu,b,2\nu,b,-2\nv,a,1\nv,c,1\n"
+    read = read_interactions(written(tmp_path, text))
+    assert pairs_of(read) == [("u", "a", pytest.approx(2 / 3)), ("v", "a", 1.0), ("v", "c", 1.0)]
+    with pytest.raises(DataError, match="all that was bought was cancelled"):
+        read_interactions(written(tmp_path, "user,item,qty\nu,a,-1\nu,a,1\n"))
+
+
+def test_the_popular_list_of_a_segment_counts_nobody_who_cancelled(tmp_path: Path) -> None:
+    rows = "u,a,1,x\nu,a,-1,x\nv,a,1,x\nv,b,1,x\nu,b,1,x\nw,c,1,y\nw,c,-1,y\n"
+    read = read_interactions(written(tmp_path, "user,item,quantity,segment\n" + rows))
+    assert read.segments is not None
+    assert read.segments.rows() == [("x", "a", 1.0), ("x", "b", 2.0)]
+
+
+def test_a_model_has_no_users_or_items_that_cancelled_everything(tmp_path: Path) -> None:
+    params = PopularityParams()
+    report = train(TrainSettings(written(tmp_path), params=params, tuning=None), tmp_path / "model")
+    assert report.model.matrix.item_ids == ["a", "b", "c"]
+    assert report.model.matrix.user_items.toarray().tolist() == [[0, 0.75, 1], [2, 1, 0]]
+    assert set(report.model.popular.items.tolist()) == {0, 1, 2}
+
+
+rows = st.tuples(
+    st.sampled_from("uvwx"),
+    st.sampled_from("abcd"),
+    st.sampled_from([-2.0, -1.0, -0.5, 0.5, 1.0, 2.0]),
+    st.integers(0, 9),
+)
+# The only purchase of a user, and of an item, is cancelled after the cut.
+LEAK = [("w", "c", 1.0, 1), ("w", "c", -1.0, 9)]
+LEAK += [(user, item, 1.0, day) for day, (user, item) in enumerate(product("uv", "abd"), start=1)]
+logs = st.lists(rows, min_size=6, max_size=40)
+
+
+def by_ids(user_items: UserItems, matrix: Matrix) -> dict[tuple[str, str], float]:
+    return {
+        (matrix.user_ids[user], matrix.item_ids[item]): float(user_items[user, item])
+        for user, item in zip(*user_items.nonzero(), strict=True)
+    }
+
+
+def read(log: list[tuple[str, str, float, int]], minimum: int) -> Matrix:
+    frame = pl.DataFrame(log, ["user", "item", "quantity", "time"], orient="row")
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "log.parquet")
+        frame.with_columns(pl.from_epoch(pl.col("time") + 20_000, "d")).write_parquet(path)
+        return to_matrix(read_interactions(path).log, minimum, minimum)
+
+
+def check_rows_after_the_cut(log: list[tuple[str, str, float, int]], minimum: int, test_share: float) -> None:
+    try:
+        matrix = read(log, minimum)
+    except DataError:  # one user or item is left, or none
+        return
+    assert matrix.history is not None
+    assert matrix.times is not None
+    options = SplitOptions("by-time", test_share, min_per_user=minimum, min_per_item=minimum)
+    parts = split(matrix.user_items, matrix.history, options)
+    cut = np.sort(matrix.times)[max(0, round((1 - test_share) * len(matrix.times)) - 1)]
+    day = int(cut) // 86_400_000_000 - 20_000
+    try:
+        before = read([row for row in log if row[3] <= day], minimum)
+    except DataError:
+        return
+    assert by_ids(parts.train, matrix) == pytest.approx(by_ids(before.user_items, before))
+
+
+@settings(deadline=None, max_examples=60)  # a busy machine is no failure
+@given(logs, st.integers(1, 2), st.floats(0.2, 0.8))
+@example(LEAK, 1, 0.4)
+def test_rows_after_a_cut_change_nothing_of_what_is_learnt_before_it_nor_who_is_in_the_matrix(
+    log: list[tuple[str, str, float, int]], minimum: int, test_share: float
+) -> None:
+    check_rows_after_the_cut(log, minimum, test_share)
+
+
+@pytest.mark.soak
+@settings(deadline=None, max_examples=scaled(500))
+@given(logs, st.integers(1, 2), st.floats(0.2, 0.8))
+def test_rows_after_a_cut_of_hundreds_of_logs_change_nothing_before_it(
+    log: list[tuple[str, str, float, int]], minimum: int, test_share: float
+) -> None:
+    check_rows_after_the_cut(log, minimum, test_share)
