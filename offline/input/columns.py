@@ -37,8 +37,11 @@ _TIME_FORMATS = (
     "%d.%m.%Y %H:%M",
     "%d.%m.%Y",
 )
-# The format of times that are numbers, counted from 1970.
-NUMBER = "number"
+# The formats of times that are numbers: the first, counted from 1970, unless most lie in the range of another.
+NUMBER, DAYS, EXCEL_DAYS, DATES = "number", "days since 1970", "Excel's serial days", "dates such as 20261120"
+# From 1990 to 2050.
+_NUMBER_RANGES = {DAYS: (7_305, 29_585), EXCEL_DAYS: (32_874, 55_154), DATES: (19_900_101, 20_501_231)}
+_EXCEL_EPOCH_DAYS = 25_569
 # In order of preference, without case, spaces and punctuation: `Customer ID` and `customer_id` are both `customerid`.
 _COMMON_NAMES = {
     "user": (
@@ -209,18 +212,25 @@ def number_of(name: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def time_layouts(values: pl.Series) -> list[str]:
-    """Return the formats that read any of *values*, texts: NUMBER for those of numbers."""
+    """Return the formats that read any of *values*, texts; one of them for those of numbers."""
     text = values.str.strip_chars()
-    numbers = [NUMBER] if text.cast(pl.Float64, strict=False).is_not_null().any() else []
+    number = text.cast(pl.Float64, strict=False).drop_nulls()
+    numbers = [number_layout(number)] if len(number) else []
     return numbers + [each for each in _TIME_FORMATS if text.str.to_datetime(each, strict=False).is_not_null().any()]
+
+
+def number_layout(numbers: pl.Series) -> str:
+    """Return the format of times that are *numbers*."""
+    found = {layout: numbers.is_between(*bounds).sum() for layout, bounds in _NUMBER_RANGES.items()}
+    return next((layout for layout, count in found.items() if 2 * count > len(numbers)), NUMBER)
 
 
 def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None:
     """
     Return the column as a naive UTC time in microseconds, null where it cannot be read; None when it is no time at all.
 
-    Numbers count from 1970 in seconds, milli-, micro- or nanoseconds, recognized by their size. *layout* is the format
-    of a column of texts, one of `time_layouts`.
+    *layout* is the format of a column of texts or numbers. NUMBER counts from 1970 in seconds, milli-, micro- or
+    nanoseconds, recognized by their size.
     """
     column = pl.col(name)
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
@@ -228,12 +238,12 @@ def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None
             column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return column.cast(pl.Datetime("us"))
     if dtype.is_numeric():
-        return _from_epoch(column.cast(pl.Float64))
+        return _from_number(column.cast(pl.Float64), layout)
     if dtype != pl.String or layout is None:
         return None
     text = column.str.strip_chars()
-    if layout == NUMBER:
-        return _from_epoch(text.cast(pl.Float64, strict=False))
+    if layout == NUMBER or layout in _NUMBER_RANGES:
+        return _from_number(text.cast(pl.Float64, strict=False), layout)
     time = text.str.to_datetime(layout, time_unit="us", strict=False)
     return time.dt.replace_time_zone(None) if layout.endswith("%#z") else time
 
@@ -241,7 +251,7 @@ def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None
 def is_time(text: str) -> bool:
     """Return whether *text* is a time of our days, so that a column without a name may be one of times."""
     layouts = time_layouts(pl.Series([text]))
-    time = time_of("text", pl.String(), layouts[0]) if layouts else None
+    time = time_of("text", pl.String(), layouts[0]) if layouts and layouts[0] not in _NUMBER_RANGES else None
     if time is None:
         return False
     moment = pl.DataFrame({"text": [text]}).select(time).item()
@@ -266,7 +276,13 @@ def _listed(available: Sequence[str]) -> str:
     return shown if len(available) <= 40 else f"{shown} and {len(available) - 40} more"
 
 
-def _from_epoch(number: pl.Expr) -> pl.Expr:
+def _from_number(number: pl.Expr, layout: str | None) -> pl.Expr:
+    if layout == DATES:
+        return (
+            number.cast(pl.Int64, strict=False).cast(pl.String).str.to_datetime("%Y%m%d", time_unit="us", strict=False)
+        )
+    if layout in {DAYS, EXCEL_DAYS}:
+        number = (number - (_EXCEL_EPOCH_DAYS if layout == EXCEL_DAYS else 0)) * 86_400
     size = number.abs()
     scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
     # Later than the year 8000 there are no times that Python can hold; such numbers are something else.

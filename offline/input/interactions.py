@@ -12,6 +12,7 @@ from offline.errors import DataError, SettingError
 from offline.input.cancellations import take_back
 from offline.input.columns import (
     MAX_ID_BYTES,
+    NUMBER,
     Columns,
     choose_columns,
     is_numbered,
@@ -30,6 +31,7 @@ from offline.input.notes import (
     header_note,
     rating_note,
     similar_ids_note,
+    time_notes,
     whole_numbers_note,
 )
 from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, read_titles
@@ -109,7 +111,8 @@ def read_interactions(
         _check_roles(named, weights)
         chosen = _choose(tables[0], source, named, _guessed_roles(named, weights, titles, weighting), weights)
         tables, whole = with_whole_numbers(tables, [str(chosen.user), str(chosen.item)])
-        shapes = _shapes(tables, chosen, filters, weights)
+        layouts = [None if chosen.time is None else table.time_layout(chosen.time) for table in tables]
+        shapes = _shapes(tables, layouts, chosen, filters, weights)
         if events and others:
             shapes.append(_event_shape(events.table, chosen, filters, event_weights))
         rows = Rows([*tables, events.table] if events and others else tables, _alike(shapes))
@@ -133,6 +136,7 @@ def read_interactions(
             segments = _segments(stand, source) if chosen.segment else None
             memberships = _memberships(stand) if chosen.segment else None
         named_titles = {"item": chosen.item, "title": named.title}
+        time_range = _time_range(survey, chosen, named, source)
         return Interactions(
             log,
             Weighing(weighting, half_life),
@@ -142,9 +146,10 @@ def read_interactions(
             survey.rows,
             survey.left_out,
             fingerprint(files + (find_files(titles) if titles is not None else [])),
-            _time_range(survey, chosen, named, source),
+            time_range,
             chosen,
             [
+                *([] if time_range is None else time_notes(str(chosen.time), layouts, time_range)),
                 *(events.notes if events else ()),
                 *([cancellation_note(str(chosen.quantity), cancellations)] if cancellations else ()),
                 *_notes(tables, chosen, whole, log, is_weighed=weights is not None or weighting == "binary"),
@@ -176,7 +181,8 @@ def _event_shape(
     has_time = columns.time is not None
     own = EVENT_COLUMNS if has_time else replace(EVENT_COLUMNS, time=None)
     of_events = [each for each in filters if each.column in table.schema]
-    shape = _shape(table, own, of_events, event_weights, _time(table, own), has_times=has_time)
+    time = time_of("time", table.schema["time"], NUMBER) if has_time else None
+    shape = _shape(table, own, of_events, event_weights, time, has_times=has_time)
     absent = [pl.lit(None, pl.String).alias(role) for role in ("title", "segment", "count") if getattr(columns, role)]
     if columns.quantity is not None:
         absent.append(pl.lit(1.0).alias("quantity"))
@@ -253,11 +259,15 @@ def _guessed_roles(
 
 def _shapes(
     tables: Sequence[Table],
+    layouts: Sequence[str | None],
     columns: Columns,
     filters: Sequence[Filter],
     event_weights: Mapping[str, float] | None,
 ) -> list[TableShape]:
-    times = [_time(table, columns) for table in tables]
+    times = [
+        None if columns.time is None else time_of(columns.time, table.schema[columns.time], layout)
+        for table, layout in zip(tables, layouts, strict=True)
+    ]
     # A guessed column in which no file has times is passed over.
     has_times = any(time is not None for time in times)
     return [
@@ -315,15 +325,8 @@ def _weight(
     return value, {"no weight": weight.is_null(), "weight zero or less": (weight <= 0) & weight.is_finite()}
 
 
-def _time(table: Table, columns: Columns) -> pl.Expr | None:
-    """Return the times of *table*, by the format that reads the most of them. None if there are none."""
-    if columns.time is None:
-        return None
-    return time_of(columns.time, table.schema[columns.time], next(iter(table.time_layouts(columns.time)), None))
-
-
 def _check_times(survey: Survey, rows: Rows, columns: Columns, source: str) -> None:
-    """Raise DataError if too many times are in another format than the others, or all lie in the first days of 1970."""
+    """Raise DataError if too many times are in another format than the others."""
     other = survey.left_out.get(_OTHER_TIME, 0)
     if columns.time is not None and other > _MOST_OTHER_TIMES * survey.rows:
         shown = "; ".join(rows.examples(_OTHER_TIME, columns.time, _SHOWN))

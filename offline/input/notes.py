@@ -1,16 +1,19 @@
 """Notes: what was found in the input and not used, or read otherwise than it is written, in a sentence each."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import polars as pl
 
-from offline.input.columns import is_numbered, usual_column
+from offline.input.columns import DATES, DAYS, EXCEL_DAYS, NUMBER, is_numbered, usual_column
 from offline.input.files import data_errors
 from offline.input.tables import Table
 
 # Of a column with more values the values are hardly kinds of events.
 _MAX_EVENTS = 20
 _HEAD_ROWS = 1000
+# Seconds since 1970 that all lie before this are hardly seconds: they are counts of something else.
+_EARLIEST = datetime(1971, 1, 1)  # noqa: DTZ001 -- times are naive UTC throughout
 
 
 def header_note(tables: Sequence[Table], roles: Mapping[str, str | None]) -> str | None:
@@ -51,6 +54,18 @@ def cancellation_note(column: str, rows: int) -> str:
         f"{rows:,} rows have a {column!r} below zero and are read as cancellations: each takes back as much of what "
         f"the same user bought of the same item before it; --where '{column}>0' leaves them out"
     )
+
+
+def time_notes(column: str, layouts: Sequence[str | None], time_range: tuple[datetime, datetime]) -> list[str]:
+    """Say how numbers that may mean several times were read, and where all are too long ago to be right."""
+    known = (DAYS, EXCEL_DAYS, DATES) if time_range[1] >= _EARLIEST else (NUMBER, DAYS, EXCEL_DAYS, DATES)
+    return [
+        f"the times in {column!r} are read as {'seconds since 1970' if layout == NUMBER else layout}: they are from "
+        f"{time_range[0]:%Y-%m-%d %H:%M} to {time_range[1]:%Y-%m-%d %H:%M}; if that is wrong, write them as "
+        "2026-11-20T08:00:00Z"
+        for layout in dict.fromkeys(layouts)
+        if layout in known
+    ]
 
 
 def event_note(tables: Sequence[Table]) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from offline.errors import DataError
-from offline.input.columns import is_absent, text_of, time_layouts, time_of
+from offline.input.columns import is_absent, number_layout, text_of, time_layouts, time_of
 from offline.input.files import DataFile, Format, data_errors
 from offline.input.text import scan_text
 
@@ -58,29 +58,31 @@ class Table:
                     return str(first.item())
         return None
 
-    def time_layouts(self, name: str) -> list[str]:
-        """
-        Return the formats that read the most values of a column of times that are texts; the first is to be used.
+    def time_layout(self, name: str) -> str | None:
+        """Return the format that reads the most values of a column of times, texts or numbers; None if there is none.
 
-        Two, if every date can be read as month/day and as day/month. None for a column of another type.
+        If every date can be read as month/day and as day/month, the month comes first.
         """
-        if self.schema[name] != pl.String:
-            return []
+        dtype = self.schema[name]
+        if dtype != pl.String and not dtype.is_numeric():
+            return None
         present = self.frame.filter(~self.is_absent(name)).select(name)
         with data_errors(self.file):
+            if dtype != pl.String:
+                return number_layout(present.head(_HEAD_ROWS).collect().get_column(name))
             for rows in (present.head(_HEAD_ROWS), present):
                 layouts = time_layouts(rows.collect(engine="streaming").get_column(name))
                 if layouts:
                     break
             if len(layouts) < 2:
-                return layouts
+                return next(iter(layouts), None)
             readable = [
                 time.is_not_null().sum().alias(layout)
                 for layout in layouts
                 if (time := time_of(name, pl.String(), layout)) is not None
             ]
             counts = present.select(readable).collect(engine="streaming").row(0, named=True)
-        return [layout for layout in layouts if counts[layout] == max(counts.values())]
+        return max(layouts, key=lambda layout: counts[layout])
 
 
 def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Table]:

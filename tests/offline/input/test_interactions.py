@@ -328,6 +328,40 @@ def test_times_are_read_in_many_ways(text: str, tmp_path: Path) -> None:
     assert read_interactions(file).time_range == (moment, moment)
 
 
+@pytest.mark.parametrize("fmt", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("numbers", "first", "layout"),
+    [
+        ([19_675, 19_676, 0], datetime(1970, 1, 1), "days since 1970"),  # noqa: DTZ001 -- naive UTC
+        ([19_675.5, 19_676.25, 19_677.0], datetime(2023, 11, 14, 12), "days since 1970"),  # noqa: DTZ001 -- naive UTC
+        ([45_244.75, 45_245.0, 45_246.0], datetime(2023, 11, 14, 18), "Excel's serial days"),  # noqa: DTZ001 -- naive UTC
+        ([20_231_115, 20_231_114, 20_231_230], datetime(2023, 11, 14), "dates such as 20261120"),  # noqa: DTZ001 -- naive UTC
+        ([3, 1, 2], datetime(1970, 1, 1, 0, 0, 1), "seconds since 1970"),  # noqa: DTZ001 -- naive UTC
+    ],
+)
+def test_days_and_dates_that_are_numbers_are_read_as_such_and_reported(
+    fmt: str, numbers: list[float], first: datetime, layout: str, tmp_path: Path
+) -> None:
+    frame = pl.DataFrame({"user": ["u", "v", "w"], "item": ["i", "j", "i"], "date": numbers})
+    frame.write_csv(tmp_path / "a.csv")
+    frame.write_parquet(tmp_path / "a.parquet")
+    read = read_interactions(tmp_path / f"a.{fmt}")
+    assert read.time_range is not None
+    assert read.time_range[0] == first
+    assert read.left_out == {}
+    (note,) = read.notes
+    assert note.startswith(f"the times in 'date' are read as {layout}: they are from {first:%Y-%m-%d %H:%M} to ")
+    assert note.endswith("if that is wrong, write them as 2026-11-20T08:00:00Z")
+
+
+def test_numbers_that_are_no_dates_among_dates_are_refused_with_their_rows(tmp_path: Path) -> None:
+    rows = "".join(f"u{day},i{day % 3},202601{day:02}\n" for day in range(1, 45))
+    with pytest.raises(
+        DataError, match=r"No format of times fits the column 'day' .*13 of 44 rows .*row 33: '20260132'"
+    ):
+        read_interactions(write(tmp_path / "a.csv", "user,item,day\n" + rows), columns=Columns(time="day"))
+
+
 def test_a_guessed_column_without_times_is_passed_over(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,time\nu,i,soon\nv,j,later\n")
     assert read_interactions(file).time_range is None
