@@ -25,6 +25,7 @@ from offline.input.files import Format, digest, named_paths
 from offline.input.filters import parse_filter
 from offline.input.interactions import Interactions, read_interactions
 from offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
+from offline.list_encoder import check_length
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model, check_target, is_model, load, save
 from offline.publish import PublishSettings, Written, write
@@ -91,6 +92,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Raise SettingError for what could only fail once much is done."""
+        check_length(self.k, "k")
         for text in self.where:
             parse_filter(text)
         if self.test and self.seeds > 1:

@@ -25,10 +25,10 @@ _HEX_DIGITS = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 _HEX_SHIFTS = np.array([12, 8, 4, 0])
 
 
-def check_length(length: int) -> None:
-    """Raise SettingError unless lists can be of this length."""
+def check_length(length: int, name: str = "The list length") -> None:
+    """Raise SettingError unless lists can be of this *length*, which is called *name*."""
     if not 1 <= length <= MAX_LENGTH:
-        raise SettingError(f"The list length is {length}; it must lie between 1 and {MAX_LENGTH}.")
+        raise SettingError(f"{name} is {length}; it must lie between 1 and {MAX_LENGTH}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def train(
             at_least=1,
         ),
     ] = 1,
-    k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
+    k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1, at_most=1000)] = 10,
     engine: Annotated[
         Literal["als", "ease", "neighbours", "popularity", "spark"] | None,
         option(

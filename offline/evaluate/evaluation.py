@@ -24,6 +24,7 @@ from offline.evaluate.metrics import (
 from offline.evaluate.segments import Segments, by_activity
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.matrix import Indices, Mask, Matrix, users_per_item
+from offline.list_encoder import check_length
 from offline.train.engine import Engine, Params, Ranker, engine_of, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams, by_popularity
@@ -181,7 +182,7 @@ def evaluate(
     several seeds of a split that is not drawn.
     """
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
-    require_at_least("k", k)
+    check_length(k, "k")
     require_seeds(options, seeds)
     runs: list[Evaluation] = []
     draws = [replace(options, seed=options.seed + run) for run in range(seeds)] if seeds > 1 else options.draws

@@ -8,13 +8,14 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError, require_at_least
+from offline.errors import DataError
 from offline.evaluate.candidate import Candidate
 from offline.evaluate.intervals import Interval, bootstrap
 from offline.evaluate.metrics import ListMetrics, RankingMetrics, UserMetrics, as_served, measure_lists, measure_users
 from offline.evaluate.ratings import RatingMetrics, measure_ratings, rating_intervals
 from offline.evaluate.truth import Truth
 from offline.input.matrix import Indices, Matrix, UserItems, users_per_item
+from offline.list_encoder import check_length
 from offline.train.popularity import Popularity, by_popularity
 
 M = TypeVar("M", RankingMetrics, ListMetrics, RatingMetrics)
@@ -71,7 +72,7 @@ class Evaluator:
 
     def __init__(self, truth: Truth, candidates: Sequence[Candidate], k: int, history: Matrix | None) -> None:
         """Number all users and items; *history* is what users had before, None where that is not known."""
-        require_at_least("k", k)
+        check_length(k, "k")
         self._k = k
         self.truth = truth
         items = [truth.pairs.get_column("item"), *(each.lists.get_column("item") for each in candidates)]

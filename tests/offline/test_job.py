@@ -105,6 +105,11 @@ def test_seeds_of_test_data_that_are_given_are_refused(tmp_path: Path) -> None:
         TrainSettings(tmp_path / "a.csv", test=[tmp_path / "b.csv"], seeds=2)
 
 
+def test_lists_longer_than_are_served_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"k is 100000; it must lie between 1 and 1000\."):
+        TrainSettings(tmp_path / "a.csv", k=100_000)
+
+
 def test_seeds_of_a_split_that_is_not_drawn_are_refused_before_anything_is_searched(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="the same for every seed"):
         TrainSettings(tmp_path / "a.csv", split=SplitOptions("by-time"), seeds=2)

@@ -124,6 +124,12 @@ def test_several_seeds_of_a_split_in_time_are_refused() -> None:
         evaluate(matrix_of(board()), PARAMS, SplitOptions("by-time"), seeds=2)
 
 
+@pytest.mark.parametrize("k", [0, 1001])
+def test_lists_longer_than_are_served_are_not_measured(k: int) -> None:
+    with pytest.raises(SettingError, match=f"k is {k}; it must lie between 1 and 1000"):
+        evaluate(matrix_of(board()), PARAMS, SplitOptions("random"), k=k)
+
+
 @pytest.mark.parametrize("kind", ["by-time", "held-out-users"])
 def test_a_split_that_leaves_a_part_empty_is_no_evaluation(kind: SplitKind) -> None:
     few = csr_matrix(np.eye(4, dtype=np.float32))
