@@ -150,8 +150,9 @@ def check_target(path: Path) -> None:
         raise DataError(f"The folder {path} holds other things than a model; name another folder for it.")
 
 
-def load(path: Path) -> Model:
+def load(path: Path | str) -> Model:
     """Read the model folder *path*; raises DataError when it is missing, cut, of another format or not a model."""
+    path = Path(path)
     description = describe(path)
     with _load_errors(path):
         params = params_from(description["engine"], description["params"])

@@ -24,7 +24,7 @@ def saved(params: Params | None, folder: Path) -> Path:
 
 
 def test_a_loaded_model_is_its_arrays_with_the_ids_of_their_rows(tmp_path: Path) -> None:
-    model: hotplate.Model = hotplate.load_model(saved(None, tmp_path / "model"))
+    model: hotplate.Model = hotplate.load_model(str(saved(None, tmp_path / "model")))
     users, items = model.matrix.user_items.shape
     assert (len(model.matrix.user_ids), len(model.matrix.item_ids)) == (users, items) == (20, 20)
     found, scores = model.ranker.recommend(model.matrix.user_items, np.array([3], dtype=np.int32), 5)
