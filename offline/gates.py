@@ -35,7 +35,7 @@ from stores.verification import DEPTH, load_manifest
 _LESS_IS_BETTER = ("rmse", "mae", "gini", "popular_share")
 
 # Tables of an evaluation that hold no metrics of the model.
-_NO_METRICS = ("split", "params", "baselines")
+_NO_METRICS = ("split", "params", "baselines", "as_trained")
 
 
 class Subject(StrEnum):
@@ -201,7 +201,9 @@ def recorded(manifest: Manifest) -> tuple[bool, list[Verdict]]:
 def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> Measured:
     """Measure a gate that needs no other release."""
     if gate.subject is Subject.METRIC:
-        return Measured(_value(_numbers(metrics), gate.metric))
+        before = _value(_numbers((metrics or {}).get("as_trained")), gate.metric)
+        note = "" if before is None else f"as published; {before:.4g} in training, without rules"
+        return Measured(_value(_numbers(metrics), gate.metric), note)
     if lists.shortest is None:
         return Measured(None, "no user has a list")
     if gate.subject is Subject.COVERAGE:

@@ -119,7 +119,7 @@ class OwnTest:
             "left_out": self.read.left_out,
             "fingerprint": self.read.fingerprint,
             "notes": self.read.notes,
-            "pairs": int(self.known.user_items.nnz),
+            "pairs": self.known.new,
             "pairs_left_out": self.known.left_out,
             "unknown_users": self.known.unknown_users,
             "unknown_items": self.known.unknown_items,
@@ -254,7 +254,11 @@ def train(
     data = _description(interactions, settings) | {"test": None if test is None else test.to_json()}
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
     tuning = search.to_json() if search else None
-    model = Model(ranker, matrix, titles, popular, segments, params, metrics, data, datetime.now(UTC), tuning)
+    given = None if test is None else test.known.user_items
+    model = Model(
+        ranker, matrix, titles, popular, segments, params, metrics, data, datetime.now(UTC), tuning, given,
+        recent.half_life_days,
+    )  # fmt: skip
     with _stage("save", seconds, report):
         save(model, out)
         journal.unlink(missing_ok=True)
@@ -347,7 +351,7 @@ def _evaluate(
     k = settings.k
     if test is not None:
         note = f"No pair of {test.source} can be tested on, so there was no evaluation."
-        if not test.known.user_items.nnz:
+        if not test.known.new:
             return None, note
         parts = Parts.of(matrix.user_items, test.known.user_items, matrix.history)
         evaluation = evaluate_parts(
@@ -433,7 +437,7 @@ def publish(
     judged; StoreError if the store fails.
     """
     written = write_loaded(
-        lambda: ModelLists(model if isinstance(model, Model) else load(Path(model)), lists or ListSettings()),
+        lambda: ModelLists(model if isinstance(model, Model) else load(Path(model)), lists or ListSettings()).measure(),
         store,
         settings or PublishSettings(),
         on_progress,
@@ -604,8 +608,9 @@ class Attempt:
     """
     One attempt to bring a job to its end; *summary* is what is known of it, however that comes.
 
-    *train* and *write* do the two long steps, for who wants to show them: *write* publishes the lists that its first
-    argument loads, in the store of that URL. Another run, in the folder or in the store, is waited for so many seconds.
+    *train*, *measure* and *write* do the long steps, for those who want to show them. *write* publishes the lists that
+    its first argument loads, in the store of that URL. Another run, in the folder or in the store, is waited for so many
+    seconds.
     """
 
     def __init__(
@@ -615,6 +620,7 @@ class Attempt:
         keep_ready_s: float | None = None,
         *,
         train: Callable[[TrainSettings, Path], TrainReport] = train,
+        measure: Callable[[ModelLists], ModelLists] = ModelLists.measure,
         write: Callable[[Callable[[], ModelLists], str, PublishSettings], Written] = write_loaded,
     ) -> None:
         self.summary: dict[str, Any] = {"pipeline": job.name, "outcome": "failed"}
@@ -622,6 +628,7 @@ class Attempt:
         self._wait_s = wait_s
         self._keep_ready_s = keep_ready_s
         self._train = train
+        self._measure = measure
         self._write = write
 
     def make(self, path: Path) -> dict[str, Any]:
@@ -689,13 +696,14 @@ class Attempt:
         if draft is None:
             with folder.step("activate"):
                 return run_on(job.store, partial(self._activate, run))
+        with folder.step("measure") as within, held(job.store, draft):
+            with timed(within, "load"):
+                lists = ModelLists(load(folder.model), replace(job.lists, rules=job.rules()))
+            self._measure(lists)
+        draft = self._claim(run)
         try:
             with folder.step("publish") as within:
-                written = self._write(
-                    lambda: ModelLists(load(folder.model), replace(job.lists, rules=job.rules())),
-                    job.store,
-                    replace(job.publishing, resume=draft),
-                )
+                written = self._write(lambda: lists, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
         except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins it anew
             run_on(job.store, lambda it: give_up(it, run.id, run.release))

@@ -3,7 +3,7 @@
 Where visitors are to be folded in, the factors of the items come after them, as `meta` rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from offline.errors import SettingError
+from offline.errors import DataError, SettingError
+from offline.evaluate.published import as_published
 from offline.input.matrix import Floats, Indices
 from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore
@@ -48,19 +49,34 @@ class ModelLists:
     """All lists of one model, computed and encoded batch by batch; a ListSource that lives as long as one publish."""
 
     def __init__(self, model: Model, settings: ListSettings) -> None:
-        """Rank under the rules of *settings*; raises SettingError for factors of an engine that has none."""
+        """
+        Rank under the rules of *settings*.
+
+        Raises SettingError for factors of an engine that has none, and DataError if the rules leave no item.
+        """
         if settings.fold_in and not isinstance(model.ranker, Factors):
             raise SettingError(
                 f"Folding in takes the factors of items, and the engine {engine_of(model.params)} learns none; train "
                 "with --engine als or spark, or leave out --fold-in."
             )
         self._model = model
+        self._metrics = model.metrics
         self._settings = settings
         ids = model.matrix.item_ids
         self._titles = [model.titles.get(item) for item in ids]
         self._encoder = ListEncoder(ids, self._titles)
         self._ruled = RuledLists(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
         self._popular = self._ruled.popular()
+        if not self._ruled.catalogue:
+            raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
+
+    def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
+        """Measure the lists as they are published, which takes a fit if the evaluation measured others."""
+        settings = self._settings
+        self._metrics = as_published(
+            self._model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
+        )
+        return self
 
     def plan(self) -> Plan:
         """Estimate the rows from the mean size of an item; a user or item without candidates gets no list."""
@@ -83,7 +99,7 @@ class ModelLists:
             "trained_at": model.created_at.isoformat(),
             "data": model.data.get("fingerprint"),
             "params": asdict(model.params),
-            "metrics": model.metrics,
+            "metrics": self._metrics,
             "list_length": self._settings.length,
             "keep_seen": self._settings.keep_seen,
             "rules": self._ruled.about(),

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import polars as pl
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
-from offline.input.matrix import Floats, History, Matrix, UserItems
+from offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
 from offline.train.als import ALSParams, Factors
 from offline.train.ease import EASE, EASEParams
 from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, with_recency
@@ -32,6 +32,7 @@ FORMAT = 2
 _DESCRIPTION = "model.json"
 # Of each item, what its scores are multiplied by; there if recency is wanted.
 _RECENT = "recent.npy"
+_TEST = "test.npz"
 _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
 
@@ -44,6 +45,9 @@ class Model:
     data      where the interactions came from: rows, left_out, fingerprint, time_range and whatever else describes them
     titles    by item id, as far as they are known
     tuning    the Search that found the parameters as JSON, or None when there was none
+    test      the pairs of test files that can be tested, those too that users have already; None if there were no files
+
+    Popularity is counted with *popular_half_life_days*, all users alike if it is None.
     """
 
     ranker: Ranker
@@ -56,6 +60,8 @@ class Model:
     data: dict[str, Any]
     created_at: datetime
     tuning: dict[str, Any] | None = None
+    test: UserItems | None = None
+    popular_half_life_days: float | None = None
 
     def users(self, start: int, stop: int) -> "Users":
         """Return some of its users, apart from it."""
@@ -161,9 +167,8 @@ def load(path: Path | str) -> Model:
         user_ids = pl.read_parquet(path / "users.parquet", glob=False).get_column("user").to_list()
         with np.load(path / "user_items.npz", allow_pickle=False) as parts:
             shape = len(user_ids), len(item_ids)
-            user_items = csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
-            user_items.has_canonical_format = True
-            history = _read_history(parts, user_items)
+            user_items = _read_pairs(parts, shape)
+            history = _read_history(parts, user_items, description["data"])
         ranker = _read_ranker(path, params, shape)
         if recency_of(params) is not None:
             ranker = with_recency(ranker, np.load(path / _RECENT, allow_pickle=False))
@@ -180,6 +185,8 @@ def load(path: Path | str) -> Model:
             data=description["data"],
             created_at=datetime.fromisoformat(description["created_at"]),
             tuning=description.get("tuning"),
+            test=_read_test(path, shape),
+            popular_half_life_days=description.get("popular_half_life_days"),
         )
 
 
@@ -232,10 +239,9 @@ def _write(model: Model, folder: Path) -> None:
     pl.DataFrame({"user": matrix.user_ids}).write_parquet(folder / "users.parquet")
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
-    parts = {name: getattr(matrix.user_items, name) for name in ("data", "indices", "indptr")}
-    if matrix.times is not None:
-        parts["times"] = matrix.times
-    np.savez(folder / "user_items.npz", allow_pickle=False, **parts)
+    _write_pairs(folder / "user_items.npz", matrix.user_items, _rows_behind(matrix))
+    if model.test is not None:
+        _write_pairs(folder / _TEST, model.test, {})
     _popular_frame(model).write_parquet(folder / "popular.parquet")
     description = {
         "format": FORMAT,
@@ -244,6 +250,7 @@ def _write(model: Model, folder: Path) -> None:
         "params": asdict(model.params),
         "metrics": model.metrics,
         "tuning": model.tuning,
+        "popular_half_life_days": model.popular_half_life_days,
         "data": model.data,
         "matrix": {name: getattr(matrix, name) for name in ("users_left_out", "items_left_out", "pairs_left_out")},
         "users": len(matrix.user_ids),
@@ -276,9 +283,41 @@ def _write_ranker(ranker: Ranker, folder: Path) -> None:
             raise TypeError(f"a model cannot keep a {type(ranker).__name__}")
 
 
-def _read_history(parts: Mapping[str, Any], user_items: UserItems) -> History | None:
-    """Return when each pair was first seen; of the other rows behind it nothing is kept."""
-    return History.of(user_items, parts["times"]) if "times" in parts else None
+def _write_pairs(path: Path, pairs: UserItems, more: Mapping[str, Any]) -> None:
+    np.savez(path, allow_pickle=False, **{name: getattr(pairs, name) for name in ("data", "indices", "indptr")}, **more)
+
+
+def _read_pairs(parts: Mapping[str, Any], shape: tuple[int, int]) -> UserItems:
+    pairs = csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+    pairs.has_canonical_format = True
+    return pairs
+
+
+def _read_test(path: Path, shape: tuple[int, int]) -> UserItems | None:
+    if not (path / _TEST).is_file():
+        return None
+    with np.load(path / _TEST, allow_pickle=False) as parts:
+        return _read_pairs(parts, shape)
+
+
+def _rows_behind(matrix: Matrix) -> dict[str, Any]:
+    """Return what the folder keeps of the history: the times of pairs, and the rows if these say more."""
+    history = matrix.history
+    if history is None:
+        return {}
+    found: dict[str, Any] = {"times": matrix.times}
+    if len(history.cells) != matrix.user_items.nnz or history.weighing.half_life is not None:
+        found |= {"row_cells": history.cells, "row_times": history.times, "row_weights": history.weights}
+        found |= {} if history.ended is None else {"row_ended": history.ended}
+    return found
+
+
+def _read_history(parts: Mapping[str, Any], user_items: UserItems, data: Mapping[str, Any]) -> History | None:
+    if "row_cells" not in parts:
+        return History.of(user_items, parts["times"]) if "times" in parts else None
+    half_life = timedelta(seconds=data["half_life_s"]) if data.get("half_life_s") else None
+    rows = (parts["row_cells"], parts["row_times"], parts["row_weights"])
+    return History(user_items.shape, *rows, Weighing(data.get("weighting", "sum"), half_life), parts.get("row_ended"))
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:

@@ -13,10 +13,11 @@ import polars as pl
 from offline.errors import DataError, SettingError, require_at_least
 from offline.input.columns import choose_columns
 from offline.input.files import Format, data_errors, find_files
-from offline.input.matrix import Allowed, Floats, Indices, users_per_item
+from offline.input.matrix import Allowed, Floats, Indices
 from offline.input.tables import open_tables, with_whole_numbers
 from offline.model import Model
 from offline.train.popularity import Popular, Popularity, most_popular
+from offline.train.recency import recent_popularity
 from stores.keys import OVERALL
 
 # The first depth of a ranking under a cap, in lists; those that are still short are ranked so many times deeper again.
@@ -85,9 +86,9 @@ class RuledLists:
     """
     Ranks the items of one model under rules: arrays [rows, length], best first, -1 with a score of 0 at the end.
 
-    Where rules leave a user's list shorter than it should be, it is filled up with the most popular items that the
-    rules allow and that the user has not; their score is 0, or that of the last item before them if it is lower.
-    Raises DataError where no item is left. Lives as long as one publish.
+    If rules leave a user's list shorter than it should be, it is filled up with the most popular items that the rules
+    allow and that the user does not have. Their score is 0, or that of the last item before them if it is lower. Lives
+    as long as one publish.
     """
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
@@ -101,10 +102,8 @@ class RuledLists:
         self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
         """The number of each item's category, below 0 for none; None where there is no cap."""
         self._history = np.diff(model.matrix.user_items.indptr)
-        counts = users_per_item(model.matrix.user_items)
+        counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
         self._popularity = Popularity(counts.astype(np.float32))
-        if self.allowed is not None and not (self.allowed & (counts > 0)).any():
-            raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
 
     def for_users(self, model: Model) -> "RuledLists":
         """Return the same for the users of *model*, who are some of these; what is popular stays what it was."""
@@ -141,7 +140,8 @@ class RuledLists:
         model = self._model
         if not self._rules.shorten:
             return {OVERALL: model.popular, **model.segments}
-        overall = self._shortened(most_popular(model.matrix, len(model.matrix.item_ids)))
+        everything = most_popular(model.matrix, len(model.matrix.item_ids), model.popular_half_life_days)
+        overall = self._shortened(everything)
         lists = {OVERALL: _cut(overall, len(model.popular.items))}
         for segment, popular in model.segments.items():
             filler = overall.items[~np.isin(overall.items, popular.items)]

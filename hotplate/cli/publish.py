@@ -181,9 +181,13 @@ def publish(
     options = PublishOptions(url, how, dry_run, as_json)
     rules = read_rules(available, exclude, categories, max_per_category, min_history)
     settings = ListSettings(list_length, keep_seen, rules, fold_in)
+
+    def read(folder: Path, report: StageProgress) -> ModelLists:
+        return ModelLists(load(folder), settings).measure(partial(report, "measure"))
+
     if not is_reference(model):
         with _computed_on(master, options) as source:
-            publish_lists(lambda _: source(ModelLists(load(model), settings)), options)
+            publish_lists(lambda report: source(read(model, report)), options)
         return
 
     def record(release: "ReleaseId") -> None:
@@ -191,7 +195,7 @@ def publish(
 
     with temporary_folder("model") as scratch, _computed_on(master, options) as source:
         entry = in_registry(registry, lambda opened: opened.pull(str(model), scratch / "model"))
-        publish_lists(lambda _: source(ModelLists(load(scratch / "model"), settings)), options, on_written=record)
+        publish_lists(lambda report: source(read(scratch / "model", report)), options, on_written=record)
 
 
 @contextmanager
@@ -347,6 +351,7 @@ def _print_release(written: "Written", spending: Spending, options: PublishOptio
     if written.result.skipped:
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
     _print_rules(manifest.about.get("rules", {}))
+    _print_metrics(manifest.about.get("metrics"))
     _print_gates(verdicts, forced=forced)
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed")
@@ -358,6 +363,13 @@ def _print_rules(rules: "dict[str, dict[str, int]]") -> None:
     for name, facts in rules.items():
         counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in facts.items())
         out.print(f"  {name.replace('_', ' ')}: {counts}")
+
+
+def _print_metrics(metrics: "dict[str, Any] | None") -> None:
+    """Print how well lists rank that rank in another way than when the model was trained."""
+    if metrics and "as_trained" in metrics:
+        now, before = (found["model"]["ndcg"] for found in (metrics, metrics["as_trained"]))
+        out.print(f"  as published, nDCG@{metrics['k']} is {now:.4f}; without rules, in training, it was {before:.4f}")
 
 
 def _print_gates(verdicts: "list[Verdict]", *, forced: bool) -> None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ import xxhash
 
 from hotplate.cli import publish, train
 from hotplate.cli.pipeline import command_of, read_job, read_pipeline
-from hotplate.cli.terminal import REFUSED, err, interruptible_loop, option, out, table, text_on_stderr
+from hotplate.cli.terminal import REFUSED, err, interruptible_loop, option, out, progress_bars, table, text_on_stderr
 
 if TYPE_CHECKING:
     from offline.job import Job
@@ -95,7 +96,7 @@ def run(
     if check:
         _print_steps(job, folder)
         return
-    attempt = Attempt(job, wait, keep_ready * DAY_S, train=train.print_training, write=_write_lists)
+    attempt = Attempt(job, wait, keep_ready * DAY_S, train=train.print_training, measure=_measured, write=_write_lists)
     sent = _metrics_sent(attempt.summary, push, textfile)
     with text_on_stderr(), _printed(attempt.summary), sent, interruptible_loop():
         attempt.make(folder)
@@ -121,6 +122,11 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
         return attempt.make(given["work"] or _default_folder(path))
 
 
+def _measured(lists: "ModelLists") -> "ModelLists":
+    with progress_bars() as on_progress:
+        return lists.measure(partial(on_progress, "measure"))
+
+
 def _write_lists(read: "Callable[[], ModelLists]", store: str, settings: "PublishSettings") -> "Written":
     return publish.write_lists(lambda _: read(), publish.PublishOptions(store, settings, dry_run=False, as_json=False))
 
@@ -141,6 +147,7 @@ def _print_steps(job: "Job", folder: Path) -> None:
     steps = [
         ("train", f"{', '.join(map(str, [*job.training.data, *job.training.test]))}, in {folder}"),
         *([] if job.registration is None else [("register", f"as the next version of {job.registration.name}")]),
+        ("measure", "the lists as they are published; with rules the model learns once more for it"),
         ("publish", publishes),
         ("gates", bounds or "none"),
         ("activate", "once all gates hold" if job.publishing.activate else "never: it is left to be done by hand"),

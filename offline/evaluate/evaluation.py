@@ -31,6 +31,8 @@ from offline.train.popularity import PopularityParams, by_popularity
 from offline.train.recency import recent_popularity
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
+# Makes [users, k] from what was learnt of a split: the users' own lists, and what they are served.
+MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +173,16 @@ def evaluate(
     baselines: Sequence[Params] = BASELINES,
     segments: Segments | None = None,
     popular: PopularityParams | None = None,
+    make: MakeLists | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation | None:
     """
     Learn from the train part, recommend *k* items that a user does not have there, and measure them on the test part.
 
     That is done for each piece of a log that is split by time, and with several *seeds* for as many splits, drawn by
-    the seed of *options* and those that follow it. Users without a list are served what is *popular*. Baselines with
-    the engine of the model are left out. Returns None if a split leaves a part without pairs; raises SettingError for
-    several seeds of a split that is not drawn.
+    the seed of *options* and those that follow it. Users without a list are served what is *popular*, unless *make*
+    makes the lists. Baselines with the engine of the model are left out. Returns None if a split leaves a part without
+    pairs; raises SettingError for several seeds of a split that is not drawn.
     """
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
     check_length(k, "k")
@@ -191,10 +194,8 @@ def evaluate(
         if parts.train.nnz == 0 or parts.test.nnz == 0:
             return None
         report = None if on_iteration is None else partial(_report_run, on_iteration, run, len(draws))
-        made = evaluate_parts(
-            parts, params, k=k, baselines=baselines, segments=segments, popular=popular, on_iteration=report
-        )
-        runs.append(replace(made, split=drawn))
+        more: dict[str, Any] = {"segments": segments, "popular": popular, "make": make, "on_iteration": report}
+        runs.append(replace(evaluate_parts(parts, params, k=k, baselines=baselines, **more), split=drawn))
     return runs[0] if len(draws) == 1 else _mean(runs)
 
 
@@ -210,11 +211,17 @@ def evaluate_parts(
     baselines: Sequence[Params] = BASELINES,
     segments: Segments | None = None,
     popular: PopularityParams | None = None,
+    make: MakeLists | None = None,
+    learnt: Ranker | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs."""
+    """
+    Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs.
+
+    *learnt* is what *params* learn from the train part, if that is known.
+    """
     groups = {"items": by_activity(parts), **(segments or {})}
-    model = evaluate_engine(parts, params, k, on_iteration, segments=groups, popular=popular)
+    model = evaluate_engine(parts, params, k, on_iteration, segments=groups, popular=popular, make=make, learnt=learnt)
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, segments=groups, popular=popular) for each in others)
     known = users_per_item(parts.train) > 0
@@ -238,17 +245,22 @@ def evaluate_engine(
     *,
     segments: Segments | None = None,
     popular: PopularityParams | None = None,
+    make: MakeLists | None = None,
+    learnt: Ranker | None = None,
 ) -> EngineResult:
     """
     Learn from the train part of one split, and measure the lists on its test part; in detail with *segments*.
 
-    Users without a list are served what is *popular*, by default what the most users have.
+    Users without a list are served what is *popular*, by default what the most users have. See `evaluate` and
+    `evaluate_parts` of *make* and *learnt*.
     """
-    ranker = fit_parts(parts, params, on_iteration)
-    lists = recommend_all(ranker, parts, k)
-    times = parts.train_times
-    half_life = None if popular is None or times is None else popular.half_life_days
-    served = as_served(lists, by_popularity(recent_popularity(parts.train, times, half_life)))
+    ranker = fit_parts(parts, params, on_iteration) if learnt is None else learnt
+    if make is None:
+        lists, times = recommend_all(ranker, parts, k), parts.train_times
+        half_life = None if popular is None or times is None else popular.half_life_days
+        served = as_served(lists, by_popularity(recent_popularity(parts.train, times, half_life)))
+    else:
+        lists, served = make(parts, ranker, k)
     if segments is not None:
         return _detailed(params, ranker, (lists, served), parts, segments)
     return EngineResult(engine_of(params), params, measure(lists, parts.test), measure(served, parts.test))

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 
 from offline.evaluate.intervals import Values
 from offline.evaluate.splits import Parts
-from offline.input.matrix import Floats, Indices, Mask, UserItems, cells_of, users_per_item
+from offline.input.matrix import Floats, Indices, Mask, UserItems, cells_of, part, users_per_item
 from offline.train.popularity import by_popularity
 
 # Scores all items for some users; see `Ranker.scores`.
@@ -249,12 +249,13 @@ def measure_auc(score: Score, parts: Parts) -> Values:
         batch = places[start : start + _LISTS_AT_ONCE]
         users = tested[batch].astype(np.int32)
         scores, seen = score(parts.seen, users), parts.seen[users]
+        seen = part(seen, ~np.isin(cells_of(seen), cells_of(parts.test[users])))  # a repeat is tested
         scores[np.repeat(np.arange(len(users)), np.diff(seen.indptr)), seen.indices] = np.inf
         ascending = np.sort(scores, axis=1)
-        for place, user, row, row_ascending in zip(batch, users, scores, ascending, strict=True):
+        candidates = items - np.diff(seen.indptr)
+        for place, user, row, rest in zip(batch, users, scores, zip(ascending, candidates, strict=True), strict=True):
             wanted = parts.test.indices[parts.test.indptr[user] : parts.test.indptr[user + 1]]
-            candidates = items - int(parts.seen.indptr[user + 1] - parts.seen.indptr[user])
-            found[place] = _area(row_ascending[:candidates], np.sort(row[wanted]))
+            found[place] = _area(rest[0][: rest[1]], np.sort(row[wanted]))
     return found
 
 

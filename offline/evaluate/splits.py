@@ -108,16 +108,16 @@ class Parts(NamedTuple):
         return None if self.history is None else self.history.first_times(self.train)
 
     @classmethod
-    def of(cls, train: UserItems, test: UserItems, history: History | None = None) -> "Parts":
+    def of(cls, train: UserItems, test: UserItems, history: History | None = None, *, repeats: bool = False) -> "Parts":
         """
         Return parts that were made elsewhere: canonical csr matrices of one shape, *history* that of train.
 
-        A user is not recommended what they have in train, so that such pairs are left out of the test. Raises
-        ValueError for matrices of two shapes.
+        Pairs that are in train, too, are only tested with *repeats*. Raises ValueError for matrices of two shapes.
         """
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
-        return cls(train, history, train, part(test, ~np.isin(cells_of(test), cells_of(train))))
+        new = test if repeats else part(test, ~np.isin(cells_of(test), cells_of(train)))
+        return cls(train, history, train, new)
 
 
 def split(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:

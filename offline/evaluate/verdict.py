@@ -55,6 +55,7 @@ def subjects_of(record: Mapping[str, Any] | None) -> list[Subject]:
 def live_subject(record: Mapping[str, Any], live: str, about: Mapping[str, Any], fingerprint: str) -> Subject | None:
     """Return the live release as its manifest has it; None where it was measured in another way than *record*."""
     before = about.get("metrics") or {}
+    before = before.get("as_trained", before)  # like the model, without the rules of a release
     if "model" not in before or _protocol(before) != _protocol(record):
         return None
     same = about.get("data") == fingerprint and before.get("split") == record["split"]

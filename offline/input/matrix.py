@@ -269,9 +269,14 @@ def part(user_items: UserItems, kept: Mask) -> UserItems:
 
 @dataclass(frozen=True, slots=True)
 class KnownPairs:
-    """Pairs from elsewhere, test data say, whose users and items a matrix has; *user_items* is of its shape."""
+    """
+    Pairs from elsewhere, test data for example, whose users and items a matrix has: *user_items* is of its shape.
+
+    *new* of them are not in the matrix.
+    """
 
     user_items: UserItems
+    new: int
     unknown_users: int
     unknown_items: int
     left_out: dict[str, int]
@@ -281,8 +286,8 @@ def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     """
     Place the pairs of *log* [user, item, …] that were not cancelled in *matrix*, each with a weight of 1.
 
-    Pairs of a user or an item that it lacks are left out, and those that it has, for lists never repeat what a user
-    has; *left_out* counts pairs by the first of these reasons, zeros not listed.
+    Pairs of a user or an item that it lacks are left out. *left_out* counts these pairs by the first reason, and the
+    pairs that it has already, which only lists that repeat what a user has can hit; zeros are not listed.
     """
     stand = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
     pairs = stand.unique(["user", "item"], maintain_order=True)
@@ -295,9 +300,8 @@ def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     own = np.repeat(np.arange(len(matrix.user_ids), dtype=np.int64), np.diff(matrix.user_items.indptr))
     width = len(matrix.item_ids)
     seen = known & np.isin(rows * width + columns, own * width + matrix.user_items.indices)
-    kept = known & ~seen
-    ones = np.ones(np.count_nonzero(kept), dtype=np.float32)
-    user_items = csr_matrix((ones, (rows[kept], columns[kept])), shape=matrix.user_items.shape)
+    ones = np.ones(np.count_nonzero(known), dtype=np.float32)
+    user_items = csr_matrix((ones, (rows[known], columns[known])), shape=matrix.user_items.shape)
     user_items.sort_indices()
     counts = {
         "unknown user": np.count_nonzero(~users_known),
@@ -306,6 +310,7 @@ def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     }
     return KnownPairs(
         user_items,
+        int(np.count_nonzero(known & ~seen)),
         pairs.get_column("user").filter(pl.Series(~users_known)).n_unique(),
         pairs.get_column("item").filter(pl.Series(~items_known)).n_unique(),
         {reason: int(count) for reason, count in counts.items() if count},

@@ -78,3 +78,34 @@ def test_imported_lists_pass_gates_too_and_have_no_metrics(tmp_path: Path) -> No
     failed(hotplate("import", lists, "--store", store, "--gate", "ndcg=0.1"), "have no evaluation", code=2)
     failed(hotplate("import", lists, "--store", store, "--gate", "coverage=0.1"), "--titles", code=2)
     failed(hotplate("import", lists, "--store", store, "--gate", "overlap=2"), "between 0 and 1", code=2)
+
+
+def test_a_gate_refuses_a_release_whose_rules_spoil_it_and_says_what_the_model_had_before(tmp_path: Path) -> None:
+    model, store = tmp_path / "model", f"file://{tmp_path}/store"
+    rows = sample(users=300, items=150)
+    rows.write_csv(tmp_path / "clicks.csv")
+    trained = hotplate(
+        "train", tmp_path / "clicks.csv", "--out", model, "--engine", "neighbours", "--no-tune", "--json"
+    )
+    ndcg = json.loads(trained.stdout)["evaluation"]["model"]["ndcg"]
+    rare = rows.group_by("item").len().sort("len", "item").get_column("item").head(20).to_list()
+    (tmp_path / "rare.txt").write_text("\n".join(rare) + "\n")
+    publish = ("publish", model, "--store", store, "--gate", f"ndcg={0.9 * ndcg}", "--available", tmp_path / "rare.txt")
+    assert hotplate(*publish[:6]).returncode == 0, "without rules it passes"
+    live = live_in(store)
+    refused = hotplate(*publish)
+    failed(refused, "Gate ndcg: ", f"(as published; {ndcg:.4g} in training, without rules)", code=3)
+    assert live_in(store) == live
+    assert "as published, nDCG@10 is " in refused.stdout
+    failed(hotplate(*publish, "--dry-run"), "this is a dry run", code=3)
+    facts = json.loads(hotplate(*publish, "--json").stdout)
+    assert facts["release"]["about"]["metrics"]["model"]["ndcg"] == facts["gates"][0]["measured"] < 0.9 * ndcg
+
+
+def test_lists_that_keep_what_users_have_are_measured_with_it(tmp_path: Path) -> None:
+    model, store = tmp_path / "model", f"file://{tmp_path}/store"
+    sample(users=300, items=150).write_csv(tmp_path / "clicks.csv")
+    options = ("--engine", "neighbours", "--no-tune", "--split", "by-item", "--json")
+    trained = hotplate("train", tmp_path / "clicks.csv", "--out", model, *options)
+    ndcg = json.loads(trained.stdout)["evaluation"]["model"]["ndcg"]
+    failed(hotplate("publish", model, "--store", store, "--keep-seen", "--gate", f"ndcg={0.95 * ndcg}"), "ndcg", code=3)

@@ -105,15 +105,12 @@ def test_pairs_from_elsewhere_are_placed_or_counted(
         (matrix.user_ids[row], matrix.item_ids[column]): weight
         for row, column, weight in zip(coo.row, coo.col, coo.data, strict=True)
     }
-    assert placed == {
-        pair: np.float32(weight)
-        for pair, weight in others.items()
-        if pair[0] in users and pair[1] in items and pair not in pairs
-    }
+    assert placed == {pair: np.float32(1) for pair in others if pair[0] in users and pair[1] in items}
+    assert known.new == len(placed.keys() - pairs.keys())
     assert known.user_items.shape == matrix.user_items.shape
     assert known.user_items.has_canonical_format
     assert known.user_items.dtype == np.float32
-    assert sum(known.left_out.values()) == len(others) - len(placed)
+    assert sum(known.left_out.values()) == len(others) - known.new
     assert known.unknown_users == len({user for user, _ in others} - users)
     assert known.unknown_items == len({item for _, item in others} - items)
 

@@ -1,0 +1,127 @@
+"""Lists are measured as they are published: with the same rules, the same length, and what users have if it is kept."""
+
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offline.evaluate.splits import SplitOptions
+from offline.input.columns import Columns
+from offline.job import TrainSettings, train
+from offline.lists import ListSettings, ModelLists
+from offline.model import load
+from offline.rules import Rules
+from offline.train.als import ALSParams
+from offline.train.engine import Params
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+Row = tuple[str, str, int]
+
+
+def log(seed: int = 3) -> list[Row]:
+    """Users, items and hours: users like items of their own parity, and choose the same ones again and again."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for hour in range(1500):
+        user = int(rng.integers(0, 40))
+        rows.append((f"u{user:02}", f"i{2 * int(rng.integers(0, 12)) + user % 2:02}", hour))
+    return rows
+
+
+def written(path: Path, rows: list[Row]) -> Path:
+    lines = [f"{user},{item},{(START + timedelta(hours=hour)).isoformat()}" for user, item, hour in rows]
+    path.write_text("\n".join(["user,item,time", *lines]) + "\n")
+    return path
+
+
+def trained(folder: Path, params: Params, rows: list[Row] | None = None, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 -- as TrainSettings
+    """Train, and return what the folder says."""
+    path = written(folder / "log.csv", log() if rows is None else rows)
+    given = TrainSettings(path, columns=Columns(user="user", item="item", time="time"), params=params, **settings)
+    report = train(given, folder / "model")
+    assert report.evaluation is not None
+    found: dict[str, Any] = json.loads(json.dumps(report.evaluation.to_json()))
+    return found
+
+
+def published(folder: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 -- as ListSettings
+    about = ModelLists(load(folder / "model"), ListSettings(**settings)).measure().about()
+    found: dict[str, Any] = json.loads(json.dumps(about))["metrics"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"half_life": timedelta(days=20)},
+        {"weighting": "log", "min_per_user": 8},
+        {"split": SplitOptions("leave-last"), "named": True},
+        {"split": SplitOptions("by-item"), "named": True, "seeds": 2},
+        {"split": SplitOptions("held-out-users"), "named": True},
+    ],
+    ids=str,
+)
+def test_rules_that_change_nothing_change_no_figure(tmp_path: Path, settings: dict[str, Any]) -> None:
+    before = trained(tmp_path, ALSParams(factors=4, iterations=3), **settings)
+    after = published(tmp_path, length=20, rules=Rules(excluded=frozenset({"never"})))
+    assert after["model"] == pytest.approx(before["model"])
+    assert after["as_served"]["ndcg"] == pytest.approx(before["as_served"]["ndcg"])
+    assert after["as_trained"]["model"] == before["model"]
+    assert (after["split"], after["train_pairs"]) == (before["split"], before["train_pairs"])
+
+
+def test_lists_that_were_measured_already_are_not_measured_again(tmp_path: Path) -> None:
+    before = trained(tmp_path, NeighbourParams())
+    assert published(tmp_path, length=20) == before
+    assert published(tmp_path, length=9)["as_trained"]["k"] == 10, "shorter than k"
+
+
+def test_rules_and_lengths_are_in_the_figures_and_so_is_the_popular_list_under_rules(tmp_path: Path) -> None:
+    rows = [(user, f"i{hour % 3}" if user == "u00" else item, hour) for user, item, hour in log()]
+    before = trained(tmp_path, PopularityParams(), rows)
+    few = frozenset({"i22", "i23"})
+    after = published(tmp_path, length=20, rules=Rules(available=few))
+    assert after["model"]["ndcg"] < before["model"]["ndcg"] / 2
+    assert after["model"]["coverage"] <= 2 / 24
+    nobody = published(tmp_path, length=20, rules=Rules(min_history=10**6))
+    assert (nobody["model"]["ndcg"], nobody["model"]["users_with_lists"]) == (0, 0)
+    assert nobody["as_served"]["ndcg"] > 0, "everybody is served the popular list"
+
+
+def test_kept_items_are_measured_by_what_users_chose_next_bought_before_or_not(tmp_path: Path) -> None:
+    rows = log()
+    before = trained(tmp_path, PopularityParams(), rows)
+    after = published(tmp_path, length=20, keep_seen=True)
+    model = load(tmp_path / "model")
+    first = dict[tuple[str, str], int]()
+    for user, item, hour in rows:
+        first.setdefault((user, item), hour)
+    cut = sorted(first.values())[round(0.75 * len(first)) - 1]
+    past = {pair for pair, hour in first.items() if hour <= cut}
+    counts = {item: sum(each == item for _, each in past) for item in model.matrix.item_ids}
+    ranked = sorted(model.matrix.item_ids, key=lambda item: (-counts[item], item))[:10]
+    values = []
+    for user in sorted({user for user, _, hour in rows if hour > cut}):
+        wanted = {item for each, item, hour in rows if each == user and hour > cut}
+        gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(ranked) if item in wanted)
+        values.append(gain / sum(1 / math.log2(rank + 2) for rank in range(min(10, len(wanted)))))
+    assert after["as_served"]["ndcg"] == pytest.approx(np.mean(values))
+    assert after["split"] == before["split"] | {"repeats": True}
+    assert after["test_pairs"] == len({(user, item) for user, item, hour in rows if hour > cut})
+
+
+def test_a_test_from_a_file_is_kept_for_it_with_what_users_have(tmp_path: Path) -> None:
+    test = written(tmp_path / "test.csv", [*log(4)[:200], ("stranger", "i01", 1)])
+    before = trained(tmp_path, ALSParams(factors=4, iterations=3), log()[:500], test=(test,))
+    same = published(tmp_path, length=20, rules=Rules(excluded=frozenset({"never"})))
+    assert same["model"] == pytest.approx(before["model"])
+    kept = published(tmp_path, length=20, keep_seen=True)
+    assert kept["test_pairs"] > before["test_pairs"]
+    assert kept["model"]["ndcg"] != before["model"]["ndcg"]
