@@ -609,8 +609,8 @@ class Attempt:
     One attempt to bring a job to its end; *summary* is what is known of it, however that comes.
 
     *train*, *measure* and *write* do the long steps, for those who want to show them. *write* publishes the lists that
-    its first argument loads, in the store of that URL. Another run, in the folder or in the store, is waited for so many
-    seconds.
+    its first argument loads, in the store of that URL. The end of another run, in the folder or in the store, is
+    waited for *wait_s* seconds.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""Business rules: which items lists may hold, how many of one category, who gets a list, and what fills a short one."""
+"""Business rules: which items lists may hold, which they favour, who gets a list, and what fills a short one."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import polars as pl
 from offline.errors import DataError, SettingError, require_at_least
 from offline.input.columns import choose_columns
 from offline.input.files import Format, data_errors, find_files
-from offline.input.matrix import Allowed, Floats, Indices
+from offline.input.filters import parse_half_life
+from offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, decay
 from offline.input.tables import open_tables, with_whole_numbers
 from offline.model import Model
-from offline.train.popularity import Popular, Popularity, most_popular
+from offline.train.engine import with_recency
+from offline.train.popularity import Popular, Popularity, by_popularity
 from offline.train.recency import recent_popularity
 from stores.keys import OVERALL
 
@@ -39,6 +42,10 @@ class Rules:
     excluded          the ids of items that may not be
     categories        of items by id, each at most *max_per_category* times in a list
     min_history       users with fewer interactions get no list, and are served the popular one
+    boosts            by item, what its scores are multiplied by
+    freshness_days    an item loses half of its scores each time that it gets older by so many days, compared with the
+                      newest; it is as old as its first interaction
+    pinned            the ids of items that come first in every list, in this order, for users who do not have them
     """
 
     available: frozenset[str] | None = None
@@ -46,6 +53,9 @@ class Rules:
     categories: Mapping[str, str] = field(default_factory=dict)
     max_per_category: int | None = None
     min_history: int = 1
+    boosts: Mapping[str, float] = field(default_factory=dict)
+    freshness_days: float | None = None
+    pinned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_at_least("min-history", self.min_history)
@@ -71,14 +81,21 @@ def read_rules(
     categories: Path | None,
     max_per_category: int | None,
     min_history: int,
+    *,
+    boost: Path | None = None,
+    freshness: str | None = None,
+    pin: Path | None = None,
 ) -> Rules:
-    """Return rules, the ids and categories of items read from files; DataError where one cannot be read."""
+    """Return rules, what they say of items read from files; DataError if one cannot be read."""
     return Rules(
         None if available is None else frozenset(_read_items(available)),
         frozenset() if exclude is None else frozenset(_read_items(exclude)),
         {} if categories is None else _read_categories(categories),
         max_per_category,
         min_history,
+        {} if boost is None else _read_boosts(boost),
+        None if freshness is None else parse_half_life(freshness) / timedelta(days=1),
+        () if pin is None else tuple(_read_items(pin)),
     )
 
 
@@ -92,8 +109,9 @@ class RuledLists:
     """
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
-        self._model = model
         self._rules = rules
+        self._weights = _weights(rules, model)
+        self._model = self._favouring(model)
         self._length = length
         self._keep_seen = keep_seen
         ids = model.matrix.item_ids
@@ -103,12 +121,16 @@ class RuledLists:
         """The number of each item's category, below 0 for none; None where there is no cap."""
         self._history = np.diff(model.matrix.user_items.indptr)
         counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
-        self._popularity = Popularity(counts.astype(np.float32))
+        self._popularity = Popularity((counts if self._weights is None else counts * self._weights).astype(np.float32))
+        columns = {item: column for column, item in enumerate(ids)}
+        pinned = [columns[item] for item in dict.fromkeys(rules.pinned) if item in columns]
+        pins = np.array(pinned, dtype=np.int32)
+        self._pins = pins if self.allowed is None else pins[self.allowed[pins]]
 
     def for_users(self, model: Model) -> "RuledLists":
         """Return the same for the users of *model*, who are some of these; what is popular stays what it was."""
         others = copy(self)
-        others._model = model  # noqa: SLF001 -- a copy of itself
+        others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
         return others
 
@@ -138,15 +160,18 @@ class RuledLists:
         A segment's is filled up with what is popular overall, with a score of 0.
         """
         model = self._model
-        if not self._rules.shorten:
+        if not (self._rules.shorten or len(self._pins) or self._weights is not None):
             return {OVERALL: model.popular, **model.segments}
-        everything = most_popular(model.matrix, len(model.matrix.item_ids), model.popular_half_life_days)
-        overall = self._shortened(everything)
+        counts = self._popularity.counts
+        order = by_popularity(counts)
+        overall = self._shortened(Popular(order, counts[order]))
         lists = {OVERALL: _cut(overall, len(model.popular.items))}
         for segment, popular in model.segments.items():
+            own = popular.scores if self._weights is None else popular.scores * self._weights[popular.items]
+            order = by_popularity(own)
             filler = overall.items[~np.isin(overall.items, popular.items)]
-            items = np.concatenate([popular.items, filler])
-            scores = np.concatenate([popular.scores, np.zeros(len(filler), dtype=np.float32)])
+            items = np.concatenate([popular.items[order], filler])
+            scores = np.concatenate([own[order], np.zeros(len(filler), dtype=np.float32)])
             lists[segment] = _cut(self._shortened(Popular(items, scores)), len(popular.items))
         return lists
 
@@ -154,9 +179,12 @@ class RuledLists:
         """Return what the manifest says of the rules; *unknown* are items that they name and the model lacks."""
         rules, known = self._rules, set(self._model.matrix.item_ids)
         facts: dict[str, Any] = {}
-        for name, ids in (("available", rules.available), ("excluded", rules.excluded)):
+        named = {"available": rules.available, "excluded": rules.excluded}
+        for name, ids in (named | {"boosted": rules.boosts.keys(), "pinned": frozenset(rules.pinned)}).items():
             if ids:
                 facts[name] = {"items": len(ids), "unknown": len(ids - known)}
+        if rules.freshness_days is not None:
+            facts["freshness"] = {"days": rules.freshness_days}
         if rules.max_per_category is not None:
             without = len(known - rules.categories.keys())
             facts["categories"] = {"max": rules.max_per_category, "items_without": without}
@@ -176,7 +204,27 @@ class RuledLists:
                 matrix.user_items, users[short], depth, allowed=self.allowed, **options
             )
             items[short], scores[short] = filled((items[short], scores[short]), filler)
-        return items, scores
+        return self._pinned(users, items, scores) if len(self._pins) else (items, scores)
+
+    def _pinned(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
+        """Put the pinned items that users may get first, with the score of the best; empty lists stay empty."""
+        pins = np.tile(self._pins, (len(users), 1))
+        pins[items[:, 0] < 0] = -1
+        if not self._keep_seen:
+            pins[self._model.matrix.user_items[users][:, self._pins].toarray() > 0] = -1
+        everything = np.concatenate([pins, items], axis=1)
+        values = np.concatenate([np.broadcast_to(scores[:, :1], pins.shape), scores], axis=1)
+        return cut(everything, values, (everything >= 0) & _first(everything, 1), items.shape[1])
+
+    def _favouring(self, model: Model) -> Model:
+        """Return *model*, its scores multiplied by what boosts and freshness say."""
+        ranker, weights = model.ranker, self._weights
+        if weights is None:
+            return model
+        if isinstance(ranker, Popularity):
+            return replace(model, ranker=Popularity(ranker.counts * weights))
+        before: Floats | None = getattr(ranker, "recent", None)
+        return replace(model, ranker=with_recency(ranker, weights if before is None else before * weights))
 
     def _capped(self, rank: Callable[[Indices, int], Ranked], rows: Indices) -> Ranked:
         """Rank deeper and deeper, until each list is full under the cap or all items were ranked."""
@@ -199,6 +247,11 @@ class RuledLists:
         return items, scores
 
     def _shortened(self, popular: Popular) -> Popular:
+        if len(self._pins) and len(popular.items):
+            rest = ~np.isin(popular.items, self._pins)
+            best = np.full(len(self._pins), popular.scores[0], dtype=np.float32)
+            items, scores = popular.items[rest], popular.scores[rest]
+            popular = Popular(np.concatenate([self._pins, items]), np.concatenate([best, scores]))
         kept = np.ones(len(popular.items), dtype=np.bool_) if self.allowed is None else self.allowed[popular.items]
         left = Popular(popular.items[kept], popular.scores[kept])
         if self.categories is None or self._rules.max_per_category is None:
@@ -258,6 +311,14 @@ def _read_categories(path: Path) -> dict[str, str]:
     return dict(frame.iter_rows())
 
 
+def _read_boosts(path: Path) -> dict[str, float]:
+    frame = _read_columns(path, "item", "boost").with_columns(pl.col("boost").cast(pl.Float64, strict=False))
+    wrong = frame.filter(~(pl.col("boost").is_finite() & (pl.col("boost") > 0)).fill_null(value=False))
+    if wrong.height:
+        raise DataError(f"{path} has no number above zero as the boost of item {wrong.get_column('item')[0]!r}.")
+    return dict(frame.iter_rows())
+
+
 def _read_columns(path: Path, *roles: str) -> pl.DataFrame:
     """Return the columns of the files at *path* that are named like *roles*, rows that lack one left out."""
     tables = open_tables(find_files(path), Format(), str(path))
@@ -273,6 +334,19 @@ def _allowed(rules: Rules, ids: list[str]) -> Allowed:
         return None
     available = np.array([rules.available is None or item in rules.available for item in ids], dtype=np.bool_)
     return available & np.array([item not in rules.excluded for item in ids], dtype=np.bool_)
+
+
+def _weights(rules: Rules, model: Model) -> Floats | None:
+    """Return [items] what scores are multiplied by; None for nothing. DataError for freshness without times."""
+    ids, times = model.matrix.item_ids, model.matrix.times
+    weights = np.array([rules.boosts.get(item, 1.0) for item in ids])
+    if rules.freshness_days is not None:
+        if times is None:
+            raise DataError("Freshness needs times, and the model has none; train with --time-column.")
+        first = np.full(len(ids), NEVER, dtype=np.int64)
+        np.minimum.at(first, model.matrix.user_items.indices, times)
+        weights *= decay(np.where(first == NEVER, NO_TIME, first), rules.freshness_days)
+    return weights.astype(np.float32) if rules.boosts or rules.freshness_days is not None else None
 
 
 def _codes(categories: Mapping[str, str], ids: list[str]) -> Indices:

@@ -115,6 +115,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
     """Return what a file says to do; SettingError for what makes no sense."""
     from offline.errors import SettingError
     from offline.gates import parse_gates, read_gates
+    from offline.input.filters import parse_half_life
     from offline.job import Job, Registration
     from offline.lists import ListSettings
     from offline.publish import PublishSettings
@@ -140,13 +141,15 @@ def read_job(pipeline: PipelineFile) -> "Job":
     if published["fold_in"]:
         _check_factors(training, f"{pipeline.path}, [publish]")
     require_both(published["max_per_category"], published["categories"])
+    if published["freshness"] is not None:
+        parse_half_life(published["freshness"])
     url = chosen_store(limit_ru(published["store"], published["max_ru"]))
     inputs = [*_paths_in(trained.values()), *_paths_in(published.values())]
     if any(path.name == "-" for path in inputs):
         raise SettingError(f"{pipeline.path}: a run reads files, for it may read them again; standard input is none.")
     options = orjson.dumps([trained, published, registered, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
 
-    names = ("available", "exclude", "categories", "max_per_category", "min_history")
+    names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
     return Job(
         name=pipeline.name,
         store=url,
@@ -156,7 +159,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
             **{name: published[name] for name in ("encoding", "activate", "keep", "force", "end_canary")},
         ),
         lists=ListSettings(published["list_length"], published["keep_seen"], fold_in=published["fold_in"]),
-        rules=partial(read_rules, *(published[name] for name in names)),
+        rules=partial(read_rules, **{name: published[name] for name in names}),
         registration=registration,
         inputs=inputs,
         options=xxhash.xxh3_128_hexdigest(options),

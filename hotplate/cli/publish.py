@@ -92,6 +92,22 @@ MaxPerCategory = Annotated[
     int | None,
     option("--max-per-category", "Keep at most this many items of a category in each list.", at_least=1),
 ]
+Boost = Annotated[
+    Path | None,
+    option("--boost", "Multiply the scores of items by the numbers in this file of item and boost.", metavar="FILE"),
+]
+Freshness = Annotated[
+    str | None,
+    option(
+        "--freshness",
+        "Halve the scores of an item for each 30d, 12h or 8w that have passed since its first interaction.",
+        metavar="TIME",
+    ),
+]
+Pin = Annotated[
+    Path | None,
+    option("--pin", "Put the items that this file names first in every list, in its order.", metavar="FILE"),
+]
 FoldIn = Annotated[
     bool,
     option(
@@ -144,6 +160,9 @@ def publish(
     categories: Categories = None,
     max_per_category: MaxPerCategory = None,
     min_history: MinHistory = 1,
+    boost: Boost = None,
+    freshness: Freshness = None,
+    pin: Pin = None,
     fold_in: FoldIn = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
@@ -179,7 +198,9 @@ def publish(
     url, bounds = limit_ru(store, max_ru), read_gates(gates, gate or ())
     how = PublishSettings(encoding, activate, keep, resume, bounds, force, end_canary)
     options = PublishOptions(url, how, dry_run, as_json)
-    rules = read_rules(available, exclude, categories, max_per_category, min_history)
+    rules = read_rules(
+        available, exclude, categories, max_per_category, min_history, boost=boost, freshness=freshness, pin=pin
+    )
     settings = ListSettings(list_length, keep_seen, rules, fold_in)
 
     def read(folder: Path, report: StageProgress) -> ModelLists:

@@ -66,6 +66,7 @@ _COMMON_NAMES = {
         "relateditemid neighbour neighbouritem neighbor neighboritem recommended recommendeditem"
     ),
     "category": "category categoryid categoryname genre department group",
+    "boost": "boost factor multiplier",
     "event": "event eventtype eventname action behavior behaviour type",
 }
 # Of columns that have no names.

@@ -11,16 +11,18 @@ from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError, SettingError
-from offline.input.matrix import Indices
+from offline.input.matrix import History, Indices
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model
 from offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
 from offline.train.neighbours import NeighbourParams
 from offline.train.neighbours import fit as fit_neighbours
+from offline.train.popularity import Popularity, PopularityParams
 from stores.encoding import OFFSET_BYTES, decode
 from tests.support.interactions import checkerboard_model
 
 SIZE = 20
+DAY_US = 86_400_000_000
 MODEL = checkerboard_model(SIZE)
 IDS = MODEL.matrix.item_ids
 
@@ -137,11 +139,69 @@ def test_a_segment_whose_items_may_not_be_recommended_gets_what_is_popular_overa
     assert lists_of(Rules(excluded=frozenset({IDS[3]})))["popular:North & South"] == ["in0"]
 
 
+def timed_model() -> Model:
+    """The same, of which each item began a day after the one before it, and users of the last items came last."""
+    user_items = MODEL.matrix.user_items
+    times = user_items.indices.astype(np.int64) * DAY_US
+    return replace(MODEL, matrix=replace(MODEL.matrix, history=History.of(user_items, times)))
+
+
+def test_boosted_items_rise_in_users_and_popular_lists_by_their_factor() -> None:
+    plain = lists_of(Rules(), length=4)
+    user = MODEL.matrix.user_ids[0]
+    last = plain[f"user:{user}"][-1]
+    boosted = lists_of(Rules(boosts={last: 1000.0, IDS[9]: 1e-6, "gone": 2.0}), length=4)
+    assert boosted[f"user:{user}"][0] == last
+    assert boosted["popular:"][0] == last
+    assert boosted[f"item:{IDS[0]}"] == plain[f"item:{IDS[0]}"]
+    assert not any(IDS[9] in items for key, items in boosted.items() if key == "popular:")
+    popular = replace(MODEL, ranker=Popularity(np.ones(SIZE, dtype=np.float32)), params=PopularityParams())
+    assert lists_of(Rules(boosts={last: 2.0}), popular)[f"user:{user}"][0] == last
+
+
+def test_fresh_items_come_first_by_the_age_of_their_first_interaction() -> None:
+    model = timed_model()
+    plain, found = lists_of(Rules(), model, length=3), lists_of(Rules(freshness_days=0.25), model, length=3)
+    assert found["popular:"][:2] == [IDS[SIZE - 1], IDS[SIZE - 2]]
+    newest, before = (
+        np.mean([IDS.index(items[0]) for key, items in lists.items() if key.startswith("user:")])
+        for lists in (found, plain)
+    )
+    assert newest > before
+    with pytest.raises(DataError, match="Freshness needs times"):
+        lists_of(Rules(freshness_days=3))
+
+
+def test_pinned_items_come_first_for_users_who_lack_them_and_other_rules_hold_for_them() -> None:
+    pins = (IDS[4], "gone", IDS[3], IDS[8])
+    rules = Rules(excluded=frozenset({IDS[8]}), categories=dict.fromkeys(IDS[:6], "x"), max_per_category=2)
+    rules = replace(rules, pinned=pins)
+    found = lists_of(rules, length=5)
+    for index, user in enumerate(MODEL.matrix.user_ids):
+        has = {IDS[item] for item in MODEL.matrix.user_items[index].indices}
+        first = [item for item in (IDS[4], IDS[3]) if item not in has]
+        items = found[f"user:{user}"]
+        assert items[: len(first)] == first
+        assert len(items) == len(set(items)) == 5
+        assert sum(item in IDS[:6] for item in items) <= 2
+    assert found["popular:"][:2] == [IDS[4], IDS[3]]
+    kept = lists_of(rules, length=5, keep_seen=True)
+    assert all(items[:2] == [IDS[4], IDS[3]] for key, items in kept.items() if key.startswith("user:"))
+    assert lists_of(rules)[f"item:{IDS[0]}"] == lists_of(replace(rules, pinned=()))[f"item:{IDS[0]}"]
+
+
+def test_under_rules_the_popular_list_keeps_its_half_life() -> None:
+    model = replace(timed_model(), popular_half_life_days=0.25)
+    assert lists_of(Rules(excluded=frozenset({IDS[SIZE - 1]})), model)["popular:"][0] == IDS[SIZE - 2]
+
+
 def test_the_manifest_says_the_rules_and_what_they_name_in_vain() -> None:
-    rules = Rules(frozenset({*IDS, "gone"}), frozenset({"never"}), {IDS[0]: "x"}, 3, 2)
+    rules = Rules(frozenset({*IDS, "gone"}), frozenset({"never"}), {IDS[0]: "x"}, 3, 2, {"gone": 2.0}, pinned=(IDS[0],))
     assert RuledLists(MODEL, rules, 5, keep_seen=False).about() == {
         "available": {"items": SIZE + 1, "unknown": 1},
         "excluded": {"items": 1, "unknown": 1},
+        "boosted": {"items": 1, "unknown": 1},
+        "pinned": {"items": 1, "unknown": 0},
         "categories": {"max": 3, "items_without": SIZE - 1},
         "min_history": {"items": 2, "users_without": 0},
     }
@@ -163,6 +223,9 @@ def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> Non
     rules = read_rules(rows, lines, rows, 2, 3)
     assert rules == Rules(frozenset({"17", "18", "19"}), frozenset({"a", "b c"}), {"17": "x", "19": "y"}, 2, 3)
     assert read_rules(None, None, None, None, 1) == Rules()
+    rows.write_text("item,boost\na,2\nb,0.5\n")
+    favoured = read_rules(None, None, None, None, 1, boost=rows, freshness="2w", pin=lines)
+    assert favoured == Rules(boosts={"a": 2.0, "b": 0.5}, freshness_days=14, pinned=("a", "b c"))
 
 
 def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:
@@ -170,6 +233,10 @@ def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> No
     rows.write_text("item,category\ni,x\nj,x\ni,y\n")
     with pytest.raises(DataError, match="has item 'i' in two categories"):
         read_rules(None, None, rows, 1, 1)
+    for boost in ("0", "-1", "much", "inf"):
+        rows.write_text(f"item,boost\na,1\nb,{boost}\n")
+        with pytest.raises(DataError, match="no number above zero as the boost of item 'b'"):
+            read_rules(None, None, None, None, 1, boost=rows)
     rows.write_text("item,colour\ni,x\n")
     with pytest.raises(DataError, match="looks like the category"):
         read_rules(None, None, rows, 1, 1)

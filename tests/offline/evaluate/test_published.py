@@ -125,3 +125,15 @@ def test_a_test_from_a_file_is_kept_for_it_with_what_users_have(tmp_path: Path) 
     kept = published(tmp_path, length=20, keep_seen=True)
     assert kept["test_pairs"] > before["test_pairs"]
     assert kept["model"]["ndcg"] != before["model"]["ndcg"]
+
+
+def test_boosts_freshness_and_pins_are_in_the_figures(tmp_path: Path) -> None:
+    before = trained(tmp_path, ALSParams(factors=4, iterations=3))
+    for rules in (
+        Rules(boosts={"i00": 1e6, "i02": 1e5, "i01": 1e6}),
+        Rules(freshness_days=0.1),
+        Rules(pinned=("i00", "i01", "i02", "i03")),
+    ):
+        after = published(tmp_path, length=20, rules=rules)
+        assert after["as_trained"]["model"] == before["model"]
+        assert after["model"]["ndcg"] != before["model"]["ndcg"]
