@@ -48,7 +48,11 @@ def page(facts: Facts) -> str:
     described = facts["description"]
     parts = [_verdict(verdict), _tiles(facts)]
     if facts["subjects"]:
-        parts += [_metrics(facts), _segments(facts["subjects"])]
+        parts.append(_metrics(facts))
+    if facts["random"]:
+        parts.append(_at_random(facts["random"]))
+    if facts["subjects"]:
+        parts.append(_segments(facts["subjects"]))
     parts += [_catalogue(facts["catalogue"])]
     if facts["live"]:
         parts.append(_live(facts["live"]))
@@ -102,6 +106,17 @@ def _metrics(facts: Facts) -> str:
     shown = [name for name in RANKING if name in subjects[0]["metrics"]]
     drawn = plots.metric_intervals(dict(zip(heading, subjects, strict=True)), {name: _name(name) for name in shown})
     return section("Metrics", drawn + grouped_table(heading, lines), f"{facts['split']} {HALF}")
+
+
+def _at_random(random: Facts) -> str:
+    lines = [
+        {"group": who, "name": _name(name), "cells": [f"{each[name]:.4f}" for each in both]}
+        for who, both in random["metrics"].items()
+        for name in RANKING
+        if all(name in each for each in both)
+    ]
+    heading = ["by time", "at random: flatters"]
+    return section("By time and at random", grouped_table(heading, lines), f"As served. {random['split']}")
 
 
 def _segments(subjects: Sequence[Facts]) -> str:

@@ -119,6 +119,14 @@ def report(
     store: Annotated[
         str | None, option("--store", "Compare with what is live in the store at this URL, too.", metavar="URL")
     ] = None,
+    at_random: Annotated[
+        bool,
+        option(
+            "--random",
+            "Learn once more from a random draw, too, and show its figures beside those of the split by time: they "
+            "flatter, because a model then learns from what came later.",
+        ),
+    ] = False,
     as_json: Annotated[bool, option("--json", "Print what the page says as one JSON object, and write none.")] = False,
 ) -> None:
     """Lay out how good a model is as one HTML file: beside its baselines and what is live, with sample lists.
@@ -130,16 +138,20 @@ def report(
     from offline.evaluate.report import gather
 
     if as_json:
-        print_json(interruptible(lambda: gather(model, _live_reader(store))))
+        print_json(interruptible(lambda: gather(model, _live_reader(store), at_random=at_random)))
         return
     from bench.report.evaluation import write_page
 
     require_folder(page)
-    facts = interruptible(lambda: gather(model, _live_reader(store)))
+    facts = interruptible(lambda: gather(model, _live_reader(store), at_random=at_random))
     write_page(facts, page)
     out.print(f"{facts['verdict']['sentence']}.")
     for remark in facts["verdict"]["remarks"]:
         out.print(remark)
+    if facts["random"] is not None:
+        k, figures = facts["k"], facts["random"]["metrics"]
+        rows = [(name, *(f"{each['ndcg']:.4f}" for each in both)) for name, both in figures.items()]
+        out.print(table((f"nDCG@{k} as served", "by time", "at random (flatters)"), rows))
     out.print(f"report written to {page}")
 
 

@@ -1,20 +1,23 @@
 """The report of one model, as plain values: how good it is beside the baselines and what is live, and what it lists."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from offline.errors import DataError
 from offline.evaluate.candidate import LiveRelease
+from offline.evaluate.evaluation import evaluate
 from offline.evaluate.intervals import bootstrap
 from offline.evaluate.metrics import measure_lists
+from offline.evaluate.splits import IN_TIME, SplitOptions
 from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
 from offline.input.matrix import Floats, Indices, users_per_item
 from offline.measurement import common
 from offline.model import Model, describe, load
-from offline.train.popularity import by_popularity
+from offline.train.popularity import PopularityParams, by_popularity
 
 FORMAT = 1
 # Of so many users lists are computed for the report; more would hardly change what it says of them.
@@ -42,11 +45,13 @@ _FLATTERS = "Draws at random let a model learn from what came after its test, wh
 ReadLive = Callable[[Sequence[str], int], LiveRelease | None]
 
 
-def gather(path: Path, read_live: ReadLive | None = None) -> dict[str, Any]:
+def gather(path: Path, read_live: ReadLive | None = None, *, at_random: bool = False) -> dict[str, Any]:
     """
     Return what the report of the model folder *path* says, as plain JSON values; the same for the same model.
 
-    *read_live* is left out where there is no store to compare with. Raises DataError as `load` does.
+    *read_live* is left out if there is no store to compare with. With *at_random* the model's parameters learn once
+    more, from a random draw, whose figures stand beside those of the split in time. Raises DataError as `load` does,
+    and for a model that was not evaluated on a split in time.
     """
     model, description = load(path), describe(path)
     record = model.metrics if model.metrics and "model" in model.metrics else None
@@ -65,12 +70,30 @@ def gather(path: Path, read_live: ReadLive | None = None) -> dict[str, Any]:
         "k": k,
         "verdict": asdict(verdict_on(subjects, k)),
         "split": None if record is None else _split_in_words(record),
+        "random": _at_random(model, record) if at_random else None,
         "subjects": [asdict(subject) for subject in subjects],
         "live": None if live is None else _overlap(model, live, users, items),
         "catalogue": _catalogue(model, items),
         "tuning": description.get("tuning"),
         "samples": [_sample(model, live, user, items[at], scores[at]) for user, at in _places(users, shown)],
         "description": {name: description[name] for name in sorted(description) if name not in _ELSEWHERE},
+    }
+
+
+def _at_random(model: Model, record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the metrics of the model and of popularity as served, on its split in time and on a random draw."""
+    split = {"kind": "given"} if record is None else record["split"]
+    if record is None or split["kind"] not in IN_TIME:
+        raise DataError("A random draw is compared with a split in time, and the model was not evaluated on one.")
+    drawn = replace(SplitOptions(**split), kind="by-item", pieces=1, piece=0)
+    found = evaluate(model.matrix, model.params, drawn, k=record["k"], baselines=(PopularityParams(),))
+    if found is None:
+        raise DataError("The model has too few pairs for a random draw.")
+    other = found.to_json()
+    in_time, at_random = ({each.name: each.as_served for each in subjects_of(of)} for of in (record, other))
+    return {
+        "split": _split_in_words(other),
+        "metrics": {name: [in_time[name], at_random[name]] for name in at_random if name in in_time},
     }
 
 

@@ -75,3 +75,21 @@ def test_a_half_life_counts_from_the_cut_however_late_the_test_comes(tmp_path: P
         found.append(json.loads(hotplate("train", log, "--out", tmp_path / "model", *options).stdout)["evaluation"])
     assert found[0]["model"] == found[1]["model"]
     assert found[0]["model"]["ndcg"] > 0.1
+
+
+def test_a_report_shows_a_random_draw_beside_the_split_by_time_and_says_that_it_flatters(tmp_path: Path) -> None:
+    log, model, page = log_with(tmp_path, "log.csv"), tmp_path / "model", tmp_path / "report.html"
+    options = ("--engine", "neighbours", "--no-tune", "-k", "5")
+    by_time = json.loads(hotplate("train", log, "--out", model, "--json", *options).stdout)["evaluation"]
+    drawn = ("train", log, "--out", tmp_path / "drawn", "--split", "by-item", "--json", *options)
+    at_random = json.loads(hotplate(*drawn).stdout)["evaluation"]
+    shown = hotplate("evaluate", "report", model, "--random", "--out", page)
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("neighbours "))
+    both = [f"{each['as_served']['ndcg']:.4f}" for each in (by_time, at_random)]
+    assert line.split() == ["neighbours", *both]
+    assert "at random (flatters)" in shown.stdout
+    written = page.read_text()
+    assert all(text in written for text in ("at random: flatters", "which flatters it", *both))
+    facts = json.loads(hotplate("evaluate", "report", model, "--json").stdout)
+    assert facts["random"] is None, "it takes a fit, so it is made if it is wanted"
+    failed(hotplate("evaluate", "report", tmp_path / "drawn", "--random"), "not evaluated on one", code=1)
