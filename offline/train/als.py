@@ -3,28 +3,25 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from implicit.cpu._als import least_squares_cg
 from implicit.cpu.als import AlternatingLeastSquares
-from implicit.cpu.topk import topk
 from implicit.recommender_base import ModelFitError
-from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.errors import DataError, SettingError, require_at_least
-from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items
+from offline.errors import DataError, SettingError
+from offline.input.matrix import Floats, Indices, UserItems, check_user_items
+from offline.train import ranking
 from offline.train.recency import Recency
 from offline.train.weighted import SparkParams, check_hyperparameters, solve
 
-# Bounds the memory that a batch takes beside the factors.
+# Bounds the memory that folding in takes beside the factors.
 _SOLVED_AT_ONCE = 50_000
-_RANKED_AT_ONCE = 4096
 # Give the same nDCG as an exact solution, to five digits.
 _LAST_STEPS = 6
-# The scorer gives what is masked the lowest float instead of leaving it out.
-_MASKED = -1e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +45,7 @@ class ALSParams:
             raise SettingError(f"regularization is {self.regularization}; it must be zero or above.")
 
 
-class _Row(NamedTuple):
-    indices: Indices
-
-
-class _Rows:
-    """The rows of a csr matrix as `topk` takes them, one after the other: scipy makes one in 20 µs, this in 1."""
-
-    def __init__(self, matrix: UserItems) -> None:
-        self._indices, self._ends = matrix.indices, matrix.indptr.tolist()
-
-    def __getitem__(self, row: int) -> _Row:
-        return _Row(self._indices[self._ends[row] : self._ends[row + 1]])
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Factors:
     """The model: float32 rows of one length, user_factors [users, factors] and item_factors [items, factors]."""
 
@@ -72,80 +55,31 @@ class Factors:
     recent: Floats | None = None
     """[items], multiplies the scores of users' lists, if recency is wanted."""
 
+    floor: ClassVar[float] = -math.inf
+    recommend, scores, similar_items = ranking.recommend, ranking.scores, ranking.similar_items
+
     @property
-    def _ranked_factors(self) -> Floats:
-        """The factors of the items by which lists of users are ranked."""
-        return self.item_factors if self.recent is None else self.item_factors * self.recent[:, None]
+    def shape(self) -> tuple[int, int]:
+        """How many users and items it knows."""
+        return len(self.user_factors), len(self.item_factors)
 
-    def recommend(
-        self,
-        user_items: UserItems,
-        users: Indices,
-        n: int,
-        *,
-        keep_seen: bool = False,
-        allowed: Allowed = None,
-    ) -> tuple[Indices, Floats]:
-        """Rank items by the products of their factors with a user's; see `Ranker`."""
-        require_at_least("The length of a list", n)
-        if user_items.shape != (len(self.user_factors), len(self.item_factors)):
-            raise ValueError(f"user_items is {user_items.shape}, but there are factors for other users or items")
-        n = min(n, len(self.item_factors))
-        banned = _banned(allowed)
-        items = np.full((len(users), n), -1, dtype=np.int32)
-        scores = np.zeros((len(users), n), dtype=np.float32)
-        ranked = self._ranked_factors
-        with threadpool_limits(1, "blas"):
-            for start in range(0, len(users), _RANKED_AT_ONCE):
-                batch = users[start : start + _RANKED_AT_ONCE]
-                seen = csr_matrix(user_items[batch])
-                ids, values = topk(
-                    ranked,
-                    self.user_factors[batch],
-                    n,
-                    filter_query_items=None if keep_seen else _Rows(seen),
-                    filter_items=banned,
-                )
-                missing = (values <= _MASKED) | (np.diff(seen.indptr) == 0)[:, None]
-                items[start : start + _RANKED_AT_ONCE] = np.where(missing, -1, ids)
-                scores[start : start + _RANKED_AT_ONCE] = np.where(missing, 0, values)
-        return items, scores
-
-    def scores(self, user_items: UserItems, users: Indices) -> Floats:
-        """Multiply the factors of *users* with those of all items; see `Ranker`."""
-        has_any = np.diff(user_items.indptr)[users] > 0
-        with threadpool_limits(1, "blas"):
-            scores: Floats = np.where(has_any[:, None], self.user_factors[users], 0) @ self._ranked_factors.T
+    def score(self, _rows: UserItems, users: Indices) -> Floats:
+        """Return the products of the factors of *users* with those of all items."""
+        scores: Floats = self.user_factors[users] @ self.item_factors.T
         return scores
 
-    def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
-        """
-        Rank items by the cosine of their factors; see `Ranker`.
+    def alike(self, items: Indices) -> Floats:
+        """Return the cosines of the factors; an item whose factors are all zero is like no other."""
+        cosines: Floats = self.item_factors[items] @ self.item_factors.T
+        norms = self._norms
+        cosines /= np.where(norms == 0, 1, norms)
+        cosines /= np.where(norms == 0, 1, norms)[items, None]
+        cosines[:, norms == 0] = cosines[norms[items] == 0] = -np.inf
+        return cosines
 
-        An item whose factors are all zero is like no other: it gets, and is nowhere but, -1 with a score of 0.
-        """
-        require_at_least("The length of a list", n)
-        n = min(n, len(self.item_factors) - 1)
-        norms = np.linalg.norm(self.item_factors, axis=1)
-        divisors = np.where(norms == 0, np.float32(1), norms)
-        banned = _banned(allowed)
-        similar = np.full((len(items), n), -1, dtype=np.int32)
-        scores = np.zeros((len(items), n), dtype=np.float32)
-        with threadpool_limits(1, "blas"):
-            for start in range(0, len(items), _RANKED_AT_ONCE):
-                batch = items[start : start + _RANKED_AT_ONCE]
-                ids, values = topk(
-                    self.item_factors, self.item_factors[batch], n + 1, item_norms=divisors, filter_items=banned
-                )
-                missing = (ids == batch[:, None]) | (norms[ids] == 0) | (norms[batch] == 0)[:, None]
-                missing |= values <= _MASKED
-                values = np.where(missing, 0, values) / divisors[batch][:, None]
-                # A stable sort moves missing ones to the end and keeps the others in their order.
-                order = np.argsort(missing, axis=1, kind="stable")[:, :n]
-                missing, ids, values = (np.take_along_axis(part, order, axis=1) for part in (missing, ids, values))
-                similar[start : start + _RANKED_AT_ONCE] = np.where(missing, -1, ids)
-                scores[start : start + _RANKED_AT_ONCE] = values
-        return similar, scores
+    @cached_property
+    def _norms(self) -> Floats:
+        return np.asarray(np.linalg.norm(self.item_factors, axis=1), dtype=np.float32)
 
     def fold_in(self, user_items: UserItems) -> "Factors":
         """Return the same items, and for users the factors that solve their rows of *user_items* exactly."""
@@ -202,10 +136,6 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
     if not (np.isfinite(model.user_factors).all() and np.isfinite(model.item_factors).all()):
         raise _diverged(params)
     return Factors(model.user_factors, model.item_factors, params)
-
-
-def _banned(allowed: Allowed) -> Indices | None:
-    return None if allowed is None else np.flatnonzero(~allowed).astype(np.int32)
 
 
 def _diverged(params: ALSParams) -> DataError:

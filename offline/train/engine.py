@@ -1,7 +1,7 @@
 """Engines: what can be learnt from a matrix, and what ranks items for users once it is."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 from offline.errors import DataError
@@ -25,6 +25,10 @@ PARAMS: dict[Engine, type[Params]] = {
     "popularity": PopularityParams,
     "spark": SparkParams,
 }
+
+# What a search leaves as it is, and options that are not named as their parameters are.
+_ALIKE = frozenset({"iterations", "seed", "recency"})
+_OPTIONS = {"weighting": "neighbour-weighting"}
 
 
 class Ranker(Protocol):
@@ -68,42 +72,28 @@ def engine_of(params: Params) -> Engine:
 
 
 def described(params: Params) -> str:
-    """Return the engine and what was chosen of it: `neighbours (tfidf, 5)`."""
-    match params:
-        case ALSParams():
-            chosen = f"{params.factors} factors, regularization {params.regularization:g}, alpha {params.alpha:g}"
-        case SparkParams():
-            chosen = f"{params.factors} factors, reg-param {params.reg_param:g}, alpha {params.alpha:g}"
-        case EASEParams():
-            chosen = f"regularization {params.regularization:g}"
-        case NeighbourParams():
-            walk = f", walk {params.walk_alpha:g}/{params.walk_beta:g}" if params.weighting == "rp3beta" else ""
-            chosen = f"{params.weighting}, {params.neighbours}{walk}"
-        case PopularityParams():
-            chosen = "" if params.half_life_days is None else f"half-life {params.half_life_days:g} d"
-    if (recency := recency_of(params)) is not None:
-        chosen += f"; recency ^ {recency.gamma:g}, half-life {recency.half_life_days:g} d"
+    """Return the engine and what was chosen of it: `neighbours (neighbours 5, weighting tfidf)`."""
+    chosen = ", ".join(f"{name.removeprefix('neighbour-')} {value}" for name, value in _chosen(params).items())
     return f"{engine_of(params)} ({chosen})" if chosen else engine_of(params)
 
 
 def as_options(params: Params) -> str:
     """Return the options of the command that choose *params*."""
-    match params:
-        case ALSParams():
-            chosen = f" --factors {params.factors} --regularization {params.regularization:g} --alpha {params.alpha:g}"
-        case SparkParams():
-            chosen = f" --factors {params.factors} --reg-param {params.reg_param:g} --alpha {params.alpha:g}"
-        case EASEParams():
-            chosen = f" --regularization {params.regularization:g}"
-        case NeighbourParams():
-            walk = f" --walk-alpha {params.walk_alpha:g} --walk-beta {params.walk_beta:g}"
-            walk = walk if params.weighting == "rp3beta" else ""
-            chosen = f" --neighbours {params.neighbours} --neighbour-weighting {params.weighting}{walk}"
-        case PopularityParams():
-            chosen = "" if params.half_life_days is None else f" --popular-half-life {params.half_life_days:g}d"
+    options = (f" --{name} {value}" for name, value in _chosen(params).items())
+    return f"--engine {engine_of(params)}{''.join(options)}"
+
+
+def _chosen(params: Params) -> dict[str, str]:
+    """Return what tells *params* from others of their engine, by the names of the command's options."""
+    found = {name: value for name, value in asdict(params).items() if name not in _ALIKE and value is not None}
+    if isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
+        found = {"neighbours": params.neighbours, "weighting": params.weighting}
     if (recency := recency_of(params)) is not None:
-        chosen += f" --recency {recency.half_life_days:g}d --recency-gamma {recency.gamma:g}"
-    return f"--engine {engine_of(params)}{chosen}"
+        found |= {"recency": f"{recency.half_life_days:g}d", "recency-gamma": recency.gamma}
+    if isinstance(params, PopularityParams) and params.half_life_days is not None:
+        found = {"popular-half-life": f"{params.half_life_days:g}d"}
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
+    return {_OPTIONS.get(name, name.replace("_", "-")): text for name, text in texts.items()}
 
 
 def recency_of(params: Params) -> Recency | None:

@@ -1,19 +1,18 @@
 """Item neighbours: items that the same users have, by TF-IDF, BM25, cosine or random walks, and the lists they give."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-from implicit._nearest_neighbours import NearestNeighboursScorer
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
 from implicit.utils import ParameterWarning
-from scipy.sparse import csr_matrix, diags_array, vstack
+from scipy.sparse import csr_matrix, vstack
 
 from offline.errors import SettingError, require_at_least
-from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items, users_per_item
+from offline.input.matrix import Floats, Indices, UserItems, check_user_items, users_per_item
+from offline.train import ranking
 from offline.train.recency import Recency
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
@@ -60,77 +59,30 @@ class Neighbours:
     recent: Floats | None = None
     """[items], multiplies the scores of users' lists, if recency is wanted."""
 
-    def recommend(
-        self,
-        user_items: UserItems,
-        users: Indices,
-        n: int,
-        *,
-        keep_seen: bool = False,
-        allowed: Allowed = None,
-    ) -> tuple[Indices, Floats]:
-        """Rank items by the sum of their similarities to those that a user has; see `Ranker`."""
-        require_at_least("The length of a list", n)
-        if user_items.shape[1] != self.similarity.shape[0]:
-            raise ValueError(f"user_items is {user_items.shape}, but there are neighbours for other items")
-        n = min(n, user_items.shape[1])
-        scorer = NearestNeighboursScorer(self._speaking(None if allowed is None else allowed.tobytes()))
-        items = np.full((len(users), n), -1, dtype=np.int32)
-        scores = np.zeros((len(users), n), dtype=np.float32)
-        for place, user in enumerate(users.tolist()):
-            row = slice(user_items.indptr[user], user_items.indptr[user + 1])
-            own, weights = user_items.indices[row], user_items.data[row].astype(np.float64)
-            bounds = np.array([0, len(own)], dtype=np.int32)
-            ids, values = scorer.recommend(bounds, own, weights, K=n, remove_own_likes=not keep_seen)
-            # What a user has is not left out by the scorer, but scored 0.
-            ids, values = ids[values > 0], values[values > 0]
-            # Of equal scores the scorer gives any order.
-            best = np.lexsort((ids, -values))[:n]
-            items[place, : len(best)], scores[place, : len(best)] = ids[best], values[best]
-        return items, scores
+    floor: ClassVar[float] = 0.0
+    recommend, scores, similar_items = ranking.recommend, ranking.scores, ranking.similar_items
 
-    def scores(self, user_items: UserItems, users: Indices) -> Floats:
-        """Sum up the similarities to what *users* have; see `Ranker`."""
-        summed = csr_matrix(user_items[users], dtype=np.float64) @ self._speaking(None)
-        scores: Floats = np.maximum(summed.toarray(), 0, dtype=np.float64).astype(np.float32)
-        return scores
+    @property
+    def shape(self) -> tuple[None, int]:
+        """Any users, and how many items it knows."""
+        return None, self.similarity.shape[0]
 
-    def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
-        """Return the neighbours of *items*; see `Ranker`."""
-        require_at_least("The length of a list", n)
-        n = min(n, self.similarity.shape[0] - 1)
-        similar = np.full((len(items), n), -1, dtype=np.int32)
-        scores = np.zeros((len(items), n), dtype=np.float32)
-        for place, item in enumerate(items.tolist()):
-            row = slice(self.similarity.indptr[item], self.similarity.indptr[item + 1])
-            ids, values = self.similarity.indices[row], self.similarity.data[row]
-            kept = (ids != item) & (values > 0) & (True if allowed is None else allowed[ids])
-            ids, values = ids[kept], values[kept]
-            best = np.lexsort((ids, -values))[:n]
-            similar[place, : len(best)], scores[place, : len(best)] = ids[best], values[best]
-        return similar, scores
+    def score(self, rows: UserItems, _users: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
+        """Sum up the similarities to what users have."""
+        return (rows @ self._nearest).toarray()
+
+    def alike(self, items: Indices) -> Any:  # noqa: ANN401 -- as above
+        """Return the neighbours of *items*."""
+        return self.similarity[items].toarray()
 
     def fold_in(self, user_items: UserItems) -> "Neighbours":  # noqa: ARG002 -- lists come of the items alone
         """Return itself: what a user has is all that a list is made of."""
         return self
 
     @cached_property
-    def _speaking(self) -> Callable[[bytes | None], Any]:
-        """The similarities of the nearest neighbours, to allowed items; kept, for lists are made batch by batch."""
-        everything = nearest(self.similarity, self.params.neighbours)
-        if self.recent is not None:
-            everything.data *= self.recent[everything.indices]
-        everything.eliminate_zeros()
-
-        @lru_cache(maxsize=1)
-        def to_allowed(mask: bytes | None) -> Any:  # noqa: ANN401 -- scipy publishes no types
-            if mask is None:
-                return everything
-            allowed = csr_matrix(everything @ diags_array(np.frombuffer(mask, dtype=np.bool_).astype(np.float64)))
-            allowed.eliminate_zeros()
-            return allowed
-
-        return to_allowed
+    def _nearest(self) -> Any:  # noqa: ANN401 -- as above
+        """The similarities of the nearest neighbours; kept, for lists are made batch by batch."""
+        return nearest(self.similarity, self.params.neighbours).astype(np.float32)
 
 
 def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:

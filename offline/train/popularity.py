@@ -2,27 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from offline.errors import DataError, require_at_least
-from offline.input.matrix import (
-    Allowed,
-    Floats,
-    Indices,
-    Matrix,
-    Times,
-    UserItems,
-    check_user_items,
-)
+from offline.input.matrix import Floats, Indices, Matrix, Times, UserItems, check_user_items
+from offline.train import ranking
 from offline.train.recency import check_half_life, recent_popularity
 
 # The service keeps every popular list in memory.
 MAX_SEGMENTS = 1000
-_RANKED_AT_ONCE = 1024
+# Equal counts are in the order of their items: what each item loses more than the one before it, in float64.
+_TIE = 2.0**-50
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,56 +48,23 @@ class Popularity:
 
     counts: Floats
 
-    def recommend(
-        self,
-        user_items: UserItems,
-        users: Indices,
-        n: int,
-        *,
-        keep_seen: bool = False,
-        allowed: Allowed = None,
-    ) -> tuple[Indices, Floats]:
-        """Rank items by the number of their users, ties in the order of their ids; see `Ranker`."""
-        require_at_least("The length of a list", n)
-        n = min(n, len(self.counts))
-        # Items that nobody has are no recommendation.
-        candidates = self.counts > 0 if allowed is None else (self.counts > 0) & allowed
-        order = by_popularity(self.counts)
-        order = order[candidates[order]]
-        place = np.full(len(self.counts), len(order), dtype=np.int64)
-        place[order] = np.arange(len(order))
-        items = np.full((len(users), n), -1, dtype=np.int32)
-        for start in range(0, len(users), _RANKED_AT_ONCE):
-            rows = user_items[users[start : start + _RANKED_AT_ONCE]]
-            has = np.diff(rows.indptr)
-            # Nobody needs more than n items beyond those seen.
-            depth = min(len(order), n + (0 if keep_seen else int(has.max(initial=0))))
-            passed = np.zeros((rows.shape[0], depth), dtype=np.bool_)
-            if not keep_seen:
-                seen, owner = place[rows.indices], np.repeat(np.arange(rows.shape[0]), has)
-                passed[owner[seen < depth], seen[seen < depth]] = True
-            passed[has == 0] = True
-            first = np.argsort(passed, axis=1, kind="stable")[:, :n]
-            ranked = np.where(np.take_along_axis(passed, first, axis=1), -1, order[first])
-            items[start : start + _RANKED_AT_ONCE, : ranked.shape[1]] = ranked
-        return items, np.where(items < 0, np.float32(0), self.counts[items])
+    recent: ClassVar[None] = None
+    floor: ClassVar[float] = 0.0
+    recommend, scores, similar_items = ranking.recommend, ranking.scores, ranking.similar_items
 
-    def scores(self, user_items: UserItems, users: Indices) -> Floats:
-        """Return the number of users of each item, for those who have any; see `Ranker`."""
-        has_any = np.diff(user_items.indptr)[users] > 0
-        return np.where(has_any[:, None], self.counts, np.float32(0))
+    @property
+    def shape(self) -> tuple[None, int]:
+        """Any users, and how many items it knows."""
+        return None, len(self.counts)
 
-    def similar_items(
-        self,
-        items: Indices,
-        n: int,
-        *,
-        allowed: Allowed = None,  # noqa: ARG002 -- there is nothing to leave out
-    ) -> tuple[Indices, Floats]:
-        """Return no similar items, for popularity compares none; see `Ranker`."""
-        require_at_least("The length of a list", n)
-        shape = len(items), min(n, len(self.counts) - 1)
-        return np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+    def score(self, _rows: UserItems, users: Indices) -> npt.NDArray[np.float64]:
+        """Return the counts, lowered by so little, the more the higher the item, that float32 does not keep it."""
+        ordered = self.counts * (1 - np.arange(len(self.counts)) * _TIE)
+        return np.repeat(ordered[None], len(users), axis=0)
+
+    def alike(self, items: Indices) -> Floats:
+        """Return no similar items, for popularity compares none."""
+        return np.zeros((len(items), len(self.counts)), dtype=np.float32)
 
     def fold_in(self, user_items: UserItems) -> "Popularity":  # noqa: ARG002 -- it is the same for everybody
         """Return itself: only what is left out depends on a user."""

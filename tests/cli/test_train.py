@@ -87,7 +87,7 @@ def test_what_is_named_of_recency_walks_and_popularity_is_learnt(clicks: Path, t
         done = hotplate("train", clicks, "--out", tmp_path / "model", "--json", *options)
         params = json.loads(done.stdout)["params"]
         assert {name: params[name] for name in named} == named
-    again = ["--neighbours", "10", "--neighbour-weighting", "rp3beta", "--walk-alpha", "0.7", "--walk-beta", "0.6"]
+    again = ["--neighbour-weighting", "rp3beta", "--neighbours", "10", "--walk-alpha", "0.7", "--walk-beta", "0.6"]
     assert as_options(NeighbourParams("rp3beta", walk_beta=0.6)) == " ".join(["--engine neighbours", *again])
 
 

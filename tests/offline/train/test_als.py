@@ -38,7 +38,7 @@ def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(factor
 def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, factors: Factors) -> None:
     whole, _ = factors.recommend(checkerboard(SIZE), everyone(), 6)
     alike, _ = factors.similar_items(everyone(), 6)
-    monkeypatch.setattr("offline.train.als._RANKED_AT_ONCE", 7)
+    monkeypatch.setattr("offline.train.ranking._RANKED_AT_ONCE", 7)
     assert (factors.recommend(checkerboard(SIZE), everyone(), 6)[0] == whole).all()
     assert (factors.similar_items(everyone(), 6)[0] == alike).all()
 
@@ -117,5 +117,5 @@ def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
 def test_a_list_of_no_items_is_refused(factors: Factors) -> None:
     with pytest.raises(SettingError, match="length of a list is 0"):
         factors.recommend(checkerboard(SIZE), everyone(), 0)
-    with pytest.raises(ValueError, match="other users or items"):
+    with pytest.raises(ValueError, match="was learnt from"):
         factors.recommend(checkerboard(SIZE)[:3], everyone(), 3)

@@ -123,6 +123,17 @@ def test_lists_are_in_the_order_of_the_scores(ranker: Ranker) -> None:
         assert not (row < 0).any() or len(np.unique(rest[np.isfinite(rest)])) <= 1, "nothing else would be listed"
 
 
+@pytest.mark.parametrize("params", ENGINES, ids=described)
+def test_equal_scores_are_in_the_order_of_the_items(params: Params) -> None:
+    twins = csr_matrix(np.kron(np.eye(SIZE // 5), np.ones((5, 5)))[:, ::-1].astype(np.float32))
+    alike = fit(twins, params)
+    items, scores = alike.recommend(twins, everyone(), 4, keep_seen=True)
+    for row, row_scores in zip(items, scores, strict=True):
+        assert all(
+            row[at] < row[at + 1] for at in range(3) if row_scores[at] == row_scores[at + 1] and row[at + 1] >= 0
+        )
+
+
 def test_any_users_in_any_order_get_their_own_lists(ranker: Ranker, board: UserItems) -> None:
     every, _ = ranker.recommend(board, everyone(), 4)
     users = np.array([9, 3, 3, 40], dtype=np.int32)
@@ -177,6 +188,11 @@ def test_parameters_are_found_again_by_what_a_model_says(params: Params) -> None
     values = {name: getattr(params, name) for name in params.__slots__}
     assert params_from(engine_of(params), values) == params
     assert as_options(params).startswith(f"--engine {engine_of(params)}")
+    assert as_options(NeighbourParams()) == "--engine neighbours --neighbours 10 --neighbour-weighting tfidf"
+    assert as_options(PopularityParams(2)) == "--engine popularity --popular-half-life 2d"
+    if not isinstance(params, PopularityParams):
+        assert "recency 7d, recency-gamma 0.5" in described(replace(params, recency=Recency(7, 0.5)))
+        assert as_options(replace(params, recency=Recency(7, 0.5))).endswith(" --recency 7d --recency-gamma 0.5")
     with pytest.raises(DataError, match="'svd' is not known"):
         params_from("svd", {})
 

@@ -30,7 +30,7 @@ def test_parameters_that_make_no_sense_are_refused_by_name(wrong: dict[str, floa
 def test_they_are_of_an_engine_of_their_own() -> None:
     params = SparkParams(factors=8, reg_param=0.5, alpha=2)
     assert engine_of(params) == "spark"
-    assert described(params) == "spark (8 factors, reg-param 0.5, alpha 2)"
+    assert described(params) == "spark (factors 8, reg-param 0.5, alpha 2)"
     assert as_options(params) == "--engine spark --factors 8 --reg-param 0.5 --alpha 2"
     assert params_from("spark", {"factors": 8, "reg_param": 0.5, "alpha": 2}) == params
 

@@ -1,0 +1,128 @@
+"""Lists from scores: what is left out of them, recency, and the order of equals, once for all engines."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from implicit.cpu.topk import topk
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
+
+from offline.errors import require_at_least
+from offline.input.matrix import Allowed, Floats, Indices, UserItems
+
+# Bounds what a row of lists takes at once; `topk` has a hundred rows of scores at a time on each core.
+_RANKED_AT_ONCE = 4096
+# A table of scores, float32 or float64.
+Table = npt.NDArray[Any]
+
+
+class Scorer(Protocol):
+    """What an engine says of pairs; the lists are made of it here."""
+
+    @property
+    def shape(self) -> tuple[int | None, int]:
+        """How many users it knows, None if it takes any, and items."""
+        ...
+
+    @property
+    def floor(self) -> float:
+        """What scores this or less is not listed."""
+        ...
+
+    @property
+    def recent(self) -> Floats | None:
+        """[items], multiplies the scores of users' lists, if recency is wanted."""
+        ...
+
+    def score(self, rows: UserItems, users: Indices) -> Table:
+        """Return a new table [users, items] of scores; *rows* are what the *users* have."""
+        ...
+
+    def alike(self, items: Indices) -> Table:
+        """Return a new table [len(items), items] of how similar items are."""
+        ...
+
+
+def recommend(
+    ranker: Scorer, user_items: UserItems, users: Indices, n: int, *, keep_seen: bool = False, allowed: Allowed = None
+) -> tuple[Indices, Floats]:
+    """Rank items by their scores; see `Ranker`. Raises ValueError for users or items that were not learnt from."""
+    if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
+        raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
+
+    def score(batch: Indices) -> Table:
+        rows = user_items[batch]
+        table = _scored(ranker, rows, batch)
+        has = np.diff(rows.indptr)
+        table[has == 0] = -np.inf
+        if not keep_seen:
+            table[np.repeat(np.arange(len(batch)), has), rows.indices] = -np.inf
+        return table
+
+    return _best(score, users, ranker, min(n, ranker.shape[1]), allowed)
+
+
+def scores(ranker: Scorer, user_items: UserItems, users: Indices) -> Floats:
+    """Return the scores of all items for *users*; see `Ranker`."""
+    rows = user_items[users]
+    with threadpool_limits(1, "blas"):
+        table = _scored(ranker, rows, users)
+    table[np.diff(rows.indptr) == 0] = 0
+    found: Floats = np.maximum(table, ranker.floor).astype(np.float32, copy=False)
+    return found
+
+
+def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
+    """Rank items by how similar they are to each of *items*; see `Ranker`."""
+
+    def score(batch: Indices) -> Table:
+        table = ranker.alike(batch)
+        table[np.arange(len(batch)), batch] = -np.inf
+        return table
+
+    return _best(score, items, ranker, min(n, ranker.shape[1] - 1), allowed)
+
+
+def _scored(ranker: Scorer, rows: UserItems, users: Indices) -> Table:
+    table = ranker.score(rows, users)
+    if ranker.recent is not None:
+        table *= ranker.recent
+    return table
+
+
+class _Queries:
+    """Rows of scores as `topk` takes them: it multiplies what it calls queries with items, a hundred at a time."""
+
+    def __init__(self, score: Callable[[Indices], Table], batch: Indices) -> None:
+        self._score, self._batch, self.shape = score, batch, (len(batch), 0)
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        return self._score(self._batch[:0]).dtype
+
+    def __getitem__(self, rows: slice) -> "_Queries":
+        return _Queries(self._score, self._batch[rows])
+
+    def dot(self, _items: object) -> Table:
+        return self._score(self._batch)
+
+
+def _best(
+    score: Callable[[Indices], Table], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
+) -> tuple[Indices, Floats]:
+    """Return the *n* highest scores of each row above the floor, the lower index first among equals; then -1 with 0."""
+    require_at_least("The length of a list", n)
+    banned = None if allowed is None else np.flatnonzero(~allowed)
+    items = np.full((len(rows), n), -1, dtype=np.int32)
+    found = np.zeros((len(rows), n), dtype=np.float32)
+    with threadpool_limits(1, "blas"):
+        for start in range(0, len(rows), _RANKED_AT_ONCE):
+            part = slice(start, start + _RANKED_AT_ONCE)
+            ids, values = topk(np.empty((0, 0)), _Queries(score, rows[part]), n, filter_items=banned)
+            order = np.lexsort((ids, -values), axis=1)
+            ids, values = np.take_along_axis(ids, order, axis=1), np.take_along_axis(values, order, axis=1)
+            # What is left out by `topk` itself has the lowest number that there is.
+            listed = (values > ranker.floor) & (values > np.finfo(values.dtype).min)
+            items[part], found[part] = np.where(listed, ids, -1), np.where(listed, values, 0)
+    return items, found
