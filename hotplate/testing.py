@@ -24,7 +24,8 @@ import pytest_asyncio
 from stores import catalogue as changes
 from stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
-from stores.lifecycle import take_over
+from stores.lifecycle import begin as begin_release
+from stores.lifecycle import prune, publish, take_over
 from stores.store import Inventoried, LocalReader, Plan, Rebuildable, Row, SelfChecked, Store
 
 __all__ = ("OpenStore", "StoreContract")
@@ -298,6 +299,30 @@ class StoreContract:
         assert await store.incarnations() == [draft_of(SECOND).incarnation]
         await store.erase(ref(SECOND))
         assert await store.incarnations() == []
+
+    async def test_where_the_catalogue_is_gone_no_new_one_is_begun_beside_sealed_releases(
+        self, open_handle: OpenStore
+    ) -> None:
+        store = open_handle()
+        if not isinstance(store, Inventoried):
+            pytest.skip("this store does not say what lies in it")
+        await write(store, FIRST, ROWS)
+        published = publish(store, self.batches(), plan=Plan(1, 100), about={})
+        for work in (published, begin_release(store, SECOND), prune(store, grace_s=0)):
+            (found,) = await asyncio.gather(work, return_exceptions=True)
+            assert "hotplate store rebuild" in str(found), "the next prune would erase what no catalogue names"
+        assert (await open_handle().catalogue()).generation == 0
+        assert await scanned(store, FIRST) == ROWS
+
+    async def batches(self) -> AsyncIterator[list[Row]]:
+        """Yield the one list that a release needs."""
+        yield [Row("popular:", b'{"id":"p","score":3}')]
+
+    async def test_where_there_are_only_drafts_a_catalogue_is_begun(self, open_handle: OpenStore) -> None:
+        store = open_handle()
+        await write(store, FIRST, ROWS, seal=False)
+        begun = await begin_release(open_handle(), SECOND)
+        assert (await store.catalogue()).find_draft(SECOND).incarnation == begun.incarnation
 
     async def test_a_sealed_release_takes_no_more_rows(self, open_handle: OpenStore) -> None:
         store = open_handle()

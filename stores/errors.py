@@ -6,7 +6,7 @@ StoreError
 │   └── PartUnavailable     a part of it, such as a partition, does not answer; others may
 ├── StoreFull               what is to be written does not fit
 ├── StoreMisused            a wrong URL, a wrong argument, a missing extra
-├── CatalogueUnreadable     the control record exists and cannot be understood
+├── CatalogueUnreadable     the control record cannot be understood, or is gone
 ├── ReleaseNotFound         no such release, or no longer
 ├── NotInMemory             what a local store was to read at once is on its disk: read it with `get_many`
 ├── ReleaseConflict         somebody else changed the catalogue first, or the release's state forbids it
@@ -44,9 +44,9 @@ class StoreMisused(StoreError):
 
 
 class CatalogueUnreadable(StoreError):
-    """The catalogue exists but cannot be understood; what is being served goes on being served.
+    """The catalogue cannot be understood, or is gone and releases are there; what is served goes on being served.
 
-    `record` is what is stored, unless a newer hotplate wrote it, and `now` the store's clock when it was read.
+    `record` is what is stored, if anything is, unless a newer hotplate wrote it, and `now` the store's clock when it was read.
     """
 
     def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:

@@ -21,6 +21,7 @@ from stores.compression import EncodedRows, encode_rows
 from stores.encoding import Checksum
 from stores.errors import (
     CanaryRunning,
+    CatalogueUnreadable,
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
@@ -367,6 +368,7 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
     what the next read finds, or what the next swap loses against. Where others swapped meanwhile, that cannot be seen,
     and *step* is applied again, as each leaves a catalogue as it is that it was applied to. One that is not
     *repeatable*, for it would undo what others did since, raises StoreUnavailable instead.
+    CatalogueUnreadable if the catalogue is gone that named the releases of the store.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     made = dict[str, Catalogue]()
@@ -381,6 +383,8 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
         new = step(old)
         if new == old:
             return old
+        if not old.generation:
+            await _check_nothing_to_rebuild(store)
         if unclear and not repeatable and old.token != unclear_from:
             raise _unknown(unclear[-1])
         new = changes.succeed(old, new, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
@@ -395,6 +399,34 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
         else:
             return new
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
+
+
+async def _check_nothing_to_rebuild(store: Store) -> None:
+    """Raise CatalogueUnreadable if a store without a catalogue holds sealed releases: a new one would not name them.
+
+    Then `prune` would erase them.
+    """
+    if not isinstance(store, Inventoried):
+        return
+    for incarnation in await store.incarnations():
+        found = await is_sealed(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation))
+        if found and not (await store.catalogue()).generation:  # otherwise somebody else published first
+            raise CatalogueUnreadable(
+                "the store holds releases, but its catalogue is gone; `hotplate store rebuild` writes a new one from "
+                "them, and nothing was changed"
+            )
+
+
+async def is_sealed(store: Store, release: ReleaseRef) -> bool:
+    """Return whether what the store holds of an incarnation was sealed, however damaged it may be by now."""
+    try:
+        async for _ in store.scan(release):
+            break
+    except ReleaseNotFound:
+        return False
+    except ReleaseCorrupt:
+        return True
+    return True
 
 
 async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:

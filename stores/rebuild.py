@@ -20,7 +20,7 @@ from stores.errors import (
     StoreUnavailable,
 )
 from stores.keys import MANIFEST
-from stores.lifecycle import scale_up_again
+from stores.lifecycle import is_sealed, scale_up_again
 from stores.manifest import Manifest, read_manifest, release_in
 from stores.servable import read_servable
 from stores.store import Rebuildable, Store, read_one
@@ -167,23 +167,12 @@ async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
 async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     """Read the manifest of a sealed release by its incarnation alone; raises ReleaseNotFound or ReleaseCorrupt."""
     unnamed = ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation)
-    if not await _is_sealed(store, unnamed):
+    if not await is_sealed(store, unnamed):
         raise ReleaseNotFound("a draft that was not finished")
     value = await read_one(store, unnamed, MANIFEST)
     if value is None:
         raise ReleaseCorrupt("a release that has lost its manifest")
     return read_manifest(release_in(value), value)
-
-
-async def _is_sealed(store: Store, release: ReleaseRef) -> bool:
-    try:
-        async for _ in store.scan(release):
-            break
-    except ReleaseNotFound:
-        return False
-    except ReleaseCorrupt:
-        return True
-    return True
 
 
 async def _read(store: Store, found: FoundRelease, on_progress: OnProgress) -> FoundRelease:

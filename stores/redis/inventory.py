@@ -78,7 +78,8 @@ class Inventory:
         named = {member.decode() for member in members}
         if known is not None and known <= named:
             return sorted(named)
-        log.warning("%s does not say which releases it holds; its keys are searched for them", self._where)
+        if known is not None:  # otherwise it may never have held any
+            log.warning("%s does not say which releases it holds; its keys are searched for them", self._where)
         found = set[str]()
         async for names in self._search(self._keys.any_pattern):
             found.update(filter(None, map(self._keys.incarnation_of, names)))
