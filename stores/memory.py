@@ -87,9 +87,8 @@ class MemoryStore(LocalReader, Inventoried):
         found = self._find(release)
         if not found.sealed:
             raise not_found(release)
-        rows = found.rows
-        for key in sorted(rows, key=str.encode):
-            yield Row(key, rows[key])
+        for key, value in sorted(found.rows.items(), key=lambda row: row[0].encode()):
+            yield Row(key, value)
 
     async def prepare(self, release: ReleaseRef) -> None:
         self._find(release)
