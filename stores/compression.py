@@ -24,7 +24,7 @@ from stores.encoding import (
     Decode,
     is_empty,
 )
-from stores.errors import ReleaseCorrupt, StoreMisused
+from stores.errors import HEAL, ReleaseCorrupt, StoreMisused
 from stores.keys import DICTIONARY, META, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.store import LocalReader, Plan, Reader, Row, Store, read_one
@@ -203,7 +203,7 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
         return check
     dictionary = await read_one(reader, release, DICTIONARY)
     if dictionary is None:
-        raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; publish it again")
+        raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; {HEAL}")
     decompress = Decompressor(check(DICTIONARY, dictionary)[OFFSET_BYTES:]).decompress
 
     def decode(key: str, value: bytes) -> bytes:

@@ -14,6 +14,9 @@ StoreError
 └── ReleaseCorrupt          the rows do not add up to what the manifest says
 """
 
+# What to do about a release that has lost rows, or of which some are damaged.
+HEAL = "`hotplate releases repair` heals it from another store; or publish again"
+
 
 class StoreError(Exception):
     """Root of the tree; its text is one sentence for a human, free of secrets."""
@@ -46,7 +49,7 @@ class StoreMisused(StoreError):
 class CatalogueUnreadable(StoreError):
     """The catalogue cannot be understood, or is gone and releases are there; what is served goes on being served.
 
-    `record` is what is stored, if anything is, unless a newer hotplate wrote it, and `now` the store's clock when it was read.
+    `record` is what is stored, unless that is nothing or of a newer hotplate, and `now` the store's clock at the read.
     """
 
     def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:

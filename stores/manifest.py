@@ -9,7 +9,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from stores.catalogue import ReleaseId
 from stores.encoding import ENCODINGS, HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum
-from stores.errors import ReleaseCorrupt
+from stores.errors import HEAL, ReleaseCorrupt
 from stores.keys import ITEM, MANIFEST, META, OVERALL, POPULAR, USER, check_kind
 from stores.store import Row
 
@@ -158,7 +158,7 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
 def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
     """Parse a release's manifest; ReleaseCorrupt where it is missing, foreign or of an unknown format or encoding."""
     if value is None:
-        raise ReleaseCorrupt(f"release {release} has no manifest; publish it again")
+        raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:
         fields = orjson.loads(Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:])
         if fields["format"] != FORMAT:
@@ -177,15 +177,13 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
             about=dict(fields["about"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(
-            f"the manifest of release {release} cannot be read ({error!r}); publish it again"
-        ) from error
+        raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error!r}); {HEAL}") from error
     if manifest.encoding not in ENCODINGS:
         raise ReleaseCorrupt(
             f"release {release} is encoded in {manifest.encoding!r}; this one reads {', '.join(ENCODINGS)}: upgrade"
         )
     if manifest.release != release:
-        raise ReleaseCorrupt(f"release {release} carries the manifest of {manifest.release}; publish it again")
+        raise ReleaseCorrupt(f"release {release} carries the manifest of {manifest.release}; {HEAL}")
     return manifest
 
 
@@ -208,5 +206,5 @@ def compare(manifest: Manifest, tally: Tally) -> None:
         if before != now:
             raise ReleaseCorrupt(
                 f"release {manifest.release} does not add up: its manifest says {name} {before}, the store {now}; "
-                f"publish it again"
+                f"{HEAL}"
             )

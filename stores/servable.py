@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from stores.catalogue import ReleaseRef
 from stores.compression import load_decode
 from stores.encoding import Checksum, Decode, is_empty
-from stores.errors import ReleaseCorrupt, StoreUnavailable
+from stores.errors import HEAL, ReleaseCorrupt, StoreUnavailable
 from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.store import Reader, SelfChecked
-from stores.verification import HEAL, load_manifest, read_present
+from stores.verification import load_manifest, read_present
 
 # How long the reads may take in all, in seconds.
 DEADLINE_S = 30.0
@@ -64,7 +64,7 @@ async def _read(reader: Reader, release: ReleaseRef) -> Servable:
     if unreadable > 1 and 2 * unreadable > len(manifest.sample):
         raise ReleaseCorrupt(
             f"release {release.id} cannot be read: {unreadable} of the {len(manifest.sample)} rows of its sample are "
-            f"missing or damaged; {HEAL}, or publish again"
+            f"missing or damaged; {HEAL}"
         )
     popular = {key.removeprefix(POPULAR): bodies[key] for key in keys if key in bodies and not is_empty(bodies[key])}
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:

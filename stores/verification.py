@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from math import inf
 
 from stores.catalogue import ReleaseRef
 from stores.compression import load_decode, read_ids
 from stores.encoding import Checksum, Decode
-from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
+from stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused
 from stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
 from stores.manifest import Manifest, Tally, compare, read_manifest
 from stores.store import Reader, Row, SelfChecked, Store, read_one
@@ -19,9 +20,6 @@ VERIFY_CHUNK = 1000
 
 # How many damaged keys a sentence names, and how many are kept at most, however many there are.
 NAMED, KEPT = 3, 1000
-
-# What to do about rows that are damaged or missing.
-HEAL = "`hotplate releases repair` heals them from another store"
 
 # How many items of each list are compared: as many as are served by default.
 DEPTH = 10
@@ -49,8 +47,8 @@ def never() -> bool:
 async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = unreported) -> Manifest:
     """Read every row of a sealed release and compare the sums with its manifest.
 
-    Raises ReleaseCorrupt where they differ, which names the keys whose values are damaged, if it is those; and for
-    damage between the rows, where the store can find that.
+    Raises ReleaseCorrupt where they differ, which says the same as a scrub; and for damage between the rows, where the
+    store can find that.
     """
     if isinstance(store, SelfChecked):  # first, for what is damaged may not be fit to be walked through
         await store.check_integrity(release)
@@ -63,12 +61,10 @@ async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = u
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
-        decode, check, damage = await load_decode(store, release, manifest), Checksum(release.id).open, Damage()
-        async for chunk in _chunks(store, release):
-            damage.add(row.key for row in chunk if not is_whole(row, decode, check))
-        if not damage.count:
+        found = await scrub(store, release)
+        if found.is_whole:
             raise
-        raise ReleaseCorrupt(f"{error}; {named(damage.keys, damage.count)}") from error
+        raise ReleaseCorrupt(f"of release {release.id}, {found.finding}") from error
     return manifest
 
 
@@ -117,7 +113,7 @@ async def scrub(
     store: Store,
     release: ReleaseRef,
     *,
-    rows_per_s: float,
+    rows_per_s: float = inf,
     on_progress: Progress = unreported,
 ) -> ScrubResult:
     """Read every row of a release at a steady rate, gentle to those who are served; check each value, and count rows.
@@ -129,7 +125,7 @@ async def scrub(
     decode, check = await load_decode(store, release, manifest), Checksum(release.id).open
     loop = asyncio.get_running_loop()
     began, rows, tally, damage = loop.time(), 0, Tally(), Damage()
-    async for chunk in _chunks(store, release, max(1, min(VERIFY_CHUNK, int(rows_per_s / 10)))):
+    async for chunk in _chunks(store, release, int(max(1, min(VERIFY_CHUNK, rows_per_s / 10)))):
         damage.add(row.key for row in chunk if not is_whole(row, decode, check))
         _count(tally, chunk, release)
         rows += len(chunk)
@@ -146,7 +142,7 @@ def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
     try:
         tally.add(rows)
     except StoreMisused as error:  # nobody misused anything: it was put with another key
-        raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); publish it again") from error
+        raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); {HEAL}") from error
 
 
 def is_whole(row: Row, decode: Decode, check: Decode) -> bool:
@@ -215,7 +211,7 @@ async def read_present(
         chunk = keys[start : start + reader.batch]
         for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
             if slot is None:
-                yield key, ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; publish it again")
+                yield key, ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; {HEAL}")
             elif isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
                 raise slot
             else:

@@ -24,7 +24,7 @@ from typing import ParamSpec, TypeVar
 
 import lmdb
 
-from stores.errors import NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
+from stores.errors import HEAL, NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from stores.file import block_sums, memory
 from stores.file.pages import Meta, PagedFile, keys_between, read_meta
 from stores.store import Row, Slot
@@ -115,8 +115,7 @@ class ReleaseFile:
 
     def _corrupt(self, key: str, error: Exception) -> ReleaseCorrupt:
         return ReleaseCorrupt(
-            f"{key!r} cannot be read from {self.path} ({error}); `hotplate releases verify` checks all of it, and "
-            f"`hotplate releases repair` heals it from another store; or publish again"
+            f"{key!r} cannot be read from {self.path} ({error}); `hotplate releases verify` checks all of it; {HEAL}"
         )
 
     def slot(self, key: str) -> Slot:
@@ -349,7 +348,7 @@ async def check_whole(path: Path) -> None:
             there = f", where {keys[0]!r} to {keys[-1]!r} are" if keys else ""
             raise ReleaseCorrupt(
                 f"{path} is damaged between bytes {start} and {start + block_sums.BLOCK_BYTES}{there}; "
-                f"`hotplate releases repair` heals it from another store; or publish again, and look at the disk"
+                f"{HEAL}, and look at the disk"
             )
 
 

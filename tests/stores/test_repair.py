@@ -59,6 +59,8 @@ async def test_a_scrub_finds_rows_that_are_missing() -> None:
         del rows[f"user:{n}"]
     found = await scrub(store, ref, rows_per_s=1e6)
     assert "50 of 202 rows are missing" in getattr(found, "finding", "is whole")
+    (read,) = await asyncio.gather(verify(store, ref), return_exceptions=True)
+    assert str(read) == f"of release {live}, {found.finding}", "a verify and a scrub say the same"
     await damaged(store, live, "user:000")
     found = await scrub(store, ref, rows_per_s=1e6)
     assert re.search(r"50 of 202 rows are missing and 1 of 152 rows are damaged: 'user:000'; .*repair", found.finding)

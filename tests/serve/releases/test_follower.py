@@ -113,7 +113,7 @@ async def test_a_release_that_has_lost_its_popular_list_or_its_manifest_is_not_f
         second = await publish(memory, "second", live=False, segments=2)
         del memory._find(await ref_of(memory, second)).rows[lost]
         await life.activate(memory, second, force=True)
-        assert "publish it again" in await until_error(follower)
+        assert "publish again" in await until_error(follower)
         assert served(follower).id == first
 
 
