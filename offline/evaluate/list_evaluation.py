@@ -1,7 +1,9 @@
 """Evaluation of lists that exist already: held against a truth, beside the popular items of what users had before."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -9,14 +11,18 @@ import polars as pl
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
-from offline.evaluate.candidate import Candidate
+from offline.evaluate.candidate import Candidate, from_model
 from offline.evaluate.intervals import Interval, bootstrap
 from offline.evaluate.metrics import ListMetrics, RankingMetrics, UserMetrics, as_served, measure_lists, measure_users
 from offline.evaluate.ratings import RatingMetrics, measure_ratings, rating_intervals
-from offline.evaluate.truth import Truth
-from offline.input.matrix import Indices, Matrix, UserItems, users_per_item
+from offline.evaluate.splits import SplitOptions
+from offline.evaluate.truth import Truth, read_lines
+from offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
 from offline.list_encoder import check_length
-from offline.train.popularity import Popularity, by_popularity
+from offline.model import Model
+from offline.train.engine import PARAMS, Params, fit
+from offline.train.popularity import Popularity, by_popularity, most_popular
+from offline.train.tuning import TuneOptions, tune
 
 M = TypeVar("M", RankingMetrics, ListMetrics, RatingMetrics)
 
@@ -61,6 +67,31 @@ class ListEvaluation:
         facts = {"origin": self.origin, "pairs": self.pairs, "seen_pairs": self.seen_pairs, "predicted": self.predicted}
         measured = {name: getattr(self, name) for name in ("ranking", "as_served", "popularity", "variety", "rating")}
         return facts | {name: None if each is None else each.to_json() for name, each in measured.items()}
+
+
+def evaluate_files(
+    train: Path,
+    test: Path,
+    params: Params | TuneOptions,
+    k: int = 20,
+    on_trial: Callable[[int, int], None] = lambda _done, _total: None,
+) -> tuple[ListEvaluation, Params]:
+    """
+    Learn from one file and test on the other, as the paper on LightGCN does (He et al., SIGIR 2020).
+
+    Each line is `user item item …`. All items that a user does not have in *train* are ranked. Recall is hits / test
+    items, nDCG is that of min(k, test items) hits at best, and both are averages over all users of *test*: items and
+    users that *train* lacks count as misses. Parameters that are searched are compared on a split of *train* alone.
+    """
+    truth = read_lines(test)
+    matrix = to_matrix(read_lines(train).pairs.with_columns(weight=pl.lit(1.0)))
+    if isinstance(params, TuneOptions):
+        search = tune(matrix.user_items, None, SplitOptions("by-item"), params, k=k, on_trial=on_trial)
+        params = PARAMS[params.engine or "als"]() if search is None else search.trials[search.best].params
+    ranker, popular = fit(matrix.user_items, params), most_popular(matrix, k)
+    model = Model(ranker, matrix, {}, popular, {}, params, None, {}, datetime.now(UTC))
+    candidate = from_model(model, str(train), truth.pairs, k)
+    return Evaluator(truth, [candidate], k, matrix).evaluate(candidate), params
 
 
 class Evaluator:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -9,10 +10,13 @@ from offline.errors import DataError
 from offline.evaluate import candidate as candidates
 from offline.evaluate.candidate import Candidate, from_files, from_model, from_release
 from offline.evaluate.comparison import compare_records, compare_users
-from offline.evaluate.list_evaluation import Evaluator
+from offline.evaluate.list_evaluation import Evaluator, evaluate_files
 from offline.evaluate.truth import Truth, read_history, read_truth
+from offline.input.matrix import to_matrix
 from offline.lists import ListSettings, ModelLists
 from offline.publish import publish
+from offline.train.als import ALSParams
+from offline.train.engine import fit
 from stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.interactions import checkerboard_model
@@ -141,3 +145,33 @@ def test_records_of_two_tests_are_not_compared() -> None:
             compare_records(("a", "b"), model, model | other)
     with pytest.raises(DataError, match="model b was trained without an evaluation"):
         compare_records(("a", "b"), model, model | {"metrics": None})
+
+
+def test_figures_of_given_files_are_those_of_the_paper_on_lightgcn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    has = {user: set(rng.choice(60, rng.integers(3, 20), replace=False).tolist()) for user in range(50)}
+    held = {user: set(rng.choice(70, rng.integers(1, 30), replace=False).tolist()) for user in range(5, 55)}  # some new
+    for path, pairs in ((train, has), (test, held)):
+        path.write_text("".join(f"{user} {' '.join(map(str, sorted(items)))}\n" for user, items in pairs.items()))
+    with test.open("a") as file:
+        file.write("99\n")  # a user with nothing to test
+    params = ALSParams(factors=8, iterations=3)
+    found, _ = evaluate_files(train, test, params)
+    rows = [(str(user), str(item), 1.0) for user in has for item in has[user]]
+    matrix = to_matrix(pl.DataFrame(rows, ["user", "item", "weight"], orient="row"))
+    scores = fit(matrix.user_items, params).scores(matrix.user_items, np.arange(50, dtype=np.int32))
+    recalls, gains = [], []
+    for user, wanted in held.items():
+        ranked = list[int]()
+        if user in has:
+            row = scores[matrix.user_ids.index(str(user))]
+            ranked = [int(matrix.item_ids[column]) for column in np.argsort(-row, kind="stable")]
+            ranked = [item for item in ranked if item not in has[user]][:20]
+        hits = np.isin(ranked, list(wanted)).astype(float)
+        recalls.append(hits.sum() / len(wanted))
+        best = (1 / np.log2(np.arange(2, 2 + min(20, len(wanted))))).sum()
+        gains.append((hits / np.log2(np.arange(2, 2 + len(hits)))).sum() / best)
+    assert found.ranking.metrics.recall == pytest.approx(np.mean(recalls))
+    assert found.ranking.metrics.ndcg == pytest.approx(np.mean(gains))
+    assert found.ranking.metrics.users == 50
