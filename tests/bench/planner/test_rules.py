@@ -13,7 +13,7 @@ from bench.planner.review import find_savings, growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
 
-# The skew of a Zipf law is a mean over drawn placements of the hottest keys: with other partitions it varies by so much.
+# The skew of a Zipf law is a mean over drawn placements of the hottest keys: it varies so much with the partitions.
 DRAWN_SHARE = 0.02
 
 FUNCTIONS = {
