@@ -5,13 +5,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import time
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -33,9 +34,9 @@ from offline.registry import Registry
 from offline.rules import Rules
 from offline.stopwatch import timed
 from offline.train.als import ALSParams
-from offline.train.engine import Params, as_options, described, engine_of, fit
+from offline.train.engine import Params, Ranker, as_options, described, engine_of, fit
 from offline.train.popularity import PopularityParams, most_popular, popular_by_segment
-from offline.train.tuning import Search, TuneOptions, tune
+from offline.train.tuning import Search, TuneOptions, digest_of, tune
 from stores.catalogue import DraftRef, ReleaseId, State
 from stores.connect import run_on
 from stores.errors import CanaryRunning, ReleaseConflict
@@ -56,13 +57,17 @@ Progress = Callable[[str, int, int], None]
 Notice = Callable[[str], None]
 
 
+class AutoSplit(SplitOptions):
+    """A split by time, but by item if the data have no times, or too few users after the cut."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """
     The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command.
 
-    With files of their own for the *test* there is no split. With *tuning*, *params* are the defaults of a search. A
-    split that is not *named* is drawn at random if the data have no times, or too few users after the cut.
+    There is no evaluation if the *split* is None, and no split if the *test* has files of its own. With *tuning*,
+    *params* are the defaults of a search.
     """
 
     path: Path | str
@@ -76,8 +81,7 @@ class TrainSettings:
     titles: Path | None = None
     min_per_user: int = 1
     min_per_item: int = 1
-    split: SplitOptions | None = field(default_factory=SplitOptions)
-    named: bool = False
+    split: SplitOptions | None = field(default_factory=AutoSplit)
     seeds: int = 1
     k: int = 10
     params: Params = field(default_factory=ALSParams)
@@ -195,7 +199,7 @@ def train(
 
     *on_progress* is called with (stage, done, total): read, matrix, tune, evaluate, fit, save, in this order; within
     tune once per trial, within evaluate and fit once per iteration; *on_notice* with a sentence on what a search will
-    cost. A search that was stopped goes on the next time: its trials lie beside *out* until the model is saved. Raises
+    cost. What was finished lies beside *out* until the model is saved, and after a kill it is not done again. Raises
     DataError when the data, the settings or *out* cannot be used; no model is written then.
     """
     report: Progress = on_progress or (lambda _stage, _done, _total: None)
@@ -216,121 +220,183 @@ def train(
     with _stage("matrix", seconds, report):
         matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
         interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
-        settings, split_note = _settled(settings, matrix)
+        settings, learnable, split_note = _split(settings, matrix)
         if split_note is not None:
             on_notice(split_note)
         groups = {}
         if interactions.memberships is not None:
             groups = {"segment": by_column(interactions.memberships, matrix.user_ids)}
+        test = _read_test(interactions, matrix, settings) if settings.test else None
     journal = out.resolve().with_name(f".{out.resolve().name}.trials.jsonl")
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
         with _stage("tune", seconds, report):
-            search, tuning_note = _search(matrix, settings, journal, report, on_notice)
+            pairs = int(matrix.user_items.nnz)
+            search, tuning_note = _search(pairs, learnable, settings, journal, report=report, on_notice=on_notice)
     params = search.trials[search.best].params if search else settings.params
-    recent = _recent(matrix, settings, search)
-    test, evaluation, note = None, None, "No evaluation was requested."
+    recent = _recent(learnable, settings, search, journal)
+    best = [search.trials[each].params for each in search.best_of_each] if search else []
+    baselines = list({engine_of(each): each for each in (*BASELINES, *best, recent)}.values())
+    data = _description(interactions, settings, test)
+    evaluation, note = None, "No evaluation was requested."
+    kept = _Kept(journal, digest_of(matrix.user_items, matrix.history, settings, params, baselines, data))
     if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, report):
-            test = _read_test(interactions, matrix, settings) if settings.test else None
-            evaluation, note = _evaluate(
-                matrix,
-                test,
-                params,
-                search,
-                settings,
-                popular=recent,
-                segments=groups,
-                on_iteration=partial(report, "evaluate"),
+            measure = partial(_evaluate, matrix, test, params, settings, baselines=baselines, popular=recent)
+            evaluation, note = kept.evaluation(
+                lambda: measure(segments=groups, on_iteration=partial(report, "evaluate"))
             )
     matrix = matrix.standing()
     popular = most_popular(matrix, settings.popular_length, recent.half_life_days)
     segments = {}
     if interactions.segments is not None:
         segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
-    with _stage("fit", seconds, report):
-        ranker = fit(matrix.user_items, params, partial(report, "fit"), times=matrix.times)
     metrics = evaluation.to_json() if evaluation else None
-    data = _description(interactions, settings) | {"test": None if test is None else test.to_json()}
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
     tuning = search.to_json() if search else None
     given = None if test is None else test.known.user_items
-    model = Model(
-        ranker, matrix, titles, popular, segments, params, metrics, data, datetime.now(UTC), tuning, given,
-        recent.half_life_days,
-    )  # fmt: skip
+
+    def model_of(ranker: Ranker) -> Model:
+        return Model(
+            ranker, matrix, titles, popular, segments, params, metrics, data, datetime.now(UTC), tuning, given,
+            recent.half_life_days,
+        )  # fmt: skip
+
+    with _stage("fit", seconds, report):
+        model = kept.model(lambda: fit(matrix.user_items, params, partial(report, "fit"), times=matrix.times), model_of)
     with _stage("save", seconds, report):
         save(model, out)
-        journal.unlink(missing_ok=True)
+        kept.remove()
     return TrainReport(
         out, model, evaluation, None if evaluation else note, search, None if search else tuning_note, seconds
     )
 
 
+class _Kept:
+    """
+    What a training has finished, beside the folder of its model until that is saved: after a kill it is not done again.
+
+        .NAME.trials.jsonl          the trials of a search
+        .NAME.evaluation-KEY.json   the evaluation
+        .NAME.fitted-KEY/           a model folder of the final fit
+
+    *key* names the data, the settings, the parameters and the versions of libraries that they belong to.
+    """
+
+    def __init__(self, journal: Path, key: str) -> None:
+        self._journal = journal
+        self._before = journal.name.removesuffix("trials.jsonl")
+        self._evaluation = journal.with_name(f"{self._before}evaluation-{key}.json")
+        self._fitted = journal.with_name(f"{self._before}fitted-{key}")
+
+    def evaluation(self, measure: Callable[[], tuple[Evaluation | None, str]]) -> tuple[Evaluation | None, str]:
+        """Return the evaluation that is kept, or make one and keep it."""
+        with suppress(OSError, ValueError):
+            return _revived(Evaluation, json.loads(self._evaluation.read_bytes())), ""
+        evaluation, note = measure()
+        if evaluation is not None:
+            model, *others = (replace(each, per_user=None) for each in (evaluation.model, *evaluation.baselines))
+            plain = asdict(replace(evaluation, model=model, baselines=tuple(others)))
+            self._evaluation.parent.mkdir(parents=True, exist_ok=True)
+            self._evaluation.write_text(json.dumps(plain, default=lambda number: number.item()))
+        return evaluation, note
+
+    def model(self, learn: Callable[[], Ranker], model_of: Callable[[Ranker], Model]) -> Model:
+        """Return the model of what was learnt and is kept, or learn it and keep it."""
+        with suppress(DataError):
+            return model_of(load(self._fitted).ranker)
+        model = model_of(learn())
+        save(model, self._fitted)
+        return model
+
+    def remove(self) -> None:
+        """Remove all that is kept, also of other data and settings."""
+        for path in self._journal.parent.iterdir():
+            if path == self._journal or path.name.startswith((f"{self._before}evaluation-", f"{self._before}fitted-")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _revived(kind: Any, value: Any) -> Any:  # noqa: ANN401 -- any type
+    """Return plain JSON values as *kind* again: a dataclass, or what its fields are made of."""
+    if get_origin(kind) in (Union, UnionType) and value is not None:
+        names = value.keys() if isinstance(value, dict) else ()
+        dataclasses = (each for each in get_args(kind) if is_dataclass(each))
+        kind = next((each for each in dataclasses if {one.name for one in fields(each)} == names), get_args(kind)[0])
+    if is_dataclass(kind) and value is not None:
+        hints = get_type_hints(kind)
+        return kind(**{name: _revived(hints[name], each) for name, each in value.items()})  # type: ignore[operator]  # a class
+    if isinstance(value, dict):
+        return {key: _revived(get_args(kind)[1], each) for key, each in value.items()}
+    return tuple(_revived(get_args(kind)[0], each) for each in value) if isinstance(value, list) else value
+
+
+Learnable = tuple[UserItems, History | None]
+
+
 def _search(
-    matrix: Matrix, settings: TrainSettings, journal: Path, report: Progress, on_notice: Notice
+    pairs: int, learnable: Learnable, settings: TrainSettings, journal: Path, *, report: Progress, on_notice: Notice
 ) -> tuple[Search | None, str]:
     """Search for parameters on what the evaluation learns from, never on its test; or say why there was no search."""
     assert settings.tuning is not None  # noqa: S101 -- `train` has looked
-    pairs, most = int(matrix.user_items.nnz), settings.tuning.max_pairs
+    most = settings.tuning.max_pairs
     if most is not None and pairs >= most:
         return None, f"{pairs:,} pairs are too many to search for parameters unless asked; --tune 0 does."
-    user_items, history = _learnable(matrix, settings)
+    wanted = settings.split or SplitOptions("by-item" if learnable[1] is None else "by-time")
+    runs = 1 if settings.test else 0 if settings.split is None else settings.seeds * len(wanted.draws)
     search = tune(
-        user_items,
-        history,
-        settings.split or SplitOptions("by-item" if history is None else "by-time"),
+        *learnable,
+        wanted,
         settings.tuning,
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
         journal=journal,
+        evaluations=runs,
         on_trial=partial(report, "tune"),
         on_notice=on_notice,
     )
     return search, f"{pairs:,} pairs are too few to hold some back, so the parameters were not searched."
 
 
-def _learnable(matrix: Matrix, settings: TrainSettings) -> tuple[UserItems, History | None]:
-    """Return what the evaluation learns from: everything before its test."""
-    if settings.split is None or settings.test:
-        return matrix.user_items, matrix.history
-    parts = split(matrix.user_items, matrix.history, settings.split)
-    return parts.train, parts.history
+def _split(settings: TrainSettings, matrix: Matrix) -> tuple[TrainSettings, Learnable, str | None]:
+    """
+    Return the split that the data allow, with their core, and what the evaluation learns from: all before its test.
 
-
-def _settled(settings: TrainSettings, matrix: Matrix) -> tuple[TrainSettings, str | None]:
-    """Return the split that the data allow, with their core, and a sentence if it is another than the default."""
+    If it is another split than the default, a sentence says so.
+    """
+    everything = matrix.user_items, matrix.history
     if settings.split is None:
-        return settings, None
-    wanted = replace(settings.split, min_per_user=settings.min_per_user, min_per_item=settings.min_per_item)
-    if settings.named or not wanted.in_time:
-        return replace(settings, split=wanted), None
-    drawn = replace(wanted, kind="by-item")
+        return settings, everything, None
+    core = {"min_per_user": settings.min_per_user, "min_per_item": settings.min_per_item}
+    wanted = SplitOptions(**{**asdict(settings.split), **core})
+    drawn, is_auto, note = replace(wanted, kind="by-item"), isinstance(settings.split, AutoSplit), None
     if settings.test:  # only the search splits
-        return replace(settings, split=drawn if matrix.history is None else wanted), None
-    if matrix.history is None:
-        return replace(settings, split=drawn), (
+        chosen = drawn if is_auto and matrix.history is None else wanted
+        return replace(settings, split=chosen), everything, None
+    if is_auto and matrix.history is None:
+        wanted = drawn
+        note = (
             "the data have no times, so the lists are tested on a random draw, which flatters: a model learns from "
             "what came later; name the times with --time-column"
         )
     parts = split(matrix.user_items, matrix.history, wanted)
     tested = int(np.count_nonzero(np.diff(parts.test.indptr)))
-    if tested >= _FEWEST_TESTED and parts.train.nnz:
-        return replace(settings, split=wanted), None
-    return replace(settings, split=drawn), (
-        f"a cut in time leaves {tested} users to test, so the lists are tested on a random draw, which flatters; "
-        "--split by-time does it all the same"
-    )
+    if is_auto and wanted.in_time and not (tested >= _FEWEST_TESTED and parts.train.nnz):
+        wanted = drawn
+        note = (
+            f"a cut in time leaves {tested} users to test, so the lists are tested on a random draw, which flatters; "
+            "--split by-time does it all the same"
+        )
+        parts = split(matrix.user_items, matrix.history, wanted)
+    return replace(settings, split=wanted), (parts.train, parts.history), note
 
 
-def _recent(matrix: Matrix, settings: TrainSettings, search: Search | None) -> PopularityParams:
+def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None, journal: Path) -> PopularityParams:
     """Return how popularity is counted: with the half-life that ranks best in a split by time."""
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
     if settings.split is None or not settings.split.in_time or settings.test:
         return PopularityParams()
-    user_items, history = _learnable(matrix, settings)
-    found = tune(user_items, history, settings.split, TuneOptions(engine="popularity"), k=settings.k)
+    found = tune(*learnable, settings.split, TuneOptions(engine="popularity"), k=settings.k, journal=journal)
     return PopularityParams() if found is None else found.popular
 
 
@@ -338,16 +404,14 @@ def _evaluate(
     matrix: Matrix,
     test: OwnTest | None,
     params: Params,
-    search: Search | None,
     settings: TrainSettings,
     *,
+    baselines: Sequence[Params],
     popular: PopularityParams,
     segments: Segments,
     on_iteration: Callable[[int, int], None],
 ) -> tuple[Evaluation | None, str]:
-    """Evaluate on the test files or a split, beside the best of each engine that was tried; or say why not."""
-    best = [search.trials[each].params for each in search.best_of_each] if search else []
-    baselines = list({engine_of(each): each for each in (*BASELINES, *best, popular)}.values())
+    """Evaluate on the test files or a split, beside *baselines*; or say why not."""
     k = settings.k
     if test is not None:
         note = f"No pair of {test.source} can be tested on, so there was no evaluation."
@@ -391,7 +455,7 @@ def _read_test(interactions: Interactions, matrix: Matrix, settings: TrainSettin
     return OwnTest(named_paths(settings.test), read, known_pairs(read.log, matrix))
 
 
-def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
+def _description(interactions: Interactions, settings: TrainSettings, test: OwnTest | None) -> dict[str, Any]:
     """Return what the model folder says about its data, so that the same training can be run again."""
     times = interactions.time_range
     return {
@@ -409,6 +473,7 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
         "half_life_s": None if settings.half_life is None else settings.half_life.total_seconds(),
         "min_per_user": settings.min_per_user,
         "min_per_item": settings.min_per_item,
+        "test": None if test is None else test.to_json(),
     }
 
 

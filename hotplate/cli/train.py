@@ -210,11 +210,12 @@ def settings_of(given: "Mapping[str, Any]") -> "TrainSettings":
     from offline.evaluate.splits import SplitOptions
     from offline.input.columns import Columns
     from offline.input.filters import parse_event_weights, parse_half_life
-    from offline.job import TrainSettings
+    from offline.job import AutoSplit, TrainSettings
 
     roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
     events, half_life, kind, seed = given["event_weights"], given["half_life"], given["split"], given["seed"]
     params, tuning = _choice(given)
+    chosen = AutoSplit if kind is None else SplitOptions
     return TrainSettings(
         path=given["data"][0],
         more=given["data"][1:],
@@ -227,8 +228,7 @@ def settings_of(given: "Mapping[str, Any]") -> "TrainSettings":
         titles=given["titles"],
         min_per_user=given["min_per_user"],
         min_per_item=given["min_per_item"],
-        split=None if kind == "none" else SplitOptions(kind or "by-time", given["test_share"], given["last"], seed),
-        named=kind is not None,
+        split=None if kind == "none" else chosen(kind or "by-time", given["test_share"], given["last"], seed),
         seeds=given["seeds"],
         k=given["k"],
         params=params,

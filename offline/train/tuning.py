@@ -204,6 +204,7 @@ def tune(
     k: int = 10,
     defaults: ALSParams | None = None,
     journal: Path | None = None,
+    evaluations: int = 0,
     on_trial: Report = lambda _done, _total: None,
     on_notice: Callable[[str], None] = lambda _text: None,
 ) -> Search | None:
@@ -213,8 +214,9 @@ def tune(
     *history* holds the rows of the pairs. In a split in time the best of each engine is tried with recency, too.
     Trials are appended to the file *journal*, and those that it holds of the same data and split are not made again.
     *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done, total), whose total grows where
-    the best cell lies at an edge and where engines are close; *on_notice* with what it is going to cost. Returns None
-    if there are too few pairs to hold some back. Raises DataError if the journal cannot be written.
+    the best cell lies at an edge and where engines are close; *on_notice* with what it is going to cost, together with
+    a last fit and so many *evaluations*, which come after it. Returns None if there are too few pairs to hold some
+    back. Raises DataError if the journal cannot be written.
     """
     defaults = defaults or ALSParams()
     # With the same seed the same numbers would hold back twice.
@@ -222,7 +224,7 @@ def tune(
     splits = [split(user_items, history, each) for each in inner.draws]
     if any(map(_is_empty, splits)):
         return None
-    known, items = _Journal(journal, _digest(user_items, history, inner, _EXPLORING, k)), user_items.shape[1]
+    known, items = _Journal(journal, digest_of(user_items, history, inner, _EXPLORING, k)), user_items.shape[1]
     has_recency = inner.in_time and not tuning.cells
     cells = list(tuning.cells or default_cells(defaults, items, tuning.engine))
     trials: list[Trial] = []
@@ -232,7 +234,7 @@ def tune(
             trials.append(known.find(params) or known.keep(_trial(splits, params, k, _EXPLORING)))
             on_trial(len(trials), len(trials) + len(waiting) - at + draws)
             if len(trials) == 1:
-                on_notice(_estimate(trials[0], cells, tuning.draws, inner))
+                on_notice(_estimate(trials[0], cells, tuning.draws, inner, evaluations))
 
     on_trial(0, len(cells) + tuning.draws)
     run(cells, tuning.draws)
@@ -322,7 +324,7 @@ def _finals(
     splits = _draw_splits(user_items, history, options) if wanted else []
     if not splits:
         return None
-    known, before = _Journal(journal, _digest(user_items, history, options, None, search.k)), len(search.trials)
+    known, before = _Journal(journal, digest_of(user_items, history, options, None, search.k)), len(search.trials)
     trials: list[Trial] = []
     for params in close:
         trials.append(known.find(params) or known.keep(_trial(splits, params, search.k, None)))
@@ -431,13 +433,26 @@ def _standard_error(values: Floats) -> float:
     return float(values.std(dtype=np.float64) / math.sqrt(len(values)))
 
 
-def _estimate(first: Trial, cells: Sequence[Params], draws: int, inner: SplitOptions) -> str:
-    """Say what a search will cost, by what its first trial took and how much dearer the others are."""
+def _estimate(first: Trial, cells: Sequence[Params], draws: int, inner: SplitOptions, evaluations: int) -> str:
+    """
+    Say what a training will take from its first trial on, by what that took and how much dearer the others are.
+
+    Each evaluation fits every engine once more, and so does the search if recency is tried; then one is fitted on all
+    data. These have more pairs, and ALS all of its iterations.
+    """
     weights = [_cost(params) for params in cells]
-    seconds = first.seconds * (sum(weights) + draws * max(weights)) / weights[0]
+    dearest: dict[Engine, float] = {}
+    for params, weight in zip(cells, weights, strict=True):
+        full = weight * params.iterations / _EXPLORING if isinstance(params, ALSParams) else weight
+        dearest[engine_of(params)] = max(full, dearest.get(engine_of(params), 0.0))
+    later = (
+        evaluations * sum(dearest.values()) / (1 - inner.test_share)
+        + max(dearest.values()) / (1 - inner.test_share) ** 2
+    )
+    seconds = first.seconds / weights[0] * (sum(weights) + draws * max(weights) + later)
     return (
-        f"searching {len(cells) + draws} cells on an inner {inner.kind} split takes about {seconds:.0f} s, and longer "
-        "where the best lies at their edge or engines are close; --no-tune skips it"
+        f"searching {len(cells) + draws} cells on an inner {inner.kind} split, the evaluation and the last fit take "
+        f"about {seconds:.0f} s, longer if the best lies at an edge or engines are close; --no-tune skips the search"
     )
 
 
@@ -495,11 +510,11 @@ class _Journal:
                 continue  # the line that was being written when the search was killed
 
 
-def _digest(user_items: UserItems, history: History | None, options: SplitOptions, most: int | None, k: int) -> str:
-    """Name the data, the split, the most iterations and the versions that the trials belong to."""
+def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:
+    """Name the data, the settings (by their repr) and the versions of libraries that what was learnt belongs to."""
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
     weighing = None if history is None else history.weighing
-    digest = blake2b(repr((user_items.shape, options, weighing, k, most, versions)).encode(), digest_size=16)
+    digest = blake2b(repr((user_items.shape, settings, weighing, versions)).encode(), digest_size=16)
     rows = () if history is None else (history.cells, history.times, history.weights, history.ended)
     for array in (user_items.indptr, user_items.indices, user_items.data, *rows):
         if array is not None:

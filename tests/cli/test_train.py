@@ -38,7 +38,7 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
     assert {trial["engine"] for trial in facts["tuning"]["trials"]} == {"neighbours"}
     assert set(facts["evaluation"]["baselines"]) == {"popularity"}
     assert done.stderr.startswith("searching ")
-    assert "--no-tune skips it" in done.stderr
+    assert "--no-tune skips the search" in done.stderr
     popular = ["--popular-half-life", "7d", "--engine", "popularity"]
     for named in (["--no-tune", "--engine", "neighbours"], ["--neighbours", "5"], popular):
         done = hotplate("train", clicks, "--out", tmp_path / "model", *named)

@@ -1,18 +1,25 @@
 """Training from end to end, on the sample and on data that are too few."""
 
 import json
+import multiprocessing
+import os
+import re
+import signal
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from offline.errors import DataError, SettingError
 from offline.evaluate.splits import SplitKind, SplitOptions, split
 from offline.input.sample import sample
-from offline.job import TrainSettings, train
+from offline.job import TrainReport, TrainSettings, train
 from offline.model import load
 from offline.train.als import ALSParams
-from offline.train.engine import Params
+from offline.train.engine import Params, Ranker, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams, most_popular
 from offline.train.tuning import TuneOptions, tune
@@ -179,3 +186,96 @@ def test_a_baseline_that_ranks_better_than_the_model_is_a_warning_with_the_way_t
     assert "; train with --engine " in warning
     strong = train(TrainSettings(tmp_path / "a.csv", params=NeighbourParams(neighbours=30)), tmp_path / "model")
     assert strong.warning is None
+
+
+def searched(folder: Path, k: int = 10) -> TrainSettings:
+    return TrainSettings(folder / "sample.csv", tuning=TuneOptions(CELLS), k=k)
+
+
+def train_until(folder: Path, stage: str, at: int) -> None:
+    """Train, and be killed at an instant."""
+
+    def kill(now: str, done: int, _total: int) -> None:
+        if (now, done) == (stage, at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(searched(folder), folder / "model", kill)
+
+
+def killed(folder: Path, stage: str, at: int) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=train_until, args=(folder, stage, at))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def counting(made: list[str], by: str) -> Callable[..., Ranker]:
+    def counted(*args: Any, **how: Any) -> Ranker:  # noqa: ANN401 -- what `fit` takes
+        made.append(by)
+        return fit(*args, **how)
+
+    return counted
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
+    folder = tmp_path_factory.mktemp("whole")
+    sample(150, 60).write_csv(folder / "sample.csv")
+    return train(searched(folder), folder / "model")
+
+
+@pytest.mark.parametrize(
+    ("instant", "fits"), [(("evaluate", 0), ["evaluation"] * 3 + ["job"]), (("fit", 0), ["job"]), (("save", 0), [])]
+)
+def test_what_a_killed_training_had_finished_is_not_done_again(
+    instant: tuple[str, int], fits: list[str], whole: TrainReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample(150, 60).write_csv(tmp_path / "sample.csv")
+    killed(tmp_path, *instant)
+    made: list[str] = []
+    for module in ("offline.evaluate.evaluation", "offline.job"):
+        monkeypatch.setattr(f"{module}.fit", counting(made, module.rpartition(".")[2]))
+    report = train(searched(tmp_path), tmp_path / "model")
+    assert made == fits
+    assert report.evaluation is not None
+    assert whole.evaluation is not None
+    assert report.evaluation.to_json() == whole.evaluation.to_json()
+    assert json.dumps(report.evaluation.to_json()) == json.dumps(load(tmp_path / "model").metrics)
+    assert report.evaluation.leads == whole.evaluation.leads
+    users = np.arange(len(report.model.matrix.user_ids), dtype=np.int32)
+    one, other = (each.ranker.recommend(each.matrix.user_items, users, 5)[0] for each in (report.model, whole.model))
+    assert np.array_equal(one, other)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
+
+
+def test_the_time_that_is_said_is_also_that_of_the_evaluation_and_of_the_last_fit(tmp_path: Path) -> None:
+    sample(150, 60).write_csv(tmp_path / "sample.csv")
+    killed(tmp_path, "fit", 0)
+    journal = tmp_path / ".model.trials.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps(line | {"seconds": 1000.0}) + "\n" for line in lines))
+    notices: list[str] = []
+    train(searched(tmp_path), tmp_path / "model", on_notice=notices.append)
+    (seconds,) = re.findall(r"about (\d+) s", notices[0])
+    # A trial of ALS with 16 factors took 1000 s, one of neighbours takes 10 times as long, and of popularity 5 times.
+    assert int(seconds) > 3 * 15_000
+
+
+def test_what_was_finished_with_other_settings_is_done_again_and_removed(tmp_path: Path) -> None:
+    sample(150, 60).write_csv(tmp_path / "sample.csv")
+    killed(tmp_path, "save", 0)
+    report = train(searched(tmp_path, k=5), tmp_path / "model")
+    assert report.evaluation is not None
+    assert report.evaluation.model.metrics.k == 5
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
+
+
+def test_a_split_that_is_named_is_never_another(tmp_path: Path) -> None:
+    sample(50, 20).drop("time").write_csv(tmp_path / "sample.csv")
+    with pytest.raises(DataError, match="needs times"):
+        train(TrainSettings(tmp_path / "sample.csv", split=SplitOptions("by-time"), params=PARAMS), tmp_path / "model")
+    notices: list[str] = []
+    report = train(TrainSettings(tmp_path / "sample.csv", params=PARAMS), tmp_path / "model", on_notice=notices.append)
+    assert report.evaluation is not None
+    assert report.evaluation.split is not None
+    assert (report.evaluation.split.kind, "random draw" in notices[0]) == ("by-item", True)

@@ -62,9 +62,9 @@ def published(folder: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 
         {},
         {"half_life": timedelta(days=20)},
         {"weighting": "log", "min_per_user": 8},
-        {"split": SplitOptions("leave-last"), "named": True},
-        {"split": SplitOptions("by-item"), "named": True, "seeds": 2},
-        {"split": SplitOptions("held-out-users"), "named": True},
+        {"split": SplitOptions("leave-last")},
+        {"split": SplitOptions("by-item"), "seeds": 2},
+        {"split": SplitOptions("held-out-users")},
     ],
     ids=str,
 )

@@ -1,6 +1,7 @@
 """The search: on data whose best cell is known, what it may see, what it keeps, and which of equals it recommends."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(mat
     assert reports[-1] == (made, made)
     assert [done for done, _ in reports] == list(range(made + 1))
     assert len(notices) == 1
-    assert notices[0].startswith(f"searching {reports[0][1]} cells on an inner by-item split takes about ")
+    assert notices[0].startswith(f"searching {reports[0][1]} cells on an inner by-item split, the ")
 
 
 def test_draws_go_on_around_the_best_and_are_the_same_again(matrix: Matrix) -> None:
@@ -122,6 +123,26 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
         np.array_equal(one.values, other.values) for one, other in zip(resumed.trials, whole.trials, strict=True)
     )
     assert resumed.best == whole.best
+
+
+def test_what_a_training_takes_is_said_with_its_evaluation_and_its_last_fit(matrix: Matrix, tmp_path: Path) -> None:
+    journal = tmp_path / ".model.trials.jsonl"
+    cells = (NeighbourParams(), ALSParams(factors=256, iterations=16))
+    search(matrix, tuning=TuneOptions(cells), journal=journal)
+    first, *others = journal.read_text().splitlines()
+    journal.write_text("\n".join([json.dumps(json.loads(first) | {"seconds": 2.0}), *others]))
+    said: list[int] = []
+    for evaluations in (0, 1, 3):
+        search(
+            matrix,
+            tuning=TuneOptions(cells),
+            journal=journal,
+            evaluations=evaluations,
+            on_notice=lambda text: said.append(int(re.findall(r"about (\d+) s", text)[0])),
+        )
+    # A trial of neighbours takes 2 s, and one of ALS 10 s; a whole fit has twice the iterations, on 4/3 of the pairs.
+    more = 4 / 3
+    assert said == [round(12 + runs * 22 * more + 20 * more**2) for runs in (0, 1, 3)]
 
 
 def fit_of(allowed: Sequence[Trial]) -> object:
