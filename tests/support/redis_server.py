@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bench.process import free_port
+from tests.support.paths import ROOT
+
+
+def users_of_the_guide(prefix: str, execute: Callable[..., object], url_of: Callable[..., str]) -> dict[str, str]:
+    """Make the users of docs/redis.md for a prefix; return the URL of each by what it does."""
+    urls = dict[str, str]()
+    for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
+        words = line.replace("SECRET", "open").replace("shop", prefix).split()
+        if words[:2] == ["ACL", "SETUSER"] and words[2].startswith(f"{prefix}-"):  # others are for sentinels
+            execute(*words)
+            urls[words[2].rpartition("-")[2]] = url_of(prefix=prefix, user=f"{words[2]}:open@")
+    return urls
 
 
 @dataclass(slots=True)

@@ -14,8 +14,9 @@ from serve.reader import TieredReader
 from serve.releases.scrubber import PAUSE_S, Scrubber
 from stores import lifecycle as life
 from stores.memory import MemoryStore
+from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.remote import RemoteStore, publish
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving
 from tests.support.virtual import virtual
 
 ROWS_PER_S = 10.0
@@ -143,3 +144,12 @@ def test_a_flipped_bit_in_a_file_is_found_in_the_background_and_degrades_its_wor
         assert {answer["release"] for answer in answers} == {release}
         assert "user:7" in service.log.read_text()
         assert service.stop() == 0
+
+
+def test_the_guides_redis_user_for_a_service_may_scrub(tmp_path: Path, redis_server: RedisServer) -> None:
+    urls = users_of_the_guide("scrubbed", redis_server.execute_command, redis_server.url)
+    asyncio.run(publish_to(urls["publish"], {f"user:{n}": a_list("a") for n in range(50)}))
+    with serving(tmp_path, "--store", urls["serve"], "--scrub-rate", "1000") as service:
+        until_counted(service, "hotplate_scrub_rows_total", 100)
+        assert counted(service.admin("/metrics").body.decode(), "hotplate_scrub_damaged") == 0
+        assert "not scrubbed" not in service.log.read_text()

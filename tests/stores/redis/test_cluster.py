@@ -19,11 +19,10 @@ from stores.redis.store import RedisStore, open_url
 from stores.redis.topology import Endpoint, Layout, Topology
 from stores.redis.url import parse_cluster
 from stores.store import Level, Plan, Row
-from stores.verification import verify
+from stores.verification import scrub, verify
 from tests.support.loaded_service import lists, reading
-from tests.support.paths import ROOT
 from tests.support.redis_cluster import RedisCluster
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.service import publish_to
 from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
 
@@ -252,12 +251,7 @@ async def test_a_node_that_stands_still_costs_its_own_users_the_time_and_no_othe
 async def test_the_guides_users_publish_and_serve_and_the_doctor_sees_what_is_missing(
     redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    urls = dict[str, str]()
-    for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
-        words = line.replace("SECRET", "open").replace("shop", prefix).split()
-        if words[:2] == ["ACL", "SETUSER"] and words[2].startswith(f"{prefix}-"):
-            redis_cluster.execute_everywhere(*words)
-            urls[words[2].rpartition("-")[2]] = redis_cluster.url(prefix=prefix, user=f"{words[2]}:open@")
+    urls = users_of_the_guide(prefix, redis_cluster.execute_everywhere, redis_cluster.url)
     publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
     rows, plan = [Row("popular:", b"{}"), *USERS[:2]], Plan(3, 100)
     old, new = [(await publish(publisher, batches(rows), plan=plan, about={})).manifest.release for _ in range(2)]
@@ -267,6 +261,7 @@ async def test_the_guides_users_publish_and_serve_and_the_doctor_sees_what_is_mi
     live = (await server.catalogue()).find(new).ref
     await verify(publisher, live)
     assert await server.warnings() == []
+    assert (await scrub(server, live)).is_whole
     with pytest.raises(StoreMisused, match="lacks a permission"):
         await server.put(DraftRef(new, live.incarnation, "w"), rows)
     found = {each.subject: each for each in await examine(publisher)}

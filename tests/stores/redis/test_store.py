@@ -18,9 +18,8 @@ from stores.redis.keys import BUCKETS
 from stores.redis.store import RedisStore, open_url
 from stores.redis.writer import MAX_ROWS
 from stores.store import Advised, Plan, Row
-from stores.verification import verify
-from tests.support.paths import ROOT
-from tests.support.redis_server import RedisServer
+from stores.verification import scrub, verify
+from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.stores import FIRST, SECOND, batches, begin, draft_of, ref, scanned, step, write
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
@@ -220,22 +219,11 @@ async def test_a_user_who_may_not_subscribe_still_sees_a_change(
     await limited.close()
 
 
-def users_of_the_guide(server: RedisServer, prefix: str) -> dict[str, str]:
-    """Make the guide's users for a prefix; return the URL of each by what it does."""
-    urls = dict[str, str]()
-    for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
-        words = line.replace("SECRET", "open").replace("shop", prefix).split()
-        if words[:2] == ["ACL", "SETUSER"] and words[2].startswith(f"{prefix}-"):  # others are for sentinels
-            server.execute_command(*words)
-            urls[words[2].rpartition("-")[2]] = server.url(prefix=prefix, user=f"{words[2]}:open@")
-    return urls
-
-
 async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stores.redis.control.POLL_S", 3600.0)
-    urls = users_of_the_guide(redis_server, prefix)
+    urls = users_of_the_guide(prefix, redis_server.execute_command, redis_server.url)
     publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
     rows, plan = [Row("popular:", b"{}"), *USERS[:2]], Plan(3, 100)
     old = (await publish(publisher, batches(rows), plan=plan, about={})).manifest.release
@@ -254,6 +242,8 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     live = found.find(new)
     assert None not in await server.get_many(live.ref, [row.key for row in rows])
     assert await server.warnings() == []
+    (read,) = await asyncio.gather(scrub(server, live.ref), return_exceptions=True)
+    assert getattr(read, "is_whole", read) is True, "serve --scrub-rate reads with the same rights"
     draft = DraftRef(live.id, "another", "w")
     for call in (
         server.create(draft, plan),
