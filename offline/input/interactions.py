@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -12,7 +13,6 @@ from offline.errors import DataError, SettingError
 from offline.input.cancellations import take_back
 from offline.input.columns import (
     MAX_ID_BYTES,
-    NUMBER,
     Columns,
     choose_columns,
     is_numbered,
@@ -44,6 +44,15 @@ _MOST_OTHER_TIMES = 0.02
 _SHOWN = 3
 # Fewer than polars takes by itself: as fast, and with less memory.
 _ROWS_AT_ONCE = 20_000
+
+
+class _Source(NamedTuple):
+    """A table and how it is read: segments of events have other columns than the files beside them."""
+
+    table: Table
+    columns: Columns
+    event_weights: Mapping[str, float] | None
+    filters: Sequence[Filter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +116,22 @@ def read_interactions(
     with input_files(paths) as files, pl.Config(streaming_chunk_size=_ROWS_AT_ONCE):
         others, events = [file for file in files if file.kind != "events"], _events(files, event_weights, source)
         tables = [events.table] if events and not others else open_tables(others, form, source)
-        weights = event_weights if not (events and others) or _has_events(tables[0], named) else None
+        beside = events if others else None
+        has_events = named.event is not None or usual_column("event", list(tables[0].schema)) is not None
+        weights = event_weights if beside is None or has_events else None
         _check_roles(named, weights)
         chosen = _choose(tables[0], source, named, _guessed_roles(named, weights, titles, weighting), weights)
         tables, whole = with_whole_numbers(tables, [str(chosen.user), str(chosen.item)])
-        layouts = [None if chosen.time is None else table.time_layout(chosen.time) for table in tables]
-        shapes = _shapes(tables, layouts, chosen, filters, weights)
-        if events and others:
-            shapes.append(_event_shape(events.table, chosen, filters, event_weights))
-        rows = Rows([*tables, events.table] if events and others else tables, _alike(shapes))
-        bounds = (
-            [] if chosen.time is None else [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
-        )
+        sources = [_Source(table, chosen, weights, filters) for table in tables]
+        if beside is not None:
+            own = EVENT_COLUMNS if chosen.time is not None else replace(EVENT_COLUMNS, time=None)
+            known = [each for each in filters if each.column in beside.table.schema]
+            sources.append(_Source(beside.table, own, event_weights, known))
+        layouts = [each.columns.time and each.table.time_layout(each.columns.time) for each in sources]
+        rows = Rows([each.table for each in sources], _shapes(sources, layouts))
+        bounds = []
+        if chosen.time is not None:
+            bounds = [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
         if chosen.quantity is not None:
             bounds.append((pl.col("quantity") < 0).sum().alias("cancellations"))
         survey = rows.survey(source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
@@ -168,41 +181,6 @@ def _events(files: Sequence[DataFile], event_weights: Mapping[str, float] | None
             "weighs, as --event-weights click=1,buy=5."
         )
     return read_events(segments)
-
-
-def _has_events(table: Table, named: Columns) -> bool:
-    return named.event is not None or usual_column("event", list(table.schema)) is not None
-
-
-def _event_shape(
-    table: Table, columns: Columns, filters: Sequence[Filter], event_weights: Mapping[str, float] | None
-) -> TableShape:
-    """Return how events are read beside files of *columns*: without what these lack, and what events lack is absent."""
-    has_time = columns.time is not None
-    own = EVENT_COLUMNS if has_time else replace(EVENT_COLUMNS, time=None)
-    of_events = [each for each in filters if each.column in table.schema]
-    time = time_of("time", table.schema["time"], NUMBER) if has_time else None
-    shape = _shape(table, own, of_events, event_weights, time, has_times=has_time)
-    absent = [pl.lit(None, pl.String).alias(role) for role in ("title", "segment", "count") if getattr(columns, role)]
-    if columns.quantity is not None:
-        absent.append(pl.lit(1.0).alias("quantity"))
-    where = {each.text: pl.lit(value=True) for each in filters} | dict(shape.where)
-    return replace(shape, values=[*shape.values, *absent], where=where)
-
-
-def _alike(shapes: Sequence[TableShape]) -> list[TableShape]:
-    """Give the shapes of files and of events the same values and reasons, in the same order."""
-    names = [value.meta.output_name() for value in shapes[0].values]
-    reasons = dict.fromkeys(reason for shape in shapes for reason in shape.left_out)
-    never = dict.fromkeys(reasons, pl.lit(value=False))
-    return [
-        replace(
-            shape,
-            values=sorted(shape.values, key=lambda value: names.index(value.meta.output_name())),
-            left_out={reason: shape.left_out.get(reason, no) for reason, no in never.items()},
-        )
-        for shape in shapes
-    ]
 
 
 def _notes(
@@ -257,35 +235,19 @@ def _guessed_roles(
     return roles
 
 
-def _shapes(
-    tables: Sequence[Table],
-    layouts: Sequence[str | None],
-    columns: Columns,
-    filters: Sequence[Filter],
-    event_weights: Mapping[str, float] | None,
-) -> list[TableShape]:
+def _shapes(sources: Sequence[_Source], layouts: Sequence[str | None]) -> list[TableShape]:
     times = [
-        None if columns.time is None else time_of(columns.time, table.schema[columns.time], layout)
-        for table, layout in zip(tables, layouts, strict=True)
+        time_of(name, each.table.schema[name], layout) if (name := each.columns.time) else None
+        for each, layout in zip(sources, layouts, strict=True)
     ]
     # A guessed column in which no file has times is passed over.
     has_times = any(time is not None for time in times)
-    return [
-        _shape(table, columns, filters, event_weights, time, has_times=has_times)
-        for table, time in zip(tables, times, strict=True)
-    ]
+    return [_shape(each, time, has_times=has_times) for each, time in zip(sources, times, strict=True)]
 
 
-def _shape(
-    table: Table,
-    columns: Columns,
-    filters: Sequence[Filter],
-    event_weights: Mapping[str, float] | None,
-    time: pl.Expr | None,
-    *,
-    has_times: bool,
-) -> TableShape:
-    """Return how *table* is read: user, item, weight and, where there is such a column, the rest."""
+def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableShape:
+    """Return how a table is read: user, item, weight and, where there is such a column, the rest."""
+    table, columns, event_weights, filters = source
     weight, no_weight = _weight(table, columns, event_weights)
     quantity = []
     if columns.quantity is not None:
@@ -340,6 +302,8 @@ def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_canc
     """Return the rows that make weights: one for each user, item and moment; of a count one for each value."""
     # Numbers for texts take far less memory.
     ids = kept.with_columns(pl.col("user", "item").cast(pl.Categorical))
+    if any_cancelled:
+        ids = ids.with_columns(pl.col("quantity").fill_null(1.0))  # of events, which have none
     bought = ids.filter(pl.col("quantity") > 0) if any_cancelled else ids
     key = ["user", "item"] + (["time"] if columns.time is not None else [])
     quantity = [pl.col("quantity").sum()] if any_cancelled else []
@@ -366,7 +330,7 @@ def _standing(kept: pl.LazyFrame, log: pl.DataFrame) -> pl.LazyFrame:
     """Return the purchases of users and items of which anything was not cancelled."""
     left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
     pairs = left.select(pl.col("user", "item").cast(pl.String)).unique().lazy()
-    return kept.filter(pl.col("quantity") > 0).join(pairs, on=["user", "item"], how="semi")
+    return kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=["user", "item"], how="semi")
 
 
 def _segments(kept: pl.LazyFrame, source: str) -> pl.DataFrame:

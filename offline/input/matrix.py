@@ -76,30 +76,22 @@ class History:
     def matrix(self, until: Until | None = None) -> UserItems:
         """Return the pairs that have a row up to *until*, that moment included, weighed by these rows alone."""
         rows = self._present(until)
-        whole = rows.all()
-        cells, times, weights = (
-            (self.cells, self.times, self.weights)
-            if whole
-            else (self.cells[rows], self.times[rows], self.weights[rows])
-        )
-        starts = _starts(cells)
-        return _csr(cells[starts], _weigh(self.weighing, starts, times, weights), self.shape)
+        present = self if rows.all() else self._only(rows)
+        starts = _starts(present.cells)
+        weights = _weigh(self.weighing, starts, present.times, present.weights)
+        return _csr(present.cells[starts], weights, self.shape)
 
     def until(self, until: Until) -> "History":
         """Return the rows up to *until*; what was cancelled later is not cancelled yet."""
-        rows = self.times <= self._bounds(until)
-        ended = None
+        bounds = self._bounds(until)
+        past = self
         if self.ended is not None:
-            kept = self.ended[rows]
-            bounds = until if isinstance(until, int) else self._bounds(until)[rows]
-            ended = np.where(kept <= bounds, kept, NEVER)
-        return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
+            past = replace(self, ended=np.where(self.ended <= bounds, self.ended, NEVER))
+        return past._only(self.times <= bounds)  # noqa: SLF001 -- one of its own
 
     def only(self, user_items: UserItems) -> "History":
         """Return the rows of the pairs of *user_items* alone."""
-        rows = np.isin(self.cells, cells_of(user_items))
-        ended = None if self.ended is None else self.ended[rows]
-        return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
+        return self._only(np.isin(self.cells, cells_of(user_items)))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
         """Return the rows of some *users* and *items* alone, which are numbered without gaps then."""
@@ -107,17 +99,13 @@ class History:
         rows = users[of_user] & items[of_item]
         shape = int(users.sum()), int(items.sum())
         cells = (np.cumsum(users) - 1)[of_user[rows]] * shape[1] + (np.cumsum(items) - 1)[of_item[rows]]
-        ended = None if self.ended is None else self.ended[rows]
-        return replace(self, shape=shape, cells=cells, times=self.times[rows], weights=self.weights[rows], ended=ended)
+        return replace(self._only(rows), shape=shape, cells=cells)
 
     def first_times(self, user_items: UserItems) -> Times:
         """Return when each pair of *user_items*, all of which have rows here, was first seen; in the order of data."""
-        present = self._present(None)
-        cells, times = self.cells[present], self.times[present]
-        starts = _starts(cells)
-        wanted = cells_of(user_items)
-        places = np.searchsorted(cells[starts], wanted)
-        found: Times = times[starts][places]
+        present = self._only(self._present(None))
+        starts = _starts(present.cells)
+        found: Times = present.times[starts][np.searchsorted(present.cells[starts], cells_of(user_items))]
         return found
 
     def pairs_after(self, until: Until) -> UserItems:
@@ -126,6 +114,10 @@ class History:
         cells = self.cells[rows]
         starts = _starts(cells)
         return _csr(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
+
+    def _only(self, rows: Mask) -> "History":
+        ended = None if self.ended is None else self.ended[rows]
+        return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
 
     def _present(self, until: Until | None) -> Mask:
         if until is None:
@@ -183,7 +175,9 @@ class Matrix:
 
     def standing(self) -> "Matrix":
         """Return the matrix of the users and items that have pairs."""
-        users, items = np.diff(self.user_items.indptr) > 0, users_per_item(self.user_items) > 0
+        return self._only(*_present(self.user_items))
+
+    def _only(self, users: Mask, items: Mask) -> "Matrix":
         if users.all() and items.all():
             return self
         user_items = self.user_items[users][:, items]
@@ -224,10 +218,7 @@ def to_matrix(
         )
     if not (np.isfinite(user_items.data).all() and (user_items.data > 0).all()):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
-    before, left = (
-        (int(np.count_nonzero(np.diff(of.indptr))), int(np.count_nonzero(users_per_item(of))))
-        for of in (everything, user_items)
-    )
+    before, left = ([int(ids.sum()) for ids in _present(of)] for of in (everything, user_items))
     for what, ids, count, places in zip(("user", "item"), (users, items), left, user_items.nonzero(), strict=True):
         if count < 2:
             only = ids[int(places[0])]
@@ -236,27 +227,30 @@ def to_matrix(
     ever = user_items
     if history.ended is not None:
         ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
-    present = np.diff(ever.indptr) > 0, users_per_item(ever) > 0
-    if not (present[0].all() and present[1].all()):
-        user_items = user_items[present[0]][:, present[1]]
-        user_items.has_canonical_format = True
-        history = history.renumbered(*present)
-    return Matrix(
-        users.filter(pl.Series(present[0])).to_list(),
-        items.filter(pl.Series(present[1])).to_list(),
+    matrix = Matrix(
+        users.to_list(),
+        items.to_list(),
         user_items,
         history if "time" in log.columns else None,
         users_left_out=before[0] - left[0],
         items_left_out=before[1] - left[1],
         pairs_left_out=int(everything.nnz - user_items.nnz),
     )
+    return matrix._only(*_present(ever))  # noqa: SLF001 -- as `standing` does
 
 
 def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
     """Return the pairs of users with *min_per_user* items and of items with *min_per_item* users; the shape stays."""
+    kept = np.ones(user_items.nnz, dtype=np.bool_)
+    items = user_items.indices
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
-    kept = _core(users, user_items.indices, min_per_user, min_per_item)
-    return user_items if kept.all() else part(user_items, kept)
+    while True:
+        per_user = np.bincount(users[kept], minlength=1)
+        per_item = np.bincount(items[kept], minlength=1)
+        enough = (per_user >= min_per_user)[users[kept]] & (per_item >= min_per_item)[items[kept]]
+        if enough.all():
+            return user_items if kept.all() else part(user_items, kept)
+        kept[np.flatnonzero(kept)[~enough]] = False
 
 
 def part(user_items: UserItems, kept: Mask) -> UserItems:
@@ -291,15 +285,10 @@ def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     """
     stand = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
     pairs = stand.unique(["user", "item"], maintain_order=True)
-    rows, columns = (
-        _places(pairs.get_column("user"), matrix.user_ids),
-        _places(pairs.get_column("item"), matrix.item_ids),
-    )
+    rows, columns = _places(pairs, "user", matrix.user_ids), _places(pairs, "item", matrix.item_ids)
     users_known, items_known = rows >= 0, columns >= 0
     known = users_known & items_known
-    own = np.repeat(np.arange(len(matrix.user_ids), dtype=np.int64), np.diff(matrix.user_items.indptr))
-    width = len(matrix.item_ids)
-    seen = known & np.isin(rows * width + columns, own * width + matrix.user_items.indices)
+    seen = known & np.isin(rows * len(matrix.item_ids) + columns, cells_of(matrix.user_items))
     ones = np.ones(np.count_nonzero(known), dtype=np.float32)
     user_items = csr_matrix((ones, (rows[known], columns[known])), shape=matrix.user_items.shape)
     user_items.sort_indices()
@@ -322,6 +311,11 @@ def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
     return np.bincount(user_items.indices, minlength=user_items.shape[1])
 
 
+def _present(user_items: UserItems) -> tuple[Mask, Mask]:
+    """Return which users and which items have pairs."""
+    return np.diff(user_items.indptr) > 0, users_per_item(user_items) > 0
+
+
 def check_user_items(user_items: UserItems) -> None:
     """Raise DataError for a matrix that no engine can learn from, TypeError for what is no such matrix."""
     if not isinstance(user_items, csr_matrix) or user_items.dtype != np.float32:
@@ -341,28 +335,11 @@ def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
     return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
 
 
-def _places(ids: pl.Series, known: list[str]) -> npt.NDArray[np.int64]:
-    """Return where each of *ids* stands among those that are *known*, -1 where it is none of them."""
-    numbered = pl.DataFrame({"id": known}).with_row_index("place")
-    places = (
-        ids.cast(pl.String)
-        .rename("id")
-        .to_frame()
-        .join(numbered, on="id", how="left", maintain_order="left")
-        .get_column("place")
-    )
-    return places.cast(pl.Int64).fill_null(-1).to_numpy()
-
-
-def _core(users: Indices, items: Indices, min_per_user: int, min_per_item: int) -> npt.NDArray[np.bool_]:
-    kept = np.ones(len(users), dtype=np.bool_)
-    while True:
-        per_user = np.bincount(users[kept], minlength=1)
-        per_item = np.bincount(items[kept], minlength=1)
-        enough = (per_user >= min_per_user)[users[kept]] & (per_item >= min_per_item)[items[kept]]
-        if enough.all():
-            return kept
-        kept[np.flatnonzero(kept)[~enough]] = False
+def _places(pairs: pl.DataFrame, what: str, known: list[str]) -> npt.NDArray[np.int64]:
+    """Return where each user, or item, of *pairs* stands among those that are *known*, -1 if it is none of them."""
+    numbered = pl.DataFrame({what: known}).with_row_index("place")
+    placed = pairs.select(pl.col(what).cast(pl.String)).join(numbered, on=what, how="left", maintain_order="left")
+    return placed.get_column("place").cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def _history(log: pl.DataFrame, cells: Times, shape: tuple[int, int], weighing: Weighing) -> History:

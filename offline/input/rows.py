@@ -29,6 +29,11 @@ class TableShape:
     invalid: pl.Expr
     where: Mapping[str, pl.Expr] = field(default_factory=dict)
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why a row may be left out, in the order in which the conditions are tried."""
+        return [*(f"where {text}" for text in self.where), *self.left_out]
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -43,12 +48,11 @@ class Rows:
     """The rows of all tables, to be scanned as often as needed."""
 
     def __init__(self, tables: Sequence[Table], shapes: Sequence[TableShape]) -> None:
-        """Take tables with their shapes, one each, all with the same reasons to leave a row out, in the same order."""
+        """Take tables with their shapes, one each; what one has no value of is null in its rows."""
         self._tables = tables
-        self._reasons = [*(f"where {text}" for text in shapes[0].where), *shapes[0].left_out]
-        self._all = pl.concat(
-            _shaped(number, table, shape) for number, (table, shape) in enumerate(zip(tables, shapes, strict=True))
-        )
+        self._reasons = list(dict.fromkeys(reason for shape in shapes for reason in shape.reasons))
+        frames = [self._shaped(number, table, shapes[number]) for number, table in enumerate(tables)]
+        self._all = pl.concat(frames, how="diagonal")
 
     @property
     def kept(self) -> pl.LazyFrame:
@@ -75,6 +79,21 @@ class Rows:
             counted = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
             raise DataError(f"Nothing is left of the {total:,} rows of {source}: {counted}; {advice}.")
         return Survey(total, left_out, by_reason[0])
+
+    def _shaped(self, number: int, table: Table, shape: TableShape) -> pl.LazyFrame:
+        met = [condition.alias(f"met {index}") for index, condition in enumerate(shape.where.values())]
+        # In two steps, so that what a value is made of is not computed again for each condition.
+        rows = table.frame.with_row_index("row").select("row", *met, *shape.values)
+        conditions = [*(~pl.col(f"met {index}") for index in range(len(met))), *shape.left_out.values()]
+        reasons = dict(zip(shape.reasons, conditions, strict=True))
+        numbered = [
+            pl.when(reasons[reason]).then(pl.lit(index))
+            for index, reason in enumerate(self._reasons, start=1)
+            if reason in reasons
+        ]
+        rows = rows.with_columns(file=pl.lit(number), reason=pl.coalesce(*numbered, pl.lit(0)).cast(pl.UInt8))
+        invalid = (shape.invalid & (pl.col("reason") == 0)).alias("invalid")
+        return rows.select("file", "row", "reason", invalid, *(value.meta.output_name() for value in shape.values))
 
     def examples(self, reason: str, column: str, count: int) -> list[str]:
         """Return the places and values in *column* of the first *count* rows that are left out for a *reason*."""
@@ -137,14 +156,3 @@ def item_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
         counted = titled.group_by("item", "title").len().collect(engine="streaming")
     best = counted.sort("len", "title", descending=[True, False]).unique("item", keep="first", maintain_order=True)
     return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))
-
-
-def _shaped(number: int, table: Table, shape: TableShape) -> pl.LazyFrame:
-    met = [condition.alias(f"met {index}") for index, condition in enumerate(shape.where.values())]
-    # In two steps, so that what a value is made of is not computed again for each condition.
-    rows = table.frame.with_row_index("row").select("row", *met, *shape.values)
-    conditions = [*(~pl.col(f"met {index}") for index in range(len(met))), *shape.left_out.values()]
-    numbered = [pl.when(condition).then(pl.lit(index)) for index, condition in enumerate(conditions, start=1)]
-    rows = rows.with_columns(file=pl.lit(number), reason=pl.coalesce(*numbered, pl.lit(0)).cast(pl.UInt8))
-    invalid = (shape.invalid & (pl.col("reason") == 0)).alias("invalid")
-    return rows.select("file", "row", "reason", invalid, *(value.meta.output_name() for value in shape.values))
