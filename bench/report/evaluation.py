@@ -34,8 +34,8 @@ METHOD = """
 Metrics are averages over users who have something held back; who has no list counts with zeros. As served, who has no
 list gets the popular one, as from the service. An item is liked or not, and nothing between.
 
-A 95 % interval is of chance in who was drawn as a user: those who were tested are drawn anew, with replacement, a
-thousand times. It says nothing of another split, another month or another catalogue.
+A 95 % interval is of chance in who was drawn as a user, by Student's t over those who were tested. It says nothing of
+another split, another month or another catalogue.
 
 What is held back is what users chose of what they were shown; a list that would have been better may have hit less of
 it.
@@ -139,12 +139,7 @@ def _segments(subjects: Sequence[Facts]) -> str:
 
 
 def _catalogue(catalogue: Facts) -> str:
-    intervals = catalogue["metrics"]["intervals"]
-    rows = [
-        [_name(name), _with_interval(value, intervals.get(name))]
-        for name, value in catalogue["metrics"].items()
-        if isinstance(value, float)
-    ]
+    rows = [[_name(name), _with_interval(value, None)] for name, value in catalogue["metrics"].items()]
     of = f"Of the lists of {catalogue['users']:,} users, over {catalogue['items']:,} items."
     parts = [
         section("The long tail", plots.long_tail(catalogue), LONG_TAIL),

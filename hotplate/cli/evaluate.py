@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import polars as pl
-    from rich.table import Table
 
     from offline.evaluate.candidate import Candidate, LiveRelease
     from offline.evaluate.comparison import Comparison
-    from offline.evaluate.list_evaluation import Evaluator, ListEvaluation, Measured
+    from offline.evaluate.list_evaluation import Evaluator, ListEvaluation
     from offline.evaluate.report import ReadLive
     from offline.evaluate.truth import Truth
     from stores.store import Store
@@ -196,14 +195,7 @@ def report(
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help=f"What may be worse: {ORIGIN}")],
     second: Annotated[str, typer.Argument(metavar="B", help="What may be better, likewise.")],
-    truth: Annotated[
-        Path | None,
-        option(
-            "--truth",
-            "Hold the lists of both against this file of user and item. Without it, the evaluations of two models are "
-            "compared as they were recorded.",
-        ),
-    ] = None,
+    truth: Annotated[Path, option("--truth", "Hold the lists of both against this file of user and item.")],
     k: K = 10,
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
@@ -213,19 +205,14 @@ def compare(
 ) -> None:
     """Say whether B is better than A, or whether chance may be all of it. Exits 1 where B is worse.
 
-    With --truth, each user's lists are compared with each other, and users are resampled; that finds smaller
-    differences than two separate evaluations do.
+    Each user's two lists are compared with each other, which finds smaller differences than two separate evaluations.
 
     Example: hotplate evaluate compare old.parquet new.parquet --truth test.csv
-
-    Example: hotplate evaluate compare model-a model-b
     """
     named = {"user": user_column, "item": item_column}
     scored = named | {"score": score_column}
 
     def work() -> "Comparison":
-        if truth is None:
-            return _compare_models(first, second)
         from offline.evaluate.comparison import compare_users
 
         evaluator, (one, other) = _hold(truth, [first, second], None, k, named, scored, delimiter)
@@ -296,25 +283,15 @@ def _live_reader(url: str | None) -> "ReadLive | None":
     return read
 
 
-def _compare_models(first: str, second: str) -> "Comparison":
-    from offline.errors import SettingError
-    from offline.evaluate.comparison import compare_records
-    from offline.model import describe, is_model
-
-    for each in (first, second):
-        if not is_model(Path(each)):
-            raise SettingError(
-                f"{each} is no model folder, so that it has no evaluation; give --truth for a comparison."
-            )
-    return compare_records((first, second), describe(Path(first)), describe(Path(second)))
-
-
 def _print_evaluation(found: "ListEvaluation") -> None:
+    from dataclasses import asdict
+
     ranking = found.ranking.metrics
     missing = ranking.users - ranking.users_with_lists
     out.print(f"{found.pairs:,} pairs of {ranking.users:,} users, measured at {ranking.k} {HALF}:")
     shown = {"lists": found.ranking, "lists, as served": found.as_served, "popularity": found.popularity}
-    out.print(_metrics_table({name: each for name, each in shown.items() if each is not None}))
+    known = {name: each for name, each in shown.items() if each is not None}
+    out.print(table(("", *known), metric_rows([(asdict(each.metrics), each.intervals) for each in known.values()])))
     if missing:
         out.print(f"{missing:,} of {ranking.users:,} users have no list{' of their own' if found.as_served else ''}")
     if found.seen_pairs:
@@ -322,22 +299,13 @@ def _print_evaluation(found: "ListEvaluation") -> None:
     for name, each in (("what the lists are like", found.variety), (f"{found.predicted:,} ratings", found.rating)):
         if each is not None:
             out.print(f"{name}:")
-            out.print(_metrics_table({"lists": each}))
+            out.print(table(("", "lists"), metric_rows([(asdict(each), {})])))
     if found.popularity is not None and found.popularity.metrics.ndcg > ranking.ndcg:
         out.print("the popular items rank better than the lists")
 
 
-def _metrics_table(shown: "Mapping[str, Measured[Any]]") -> "Table":
-    """Make a table of metrics with the columns *shown*."""
-    from dataclasses import asdict
-
-    measured = [(asdict(each.metrics), each.intervals) for each in shown.values()]
-    return table(("", *shown), metric_rows(measured))
-
-
 def _print_comparison(found: "Comparison") -> None:
-    how = "the same users" if found.paired else "separate evaluations, whose intervals leave more open"
-    out.print(f"{found.users:,} users, measured at {found.k}, {how}:")
+    out.print(f"{found.users:,} users, measured at {found.k}:")
     rows = []
     for each in found.changes:
         interval = "" if each.interval is None else f" ({each.interval[0]:+.4f}…{each.interval[1]:+.4f})"

@@ -1,12 +1,9 @@
-"""Comparison of two: whether the lists of one are better than those of the other, or chance may be all of it."""
+"""Comparison of two on the same users: whether the lists of one are better, or chance may be all of it."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from offline.errors import DataError
-from offline.evaluate.intervals import Interval, bootstrap
-from offline.evaluate.metrics import RANKING, UserMetrics
+from offline.evaluate.metrics import RANKING, Interval, UserMetrics, interval
 
 # What decides which of the two is better.
 DECISIVE = "ndcg"
@@ -14,7 +11,7 @@ DECISIVE = "ndcg"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One metric of both; *interval* holds the difference with 95 %, None where that cannot be said."""
+    """One metric of both; *interval* is of the difference, user by user, and None if it cannot be said."""
 
     metric: str
     a: float
@@ -31,18 +28,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """
-    Two held against each other, metric by metric.
-
-    *paired* where they were measured on the very same users, each of whom was compared with itself; else the intervals
-    are those that two separate ones leave open, and wider.
-    """
+    """Two held against each other, metric by metric, at lists of *k*: each user's two lists are compared."""
 
     a: str
     b: str
     k: int
     users: int
-    paired: bool
     changes: tuple[Change, ...]
 
     @property
@@ -73,39 +64,8 @@ class Comparison:
 
 def compare_users(names: tuple[str, str], a: UserMetrics, b: UserMetrics) -> Comparison:
     """Compare the metrics of the same users, each with itself, so that what both have in common cancels out."""
-    intervals = bootstrap({name: b.values[name] - a.values[name] for name in RANKING})
-    means = asdict(a.mean()), asdict(b.mean())
-    changes = tuple(Change(name, means[0][name], means[1][name], intervals.get(name)) for name in RANKING)
-    return Comparison(*names, a.k, len(a.users), paired=True, changes=changes)
-
-
-def compare_records(names: tuple[str, str], a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
-    """
-    Compare the evaluations in what two model folders say of themselves; the users of each are not known any more.
-
-    Raises DataError where one has none, or they are of different tests, whose metrics cannot be compared.
-    """
-    for name, each in zip(names, (a, b), strict=True):
-        if "model" not in (each["metrics"] or {}):
-            raise DataError(f"The model {name} was trained without an evaluation; give --truth to hold both against.")
-    before, after = a["metrics"], b["metrics"]
-    tests = [
-        {"data": each["data"].get("fingerprint")} | {what: each["metrics"][what] for what in ("split", "k")}
-        for each in (a, b)
-    ]
-    for what, one in tests[0].items():
-        if one != tests[1][what]:
-            raise DataError(
-                f"The two models were not evaluated on the same test ({what}: {one} and {tests[1][what]}); give "
-                "--truth to hold both against."
-            )
+    means = asdict(a.metrics), asdict(b.metrics)
     changes = tuple(
-        Change(name, before["model"][name], after["model"][name], _of_separate(name, before, after)) for name in RANKING
+        Change(name, means[0][name], means[1][name], interval(b.values[name] - a.values[name])) for name in RANKING
     )
-    return Comparison(*names, after["k"], after["model"]["users"], paired=False, changes=changes)
-
-
-def _of_separate(metric: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Interval | None:
-    """Return all differences that two intervals leave open."""
-    first, second = (each.get("intervals", {}).get(metric) for each in (a, b))
-    return None if first is None or second is None else (second[0] - first[1], second[1] - first[0])
+    return Comparison(*names, a.k, len(a.users), changes)

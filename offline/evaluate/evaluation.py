@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from offline.errors import SettingError, require_at_least
-from offline.evaluate.intervals import Interval, Values, bootstrap, of_runs
 from offline.evaluate.metrics import (
     RANKING,
+    Interval,
     ListMetrics,
     RankingMetrics,
     UserMetrics,
     as_served,
+    interval,
+    intervals,
     mean_of,
     measure,
     measure_auc,
@@ -106,7 +108,7 @@ class Evaluation:
     What a model and its baselines achieved; kept in the model folder as JSON.
 
     *split* is None if the test data were given. Of several *runs*, which are seeds or pieces of the log, the metrics
-    are means, and intervals are Student's t over them; of one, intervals are the bootstrap's over users. *cold_pairs*
+    are means, and intervals are over them; of one, intervals are over users. *cold_pairs*
     of the test are of items that nobody has in train, which no engine can find. *leads* are in the order of
     *baselines*.
     """
@@ -288,28 +290,21 @@ def _detailed(
     params: Params, ranker: Ranker, lists: tuple[Indices, Indices], parts: Parts, segments: Segments
 ) -> EngineResult:
     plain, served = (measure_users(each, parts.test) for each in lists)
-    of_lists, per_list = measure_lists(lists[0][plain.users], parts.train)
     auc = measure_auc(ranker.scores, parts)
-    groups = _members(segments, plain)
-    # One call draws the same users for everything.
-    columns: dict[tuple[str, ...], Values] = {("plain", name): values for name, values in plain.values.items()}
-    columns |= {("plain", name): values for name, values in {"auc": auc, **per_list}.items()}
-    columns |= {("served", name): values for name, values in served.values.items()}
-    columns |= {("segment", *group): np.where(of, served.values["ndcg"], np.nan) for group, of in groups.items()}
-    intervals = bootstrap(columns)
-    results = tuple(
-        SegmentResult(*group, served.mean(of), intervals.get(("segment", *group))) for group, of in groups.items()
-    )
+    groups = [
+        SegmentResult(*group, served.mean(of), interval(served.values["ndcg"][of]))
+        for group, of in _members(segments, plain).items()
+    ]
     return EngineResult(
         engine_of(params),
         params,
-        plain.mean(),
-        served.mean(),
-        of_lists,
+        plain.metrics,
+        served.metrics,
+        measure_lists(lists[0][plain.users], parts.train),
         mean_of(auc),
-        {name[1]: interval for name, interval in intervals.items() if name[0] == "plain"},
-        {name[1]: interval for name, interval in intervals.items() if name[0] == "served"},
-        results,
+        intervals({**plain.values, "auc": auc}),
+        served.intervals,
+        tuple(groups),
         plain,
     )
 
@@ -327,7 +322,7 @@ def _lead(model: EngineResult, other: EngineResult) -> Lead:
     assert model.per_user is not None  # noqa: S101 -- both were measured in detail
     assert other.per_user is not None  # noqa: S101 -- as above
     difference = model.per_user.values["ndcg"] - other.per_user.values["ndcg"]
-    return Lead(float(difference.mean()), bootstrap({"ndcg": difference}).get("ndcg"))
+    return Lead(float(difference.mean()), interval(difference))
 
 
 def _mean(runs: Sequence[Evaluation]) -> Evaluation:
@@ -342,7 +337,7 @@ def _mean(runs: Sequence[Evaluation]) -> Evaluation:
         model=_mean_result([run.model for run in runs]),
         baselines=tuple(_mean_result(results) for results in zip(*(run.baselines for run in runs), strict=True)),
         runs=count,
-        leads=tuple(Lead(float(np.mean(leads)), of_runs(leads)) for leads in of_leads),
+        leads=tuple(Lead(float(np.mean(leads)), interval(leads)) for leads in of_leads),
     )
 
 
@@ -358,8 +353,8 @@ def _mean_result(results: Sequence[EngineResult]) -> EngineResult:
         as_served=_mean_metrics([result.as_served for result in results]),
         lists=ListMetrics(**{each.name: means[each.name] for each in fields(ListMetrics)}),
         auc=means.get("auc"),
-        intervals={name: of_runs(values) for name, values in columns.items()},
-        intervals_as_served={name: of_runs(values) for name, values in served.items()},
+        intervals=intervals(columns),
+        intervals_as_served=intervals(served),
         # Groups and users of one draw are not those of another.
         segments=(),
         per_user=None,

@@ -1,10 +1,10 @@
 """Evaluation of lists that exist already: held against a truth, beside the popular items of what users had before."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,9 +12,15 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
 from offline.evaluate.candidate import Candidate, from_model
-from offline.evaluate.intervals import Interval, bootstrap
-from offline.evaluate.metrics import ListMetrics, RankingMetrics, UserMetrics, as_served, measure_lists, measure_users
-from offline.evaluate.ratings import RatingMetrics, measure_ratings, rating_intervals
+from offline.evaluate.metrics import (
+    ListMetrics,
+    RatingMetrics,
+    UserMetrics,
+    as_served,
+    measure_lists,
+    measure_ratings,
+    measure_users,
+)
 from offline.evaluate.splits import SplitOptions
 from offline.evaluate.truth import Truth, read_lines
 from offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
@@ -23,20 +29,6 @@ from offline.model import Model
 from offline.train.engine import PARAMS, Params, fit
 from offline.train.popularity import Popularity, by_popularity, most_popular
 from offline.train.tuning import TuneOptions, tune
-
-M = TypeVar("M", RankingMetrics, ListMetrics, RatingMetrics)
-
-
-@dataclass(frozen=True)
-class Measured(Generic[M]):
-    """Metrics, and those of their intervals of 95 % that there are."""
-
-    metrics: M
-    intervals: Mapping[str, Interval]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the metrics by their names, and the intervals below `intervals`."""
-        return {**asdict(self.metrics), "intervals": dict(self.intervals)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +47,20 @@ class ListEvaluation:
     origin: str
     pairs: int
     seen_pairs: int
-    ranking: Measured[RankingMetrics]
-    as_served: Measured[RankingMetrics] | None
-    popularity: Measured[RankingMetrics] | None
-    variety: Measured[ListMetrics] | None
-    rating: Measured[RatingMetrics] | None
+    ranking: UserMetrics
+    as_served: UserMetrics | None
+    popularity: UserMetrics | None
+    variety: ListMetrics | None
+    rating: RatingMetrics | None
     predicted: int
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         facts = {"origin": self.origin, "pairs": self.pairs, "seen_pairs": self.seen_pairs, "predicted": self.predicted}
-        measured = {name: getattr(self, name) for name in ("ranking", "as_served", "popularity", "variety", "rating")}
-        return facts | {name: None if each is None else each.to_json() for name, each in measured.items()}
+        ranked = {name: getattr(self, name) for name in ("ranking", "as_served", "popularity")}
+        facts |= {name: None if each is None else each.to_json() for name, each in ranked.items()}
+        others = {"variety": self.variety, "rating": self.rating}
+        return facts | {name: None if each is None else asdict(each) for name, each in others.items()}
 
 
 def evaluate_files(
@@ -128,10 +122,10 @@ class Evaluator:
             origin=candidate.origin,
             pairs=int(self._test.nnz),
             seen_pairs=0 if self._seen is None else int(self._seen.multiply(self._test).nnz),
-            ranking=_ranking(measure_users(lists, self._test)),
-            as_served=None if popular is None else _ranking(measure_users(as_served(lists, popular), self._test)),
+            ranking=measure_users(lists, self._test),
+            as_served=None if popular is None else measure_users(as_served(lists, popular), self._test),
             popularity=self._popularity(),
-            variety=self._variety(lists),
+            variety=None if self._history is None else measure_lists(lists, self._history),
             rating=rating,
             predicted=predicted,
         )
@@ -160,21 +154,15 @@ class Evaluator:
             return _numbers(candidate.popular.to_frame("item"), "item", self._items)
         return None if self._history is None else _most_popular(self._history)
 
-    def _popularity(self) -> Measured[RankingMetrics] | None:
+    def _popularity(self) -> UserMetrics | None:
         if self._history is None:
             return None
         counts = users_per_item(self._history).astype(np.float32)
         users = np.arange(self._test.shape[0], dtype=np.int32)
         lists, _ = Popularity(counts).recommend(self._seen, users, self._k)
-        return _ranking(measure_users(as_served(lists, _most_popular(self._history)), self._test))
+        return measure_users(as_served(lists, _most_popular(self._history)), self._test)
 
-    def _variety(self, lists: Indices) -> Measured[ListMetrics] | None:
-        if self._history is None:
-            return None
-        metrics, per_list = measure_lists(lists, self._history)
-        return Measured(metrics, bootstrap(per_list))
-
-    def _rating(self, candidate: Candidate) -> tuple[Measured[RatingMetrics] | None, int]:
+    def _rating(self, candidate: Candidate) -> tuple[RatingMetrics | None, int]:
         """Measure the scores as predictions of ratings, and return of how many pairs there are both."""
         if "rating" not in self.truth.pairs.columns:
             return None, 0
@@ -185,8 +173,7 @@ class Evaluator:
                 "--rating-column out, or give scores of the pairs that were rated."
             )
         predicted, actual = both.get_column("score").to_numpy(), both.get_column("rating").to_numpy()
-        intervals = rating_intervals(predicted, actual, _numbers(both, "user", self._users))
-        return Measured(measure_ratings(predicted, actual), intervals), both.height
+        return measure_ratings(predicted, actual), both.height
 
     def _with_all_items(self, history: Matrix) -> UserItems:
         """Return its user_items with the columns of all items; they stay sorted, for ids ascend in both."""
@@ -204,10 +191,6 @@ class Evaluator:
             (pairs.data, pairs.indices, np.append(pairs.indptr, pairs.indptr[-1])), shape=(count + 1, pairs.shape[1])
         )
         return with_nobody[users.get_column("row").fill_null(count).to_numpy()]
-
-
-def _ranking(users: UserMetrics) -> Measured[RankingMetrics]:
-    return Measured(users.mean(), bootstrap(users.values))
 
 
 def _numbers(frame: pl.DataFrame, column: str, ids: pl.Enum) -> Indices:

@@ -10,7 +10,6 @@ import numpy as np
 from offline.errors import DataError
 from offline.evaluate.candidate import LiveRelease
 from offline.evaluate.evaluation import evaluate
-from offline.evaluate.intervals import bootstrap
 from offline.evaluate.metrics import measure_lists
 from offline.evaluate.splits import IN_TIME, SplitOptions
 from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
@@ -149,7 +148,6 @@ def _overlap(model: Model, live: LiveRelease, users: Indices, items: Indices) ->
 def _catalogue(model: Model, items: Indices) -> dict[str, Any]:
     """Return what of the catalogue the lists *items* [users, k] hold, from the most popular item to the rarest."""
     train = model.matrix.user_items
-    metrics, per_list = measure_lists(items, train)
     history = users_per_item(train)
     listed = np.bincount(items[items >= 0], minlength=train.shape[1])
     order = by_popularity(history)
@@ -160,7 +158,7 @@ def _catalogue(model: Model, items: Indices) -> dict[str, Any]:
         "users": len(items),
         "users_without_list": int((items < 0).all(axis=1).sum()),
         "items": len(order),
-        "metrics": asdict(metrics) | {"intervals": bootstrap(per_list)},
+        "metrics": asdict(measure_lists(items, train)),
         "ranks": ranks.tolist(),
         "history": next(shares).tolist(),
         "lists": next(shares).tolist(),

@@ -9,7 +9,7 @@ import pytest
 from offline.errors import DataError
 from offline.evaluate import candidate as candidates
 from offline.evaluate.candidate import Candidate, from_files, from_model, from_release
-from offline.evaluate.comparison import compare_records, compare_users
+from offline.evaluate.comparison import compare_users
 from offline.evaluate.list_evaluation import Evaluator, evaluate_files
 from offline.evaluate.truth import Truth, read_history, read_truth
 from offline.input.matrix import to_matrix
@@ -54,9 +54,9 @@ def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> Non
     assert found.popularity.metrics.hit_rate == pytest.approx(1 / 3)  # a has q already, and gets x
     assert found.rating is not None
     assert found.predicted == 2
-    assert found.rating.metrics.mae == pytest.approx((0.5 + 2) / 2)
+    assert found.rating.mae == pytest.approx((0.5 + 2) / 2)
     assert found.variety is not None
-    assert found.variety.metrics.coverage == pytest.approx(3 / 4)
+    assert found.variety.coverage == pytest.approx(3 / 4)
     assert found.ranking.intervals["recall"][0] <= ranking.recall <= found.ranking.intervals["recall"][1]
 
 
@@ -85,8 +85,10 @@ async def test_a_model_and_its_release_have_the_same_figures() -> None:
     assert served.lists.select("user", "item").equals(computed.lists.select("user", "item"))
     evaluator = Evaluator(Truth(pairs, len(pairs), {}), [computed, served], 5, computed.history)
     one, other = evaluator.evaluate(computed), evaluator.evaluate(served)
-    assert one.ranking == other.ranking
-    assert one.as_served == other.as_served
+    assert one.ranking.to_json() == other.ranking.to_json()
+    assert one.as_served is not None
+    assert other.as_served is not None
+    assert one.as_served.to_json() == other.as_served.to_json()
     assert one.ranking.metrics.hit_rate == pytest.approx(8 / 9)
     assert one.ranking.metrics.users_with_lists == 8
     assert (
@@ -135,16 +137,6 @@ def test_the_same_lists_differ_by_nothing_and_better_ones_by_more(tmp_path: Path
     found = compare_users(("good", "bad"), *measured)
     assert found.sentence == "bad is worse than good: nDCG@1 -1.0000 (95 %: -1.0000 to -1.0000)"
     assert compare_users(("bad", "good"), *measured[::-1]).verdict == "better"
-
-
-def test_records_of_two_tests_are_not_compared() -> None:
-    record = {"split": {"kind": "random"}, "k": 10, "model": {}}
-    model = {"metrics": record, "data": {"fingerprint": "f"}}
-    for other in ({"metrics": record | {"k": 20}}, {"data": {"fingerprint": "g"}}):
-        with pytest.raises(DataError, match="not evaluated on the same test"):
-            compare_records(("a", "b"), model, model | other)
-    with pytest.raises(DataError, match="model b was trained without an evaluation"):
-        compare_records(("a", "b"), model, model | {"metrics": None})
 
 
 def test_figures_of_given_files_are_those_of_the_paper_on_lightgcn(tmp_path: Path) -> None:
