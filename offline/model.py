@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -21,18 +21,23 @@ from offline.errors import DataError
 from offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
 from offline.train.als import ALSParams, Factors
 from offline.train.ease import EASE, EASEParams
-from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, with_recency
+from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from offline.train.neighbours import NeighbourParams, Neighbours
-from offline.train.popularity import Popular, Popularity
+from offline.train.popularity import Popular, Popularity, PopularityParams
 from offline.train.weighted import SparkParams
 from stores.folders import LOCK, flush, marked, scratch_folder
 
 # Of the folder; changes when an older hotplate could not read it.
 FORMAT = 2
 _DESCRIPTION = "model.json"
-# Of each item, what its scores are multiplied by; there if recency is wanted.
-_RECENT = "recent.npy"
 _TEST = "test.npz"
+_RANKERS: dict[type, type] = {
+    ALSParams: Factors,
+    SparkParams: Factors,
+    EASEParams: EASE,
+    NeighbourParams: Neighbours,
+    PopularityParams: Popularity,
+}
 _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
 
@@ -169,13 +174,10 @@ def load(path: Path | str) -> Model:
             shape = len(user_ids), len(item_ids)
             user_items = _read_pairs(parts, shape)
             history = _read_history(parts, user_items, description["data"])
-        ranker = _read_ranker(path, params, shape)
-        if recency_of(params) is not None:
-            ranker = with_recency(ranker, np.load(path / _RECENT, allow_pickle=False))
         lists = _read_popular(path)
         named = items.drop_nulls("title")
         return Model(
-            ranker=ranker,
+            ranker=_read_ranker(path, params, shape),
             matrix=Matrix(user_ids, item_ids, user_items, history, **description["matrix"]),
             titles=dict(zip(named.get_column("item"), named.get_column("title"), strict=True)),
             popular=lists.pop(None),
@@ -235,7 +237,7 @@ def _commit() -> str | None:
 
 def _write(model: Model, folder: Path) -> None:
     matrix = model.matrix
-    _write_ranker(model.ranker, folder)
+    _write_ranker(model, folder)
     pl.DataFrame({"user": matrix.user_ids}).write_parquet(folder / "users.parquet")
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
@@ -265,22 +267,14 @@ def _write(model: Model, folder: Path) -> None:
     flush(folder)
 
 
-def _write_ranker(ranker: Ranker, folder: Path) -> None:
-    if not isinstance(ranker, Popularity) and (recent := getattr(ranker, "recent", None)) is not None:
-        np.save(folder / _RECENT, recent, allow_pickle=False)
-    match ranker:
-        case Factors():
-            np.save(folder / "user_factors.npy", ranker.user_factors, allow_pickle=False)
-            np.save(folder / "item_factors.npy", ranker.item_factors, allow_pickle=False)
-        case EASE():
-            np.save(folder / "weights.npy", ranker.weights, allow_pickle=False)
-        case Neighbours():
-            parts = {name: getattr(ranker.similarity, name) for name in ("data", "indices", "indptr")}
-            np.savez(folder / "similarity.npz", allow_pickle=False, **parts)
-        case Popularity():
-            np.save(folder / "counts.npy", ranker.counts, allow_pickle=False)
-        case _:
-            raise TypeError(f"a model cannot keep a {type(ranker).__name__}")
+def _write_ranker(model: Model, folder: Path) -> None:
+    """Write what was learnt, each array as a file of its name."""
+    for each in fields(_RANKERS[type(model.params)]):
+        value = getattr(model.ranker, each.name)
+        if isinstance(value, np.ndarray):
+            np.save(folder / f"{each.name}.npy", value, allow_pickle=False)
+        elif isinstance(value, csr_matrix):
+            _write_pairs(folder / f"{each.name}.npz", value, {})
 
 
 def _write_pairs(path: Path, pairs: UserItems, more: Mapping[str, Any]) -> None:
@@ -322,32 +316,23 @@ def _read_history(parts: Mapping[str, Any], user_items: UserItems, data: Mapping
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
     """Read what the engine of *params* learnt, of *shape* (users, items)."""
-    if isinstance(params, ALSParams | SparkParams):
-        factors = Factors(
-            np.load(path / "user_factors.npy", allow_pickle=False),
-            np.load(path / "item_factors.npy", allow_pickle=False),
-            params,
-        )
-        _require_shape(path, (len(factors.user_factors), len(factors.item_factors)), shape)
-        return factors
-    if isinstance(params, EASEParams):
-        weights = np.load(path / "weights.npy", allow_pickle=False)
-        _require_shape(path, weights.shape, (shape[1], shape[1]))
-        return EASE(weights)
-    if isinstance(params, NeighbourParams):
-        with np.load(path / "similarity.npz", allow_pickle=False) as parts:
-            rows = len(parts["indptr"]) - 1
-            _require_shape(path, (shape[0], rows), shape)
-            similarity = csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=(rows, rows))
-        return Neighbours(similarity, params)
-    counts = np.load(path / "counts.npy", allow_pickle=False)
-    _require_shape(path, (shape[0], len(counts)), shape)
-    return Popularity(counts)
-
-
-def _require_shape(path: Path, found: tuple[int, int], shape: tuple[int, int]) -> None:
-    if found != shape:
-        raise DataError(f"The parts of the model {path} do not belong together; train it again.")
+    found: dict[str, Any] = {}
+    kind = _RANKERS[type(params)]
+    for each in fields(kind):
+        sparse, dense = path / f"{each.name}.npz", path / f"{each.name}.npy"
+        if each.name == "params":
+            found[each.name] = params
+        elif sparse.exists():
+            with np.load(sparse, allow_pickle=False) as parts:
+                found[each.name] = _read_pairs(parts, (len(parts["indptr"]) - 1, shape[1]))
+        elif each.name != "recent" or recency_of(params) is not None:
+            found[each.name] = np.load(dense, allow_pickle=False)
+        if each.name in found.keys() - {"params"}:
+            rows = shape[0] if each.name == "user_factors" else shape[1]
+            if found[each.name].shape[0] != rows:
+                raise DataError(f"The parts of the model {path} do not belong together; train it again.")
+    ranker: Ranker = kind(**found)
+    return ranker
 
 
 def _popular_frame(model: Model) -> pl.DataFrame:
