@@ -32,8 +32,8 @@ from serve.console.console import Console
 from serve.metrics import Metrics
 from serve.processes.exposition import Exposition
 from serve.processes.signals import WATCHED
-from serve.processes.states import ANSWERING, WorkerState, service_status, status_now
-from serve.processes.worker import BACKLOG, Inheritance
+from serve.processes.states import ANSWERING, Reporter, WorkerState, service_status, status_now
+from serve.processes.worker import BACKLOG, Inheritance, reporting
 from serve.releases.canary import StoppedCanary
 from serve.tiers import tier_names
 from serve.watched import following
@@ -117,7 +117,8 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     console = Console(inherited, guard)
     server = Server(_Admin(inherited, host, guard, console), limits)
     report = _metric_report(inherited)
-    async with following(watched), console.running():
+    beat = partial(inherited.states.write, inherited.settings.workers)
+    async with following(watched), console.running(), reporting(Reporter(()), beat):
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         await stop.wait()
         listening.close()

@@ -32,7 +32,7 @@ Answer = Callable[[], tuple[int, str]]
 
 
 class Heartbeats:
-    """Knows for how long each worker has said nothing; lives as long as the parent.
+    """Knows for how long each worker, and the admin process, has said nothing; lives as long as the parent.
 
     That is counted from look to look, and not by the clock: where the parent was paused, so were the workers perhaps,
     or they spoke and were not heard.
@@ -42,33 +42,35 @@ class Heartbeats:
         self._states = states
         self._clock = clock
         self._looked_at = clock()
-        self._heard = [0.0] * states.workers
-        self._silent_s = [0.0] * states.workers
+        self._heard = [0.0] * (states.workers + 1)
+        self._silent_s = [0.0] * (states.workers + 1)
         self._all_silent_s, self._allowed_s = 0.0, START_S
 
     def look(self) -> None:
-        """See which workers have said something since the last look."""
+        """See who has said something since the last look."""
         now = self._clock()
         passed_s, self._looked_at = min(now - self._looked_at, LOOK_S), now
         self._all_silent_s += passed_s
-        for worker, state in enumerate(self._states.all()):
-            self._silent_s[worker] += passed_s
-            if state is not None and state.reported_at != self._heard[worker]:
-                self._heard[worker] = state.reported_at
-                self._silent_s[worker] = self._all_silent_s = 0.0
-                self._allowed_s = SILENT_S
+        for number in range(len(self._heard)):
+            self._silent_s[number] += passed_s
+            state = self._states.read(number)
+            if state is not None and state.reported_at != self._heard[number]:
+                self._heard[number] = state.reported_at
+                self._silent_s[number] = 0.0
+                if number < self._states.workers:
+                    self._all_silent_s, self._allowed_s = 0.0, SILENT_S
 
-    def started(self, worker: int) -> None:
-        """Count the silence of a worker from now on, as it is a new process."""
-        self._heard[worker] = self._silent_s[worker] = 0.0
+    def started(self, number: int) -> None:
+        """Count the silence of a process from now on, as it is a new one."""
+        self._heard[number] = self._silent_s[number] = 0.0
 
-    def has_spoken(self, worker: int) -> bool:
-        """Return whether a worker has said anything since it started."""
-        return self._heard[worker] > 0
+    def has_spoken(self, number: int) -> bool:
+        """Return whether a process has said anything since it started."""
+        return self._heard[number] > 0
 
-    def silent_s(self, worker: int) -> float:
-        """Return for how long a worker has said nothing, as of the last look."""
-        return self._silent_s[worker]
+    def silent_s(self, number: int) -> float:
+        """Return for how long a process has said nothing, as of the last look."""
+        return self._silent_s[number]
 
     @property
     def is_any_alive(self) -> bool:

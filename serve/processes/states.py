@@ -102,16 +102,16 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
 
 
 class SharedStates:
-    """The cells of all workers; made before they are, as long as the service."""
+    """The cells of all workers, and after them the admin process's; made before they are, as long as the service."""
 
     def __init__(self, workers: int, tiers: int) -> None:
         self.workers = workers
         self._bytes = _CELL_BYTES + tiers * _CELL_BYTES_PER_TIER
-        self._map = mmap.mmap(-1, workers * self._bytes)
+        self._map = mmap.mmap(-1, (workers + 1) * self._bytes)
         self._decoder = msgspec.msgpack.Decoder(WorkerState)
 
     def write(self, worker: int, state: WorkerState) -> None:
-        """Write a worker's cell; without its tiers where these, against all bounds, do not fit."""
+        """Write a process's cell; without its tiers where these, against all bounds, do not fit."""
         payload = msgspec.msgpack.encode(state)
         if len(payload) > self._bytes - _HEAD.size:
             payload = msgspec.msgpack.encode(msgspec.structs.replace(state, tiers=[], lookups={}))
@@ -120,12 +120,12 @@ class SharedStates:
         self._map[start : start + len(cell)] = cell
 
     def clear(self, worker: int) -> None:
-        """Forget what a worker said, because it is dead."""
+        """Forget what a process said, because it is dead."""
         start = worker * self._bytes
         self._map[start : start + _HEAD.size] = bytes(_HEAD.size)
 
     def read(self, worker: int) -> WorkerState | None:
-        """Return what a worker said last; None for one that has said nothing yet."""
+        """Return what a process said last; None for one that has said nothing yet."""
         start = worker * self._bytes
         for _ in range(_READS):
             cell = self._map[start : start + self._bytes]

@@ -65,7 +65,7 @@ KILL_AFTER_S = 5.0
 STDERR = 2
 # How often the parent looks after its children and the files that it watches.
 TICK_S = 1.0
-# A worker that has said nothing for so long is stuck, and replaced; and how long it then has to log its stack.
+# A child that has said nothing for so long is stuck, and replaced; and how long it then has to log its stack.
 STUCK_S, STACK_S = 30.0, 2.0
 # What ends a process that reads a mapped file which was cut or is damaged.
 FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
@@ -298,7 +298,7 @@ class _Supervisor:
         announce = None
         if not is_admin:
             announce, self._announce = self._announce, None  # the first worker's to say, once
-            self._heartbeats.started(number)
+        self._heartbeats.started(number)
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -352,10 +352,10 @@ class _Supervisor:
                 self._report_cut_files()
 
     def _end_stuck(self) -> None:
-        """End a worker that has said nothing for STUCK_S, so that another takes its place.
+        """End a child that has said nothing for STUCK_S, so that another takes its place.
 
-        That is one worker at a time, until its successor has spoken: if all are stuck, they wait for the same thing,
-        and perhaps it comes.
+        That is one at a time, and one worker until its successor has spoken: if all are stuck, they wait for the same
+        thing, and perhaps it comes.
         """
         if self._aborted is not None:
             pid, at = self._aborted
@@ -364,12 +364,16 @@ class _Supervisor:
             elif time.monotonic() - at > STACK_S:
                 os.kill(pid, signal.SIGKILL)
             return
-        workers = [(pid, child.number) for pid, child in self._children.items() if child.number != self._admin_number]
-        stuck = [(pid, number) for pid, number in workers if self._heartbeats.silent_s(number) > STUCK_S]
-        begun = [number for _, number in workers if not self._heartbeats.has_spoken(number)]
-        if not stuck or len(workers) < self._settings.workers or set(begun) - {number for _, number in stuck}:
+        pids = {child.number: pid for pid, child in self._children.items()}
+        stuck = [number for number in pids if self._heartbeats.silent_s(number) > STUCK_S]
+        workers = pids.keys() - {self._admin_number}
+        begun = {number for number in workers if not self._heartbeats.has_spoken(number)}
+        if len(workers) < self._settings.workers or begun.difference(stuck):
+            stuck = [number for number in stuck if number == self._admin_number]
+        if not stuck:
             return
-        pid, number = max(stuck, key=lambda one: self._heartbeats.silent_s(one[1]))
+        number = max(stuck, key=self._heartbeats.silent_s)
+        pid = pids[number]
         log.error(
             "%s (process %d) has said nothing for %.0f s and is ended; where it was follows",
             self._name(number),
@@ -406,8 +410,7 @@ class _Supervisor:
                 child = self._children.pop(pid, None)
                 if child is None:
                     continue
-                if child.number != self._admin_number:
-                    self._inherited.states.clear(child.number)
+                self._inherited.states.clear(child.number)
                 yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self, caught_first: signal.Signals) -> None:

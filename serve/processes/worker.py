@@ -139,7 +139,7 @@ async def work(
         _flushing(spans, lambda: ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S),
         reader,
         following(handlers.watched),
-        _reporting(reporter, write),
+        reporting(reporter, write),
         _writing(writer),
         _scrubbing(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0),
     ):
@@ -263,8 +263,8 @@ async def _flushing(spans: SpanQueue | None, within_s: Callable[[], float]) -> A
 
 
 @asynccontextmanager
-async def _reporting(reporter: Reporter, write: Callable[[WorkerState], None]) -> AsyncIterator[None]:
-    """Write the worker's state time and again until the block ends."""
+async def reporting(reporter: Reporter, write: Callable[[WorkerState], None]) -> AsyncIterator[None]:
+    """Write the state of this process time and again until the block ends."""
     task = asyncio.create_task(reporter.run(write))
     try:
         yield

@@ -172,6 +172,19 @@ def test_workers_that_are_stuck_are_replaced_one_at_a_time_and_the_log_says_wher
         assert ["said nothing" in line for line in lines] == [True, False, True, False], lines
 
 
+@pytest.mark.alone  # as above
+def test_an_admin_process_that_is_stuck_is_replaced(folder: Path) -> None:
+    with running(folder, "--workers", "2", launcher=(sys.executable, "-c", IMPATIENT)) as service:
+        workers = service.workers()
+        (admin,) = set(service.processes()) - set(workers)
+        until(lambda: service.admin("/livez").status == 200, "operators are not answered")
+        os.kill(admin, signal.SIGSTOP)
+        until(lambda: admin not in service.processes(), "the stuck admin process stays")
+        until(lambda: len(service.processes()) == 3, "it is not replaced")
+        assert service.admin("/readyz").json["status"] == "ready"
+        assert service.workers() == workers
+
+
 class Clock:
     """A clock that stands still until it is moved."""
 
