@@ -11,12 +11,11 @@ from contextlib import contextmanager
 
 from stores import lifecycle, transfer, verification
 from stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
-from stores.connect import opened, run_on
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from stores.connect import run_between, run_on
+from stores.errors import ReleaseCorrupt, ReleaseNotFound
 from stores.lifecycle import WriteResult
 from stores.manifest import Manifest
 from stores.store import Store
-from stores.urls import redacted
 from stores.verification import unreported
 
 Progress = Callable[[int, int], None]
@@ -80,15 +79,12 @@ def copy(
     *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under that
     id, ReleaseCorrupt if the source is damaged, and StoreMisused if both stores are the same.
     """
-    if isinstance(source, str) and source == target:
-        raise StoreMisused(f"{redacted(source)} is given as both stores; name two")
 
-    async def act(other: Store) -> WriteResult:
-        async with opened(source) as it:
-            chosen = await find_release(it, release)
-            return await transfer.copy(it, other, chosen.id, live=live, on_progress=on_progress)
+    async def act(it: Store, other: Store) -> WriteResult:
+        chosen = await find_release(it, release)
+        return await transfer.copy(it, other, chosen.id, live=live, on_progress=on_progress)
 
-    return run_on(target, act)
+    return run_between(source, target, act)
 
 
 def verify(store: str | Store, release: str | None = None, *, on_progress: Progress = unreported) -> Manifest:

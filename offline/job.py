@@ -18,7 +18,7 @@ import numpy as np
 
 from offline.errors import DataError, SettingError
 from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
-from offline.evaluate.segments import Segments, by_column
+from offline.evaluate.segments import by_column
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.gates import failures, recorded
 from offline.input.columns import Columns
@@ -105,29 +105,6 @@ class TrainSettings:
             )
         if self.split is not None and not self.test:
             require_seeds(self.split, self.seeds)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnTest:
-    """Test data from files of their own: what was read, and which pairs of it can be tested on."""
-
-    source: str
-    read: Interactions
-    known: KnownPairs
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what the model folder says of them as plain JSON values."""
-        return {
-            "source": self.source,
-            "rows": self.read.rows,
-            "left_out": self.read.left_out,
-            "fingerprint": self.read.fingerprint,
-            "notes": self.read.notes,
-            "pairs": self.known.new,
-            "pairs_left_out": self.known.left_out,
-            "unknown_users": self.known.unknown_users,
-            "unknown_items": self.known.unknown_items,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +203,7 @@ def train(
         groups = {}
         if interactions.memberships is not None:
             groups = {"segment": by_column(interactions.memberships, matrix.user_ids)}
-        test = _read_test(interactions, matrix, settings) if settings.test else None
+        test, about_test = _read_test(interactions, matrix, settings) if settings.test else (None, None)
     journal = out.resolve().with_name(f".{out.resolve().name}.trials.jsonl")
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
@@ -237,15 +214,14 @@ def train(
     recent = _recent(learnable, settings, search, journal)
     best = [search.trials[each].params for each in search.best_of_each] if search else []
     baselines = list({engine_of(each): each for each in (*BASELINES, *best, recent)}.values())
-    data = _description(interactions, settings, test)
+    data = _description(interactions, settings) | {"test": about_test}
     evaluation, note = None, "No evaluation was requested."
     kept = _Kept(journal, digest_of(matrix.user_items, matrix.history, settings, params, baselines, data))
     if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, report):
-            measure = partial(_evaluate, matrix, test, params, settings, baselines=baselines, popular=recent)
-            evaluation, note = kept.evaluation(
-                lambda: measure(segments=groups, on_iteration=partial(report, "evaluate"))
-            )
+            how = {"k": settings.k, "baselines": baselines, "popular": recent, "segments": groups}
+            how["on_iteration"] = partial(report, "evaluate")
+            evaluation, note = kept.evaluation(lambda: _evaluate(matrix, test, params, settings, how))
     matrix = matrix.standing()
     popular = most_popular(matrix, settings.popular_length, recent.half_life_days)
     segments = {}
@@ -254,7 +230,7 @@ def train(
     metrics = evaluation.to_json() if evaluation else None
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
     tuning = search.to_json() if search else None
-    given = None if test is None else test.known.user_items
+    given = None if test is None else test.user_items
 
     def model_of(ranker: Ranker) -> Model:
         return Model(
@@ -401,48 +377,25 @@ def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None
 
 
 def _evaluate(
-    matrix: Matrix,
-    test: OwnTest | None,
-    params: Params,
-    settings: TrainSettings,
-    *,
-    baselines: Sequence[Params],
-    popular: PopularityParams,
-    segments: Segments,
-    on_iteration: Callable[[int, int], None],
+    matrix: Matrix, test: KnownPairs | None, params: Params, settings: TrainSettings, how: dict[str, Any]
 ) -> tuple[Evaluation | None, str]:
-    """Evaluate on the test files or a split, beside *baselines*; or say why not."""
-    k = settings.k
+    """Evaluate on the test files or a split, with *how* of `evaluate_parts`; or say why not."""
     if test is not None:
-        note = f"No pair of {test.source} can be tested on, so there was no evaluation."
-        if not test.known.new:
-            return None, note
-        parts = Parts.of(matrix.user_items, test.known.user_items, matrix.history)
-        evaluation = evaluate_parts(
-            parts, params, k=k, baselines=baselines, segments=segments, popular=popular, on_iteration=on_iteration
-        )
-        return evaluation, note
+        note = f"No pair of {named_paths(settings.test)} can be tested on, so there was no evaluation."
+        parts = Parts.of(matrix.user_items, test.user_items, matrix.history)
+        return (evaluate_parts(parts, params, **how) if test.new else None), note
     assert settings.split is not None  # noqa: S101 -- `train` has looked
     note = (
         f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
         "test on, so there was no evaluation."
     )
-    drawn = evaluate(
-        matrix,
-        params,
-        settings.split,
-        k=k,
-        seeds=settings.seeds,
-        baselines=baselines,
-        segments=segments,
-        popular=popular,
-        on_iteration=on_iteration,
-    )
-    return drawn, note
+    return evaluate(matrix, params, settings.split, seeds=settings.seeds, **how), note
 
 
-def _read_test(interactions: Interactions, matrix: Matrix, settings: TrainSettings) -> OwnTest:
-    """Read the test files by the columns of the data."""
+def _read_test(
+    interactions: Interactions, matrix: Matrix, settings: TrainSettings
+) -> tuple[KnownPairs, dict[str, Any]]:
+    """Read the test files by the columns of the data; also returned is what the model folder says of them."""
     read = read_interactions(
         *settings.test,
         columns=replace(interactions.columns, title=None, segment=None),
@@ -452,10 +405,18 @@ def _read_test(interactions: Interactions, matrix: Matrix, settings: TrainSettin
         where=settings.where,
         weighting=settings.weighting,
     )
-    return OwnTest(named_paths(settings.test), read, known_pairs(read.log, matrix))
+    known = known_pairs(read.log, matrix)
+    return known, {
+        "source": named_paths(settings.test),
+        **{name: getattr(read, name) for name in ("rows", "left_out", "fingerprint", "notes")},
+        "pairs": known.new,
+        "pairs_left_out": known.left_out,
+        "unknown_users": known.unknown_users,
+        "unknown_items": known.unknown_items,
+    }
 
 
-def _description(interactions: Interactions, settings: TrainSettings, test: OwnTest | None) -> dict[str, Any]:
+def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
     """Return what the model folder says about its data, so that the same training can be run again."""
     times = interactions.time_range
     return {
@@ -473,7 +434,6 @@ def _description(interactions: Interactions, settings: TrainSettings, test: OwnT
         "half_life_s": None if settings.half_life is None else settings.half_life.total_seconds(),
         "min_per_user": settings.min_per_user,
         "min_per_item": settings.min_per_item,
-        "test": None if test is None else test.to_json(),
     }
 
 
@@ -501,29 +461,16 @@ def publish(
     the release was written and is not live; DataError for what is not a model; SettingError for gates that cannot be
     judged; StoreError if the store fails.
     """
-    written = write_loaded(
-        lambda: ModelLists(model if isinstance(model, Model) else load(Path(model)), lists or ListSettings()).measure(),
-        store,
-        settings or PublishSettings(),
-        on_progress,
-    )
+    loaded = model if isinstance(model, Model) else load(Path(model))
+    source = ModelLists(loaded, lists or ListSettings()).measure()
+    written = run_on(store, lambda it: write(source, it, settings or PublishSettings(), on_progress=on_progress))
     if written.refused is not None:
         raise written.refused
     return written
 
 
-def write_loaded(
-    read: Callable[[], ModelLists],
-    store: str | Store,
-    settings: PublishSettings,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Written:
-    """Publish the lists that *read* loads, as `publish` does; what refused them is in the result."""
-    loading = dict[str, float]()
-    with timed(loading, "load"):
-        source = read()
-    written = run_on(store, lambda it: write(source, it, settings, on_progress=on_progress))
-    return replace(written, steps=loading | written.steps)
+def _write(source: ModelLists, store: str, settings: PublishSettings) -> Written:
+    return run_on(store, lambda it: write(source, it, settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -673,9 +620,8 @@ class Attempt:
     """
     One attempt to bring a job to its end; *summary* is what is known of it, however that comes.
 
-    *train*, *measure* and *write* do the long steps, for those who want to show them. *write* publishes the lists that
-    its first argument loads, in the store of that URL. The end of another run, in the folder or in the store, is
-    waited for *wait_s* seconds.
+    *train*, *measure* and *write* do the long steps, for those who want to show them; *write* publishes lists in the
+    store of that URL. The end of another run, in the folder or in the store, is waited for *wait_s* seconds.
     """
 
     def __init__(
@@ -686,7 +632,7 @@ class Attempt:
         *,
         train: Callable[[TrainSettings, Path], TrainReport] = train,
         measure: Callable[[ModelLists], ModelLists] = ModelLists.measure,
-        write: Callable[[Callable[[], ModelLists], str, PublishSettings], Written] = write_loaded,
+        write: Callable[[ModelLists, str, PublishSettings], Written] = _write,
     ) -> None:
         self.summary: dict[str, Any] = {"pipeline": job.name, "outcome": "failed"}
         self._job = job
@@ -768,7 +714,7 @@ class Attempt:
         draft = self._claim(run)
         try:
             with folder.step("publish") as within:
-                written = self._write(lambda: lists, job.store, replace(job.publishing, resume=draft))
+                written = self._write(lists, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
         except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins it anew
             run_on(job.store, lambda it: give_up(it, run.id, run.release))

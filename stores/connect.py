@@ -58,20 +58,20 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
 
 @asynccontextmanager
-async def opened(store: str | Store) -> AsyncIterator[Store]:
-    """Open the store at a URL, or take one that is open, and close it at the end."""
-    it = connect(store) if isinstance(store, str) else store
+async def opened(store: str | Store, observer: Observer | None = None) -> AsyncIterator[Store]:
+    """Open the store at a URL, as `connect` does, or take one that is open; close it at the end."""
+    it = connect(store, observer) if isinstance(store, str) else store
     try:
         yield it
     finally:
         await it.close()
 
 
-def run_on(store: str | Store, act: Callable[[Store], Awaitable[T]]) -> T:
+def run_on(store: str | Store, act: Callable[[Store], Awaitable[T]], observer: Observer | None = None) -> T:
     """Run *act* on a store in an event loop of its own; in a thread if this one has a loop, as a notebook has."""
 
     async def run() -> T:
-        async with opened(store) as it:
+        async with opened(store, observer) as it:
             return await act(it)
 
     try:
@@ -80,6 +80,24 @@ def run_on(store: str | Store, act: Callable[[Store], Awaitable[T]]) -> T:
         return asyncio.run(run())
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, run()).result()
+
+
+def run_between(
+    source: str | Store,
+    target: str | Store,
+    act: Callable[[Store, Store], Awaitable[T]],
+    observer: Observer | None = None,
+) -> T:
+    """Run *act* on two stores, *observer* counting at the target; StoreMisused if they are one and the same."""
+    if source == target:
+        where = redacted(source) if isinstance(source, str) else "one store"
+        raise StoreMisused(f"{where} is given as both stores; name two")
+
+    async def both(other: Store) -> T:
+        async with opened(source) as it:
+            return await act(it, other)
+
+    return run_on(target, both, observer)
 
 
 def with_max_ru(url: str, max_ru: int) -> str:

@@ -1,7 +1,7 @@
 """`hotplate run`: from data to a live release in one job, one at a time for a store, resumed where it was cut off."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -127,8 +127,8 @@ def _measured(lists: "ModelLists") -> "ModelLists":
         return lists.measure(partial(on_progress, "measure"))
 
 
-def _write_lists(read: "Callable[[], ModelLists]", store: str, settings: "PublishSettings") -> "Written":
-    return publish.write_lists(lambda _: read(), publish.PublishOptions(store, settings, dry_run=False, as_json=False))
+def _write_lists(lists: "ModelLists", store: str, settings: "PublishSettings") -> "Written":
+    return publish.write_lists(lambda _: lists, publish.PublishOptions(store, settings, dry_run=False, as_json=False))
 
 
 def _default_folder(pipeline: Path) -> Path:

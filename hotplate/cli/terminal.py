@@ -246,28 +246,20 @@ def chosen_store(url: str | None) -> str:
 
 def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
     """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
-    from stores.connect import connect, run_on
+    from stores.connect import run_on
 
     with interruptible_loop():
-        return run_on(connect(chosen_store(url), observer), act)
+        return run_on(chosen_store(url), act, observer)
 
 
 def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
     """Run *act* on two stores, *observer* counting at the target; StoreMisused where they are one and the same."""
-    from stores.connect import opened
-    from stores.errors import StoreMisused
-    from stores.urls import redacted
+    from stores.connect import run_between
 
-    if source == target:
-        raise StoreMisused(f"{redacted(source)} is given as both stores; name two")
-
-    async def both(other: "Store") -> T:
-        async with opened(chosen_store(source)) as first:
-            return await act(first, other)
-
-    return with_store(target, both, observer)
+    with interruptible_loop():
+        return run_between(chosen_store(source), chosen_store(target), act, observer)
 
 
 def interruptible(work: Callable[[], T]) -> T:

@@ -271,14 +271,13 @@ def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
     from offline.errors import SettingError
     from offline.train.als import ALSParams
     from offline.train.cells import read_grid
-    from offline.train.engine import PARAMS
+    from offline.train.engine import PARAMS, option_of
     from offline.train.tuning import TuneOptions
     from offline.train.weighted import SparkParams
 
-    own = ("factors", "regularization", "reg_param", "alpha", "iterations", "neighbours", "walk_alpha", "walk_beta")
-    flags = dict.fromkeys(own) | {"weighting": "neighbour_weighting"}
-    named = {name: given[flag or name] for name, flag in flags.items() if given[flag or name] is not None}
-    named |= _recency(given)
+    own = {field.name for kind in PARAMS.values() for field in fields(kind)} - {"seed", "recency", "half_life_days"}
+    found = {name: given.get(option_of(name).replace("-", "_")) for name in sorted(own)}
+    named = {name: value for name, value in found.items() if value is not None} | _recency(given)
     tune, no_tune, grid, seed = (given[name] for name in ("tune", "no_tune", "grid", "seed"))
     engine: Engine | None = given["engine"]
     searched = tune is not None or grid is not None
@@ -327,8 +326,9 @@ def _recency(given: "Mapping[str, Any]") -> "dict[str, Any]":
 
 
 def _flags(names: Iterable[str]) -> str:
-    flags = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
-    return " and ".join(f"--{flags.get(name, name.replace('_', '-'))}" for name in sorted(names))
+    from offline.train.engine import option_of
+
+    return " and ".join(f"--{option_of(name)}" for name in sorted(names))
 
 
 def print_report(report: "TrainReport") -> None:

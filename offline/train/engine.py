@@ -28,7 +28,7 @@ PARAMS: dict[Engine, type[Params]] = {
 
 # What a search leaves as it is, and options that are not named as their parameters are.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
-_OPTIONS = {"weighting": "neighbour-weighting"}
+_OPTIONS = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
 
 
 class Ranker(Protocol):
@@ -91,9 +91,14 @@ def _chosen(params: Params) -> dict[str, str]:
     if (recency := recency_of(params)) is not None:
         found |= {"recency": f"{recency.half_life_days:g}d", "recency-gamma": recency.gamma}
     if isinstance(params, PopularityParams) and params.half_life_days is not None:
-        found = {"popular-half-life": f"{params.half_life_days:g}d"}
+        found = {"half_life_days": f"{params.half_life_days:g}d"}
     texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
-    return {_OPTIONS.get(name, name.replace("_", "-")): text for name, text in texts.items()}
+    return {option_of(name): text for name, text in texts.items()}
+
+
+def option_of(name: str) -> str:
+    """Return the option of the command, without its dashes, that gives the parameter *name*."""
+    return _OPTIONS.get(name, name.replace("_", "-"))
 
 
 def recency_of(params: Params) -> Recency | None:
