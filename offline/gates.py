@@ -241,7 +241,7 @@ def _drop(metric: str, metrics: Mapping[str, Any], live: Manifest) -> Measured:
     now, before = (_value(_numbers(each), metric) for each in (metrics, before_metrics))
     if now is None or before is None:
         return Measured(None, f"the live release {live.release} was published without {metric}")
-    for (name, mine), theirs in zip(_protocol(metrics).items(), _protocol(before_metrics).values(), strict=True):
+    for (name, mine), theirs in zip(protocol(metrics).items(), protocol(before_metrics).values(), strict=True):
         if mine != theirs:
             difference = f"{name} was {theirs!r} and is {mine!r}"
             return Measured(None, f"the live release {live.release} was evaluated differently: {difference}")
@@ -290,7 +290,7 @@ def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, 
             yield before + name, value
 
 
-def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return what two evaluations have in common whose metrics can be compared; the seed makes no difference."""
     split = metrics.get("split")
     if isinstance(split, Mapping):

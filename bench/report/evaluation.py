@@ -19,7 +19,7 @@ NAMES = {
 RANKING = ("ndcg", "precision", "recall", "map", "mrr", "hit_rate")
 LONGEST = 80
 HALF = "± is half of the 95 % interval."
-SEGMENTS = f"nDCG as served, by how many items users had, by who has a list, and by columns that were named. {HALF}"
+SEGMENTS = "nDCG as served, by how many items users had, by who has a list, and by columns that were named."
 LONG_TAIL = (
     "Items from the most popular one to the rarest. The share of all interactions that the first so many have, and the "
     "share of all places in lists: where the second line is above the first, lists are more popular than histories are."
@@ -128,10 +128,7 @@ def _segments(subjects: Sequence[Facts]) -> str:
         {
             "group": f"by {by}",
             "name": f"{_clean(name)} ({users:,} users)",
-            "cells": [
-                _with_interval(of[by, name]["ndcg"], of[by, name]["intervals"].get("ndcg")) if (by, name) in of else ""
-                for of in cells
-            ],
+            "cells": [f"{of[by, name]['ndcg']:.4f}" if (by, name) in of else "" for of in cells],
         }
         for (by, name), users in found.items()
     ]

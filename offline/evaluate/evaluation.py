@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from offline.evaluate.metrics import (
     Interval,
     ListMetrics,
     RankingMetrics,
-    UserMetrics,
+    Values,
     as_served,
     interval,
     intervals,
@@ -25,7 +25,7 @@ from offline.evaluate.metrics import (
 )
 from offline.evaluate.segments import Segments, by_activity
 from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.input.matrix import Indices, Mask, Matrix, users_per_item
+from offline.input.matrix import Indices, Matrix, users_per_item
 from offline.list_encoder import check_length
 from offline.train.engine import Engine, Params, Ranker, engine_of, fit
 from offline.train.neighbours import NeighbourParams
@@ -33,23 +33,9 @@ from offline.train.popularity import PopularityParams, by_popularity
 from offline.train.recency import recent_popularity
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
+M = TypeVar("M", RankingMetrics, ListMetrics)
 # Makes [users, k] from what was learnt of a split: the users' own lists, and what they are served.
 MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentResult:
-    """What one group of users gets, as served; *interval* is that of its nDCG, if it has users enough."""
-
-    by: str
-    name: str
-    metrics: RankingMetrics
-    interval: Interval | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        intervals = {} if self.interval is None else {"ndcg": self.interval}
-        return {"by": self.by, "name": self.name, **asdict(self.metrics), "intervals": intervals}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +43,9 @@ class EngineResult:
     """
     What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
 
-    The rest is there where details were requested: *lists* and *auc* (None where nobody can be ranked), 95 % intervals
-    by the names of metrics, groups of users, and *per_user* (of a single split), from which engines can be compared.
+    The rest is there if details were requested: *lists* and *auc* (None if nobody can be ranked), 95 % intervals by the
+    names of metrics, and of a single split *segments*, the metrics of groups of users as served, and *per_user*, the
+    nDCG of each, from which engines can be compared.
     """
 
     engine: Engine
@@ -69,8 +56,8 @@ class EngineResult:
     auc: float | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     intervals_as_served: Mapping[str, Interval] = field(default_factory=dict)
-    segments: tuple[SegmentResult, ...] = ()
-    per_user: UserMetrics | None = None
+    segments: tuple[Mapping[str, Any], ...] = ()
+    per_user: Values | None = None
 
     def values(self) -> dict[str, float]:
         """Return all metrics by their names, those as they come without the popular list."""
@@ -80,17 +67,14 @@ class EngineResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return what was measured as plain JSON values, under the names of the metrics."""
-        return {
-            **asdict(self.metrics),
-            **({} if self.lists is None else {"auc": self.auc, **asdict(self.lists)}),
-        }
+        return {**asdict(self.metrics), **({} if self.lists is None else {"auc": self.auc, **asdict(self.lists)})}
 
     def details_to_json(self) -> dict[str, Any]:
         """Return what stands beside the metrics as plain JSON values."""
         return {
             "as_served": {**asdict(self.as_served), "intervals": dict(self.intervals_as_served)},
             "intervals": dict(self.intervals),
-            "segments": [each.to_json() for each in self.segments],
+            "segments": list(self.segments),
         }
 
 
@@ -291,10 +275,11 @@ def _detailed(
 ) -> EngineResult:
     plain, served = (measure_users(each, parts.test) for each in lists)
     auc = measure_auc(ranker.scores, parts)
-    groups = [
-        SegmentResult(*group, served.mean(of), interval(served.values["ndcg"][of]))
-        for group, of in _members(segments, plain).items()
-    ]
+    members = {
+        (by, name): np.isin(plain.users, users) for by, named in segments.items() for name, users in named.items()
+    }
+    members["list", "none"] = ~plain.with_list
+    groups = ({"by": by, "name": name, **asdict(served.mean(of))} for (by, name), of in members.items() if of.any())
     return EngineResult(
         engine_of(params),
         params,
@@ -305,23 +290,14 @@ def _detailed(
         intervals({**plain.values, "auc": auc}),
         served.intervals,
         tuple(groups),
-        plain,
+        plain.values["ndcg"],
     )
-
-
-def _members(segments: Segments, tested: UserMetrics) -> dict[tuple[str, str], Mask]:
-    """Return which of the *tested* users are in each group that has any, and who has no list."""
-    groups: dict[tuple[str, str], Mask] = {
-        (by, name): np.isin(tested.users, users) for by, named in segments.items() for name, users in named.items()
-    }
-    groups["list", "none"] = ~tested.with_list
-    return {group: of for group, of in groups.items() if of.any()}
 
 
 def _lead(model: EngineResult, other: EngineResult) -> Lead:
     assert model.per_user is not None  # noqa: S101 -- both were measured in detail
     assert other.per_user is not None  # noqa: S101 -- as above
-    difference = model.per_user.values["ndcg"] - other.per_user.values["ndcg"]
+    difference = model.per_user - other.per_user
     return Lead(float(difference.mean()), interval(difference))
 
 
@@ -343,26 +319,22 @@ def _mean(runs: Sequence[Evaluation]) -> Evaluation:
 
 def _mean_result(results: Sequence[EngineResult]) -> EngineResult:
     found = [result.values() for result in results]
-    names = [name for name in found[0] if all(name in values for values in found)]
-    columns = {name: [values[name] for values in found] for name in names}
-    served = {name: [getattr(result.as_served, name) for result in results] for name in RANKING}
-    means = {name: float(np.mean(values)) for name, values in columns.items()}
-    return replace(
-        results[0],
-        metrics=_mean_metrics([result.metrics for result in results]),
-        as_served=_mean_metrics([result.as_served for result in results]),
-        lists=ListMetrics(**{each.name: means[each.name] for each in fields(ListMetrics)}),
-        auc=means.get("auc"),
-        intervals=intervals(columns),
-        intervals_as_served=intervals(served),
-        # Groups and users of one draw are not those of another.
-        segments=(),
-        per_user=None,
+    columns = {name: [values[name] for values in found] for name in found[0] if all(name in each for each in found)}
+    metrics, as_served = [result.metrics for result in results], [result.as_served for result in results]
+    # Groups and users of one draw are not those of another.
+    return EngineResult(
+        results[0].engine,
+        results[0].params,
+        _mean_of(metrics),
+        _mean_of(as_served),
+        _mean_of([result.lists for result in results if result.lists is not None]),
+        float(np.mean(columns["auc"])) if "auc" in columns else None,
+        intervals(columns),
+        intervals({name: [getattr(each, name) for each in as_served] for name in RANKING}),
     )
 
 
-def _mean_metrics(runs: Sequence[RankingMetrics]) -> RankingMetrics:
-    values: dict[str, Any] = {name: float(np.mean([getattr(run, name) for run in runs])) for name in RANKING}
-    for name in ("users", "users_with_lists"):
-        values[name] = round(sum(getattr(run, name) for run in runs) / len(runs))
-    return RankingMetrics(k=runs[0].k, **values)
+def _mean_of(runs: Sequence[M]) -> M:
+    means: dict[str, Any] = {name: float(np.mean([getattr(run, name) for run in runs])) for name in asdict(runs[0])}
+    counts = ("k", "users", "users_with_lists")
+    return type(runs[0])(**{name: round(mean) if name in counts else mean for name, mean in means.items()})

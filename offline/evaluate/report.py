@@ -55,8 +55,10 @@ def gather(path: Path, read_live: ReadLive | None = None, *, at_random: bool = F
     model, description = load(path), describe(path)
     record = model.metrics if model.metrics and "model" in model.metrics else None
     k = record["k"] if record else 10
-    shown = _spread(model)
-    users = _sampled(len(model.matrix.user_ids), shown)
+    count = len(model.matrix.user_ids)
+    by_activity = np.argsort(np.diff(model.matrix.user_items.indptr), kind="stable")
+    shown = by_activity[_even(count, _SHOWN_USERS)].astype(np.int32)
+    users = np.union1d(_even(count, _SAMPLED_USERS), shown).astype(np.int32)
     items, scores = model.ranker.recommend(model.matrix.user_items, users, k)
     live = None if read_live is None else read_live([model.matrix.user_ids[user] for user in users.tolist()], k)
     subjects = subjects_of(record)
@@ -74,7 +76,10 @@ def gather(path: Path, read_live: ReadLive | None = None, *, at_random: bool = F
         "live": None if live is None else _overlap(model, live, users, items),
         "catalogue": _catalogue(model, items),
         "tuning": description.get("tuning"),
-        "samples": [_sample(model, live, user, items[at], scores[at]) for user, at in _places(users, shown)],
+        "samples": [
+            _sample(model, live, user, items[at], scores[at])
+            for user, at in zip(shown.tolist(), np.searchsorted(users, shown).tolist(), strict=True)
+        ],
         "description": {name: description[name] for name in sorted(description) if name not in _ELSEWHERE},
     }
 
@@ -113,25 +118,9 @@ def _split_in_words(record: Mapping[str, Any]) -> str:
     return " ".join([words, counts, _FLATTERS] if split["kind"] in _AT_RANDOM else [words, counts])
 
 
-def _spread(model: Model) -> Indices:
-    """Return a few users from the least to the most active one, by the logarithm of how many items they have."""
-    activity = np.diff(model.matrix.user_items.indptr)
-    order = np.argsort(activity, kind="stable")
-    least, most = max(1, activity.min()), max(1, activity.max())
-    places = np.searchsorted(activity[order], np.geomspace(least, most, _SHOWN_USERS))
-    others = np.linspace(0, len(order) - 1, 2 * _SHOWN_USERS).round().astype(np.int64)
-    chosen = list(dict.fromkeys([*np.minimum(places, len(order) - 1).tolist(), *others.tolist()]))[:_SHOWN_USERS]
-    return order[sorted(chosen)].astype(np.int32)
-
-
-def _sampled(count: int, shown: Indices) -> Indices:
-    """Return rows at even distances, of all *count* where there are not many, and those that are shown."""
-    even = np.linspace(0, count - 1, min(_SAMPLED_USERS, count)).round().astype(np.int32)
-    return np.union1d(even, shown).astype(np.int32)
-
-
-def _places(users: Indices, shown: Indices) -> list[tuple[int, int]]:
-    return list(zip(shown.tolist(), np.searchsorted(users, shown).tolist(), strict=True))
+def _even(count: int, most: int) -> Indices:
+    """Return *most* of so many rows, or all, at even distances, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int32)
 
 
 def _overlap(model: Model, live: LiveRelease, users: Indices, items: Indices) -> dict[str, Any]:

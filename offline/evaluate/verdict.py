@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from offline.evaluate.comparison import DECISIVE
-from offline.evaluate.metrics import RANKING
+from offline.gates import protocol
 
 Role = Literal["model", "baseline", "live"]
 
@@ -56,16 +56,10 @@ def live_subject(record: Mapping[str, Any], live: str, about: Mapping[str, Any],
     """Return the live release as its manifest has it; None where it was measured in another way than *record*."""
     before = about.get("metrics") or {}
     before = before.get("as_trained", before)  # like the model, without the rules of a release
-    if "model" not in before or _protocol(before) != _protocol(record):
+    if "model" not in before or protocol(before) != protocol(record):
         return None
     same = about.get("data") == fingerprint and before.get("split") == record["split"]
     return _subject(live, "live", before, before["model"], "" if same else "of another draw or other data")
-
-
-def _protocol(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what two evaluations have in common that can be compared: whatever their seed is."""
-    split = {name: value for name, value in (record.get("split") or {}).items() if name != "seed"}
-    return split, record.get("k")
 
 
 def _subject(name: str, role: Role, record: Mapping[str, Any], metrics: Mapping[str, Any], note: str = "") -> Subject:
@@ -85,84 +79,63 @@ def _subject(name: str, role: Role, record: Mapping[str, Any], metrics: Mapping[
 
 
 def verdict_on(subjects: Sequence[Subject], k: int) -> Verdict:
-    """
-    Say whether the model ranks better than all others, by nDCG, plain and as served.
-
-    Whatever baseline is ahead in any metric is named in the sentence.
-    """
+    """Say whether the model ranks better than all others, by nDCG, plain and as served; who is ahead is named."""
     if not subjects:
         return Verdict("Nobody knows how good this model is: it was trained without an evaluation", False, ())
     model, *others = subjects
     live = [each for each in others if each.role == "live"]
-    baselines = sorted((each for each in others if each.role == "baseline"), key=_decisive, reverse=True)
+    baselines = sorted((each for each in others if each.role == "baseline"), key=_plain, reverse=True)
     ahead = [each for each in baselines if _is_ahead(each, model)]
-    remarks = [_chance(each, model, k) for each in baselines] + [_beside_live(each, model, k) for each in live]
-    good = (
-        all(_decisive(each) < _decisive(model) for each in baselines)
-        and not ahead
-        and not any(_is_ahead(each, model) for each in live if not each.note)
-    )
-    sentence = _beaten(ahead, baselines, model, k) if ahead else _unbeaten(baselines, model, k)
-    return Verdict(sentence, bool(baselines) and good, tuple(remark for remark in remarks if remark))
-
-
-def _beaten(ahead: Sequence[Subject], baselines: Sequence[Subject], model: Subject, k: int) -> str:
-    who, verb = _listed(ahead).capitalize(), "ranks" if len(ahead) == 1 else "rank"
-    if any(_decisive(each) > _decisive(model) for each in ahead):
-        return f"{who} {verb} better than this {model.name} model: {_figures(baselines, model, k)}"
-    served = ", ".join(f"{each.as_served[DECISIVE]:.4f} ({each.name})" for each in ahead)
-    figures = f"nDCG@{k} as served {model.as_served[DECISIVE]:.4f} against {served}"
-    return f"{who} {verb} better, as served, than this {model.name} model: {figures}"
-
-
-def _unbeaten(baselines: Sequence[Subject], model: Subject, k: int) -> str:
-    """Say that no baseline decides against the model, and in which metrics one is ahead nonetheless."""
+    equal = [each for each in baselines if _plain(each) == _plain(model)]
     if not baselines:
-        return f"This {model.name} model has nDCG@{k} {_decisive(model):.4f}, and was compared with no baseline"
-    equal = [each for each in baselines if _decisive(each) == _decisive(model)]
-    better = f"no better than {_listed(equal)}" if equal else f"better than {_listed(baselines)}"
-    sentence, others = f"This {model.name} model ranks {better}: {_figures(baselines, model, k)}", list[str]()
-    for each in baselines:
-        names = [name for name in (*RANKING, "auc") if each.metrics.get(name, 0.0) > model.metrics.get(name, 0.0)]
-        if names:
-            others.append(f"{each.name} is ahead in {', '.join(names)}")
-    return f"{sentence}; but {' and '.join(others)}" if others else sentence
+        sentence = f"This {model.name} model has nDCG@{k} {_plain(model):.4f}, and was compared with no baseline"
+    elif ahead:
+        served = all(_plain(each) <= _plain(model) for each in ahead)
+        who, verb = _listed(ahead).capitalize(), "ranks" if len(ahead) == 1 else "rank"
+        better = f"{verb} better, as served, than" if served else f"{verb} better than"
+        sentence = f"{who} {better} this {model.name} model: {_figures(model, baselines, k, served=served)}"
+    else:
+        better = f"no better than {_listed(equal)}" if equal else f"better than {_listed(baselines)}"
+        sentence = f"This {model.name} model ranks {better}: {_figures(model, baselines, k)}"
+    remarks = [_chance(each, model, k) for each in baselines if each.lead] + [
+        _beside_live(each, model, k) for each in live
+    ]
+    beaten = ahead or equal or any(_is_ahead(each, model) for each in live if not each.note)
+    return Verdict(sentence, bool(baselines) and not beaten, tuple(remarks))
 
 
-def _figures(baselines: Sequence[Subject], model: Subject, k: int) -> str:
-    others = ", ".join(f"{_decisive(each):.4f} ({each.name})" for each in baselines)
-    return f"nDCG@{k} {_decisive(model):.4f} against {others}"
+def _figures(model: Subject, baselines: Sequence[Subject], k: int, *, served: bool = False) -> str:
+    of = _served if served else _plain
+    others = ", ".join(f"{of(each):.4f} ({each.name})" for each in baselines)
+    return f"nDCG@{k}{' as served' if served else ''} {of(model):.4f} against {others}"
 
 
-def _decisive(subject: Subject) -> float:
+def _plain(subject: Subject) -> float:
     return subject.metrics[DECISIVE]
 
 
+def _served(subject: Subject) -> float:
+    return subject.as_served.get(DECISIVE, 0.0)
+
+
 def _is_ahead(other: Subject, model: Subject) -> bool:
-    """Return whether the other is better by what decides, plain or as served."""
-    served = other.as_served.get(DECISIVE, 0.0) > model.as_served.get(DECISIVE, 0.0)
-    return _decisive(other) > _decisive(model) or served
+    return _plain(other) > _plain(model) or _served(other) > _served(model)
 
 
 def _chance(other: Subject, model: Subject, k: int) -> str:
-    """Say how sure the difference is, where that is known."""
-    if other.lead is None:
-        return ""
-    low, high = other.lead
-    lead = f"nDCG@{k} {_decisive(model) - _decisive(other):+.4f} (95 %: {low:+.4f} to {high:+.4f})"
+    """Say how sure the difference is."""
+    low, high = other.lead or (0, 0)
     sure = "" if low > 0 or high < 0 else "; chance may be all of that"
+    lead = f"nDCG@{k} {_plain(model) - _plain(other):+.4f} (95 %: {low:+.4f} to {high:+.4f})"
     return f"The model beside {other.name}: {lead}{sure}."
 
 
 def _beside_live(live: Subject, model: Subject, k: int) -> str:
-    before, now = _decisive(live), _decisive(model)
+    before, now = _plain(live), _plain(model)
     change = "better than" if now > before else "worse than" if now < before else "as good as"
-    limits = (
-        ", on the same kind of split, by another draw or of other data"
-        if live.note
-        else ", on the same split of the same data"
-    )
-    return f"The model is {change} the live release {live.name}: nDCG@{k} {now:.4f} after {before:.4f}{limits}."
+    limits = "kind of split, by another draw or of other data" if live.note else "split of the same data"
+    figures = f"nDCG@{k} {now:.4f} after {before:.4f}"
+    return f"The model is {change} the live release {live.name}: {figures}, on the same {limits}."
 
 
 def _listed(baselines: Sequence[Subject]) -> str:

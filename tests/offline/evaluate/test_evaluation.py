@@ -48,9 +48,9 @@ def test_a_report_holds_each_engine_with_intervals_groups_and_leads() -> None:
         low, high = result.intervals["ndcg"]
         assert low <= result.metrics.ndcg <= high
         assert {"auc", "mrr"} <= result.intervals.keys()
-        of_groups = [each for each in result.segments if each.by == "items"]
-        assert sum(each.metrics.users for each in of_groups) == result.metrics.users
-        mean = sum(each.metrics.ndcg * each.metrics.users for each in of_groups) / result.metrics.users
+        of_groups = [each for each in result.segments if each["by"] == "items"]
+        assert sum(each["users"] for each in of_groups) == result.metrics.users
+        mean = sum(each["ndcg"] * each["users"] for each in of_groups) / result.metrics.users
         assert mean == pytest.approx(result.as_served.ndcg)
     for result, lead in zip(found.baselines, found.leads, strict=True):
         assert lead.ndcg == pytest.approx(found.model.metrics.ndcg - result.metrics.ndcg)
@@ -150,7 +150,7 @@ def test_users_without_a_list_are_counted_with_zeros_and_are_served_the_popular_
     assert found.model.as_served == found.baselines[0].as_served
     assert found.model.as_served.ndcg > 0
     assert found.model.auc == 0.5, "nobody can be ranked"
-    assert [(each.by, each.name, each.metrics.users) for each in found.model.segments] == [("list", "none", 10)]
+    assert [(each["by"], each["name"], each["users"]) for each in found.model.segments] == [("list", "none", 10)]
     popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5].astype(np.int32)
     lists = as_served(recommend_all(fit(train, PARAMS), parts, 5), popular)
     assert lists[0].tolist() == popular.tolist()
@@ -171,7 +171,7 @@ def test_groups_of_users_are_quarters_by_their_items_and_those_that_are_given() 
     test = csr_matrix((np.arange(12) == 11).astype(np.float32) * np.ones((20, 1), dtype=np.float32))
     given = {"country": {"France": np.arange(3, dtype=np.int32), "nowhere": np.array([], dtype=np.int32)}}
     found = evaluate_parts(Parts.of(train, test), PopularityParams(), k=3, segments=given)
-    groups = [(each.by, each.name, each.metrics.users) for each in found.model.segments]
+    groups = [(each["by"], each["name"], each["users"]) for each in found.model.segments]
     assert groups == [
         ("items", "1", 5),
         ("items", "2", 5),
