@@ -168,7 +168,7 @@ class TrainReport:
 def train(
     settings: TrainSettings,
     out: Path | str,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda _stage, _done, _total: None,
     on_notice: Notice = lambda _text: None,
 ) -> TrainReport:
     """
@@ -179,11 +179,9 @@ def train(
     cost. What was finished lies beside *out* until the model is saved, and after a kill it is not done again. Raises
     DataError when the data, the settings or *out* cannot be used; no model is written then.
     """
-    report: Progress = on_progress or (lambda _stage, _done, _total: None)
-    out = Path(out)
+    out, seconds = Path(out), dict[str, float]()
     check_target(out)
-    seconds: dict[str, float] = {}
-    with _stage("read", seconds, report):
+    with _stage("read", seconds, on_progress):
         interactions = read_interactions(
             *settings.data,
             columns=settings.columns,
@@ -194,22 +192,24 @@ def train(
             weighting=settings.weighting,
             half_life=settings.half_life,
         )
-    with _stage("matrix", seconds, report):
+    with _stage("matrix", seconds, on_progress):
         matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
         interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
         settings, learnable, split_note = _split(settings, matrix)
         if split_note is not None:
             on_notice(split_note)
+        standing = matrix.standing()
+        judged = standing if settings.test else matrix  # before a cut there are users whose pairs were cancelled later
         groups = {}
         if interactions.memberships is not None:
-            groups = {"segment": by_column(interactions.memberships, matrix.user_ids)}
-        test, about_test = _read_test(interactions, matrix, settings) if settings.test else (None, None)
+            groups = {"segment": by_column(interactions.memberships, judged.user_ids)}
+        test, about_test = _read_test(interactions, judged, settings) if settings.test else (None, None)
     journal = out.resolve().with_name(f".{out.resolve().name}.trials.jsonl")
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
-        with _stage("tune", seconds, report):
+        with _stage("tune", seconds, on_progress):
             pairs = int(matrix.user_items.nnz)
-            search, tuning_note = _search(pairs, learnable, settings, journal, report=report, on_notice=on_notice)
+            search, tuning_note = _search(pairs, learnable, settings, journal, report=on_progress, on_notice=on_notice)
     params = search.trials[search.best].params if search else settings.params
     recent = _recent(learnable, settings, search, journal)
     best = [search.trials[each].params for each in search.best_of_each] if search else []
@@ -218,15 +218,14 @@ def train(
     evaluation, note = None, "No evaluation was requested."
     kept = _Kept(journal, digest_of(matrix.user_items, matrix.history, settings, params, baselines, data))
     if settings.test or settings.split is not None:
-        with _stage("evaluate", seconds, report):
-            how = {"k": settings.k, "baselines": baselines, "popular": recent, "segments": groups}
-            how["on_iteration"] = partial(report, "evaluate")
-            evaluation, note = kept.evaluation(lambda: _evaluate(matrix, test, params, settings, how))
-    matrix = matrix.standing()
-    popular = most_popular(matrix, settings.popular_length, recent.half_life_days)
-    segments = {}
-    if interactions.segments is not None:
-        segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
+        with _stage("evaluate", seconds, on_progress):
+            how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent, "segments": groups}
+            how["on_iteration"] = partial(on_progress, "evaluate")
+            evaluation, note = kept.evaluation(lambda: _evaluate(judged, test, params, settings, how))
+    matrix = standing
+    rows, length = interactions.segments, settings.popular_length
+    popular = most_popular(matrix, length, recent.half_life_days)
+    segments = {} if rows is None else popular_by_segment(rows, matrix.item_ids, length)
     metrics = evaluation.to_json() if evaluation else None
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
     tuning = search.to_json() if search else None
@@ -238,9 +237,10 @@ def train(
             recent.half_life_days,
         )  # fmt: skip
 
-    with _stage("fit", seconds, report):
-        model = kept.model(lambda: fit(matrix.user_items, params, partial(report, "fit"), times=matrix.times), model_of)
-    with _stage("save", seconds, report):
+    learn = partial(fit, matrix.user_items, params, partial(on_progress, "fit"), times=matrix.times)
+    with _stage("fit", seconds, on_progress):
+        model = kept.model(learn, model_of)
+    with _stage("save", seconds, on_progress):
         save(model, out)
         kept.remove()
     return TrainReport(

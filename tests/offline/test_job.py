@@ -15,6 +15,7 @@ import pytest
 
 from offline.errors import DataError, SettingError
 from offline.evaluate.splits import SplitKind, SplitOptions, split
+from offline.input.columns import Columns
 from offline.input.sample import sample
 from offline.job import TrainReport, TrainSettings, train
 from offline.model import load
@@ -279,3 +280,21 @@ def test_a_split_that_is_named_is_never_another(tmp_path: Path) -> None:
     assert report.evaluation is not None
     assert report.evaluation.split is not None
     assert (report.evaluation.split.kind, "random draw" in notices[0]) == ("by-item", True)
+
+
+def test_a_test_of_its_own_is_of_those_whose_pairs_were_not_all_cancelled(tmp_path: Path) -> None:
+    pairs = [(user, item) for user in range(30) for item in range(8)]
+    rows = [f"u{user},i{item},1,2026-01-{item + 1:02d}" for user, item in pairs if (user + item) % 3]
+    gone = ["gone,i1,1,2026-01-01", "gone,i1,-1,2026-01-02"]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,quantity,time", *rows, *gone]))
+    rows = [f"u{user},i{item},1,2026-02-01" for user, item in pairs if (user + item) % 3 == 0]
+    (tmp_path / "test.csv").write_text("\n".join(["user,item,quantity,time", *rows, "gone,i2,1,2026-02-01"]))
+    columns = Columns(user="user", item="item", weight="quantity", time="time")
+    settings = TrainSettings(tmp_path / "log.csv", test=[tmp_path / "test.csv"], params=PARAMS, columns=columns)
+    report = train(settings, tmp_path / "model")
+    assert report.model.test is not None
+    assert report.model.test.shape == report.model.matrix.user_items.shape == (30, 8)
+    assert report.evaluation is not None
+    assert report.evaluation.model.metrics.users == 30
+    assert report.model.data["test"]["unknown_users"] == 1
+    assert load(tmp_path / "model").test is not None
