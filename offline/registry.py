@@ -151,7 +151,13 @@ class Registry:
         origin = _origin(model)
         files = [each for each in sorted(model.rglob("*")) if each.is_file() and each.name != LOCK]
         self._remove_leftovers(name)
-        version, claim = self._claim(name)
+        claim = {
+            "token": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": _now().isoformat(timespec="seconds"),
+        }
+        version = self._take_number(_CLAIM, name, name + "/{}/claim.json", claim)
         folder = f"{name}/{version}"
         try:
             for file in files:
@@ -208,26 +214,17 @@ class Registry:
                     raise DataError(f"{name} of {entry.reference} in {self.shown} is cut: it had {size:,} bytes")
         return entry
 
-    def _claim(self, name: str) -> tuple[int, dict[str, Any]]:
-        """Take the next number of *name* from all others who want it."""
-        claim = {
-            "token": secrets.token_hex(8),
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "since": _now().isoformat(timespec="seconds"),
-        }
-        taken = [int(match[1]) for match in map(_CLAIM.fullmatch, self._paths(name)) if match]
-        version = max(taken, default=0) + 1
-        while not self._create(f"{name}/{version}/claim.json", claim):
-            version += 1
-        return version, claim
-
     def _append(self, entry: Entry, change: dict[str, Any]) -> None:
-        taken = [int(match[1]) for match in map(_CHANGE.fullmatch, self._paths(entry.name)) if match]
         content = {"version": entry.version, "at": _now().isoformat(timespec="seconds"), **change}
-        number = max(taken, default=0) + 1
-        while not self._create(f"{entry.name}/changes/{number:08}.json", content):
+        self._take_number(_CHANGE, entry.name, entry.name + "/changes/{:08}.json", content)
+
+    def _take_number(self, taken: re.Pattern[str], name: str, path: str, content: dict[str, Any]) -> int:
+        """Write *content* to the *path* of the next number that nobody has *taken*, and return the number."""
+        numbers = [int(match[1]) for match in map(taken.fullmatch, self._paths(name)) if match]
+        number = max(numbers, default=0) + 1
+        while not self._create(path.format(number), content):
             number += 1
+        return number
 
     def _remove_leftovers(self, name: str) -> None:
         """Remove the versions of *name* whose writers died before they were complete."""
@@ -332,9 +329,7 @@ def _apply(entry: Entry, changes: Mapping[str, dict[str, Any]]) -> Entry:
 
 
 def _entry(content: dict[str, Any]) -> Entry:
-    return Entry(
-        content["name"], content["version"], content["registered_at"], content["origin"], dict(content["tags"])
-    )
+    return Entry(**{name: content[name] for name in ("name", "version", "registered_at", "origin", "tags")})
 
 
 def _create_file(path: Path, text: bytes) -> None:

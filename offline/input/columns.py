@@ -161,7 +161,7 @@ def is_numbered(available: Sequence[str]) -> bool:
 def is_data(fields: Sequence[str]) -> bool:
     """Return whether a first row with these *fields* is data: one is a number or a date, none a column's usual name."""
     usual = {name for names in _COMMON_NAMES.values() for name in names.split()}
-    values = [field for field in fields if _number(field) is not None or _DATE.match(field.strip())]
+    values = [field for field in fields if number_in(field) is not None or _DATE.match(field.strip())]
     return bool(values) and not any(_plain(field) in usual for field in fields)
 
 
@@ -172,7 +172,7 @@ def is_absent(name: str, dtype: pl.DataType, null_values: Sequence[str] = ()) ->
         absent = column.is_null()
         if dtype.is_float():
             absent |= column.is_nan()
-        numbers = [number for number in map(_number, null_values) if number is not None]
+        numbers = [number for number in map(number_in, null_values) if number is not None]
         return absent | column.cast(pl.Float64).is_in(numbers) if numbers else absent
     if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
         return column.is_null()
@@ -259,8 +259,8 @@ def is_time(text: str) -> bool:
     return moment is not None and _PLAUSIBLE_TIMES[0] < moment < _PLAUSIBLE_TIMES[1]
 
 
-def _number(text: str) -> float | None:
-    """Return the number that *text* is for polars, too, or None."""
+def number_in(text: str) -> float | None:
+    """Return the finite number that *text* is, for polars as well, or None."""
     try:
         number = float(text)
     except ValueError:

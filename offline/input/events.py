@@ -44,19 +44,10 @@ def read_events(files: Sequence[DataFile]) -> Events:
             frames.append(pl.read_ndjson(io.BytesIO(lines), schema=_FIELDS) if lines else pl.DataFrame(schema=_FIELDS))
     read = pl.concat(frames)
     events = read.unique("id", keep="first", maintain_order=True)
-    notes = {
-        f"{read.height - events.height:,} events were sent again under the same id and are left out": read.height
-        > events.height,
-        f"{damaged:,} events, or pieces of segments, are damaged and are left out": damaged > 0,
-    }
-    rows = events.explode("items").select(
-        "user",
-        "time",
-        "release",
-        "role",
-        "position",
-        item="items",
-        event="type",
-    )
-    table = Table(files[0], rows.lazy(), dict(rows.schema), 1, ())
-    return Events(table, [note for note, holds in notes.items() if holds])
+    again, notes = read.height - events.height, []
+    if again:
+        notes.append(f"{again:,} events were sent again under the same id and are left out")
+    if damaged:
+        notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
+    rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
+    return Events(Table(files[0], rows.lazy(), dict(rows.schema), 1, ()), notes)

@@ -1,6 +1,5 @@
 """Row filters such as `quantity>0` or `country!=France`, and event weights such as `view=1,buy=5`."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from datetime import timedelta
 import polars as pl
 
 from offline.errors import SettingError
-from offline.input.columns import find_column, number_of, text_of
+from offline.input.columns import find_column, number_in, number_of, text_of
 
 _FILTER = re.compile(
     r"\s*(?P<column>[^<>=!~]*[^<>=!~\s])\s*(?P<operator>>=|<=|==|!=|!~|=|~|>|<)(?P<value>.*)", re.DOTALL
@@ -34,7 +33,7 @@ class Filter:
         """
         name = find_column(self.column, list(schema), f"filter {self.text!r}", source)
         text = text_of(name, schema[name], source)
-        number = _as_number(self.value)
+        number = number_in(self.value)
         if self.operator in {"~", "!~"}:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
@@ -68,7 +67,7 @@ def parse_filter(text: str) -> Filter:
     value = parts["value"].strip()
     if operator in {"~", "!~"}:
         _check_pattern(text, value)
-    elif operator not in {"=", "!="} and _as_number(value) is None and not value[:1].isdigit():
+    elif operator not in {"=", "!="} and number_in(value) is None and not value[:1].isdigit():
         raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
     return Filter(text, parts["column"], operator, value)
 
@@ -76,7 +75,7 @@ def parse_filter(text: str) -> Filter:
 def parse_half_life(text: str) -> timedelta:
     """Read a half-life as `30d`, `12h` or `8w`; raises SettingError for what is none."""
     units = {"h": "hours", "d": "days", "w": "weeks"}
-    number = _as_number(text[:-1])
+    number = number_in(text[:-1])
     if number is None or not 0 < number < 1e6 or text[-1:] not in units:
         raise SettingError(f"The half-life {text!r} is none; write 30d, 12h or 8w.")
     return timedelta(**{units[text[-1]]: number})
@@ -87,7 +86,7 @@ def parse_event_weights(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
-        weight = _as_number(value)
+        weight = number_in(value)
         if not name or not equals or weight is None or weight <= 0:
             raise SettingError(
                 f"The event weight {part.strip()!r} cannot be read; write names and weights above zero: view=1,buy=5."
@@ -96,14 +95,6 @@ def parse_event_weights(text: str) -> dict[str, float]:
             raise SettingError(f"The event {name!r} has two weights in {text!r}; give it one.")
         weights[name] = weight
     return weights
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        number = float(text.strip())
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _check_pattern(text: str, pattern: str) -> None:

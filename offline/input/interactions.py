@@ -144,7 +144,8 @@ def read_interactions(
         cancellations = int(survey.kept.get("cancellations", 0))
         with data_errors(source):
             log = _log(rows.kept, chosen, weighting, any_cancelled=cancellations > 0)
-            _check_size(log, source)
+            if log.is_empty():
+                raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
             stand = _standing(rows.kept, log) if cancellations else rows.kept
             segments = _segments(stand, source) if chosen.segment else None
             memberships = _memberships(stand) if chosen.segment else None
@@ -348,18 +349,6 @@ def _memberships(kept: pl.LazyFrame) -> pl.DataFrame:
     named = kept.filter(pl.col("segment").is_not_null()).group_by("user", "segment").len().collect(engine="streaming")
     ranked = named.sort("user", "len", "segment", descending=[False, True, False])
     return ranked.unique("user", keep="first", maintain_order=True).drop("len")
-
-
-def _check_size(log: pl.DataFrame, source: str) -> None:
-    if log.is_empty():
-        raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
-    for what in ("user", "item"):
-        ids = log.get_column(what)
-        if (ids == ids[0]).all():
-            raise DataError(
-                f"{source} has only one {what}, {ids[0]!r}, in the rows that are kept; recommending needs at least "
-                f"two; see that the {what} column is the right one."
-            )
 
 
 def _time_range(survey: Survey, chosen: Columns, named: Columns, source: str) -> tuple[datetime, datetime] | None:

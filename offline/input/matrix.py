@@ -222,7 +222,10 @@ def to_matrix(
     for what, ids, count, places in zip(("user", "item"), (users, items), left, user_items.nonzero(), strict=True):
         if count < 2:
             only = ids[int(places[0])]
-            raise DataError(f"There is only one {what}, {only!r}; recommending needs at least two users and two items.")
+            raise DataError(
+                f"There is only one {what}, {only!r}, in the rows that are kept; a training needs two users and "
+                f"two items. See that the {what} column is the right one."
+            )
     # Whose pairs were in the core at any moment: what was cancelled after a cut in time is learnt from before it.
     ever = user_items
     if history.ended is not None:

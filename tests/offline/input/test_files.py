@@ -198,11 +198,6 @@ def test_nothing_left_reports_where_it_went(tmp_path: Path) -> None:
     assert ": 1 where weight<5, 1 no user, 1 weight zero or less;" in message
 
 
-def test_one_user_or_one_item_is_not_enough(tmp_path: Path) -> None:
-    assert "a.csv has only one user, 'u'" in error_of(write(tmp_path / "a.csv", "user,item\nu,i\nu,j\n"))
-    assert "b.csv has only one item, 'i'" in error_of(write(tmp_path / "b.csv", "user,item\nu,i\nv,i\n"))
-
-
 def test_columns_that_cannot_be_ids_or_times_or_segments(tmp_path: Path) -> None:
     pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]}).write_parquet(tmp_path / "a.parquet")
     assert "The column 'user' of" in error_of(tmp_path / "a.parquet")
