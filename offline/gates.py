@@ -202,7 +202,7 @@ def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measuremen
     """Measure a gate that needs no other release."""
     if gate.subject is Subject.METRIC:
         before = _value(_numbers((metrics or {}).get("as_trained")), gate.metric)
-        note = "" if before is None else f"as published; {before:.4g} in training, without rules"
+        note = "" if before is None else f"as published; {before:.4g} in training"
         return Measured(_value(_numbers(metrics), gate.metric), note)
     if lists.shortest is None:
         return Measured(None, "no user has a list")

@@ -9,13 +9,14 @@ import numpy.typing as npt
 import polars as pl
 
 from offline.input.matrix import Indices
+from offline.list_encoder import MAX_LENGTH
 from stores.catalogue import ReleaseRef
 from stores.compression import load_decode
-from stores.encoding import Decode, cut, decode
+from stores.encoding import Decode, Item, cut, decode
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import USER
 from stores.manifest import Manifest
-from stores.store import Reader, Slot
+from stores.store import Reader
 
 # So many users are compared with the live release: the mean is then known to within 0.01.
 SAMPLED_USERS = 5_000
@@ -138,34 +139,37 @@ async def overlaps(
     """
     open_value = await load_decode(reader, release, manifest)
     compared, shared = 0, dict.fromkeys(depths, 0.0)
-    async for user, slot in read_users(reader, release, list(lists)):
-        there = _read(user, slot, open_value, max(depths))
-        if there is not None:
+    async for user, found in read_lists(reader, release, open_value, [USER + user for user in lists], max(depths)):
+        if not isinstance(found, ReleaseCorrupt):
             compared += 1
             for depth in shared:
-                shared[depth] += common(lists[user][:depth], there[:depth])
+                shared[depth] += common(lists[user][:depth], [item["id"] for item in found][:depth])
     return compared, {depth: total / (compared or 1) for depth, total in shared.items()}
 
 
-async def read_users(reader: Reader, release: ReleaseRef, users: Sequence[str]) -> AsyncIterator[tuple[str, Slot]]:
-    """Yield each of *users* with what *release* has as their list, as many at once as the store reads best."""
-    for start in range(0, len(users), reader.batch):
-        chunk = users[start : start + reader.batch]
-        slots = await reader.get_many(release, [USER + user for user in chunk])
-        for user, slot in zip(chunk, slots, strict=True):
-            yield user, slot
+async def read_lists(
+    reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str], depth: int = MAX_LENGTH
+) -> AsyncIterator[tuple[str, list[Item] | ReleaseCorrupt]]:
+    """
+    Yield those *keys* that *release* has, without their kind, and the first items of each, or what is wrong with it.
 
-
-def _read(user: str, slot: Slot, open_value: Decode, depth: int) -> list[str] | None:
-    """Return the first items of a list; None for one that is absent or damaged."""
-    if slot is None:
-        return None
-    try:
-        if isinstance(slot, StoreError):
-            raise slot
-        return [item["id"] for item in decode(cut(open_value(USER + user, slot), depth))]
-    except ReleaseCorrupt:
-        return None
+    As many are read at once as the store reads best. Raises StoreError for what cannot be read.
+    """
+    for start in range(0, len(keys), reader.batch):
+        chunk = keys[start : start + reader.batch]
+        for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
+            if slot is None:
+                continue
+            found: list[Item] | ReleaseCorrupt
+            try:
+                if isinstance(slot, StoreError):
+                    raise slot
+                found = decode(cut(open_value(key, slot), depth))
+            except ReleaseCorrupt as error:
+                found = error
+            except ValueError as error:
+                found = ReleaseCorrupt(f"the row {key!r} is not a list ({error}); publish the release again")
+            yield key.partition(":")[2], found
 
 
 def common(one: Sequence[str], other: Sequence[str]) -> float:

@@ -390,7 +390,7 @@ def _print_metrics(metrics: "dict[str, Any] | None") -> None:
     """Print how well lists rank that rank in another way than when the model was trained."""
     if metrics and "as_trained" in metrics:
         now, before = (found["model"]["ndcg"] for found in (metrics, metrics["as_trained"]))
-        out.print(f"  as published, nDCG@{metrics['k']} is {now:.4f}; without rules, in training, it was {before:.4f}")
+        out.print(f"  as published, nDCG@{metrics['k']} is {now:.4f}; in training it was {before:.4f}")
 
 
 def _print_gates(verdicts: "list[Verdict]", *, forced: bool) -> None:

@@ -11,15 +11,14 @@ import polars as pl
 from offline.input.files import Format, data_errors, find_files
 from offline.input.matrix import Matrix
 from offline.list_import import read_scored
-from offline.measurement import read_users
+from offline.measurement import read_lists
 from offline.model import Model
-from stores import encoding
 from stores.catalogue import ReleaseRef
 from stores.compression import load_decode
-from stores.encoding import OFFSET_BYTES, Decode
-from stores.errors import ReleaseCorrupt, StoreError
+from stores.encoding import Item
+from stores.errors import ReleaseCorrupt
 from stores.keys import OVERALL, POPULAR, USER
-from stores.store import Reader, Slot
+from stores.store import Reader
 from stores.verification import load_manifest
 
 # Rows of files that are held before all but the best of each user are dropped.
@@ -115,13 +114,17 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
     """
     decode = await load_decode(reader, release, await load_manifest(reader, release))
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
-    async for user, slot in read_users(reader, release, pairs.get_column("user").unique().sort().to_list()):
-        items = _items(USER + user, slot, decode)
+    users = pairs.get_column("user").unique().sort().to_list()
+    async for user, found in read_lists(reader, release, decode, [USER + user for user in users]):
+        items = _sound(found)
         columns["user"] += [user] * len(items)
         columns["item"] += [item["id"] for item in items]
         columns["score"] += [item["score"] for item in items]
-    (slot,) = await reader.get_many(release, [POPULAR + OVERALL])
-    popular = [item["id"] for item in _items(POPULAR + OVERALL, slot, decode)]
+    popular = [
+        item["id"]
+        async for _, found in read_lists(reader, release, decode, [POPULAR + OVERALL])
+        for item in _sound(found)
+    ]
     whole = pl.DataFrame(columns, schema=_SCHEMA)
     lists = whole.group_by("user", maintain_order=True).head(k)
     return Candidate(origin, lists, _predictions(whole, pairs), pl.Series("item", popular, dtype=pl.String))
@@ -135,19 +138,15 @@ async def read_live(reader: Reader, users: Sequence[str], k: int) -> LiveRelease
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
     lists = dict[str, Sequence[str]]()
-    async for user, slot in read_users(reader, release, users):
-        if items := _items(USER + user, slot, decode):
-            lists[user] = [item["id"] for item in items[:k]]
+    async for user, found in read_lists(reader, release, decode, [USER + user for user in users], k):
+        lists[user] = [item["id"] for item in _sound(found)]
     return LiveRelease(release.id, manifest.about, lists)
 
 
-def _items(key: str, slot: Slot, decode: Decode) -> list[encoding.Item]:
-    if isinstance(slot, StoreError):
-        raise slot
-    try:
-        return [] if slot is None else encoding.decode(decode(key, slot)[OFFSET_BYTES:])
-    except ValueError as error:
-        raise ReleaseCorrupt(f"the row {key!r} is no list ({error}); publish the release again") from error
+def _sound(found: list[Item] | ReleaseCorrupt) -> list[Item]:
+    if isinstance(found, ReleaseCorrupt):
+        raise found
+    return found
 
 
 def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:

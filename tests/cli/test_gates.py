@@ -94,7 +94,7 @@ def test_a_gate_refuses_a_release_whose_rules_spoil_it_and_says_what_the_model_h
     assert hotplate(*publish[:6]).returncode == 0, "without rules it passes"
     live = live_in(store)
     refused = hotplate(*publish)
-    failed(refused, "Gate ndcg: ", f"(as published; {ndcg:.4g} in training, without rules)", code=3)
+    failed(refused, "Gate ndcg: ", f"(as published; {ndcg:.4g} in training)", code=3)
     assert live_in(store) == live
     assert "as published, nDCG@10 is " in refused.stdout
     failed(hotplate(*publish, "--dry-run"), "this is a dry run", code=3)

@@ -19,6 +19,7 @@ from tests.support.interactions import checkerboard_model
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 
 RULES = Rules(excluded=frozenset({"i0003"}), categories={"i0001": "x", "i0002": "x"}, max_per_category=1, min_history=2)
+FAVOURS = Rules(boosts={"i0004": 3.0, "i0005": 0.1}, pinned=("i0007", "i0001"))
 
 
 def shared(lists: ModelLists) -> ModelLists:
@@ -32,7 +33,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "_LEAST", 13)
 
 
-@pytest.mark.parametrize("rules", [Rules(), RULES], ids=["free", "ruled"])
+@pytest.mark.parametrize("rules", [Rules(), RULES, FAVOURS], ids=["free", "ruled", "favouring"])
 def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules) -> None:
     lists = ModelLists(model_of(60), ListSettings(length=7, rules=rules))
     blocks, common = Blocks(lists), shared(lists)
