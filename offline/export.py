@@ -14,7 +14,12 @@ from offline.train.neighbours import Neighbours, nearest
 from offline.train.weighted import SparkParams
 
 # Without their `fit`, all that distinguishes them is how they were fitted.
-_RECOMMENDERS = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
+_RECOMMENDERS = {
+    "tfidf": TFIDFRecommender,
+    "bm25": BM25Recommender,
+    "cosine": CosineRecommender,
+    "rp3beta": ItemItemRecommender,
+}
 
 
 def to_implicit(model: Model) -> RecommenderBase:

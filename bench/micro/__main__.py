@@ -40,7 +40,7 @@ Measure = Callable[[Effort], list[Outcome]]
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
 # Benchmarks whose size is given by their data; --short leaves them out.
-LONG = {"retail", "log", "spark_retail", "spark_log", "cosmos_publishing"}
+LONG = {"retail", "log", "catalogue", "spark_retail", "spark_log", "cosmos_publishing"}
 # Columns where there is no terminal that would set them.
 PRINTED_WIDTH = 180
 # How much longer a read of the embedded store may take than one of a dict.
@@ -99,6 +99,7 @@ BENCHMARKS: dict[str, Measure] = {
     "big_release": big_release.measure,
     "retail": training.measure_retail,
     "log": training.measure_log,
+    "catalogue": training.measure_catalogue,
     "spark_retail": spark.measure_retail,
     "spark_log": spark.measure_log,
     "overload": overload.measure,

@@ -9,13 +9,17 @@ from pathlib import Path
 
 from bench.micro.rounds import HOTPLATE, Effort, Figure, Outcome, Unmeasured, at_most, interleave, ratio
 from bench.micro.spent import Spent, run
-from bench.micro.training_data import RETAIL, RETAIL_OPTIONS, write_log
+from bench.micro.training_data import RETAIL, RETAIL_OPTIONS, write_catalogue, write_log
+from offline.model import describe, load
+from offline.train.engine import as_options
 
 # Interactions of the log for each user of a release: a million make a log of ten million.
 LOG_PER_USER = 10
 # The defaults, which bare calls have to be given.
 FACTORS = 256
 CPU_RATIO, PEAK_RATIO = 1.15, 1.1
+# What a search and the fit of what it finds may take of a catalogue of 40,000 items.
+SEARCH_CPU_S, SEARCH_PEAK_MB = 120, 1000
 # Its threads sleep while they wait, as ours do: without that it would take more CPU for nothing.
 BARE = ("env", "OMP_WAIT_POLICY=passive", sys.executable, "-m", "bench.micro.bare_training")
 
@@ -33,6 +37,26 @@ def measure_log(effort: Effort) -> list[Outcome]:
         file, size = Path(folder) / "log.parquet", LOG_PER_USER * effort.users
         write_log(file, size)
         return [*_beside_bare(f"a log of {size / 1e6:g} M", file, ("--weighting", "binary"), effort.rounds)]
+
+
+def measure_catalogue(_effort: Effort) -> list[Outcome]:
+    """Search and fit on a large catalogue as typed; ALS of 512 factors stands beside it, fitted once."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, model = Path(folder) / "catalogue.parquet", Path(folder) / "model"
+        write_catalogue(file)
+        train = [*HOTPLATE, "train", str(file), "--weighting", "binary", "--out", str(model)]
+        spent = run([*train, "--split", "none"])
+        found = as_options(load(model).params)
+        ndcg = {}
+        for options in (found, "--engine als --factors 512 --regularization 150 --alpha 20"):
+            run([*train, "-k", "20", *options.split()])
+            ndcg[options] = describe(model)["metrics"]["model"]["ndcg"]
+    what = "a catalogue of 40,000 items, search and fit"
+    return [
+        Figure(f"{what}: CPU", "s", [spent.cpu_s], at_most(SEARCH_CPU_S)),
+        Figure(f"{what}: peak memory", "MB", [spent.peak_mb], at_most(SEARCH_PEAK_MB)),
+        *(Figure(f"{what}: nDCG@20 by {name}", "nDCG", [value]) for name, value in ndcg.items()),
+    ]
 
 
 def _beside_bare(what: str, data: Path, options: Sequence[str], rounds: int) -> Iterator[Figure]:

@@ -166,12 +166,9 @@ def _tuning(tuning: Facts) -> str:
         ]
         for each in ordered
     ]  # fmt: skip
-    finals = [
-        f"{each['engine']} {_described(each['params'])}: {each['ndcg']:.4f} ± {each['se']:.4f}"
-        for each in (tuning.get("finals") or {}).get("trials", ())
-    ]
-    again = f" Compared again with less held back: {'; '.join(finals)}." if finals else ""
-    lead = f"{TRIALS}{again} The best: {best['engine']}, {_described(best['params'])}."
+    left_out = [f"{each['engine']} {_described(each['params'])}" for each in tuning.get("left_out", ())]
+    dear = f" Too dear to be tried: {'; '.join(left_out)}." if left_out else ""
+    lead = f"{TRIALS}{dear} The best: {best['engine']}, {_described(best['params'])}."
     shown = table(["engine", "parameters", "iterations", "nDCG, one standard error", "took"], rows, (2, 3, 4))
     return section("The search for parameters", plots.trials(tuning["trials"]) + shown, lead)
 

@@ -404,13 +404,8 @@ def _print_search(search: "Search", seconds: float) -> None:
     """Print what a search found, beside the defaults, and what it took."""
     from offline.train.engine import described
 
-    best, leader, usual = search.trials[search.best], search.trials[search.leader], search.usual
+    best, usual = search.trials[search.best], search.usual
     found = [f"{described(best.params)}: nDCG@{search.k} {best.ndcg:.4f} on the inner split"]
-    if search.finals:
-        again = ", ".join(f"{described(trial.params)} {trial.ndcg:.4f}" for trial in search.finals.trials)
-        found.append(f"compared again with less held back: {again}")
-    elif leader is not best:
-        found.append(f"as good as {described(leader.params)} with {leader.ndcg:.4f}, and simpler")
     if usual is not None and usual is not best:
         found.append(f"the defaults {usual.ndcg:.4f}")
     out.print("; ".join([*found, f"{len(search.trials)} trials, {seconds:.0f} s"]))

@@ -21,14 +21,16 @@ from offline.train.weighted import SparkParams
 # Each is the best of the others on some real data and split; regularization and alpha only work together.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
 _EASE = (6.0, 20.0, 60.0)
-_NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (("tfidf", (5, 10, 20, 100)), ("bm25", (5, 100)))
+_NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
+    ("tfidf", (5, 10, 20, 100)),
+    ("bm25", (5, 100)),
+    ("rp3beta", (100,)),
+)
 _FEWEST = 5
 # Twice the factors take two to three times as long; a search goes no further by itself.
 _MOST_FACTORS = 512
 # Similarities of more pairs of items than this are not worth their memory.
 _MOST_SIMILARITIES = 10_000_000
-# Its time grows with the third power of the items; with so many, a cell takes about as long as one of 512 factors.
-_MOST_EASE_ITEMS = 6_000
 # What random draws keep to, and how often one is tried until it is new.
 _FACTORS = (8, 1024)
 _ATTEMPTS = 50
@@ -46,7 +48,7 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
         for number in numbers
         if number <= max(items, _FEWEST)
     )
-    ease = (EASEParams(regularization) for regularization in _EASE if items <= _MOST_EASE_ITEMS or engine == "ease")
+    ease = (EASEParams(regularization) for regularization in _EASE)
     cells: dict[Params, None] = dict.fromkeys((defaults, *als, *ease, *neighbours, PopularityParams()))
     return [params for params in cells if engine in (None, engine_of(params))]
 

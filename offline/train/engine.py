@@ -8,8 +8,8 @@ from offline.errors import DataError
 from offline.input.matrix import Allowed, Floats, Indices, Times, UserItems
 from offline.train import als, ease, neighbours, popularity
 from offline.train.als import ALSParams
+from offline.train.cost import check_memory, fit_bytes
 from offline.train.ease import EASEParams
-from offline.train.memory import als_bytes, check_memory, ease_bytes
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import Popularity, PopularityParams
 from offline.train.recency import Recency
@@ -137,19 +137,18 @@ def fit(
     ranker: Ranker
     match params:
         case ALSParams():
-            users, items = user_items.shape
             fewer = (
                 "lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster with --engine "
                 "spark"
             )
-            check_memory(als_bytes(user_items.nnz, users, items, params.factors), fewer)
+            check_memory(fit_bytes(params, user_items), fewer)
             ranker = als.fit(user_items, params, on_iteration)
         case SparkParams():
             from offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
 
             ranker = training.fit(user_items, params, on_iteration)
         case EASEParams():
-            check_memory(ease_bytes(user_items.shape[1]), "raise --min-per-item, or learn with --engine als")
+            check_memory(fit_bytes(params, user_items), "raise --min-per-item, or learn with --engine als")
             ranker = ease.fit(user_items, params)
         case NeighbourParams():
             ranker = neighbours.fit(user_items, params)

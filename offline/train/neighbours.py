@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
+import numpy.typing as npt
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, ItemItemRecommender, TFIDFRecommender
 from implicit.utils import ParameterWarning
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 
 from offline.errors import SettingError, require_at_least
 from offline.input.matrix import Floats, Indices, UserItems, check_user_items, users_per_item
@@ -16,9 +17,12 @@ from offline.train import ranking
 from offline.train.recency import Recency
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
-_RECOMMENDERS = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
-# Rows of the similarities of random walks that are made at once: bounds the memory.
-_WALKED_AT_ONCE = 256
+_RECOMMENDERS = {
+    "tfidf": TFIDFRecommender,
+    "bm25": BM25Recommender,
+    "cosine": CosineRecommender,
+    "rp3beta": ItemItemRecommender,
+}
 # So many are kept of each item for lists of similar items, even where fewer make the lists of users better.
 _KEPT = 101
 
@@ -89,43 +93,35 @@ def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     """Compare all items of *user_items* on all cores; raises DataError for a matrix that cannot be learnt from."""
     check_user_items(user_items)
     kept = min(max(params.neighbours, _KEPT), user_items.shape[1])
-    if params.weighting == "rp3beta":
-        return Neighbours(_walked(user_items, params, kept), params)
+    weighted, scale = _walks(user_items, params) if params.weighting == "rp3beta" else (user_items, None)
     recommender = _RECOMMENDERS[params.weighting](K=kept)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParameterWarning)  # it converts a matrix of its own making
-        recommender.fit(user_items, show_progress=False)
+        recommender.fit(weighted, show_progress=False)
     similarity = recommender.similarity
+    if scale is not None:
+        similarity.data *= np.repeat(scale, np.diff(similarity.indptr))
     # A weight of an item that all users have is 0, and 0 / 0 is no number.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
     return Neighbours(similarity, params)
 
 
-def _walked(user_items: UserItems, params: NeighbourParams, kept: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
+def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, npt.NDArray[np.float64]]:
     """
-    Return of each item the *kept* items that a random walk from it, to a user and on to an item, reaches most.
+    Return weights of pairs whose products, summed over users and times a number for each item, are random walks.
 
-    Popular ends are divided by a power of their users (RP3beta: Paudel et al., Updatable, accurate, diverse, and
-    scalable recommendations for interactive applications, ACM TiiS 2017).
+    A walk goes from an item to one of its users and on to one of their items. Popular ends are divided by a power of
+    their users (RP3beta: Paudel et al., Updatable, accurate, diverse, and scalable recommendations for interactive
+    applications, ACM TiiS 2017). As a product of two alike sides, each item is divided by that, the first, too.
     """
-    to_users, to_items = (_steps(matrix, params.walk_alpha) for matrix in (user_items.T, user_items))
+    of_users, of_items = (np.asarray(user_items.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0))
+    of_users, of_items = np.where(of_users > 0, of_users, 1), np.where(of_items > 0, of_items, 1)
     divisors = np.maximum(users_per_item(user_items), 1) ** params.walk_beta
-    blocks = []
-    for start in range(0, user_items.shape[1], _WALKED_AT_ONCE):
-        reached = csr_matrix(to_users[start : start + _WALKED_AT_ONCE] @ to_items)
-        reached.data /= divisors[reached.indices]
-        reached.sort_indices()
-        blocks.append(nearest(reached, kept))
-    return csr_matrix(vstack(blocks, format="csr"))
-
-
-def _steps(matrix: UserItems, power: float) -> Any:  # noqa: ANN401 -- scipy publishes no types
-    """Return the probabilities of a step along each row of *matrix*, to a *power*."""
-    rows = csr_matrix(matrix, dtype=np.float64)
-    sums = np.asarray(rows.sum(axis=1)).ravel()
-    rows.data = (rows.data / np.repeat(np.where(sums > 0, sums, 1), np.diff(rows.indptr))) ** power
-    return rows
+    data = user_items.data.astype(np.float64) ** params.walk_alpha / divisors[user_items.indices]
+    data /= np.repeat(of_users ** (params.walk_alpha / 2), np.diff(user_items.indptr))
+    weighted = csr_matrix((data, user_items.indices, user_items.indptr), shape=user_items.shape)
+    return weighted, divisors / of_items**params.walk_alpha
 
 
 def nearest(similarity: Any, neighbours: int) -> Any:  # noqa: ANN401 -- scipy publishes no types

@@ -3,7 +3,7 @@
 import json
 import math
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from importlib.metadata import version
@@ -17,12 +17,11 @@ from offline.errors import DataError, SettingError, require_at_least
 from offline.evaluate.evaluation import fit_parts, recommend_all
 from offline.evaluate.metrics import measure_users
 from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.input.matrix import Floats, History, Times, UserItems
+from offline.input.matrix import Floats, History, Times, UserItems, part
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
-from offline.train.ease import EASEParams
-from offline.train.engine import Engine, Params, Ranker, engine_of, params_from, recency_of, with_recency
-from offline.train.neighbours import NeighbourParams, NeighbourWeighting
+from offline.train.cost import fit_bytes, fit_s, rank_s
+from offline.train.engine import Engine, Params, Ranker, described, engine_of, params_from, with_recency
 from offline.train.popularity import PopularityParams
 from offline.train.recency import Recency
 
@@ -30,28 +29,22 @@ from offline.train.recency import Recency
 MAX_PAIRS = 1_000_000
 # As many iterations rank cells as the full number does, in half of the time.
 _EXPLORING = 8
-# The best of each engine meet again where they are within such a share of the highest: so little is held back then
-# that they learn from nearly as much as a model does, and from several draws where one tests few users.
-_CLOSE, _FINAL_SHARE = 0.05, 0.1
-_ENOUGH_USERS, _MOST_DRAWS = 1000, 3
-# So many standard errors of their difference apart, two trials are no longer a tie.
-_SURE = 1.96
-# What a simpler engine, or fewer factors or neighbours of one engine, are worth at most, as a share of the nDCG: few
-# users leave more open.
-_SIMPLER_WORTH = 0.01
-# By how many numbers are chosen.
-_SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "ease", "neighbours", "als")
-_PLAINEST_FIRST: tuple[NeighbourWeighting, ...] = ("cosine", "tfidf", "bm25", "rp3beta")
+# Lists that are the same for everybody are simpler: personal lists must be better by so much.
+_SIMPLER_WORTH = 1.01
 _EXTENSIONS = 3
 # Recency is tried with these half-lives in days first, then with others and other powers around the best.
-_HALF_LIVES = (1.0, 4.0, 16.0, 64.0)
+_HALF_LIVES = (2.0, 8.0)
 _FIRST_GAMMA = 1.0
 _STEP = 2.0
 _SHORTEST = 0.125
 _LONGEST = 512.0
 _MOST_GAMMA = 4.0
-# A split by time is searched at so many cuts.
-_INNER_PIECES = 1
+# A split by time is searched at so many cuts: with one, a week decides for the next.
+_CUTS = 2
+# What a search takes at most, by estimate, unless more is wanted: seconds of a core for its cells, and memory for each.
+_BUDGET_S, _BUDGET_BYTES = 45.0, 600e6
+# A trial ranks at most so many pairs of user and item; of more, some users are drawn.
+_RANKED = 100_000_000
 
 Report = Callable[[int, int], None]
 
@@ -64,7 +57,7 @@ class TuneOptions:
     cells      are tried first; () for those that were good on real data, and more where the best lies at their edge
     engine     is the only one that is tried; SettingError for cells of others
     draws      so many more are drawn at random around the best
-    max_pairs  data with more are not searched; None searches whatever their size
+    max_pairs  data with more are not searched; None searches whatever their size, and whatever a cell takes
     """
 
     cells: tuple[Params, ...] = ()
@@ -86,8 +79,7 @@ class Trial:
     """
     How well one cell ranks: the mean *ndcg* of the users with its standard error *se*, and each user's in *values*.
 
-    *iterations* of ALS are fewer than the fit of a model makes, but in finals. A cell that cannot be fitted has an ndcg
-    of 0.
+    *iterations* of ALS are fewer than the fit of a model makes. A cell that cannot be fitted has an ndcg of 0.
     """
 
     params: Params
@@ -103,7 +95,7 @@ class Trial:
     @property
     def se(self) -> float:
         """The standard error of the mean."""
-        return _standard_error(self.values)
+        return float(self.values.std(dtype=np.float64) / math.sqrt(len(self.values)))
 
     def to_json(self) -> dict[str, Any]:
         """Return what a model keeps of it."""
@@ -118,24 +110,17 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Finals:
-    """
-    The best of each engine that are close, the simplest engine first, with all iterations and less held back.
+class LeftOut:
+    """A cell that was not tried, because its trial would take more than a search may, by estimate."""
 
-    There are as many *draws* of the *split*, by its seed and those that follow, as give users enough together.
-    """
-
-    split: SplitOptions
-    draws: int
-    trials: tuple[Trial, ...]
+    params: Params
+    seconds: float
+    bytes: float
 
     def to_json(self) -> dict[str, Any]:
         """Return what a model keeps of it."""
-        return {
-            "split": asdict(self.split),
-            "draws": self.draws,
-            "trials": [trial.to_json() for trial in self.trials],
-        }
+        cost = {"seconds": round(self.seconds, 1), "bytes": round(self.bytes)}
+        return {"engine": engine_of(self.params), "params": asdict(self.params), **cost}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,33 +128,23 @@ class Search:
     """
     All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
 
-    Its properties number the trials: *leader* has the highest nDCG; *best* is what is recommended, which is of a
-    simpler engine where the users of the split leave it open which of the two is better. Where engines are close, the
-    *finals* decide between them.
+    What is *left_out* would have taken too much.
     """
 
     split: SplitOptions
     k: int
     trials: tuple[Trial, ...]
     defaults: ALSParams
-    finals: Finals | None = None
-
-    @property
-    def leader(self) -> int:
-        """The number of the trial with the highest nDCG."""
-        return _highest(self.trials, range(len(self.trials)))
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def best(self) -> int:
-        """The number of the trial of the simplest engine that ties with the best of all, or does in the finals."""
-        last = self.finals.trials if self.finals else [self.trials[number] for number in self.best_of_each]
-        leader = last[_highest(last, range(len(last)))]
-        params = next(trial.params for trial in last if _ties(leader, trial))
-        return next(number for number, trial in enumerate(self.trials) if trial.params == params)
+        """The number of the trial that is recommended: the one with the highest nDCG, or popularity close to it."""
+        return max(range(len(self.trials)), key=lambda number: _worth(self.trials[number]))
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
-        """The number of the best trial of each engine that was tried, the simplest engine first."""
+        """The number of the best trial of each engine that was tried, the best engine first."""
         return _best_of_each(self.trials)
 
     @property
@@ -190,7 +165,7 @@ class Search:
             "objective": f"ndcg@{self.k}",
             "split": asdict(self.split),
             "trials": [trial.to_json() for trial in self.trials],
-            "finals": self.finals.to_json() if self.finals else None,
+            "left_out": [each.to_json() for each in self.left_out],
             "best": self.best,
         }
 
@@ -214,74 +189,127 @@ def tune(
     *history* holds the rows of the pairs. In a split in time the best of each engine is tried with recency, too.
     Trials are appended to the file *journal*, and those that it holds of the same data and split are not made again.
     *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done, total), whose total grows where
-    the best cell lies at an edge and where engines are close; *on_notice* with what it is going to cost, together with
-    a last fit and so many *evaluations*, which come after it. Returns None if there are too few pairs to hold some
-    back. Raises DataError if the journal cannot be written.
+    the best cell lies at an edge and with recency; *on_notice* with what it is going to cost, together with a last fit
+    and so many *evaluations*, which come after it, and with what is left out for that. Returns None if there are too
+    few pairs to hold some back. Raises DataError if the journal cannot be written.
     """
     defaults = defaults or ALSParams()
     # With the same seed the same numbers would hold back twice.
-    inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_INNER_PIECES, repeats=False)
-    splits = [split(user_items, history, each) for each in inner.draws]
-    if any(map(_is_empty, splits)):
+    inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_CUTS, repeats=False)
+    splits = _splits(user_items, history, inner)
+    if not splits:
         return None
     known, items = _Journal(journal, digest_of(user_items, history, inner, _EXPLORING, k)), user_items.shape[1]
-    has_recency = inner.in_time and not tuning.cells
-    cells = list(tuning.cells or default_cells(defaults, items, tuning.engine))
+    budget = _Budget(splits, is_limited=tuning.max_pairs is not None and not (tuning.engine or tuning.cells))
+    cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
     trials: list[Trial] = []
 
     def run(waiting: Sequence[Params], draws: int) -> None:
         for at, params in enumerate(waiting, 1):
-            trials.append(known.find(params) or known.keep(_trial(splits, params, k, _EXPLORING)))
+            trials.append(known.find(params) or known.keep(_trial(splits, params, k)))
             on_trial(len(trials), len(trials) + len(waiting) - at + draws)
             if len(trials) == 1:
-                on_notice(_estimate(trials[0], cells, tuning.draws, inner, evaluations))
+                on_notice(_estimate(trials[0], cells, budget, inner, draws=tuning.draws, evaluations=evaluations))
 
     on_trial(0, len(cells) + tuning.draws)
     run(cells, tuning.draws)
     for _ in range(0 if tuning.cells else _EXTENSIONS):
-        run(beyond(_ranked(trials), items), tuning.draws)
+        run(budget.affordable(beyond(_ranked(trials), items)), tuning.draws)
     for number in range(tuning.draws):
         drawn = draw(_ranked(trials), np.random.default_rng([inner.seed, number]), items)
         run([] if drawn is None else [drawn], tuning.draws - number - 1)
-    if has_recency:
-        for params in [trials[number].params for number in _best_of_each(trials)]:
-            for trial in _recent_trials(splits, params, k, known):
-                trials.append(trial)
-                on_trial(len(trials), len(trials) + 1)
-    found = Search(inner, k, tuple(trials), defaults)
-    return replace(found, finals=_finals(found, user_items, history, journal, on_trial))
+    best = _best_of_each(trials) if inner.in_time and not tuning.cells else ()
+    for params in [trials[number].params for number in best]:
+        for trial in _recent_trials(splits, params, k, known):
+            trials.append(trial)
+            on_trial(len(trials), len(trials) + 1)
+    if budget.left_out:
+        on_notice(_left_out(budget.left_out))
+    return Search(inner, k, tuple(trials), defaults, budget.left_out)
+
+
+class _Budget:
+    """What the cells of a search may take together, by estimates that are the same on every machine."""
+
+    def __init__(self, splits: Sequence[Parts], *, is_limited: bool) -> None:
+        self._splits, self._left_s = splits, _BUDGET_S if is_limited else math.inf
+        self._most_bytes = _BUDGET_BYTES if is_limited else math.inf
+        self._left_out: dict[Params, LeftOut] = {}
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The cells that could not be afforded."""
+        return tuple(self._left_out.values())
+
+    def seconds(self, params: Params) -> float:
+        """Return what a trial takes of a core, over all splits."""
+        tried, items = _exploring(params), self._splits[0].train.shape[1]
+        return sum(fit_s(tried, each.train) + rank_s(tried, items, _tested(each)) for each in self._splits)
+
+    def affordable(self, cells: Sequence[Params]) -> list[Params]:
+        """Return those of *cells* that can still be tried, the cheapest of them first of all."""
+        kept: set[Params] = set()
+        for params in sorted(cells, key=self.seconds):
+            seconds, needed = self.seconds(params), max(fit_bytes(params, each.train) for each in self._splits)
+            if seconds <= self._left_s and needed <= self._most_bytes:
+                self._left_s -= seconds
+                kept.add(params)
+            else:
+                self._left_out[params] = LeftOut(params, seconds, needed)
+        return [params for params in cells if params in kept]
+
+
+def _splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
+    """Return the splits of a search, of many users a draw of those to test; none if one leaves a part without pairs."""
+    found = []
+    for each in options.draws:
+        parts = split(user_items, history, each)
+        if not (parts.train.nnz and parts.test.nnz):
+            return []
+        tested = np.random.default_rng(options.seed).permutation(np.flatnonzero(np.diff(parts.test.indptr)))
+        drawn = np.zeros(user_items.shape[0], dtype=np.bool_)
+        drawn[tested[: max(1, _RANKED // user_items.shape[1])]] = True
+        found.append(parts._replace(test=part(parts.test, np.repeat(drawn, np.diff(parts.test.indptr)))))
+    return found
 
 
 def _recent_trials(splits: Sequence[Parts], params: Params, k: int, known: "_Journal") -> Iterator[Trial]:
     """
-    Try *params* with recency: half-lives first, then powers, then half-lives again, as far as it gets better.
+    Try *params* with recency: half-lives first, then half-lives and powers around the best, as far as it gets better.
 
-    Popularity has a half-life alone.
+    Popularity has a half-life alone. What was fitted once serves all of them.
     """
-    fitted: list[tuple[Ranker, Times | None]] | None = None
-    best: Trial | None = None
-    tried = set[tuple[float, float]]()
+    fitted: list[tuple[Ranker, Times | None]] = []
+    tried: dict[tuple[float, float], float] = {}
+    is_popularity = isinstance(params, PopularityParams)
 
-    def with_recency_of(half_life: float, gamma: float) -> Params:
+    def trial_of(half_life: float, gamma: float) -> Trial:
         if isinstance(params, PopularityParams):
-            return PopularityParams(half_life)
-        return replace(params, recency=Recency(half_life, gamma))
+            wanted: Params = PopularityParams(half_life)
+            return known.find(wanted) or known.keep(_trial(splits, wanted, k))
+        recency = Recency(half_life, gamma)
+        wanted = replace(params, recency=recency)
+        if (found := known.find(wanted)) is not None:
+            return found
+        if not fitted:
+            fitted.extend((fit_parts(parts, _exploring(params)), parts.train_times) for parts in splits)
+        start = perf_counter()
+        values = [
+            _ndcg(with_recency(ranker, recency.weights(parts.train, times)), parts, k)
+            for parts, (ranker, times) in zip(splits, fitted, strict=True)
+        ]
+        return known.keep(
+            Trial(wanted, _iterations(_exploring(params)), perf_counter() - start, np.concatenate(values))
+        )
 
     waiting = [(half_life, _FIRST_GAMMA) for half_life in _HALF_LIVES]
     while waiting:
         for half_life, gamma in waiting:
-            tried.add((half_life, gamma))
-            wanted = with_recency_of(half_life, gamma)
-            trial = known.find(wanted)
-            if trial is None:
-                if fitted is None:
-                    fitted = [(fit_parts(parts, _exploring(params)), parts.train_times) for parts in splits]
-                trial = known.keep(_recent_trial(splits, fitted, wanted, k))
+            trial = trial_of(half_life, gamma)
+            tried[half_life, gamma] = trial.ndcg
             yield trial
-            if best is None or trial.ndcg > best.ndcg:
-                best, at = trial, (half_life, gamma)
-        half_life, gamma = at
-        gammas = [] if isinstance(params, PopularityParams) else [gamma * _STEP, gamma / _STEP]
+        half_life, gamma = max(tried, key=lambda each: tried[each])
+        gammas = [] if is_popularity else [gamma * _STEP, gamma / _STEP]
         near = [(half_life * _STEP, gamma), (half_life / _STEP, gamma), *((half_life, each) for each in gammas)]
         waiting = [
             (days, power)
@@ -290,79 +318,19 @@ def _recent_trials(splits: Sequence[Parts], params: Params, k: int, known: "_Jou
         ]
 
 
-def _recent_trial(
-    splits: Sequence[Parts], fitted: Sequence[tuple[Ranker, Times | None]], params: Params, k: int
-) -> Trial:
-    """Measure engines that were fitted already, each with the times of its pairs, with another recency."""
-    start = perf_counter()
-    values = []
-    for parts, (ranker, times) in zip(splits, fitted, strict=True):
-        recency = recency_of(params)
-        if recency is None:
-            changed = fit_parts(parts, params)
-        else:
-            changed = with_recency(ranker, recency.weights(parts.train, times))
-        values.append(_ndcg(changed, parts, k))
-    iterations = min(_EXPLORING, params.iterations) if isinstance(params, ALSParams) else None
-    return Trial(params, iterations, perf_counter() - start, np.concatenate(values))
-
-
-def _finals(
-    search: Search, user_items: UserItems, history: History | None, journal: Path | None, report: Report
-) -> Finals | None:
-    """
-    Compare the best of each engine that are close to the highest once more, if there are several.
-
-    Of a split in time, to hold back less is to test a nearer future than the model is for, so that there are none.
-    """
-    best = [search.trials[number] for number in search.best_of_each]
-    highest = max(trial.ndcg for trial in best)
-    close = [trial.params for trial in best if trial.ndcg >= (1 - _CLOSE) * highest]
-    share, seed = min(search.split.test_share, _FINAL_SHARE), (search.split.seed + 1) % 2**32
-    options = replace(search.split, test_share=share, seed=seed)
-    wanted = len(close) > 1 and not options.in_time
-    splits = _draw_splits(user_items, history, options) if wanted else []
-    if not splits:
-        return None
-    known, before = _Journal(journal, digest_of(user_items, history, options, None, search.k)), len(search.trials)
-    trials: list[Trial] = []
-    for params in close:
-        trials.append(known.find(params) or known.keep(_trial(splits, params, search.k, None)))
-        report(before + len(trials), before + len(close))
-    return Finals(options, len(splits), tuple(trials))
-
-
-def _draw_splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
-    """Return the draws of a split whose users are enough together; none where one leaves a part without pairs."""
-    found: list[Parts] = []
-    users = 0
-    while users < _ENOUGH_USERS and len(found) < _MOST_DRAWS:
-        parts = split(user_items, history, replace(options, seed=(options.seed + len(found)) % 2**32))
-        if _is_empty(parts):
-            return []
-        found.append(parts)
-        users += _tested(parts)
-    return found
-
-
-def _is_empty(parts: Parts) -> bool:
-    return not (parts.train.nnz and parts.test.nnz)
-
-
 def _tested(parts: Parts) -> int:
     return int(np.count_nonzero(np.diff(parts.test.indptr)))
 
 
-def _trial(splits: Sequence[Parts], params: Params, k: int, most: int | None) -> Trial:
-    """Learn from each of *splits*, with *most* iterations if they are limited, and measure each user."""
+def _trial(splits: Sequence[Parts], params: Params, k: int) -> Trial:
+    """Learn from each of *splits* with few iterations, and measure each user."""
     start = perf_counter()
-    tried = params if most is None else _exploring(params)
-    iterations = tried.iterations if isinstance(tried, ALSParams) else None
+    tried = _exploring(params)
     try:
-        values = np.concatenate([_measured(parts, tried, k) for parts in splits])
+        values = np.concatenate([_ndcg(fit_parts(parts, tried), parts, k) for parts in splits])
     except DataError:  # with such parameters the factors grow beyond all bounds
         values = np.zeros(sum(map(_tested, splits)), dtype=np.float32)
-    return Trial(params, iterations, perf_counter() - start, values)
+    return Trial(params, _iterations(tried), perf_counter() - start, values)
 
 
 def _exploring(params: Params) -> Params:
@@ -370,8 +338,8 @@ def _exploring(params: Params) -> Params:
     return replace(params, iterations=min(_EXPLORING, params.iterations)) if isinstance(params, ALSParams) else params
 
 
-def _measured(parts: Parts, params: Params, k: int) -> Floats:
-    return _ndcg(fit_parts(parts, params), parts, k)
+def _iterations(params: Params) -> int | None:
+    return params.iterations if isinstance(params, ALSParams) else None
 
 
 def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Floats:
@@ -382,91 +350,56 @@ def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Floats:
 
 
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
-    """
-    Return the number of the best trial of each engine that was tried, the simplest engine first.
-
-    Of the trials of one engine that tie with its highest, it is one with the fewest factors or neighbours, or the least
-    regularization of EASE: the more there is to learn from, the less of that is best.
-    """
-    found = []
-    for engine in _SIMPLEST_FIRST:
-        numbers = [number for number, trial in enumerate(trials) if engine_of(trial.params) == engine]
-        if numbers:
-            highest = trials[_highest(trials, numbers)]
-            close = [each for each in numbers if _ties(highest, trials[each])]
-            found.append(min(close, key=lambda number: (_size(trials[number].params), -trials[number].ndcg)))
-    return tuple(found)
+    """Return the number of the best trial of each engine that was tried, the best engine first."""
+    best: dict[Engine, int] = {}
+    for number in sorted(range(len(trials)), key=lambda number: -trials[number].ndcg):
+        best.setdefault(engine_of(trials[number].params), number)
+    return tuple(best.values())
 
 
-def _highest(trials: Sequence[Trial], numbers: Iterable[int]) -> int:
-    return max(numbers, key=lambda number: trials[number].ndcg)
+def _worth(trial: Trial) -> float:
+    return trial.ndcg * (_SIMPLER_WORTH if isinstance(trial.params, PopularityParams) else 1)
 
 
 def _ranked(trials: Sequence[Trial]) -> list[Params]:
-    """Return what was tried: the best of each engine first, and both they and the others by their nDCG."""
-    first = _best_of_each(trials)
-    numbers = sorted(range(len(trials)), key=lambda number: (number not in first, -trials[number].ndcg))
-    return [trials[number].params for number in numbers]
+    """Return what was tried, the best first."""
+    return [trial.params for trial in sorted(trials, key=lambda trial: -trial.ndcg)]
 
 
-def _size(params: Params) -> tuple[float, int]:
-    """Return by what trials of one engine are ordered that tie, the simplest first."""
-    match params:
-        case ALSParams():
-            return params.factors, 0
-        case EASEParams():
-            return params.regularization, 0
-        case NeighbourParams():
-            return params.neighbours, _PLAINEST_FIRST.index(params.weighting)
-        case _:
-            return 0, 0
-
-
-def _ties(leader: Trial, other: Trial) -> bool:
-    """Tell whether the users of the split leave it open which is better, and *other* is hardly worse."""
-    differences = leader.values - other.values
-    is_open = float(differences.mean(dtype=np.float64)) <= _SURE * _standard_error(differences)
-    return is_open and other.ndcg >= (1 - _SIMPLER_WORTH) * leader.ndcg
-
-
-def _standard_error(values: Floats) -> float:
-    return float(values.std(dtype=np.float64) / math.sqrt(len(values)))
-
-
-def _estimate(first: Trial, cells: Sequence[Params], draws: int, inner: SplitOptions, evaluations: int) -> str:
+def _estimate(
+    first: Trial, cells: Sequence[Params], budget: _Budget, inner: SplitOptions, *, draws: int, evaluations: int
+) -> str:
     """
     Say what a training will take from its first trial on, by what that took and how much dearer the others are.
 
     Each evaluation fits every engine once more, and so does the search if recency is tried; then one is fitted on all
     data. These have more pairs, and ALS all of its iterations.
     """
-    weights = [_cost(params) for params in cells]
+    costs = [budget.seconds(params) for params in cells]
     dearest: dict[Engine, float] = {}
-    for params, weight in zip(cells, weights, strict=True):
-        full = weight * params.iterations / _EXPLORING if isinstance(params, ALSParams) else weight
-        dearest[engine_of(params)] = max(full, dearest.get(engine_of(params), 0.0))
+    for params, cost in zip(cells, costs, strict=True):
+        full = cost * params.iterations / _EXPLORING if isinstance(params, ALSParams) else cost
+        dearest[engine_of(params)] = max(full / len(inner.draws), dearest.get(engine_of(params), 0.0))
     later = (
         evaluations * sum(dearest.values()) / (1 - inner.test_share)
         + max(dearest.values()) / (1 - inner.test_share) ** 2
     )
-    seconds = first.seconds / weights[0] * (sum(weights) + draws * max(weights) + later)
+    seconds = first.seconds / costs[0] * (sum(costs) + draws * max(costs) + later)
     return (
         f"searching {len(cells) + draws} cells on an inner {inner.kind} split, the evaluation and the last fit take "
-        f"about {seconds:.0f} s, longer if the best lies at an edge or engines are close; --no-tune skips the search"
+        f"about {seconds:.0f} s, longer if the best lies at an edge; --no-tune skips the search"
     )
 
 
-def _cost(params: Params) -> float:
-    """Return what a trial takes, in those of 256 factors; measured."""
-    match params:
-        case ALSParams():
-            return float((params.factors / 256) ** 1.4)
-        case EASEParams():
-            return 1.0
-        case NeighbourParams():
-            return 0.2
-        case _:
-            return 0.1
+def _left_out(cells: Sequence[LeftOut]) -> str:
+    """Say which cells were not tried, and why."""
+    named = "; ".join(
+        f"{described(each.params)}, {each.seconds:,.0f} s and {each.bytes / 1e9:.1f} GB" for each in cells
+    )
+    return (
+        f"not tried, because a search takes at most about {_BUDGET_S:.0f} s of a core and {_BUDGET_BYTES / 1e9:.1f} "
+        f"GB: {named}; --tune 0 tries everything"
+    )
 
 
 class _Journal:

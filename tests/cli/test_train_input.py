@@ -117,6 +117,6 @@ def test_a_test_of_ones_own_is_what_is_measured_on(tmp_path: Path) -> None:
 
 
 def test_data_that_do_not_fit_are_refused_with_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offline.train.memory.room_bytes", lambda: 10.0)
+    monkeypatch.setattr("offline.train.cost.room_bytes", lambda: 10.0)
     done = refused(tmp_path, write(tmp_path / "a.csv", "user,item", "u,i", "v,j"), "--split", "none")
     failed(done, "Learning takes about", "GB are left", "a Spark cluster")

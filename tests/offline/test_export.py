@@ -41,6 +41,7 @@ def test_a_loaded_model_is_its_arrays_with_the_ids_of_their_rows(tmp_path: Path)
         (NeighbourParams("tfidf", 3), "TFIDFRecommender"),
         (NeighbourParams("bm25", 15), "BM25Recommender"),
         (NeighbourParams("cosine", 15), "CosineRecommender"),
+        (NeighbourParams("rp3beta", 15), "ItemItemRecommender"),
     ],
 )
 def test_what_is_exported_to_implicit_recommends_the_same(params: Params | None, name: str, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The time and the memory that learning and ranking take: estimates, of which a search tries what it can afford."""
+
+import numpy as np
+
+from offline.errors import DataError
+from offline.input.matrix import UserItems
+from offline.train.als import ALSParams
+from offline.train.ease import EASEParams
+from offline.train.neighbours import NeighbourParams
+from stores.file.memory import room_bytes
+
+_INDEX_BYTES, _NUMBER_BYTES = 4, 4
+
+
+def fit_s(params: object, user_items: UserItems) -> float:
+    """Return about how many seconds of a core a fit takes; measured on an AMD EPYC."""
+    match params:
+        case ALSParams():
+            return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
+        case EASEParams():
+            return 2.5e-11 * float(user_items.shape[1]) ** 3
+        case NeighbourParams():
+            return 3e-8 * float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())
+        case _:
+            return 1e-8 * float(user_items.nnz)
+
+
+def rank_s(params: object, items: int, users: int) -> float:
+    """Return about how many seconds of a core the lists of *users* take."""
+    return items * users * (5e-9 + (6e-11 * params.factors if isinstance(params, ALSParams) else 0))
+
+
+def fit_bytes(params: object, user_items: UserItems) -> int:
+    """Return about how many bytes a fit takes beside the matrix that it learns from."""
+    users, items = user_items.shape
+    match params:
+        case ALSParams():
+            # Three more of the matrix (with confidences, turned round, and on the way there) and the factors: measured
+            # with 22 million pairs.
+            matrix = user_items.nnz * (_NUMBER_BYTES + _INDEX_BYTES) + (users + 1) * _INDEX_BYTES
+            return int(3 * matrix + (users + items) * params.factors * _NUMBER_BYTES)
+        case EASEParams():
+            return int(16 * items**2)  # a table of items by items in float64, and two in float32
+        case _:
+            return 0
+
+
+def check_memory(needed: int, instead: str, room: float | None = None) -> None:
+    """
+    Raise DataError where *needed* bytes are more than the *room*: by default what machine and cgroups have left.
+
+    *instead* is what else would help than more memory.
+    """
+    room = room_bytes() if room is None else room
+    if needed > room:
+        raise DataError(
+            f"Learning takes about {needed / 1e9:,.1f} GB of memory, and {room / 1e9:,.1f} GB are left; give the "
+            f"process more, {instead}."
+        )
