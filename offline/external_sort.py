@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,6 @@ DISK_FACTOR = 1.05
 _ROW_BYTES = 30
 # What is in a partition's folder once it is sorted.
 _LISTS, _ITEMS = "lists.arrow", "items.arrow"
-# How many bits the rows' order may take to be sorted as one number, int64.
-_KEY_BITS = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,52 +156,21 @@ def rank_rows(rows: pl.DataFrame, order: ItemOrder, length: int) -> tuple[Ranked
     highest score of each.
     """
     names = rows.get_column("owner").unique().sort()
-    owner = rows.get_column("owner").cast(pl.Enum(names)).to_physical().to_numpy()
+    owner = rows.get_column("owner").cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
     # Negated, so that the best is first; from zero, as there is one zero only then.
-    losses, loss = np.unique(0.0 - rows.get_column("score").to_numpy(), return_inverse=True)
+    loss = 0.0 - rows.get_column("score").to_numpy()
     item = order.ranks[rows.get_column("item").to_numpy()]
-    owner, loss, item = _sorted((owner, len(names)), (loss, len(losses)), (item, len(order.ranks)))
-    again = _repeated(owner, item, len(order.ranks))
-    if repeated := int(again.sum()):
-        owner, loss, item = owner[~again], loss[~again], item[~again]
+    places = np.lexsort((item, loss, owner))
+    pairs = (owner * len(order.ranks) + item)[places]
+    if repeated := len(pairs) - pl.Series(pairs).n_unique():
+        places = places[np.sort(np.unique(pairs, return_index=True)[1])]
+    owner = owner[places]
     begins = np.flatnonzero(np.diff(owner, prepend=-1))
     lengths = np.diff(begins, append=len(owner))
-    kept = np.arange(len(owner)) - np.repeat(begins, lengths) < length
-    lists = RankedLists(
-        names.to_list(), np.minimum(lengths, length), order.by_rank[item[kept]], 0.0 - losses[loss[kept]]
-    )
-    return lists, repeated
-
-
-def _sorted(*columns: tuple[npt.NDArray[Any], int]) -> list[npt.NDArray[np.int64]]:
-    """Sort rows by columns of numbers, the first counting most, each with the number that all of its own are below.
-
-    Where they fit into one number they are sorted as such, in a third of the time.
-    """
-    bits = [(below - 1).bit_length() for _, below in columns]
-    if sum(bits) > _KEY_BITS:
-        order = np.lexsort([column for column, _ in reversed(columns)])
-        return [column[order].astype(np.int64) for column, _ in columns]
-    keys = np.zeros(len(columns[0][0]), dtype=np.int64)
-    for (column, _), width in zip(columns, bits, strict=True):
-        keys = keys << width | column
-    keys.sort()
-    found = list[npt.NDArray[np.int64]]()
-    for width in reversed(bits):
-        found.insert(0, keys & ((1 << width) - 1))
-        keys >>= width
-    return found
-
-
-def _repeated(owner: npt.NDArray[np.int64], item: npt.NDArray[np.int64], items: int) -> npt.NDArray[np.bool_]:
-    """Return which of the rows name an owner and an item that another before them does."""
-    pairs = owner * items + item
-    again = np.zeros(len(pairs), dtype=np.bool_)
-    ascending = np.sort(pairs)
-    if (ascending[1:] == ascending[:-1]).any():
-        again[:] = True
-        again[np.unique(pairs, return_index=True)[1]] = False
-    return again
+    kept = places[np.arange(len(owner)) - np.repeat(begins, lengths) < length]
+    return RankedLists(
+        names.to_list(), np.minimum(lengths, length), order.by_rank[item[kept]], 0.0 - loss[kept]
+    ), repeated
 
 
 def _write(lists: RankedLists, partition: Path) -> None:

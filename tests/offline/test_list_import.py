@@ -58,10 +58,9 @@ def expected(rows: list[tuple[str, str, float]], length: int) -> dict[str, list[
     return {"popular:": [(item, float(count)) for item, count in popular], **lists}
 
 
-def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows: int, key_bits: int = 63) -> None:
+def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows: int) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setattr(external_sort, "PARTITION_ROWS", partition_rows)
-        patch.setattr(external_sort, "_KEY_BITS", key_bits)
         folder = Path(scratch)
         frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
         frame.write_parquet(folder / "lists.parquet")
@@ -71,11 +70,11 @@ def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows
 
 
 @settings(max_examples=15, deadline=None)
-@given(scored_rows, st.integers(1, 5), st.integers(1, 20), st.sampled_from([63, 5]))
+@given(scored_rows, st.integers(1, 5), st.integers(1, 20))
 def test_rows_in_any_order_become_the_expected_lists(
-    rows: list[tuple[str, str, float]], length: int, partition_rows: int, key_bits: int
+    rows: list[tuple[str, str, float]], length: int, partition_rows: int
 ) -> None:
-    check_import(rows, length, partition_rows, key_bits)
+    check_import(rows, length, partition_rows)
 
 
 @pytest.mark.soak
