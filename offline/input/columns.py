@@ -17,25 +17,13 @@ MAX_ID_BYTES = 256
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
 # The one that reads the most values of a column is the column's, the first of equals.
 _TIME_FORMATS = (
-    "%Y-%m-%dT%H:%M:%S%.fZ",
-    "%Y-%m-%d %H:%M:%S%.fZ",
-    "%Y-%m-%dT%H:%M:%S%.f%#z",
-    "%Y-%m-%d %H:%M:%S%.f%#z",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%d %H:%M",
-    "%Y-%m-%d",
-    "%Y/%m/%d %H:%M:%S",
-    "%Y/%m/%d",
-    "%m/%d/%Y %H:%M:%S",
-    "%m/%d/%Y %H:%M",
-    "%m/%d/%Y",
-    "%d/%m/%Y %H:%M:%S",
-    "%d/%m/%Y %H:%M",
-    "%d/%m/%Y",
-    "%d.%m.%Y %H:%M:%S",
-    "%d.%m.%Y %H:%M",
-    "%d.%m.%Y",
+    *(f"%Y-%m-%d{joined}%H:%M:%S%.f{zone}" for zone in ("Z", "%#z", "") for joined in "T "),
+    *("%Y-%m-%d %H:%M", "%Y-%m-%d"),
+    *(
+        f"{date}{time}"
+        for date in ("%Y/%m/%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y")
+        for time in (" %H:%M:%S", " %H:%M", "")
+    ),
 )
 # The formats of times that are numbers: the first, counted from 1970, unless most lie in the range of another.
 NUMBER, DAYS, EXCEL_DAYS, DATES = "number", "days since 1970", "Excel's serial days", "dates such as 20261120"

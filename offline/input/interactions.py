@@ -202,7 +202,8 @@ def _choose(
     available = list(table.schema)
     chosen = Columns(**choose_columns(asdict(named), available, source, guessed=guessed, required=required))
     # It may be the weight, too.
-    chosen = replace(chosen, quantity=usual_column("quantity", available))
+    flat = [name for name, dtype in table.schema.items() if not dtype.is_nested()]
+    chosen = replace(chosen, quantity=usual_column("quantity", flat))
     if chosen.time is None and is_numbered(available):
         free = [name for name in available if name not in asdict(chosen).values()]
         times = [name for name in free if is_time(table.first_text(name) or "")]
