@@ -282,13 +282,15 @@ class _Kept:
         with suppress(DataError):
             return model_of(load(self._fitted).ranker)
         model = model_of(learn())
+        shutil.rmtree(self._fitted, ignore_errors=True)  # a part of one that was being removed
         save(model, self._fitted)
         return model
 
     def remove(self) -> None:
-        """Remove all that is kept, also of other data and settings."""
+        """Remove all that is kept, also of other data and settings, and what was being written."""
+        kept = [f"{dots}{self._before}{what}-" for what in ("evaluation", "fitted") for dots in ("", ".")]
         for path in self._journal.parent.iterdir():
-            if path == self._journal or path.name.startswith((f"{self._before}evaluation-", f"{self._before}fitted-")):
+            if path == self._journal or path.name.startswith(tuple(kept)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -592,7 +594,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove all models but that of the last run, and what was left of any that was being written."""
-        for folder in [*self._path.glob(f"{_MODEL}*"), *self._path.glob(f".{_MODEL}*")]:
+        for folder in [each for dots in ("", ".", "..") for each in self._path.glob(f"{dots}{_MODEL}*")]:
             if folder.is_file():
                 folder.unlink()
             elif self.last is None or folder != self.model:

@@ -265,9 +265,20 @@ def test_the_time_that_is_said_is_also_that_of_the_evaluation_and_of_the_last_fi
 def test_what_was_finished_with_other_settings_is_done_again_and_removed(tmp_path: Path) -> None:
     sample(150, 60).write_csv(tmp_path / "sample.csv")
     killed(tmp_path, "save", 0)
+    (fitted,) = tmp_path.glob(".model.fitted-*")
+    (tmp_path / f".{fitted.name}.new-1-12345678").mkdir()  # as a kill leaves it while it is written
     report = train(searched(tmp_path, k=5), tmp_path / "model")
     assert report.evaluation is not None
     assert report.evaluation.model.metrics.k == 5
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
+
+
+def test_a_fit_of_which_a_part_is_kept_is_made_again(tmp_path: Path) -> None:
+    sample(150, 60).write_csv(tmp_path / "sample.csv")
+    killed(tmp_path, "save", 0)
+    (fitted,) = tmp_path.glob(".model.fitted-*")
+    (fitted / "model.json").unlink()
+    assert train(searched(tmp_path), tmp_path / "model").seconds["fit"] > 0
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
 
 
