@@ -12,7 +12,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from offline.evaluate.evaluation import evaluate
-from offline.evaluate.metrics import measure
+from offline.evaluate.metrics import measure_users
 from offline.evaluate.splits import SplitOptions
 from offline.input.matrix import Matrix, to_matrix
 from offline.list_encoder import ListEncoder, RankedLists
@@ -73,7 +73,7 @@ def bench_recommend(benchmark: BenchmarkFixture, matrix: Matrix, factors: Factor
 def bench_metrics(benchmark: BenchmarkFixture, matrix: Matrix, factors: Factors) -> None:
     """Ranking metrics of the lists of everybody."""
     lists, _ = factors.recommend(matrix.user_items, np.arange(len(matrix.user_ids), dtype=np.int32), LIST_LENGTH)
-    once_a_round(benchmark, lambda: measure(lists, matrix.user_items))
+    once_a_round(benchmark, lambda: measure_users(lists, matrix.user_items).metrics)
 
 
 def bench_evaluate(benchmark: BenchmarkFixture, matrix: Matrix) -> None:

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, hstack
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from bench.micro.rounds import Figure, at_least, at_most
-from offline.evaluate.metrics import measure
+from offline.evaluate.metrics import measure_users
 from offline.evaluate.splits import SplitOptions, split
 from offline.input.matrix import Floats, Indices, Matrix, UserItems, known_pairs, to_matrix
 from offline.model import load
@@ -49,7 +49,7 @@ def compare(what: str, spark: Path, implicit: Path, held_back: pl.DataFrame) -> 
         _SAME: fit_by_implicit(matrix.user_items, params),
     }
     lists = {name: ranker.recommend(matrix.user_items, users, K)[0] for name, ranker in rankers.items()}
-    ndcg = {name: measure(found, test).ndcg for name, found in lists.items()}
+    ndcg = {name: measure_users(found, test).metrics.ndcg for name, found in lists.items()}
     for name, value in ndcg.items():
         yield Figure(f"{what}, {name}: nDCG@{K}", "", [value])
     both = f"{what}, Spark and {_SAME}"

@@ -1,7 +1,7 @@
 """Evaluation: models are learnt from one part of the data, and their lists are measured on the other part."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,7 +18,6 @@ from offline.evaluate.metrics import (
     interval,
     intervals,
     mean_of,
-    measure,
     measure_auc,
     measure_lists,
     measure_users,
@@ -43,31 +42,29 @@ class EngineResult:
     """
     What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
 
-    The rest is there if details were requested: *lists* and *auc* (None if nobody can be ranked), 95 % intervals by the
-    names of metrics, and of a single split *segments*, the metrics of groups of users as served, and *per_user*, the
-    nDCG of each, from which engines can be compared.
+    *auc* is None if nobody can be ranked. Intervals are of 95 %, by the names of metrics. Of a single split there are
+    *segments*, the metrics of groups of users as served, and *per_user*, the nDCG of each.
     """
 
     engine: Engine
     params: Params
     metrics: RankingMetrics
     as_served: RankingMetrics
-    lists: ListMetrics | None = None
-    auc: float | None = None
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
-    intervals_as_served: Mapping[str, Interval] = field(default_factory=dict)
+    lists: ListMetrics
+    auc: float | None
+    intervals: Mapping[str, Interval]
+    intervals_as_served: Mapping[str, Interval]
     segments: tuple[Mapping[str, Any], ...] = ()
     per_user: Values | None = None
 
     def values(self) -> dict[str, float]:
         """Return all metrics by their names, those as they come without the popular list."""
         found = {name: getattr(self.metrics, name) for name in RANKING}
-        found |= {} if self.auc is None else {"auc": self.auc}
-        return found | ({} if self.lists is None else asdict(self.lists))
+        return found | ({} if self.auc is None else {"auc": self.auc}) | asdict(self.lists)
 
     def to_json(self) -> dict[str, Any]:
         """Return what was measured as plain JSON values, under the names of the metrics."""
-        return {**asdict(self.metrics), **({} if self.lists is None else {"auc": self.auc, **asdict(self.lists)})}
+        return {**asdict(self.metrics), "auc": self.auc, **asdict(self.lists)}
 
     def details_to_json(self) -> dict[str, Any]:
         """Return what stands beside the metrics as plain JSON values."""
@@ -235,7 +232,7 @@ def evaluate_engine(
     learnt: Ranker | None = None,
 ) -> EngineResult:
     """
-    Learn from the train part of one split, and measure the lists on its test part; in detail with *segments*.
+    Learn from the train part of one split, and measure the lists on its test part.
 
     Users without a list are served what is *popular*, by default what the most users have. See `evaluate` and
     `evaluate_parts` of *make* and *learnt*.
@@ -244,12 +241,27 @@ def evaluate_engine(
     if make is None:
         lists, times = recommend_all(ranker, parts, k), parts.train_times
         half_life = None if popular is None or times is None else popular.half_life_days
-        served = as_served(lists, by_popularity(recent_popularity(parts.train, times, half_life)))
+        whole = as_served(lists, by_popularity(recent_popularity(parts.train, times, half_life)))
     else:
-        lists, served = make(parts, ranker, k)
-    if segments is not None:
-        return _detailed(params, ranker, (lists, served), parts, segments)
-    return EngineResult(engine_of(params), params, measure(lists, parts.test), measure(served, parts.test))
+        lists, whole = make(parts, ranker, k)
+    plain, served = measure_users(lists, parts.test), measure_users(whole, parts.test)
+    auc = measure_auc(ranker.scores, parts)
+    named = [(by, name, users) for by, groups in (segments or {}).items() for name, users in groups.items()]
+    members = {(by, name): np.isin(plain.users, users) for by, name, users in named}
+    members["list", "none"] = ~plain.with_list
+    found = ({"by": by, "name": name, **asdict(served.mean(of))} for (by, name), of in members.items() if of.any())
+    return EngineResult(
+        engine_of(params),
+        params,
+        plain.metrics,
+        served.metrics,
+        measure_lists(lists[plain.users], parts.train),
+        mean_of(auc),
+        intervals({**plain.values, "auc": auc}),
+        served.intervals,
+        tuple(found),
+        plain.values["ndcg"],
+    )
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
@@ -263,35 +275,16 @@ def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
 
     Fewer than k items still make lists of k, for precision is hits / k.
     """
+    return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k)[0])
+
+
+def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
+    """Return [users, k]: what *recommend* makes for those who have test items, and -1 for all others."""
     tested = np.flatnonzero(np.diff(parts.test.indptr)).astype(np.int32)
-    found, _ = ranker.recommend(parts.seen, tested, k)
+    found = recommend(tested)[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
     lists[tested, : found.shape[1]] = found
     return lists
-
-
-def _detailed(
-    params: Params, ranker: Ranker, lists: tuple[Indices, Indices], parts: Parts, segments: Segments
-) -> EngineResult:
-    plain, served = (measure_users(each, parts.test) for each in lists)
-    auc = measure_auc(ranker.scores, parts)
-    members = {
-        (by, name): np.isin(plain.users, users) for by, named in segments.items() for name, users in named.items()
-    }
-    members["list", "none"] = ~plain.with_list
-    groups = ({"by": by, "name": name, **asdict(served.mean(of))} for (by, name), of in members.items() if of.any())
-    return EngineResult(
-        engine_of(params),
-        params,
-        plain.metrics,
-        served.metrics,
-        measure_lists(lists[0][plain.users], parts.train),
-        mean_of(auc),
-        intervals({**plain.values, "auc": auc}),
-        served.intervals,
-        tuple(groups),
-        plain.values["ndcg"],
-    )
 
 
 def _lead(model: EngineResult, other: EngineResult) -> Lead:
@@ -327,7 +320,7 @@ def _mean_result(results: Sequence[EngineResult]) -> EngineResult:
         results[0].params,
         _mean_of(metrics),
         _mean_of(as_served),
-        _mean_of([result.lists for result in results if result.lists is not None]),
+        _mean_of([result.lists for result in results]),
         float(np.mean(columns["auc"])) if "auc" in columns else None,
         intervals(columns),
         intervals({name: [getattr(each, name) for each in as_served] for name in RANKING}),

@@ -157,17 +157,12 @@ def intervals(values: Mapping[str, Values] | Mapping[str, Sequence[float]]) -> d
     return {name: each for name, each in found.items() if each is not None}
 
 
-def measure(recommended: Indices, test: UserItems) -> RankingMetrics:
+def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     """
     Measure the lists *recommended* [users, k], best first, -1 where there is none, against *test* [users, items].
 
-    Both have one row per user, in one order. Raises ValueError when no user has test items.
+    Both have one row per user, in one order.
     """
-    return measure_users(recommended, test).mean()
-
-
-def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
-    """Measure as `measure` does, but each user alone."""
     k = recommended.shape[1]
     users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
     liked = np.diff(test.indptr)[users]

@@ -5,9 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from offline.evaluate.evaluation import evaluate, evaluate_parts
+from offline.evaluate.evaluation import evaluate, evaluate_parts, for_tested
 from offline.evaluate.metrics import as_served
 from offline.evaluate.splits import Parts, SplitOptions
 from offline.input.matrix import Indices
@@ -69,8 +67,5 @@ def _lists(
     everybody = ruled.popular()[OVERALL].items
     if parts.seen is not parts.train:
         ruled = ruled.for_users(replace(learnt, matrix=replace(matrix, user_items=parts.seen, history=None)))
-    tested = np.flatnonzero(np.diff(parts.test.indptr)).astype(np.int32)
-    found, _ = ruled.personal(tested)
-    lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
-    lists[tested, : found.shape[1]] = found[:, :k]
+    lists = for_tested(parts, k, lambda users: ruled.personal(users)[0])
     return lists, as_served(lists, everybody)

@@ -15,7 +15,7 @@ from offline.evaluate.evaluation import (
     metric_names,
     recommend_all,
 )
-from offline.evaluate.metrics import as_served, interval, measure
+from offline.evaluate.metrics import as_served, interval, measure_users
 from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from offline.input.matrix import History, Matrix, UserItems
 from offline.train.als import ALSParams
@@ -65,7 +65,6 @@ def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     facts = json.loads(json.dumps(found.to_json()))
     assert facts["model"]["ndcg"] == found.model.metrics.ndcg
     assert facts["model"]["auc"] == found.model.auc
-    assert found.model.lists is not None
     assert facts["model"]["coverage"] == found.model.lists.coverage
     assert facts["as_served"]["ndcg"] == found.model.as_served.ndcg
     assert facts["intervals"]["ndcg"] == list(found.model.intervals["ndcg"])
@@ -154,7 +153,7 @@ def test_users_without_a_list_are_counted_with_zeros_and_are_served_the_popular_
     popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5].astype(np.int32)
     lists = as_served(recommend_all(fit(train, PARAMS), parts, 5), popular)
     assert lists[0].tolist() == popular.tolist()
-    assert measure(lists, parts.test) == found.model.as_served
+    assert measure_users(lists, parts.test).metrics == found.model.as_served
 
 
 def test_pairs_of_items_that_nobody_has_are_counted() -> None:

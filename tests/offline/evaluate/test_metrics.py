@@ -15,7 +15,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.evaluate.metrics import RANKING, interval, mean_of, measure, measure_auc, measure_lists, measure_users
+from offline.evaluate.metrics import RANKING, interval, mean_of, measure_auc, measure_lists, measure_users
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.matrix import Indices, UserItems
 from offline.train.als import Factors
@@ -74,7 +74,7 @@ def by_definition(recommended: list[list[int]], liked: list[set[int]], k: int) -
 def check_metrics(case: Case) -> None:
     lists, liked, k, items = case
     recommended, test = np.array(lists, dtype=np.int32).reshape(len(liked), k), matrix_of(liked, items)
-    metrics, users = measure(recommended, test), measure_users(recommended, test)
+    metrics, users = measure_users(recommended, test).metrics, measure_users(recommended, test)
     expected = by_definition(lists, liked, k)
     assert set(expected) == set(RANKING) == set(users.values)
     for name, values in expected.items():
@@ -144,14 +144,14 @@ def test_ndcg_and_map_at_k_are_those_of_implicit() -> None:
         model.fit(train, show_progress=False)
         wanted = implicit.evaluation.ranking_metrics_at_k(model, train, test, K=10, show_progress=False)
     lists, _ = Factors(model.user_factors, model.item_factors).recommend(train, np.arange(60, dtype=np.int32), 10)
-    metrics = measure(lists, test)
+    metrics = measure_users(lists, test).metrics
     assert metrics.ndcg == pytest.approx(wanted["ndcg"])
     assert metrics.map_at_k == pytest.approx(wanted["map"])
 
 
 def test_no_user_with_test_items_is_the_callers_mistake() -> None:
     with pytest.raises(ValueError, match="no user has test items"):
-        measure(np.zeros((2, 3), dtype=np.int32), csr_matrix((2, 4), dtype=np.float32))
+        measure_users(np.zeros((2, 3), dtype=np.int32), csr_matrix((2, 4), dtype=np.float32)).mean()
 
 
 def test_auc_is_that_of_scikit_learn_with_ties() -> None:

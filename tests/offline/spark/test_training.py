@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from bench.micro.spark_quality import fit_by_implicit, overlap
 from offline.errors import DataError, SettingError
 from offline.evaluate.evaluation import recommend_all
-from offline.evaluate.metrics import measure
+from offline.evaluate.metrics import measure_users
 from offline.evaluate.splits import SplitOptions, split
 from offline.input.columns import Columns
 from offline.input.interactions import read_interactions
@@ -64,7 +64,7 @@ def test_on_online_retail_it_is_as_good_as_implicit_and_recommends_the_same() ->
     constant = fit(parts.train, ALSParams(factors=32, regularization=5, alpha=2.0))
     ours, theirs, others = (recommend_all(each, parts, 10) for each in (on_spark, same, constant))
     for lists in (theirs, others):
-        assert abs(measure(ours, parts.test).ndcg - measure(lists, parts.test).ndcg) <= 0.01
+        assert abs(measure_users(ours, parts.test).metrics.ndcg - measure_users(lists, parts.test).metrics.ndcg) <= 0.01
     tested = ours[:, 0] >= 0
     assert overlap(ours[tested], theirs[tested]) >= 0.70
     assert isinstance(on_spark, Factors)
