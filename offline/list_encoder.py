@@ -48,7 +48,7 @@ class RankedLists:
     scores: npt.NDArray[np.float64]
 
     def batches(self, most: int) -> Iterator["RankedLists"]:
-        """Yield them in order, *most* at a time, and fewer where they are long."""
+        """Yield them in order, *most* at a time, and fewer if they are long."""
         ends = np.concatenate([[0], np.cumsum(self.lengths)])
         start = 0
         while start < len(self.owners):

@@ -109,7 +109,7 @@ class ImportedLists:
         }
 
     def items(self) -> Items:
-        """Return all items; the catalogue is what all the files name, and not known where there are only the lists."""
+        """Return all items; the catalogue is what all the files name, and not known if there are only the lists."""
         overall = next(self._popular.batches(1))  # ahead of the segments, whose names are longer than its own
         given = (self._settings.similar, self._settings.popular, self._settings.titles)
         return Items(self._items.to_list(), overall.items, self._catalogue if any(given) else None)
@@ -175,7 +175,7 @@ def read_scored(
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
-    """Return how *table* is read: owner, item, score and, where there is such a column, title."""
+    """Return how *table* is read: owner, item, score and, if there is such a column, title."""
     name = columns["score"]
     # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
     is_float32 = table.schema[name] == pl.Float32

@@ -84,7 +84,7 @@ class Model:
 
 
 class Users(NamedTuple):
-    """Users of a model apart from it, on their way to another process: *factors* are None where they have none."""
+    """Users of a model apart from it, on their way to another process: *factors* are None if they have none."""
 
     ids: list[str]
     user_items: UserItems
@@ -223,7 +223,7 @@ def code_versions() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the working directory, with -dirty where files were changed; None where there is none."""
+    """Return the commit of the working directory, with -dirty if files were changed; None if there is none."""
     git = shutil.which("git")
     if git is None:
         return None

@@ -1,7 +1,7 @@
 """The registry: models by name and version, what they were made of, and what became of them, as files anybody can read.
 
     NAME/VERSION/model/…          the model folder as it is
-    NAME/VERSION/entry.json       what it was made of; written last, so that a version without it is no version
+    NAME/VERSION/entry.json       what it was made of; written last: without it there is no version
     NAME/VERSION/claim.json       who took the number, and since when
     NAME/changes/00000001.json    tags, stages and releases that came later, one a file, in order
 
@@ -108,10 +108,10 @@ class Registry:
         self._root = root.rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)
         if self._is_local and Path(self._root).exists() and not Path(self._root).is_dir():
-            raise SettingError(f"{self.shown} is no folder; name one for the registry.")
+            raise SettingError(f"{self.shown} is not a folder; name one for the registry.")
 
     def entries(self, name: str | None = None) -> list[Entry]:
-        """Return all versions, or those of *name*, in order; DataError where there is none of that name."""
+        """Return all versions, or those of *name*, in order; DataError if there is none of that name."""
         if name is not None:
             _require(_NAME, "name of a model", name)
         paths = self._paths(name)
@@ -236,7 +236,7 @@ class Registry:
                 self._remove_version(path)
 
     def _remove_version(self, claim: str) -> None:
-        """Remove a version that is not complete, its claim last, for whoever is killed in between."""
+        """Remove a version that is not complete, its claim last, because this may be killed in between."""
         with self._errors(claim):
             self._files.invalidate_cache()
             found = set(self._files.find(self._full(claim.removesuffix("/claim.json")))) - {self._full(claim)}
@@ -333,7 +333,7 @@ def _entry(content: dict[str, Any]) -> Entry:
 
 
 def _create_file(path: Path, text: bytes) -> None:
-    """Make a file that nobody ever sees half of; FileExistsError where there is one."""
+    """Make a file that is never seen half written; FileExistsError if there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:

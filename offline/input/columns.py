@@ -13,7 +13,7 @@ from offline.errors import DataError
 
 # Longer ids are refused by the stores.
 MAX_ID_BYTES = 256
-# What tools write where a value is missing. NA is an id in too many data sets, Namibia's country code for one.
+# What tools write where a value is missing. NA is an id in too many data sets, such as Namibia's country code.
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
 # The one that reads the most values of a column is the column's, the first of equals.
 _TIME_FORMATS = (
@@ -104,7 +104,7 @@ def choose_columns(
     required: Sequence[str],
 ) -> dict[str, str]:
     """
-    Return the columns by role: those *named*, checked against *available*, and those *guessed*, where a name fits.
+    Return the columns by role: those *named*, checked against *available*, and those *guessed*, if a name fits.
 
     A role that is a key of *named* has an option on the command line. Columns that have no names of their own are taken
     in turn for the *required* roles. Raises DataError when a named column is missing, when one column is named for both
@@ -131,7 +131,7 @@ def choose_columns(
 
 
 def usual_column(role: str, available: Sequence[str]) -> str | None:
-    """Return the column of *available* whose name is the most usual for the *role*, None where no name fits."""
+    """Return the column of *available* whose name is the most usual for the *role*, None if no name fits."""
     plain = {_plain(column): column for column in reversed(available)}
     return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
 
@@ -184,14 +184,14 @@ def text_of(name: str, dtype: pl.DataType, source: str, null_values: Sequence[st
         )
     text = column.cast(pl.String)
     if dtype.is_float():
-        # Beyond 2**53 a float no longer holds every whole number, so it is no id; its own text is kept.
+        # Beyond 2**53 a float no longer holds every whole number, so it is not an id; its own text is kept.
         whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
         text = pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
     return pl.when(~is_absent(name, dtype, null_values)).then(text)
 
 
 def number_of(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return the column as a float; null where it is no number."""
+    """Return the column as a float; null if it is not a number."""
     column = pl.col(name)
     if dtype == pl.String:
         return column.str.strip_chars().cast(pl.Float64, strict=False)
@@ -216,7 +216,7 @@ def number_layout(numbers: pl.Series) -> str:
 
 def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None:
     """
-    Return the column as a naive UTC time in microseconds, null where it cannot be read; None when it is no time at all.
+    Return the column as a naive UTC time in microseconds, null if it cannot be read; None if it is not a time at all.
 
     *layout* is the format of a column of texts or numbers. NUMBER counts from 1970 in seconds, milli-, micro- or
     nanoseconds, recognized by their size.

@@ -49,7 +49,7 @@ _READER_ERRORS = {
         "is damaged; fetch or copy it again."
     ),
     # Whole lines are read by splitting at this character.
-    ("more fields", "new_columns"): "holds the control character 0x01, which is no text; remove it: tr -d '\\001'.",
+    ("more fields", "new_columns"): "holds the control character 0x01, which is not text; remove it: tr -d '\\001'.",
     ("utf-8", "utf8"): "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
     ("malformed", "could not parse"): "has a quote inside a field; double it, and put the field in quotes.",
 }
@@ -79,7 +79,7 @@ class Format:
     What files do not say of themselves; lives as long as one reading.
 
     delimiter    splits the fields of a text; None guesses among comma, semicolon, tab, bar and ::
-    header       whether the first row of a text names the columns; None takes it for data where it has a number in it
+    header       whether the first row of a text names the columns; None takes it for data if it has a number in it
     null_values  the texts that mean that a value is missing, as blanks do
     """
 

@@ -73,11 +73,11 @@ def parse_filter(text: str) -> Filter:
 
 
 def parse_half_life(text: str) -> timedelta:
-    """Read a half-life as `30d`, `12h` or `8w`; raises SettingError for what is none."""
+    """Read a half-life as `30d`, `12h` or `8w`; raises SettingError for anything else."""
     units = {"h": "hours", "d": "days", "w": "weeks"}
     number = number_in(text[:-1])
     if number is None or not 0 < number < 1e6 or text[-1:] not in units:
-        raise SettingError(f"The half-life {text!r} is none; write 30d, 12h or 8w.")
+        raise SettingError(f"The half-life {text!r} cannot be read; write 30d, 12h or 8w.")
     return timedelta(**{units[text[-1]]: number})
 
 

@@ -172,7 +172,7 @@ def read_interactions(
 
 
 def _events(files: Sequence[DataFile], event_weights: Mapping[str, float] | None, source: str) -> Events | None:
-    """Read the segments among *files*; None where there are none."""
+    """Read the segments among *files*; None if there are none."""
     segments = [file for file in files if file.kind == "events"]
     if not segments:
         return None
@@ -248,13 +248,13 @@ def _shapes(sources: Sequence[_Source], layouts: Sequence[str | None]) -> list[T
 
 
 def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableShape:
-    """Return how a table is read: user, item, weight and, where there is such a column, the rest."""
+    """Return how a table is read: user, item, weight and, if there are such columns, the rest."""
     table, columns, event_weights, filters = source
     weight, no_weight = _weight(table, columns, event_weights)
     quantity = []
     if columns.quantity is not None:
         number = number_of(columns.quantity, table.schema[columns.quantity])
-        # A purchase of an unknown quantity is one of 1; a cancellation is no purchase, and has no weight of its own.
+        # A purchase of an unknown quantity is one of 1; a cancellation is not a purchase, and has no weight of its own.
         quantity = [pl.when(number.is_finite() & (number != 0)).then(number).otherwise(1.0).alias("quantity")]
         weight = pl.when(number < 0).then(1.0).otherwise(weight)
     values, left_out = [weight.alias("weight"), *quantity], id_reasons({"user": "user", "item": "item"})
@@ -277,7 +277,7 @@ def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableSh
 def _weight(
     table: Table, columns: Columns, event_weights: Mapping[str, float] | None
 ) -> tuple[pl.Expr, dict[str, pl.Expr]]:
-    """Return what a row weighs, infinite where that is no number, and the reasons to leave it out for that."""
+    """Return what a row weighs, infinite if that is not a number, and the reasons to leave it out because of that."""
     if event_weights is not None:
         value = table.text(columns.event).replace_strict(event_weights, default=None, return_dtype=pl.Float64)
         return value, {"unknown event": pl.col("weight").is_null()}

@@ -16,7 +16,7 @@ from offline.errors import DataError, require_at_least
 UserItems = Any
 Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-# True for each item that may be recommended; None where all may.
+# True for each item that may be recommended; None if all may.
 Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 Times = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -27,7 +27,7 @@ Until: TypeAlias = int | Times
 # Before and after all others.
 NO_TIME = int(np.iinfo(np.int64).min)
 NEVER = int(np.iinfo(np.int64).max)
-# However old a row is, it keeps a thousandth of its weight. A weight of nothing would be no interaction.
+# However old a row is, it keeps a thousandth of its weight. With a weight of zero there would be no interaction.
 _MAX_HALVINGS = 10
 _DAY_US = 86_400e6
 
@@ -320,7 +320,7 @@ def _present(user_items: UserItems) -> tuple[Mask, Mask]:
 
 
 def check_user_items(user_items: UserItems) -> None:
-    """Raise DataError for a matrix that no engine can learn from, TypeError for what is no such matrix."""
+    """Raise DataError for a matrix that no engine can learn from, TypeError for anything else."""
     if not isinstance(user_items, csr_matrix) or user_items.dtype != np.float32:
         raise TypeError("user_items must be a scipy csr_matrix of float32")
     users, items = user_items.shape
@@ -329,7 +329,7 @@ def check_user_items(user_items: UserItems) -> None:
             f"There are {users} users, {items} items and {user_items.nnz} pairs; learning needs two of each."
         )
     if not (user_items.has_canonical_format and np.isfinite(user_items.data).all() and (user_items.data > 0).all()):
-        raise DataError("The matrix holds a pair twice, or a weight that is not finite and above zero; build it anew.")
+        raise DataError("The matrix holds a pair twice, or a weight that is not finite and above zero; build it again.")
 
 
 def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:

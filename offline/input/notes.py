@@ -17,7 +17,7 @@ _EARLIEST = datetime(1971, 1, 1)  # noqa: DTZ001 -- times are naive UTC througho
 
 
 def header_note(tables: Sequence[Table], roles: Mapping[str, str | None]) -> str | None:
-    """Say which columns are taken for what, by role, where they have no names."""
+    """Say which columns are taken for what, by role, if they have no names."""
     available = list(tables[0].schema)
     if not is_numbered(available):
         return None
@@ -57,7 +57,7 @@ def cancellation_note(column: str, rows: int) -> str:
 
 
 def time_notes(column: str, layouts: Sequence[str | None], time_range: tuple[datetime, datetime]) -> list[str]:
-    """Say how numbers that may mean several times were read, and where all are too long ago to be right."""
+    """Say how numbers that may mean several times were read, and seconds that are all too long ago to be right."""
     known = (DAYS, EXCEL_DAYS, DATES) if time_range[1] >= _EARLIEST else (NUMBER, DAYS, EXCEL_DAYS, DATES)
     return [
         f"the times in {column!r} are read as {'seconds since 1970' if layout == NUMBER else layout}: they are from "

@@ -117,7 +117,7 @@ class Rows:
 
 
 def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
-    """Return the reasons to leave a row out for its *ids*, values by role; a segment may be absent, for that is all."""
+    """Return the reasons to leave a row out for its *ids*, values by role; one without a segment counts for all."""
     absent = {f"no {role}": pl.col(value).is_null() for role, value in ids.items() if role != "segment"}
     sizes = {f"{role} id over {MAX_ID_BYTES} bytes": pl.col(value).str.len_bytes() for role, value in ids.items()}
     return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}

@@ -21,7 +21,7 @@ _HEAD_ROWS = 1000
 @dataclass(frozen=True, slots=True)
 class Table:
     """
-    One file to be scanned, as often as needed; a text file has only text columns, '' where a value is absent.
+    One file to be scanned, as often as needed; a text file has only text columns, '' if a value is absent.
 
     first_row    the number of the first row of data in the file, from 1
     null_values  the texts that mean that a value is missing
@@ -36,7 +36,7 @@ class Table:
     whole: frozenset[str] = frozenset()
 
     def text(self, name: str | None) -> pl.Expr:
-        """Return the column as text, nulls where there is no such column; raises DataError as `text_of` does."""
+        """Return the column as text, nulls if there is no such column; raises DataError as `text_of` does."""
         if name is None:
             return pl.lit(None, dtype=pl.String)
         text = text_of(name, self.schema[name], str(self.file), self.null_values)
@@ -47,7 +47,7 @@ class Table:
         return is_absent(name, self.schema[name], self.null_values)
 
     def first_text(self, name: str) -> str | None:
-        """Return the first value of a column of text, None where it has none or is of another type."""
+        """Return the first value of a column of text, None if it has none or is of another type."""
         if self.schema[name] != pl.String:
             return None
         column = self.frame.select(name)

@@ -47,8 +47,8 @@ def scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
     """
     Scan *file*, whose rows are checked from end to end before, and return the number of the first row of data, from 1.
 
-    All columns are text, '' where a value is absent. Without a header they are named `column_1` and so on. A file that
-    begins with `{` holds JSON lines. Raises DataError for what cannot be read, with the row where there is one.
+    All columns are text, '' if a value is absent. Without a header they are named `column_1` and so on. A file that
+    begins with `{` holds JSON lines. Raises DataError for what cannot be read, with the row if there is one.
     """
     _check_head(file)
     with _text_errors(file):

@@ -154,7 +154,7 @@ def test_a_registration_that_fails_leaves_nothing_behind(
 
 def test_what_is_no_registry_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for url, reason in (("", "is empty"), (str(tmp_path / "file"), "is no folder")):
+    for url, reason in (("", "is empty"), (str(tmp_path / "file"), "is not a folder")):
         with pytest.raises(SettingError, match=reason):
             Registry(url)
 
