@@ -62,7 +62,10 @@ class WatchedFiles:
             return _nothing
 
     def _read(self) -> Callable[[], None]:
-        """Load the files; raises ServiceMisused, whatever the reader raises."""
+        """Load the files; raises ServiceMisused, whatever the reader raises, and for a pipe, which blocks a reader."""
+        for path in self._paths:
+            if path.exists() and not path.is_file():
+                raise ServiceMisused(f"{path} is not a regular file; name one, because it is read again and again")
         try:
             return self._load()
         except ServiceMisused:

@@ -1,6 +1,7 @@
 """Files that are loaded again when they change: a version that cannot be used changes nothing, whatever is wrong."""
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -51,6 +52,22 @@ def test_whatever_a_version_raises_the_one_before_stays_in_use_and_the_reason_is
     file.write_text("good")
     assert polled(watched) == []
     assert (watched.warning, used) == (None, ["good", "good"])
+
+
+def test_what_becomes_a_pipe_is_not_read_for_whoever_opens_one_waits_without_end(tmp_path: Path) -> None:
+    file, reads = tmp_path / "file", list[str]()
+    file.write_text("good")
+
+    def load() -> Callable[[], None]:
+        reads.append("pipe" if file.is_fifo() else file.read_text())
+        return lambda: None
+
+    watched = WatchedFiles([file], load)
+    file.unlink()
+    os.mkfifo(file)
+    assert polled(watched) == []
+    assert reads == ["good"]
+    assert "is not a regular file" in str(watched.warning)
 
 
 def test_a_service_outlives_keys_that_are_nested_without_end_and_takes_a_certificate_by_its_older_label(
