@@ -50,6 +50,8 @@ from stores.verification import load_manifest
 # After a cut in time there must be so many users to test, or the split is drawn at random.
 _FEWEST_TESTED = 10
 
+# A program that a killed attempt was starting holds the lock of its folder until it has started.
+_STARTING_S = 2.0
 _STATE, _STATE_FORMAT = "state.json", 1
 _MODEL = "model-"
 
@@ -609,7 +611,7 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
     except FileExistsError as error:
         raise DataError(f"{path} is not a folder; name another for what a run has done so far, with --work.") from error
     try:
-        lock = take_lock(path / LOCK, 0o600, wait_s)
+        lock = take_lock(path / LOCK, 0o600, max(wait_s, _STARTING_S))
     except TimeoutError as error:
         raise DataError(f"Another run works in {path}; wait for its end, or give --wait SECONDS.") from error
     try:

@@ -28,6 +28,7 @@ from offline.job import opened
 from offline.registry import Registry
 from stores.catalogue import Catalogue, DraftRef, ReleaseId
 from stores.errors import StoreUnavailable
+from stores.folders import LOCK, take_lock
 from stores.memory import MemoryStore
 from stores.runs import claim, held
 from tests.support.command import failed, hotplate
@@ -249,6 +250,19 @@ def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
     assert "is not a folder" in hotplate("run", pipeline, "--work", pipeline).stderr
 
 
+def test_a_lock_that_a_killed_attempt_leaves_for_an_instant_is_waited_for(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offline.job._STARTING_S", 60, raising=False)  # the instant may be long on a busy machine
+    pipeline = write_pipeline(tmp_path, folder_url)
+    (tmp_path / "work").mkdir()
+    lock = take_lock(tmp_path / "work" / LOCK, 0o600, 0)
+    leaving = threading.Timer(1.0, os.close, [lock])
+    leaving.start()
+    assert hotplate("run", pipeline).returncode == 0
+    leaving.join()
+
+
 def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stores.lifecycle.LEASE_S", 0.03)  # how often it is renewed; it runs for as long as ever
     draft = with_store(url, lambda store: claim(store, "mine", ReleaseId("20261120T064200Z-7f3a")))
@@ -322,7 +336,7 @@ def test_a_pipeline_that_makes_no_sense_is_a_sentence(
 @pytest.mark.parametrize(
     ("table", "line", "sentence"),
     [
-        ("train", 'half_life = "often"', "The half-life 'often' is none"),
+        ("train", 'half_life = "often"', "The half-life 'often' cannot be read"),
         ("train", 'where = "quantity"', "'quantity'"),
         ("train", 'event_weights = "view=much"', "'view=much'"),
         ("train", "engine = 'popularity'\nalpha = 2", "is no parameter of the engine popularity"),
