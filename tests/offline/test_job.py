@@ -19,11 +19,13 @@ from offline.input.columns import Columns
 from offline.input.sample import sample
 from offline.job import TrainReport, TrainSettings, train
 from offline.model import load
+from offline.rules import RuledLists, Rules
 from offline.train.als import ALSParams
 from offline.train.engine import Params, Ranker, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams, most_popular
 from offline.train.tuning import TuneOptions, tune
+from stores.keys import OVERALL
 
 PARAMS = ALSParams(factors=16, iterations=5)
 
@@ -80,6 +82,8 @@ def test_the_popular_list_and_its_baseline_have_the_half_life_that_is_best_befor
     model = load(tmp_path / "model")
     first = [model.matrix.item_ids[item] for item in model.popular.items[:3]]
     assert sorted(first) == ["i50", "i51", "i52"], "those of the last ten days"
+    ruled = RuledLists(model, Rules(excluded=frozenset({"gone"})), 5, keep_seen=False).popular()[OVERALL]
+    assert ruled.items[:3].tolist() == model.popular.items[:3].tolist(), "under rules, too"
     wanted = most_popular(model.matrix, 100, popular.half_life_days)
     assert model.popular.items.tolist() == wanted.items.tolist()
     overall = TrainSettings(tmp_path / "fashions.csv", params=PARAMS, split=SplitOptions("by-item"), k=5)
