@@ -23,6 +23,8 @@ _RECOMMENDERS = {
     "cosine": CosineRecommender,
     "rp3beta": ItemItemRecommender,
 }
+# Rows of similarities that are cut to the nearest at once: bounds the memory beside them.
+_CUT_AT_ONCE = 1024
 # So many are kept of each item for lists of similar items, even where fewer make the lists of users better.
 _KEPT = 101
 
@@ -126,10 +128,18 @@ def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, n
 
 def nearest(similarity: Any, neighbours: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
     """Return *similarity* (indices sorted) with the *neighbours* highest of each row, the lower index among equals."""
+    starts = range(0, similarity.shape[0], _CUT_AT_ONCE)
+    kept = np.concatenate([_nearest(similarity[start : start + _CUT_AT_ONCE], neighbours) for start in starts])
+    ends = np.concatenate([[0], np.cumsum(kept)])[similarity.indptr]
+    return csr_matrix((similarity.data[kept], similarity.indices[kept], ends), shape=similarity.shape)
+
+
+def _nearest(similarity: Any, neighbours: int) -> npt.NDArray[np.bool_]:  # noqa: ANN401 -- as above
+    """Tell which of the data of *similarity* are among the *neighbours* highest of their rows."""
     lengths = np.diff(similarity.indptr)
     width = int(lengths.max(initial=0))
     if width <= neighbours:
-        return similarity.copy()
+        return np.ones(similarity.nnz, dtype=np.bool_)
     table = np.full((len(lengths), width), -np.inf)
     table[np.arange(width) < lengths[:, None]] = similarity.data
     # To find the last that is kept takes a tenth of the time of sorting them all.
@@ -137,6 +147,7 @@ def nearest(similarity: Any, neighbours: int) -> Any:  # noqa: ANN401 -- scipy p
     above, tied = (compare(similarity.data, np.repeat(last, lengths)) for compare in (np.greater, np.equal))
     above_before, tied_before = (np.concatenate([[0], np.cumsum(each)]) for each in (above, tied))
     left = neighbours - np.diff(above_before[similarity.indptr])
-    kept = above | (tied & (tied_before[:-1] < np.repeat(tied_before[similarity.indptr[:-1]] + left, lengths)))
-    ends = np.concatenate([[0], np.cumsum(kept)])[similarity.indptr]
-    return csr_matrix((similarity.data[kept], similarity.indices[kept], ends), shape=similarity.shape)
+    kept: npt.NDArray[np.bool_] = above | (
+        tied & (tied_before[:-1] < np.repeat(tied_before[similarity.indptr[:-1]] + left, lengths))
+    )
+    return kept

@@ -59,7 +59,10 @@ def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighb
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_nearest_of_a_row_are_its_highest_and_of_equals_the_first(seed: int) -> None:
+def test_the_nearest_of_a_row_are_its_highest_and_of_equals_the_first(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offline.train.neighbours._CUT_AT_ONCE", 5)
     generator = np.random.default_rng(seed)
     table = generator.integers(1, 4, (12, 12)) * (generator.random((12, 12)) < 0.7).astype(np.float64)
     for neighbours in (1, 3, 12):
