@@ -79,6 +79,7 @@ def test_without_a_release(folder: Path) -> None:
     assert_fire(folder, {"HotplateAvailabilityBurnsFast", "HotplateNoRelease"}, before, [after])
 
 
+@pytest.mark.alone  # the answers before must not be late
 def test_an_answer_that_is_late_and_popular(folder: Path, cosmos_http: Account) -> None:
     url = cosmos_http.url("late")
     asyncio.run(publish_to(url, LISTS))
