@@ -197,8 +197,9 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Rebui
 
     async def incarnations(self) -> list[str]:
         with translated(self._releases):
-            names = [path.stem for path in self._releases.iterdir()] if self._releases.is_dir() else []
-        return sorted({name for name in names if _INCARNATION.fullmatch(name)})
+            paths = list(self._releases.iterdir()) if self._releases.is_dir() else []
+            names = {path.stem for path in paths if path.suffix in _SUFFIXES and path.is_file()}
+        return sorted(name for name in names if _INCARNATION.fullmatch(name))
 
     def _current(self, record: bytes | None) -> Catalogue:
         found = self._catalogue.parse(record, self.clock())
@@ -283,6 +284,7 @@ def check_live_lockable(folder: Path) -> None:
             raise StoreMisused(str(error)) from error
 
 
+_SUFFIXES = {".mdb", ".draft", ".lock"}
 _INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

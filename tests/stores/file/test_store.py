@@ -34,6 +34,15 @@ async def published(folder: Path) -> tuple[LmdbStore, ReleaseRef, Path]:
     return store, release, folder / "releases" / f"{release.incarnation}.mdb"
 
 
+async def test_what_is_no_file_of_a_release_is_not_pruned(tmp_path: Path) -> None:
+    store, release, path = await published(tmp_path / "store")
+    (path.parent / "README.txt").write_text("not ours")
+    (path.parent / "folder.mdb").mkdir()
+    assert await store.incarnations() == [release.incarnation]
+    assert await prune(store) == []
+    await store.close()
+
+
 def is_first(value: bytes | None) -> bool:
     return value is not None and value.endswith(b"x" * 500)
 
