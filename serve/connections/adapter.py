@@ -124,12 +124,17 @@ class Handler(web.RequestHandler):
         """Whether what comes now is kept until a request is answered, not read to be thrown away."""
         return not self._force_close and (self._current_request is not None or bool(self._messages))
 
-    def feed(self, data: bytes) -> str | None:
+    def feed(self, data: bytes, *, is_header: bool = False) -> str | None:
         """Take bytes; return what is wrong with the body that is awaited, if they are not a body.
 
-        Such an error would otherwise wait behind the answer to the request that has this body.
+        Such an error would otherwise wait behind the answer to the request that has this body. Of bytes that are not by
+        themselves one header, a request that offers another protocol is the last: aiohttp loses what comes behind it.
         """
         self.data_received(data)
+        if not is_header:
+            for place, (message, payload) in enumerate(self._messages):
+                if isinstance(message, RawRequestMessage) and message.upgrade:
+                    self._messages[place] = message._replace(should_close=True), payload
         if self._messages and self.awaits_body:
             error: str | None = getattr(self._messages[-1][0], "message", None)
             return error

@@ -40,6 +40,29 @@ def test_only_one_module_uses_private_names_and_it_checks_those_that_are_aiohttp
     assert inherited - own <= set(adapter.PRIVATE)
 
 
+def test_no_request_is_lost_behind_one_that_offers_another_protocol() -> None:
+    offer = GET[:-2] + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    both = offer + GET
+
+    async def test() -> None:
+        store = MemoryStore()
+        await publish(store, "first")
+        async with Pair(TieredReader({"store": store})) as pair:
+            for cut in range(len(both)):
+                connection = Connection(pair.lane, "127.0.0.1")
+                transport = MemoryTransport(connection)
+                connection.connection_made(transport)
+                for piece in filter(None, (both[:cut], both[cut:])):
+                    transport.feed(piece)
+                    for _ in range(100):
+                        await asyncio.sleep(0)
+                answers = transport.written.count(b"HTTP/1.1 200 ")
+                assert transport.closed or answers == 2, f"cut at {cut}, {answers} requests of two are answered"
+                transport.close()
+
+    asyncio.run(test())
+
+
 def test_of_requests_that_do_not_wait_for_answers_only_some_are_read_ahead() -> None:
     async def test() -> None:
         store = MemoryStore()
