@@ -18,7 +18,7 @@ def fit_s(params: object, user_items: UserItems) -> float:
         case ALSParams():
             return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
         case EASEParams():
-            return 2.5e-11 * float(user_items.shape[1]) ** 3
+            return 1.1e-11 * float(user_items.shape[1]) ** 3
         case NeighbourParams():
             return 3e-8 * float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())
         case _:
@@ -40,7 +40,7 @@ def fit_bytes(params: object, user_items: UserItems) -> int:
             matrix = user_items.nnz * (_NUMBER_BYTES + _INDEX_BYTES) + (users + 1) * _INDEX_BYTES
             return int(3 * matrix + (users + items) * params.factors * _NUMBER_BYTES)
         case EASEParams():
-            return int(16 * items**2)  # a table of items by items in float64, and two in float32
+            return int(4 * items**2 + 4096 * items)  # a table of items by items, and a block of it in float64
         case _:
             return 0
 

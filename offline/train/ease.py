@@ -18,7 +18,7 @@ _USER_POWER = -0.25
 # The share of a user's items that the weights must do without; regularizes items by how many users they have.
 _DROPOUT = 0.2
 # Rows of the table of items that are made at once: bounds the memory beside it.
-_AT_ONCE = 1024
+_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +71,30 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
     Solve for the weights that best give each item of a user from the others; the same on every run of a machine.
 
     Regularized by a constant and by dropout (Steck, Embarrassingly shallow autoencoders, WWW 2019; Autoencoders that
-    don't overfit towards the identity, NeurIPS 2020). Takes items^3 operations and 16 items^2 bytes. Raises DataError
-    for a matrix that cannot be learnt from.
+    don't overfit towards the identity, NeurIPS 2020). Takes items^3 operations and 4 items^2 bytes: 20 s of a core
+    and 0.6 GB for 12,000 items. Raises DataError for a matrix that cannot be learnt from.
     """
     check_user_items(user_items)
     has = np.asarray(user_items.sum(axis=1, dtype=np.float64)).ravel()
     scaled = csr_matrix(diags_array(np.where(has > 0, has, 1) ** _USER_POWER) @ _damped(user_items))
     by_item = csr_matrix(scaled.T)
-    table = np.empty((user_items.shape[1], user_items.shape[1]))
+    table = np.empty((user_items.shape[1], user_items.shape[1]), dtype=np.float32)
     for start in range(0, len(table), _AT_ONCE):
         table[start : start + _AT_ONCE] = (by_item[start : start + _AT_ONCE] @ scaled).toarray()
     diagonal = np.diag_indices_from(table)
     table[diagonal] = table[diagonal] / (1 - _DROPOUT) + params.regularization
     # It is symmetric, so that its transpose lies in memory as LAPACK wants it; only one triangle is written. With what
     # dropout adds to the diagonal it is positive definite, whatever users have.
-    factor, _ = lapack.dpotrf(table.T, lower=True, overwrite_a=True)
-    inverse, _ = lapack.dpotri(factor, lower=True, overwrite_c=True)
-    variances = inverse[diagonal]
-    weights = np.tril(inverse.astype(np.float32), -1)
-    weights += weights.T.copy()
-    weights /= -variances.astype(np.float32)
+    factor, _ = lapack.spotrf(table.T, lower=True, overwrite_a=True)
+    inverse, _ = lapack.spotri(factor, lower=True, overwrite_c=True)
+    weights: Floats = inverse.T
+    divisors = -weights[diagonal]
+    for start in range(0, len(weights), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
+        upper = np.triu(weights[rows, rows], 1)
+        weights[rows, rows] = upper + upper.T
+        weights[rows, :start] = weights[:start, rows].T
+    weights /= divisors
     return EASE(weights)
 
 

@@ -42,7 +42,7 @@ _MOST_GAMMA = 4.0
 # A split by time is searched at so many cuts: with one, a week decides for the next.
 _CUTS = 2
 # What a search takes at most, by estimate, unless more is wanted: seconds of a core for its cells, and memory for each.
-_BUDGET_S, _BUDGET_BYTES = 45.0, 600e6
+_BUDGET_S, _BUDGET_BYTES = 45.0, 650e6
 # A trial ranks at most so many pairs of user and item; of more, some users are drawn.
 _RANKED = 100_000_000
 
