@@ -12,6 +12,7 @@ from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from serve.api.problems import CLOSE, Problem
+from serve.connections.lane import END
 from serve.errors import ServiceMisused
 
 MAX_LINE_BYTES = 8190
@@ -65,7 +66,7 @@ def until_written(request: web.BaseRequest) -> Awaitable[None]:
 class Handler(web.RequestHandler):
     """aiohttp's protocol, fed by a connection; it lives as long as that, from the first byte that is aiohttp's."""
 
-    __slots__ = ("_linger", "_on_error", "owner")
+    __slots__ = ("_header_end", "_linger", "_on_error", "owner")
 
     def __init__(
         self, server: web.Server, owner: asyncio.Protocol, linger: Callable[[], None], on_error: OnError
@@ -86,6 +87,8 @@ class Handler(web.RequestHandler):
         self.owner = owner
         self._linger = linger
         self._on_error = on_error
+        self._header_end = b""
+        """What came last, as far as a header may end in it and in what comes next."""
 
     def _process_keepalive(self) -> None:
         """Leave idle connections to the sweep."""
@@ -124,17 +127,21 @@ class Handler(web.RequestHandler):
         """Whether what comes now is kept until a request is answered, not read to be thrown away."""
         return not self._force_close and (self._current_request is not None or bool(self._messages))
 
-    def feed(self, data: bytes, *, is_header: bool = False) -> str | None:
+    def feed(self, data: bytes) -> str | None:
         """Take bytes; return what is wrong with the body that is awaited, if they are not a body.
 
-        Such an error would otherwise wait behind the answer to the request that has this body. Of bytes that are not by
-        themselves one header, a request that offers another protocol is the last: aiohttp loses what comes behind it.
+        Such an error would otherwise wait behind the answer to the request that has this body. Nothing is answered
+        after a request that offers another protocol, unless nothing came with it: aiohttp loses what does.
         """
+        known, seen = len(self._messages), self._header_end + data
+        self._header_end = b"" if data.endswith(END) else seen[1 - len(END) :]
         self.data_received(data)
-        if not is_header:
-            for place, (message, payload) in enumerate(self._messages):
-                if isinstance(message, RawRequestMessage) and message.upgrade:
-                    self._messages[place] = message._replace(should_close=True), payload
+        for place in range(known, len(self._messages)):
+            message, payload = self._messages[place]
+            if isinstance(message, RawRequestMessage) and message.upgrade:
+                if seen.endswith(END) and seen.count(END) == len(self._messages) - known:
+                    break  # as many headers were read as have come
+                self._messages[place] = message._replace(should_close=True), payload
         if self._messages and self.awaits_body:
             error: str | None = getattr(self._messages[-1][0], "message", None)
             return error

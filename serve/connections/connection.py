@@ -144,8 +144,8 @@ class Connection(Counted):
             self.handler.connection_made(self.transport)
         if len(data) > SMALL and self._is_too_large(data):
             return
+        self.handler.feed(data)
         is_header = data.endswith(END) and data.find(END) == len(data) - len(END)
-        self.handler.feed(data, is_header=is_header and not self._header_bytes)
         self._is_quiet = is_header and self.handler.has_one_bodyless
         self._header_bytes = self._header_bytes + len(data) if self.handler.waits else 0
         if self._header_bytes:
