@@ -88,7 +88,4 @@ class Acceptor:
             self._logged_at = monotonic()
             log.warning("connections wait to be accepted: %s; raise `ulimit -n`", error.strerror)
         self._loop.remove_reader(self._socket.fileno())
-        self._paused = self._loop.call_later(PAUSE_S, self._resume)
-
-    def _resume(self) -> None:
-        self._loop.add_reader(self._socket.fileno(), self._accept)
+        self._paused = self._loop.call_later(PAUSE_S, self._loop.add_reader, self._socket.fileno(), self._accept)

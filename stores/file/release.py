@@ -136,7 +136,7 @@ class ReleaseFile:
                 slots = [self.slot(key) for key in keys]
                 if not any(isinstance(slot, NotInMemory) for slot in slots):
                     return slots
-            read = asyncio.wrap_future(self._thread.submit(self._read_all, keys))
+            read = asyncio.wrap_future(self._thread.submit(lambda: [self._paged_slot(key) for key in keys]))
         try:
             left_s = None if timeout_s is None else max(0.0, started + timeout_s - time.monotonic())
             await asyncio.wait([read], timeout=left_s)
@@ -154,9 +154,6 @@ class ReleaseFile:
             yield
         finally:
             self.close()
-
-    def _read_all(self, keys: Sequence[str]) -> list[Slot]:
-        return [self._paged_slot(key) for key in keys]
 
     def _paged_slot(self, key: str) -> Slot:
         try:
@@ -417,9 +414,6 @@ def translated(path: Path) -> Iterator[None]:
     except (OSError, lmdb.Error) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"no space left to write {path}; free some and publish again") from error
-        advice = "; give a folder that can be written, as --store file:///FOLDER" if _cannot_write(error) else ""
+        is_refused = getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM)
+        advice = "; give a folder that can be written, as --store file:///FOLDER" if is_refused else ""
         raise StoreUnavailable(f"{path} cannot be used: {error}{advice}") from error
-
-
-def _cannot_write(error: Exception) -> bool:
-    return getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -266,7 +266,11 @@ class PipelinedConnection(asyncio.Protocol):
             if not self._take_values(taken, values, reply):
                 return
             reply = taken
-        elif values is not None and not isinstance(reply, StoreError) and not _is_of(reply, values):
+        elif (
+            values is not None
+            and not isinstance(reply, StoreError)
+            and not (isinstance(reply, list) and len(reply) == values)
+        ):
             self.lose(f"replied to {values} keys with something else than their values")
             return
         self._waiting.popleft()
@@ -460,10 +464,6 @@ def role_of(greeting: object) -> str | None:
         if name == b"role" and isinstance(value, bytes):
             return value.decode(errors="replace")
     return None
-
-
-def _is_of(reply: object, values: int) -> bool:
-    return isinstance(reply, list) and len(reply) == values
 
 
 def translated(error: BaseException, where: str) -> StoreError:

@@ -32,6 +32,8 @@ PING_S = 1.0
 
 # On which channels a sentinel says that another primary, a new replica, or one that was away can be used.
 CHANNELS = (b"+switch-master", b"+slave", b"-sdown")
+# What a sentinel says of a replica that is not to be read.
+UNUSABLE = {"s_down", "o_down", "disconnected"}
 
 # For how long a replica may say that it is a primary before the sentinels do, and the pause before they are asked anew.
 # Where they never do, the sentinel that had begun a failover is gone, and the others make it a replica again.
@@ -195,7 +197,8 @@ class Sentinels:
             place, primary, replicas = await asyncio.gather(*sent)
         try:
             host, port = place
-            usable = [fields for each in replicas if _is_usable(fields := _fields(each))]
+            named = map(_fields, replicas)
+            usable = [each for each in named if UNUSABLE.isdisjoint(each["flags"].split(","))]
             return State(
                 int(_fields(primary)["config-epoch"]),
                 (host.decode(), int(port)),
@@ -311,10 +314,6 @@ async def _role(server: Address) -> str | None:
 def _fields(reply: Sequence[bytes]) -> dict[str, str]:
     """Understand names and values in turn."""
     return {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
-
-
-def _is_usable(fields: dict[str, str]) -> bool:
-    return not {"s_down", "o_down", "disconnected"} & set(fields["flags"].split(","))
 
 
 def _linked(replicas: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
