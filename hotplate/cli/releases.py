@@ -80,7 +80,7 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
     if rows:
         out.print(table(("release", "state", "begun", "left service"), rows))
     else:
-        out.print("no releases yet; `hotplate publish MODEL` makes one")
+        out.print("no releases yet; `hotplate publish MODEL` makes one. `hotplate store rebuild` finds lost ones")
 
 
 @app.command()
