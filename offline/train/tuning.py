@@ -38,12 +38,12 @@ _FIRST_GAMMA = 1.0
 _STEP = 2.0
 _SHORTEST = 0.125
 _LONGEST = 512.0
-_MOST_GAMMA = 4.0
+_LEAST_GAMMA, _MOST_GAMMA = 0.125, 4.0
 # A split by time is searched at so many cuts: with one, a week decides for the next.
 _CUTS = 2
 # What a search takes at most, by estimate, unless more is wanted: seconds of a core for its cells, and memory for each.
 _BUDGET_S, _BUDGET_BYTES = 45.0, 650e6
-# A trial ranks at most so many pairs of user and item; of more, some users are drawn.
+# A trial ranks at most so many pairs of user and item, over all cuts; of more, some users are drawn.
 _RANKED = 100_000_000
 
 Report = Callable[[int, int], None]
@@ -268,7 +268,7 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
             return []
         tested = np.random.default_rng(options.seed).permutation(np.flatnonzero(np.diff(parts.test.indptr)))
         drawn = np.zeros(user_items.shape[0], dtype=np.bool_)
-        drawn[tested[: max(1, _RANKED // user_items.shape[1])]] = True
+        drawn[tested[: max(1, _RANKED // (user_items.shape[1] * len(options.draws)))]] = True
         found.append(parts._replace(test=part(parts.test, np.repeat(drawn, np.diff(parts.test.indptr)))))
     return found
 
@@ -314,7 +314,7 @@ def _recent_trials(splits: Sequence[Parts], params: Params, k: int, known: "_Jou
         waiting = [
             (days, power)
             for days, power in near
-            if (days, power) not in tried and _SHORTEST <= days <= _LONGEST and power <= _MOST_GAMMA
+            if (days, power) not in tried and _SHORTEST <= days <= _LONGEST and _LEAST_GAMMA <= power <= _MOST_GAMMA
         ]
 
 

@@ -29,6 +29,8 @@ def test_the_usual_cells_are_few_and_of_the_engine_wanted(engine: Engine | None)
     cells = default_cells(ALS, 5000, engine)
     assert len(set(cells)) == len(cells) <= 16
     assert {engine_of(cell) for cell in cells} == ({engine} if engine else {"als", "ease", "neighbours", "popularity"})
+    if engine == "neighbours":
+        assert NeighbourParams("rp3beta", 100) in cells
     if engine == "als":
         assert cells[0] == ALS
         assert max(cell.factors for cell in cells if isinstance(cell, ALSParams)) == 512

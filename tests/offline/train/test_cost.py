@@ -6,7 +6,7 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
 from offline.input.matrix import UserItems
-from offline.train import cost
+from offline.train import cost, tuning
 from offline.train.als import ALSParams
 from offline.train.cost import check_memory, fit_bytes, fit_s, rank_s
 from offline.train.ease import EASEParams
@@ -26,6 +26,11 @@ def test_the_memory_of_a_fit_of_als_is_what_was_measured() -> None:
     # A hundredth of the pairs of MovieLens 20M, and its users and items.
     assert fit_bytes(ALSParams(128), matrix(138_493, 26_744, 2)) == pytest.approx(0.93e8, rel=0.02)
     assert fit_bytes(ALSParams(2), matrix(3, 4, 3)) == 3 * (9 * 8 + 4 * 4) + 7 * 2 * 4
+
+
+def test_a_search_affords_ease_of_12_000_items() -> None:
+    assert fit_bytes(EASEParams(), matrix(2, 12_000, 2)) <= tuning._BUDGET_BYTES
+    assert 2 * fit_s(EASEParams(), matrix(2, 12_000, 2)) <= tuning._BUDGET_S
 
 
 def test_more_to_learn_takes_more_time_and_memory() -> None:

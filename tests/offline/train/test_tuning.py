@@ -16,12 +16,12 @@ from offline.errors import DataError, SettingError
 from offline.evaluate.evaluation import evaluate_engine, fit_parts
 from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from offline.input.interactions import read_interactions
-from offline.input.matrix import Matrix, to_matrix
+from offline.input.matrix import Floats, Matrix, to_matrix
 from offline.input.sample import sample
 from offline.train.als import ALSParams
 from offline.train.cost import fit_s, rank_s
 from offline.train.ease import EASEParams
-from offline.train.engine import Params, engine_of, params_from, recency_of
+from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
 from offline.train.recency import Recency
@@ -201,6 +201,18 @@ def test_recency_is_searched_with_the_best_of_each_engine_on_a_split_in_time_and
     monkeypatch.setattr("offline.train.tuning.fit_parts", fit_of(()))
     assert search(fashions, SplitOptions("by-time"), **settings).to_json() == found.to_json()
     assert recency_of(params_from("ease", found.to_json()["trials"][found.best]["params"])) == recency_of(best.params)
+
+
+def test_a_recency_that_does_not_help_is_soon_left(fashions: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worse_with_it(ranker: Ranker, _parts: Parts, _k: int) -> Floats:
+        recent = getattr(ranker, "recent", None)
+        return np.ones(9, dtype=np.float32) * (1 if recent is None else recent.mean())
+
+    monkeypatch.setattr("offline.train.tuning._ndcg", worse_with_it)
+    found = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="ease"))
+    gammas = [recency.gamma for each in found.trials if (recency := recency_of(each.params)) is not None]
+    assert min(gammas) == 0.125
+    assert recency_of(found.trials[found.best].params) is None
 
 
 def test_a_half_life_of_popularity_is_searched_on_a_split_in_time_and_nothing_recent_at_random(
