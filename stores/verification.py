@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from math import inf
 
 from stores.catalogue import ReleaseRef
 from stores.compression import load_decode, read_ids
@@ -61,7 +60,7 @@ async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = u
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
-        found = await scrub(store, release)
+        found = await _inspect(release, manifest, await load_decode(store, release, manifest), _chunks(store, release))
         if found.is_whole:
             raise
         raise ReleaseCorrupt(f"of release {release.id}, {found.finding}") from error
@@ -113,7 +112,7 @@ async def scrub(
     store: Store,
     release: ReleaseRef,
     *,
-    rows_per_s: float = inf,
+    rows_per_s: float,
     on_progress: Progress = unreported,
 ) -> ScrubResult:
     """Read every row of a release at a steady rate, gentle to those who are served; check each value, and count rows.
@@ -122,15 +121,33 @@ async def scrub(
     values are whole and yet are not those that were written.
     """
     manifest = await load_manifest(store, release)
-    decode, check = await load_decode(store, release, manifest), Checksum(release.id).open
+    chunks = _paced(_chunks(store, release, max(1, min(VERIFY_CHUNK, int(rows_per_s / 10)))), rows_per_s)
+    return await _inspect(release, manifest, await load_decode(store, release, manifest), chunks, on_progress)
+
+
+async def _paced(chunks: AsyncIterator[list[Row]], rows_per_s: float) -> AsyncIterator[list[Row]]:
     loop = asyncio.get_running_loop()
-    began, rows, tally, damage = loop.time(), 0, Tally(), Damage()
-    async for chunk in _chunks(store, release, int(max(1, min(VERIFY_CHUNK, rows_per_s / 10)))):
+    began, rows = loop.time(), 0
+    async for chunk in chunks:
+        yield chunk
+        rows += len(chunk)
+        await asyncio.sleep(began + rows / rows_per_s - loop.time())
+
+
+async def _inspect(
+    release: ReleaseRef,
+    manifest: Manifest,
+    decode: Decode,
+    chunks: AsyncIterator[list[Row]],
+    on_progress: Progress = unreported,
+) -> ScrubResult:
+    """Check each value of all rows of a release, and count rows; raises ReleaseCorrupt as `scrub` does."""
+    check, rows, tally, damage = Checksum(release.id).open, 0, Tally(), Damage()
+    async for chunk in chunks:
         damage.add(row.key for row in chunk if not is_whole(row, decode, check))
         _count(tally, chunk, release)
         rows += len(chunk)
         on_progress(rows, manifest.rows + 1)
-        await asyncio.sleep(began + rows / rows_per_s - loop.time())
     missing = sum(max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items())
     if not missing and not damage.count:
         compare(manifest, tally)
@@ -159,9 +176,9 @@ def is_whole(row: Row, decode: Decode, check: Decode) -> bool:
     return True
 
 
-def named(keys: Sequence[str], count: int | None = None) -> str:
-    """Return a sentence that names damaged keys, a few of them, of *count* that there are: those of *keys*, if None."""
-    return f"{_listed(keys, len(keys) if count is None else count)}; {HEAL}"
+def named(keys: Sequence[str]) -> str:
+    """Return a sentence that names damaged keys, a few of them."""
+    return f"{_listed(keys, len(keys))}; {HEAL}"
 
 
 def _listed(keys: Sequence[str], count: int) -> str:

@@ -312,4 +312,5 @@ def test_more_damage_than_is_kept_is_counted(monkeypatch: pytest.MonkeyPatch) ->
     keys, damage = [f"user:{n}" for n in range(9)], verification.Damage()
     damage.add(keys)
     assert (damage.count, damage.keys) == (9, keys[:4])
-    assert verification.named(damage.keys, damage.count).startswith("damaged: 'user:0', 'user:1', 'user:2' and 6 more")
+    found = verification.ScrubResult(20, 20, 0, damage.count, damage.keys)
+    assert found.finding.startswith("9 of 20 rows are damaged: 'user:0', 'user:1', 'user:2' and 6 more; ")
