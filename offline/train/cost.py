@@ -13,7 +13,7 @@ _INDEX_BYTES, _NUMBER_BYTES = 4, 4
 
 
 def fit_s(params: object, user_items: UserItems) -> float:
-    """Return about how many seconds of a core a fit takes; measured on an AMD EPYC."""
+    """Return about how many seconds of a core a fit takes; measured on an Intel Xeon."""
     match params:
         case ALSParams():
             return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
