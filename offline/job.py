@@ -195,7 +195,7 @@ def train(
             half_life=settings.half_life,
         )
     with _stage("matrix", seconds, on_progress):
-        matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
+        matrix = _matrix(interactions, settings)
         interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
         settings, learnable, split_note = _split(settings, matrix)
         if split_note is not None:
@@ -311,6 +311,14 @@ def _revived(kind: Any, value: Any) -> Any:  # noqa: ANN401 -- any type
 
 
 Learnable = tuple[UserItems, History | None]
+
+
+def _matrix(interactions: Interactions, settings: TrainSettings) -> Matrix:
+    """Return the matrix of all rows; a DataError names the file, too."""
+    try:
+        return to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
+    except DataError as error:
+        raise DataError(f"{settings.path}: {error}") from error
 
 
 def _search(
