@@ -188,10 +188,6 @@ def writes_whoever_claimed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryStore, "put", put)
 
 
-def erases_on_whatever_was_put_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ServerLike, "ends", lambda _self, _found: True)
-
-
 def swaps_without_comparing(patch: pytest.MonkeyPatch) -> None:
     async def swap(self: MemoryStore, _old: Catalogue, new: Catalogue) -> None:
         self._catalogue = new
@@ -210,7 +206,6 @@ def swaps_without_comparing(patch: pytest.MonkeyPatch) -> None:
         erases_by_id,
         writes_whoever_claimed,
         swaps_without_comparing,
-        pytest.param(erases_on_whatever_was_put_back, marks=pytest.mark.soak),
         pytest.param(takes_over_under_a_lease, marks=pytest.mark.soak),
         pytest.param(erases_what_others_took_over, marks=pytest.mark.soak),
         pytest.param(erases_what_it_marked_before_a_restore, marks=[pytest.mark.soak, long]),
