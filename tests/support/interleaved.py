@@ -136,16 +136,12 @@ class ServerLike(MemoryStore):
             await asyncio.sleep(0)
             if (now := self._releases.get(release.incarnation)) is None:
                 return
-            if not self.ends(now):
+            if now.writer != ERASED:
                 raise ReleaseConflict("it is there again")
             found = now
         del self._releases[release.incarnation]
 
-    def ends(self, found: Any) -> bool:  # noqa: ANN401 -- a type of its own
-        """Whether what is erased has not become a release again."""
-        return bool(found.writer == ERASED)
-
-    def _find(self, release: ReleaseRef | DraftRef) -> Any:  # noqa: ANN401 -- as above
+    def _find(self, release: ReleaseRef | DraftRef) -> Any:  # noqa: ANN401 -- a type of its own
         if (found := super()._find(release)).writer == ERASED:
             raise not_found(release)
         return found
