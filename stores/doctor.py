@@ -8,6 +8,7 @@ from statistics import median
 
 from stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, State
 from stores.errors import ReleaseCorrupt, StoreError, StoreFull
+from stores.lifecycle import check_nothing_to_rebuild
 from stores.manifest import Manifest
 from stores.servable import read_servable
 from stores.store import Advised, Examined, Finding, Inventoried, Level, Plan, RoomChecked, Store, read_one
@@ -32,9 +33,11 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         if not any(str(error) in each.sentence for each in findings):
             findings.append(Finding(Level.ERROR, "catalogue", str(error)))
         return findings
-    findings += [_clock(catalogue, before, clock()), _record(catalogue)]
-    findings += await _live(store, catalogue)
-    return findings + await _left_over(store, catalogue)
+    record = await _record(store, catalogue)
+    findings += [_clock(catalogue, before, clock()), record]
+    if record.level is Level.ERROR:  # without a catalogue, the rest would give the wrong advice
+        return findings
+    return [*findings, *await _live(store, catalogue), *await _left_over(store, catalogue)]
 
 
 async def _own_findings(store: Store) -> list[Finding]:
@@ -60,11 +63,15 @@ def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
     )
 
 
-def _record(catalogue: Catalogue) -> Finding:
-    if catalogue.generation == 0:
-        return Finding(Level.OK, "catalogue", "there is none yet; the first publish makes it")
-    sentence = f"generation {catalogue.generation:,}, {_count(len(catalogue.releases), 'release')}"
-    return Finding(Level.OK, "catalogue", sentence)
+async def _record(store: Store, catalogue: Catalogue) -> Finding:
+    if catalogue.generation:
+        sentence = f"generation {catalogue.generation:,}, {_count(len(catalogue.releases), 'release')}"
+        return Finding(Level.OK, "catalogue", sentence)
+    try:
+        await check_nothing_to_rebuild(store)
+    except StoreError as error:
+        return Finding(Level.ERROR, "catalogue", str(error))
+    return Finding(Level.OK, "catalogue", "there is none yet; the first publish makes it")
 
 
 async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
@@ -159,9 +166,6 @@ async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
         return [*findings, Finding(Level.WARNING, "left over", f"what lies in the store cannot be listed: {error}")]
     if strangers := [name for name in found if name not in known]:
         named = ", ".join(strangers[:NAMED]) + (f" and {len(strangers) - NAMED} more" if strangers[NAMED:] else "")
-        if not catalogue.generation:
-            sentence = f"it is lost, as data of {named} are there; do not publish: `hotplate store rebuild` makes one"
-            return [*findings, Finding(Level.ERROR, "catalogue", sentence)]
         sentence = f"the data of {named}, which no catalogue names; `hotplate releases prune` erases them"
         findings.append(Finding(Level.WARNING, "left over", sentence))
     return findings or [Finding(Level.OK, "left over", "nothing")]

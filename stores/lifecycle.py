@@ -384,7 +384,7 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
         if new == old:
             return old
         if not old.generation:
-            await _check_nothing_to_rebuild(store)
+            await check_nothing_to_rebuild(store)
         if unclear and not repeatable and old.token != unclear_from:
             raise _unknown(unclear[-1])
         new = changes.succeed(old, new, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
@@ -401,7 +401,7 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
-async def _check_nothing_to_rebuild(store: Store) -> None:
+async def check_nothing_to_rebuild(store: Store) -> None:
     """Raise CatalogueUnreadable if a store without a catalogue holds sealed releases: a new one would not name them.
 
     Then `prune` would erase them.
