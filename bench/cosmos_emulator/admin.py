@@ -30,6 +30,7 @@ from bench.cosmos_emulator.service import Service
 log = logging.getLogger(__name__)
 
 PREFIX = "/__emulation"
+HOUR_S = 3600
 STATM = Path("/proc/self/statm")
 # A single thread that worked for so much of a second limited itself what was measured in it.
 SATURATED_SHARE = 0.9
@@ -51,18 +52,23 @@ class Monitor:
         self._admitted_ru = dict[tuple[str, str], float]()
         self._was_saturated = False
         self.saturated_s = 0.0
-        self.autoscale_ru = dict[str, float]()  # by the container's resource id
+        self._hour = 0.0
+        self.autoscale_ru = dict[str, float]()  # the highest of this hour of the clock, by the container's resource id
 
     def tick(self, elapsed_s: float, cpu_s: float) -> None:
         """Do what is due; *elapsed_s* passed since the last tick, in which the process used *cpu_s* of CPU."""
         now = self._account.clock()
+        if now // HOUR_S != self._hour:
+            self._hour = now // HOUR_S
+            self.autoscale_ru.clear()
         for container in self._account.containers():
             container.delete_expired(self._account.charges, now)
         for offer in list(self._account.offers.values()):
             used = self._used_ru(offer.container) / elapsed_s
             if offer.throughput.autoscale:
-                maximum = offer.throughput.ru
-                self.autoscale_ru[offer.container.rid] = min(max(used, maximum / 10), maximum)
+                maximum, rid = offer.throughput.ru, offer.container.rid
+                reached = min(max(used, maximum / 10), maximum)
+                self.autoscale_ru[rid] = max(reached, self.autoscale_ru.get(rid, 0.0))
         is_saturated = cpu_s >= SATURATED_SHARE * elapsed_s
         if is_saturated:
             self.saturated_s += elapsed_s
@@ -117,7 +123,7 @@ class Metrics(Collector):
         yield _family(Gauge, "stored_bytes", "Bytes of items, as charged.", stored, "container")
         autoscale_ru = self._monitor.autoscale_ru
         scaled = [((label_of(one),), autoscale_ru[one.rid]) for one in containers if one.rid in autoscale_ru]
-        yield _family(Gauge, "autoscale_throughput", "RU/s billed if autoscale.", scaled, "container")
+        yield _family(Gauge, "autoscale_throughput", "RU/s that this hour is billed for, so far.", scaled, "container")
         saturated = [((), self._monitor.saturated_s)]
         yield _family(Counter, "saturated_seconds", "Seconds in which the emulator was the limit.", saturated)
         yield Counter("process_cpu_seconds", "CPU time of the emulator.", time.process_time())

@@ -16,6 +16,8 @@ DEFAULT_POLICY: dict[str, Any] = {
     "excludedPaths": [{"path": '/"_etag"/?'}],
 }
 MAX_SEGMENTS = 128
+# System properties that no policy with an index excludes.
+ALWAYS_INDEXED = (("id",), ("_ts",))
 Path = tuple[str, ...]
 Term = tuple[Path, object]
 
@@ -55,6 +57,10 @@ class IndexingPolicy:
         if self.indexes_nothing:
             return frozenset()
         return frozenset((path, value) for path, value in _leaves(item, ()) if self._is_indexed(path))
+
+    def serves(self, path: Path) -> bool:
+        """Return whether a condition on a path can be answered from the index."""
+        return (self.mode != "none" and path in ALWAYS_INDEXED) or self._is_indexed(path)
 
     def _is_indexed(self, path: Path) -> bool:
         found = self._rules.get((*path, "?"))

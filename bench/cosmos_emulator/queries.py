@@ -14,6 +14,7 @@ from bench.cosmos_emulator.change_feed import read_changes
 from bench.cosmos_emulator.documents import Document
 from bench.cosmos_emulator.errors import CROSS_PARTITION_QUERY_NOT_SERVABLE, HttpError, bad_request
 from bench.cosmos_emulator.http import Response, parse_object
+from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
 from bench.cosmos_emulator.partition_keys import HEADER, UNDEFINED, encode
 from bench.cosmos_emulator.partitions import Partition
@@ -53,6 +54,9 @@ class Page:
 
     considered: int = 0
     """Documents that were held against the condition."""
+
+    scanned: list[Document] = field(default_factory=list)
+    """The documents that were loaded without being returned, because no index serves the condition."""
 
     counted: int = 0
     continuation: str = ""
@@ -134,9 +138,15 @@ def _respond(page: Page, *, is_feed: bool) -> Response:
     _read(page)
     charge_ru = 0.0
     for partition in partitions:
-        sizes = [one.size for one in page.loaded if one.partition is partition]
+        sizes, scanned = (
+            [one.size for one in documents if one.partition is partition] for documents in (page.loaded, page.scanned)
+        )
         counted, strong = page.counted // len(partitions), context.strong
-        cost = charges.feed(sizes, strong=strong) if is_feed else charges.query(sizes, counted, strong=strong)
+        cost = (
+            charges.feed(sizes, strong=strong)
+            if is_feed
+            else charges.query(sizes, counted, scanned=scanned, strong=strong)
+        )
         partition.charge_read(context.now, context.request.region, cost)
         charge_ru += cost
     headers = context.headers(partitions[0])
@@ -179,6 +189,7 @@ def _matching(page: Page) -> Iterator[tuple[Document, Any]]:
     documents: Iterable[Document] = container.documents.after(page.after)
     if conditions is not None:
         documents = container.documents.with_ids(conditions, page.after)
+    scans = conditions is None and not is_served(query.where, container.policy)
     everywhere = len(page.partitions) == len(container.partitions.all)
     needs_item = not query.selects_items or bool(query.order)
     has_epk_range = b"x-ms-start-epk" in headers and b"x-ms-end-epk" in headers
@@ -195,8 +206,25 @@ def _matching(page: Page) -> Iterator[tuple[Document, Any]]:
         page.considered += 1
         condition = query.where if conditions is None else conditions[document.id]
         item = document.parsed() if needs_item or condition is not ALWAYS else None
-        if condition is ALWAYS or evaluate(condition, item, page.parameters) is True:
+        is_match = condition is ALWAYS or evaluate(condition, item, page.parameters) is True
+        if scans and (query.is_aggregate or not is_match):
+            page.scanned.append(document)
+        if is_match:
             yield document, item
+
+
+def is_served(condition: Node, policy: IndexingPolicy) -> bool:
+    """Return whether the index narrows down which items a condition selects; without it, all must be loaded.
+
+    A model: of an AND one part is enough, of all else every path must be indexed.
+    """
+    parts = condition.parts
+    if condition.kind == "path":
+        return policy.serves(tuple("[]" if isinstance(segment, int) else segment for segment in condition.value))
+    if condition.kind == "and":
+        parts = tuple(part for part in parts if part.kind != "constant")
+        return not parts or any(is_served(part, policy) for part in parts)
+    return all(is_served(part, policy) for part in parts)
 
 
 def _read(page: Page) -> None:

@@ -131,7 +131,7 @@ class MeasuredCharges:
             self._line("patch_operation", self.ours.patch_operation),
             self._line("refused_share", self.ours.refused_share), "",
             "[query]", self._line("base", self.ours.query_base), self._line("item_share", self.ours.item_share),
-            self._line("counted", self.ours.counted), "",
+            self._line("scan_share", self.ours.scan_share), self._line("counted", self.ours.counted), "",
             "[metadata]", self._line("metadata_read", self.ours.metadata_read, "read"),
             self._line("write", self.ours.metadata_write),
             self._line("throttled", self.ours.throttled), "",

@@ -35,6 +35,7 @@ class Charges:
     refused_share: float
     query_base: float
     item_share: float
+    scan_share: float
     counted: float
     metadata_read: float
     metadata_write: float
@@ -75,11 +76,17 @@ class Charges:
         """Return the charge of reading items one after the other."""
         return round(sum(self.read(size, strong=strong) for size in sizes), 2)
 
-    def query(self, sizes: Sequence[int], counted: int = 0, *, strong: bool = False) -> float:
-        """Return the charge of a query on one partition that returned items of *sizes*, or only counted some."""
+    def query(
+        self, sizes: Sequence[int], counted: int = 0, *, scanned: Sequence[int] = (), strong: bool = False
+    ) -> float:
+        """Return the charge of a query on one partition that returned items of *sizes*, or only counted some.
+
+        *scanned* are the sizes of those that it loaded without returning them, because no index served its condition.
+        """
         factor = self.strong_factor if strong else 1
         own = self.query_base * factor + self.counted * counted * factor
-        return round(own + self.item_share * self.feed(sizes, strong=strong), 2)
+        read = self.item_share * self.feed(sizes, strong=strong) + self.scan_share * self.feed(scanned, strong=strong)
+        return round(own + read, 2)
 
 
 @lru_cache(8192)
@@ -113,6 +120,7 @@ def load(path: Path = OURS) -> Charges:
             refused_share=float(table["write"]["refused_share"]),
             query_base=float(table["query"]["base"]),
             item_share=float(table["query"]["item_share"]),
+            scan_share=float(table["query"].get("scan_share", 0.0)),
             counted=float(table["query"]["counted"]),
             metadata_read=float(table["metadata"]["read"]),
             metadata_write=float(table["metadata"]["write"]),

@@ -56,7 +56,7 @@ def _ours(charges: Charges, entry: dict[str, Any], size: int) -> float:
         "patch": lambda: charges.patch(size, size, terms, terms, operations=terms),
         "delete": lambda: charges.delete(size, terms),
         "feed": lambda: charges.feed(sizes),
-        "query": lambda: charges.query(sizes),
+        "query": lambda: charges.query(sizes, scanned=[size] * entry.get("scanned", 0)),
     }[entry["operation"]]()
 
 

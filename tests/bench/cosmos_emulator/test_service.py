@@ -196,10 +196,14 @@ def test_autoscale_is_billed_between_a_tenth_and_its_top(direct: Direct, clock: 
     assert direct.request("POST", "/dbs/d/colls/", resource, scaling).status == 201
     monitor = Monitor(direct.service.account)
     container = direct.service.account.databases["d"].containers["auto"]
-    for used_ru, billed_ru in ((0, 400), (1234, 1234), (9999, 4000)):
+    clock.now += 3600 - clock.now % 3600
+    for used_ru, billed_ru in ((0, 400), (1234, 1234), (0, 1234), (9999, 4000), (500, 4000)):
         container.partitions.all[0].charge_read(clock(), 0, used_ru)
         monitor.tick(1.0, 0.0)
-        assert monitor.autoscale_ru[container.rid] == billed_ru
+        assert monitor.autoscale_ru[container.rid] == billed_ru  # the highest of the hour
+    clock.now += 3600
+    monitor.tick(1.0, 0.0)
+    assert monitor.autoscale_ru[container.rid] == 400
 
 
 def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,6 +253,33 @@ def test_conditions_select_the_right_items(direct: Direct, condition: str, found
     body = {"query": f"SELECT VALUE c.n FROM c WHERE {condition}", "parameters": [{"name": "@three", "value": "u3"}]}
     response = direct.request("POST", "/dbs/d/colls/c/docs/", body, headers)
     assert body_of(response)["Documents"] == found
+
+
+@pytest.mark.parametrize(
+    ("excluded", "condition", "scanned"),
+    [
+        ("/n/?", "c.n = 7", 60),
+        ("/n/?", "c.n = 7 OR c.m = 7", 60),
+        ("/n/?", "c.n = 7 AND c.m = 7", 0),
+        ("/n/?", "true AND c.n = 7", 60),
+        ("/o/*", "c.o.x[0] = 7", 60),
+        ("/n/?", "c.m = 7", 0),
+        ("/*", "c._ts > 0 AND c.n = 7", 0),
+        ("/*", "c.n = 7 AND c.id IN ('u7', 'u8')", 0),
+    ],
+)
+def test_a_condition_without_an_index_costs_what_it_loads(
+    clock: FakeClock, excluded: str, condition: str, scanned: int
+) -> None:
+    policy = {"indexingMode": "consistent", "includedPaths": [{"path": "/*"}], "excludedPaths": [{"path": excluded}]}
+    direct = Direct(clock, indexingPolicy=policy)
+    for n in range(61):
+        direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n, "m": n, "o": {"x": [n]}})
+    headers = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
+    body = {"query": f"SELECT VALUE c.n FROM c WHERE {condition}"}
+    response = direct.request("POST", "/dbs/d/colls/c/docs/", body, headers)
+    assert body_of(response)["Documents"] == [7]
+    assert response.charge_ru == pytest.approx(1.8 + 1 + 0.0529 * scanned, abs=0.01)
 
 
 @pytest.mark.parametrize(
