@@ -67,7 +67,8 @@ class StoreObserver:
 
     def charged(self, ru: float) -> None:
         """See `stores.store.Observer`."""
-        self._metrics.observe_charge(self._tier, ru)
+        if ru:  # a 429 and an error cost nothing
+            self._metrics.observe_charge(self._tier, ru)
 
     def failed(self, kind: str) -> None:
         """See `stores.store.Observer`."""

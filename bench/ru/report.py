@@ -22,7 +22,7 @@ LABEL = "model's self-check: local emulator, not Azure"
 NONE = "-"
 
 LEVEL_HEADINGS = (
-    "RU/s", "read", "costs", "best rate", "by arithmetic", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",
+    "RU/s", "read", "costs", "accepted", "by arithmetic", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",
 )  # fmt: skip
 EFFECT_HEADINGS = ("effect", "inputs of the prediction", "RU/s", "best rate", "predicted RU/s for it", "off by")
 
@@ -42,8 +42,8 @@ EMULATED = (
     "least of all: they are of loopback."
 )
 LEVELS = (
-    "The highest rate inside the objective, beside RU/s ÷ RU a read. Spent: RU that answers were charged with at that "
-    "rate, of those provisioned."
+    "Accepted: the reads a second that were not refused, at the highest rate inside the objective; by arithmetic: RU/s "
+    "÷ RU a read. Spent: RU that answers were charged with at that rate, of those provisioned."
 )
 KNEES = "Below the knee every read is answered; beyond it the rest is refused, and the answered ones are no more."
 EFFECTS = (
@@ -144,8 +144,8 @@ class Level:
             "item_bytes": self.items.size,
             "partitions": self.items.parts,
             "best": best and best.to_json(),
-            "off": None if best is None else best.rate / self.arithmetic - 1,
-            "per_100_ru": None if best is None else best.rate / self.ru * 100,
+            "off": None if best is None else best.ok_rate / self.arithmetic - 1,
+            "per_100_ru": None if best is None else best.ok_rate / self.ru * 100,
             "trials": [each.to_json() for each in self.trials],
         }
 
@@ -234,7 +234,7 @@ def level_row(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{one['ru']:,}",
         size,
         f"{best['charge_ru']:.2f} RU",
-        f"{best['rate']:,.1f}/s",
+        f"{best['ok_rate']:,.1f}/s",
         f"{one['arithmetic']:,.1f}/s",
         f"{one['off']:+.1%}",
         f"{one['utilisation']:.1%}",
@@ -261,7 +261,7 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     shown = table(LEVEL_HEADINGS, map(level_row, levels), numbers=range(len(LEVEL_HEADINGS)))
     parts = [section(f"What each level sustains{label}", shown + below, LEVELS)]
     if len(levels) > 1:
-        parts.append(section(f"Best rate over RU/s{label}", _level_plot(levels)))
+        parts.append(section(f"Accepted over RU/s{label}", _level_plot(levels)))
     if effects:
         shown = table(EFFECT_HEADINGS, map(effect_row, effects), numbers=range(2, 6))
         parts.append(section(f"What else has an effect{label}", shown, EFFECTS))
@@ -273,12 +273,12 @@ def sections(found: Mapping[str, Any]) -> list[str]:
 
 @plot()
 def _level_plot(frames: Frames, found: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the best rate over RU/s: dots as measured, the line by arithmetic, both in RU spent a second."""
+    """Draw what was accepted over RU/s: dots as measured, the line by arithmetic, both in RU spent a second."""
     (axes,) = frames
     most = max(each["ru"] for each in found)
     axes.plot([0, most], [0, most], color=FAINT, label="all of it spent")
-    best = [(each["ru"], each["best"]["rate"] * each["read_ru"]) for each in found if each["best"]]
-    axes.plot(*zip(*best, strict=True), color=LINES[0], marker="o", linestyle="none", label="best rate, in RU/s")
+    best = [(each["ru"], each["best"]["ok_rate"] * each["read_ru"]) for each in found if each["best"]]
+    axes.plot(*zip(*best, strict=True), color=LINES[0], marker="o", linestyle="none", label="accepted, in RU/s")
     count_scale(axes)
     rate_axis(axes, "RU/s provisioned")
 

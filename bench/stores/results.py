@@ -36,9 +36,10 @@ class LookupResult:
 
 
 class RequestUnits(NamedTuple):
-    """What the reads of a run were charged, and how many of them were refused with 429."""
+    """What the reads of a run were charged, how many were, and how many were refused with 429."""
 
     ru: float
+    reads: float
     throttled: float
 
 
@@ -64,8 +65,9 @@ class ServiceRun:
 
     @property
     def read_ru(self) -> float | None:
-        """Request units for each good response."""
-        return None if self.request_units is None else self.request_units.ru / max(1, self.result.ok)
+        """Request units for each read; there are fewer reads than good responses if one read answered several."""
+        units = self.request_units
+        return None if units is None or not units.reads else units.ru / units.reads
 
     @property
     def service_share(self) -> float:

@@ -76,7 +76,8 @@ START_RATE = 1_000.0
 ATTEMPT_S = 3.0
 
 # What a service's metrics call the request units that its reads were charged with, and the reads that were refused.
-CHARGED, THROTTLED = "hotplate_store_request_units_total", "hotplate_store_throttled_total"
+CHARGED, READS = "hotplate_store_request_units_total", "hotplate_store_charged_responses_total"
+THROTTLED = "hotplate_store_throttled_total"
 
 T = TypeVar("T")
 
@@ -222,7 +223,7 @@ class StoreComparison:
         self._interrupted = self._interrupted or result.interrupted
         units = None
         if charged is not None and charged_after is not None:
-            units = RequestUnits(charged_after.ru - charged.ru, charged_after.throttled - charged.throttled)
+            units = RequestUnits(*(after - before for after, before in zip(charged_after, charged, strict=True)))
         return ServiceRun(
             replace(result, samples=()),
             service_after_s - service_s,
@@ -257,8 +258,8 @@ class StoreComparison:
 
 def request_units(admin_url: str) -> RequestUnits | None:
     """Read from a service's metrics what its reads were charged so far; None where its store charges nothing."""
-    charged = read_metrics(f"{admin_url}/metrics", CHARGED)
-    return RequestUnits(sum(charged), sum(read_metrics(f"{admin_url}/metrics", THROTTLED))) if charged else None
+    found = [read_metrics(f"{admin_url}/metrics", name) for name in (CHARGED, READS, THROTTLED)]
+    return RequestUnits(*map(sum, found)) if found[0] else None
 
 
 def look_up(

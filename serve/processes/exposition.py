@@ -141,6 +141,9 @@ class Exposition(Collector):
     def _attempts(self) -> Iterator[Metric]:
         """Yield what the attempts of stores came to, once any worker's store has reported one to its observer."""
         units = CounterMetricFamily("hotplate_store_request_units", "RU that a store charged.", labels=("store",))
+        responses = CounterMetricFamily(
+            "hotplate_store_charged_responses", "Responses of a store that cost RU.", labels=("store",)
+        )
         throttled = CounterMetricFamily(
             "hotplate_store_throttled", "Attempts that a store refused for now, each one.", labels=("store",)
         )
@@ -152,7 +155,7 @@ class Exposition(Collector):
         }
         charged = {store: self._metrics.total(cell, CHARGE_CELLS) for store, cell in self._metrics.charges.items()}
         reporting = {store for (store, _), total in counted.items() if total}
-        reporting |= {store for store, (*responses, _) in charged.items() if any(responses)}
+        reporting |= {store for store, (*counts, _) in charged.items() if any(counts)}
         for (store, what), total in counted.items():
             if store not in reporting:
                 continue
@@ -160,10 +163,11 @@ class Exposition(Collector):
                 throttled.add_metric((store,), total)
             else:
                 failures.add_metric((store, what), total)
-        for store, (*_, ru) in charged.items():
+        for store, (*counts, ru) in charged.items():
             if store in reporting:
                 units.add_metric((store,), ru)
-        yield from (units, throttled, failures)
+                responses.add_metric((store,), sum(counts))
+        yield from (units, responses, throttled, failures)
 
     def _events(self) -> Iterator[Metric]:
         """Yield what was reported, by what became of it, and of what is durable what was shown and chosen where."""

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import threading
 import urllib.request
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from bench.stores.results import (
     StoreResult,
     capacity_point,
 )
+from bench.stores.rounds import request_units
 from bench.stores.setup import UNKNOWN_SERVER, Candidate, Setup
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import load
@@ -87,6 +90,26 @@ def test_what_the_rate_needs_is_a_small_part_of_what_was_provisioned() -> None:
     assert larger.needed_ru == 1_300  # 180 x 4.76 / 0.7, in steps of 100
 
 
+def test_a_read_costs_what_a_read_is_charged_where_one_answers_two_responses() -> None:
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            for name in ("request_units", "charged_responses"):
+                self.wfile.write(b'hotplate_store_%s_total{store="cosmos"} 198.0\n' % name.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        threading.Thread(target=server.serve_forever).start()
+        units = request_units(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    result = a_result()
+    assert result.ok == 200
+    assert ServiceRun(result, 0.1, None, units).read_ru == 1.0
+
+
 def test_what_is_provisioned_stands_in_the_url() -> None:
     found = provisioned("cosmos+http://127.0.0.1:1/d?ru=11000")
     assert found is not None
@@ -100,7 +123,7 @@ def a_result(latency_s: float = 0.002, **changed: object) -> Result:
 
 
 def a_run(result: Result, share: float = 0.2, throttled: float | None = None) -> ServiceRun:
-    units = None if throttled is None else RequestUnits(ru=200.0, throttled=throttled)
+    units = None if throttled is None else RequestUnits(200.0, 200.0, throttled)
     return ServiceRun(result, share * result.duration_s, 0.1 * result.duration_s, units)
 
 

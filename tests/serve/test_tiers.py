@@ -147,6 +147,7 @@ async def test_a_scrape_shows_what_was_paid_refused_and_failed_once_an_attempt_w
     await reader.personal_many(["0", "1", "2"])
     text = exposed(reader)
     assert 'hotplate_store_request_units_total{store="cosmos"} 3.75' in text
+    assert 'hotplate_store_charged_responses_total{store="cosmos"} 2.0' in text
     assert 'hotplate_store_throttled_total{store="cosmos"} 1.0' in text
     assert 'hotplate_store_failures_total{kind="other",store="cosmos"} 1.0' in text
 

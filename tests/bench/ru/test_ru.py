@@ -276,6 +276,17 @@ def test_a_level_is_reported_with_its_label_and_what_was_skipped() -> None:
     assert "nothing of Azure" in text
 
 
+def test_a_request_that_was_refused_is_not_counted_as_bought() -> None:
+    """At 402 requests/s of 1 RU each, 400 RU/s refuse half a percent, which the objective allows."""
+    trial = tried(402, 400, 1.0)
+    assert trial.inside
+    assert trial.throttled == pytest.approx(0.005, abs=0.001)
+    made = swept(Level(400, Items(1, 10, 1), 1.0, (trial,), RU, ()))
+    row = level_row(made.report.extra["ru"]["levels"][0])
+    assert row[3:6] == ("400.0/s", "400.0/s", "+0.0%")
+    assert row[-1] == "100.0/s"
+
+
 def test_a_level_that_was_not_spent_is_no_success() -> None:
     slow = tried(240, 400, 1.0, delay_s=0.06)
     made = swept(Level(400, Items(1, 10, 1), 1.0, (slow,), limit([slow], OBJECTIVE), ()))
