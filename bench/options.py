@@ -135,31 +135,24 @@ class StoresOptions:
 class SweepOptions:
     """Options of `bench ru`, as they were given; `bench.ru.run.plan` checks them."""
 
-    levels: Annotated[str, Flag("The levels of RU/s to measure.", WHAT)] = "400,1k,2k,4k,8k,11k"
     account: Annotated[
-        str | None,
+        str,
         Flag(
-            "A real account, as cosmos://ACCOUNT/DATABASE, in which containers are created and dropped. Without it, an "
-            "emulator is started here.",
+            "The account, as cosmos://ACCOUNT/DATABASE, in which containers are created and dropped.",
             WHAT,
             env=False,  # so that nobody's account is measured by accident
         ),
-    ] = None
-    effects: Annotated[
-        bool, Flag("Also measure other effects: sizes, consistency, skew, cache, publishing, autoscale, burst.", WHAT)
-    ] = True
-    slo: Annotated[str, Flag("The objective. On an emulator its latencies are of loopback.", HOW)] = (
-        "p99=50ms,throttled=1%"
-    )
-    duration: Annotated[
-        str | None, Flag("The duration of one trial. By default 2s on an emulator and 10s on an account.", HOW)
-    ] = None
+    ]
+    levels: Annotated[str, Flag("The levels of RU/s to measure.", WHAT)] = "400,1k,4k"
+    effects: Annotated[bool, Flag("Also measure other effects: a hot key, publishing, autoscale.", WHAT)] = True
+    slo: Annotated[str, Flag("The objective.", HOW)] = "p99=50ms,throttled=1%"
+    duration: Annotated[str, Flag("The duration of one trial.", HOW)] = "10s"
     connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 128
-    yes: Annotated[bool, Flag("With --account: spend the money without asking first.", HOW, env=False)] = False
+    yes: Annotated[bool, Flag("Spend the money without asking first.", HOW, env=False)] = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what was given as plain values, without what may be secret."""
-        return _plain(self, unless=(None,), account=self.account and redacted(self.account), yes=None)
+        return _plain(self, unless=(None,), account=redacted(self.account), yes=None)
 
 
 # The published load: 200 users who sent 180 requests/s, at a median of some 60 ms, to a container of 11,000 RU/s.

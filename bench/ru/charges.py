@@ -17,7 +17,7 @@ import orjson
 from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.capacity import TOO_MANY_REQUESTS
 from bench.ru.report import LABEL
-from bench.ru.run import CHARGE, HOUR_S
+from bench.ru.run import CHARGE, hours_touched
 from bench.ru.sandbox import AccountSandbox, Items, sandbox
 from bench.ru.scenarios import EVENTUAL, STRONG, UPSERT, SignedRequests
 from bench.stores.setup import emulator_label
@@ -73,7 +73,7 @@ class ChargesPlan:
         """Say what it makes, takes and costs where it begins *now*, in seconds since 1970."""
         total_ru = self.total_ru(ours)
         seconds = total_ru / MANUAL_MIN
-        hours = int((now + seconds) // HOUR_S - now // HOUR_S) + 1
+        hours = hours_touched(now, seconds)
         usd = prices.ru_hours(MANUAL_MIN * hours, regions=regions)
         made = f"a container of its own with {MANUAL_MIN} RU/s in {regions} region(s), then dropped"
         took = f"some {total_ru:,.0f} RU in {ceil(seconds)} s or more; {usd:.3f} USD"
@@ -99,7 +99,7 @@ def plan(url: str, sizes: str = "") -> ChargesPlan:
 
 def account_regions(planned: ChargesPlan) -> int:
     """Read in how many regions of the account a container costs. Raises StoreError."""
-    return len(AccountSandbox(planned.address, own=False).account().regions)
+    return len(AccountSandbox(planned.address).account().regions)
 
 
 @dataclass(frozen=True, slots=True)

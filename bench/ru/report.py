@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.loadgen.result import LAG_BOUND_US
-from bench.report.plots import BAD, FAINT, LINES, Frames, count_scale, latency_scale, plot, rate_axis
+from bench.report.plots import BAD, FAINT, LINES, Frames, latency_scale, plot, rate_axis
 from bench.report.report import Report
 from bench.report.text import escaped, format_us, paragraphs, section, table
 from bench.ru.sandbox import Items
@@ -18,7 +18,7 @@ RU = "RU/s"
 # The share of a level that must have been spent for it to count as such.
 SPENT = 0.95
 # What results are marked with that did not come from Azure.
-LABEL = "model's self-check: local emulator, not Azure"
+LABEL = "local emulator, not Azure"
 NONE = "-"
 
 LEVEL_HEADINGS = (
@@ -37,9 +37,8 @@ Items are read by id, in turn, and lie evenly over the partitions of a container
 level, so that nothing splits on the way. Charges are those of the responses' headers.
 """
 EMULATED = (
-    "All of this is the model's self-check: requests went to an emulator on this machine, which charges by documented "
-    "coefficients. It shows that planner, sweep and emulator agree on those. It shows nothing of Azure, its latencies "
-    "least of all: they are of loopback."
+    "Requests went to an emulator, which charges by the same coefficients as the planner. That they agree shows "
+    "nothing of Azure, and the latencies are not Azure's."
 )
 LEVELS = (
     "Accepted: the reads a second that were not refused, at the highest rate inside the objective; by arithmetic: RU/s "
@@ -100,7 +99,7 @@ def highest(trials: Sequence[Trial]) -> Trial | None:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A level of RU/s with the trials of its search; `skipped` says which smaller items could not spend it, and why."""
+    """A level of RU/s with the trials of its search."""
 
     ru: int
     items: Items
@@ -109,7 +108,6 @@ class Level:
 
     trials: tuple[Trial, ...]
     limit: str
-    skipped: tuple[str, ...]
 
     @property
     def best(self) -> Trial | None:
@@ -131,15 +129,10 @@ class Level:
         """Whether the RU/s ended the search, and the best rate spends them."""
         return self.limit == RU and (self.utilisation or 0.0) >= SPENT
 
-    @property
-    def stopped(self) -> bool:
-        """Whether somebody ended it early."""
-        return any(each.stopped for each in self.trials)
-
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         best = self.best
-        own = ("ru", "read_ru", "arithmetic", "utilisation", "limit", "spent", "skipped")
+        own = ("ru", "read_ru", "arithmetic", "utilisation", "limit", "spent")
         return {name: getattr(self, name) for name in own} | {
             "item_bytes": self.items.size,
             "partitions": self.items.parts,
@@ -162,7 +155,6 @@ class Effect:
     rate: float | None
     predicted_ru: float | None
     limit: str
-    stopped: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -215,8 +207,7 @@ class SweepResult:
 
 def notes(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return sentences on what the cells leave out."""
-    lines = [f"{each['ru']:,} RU/s takes larger items, as {reason}" for each in levels for reason in each["skipped"]]
-    lines += [f"{each['ru']:,} RU/s was not spent: {each['limit']}" for each in levels if not each["spent"]]
+    lines = [f"{each['ru']:,} RU/s was not spent: {each['limit']}" for each in levels if not each["spent"]]
     if any(each["best"] and each["best"]["late"] for each in levels):
         lines.append("* The generator came late in this trial (lag p99 above 1 ms): its latencies are not the store's.")
     return lines
@@ -260,8 +251,6 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     below = "".join(f'<p class="soft">{escaped(each)}</p>' for each in notes(levels))
     shown = table(LEVEL_HEADINGS, map(level_row, levels), numbers=range(len(LEVEL_HEADINGS)))
     parts = [section(f"What each level sustains{label}", shown + below, LEVELS)]
-    if len(levels) > 1:
-        parts.append(section(f"Accepted over RU/s{label}", _level_plot(levels)))
     if effects:
         shown = table(EFFECT_HEADINGS, map(effect_row, effects), numbers=range(2, 6))
         parts.append(section(f"What else has an effect{label}", shown, EFFECTS))
@@ -269,18 +258,6 @@ def sections(found: Mapping[str, Any]) -> list[str]:
         heading = f"The knee at {each['ru']:,} RU/s{label}"
         parts.append(section(heading, _knee_plot(each), KNEES if each is levels[0] else ""))
     return parts
-
-
-@plot()
-def _level_plot(frames: Frames, found: Sequence[Mapping[str, Any]]) -> None:
-    """Draw what was accepted over RU/s: dots as measured, the line by arithmetic, both in RU spent a second."""
-    (axes,) = frames
-    most = max(each["ru"] for each in found)
-    axes.plot([0, most], [0, most], color=FAINT, label="all of it spent")
-    best = [(each["ru"], each["best"]["ok_rate"] * each["read_ru"]) for each in found if each["best"]]
-    axes.plot(*zip(*best, strict=True), color=LINES[0], marker="o", linestyle="none", label="accepted, in RU/s")
-    count_scale(axes)
-    rate_axis(axes, "RU/s provisioned")
 
 
 @plot(1, 1, high=1.1)

@@ -1,31 +1,25 @@
-"""A sweep from its options to its result: its plan, its cost on a real account, trials, levels and effects."""
+"""A sweep of an account from its options to its result: its plan, its cost, trials, levels and effects."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, floor
+from math import ceil
 from typing import Protocol
 
 from bench.errors import BenchFailed, BenchMisused
-from bench.loadgen.capacity import TOO_MANY_REQUESTS, TRIES, Objective, disturbances, parse_objective, search
+from bench.loadgen.capacity import TOO_MANY_REQUESTS, Objective, disturbances, parse_objective, search
 from bench.loadgen.histogram import Histogram
-from bench.loadgen.keys import InTurn, Keys
 from bench.loadgen.load import Load, Requests
 from bench.loadgen.result import Result
 from bench.loadgen.workers import OnProgress, WorkerPool
 from bench.options import SweepOptions
-from bench.planner.demand import predict_ru
-from bench.process import on_core
 from bench.progress import ProgressDisplay
 from bench.report.text import parse_rate, parse_seconds
 from bench.ru.report import LABEL, RU, Effect, Level, SweepResult, Trial, highest
-from bench.ru.sandbox import AccountSandbox, Items, emulator_sandbox, sandbox
+from bench.ru.sandbox import AccountSandbox, Items, sandbox
 from bench.ru.scenarios import (
     BESIDE_RU,
-    EVENTUAL,
-    KeyedRequests,
     Offer,
     Scenario,
     Setup,
@@ -39,11 +33,9 @@ from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Address, Throughp
 from stores.prices import Prices
 from stores.urls import redacted
 
-OWN_TRIAL, ACCOUNTS_TRIAL = "2s", "10s"
 # The lowest level at which effects are measured.
 EFFECTS_FROM_RU = 1_000
-# Items that are read, by KB and how many; the larger ones cost the machine less a request unit, where it needs that.
-COUNTS = {1: 500, 32: 60, 100: 60}
+ITEMS = 500
 CHARGE = "x-ms-request-charge"
 PRECISION = 0.01
 # Of the rate that is expected: where the search begins, so that it takes few trials; its end does not depend on it.
@@ -55,15 +47,8 @@ THROTTLED, OTHER = "throttled", "status"
 # What a search is reckoned to take: so many trials, and between two of them the wait for the next second.
 TRIALS = 8
 BETWEEN_S = 1.0
-EFFECTS = 11
+EFFECTS = 4
 HOUR_S = 3600
-
-BURST = Throughput(400)
-BURST_ITEMS = 100
-BURST_IDLE_S, BURST_SPENT_S, BURST_S = 5, 2, 2
-# Above what a partition may spend in a burst, so that its bank is empty after every second.
-BURST_RATE = 3_500.0
-BURST_LEAD_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +59,7 @@ class SweepPlan:
     levels: tuple[int, ...]
     objective: Objective
     duration_s: float
-    address: Address | None
-    """The account; None for an emulator that the sweep starts itself."""
+    address: Address
 
     @property
     def effects_ru(self) -> int:
@@ -84,9 +68,9 @@ class SweepPlan:
 
     def result(self, levels: Sequence[Level], effects: Sequence[Effect], *, interrupted: bool) -> SweepResult:
         """Sum up what was measured."""
-        account = self.options.account or ""
-        subject = LABEL if self.address is None or emulator_label(account) is not None else redacted(account)
+        account = self.options.account
         configuration = self.options.to_json() | {"objective": str(self.objective)}
+        subject = redacted(account) if emulator_label(account) is None else LABEL
         return SweepResult(configuration, subject, tuple(levels), tuple(effects), interrupted)
 
 
@@ -96,14 +80,13 @@ def plan(options: SweepOptions) -> SweepPlan:
     objective = parse_objective(options.slo)
     if objective.throttled is None:
         raise BenchMisused("the objective of a sweep bounds 429s, too: --slo p99=50ms,throttled=1%")
-    duration_s = parse_seconds(options.duration or (ACCOUNTS_TRIAL if options.account else OWN_TRIAL))
+    duration_s = parse_seconds(options.duration)
     if duration_s < 1 or duration_s % 1:
         raise BenchMisused("--duration is whole seconds, as budgets are: 1s or more")
     if options.connections < 1:
         raise BenchMisused("--connections must be 1 or more")
-    address = None if options.account is None else parse(options.account)
-    if address is not None:
-        SignedRequests(address).require_key()
+    address = parse(options.account)
+    SignedRequests(address).require_key()
     return SweepPlan(options, levels, objective, duration_s, address)
 
 
@@ -142,9 +125,7 @@ class Cost:
 
 def account_cost(planned: SweepPlan, prices: Prices) -> Cost:
     """Read the account's regions, and estimate what a sweep costs there. Raises BenchMisused, StoreError."""
-    if planned.address is None:
-        raise BenchMisused("an emulator costs nothing")
-    account = AccountSandbox(planned.address, own=False).account()
+    account = AccountSandbox(planned.address).account()
     if account.multiple_write_regions:
         raise BenchMisused(
             "the account has several regions that are written; a sweep's figures would not be those of one"
@@ -155,15 +136,18 @@ def account_cost(planned: SweepPlan, prices: Prices) -> Cost:
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> Cost:
     """Estimate the cost of a sweep that begins *now*, in seconds since 1970."""
     effects = planned.options.effects
-    took_s = len(planned.levels) * (planned.duration_s + BETWEEN_S) * TRIALS
-    if effects:
-        took_s += EFFECTS * (planned.duration_s + BETWEEN_S) * TRIALS
-    hours = int((now + took_s) // HOUR_S - now // HOUR_S) + 1
-    manual_ru = planned.levels[-1] + (BESIDE_RU if effects else 0)
-    autoscale_ru = autoscale_of(planned.effects_ru).ru if effects else 0
+    took_s = (len(planned.levels) + EFFECTS * effects) * (planned.duration_s + BETWEEN_S) * TRIALS
+    hours = hours_touched(now, took_s)
+    manual_ru = planned.levels[-1] + BESIDE_RU * effects
+    autoscale_ru = autoscale_of(planned.effects_ru).ru * effects
     usd = prices.ru_hours(manual_ru * hours, regions=regions)
     usd += prices.ru_hours(autoscale_ru * hours, autoscale=True, regions=regions)
     return Cost(manual_ru, autoscale_ru, ceil(took_s / 60), hours, regions, usd, prices.ru_hour.provenance)
+
+
+def hours_touched(now: float, took_s: float) -> int:
+    """Return how many hours of the clock are billed for what begins *now* and takes so many seconds."""
+    return int((now + took_s) // HOUR_S - now // HOUR_S) + 1
 
 
 class Generator(Protocol):
@@ -179,16 +163,12 @@ def classify(status: int, body: bytes) -> str | None:
     return None if status < 400 else THROTTLED if status == TOO_MANY_REQUESTS else OTHER
 
 
-def assess(rate: float, wire_rate: float, result: Result, objective: Objective, saturated_s: float) -> Trial:
-    """Sum up a run of *rate* users' requests, of which *wire_rate* went over the wire."""
+def assess(rate: float, wire_rate: float, result: Result, objective: Objective) -> Trial:
+    """Sum up a run of *rate* users' requests; with writes among them, *wire_rate* went over the wire."""
     p50_us, p99_us = Histogram.of(result.latencies_s).percentiles_us((50, 99))
     lag_p99_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
     good_ru = sum(ru for status, ru in result.tallied.items() if status < 400)
     throttled = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
-    reasons = [*disturbances(result, SHIFTED_US), *objective.invalid_reasons(result)]
-    violations = objective.broken(result)
-    if saturated_s:
-        reasons.append(f"the emulator had no CPU to spare for {saturated_s:.0f} s")
     return Trial(
         rate=rate,
         ok_rate=result.ok_rate * rate / wire_rate,
@@ -199,8 +179,8 @@ def assess(rate: float, wire_rate: float, result: Result, objective: Objective, 
         p50_us=p50_us,
         p99_us=p99_us,
         lag_p99_us=lag_p99_us,
-        invalid_reasons=tuple(reasons),
-        violations=tuple(violations),
+        invalid_reasons=(*disturbances(result, SHIFTED_US), *objective.invalid_reasons(result)),
+        violations=tuple(objective.broken(result)),
         stopped=result.interrupted,
     )
 
@@ -212,33 +192,18 @@ def limit(trials: Sequence[Trial], objective: Objective) -> str:
     if not above or any(each.stopped for each in trials):
         return "it was stopped"
     first = min(above, key=lambda each: each.rate)
-    return RU if _throttled(first, objective) else "; ".join((*first.violations, *first.invalid_reasons))
-
-
-def machine_bound(trials: Sequence[Trial], arithmetic: float, objective: Objective) -> bool:
-    """Tell whether the newest trial shows that the machine, not the RU/s, ends the search below the *arithmetic*."""
-    newest = trials[-1]
-    if newest.inside or newest.stopped or _throttled(newest, objective) or newest.rate >= arithmetic:
-        return False
-    return not newest.unclear or sum(each.unclear and each.rate == newest.rate for each in trials) >= TRIES
-
-
-def _throttled(trial: Trial, objective: Objective) -> bool:
-    return objective.throttled is not None and trial.throttled > objective.throttled
+    if objective.throttled is not None and first.throttled > objective.throttled:
+        return RU
+    return "; ".join((*first.violations, *first.invalid_reasons))
 
 
 def sweep(planned: SweepPlan, display: ProgressDisplay) -> SweepResult:
     """Make the sweep; Ctrl-C ends it with what there is. Raises BenchFailed and StoreError where it fails."""
-    with ExitStack() as stack:
-        with on_core(1):
-            generator = stack.enter_context(WorkerPool())
+    with WorkerPool() as generator:
         running = Sweep(planned, generator, display)
-        opened = emulator_sandbox("--consistency", "Strong") if planned.address is None else sandbox(planned.address)
         try:
-            with opened as account:
+            with sandbox(planned.address) as account:
                 running.measure(account)
-            if planned.options.effects and not running.interrupted:
-                running.measure_burst()
         except KeyboardInterrupt:  # between two trials; within one the generator handles it, and ends the trial
             running.interrupted = True
     return running.result
@@ -262,14 +227,13 @@ class Sweep:
         return self._planned.result(self._levels, self._effects, interrupted=self.interrupted)
 
     def measure(self, account: AccountSandbox) -> None:
-        """Measure all levels, then the effects that one account can show."""
+        """Measure all levels, then the effects."""
         planned = self._planned
         top = Throughput(planned.levels[-1])
         self._display.start("creating a container, and filling it", 1.0)
         container = account.create(top)
-        items = {size_kb: Items(size_kb, count, top.initial_partitions) for size_kb, count in COUNTS.items()}
-        smallest = items[min(items)]
-        account.fill(container, smallest)
+        items = Items(1, ITEMS, top.initial_partitions)
+        account.fill(container, items)
         for ru in planned.levels:
             if self.interrupted:
                 return
@@ -279,39 +243,20 @@ class Sweep:
             account.scale(container, Throughput(planned.effects_ru))
             requests = SignedRequests(account.address)
             throttled = planned.objective.throttled or 0.0
-            setup = Setup(account, requests, self._charges, container, smallest, planned.effects_ru, throttled)
+            setup = Setup(account, requests, self._charges, container, items, planned.effects_ru, throttled)
             for prepare in all_scenarios(setup):
                 if not self.interrupted:
                     self._effects.append(self._measure_effect(account, prepare()))
 
-    def _measure_level(self, account: AccountSandbox, container: str, ru: int, items: Mapping[int, Items]) -> Level:
-        """Measure a level by the smallest items with which the machine can spend it."""
-        skipped, objective = list[str](), self._planned.objective
-        for size_kb, held in sorted(items.items()):
-            if size_kb > min(items):
-                account.fill(container, held)
-            requests = SignedRequests(account.address).in_turn(container, held, EVENTUAL)
-            require_answer(account, requests)
-            read_ru = self._charges.read(held.size)
-            trials = list[Trial]()
-            offer, expected = partial(Offer, requests), ru / read_ru
-            for trial in self._search(f"{ru:,} RU/s", account, offer, expected, self._planned.duration_s):
-                trials.append(trial)
-                if size_kb < max(items) and machine_bound(trials, expected, objective):
-                    break
-            level = Level(ru, held, read_ru, tuple(trials), limit(trials, objective), tuple(skipped))
-            if level.limit == RU or level.stopped:
-                break
-            skipped.append(f"reads of {size_kb} KB: {level.limit}")
-        return level
+    def _measure_level(self, account: AccountSandbox, container: str, ru: int, items: Items) -> Level:
+        requests = SignedRequests(account.address).in_turn(container, items)
+        require_answer(account, requests)
+        read_ru = self._charges.read(items.size)
+        trials = tuple(self._search(f"{ru:,} RU/s", account, partial(Offer, requests), ru / read_ru))
+        return Level(ru, items, read_ru, trials, limit(trials, self._planned.objective))
 
     def _measure_effect(self, account: AccountSandbox, scenario: Scenario) -> Effect:
-        try:
-            require_answer(account, scenario.offer(scenario.expected).requests)
-        except BenchFailed as refused:
-            return Effect(scenario.name, "", 0.0, None, None, str(refused))
-        duration_s = self._planned.duration_s
-        trials = list(self._search(scenario.name, account, scenario.offer, scenario.expected, duration_s))
+        trials = list(self._search(scenario.name, account, scenario.offer, scenario.expected))
         best = highest(trials)
         return Effect(
             scenario.name,
@@ -320,69 +265,30 @@ class Sweep:
             rate=None if best is None else best.rate,
             predicted_ru=None if best is None else scenario.predict(best.rate),
             limit=limit(trials, self._planned.objective),
-            stopped=any(each.stopped for each in trials),
-        )
-
-    def measure_burst(self) -> None:
-        """Measure what is banked in idle time; on an emulator that banks, as it is a setting of the whole account."""
-        if self._planned.address is not None:
-            reason = "a setting of the account, which is left as it is"
-            self._effects.append(Effect("burst", "", 0.0, None, None, reason))
-            return
-        with emulator_sandbox("--burst") as account:
-            self._effects.append(self._measure_bank(account))
-
-    def _measure_bank(self, account: AccountSandbox) -> Effect:
-        """Spend what is banked, leave the container idle for whole seconds, and request more than it has."""
-        items = Items(1, BURST_ITEMS, BURST.initial_partitions)
-        container = account.create(BURST)
-        account.fill(container, items)
-        reads = SignedRequests(account.address).reads(container, items)
-        offer = Offer(KeyedRequests(reads, Keys(items.ids, InTurn())), BURST_RATE)
-        self._try("burst, spending what is banked", account, BURST_RATE, offer, BURST_SPENT_S)
-        idle_from = floor(time.time())
-        time.sleep(max(0.0, idle_from + BURST_IDLE_S - BURST_LEAD_S - time.time()))
-        found = self._try("burst, after idle time", account, BURST_RATE, offer, BURST_S)
-        idle_s = floor(time.time()) - BURST_S - idle_from
-        banked = f"{BURST.ru} RU/s and {BURST.ru * idle_s:,} RU banked"
-        return Effect(
-            name=f"burst: {BURST_S} s after {idle_s} s idle, of {BURST.ru} RU/s",
-            inputs=f"{banked}; {BURST_RATE:,.0f} requests/s offered",
-            ru=BURST.ru * (1 + idle_s / BURST_S),
-            rate=found.ok_rate,
-            predicted_ru=predict_ru(self._charges, found.ok_rate, items.size),
-            limit="; ".join(found.invalid_reasons) or RU,
-            stopped=found.stopped,
         )
 
     def _search(
-        self, name: str, account: AccountSandbox, offer: Callable[[float], Offer], expected: float, duration_s: float
+        self, name: str, account: AccountSandbox, offer: Callable[[float], Offer], expected: float
     ) -> Iterator[Trial]:
         """Search for the best rate inside the objective; yield every trial. *expected* only says where to begin."""
+        return search(lambda rate: self._try(name, account, rate, offer(rate)), expected * BEGIN_AT, PRECISION)
 
-        def attempt(rate: float) -> Trial:
-            return self._try(name, account, rate, offer(rate), duration_s)
-
-        return search(attempt, expected * BEGIN_AT, PRECISION)
-
-    def _try(self, name: str, account: AccountSandbox, rate: float, offer: Offer, duration_s: float) -> Trial:
+    def _try(self, name: str, account: AccountSandbox, rate: float, offer: Offer) -> Trial:
         """Try one rate of users' requests, from the beginning of a second on."""
         load = Load(
             url=account.url,
             requests=offer.requests,
             rate=offer.wire_rate,
-            duration_s=duration_s,
+            duration_s=self._planned.duration_s,
             connections=self._planned.options.connections,
             check=classify,
             tally=CHARGE,
             ca=account.ca,
         )
         self._display.start(f"{name}, {rate:,.0f} requests/s", load.duration_s)
-        before_s = account.saturated_s()
         result = self._generator.run(load, self._display.update, on_the_second=True)
         self.interrupted = self.interrupted or result.interrupted
-        saturated_s = account.saturated_s() - before_s
-        return assess(rate, offer.wire_rate, result, self._planned.objective, saturated_s)
+        return assess(rate, offer.wire_rate, result, self._planned.objective)
 
 
 def require_answer(account: AccountSandbox, requests: Requests) -> None:

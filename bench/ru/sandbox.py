@@ -1,4 +1,4 @@
-"""The account of a sweep, its containers there, which are all dropped at the end, and the items that they hold."""
+"""An account while it is measured: its containers, which are all dropped at the end, and the items that they hold."""
 
 import asyncio
 import itertools
@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,13 +15,12 @@ from typing import Any, TypeVar
 from bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
 from bench.errors import BenchFailed
 from bench.loadgen.load import send_one
-from bench.process import EMULATOR_METRICS, emulator_serving, read_metrics
 from stores.cosmos.charges import KB
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.items import Account
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Address, Throughput, parse
+from stores.cosmos.url import Address, Throughput
 from stores.errors import StoreError, StoreThrottled
 from stores.http1 import Response
 
@@ -33,7 +32,6 @@ WRITERS = 16
 SCALED_WITHIN_S = 120.0
 POLL_S = 0.5
 DROP_TRIES = 5
-SATURATED = "hotplate_cosmos_emulator_saturated_seconds_total"
 
 T = TypeVar("T")
 
@@ -68,15 +66,6 @@ def partition_of(name: str, parts: int) -> int:
     return int(effective_key([name], 2), 16) * parts // V2_SPAN
 
 
-def fullest_share(names: Sequence[str], parts: int) -> float:
-    """Return the share of *names*, with repetitions, that goes to the partition which gets most."""
-    partitions = {name: partition_of(name, parts) for name in set(names)}
-    counts = [0] * parts
-    for name in names:
-        counts[partitions[name]] += 1
-    return max(counts) / len(names)
-
-
 def _round_robin(names: Iterator[str], parts: int) -> Iterator[str]:
     """Yield names one from each partition in turn; those that come too early are queued."""
     queues = [deque[str]() for _ in range(parts)]
@@ -87,38 +76,14 @@ def _round_robin(names: Iterator[str], parts: int) -> Iterator[str]:
         yield queues[part].popleft()
 
 
-@dataclass(slots=True)
-class ChargeCounter:
-    """Charges and failed attempts, see `stores.store.Observer`; lives as long as its client."""
-
-    ru: float = 0.0
-    failures: int = 0
-
-    def charged(self, ru: float) -> None:
-        """See `Observer`."""
-        self.ru += ru
-
-    def failed(self, kind: str) -> None:
-        """See `Observer`."""
-        del kind
-        self.failures += 1
-
-
 class AccountSandbox:
-    """An account while it is measured; `sandbox` and `emulator_sandbox` open one and drop its containers."""
+    """An account while it is measured; `sandbox` opens one and drops its containers."""
 
-    def __init__(self, address: Address, *, own: bool) -> None:
+    def __init__(self, address: Address) -> None:
         self.address = address
-        self.own = own
-        """Whether it is an emulator that was started for this."""
-
         self.ca = address.ca
         self.url = address.endpoint
         self._created = list[str]()
-
-    def saturated_s(self) -> float:
-        """Return for how long our own emulator was itself the limit; 0 where it is not ours."""
-        return sum(read_metrics(self.url + EMULATOR_METRICS, SATURATED)) if self.own else 0.0
 
     def send(self, request: bytes) -> Response:
         """Send one request as it is. Raises BenchFailed where nothing answers."""
@@ -127,14 +92,6 @@ class AccountSandbox:
     def account(self) -> Account:
         """Read the properties of the account."""
         return self._run(lambda client, _: client.account())
-
-    def containers(self) -> list[str]:
-        """Return the names of the database's containers."""
-        return self._run(lambda _, containers: containers.list_containers())
-
-    def create_database(self) -> None:
-        """Create the database; for our own emulator only, as a real account's is there or is none of ours."""
-        self._run(lambda _, containers: containers.create_database())
 
     def create(self, throughput: Throughput) -> str:
         """Create a container of our own, and return its name."""
@@ -176,7 +133,7 @@ class AccountSandbox:
         """Run an operation over connections that are closed again; StoreError where the account refuses it."""
 
         async def run() -> T:
-            client = RestClient(self.address, ChargeCounter())
+            client = RestClient(self.address)
             try:
                 return await operation(client, AccountContainers(self.address, client))
             finally:
@@ -186,27 +143,15 @@ class AccountSandbox:
 
 
 @contextmanager
-def sandbox(address: Address, *, own: bool = False) -> Iterator[AccountSandbox]:
+def sandbox(address: Address) -> Iterator[AccountSandbox]:
     """Open an account, and drop what was created there when the block ends, also by an error, Ctrl-C or SIGTERM."""
-    opened = AccountSandbox(address, own=own)
+    opened = AccountSandbox(address)
     with _signals({signal.SIGTERM: _interrupt}):
         try:
-            if own:
-                opened.create_database()
             yield opened
         finally:
             with _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
                 opened.drop()  # takes seconds, and leaves nothing that costs money
-
-
-@contextmanager
-def emulator_sandbox(*options: str) -> Iterator[AccountSandbox]:
-    """Start an emulator as a process of its own, on the first core, and open it until the block ends."""
-    with (
-        emulator_serving(*options, core=0) as server,
-        sandbox(parse(f"cosmos+{server.url}/bench", {}), own=True) as opened,
-    ):
-        yield opened
 
 
 def _interrupt(_number: int, _frame: object) -> None:

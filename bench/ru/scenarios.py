@@ -5,65 +5,29 @@ is that of `bench.planner`; a scenario only gives it its inputs.
 """
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
 
 from bench.errors import BenchMisused
-from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
+from bench.loadgen.keys import HotSet, InTurn, Keys
 from bench.loadgen.load import Requests
-from bench.planner.demand import cache_hits, predict_ru, skew_factor, write_charge
-from bench.ru.sandbox import AccountSandbox, Items, fullest_share
+from bench.planner.demand import predict_ru, skew_factor, write_charge
+from bench.ru.sandbox import AccountSandbox, Items
 from stores.cosmos.charges import Charges
 from stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
 from stores.cosmos.url import AUTOSCALE_STEP, KEY, Address, Throughput
 
 UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
-# What a cache has seen before the first request that counts: enough for its content to be steady.
-WARM_DRAWS = 20_000
-# Draws by which the skew of keys and the hit rate of a cache are counted.
-COUNTED_DRAWS = 200_000
-# Shares: of the reads that go to the hot key, of the keys that the cache holds, of the RU/s that a publish takes.
-HOT, CACHED, PUBLISHED = 0.3, 0.1, 0.2
-ZIPF = 0.99
+# Shares: of the reads that go to the hot key, and of the RU/s that a publish takes.
+HOT, PUBLISHED = 0.3, 0.2
 # RU/s of the container beside the one that is read.
 BESIDE_RU = 400
 EVENTUAL, STRONG = "Eventual", "Strong"
-
-
-@dataclass(frozen=True, slots=True)
-class MissedKeys:
-    """Of *keys* those that miss a cache of so many entries with least recently used eviction."""
-
-    keys: Keys
-    entries: int
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the keys that miss."""
-        return (key for key, hit in simulate_cache(self.keys, self.entries) if not hit)
-
-    def hit_rate(self, draws: int) -> float:
-        """Count which share of so many draws hits."""
-        return sum(hit for _, hit in islice(simulate_cache(self.keys, self.entries), draws)) / draws
-
-
-def simulate_cache(keys: Iterable[str], entries: int) -> Iterator[tuple[str, bool]]:
-    """Yield each key with whether it hits, once the cache is warm."""
-    held = OrderedDict[str, None]()
-    for place, key in enumerate(keys):
-        hit = key in held
-        held[key] = None
-        held.move_to_end(key)
-        if len(held) > entries:
-            held.popitem(last=False)
-        if place >= WARM_DRAWS:
-            yield key, hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +35,7 @@ class KeyedRequests:
     """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.load.Requests`."""
 
     by_key: Mapping[str, bytes]
-    keys: Keys | MissedKeys
+    keys: Keys
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """Yield requests; host and headers are in them."""
@@ -107,21 +71,18 @@ class SignedRequests:
     address: Address
     clock: Callable[[], float] = time.time
 
-    def reads(self, container: str, items: Items, consistency: str = EVENTUAL) -> dict[str, bytes]:
+    def reads(self, container: str, items: Items) -> dict[str, bytes]:
         """Make a point read of each item, signed now."""
-        requests = self.builder(consistency)
+        requests = self.builder(EVENTUAL)
         return {name: requests.point_read(container, name) for name in items.ids}
 
-    def in_turn(self, container: str, items: Items, consistency: str = EVENTUAL) -> KeyedRequests:
+    def in_turn(self, container: str, items: Items) -> KeyedRequests:
         """Make requests that read the items in turn: even over partitions, no key more popular than another."""
-        return KeyedRequests(self.reads(container, items, consistency), Keys(items.ids, InTurn()))
+        return KeyedRequests(self.reads(container, items), Keys(items.ids, InTurn()))
 
     def upserts(self, container: str, items: Items) -> dict[str, bytes]:
         """Make a write of each item, signed now."""
-        requests, link = (
-            self.builder(self.address.consistency),
-            f"dbs/{self.address.database}/colls/{container}",
-        )
+        requests, link = self.builder(self.address.consistency), f"dbs/{self.address.database}/colls/{container}"
         return {
             body["id"]: requests.build(
                 "POST",
@@ -194,17 +155,13 @@ class Setup:
         name: str,
         inputs: str,
         offer: Callable[[float], Offer],
-        item_bytes: int = 0,
         **load: Any,  # noqa: ANN401 -- what `predict_ru` takes
     ) -> Scenario:
         """Make a scenario of what is offered at a rate; *load* is what the prediction takes besides the rate."""
-        size = item_bytes or self.items.size
-
-        def predict(rate: float) -> float:
-            partitions = self.items.parts
-            return predict_ru(self.charges, rate, size, partitions=partitions, throttled=self.throttled, **load)
-
-        return Scenario(name, inputs, self.ru, offer, predict)
+        load = {"partitions": self.items.parts, "throttled": self.throttled, **load}
+        return Scenario(
+            name, inputs, self.ru, offer, lambda rate: predict_ru(self.charges, rate, self.items.size, **load)
+        )
 
     @property
     def partitions(self) -> str:
@@ -214,88 +171,28 @@ class Setup:
 
 def all_scenarios(setup: Setup) -> Iterator[Callable[[], Scenario]]:
     """Yield each scenario as a function that prepares it."""
-    for size_kb, count in ((4, 200), (16, 100), (64, 60)):
-        yield partial(sized, setup, size_kb, count)
-    yield partial(steady, setup, setup.items, "strong consistency", consistency=STRONG)
-    yield partial(one_hot_key, setup)
-    yield partial(zipf, setup)
-    yield partial(cached, setup)
-    yield partial(published_in_place, setup)
-    yield partial(published_under_skew, setup)
-    yield partial(published_beside, setup)
-    yield partial(autoscaled, setup)
-
-
-def steady(setup: Setup, items: Items, name: str, *, consistency: str = EVENTUAL) -> Scenario:
-    """Read every item in turn."""
-    strong = consistency == STRONG
-    inputs = f"{items.size_kb} KB{', strong' if strong else ''}, even over {setup.partitions}"
-    requests = setup.requests.in_turn(setup.container, items, consistency)
-    return setup.scenario(name, inputs, partial(Offer, requests), items.size, strong=strong)
-
-
-def sized(setup: Setup, size_kb: int, count: int) -> Scenario:
-    """Read larger items."""
-    items = Items(size_kb, count, setup.items.parts)
-    setup.sandbox.fill(setup.container, items)
-    return steady(setup, items, f"items of {size_kb} KB")
+    for prepare in (one_hot_key, published_in_place, published_beside, autoscaled):
+        yield partial(prepare, setup)
 
 
 def one_hot_key(setup: Setup) -> Scenario:
     """Send a share of all requests to one key."""
     keys = Keys(setup.items.ids, HotSet(HOT, 1 / setup.items.count))
-    skew = skew_factor(HOT, setup.items.parts)
-    return _skewed(setup, keys, f"one key with {HOT:.0%} of the reads", skew, f"hot_share {HOT:g}")
-
-
-def zipf(setup: Setup) -> Scenario:
-    """Draw keys by Zipf's law; the prediction takes the skew over partitions that was counted in the keys."""
-    keys, parts = Keys(setup.items.ids, Zipf(ZIPF)), setup.items.parts
-    share = fullest_share(list(islice(keys, COUNTED_DRAWS)), parts)
-    inputs = f"fullest partition {share:.1%}, as counted in the keys"
-    return _skewed(setup, keys, f"zipf {ZIPF:g} over {setup.items.count} keys", share * parts, inputs)
-
-
-def cached(setup: Setup) -> Scenario:
-    """Leave out what an in-process cache would have answered; the prediction takes the hit rate from the skew.
-
-    How unevenly partitions get what misses is counted, as for `zipf`.
-    """
-    items = setup.items
-    entries = round(items.count * CACHED)
-    missed = MissedKeys(Keys(items.ids, Zipf(ZIPF)), entries)
-    requests = KeyedRequests(setup.requests.reads(setup.container, items), missed)
-    miss_rate = 1 - missed.hit_rate(COUNTED_DRAWS)
-    hit_rate = cache_hits(items.count, ZIPF, entries).hit_rate
-    fullest = fullest_share(list(islice(missed, COUNTED_DRAWS)), items.parts)
-    return setup.scenario(
-        f"a cache of {entries} lists before zipf {ZIPF:g}",
-        f"hit rate {hit_rate:.1%} by Che's approximation, counted {1 - miss_rate:.1%}",
-        lambda rate: Offer(requests, rate * miss_rate),
-        hit_rate=hit_rate,
-        skew=fullest * items.parts,
-    )
+    requests = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
+    name, inputs = f"one key with {HOT:.0%} of the reads", f"hot_share {HOT:g}, {setup.partitions}"
+    return setup.scenario(name, inputs, partial(Offer, requests), skew=skew_factor(HOT, setup.items.parts))
 
 
 def published_in_place(setup: Setup) -> Scenario:
     """Replace items of the very container that is read, as the reference implementation publishes."""
-    name = "a publish into the same container"
-    return _published(setup, setup.container, name, setup.items, setup.ru, in_place=True)
-
-
-def published_under_skew(setup: Setup) -> Scenario:
-    """Replace items of the container of which one key gets a share of all reads: both at once."""
-    keys = Keys(setup.items.ids, HotSet(HOT, 1 / setup.items.count))
-    name = f"the same, one key with {HOT:.0%} of the reads"
-    return _published(setup, setup.container, name, setup.items, setup.ru, in_place=True, keys=keys)
+    return _published(setup, setup.container, "a publish into the same container", setup.items, setup.ru)
 
 
 def published_beside(setup: Setup) -> Scenario:
     """Write into a container of its own, as hotplate publishes."""
     beside, items = setup.sandbox.create(Throughput(BESIDE_RU)), Items(1, setup.items.count, 1)
     setup.sandbox.fill(beside, items)
-    name = "a publish into a container of its own"
-    return _published(setup, beside, name, items, BESIDE_RU, in_place=False)
+    return _published(setup, beside, "a publish into a container of its own", items, BESIDE_RU)
 
 
 def autoscaled(setup: Setup) -> Scenario:
@@ -305,7 +202,9 @@ def autoscaled(setup: Setup) -> Scenario:
     container = setup.sandbox.create(most)
     setup.sandbox.fill(container, items)
     there = replace(setup, container=container, items=items, ru=most.ru)
-    return steady(there, items, f"autoscale, {most.ru // 10:,} … {most.ru:,} RU/s")
+    requests = setup.requests.in_turn(container, items)
+    name = f"autoscale, {most.ru // 10:,} … {most.ru:,} RU/s"
+    return there.scenario(name, f"even over {there.partitions}", partial(Offer, requests))
 
 
 def autoscale_of(ru: int) -> Throughput:
@@ -313,33 +212,16 @@ def autoscale_of(ru: int) -> Throughput:
     return Throughput(max(AUTOSCALE_STEP, ru // AUTOSCALE_STEP * AUTOSCALE_STEP), autoscale=True)
 
 
-def _skewed(setup: Setup, keys: Keys, name: str, skew: float, inputs: str) -> Scenario:
-    requests = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
-    inputs = f"{inputs}, {setup.partitions}"
-    return setup.scenario(name, inputs, partial(Offer, requests), skew=skew)
-
-
-def _published(
-    setup: Setup,
-    container: str,
-    name: str,
-    written: Items,
-    ru: int,
-    *,
-    in_place: bool,
-    keys: Keys | None = None,
-) -> Scenario:
+def _published(setup: Setup, container: str, name: str, written: Items, ru: int) -> Scenario:
     write_ru = write_charge(setup.charges, written.size, replaced=True)
     writes_s = PUBLISHED * ru / write_ru
+    in_place = container == setup.container
     reads = setup.requests.in_turn(setup.container, setup.items)
-    if keys is not None:
-        reads = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
     writes = KeyedRequests(setup.requests.upserts(container, written), Keys(written.ids, InTurn()))
     return setup.scenario(
         name,
         f"{writes_s:g} lists/s replaced {'here' if in_place else 'elsewhere'}, {write_ru:g} RU each",
         lambda rate: Offer(MixedRequests(reads, writes, writes_s / (rate + writes_s)), rate + writes_s),
-        skew=1.0 if keys is None else skew_factor(HOT, setup.items.parts),
         writes_s=writes_s if in_place else 0.0,
         replaced=True,
     )

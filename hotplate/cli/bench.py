@@ -83,10 +83,7 @@ def _confirm_cost(options: SweepOptions) -> None:
     from bench.ru.run import account_cost, plan
     from stores.prices import load
 
-    planned = plan(options)
-    if planned.address is None:
-        return
-    for line in account_cost(planned, load()).lines:
+    for line in account_cost(plan(options), load()).lines:
         err.print(line)
     _confirm(yes=options.yes)
 
@@ -108,13 +105,10 @@ def _confirm(*, yes: bool) -> None:
 
 @add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
 def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
-    """Find the best rate inside an objective for each level of RU/s, and what else has an effect on it.
+    """Find how many reads an account accepts at each level of RU/s, and what else has an effect on it.
 
-    By default this is a model's self-check on a local emulator, which the report says everywhere. With --account it
-    shows what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
-    Exits 1 where a level could not truly be spent, or it was stopped.
-
-    Example: hotplate bench ru --levels 400,1k --no-effects
+    It prints what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
+    Exits 1 if the RU/s of a level could not be used up, or if it was stopped.
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """

@@ -1,20 +1,24 @@
 """Charges measured on an account: an emulator that charges otherwise than ours does, which the file must say."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from bench.cosmos_emulator.server import Settings
 from bench.errors import BenchMisused
 from bench.ru.charges import ChargesPlan, MeasuredCharges, measure, plan
-from bench.ru.sandbox import AccountSandbox
 from stores.cosmos.charges import load
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.rest import RestClient
 from stores.prices import load as load_prices
 from tests.support.command import hotplate
 from tests.support.cosmos_server import emulator_thread
 
 OURS = load()
+T = TypeVar("T")
 THEIRS = """
 [read]
 points = [[1, 1.25], [2, 1.50]]
@@ -50,8 +54,17 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(theirs: Path) -> Iterator[str]:
     with emulator_thread(Settings(port=0, charges=theirs)) as (made, _):
         url = f"cosmos+{made.endpoint}db"
-        AccountSandbox(plan(url).address, own=True).create_database()
+        asyncio.run(run(url, AccountContainers.create_database))
         yield url
+
+
+async def run(url: str, operation: Callable[[AccountContainers], Awaitable[T]]) -> T:
+    address = plan(url).address
+    client = RestClient(address)
+    try:
+        return await operation(AccountContainers(address, client))
+    finally:
+        await client.close()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +95,7 @@ def test_what_was_not_measured_is_ours_and_the_file_says_so(measured: MeasuredCh
 
 def test_its_own_container_is_all_that_it_creates_and_it_is_dropped(url: str, measured: MeasuredCharges) -> None:
     del measured
-    assert AccountSandbox(plan(url).address, own=False).containers() == []
+    assert asyncio.run(run(url, AccountContainers.list_containers)) == []
 
 
 def test_a_dry_run_says_what_it_takes_and_creates_nothing(url: str, tmp_path: Path) -> None:

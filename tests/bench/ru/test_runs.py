@@ -1,4 +1,4 @@
-"""The sweep against emulators as processes: one of its own, and one that stands for an account left as it was."""
+"""The sweep against an emulator as a process that stands for an account, which is left as it was."""
 
 import asyncio
 import io
@@ -71,20 +71,6 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@soak
-def test_by_default_it_measures_an_emulator_of_its_own_and_labels_it(tmp_path: Path) -> None:
-    done = run(*SHORT, "--out", tmp_path / "found")
-    assert done.returncode in {0, 1}, done.stderr  # 1 where the machine was too busy to spend the level
-    assert "model's self-check: local emulator, not Azure" in done.stdout
-    facts = json.loads((tmp_path / "found.json").read_text())
-    (level,) = facts["ru"]["levels"]
-    assert level["trials"]
-    assert all(each["charge_ru"] == pytest.approx(1.0) for each in level["trials"] if each["ok_rate"])
-    if level["spent"]:
-        assert level["best"]["rate"] == pytest.approx(400, rel=0.05)
-    assert "local emulator, not Azure" in (tmp_path / "found.html").read_text()
-
-
 def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = containers(account)
     for answer, code in (("n\n", 1), ("", 2)):
@@ -153,17 +139,3 @@ def test_a_database_that_is_not_there_is_not_made(account: Emulator, tmp_path: P
     done = hotplate("bench", "ru", "--account", elsewhere, "--yes", *SHORT, "--out", tmp_path / "found")
     assert done.returncode == 1
     assert "no such database" in done.stderr
-
-
-@soak
-def test_where_reads_are_too_slow_to_spend_a_level_dearer_ones_are_taken(account: Emulator, tmp_path: Path) -> None:
-    slow = json.dumps([{"kind": "slow", "delay_ms": 20, "operation": "read item"}]).encode()
-    urllib.request.urlopen(
-        urllib.request.Request(account.endpoint + "__emulation/faults", data=slow, method="PUT")
-    ).close()
-    done = run(
-        "--account", url_of(account), "--yes", *SHORT, "--connections", "2", "--out", tmp_path / "found", "--json"
-    )
-    (level,) = json.loads(done.stdout)["ru"]["levels"]
-    assert level["item_bytes"] > 1024
-    assert level["skipped"][0].startswith("reads of 1 KB: ")
