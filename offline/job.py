@@ -29,7 +29,8 @@ from offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighti
 from offline.list_encoder import check_length
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model, check_target, is_model, load, save
-from offline.publish import PublishSettings, Written, write
+from offline.publish import PublishSettings, Written
+from offline.publish import publish as publish_lists
 from offline.registry import Registry
 from offline.rules import Rules
 from offline.stopwatch import timed
@@ -475,14 +476,14 @@ def publish(
     """
     loaded = model if isinstance(model, Model) else load(Path(model))
     source = ModelLists(loaded, lists or ListSettings()).measure()
-    written = run_on(store, lambda it: write(source, it, settings or PublishSettings(), on_progress=on_progress))
+    written = run_on(store, lambda it: publish_lists(source, it, settings, on_progress=on_progress))
     if written.refused is not None:
         raise written.refused
     return written
 
 
 def _write(source: ModelLists, store: str, settings: PublishSettings) -> Written:
-    return run_on(store, lambda it: write(source, it, settings))
+    return run_on(store, lambda it: publish_lists(source, it, settings))
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,16 +300,16 @@ async def _watch(
 ) -> "Written":
     """Write, and count what that costs."""
     spending.watch(store, lists.plan(), quiet=options.as_json)
-    from offline.publish import write
+    from offline.publish import publish
 
-    return await write(lists, store, options.settings, observer=spending, on_progress=report)
+    return await publish(lists, store, options.settings, observer=spending, on_progress=report)
 
 
 async def _estimate(
     lists: "ListSource", options: PublishOptions, report: "Progress", store: "Store"
 ) -> "tuple[Estimate, WriteResult]":
     """Write to a simulation of *store*; what is live is read from the store itself."""
-    from offline.publish import write
+    from offline.publish import publish
     from stores.compression import default_encoding
     from stores.estimate import ReaderOfLoop, estimate
 
@@ -319,7 +319,7 @@ async def _estimate(
     simulated: list[WriteResult] = []
 
     async def simulate(simulation: "Store") -> "Manifest":
-        simulated.append((await write(lists, simulation, how, live_in=live_in, on_progress=report)).result)
+        simulated.append((await publish(lists, simulation, how, live_in=live_in, on_progress=report)).result)
         return simulated[-1].manifest
 
     return await estimate(store, simulate, live=how.activate), simulated[-1]

@@ -17,7 +17,7 @@ from offline.errors import DataError, SettingError
 from offline.input.columns import NULL_VALUES
 from offline.list_import import ImportedLists, ImportSettings
 from offline.lists import ListSettings, ModelLists
-from offline.publish import publish
+from offline.publish import PublishSettings, publish
 from stores.catalogue import DraftRef
 from stores.encoding import OFFSET_BYTES, decode
 from stores.errors import StoreUnavailable
@@ -117,8 +117,9 @@ async def check_publication(folder: Path, count: int, seed: int) -> None:
     frame.write_parquet(folder / "lists.parquet")
     made = imported(folder, folder / "lists.parquet", length=8)
     store, reports = MemoryStore(), list[tuple[int, int]]()
-    result = await publish(made, store, encoding="zstd", on_progress=lambda done, total: reports.append((done, total)))
-    manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
+    await publish(made, store, PublishSettings("zstd"), on_progress=lambda done, total: reports.append((done, total)))
+    (release,) = (await store.catalogue()).releases
+    manifest = await verify(store, release.ref)
     wanted = expected([(str(u), str(i), float(str(np.float32(s)))) for u, i, s in frame.iter_rows()], 8)
     assert manifest.counts == {"meta": 1, "popular": 1, "user": len(wanted) - 1}
     assert rows_of(made) == wanted
@@ -239,9 +240,10 @@ async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytes
 
     monkeypatch.setattr(store, "put", put_some)
     with pytest.raises(StoreUnavailable):
-        await publish(ModelLists(model, ListSettings()), store, encoding=encoding)
+        await publish(ModelLists(model, ListSettings()), store, PublishSettings(encoding))
     (draft,) = (await store.catalogue()).releases
-    result = await publish(ModelLists(model, ListSettings()), store, encoding=encoding, resume=draft.id)
+    how = PublishSettings(encoding, resume=draft.id)
+    result = (await publish(ModelLists(model, ListSettings()), store, how)).result
     assert (result.manifest.release, result.skipped) == (draft.id, 10 if encoding == "json" else 6)
     assert (await store.catalogue()).live == draft.id
     await verify(store, draft.ref)

@@ -10,7 +10,7 @@ from offline.errors import SettingError
 from offline.input.matrix import Matrix
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model, load, save
-from offline.publish import publish
+from offline.publish import PublishSettings, publish
 from offline.train.ease import EASEParams
 from offline.train.engine import Params, fit
 from offline.train.neighbours import NeighbourParams
@@ -89,7 +89,7 @@ def test_a_length_that_makes_no_sense_is_a_sentence(length: int) -> None:
 async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> None:
     store, reports = MemoryStore(), list[tuple[int, int]]()
     lists = ModelLists(checkerboard_model(), ListSettings())
-    result = await publish(lists, store, on_progress=lambda done, total: reports.append((done, total)))
+    result = (await publish(lists, store, on_progress=lambda done, total: reports.append((done, total)))).result
     manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
     assert manifest.counts == {"item": 20, "popular": 2, "user": 20}
     assert manifest.about["metrics"] == {"ndcg": 0.5}
@@ -112,13 +112,13 @@ async def test_a_model_of_any_engine_is_saved_loaded_and_published(
     assert (loaded.params, loaded.tuning) == (params, {"best": 0})
     assert rows_of(loaded) == rows_of(model)
     store = MemoryStore()
-    manifest = (await publish(ModelLists(loaded, ListSettings()), store)).manifest
+    manifest = (await publish(ModelLists(loaded, ListSettings()), store)).result.manifest
     assert manifest.counts == {"popular": 2, "user": 20} | ({"item": similar} if similar else {})
 
 
 async def test_a_ready_release_is_not_live() -> None:
     store = MemoryStore()
-    await publish(ModelLists(checkerboard_model(), ListSettings()), store, live=False)
+    await publish(ModelLists(checkerboard_model(), ListSettings()), store, PublishSettings(activate=False))
     assert (await store.catalogue()).live is None
 
 

@@ -26,7 +26,7 @@ from offline.input.interactions import read_interactions
 from offline.input.matrix import UserItems, to_matrix
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model
-from offline.publish import publish
+from offline.publish import PublishSettings, publish
 from offline.rules import Rules
 from offline.train.als import ALSParams, Factors, fit
 from offline.train.neighbours import NeighbourParams
@@ -284,7 +284,7 @@ def test_a_plan_counts_the_factors() -> None:
 
 
 async def publish_model(store: LmdbStore | MemoryStore, of: Model, *, fold_in: bool = True) -> str:
-    return (await publish(ModelLists(of, ListSettings(fold_in=fold_in)), store)).manifest.release
+    return (await publish(ModelLists(of, ListSettings(fold_in=fold_in)), store)).result.manifest.release
 
 
 async def opened(*stores: Reader, deny_list: DenyListFile | None = None) -> TieredReader:
@@ -377,7 +377,8 @@ async def test_no_answer_mixes_releases_while_they_change_under_load(tmp_path: P
 
         visitors = [asyncio.create_task(visit()) for _ in range(4)]
         for seed in range(1, 3):
-            result = await publish(ModelLists(model(seed, f"of {seed}"), ListSettings(fold_in=True)), store, live=False)
+            newer = ModelLists(model(seed, f"of {seed}"), ListSettings(fold_in=True))
+            result = (await publish(newer, store, PublishSettings(activate=False))).result
             titles[result.manifest.release] = f"of {seed}"
             await activate(store, result.manifest.release)
             async with asyncio.timeout(60):

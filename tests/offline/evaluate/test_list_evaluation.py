@@ -14,7 +14,7 @@ from offline.evaluate.list_evaluation import Evaluator, evaluate_files
 from offline.evaluate.truth import Truth, read_history, read_truth
 from offline.input.matrix import to_matrix
 from offline.lists import ListSettings, ModelLists
-from offline.publish import publish
+from offline.publish import PublishSettings, publish
 from offline.train.als import ALSParams
 from offline.train.engine import fit
 from stores.memory import MemoryStore
@@ -76,7 +76,7 @@ async def test_a_model_and_its_release_have_the_same_figures() -> None:
     ids = model.matrix.user_ids
     pairs = pl.DataFrame({"user": [*ids, "stranger"], "item": [*(f"i{one}" for one in ids), "in1"]})
     store = MemoryStore(FakeClock())
-    await publish(ModelLists(model, ListSettings(5)), store, encoding="zstd")
+    await publish(ModelLists(model, ListSettings(5)), store, PublishSettings("zstd"))
     release = (await store.catalogue()).live_ref
     assert release is not None
     assert from_model(model, "model", pairs.filter(pl.col("user") == "stranger"), 5).lists.is_empty()

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from offline.gates import parse_gates
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model, save
-from offline.publish import publish
+from offline.publish import PublishSettings, publish
 from offline.spark import ranking
 from offline.spark.publication import SparkLists
 from offline.spark.session import spark_session
@@ -102,9 +101,8 @@ def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
 async def test_executors_write_the_lists_that_one_process_does(session: SparkSession, url: str) -> None:
     model, store = checkerboard_model(240), connect(url)
     source = SparkLists(lists_of(model), session, url)
-    result = await publish(
-        source, store, encoding="json", gates=parse_gates({"users_with_lists": 1, "coverage": 0.5}, "test")
-    )
+    how = PublishSettings("json", gates={"users_with_lists": 1, "coverage": 0.5})
+    result = (await publish(source, store, how)).result
     assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
     assert result.manifest.counts == {"item": 240, "popular": 2, "user": 240}
     assert (await store.catalogue()).live == result.manifest.release
@@ -122,7 +120,7 @@ async def test_a_lost_executors_part_is_written_again(session: SparkSession, url
             os.kill(killed[0], signal.SIGKILL)
 
     source = SparkLists(lists_of(model), session, url)
-    result = await publish(source, store, encoding="json", on_progress=kill_one)
+    result = (await publish(source, store, PublishSettings("json"), on_progress=kill_one)).result
     assert killed
     assert killed[0] not in executors(session)
     assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
@@ -143,7 +141,7 @@ async def test_a_draft_that_another_took_over_ends_the_job_with_one_sentence(ses
             return await super().write_parts(assignment, depth, on_rows)
 
     with pytest.raises(ReleaseConflict, match="another process"):
-        await publish(Taken(lists_of(model_of(1_000)), session, url), store, encoding="json")
+        await publish(Taken(lists_of(model_of(1_000)), session, url), store, PublishSettings("json"))
     assert taken
     await store.close()
     await thief.close()
@@ -153,12 +151,10 @@ async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(ses
     store, model = connect(url), model_of(1_000)
     nowhere = SparkLists(lists_of(model), session, "redis://127.0.0.1:1/0")
     with pytest.raises(StoreUnavailable, match="--resume"):
-        await publish(nowhere, store, encoding="zstd")
+        await publish(nowhere, store, PublishSettings("zstd"))
     (draft,) = (await store.catalogue()).releases
-    result = await publish(
-        SparkLists(lists_of(model), session, url), store, encoding="zstd", resume=ReleaseId(draft.id)
-    )
-    assert result.skipped > 0
+    written = await publish(SparkLists(lists_of(model), session, url), store, PublishSettings("zstd", resume=draft.id))
+    assert written.result.skipped > 0
     assert (await store.catalogue()).live == draft.id
     await store.close()
 
@@ -167,7 +163,7 @@ async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
     session: SparkSession, redis_server: RedisServer, url: str, tmp_path: Path
 ) -> None:
     model, store = model_of(20_000), connect(url)
-    live = await publish(lists_of(model_of(10)), store, encoding="json")
+    live = (await publish(lists_of(model_of(10)), store, PublishSettings("json"))).result
     save(model, tmp_path / "model")
     command = ["publish", str(tmp_path / "model"), "--store", url, "--master", "local[2]", "--list-length", "10"]
     await asyncio.to_thread(kill_driver, [*command, "--encoding", "json"], redis_server, 4_000)
@@ -175,8 +171,8 @@ async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
     assert catalogue.live == live.manifest.release
     (draft,) = (one.id for one in catalogue.releases if one.id != catalogue.live)
     await lapse(store)
-    again = await publish(SparkLists(lists_of(model), session, url), store, encoding="json", resume=ReleaseId(draft))
-    assert again.skipped >= 2_000
+    again = await publish(SparkLists(lists_of(model), session, url), store, PublishSettings("json", resume=draft))
+    assert again.result.skipped >= 2_000
     assert (await store.catalogue()).live == draft
     assert_same_lists(await published_rows(store, draft), rows_here(model))
     await store.close()
@@ -188,7 +184,8 @@ async def test_executors_write_cosmos_too_and_what_they_were_charged_is_counted(
 ) -> None:
     model, url, charged = model_of(300), cosmos_http.url(secrets.token_hex(4), ru="30000"), Charged()
     store = connect(url)
-    result = await publish(SparkLists(lists_of(model), session, url), store, encoding="json", observer=charged)
+    source = SparkLists(lists_of(model), session, url)
+    result = (await publish(source, store, PublishSettings("json"), observer=charged)).result
     assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
     assert charged.ru > 5 * result.rows
     await store.close()
