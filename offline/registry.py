@@ -5,16 +5,16 @@
     NAME/VERSION/claim.json       who took the number, and since when
     NAME/changes/00000001.json    tags, stages and releases that came later, one a file, in order
 
-Nothing is ever overwritten. What takes a number, of a version or a change, is the exclusive creation of a file.
+Nothing is ever overwritten. What takes a number, of a version or a change, is the exclusive creation of a file. A file
+that is being written, or was cut with its writer, is no JSON, and passed over.
 """
 
-import errno
 import json
 import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -38,8 +38,6 @@ _CLAIM = re.compile(r"[^/]+/([1-9]\d*)/claim\.json")
 _CHANGE = re.compile(r"[^/]+/changes/(\d{8})\.json")
 # No upload of a model takes so long: a number that was taken before, and has no entry, is a dead writer's.
 _CLAIM_LASTS = timedelta(days=1)
-# How file systems say that they know no links, as network mounts may.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 # What to do about the errors of somebody else's file system.
 _REACH = "see that its bucket or container is there and may be written to, and that the environment has what reaches it"
 # What is taken over from the description of a model.
@@ -81,19 +79,18 @@ class Entry:
         return f"{self.name}@{self.version}"
 
 
-def default_registry() -> str:
-    """Return the URL of the registry in the user's own data folder, beside the default store."""
-    return f"{default_url()}-models"
-
-
 class Registry:
     """The models in one folder, or at any URL that fsspec knows; lives as long as the command."""
 
     def __init__(self, url: str | None = None) -> None:
-        """Open the registry at *url*; raises SettingError for one that cannot be opened, or needs a package more."""
+        """
+        Open the registry at *url*, by default in the user's own data folder, beside the default store.
+
+        Raises SettingError for one that cannot be opened, or needs a package more.
+        """
         if url == "":
             raise SettingError("The URL of the registry is empty; name a folder or a URL, or leave --registry out.")
-        self._url = url or default_registry()
+        self._url = url or f"{default_url()}-models"
         self.shown = redacted(self._url)
         try:
             self._files, root = fsspec.core.url_to_fs(self._url)
@@ -115,8 +112,7 @@ class Registry:
         if name is not None:
             _require(_NAME, "name of a model", name)
         paths = self._paths(name)
-        found = self._read([path for path in paths if _ENTRY.fullmatch(path)])
-        changes = self._read(sorted(path for path in paths if _CHANGE.fullmatch(path)))
+        found, changes = self._read(_matching(_ENTRY, paths)), self._read(_matching(_CHANGE, paths))
         entries = [_apply(_entry(content), changes) for content in found.values()]
         if name is not None and not entries:
             known = sorted({entry.name for entry in self.entries()})
@@ -151,12 +147,7 @@ class Registry:
         origin = _origin(model)
         files = [each for each in sorted(model.rglob("*")) if each.is_file() and each.name != LOCK]
         self._remove_leftovers(name)
-        claim = {
-            "token": secrets.token_hex(8),
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "since": _now().isoformat(timespec="seconds"),
-        }
+        claim = {"token": secrets.token_hex(8), "host": socket.gethostname(), "process": os.getpid(), "since": _now()}
         version = self._take_number(_CLAIM, name, name + "/{}/claim.json", claim)
         folder = f"{name}/{version}"
         try:
@@ -171,7 +162,7 @@ class Registry:
         content = {
             "name": name,
             "version": version,
-            "registered_at": _now().isoformat(timespec="seconds"),
+            "registered_at": _now(),
             "origin": origin,
             "tags": dict(tags or {}),
             "files": {file.relative_to(model).as_posix(): file.stat().st_size for file in files},
@@ -185,7 +176,7 @@ class Registry:
         entry = self.find(reference)
         if tags:
             self._append(entry, {"tags": dict(tags)})
-        if stage:
+        if stage and stage not in entry.stages:
             self._append(entry, {"stage": stage})
         return self.find(entry.reference)
 
@@ -215,7 +206,7 @@ class Registry:
         return entry
 
     def _append(self, entry: Entry, change: dict[str, Any]) -> None:
-        content = {"version": entry.version, "at": _now().isoformat(timespec="seconds"), **change}
+        content = {"version": entry.version, "at": _now(), **change}
         self._take_number(_CHANGE, entry.name, entry.name + "/changes/{:08}.json", content)
 
     def _take_number(self, taken: re.Pattern[str], name: str, path: str, content: dict[str, Any]) -> int:
@@ -228,11 +219,10 @@ class Registry:
 
     def _remove_leftovers(self, name: str) -> None:
         """Remove the versions of *name* whose writers died before they were complete."""
-        paths = set(self._paths(name))
-        claims = [path for path in paths if _CLAIM.fullmatch(path)]
-        unfinished = [path for path in claims if f"{path.removesuffix('claim.json')}entry.json" not in paths]
-        for path, claim in self._read(unfinished).items():
-            if _is_dead(claim):
+        paths = self._paths(name)
+        complete = {f"{path.removesuffix('entry.json')}claim.json" for path in self._read(_matching(_ENTRY, paths))}
+        for path, claim in self._read(_matching(_CLAIM, paths)).items():
+            if path not in complete and _is_dead(claim):
                 self._remove_version(path)
 
     def _remove_version(self, claim: str) -> None:
@@ -267,26 +257,28 @@ class Registry:
     def _create(self, path: str, content: dict[str, Any]) -> bool:
         """Write *content* to a new file; return whether there was none."""
         text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-        full = self._full(path)
-        with self._errors(path):
-            try:
-                if self._is_local:
-                    _create_file(Path(full), text)
-                else:
-                    with self._files.open(full, "xb") as file:
-                        file.write(text)
-            except FileExistsError:
-                return False
+        try:
+            with self._written(path) as full, self._files.open(full, "xb") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
         return True
 
     def _upload(self, file: Path, path: str) -> None:
+        with self._written(path) as full:
+            self._files.put_file(str(file), full)
+
+    @contextmanager
+    def _written(self, path: str) -> Iterator[str]:
+        """Yield where to write a file; in a folder it then survives a power cut."""
         full = self._full(path)
         with self._errors(path):
             if self._is_local:
                 Path(full).parent.mkdir(parents=True, exist_ok=True)
-            self._files.put_file(str(file), full)
+            yield full
             if self._is_local:
                 flush(Path(full))
+                flush(Path(full).parent)
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -332,28 +324,9 @@ def _entry(content: dict[str, Any]) -> Entry:
     return Entry(**{name: content[name] for name in ("name", "version", "registered_at", "origin", "tags")})
 
 
-def _create_file(path: Path, text: bytes) -> None:
-    """Make a file that is never seen half written; FileExistsError if there is one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    try:
-        draft.write_bytes(text)
-        flush(draft)
-        try:
-            os.link(draft, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with path.open("xb") as file:
-                file.write(text)
-        flush(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _is_dead(claim: Mapping[str, Any]) -> bool:
     """Return whether the writer of a version died: its process is gone from this host, or it is long overdue."""
-    if datetime.fromisoformat(claim["since"]) + _CLAIM_LASTS < _now():
+    if datetime.fromisoformat(claim["since"]) + _CLAIM_LASTS < datetime.now(UTC):
         return True
     if claim["host"] != socket.gethostname():
         return False
@@ -362,7 +335,7 @@ def _is_dead(claim: Mapping[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:  # it is another user's
-        return False
+        pass
     return False
 
 
@@ -381,9 +354,13 @@ def _require(pattern: re.Pattern[str], what: str, name: str) -> None:
         )
 
 
+def _matching(pattern: re.Pattern[str], paths: Iterable[str]) -> list[str]:
+    return sorted(path for path in paths if pattern.fullmatch(path))
+
+
 def _listed(what: str, names: list[str]) -> str:
     return f"{what}: {', '.join(names)}" if names else f"it has no {what}"
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

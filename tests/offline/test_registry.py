@@ -110,6 +110,8 @@ def test_a_registration_that_was_killed_is_never_listed_and_removed_by_the_next(
     assert registry.entries() == []
     with pytest.raises(DataError, match="it has no models"):
         registry.find("shop")
+    (root / "shop" / "1" / "entry.json").write_text('{"name": "sh')  # as a kill leaves it while it is written
+    assert registry.entries() == []
     assert registry.register(model, "shop").version == 1
     assert sorted(path.name for path in (root / "shop" / "1").iterdir()) == ["claim.json", "entry.json", "model"]
 
