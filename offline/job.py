@@ -28,14 +28,14 @@ from offline.input.interactions import Interactions, read_interactions
 from offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
 from offline.list_encoder import check_length
 from offline.lists import ListSettings, ModelLists
-from offline.model import Model, check_target, is_model, load, save
+from offline.model import LEFT_OUT, Model, check_target, is_model, load, save
 from offline.publish import PublishSettings, Written
 from offline.publish import publish as publish_lists
 from offline.registry import Registry
 from offline.rules import Rules
 from offline.stopwatch import timed
 from offline.train.als import ALSParams
-from offline.train.engine import Params, Ranker, as_options, described, engine_of, fit
+from offline.train.engine import Params, as_options, described, engine_of, fit
 from offline.train.popularity import PopularityParams, most_popular, popular_by_segment
 from offline.train.tuning import Search, TuneOptions, digest_of, tune
 from stores.catalogue import DraftRef, ReleaseId, State
@@ -152,9 +152,7 @@ class TrainReport:
             "users": len(matrix.user_ids),
             "items": len(matrix.item_ids),
             "pairs": int(matrix.user_items.nnz),
-            "users_left_out": matrix.users_left_out,
-            "items_left_out": matrix.items_left_out,
-            "pairs_left_out": matrix.pairs_left_out,
+            **{name: getattr(matrix, name) for name in LEFT_OUT},
             "titles": len(self.model.titles),
             "segments": len(self.model.segments),
             "engine": engine_of(self.model.params),
@@ -196,7 +194,10 @@ def train(
             half_life=settings.half_life,
         )
     with _stage("matrix", seconds, on_progress):
-        matrix = _matrix(interactions, settings)
+        try:
+            matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
+        except DataError as error:
+            raise DataError(f"{settings.path}: {error}") from error
         interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
         settings, learnable, split_note = _split(settings, matrix)
         if split_note is not None:
@@ -207,7 +208,8 @@ def train(
         if interactions.memberships is not None:
             groups = {"segment": by_column(interactions.memberships, judged.user_ids)}
         test, about_test = _read_test(interactions, judged, settings) if settings.test else (None, None)
-    journal = out.resolve().with_name(f".{out.resolve().name}.trials.jsonl")
+    folder = out.resolve().with_name(f".{out.resolve().name}.kept")
+    journal = folder / "trials.jsonl"
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
@@ -219,33 +221,39 @@ def train(
     baselines = list({engine_of(each): each for each in (*BASELINES, *best, recent)}.values())
     data = _description(interactions, settings) | {"test": about_test}
     evaluation, note = None, "No evaluation was requested."
-    kept = _Kept(journal, digest_of(matrix.user_items, matrix.history, settings, params, baselines, data))
+    given = settings, params, baselines, data, interactions.titles
+    kept = _Kept(folder, digest_of(matrix.user_items, matrix.history, *given))
     if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, on_progress):
             how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent, "segments": groups}
             how["on_iteration"] = partial(on_progress, "evaluate")
             evaluation, note = kept.evaluation(lambda: _evaluate(judged, test, params, settings, how))
-    matrix = standing
-    rows, length = interactions.segments, settings.popular_length
-    popular = most_popular(matrix, length, recent.half_life_days)
-    segments = {} if rows is None else popular_by_segment(rows, matrix.item_ids, length)
-    metrics = evaluation.to_json() if evaluation else None
-    titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
-    tuning = search.to_json() if search else None
-    given = None if test is None else test.user_items
+    popular = most_popular(standing, settings.popular_length, recent.half_life_days)
+    segments = {}
+    if interactions.segments is not None:
+        segments = popular_by_segment(interactions.segments, standing.item_ids, settings.popular_length)
 
-    def model_of(ranker: Ranker) -> Model:
+    def learn() -> Model:
         return Model(
-            ranker, matrix, titles, popular, segments, params, metrics, data, datetime.now(UTC), tuning, given,
-            recent.half_life_days,
-        )  # fmt: skip
+            ranker=fit(standing.user_items, params, partial(on_progress, "fit"), times=standing.times),
+            matrix=standing,
+            titles={item: interactions.titles[item] for item in standing.item_ids if item in interactions.titles},
+            popular=popular,
+            segments=segments,
+            params=params,
+            metrics=evaluation.to_json() if evaluation else None,
+            data=data,
+            created_at=datetime.now(UTC),
+            tuning=search.to_json() if search else None,
+            test=None if test is None else test.user_items,
+            popular_half_life_days=recent.half_life_days,
+        )
 
-    learn = partial(fit, matrix.user_items, params, partial(on_progress, "fit"), times=matrix.times)
     with _stage("fit", seconds, on_progress):
-        model = kept.model(learn, model_of)
+        model = kept.model(learn)
     with _stage("save", seconds, on_progress):
         save(model, out)
-        kept.remove()
+        shutil.rmtree(folder, ignore_errors=True)  # of another training of the same model it may be gone
     return TrainReport(
         out, model, evaluation, None if evaluation else note, search, None if search else tuning_note, seconds
     )
@@ -255,18 +263,15 @@ class _Kept:
     """
     What a training has finished, beside the folder of its model until that is saved: after a kill it is not done again.
 
-        .NAME.trials.jsonl          the trials of a search
-        .NAME.evaluation-KEY.json   the evaluation
-        .NAME.fitted-KEY/           a model folder of the final fit
+        .NAME.kept/trials.jsonl          the trials of a search
+        .NAME.kept/evaluation-KEY.json   the evaluation
+        .NAME.kept/fitted-KEY/           a model folder of the final fit
 
     *key* names the data, the settings, the parameters and the versions of libraries that they belong to.
     """
 
-    def __init__(self, journal: Path, key: str) -> None:
-        self._journal = journal
-        self._before = journal.name.removesuffix("trials.jsonl")
-        self._evaluation = journal.with_name(f"{self._before}evaluation-{key}.json")
-        self._fitted = journal.with_name(f"{self._before}fitted-{key}")
+    def __init__(self, folder: Path, key: str) -> None:
+        self._evaluation, self._fitted = folder / f"evaluation-{key}.json", folder / f"fitted-{key}"
 
     def evaluation(self, measure: Callable[[], tuple[Evaluation | None, str]]) -> tuple[Evaluation | None, str]:
         """Return the evaluation that is kept, or make one and keep it."""
@@ -274,27 +279,20 @@ class _Kept:
             return _revived(Evaluation, json.loads(self._evaluation.read_bytes())), ""
         evaluation, note = measure()
         if evaluation is not None:
-            model, *others = (replace(each, per_user=None) for each in (evaluation.model, *evaluation.baselines))
-            plain = asdict(replace(evaluation, model=model, baselines=tuple(others)))
             self._evaluation.parent.mkdir(parents=True, exist_ok=True)
-            self._evaluation.write_text(json.dumps(plain, default=lambda number: number.item()))
+            # What each user is worth, an array, has gone into the leads.
+            plain = json.dumps(asdict(evaluation), default=lambda each: each.item() if each.ndim == 0 else None)
+            self._evaluation.write_text(plain)
         return evaluation, note
 
-    def model(self, learn: Callable[[], Ranker], model_of: Callable[[Ranker], Model]) -> Model:
-        """Return the model of what was learnt and is kept, or learn it and keep it."""
+    def model(self, learn: Callable[[], Model]) -> Model:
+        """Return the model that is kept, or learn it and keep it."""
         with suppress(DataError):
-            return model_of(load(self._fitted).ranker)
-        model = model_of(learn())
+            return load(self._fitted)
+        model = learn()
         shutil.rmtree(self._fitted, ignore_errors=True)  # a part of one that was being removed
         save(model, self._fitted)
         return model
-
-    def remove(self) -> None:
-        """Remove all that is kept, also of other data and settings, and what was being written."""
-        kept = [f"{dots}{self._before}{what}-" for what in ("evaluation", "fitted") for dots in ("", ".")]
-        for path in self._journal.parent.iterdir():
-            if path == self._journal or path.name.startswith(tuple(kept)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _revived(kind: Any, value: Any) -> Any:  # noqa: ANN401 -- any type
@@ -312,14 +310,6 @@ def _revived(kind: Any, value: Any) -> Any:  # noqa: ANN401 -- any type
 
 
 Learnable = tuple[UserItems, History | None]
-
-
-def _matrix(interactions: Interactions, settings: TrainSettings) -> Matrix:
-    """Return the matrix of all rows; a DataError names the file, too."""
-    try:
-        return to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
-    except DataError as error:
-        raise DataError(f"{settings.path}: {error}") from error
 
 
 def _search(
@@ -356,26 +346,24 @@ def _split(settings: TrainSettings, matrix: Matrix) -> tuple[TrainSettings, Lear
     if settings.split is None:
         return settings, everything, None
     core = {"min_per_user": settings.min_per_user, "min_per_item": settings.min_per_item}
-    wanted = SplitOptions(**{**asdict(settings.split), **core})
-    drawn, is_auto, note = replace(wanted, kind="by-item"), isinstance(settings.split, AutoSplit), None
-    if settings.test:  # only the search splits
-        chosen = drawn if is_auto and matrix.history is None else wanted
-        return replace(settings, split=chosen), everything, None
+    wanted, is_auto, note = SplitOptions(**asdict(settings.split) | core), isinstance(settings.split, AutoSplit), None
     if is_auto and matrix.history is None:
-        wanted = drawn
+        wanted = replace(wanted, kind="by-item")
         note = (
             "the data have no times, so the lists are tested on a random draw, which flatters: a model learns from "
             "what came later; name the times with --time-column"
         )
-    parts = split(matrix.user_items, matrix.history, wanted)
+    if settings.test:  # only the search splits
+        return replace(settings, split=wanted), everything, None
+    parts = split(*everything, wanted)
     tested = int(np.count_nonzero(np.diff(parts.test.indptr)))
     if is_auto and wanted.in_time and not (tested >= _FEWEST_TESTED and parts.train.nnz):
-        wanted = drawn
+        wanted = replace(wanted, kind="by-item")
         note = (
             f"a cut in time leaves {tested} users to test, so the lists are tested on a random draw, which flatters; "
             "--split by-time does it all the same"
         )
-        parts = split(matrix.user_items, matrix.history, wanted)
+        parts = split(*everything, wanted)
     return replace(settings, split=wanted), (parts.train, parts.history), note
 
 
@@ -419,9 +407,7 @@ def _read_test(
         weighting=settings.weighting,
     )
     known = known_pairs(read.log, matrix)
-    return known, {
-        "source": named_paths(settings.test),
-        **{name: getattr(read, name) for name in ("rows", "left_out", "fingerprint", "notes")},
+    return known, _read_of(read, settings.test) | {
         "pairs": known.new,
         "pairs_left_out": known.left_out,
         "unknown_users": known.unknown_users,
@@ -432,22 +418,21 @@ def _read_test(
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
     """Return what the model folder says about its data, so that the same training can be run again."""
     times = interactions.time_range
-    return {
-        "source": named_paths(settings.data),
+    return _read_of(interactions, settings.data) | {
         "titles": None if settings.titles is None else str(settings.titles),
-        "rows": interactions.rows,
-        "left_out": interactions.left_out,
-        "fingerprint": interactions.fingerprint,
         "time_range": None if times is None else [time.isoformat() for time in times],
         "columns": asdict(interactions.columns),
-        "notes": interactions.notes,
         "where": list(settings.where),
         "event_weights": None if settings.event_weights is None else dict(settings.event_weights),
-        "weighting": settings.weighting,
         "half_life_s": None if settings.half_life is None else settings.half_life.total_seconds(),
-        "min_per_user": settings.min_per_user,
-        "min_per_item": settings.min_per_item,
+        **{name: getattr(settings, name) for name in ("weighting", "min_per_user", "min_per_item")},
     }
+
+
+def _read_of(interactions: Interactions, paths: Sequence[Path]) -> dict[str, Any]:
+    """Return what the model folder says of each reading."""
+    found = {name: getattr(interactions, name) for name in ("rows", "left_out", "fingerprint", "notes")}
+    return {"source": named_paths(paths), **found}
 
 
 @contextmanager
@@ -524,6 +509,7 @@ class Run:
     """
     What is recorded of one run; a value, made anew by each step.
 
+    id        empty before the first run
     options   a digest of everything that it was given
     inputs    a digest of the files that it reads
     release   what it writes, chosen before anything is written
@@ -554,15 +540,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.last, self.succeeded_at = _read_state(path / _STATE)
+        self.run, self.succeeded_at = _read_state(path / _STATE)
         """The run that was begun last, and when one last succeeded, in seconds since 1970."""
-
-    @property
-    def run(self) -> Run:
-        """The last run, where it is known that there is one."""
-        if self.last is None:
-            raise ValueError("no run was begun")
-        return self.last
 
     @property
     def model(self) -> Path:
@@ -571,10 +550,10 @@ class RunFolder:
 
     def record(self, run: Run) -> None:
         """Replace what is recorded, so that after a power cut either is there."""
-        self.last = run
+        self.run = run
         new = self._path / f".{_STATE}.new"
-        fields = {"format": _STATE_FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
-        new.write_text(json.dumps(fields, indent=2) + "\n")
+        state = {"format": _STATE_FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
+        new.write_text(json.dumps(state, indent=2) + "\n")
         flush(new)
         new.replace(self._path / _STATE)
         flush(self._path)
@@ -605,10 +584,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove all models but that of the last run, and what was left of any that was being written."""
-        for folder in [each for dots in ("", ".", "..") for each in self._path.glob(f"{dots}{_MODEL}*")]:
-            if folder.is_file():
-                folder.unlink()
-            elif self.last is None or folder != self.model:
+        for folder in [each for dots in ("", ".") for each in self._path.glob(f"{dots}{_MODEL}*")]:
+            if folder != self.model:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -648,12 +625,8 @@ class Attempt:
         write: Callable[[ModelLists, str, PublishSettings], Written] = _write,
     ) -> None:
         self.summary: dict[str, Any] = {"pipeline": job.name, "outcome": "failed"}
-        self._job = job
-        self._wait_s = wait_s
-        self._keep_ready_s = keep_ready_s
-        self._train = train
-        self._measure = measure
-        self._write = write
+        self._job, self._wait_s, self._keep_ready_s = job, wait_s, keep_ready_s
+        self._train, self._measure, self._write = train, measure, write
 
     def make(self, path: Path) -> dict[str, Any]:
         """Do what is left to do, step by step, record each in the folder *path*, and return the summary."""
@@ -661,28 +634,28 @@ class Attempt:
         with opened(path, self._wait_s) as folder:
             self.summary["succeeded_at"] = folder.succeeded_at
             inputs = digest((str(file), file) for each in job.inputs for file in _files(each))
-            if not self._is_same(folder.last, inputs):
-                run = run_on(job.store, partial(self._begin, folder.last, inputs))
+            run = run_on(job.store, partial(self._run_of, folder.run, inputs))
+            if run is not folder.run:
                 folder.sweep()  # what was trained before the last one
                 folder.record(run)
-            if folder.run.outcome is None:
+            if run.outcome is None:
                 self._finish(folder)
             else:
-                self.summary |= folder.run.summary
-                if folder.run.outcome == "published":
-                    folder.finish(folder.run.outcome, folder.run.summary)
+                self.summary |= run.summary
+                if run.outcome == "published":
+                    folder.finish(run.outcome, run.summary)
                     self.summary["outcome"] = "unchanged"
             self.summary["succeeded_at"] = folder.succeeded_at
         return self.summary
 
-    def _is_same(self, last: Run | None, inputs: str) -> bool:
-        """Return whether *last* is the run to go on with, or the one after which there is nothing to do."""
-        if last is None or (last.options, last.inputs) != (self._job.options, inputs):
-            return False
-        return last.outcome is None or run_on(self._job.store, partial(_has_lists, last))
-
-    async def _begin(self, last: Run | None, inputs: str, store: Store) -> Run:
-        if last is not None and last.outcome is None:
+    async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
+        """Return *last* if that is the run to go on with, or nothing is to do after it; else a new one."""
+        if (last.options, last.inputs) == (self._job.options, inputs):
+            found = await store.catalogue()
+            # A store that was made anew serves nothing, and lacks what the last run wrote.
+            if last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases):
+                return last
+        elif last.id and last.outcome is None:
             await give_up(store, last.id, last.release)
         return Run(secrets.token_hex(4), self._job.options, inputs, await new_id(store))
 
@@ -704,9 +677,8 @@ class Attempt:
         if job.registration is not None:
             registry, reference = Registry(job.registration.registry), self.summary["registered"]
             registry.record_release(reference, job.store, manifest.release)
-            stage = job.registration.stage
-            if stage and summary["outcome"] == "published" and stage not in registry.find(reference).stages:
-                registry.change(reference, stage=stage)
+            if job.registration.stage and summary["outcome"] == "published":
+                registry.change(reference, stage=job.registration.stage)
         if held_back is None:  # else the next attempt goes on from here
             folder.finish(summary["outcome"], summary)
         self.summary |= summary
@@ -753,7 +725,7 @@ def _files(path: Path) -> list[Path]:
     return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
 
 
-def _read_state(state: Path) -> tuple[Run | None, float | None]:
+def _read_state(state: Path) -> tuple[Run, float | None]:
     try:
         fields = json.loads(state.read_bytes())
         if fields["format"] != _STATE_FORMAT:
@@ -762,15 +734,9 @@ def _read_state(state: Path) -> tuple[Run | None, float | None]:
             )
         return Run(**fields["run"]), fields["succeeded_at"]
     except FileNotFoundError:
-        return None, None
+        return Run("", "", "", ReleaseId("")), None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{state} cannot be read ({error}); remove it, and a run begins anew.") from error
-
-
-async def _has_lists(last: Run, store: Store) -> bool:
-    """Return whether a store serves something, or still has what the last run wrote; else it was made anew."""
-    found = await store.catalogue()
-    return found.live is not None or any(entry.id == last.release for entry in found.releases)
 
 
 def _register(wanted: Registration, folder: RunFolder) -> str:

@@ -38,6 +38,11 @@ _RANKERS: dict[type, type] = {
     NeighbourParams: Neighbours,
     PopularityParams: Popularity,
 }
+# What is counted of a Matrix, and what the folder keeps of a Model as it is.
+LEFT_OUT = ("users_left_out", "items_left_out", "pairs_left_out")
+_AS_IT_IS = ("metrics", "tuning", "popular_half_life_days", "data")
+# The arrays of a csr_matrix, as it is made of them.
+_CSR = ("data", "indices", "indptr")
 _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
 
@@ -168,14 +173,12 @@ def load(path: Path | str) -> Model:
     with _load_errors(path):
         params = params_from(description["engine"], description["params"])
         items = pl.read_parquet(path / "items.parquet", glob=False)
-        item_ids = items.get_column("item").to_list()
+        item_ids, named = items.get_column("item").to_list(), items.drop_nulls("title")
         user_ids = pl.read_parquet(path / "users.parquet", glob=False).get_column("user").to_list()
-        with np.load(path / "user_items.npz", allow_pickle=False) as parts:
-            shape = len(user_ids), len(item_ids)
-            user_items = _read_pairs(parts, shape)
-            history = _read_history(parts, user_items, description["data"])
+        shape = len(user_ids), len(item_ids)
+        user_items, behind = _read_pairs(path / "user_items.npz", shape)
+        history = _read_history(behind, user_items, description["data"])
         lists = _read_popular(path)
-        named = items.drop_nulls("title")
         return Model(
             ranker=_read_ranker(path, params, shape),
             matrix=Matrix(user_ids, item_ids, user_items, history, **description["matrix"]),
@@ -183,12 +186,9 @@ def load(path: Path | str) -> Model:
             popular=lists.pop(None),
             segments={str(segment): popular for segment, popular in lists.items()},
             params=params,
-            metrics=description["metrics"],
-            data=description["data"],
             created_at=datetime.fromisoformat(description["created_at"]),
-            tuning=description.get("tuning"),
-            test=_read_test(path, shape),
-            popular_half_life_days=description.get("popular_half_life_days"),
+            test=_read_pairs(path / _TEST, shape)[0] if (path / _TEST).is_file() else None,
+            **{name: description.get(name) for name in _AS_IT_IS},
         )
 
 
@@ -243,18 +243,15 @@ def _write(model: Model, folder: Path) -> None:
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
     _write_pairs(folder / "user_items.npz", matrix.user_items, _rows_behind(matrix))
     if model.test is not None:
-        _write_pairs(folder / _TEST, model.test, {})
+        _write_pairs(folder / _TEST, model.test)
     _popular_frame(model).write_parquet(folder / "popular.parquet")
     description = {
         "format": FORMAT,
         "engine": engine_of(model.params),
         "created_at": model.created_at.astimezone(UTC).isoformat(timespec="seconds"),
         "params": asdict(model.params),
-        "metrics": model.metrics,
-        "tuning": model.tuning,
-        "popular_half_life_days": model.popular_half_life_days,
-        "data": model.data,
-        "matrix": {name: getattr(matrix, name) for name in ("users_left_out", "items_left_out", "pairs_left_out")},
+        **{name: getattr(model, name) for name in _AS_IT_IS},
+        "matrix": {name: getattr(matrix, name) for name in LEFT_OUT},
         "users": len(matrix.user_ids),
         "items": len(matrix.item_ids),
         "pairs": int(matrix.user_items.nnz),
@@ -274,24 +271,20 @@ def _write_ranker(model: Model, folder: Path) -> None:
         if isinstance(value, np.ndarray):
             np.save(folder / f"{each.name}.npy", value, allow_pickle=False)
         elif isinstance(value, csr_matrix):
-            _write_pairs(folder / f"{each.name}.npz", value, {})
+            _write_pairs(folder / f"{each.name}.npz", value)
 
 
-def _write_pairs(path: Path, pairs: UserItems, more: Mapping[str, Any]) -> None:
-    np.savez(path, allow_pickle=False, **{name: getattr(pairs, name) for name in ("data", "indices", "indptr")}, **more)
+def _write_pairs(path: Path, pairs: UserItems, more: Mapping[str, Any] | None = None) -> None:
+    np.savez(path, allow_pickle=False, **{name: getattr(pairs, name) for name in _CSR}, **(more or {}))
 
 
-def _read_pairs(parts: Mapping[str, Any], shape: tuple[int, int]) -> UserItems:
-    pairs = csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+def _read_pairs(path: Path, shape: tuple[int, int]) -> tuple[UserItems, dict[str, Any]]:
+    """Return the pairs of a file, and what else it holds, by name."""
+    with np.load(path, allow_pickle=False) as file:
+        parts = dict(file)
+    pairs = csr_matrix(tuple(parts.pop(name) for name in _CSR), shape=shape)
     pairs.has_canonical_format = True
-    return pairs
-
-
-def _read_test(path: Path, shape: tuple[int, int]) -> UserItems | None:
-    if not (path / _TEST).is_file():
-        return None
-    with np.load(path / _TEST, allow_pickle=False) as parts:
-        return _read_pairs(parts, shape)
+    return pairs, parts
 
 
 def _rows_behind(matrix: Matrix) -> dict[str, Any]:
@@ -316,20 +309,15 @@ def _read_history(parts: Mapping[str, Any], user_items: UserItems, data: Mapping
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
     """Read what the engine of *params* learnt, of *shape* (users, items)."""
-    found: dict[str, Any] = {}
-    kind = _RANKERS[type(params)]
-    for each in fields(kind):
-        sparse, dense = path / f"{each.name}.npz", path / f"{each.name}.npy"
-        if each.name == "params":
-            found[each.name] = params
-        elif sparse.exists():
-            with np.load(sparse, allow_pickle=False) as parts:
-                found[each.name] = _read_pairs(parts, (len(parts["indptr"]) - 1, shape[1]))
-        elif each.name != "recent" or recency_of(params) is not None:
-            found[each.name] = np.load(dense, allow_pickle=False)
-        if each.name in found.keys() - {"params"}:
-            rows = shape[0] if each.name == "user_factors" else shape[1]
-            if found[each.name].shape[0] != rows:
+    kind, found = _RANKERS[type(params)], dict[str, Any]()
+    for name in (each.name for each in fields(kind)):
+        if name == "params":
+            found[name] = params
+        elif (path / f"{name}.npz").exists():
+            found[name], _ = _read_pairs(path / f"{name}.npz", (shape[1], shape[1]))
+        elif name != "recent" or recency_of(params) is not None:
+            found[name] = np.load(path / f"{name}.npy", allow_pickle=False)
+            if len(found[name]) != shape[name != "user_factors"]:
                 raise DataError(f"The parts of the model {path} do not belong together; train it again.")
     ranker: Ranker = kind(**found)
     return ranker

@@ -163,10 +163,10 @@ def test_a_search_that_was_stopped_leaves_its_trials_beside_the_model_that_is_to
 
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "model", stop)
-    assert len((tmp_path / ".model.trials.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / ".model.kept" / "trials.jsonl").read_text().splitlines()) == 2
     report = train(settings, tmp_path / "model")
     assert report.search is not None
-    assert not (tmp_path / ".model.trials.jsonl").exists()
+    assert not (tmp_path / ".model.kept").exists()
 
 
 def test_large_data_are_not_searched_unless_asked_and_small_ones_cannot_be(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_what_a_killed_training_had_finished_is_not_done_again(
 def test_the_time_that_is_said_is_also_that_of_the_evaluation_and_of_the_last_fit(tmp_path: Path) -> None:
     sample(150, 60).write_csv(tmp_path / "sample.csv")
     killed(tmp_path, "fit", 0)
-    journal = tmp_path / ".model.trials.jsonl"
+    journal = tmp_path / ".model.kept" / "trials.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     journal.write_text("".join(json.dumps(line | {"seconds": 1000.0}) + "\n" for line in lines))
     notices: list[str] = []
@@ -269,8 +269,8 @@ def test_the_time_that_is_said_is_also_that_of_the_evaluation_and_of_the_last_fi
 def test_what_was_finished_with_other_settings_is_done_again_and_removed(tmp_path: Path) -> None:
     sample(150, 60).write_csv(tmp_path / "sample.csv")
     killed(tmp_path, "save", 0)
-    (fitted,) = tmp_path.glob(".model.fitted-*")
-    (tmp_path / f".{fitted.name}.new-1-12345678").mkdir()  # as a kill leaves it while it is written
+    (fitted,) = tmp_path.glob(".model.kept/fitted-*")
+    fitted.with_name(f".{fitted.name}.new-1-12345678").mkdir()  # as a kill leaves it while it is written
     report = train(searched(tmp_path, k=5), tmp_path / "model")
     assert report.evaluation is not None
     assert report.evaluation.model.metrics.k == 5
@@ -280,7 +280,7 @@ def test_what_was_finished_with_other_settings_is_done_again_and_removed(tmp_pat
 def test_a_fit_of_which_a_part_is_kept_is_made_again(tmp_path: Path) -> None:
     sample(150, 60).write_csv(tmp_path / "sample.csv")
     killed(tmp_path, "save", 0)
-    (fitted,) = tmp_path.glob(".model.fitted-*")
+    (fitted,) = tmp_path.glob(".model.kept/fitted-*")
     (fitted / "model.json").unlink()
     assert train(searched(tmp_path), tmp_path / "model").seconds["fit"] > 0
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
