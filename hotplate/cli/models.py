@@ -130,13 +130,9 @@ def pull(
 
 def in_registry(url: str | None, act: "Callable[[Registry], T]") -> T:
     """Do something with the registry at *url*, by default the one in the user's own data folder."""
+    from offline.registry import Registry
 
-    def work() -> T:
-        from offline.registry import Registry
-
-        return act(Registry(url))
-
-    return interruptible(work)
+    return interruptible(lambda: act(Registry(url)))
 
 
 def is_reference(model: Path) -> bool:
@@ -159,17 +155,9 @@ def parse_tags(given: list[str]) -> dict[str, str]:
 
 def _row(entry: "Entry") -> tuple[object, ...]:
     ndcg = _metrics(entry).get("ndcg")
-    quality = "" if ndcg is None else f"{ndcg:.4f}"
-    stages = ", ".join(entry.stages)
-    return (
-        entry.name,
-        entry.version,
-        stages,
-        entry.registered_at,
-        entry.origin["engine"],
-        quality,
-        len(entry.releases),
-    )
+    quality, stages = "" if ndcg is None else f"{ndcg:.4f}", ", ".join(entry.stages)
+    engine = entry.origin["engine"]
+    return entry.name, entry.version, stages, entry.registered_at, engine, quality, len(entry.releases)
 
 
 def _show(entry: "Entry", *, as_json: bool) -> None:

@@ -311,17 +311,14 @@ def _recency(given: "Mapping[str, Any]") -> "dict[str, Any]":
     from offline.input.filters import parse_half_life
     from offline.train.recency import Recency
 
-    days = {
-        name: None if given[name] is None else parse_half_life(given[name]) / timedelta(days=1)
-        for name in ("recency", "popular_half_life")
-    }
-    if days["recency"] is None and given["recency_gamma"] is not None:
+    gamma, found = given["recency_gamma"], dict[str, Any]()
+    if given["recency"] is not None:
+        days = parse_half_life(given["recency"]) / timedelta(days=1)
+        found["recency"] = Recency(days, 1.0 if gamma is None else gamma)
+    elif gamma is not None:
         raise SettingError("--recency-gamma is the power of --recency; give both.")
-    found: dict[str, Any] = {}
-    if days["recency"] is not None:
-        found["recency"] = Recency(days["recency"], 1.0 if given["recency_gamma"] is None else given["recency_gamma"])
-    if days["popular_half_life"] is not None:
-        found["half_life_days"] = days["popular_half_life"]
+    if given["popular_half_life"] is not None:
+        found["half_life_days"] = parse_half_life(given["popular_half_life"]) / timedelta(days=1)
     return found
 
 
