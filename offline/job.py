@@ -575,11 +575,11 @@ class RunFolder:
             added = {each: round(before.get(each, 0.0) + seconds, 3) for each, seconds in took.items()}
             self.record(replace(self.run, seconds=before | added))
 
-    def finish(self, outcome: str, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any]) -> None:
         """Record how the last run ended, and remove the models of those before it."""
-        if outcome == "published":
+        if summary["outcome"] == "published":
             self.succeeded_at = time()
-        self.record(replace(self.run, outcome=outcome, summary=summary))
+        self.record(replace(self.run, outcome=summary["outcome"], summary=summary))
         self.sweep()
 
     def sweep(self) -> None:
@@ -643,7 +643,7 @@ class Attempt:
             else:
                 self.summary |= run.summary
                 if run.outcome == "published":
-                    folder.finish(run.outcome, run.summary)
+                    folder.finish(run.summary)
                     self.summary["outcome"] = "unchanged"
             self.summary["succeeded_at"] = folder.succeeded_at
         return self.summary
@@ -680,7 +680,7 @@ class Attempt:
             if job.registration.stage and summary["outcome"] == "published":
                 registry.change(reference, stage=job.registration.stage)
         if held_back is None:  # else the next attempt goes on from here
-            folder.finish(summary["outcome"], summary)
+            folder.finish(summary)
         self.summary |= summary
 
     def _publish(self, folder: RunFolder, draft: DraftRef | None) -> tuple[Manifest, CanaryRunning | None]:

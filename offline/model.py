@@ -179,6 +179,7 @@ def load(path: Path | str) -> Model:
         user_items, behind = _read_pairs(path / "user_items.npz", shape)
         history = _read_history(behind, user_items, description["data"])
         lists = _read_popular(path)
+        kept: dict[str, Any] = {name: description.get(name) for name in _AS_IT_IS}
         return Model(
             ranker=_read_ranker(path, params, shape),
             matrix=Matrix(user_ids, item_ids, user_items, history, **description["matrix"]),
@@ -188,7 +189,7 @@ def load(path: Path | str) -> Model:
             params=params,
             created_at=datetime.fromisoformat(description["created_at"]),
             test=_read_pairs(path / _TEST, shape)[0] if (path / _TEST).is_file() else None,
-            **{name: description.get(name) for name in _AS_IT_IS},
+            **kept,
         )
 
 
@@ -199,11 +200,12 @@ def describe(path: Path) -> dict[str, Any]:
     if not (path / _DESCRIPTION).is_file():
         raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
     with _load_errors(path):
-        description = json.loads((path / _DESCRIPTION).read_text())
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        other = description.get("format") if isinstance(description, dict) else None
-        raise DataError(f"The model {path} has the format {other!r}, and this hotplate reads {FORMAT}; train it again.")
-    with _load_errors(path):
+        description: dict[str, Any] = json.loads((path / _DESCRIPTION).read_text())
+        found = description.get("format") if isinstance(description, dict) else None
+        if found != FORMAT:
+            raise DataError(
+                f"The model {path} has the format {found!r}, and this hotplate reads {FORMAT}; train it again."
+            )
         params_from(description["engine"], description["params"])
         for name, size in description["files"].items():
             if (path / name).stat().st_size != size:
@@ -224,10 +226,7 @@ def code_versions() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Return the commit of the working directory, with -dirty if files were changed; None if there is none."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    command = [git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 -- ours alone
     except (OSError, subprocess.SubprocessError):
