@@ -68,7 +68,7 @@ class Server:
         return sum(_process_cpu_s(pid) for pid in self._processes())
 
     def memory_bytes(self) -> int:
-        """Add up the memory that is its processes' own; pages of files that they map can be dropped at any time."""
+        """Add up the anonymous memory of its processes; a page that they share counts once, a file's page does not."""
         return sum(own_memory_bytes(pid) for pid in self._processes())
 
     def largest_memory_bytes(self) -> int:
@@ -94,12 +94,15 @@ def _process_cpu_s(pid: int) -> float:
 
 
 def own_memory_bytes(pid: int) -> int:
-    """Return the resident memory of a process without pages of files; 0 for one that has ended."""
+    """Return the anonymous memory of a process; of a page that n processes share, 1/n. 0 for one that has ended.
+
+    Linux walks the page tables of the process for that and keeps it waiting: read it outside of what is measured.
+    """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:"))
 
 
 @dataclass(frozen=True, slots=True)

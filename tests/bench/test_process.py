@@ -1,9 +1,18 @@
 import subprocess
 import sys
 
-from bench.process import free_port
+from bench.process import Server, free_port
 
 CLAIM = "import sys; from bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
+
+# Three processes that share 64 MB, which the first has written and the others only inherit.
+SHARED = """
+import os, sys
+shared = b"x" * 64_000_000
+os.fork() and os.fork()
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
 
 
 def claimed_by_another(port: int) -> bool:
@@ -24,3 +33,15 @@ def test_a_claim_ends_with_its_process() -> None:
         check=True,
     )
     assert claimed_by_another(int(found.stdout))
+
+
+def test_a_page_that_forked_processes_share_is_counted_once() -> None:
+    command = [sys.executable, "-c", SHARED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0, text=True) as first:
+        assert first.stdout is not None
+        running = {int(first.stdout.readline()) for _ in range(3)}
+        taken = Server("", first.pid).memory_bytes()
+        first.communicate()
+    assert len(running) == 3
+    assert 64_000_000 < taken < 120_000_000
+    assert Server("", first.pid).memory_bytes() == 0
