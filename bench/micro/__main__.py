@@ -16,12 +16,9 @@ from rich.table import Table
 
 from bench.micro import (
     big_release,
-    cold,
     cosmos,
     events,
     fold_in,
-    generator,
-    guards,
     hot_path,
     http_peer,
     importing,
@@ -29,8 +26,6 @@ from bench.micro import (
     publishing,
     redis,
     redis_cluster,
-    spark,
-    tracing,
     training,
 )
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
@@ -40,7 +35,7 @@ Measure = Callable[[Effort], list[Outcome]]
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
 # Benchmarks whose size is given by their data; --short leaves them out.
-LONG = {"retail", "log", "catalogue", "spark_retail", "spark_log", "cosmos_publishing"}
+LONG = {"retail", "log", "catalogue", "cosmos_publishing"}
 # Columns where there is no terminal that would set them.
 PRINTED_WIDTH = 180
 # How much longer a read of the embedded store may take than one of a dict.
@@ -84,13 +79,10 @@ def get_beside_dict(results: dict[str, dict[str, Any]]) -> Figure:
 BENCHMARKS: dict[str, Measure] = {
     "in_process": measure_in_process,
     "http_peer": http_peer.measure,
-    "guards": guards.measure,
-    "tracing": tracing.measure,
     "hot_path": hot_path.measure,
     "fold_in": fold_in.measure,
     "events": events.measure,
     "files": publishing.measure_files,
-    "cold": cold.measure,
     "redis_service": redis.measure_service,
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,
@@ -100,13 +92,8 @@ BENCHMARKS: dict[str, Measure] = {
     "retail": training.measure_retail,
     "log": training.measure_log,
     "catalogue": training.measure_catalogue,
-    "spark_retail": spark.measure_retail,
-    "spark_log": spark.measure_log,
     "overload": overload.measure,
-    "generator": generator.measure,
-    "cosmos_emulator": cosmos.measure_emulator,
     "cosmos_reads": cosmos.measure_reads,
-    "cosmos_lookups": cosmos.measure_lookups,
     "cosmos_service": cosmos.measure_service,
     "cosmos_publishing": cosmos.measure_publishing,
 }

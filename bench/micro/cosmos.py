@@ -1,6 +1,6 @@
-"""Cosmos DB on a local emulator: reads by its clients, the service, publishing at a rate, and the emulator itself.
+"""Cosmos DB on a local emulator: reads by its clients, the service, and publishing at a rate.
 
-The emulator runs on the other core; its own time is in none of the figures but its own, and no time here is Azure's.
+The emulator runs on the other core; its own time is in none of the figures, and no time here is Azure's.
 """
 
 import asyncio
@@ -24,7 +24,6 @@ from azure.cosmos.aio import CosmosClient
 from azure.cosmos.documents import ConnectionPolicy
 
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-from bench.lists import Shape, key_of
 from bench.micro.http_peer import PATHS, SERVED
 from bench.micro.publishing import publish_to
 from bench.micro.rounds import (
@@ -50,9 +49,7 @@ from bench.micro.spent import run
 from bench.micro.training_data import RETAIL, RETAIL_OPTIONS
 from bench.process import emulator_serving, on_core
 from stores.cosmos.rest import RestClient
-from stores.cosmos.store import open_url
 from stores.cosmos.url import parse
-from stores.errors import StoreThrottled
 
 DATABASE, CONTAINER = "d", "c"
 # Makes items of 1,024 B as they are stored, with their system properties.
@@ -130,7 +127,7 @@ def measure_reads(effort: Effort) -> list[Outcome]:
             }
             variants = {name: partial(read_by, client, effort.round_s) for name, client in clients.items()}
             taken = interleave(variants, effort.rounds)
-    return list(reads_figures({name: [sample for sample, _ in rounds] for name, rounds in taken.items()}))
+    return list(reads_figures(taken))
 
 
 def reads_figures(taken: Mapping[str, Sequence[Sample]]) -> Iterator[Figure]:
@@ -184,17 +181,12 @@ def reading(client: CosmosClient) -> Read:
     return read_item
 
 
-def read_by(client: Client, seconds: float, *, aligned: bool = False) -> tuple[Sample, int]:
-    """Read for so many seconds, with everything open before they begin; return also how many items were read.
+def read_by(client: Client, seconds: float) -> Sample:
+    """Read for so many seconds, with everything open before they begin. RuntimeError where an item is missing."""
 
-    *aligned* waits for the beginning of a second, as RU/s are counted by. RuntimeError where an item is missing.
-    """
-
-    async def timed() -> tuple[Sample, int]:
+    async def timed() -> Sample:
         async with client() as read_item:
             await asyncio.gather(*(read_item(name) for name in ids(IN_FLIGHT)))
-            if aligned:
-                await asyncio.sleep(1 - time.time() % 1)
             done, ends_at = 0, time.perf_counter() + seconds
 
             async def reader(first: int) -> None:
@@ -209,61 +201,6 @@ def read_by(client: Client, seconds: float, *, aligned: bool = False) -> tuple[S
             watch = Stopwatch()
             with watch.running():
                 await asyncio.gather(*(reader(first) for first in range(IN_FLIGHT)))
-        return watch.sample(done), done
-
-    return uvloop.run(timed())
-
-
-# Lookups by the store, as the service makes them: those of one turn of the event loop are one call
-
-LOOKED_UP = Shape(256, items=20, title_chars=17)
-BATCHES = (1, 8, 32)
-# Opens connections.
-WARM_UP_S = 0.2
-
-
-def measure_lookups(effort: Effort) -> list[Outcome]:
-    """Look lists up in calls of 1, 8 and 32 keys, 32 keys in flight at a time."""
-    with emulator_serving(core=0) as server, on_core(1):
-        url = f"cosmos+{server.url}/{DATABASE}?ru={PLENTY_RU}"
-        publish_to(url, LOOKED_UP, LOOKED_UP.values())
-        variants = {str(batch): partial(looked_up, url, batch, effort.round_s) for batch in BATCHES}
-        taken = interleave(variants, effort.rounds)
-    return [
-        figure
-        for batch, samples in taken.items()
-        for figure in figures(f"cosmos lookups by {batch}", samples, each="key")
-    ]
-
-
-def looked_up(url: str, batch: int, seconds: float) -> Sample:
-    """Look up for so many seconds, in calls of *batch* keys. RuntimeError where a list is missing."""
-
-    async def timed() -> Sample:
-        store, done, watch = open_url(url, ChargeSum()), 0, Stopwatch()
-        live = (await store.catalogue()).live_ref
-        if live is None:
-            raise RuntimeError(f"{url} has no live release")
-        keys = [key_of(user) for user in range(LOOKED_UP.users)]
-        calls = itertools.cycle([keys[start : start + batch] for start in range(0, len(keys), batch)])
-
-        async def look_up(until: float) -> None:
-            nonlocal done
-            while time.perf_counter() < until:
-                if not all(
-                    isinstance(slot, bytes) for slot in await store.get_many(live, next(calls), timeout_s=TIMEOUT_S)
-                ):
-                    raise RuntimeError("a list is missing")
-                done += batch
-
-        async def look_all_up(until: float) -> None:
-            await asyncio.gather(*(look_up(until) for _ in range(max(BATCHES) // batch)))
-
-        await look_all_up(time.perf_counter() + WARM_UP_S)
-        done = 0
-        with watch.running():
-            await look_all_up(time.perf_counter() + seconds)
-        await store.close()
         return watch.sample(done)
 
     return uvloop.run(timed())
@@ -368,70 +305,3 @@ def publishing_figures(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], m
         Figure(f"{what}: RU, written and read back", "RU/row", charges),
         Figure(f"{what}: 429s", "responses", [one["throttled"] for one in spent]),
     ]
-
-
-# The emulator itself
-
-CPU_US_PER_READ = 50
-BYTES_PER_ITEM = 2560
-OFF_BY_PERCENT = 5
-LIMITS_RU = (400, 1_000)
-STORED_ITEMS = 5_000
-
-
-def measure_emulator(effort: Effort) -> list[Outcome]:
-    """Measure the emulator in a process of its own, over loopback."""
-    return [*emulator_reads(effort), emulator_memory(effort), *(emulator_limit(effort, ru) for ru in LIMITS_RU)]
-
-
-def emulator_reads(effort: Effort) -> list[Figure]:
-    """Saturate the emulator with hotplate's client, which costs less than it."""
-    with emulator_serving(core=0) as server, on_core(1):
-        fill(server.url, ids())
-
-        def read_once() -> Sample:
-            before_s = server.cpu_s()
-            sample, count = read_by(partial(ours, f"cosmos+{server.url}/{DATABASE}"), effort.round_s)
-            return Sample(sample.rate_per_s, (server.cpu_s() - before_s) * 1e6 / count)
-
-        samples = interleave({"reads": read_once}, effort.rounds)["reads"]
-    what = f"cosmos-emulator, point reads of 1 KB, {IN_FLIGHT} in flight"
-    return figures(what, samples, each="read", cpu_goal=at_most(CPU_US_PER_READ))
-
-
-def emulator_memory(effort: Effort) -> Figure:
-    """Create items, and divide the memory that the emulator took by their number."""
-    count = max(100, min(STORED_ITEMS, effort.users // 100))
-    with emulator_serving(core=0) as server, on_core(1):
-        fill(server.url, ids(500, "warm"))
-        before = server.memory_bytes()
-        fill(server.url, ids(count))
-        taken = server.memory_bytes() - before
-    name = f"cosmos-emulator, memory of an item of 1 KB, of {count:,}"
-    return Figure(name, "B/item", [taken / count], at_most(BYTES_PER_ITEM))
-
-
-def emulator_limit(effort: Effort, ru: int) -> Figure:
-    """Request more than is provisioned over whole seconds; the figure is how far off the admitted RU/s are."""
-    seconds = max(3, round(effort.round_s * 2))
-    with emulator_serving(core=0) as server, on_core(1):
-        fill(server.url, ids(), ru)
-        client = partial(retrying, f"cosmos+{server.url}/{DATABASE}")
-        counts = [read_by(client, seconds - 0.05, aligned=True)[1] for _ in range(effort.rounds)]
-    off = [abs(count / seconds / ru - 1) * 100 for count in counts]
-    return Figure(f"cosmos-emulator, admitted RU/s beside {ru:,} RU/s: off by", "%", off, at_most(OFF_BY_PERCENT))
-
-
-@asynccontextmanager
-async def retrying(url: str) -> AsyncIterator[Read]:
-    """Read by hotplate's own client, and after a 429 again when it says so."""
-    async with ours(url) as read_item:
-
-        async def read_until_admitted(name: str) -> object:
-            while True:
-                try:
-                    return await read_item(name)
-                except StoreThrottled as throttled:
-                    await asyncio.sleep(throttled.retry_after_s)
-
-        yield read_until_admitted

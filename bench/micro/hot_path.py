@@ -29,7 +29,7 @@ from bench.loadgen.keys import Keys, Uniform
 from bench.loadgen.load import Gets, Load
 from bench.loadgen.result import Spread, spread
 from bench.loadgen.schedule import constant
-from bench.micro import http_peer, memory
+from bench.micro import http_peer
 from bench.micro.c_peers import missing, nginx_serving, run_wrk, webdis_serving
 from bench.micro.http_peer import fetch, must_be_alike, peer_serving
 from bench.micro.publishing import publish_to
@@ -138,9 +138,9 @@ def measure_files(effort: Effort) -> list[Outcome]:
                 hotplate_serving(store, *options, workers=2)
             )  # now, as it would follow flips, too
             outcomes += two_workers(service, pair, loads[CHANGING], effort)
-        taken_mb = [*worker_memory(service), *worker_memory(pair)]
-    name = f"memory of a worker beyond the shared map, {effort.users:,} users"
-    return [*outcomes, Figure(name, "MB", taken_mb, at_most(WORKER_MB))]
+        added_mb = (pair.memory_bytes() - service.memory_bytes()) / 1e6
+    name = f"memory that a second worker adds, {effort.users:,} users"
+    return [*outcomes, Figure(name, "MB", [added_mb], at_most(WORKER_MB))]
 
 
 def loads_of(effort: Effort, headers: Mapping[str, str]) -> dict[str, Load]:
@@ -347,17 +347,6 @@ def flip_when_told(channel: Channel) -> None:
 
 
 # Workers
-
-
-def workers_of(service: Server) -> list[int]:
-    """Return the processes of a service's workers."""
-    with urllib.request.urlopen(service.admin_url + "/readyz") as response:  # noqa: S310 -- http on loopback
-        return [worker["pid"] for worker in json.load(response)["workers"]]
-
-
-def worker_memory(service: Server) -> list[float]:
-    """Return the memory of each worker in MB, without pages of files, but with what it shares with its parent."""
-    return [memory.memory_of(pid)["Anonymous"] for pid in workers_of(service)]
 
 
 def two_workers(one: Server, two: Server, load: Load, effort: Effort) -> Iterator[Outcome]:

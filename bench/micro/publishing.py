@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from bench.lists import Shape
-from bench.micro import memory
 from bench.micro.rounds import (
     Effort,
     Figure,
@@ -103,7 +102,7 @@ async def _publish(store: Store, shape: Shape, shared: Sequence[bytes], encoding
 
 
 def measure_files(effort: Effort) -> list[Outcome]:
-    """Publish lists of several shapes into files, then let workers share one; skipped where the disk lacks room."""
+    """Publish lists of several shapes into files; skipped where the disk lacks room."""
     shapes = shapes_for(effort.users)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -114,10 +113,7 @@ def measure_files(effort: Effort) -> list[Outcome]:
         values = {name: shape.values() for name, shape in shapes.items()}
         variants = {name: partial(publish_once, shape, values[name], folder / name) for name, shape in shapes.items()}
         taken = interleave(variants, effort.rounds)
-        return [
-            *(figure for name, shape in shapes.items() for figure in publishing_figures(shape, name, taken[name])),
-            *memory.compare(folder / MAIN, effort.users, effort.rounds),
-        ]
+        return [figure for name, shape in shapes.items() for figure in publishing_figures(shape, name, taken[name])]
 
 
 def shapes_for(users: int) -> Mapping[str, Shape]:

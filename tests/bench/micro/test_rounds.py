@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.lists import DISTINCT, Shape
-from bench.micro import memory, publishing, spent
+from bench.micro import publishing, spent
 from bench.micro.rounds import (
     Figure,
     Reads,
@@ -158,17 +158,6 @@ def test_compression_is_counted_by_itself_and_the_making_of_rows_not_at_all(tmp_
     assert published.sample.cpu_us_per_op == pytest.approx((whole.cpu_s - preparing.cpu_s) * 500)
     assert published.compression_cpu_us == pytest.approx((preparing.cpu_s - making.cpu_s) * 500)
     assert published.stored_bytes < shape.plan.payload_bytes
-
-
-def test_memory_is_read_from_the_rollup_in_megabytes() -> None:
-    rollup = "55-7f ---p 0 00:00 0    [rollup]\nPss:   2000 kB\nPrivate_Dirty:  500 kB\nAnonymous:  250 kB\n"
-    assert memory.parse_memory(rollup) == {"Anonymous": 0.256, "Private_Dirty": 0.512, "Pss": 2.048}
-
-
-def test_a_reader_that_dies_is_an_error_and_not_a_figure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError, match="ended with 1"):
-        memory.share(tmp_path / "nothing", 1)
-    assert "no list to read" in capfd.readouterr().err
 
 
 def test_a_command_is_charged_what_it_spent_and_not_what_its_starter_has() -> None:

@@ -1,7 +1,6 @@
 """Each benchmark of servers from end to end at a small size, and what happens where there is no figure to give."""
 
 import asyncio
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from aiohttp import web
 from bench.loadgen.generator import run
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.micro import big_release, c_peers, cosmos, generator, hot_path, http_peer, publishing, redis, training
+from bench.micro import big_release, c_peers, cosmos, hot_path, http_peer, publishing, redis, training
 from bench.micro.rounds import ROUTE, Effort, Figure, Outcome, Reads, Sample, Unmeasured
 from bench.process import free_port, redis_serving, serving
 from tests.support.soak import scaled
@@ -46,11 +45,9 @@ def test_files_give_their_figures_and_nothing_is_left_behind(temporary: Path) ->
     measured = named(publishing.measure_files(SMALL))
     assert all(value > 0 for figure in measured.values() for value in figure.values if "adds" not in figure.name)
     goals = {figure.unit: str(figure.goal) for figure in measured.values() if figure.goal}
-    assert goals == {"µs/list": "≤ 5", "ratio": "≤ 1.2", "ms": "≤ 50", "MB": "≤ 50"}
+    assert goals == {"µs/list": "≤ 5", "ratio": "≤ 1.2"}
     sizes = {name: figure for name, figure in measured.items() if "file / keys" in name}
     assert [str(figure.goal or "") for figure in sizes.values()] == ["≤ 1.2", "≤ 1.2", "", ""]
-    (pss,) = (figure for name, figure in measured.items() if "Pss" in name)
-    assert 0 < pss.median < 50
     assert list(temporary.iterdir()) == []
 
 
@@ -207,31 +204,6 @@ def invoices(folder: Path) -> Path:
     return folder / "lines.parquet"
 
 
-@pytest.mark.soak
-def test_the_generator_is_measured_against_servers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generator, "tools", lambda _: [])
-    outcomes = generator.measure(SOAKED)
-    figures = {one.name: one for one in outcomes if isinstance(one, Figure)}
-    assert figures["server that stalls, open loop: p99 / arithmetic"].median > 0.5
-    assert any(isinstance(one, Unmeasured) and one.reason == "no wrk on the PATH" for one in outcomes)
-
-
-def test_the_rate_beside_wrks_is_held_to_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = {generator.OURS: [Sample(108.0, 1.0)], generator.WRK: [Sample(100.0, 1.0)]}
-    monkeypatch.setattr(generator, "each_saturates", lambda *_: samples)
-    found = named(generator.beside_tools(generator.SERVICE, "http://h/p", SMALL))
-    apart = found["closed loop, the service, hotplate bench and wrk: apart"]
-    assert apart.median == pytest.approx(0.08)
-    assert apart.met
-
-
-def test_another_generator_is_known_by_what_it_prints() -> None:
-    tool = generator.Tool("echo", ["echo", "1234 requests in 2.0s", "2"], re.compile(r"(\d+) requests in "))
-    assert generator.run_tool(tool, "http://127.0.0.1").rate_per_s == 617
-    with pytest.raises(RuntimeError, match="echo printed"):
-        generator.run_tool(generator.Tool("echo", ["echo", "2"], tool.requests), "http://127.0.0.1")
-
-
 def test_redis_is_compared_with_files_round_by_round() -> None:
     def reads(cpu_us: float, popular: float = 0.0) -> redis.ServiceReads:
         return redis.ServiceReads(Reads(Sample(100.0, cpu_us), p50_us=2.0, p99_us=3.0, popular=popular), 1.0)
@@ -314,12 +286,6 @@ def test_every_client_of_cosmos_reads_and_ours_costs_less() -> None:
     assert measured["cosmos reads, hotplate / azure-cosmos as it comes: CPU"].median < 1
 
 
-def test_lookups_in_cosmos_have_their_figures_by_how_many_keys_a_call_has() -> None:
-    measured = named(cosmos.measure_lookups(SMALL))
-    assert [name for name in measured if name.endswith("CPU")] == [f"cosmos lookups by {n}: CPU" for n in (1, 8, 32)]
-    assert all(value > 0 for figure in measured.values() for value in figure.values)
-
-
 def test_what_cosmos_takes_beyond_files_is_taken_round_by_round() -> None:
     def reads(rate_per_s: float, cpu_us: float) -> Reads:
         return Reads(Sample(rate_per_s, cpu_us), p50_us=1.0, p99_us=1.0, popular=0.0)
@@ -341,11 +307,3 @@ def test_what_cosmos_takes_beyond_files_is_taken_round_by_round() -> None:
 def test_each_store_is_read_and_gives_users_lists() -> None:
     measured = named(cosmos.measure_service(SOAKED))
     assert len([name for name in measured if "popular" not in name]) == 8
-
-
-@pytest.mark.soak
-def test_the_emulator_admits_what_is_provisioned() -> None:
-    measured = named(cosmos.measure_emulator(SOAKED))
-    assert len(measured) == 5
-    assert all(figure.median > 0 for name, figure in measured.items() if "off by" not in name)
-    assert all(figure.met for name, figure in measured.items() if "off by" in name)

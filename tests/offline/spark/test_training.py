@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from bench.micro.spark_quality import fit_by_implicit, overlap
 from offline.errors import DataError, SettingError
 from offline.evaluate.evaluation import recommend_all
 from offline.evaluate.metrics import measure_users
@@ -25,6 +24,7 @@ from offline.train.engine import fit
 from offline.train.weighted import SparkParams, solve
 from tests.support.interactions import checkerboard
 from tests.support.paths import DATA, ROOT
+from tests.support.spark_reference import fit_by_implicit, overlap
 
 pytestmark = pytest.mark.spark
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
