@@ -10,8 +10,8 @@ Beside the live release there may be a canary: a complete one that a share of th
 hash of each user's id. While it runs, no other release goes live but by a rollback, which ends it, or on request. It is
 not pruned before it has ended.
 
-A release is known to people by its id, and by its incarnation to whoever touches its data: each begin draws one, so
-that a late writer or eraser hits nothing but its own. Entries of one id may stand side by side: one that is being
+People know a release by its id. Code that touches its data goes by its incarnation: each begin draws one, so a late
+writer or eraser hits nothing but its own. Entries of one id may stand side by side: one that is being
 erased and its successor, one that is served and the draft that repairs it.
 """
 
@@ -101,12 +101,12 @@ class Canary:
     """Above 0 and below 100."""
 
     salt: str
-    """Hashed with each user's id. It is the release's id, so that all tiers with this canary choose the same users."""
+    """Hashed with each user's id. It is the release's id, so all tiers with this canary choose the same users."""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The record itself; a value, made anew by each change."""
+    """The record itself: a value, and each change makes another."""
 
     store_id: str = ""
     generation: int = 0
@@ -161,11 +161,11 @@ class Catalogue:
         return (committed or found)[-1]
 
     def find_draft(self, release: ReleaseId) -> Release:
-        """Return the draft of an id; ReleaseNotFound where there is nothing of that id, ReleaseConflict if no draft."""
+        """Return the draft of an id; ReleaseNotFound if there is nothing of that id, ReleaseConflict if no draft."""
         for entry in self.releases:
             if entry.id == release and entry.state is State.DRAFT:
                 return entry
-        raise ReleaseConflict(f"release {release} is no draft any more, it is {self.find(release).state}")
+        raise ReleaseConflict(f"release {release} is not a draft any more, it is {self.find(release).state}")
 
     def entry(self, incarnation: str) -> Release | None:
         """Return the entry of an incarnation, in whatever state."""
@@ -175,9 +175,9 @@ class Catalogue:
 def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     """Return whether a reader that has *seen* one catalogue should follow the one it *found*.
 
-    Newer, rewritten after a failover (same generation, another token), or of a store made anew: yes. A stale read
-    (lower generation of the same store) or an empty catalogue never un-serves anything: no. Nor is what a replica says
-    of the same generation followed, once the primary has said otherwise.
+    Newer, rewritten after a failover (same generation, another token), or of a store that was rebuilt: yes. A stale
+    read (lower generation of the same store) or an empty catalogue never un-serves anything: no. Nor is what a replica
+    says of the same generation followed, once the primary has said otherwise.
     """
     if found.generation == 0:
         return False
@@ -232,7 +232,7 @@ def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 
 
 def end_lease(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Let a draft's lease lapse now, for a writer that stops and leaves the rest to another."""
+    """Let a draft's lease lapse now: its writer stops, and another may go on."""
     return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now))
 
 
@@ -240,7 +240,7 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     """Make *draft*'s writer the owner of a draft whose lease has lapsed; ReleaseConflict while it runs."""
     entry = catalogue.entry(draft.incarnation)
     if entry is None or entry.state is not State.DRAFT:
-        raise ReleaseConflict(f"release {draft.id} is no draft any more; `hotplate releases list` shows what it is")
+        raise ReleaseConflict(f"release {draft.id} is not a draft any more; `hotplate releases list` shows what it is")
     if entry.writer == draft.writer:
         return catalogue  # a swap whose reply was lost
     left_s = (entry.lease_until or 0.0) - catalogue.now
@@ -279,7 +279,7 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = Fal
         raise ReleaseConflict(f"release {release} is still being written; activate it once it is committed")
     if canary is not None and canary.release != release and not end_canary:
         raise CanaryRunning(
-            f"release {canary.release} is the canary, of {canary.percent:g} %, so that {release} stays {entry.state}; "
+            f"release {canary.release} is the canary, of {canary.percent:g} %, so {release} stays {entry.state}; "
             f"promote or abort the canary first, or end it with --end-canary"
         )
     ended = _without_canary(catalogue)
@@ -289,14 +289,14 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = Fal
 def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Catalogue:
     """Show a committed release to *percent* of the users, or change the share of the one that is shown.
 
-    Whoever is among 5 % is among 10 % of the same release, too. Raises ReleaseConflict for a draft, for what is live,
-    where nothing is, and while another release is the canary.
+    A user who is among 5 % is among 10 % of the same release, too. Raises ReleaseConflict for a draft, for what is
+    live, if nothing is, and while another release is the canary.
     """
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; it can be the canary once it is committed")
     if entry.state is State.LIVE:
-        raise ReleaseConflict(f"release {release} is live, so that all users see it; name another as the canary")
+        raise ReleaseConflict(f"release {release} is live, so all users see it; name another as the canary")
     if catalogue.live is None:
         raise ReleaseConflict("nothing is live that a canary could be compared with; activate a release first")
     if canary is not None and canary.release != release:
@@ -312,7 +312,7 @@ def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 
 
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """End the canary, so that all users see the live release; ReleaseConflict as for `promote`.
+    """End the canary, so all users see the live release; ReleaseConflict as for `promote`.
 
     Its release stays: as ready as it was, and left service now, for the grace of those who still read it.
     """
@@ -322,7 +322,7 @@ def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     """Withdraw the live release and make the one that was live before it live again; a canary ends.
 
-    *expected* is the release that the operator saw live: ReleaseConflict where another went live meanwhile.
+    *expected* is the release that the operator saw live: ReleaseConflict if another went live since.
     """
     if catalogue.live != expected:
         raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
@@ -342,10 +342,11 @@ def prune(
     keep_ready_s: float | None = None,
     present: Collection[str] = (),
 ) -> Catalogue:
-    """Mark as `dropping` what nobody needs: lapsed drafts, and what is neither live, nor kept, nor within its grace.
+    """Mark as `dropping` what is not needed: lapsed drafts, and what is neither live, nor kept, nor within its grace.
 
     And what no entry names of the incarnations that were *present* before the catalogue was read: their writers died,
-    or lost them, for an incarnation is in the catalogue before it has data. That the swap succeeds proves it current.
+    or lost them, because an incarnation is in the catalogue before it has data. That the swap succeeds proves it
+    current.
 
     Kept are the live release, the canary, the *keep* that were live before, and ready ones, which somebody may still
     activate: for ever, or until they were begun *keep_ready_s* ago.
@@ -399,7 +400,7 @@ def _owned(catalogue: Catalogue, draft: DraftRef) -> Release:
     if entry is None:
         raise ReleaseNotFound(f"release {draft.id} was dropped, for its writer's lease had lapsed; publish again")
     if entry.state is not State.DRAFT:
-        raise ReleaseConflict(f"release {draft.id} is no draft any more, it is {entry.state}")
+        raise ReleaseConflict(f"release {draft.id} is not a draft any more, it is {entry.state}")
     if entry.writer != draft.writer:
         raise ReleaseConflict(f"release {draft.id} was taken over by another writer once the lease had lapsed")
     return entry

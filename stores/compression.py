@@ -1,6 +1,6 @@
 """The encodings of a release, `json` and `zstd`: from lists to stored values, and back.
 
-With `zstd` each list is compressed by itself, with a dictionary trained on the release's own first lists. The
+With `zstd` each list is compressed alone, with a dictionary trained on the release's own first lists. The
 dictionary is the row `meta:dictionary`, written before any list; an empty one says that there were too few lists to
 train on, and that they are compressed without. Popular lists are compressed like all others, `meta` rows never are.
 What is in a value: `stores.encoding`.
@@ -31,7 +31,7 @@ from stores.store import LocalReader, Plan, Reader, Row, Store, read_one
 
 LEVEL = 3
 
-# How many lists a dictionary is trained on, the release's first; and bytes at most, for they are held in memory.
+# How many lists a dictionary is trained on, the release's first; and bytes at most, because they are held in memory.
 TRAINED_ON = 20_000
 TRAINED_ON_BYTES = 32 << 20
 
@@ -44,14 +44,14 @@ FEWEST_LISTS = 100
 # The trainer's k and d, given because searching for them takes five times as long and saves nothing.
 SEGMENT_BYTES, MATCHED_BYTES = 1000, 8
 
-# Kinds of keys that are few: `meta` rows are no lists, and popular lists have a limit in all.
+# Kinds of keys that are few: `meta` rows are not lists, and popular lists have a limit in all.
 _SPECIAL = (META, POPULAR)
 
-# A value whose header states more is not decompressed: 1,000 items of 4 kB each are no list.
+# A value whose header states more is not decompressed: 1,000 items of 4 kB each are not a list.
 MAX_LIST_BYTES = 4 << 20
 _MAX_BODY_BYTES = OFFSET_BYTES + MAX_LIST_BYTES
 
-# What every body is less than, for it begins with hex digits; a list without them begins with a brace, and is not.
+# What every body is less than, because it begins with hex digits; a list without them begins with a brace, and is not.
 _NO_BODY = b"g"
 
 
@@ -61,7 +61,7 @@ def default_encoding(store: Store) -> str:
 
 
 class Encoder:
-    """Makes the stored values of one release, with one dictionary or, where that is None, uncompressed."""
+    """Makes the stored values of one release, with one dictionary or, if that is None, uncompressed."""
 
     def __init__(self, checksum: Checksum, dictionary: bytes | None) -> None:
         self._seal = checksum.seal
@@ -76,7 +76,7 @@ class Encoder:
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows of bodies with their stored values; an empty list and a `meta` row, any bytes, stay uncompressed.
 
-        Raises StoreMisused for what is no body, and for lists that no reader accepts: too long, or popular ones that
+        Raises StoreMisused for what is not a body, and for lists that no reader accepts: too long, or popular ones that
         are too large together.
         """
         if not self._are_usual(rows):
@@ -98,7 +98,7 @@ class Encoder:
         if key.startswith(META):
             return NO_OFFSET + body
         if len(body) < OFFSET_BYTES or body >= _NO_BODY:
-            raise StoreMisused(f"the value of {key!r} is no body of a list; encode it with `stores.encoding`")
+            raise StoreMisused(f"the value of {key!r} is not a body of a list; encode it with `stores.encoding`")
         size = len(body) - OFFSET_BYTES
         if size > MAX_LIST_BYTES:
             raise StoreMisused(f"the list of {key!r} has {size} bytes, at most {MAX_LIST_BYTES} are read")
@@ -115,14 +115,14 @@ class Decompressor:
     """Decompresses lists of an Encoder with the same dictionary; lives as long as its release is served."""
 
     def __init__(self, dictionary: bytes) -> None:
-        """Load the dictionary; raises ReleaseCorrupt where it is damaged."""
+        """Load the dictionary; raises ReleaseCorrupt if it is damaged."""
         try:
             self._decompress = zstandard.ZstdDecompressor(dict_data=_load(dictionary)).decompress
         except zstandard.ZstdError as error:
             raise ReleaseCorrupt(f"a dictionary is damaged ({error}); publish the release again") from error
 
     def decompress(self, value: bytes) -> bytes:
-        """Decompress one list; ReleaseCorrupt where it is damaged, of another dictionary, or over MAX_LIST_BYTES."""
+        """Decompress one list; ReleaseCorrupt if it is damaged, of another dictionary, or over MAX_LIST_BYTES."""
         if not value:
             return b""
         try:
@@ -135,7 +135,7 @@ class Decompressor:
 
 
 def train(lists: Sequence[bytes]) -> bytes:
-    """Return a dictionary for lists like these; empty where they are too few or too short to learn from."""
+    """Return a dictionary for lists like these; empty if they are too few or too short to learn from."""
     if len(lists) < FEWEST_LISTS or sum(map(len, lists)) < DICTIONARY_BYTES:
         return b""
     try:
@@ -148,7 +148,7 @@ def train(lists: Sequence[bytes]) -> bytes:
 class EncodedRows:
     """A release on its way into a store: rows of stored values, made when they are taken, and the room for them.
 
-    *dictionary* is what they are compressed with; None where they are not.
+    *dictionary* is what they are compressed with; None if they are not.
     """
 
     plan: Plan
@@ -214,11 +214,11 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
 
 
 def read_ids(row: Row, decode: Decode) -> list[str]:
-    """Return the items that a stored list names, best first; ReleaseCorrupt for a row that is no list."""
+    """Return the items that a stored list names, best first; ReleaseCorrupt for a row that is not a list."""
     try:
         return [item["id"] for item in encoding.decode(decode(row.key, row.value)[OFFSET_BYTES:])]
     except (ReleaseCorrupt, ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(f"the row {row.key!r} is no list ({error}); publish the release again") from error
+        raise ReleaseCorrupt(f"the row {row.key!r} is not a list ({error}); publish the release again") from error
 
 
 async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:

@@ -103,7 +103,7 @@ def run_between(
 def with_max_ru(url: str, max_ru: int) -> str:
     """Return *url* with the RU/s that a publish may spend, in the place of its own parameter for that.
 
-    Raises StoreMisused where nothing is paid for by request units.
+    Raises StoreMisused if nothing is paid for by request units.
     """
     if scheme_of(url) not in COSMOS:
         raise StoreMisused(f"--max-ru is for Cosmos DB; {redacted(url)} has no request units, so leave it out")
@@ -115,7 +115,7 @@ def with_max_ru(url: str, max_ru: int) -> str:
 def share_of(url: str, writers: int) -> str:
     """Return *url* for one of several processes that write a store at once: each may spend its share of request units.
 
-    Where nothing is paid for by request units, or as many may be spent as there are, it stays as it is.
+    If nothing is paid for by request units, or as many may be spent as there are, it stays as it is.
     """
     if scheme_of(url) not in COSMOS:
         return url

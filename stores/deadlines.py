@@ -45,7 +45,7 @@ class TaskDeadlines:
         self._cancelled = set[asyncio.Task[object]]()
 
     async def until(self, at_s: float, work: Awaitable[T]) -> T:
-        """Await *work* in the current task; raises TimeoutError where it is not done by *at_s* of the loop's clock."""
+        """Await *work* in the current task; raises TimeoutError if it is not done by *at_s* of the loop's clock."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline cancels a task, and there is none here")

@@ -1,4 +1,4 @@
-"""The doctor: is a store fit to be served from and published to? What any can be asked, beside its own findings."""
+"""The doctor: is a store fit to be served from and published to? What any store can say."""
 
 import time
 from collections.abc import Callable
@@ -75,7 +75,7 @@ async def _record(store: Store, catalogue: Catalogue) -> Finding:
 
 
 async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
-    """Return what is live and since when, how quickly it is read, and whether another one has room beside it."""
+    """Return what is live and since when, how quickly it is read, and whether there is room for another one."""
     live, canary = catalogue.live_entry, catalogue.canary_entry
     if live is None:
         sentence = "nothing is live, so a service has nothing to answer with; publish, or activate a release"
@@ -145,7 +145,7 @@ async def _room(store: Store, manifest: Manifest) -> list[Finding]:
 
 
 async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
-    """Return what nobody needs any more, and what is under way."""
+    """Return what is not needed any more, and what is under way."""
     findings = list[Finding]()
     for entry in catalogue.releases:
         if entry.state is State.DROPPING:

@@ -9,8 +9,8 @@ cannot occur inside an item: to cut is to split, to serve whole is to copy.
 
 The checksum is 48 bits of xxh3_64(key ‖ body), in base64, seeded by the release's id: a list that is damaged, or was
 read under another key or out of another release, is recognised as such wherever it is stored, and copies stay equal
-byte for byte. The offset says where the tenth item ends, so that the usual cut is a slice: four hex digits, which
-are known when a list is encoded, so that lists are bodies on their way into a store.
+byte for byte. The offset says where the tenth item ends, so the usual cut is a slice: four hex digits, which
+are known when a list is encoded, so lists are bodies on their way into a store.
 """
 
 import re
@@ -32,12 +32,12 @@ HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 # How many items the offset is of: as many as are served by default.
 USUAL_CUT = 10
 
-# Of a list whose first items are longer than four digits can say, and of what is no list.
+# Of a list whose first items are longer than four digits can say, and of what is not a list.
 NO_OFFSET = b"0000"
 # The most that they can say.
 MAX_OFFSET = 0xFFFF
 
-# An item up to its title: within one, every quote is escaped, so that `{"id":` begins an item and nothing else.
+# An item up to its title: within one, every quote is escaped, so only an item begins with `{"id":`.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
 _ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
@@ -57,7 +57,7 @@ class Item(TypedDict, total=False):
 
 
 def encode(items: Iterable[Item]) -> bytes:
-    """Encode a list item by item to its body; the plain way, for a few lists."""
+    """Encode a list, item by item, to its body; the simple way, for a few lists."""
     lines = list[bytes]()
     for item in items:
         line = orjson.dumps({name: item[name] for name in ("id", "score", "title") if name in item})
@@ -73,7 +73,7 @@ def body_of(value: bytes) -> bytes:
 
 
 def _join(lines: list[bytes]) -> bytes:
-    """Join encoded items to a body: the first ten by themselves, for where they end is the offset."""
+    """Join encoded items to a body: the first ten by themselves, because their end is the offset."""
     usual = SEPARATOR.join(lines[:USUAL_CUT])
     offset = b"%04x" % len(usual) if len(usual) <= MAX_OFFSET else NO_OFFSET
     lines[:USUAL_CUT] = [offset + usual]
@@ -87,7 +87,7 @@ def decode(value: bytes) -> list[Item]:
 
 
 def cut(body: bytes, n: int) -> bytes:
-    """Return the first *n* items of an opened body's list; all of them where it is shorter."""
+    """Return the first *n* items of an opened body's list; all of them if it is shorter."""
     if n == USUAL_CUT and (end := int(body[:OFFSET_BYTES], 16)):
         return body[OFFSET_BYTES : OFFSET_BYTES + end]
     lines = body[OFFSET_BYTES:].split(SEPARATOR, n)
@@ -107,7 +107,7 @@ def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
 
 
 def without_titles(items: bytes, *, scores: bool) -> bytes:
-    """Return a list with the ids of its items, and their scores where they are wanted, too."""
+    """Return a list with the ids of its items, and their scores if they are wanted, too."""
     return SEPARATOR.join(
         [b'{"id":%b%b}' % (one, score if scores else b"") for one, score in _ID_AND_SCORE.findall(items)]
     )
@@ -139,7 +139,7 @@ class Checksum:
         return b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False) + body
 
     def open(self, key: str, value: bytes) -> bytes:
-        """Return the body of a stored value; ReleaseCorrupt where it was damaged or belongs to another key."""
+        """Return the body of a stored value; ReleaseCorrupt if it was damaged or belongs to another key."""
         body = value[CHECKSUM_BYTES:]
         found = b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False)
         if found != value[:CHECKSUM_BYTES] or len(body) < OFFSET_BYTES:

@@ -63,7 +63,7 @@ class ReleaseNotFound(StoreError):
 
 
 class NotInMemory(StoreError):
-    """What a local store was to read at once is on its disk; `get_many` waits for that, and holds nobody else up."""
+    """What a local store was to read at once is on its disk; `get_many` waits for that, and delays no other read."""
 
 
 class ReleaseConflict(StoreError):

@@ -47,7 +47,7 @@ async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]]
     try:
         return await asyncio.shield(running)
     except BaseException:
-        loop.cancel()  # nothing happens where it has ended
+        loop.cancel()  # nothing happens if it has ended
         raise
     finally:
         with suppress(Exception, asyncio.CancelledError):  # raised above, or cancelled by ourselves
@@ -90,7 +90,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def cancel(self) -> None:
         """Cancel what `run` runs, from another thread."""
         self._cancelled = True
-        with suppress(RuntimeError):  # closed meanwhile
+        with suppress(RuntimeError):  # closed since then
             self.call_soon_threadsafe(lambda: self._main and self._main.cancel())
 
     def _thread_done(self, _working: asyncio.Future[Any]) -> None:
@@ -144,13 +144,13 @@ class ReaderOfLoop:
 
 
 async def _on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Await *work* on another thread's loop; no virtual time passes here meanwhile."""
+    """Await *work* on another thread's loop; no virtual time passes here until then."""
     result = asyncio.run_coroutine_threadsafe(work, loop).result
     return await asyncio.get_running_loop().run_in_executor(None, result)
 
 
 class Spool:
-    """Rows in a temporary file that nobody else sees, as a release may not fit into memory; by space and key."""
+    """Rows in a private temporary file, because a release may not fit into memory; by space and key."""
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -159,7 +159,7 @@ class Spool:
         self._database.execute("BEGIN")  # never committed: nothing of it is to be kept
 
     def get(self, space: str, key: str) -> bytes | None:
-        """Return a value; None where there is none."""
+        """Return a value; None if there is none."""
         found = self._database.execute("SELECT value FROM rows WHERE (space, key) = (?, ?)", (space, key.encode()))
         row = found.fetchone()
         return None if row is None else row[0]

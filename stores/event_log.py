@@ -1,11 +1,11 @@
-"""The event log: a folder of segments, files of events that a service appends to and that nobody changes once closed.
+"""The event log: a folder of segments, files of events that a service appends to. A closed segment never changes.
 
     TIME-HOST-RANDOM.events.zst     a segment that is closed: to be shipped, reported on and learnt from
     .TIME-HOST-RANDOM.events.zst    one that is being written, or whose writer was killed
 
-A segment is a sequence of zstd frames, one for each commit, so that a kill leaves at most its last frame torn. A frame
+A segment is a sequence of zstd frames, one for each commit, so a kill leaves at most its last frame torn. A frame
 holds lines: 16 hex digits, the xxh3_64 of the event's JSON, a space, the JSON. The writer holds the lock of its segment
-(flock); whoever gets that of another's knows that its writer is dead, cuts off what is torn, and closes it.
+(flock). A process that gets the lock of another's knows that its writer is dead, cuts off what is torn, and closes it.
 
 It is here, and not with the service, because what trains a model reads it, too, and neither knows the other.
 """
@@ -30,7 +30,7 @@ from stores.folders import flush
 SUFFIX = ".events.zst"
 # A segment is closed once it has so many bytes, or its first event is so old.
 MAX_SEGMENT_BYTES, MAX_SEGMENT_AGE_S = 8 << 20, 300.0
-# Where a folder is shared by several machines, a lock may hold on one of them only. A segment of another machine is
+# If a folder is shared by several machines, a lock may hold on one of them only. A segment of another machine is
 # taken for that of a dead writer only once every living one would long have closed it.
 ORPHAN_S = 6 * MAX_SEGMENT_AGE_S
 # Of the levels that keep up with a core full of events; 3 saves 4 % more bytes for twice the time.
@@ -43,7 +43,7 @@ _FRAME_BEGINS = zstandard.FRAME_HEADER
 # How many bytes are given to a decoder at once: what it does not need is copied.
 _CHUNK_BYTES = 16 << 10
 
-# Linux can leave out the times of a file, which nobody needs after a power cut.
+# Linux can leave out the times of a file, which are not needed after a power cut.
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
@@ -105,7 +105,7 @@ class Segment:
 class SegmentReader:
     """The events of one segment, as JSON, in the order in which they came; can be read once.
 
-    What is damaged is left out and counted, and what is torn at the end was acknowledged to nobody.
+    What is damaged is left out and counted, and what is torn at the end was never acknowledged.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -176,7 +176,7 @@ def recover(folder: Path) -> list[Path]:
 
 
 def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
-    """Give a segment the name of a closed one, or remove it where it has nothing; return what there is now."""
+    """Give a segment the name of a closed one, or remove it if it has nothing; return what there is now."""
     if not _is_at(descriptor, path):
         return []  # somebody else has closed it
     if whole_bytes == 0:
@@ -191,7 +191,7 @@ def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
 
 
 def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
-    """Return what the frame at *start* holds, and where it ends; None where it is not whole."""
+    """Return what the frame at *start* holds, and where it ends; None if it is not whole."""
     decoder, pieces, view = zstandard.ZstdDecompressor().decompressobj(), list[bytes](), memoryview(data)
     for position in range(start, len(data), _CHUNK_BYTES):
         try:
@@ -212,7 +212,7 @@ def _is_orphaned(begun: str) -> bool:
 
 
 def _locked(descriptor: int) -> bool:
-    """Take the lock of a file, which ends with the descriptor; return whether nobody else has it."""
+    """Take the lock of a file, which ends with the descriptor; return whether it was free."""
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -6,7 +6,7 @@
 
 LENGTH is that of the entries, in 4 bytes, big-endian; the entries are the items' ids, titles and rules, as JSON; the
 factors are float32, little-endian, one row an item. So a piece needs no other, and one that is damaged is known by its
-checksum, as any row. Pieces are of one size on every store, for a copy of a release is equal byte for byte.
+checksum, as any row. Pieces are of one size on every store, because a copy of a release is equal byte for byte.
 """
 
 import struct
@@ -46,7 +46,7 @@ class Description(Struct, frozen=True):
 
 
 class Entry(Struct, frozen=True, array_like=True):
-    """One item: its title and category, where it has them, and whether it may be recommended."""
+    """One item: its title and category, if it has them, and whether it may be recommended."""
 
     id: str
     title: str | None = None
@@ -88,7 +88,7 @@ def description_row(description: Description) -> Row:
 
 
 def read_description(body: bytes) -> Description:
-    """Parse a description; ReleaseCorrupt for what is none, or one that this hotplate does not know."""
+    """Parse a description; ReleaseCorrupt for anything else, and for one that this hotplate does not know."""
     try:
         return msgspec.json.decode(body, type=Description)
     except msgspec.DecodeError as error:

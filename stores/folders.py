@@ -1,8 +1,8 @@
 """Scratch folders: one process writes into each, and what a killed one left behind is removed by the next.
 
 A folder is named PREFIX, process, random; in it a file `.lock` is held (flock) as long as its owner lives, however that
-ends: whoever gets the lock knows that the owner is dead. A folder may be renamed to where it is wanted, which leaves
-the `.lock` in it to be removed.
+ends: a process that gets the lock knows that the owner is dead. A folder may be renamed to where it is wanted, which
+leaves the `.lock` in it to be removed.
 """
 
 import fcntl
@@ -66,7 +66,7 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def take_lock(path: Path, mode: int, timeout_s: float) -> int:
-    """Take the lock of a file (flock), which is made where there is none; it ends with the descriptor that is returned.
+    """Take the lock of a file (flock), which is made if there is none; it ends with the descriptor that is returned.
 
     Blocks; raises TimeoutError where another process has held it for so long.
     """
@@ -112,13 +112,13 @@ def _sweep(parent: Path, prefix: str) -> None:
                     finally:
                         os.close(lock)
             else:
-                folder.rmdir()  # only where it is empty: its owner, should it live, makes another
+                folder.rmdir()  # only if it is empty: its owner, should it live, makes another
 
 
 def _lock(folder: Path, *, required: bool) -> int | None:
     """Take the lock of *folder*, which ends with the descriptor; None where somebody else has it, or swept the folder.
 
-    Where files cannot be locked (some network mounts) an owner goes on without, and nobody's folder is swept.
+    If files cannot be locked (some network mounts), an owner goes on without, and no folder is swept.
     """
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -149,7 +149,7 @@ def _is_at(lock: int, folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove *folder*, its lock last, so that whoever is killed meanwhile leaves what the next one sweeps."""
+    """Remove *folder*, its lock last, so a process that is killed here leaves what the next one sweeps."""
     for each in folder.iterdir():
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each, ignore_errors=True)

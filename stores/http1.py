@@ -18,13 +18,13 @@ from stores.deadlines import Deadlines
 from stores.throttle import Backoff
 
 Tag = TypeVar("Tag")
-# Why a request has no response: no connection, one that ended, bytes that are no response, or none in time.
+# Why a request has no response: no connection, one that ended, bytes that are not a response, or none in time.
 Kind = Literal["connect", "reset", "malformed", "timeout"]
 
 # When an attempt to connect is given up; a handshake of TLS is part of it.
 CONNECT_S = 2.0
 
-# The first and the longest pause before a server that failed is tried again; callers meanwhile fail at once.
+# The first and the longest pause before a server that failed is tried again; until then callers fail at once.
 PAUSE_S = (0.05, 2.0)
 
 # A connection that was not needed for so long, or twice as long at most, is closed.
@@ -53,7 +53,7 @@ class RequestFailed(Exception):
     """A request has no response; `kind` says why. Whether the server acted on it is not known, but for `connect`.
 
     `stale`: a connection that had been idle ended without a word, as servers end those that idle for too long.
-    `retry_after_s`: how long it takes until the server is tried again, of a request that was sent to nobody.
+    `retry_after_s`: how long it takes until the server is tried again, of a request that was not sent.
     """
 
     def __init__(self, kind: Kind, host: str, *, stale: bool = False, retry_after_s: float = 0.0) -> None:
@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol, Generic[Tag]):
     """A connection with at most one request in flight; lives until either side closes it.
 
     A response needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept as they
-    came: most of them are never looked at. A byte that nobody asked for, be it right behind a response, closes the
+    came: most of them are never looked at. A byte that was not asked for, even right behind a response, closes the
     connection: what follows it could be taken for another request's response.
     """
 
@@ -119,7 +119,7 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         """Bytes since the request was sent."""
 
         self._tail = b""
-        """At least the last eight of them, where there are so many."""
+        """At least the last eight of them, if there are so many."""
 
         self.tag: Tag | None = None
         self.status = 0
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         """How many responses it has brought."""
 
         self.sent_at = 0.0
-        """When its owner last sent something, where that matters to the owner."""
+        """When its owner last sent something, if that matters to the owner."""
 
         self.lost: Kind | None = None
         """Why it is gone, where somebody failed it."""
@@ -228,7 +228,7 @@ class Connection(asyncio.Protocol, Generic[Tag]):
             self._keep = self._parser.should_keep_alive()  # the parser forgets it once this call returns
 
     def eof_received(self) -> None:
-        self.fail("reset")  # at once, so that no request is written to a half-closed connection
+        self.fail("reset")  # at once, so no request is written to a half-closed connection
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc  # the kind of loss is the same to the request in flight: it has no response
@@ -245,7 +245,7 @@ class Response(NamedTuple):
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
-        """Return the header of a *name* in lower case; of several the last, None where there is none."""
+        """Return the header of a *name* in lower case; of several the last, None if there is none."""
         lower = self.head.lower()
         start = lower.rfind(b"\r\n%b:" % name)
         if start < 0:
@@ -258,7 +258,7 @@ class Transport(Protocol):
     """Carries requests to one server: `ConnectionPool`, or whatever stands in a network's place."""
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
-        """Return the response to the bytes of one request; raises RequestFailed where there is none in *timeout_s*."""
+        """Return the response to the bytes of one request; raises RequestFailed if there is none in *timeout_s*."""
         ...
 
     async def close(self) -> None:
@@ -267,7 +267,7 @@ class Transport(Protocol):
 
 
 class Pending(asyncio.Future[Response]):
-    """The response to one request; whoever cancels it waits for it no longer, and it is dropped when it comes."""
+    """The response to one request; after a cancellation it is dropped when it comes."""
 
     __slots__ = ("connection", "due", "idle_s", "listener", "pool")
 
@@ -284,7 +284,7 @@ class Pending(asyncio.Future[Response]):
         """How long that had been idle."""
 
         self.listener: Callable[[asyncio.Future[Response]], None] | None = None
-        """Called when it is done, not cancelled: at once, where a callback would cost another turn of the loop."""
+        """Called when it is done, not cancelled: at once, if a callback would cost another turn of the loop."""
 
     def succeed(self, response: Response) -> None:
         """Set the response."""
@@ -390,7 +390,7 @@ class ConnectionPool:
             self.abandon(pending)
 
     def abandon(self, pending: Pending) -> None:
-        """Keep the connection of a request that nobody waits for from others until its response has come."""
+        """Keep the connection of an abandoned request from others until its response has come."""
         connection = pending.connection
         if connection is None or connection.tag is not pending:
             return
@@ -405,7 +405,7 @@ class ConnectionPool:
     def _go_on(self, now: float) -> None:
         """Open another connection where requests wait for one, or fail them where the server is known to be away.
 
-        After a failure there is one attempt at a time, whoever waits.
+        After a failure there is one attempt at a time, however many wait.
         """
         if not self._waiting:
             return

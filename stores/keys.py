@@ -1,8 +1,8 @@
 """Keys, `KIND:ID`, and lists of them, packed: how a store remembers which keys each acknowledged batch wrote.
 
 Ids are strings of 1 to 256 bytes of UTF-8, kept exactly as they came. A packed list takes two bytes a key instead of
-twenty, and is found by range: rows are scanned in order without holding all keys, for the batches of a part ascend, so
-that few are unpacked at a time: those that overlap, since parts do, or since one was written again or out of order.
+twenty, and is found by range: rows are scanned in order without holding all keys. The batches of a part ascend, so
+few are unpacked at a time: only those that overlap, because parts do, or because one was written again.
 """
 
 import struct
@@ -26,7 +26,7 @@ DICTIONARY = META + "dictionary"
 FACTORS = META + "factors"
 MAX_ID_BYTES = 256
 
-# The name of the popular list that is for everybody; no segment can have it, for an id is never empty.
+# The name of the popular list that is for everybody; no segment can have it, because an id is never empty.
 OVERALL = ""
 
 # The lengths of the first and the last key of a packed list.
@@ -47,7 +47,9 @@ def check_id(identifier: str) -> str:
 def check_kind(kind: str) -> str:
     """Return *kind*, the part of a key before its colon; StoreMisused for one that no key has."""
     if kind not in KINDS:
-        raise StoreMisused(f"{kind!r} is no kind of key; keys start with {', '.join(f'{known}:' for known in KINDS)}")
+        raise StoreMisused(
+            f"{kind!r} is not a kind of key; keys start with {', '.join(f'{known}:' for known in KINDS)}"
+        )
     return kind
 
 
@@ -83,7 +85,7 @@ def unpack(packed: bytes) -> list[str]:
 async def merged(spans: Iterable[Span], fetch: Callable[[Span], Awaitable[bytes | None]]) -> AsyncIterator[list[str]]:
     """Yield the keys of packed lists in ascending order, once each, about a list at a time.
 
-    *fetch* reads one packed list; None where it is gone. Held are the keys of those lists that overlap: one for each
+    *fetch* reads one packed list; None if it is gone. Held are the keys of those lists that overlap: one for each
     part that is interleaved with others.
     """
     ordered = sorted(spans)

@@ -46,7 +46,7 @@ UNCLEAR_SWAPS = 2
 # How long the catalogue is tried to be read, to see whether a swap was made whose reply was lost.
 SETTLE_S = 5.0
 
-# How the tokens of writers begin that copy: their drafts hold the rows of another store, and nobody else's.
+# How the tokens of writers that copy begin: their drafts hold the rows of another store, and no others.
 COPIER = "copy-"
 
 # How the tokens of scheduled runs begin: a store has one at a time, and each goes on with its own draft.
@@ -104,14 +104,14 @@ async def publish(
     *batches* are rows of bodies, as `stores.encoding` makes them of lists, and `meta` rows of any bytes; *plan* counts
     keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or an interrupt
     gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume* continues, given
-    the same rows anew, until the next `prune` after its lease has lapsed: what was acknowledged is not put again. With
+    the same rows again, until the next `prune` after its lease has lapsed: what was acknowledged is not put again. With
     a draft to *resume* the caller is its writer; a run's is left by an interrupt, too.
-    *about* goes into the manifest; it is not asked for where a resumed draft has its manifest already. *others* write
+    *about* goes into the manifest; it is not asked for if a resumed draft has its manifest already. *others* write
     the rows that are not among *batches*, after those, and *plan* counts theirs, too. *on_progress* is called with
     (lists written, lists in all).
 
-    Raises ReleaseConflict where *resume* is no draft, has a writer, or was begun with other rows; StoreMisused for a
-    value that is no body.
+    Raises ReleaseConflict where *resume* is not a draft, has a writer, or was begun with other rows; StoreMisused for a
+    value that is not a body.
     """
 
     async def finish(tally: Tally) -> Manifest:
@@ -161,9 +161,9 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
 
 
 async def take_over(store: Store, release: ReleaseId) -> DraftRef:
-    """Become a draft's writer once its lease has lapsed, which is waited for where nobody renews it.
+    """Become a draft's writer once its lease has lapsed, which is waited for unless it is renewed.
 
-    Raises ReleaseConflict where it is no draft any more, or is being written; ReleaseNotFound where it was dropped.
+    Raises ReleaseConflict if it is not a draft any more, or is being written; ReleaseNotFound if it was dropped.
     """
     writer, first_seen = secrets.token_hex(8), None
     while True:
@@ -221,7 +221,7 @@ async def write(
         again = draft.writer.startswith((COPIER, RUNNER))
         advice = "give the same command again" if again else f"continue with --resume {draft.id}"
         raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
-    except _Refused as error:  # what was written stays, for whoever wrote it
+    except _Refused as error:  # what was written stays with its writer
         await _end_lease(store, draft)
         raise ReleaseConflict(str(error)) from error
     except BaseException as error:
@@ -279,7 +279,7 @@ async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: boo
 async def start_canary(store: Store, release: ReleaseId, percent: float, *, force: bool = False) -> None:
     """Show a committed release to *percent* of the users, once the store has prepared it; or change the share.
 
-    Raises StoreMisused for what is no share; ReleaseNotFound where this store lacks the release; ReleaseConflict where
+    Raises StoreMisused for what is not a share; ReleaseNotFound if this store lacks the release; ReleaseConflict if
     it is no more than a draft, or live, or where another one is the canary; ReleaseCorrupt for a release that cannot be
     served, unless *force* is true.
     """
@@ -292,7 +292,7 @@ async def start_canary(store: Store, release: ReleaseId, percent: float, *, forc
 
 
 async def promote(store: Store, if_canary: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
-    """Make the canary live, and return it; ReleaseNotFound where there is none.
+    """Make the canary live, and return it; ReleaseNotFound if there is none.
 
     Raises ReleaseConflict where *if_canary* is given and is not the canary any more; ReleaseCorrupt for a release that
     cannot be served, unless *force* is true.
@@ -308,7 +308,7 @@ async def promote(store: Store, if_canary: ReleaseId | None = None, *, force: bo
 
 
 async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
-    """End the canary, and return it; ReleaseNotFound where there is none.
+    """End the canary, and return it; ReleaseNotFound if there is none.
 
     Raises ReleaseConflict where *if_canary* is given and is not the canary any more.
     """
@@ -335,7 +335,7 @@ async def prune(
 ) -> list[ReleaseId]:
     """Erase what is no longer needed, including what an earlier prune left unfinished; return what was erased.
 
-    Releases that nobody has activated yet stay, or, given *keep_ready_s*, those that were begun since. What is kept but
+    Releases that were never activated stay, or, given *keep_ready_s*, those that were begun since. What is kept but
     no longer read, its grace having passed, is scaled down. *on_progress* is called with (erased, to erase).
     """
     present = await store.incarnations() if isinstance(store, Inventoried) else []
@@ -351,13 +351,13 @@ async def prune(
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
-    """Let a release that nobody reads cost as little as it can, where that makes a difference to the store."""
+    """Let a release that is not read cost as little as it can, if the store can do so."""
     if not isinstance(store, ProvisionedStore):
         return
     if release not in (await store.catalogue()).served:
         with suppress(ReleaseNotFound):  # nothing costs less
             await store.scale_down(release)
-    if release in (await store.catalogue()).served:  # somebody made it so meanwhile
+    if release in (await store.catalogue()).served:  # it was activated in between
         await store.prepare(release)
 
 
@@ -365,9 +365,9 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
     """Apply a pure function to the catalogue by compare-and-set; a lost race is tried again on what won it.
 
     A swap that failed without a clear answer may have been made all the same, now or in a moment: then its token is
-    what the next read finds, or what the next swap loses against. Where others swapped meanwhile, that cannot be seen,
+    what the next read finds, or what the next swap loses against. If others swapped in between, that cannot be seen,
     and *step* is applied again, as each leaves a catalogue as it is that it was applied to. One that is not
-    *repeatable*, for it would undo what others did since, raises StoreUnavailable instead.
+    *repeatable*, because it would undo what others did since, raises StoreUnavailable instead.
     CatalogueUnreadable if the catalogue is gone that named the releases of the store.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
@@ -430,7 +430,7 @@ async def is_sealed(store: Store, release: ReleaseRef) -> bool:
 
 
 async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
-    """Read the catalogue after a swap whose outcome is unclear; raises *unclear* where that fails for SETTLE_S."""
+    """Read the catalogue after a swap whose outcome is unclear; raises *unclear* if that fails for SETTLE_S."""
     backoff, loop = Backoff(0.05, 1.0), asyncio.get_running_loop()
     give_up_at = loop.time() + SETTLE_S
     while True:
@@ -472,7 +472,7 @@ class _Refused(ReleaseConflict):
 
 
 async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
-    """Claim a draft in the store; return its manifest where an earlier run came so far, for that is put last."""
+    """Claim a draft in the store; return its manifest if an earlier run came so far, because that is put last."""
     try:
         await store.create(draft, plan)
     except ReleaseConflict as conflict:
@@ -580,7 +580,7 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
 
 
 async def _end_lease(store: Store, draft: DraftRef) -> None:
-    with suppress(StoreError):  # the store is away: the lease lapses by itself
+    with suppress(StoreError):  # the store is away: the lease will lapse
         await change(store, lambda found: changes.end_lease(found, draft))
 
 
@@ -590,7 +590,7 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
         try:
             await change(store, lambda found: changes.abandon(found, draft))
         except ReleaseNotFound:
-            await store.erase(draft.release)  # dropped by others: what was put since is nobody's
+            await store.erase(draft.release)  # dropped by others: what was put since belongs to no writer
         else:
             await _drop(store, draft.release)
     except StoreError:
@@ -600,7 +600,7 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
 async def _drop(store: Store, release: ReleaseRef) -> None:
     """Erase a release that the catalogue calls `dropping`, and take it out of the record.
 
-    One that it calls so no longer stays: others dropped it, or the store was put back to an older copy meanwhile.
+    One that it calls so no longer stays: others dropped it, or the store was put back to an older copy.
     """
     entry = (await store.catalogue()).entry(release.incarnation)
     if entry is None or entry.state is not State.DROPPING:

@@ -58,7 +58,7 @@ class Tally:
             self._add(kind, of_kind)
 
     def merge(self, other: "Tally") -> None:
-        """Count in what *other* has counted, of rows that are none of these."""
+        """Count in what *other* has counted, of other rows."""
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
         self.bytes += other.bytes
@@ -132,7 +132,7 @@ class Manifest:
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
     """Make the manifest of rows that were tallied; ReleaseCorrupt for a set that could not be served.
 
-    A release needs an overall popular list, which answers where there is no other, and its popular lists stay
+    A release needs an overall popular list, which answers if there is no other, and its popular lists stay
     within what each process keeps in memory.
     """
     if OVERALL not in tally.segments:
@@ -156,7 +156,7 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
 
 
 def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
-    """Parse a release's manifest; ReleaseCorrupt where it is missing, foreign or of an unknown format or encoding."""
+    """Parse a release's manifest; ReleaseCorrupt if it is missing, foreign or of an unknown format or encoding."""
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:
@@ -199,7 +199,7 @@ def release_in(value: bytes) -> ReleaseId:
 
 
 def compare(manifest: Manifest, tally: Tally) -> None:
-    """Hold a tally of what is stored against the manifest; ReleaseCorrupt, with both figures, where they differ."""
+    """Hold a tally of what is stored against the manifest; ReleaseCorrupt, with both figures, if they differ."""
     stated = (manifest.counts, manifest.bytes, manifest.digest)
     found = (dict(sorted(tally.counts.items())), tally.bytes, f"{tally.digest:032x}")
     for name, before, now in zip(("rows", "bytes", "digest"), stated, found, strict=True):

@@ -1,9 +1,9 @@
 """Parts of a draft: what each of its writers puts, from where it was acknowledged on, and the sums over its rows.
 
-Whoever begins a draft writes part 0, and commits it. Others, in processes anywhere, may write further parts, numbered
-from 1, with the token of the draft's writer. The rows of a part are the same whoever writes it and however often: a
-second attempt at one, even beside the first, goes on where rows were acknowledged, and puts the same bytes. The sums
-over the parts are those over the release, in any order, so that nothing but they have to come back.
+The writer that begins a draft writes part 0, and commits it. Others, in processes anywhere, may write further parts,
+numbered from 1, with the token of the draft's writer. The rows of a part are the same for each writer and each attempt:
+a second attempt, even at the same time as the first, goes on where rows were acknowledged, and puts the same bytes. The
+sums over the parts are those over the release, in any order, so only the sums have to come back.
 """
 
 import asyncio
@@ -94,7 +94,7 @@ async def write_part(
 def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
     """Return the rows that come after the resume point, and the point as long as it lies further on.
 
-    Puts are acknowledged in the order of the rows, so that what comes before the point, `meta` rows too, is written.
+    Puts are acknowledged in the order of the rows, so what comes before the point, `meta` rows too, is written.
     """
     if point is None:
         return rows, None

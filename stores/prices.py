@@ -1,6 +1,6 @@
 """What things cost: prices with a source, a date and a region each, from one file.
 
-`prices.toml` beside this module is that file; users put their own in its place.
+`prices.toml` next to this module is that file; users put their own in its place.
 """
 
 import tomllib
@@ -138,7 +138,7 @@ class Provisioned:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What is paid for: throughput by the hour, or, where a store provisions none, each request unit that is used."""
+    """What is paid for: throughput by the hour, or, if a store provisions none, each request unit that is used."""
 
     rate_ru: float
     """What a publish may spend in a second."""

@@ -1,7 +1,7 @@
 """A new catalogue, made from the sealed releases that a store holds, if the old one is lost or cannot be read.
 
-The data stay where they are: each release keeps its incarnation. The catalogue gets a `store_id` of its own, so that
-running services follow it, and nothing that was begun before can change it.
+The data stay where they are: each release keeps its incarnation. The catalogue gets a `store_id` of its own, so
+running services follow it, and no work that was begun before can change it.
 """
 
 import secrets
@@ -65,7 +65,7 @@ class Survey:
         return tuple({found.ref.id: found for found in self.releases}.values())
 
     def only(self) -> ReleaseId:
-        """Return the release that becomes live if nobody names one; StoreMisused unless there is exactly one."""
+        """Return the release that becomes live if none is named; StoreMisused unless there is exactly one."""
         if len(self.candidates) == 1:
             return self.candidates[0].ref.id
         servable = [found for found in self.candidates if found.refusal is None]
@@ -93,7 +93,7 @@ async def survey(
     that is *wanted*, StoreMisused for a store that cannot be rebuilt.
     """
     if not isinstance(store, Rebuildable):
-        raise StoreMisused("this store does not say what it holds, so that its catalogue cannot be rebuilt")
+        raise StoreMisused("this store does not say what it holds, so its catalogue cannot be rebuilt")
     record, now = await _unreadable_record(store)
     releases, others = list[FoundRelease](), dict[str, str]()
     for incarnation in await store.incarnations():
@@ -118,8 +118,8 @@ async def survey(
 async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
     """Write a catalogue of what was *found*, in which *live* is live and the others are ready; return it.
 
-    Raises ReleaseCorrupt if *live* cannot be served, unless *force*; ReleaseConflict if somebody else wrote a catalogue
-    meanwhile, as another rebuild does.
+    Raises ReleaseCorrupt if *live* cannot be served, unless *force*; ReleaseConflict if somebody else has written a
+    catalogue since, as another rebuild does.
     """
     chosen = found.find(live)
     if chosen.refusal is not None and not force:

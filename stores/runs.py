@@ -58,7 +58,7 @@ async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0)
 
 
 async def give_up(store: Store, run: str, release: ReleaseId) -> None:
-    """Drop the draft of a run that nobody will go on with, if it has left one."""
+    """Drop the draft of a run that will not be continued, if it has left one."""
 
     def step(found: Catalogue) -> Catalogue:
         entry = _entry_of(found, run, release)
@@ -98,7 +98,7 @@ def held(url: str, draft: DraftRef) -> Iterator[None]:
         thread.start()
         yield
     finally:
-        with suppress(RuntimeError):  # the thread has ended by itself, or an interrupt kept it from starting
+        with suppress(RuntimeError):  # the thread has ended, or an interrupt kept it from starting
             loop.call_soon_threadsafe(done.set)
             thread.join(_CLOSE_S)
 

@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is about to be written, so that a store can make room or refuse: rows, and bytes of keys and values."""
+    """What is about to be written, so a store can make room or refuse: rows, and bytes of keys and values."""
 
     rows: int
     payload_bytes: int
@@ -49,17 +49,17 @@ class Reader(Protocol):
 
         A store that reads key by key fills what has no answer in *timeout_s* with a StoreUnavailable of its own. Only
         lookups give one: without it a read is as patient as a write of the same store.
-        Raises ReleaseNotFound where the release is gone, StoreError where nothing could be read: a PartUnavailable
+        Raises ReleaseNotFound where the release is gone, StoreError if nothing could be read: a PartUnavailable
         where other keys may well be readable.
         """
         ...
 
     async def catalogue(self) -> Catalogue:
-        """Read the catalogue with the store's clock in `now`; generation 0 where nothing was ever published."""
+        """Read the catalogue with the store's clock in `now`; generation 0 if nothing was ever published."""
         ...
 
     def changes(self) -> AsyncIterator[Catalogue]:
-        """Yield the catalogue now and after each change: notified where the store can, polled where it cannot.
+        """Yield the catalogue now and after each change: notified where the store can, polled if it cannot.
 
         May skip to the newest. Raises StoreError when the store cannot be read; call again to go on.
         """
@@ -86,7 +86,7 @@ def taken_over(draft: DraftRef) -> ReleaseConflict:
 
 
 async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | None:
-    """Read one key; raises StoreError also where it alone could not be read."""
+    """Read one key; raises StoreError also if it alone could not be read."""
     (slot,) = await reader.get_many(release, [key])
     if isinstance(slot, StoreError):
         raise slot
@@ -106,11 +106,11 @@ class LocalReader(ABC):
 
     @abstractmethod
     async def warm(self, release: ReleaseRef) -> None:
-        """Bring a release into memory, paced, so that `get` waits for no disk; called before it is served."""
+        """Bring a release into memory, paced, so `get` waits for no disk; called before it is served."""
 
 
 class PointReader:
-    """Derived from by a reader of which each key is a request of its own, so that a call with many saves it nothing.
+    """Derived from by a reader of which each key is a request of its own, so a call with many saves it nothing.
 
     Then a key that is slow need not hold up those of others, which are read by calls of their own.
     """
@@ -130,7 +130,7 @@ class Store(Reader, Protocol):
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft and claim it for its writer. Idempotent.
 
-        Whoever claimed it before cannot write a byte from here on that a reader could see. Raises StoreFull, with the
+        A writer that claimed it before cannot write a byte any more that a reader could see. Raises StoreFull, with the
         numbers, for what cannot fit; ReleaseConflict for a release that was sealed, and where the writer before is
         known to live: then nothing is changed.
         """
@@ -153,7 +153,7 @@ class Store(Reader, Protocol):
     async def seal(self, draft: DraftRef) -> None:
         """Make every row durable and the release immutable; called once all is written, before commit.
 
-        Idempotent, for whichever writer finds it sealed. The event loop goes on meanwhile, for it renews the lease.
+        Idempotent: any writer may find it sealed. The event loop keeps running, because it renews the lease.
         """
         ...
 
@@ -176,7 +176,7 @@ class Store(Reader, Protocol):
         ...
 
     async def erase(self, release: ReleaseRef) -> None:
-        """Remove every row of an incarnation, sealed or not, paced so that readers do not suffer. Idempotent."""
+        """Remove every row of an incarnation, sealed or not, paced, to spare readers. Idempotent."""
         ...
 
 
@@ -196,7 +196,7 @@ class Polled:
 
 
 class Inventoried(ABC):
-    """Derived from by a store that can say what lies in it, so that `prune` erases what no catalogue names any more."""
+    """Derived from by a store that can say what lies in it, so `prune` erases what no catalogue names any more."""
 
     @abstractmethod
     async def incarnations(self) -> list[str]:
@@ -219,7 +219,7 @@ class WriterLocked(ABC):
 
     @abstractmethod
     def taking_over(self, draft: DraftRef) -> AbstractAsyncContextManager[None]:
-        """Let nobody else write *draft* until the block ends, in which its writer becomes the one of the catalogue.
+        """Let no other writer write *draft* until the block ends, in which its writer becomes the one of the catalogue.
 
         Raises ReleaseConflict if the writer before lives, and changes nothing then.
         """
@@ -247,14 +247,14 @@ class SelfChecked(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one publish will take, in a store that nobody else writes meanwhile."""
+    """What one publish will take, in a store without other writers."""
 
     rows: int
     payload_bytes: int
     """Of keys and values."""
 
     fits: bool | None = None
-    """Whether there is room; None where that cannot be known."""
+    """Whether there is room; None if that cannot be known."""
 
     makes: tuple[str, ...] = ()
     """What is created or scaled, one sentence each."""
@@ -263,7 +263,7 @@ class Estimate:
     """By what they are spent on."""
 
     seconds: float | None = None
-    """From begin to prune, where nothing but the store's limits takes time."""
+    """From begin to prune, if nothing but the store's limits takes time."""
 
     bill: Bill | None = None
     notes: tuple[str, ...] = ()
@@ -332,7 +332,7 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of `hotplate store doctor`: what was looked at, and a sentence, with what to do where it is not ok."""
+    """One line of `hotplate store doctor`: what was looked at, and a sentence, with what to do if it is not ok."""
 
     level: Level
     subject: str

@@ -1,4 +1,4 @@
-"""How fast to write beside readers, and how long to wait before an attempt is repeated: pure, on an injected clock."""
+"""How fast to write while others read, and how long to wait before a retry: pure, on an injected clock."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,7 @@ SLACK_S = 0.002
 # By how much the share grows again with each batch of usual latency.
 RECOVERY = 1.25
 
-# How long it takes until a latency that stays is the usual one: a slow network is no reason to crawl for ever.
+# How long it takes until a latency that stays is the usual one: a slow network must not slow writing down for ever.
 ADAPT_S = 30.0
 
 # Shorter pauses are saved up: event loops sleep by the millisecond, or not at all.
@@ -58,7 +58,7 @@ class AdaptiveThrottle:
 
 
 class Backoff:
-    """Exponential back-off with jitter, so that many clients do not come back at once; lives as long as its retries."""
+    """Exponential back-off with jitter, so many clients do not come back at once; lives as long as its retries."""
 
     def __init__(self, first_s: float, max_s: float, *, min_jitter: float = 0.5) -> None:
         """Take the first and the longest pause; each is drawn between *min_jitter* of itself and all of it."""

@@ -1,4 +1,4 @@
-"""A traced call of a store: what a store adds to it, and whoever traces it reads.
+"""A traced call of a store: the store adds to it, and the tracer reads it.
 
 Few calls are traced, and only those have a `TracedCall` in their context. A store that has more to say than how long it
 took takes `traced_call.get()`, and sets attributes by their names in OpenTelemetry's conventions.

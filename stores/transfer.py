@@ -34,8 +34,8 @@ async def copy(
 ) -> WriteResult:
     """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
 
-    A copy that was killed is continued where it was acknowledged, and one that another process is making is waited for,
-    unless that process is stopped (ReleaseConflict).
+    A copy that was killed is continued from where it was acknowledged. If another process is making one, it is waited
+    for, unless that process is stopped (ReleaseConflict).
     A release that the target has already is verified: if it is complete it is left as it is, and if not it is repaired.
     The answer counts what was written and what existed, and says if it was repaired, or if a canary keeps it from going
     live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if *target* holds other rows under
@@ -78,7 +78,7 @@ async def repair(
     *,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> WriteResult:
-    """Write the rows of a damaged release anew, out of another store that has it too; it is served meanwhile.
+    """Write the rows of a damaged release again, out of another store that has it too; it is served all the time.
 
     The new incarnation takes the place of the damaged one, which is pruned once its grace has passed; readers switch to
     it within a refresh. Raises ReleaseConflict where *source* has other rows under that id.

@@ -19,7 +19,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def scheme_of(url: str) -> str:
-    """Return the scheme of a URL, in lower case; empty where it has none. Any text has an answer."""
+    """Return the scheme of a URL, in lower case; empty if it has none. Any text has an answer."""
     found = SCHEME.match(url)
     return found[1].lower() if found else ""
 
@@ -27,8 +27,8 @@ def scheme_of(url: str) -> str:
 def redacted(url: str) -> str:
     """Return *url*, or whatever stands in its place, without what may be secret.
 
-    Of what stands before its last @ only the scheme is shown, for an unescaped password may hold any character; of a
-    query nothing.
+    Of what stands before its last @ only the scheme is shown, because an unescaped password may hold any character; of
+    a query nothing.
     """
     scheme = scheme_of(url)
     start = f"{scheme}://" if scheme else ""
@@ -37,7 +37,7 @@ def redacted(url: str) -> str:
 
 
 def split(url: str) -> SplitResult:
-    """Split the URL of a server into its parts; StoreMisused, free of secrets, where that cannot be done for sure."""
+    """Split the URL of a server into its parts; StoreMisused, free of secrets, if that cannot be done for sure."""
     try:
         parts = urlsplit(url)
     except ValueError:  # its text has what it complains of
@@ -64,7 +64,7 @@ def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[s
 
 
 def certificate(given: Mapping[str, str], shown: str) -> str | None:
-    """Return the parameter `ca` of a URL; StoreMisused where it names no file."""
+    """Return the parameter `ca` of a URL; StoreMisused if it names no file."""
     ca = given.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
@@ -85,7 +85,7 @@ def secret(name: str, environment: Mapping[str, str]) -> str | None:
 
 @contextmanager
 def extra_installed(extra: str) -> Iterator[None]:
-    """Raise StoreMisused, with the command that installs the *extra*, where an import finds a module missing."""
+    """Raise StoreMisused, with the command that installs the *extra*, if an import finds a module missing."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -46,10 +46,10 @@ def never() -> bool:
 async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = unreported) -> Manifest:
     """Read every row of a sealed release and compare the sums with its manifest.
 
-    Raises ReleaseCorrupt where they differ, which says the same as a scrub; and for damage between the rows, where the
+    Raises ReleaseCorrupt if they differ, which says the same as a scrub; and for damage between the rows, where the
     store can find that.
     """
-    if isinstance(store, SelfChecked):  # first, for what is damaged may not be fit to be walked through
+    if isinstance(store, SelfChecked):  # first, because a damaged release may not be fit to be walked through
         await store.check_integrity(release)
     manifest = await load_manifest(store, release)
     tally, read = Tally(), 0
@@ -158,7 +158,7 @@ def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
     """Count stored rows in; ReleaseCorrupt for a key of no kind."""
     try:
         tally.add(rows)
-    except StoreMisused as error:  # nobody misused anything: it was put with another key
+    except StoreMisused as error:  # no caller misused anything: it was put with another key
         raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); {HEAL}") from error
 
 
@@ -198,7 +198,7 @@ async def _observed(store: Store, release: ReleaseRef, manifest: Manifest, on_pr
 
 
 async def _chunks(store: Store, release: ReleaseRef, size: int = VERIFY_CHUNK) -> AsyncIterator[list[Row]]:
-    """Yield the rows of a release, *size* at a time, each key once: a scan ascends, so that a repeated row shows."""
+    """Yield the rows of a release, *size* at a time, each key once: a scan ascends, so a repeated row shows."""
     chunk, last = list[Row](), ""
     async for row in store.scan(release):
         if row.key <= last:
@@ -208,7 +208,7 @@ async def _chunks(store: Store, release: ReleaseRef, size: int = VERIFY_CHUNK) -
         if len(chunk) == size:
             yield chunk
             chunk = []
-            await asyncio.sleep(0)  # leases are renewed meanwhile
+            await asyncio.sleep(0)  # leases are renewed in between
     yield chunk
 
 
@@ -247,9 +247,9 @@ class Sample:
 async def sample(
     store: Store, release: ReleaseRef, users: int, seed: int | None = None, *, on_progress: Progress = unreported
 ) -> Sample:
-    """Read the manifest, the popular lists and those of *users* random users; ReleaseCorrupt for one that is no list.
+    """Read the manifest, the popular lists and those of *users* random users; ReleaseCorrupt if one is damaged.
 
-    Keys are known by scanning them, so that this takes one pass over the release, and the memory of *users* keys.
+    Only a scan knows the keys, so this takes one pass over the release, and the memory of *users* keys.
     """
     manifest = await load_manifest(store, release)
     decode = await load_decode(store, release, manifest)
@@ -282,8 +282,8 @@ class Difference:
     """Two releases compared over their users' first DEPTH items.
 
     compared        users that have a list in both
-    only_first      users that have one in the first only; only_second likewise
-    overlap         mean share of items, of a user's longer list, that both lists contain; None where nobody has both
+    only_first      users that have one in the first only; only_second in the second
+    overlap         mean share of items, of a user's longer list, that both lists contain; None if no user has both
     unchanged       users whose lists name the same items in the same order
     popular_share   for each release, by number of items: the share of all recommendations that go to its top items
     complete        false where the comparison was stopped: all of the above is then of the first users, by their keys
@@ -338,7 +338,7 @@ async def diff(
 async def _merged(
     one: AsyncIterator[_Entry], other: AsyncIterator[_Entry]
 ) -> AsyncGenerator[tuple[list[str] | None, list[str] | None], None]:
-    """Yield the lists of each user, in order of key bytes; None where a release has none for the user."""
+    """Yield the lists of each user, in order of key bytes; None if a release has none for the user."""
     left, right = await anext(one, None), await anext(other, None)
     while left is not None or right is not None:
         if left is not None and (right is None or left[0] < right[0]):

@@ -220,7 +220,7 @@ ACTION = re.compile(r"perform action '([A-Za-z./]{1,200})'")
 
 
 def code_of(error: HttpResponseError) -> str:
-    """Return the code in the body of a refusal, or of a change that failed; empty where there is none."""
+    """Return the code in the body of a refusal, or of a change that failed; empty if there is none."""
     return str(getattr(error.error, "code", None) or "")
 
 

@@ -1,6 +1,6 @@
 """What each operation costs in request units, by the coefficients of one file with a source for each.
 
-`charges.toml` beside this module is that file; users put their own measurements in its place.
+`charges.toml` next to this module is that file; users put their own measurements in its place.
 """
 
 import tomllib

@@ -40,19 +40,19 @@ class Containers(Protocol):
     """
 
     async def create_database(self) -> bool:
-        """Make the database; False where it was there."""
+        """Make the database; False if it was there."""
         ...
 
     async def create_container(self, container: str, throughput: Throughput | None) -> bool:
-        """Make a container by DEFINITION; False where it was there. None: the account is serverless."""
+        """Make a container by DEFINITION; False if it was there. None: the account is serverless."""
         ...
 
     async def list_containers(self) -> list[str]:
-        """Return the names of all containers; ContainerMissing where there is no database."""
+        """Return the names of all containers; ContainerMissing if there is no database."""
         ...
 
     async def delete_container(self, container: str) -> None:
-        """Drop a container with all it holds, for no RU; nothing happens where there is none."""
+        """Drop a container with all it holds, for no RU; nothing happens if there is none."""
         ...
 
     async def offer(self, container: str) -> Offer | None:
@@ -72,7 +72,7 @@ def open_containers(address: Address, client: RestClient) -> Containers:
     """Open the control plane: ARM where the URL names it, or the account itself for its key.
 
     Not before something is to be made, scaled or dropped: a process that only serves never loads these libraries.
-    Raises StoreMisused where there is neither, or an extra is not installed.
+    Raises StoreMisused if there is neither, or an extra is not installed.
     """
     with extra_installed("cosmos"):
         if address.arm is not None:
@@ -84,14 +84,14 @@ def open_containers(address: Address, client: RestClient) -> Containers:
 
             return AccountContainers(address, client)
     raise StoreMisused(
-        f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account "
+        f"{address.shown} is reached by Entra ID, which cannot make, scale or drop containers at the account "
         f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, "
         f"or give the account's key as {KEY}"
     )
 
 
 async def create_with_database(containers: Containers, container: str, throughput: Throughput | None) -> None:
-    """Make a container, in a database that is made where it is missing; nothing happens where there is one."""
+    """Make a container, in a database that is made if it is missing; nothing happens if there is one."""
     try:
         await containers.create_container(container, throughput)
     except ContainerMissing:
@@ -170,7 +170,7 @@ async def warnings(address: Address, live: str | None, read_offer: ReadOffer) ->
     if partitions > wanted.initial_partitions:
         found.append(
             f"max_ru={address.max_ru} gives each release of {address.shown} {partitions} partitions for "
-            f"good, so that one key can be read at {wanted.ru / partitions:,.0f} RU/s at most; "
+            f"good, so one key can be read at {wanted.ru / partitions:,.0f} RU/s at most; "
             f"lower max_ru, or keep it where {wanted.initial_partitions} partition(s) suffice"
         )
     try:

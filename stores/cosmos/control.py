@@ -1,4 +1,4 @@
-"""The control plane by azure-cosmos: databases, containers and throughput, for whoever has the account's key.
+"""The control plane by azure-cosmos: databases, containers and throughput, with the account's key.
 
 Each call opens a client of the region that takes writes, as our own topology found it, and closes it again: calls are
 few, and nothing of what a client remembers of containers can be out of date. Imported only to make, scale or drop.
@@ -38,7 +38,7 @@ from stores.http1 import RequestFailed, Response
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
 
-# Options meant for the step of the SDK in whose place ours stands; the transport knows none of them.
+# Options meant for the step of the SDK that ours replaces; the transport does not know them.
 SDK_OPTIONS = ("request_params", "global_endpoint_manager", "timeout")
 
 
@@ -49,7 +49,7 @@ class AccountContainers:
         """Take the database, and the client that knows the account's regions."""
         self._address = address
         self._client = client
-        self._key = address.key or ""  # `open_containers` comes here only where there is one
+        self._key = address.key or ""  # `open_containers` comes here only if there is one
 
     async def create_database(self) -> bool:
         return await self._create(lambda client: client.create_database(self._address.database))
@@ -89,7 +89,7 @@ class AccountContainers:
         """See `Containers`."""
 
     async def _create(self, create: Callable[[CosmosClient], Awaitable[object]]) -> bool:
-        """Create something; False where it was there."""
+        """Create something; False if it was there."""
         try:
             async with self._open() as client:
                 await create(client)
@@ -157,7 +157,7 @@ class _SingleAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
         options = request.context.options
         for name in SDK_OPTIONS:
             options.pop(name, None)
-        options["connection_verify"] = True  # the SDK sets False by itself for localhost and 127.0.0.1
+        options["connection_verify"] = True  # the SDK sets False for localhost and 127.0.0.1
         try:
             received: PipelineResponse[HttpRequest, AsyncHttpResponse] = await self.next.send(request)
         except AzureError as foreign:

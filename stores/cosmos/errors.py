@@ -48,7 +48,7 @@ TRANSIENT: frozenset[Kind] = frozenset({"connect", "reset", "unavailable"})
 NO_RESPONSE: dict[Kind, str] = {
     "connect": "cannot be reached",
     "reset": "ended the connection before it answered",
-    "malformed": "sent what is no answer",
+    "malformed": "sent what is not an answer",
     "timeout": "did not answer in time",
 }
 
@@ -71,9 +71,9 @@ NOT_FOR_KEYS = (
     "{where} lets its key make, scale or drop no databases and containers; add subscription= and resource_group= to "
     "its URL ({codes}: {message})"
 )
-# What a status means, by its substatus or by itself; what is not listed was refused. Sources:
+# What a status means, by its substatus or alone; any other status is a refusal. Sources:
 # https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages for
-# forbidden and unavailable responses beside it.
+# forbidden and unavailable responses next to it.
 MEANINGS: dict[tuple[int, int | None], tuple[str, Kind]] = {
     (403, None): (FORBIDDEN, "forbidden"),
     (403, 3): WRONG_REGION,
@@ -195,7 +195,7 @@ def object_in(response: Response) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         raise MalformedResponse("something that is not JSON") from None
     if not isinstance(value, dict):
-        raise MalformedResponse("JSON that is no object")
+        raise MalformedResponse("JSON that is not an object")
     return value
 
 
@@ -205,9 +205,9 @@ def is_absent(response: Response) -> bool:
 
 
 def error_response(response: Response, sent_at: float) -> ErrorResponse:
-    """Return what a response that is no success says; it may come from whatever stands before the service.
+    """Return what a response that is not a success says; it may come from whatever stands before the service.
 
-    Raises MalformedResponse where a status that would be taken for data (`MEANINGFUL`) is not the service's own.
+    Raises MalformedResponse if a status that would be taken for data (`MEANINGFUL`) is not the service's own.
     """
     try:
         message = _message(response)
@@ -238,7 +238,7 @@ def _message(response: Response) -> str:
 
 
 def date_in(response: Response) -> float | None:
-    """Return the service's clock in seconds, as the response says; None where it does not."""
+    """Return the service's clock in seconds, as the response says; None if it does not."""
     value = response.header(b"date")
     if value is None:
         return None
@@ -265,14 +265,14 @@ class ResponseTranslator:
         self._unauthorized_advice = unauthorized_advice
 
     def charge(self, response: Response) -> float:
-        """Report a response's charge, and return it; 0 where it does not say. Raises MalformedResponse."""
+        """Report a response's charge, and return it; 0 if it does not say. Raises MalformedResponse."""
         value = response.header(CHARGE_HEADER)
         try:
             ru = 0.0 if value is None else float(value)
         except ValueError:
             ru = -1.0
         if not 0.0 <= ru <= MAX_CHARGE_RU:
-            raise MalformedResponse("a charge that is no number of request units")
+            raise MalformedResponse("a charge that is not a number of request units")
         if self._observer is not None:
             self._observer.charged(ru)
         return ru
@@ -296,14 +296,14 @@ class ResponseTranslator:
         return error
 
     def parse(self, read: Callable[[], T]) -> T:
-        """Return what *read* makes of a response; raises CosmosUnavailable where that is MalformedResponse."""
+        """Return what *read* makes of a response; raises CosmosUnavailable if that is MalformedResponse."""
         try:
             return read()
         except MalformedResponse as error:
             raise self.malformed(error) from error
 
     def error(self, response: Response) -> StoreError:
-        """Report and translate a response that is no success."""
+        """Report and translate a response that is not a success."""
         try:
             self.charge(response)
             error = error_for(error_response(response, self._clock()), self.where, self._unauthorized_advice)

@@ -1,6 +1,6 @@
 """What a publish into Cosmos DB will take: the real store over a simulated account, which charges by size.
 
-It is exact where nothing disturbs: no response takes time, no request is refused, no replica is behind. What responses
+It is exact if nothing disturbs: no response takes time, no request is refused, no replica is behind. What responses
 do take is caught up with by the rate limiter, up to a tenth of a second each time that the publish waits for one.
 """
 
@@ -290,10 +290,10 @@ class CosmosSimulation(Simulation):
         if self._error:
             notes.append(f"assumed: nothing was published there before; it could not be read: {self._error}")
         if not bill.writing:
-            notes.append(f"assumed: a serverless container gives {bill.rate_ru:,.0f} RU/s, which nobody promises")
+            notes.append(f"assumed: a serverless container gives {bill.rate_ru:,.0f} RU/s, which is not guaranteed")
         if address.key is None and address.arm is None:
             notes.append(
-                "publishing will be refused: Entra ID alone lets nobody make containers; add resource_group= to the URL"
+                "publishing will be refused: Entra ID alone cannot make containers; add resource_group= to the URL"
             )
         written, serving = writing_throughput(address), address.throughput
         if written is not None and serving is not None and written.initial_partitions > serving.initial_partitions:

@@ -9,7 +9,7 @@ from stores.errors import StoreError
 from stores.store import Finding, Level
 from stores.urls import LOOPBACK
 
-# No version of an item has this etag, so that a replacement by it never takes place.
+# No version of an item has this etag, so a replacement by it never takes place.
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
 
 
@@ -18,7 +18,7 @@ async def examine(address: Address, items: Items, warnings: list[str]) -> list[F
     account = await items.account()
     regions = f"Cosmos DB, read in {', '.join(account.regions)}"
     if account.multiple_write_regions:
-        sentence = f"{regions}, written in several, where nothing can be compared and set; turn multi-region writes off"
+        sentence = f"{regions}, written in several, so nothing can be compared and set; turn multi-region writes off"
         server = Finding(Level.ERROR, "server", sentence)
     else:
         server = Finding(Level.OK, "server", regions)
@@ -34,7 +34,7 @@ async def _writing(address: Address, items: Items) -> Finding:
     try:
         await items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
     except ContainerMissing:
-        return Finding(Level.OK, "may publish", f"{address.shown} is empty, so that this shows at the first publish")
+        return Finding(Level.OK, "may publish", f"{address.shown} is empty, so this shows at the first publish")
     except CosmosUnavailable as error:
         if error.kind not in ("forbidden", "unauthorized"):
             raise

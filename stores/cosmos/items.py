@@ -1,7 +1,7 @@
-"""Rows as items of Cosmos DB: their names, their form, their size; and what the store needs of whoever keeps items.
+"""Rows as items of Cosmos DB: their names, their form, their size; and what the store needs of its client.
 
 A row's id, which is its partition key, is `KIND.` and its ID in base64url: letters that need no escaping anywhere. All
-else in a container has a name without a dot. A value is text where it is valid UTF-8 and shorter so, else base64.
+else in a container has a name without a dot. A value is text if it is valid UTF-8 and shorter so, else base64.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ MAX_ITEM_BYTES = 2 << 20
 
 
 class VersionedItem(NamedTuple):
-    """An item as it is now: None where there is none; its etag, and the service's clock in seconds."""
+    """An item as it is now: None if there is none; its etag, and the service's clock in seconds."""
 
     item: Item | None
     etag: str
@@ -76,7 +76,7 @@ class StartedRead(Protocol):
     """Done when there is something to take, or to finish."""
 
     def take(self) -> Item | None:
-        """Return what the response brought; raises whatever it likes, and has done nothing, where that is no item."""
+        """Return what the response brought; raises whatever it likes, and has done nothing, if that is not an item."""
         ...
 
     async def finish(self) -> Item | None:
@@ -97,14 +97,14 @@ class Items(Protocol):
     """
 
     async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> Item | None:
-        """Point-read one item from the nearest region that responds; None where there is none.
+        """Point-read one item from the nearest region that responds; None if there is none.
 
         *fresh* is for publishers: it sees what this client wrote, from the region that takes writes.
         """
         ...
 
     def start_read(self, container: str, name: str, timeout_s: float) -> StartedRead | None:
-        """Begin what `read` does; None where it must wait for something else first."""
+        """Begin what `read` does; None if it must wait for something else first."""
         ...
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, bool]:
@@ -120,7 +120,7 @@ class Items(Protocol):
         ...
 
     async def replace(self, container: str, item: Item, etag: str) -> ItemWritten:
-        """Put an item in the place of the version *etag*; not done where that is no longer the one."""
+        """Put an item in the place of the version *etag*; not done if that is no longer the one."""
         ...
 
     async def account(self) -> Account:
@@ -134,7 +134,7 @@ class Items(Protocol):
 
 @lru_cache(64)
 def container_of(release: ReleaseRef | DraftRef) -> str:
-    """Return the container of a release, named by its incarnation; ReleaseNotFound where no release has such a name."""
+    """Return the container of a release, named by its incarnation; ReleaseNotFound if no release has such a name."""
     if not INCARNATION.fullmatch(release.incarnation):
         raise ReleaseNotFound(f"release {release.id[:80]!r} is not in this store: no release has such an id")
     return CONTAINER + release.incarnation
@@ -143,7 +143,7 @@ def container_of(release: ReleaseRef | DraftRef) -> str:
 def name_of(key: str) -> str:
     """Return the id of a row's item; StoreMisused for a key of no known kind.
 
-    A key that UTF-8 cannot express has the id of no row, so that it is read as absent.
+    A key that UTF-8 cannot express has the id of no row, so it is read as absent.
     """
     kind, colon, identifier = key.partition(":")
     encoded = urlsafe_b64encode(identifier.encode("utf-8", "surrogatepass")).decode()
@@ -172,7 +172,7 @@ def value_of(item: Item) -> bytes:
 
 
 def item_bytes(item: Item) -> int:
-    """Return the size that is stored and charged for; StoreFull where it is more than an item may have."""
+    """Return the size that is stored and charged for; StoreFull if it is more than an item may have."""
     # What was read has the service's own properties among ours.
     ours = {name: value for name, value in item.items() if name[0] != "_"} if "_rid" in item else item
     size = len(orjson.dumps(ours)) + SYSTEM_BYTES

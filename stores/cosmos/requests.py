@@ -37,7 +37,7 @@ RENEW_AT_LIFE_LEFT = 0.2
 TOKEN_PAUSE_S = 30.0
 
 ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
-# Where a tenant does not know the account by its own name, tokens for all accounts are requested; the SDKs do so, too.
+# If a tenant does not know the account by its own name, tokens for all accounts are requested; the SDKs do so, too.
 UNKNOWN_RESOURCE_CODE = "AADSTS500011"
 
 # For so long after a token has come, refusals of the one before it may still arrive.
@@ -64,7 +64,7 @@ class KeySigner:
     __slots__ = ("_inner", "_outer", "advice")
 
     def __init__(self, key: str, shown: str) -> None:
-        """Take the key as the portal shows it; StoreMisused where it is not base64. *shown* is for that sentence."""
+        """Take the key as the portal shows it; StoreMisused if it is not base64. *shown* is for that sentence."""
         try:
             secret = b64decode(key, validate=True)
         except (NotBase64, ValueError):
@@ -146,7 +146,7 @@ class TokenSigner:
                 raise CosmosUnavailable(self._error, "unauthorized")
 
     async def renew_token(self) -> bool:
-        """Get another token where the service refused this one; False where there is none yet."""
+        """Get another token if the service refused this one; False if there is none yet."""
         now, before = self._clock(), self._value
         if self._request is None:
             if now < self._received_at + OLD_TOKEN_REFUSALS_S:
@@ -178,7 +178,7 @@ class TokenSigner:
         self._request = None
 
     async def _get(self) -> None:
-        """Get a token; a failure is logged once, and raised where no token is left."""
+        """Get a token; a failure is logged once, and raised if no token is left."""
         try:
             token = await self._token()
             value = f"type=aad&ver=1.0&sig={token.token}".encode("ascii")
@@ -209,7 +209,7 @@ class TokenSigner:
 
 
 def default_credential() -> "DefaultAzureCredential":
-    """Return the identity that this machine has: a workload's, a managed one, or whoever is signed in."""
+    """Return the identity that this machine has: a workload's, a managed one, or the user's who is signed in."""
     from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra: accounts with a key do without
 
     return DefaultAzureCredential()
@@ -281,7 +281,7 @@ class RequestBuilder:
         return built
 
     def sign_anew(self) -> None:
-        """Sign anew from now on: another token is in the place of the one that was signed with."""
+        """Sign again from now on: another token is in the place of the one that was signed with."""
         self._second = -1
 
     def _start_second(self, second: int) -> None:
@@ -326,7 +326,7 @@ class Endpoint:
         body: bytes = b"",
         timeout_s: float = DEADLINE_S,
     ) -> Response:
-        """Return the response to one request, whatever its status; raises CosmosUnavailable where there is none.
+        """Return the response to one request, whatever its status; raises CosmosUnavailable if there is none.
 
         A token that is refused is renewed, and the request sent again, once.
         """
@@ -346,9 +346,9 @@ class Endpoint:
         retry_stale: bool = False,
         first: asyncio.Future[Response] | None = None,
     ) -> Response:
-        """Send what *build* makes; with *retry_stale* once more where an idle connection had ended.
+        """Send what *build* makes; with *retry_stale* once more if an idle connection had ended.
 
-        *first* stands in for the first attempt where that was started before.
+        *first* stands in for the first attempt if that was started before.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -360,7 +360,7 @@ class Endpoint:
         return await self.send(build, due_s)
 
     async def ensure_token(self, timeout_s: float) -> None:
-        """Get what requests are signed with, where that is not at hand; raises CosmosUnavailable."""
+        """Get what requests are signed with, if there is none yet; raises CosmosUnavailable."""
         if self._signer.needs_token():
             try:
                 async with asyncio.timeout(timeout_s):
@@ -374,7 +374,7 @@ class Endpoint:
                 raise
 
     async def renew_token(self, refused: Response, due_s: float) -> bool:
-        """Get another token in the place of one that was refused; False where there is none, or none in time."""
+        """Get another token in the place of one that was refused; False if there is none, or none in time."""
         try:
             async with asyncio.timeout_at(due_s):
                 renewed = await self._signer.renew_token()

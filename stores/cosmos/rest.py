@@ -1,8 +1,8 @@
 """The data plane over the wire protocol: requests that are put together and signed here, one attempt each.
 
-A read that meets a sick region is tried once more in another, or in the same where all that failed was a connection
-that had idled for long; any request is tried once more with another token where the service refuses the one it had.
-Nothing else is retried here: when and how often is for the store to decide (`stores.cosmos.retry`).
+A read that meets a sick region is tried once more in another, or in the same if all that failed was a connection
+that had idled for long; any request is tried once more with another token if the service refuses the one it had.
+There are no other retries here: the store decides when and how often (`stores.cosmos.retry`).
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class RestClient:
     ) -> None:
         """Take where the account is and who counts.
 
-        *credential* stands in for the one that azure-identity finds by itself, and is used only where the address has
+        *credential* replaces the one that azure-identity finds, and is used only if the address has
         no key; *clock* (seconds) is for dates, *make_transport* for another network.
         """
         self._signer = _signer(address, credential, clock)
@@ -145,7 +145,7 @@ class RestClient:
         return await self.finish_read(self._start(region, container, name, due_s))
 
     async def finish_read(self, read: "_Read") -> tuple[Item | None, Region]:
-        """Await a read's response, and read in another region where this one is sick; return also who responded."""
+        """Await a read's response, and read in another region if this one is sick; return also who responded."""
         loop = asyncio.get_running_loop()
         try:
             return await self._read_in(read.region, read, read.response), read.region
@@ -159,7 +159,7 @@ class RestClient:
         return await self._read_in(other, read), other
 
     def note_cut_off(self, read: "_Read") -> None:
-        """Count a read that was cut off against its region, where it had had most of its time."""
+        """Count a read that was cut off against its region, if it had had most of its time."""
         if asyncio.get_running_loop().time() - read.began_s >= (read.due_s - read.began_s) * CUT_OFF_SHARE:
             self._topology.fail_over(read.region, "timeout", read.began_s)
 
@@ -263,7 +263,7 @@ class RestClient:
         return self._translator.parse(lambda: _offer(self._object(found), found))
 
     async def containers(self) -> list[str]:
-        """Return the names of the database's containers; ContainerMissing where there is none. Raises StoreError."""
+        """Return the names of the database's containers; ContainerMissing if there is none. Raises StoreError."""
         await self._topology.nearest_region(DEADLINE_S)
         link = self._containers.removesuffix("/colls/")
         names, headers = list[str](), b""
@@ -284,12 +284,12 @@ class RestClient:
         return self._topology.write_endpoint.url
 
     def forget_session(self, container: str) -> None:
-        """Forget what was written to a container that is gone: another of its name counts anew."""
+        """Forget what was written to a container that is gone: another of its name counts again."""
         self._sessions.forget(container)
 
     @property
     def translator(self) -> ResponseTranslator:
-        """What turns responses into errors, shared with whoever else sends requests to this account."""
+        """What turns responses into errors, shared by all that send requests to this account."""
         return self._translator
 
     async def close(self) -> None:
@@ -297,7 +297,7 @@ class RestClient:
         await self._signer.close()
 
     def _object(self, response: Response) -> dict[str, Any]:
-        """Return the object that a response holds, its charge counted; raises what it says where it is no success."""
+        """Return the object that a response holds, its charge counted; raises what it says if it is not a success."""
         if response.status != 200:
             raise self._translator.error(response)
 
@@ -345,9 +345,9 @@ class _Read:
 
 
 class SessionTokens:
-    """Session tokens of what this process has written, by container and range, so that its own reads can see it.
+    """Session tokens of what this process has written, by container and range, so its own reads can see it.
 
-    They look like `RANGE:VERSION#LSN`, with more where there are several regions. Lives as long as its client.
+    They look like `RANGE:VERSION#LSN`, with more if there are several regions. Lives as long as its client.
     """
 
     def __init__(self) -> None:
@@ -365,13 +365,13 @@ class SessionTokens:
                 seen[of_range] = progress
 
     def token(self, container: str) -> bytes:
-        """Return what to send along; empty where nothing was written."""
+        """Return what to send along; empty if nothing was written."""
         return b",".join(b"%b:%b" % one for one in self._seen.get(container, {}).items())
 
     def refuse(self, container: str, now: float) -> None:
         """Note that the write region lacks what was written; what it lacks for SESSION_LOST_S was lost, and forgotten.
 
-        A failover to a region that was behind may lose the last writes. What is there then is what there is.
+        A failover to a region that was behind may lose the last writes. Then this process cannot read them either.
         """
         if now - self._refused_since.setdefault(container, now) >= SESSION_LOST_S:
             self.forget(container)
@@ -381,7 +381,7 @@ class SessionTokens:
         self._refused_since.pop(container, None)
 
     def forget(self, container: str) -> None:
-        """Forget a container that is gone: another of its name counts anew."""
+        """Forget a container that is gone: another of its name counts again."""
         self._seen.pop(container, None)
         self._refused_since.pop(container, None)
 
@@ -410,7 +410,7 @@ def _versioned(response: Response, name: str) -> VersionedItem:
 
 def _first_id(offers: object) -> str | None:
     if not isinstance(offers, list):
-        raise MalformedResponse("a list of offers that is none")
+        raise MalformedResponse("a list of offers that is not a list")
     if not offers:
         return None
     offer = offers[0]
@@ -422,7 +422,7 @@ def _first_id(offers: object) -> str | None:
 
 def _names(listed: object) -> list[str]:
     if not isinstance(listed, list):
-        raise MalformedResponse("a list of containers that is none")
+        raise MalformedResponse("a list of containers that is not a list")
     return [_name(one) for one in listed]
 
 
@@ -474,7 +474,7 @@ def _tcp_transport(address: Address) -> MakeTransport:
                 context.load_verify_locations(address.ca)
             except OSError as error:  # SSLError is one
                 raise StoreMisused(
-                    f"the file {address.ca}, which should certify {address.shown}, is none: {error}"
+                    f"the file {address.ca}, which should certify {address.shown}, cannot be used: {error}"
                 ) from error
 
     def make_transport(url: str) -> Transport:

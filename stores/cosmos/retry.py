@@ -60,7 +60,7 @@ class RateLimiter:
 
     def pause(self, seconds: float) -> None:
         """Let nothing out for so long: the service said so."""
-        self._paid_at = max(self._paid_at, self._clock() + seconds)  # and nothing is saved up meanwhile
+        self._paid_at = max(self._paid_at, self._clock() + seconds)  # and no budget is saved up until then
 
 
 class Retrier:
@@ -75,7 +75,7 @@ class Retrier:
     async def call(self, attempt: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
         """Call what costs no budget until it succeeds; raises what the last attempt raised.
 
-        Gives up after UNAVAILABLE_S of failures or THROTTLED_S of 429s, or after *at_most_s* where that is less.
+        Gives up after UNAVAILABLE_S of failures or THROTTLED_S of 429s, or after *at_most_s* if that is less.
         """
         began_at, failing_since, backoff = self._clock(), None, Backoff(*BACKOFF_S)
         while True:
@@ -132,7 +132,7 @@ class Retrier:
             wait_s = self._limiter.wait_s()
             while wait_s > 0:
                 await asyncio.sleep(wait_s)
-                wait_s = self._limiter.wait_s()  # a 429 may have come meanwhile
+                wait_s = self._limiter.wait_s()  # a 429 may have come in between
             self._limiter.take(expected_ru)
 
 

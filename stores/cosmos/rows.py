@@ -2,7 +2,7 @@
 
 Rows are created, never replaced: a write that comes late changes nothing. The item `state` names the draft's writer,
 who is replaced by compare-and-set. Batch items, created too, are numbered without gaps in a series for each part of the
-release and each of its writers, so that the last is found by reading a few. Whoever takes a draft over records how far
+release and each of its writers, so the last is found by reading a few. Whoever takes a draft over records how far
 the series of the writer before count, and goes on in its own: what that writer acknowledges later counts for nothing.
 A row of it that was under way may still appear; only where the new rows lack its key can a reader ever see it.
 """
@@ -60,9 +60,9 @@ class ReleaseRows:
         """The number of the last batch known, by container and series."""
 
     async def claim(self, draft: DraftRef, confirm: ConfirmWriter) -> None:
-        """Become the writer of a draft: of a new container, or in the place of whoever wrote before.
+        """Become the writer of a draft: of a new container, or in the place of the writer before.
 
-        *confirm* is called before somebody else is replaced. Raises ReleaseConflict where that must not be.
+        *confirm* is called before somebody else is replaced. Raises ReleaseConflict if that must not be.
         """
         container = container_of(draft)
         for known in [key for key in self._last if key[0] == container]:
@@ -79,7 +79,7 @@ class ReleaseRows:
                 return
             if "writer" not in item:
                 raise ReleaseConflict(
-                    f"release {draft.id} was begun by an older hotplate, which alone could continue it; publish anew"
+                    f"release {draft.id} was begun by an older hotplate, which alone could continue it; publish again"
                 )
             await confirm()
             taken_over = _ours(item) | {
@@ -90,7 +90,7 @@ class ReleaseRows:
             done = (await self._retrier.call(partial(self._items.replace, container, taken_over, etag))).done
 
     async def check(self, release: AnyRef) -> None:
-        """Raise ReleaseNotFound where a release is not there, or not yet."""
+        """Raise ReleaseNotFound if a release is not there, or not yet."""
         await self._state(release)
 
     async def has_state(self, container: str) -> bool:
@@ -118,7 +118,7 @@ class ReleaseRows:
             raise not_found(draft) from error
 
     async def resume_point(self, draft: DraftRef, part: int) -> str | None:
-        """Return the last key of the last acknowledged batch of *part*, whoever wrote that."""
+        """Return the last key of the last acknowledged batch of *part*, of any writer."""
         state = await self._state(draft)
         _check_writer(draft, state)
         container, kind = container_of(draft), _rows_kind(part)
@@ -168,8 +168,8 @@ class ReleaseRows:
     async def _counted(self, container: str, state: Item) -> dict[str, int]:
         """Return the number of the last batch that counts of each series.
 
-        `meta` comes last: it was acknowledged before the rows that follow it, so that none of it is missed where a
-        writer goes on meanwhile.
+        `meta` comes last: it was acknowledged before the rows that follow it, so none of it is missed if a
+        writer goes on at the same time.
         """
         counted: dict[str, int] = dict(state.get("former", {}))
         for kind in (*map(_rows_kind, (0, *state.get("parts", ()))), METAS):
@@ -208,7 +208,7 @@ class ReleaseRows:
         if value_of(found) != value:
             raise ReleaseConflict(
                 f"the draft {draft.id} holds another value for {key!r}: another writer, or other lists, wrote it; "
-                f"publish anew"
+                f"publish again"
             )
 
     async def _send(self, item: Item, write: Callable[[Item], Awaitable[ItemWritten]]) -> bool:
@@ -229,7 +229,7 @@ class ReleaseRows:
     async def _change_state(self, draft: DraftRef, change: Callable[[Item], Item], *, unless: str = "") -> None:
         """Replace the state by what *change* makes of it, by compare-and-set.
 
-        Nothing happens where it is *unless* already. Raises ReleaseNotFound where there is none, ReleaseConflict where
+        Nothing happens if it is *unless* already. Raises ReleaseNotFound if there is none, ReleaseConflict if
         the draft is another's.
         """
         container = container_of(draft)
@@ -260,7 +260,7 @@ class ReleaseRows:
         return low
 
     async def _packed(self, container: str, series: str, number: int) -> bytes:
-        """Return the packed keys of one batch; ReleaseCorrupt where they were lost."""
+        """Return the packed keys of one batch; ReleaseCorrupt if they were lost."""
         name = batch_name(series, number)
         found = await self._read(container, name) or await self._read_again(container, name)
         return value_of(found or {"id": name})

@@ -110,7 +110,7 @@ class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebu
         else:
             attempt_s = timeout_s
             read_slot = partial(self._read_in_time, container, timeout_s, self._clock() + timeout_s)
-        if len(keys) == 1:  # with nobody beside it, it may as well be awaited
+        if len(keys) == 1:  # alone, it may as well be awaited
             slots = [await read_slot(names[0], None)]
         else:
             slots = await self._read_slots(container, names, attempt_s, read_slot)
@@ -147,7 +147,7 @@ class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebu
     async def _read_in_time(
         self, container: str, attempt_s: float, give_up_at: float, name: str, first: StartedRead | None
     ) -> Slot:
-        """Point-read one key as lookups do, so that it holds up or fails no other.
+        """Point-read one key as lookups do, so it holds up or fails no other.
 
         A failure that may pass is tried once more, and one that was sent to nobody, as connections are not opened for a
         moment after one has failed, again and again while there is time.
@@ -218,7 +218,7 @@ class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebu
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
     async def _confirm_writer(self, draft: DraftRef) -> None:
-        """Raise ReleaseConflict where the catalogue has given the draft to another writer meanwhile."""
+        """Raise ReleaseConflict if the catalogue has given the draft to another writer."""
         entry = (await self.catalogue()).entry(draft.incarnation)
         if entry is not None and entry.writer != draft.writer:
             raise taken_over(draft)
@@ -293,7 +293,7 @@ class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebu
         await self._retrier.call(partial(self._containers.delete_container, container_of(release)))
 
     async def incarnations(self) -> list[str]:
-        """See `Inventoried`; StoreMisused where Entra ID lets nobody list: there nothing can be erased, either."""
+        """See `Inventoried`; StoreMisused if Entra ID does not allow to list, as nothing can be erased then, either."""
         try:
             names = await self._retrier.call(self._containers.list_containers)
         except ContainerMissing:
@@ -391,7 +391,7 @@ class _CatalogueItem:
         self._single_writer = False
 
     async def check_single_writer(self) -> None:
-        """Refuse an account where nothing can be compared and set; reads the account once."""
+        """Refuse an account if nothing can be compared and set; reads the account once."""
         if not self._single_writer:
             if (await self._items.account()).multiple_write_regions:
                 raise StoreMisused(
@@ -401,7 +401,7 @@ class _CatalogueItem:
             self._single_writer = True
 
     async def read(self) -> Catalogue:
-        """Read the catalogue as publishers do; of generation 0 where there is none yet."""
+        """Read the catalogue as publishers do; of generation 0 if there is none yet."""
         try:
             item, etag, now = await self._items.read_versioned(CONTROL, CATALOGUE)
         except ContainerMissing:
@@ -424,7 +424,7 @@ class _CatalogueItem:
         return Catalogue(now=self._now())
 
     def etag(self, version: Version) -> str | None:
-        """Return the etag of a version, where that was read last."""
+        """Return the etag of a version, if that was read last."""
         return self._etags.get(version)
 
     def _parse(self, item: Item | None, now: float) -> Catalogue:
@@ -452,7 +452,7 @@ def _slot_of(item: Item | None) -> Slot:
 
 
 def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
-    """Return how long to wait before a lookup is tried again; None where that is no use."""
+    """Return how long to wait before a lookup is tried again; None if that does not help."""
     if isinstance(error, CosmosThrottled) or error.kind in TRANSIENT or error.kind == "timeout":
         return error.retry_after_s
     return None

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 SESSION_CONSISTENCIES = ("Strong", "BoundedStaleness", "Session")
 
 
-# So many failures in a row make a region unhealthy; a connection that cannot be made is enough by itself.
+# So many failures in a row make a region unhealthy; a single connection that cannot be made is enough.
 MAX_FAILURES = 3
 
 # A read that waited for less says nothing of its region: it had no time to begin with.
@@ -69,7 +69,7 @@ def _location(reported: dict[str, object], *, secure: bool) -> Location:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise MalformedResponse("a region whose endpoint is no URL") from None
+        raise MalformedResponse("a region whose endpoint is not a URL") from None
     if not host or parts.scheme not in ("http", "https") or (secure and parts.scheme != "https"):
         raise MalformedResponse("a region whose endpoint cannot be trusted")
     bracketed = f"[{host}]" if ":" in host else host
@@ -103,7 +103,7 @@ class Region:
 
     unhealthy: bool = False
     backoff: Backoff = field(default_factory=lambda: Backoff(*PROBE_PAUSE_S))
-    """Of probes; begins anew only where the region had been healthy for long."""
+    """Of probes; begins again only where the region had been healthy for long."""
 
     healthy_since: float = field(default=float("-inf"))
     """When it was last marked healthy again, by the event loop's clock."""
@@ -160,7 +160,7 @@ class AccountTopology:
         return self.nearest
 
     async def refresh(self) -> Account:
-        """Read the account anew; callers at the same time share the response. Raises StoreError."""
+        """Read the account again; callers at the same time share the response. Raises StoreError."""
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._refresh())
             self._refreshing.add_done_callback(self._refreshed)
@@ -178,7 +178,7 @@ class AccountTopology:
     def fail_over(self, region: Region, kind: Kind, began_at: float) -> Region | None:
         """Note that a read, begun at *began_at*, failed in *region*; return another where another may do better.
 
-        Of reads that time out together, one counts: a pause, be it our own, is no slow region.
+        Of reads that time out together, one counts: a pause, be it our own, is not a slow region.
         """
         if kind == "timeout":
             now = asyncio.get_running_loop().time()
@@ -250,7 +250,7 @@ class AccountTopology:
             )
 
     async def _refresh(self) -> AccountProperties:
-        """Read the account from its own endpoint, and where that fails from those of its regions."""
+        """Read the account from its own endpoint, and if that fails from those of its regions."""
         failed: StoreError | None = None
         for endpoint in list(dict.fromkeys([self._account, *(region.endpoint for region in self._readable)])):
             try:
@@ -304,7 +304,7 @@ class AccountTopology:
         try:
             await self.refresh()
         except StoreError:
-            return  # what is known goes on being used, and whoever reads or writes meets the failure themselves
+            return  # what is known goes on being used, and each read or write meets the failure itself
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -188,7 +188,7 @@ def _arm_account(given: dict[str, str], endpoint: str, shown: str, environment: 
         )
     if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", subscription):
         raise StoreMisused(
-            f"subscription={subscription[:40]} of {shown} is no id; `az account show --query id` prints it"
+            f"subscription={subscription[:40]} of {shown} is not an id; `az account show --query id` prints it"
         )
     if not re.fullmatch(r"[\w().-]{1,90}", group):
         raise StoreMisused(f"resource_group={group[:90]} of {shown} cannot be the name of a resource group")
@@ -208,7 +208,7 @@ def _throughput(text: str, shown: str) -> Throughput | None:
         or not (least <= int(top) <= MAX_RU and int(top) % step == 0)
     ):
         raise StoreMisused(
-            f"ru={text} of {shown} is no throughput: write 400 and more in steps of 100, autoscale-1000 and more in "
+            f"ru={text} of {shown} is not a throughput: write 400 and more in steps of 100, autoscale-1000 and more in "
             "steps of 1000, or serverless"
         )
     return Throughput(int(top), autoscale=bool(kind))
@@ -218,7 +218,7 @@ def _max_ru(text: str | None, shown: str) -> int | None:
     if text is None:
         return None
     if not re.fullmatch(r"[0-9]{1,7}", text) or not 0 < int(text) <= MAX_RU:
-        raise StoreMisused(f"max_ru={text} of {shown} is no number of RU/s between 1 and {MAX_RU:,}")
+        raise StoreMisused(f"max_ru={text} of {shown} is not a number of RU/s between 1 and {MAX_RU:,}")
     return int(text)
 
 

@@ -46,8 +46,8 @@ class BackupResult:
 async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = lambda _done, _total: None) -> BackupResult:
     """Copy all releases that are complete, and the catalogue, into a new folder.
 
-    A release that is pruned meanwhile is in the backup; a draft never is. Raises StoreMisused where *target* holds
-    anything, ReleaseCorrupt where a release is damaged, StoreFull with the numbers.
+    A release that is pruned during the backup is in it; a draft never is. Raises StoreMisused if *target* holds
+    anything, ReleaseCorrupt if a release is damaged, StoreFull with the numbers.
     """
     _check_new(target)
     async with _held(store) as (found, files):
@@ -75,11 +75,11 @@ async def restore(
     """Put a backup back, into a store that is empty, or, where *over* says so, over one that may be in use.
 
     What the backup calls live is live then, and workers follow at once: the catalogue gets a generation that none of
-    them has seen. A canary ends, that of the backup, too. Releases that the backup lacks are withdrawn, so that a prune
-    erases them once their grace has passed; drafts go on. What is copied gets new incarnations, which nobody can be
-    erasing.
+    them has seen. A canary ends, that of the backup, too. Releases that the backup lacks are withdrawn, so a prune
+    erases them once their grace has passed; drafts go on. What is copied gets new incarnations, which no eraser
+    can know.
 
-    Raises ReleaseConflict where there is something to lose and *over* is not said, or where a prune came between,
+    Raises ReleaseConflict if there is something to lose and *over* is not said, or if a prune came between,
     ReleaseCorrupt where the backup is damaged, StoreFull with the numbers.
     """
     catalogue = CatalogueFile(store.folder)
@@ -161,7 +161,7 @@ def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
 
 
 async def _is_there(folder: Path, present: Catalogue, entry: Release) -> bool:
-    """Return whether a store has a release of the backup already, whole, so that it need not be copied."""
+    """Return whether a store has a release of the backup already, whole, so it need not be copied."""
     there = present.entry(entry.incarnation)
     if there is None or there.state in (State.DRAFT, State.DROPPING):
         return False
@@ -174,7 +174,7 @@ async def _is_there(folder: Path, present: Catalogue, entry: Release) -> bool:
 
 @asynccontextmanager
 async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, int]]]:
-    """Open the files of all complete releases, so that none can go; yield a catalogue of just those, and them."""
+    """Open the files of all complete releases, so none can go; yield a catalogue of just those, and them."""
     before = None
     while True:
         found = await store.catalogue()
@@ -186,7 +186,7 @@ async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, in
                 files = {entry.incarnation: _open(store.folder, entry, opened) for entry in complete}
             except ReleaseNotFound:
                 if found == before:
-                    raise  # it was not pruned meanwhile: it is gone
+                    raise  # it was not pruned: it is gone
                 before = found
                 continue
             yield replace(found, releases=complete), files
@@ -202,7 +202,7 @@ def _open(folder: Path, entry: Release, opened: ExitStack) -> int:
 
 
 class _Copy(NamedTuple):
-    """A release file that is copied: it is open, so that it can be read after it was pruned."""
+    """A release file that is copied: it is open, so it can be read after it was pruned."""
 
     source: Path
     file: int
@@ -216,7 +216,7 @@ async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgr
         free = shutil.disk_usage(scratch).free
         if total > free:
             raise StoreFull(
-                f"the releases take {total / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free beside {scratch}; "
+                f"the releases take {total / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free next to {scratch}; "
                 f"free some space, or choose another disk"
             )
         (scratch / "releases").mkdir()
@@ -261,7 +261,7 @@ def _copy_piece(source: int, target: int, place: int) -> int:
 
 @contextmanager
 def _scratch(folder: Path, name: str) -> Iterator[Path]:
-    """Make a scratch folder beside what is to be made."""
+    """Make a scratch folder next to what is to be made."""
     with ExitStack() as stack:
         with translated(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Checksums at the end of a sealed file, one for each block, so that any changed byte is found, and about where it is.
+"""Checksums at the end of a sealed file, one for each block, so any changed byte is found, and about where it is.
 
     the file as it was written ‖ xxh3_64 of each block of it ‖ footer
 
-LMDB has no checksums of its own, and does not look beyond its last page, so that the sums travel with the file. The
-footer says how long the file was, so that a cut one is known without a look at any page.
+LMDB has no checksums of its own, and does not look beyond its last page, so the sums travel with the file. The
+footer says how long the file was, so a cut one is known without a look at any page.
 """
 
 import os
@@ -16,7 +16,7 @@ from stores.errors import ReleaseCorrupt
 
 BLOCK_BYTES = 1 << 16
 
-# How much is read and checked in one go: a thread's share, after which whoever waits may give up.
+# How much is read and checked in one go: a thread's share, after which those who wait may give up.
 STRIDE_BYTES = 64 * BLOCK_BYTES
 
 # LMDB's two meta pages, at its smallest page size: what says where everything else is.
@@ -58,7 +58,7 @@ def append(file: int, size: int) -> None:
 
 
 def read(file: int) -> Sums | None:
-    """Read the sums of an open file; None where it has none that are whole and of a file of this size."""
+    """Read the sums of an open file; None if it has none that are whole and of a file of this size."""
     found = os.fstat(file).st_size
     end = os.pread(file, _END_BYTES, max(0, found - _END_BYTES))
     if len(end) < _END_BYTES:

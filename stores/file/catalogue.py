@@ -6,7 +6,7 @@ catalogue.spare    allocated blocks for the next record: written, then renamed t
 catalogue.former   a second name of the record before, until its blocks are the spare
 
 The spare is twice as large as the record, and only the holder of the lock touches it. After a swap the file of the
-record before becomes the spare, so that its blocks are never free: a full disk stops no swap, even if other processes
+record before becomes the spare, so its blocks are never free: a full disk stops no swap, even if other processes
 take each block that is freed. A reader may have that file open still, so it checks the name and the record's checksum.
 """
 
@@ -54,7 +54,7 @@ class CatalogueFile:
         return self.parse(self.record(), now)
 
     def parse(self, record: bytes | None, now: float) -> Catalogue:
-        """Understand a record that was read here; it is read again if it was overwritten meanwhile."""
+        """Understand a record that was read here; it is read again if it was overwritten."""
         while record is not None:
             try:
                 return catalogue_record.parse(record, now=now, where=str(self.path))

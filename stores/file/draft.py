@@ -1,9 +1,9 @@
-"""A release being written: an LMDB file, and beside it the lock of its one writer.
+"""A release being written: an LMDB file, and next to it the lock of its one writer.
 
     INCARNATION.draft    the rows so far
     INCARNATION.lock     locked (flock) for the writer's whole life; says the process and the writer's token
 
-The lock belongs to the process that holds it, stopped or not: nobody else writes before it ends. An eraser asks nobody,
+The lock belongs to the process that holds it, stopped or not: no other writes before it ends. An eraser does not ask,
 and takes the draft's names away; a writer that goes on later finds that its file has lost its name, and gives it up.
 """
 
@@ -91,7 +91,7 @@ class DraftFile:
                 self._refuse(error, sum(len(key) + len(value) for key, value in pairs))
 
     def resume_point(self, part: int) -> str | None:
-        """Return the last key of a part that is no `meta` row; of all rows, where a writer was killed as it sealed."""
+        """Return the last key of a part that is not a `meta` row; of all rows, if a writer was killed as it sealed."""
         with self._busy:
             self._check_name()
             with translated(self.path), self._env.begin() as txn:
@@ -213,8 +213,8 @@ class DraftFile:
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | None) -> DraftFile:
     """Take the lock of a draft for its writer, and open its file; it is made where the bytes *needed* are given.
 
-    ReleaseConflict where another process holds it, where another writer took it over, or where it was sealed;
-    ReleaseNotFound where it is to be there and is not.
+    ReleaseConflict where another process holds it, where another writer took it over, or if it was sealed;
+    ReleaseNotFound if it is to be there and is not.
     """
 
     def check_state() -> None:
@@ -257,7 +257,7 @@ def held(path: Path, draft: DraftRef) -> Iterator[None]:
 
 
 def _claim(path: Path, lock: int, draft: DraftRef) -> None:
-    """Sign for a draft; one from before the machine was started is begun anew, for it was never flushed."""
+    """Sign for a draft; one from before the machine was started is begun again, because it was never flushed."""
     if _signed(lock).boot not in ("", _boot()):
         path.unlink(missing_ok=True)
     _sign(lock, draft)
@@ -275,7 +275,7 @@ def _open(path: Path, draft: DraftRef, lock: int, needed: int) -> DraftFile:
 
 
 def check_room(folder: Path, needed: int, written: int = 0) -> None:
-    """Raise StoreFull, with the numbers, where a release of *needed* bytes, some *written*, does not fit."""
+    """Raise StoreFull, with the numbers, if a release of *needed* bytes, some *written*, does not fit."""
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     with translated(existing):
         free = shutil.disk_usage(existing).free
@@ -306,7 +306,7 @@ def lock_path(draft: Path) -> Path:
 
 
 def _lock(path: Path, draft: DraftRef) -> int:
-    """Lock the file at *path*, made where it is not there; ReleaseConflict, naming the process, where another has."""
+    """Lock the file at *path*, made if it is not there; ReleaseConflict, naming the process, where another has."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -324,11 +324,11 @@ def _lock(path: Path, draft: DraftRef) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was erased, or sealed, meanwhile
+        os.close(descriptor)  # it was erased, or sealed, in between
 
 
 def _unlock(descriptor: int) -> None:
-    """Let go of a lock, also where a child of this process still has the descriptor."""
+    """Let go of a lock, also if a child of this process still has the descriptor."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 

@@ -1,7 +1,7 @@
 """What of a mapped file is in memory: how much of it can be, and bringing, locking and releasing a part of its map.
 
-LMDB does not say where it mapped a file, so the system is asked. All of it is advice: where a system or a kernel lacks
-something, reads are slower and nothing else changes.
+LMDB does not say where it mapped a file, so the system is asked. All of it is advice: if a system or a kernel lacks
+something, only the speed of reads changes.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stores.errors import StoreUnavailable
 
-# Of the room that there is, what may be taken: the rest is for whatever grows meanwhile.
+# Of the free memory, the share that may be taken: the rest is for what grows in between.
 SHARE_OF_ROOM = 0.9
 
 # From Linux's mman.h and capability.h.
@@ -30,7 +30,7 @@ for _name in ("madvise", "munlock", "mlock2"):
 
 
 def mapped_at(path: Path, inode: int) -> int:
-    """Return the address at which this process has mapped a file; OSError where it has not, or nobody can say."""
+    """Return the address at which this process has mapped a file; OSError if it has not, or if that cannot be known."""
     whole_path = str(path.resolve())
     for line in (_PROC / "self" / "maps").read_text().splitlines():
         address, _, offset, _, number, *name = line.split(maxsplit=5)
@@ -41,7 +41,7 @@ def mapped_at(path: Path, inode: int) -> int:
 
 
 def populate(address: int, size: int) -> None:
-    """Enter the pages of a part of a map that are in memory into the page table, so that no read has to."""
+    """Enter the pages of a part of a map that are in memory into the page table, so no read has to."""
     _libc.madvise(address, size, _POPULATE_READ)
 
 
@@ -77,7 +77,7 @@ def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
     """Return how many bytes of files this process can have in memory; inf where the system does not say.
 
     That is what the machine has available, and what the process's cgroups have left: what they hold of files counts as
-    left, for it can be evicted.
+    left, because it can be evicted.
     """
     room = _numbers(proc / "meminfo").get("MemAvailable", inf) * 1024
     for group in _groups(proc, cgroups):
@@ -132,7 +132,7 @@ def _groups(proc: Path, cgroups: Path) -> list[Path]:
 
 
 def _number(path: Path) -> float:
-    """Read the limit or the use of a cgroup; a limit that is not there is none."""
+    """Read the limit or the use of a cgroup; a missing limit means unlimited."""
     try:
         text = path.read_text().strip()
     except OSError:

@@ -1,8 +1,8 @@
 """LMDB's pages read by hand: what a file says of itself, and lookups where LMDB's own would harm others.
 
 LMDB follows a length or an offset wherever it points; on a damaged page that may be beyond the end of the file, which
-ends the process. And where a page is not in memory, whoever touches it waits for the disk, and with it all of its event
-loop. Here every page is read by itself, what does not fit on it is an error, and what is not in memory can be, too.
+ends the process. And if a page is not in memory, a thread that touches it waits for the disk, and with it its whole
+event loop. Here every page is read alone, what does not fit on it is an error, and what is not in memory can be, too.
 The layout is that of LMDB 0.9, in the byte order of the machine.
 """
 
@@ -62,7 +62,7 @@ class Meta(NamedTuple):
 
 
 def read_meta(file: int) -> Meta | None:
-    """Read the meta pages of an open file; None where one of them is none."""
+    """Read the meta pages of an open file; None if one of them is not a meta page."""
     meta, newest, page_bytes = None, -1, 0
     for _ in range(2):
         page = os.pread(file, _META.size, page_bytes)
@@ -107,7 +107,7 @@ class PagedFile:
         """Whether the system says without waiting whether a page is in memory."""
 
     def get(self, key: bytes) -> bytes | None:
-        """Read one key. lmdb.CorruptedError where the way to it is damaged, so that it may be there or not.
+        """Read one key. lmdb.CorruptedError where the way to it is damaged, so it may be there or not.
 
         A value of a damaged block is returned: it carries a checksum of its own.
         """

@@ -2,10 +2,10 @@
 
 Reading past the end of a truncated file kills the process (SIGBUS), and walking over a damaged page may: the size is
 checked before a file is mapped, and the sums of all of it before it is scanned. A single read of a damaged page is an
-error of that key, after which the file's one read transaction is begun anew, for LMDB lets a failed one read nothing.
+error of that key, after which the file's one read transaction is begun again, for LMDB lets a failed one read nothing.
 
 Reading a page that is not in memory stops the thread until the disk has it, and with the thread all that its event loop
-has to do. Where that happens, a file is read with care for a while: before LMDB reads a key, its page is looked for in
+has to do. If that happens, a file is read with care for a while: before LMDB reads a key, its page is looked for in
 memory, and what is not there is begun to be read, and looked for again, or read by a thread of the file's own. That
 thread touches no map, and unmaps the file after its last read.
 """
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# How a read fails, where a page is damaged or the disk is.
+# How a read fails, if a page is damaged or the disk is.
 FAILURES = (lmdb.Error, MemoryError, OSError)
 
 # LMDB's own limit; no id that passes `check_id` comes near it.
@@ -46,7 +46,7 @@ CHECK_HOLDS_S = 60.0
 READ_CHUNK = 1 << 22
 
 # How much longer than it works a release rests that is brought into memory while another is served: workers at half of
-# what they can take have to go on as before on the same core. What it waits for the disk is no work.
+# what they can take have to go on as before on the same core. Waiting for the disk is not work.
 WARM_REST = 4.0
 
 # For how long nothing may be absent from memory before a file is read without care again.
@@ -128,7 +128,7 @@ class ReleaseFile:
             return self.failed(key, error)
 
     async def read_absent(self, keys: Sequence[str], timeout_s: float | None) -> list[Slot]:
-        """Read keys of which some were not in memory, and hold nobody up meanwhile; in *timeout_s* or not at all."""
+        """Read keys of which some were not in memory, and delay no other read; in *timeout_s* or not at all."""
         started = time.monotonic()
         with self._held():
             if len(keys) <= FEW_KEYS:
@@ -148,7 +148,7 @@ class ReleaseFile:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Keep the file mapped until the block ends, whoever closes it meanwhile."""
+        """Keep the file mapped until the block ends, even if it is closed before."""
         self._users += 1
         try:
             yield
@@ -172,7 +172,7 @@ class ReleaseFile:
                 self._choose_read()
 
     def observe(self) -> None:
-        """Go back to reading without care where all that was read of late was in memory; called time and again."""
+        """Go back to reading without care if all that was read of late was in memory; called time and again."""
         if not self._careful:
             return
         now = time.monotonic()
@@ -204,7 +204,7 @@ class ReleaseFile:
         It rests *rest* times as long as it works, by its CPU time.
 
         What LMDB makes of a damaged page may end the process. Said once in the log, for its keys may fail. Where not
-        all was read, as where this is cancelled, the rest is read with care, too.
+        all was read, as if this is cancelled, the rest is read with care, too.
         """
         self._warmed = True
         room = memory.room_bytes()
@@ -246,7 +246,7 @@ class ReleaseFile:
         await self._each_chunk(memory.unlock)
 
     async def _each_chunk(self, work: Callable[[int, int], None], rest: float = 0.0) -> None:
-        """Do something to all of the map, part by part in the file's thread; OSError where that raises it."""
+        """Do something to all of the map, part by part in the file's thread; OSError if that raises it."""
         address = await self._in_thread(memory.mapped_at, self.path, self._identity[1])
         for start in range(0, self._meta.size, MAP_CHUNK):
             _, cpu_s = await self._in_thread(_timed, work, address + start, min(MAP_CHUNK, self._meta.size - start))
@@ -302,7 +302,7 @@ class ReleaseFile:
                         self._let_go()
                     yield new(Row, (key.decode(), value))
         except UnicodeDecodeError as error:
-            raise ReleaseCorrupt(f"{self.path} is damaged: its key {last!r} is no text; publish again") from error
+            raise ReleaseCorrupt(f"{self.path} is damaged: its key {last!r} is not text; publish again") from error
         except FAILURES as error:
             raise ReleaseCorrupt(f"{self.path} is damaged after the key {last!r} ({error}); publish again") from error
 
@@ -314,12 +314,12 @@ class ReleaseFile:
 
 
 def _key_bytes(key: str) -> bytes:
-    """Return the bytes of a key; of one that is no text, bytes that no row has."""
+    """Return the bytes of a key; of one that is not text, bytes that no row has."""
     return key.encode("utf-8", "surrogatepass")
 
 
 def check_size(path: Path) -> Meta:
-    """Return what a sealed file that may be mapped says of itself; ReleaseCorrupt for one that was cut, or is none.
+    """Return what a sealed file that may be mapped says of itself; ReleaseCorrupt for one that was cut or is another.
 
     Reads its sums and first pages. Damaged sums alone are not held against it: what it serves may well be whole.
     """
@@ -353,7 +353,7 @@ async def damaged_blocks(path: Path, file: int, up_to: float = inf, rest: float 
     """Read an open file, and yield the number of each block that was changed since it was sealed; maps nothing.
 
     It is read in threads, *up_to* a place, with *rest* times as long a pause after each piece as that took of CPU:
-    whoever is served meanwhile goes first. Raises ReleaseCorrupt for a file whose sums are damaged.
+    requests go first. Raises ReleaseCorrupt for a file whose sums are damaged.
     """
     await asyncio.to_thread(check_size, path)
     sums = block_sums.read(file)

@@ -5,7 +5,7 @@ DIR/releases/INCARNATION.mdb    a sealed release (`stores.file.release`)
 DIR/releases/INCARNATION.draft  while it is written, with the lock of its writer, INCARNATION.lock (`stores.file.draft`)
 
 A draft is sealed by a rename, and a sealed file is only ever mapped read-only or unlinked, so a reader that has it
-mapped keeps it whole. What can wait for the disk runs in threads: leases are renewed meanwhile.
+mapped keeps it whole. What can wait for the disk runs in threads: leases are renewed in between.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Rebui
         try:
             return file.read(key.encode())
         except UnicodeEncodeError:
-            return None  # no row has a key that is no text
+            return None  # no row has a key that is not text
         except FAILURES as error:
             raise file.failed(key, error) from error
 
@@ -73,7 +73,7 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Rebui
         except NotInMemory:
             return await file.read_absent(keys, timeout_s)
         except UnicodeEncodeError:
-            pass  # one of them is no text, and its slot absent
+            pass  # one of them is not text, and its slot is absent
         except FAILURES as error:
             file.failed("", error)
         slots = [file.slot(key) for key in keys]
@@ -221,7 +221,7 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Rebui
         return None
 
     def _observe_faults(self) -> None:
-        """Read all files with care where a page of one of them, as it seems, was waited for on this thread."""
+        """Read all files with care if a page of one of them, as it seems, was waited for on this thread."""
         faults = memory.major_faults()
         for file in self._files.values():
             if faults > self._faults:
@@ -230,7 +230,7 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Rebui
         self._faults = faults
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
-        """Return the file of a draft that is this writer's, opened where an earlier handle has left it."""
+        """Return the file of a draft that is this writer's, opened if an earlier handle has left it."""
         found = self._drafts.get(draft.incarnation)
         if found is None or found.closed:
             found = open_draft(self._draft_path(draft), self._sealed_path(draft), draft, needed=None)
@@ -258,16 +258,16 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Rebui
 
 
 def damaged_files(folder: Path) -> list[Path]:
-    """Return the sealed files of a store that must not be mapped, for they were cut or are none.
+    """Return the sealed files of a store that must not be mapped, because they were cut or are not such files.
 
-    Maps nothing, and reads some KB of each, so that a process which watches over others may call it often.
+    Maps nothing, and reads some KB of each, so a process which watches over others may call it often.
     """
     damaged = list[Path]()
     for path in sorted((folder / "releases").glob("*.mdb")):
         try:
             check_size(path)
         except ReleaseNotFound:
-            continue  # pruned meanwhile
+            continue  # pruned in between
         except ReleaseCorrupt:
             damaged.append(path)
     return damaged

@@ -1,7 +1,7 @@
 """One connection that many callers share: commands go out in order, and replies come back in the same order.
 
 redis-py connects and authenticates; then its socket and the pipeline are ours, for its own reading and writing of one
-command cost 40 µs of CPU, which is what a whole turn of lookups may cost. A caller that gives up disturbs nobody.
+command cost 40 µs of CPU, which is what a whole batch of lookups may cost. A caller that gives up disturbs no other.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ CONNECT_TIMEOUT_S = 1.0
 # Who is called so much later than they should be stood still.
 STILL_S = 0.25
 
-# The first and the longest pause before a server that failed is tried again; callers meanwhile fail at once.
+# The first and the longest pause before a server that failed is tried again; until then callers fail at once.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
 
 
@@ -72,7 +72,7 @@ MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[StoreError], str], .
 )
 
 
-# What the parser gives where there is no whole reply.
+# What the parser gives if there is no whole reply.
 _MORE = object()
 
 
@@ -97,7 +97,7 @@ class Resolver(Protocol):
     """Knows where a server is that may move, for the `Reconnector`s to it; an `Address` is one that never does."""
 
     async def resolve(self) -> Address:
-        """Return where the server is now; raises StoreUnavailable where that cannot be found out."""
+        """Return where the server is now; raises StoreUnavailable if that cannot be found out."""
         ...
 
     def add(self, reconnector: "Reconnector") -> None:
@@ -108,10 +108,10 @@ class Resolver(Protocol):
 class PipelinedConnection(asyncio.Protocol):
     """An open connection, until it breaks: from then on `error` says why, and every command fails with that.
 
-    A reply belongs to the oldest command that has none, and nothing else says so: whatever could shift the order ends
-    the connection. The server is given up when the oldest command has waited for *timeout_s*, and as long again where
-    this process stood still meanwhile, as a paused machine does: the server may have stood still as well. *on_message*
-    is called for each message of a subscription, which is no reply to a command.
+    A reply belongs to the oldest command that has none. Only the order says so, so whatever could shift it ends the
+    connection. The server is given up when the oldest command has waited for *timeout_s*, and as long again if
+    this process stood still, as a paused machine does: the server may have stood still as well. *on_message*
+    is called for each message of a subscription, which is not a reply to a command.
     """
 
     def __init__(self, address: Address, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
@@ -138,7 +138,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._ended = asyncio.Event()
 
     async def open(self) -> None:
-        """Connect, authenticate and check the role within CONNECT_TIMEOUT_S; StoreUnavailable where that fails."""
+        """Connect, authenticate and check the role within CONNECT_TIMEOUT_S; StoreUnavailable if that fails."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 self._connection = self.address.connection(CONNECT_TIMEOUT_S)
@@ -163,7 +163,7 @@ class PipelinedConnection(asyncio.Protocol):
             raise _CLOSED_BY_SERVER
         self._parser = hiredis.Reader(replyError=opened._parser.parse_error, notEnoughData=_MORE)  # noqa: SLF001 -- as above
         writer.transport.set_protocol(self)
-        self._writer = writer  # which closes the socket where nobody holds it
+        self._writer = writer  # which closes the socket if it has no other owner
         opened._reader = opened._writer = None  # noqa: SLF001 -- as above
 
     async def _check_role(self, wanted: Role) -> None:
@@ -176,7 +176,7 @@ class PipelinedConnection(asyncio.Protocol):
         return self._send(args, None)
 
     def mget(self, *names: str | bytes) -> asyncio.Future[list[Slot]]:
-        """Read values, as `send_command` does; a reply of another form ends the connection and reaches nobody."""
+        """Read values, as `send_command` does; a reply of another form ends the connection and reaches no caller."""
         return self._send((b"MGET", *names), len(names))
 
     def get_each(self, names: Sequence[bytes]) -> asyncio.Future[list[Slot]]:
@@ -212,7 +212,7 @@ class PipelinedConnection(asyncio.Protocol):
         return future
 
     def data_received(self, data: bytes) -> None:
-        """Hand each reply to whoever waits for it."""
+        """Hand each reply to its caller."""
         try:
             self._parser.feed(data)
             while self.error is None and (reply := self._parser.gets()) is not _MORE:
@@ -239,7 +239,7 @@ class PipelinedConnection(asyncio.Protocol):
 
         *reason* goes on a sentence that begins with the server.
         """
-        self.has_replied = False  # so that a server that goes on like this is not tried again all the time
+        self.has_replied = False  # a server that goes on like this must not be tried again all the time
         error = f"{self.where} {reason}; the connection was given up"
         if self.error is None:
             log.warning("%s", error)
@@ -250,7 +250,7 @@ class PipelinedConnection(asyncio.Protocol):
         if isinstance(reply, Exception):
             error = translated(reply, self.where)
             if not isinstance(reply, ResponseError) or isinstance(reply, foreign.ReadOnlyError):
-                # It is of the connection, as where there are too many, or of a primary that is none any more: whoever
+                # It is of the connection, as if there are too many, or of a primary that is none any more: whoever
                 # opens the next one may be led to another server.
                 self.end(str(error))
                 return
@@ -260,7 +260,7 @@ class PipelinedConnection(asyncio.Protocol):
             self._on_message()
             return
         if not self._waiting:
-            raise RuntimeError("a reply that nobody waits for")
+            raise RuntimeError("a reply without a caller")
         future, _, values, taken = self._waiting[0]
         if taken is not None:
             if not self._take_values(taken, values, reply):
@@ -311,7 +311,7 @@ class PipelinedConnection(asyncio.Protocol):
             self.end(f"{self.where} has not answered for {self._timeout_s:g} s")
 
     def end(self, error: str) -> None:
-        """Close at once, with a sentence for whoever still waits."""
+        """Close at once, with a sentence for those who still wait."""
         self._fail(error)
         if self._writer is not None:
             self._writer.transport.abort()
@@ -367,7 +367,7 @@ class Reconnector:
 
     @property
     def current(self) -> PipelinedConnection | None:
-        """The connection, where it is open."""
+        """The connection, if it is open."""
         return self._connection if self._connection is not None and self._connection.error is None else None
 
     async def execute_command(self, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
@@ -375,17 +375,17 @@ class Reconnector:
         return await (await self.connection()).send_command(*args)
 
     async def connection(self) -> PipelinedConnection:
-        """Return the connection, opened anew where it broke; callers at the same time share one attempt."""
+        """Return the connection, opened again if it broke; callers at the same time share one attempt."""
         if (current := self.current) is not None:
             return current
         opening = self._begin()
         await asyncio.wait([opening])  # which a caller that is cancelled does not cancel
-        if opening.cancelled():  # nor is a caller cancelled by `close`, as where a cluster's node has left it
+        if opening.cancelled():  # nor is a caller cancelled by `close`, as if a cluster's node has left it
             raise StoreUnavailable("the connection was closed before it was open")
         return opening.result()
 
     def try_current(self) -> PipelinedConnection | None:
-        """Return the connection where it is open; where not, it is opened for later callers."""
+        """Return the connection if it is open; where not, it is opened for later callers."""
         if (current := self.current) is None:
             with suppress(StoreUnavailable):
                 self._begin()
@@ -454,7 +454,7 @@ class Reconnector:
 
 
 def role_of(greeting: object) -> str | None:
-    """Return the role that a reply to HELLO, names and values in turn, states; None where it states none.
+    """Return the role that a reply to HELLO, names and values by turns, states; None if there is none.
 
     No user can be forbidden HELLO, unlike INFO and ROLE.
     """

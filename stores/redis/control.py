@@ -16,7 +16,7 @@ from stores.redis.states import check_owned
 from stores.redis.topology import Nodes
 from stores.redis.url import Role
 
-# How often the catalogue is read where no message says that it changed.
+# How often the catalogue is read if no message says that it changed.
 POLL_S = 1.0
 
 # SWAP takes the key of the catalogue; the expected version in three parts, the new record and the channel. A user who

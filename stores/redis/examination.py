@@ -24,7 +24,7 @@ OLDEST = (7, 0)
 # From here on an operator should know that memory is short.
 MUCH_USED = 0.9
 
-# What a row takes beside its bytes, and what the allocator makes of it: within -10 and +13 % of `used_memory` for rows
+# What a row takes besides its bytes, and what the allocator makes of it: within -10 and +13 % of `used_memory` for rows
 # of 0 to 9,000 bytes on Redis 7; the allocator rounds up to its next size.
 ROW_BYTES, ALLOCATED = 80, 1.08
 
@@ -40,7 +40,7 @@ class Memory:
 
     @property
     def evicts(self) -> bool:
-        """Whether lists vanish once memory is short. `volatile-*` cannot touch them, for they have no expiry."""
+        """Whether lists vanish once memory is short. `volatile-*` cannot touch them, because they have no expiry."""
         return self.policy.startswith("allkeys-")
 
     def check(self, plan: Plan, keys: ReleaseKeys, where: str) -> None:
@@ -83,13 +83,13 @@ def _memory(fields: Mapping[str, str]) -> Memory:
 
 
 async def examine(address: Address, keys: Keys) -> list[Finding]:
-    """Ask the server, on connections of its own; raises StoreError where it cannot be reached."""
+    """Ask the server, on connections of its own; raises StoreError if it cannot be reached."""
     rights, found = await _rights(address, keys), await _examine_server(address)
     return [*found[:2], *rights, *found[2:]]
 
 
 async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
-    """Ask each primary of a cluster, and what it says of the others; raises StoreError where none can be reached."""
+    """Ask each primary of a cluster, and what it says of the others; raises StoreError if none can be reached."""
     await topology.load()
     home = topology.owner(key_slot(keys.catalogue.encode()))
     if home is None:
@@ -148,7 +148,7 @@ def _state(fields: Mapping[str, str]) -> Finding:
 def _slots(fields: Mapping[str, str]) -> Finding:
     assigned, failed = (int(fields.get(f"cluster_slots_{which}", 0)) for which in ("assigned", "fail"))
     if assigned < SLOTS:
-        sentence = f"{SLOTS - assigned:,} of {SLOTS:,} are nobody's; give them to nodes: redis-cli --cluster fix"
+        sentence = f"{SLOTS - assigned:,} of {SLOTS:,} belong to no node; give them to nodes: redis-cli --cluster fix"
         return Finding(Level.ERROR, "slots", sentence)
     if failed:
         sentence = f"{failed:,} of {SLOTS:,} are of nodes that have failed, whose users get popular lists"
@@ -159,7 +159,7 @@ def _slots(fields: Mapping[str, str]) -> Finding:
 def _replicas(topology: Topology) -> Finding:
     alone = [str(node) for node in topology.primaries if not topology.replicas(node)]
     if alone:
-        sentence = f"{', '.join(alone)} have none, so that what is on them is lost with them; add a replica to each"
+        sentence = f"{', '.join(alone)} have none, so what is on them is lost with them; add a replica to each"
         return Finding(Level.WARNING, "replicas", sentence)
     return Finding(Level.OK, "replicas", "each primary has at least one")
 
@@ -167,14 +167,14 @@ def _replicas(topology: Topology) -> Finding:
 def _coverage(full: str | None, reads: str | None) -> Finding:
     if full == "yes":
         sentence = (
-            "cluster-require-full-coverage is yes, so that all nodes refuse to answer when one is lost; set it to no "
+            "cluster-require-full-coverage is yes, so all nodes refuse to answer when one is lost; set it to no "
             "on each, and only the users on that node get popular lists"
         )
         return Finding(Level.WARNING, "coverage", sentence)
     if reads == "no":
         sentence = (
-            "cluster-allow-reads-when-down is no, so that a node that does not hear most of the others for a moment "
-            "answers nobody; set it to yes on each, and its users keep their lists"
+            "cluster-allow-reads-when-down is no, so a node that does not hear most of the others for a moment "
+            "answers no request; set it to yes on each, and its users keep their lists"
         )
         return Finding(Level.WARNING, "coverage", sentence)
     known = "it may not be asked whether a lost node takes the others along" if full is None else "a lost node is alone"
@@ -242,7 +242,7 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
 
 
 async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
-    """Return how the server is configured; None where that may not be asked."""
+    """Return how the server is configured; None if that may not be asked."""
     try:
         found: list[bytes] = await connection.send_command(b"CONFIG", b"GET", name)
     except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG
@@ -264,7 +264,7 @@ def _role(fields: Mapping[str, str]) -> Finding:
     if fields.get("role", "master") == "master":
         return Finding(Level.OK, "role", f"primary, {fields.get('connected_slaves', '0')} replicas")
     if fields.get("master_link_status") != "up":
-        sentence = "a replica that has lost its primary, so that it shows what was; mend the replication"
+        sentence = "a replica that has lost its primary, so it shows what was; mend the replication"
         return Finding(Level.ERROR, "role", sentence)
     return Finding(Level.WARNING, "role", "a replica: serve from it, and publish to its primary")
 

@@ -9,8 +9,9 @@ PREFIX:{INCARNATION.0}:@keys      a list: the keys of each acknowledged batch, p
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which may come at any time
 PREFIX:{INCARNATION.0}:@points    a hash: the last acknowledged key of each part, and how many batches are listed
 
-B, a row's bucket, is xxh3_64(KIND:ID) mod 256. A cluster puts what has the same text in braces into one slot, so that
-a bucket's rows lie beside a state of their own. On one server all 256 change in one step, so that the first will do.
+B, a row's bucket, is xxh3_64(KIND:ID) mod 256. A cluster puts what has the same text in braces into one slot, so
+a bucket's rows lie in one slot with a state of their own. On one server all 256 change in one step, so the first will
+do.
 """
 
 import re
@@ -101,7 +102,7 @@ class Keys:
 
     prefix: str
     clustered: bool = False
-    """Whether buckets lie in slots, each of which changes by itself."""
+    """Whether buckets lie in slots, each of which changes alone."""
 
     _releases: dict[str, ReleaseKeys] = field(default_factory=dict, repr=False, compare=False)
 

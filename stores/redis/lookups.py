@@ -49,7 +49,7 @@ class ServerLookups:
         self._replica = replica
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Lookups`; a command is answered as a whole, so that the caller's own time-out ends the wait."""
+        """See `Lookups`; a command is answered as a whole, so the caller's own time-out ends the wait."""
         if len(keys) > MAX_KEYS:
             chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
             found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
@@ -78,7 +78,7 @@ class ServerLookups:
 
 
 class BucketLost(ReleaseNotFound, PartUnavailable):
-    """A bucket of a release is not there, or its end is not; others may well be, so that no circuit opens for it."""
+    """A bucket of a release is not there, or its end is not; others may well be, so no circuit opens for it."""
 
 
 class ClusterLookups:
@@ -187,7 +187,7 @@ class ClusterLookups:
                 for items in due:
                     items.discard(one.replies)
                 if not one.replies.cancel() and not one.replies.cancelled():
-                    one.replies.exception()  # retrieved, even where this was cancelled
+                    one.replies.exception()  # retrieved, even if this was cancelled
         return redirected
 
     async def _follow(

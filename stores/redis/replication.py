@@ -13,7 +13,7 @@ SEAL_WAIT_S = 3.0
 # The same for a change of the catalogue, or of a release's state.
 CONTROL_WAIT_S = 1.0
 
-UNGUARDED = "it goes on writing where no replica follows, and a failover loses that; set min-replicas-to-write 1"
+UNGUARDED = "it goes on writing if no replica follows, and a failover loses that; set min-replicas-to-write 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Replication:
     def shortfalls(self, where: str) -> list[str]:
         """Return a sentence for each way in which a failover could lose what was written; free of secrets."""
         if not self.replicas:
-            return [f"{where} has no replica, so that its loss would be the loss of all releases; add one"]
+            return [f"{where} has no replica, so its loss would be the loss of all releases; add one"]
         found = [] if self.guarded else [f"{where}: {UNGUARDED}"]
         if self.acknowledged < self.replicas:
             found.append(
@@ -44,7 +44,7 @@ async def wait_for_replicas(
 ) -> Replication | None:
     """Wait until *wanted* replicas, or all that follow, have whatever its primary wrote up to now; say how many do.
 
-    Nothing else on the connection is answered meanwhile. None where the user may not ask for that. Raises StoreError.
+    Nothing else on the connection is answered until then. None if the user may not ask for that. Raises StoreError.
     """
     try:
         found = _read(await connection.send_command(b"INFO", b"replication"))
@@ -60,7 +60,7 @@ async def wait_for_replicas(
 async def send_replicated(connection: Sender, *args: str | bytes | int, wanted: int | None = 1) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
     """Send a command, and wait a while for *wanted* replicas, or all, to have its effect; return its reply.
 
-    StoreUnavailable where the primary is replaced meanwhile: whether the next one has it, is for others to see.
+    StoreUnavailable if the primary is replaced: whether the next one has it, is for others to see.
     """
     reply = await connection.send_command(*args)
     await wait_for_replicas(connection, wanted=wanted, timeout_s=CONTROL_WAIT_S)
@@ -74,7 +74,7 @@ async def examine(connection: Sender) -> list[Finding]:
     except StoreMisused as error:
         return [Finding(Level.WARNING, "replicas", f"the server may not be asked about them: {error}")]
     if not found.replicas:
-        return [Finding(Level.ERROR, "replicas", "none follows the primary, so that nothing can take over; add one")]
+        return [Finding(Level.ERROR, "replicas", "none follows the primary, so nothing can take over; add one")]
     guard = Finding(Level.OK, "min-replicas", "the primary refuses writes that no replica would get")
     if not found.guarded:
         guard = Finding(Level.WARNING, "min-replicas", UNGUARDED)
@@ -86,4 +86,4 @@ def _read(info: bytes) -> Replication:
     following = sum(
         "state=online" in stated.split(",") for name, stated in fields.items() if name.removeprefix("slave").isdigit()
     )
-    return Replication(following, guarded="min_slaves_good_slaves" in fields)  # which is there where it is set
+    return Replication(following, guarded="min_slaves_good_slaves" in fields)  # which is there if it is set

@@ -2,7 +2,7 @@
 
 A failover begins with a replica that is made a primary; the sentinel that made it names it once it has seen that, and
 the others when they have heard of it. For some seconds there are two, and the former one goes on acknowledging what
-nobody will keep.
+will be lost.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ CHANNELS = (b"+switch-master", b"+slave", b"-sdown")
 # What a sentinel says of a replica that is not to be read.
 UNUSABLE = {"s_down", "o_down", "disconnected"}
 
-# For how long a replica may say that it is a primary before the sentinels do, and the pause before they are asked anew.
-# Where they never do, the sentinel that had begun a failover is gone, and the others make it a replica again.
+# For how long a replica may say that it is a primary before the sentinels do, and the pause before they are asked
+# again. If they never do, the sentinel that had begun a failover is gone, and the others make it a replica again.
 SETTLE_S, SETTLE_PAUSE_S = 10.0, 0.1
 
 # Of how many replies the quickest is taken for the latency of a server.
@@ -53,7 +53,7 @@ class State(NamedTuple):
 
 
 class Sentinels:
-    """Knows where the primary is, and has those leave it who are connected to one that is none any more.
+    """Knows where the primary is, and closes connections to one that is not the primary any more.
 
     It lives as long as its store. Whoever wants to connect has the sentinels asked, at most once at a time: all of
     them, and the answer of the latest failover counts as soon as most have answered. Each is listened to as well.
@@ -75,7 +75,7 @@ class Sentinels:
         self._reconnectors.add(reconnector)
 
     async def resolve(self) -> Address:
-        """Return where the primary is now; StoreUnavailable where no sentinel says."""
+        """Return where the primary is now; StoreUnavailable if no sentinel says."""
         return self._primary(await self.state())
 
     async def state(self, *, of_all: bool = False) -> State:
@@ -181,7 +181,7 @@ class Sentinels:
         if not states:
             raise StoreUnavailable(f"no sentinel of {self._shown} says where its primary is: {'; '.join(errors)}")
         if of_all and len(errors) >= len(states):
-            sentence = f"most sentinels of {self._shown} do not say where its primary is, so that it may be another"
+            sentence = f"most sentinels of {self._shown} do not say where its primary is, so it may be another"
             raise StoreUnavailable(f"{sentence}: {'; '.join(errors)}")
         self._state = max(states)
         if before is not None and before.primary != self._state.primary:
@@ -253,7 +253,7 @@ class Sentinels:
 
 
 class Replicas:
-    """Knows a replica to read from, drawn anew for each connection, or the server that is nearest; see `Resolver`."""
+    """Knows a replica to read from, drawn again for each connection, or the server that is nearest; see `Resolver`."""
 
     def __init__(self, sentinels: Sentinels, *, nearest: bool) -> None:
         """Take whether the *nearest* server is wanted, the primary included, rather than any replica."""
@@ -267,7 +267,7 @@ class Replicas:
         self._reconnectors.add(reconnector)
 
     async def resolve(self) -> Address:
-        """Measure all that can be used, and return one; StoreUnavailable where there is none."""
+        """Measure all that can be used, and return one; StoreUnavailable if there is none."""
         self._measured = self._places(await self._sentinels.state())
         servers = [self._sentinels.server(place) for place in self._measured]
         measured = await asyncio.gather(*(_latency_s(server) for server in servers))
@@ -279,7 +279,7 @@ class Replicas:
         return random.choice(answering)[1]  # noqa: S311 -- spreads readers, guards nothing
 
     def consider(self, state: State) -> None:
-        """Have one chosen anew where there are more to choose from; reads under way go to the primary."""
+        """Have one chosen again if there are more to choose from; reads under way go to the primary."""
         if not self._places(state) <= self._measured:
             for reconnector in tuple(self._reconnectors):
                 reconnector.leave("there are other replicas to choose from")
@@ -289,7 +289,7 @@ class Replicas:
 
 
 async def _latency_s(server: Address) -> float | None:
-    """Return how long a server takes to reply; None where it does not, or not with what it holds."""
+    """Return how long a server takes to reply; None if it does not, or not with what it holds."""
     taken = list[float]()
     try:
         async with connected(server, TIMEOUT_S) as connection:
@@ -303,7 +303,7 @@ async def _latency_s(server: Address) -> float | None:
 
 
 async def _role(server: Address) -> str | None:
-    """Return what a server says that it is; None where it does not answer."""
+    """Return what a server says that it is; None if it does not answer."""
     try:
         async with connected(server, TIMEOUT_S) as connection:
             return role_of(await connection.send_command(b"HELLO", 2))
@@ -312,10 +312,10 @@ async def _role(server: Address) -> str | None:
 
 
 def _fields(reply: Sequence[bytes]) -> dict[str, str]:
-    """Understand names and values in turn."""
+    """Understand names and values by turns."""
     return {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
 
 
 def _linked(replicas: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
-    """Return those that are connected to their primary; all where none is, as when that has died."""
+    """Return those that are connected to their primary; all if none is, as when that has died."""
     return [fields for fields in replicas if fields.get("master-link-status") == "ok"] or replicas

@@ -1,6 +1,6 @@
 """The states of a release in Redis, `draft:WRITER` or `sealed`, and the scripts that change them.
 
-A script is one step on the server. Where there may be something to replace, each deletes before it sets: a script that
+A script is one step on the server. If there may be something to replace, each deletes before it sets: a script that
 has written is not stopped by `maxmemory`, and deleting counts as writing. A full server must still be able to give a
 draft up, or nothing would free its memory.
 """

@@ -2,7 +2,7 @@
 
 A single server is a cluster of one node. A release lies in buckets, each in one slot of a cluster and with a state of
 its own. All that belongs to the whole release lies in the first bucket's slot. What one server does in one step has an
-order in a cluster, where nothing changes two slots at once:
+order in a cluster, if nothing changes two slots at once:
 
 create    the inventory names the incarnation; the first step is claimed, which decides who writes; then the others,
           each from the state that was read of it before the first was seen to be still ours. A writer that was
@@ -64,7 +64,7 @@ RETRY_FOR_S, CLUSTER_RETRY_FOR_S = 10.0, 30.0
 class RedisStore(Advised, Examined, Polled, Rebuildable, RoomChecked):
     """One deployment in one database of a server, or in a cluster; an instance belongs to one event loop and process.
 
-    Lookups, control and writing have a connection each to every server, so that none waits behind another, opened when
+    Lookups, control and writing have a connection each to every server, so none waits behind another, opened when
     it is needed. All are to primaries; lookups of a server behind sentinels may have another one, to a replica.
     """
 
@@ -190,7 +190,7 @@ class RedisStore(Advised, Examined, Polled, Rebuildable, RoomChecked):
         if before == SEALED:
             raise sealed(draft)
         await self._claim_others(draft)
-        await self._inventory.add(draft)  # once more: an erase of the incarnation may have taken it off meanwhile
+        await self._inventory.add(draft)  # once more: an erase of the incarnation may have taken it off in between
         if before is None:
             self._batches.forget(draft)
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 # When a node that does not say who serves what is given up.
 TIMEOUT_S = 1.0
 
-# The first and the longest pause before the nodes are asked again who serves what, jitter included, so that the workers
+# The first and the longest pause before the nodes are asked again who serves what, jitter included, so the workers
 # of a site do not ask all at once; and after how long without a reason to ask the first pause is that again.
 PAUSES_S = (0.1, 1.0)
 CALM_S = 5.0
@@ -161,7 +161,7 @@ class Topology:
         return self._layout.replicas.get(primary, frozenset())
 
     def owner(self, slot: int) -> Endpoint | None:
-        """Return who serves a slot; None where nobody is known to, which is looked into."""
+        """Return which node serves a slot; None if none is known, which is looked into."""
         owner = self._layout.owners[slot]
         if owner is None:
             self.suspect()
@@ -172,7 +172,7 @@ class Topology:
         return self._cluster.at(*node)
 
     async def load(self) -> None:
-        """Wait until who serves what is known, as on the first call; raises StoreError where no node says it."""
+        """Wait until who serves what is known, as on the first call; raises StoreError if no node says it."""
         if self.version:
             return
         if self._refreshing is None:
@@ -194,7 +194,7 @@ class Topology:
         return target
 
     def suspect(self) -> None:
-        """Ask the nodes anew, soon, and in the background: something is not where it should be."""
+        """Ask the nodes again, soon, and in the background: something is not where it should be."""
         if self._refreshing is None:
             now = asyncio.get_running_loop().time()
             if now - self._asked_at > CALM_S:
@@ -259,7 +259,7 @@ class Topology:
         except StoreUnavailable as error:
             if "cluster support disabled" in str(error):
                 sentence = (
-                    f"{self.resolver(node).shown} is no node of a cluster; write redis:// in the place of its scheme"
+                    f"{self.resolver(node).shown} is not a node of a cluster; write redis:// in the place of its scheme"
                 )
                 raise StoreMisused(sentence) from error
             raise

@@ -67,7 +67,7 @@ class Address:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     certified_as: str | None = None
-    """The name that its certificate must have, where that is not the host."""
+    """The name that its certificate must have, if that is not the host."""
 
     role: Role | None = None
     """What the server must be, or else it is not the one that is wanted; None for whatever it is."""
@@ -137,7 +137,7 @@ class ClusterAddress:
         """Return the address of one node.
 
         Nodes know each other by numbers as a rule, and the certificates of a managed service have names only: a node
-        that is no seed, and is known by a number, may be certified under the name of the first seed that has one.
+        that is not a seed, and is known by a number, may be certified under the name of the first seed that has one.
         """
         name = None
         if _is_ip(host) and (host, port) not in self.seeds:
@@ -265,11 +265,11 @@ def _is_ip(host: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _ssl_context(ca: str | None, _changed_at: int) -> SSLContext:
-    """Return redis-py's own context; made but once, for 20 ms of CPU in which nobody else is served."""
+    """Return redis-py's own context; made only once, because it takes 20 ms of CPU in which no request is served."""
     return SSLConnection(ssl_ca_certs=ca).ssl_context.get()
 
 
 def _number(text: str, shown: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text):
-        raise StoreMisused(f"{text!r} is no number of a database; write {shown} with one, as in redis://HOST:6379/0")
+        raise StoreMisused(f"{text!r} is not a number of a database; write {shown} with one, as in redis://HOST:6379/0")
     return int(text)

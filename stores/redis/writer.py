@@ -1,7 +1,7 @@
 """How rows of a draft are written: batch by batch, each tried again while a server is away.
 
-On one server a batch is one transaction. In a cluster, where nothing changes two slots at once, its keys are listed
-first, so that an erase finds them; then its rows are written, bucket by bucket, if that has our state; and once a
+On one server a batch is one transaction. In a cluster, if nothing changes two slots at once, its keys are listed
+first, so an erase finds them; then its rows are written, bucket by bucket, if that has our state; and once a
 replica has them, the part's resume point moves on.
 """
 
@@ -27,8 +27,8 @@ T = TypeVar("T")
 # How much one server is sent at once; ten thousand rows are slower, and keep readers waiting for 10 ms.
 MAX_ROWS, MAX_BYTES = 500, 1 << 20
 
-# The share of time that writing may take. At 2,000 reads a second beside it on two cores: 200,000 rows a second and a
-# p99 of 0.7 ms; with all of the time, 340,000 and 1 to 3 ms; without a publish, 0.14 ms.
+# The share of time that writing may take. With 2,000 reads a second at the same time on two cores: 200,000 rows a
+# second and a p99 of 0.7 ms; with all of the time, 340,000 and 1 to 3 ms; without a publish, 0.14 ms.
 WRITING_SHARE = 0.5
 
 # The pause before a step is tried again because a server is away.
@@ -174,7 +174,7 @@ class Transactions:
         self._points.pop(draft.incarnation, None)
 
     async def write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
-        """See `Batches`; tried again if the state changed meanwhile."""
+        """See `Batches`; tried again if the state changed."""
         keys, packed = self._keys.release(draft), _packed(batch)
         pairs = list[str | bytes]()
         for name, row in zip(keys.rows([row.key for row in batch]), batch, strict=True):
@@ -286,7 +286,7 @@ class Scripts:
         return states
 
     async def _replicate(self, node: Endpoint) -> None:
-        """Wait until a replica has what this store wrote to a node, where it has any that keeps up."""
+        """Wait until a replica has what this store wrote to a node, if it has any that keeps up."""
         if node in self._alone:
             return
         connection = await self._nodes.at(node).connection()

@@ -252,7 +252,7 @@ def test_a_canary_is_promoted_aborted_or_ends_with_the_live_release() -> None:
 
 
 def test_while_a_canary_runs_no_other_release_goes_live_but_by_a_rollback() -> None:
-    with pytest.raises(ReleaseConflict, match=r"is the canary, of 5 %, so that .* stays superseded; promote or abort"):
+    with pytest.raises(ReleaseConflict, match=r"is the canary, of 5 %, so .* stays superseded; promote or abort"):
         changes.activate(with_canary(), A)
     assert changes.activate(with_canary(), B) == with_canary(), "it is live already"
     assert changes.activate(with_canary(), C).live == C, "the canary itself may go live"

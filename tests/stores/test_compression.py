@@ -187,7 +187,7 @@ def test_what_no_reader_would_open_is_not_published(dictionary: bytes | None) ->
 @pytest.mark.parametrize("key", ["user:1", "item:1", "popular:"])
 @pytest.mark.parametrize("value", [b"", b"000", a_list("a"), a_list("a", "b")])
 def test_what_is_no_body_is_not_published(key: str, value: bytes, dictionary: bytes | None) -> None:
-    with pytest.raises(StoreMisused, match=f"the value of '{key}' is no body"):
+    with pytest.raises(StoreMisused, match=f"the value of '{key}' is not a body"):
         Encoder(CHECKSUM, dictionary).rows([Row("user:0", body_of(b"")), Row(key, value)])
 
 

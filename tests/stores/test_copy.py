@@ -157,7 +157,7 @@ async def test_resuming_with_other_rows_commits_nothing(clock: FakeClock) -> Non
 async def test_only_a_draft_can_be_resumed(clock: FakeClock) -> None:
     store = Watched(clock)
     live = await publish(store)
-    with pytest.raises(ReleaseConflict, match="no draft any more"):
+    with pytest.raises(ReleaseConflict, match="not a draft any more"):
         await life.publish(store, resume=live, batches=batches(ROWS, 100), plan=Plan(1, 1), about={})
     with pytest.raises(ReleaseNotFound):
         await life.publish(store, resume=ReleaseId("nothing"), batches=batches(ROWS, 100), plan=Plan(1, 1), about={})
@@ -292,7 +292,7 @@ async def test_a_sample_reads_random_users_and_finds_what_is_no_list(clock: Fake
     stored = store._find(ref).rows
     for damaged in (b"{", b'{"no":"id"}', b"7"):
         stored["user:00007"] = Checksum(release).seal("user:00007", b"0000" + damaged)
-        with pytest.raises(ReleaseCorrupt, match="'user:00007' is no list"):
+        with pytest.raises(ReleaseCorrupt, match="'user:00007' is not a list"):
             await sample(store, ref, 10_000)
 
 

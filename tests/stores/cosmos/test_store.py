@@ -226,7 +226,7 @@ def test_readers_are_warned_of_what_they_could_run_into() -> None:
         (short,) = await account.store(ru=1000).warnings()
         assert "has 400 RU/s, and ru= of cosmos+http://here:1/d asks for 1,000" in short
         (split,) = await account.store(max_ru=20_000).warnings()
-        assert "4 partitions for good, so that one key can be read at 100 RU/s at most" in split
+        assert "4 partitions for good, so one key can be read at 100 RU/s at most" in split
 
     with_simulation(work)
 

@@ -153,7 +153,7 @@ def test_a_row_whose_answer_was_lost_is_compared_and_other_bytes_are_a_conflict(
         await store.put(FIRST, [Row("user:new", b"")])
         assert account.answers(200, "read item") - reads == 1, "of the state: rows are read only where they are there"
         await store.put(FIRST, ROWS[50:60])
-        with pytest.raises(ReleaseConflict, match="another writer, or other lists, wrote it; publish anew"):
+        with pytest.raises(ReleaseConflict, match="another writer, or other lists, wrote it; publish again"):
             await store.put(FIRST, [Row(ROWS[7].key, b"other")])
         await store.seal(FIRST)
         assert await scanned(account) == [*ROWS, Row("user:new", b"")]

@@ -196,7 +196,7 @@ async def found_whole(folder: Path) -> tuple[LmdbStore, Path]:
 async def test_a_key_that_is_no_text_is_damage_also_between_two_looks_at_the_sums(tmp_path: Path) -> None:
     store, path = await found_whole(tmp_path)
     flip(path, path.read_bytes().index(b"user:000500") + 5, 0xCF)
-    with pytest.raises(ReleaseCorrupt, match=r"its key b'user:\\xff00500' is no text"):
+    with pytest.raises(ReleaseCorrupt, match=r"its key b'user:\\xff00500' is not text"):
         async for _ in store.scan(RELEASE):
             pass
     await store.close()

@@ -220,7 +220,7 @@ async def test_a_seed_that_is_gone_is_passed_over_and_none_at_all_is_a_sentence(
 
 async def test_one_server_given_as_a_cluster_is_a_sentence(redis_server: RedisServer) -> None:
     store = connect(f"redis+cluster://127.0.0.1:{redis_server.port}/")
-    with pytest.raises(StoreMisused, match="is no node of a cluster; write redis://"):
+    with pytest.raises(StoreMisused, match="is not a node of a cluster; write redis://"):
         await store.catalogue()
     await store.close()
 
