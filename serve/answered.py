@@ -30,7 +30,7 @@ class Answered(NamedTuple):
     status: int
     took_s: float
     size: int | None
-    """Of the body, in bytes; None where that is not known beforehand."""
+    """Of the body, in bytes; None if that is not known beforehand."""
 
     request_id: str
     client: str | None

@@ -33,7 +33,7 @@ class Breaker:
         return self._retry_at is not None
 
     def allows(self) -> bool:
-        """Return whether a request may go out; whoever gets True must report `succeeded` or `failed`."""
+        """Return whether a request may go out; a caller that gets True must report `succeeded` or `failed`."""
         if self._retry_at is None:
             return True
         if self._probing or self._clock() < self._retry_at:

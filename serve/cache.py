@@ -1,6 +1,6 @@
 """A cache of the lists of a remote store's live release, bounded in bytes.
 
-A release never changes, so that its lists need no expiry: the release that follows it begins with an empty cache. That
+A release never changes, so its lists need no expiry: the release that follows it begins with an empty cache. That
 a key has no list is believed for ABSENT_S only, as a replica may be behind, or the list be repaired.
 """
 
@@ -11,7 +11,7 @@ from stores.store import Slot
 
 # How long a key counts as absent.
 ABSENT_S = 10.0
-# What an entry takes beside its key's and its value's text: two objects, and their places in a dict.
+# What an entry takes besides its key's and its value's text: two objects, and their places in a dict.
 ENTRY_BYTES = 150
 # Lists are dropped by half of a shard at once, and a shard is emptied when it is first written to after a flip: with so
 # many shards, 0.3 µs for each list make pauses of a millisecond at most.
@@ -29,7 +29,7 @@ class _Shard:
     def __init__(self) -> None:
         self.flip = 0
         self.younger = dict[str, bytes | float]()
-        """A list by its key; the time until which it counts as absent where there is none."""
+        """A list by its key; the time until which it counts as absent if there is none."""
         self.older = dict[str, bytes | float]()
         self.bytes = self.older_bytes = 0
 
@@ -45,7 +45,7 @@ class _Shard:
         self.bytes += size
 
     def pop(self, key: str) -> bytes | float | None:
-        """Remove an entry and return it; None where there is none."""
+        """Remove an entry and return it; None if there is none."""
         if (value := self.older.pop(key, None)) is not None:
             self.older_bytes -= _size(key, value)
         elif (value := self.younger.pop(key, None)) is not None:
@@ -83,9 +83,9 @@ class Cache:
         return sum(shard.bytes + shard.older_bytes for shard in self._shards)
 
     def get(self, release: object, key: str) -> Slot:
-        """Return the list of *key* in *release*, which is the one that is served; NOT_CACHED where it is to be read.
+        """Return the list of *key* in *release*, which is the one that is served; NOT_CACHED if it is to be read.
 
-        Releases are compared by identity: the same one, loaded anew, may have other lists.
+        Releases are compared by identity: the same one, loaded again, may have other lists.
         """
         if release is not self._release:
             self._release = release

@@ -23,8 +23,8 @@ from stores.errors import StoreMisused
 from stores.keys import ITEM, USER, check_id
 
 MAX_BYTES = 16 << 20
-# After how many lines a reader pauses; and for how long a thread beside the loop does, so that requests seldom wait for
-# the lock of the interpreter.
+# After how many lines a reader pauses; and for how long a thread other than the loop's does, so requests seldom wait
+# for the lock of the interpreter.
 LINES_AT_ONCE, TURN_S = 64, 2e-4
 
 
@@ -95,7 +95,7 @@ class DenyList:
 
 
 def pause_beside_loop() -> None:
-    """Let a loop have its turn, if this is a thread beside it."""
+    """Let a loop have its turn, if this is another thread."""
     if threading.current_thread() is not threading.main_thread():
         time.sleep(TURN_S)
 

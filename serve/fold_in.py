@@ -1,8 +1,8 @@
-"""Folding in: lists on the spot for visitors whom no release knows, out of the live release's item factors.
+"""Folding in: lists on the spot for visitors who are in no release, out of the live release's item factors.
 
-The factors are read with the release that they are of, before it is served, so that no answer mixes two. They are in
-memory once for all tiers that serve the same release. Lists are computed in a thread beside the loop, which goes on
-meanwhile; a visitor who would have to wait for too many others is refused.
+The factors are read with the release that they are of, before it is served, so no answer mixes two. They are in
+memory once for all tiers that serve the same release. Lists are computed in a thread, and the loop goes on
+with its work; a visitor who would have to wait for too many others is refused.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # The most that one release's factors may take in each worker; those of a million items of 128 factors do.
 MAX_BYTES = 512 << 20
-# How many pieces are read at once, so that no other read of the store has to wait for long.
+# How many pieces are read at once, so no other read of the store has to wait for long.
 PIECES_AT_ONCE = 16
 # How many visitors wait for the thread at most: with 5 ms for each, longer than anybody should.
 MOST_WAITING = 16
@@ -41,14 +41,14 @@ ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Loaded(NamedTuple):
-    """What came of loading: the factors, None where there are none to use, and the keys that were found damaged."""
+    """What came of loading: the factors, None if there are none to use, and the keys that were found damaged."""
 
     factors: "ItemFactors | None" = None
     damaged: tuple[str, ...] = ()
 
 
 def load_numpy() -> None:
-    """Load numpy, with one thread for its linear algebra; StoreMisused, with the extra's name, where it is missing."""
+    """Load numpy, with one thread for its linear algebra; StoreMisused, with the extra's name, if it is missing."""
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
     with extra_installed("fold-in"):
@@ -59,7 +59,7 @@ class FoldIn:
     """Loads the factors of releases, and computes lists from them in a thread; lives as long as its reader."""
 
     def __init__(self) -> None:
-        """Load numpy; raises StoreMisused where it is not installed."""
+        """Load numpy; raises StoreMisused if it is not installed."""
         load_numpy()
         self._loaded: WeakValueDictionary[str, ItemFactors] = WeakValueDictionary()
         """By the digest of their release's rows, for copies of it."""
@@ -73,7 +73,7 @@ class FoldIn:
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> Loaded:
         """Read the factors of a release; raises StoreError where the store cannot be read.
 
-        Damage costs the release its factors, and nothing else.
+        Damage costs the release only its factors.
         """
         known = self._loaded.get(manifest.digest)
         if known is not None:
@@ -109,13 +109,13 @@ class FoldIn:
                     if isinstance(value, ReleaseCorrupt):
                         raise value
                     factors.add(*read_piece(check(key, value)[OFFSET_BYTES:], description.factors))
-                await asyncio.sleep(0)  # requests are answered meanwhile, also where the store waits for nothing
+                await asyncio.sleep(0)  # requests are answered in between, even if the store never waits
             factors.check_whole()
         except (ReleaseCorrupt, ValueError) as error:
             log.warning("release %s has no item factors that can be used: %s", release.id, error)
             return Loaded(damaged=(key,))
         await asyncio.to_thread(factors.finish)
-        return Loaded(self._loaded.setdefault(manifest.digest, factors))  # another tier may have loaded them meanwhile
+        return Loaded(self._loaded.setdefault(manifest.digest, factors))  # another tier may have loaded them since
 
     async def recommend(
         self,

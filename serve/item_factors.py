@@ -16,7 +16,7 @@ from stores.factors import Description, Entry
 
 # As published lists have them.
 DECIMALS = 6
-# How many rows are converted at once, which bounds the memory that it takes beside the factors.
+# How many rows are converted at once, which bounds the memory that it takes besides the factors.
 ROWS_AT_ONCE = 4096
 # How many of the best are looked at first, and how many times as many next if too few of them may be in the list.
 FIRST_DEPTH, DEEPER = 64, 8
@@ -80,7 +80,7 @@ class ItemFactors:
     def recommend(
         self, basket: dict[int, float], n: int, denied: Container[bytes] = (), excluded: Collection[bytes] = ()
     ) -> list[Item]:
-        """Return the best *n* items for a basket of `known` items: none of it, and none that is *denied* or *excluded*.
+        """Return the best *n* items for a basket of `known` items: none of it, *denied* or *excluded*.
 
         These are ids by `encode_id`. Takes some milliseconds, in most of which other threads run, and longer once for
         each deny-list, as all items are looked up in it.

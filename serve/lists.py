@@ -26,7 +26,7 @@ class Recommendations:
 
     items: list[Item]
     source: str
-    """`personal`, `similar`, `fold-in`, or `popular` where there was no list of the user's or item's own."""
+    """`personal`, `similar`, `fold-in`, or `popular` if the user or item has no list of its own."""
 
     release: str
     tier: str
@@ -81,8 +81,8 @@ class Lists:
     ) -> Recommendations:
         """Return a list for a visitor who has *items*, given with their weights or without, as training knows these.
 
-        Where none of them is known, the popular list. Takes some milliseconds in a thread. Raises FoldInUnavailable
-        unless lists were opened with `fold_in=True` and the release has item factors, and StoreThrottled where too many
+        If none of them is known, the popular list. Takes some milliseconds in a thread. Raises FoldInUnavailable
+        unless lists were opened with `fold_in=True` and the release has item factors, and StoreThrottled if too many
         wait for the thread.
         """
         _check_n(n)
@@ -118,7 +118,7 @@ def open_lists(
     *budget_s* is what one call may spend on reads. *deny_list* is the file of the items that no list shows, and of the
     users who are answered as unknown; it is read now, and again when it changes. *fold_in* keeps the item factors of
     what is live in memory. Use it as `async with hotplate.open(url) as lists:`, which raises NotReady, and says what is
-    wrong, where no store has a live release within *timeout_s*. Raises StoreMisused for what is not the URL of a store,
+    wrong, if no store has a live release within *timeout_s*. Raises StoreMisused for what is not the URL of a store,
     or no deny-list, and to *fold_in* where numpy is not installed.
     """
     if not urls:

@@ -24,7 +24,7 @@ Waiter = TypeVar("Waiter")
 
 Origin = tuple[Tier, ServedRelease]
 # Hands those who wait for a key what was read of it: a list, and the tier and release that it is of; None for a list
-# where that release has none; None for both where no tier could be read.
+# if that release has none; None for both if no tier could be read.
 Settle = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
 
 
@@ -61,8 +61,8 @@ class _Batch(Generic[Waiter]):
 class Lookups(Generic[Waiter]):
     """Reads keys for those who wait for them; lives as long as its reader, on one loop.
 
-    The first tier to return a list in its share of the budget wins, and its lists are handed out at once. What failed
-    in one tier is read in the next; after a tier that has no such list only those with another release are read.
+    The first tier to return a list in its share of the budget wins, and its lists are handed out at once. A key that
+    failed in one tier is read in the next; after a tier that has no such list only those with another release are read.
     """
 
     def __init__(self, tiers: Sequence[Tier], budget_s: float, settle: Settle[Waiter]) -> None:
@@ -70,7 +70,7 @@ class Lookups(Generic[Waiter]):
         self._budget_s = budget_s
         self._settle = settle
         self._turn = list[str]()
-        """The keys of this turn that nobody waited for."""
+        """The keys of this turn that have no waiter yet."""
 
         self._turn_spans: dict[str, list[RequestSpan]] | None = None
         """The sampled requests of this turn, by key."""
@@ -102,7 +102,7 @@ class Lookups(Generic[Waiter]):
             self._turn_spans.setdefault(key, []).extend(spans)
 
     async def read(self, key: str, waiter: Waiter, deadline: Deadline) -> None:
-        """Read one key by itself, for a caller with a deadline of its own, and settle its waiter."""
+        """Read one key alone, for a caller with a deadline of its own, and settle its waiter."""
         await self._read(_Batch({key: [waiter]}, deadline), [key], 0)
 
     async def close(self) -> None:
@@ -134,7 +134,7 @@ class Lookups(Generic[Waiter]):
         try:
             for place in range(index, len(self._tiers)):
                 tier = self._tiers[place]
-                if place:  # whether the first has it at hand was seen before it came here
+                if place:  # the first was asked for it before it came here
                     keys = self._take_at_hand(batch, keys, tier)
                 if len(keys) > tier.keys_a_call:
                     self._start(batch, keys, place)

@@ -25,7 +25,7 @@ CODES = (
     "200", "204", "304", "400", "401", "403", "404", "405", "406", "408", "411", "413", "414", "415", "429", "431",
     "499", "500", "503", "504", "505", OTHER,
 )  # fmt: skip
-# Why work or a connection is refused or cut before it is done, so that the rest is done in time.
+# Why work or a connection is refused or cut before it is done, so the rest is done in time.
 SHED = (
     "connections", "address", "client", "bytes", "slow_header", "large_header", "slow_body",
     "slow_reader", "batch_delay", "deadline", "gone", "fold_in",
@@ -47,7 +47,7 @@ EVENT_ROLES: tuple[Role, ...] = (*ROLES, OTHER_RELEASE)
 THROTTLED = "throttled"
 # Of what a response is charged; a read of a list is 1 to 3.
 BUCKETS_RU = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
-# How an attempt of a store can fail, beside being throttled; a word that is none of these counts as the last.
+# How an attempt of a store can fail, besides being throttled; any other word counts as the last.
 FAILURES = (
     "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused", OTHER,
 )  # fmt: skip
@@ -129,7 +129,7 @@ class Metrics:
         self.observe(self.store[tier, operation, outcome], seconds)
 
     def observe(self, cell: int, seconds: float) -> None:
-        """Count a time in the histogram that begins at *cell*; by itself for callers who look that up once."""
+        """Count a time in the histogram that begins at *cell*; alone, for callers who look that up once."""
         own = self._own
         own[cell + bisect_left(BUCKETS_S, seconds)] += 1
         own[cell + HISTOGRAM_CELLS - 1] += seconds
@@ -143,7 +143,7 @@ class Metrics:
         self._own[self.cached[tier, outcome]] += lists
 
     def count_canary(self, tier: str, role: Role, outcome: str, lists: int = 1) -> None:
-        """Count users' lists while a tier has a canary: of that, or of the live release beside it."""
+        """Count users' lists while a tier has a canary: of that, or of the live release."""
         self._own[self.canary[tier, role, outcome]] += lists
 
     def count_attempt(self, tier: str, what: str) -> None:
@@ -162,7 +162,7 @@ class Metrics:
         self._own[self.spans[outcome]] += spans
 
     def count_dropped_lines(self, lines: int) -> None:
-        """Count lines of the log that were dropped because nobody read them."""
+        """Count lines of the log that were dropped because they were not read in time."""
         self._own[self.dropped_lines] += lines
 
     def count_corrupt(self, tier: str) -> None:

@@ -43,7 +43,7 @@ NO_KEY = ""
 Status = Literal["ok", "unknown", "error"]
 
 
-# Until when the caller of the request at hand has its lists read, by `loop_time`. Few callers say it, and those who do
+# Until when the caller of the current request has its lists read, by `loop_time`. Few callers say it, and those who do
 # not shall pay nothing for it, as they would for an argument of every call down to here.
 _read_by = ContextVar("_read_by", default=inf)
 
@@ -63,7 +63,7 @@ class NotReady(StoreError):
 
 
 class FoldInUnavailable(StoreError):
-    """Nobody can be folded in: that is off, or the live release has no item factors; the text says which."""
+    """Visitors cannot be folded in: that is off, or the live release has no item factors; the text says which."""
 
 
 class EncodedList(NamedTuple):
@@ -173,7 +173,7 @@ class TieredReader:
 
     @property
     def first_served(self) -> tuple[str, ServedRelease] | None:
-        """The first tier that serves a release, and that; None where none does."""
+        """The first tier that serves a release, and that; None if none does."""
         return next(((tier.name, tier.follower.served) for tier in self.tiers if tier.follower.served), None)
 
     def release(self) -> ReleaseId:
@@ -181,10 +181,10 @@ class TieredReader:
         return self._first().served.id
 
     def at_hand(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
-        """Return the list of a row's *key* where that takes no wait, or the popular list where there surely is none.
+        """Return the list of a row's *key* if that takes no wait, or the popular list if there surely is none.
 
-        That is so where the store is in this process, and for a user who is denied. None where it takes a `request`;
-        then nothing is counted. *source* is what the list is to be called. Raises NotReady where no tier serves a
+        That is so where the store is in this process, and for a user who is denied. None if it takes a `request`;
+        then nothing is counted. *source* is what the list is to be called. Raises NotReady if no tier serves a
         release yet.
         """
         denied = self.deny_list.current.users
@@ -215,17 +215,17 @@ class TieredReader:
     def request(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
         """Read a row's *key* with all others of this turn of the loop, and call *deliver* once, in a later turn.
 
-        For what is not `at_hand`, which raises where nothing can be. What cannot be read is the popular list of
+        For what is not `at_hand`, which raises if nothing can be. What cannot be read is the popular list of
         *segment*, with the status `error`.
         """
         self._lookups.add(key, (source, segment, deliver))
 
     async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
-        """Read one user's list; where there is none, or the user is denied, the popular list of *segment*."""
+        """Read one user's list; if there is none, or the user is denied, the popular list of *segment*."""
         return await self._read_one(USER + user, "personal", segment)
 
     async def similar(self, item: str) -> EncodedList:
-        """Read the items that are like *item*; where there are none, the popular list."""
+        """Read the items that are like *item*; if there are none, the popular list."""
         return await self._read_one(ITEM + item, "similar", OVERALL)
 
     def popular(self, segment: str = OVERALL) -> EncodedList:
@@ -243,8 +243,8 @@ class TieredReader:
         """Compute a list of *n* items for a visitor by their *items* and the weights of these, None for the usual one.
 
         The weights of an item that is named twice are added up. The visitor's own items are left out, as are denied and
-        *excluded* ones. Where no item is known, or nothing is left, the popular list of *segment* is in its place.
-        Raises NotReady, FoldInUnavailable, and StoreThrottled where too many others are being folded in.
+        *excluded* ones. If no item is known, or nothing is left, the popular list of *segment* is in its place.
+        Raises NotReady, FoldInUnavailable, and StoreThrottled if too many others are being folded in.
         """
         tier, served, factors = self._factors()
         different = len({item for item, _ in items})
@@ -261,7 +261,7 @@ class TieredReader:
     def _factors(self) -> tuple[Tier, ServedRelease, "ItemFactors"]:
         """Return the first tier whose release has item factors, with these."""
         if self._fold_in is None:
-            raise FoldInUnavailable("this service folds nobody in; start it with --fold-in")
+            raise FoldInUnavailable("this service does not fold in; start it with --fold-in")
         for tier in self.tiers:
             served = tier.follower.served
             if served is not None and served.factors is not None:
@@ -280,7 +280,7 @@ class TieredReader:
         """Read the lists of many users, in order: the first tier that can be read answers for all, in one release.
 
         While that tier has a canary, there are two: each user's is the one of a single request. A user who is named
-        twice is read once, and one who is denied is not read. Where no tier can be read, all get the popular list of
+        twice is read once, and one who is denied is not read. If no tier can be read, all get the popular list of
         *segment*, or, with *must_read*, StoreUnavailable is raised: for callers that would rather come again.
         """
         denied = self.deny_list.current.users
@@ -308,7 +308,7 @@ class TieredReader:
             for group, read in results:
                 if isinstance(read, ReadResult):
                     found |= zip(group, self._lists(tier, read, group, segment), strict=True)
-                elif not isinstance(read, ReleaseCorrupt):  # that does not pass by itself: nobody need come again
+                elif not isinstance(read, ReleaseCorrupt):  # that does not pass: a retry would not help
                     failure = read
             if len(found) == len(keys):
                 break
@@ -449,7 +449,7 @@ def open_reader(
 
 
 def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
-    if not future.done():  # nobody waits any more where it is
+    if not future.done():  # if it is, the caller has given up
         future.set_result(found)
 
 

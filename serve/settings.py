@@ -74,8 +74,8 @@ class Settings:
     """What each worker keeps of the lists that it read from stores over a network; 0 for nothing."""
 
     drain_delay_s: float = 5.0
-    """How long a service that is stopped by SIGTERM goes on accepting while it says that it is not ready: until whoever
-    sends it requests has noticed."""
+    """How long a service that is stopped by SIGTERM goes on accepting while it says that it is not ready: until load
+    balancers have noticed."""
 
     drain_s: float = 10.0
     """How long a stopping worker goes on answering what it accepted."""
@@ -113,7 +113,7 @@ class Settings:
     """Whether the release that is served of a store of files is locked in memory."""
 
     keys: Path | None = None
-    """The file of clients and their keys; without one nobody is asked for any."""
+    """The file of clients and their keys; without one, no key is needed."""
 
     anonymous: bool = False
     """Whether callers without a key may read, wherever they come from."""
@@ -124,12 +124,12 @@ class Settings:
 
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
-    """Whose tokens are taken beside keys, and what they must be for."""
+    """The issuer whose tokens are accepted besides keys, and their audience."""
     deny_list: Path | None = None
     """The file of the items that no answer shows, and of the users who are answered as unknown."""
 
     fold_in: bool = False
-    """Whether item factors are loaded with each release, so that visitors get lists on the spot."""
+    """Whether item factors are loaded with each release, so visitors get lists on the spot."""
     events: Path | None = None
     """The folder that each worker writes events to; None to take none."""
 

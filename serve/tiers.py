@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # How many keys of a store in this process are read before other requests get their turn: half a millisecond.
 KEYS_AT_ONCE = 256
-# The share of its time after which a store that reads key by key gives up what is missing, so that the rest is in time.
+# The share of its time after which a store that reads key by key gives up what is missing, so the rest is in time.
 STORE_SHARE = 0.9
 # A circuit that opens time and again, as that of a store with too little throughput does, is logged no more often.
 LOG_EVERY_S = 60.0
@@ -34,7 +34,7 @@ _UNREADABLE = StoreError("the value cannot be read")
 
 
 def loop_time() -> float:
-    """Return the time of the running loop's clock: all deadlines and pauses are by it, so that tests can hold it."""
+    """Return the time of the running loop's clock: all deadlines and pauses are by it, so tests can hold it."""
     return asyncio.get_running_loop().time()
 
 
@@ -113,7 +113,7 @@ class Tier:
 
     @property
     def cache_bytes(self) -> int | None:
-        """How much of the store is in the cache; None where there is no cache."""
+        """How much of the store is in the cache; None if there is no cache."""
         if self._cache is None:
             return None
         return self._cache.bytes + (0 if self._canary_cache is None else self._canary_cache.bytes)
@@ -123,7 +123,7 @@ class Tier:
         await self._reader.close()
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key at once, of a store in this process or out of the cache; a StoreError where it takes a `read`.
+        """Read one key at once, of a store in this process or out of the cache; a StoreError if it takes a `read`.
 
         That says what is wrong with a key that is damaged, and counts it.
         """
@@ -181,11 +181,11 @@ class Tier:
     async def read(
         self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
     ) -> ReadResult:
-        """Read *keys* in *served*, or, where that release is gone, in what these keys are read of now.
+        """Read *keys* in *served*, or, if that release is gone, in what these keys are read of now.
 
         Raises StoreError when nothing could be read in time, or when the circuit is open. A store in this process is
         not late but busy with us, so it has no deadline, unless its disk has to be waited for. *hurried*: the time is
-        less than a store may take, so that a failure says nothing of it. Raises ReleasesSplit where that is two.
+        less than a store may take, so a failure says nothing of it. Raises ReleasesSplit if that is two.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
@@ -287,7 +287,7 @@ class Tier:
                 values = [reader.get(served.ref, key) for key in some]
             except ReleaseNotFound:
                 raise
-            except Exception as error:  # noqa: BLE001 -- one of them cannot be read, so each is read by itself
+            except Exception as error:  # noqa: BLE001 -- one of them cannot be read, so each is read alone
                 each = [] if isinstance(error, NotInMemory) else [self._slot(reader, served, key) for key in some]
                 if not each or any(isinstance(slot, NotInMemory) for slot in each):
                     each = await self._read_batch(served, some, deadline)  # which waits for the disk
@@ -318,7 +318,7 @@ class Tier:
             return ReadResult(served, await read(served, keys, deadline))
 
     def _release_of(self, keys: Sequence[str], gone: ServedRelease) -> ServedRelease:
-        """Return what keys are read of in the place of what is gone; ReleasesSplit where that is two releases."""
+        """Return what keys are read of in the place of what is gone; ReleasesSplit if that is two releases."""
         groups = self.follower.grouped(keys)
         if len(groups) > 1:
             raise ReleasesSplit(f"release {gone.id} is gone, and there is a canary by now")
@@ -334,7 +334,7 @@ class Tier:
         return [slot for slots in read for slot in slots]
 
     async def _try_read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
-        """Read one batch of several: where nothing of it can be read, the others need not fail."""
+        """Read one batch of several: if nothing of it can be read, the others need not fail."""
         try:
             return await self._read_batch(served, keys, deadline)
         except ReleaseNotFound:

@@ -37,11 +37,11 @@ class WatchedFiles:
         self._read()()
 
     def poll(self) -> None:
-        """Look at the files, and put them into use where they have changed."""
+        """Look at the files, and put them into use if they have changed."""
         self.look()()
 
     def look(self, *, quiet: bool = False) -> Callable[[], None]:
-        """Load the files where they have changed, once they are no longer being written to.
+        """Load the files if they have changed, once they are no longer being written to.
 
         Returns what puts them into use. Neither this nor that raises: a version that cannot be used changes nothing. A
         worker is *quiet* about it, as its parent logs the same.

@@ -1,6 +1,6 @@
 """Who may send a request: from its headers to a client, its scopes, and what is left of its rate.
 
-A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so that the
+A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so the
 time of an answer says nothing of the keys that exist. One that was good is found without that from then on, by Python's
 own hash of text, which has another seed in each process and reveals nothing of a part of a key.
 """
@@ -55,7 +55,7 @@ class Tokens(Protocol):
     """Verifies tokens of somebody else's, as `serve.access.oidc.TokenVerifier` does."""
 
     async def caller(self, token: str, digest: bytes) -> Caller:
-        """Return who sent a token, known by its *digest*; raises a Problem if it is no good."""
+        """Return who sent a token, known by its *digest*; raises a Problem if it is not valid."""
         ...
 
 
@@ -78,7 +78,7 @@ class Guard:
         self._tokens = tokens
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
-        """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is no key."""
+        """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is not a key."""
         self.watched = [WatchedFiles([keys], partial(self._load, keys, SharedRates(workers)))] if keys else []
 
     def _load(self, keys: Path, rates: SharedRates) -> Callable[[], None]:
@@ -98,7 +98,7 @@ class Guard:
     async def admit(self, headers: Mapping[str, str], scope: str) -> Caller:
         """Return who sent a request for something that takes *scope*.
 
-        Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, 429 where the client's
+        Raises a Problem: 401 without a key or with an unknown one, 403 if it lacks the scope, 429 where the client's
         rate is used up.
         """
         found = self.caller(credential_of(headers))
@@ -170,13 +170,13 @@ def is_loopback(host: str) -> bool:
 
 
 def credential_of(headers: Mapping[str, str]) -> str | None:
-    """Return the key or token of a request; an `Authorization` of another scheme is none, but a proxy's perhaps."""
+    """Return the key or token of a request; an `Authorization` of another scheme is not one, but may be a proxy's."""
     key = headers.get(API_KEY)
     return key if key is not None else bearer(headers.get(AUTHORIZATION))
 
 
 def bearer(given: str | None) -> str | None:
-    """Return the key or token of an `Authorization`; None where it is of another scheme."""
+    """Return the key or token of an `Authorization`; None if it is of another scheme."""
     if given is None or given[: len(BEARER)].lower() != BEARER:
         return None
     return given[len(BEARER) :].strip()

@@ -1,9 +1,9 @@
-"""The file of clients and their keys: of each key it holds the SHA-256 only, so that whoever reads it can be nobody.
+"""The file of clients and their keys: of each key it holds only the SHA-256, so reading it makes no client.
 
     {"format": 1, "clients": [{"name": "web", "scopes": ["read"], "rate": 100.0,
                                "primary": {"sha256": "…", "created_at": 1790000000}, "secondary": null}]}
 
-A client has at most two keys at a time, so that it can change from one to the other without a pause. The file is
+A client has at most two keys at a time, so it can change from one to the other without a pause. The file is
 replaced as a whole, under a lock, and only its owner may read it.
 """
 
@@ -25,7 +25,7 @@ from stores.folders import flush, take_lock
 
 SCOPES = (READ, EVENTS, ADMIN) = "read", "events", "admin"
 FORMAT = 1
-# What a key begins with, so that people and secret scanners know one when they see it.
+# What a key begins with, so people and secret scanners know one when they see it.
 PREFIX = "hp_"
 KEY_BYTES = 32
 # How many clients one file may name.
@@ -132,7 +132,7 @@ class CreatedKey:
 
 
 def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
-    """Give the client *name* a key, a second one where it has one; a new client gets *scopes* and *rate* with it.
+    """Give the client *name* a key, a second one if it has one; a new client gets *scopes* and *rate* with it.
 
     Raises ServiceMisused for a name or a scope that cannot be, for a client with two keys, and for scopes or a rate
     that an existing client does not have.
@@ -140,7 +140,7 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
     if not NAME.fullmatch(name):
         raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
     if strange := set(scopes) - set(SCOPES):
-        raise ServiceMisused(f"{min(strange)!r} is no scope; there are {', '.join(SCOPES)}")
+        raise ServiceMisused(f"{min(strange)!r} is not a scope; there are {', '.join(SCOPES)}")
     key = PREFIX + urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
     stored = StoredKey(digest_of(key).hex(), int(time.time()))
     with _changing(path) as clients:
@@ -166,7 +166,7 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
 def revoke(path: Path, name: str, kind: str | None = None) -> Client | None:
     """Take back one key of a client, `primary` or `secondary`, or all that it has; return what is left of it.
 
-    A secondary key becomes the primary where that is revoked. Raises ServiceMisused where there is no such key.
+    A secondary key becomes the primary if that is revoked. Raises ServiceMisused if there is no such key.
     """
     with _changing(path) as clients:
         known = clients.pop(name, None)

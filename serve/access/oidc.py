@@ -29,7 +29,7 @@ SCOPE_CLAIMS = ("scp", "scope", "roles")
 # How far the issuer's clock may be from ours.
 LEEWAY_S = 30
 FETCH_S = 5.0
-# How often the issuer is asked for keys at most, whatever tokens come, and while there are none; how long they last.
+# How often the issuer is asked for keys at most, whatever tokens come, and while it has none; how long they last.
 REFRESH_S, RETRY_S, FRESH_S = 30.0, 5.0, 3600.0
 MAX_DOCUMENT_BYTES = 1 << 20
 # How many verified tokens are remembered.
@@ -107,7 +107,7 @@ class TokenVerifier:
             raise _refused("the token is not a valid one for this service") from None
 
     async def _key(self, identifier: str) -> "PyJWK":
-        """Return the issuer's key of this id, after a look at the issuer where it is not known, or not fresh."""
+        """Return the issuer's key of this id, after a look at the issuer if it is not known, or not fresh."""
         is_fresh = time.monotonic() < self._fetched_at + FRESH_S
         if identifier not in self._keys or not (is_fresh or self._fetching):
             if self._fetching is None and time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S):

@@ -3,7 +3,7 @@
 Each client with a rate has one bucket in memory that all workers share: a second's worth of tokens, one a request,
 filled again at the rate. A worker takes tokens for a few requests at a time, under a lock of the kernel's that is free
 again when its holder dies, and never waits for it: while a neighbour holds it, requests are admitted on credit, which
-the next taking pays. What all workers may hold is a fiftieth of a second's tokens, or one each, so that the rate holds
+the next taking pays. What all workers may hold is a fiftieth of a second's tokens, or one each, so the rate holds
 however unevenly the connections lie.
 """
 
@@ -61,7 +61,7 @@ class SharedRates:
         return {name: Bucket(self, cells[owners[name]], rate) for name, rate in rates.items()}
 
     def try_lock(self, cell: int) -> bool:
-        """Lock one cell against other processes; False where one of them holds it."""
+        """Lock one cell against other processes; False if one of them holds it."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, cell)
         except OSError:
@@ -88,7 +88,7 @@ class Bucket:
         self._refused_until = 0.0
 
     def take(self) -> float:
-        """Take a token for one request: 0 where there was one, else the seconds until there is."""
+        """Take a token for one request: 0 if there was one, else the seconds until there is."""
         if self._held > 0:
             self._held -= 1
             return 0.0

@@ -34,7 +34,7 @@ class Certificate:
         self.watched = WatchedFiles([certificate, key], self._load)
 
     def _load(self) -> Callable[[], None]:
-        """Read the files, and try them; both are read once, so that what was tried is what is used.
+        """Read the files, and try them; both are read once, so what was tried is what is used.
 
         A context must not change while a handshake begins with it: that is put off to the event loop's own thread.
         """
@@ -72,7 +72,7 @@ def certificate_of(settings: Settings) -> Certificate | None:
 def expiry(pem: bytes) -> float:
     """Return the Unix time at which the first of the certificates in a PEM file expires; it has one at least.
 
-    They are read as RFC 5280 has them, for the standard library shows the dates of a peer's certificate only.
+    They are read as RFC 5280 has them, because the standard library shows only the dates of a peer's certificate.
     """
     return min(_not_after(b64decode(content)) for _, content in _PEM.findall(pem))
 

@@ -1,7 +1,7 @@
 """When each client's key was last used, in memory that all processes of a service share; forgotten when it ends.
 
-A request only marks its client in its own process; once a second the marks become times, so that to know costs the path
-of a request a few nanoseconds, and nothing where nobody has a key.
+A request only marks its client in its own process; once a second the marks become times, so to know costs the path
+of a request a few nanoseconds, and nothing without keys.
 """
 
 import mmap
@@ -41,12 +41,12 @@ class LastUses:
                 self._times[cell] = now
 
     def of(self, name: str) -> float | None:
-        """Return when a client came last, as Unix time; None where it has not since the service started."""
+        """Return when a client came last, as Unix time; None if it has not since the service started."""
         cell = self._cell(name)
         return None if cell is None else self._times[cell] or None
 
     def _cell(self, name: str) -> int | None:
-        """Return a client's cell, which becomes its own where it had none; None where all are taken."""
+        """Return a client's cell, which becomes its own if it had none; None if all are taken."""
         owner = xxh3_64_intdigest(name.encode()) or 1
         for step in range(CELLS):
             cell = (owner + step) % CELLS

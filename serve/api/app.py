@@ -32,7 +32,7 @@ from serve.watched import following
 
 log = logging.getLogger(__name__)
 
-# Nobody was there to be answered; the code that proxies log for it.
+# The client has gone before the answer; proxies log this code for it.
 CLIENT_GONE = 499
 GIVEN_ID = istr("X-Request-Id")  # found faster than a str
 TRACEPARENT, TRACESTATE = istr("traceparent"), istr("tracestate")
@@ -41,7 +41,7 @@ USER_ROUTE = "/v1/recommendations/{user}"
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
 
-# Counts the connection of a request as one of its caller's. Raises Problem where there are too many.
+# Counts the connection of a request as one of its caller's. Raises Problem if there are too many.
 Claim = Callable[[web.BaseRequest, str], None]
 # Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
 Gate = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
@@ -103,7 +103,7 @@ class Routes:
 
 
 def handler_of(route: Route | None, method: str) -> Handler:
-    """Return the handler of *method*; raises a Problem where there is no such route or method."""
+    """Return the handler of *method*; raises a Problem if there is no such route or method."""
     if route is None:
         raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
     handler = route.methods.get("GET" if method == "HEAD" else method)
@@ -116,7 +116,7 @@ def handler_of(route: Route | None, method: str) -> Handler:
 def _refused(route: Route | None, error: Problem | NotReady | ClientGone) -> web.Response:
     """Answer with what ended a request, in the way of the route's callers."""
     if isinstance(error, ClientGone):
-        return web.Response(status=CLIENT_GONE)  # it reaches nobody
+        return web.Response(status=CLIENT_GONE)  # it is not sent
     problem = error if isinstance(error, Problem) else not_ready(str(error))
     return (refusal(problem) if route is not None and route.scoring else problem).response()
 
@@ -164,7 +164,7 @@ class Dispatcher:
         self.gate: Gate | None = None
         """What a POST has to pass before its handler; None where the application around the service has its own."""
         self.claim: Claim | None = None
-        """What the connection of a request with a key is counted by; None where there are no keys."""
+        """What the connection of a request with a key is counted by; None if there are no keys."""
         documents = Documents(takes_key=self.guard.reads_take_a_key, takes_events=events is not None)
         self._routes = Routes(self.handlers, Scoring(reader), documents, events)
         self.cors = Cors(cors_origins) if cors_origins else None
@@ -175,7 +175,7 @@ class Dispatcher:
         self.draining = self.handlers.draining = True
 
     def _work(self, route: Route | None, request: web.BaseRequest, raw_id: str, query: str) -> Awaitable[web.Response]:
-        """Have the handler do its work, behind the gate where there is one for it."""
+        """Have the handler do its work, behind the gate if there is one for it."""
         handler = handler_of(route, request.method)
         if self.gate is not None and request.method == "POST":
             return settled(self.gate(request, partial(handler, request, raw_id, query)))
@@ -237,13 +237,13 @@ class Dispatcher:
 
 
 def _begin(tracer: Tracer, request: web.BaseRequest) -> RequestSpan | None:
-    """Begin the span of a request; None where it is not sampled."""
+    """Begin the span of a request; None if it is not sampled."""
     headers = request.headers
     return tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
 
 
 async def _sampled(span: RequestSpan, answering: Coroutine[Any, Any, web.Response]) -> web.Response:
-    """Answer a request that is sampled, so that the calls of stores know."""
+    """Answer a request that is sampled, so the calls of stores know."""
     with working_for(span):
         return await answering
 
@@ -252,9 +252,9 @@ def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequ
     """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
 
     The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
-    handlers may use them meanwhile. As long as no release is served, requests get 503. Web pages of *cors_origins* may
-    call the routes; raises StoreMisused for what is no origin. Who may call, and how much at once, is the application's
-    own to say, as by a middleware: no key is asked for here, and nothing is shed.
+    handlers may use them until then. As long as no release is served, requests get 503. Web pages of *cors_origins* may
+    call the routes; raises StoreMisused for what is not an origin. Who may call, and how much at once, is the
+    application's own to say, as by a middleware: no key is asked for here, and nothing is shed.
     """
     lists.reader.warm = True
     watched = lists.reader.deny_list.watched

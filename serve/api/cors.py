@@ -23,11 +23,11 @@ class Cors:
         """Take origins as browsers send them, `https://shop.example`; raises StoreMisused for anything else."""
         for origin in origins:
             if not _is_origin(origin):
-                raise StoreMisused(f"{origin!r} is no origin; give scheme, host and port, as https://shop.example")
+                raise StoreMisused(f"{origin!r} is not an origin; give scheme, host and port, as https://shop.example")
         self._origins = frozenset(origins)
 
     def preflight(self, request: web.BaseRequest, methods: Iterable[str]) -> web.Response | None:
-        """Answer a browser that asks whether a page may send what it wants to; None if that is no such question."""
+        """Answer a browser that asks whether a page may send what it wants to; None for any other request."""
         if (
             request.method != hdrs.METH_OPTIONS
             or request.headers.get(hdrs.ORIGIN) not in self._origins
@@ -56,7 +56,7 @@ class Cors:
 def _is_origin(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        parts.port  # noqa: B018 -- raises where it is no number
+        parts.port  # noqa: B018 -- raises if it is not a number
     except ValueError:
         return False
     is_plain = parts.hostname is not None and text == f"{parts.scheme}://{parts.netloc}".lower()

@@ -1,6 +1,6 @@
 """The forms of an answer: which one the caller wants, and lists in JSON, CSV, msgpack and Arrow.
 
-A list is assembled as JSON, which it is stored in; every other form is made of that, so that all say the same. CSV and
+A list is assembled as JSON, which it is stored in; every other form is made of that, so all say the same. CSV and
 Arrow have one row an item: CSV of a single list says by its headers what the list is, that of a batch by its columns.
 """
 
@@ -45,7 +45,7 @@ class Compressor(Protocol):
 
 
 def media_type(accept: str | None, offered: Sequence[str]) -> str:
-    """Return which of the *offered* forms the caller likes best, of equals the first; a Problem where it is none."""
+    """Return which of the *offered* forms the caller likes best, of equals the first; a Problem if it is none."""
     if accept is None or accept in {"*/*", JSON}:
         return offered[0]
     chosen = _best(accept, tuple(offered))
@@ -55,7 +55,7 @@ def media_type(accept: str | None, offered: Sequence[str]) -> str:
 
 
 async def load(media: str) -> None:
-    """Load what a form is written with, in a thread, for Arrow's takes a while; a Problem where it is not installed."""
+    """Load what a form is written with, in a thread, for Arrow's takes a while; a Problem if it is not installed."""
     if media != ARROW:
         return
     try:
@@ -168,7 +168,7 @@ def _best(accept: str, offered: tuple[str, ...]) -> str | None:
 
 
 def _likes(header: str) -> dict[str, float]:
-    """Return what a header accepts, with its q-values; a value that is no number counts as 1."""
+    """Return what a header accepts, with its q-values; a value that is not a number counts as 1."""
     likes = dict[str, float]()
     for part in header.split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))

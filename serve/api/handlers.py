@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 PRIVATE = "private, no-cache"
 # What is the same for everybody may be kept by a CDN; a release that goes live is seen a minute later there.
 SHARED = "public, max-age=60"
-# The same where it takes a key: kept by its caller alone, as a cache in between would hand it to anybody.
+# The same if it takes a key: kept by its caller alone, as a cache in between would hand it to anybody.
 UNSHARED = "private, max-age=60"
 # What stands in for the list that was requested, as long as that is not there.
 NO_STORE = "no-store"
@@ -81,7 +81,7 @@ class Handlers:
     """All handlers of one worker; each takes the request, the path's id (still encoded) and the query."""
 
     def __init__(self, reader: TieredReader, *, take_a_key: bool = False) -> None:
-        """Take the reader, and whether nobody reads without a key."""
+        """Take the reader, and whether each read takes a key."""
         self._reader = reader
         self.shared = UNSHARED if take_a_key else SHARED
         """The Cache-Control of lists that are the same for everybody."""
@@ -232,7 +232,7 @@ class Handlers:
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
-    """Return the headers that name what lists are of: the live release, or the canary where all are of that.
+    """Return the headers that name what lists are of: the live release, or the canary if all are of that.
 
     Where some are of the canary, a second one names it. Each list names its own release in the body, too.
     """

@@ -25,7 +25,7 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Its addresses are relative, for the service may stand below a prefix.
+# Its addresses are relative, because the service may stand below a prefix.
 PAGE = b"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -48,7 +48,7 @@ ALWAYS_ASKED, KEPT = "no-cache", "public, max-age=604800"
 
 SCHEMAS, RESPONSES = "#/components/schemas/", "#/components/responses/"
 DESCRIPTION = """\
-Precomputed recommendations, out of one release at a time. No answer is empty: whoever is unknown gets the popular list.
+Precomputed recommendations, out of one release at a time. No answer is empty: an unknown user gets the popular list.
 
 Errors are problems (RFC 9457) with a stable `type`. Every `GET` is a `HEAD`, too.\
 """
@@ -57,7 +57,7 @@ STATUSES = {
     400: "The request makes no sense; `detail` says why.",
     401: "A key is needed, or the one given is not known.",
     403: "The key may not do this.",
-    404: "The service folds nobody in, or its release has no item factors.",
+    404: "The service does not fold in, or its release has no item factors.",
     406: "None of the forms in `Accept` can be answered.",
     413: "The body is too large.",
     415: "The body is compressed; send it as it is.",
@@ -150,7 +150,7 @@ class Documents:
 
 
 def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
-    """Describe all routes in OpenAPI 3.1, but for where they stand; *takes_key* where nobody reads without one."""
+    """Describe all routes in OpenAPI 3.1, but not where they stand; *takes_key* if each read takes one."""
     schemas = _Schemas()
     paths = dict[str, Schema]()
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}

@@ -136,7 +136,7 @@ Canary = Annotated[
 Tier = Annotated[str, Meta(description="The store that the list was read from.")]
 Source = Annotated[
     Literal["personal", "similar", "popular"],
-    Meta(description="What the list is; `popular` where there is none of the user's or item's own."),
+    Meta(description="What the list is; `popular` if the user or item has no list of its own."),
 ]
 UserStatus = Annotated[
     Status,
@@ -184,7 +184,7 @@ class FoldInAnswer(Struct, frozen=True):
     unknown: Annotated[int, Meta(description="How many it does not know; they are ignored.")]
     release: Release
     source: Annotated[
-        Literal["fold-in", "popular"], Meta(description="`popular` where no item is known, or nothing is left to show.")
+        Literal["fold-in", "popular"], Meta(description="`popular` if no item is known, or nothing is left to show.")
     ]
     tier: Tier
     items: list[Item]
@@ -346,7 +346,7 @@ def _decoded(raw: str, what: str) -> str:
 
 
 def _value(name: str, raw: str, kind: inspect.Type) -> object:
-    """Return a query's value as its type wants it, or as text where it cannot be meant."""
+    """Return a query's value as its type wants it, or as text if it cannot be meant."""
     if isinstance(kind, inspect.VarTupleType):
         given = raw.split(",")  # too many are refused even where some are empty, or the same
         return tuple(dict.fromkeys(_ids_in(given, name))) if len(given) <= MAX_EXCLUDED else tuple(given)
@@ -410,7 +410,7 @@ def _bound(kind: inspect.Type) -> str:
 
 def _unknown(name: str, route: str, names: dict[str, inspect.Type]) -> Problem:
     takes = f"it has {', '.join(names)}" if names else "it has none in its query"
-    return bad_parameter(f"{name[:SHOWN_CHARS]!r} is no parameter of {route}; {takes}")
+    return bad_parameter(f"{name[:SHOWN_CHARS]!r} is not a parameter of {route}; {takes}")
 
 
 def _fields_of(struct: type[Struct]) -> list[inspect.Field]:

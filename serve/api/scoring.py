@@ -26,7 +26,7 @@ from stores.keys import MAX_ID_BYTES, check_id
 SCORE_EXAMPLE = {"data": [{"user": "42", "n": 10}, {"user": "43", "n": 10}]}
 # How many rows are answered before other requests get their turn.
 ROWS_A_PIECE = 256
-# What passes by itself: too slow, too many, too busy, not there yet.
+# What passes after a while: too slow, too many, too busy, not there yet.
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 
 _OBJECT, _ARRAY = ord("{"), ord("[")
@@ -54,7 +54,7 @@ class ScoreBody(Struct, frozen=True):
                 Raw,
                 Meta(
                     description="A row: an object with `user` and `n`, a list of the same, or the user alone. What is "
-                    "none of these is no error: its element of the answer says so."
+                    "none of these is not an error: its element of the answer says so."
                 ),
             ]
         ],
@@ -112,7 +112,7 @@ class Scoring:
     async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
         """`POST /score` with `{"data": [ROW, …]}`."""
         rows = _rows_in(await read_body(request))
-        release = self._reader.release()  # where there is none the caller comes back, whatever its rows are
+        release = self._reader.release()  # if there is none the caller comes back, whatever its rows are
         users = [str(row.user) for row in rows if isinstance(row, ScoreRow)]
         try:
             answers = await self._reader.personal_many(users, must_read=True)
@@ -286,7 +286,7 @@ def openapi_3(prefix: str) -> dict[str, Any]:
 
 @cache
 def _definitions() -> dict[str, Any]:
-    """Describe input and output by their types; rows are records, for that is the form that the example decides on."""
+    """Describe input and output by their types; rows are records, as in the example."""
     (row, score, error), parts = msgspec.json.schema_components([ScoreRow, Score, ScoreError])
     rows = {"type": "array", "maxItems": MAX_USERS, "items": _simple(row, parts)}
     return {
@@ -302,7 +302,7 @@ def _definitions() -> dict[str, Any]:
 
 
 def _simple(schema: Any, parts: dict[str, Any]) -> Any:  # noqa: ANN401 -- a schema is JSON, and so are its parts
-    """Return a schema whole in itself, with the first type where there are several: neither version knows more."""
+    """Return a schema whole in itself, with the first type if there are several: neither version knows more."""
     if isinstance(schema, list):
         return [_simple(one, parts) for one in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Accepting connections by ourselves, so that no client is reset if a process cannot open another file.
+"""Accepting connections by ourselves, so no client is reset if a process cannot open another file.
 
 An event loop's own server resets what it cannot accept. Here it waits in the kernel's queue until there is room again.
 """
@@ -19,7 +19,7 @@ AT_ONCE = 64
 # How long nothing is accepted once descriptors have run out.
 PAUSE_S = 0.1
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-# Descriptors that a worker needs beside its connections: its stores', its log's, its loop's.
+# Descriptors that a worker needs besides its connections: its stores', its log's, its loop's.
 RESERVED = 128
 # A lack that comes and goes is logged no more often.
 LOG_EVERY_S = 60.0
@@ -32,7 +32,7 @@ def raise_descriptor_limit() -> None:
 
 
 def room_for_connections() -> int:
-    """Return how many connections this process has descriptors for, beside what else it opens."""
+    """Return how many connections this process has descriptors for, besides what else it opens."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(allowed // 2, allowed - RESERVED)
 
@@ -83,7 +83,7 @@ class Acceptor:
         return True
 
     def _pause(self, error: OSError) -> None:
-        """Accept nothing for a moment: what connects meanwhile waits in the kernel's queue."""
+        """Accept nothing for a moment: new connections wait in the kernel's queue."""
         if monotonic() - self._logged_at > LOG_EVERY_S:
             self._logged_at = monotonic()
             log.warning("connections wait to be accepted: %s; raise `ulimit -n`", error.strerror)

@@ -1,6 +1,6 @@
 """aiohttp's protocol behind a connection: the only module that uses names of aiohttp which are not public.
 
-`check_aiohttp` looks for each of them at the start, so that another release of aiohttp is an error and not a surprise.
+`check_aiohttp` looks for each of them at the start, so another release of aiohttp is an error and not a surprise.
 """
 
 import asyncio

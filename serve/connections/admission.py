@@ -1,8 +1,8 @@
 """Admission by queueing delay: what a worker takes on, and what it refuses while refusing still helps.
 
 Delays are measured, by each worker for itself: how late a timer of its event loop comes, which is how long what is
-ready has to wait, and how long batches wait for their turn. Of the lateness counts what the loop worked meanwhile, by
-its CPU time: where others had the core, no queue of ours stood, and refusing would not have shortened anything.
+ready has to wait, and how long batches wait for their turn. Of the lateness only the loop's own CPU time
+counts: if others had the core, no queue of ours stood, and refusing would not have shortened anything.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from serve.api.problems import ClientGone, Problem, overloaded
 
 T = TypeVar("T")
 
-# How often the loop is measured, and how late it may be where a batch is to begin.
+# How often the loop is measured, and how late it may be if a batch is to begin.
 TICK_S = 0.005
-# How often it is measured while there is no batch, so that what does nothing takes no time of others on its core.
+# How often it is measured while there is no batch, so what does nothing takes no time of others on its core.
 IDLE_TICK_S = 0.05
 # A delay that passes within INTERVAL_S is a burst, and is answered; one that stands for longer only adds to every
 # latency (as by CoDel). Then batches may wait for TARGET_S, until none was refused for as long.
 INTERVAL_S = 0.1
 TARGET_S = 0.015
-# How many batches run at once: one where they keep the loop busy, and one more at each tick in which it worked for less
+# How many batches run at once: one if they keep the loop busy, and one more at each tick in which it worked for less
 # than half of the time although batches wait, as where those that run wait for a store.
 FEWEST, MOST, IDLE_SHARE = 1, 64, 0.5
 # The most batches that wait, whatever their time.
@@ -74,7 +74,7 @@ class Admission:
     async def batch(self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]) -> T:
         """Do the work of a batch when its turn comes.
 
-        Raises Problem where it would wait for too long or past its *deadline*, and ClientGone.
+        Raises Problem if it would wait for too long or past its *deadline*, and ClientGone.
         """
         await self._begin()
         try:

@@ -53,7 +53,7 @@ class Connection(Counted):
         self._lane = server.lane
         self._is_quiet = not refusal
         """Whether aiohttp surely waits for the beginning of a request once it has answered: it was fed nothing yet, or
-        what it was fed last was, by itself, the end of one header and no more, and of a request without a body."""
+        what it was fed last was the end of one header and no more, and of a request without a body."""
         self._is_behind = False
         """Whether something came while a request was being answered."""
         self._is_over = False
@@ -121,7 +121,7 @@ class Connection(Counted):
         return True
 
     def _deliver(self, answer: bytes) -> None:
-        """Send the answer of the fast lane to a request, and look at what came meanwhile."""
+        """Send the answer of the fast lane to a request, and look at what has come since."""
         self._awaits = False
         self._registry.awaiting -= 1
         if self.transport.is_closing():

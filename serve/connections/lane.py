@@ -1,7 +1,7 @@
 """The fast lane: the plainest requests, GETs of one list, from the bytes that came to those of the answer.
 
-It takes what it can be sure of and nothing else; for all the rest `answer` gives None, and aiohttp sees the same bytes,
-untouched, on the same connection and in order. Why nothing is taken that aiohttp would refuse, or read otherwise:
+It takes only what it can be sure of; for all the rest `answer` gives None, and aiohttp sees the same bytes,
+untouched, on the same connection and in order. Why it takes nothing that aiohttp would refuse, or read otherwise:
 
 - The bytes are one whole request: they begin where a request begins, and their first empty line is their end. So
   nothing follows that could be read as another's.
@@ -112,7 +112,7 @@ class _Frame(NamedTuple):
 
 
 # A request that the lane answers: when it came; its kind; the id in its path; how many items; its headers; who
-# sent it; its span, where it is sampled. Plain, as a tuple is made in a tenth of the time.
+# sent it; its span, if it is sampled. Plain, as a tuple is made in a tenth of the time.
 _Request = tuple[float, _Kind, bytes, int, _Headers, str, RequestSpan | None]
 
 
@@ -187,7 +187,7 @@ class Lane:
         return self._writer.write_problem(problem, request_id, took_s)
 
     def _answered(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
-        """Return the answer from a row, if that is at hand, or LATER."""
+        """Return the answer from a row, if that is in memory, or LATER."""
         kind = request[1]
         key, source = kind.key + request[2].decode(), kind.source
         encoded = self._reader.at_hand(key, source)
@@ -239,7 +239,7 @@ class Lane:
         return frame
 
     def _read(self, block: bytes) -> _Headers | None:
-        """Return what the headers of a request say; None where one is not the lane's to judge."""
+        """Return what the headers of a request say; None if one is not the lane's to judge."""
         if len(block) > MAX_BYTES or block.find(END) != len(block) - len(END):
             return None
         seen, values = 0, dict[int, str]()
@@ -265,7 +265,7 @@ class Lane:
         return headers
 
     def _judge(self, line: bytes) -> tuple[int, str | None] | None:
-        """Return the bit of a header, and what it says where that matters; None where it is not the lane's."""
+        """Return the bit of a header, and what it says if that matters; None if it is not the lane's."""
         name, _, given = line.partition(b":")
         bit, value = BITS.get(name, 0), _value(given)
         if not bit or value is None:

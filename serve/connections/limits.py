@@ -39,9 +39,9 @@ class Counted(asyncio.Protocol):
         self.source = source
         """What it is counted by."""
         self.refusal = refusal
-        """Why it is beyond a limit, so that it is answered once and closed; "" for the others."""
+        """Why it is beyond a limit, so it is answered once and closed; "" for the others."""
         self.client = ""
-        """Whose key or token the newest request had; "" as long as there was none."""
+        """The client of the newest request's key or token; "" before the first."""
         self.is_open = False
         """Whether its `transport` is there and not lost: with TLS once the handshake is done."""
         self.transport: asyncio.Transport
@@ -140,7 +140,7 @@ class Registry:
         return True
 
     def linger(self, connection: Counted) -> None:
-        """Close a connection a little later, so that its client can read why."""
+        """Close a connection a little later, so its client can read why."""
         self._refused.setdefault(connection, monotonic() + LINGER_S)
 
     def remove(self, connection: Counted) -> None:

@@ -35,7 +35,7 @@ def reserve(host: str, port: int, options: str = "", *, shared: bool = True) -> 
 def _reserve(host: str, port: int, *, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if port and shared:
-        _bind(family, host, port, shared=False).close()  # so that another service's port is not shared
+        _bind(family, host, port, shared=False).close()  # another service's port must not be shared
     return _bind(family, host, port, shared=shared)
 
 

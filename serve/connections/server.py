@@ -144,7 +144,7 @@ class Server(web.Server):
                 self.admission.check_deadline(deadline)
         except ConnectionError:
             self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
-            return web.Response(status=CLIENT_GONE)  # nobody is there to get it
+            return web.Response(status=CLIENT_GONE)  # the client has gone
         except Problem as problem:
             return self.refuse(request, problem)
         with read_within(READ_SHARE * (deadline - monotonic())):

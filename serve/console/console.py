@@ -224,7 +224,7 @@ class Console:
         return _json({"clients": found, "since": self._inherited.started_at})
 
     async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=&n=&segment=`: a user's list, beside the user's latest events."""
+        """`GET /console/user?id=&n=&segment=`: a user's list, and the user's latest events."""
         query = _with_id(USER, raw_query)
         reader = await self._open()
         started = time.perf_counter()
@@ -309,7 +309,7 @@ def shown_settings(settings: Settings) -> Fields:
 
 
 def _plain(value: object) -> object:
-    """Return a setting as it may be shown: of a URL what is no secret, of what is made of several that it is there."""
+    """Return a setting as it may be shown: of a URL without its secrets, of a compound only that it is set."""
     match value:
         case None | bool() | int() | float():
             return value

@@ -1,7 +1,7 @@
 """Rates and percentiles of all workers, from one second to the next: what the console shows as it happens.
 
 The counters are those of `/metrics`. A sample of them is kept each second, and what is shown is the difference between
-the newest and one WINDOW_S older, so that nobody has to have looked at the page for its figures to be there.
+the newest and one WINDOW_S older, so nobody has to have looked at the page for its figures to be there.
 """
 
 import time
@@ -34,10 +34,10 @@ Fields = dict[str, object]
 
 
 def percentile_ms(buckets: Counts, share: float) -> float | None:
-    """Return within how many ms *share* of what a histogram counted was done; None where it counted nothing.
+    """Return within how many ms *share* of what a histogram counted was done; None if it counted nothing.
 
     Inside a bucket it is interpolated. What is in the first one is said to be its bound, and what is over the last one
-    that: nothing finer is known there.
+    that: finer figures are not known there.
     """
     total = sum(buckets)
     if total <= 0:

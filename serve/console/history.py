@@ -1,4 +1,4 @@
-"""What a user did before, out of the events that this service wrote: shown beside the list that he gets.
+"""What a user did before, out of the events that this service wrote: shown next to the user's list.
 
 There is no index of events by user, so the segments are read, the newest first, for a moment: what is found in that is
 shown, and how far back it goes is said.
@@ -53,7 +53,7 @@ def _read(user: str, folder: Path) -> History:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            continue  # it was closed, or shipped, meanwhile
+            continue  # it was closed, or shipped, in between
         events += _of(user, named, data)
         if len(events) >= EVENTS:
             break

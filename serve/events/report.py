@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
     @property
     def ctr(self) -> float | None:
-        """The click-through rate; None where nothing was shown."""
+        """The click-through rate; None if nothing was shown."""
         return self.clicks / self.impressions if self.impressions else None
 
     @property

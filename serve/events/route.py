@@ -31,7 +31,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class UnsettledResponse(web.Response):
-    """The answer to work that others do: known once `settle` returns it, and awaited where nobody's turn is taken."""
+    """The answer to work that others do: known once `settle` returns it, and awaited if it takes no one's turn."""
 
     def __init__(self, settle: Callable[[], Awaitable[web.Response]]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class UnsettledResponse(web.Response):
 
 
 async def settled(work: Awaitable[web.Response]) -> web.Response:
-    """Do work, and wait for the answer where that is not known yet."""
+    """Do work, and wait for the answer if that is not known yet."""
     response = await work
     return await response.settle() if isinstance(response, UnsettledResponse) else response
 
@@ -66,13 +66,13 @@ class EventsHandler:
             durable = self._writer.append(lines)
         except QueueFull:
             self._count_events(events, QUEUE_FULL)
-            raise overloaded("more events come than can be written; none of these is") from None
+            raise overloaded("more events come than can be written; these were not") from None
         return UnsettledResponse(lambda: self._settle(durable, events, roles))
 
     async def _settle(
         self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, Role]
     ) -> web.Response:
-        """Wait until events are durable, and count them; a Problem where they may not be."""
+        """Wait until events are durable, and count them; a Problem if they may not be."""
         try:
             async with asyncio.timeout(COMMIT_S):
                 await durable

@@ -57,7 +57,7 @@ class Place:
         return sorted(name for path in found if is_segment(name := path.rpartition("/")[2]))
 
     def size(self, name: str) -> int | None:
-        """Return the bytes of a segment that is there; None where it is not."""
+        """Return the bytes of a segment that is there; None if it is not."""
         with self._errors(name):
             self._files.invalidate_cache()
             try:
@@ -106,7 +106,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     """Copy the closed segments in *folder* to *url*, and remove each one here once it is there.
 
     Killed anywhere it loses nothing, and the next shipment goes on where it was: a segment has its name once in the
-    world, and counts as there where that has its size. Raises ServiceMisused and EventsFailed.
+    world, and counts as there if that has its size. Raises ServiceMisused and EventsFailed.
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
@@ -134,7 +134,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bytes]:
-    """Hold the lock of *folder*; yields what its file has in it meanwhile, and no other has."""
+    """Hold the lock of *folder*; yields its file, which no other process has then."""
     try:
         descriptor = take_lock(folder / LOCK, 0o640, 0.0)
     except TimeoutError:

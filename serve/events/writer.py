@@ -1,7 +1,7 @@
 """The writer of events: a thread that makes durable what waits, all of it at once.
 
 Who reports events waits until they are on the disk. While one commit is written and flushed, the next is gathered: the
-more that wait, the more share one flush, so that the disk sets the pace and never the rate.
+more that wait, the more share one flush, so the disk sets the pace and never the rate.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class EventWriter:
         self._thread.start()
 
     def append(self, lines: bytes) -> asyncio.Future[None]:
-        """Write lines; what is returned is done once they are durable, with DiskFailed where they may not be.
+        """Write lines; what is returned is done once they are durable, with DiskFailed if they may not be.
 
         Raises QueueFull where too many wait already.
         """
@@ -76,7 +76,7 @@ class EventWriter:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join, CLOSE_S)
         if self._thread.is_alive():
-            log.error("events could not be written within %.0f s of the stop; none of them was acknowledged", CLOSE_S)
+            log.error("events could not be written within %.0f s of the stop; they were not acknowledged", CLOSE_S)
 
     def _run(self) -> None:
         self._recover()
@@ -144,7 +144,7 @@ class EventWriter:
         for commit in commits:
             self._queued_bytes -= commit.size
             if commit.durable.done():
-                continue  # nobody waits any more
+                continue  # its caller has given up
             if error is None:
                 commit.durable.set_result(None)
             else:

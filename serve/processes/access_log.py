@@ -26,9 +26,9 @@ MIN_SECRET_BYTES = 32
 
 
 class UserHashes:
-    """Stands for users by a hash with a key of the day (UTC), so that lines of one day can be joined and no others.
+    """Stands for users by a hash with a key of the day (UTC), so lines of one day can be joined and no others.
 
-    Without the secret nobody can compute it, not even for ids that he knows.
+    It cannot be computed without the secret, not even for known ids.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -44,7 +44,7 @@ class UserHashes:
 
 
 def read_secret(file: Path | None) -> bytes:
-    """Read what users are hashed with, or draw it where there is no file. Raises ServiceMisused."""
+    """Read what users are hashed with, or draw it if there is no file. Raises ServiceMisused."""
     if file is None:
         return token_bytes(64)
     try:
@@ -62,7 +62,7 @@ def read_secret(file: Path | None) -> bytes:
 class AccessLog:
     """Writes lines to the log; one for each worker.
 
-    A line has the route's template and never the path or the query, so that no key is in it, and a user's id only as
+    A line has the route's template and never the path or the query, so no key is in it, and a user's id only as
     *users* says. Which items a list had is not in it either: by these a user can be found again.
     """
 
@@ -137,7 +137,7 @@ class AccessLog:
 
 
 def report(answered: Answered, log: AccessLog | None, span: RequestSpan | None) -> None:
-    """Write the line of an answered request, and end its span, where it has one."""
+    """Write the line of an answered request, and end its span, if it has one."""
     if log is not None:
         log.write(answered, span)
     if span is not None:
@@ -145,7 +145,7 @@ def report(answered: Answered, log: AccessLog | None, span: RequestSpan | None) 
 
 
 def open_access_log(settings: Settings, secret: bytes, write: Callable[[str], object]) -> AccessLog | None:
-    """Return the access log that the settings request; None where they request none, so that it costs nothing."""
+    """Return the access log that the settings request; None if they request none, so it costs nothing."""
     if settings.access_log_share == 0 and settings.slow_request_s is None:
         return None
     return AccessLog(

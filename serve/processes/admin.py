@@ -1,7 +1,7 @@
-"""The admin listener: what operators read of all workers, and do to releases; a process beside the workers.
+"""The admin listener: what operators read of all workers, and do to releases; a process of its own.
 
 It reads the workers' counters and states from shared memory, and opens stores of its own for what is requested of them,
-so that neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are.
+so neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are.
 The console is its page.
 """
 
@@ -65,7 +65,7 @@ class RollbackQuery(Struct, frozen=True):
     """The query of `POST /v1/releases/rollback`."""
 
     if_live: str = ""
-    """The release to leave: where it is not live, nothing is done, so that the request may be repeated."""
+    """The release to leave: if it is not live, nothing is done, so the request may be repeated."""
 
 
 class CanaryEndQuery(Struct, frozen=True):
@@ -146,7 +146,7 @@ class _Admin:
 
     def __init__(self, inherited: Inheritance, host: str, guard: Guard | None, console: Console) -> None:
         """Take the address that is listened on, and, beyond loopback, who says which caller is an operator."""
-        self.metrics = Metrics(1, ())  # of its own, and shown to nobody: in a worker's slot nobody else counts
+        self.metrics = Metrics(1, ())  # of its own, and never shown: in a worker's slot only that worker counts
         self.request_ids = RequestIds()
         self.cors = None  # no page of another origin reads what is for operators
         self._host, self._guard = host, guard
@@ -308,7 +308,7 @@ def _stopped(canary: StoppedCanary) -> dict[str, object]:
 
 
 async def _read_catalogue(url: str) -> dict[str, object]:
-    """Read a store's catalogue; where that fails, the error takes its place."""
+    """Read a store's catalogue; if that fails, the error takes its place."""
     try:
         store = connect(url)
         try:
@@ -344,7 +344,7 @@ def _catalogue(found: Catalogue) -> dict[str, object]:
 
 
 def _previous(found: Catalogue) -> ReleaseId | None:
-    """Return the release that a rollback would make live; None where there is none."""
+    """Return the release that a rollback would make live; None if there is none."""
     with suppress(ReleaseNotFound, ReleaseConflict):
         return None if found.live is None else changes.rollback(found, found.live).live
     return None
@@ -367,7 +367,7 @@ def _percent(given: str) -> float:
 def _host_named(request: web.BaseRequest) -> str | None:
     try:
         return urlsplit(f"//{request.headers.get('Host', '')}").hostname
-    except ValueError:  # it is no host at all
+    except ValueError:  # it is not a host at all
         return None
 
 

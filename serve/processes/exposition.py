@@ -85,7 +85,7 @@ class Exposition(Collector):
         yield cached
         yield self._canary()
         shed = CounterMetricFamily(
-            "hotplate_shed", "Requests and connections refused or cut so that others are served.", labels=("reason",)
+            "hotplate_shed", "Requests and connections refused or cut to serve others in time.", labels=("reason",)
         )
         for reason, cell in self._metrics.shed.items():
             shed.add_metric((reason,), self._metrics.total(cell)[0])
@@ -98,7 +98,7 @@ class Exposition(Collector):
             spans.add_metric((outcome,), self._metrics.total(cell)[0])
         yield spans
         lines = CounterMetricFamily(
-            "hotplate_log_lines_dropped", "Lines of workers' logs that were dropped, as nobody read them in time."
+            "hotplate_log_lines_dropped", "Lines of workers' logs that were dropped, as they were not read in time."
         )
         lines.add_metric((), self._metrics.total(self._metrics.dropped_lines)[0])
         yield lines
@@ -108,7 +108,7 @@ class Exposition(Collector):
         yield from _tier_families(states)
 
     def _canary(self) -> Metric:
-        """Return how the canary and the live release beside it do, of the stores that have had one."""
+        """Return how the canary and the live release do, of the stores that have had one."""
         lookups = CounterMetricFamily(
             "hotplate_canary_lookups",
             "Users' lists looked up while a store has a canary.",
@@ -215,7 +215,7 @@ def _worker_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
     connections = GaugeMetricFamily("hotplate_worker_connections", "Open connections of clients.", labels=("worker",))
     unusable = GaugeMetricFamily(
         "hotplate_worker_unusable_files",
-        "Keys, certificate, deny-list: how many cannot be used as their files are now, so that the former ones hold.",
+        "Keys, certificate, deny-list: how many cannot be used as their files are now, so the former ones hold.",
         labels=("worker",),
     )
     expiry = GaugeMetricFamily(

@@ -151,7 +151,7 @@ class HealthListener:
         for _ in range(CONNECTIONS):
             try:
                 accepted, _ = self._listener.accept()
-            except OSError:  # nothing waits any more, or has gone, or there is no descriptor for now
+            except OSError:  # none waits any more, or it has gone, or there is no descriptor for now
                 return
             if len(self._open) >= CONNECTIONS:
                 self._close(next(iter(self._open)))

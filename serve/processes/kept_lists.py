@@ -1,7 +1,8 @@
 """The popular lists that were served last, in memory that all processes share: what a worker has that finds no release.
 
 The file of a release that is cut under its readers ends all workers. Those that replace them refuse the file, and may
-have no other; with these lists they still answer. They are written by whoever follows another release, and outlive it.
+have no other; with these lists they still answer. They are written by each worker that follows another release, and
+outlive it.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ from stores.manifest import MAX_POPULAR_BYTES, Manifest
 log = logging.getLogger(__name__)
 
 _HEAD = Struct("<QQ")  # bytes of what is kept, and their checksum
-# Beside the lists there is the manifest. Memory that nobody wrote to is not taken.
+# Besides the lists there is the manifest. Memory that was never written to is not taken.
 _MAP_BYTES = MAX_POPULAR_BYTES + (1 << 20)
 # How often, and how far apart, a reader tries while another process writes.
 _TRIES, _TRY_S = 20, 0.01

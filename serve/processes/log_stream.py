@@ -81,8 +81,8 @@ class LogStream(io.TextIOBase):
         return dropped
 
     def _write_waiting(self) -> None:
-        """Write line by line, so that a line that fits into PIPE_BUF bytes is written as a whole or not at all."""
-        with suppress(OSError):  # it would wait, or nobody reads any more
+        """Write line by line, so a line that fits into PIPE_BUF bytes is written as a whole or not at all."""
+        with suppress(OSError):  # it would wait, or has no reader any more
             while self._waiting and (written := self._write(self._waiting[0])):
                 line = self._waiting.popleft()
                 self._waiting_bytes -= written

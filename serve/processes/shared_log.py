@@ -1,7 +1,7 @@
 """The latest lines that each process of a service logged, in memory that all share; standard error has them all.
 
-Each process writes a ring of its own, as long as the service, and whoever replaces it goes on in the same one. So
-nothing has to be passed on between processes, and what a process said before it died is still there.
+Each process writes a ring of its own, as long as the service, and the process that replaces it goes on in the same one.
+So processes have nothing to pass on, and what a process said before it died is still there.
 """
 
 import logging
@@ -13,7 +13,7 @@ from struct import Struct
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-# How many lines of each process are kept, and what of each. Memory that nobody wrote to is not taken.
+# How many lines of each process are kept, and what of each. Memory that was never written to is not taken.
 LINES, LINE_BYTES = 64, 4096
 MESSAGE_CHARS, ERROR_CHARS, NAME_CHARS = 600, 200, 64
 

@@ -1,7 +1,7 @@
 """The signals of a service: what its parent waits for, and what its children take of them.
 
 They are blocked from before the first fork on. A child takes them once it has handlers of its own. The parent takes
-them while it waits only, so that nothing else that it does is interrupted.
+them only while it waits, so none of its work is interrupted.
 """
 
 import selectors

@@ -1,7 +1,7 @@
 """What each worker says of itself, once a second, in shared memory: where operators read it, whichever worker is sick.
 
-Each worker writes one cell of fixed size, and nobody else writes there while it lives. A reader checks the checksum of
-what it copied, so that it never sees half of one state and half of the next.
+Each worker writes one cell of fixed size, and is its only writer while it lives. A reader checks the checksum of
+what it copied, so it never sees half of one state and half of the next.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class TierState(msgspec.Struct, frozen=True):
     catalogue_age_s: float
     """How long ago the catalogue was known to be what is followed."""
     cache_bytes: int | None = None
-    """How much of the store is in the worker's cache; None where it has none."""
+    """How much of the store is in the worker's cache; None if it has none."""
     canary: str | None = None
     """The release that a share of the users see in the place of the live one."""
     canary_stopped: StoppedCanary | None = None
@@ -78,7 +78,7 @@ class WorkerState(msgspec.Struct, frozen=True):
     lookups: dict[str, list[int]]
     """By release, how many lists were a hit, a miss and an error."""
     unusable_files: int = 0
-    """How many files cannot be used as they are now, so that their last good version is in use."""
+    """How many files cannot be used as they are now, so their last good version is in use."""
     certificate_expires_at: float | None = None
     """When the certificate in use expires, as Unix time; None without TLS."""
 
@@ -111,7 +111,7 @@ class SharedStates:
         self._decoder = msgspec.msgpack.Decoder(WorkerState)
 
     def write(self, worker: int, state: WorkerState) -> None:
-        """Write a process's cell; without its tiers where these, against all bounds, do not fit."""
+        """Write a process's cell; without its tiers if these, against all bounds, do not fit."""
         payload = msgspec.msgpack.encode(state)
         if len(payload) > self._bytes - _HEAD.size:
             payload = msgspec.msgpack.encode(msgspec.structs.replace(state, tiers=[], lookups={}))

@@ -1,7 +1,7 @@
 """The processes of a service: a parent that holds the ports, and the workers and the admin process that it replaces.
 
 A worker that is alone has a parent, too: what kills a process that maps files, as a file that was cut under the map
-does, must not end the service. The parent has neither a loop nor threads, so that it can fork at any time. It waits for
+does, must not end the service. The parent has neither a loop nor threads, so it can fork at any time. It waits for
 signals and for probes, and once a second it looks after what it holds.
 """
 
@@ -160,7 +160,7 @@ def serve(settings: Settings, announce: Callable[[Addresses], None]) -> None:
 
 
 def _load_exporters(settings: TelemetrySettings) -> None:
-    """Load the exporters of telemetry here, so that all processes share their code, and what is wrong is known now."""
+    """Load the exporters of telemetry here, so all processes share their code, and what is wrong is known now."""
     with extra_installed("telemetry"):
         from serve.telemetry.sdk.exporters import exporters_for  # noqa: PLC0415 -- an extra
 
@@ -168,9 +168,9 @@ def _load_exporters(settings: TelemetrySettings) -> None:
 
 
 def cpus_of_workers(settings: Settings) -> list[set[int]]:
-    """Return the CPU of each worker, of those that this process may use; nothing where they are not pinned.
+    """Return the CPU of each worker, of those that this process may use; nothing if they are not pinned.
 
-    Raises ServiceMisused for more pinned workers than CPUs, and where a process cannot be pinned at all.
+    Raises ServiceMisused for more pinned workers than CPUs, and if a process cannot be pinned at all.
     """
     if not settings.pin_workers:
         return []
@@ -191,7 +191,7 @@ def _url(host: str, listener: socket.socket, certificate: Certificate | None) ->
 
 
 def _make_writable(events: Path) -> None:
-    """Make the folder of events; ServiceMisused where nothing can be written to it, or files cannot be locked there."""
+    """Make the folder of events; ServiceMisused if nothing can be written to it, or files cannot be locked there."""
     try:
         events.mkdir(parents=True, exist_ok=True)
         Segment(events).close()
@@ -202,7 +202,7 @@ def _make_writable(events: Path) -> None:
 
 
 def _check_lockable(stores: Sequence[str]) -> None:
-    """Look whether what is live can be locked in memory; what goes live later is served unlocked where it cannot."""
+    """Look whether what is live can be locked in memory; what goes live later is served unlocked if it cannot."""
     folders = [open_url(url).folder for url in stores if scheme_of(url) == "file"]
     if not folders:
         raise ServiceMisused("--lock-memory is for file:// stores, and none is served; leave it out")
@@ -216,7 +216,7 @@ def _run(child: Coroutine[None, None, None]) -> None:
 
 
 class _Supervisor:
-    """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe.
+    """Lives as long as the service; forks before it ever has a loop or a thread, so forking is safe.
 
     Its children have numbers: the workers from 0 on, and after them the admin process.
     """
@@ -240,7 +240,7 @@ class _Supervisor:
         self._cut = set[Path]()
         self._aborted: tuple[int, float] | None = None
         self._tick_due = 0.0
-        # Nobody writes to it: where its writing end is gone, so is this process, however it ended.
+        # It is never written to: if its writing end is gone, so is this process, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
         selector = selectors.PollSelector()  # unlike epoll's it is nothing that children would share
         self._selector = selector
@@ -251,7 +251,7 @@ class _Supervisor:
 
     def run(self) -> None:
         """Keep every child running until SIGTERM, SIGHUP or SIGINT, then stop them."""
-        gc.freeze()  # shared with the children, page by page, as long as none of them writes to it
+        gc.freeze()  # shared with the children, page by page, until one of them writes to it
         self._inherited.deny_list.pause = self._take_turn  # a large one takes seconds
         try:
             while True:
@@ -352,7 +352,7 @@ class _Supervisor:
                 self._report_cut_files()
 
     def _end_stuck(self) -> None:
-        """End a child that has said nothing for STUCK_S, so that another takes its place.
+        """End a child that has said nothing for STUCK_S, so another takes its place.
 
         That is one at a time, and one worker until its successor has spoken: if all are stuck, they wait for the same
         thing, and perhaps it comes.
@@ -375,7 +375,7 @@ class _Supervisor:
         number = max(stuck, key=self._heartbeats.silent_s)
         pid = pids[number]
         log.error(
-            "%s (process %d) has said nothing for %.0f s and is ended; where it was follows",
+            "%s (process %d) has said nothing for %.0f s and is ended; its stack follows",
             self._name(number),
             pid,
             self._heartbeats.silent_s(number),

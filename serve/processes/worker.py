@@ -91,7 +91,7 @@ class _Stop:
         loop.add_signal_handler(signal.SIGTERM, self.requested.set)
         loop.add_signal_handler(signal.SIGINT, self.request_at_once)
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # a terminal's, for all processes: the parent passes it on
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # one that came meanwhile is taken now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # one that has come is taken now
 
     def request_at_once(self, _: object = None) -> None:
         """Stop without the delay in which others would notice."""
@@ -150,7 +150,7 @@ async def work(
         await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
         preparing.cancel()
         if stop.requested.is_set():
-            return  # nobody has connected yet
+            return  # no client has connected yet
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         reporter.status = lambda: handlers.status
         reporter.connections = lambda: len(server.registry)

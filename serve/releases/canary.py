@@ -18,7 +18,7 @@ MIN_LOOKUPS = 100
 MORE_FALLBACKS, MORE_ERRORS = 0.05, 0.01
 # How far a share is off by chance at most, in standard deviations: four are so once in 30,000 times.
 DEVIATIONS = 4
-# Over how long lookups are counted before the counts begin again, so that a good hour hides no bad minute.
+# Over how long lookups are counted before the counts begin again, so a good hour hides no bad minute.
 WINDOW_S = 60.0
 
 _AFTER_KIND = len(USER)
@@ -43,7 +43,7 @@ NOTHING = BothCounts()
 
 
 def worse(live: Counts, canary: Counts) -> str | None:
-    """Say in what the canary is worse than the live release, beyond bound and chance; None where it is not."""
+    """Say in what the canary is worse than the live release, beyond bound and chance; None if it is not."""
     n, m = sum(canary), sum(live)
     if n < MIN_LOOKUPS or not m:
         return None

@@ -1,7 +1,7 @@
 """Follows the live release and the canary: a process serves these, and switches only to what it can read.
 
 A catalogue of a lower generation is a stale read, and ignored, until the store turns out to have been restored from an
-older copy: processes that start later see nothing else, so those that run follow it, too.
+older copy: processes that start later see only that, so those that run follow it, too.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ RESTORED_S = 30.0
 STALE_POLL_S = 2.0
 # Over how long processes spread their loads of a release that goes live for all of them at once in a remote store.
 SPREAD_S = 0.5
-# How often a canary is judged, and loaded again where that failed.
+# How often a canary is judged, and loaded again if that failed.
 CANARY_S = 1.0
 # How long a release is brought into memory at most, before it is served all the same.
 WARM_S = 120.0
@@ -57,7 +57,7 @@ class _Defect(StoreError):
 class Follower:
     """Keeps `served` at the live release, and `canary` at the canary; lives as long as its tier.
 
-    A store that cannot be read never un-serves what is served; `last_error` says in a sentence what is wrong meanwhile.
+    A store that cannot be read never un-serves what is served; `last_error` says in a sentence what is wrong.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -76,11 +76,11 @@ class Follower:
         self.canary_counts: Callable[[], BothCounts] = BothCounts
         """How the lookups of all workers have ended while there was a canary; what that is judged by."""
         self.fold_in: FoldIn | None = None
-        """What loads item factors with each release; set before one is followed, None where nobody is folded in."""
+        """What loads item factors with each release; set before one is followed, None without folding in."""
         self._reader = reader
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
-        """Held while a release is loaded: what comes meanwhile is compared with what was followed in the end."""
+        """Held while a release is loaded: later catalogues are compared with what is followed then."""
         self._taken = 0
         """How many catalogues were taken: one that was requested before the last of them may be older than that."""
         self._stale = asyncio.Event()
@@ -236,7 +236,7 @@ class Follower:
             log.warning("%s", self._unlocked[0])
 
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
-        """Follow *found* where it is newer, or where the store turns out to be restored; an error leaves all as it was.
+        """Follow *found* if it is newer, or where the store turns out to be restored; an error leaves all as it was.
 
         *requested_after* is given where something was amiss and so the catalogue was requested, after so many had been
         taken. If others were taken since, it may be older than those: then nothing is done, and False returned. If not,
@@ -292,7 +292,7 @@ class Follower:
             await self._read_advice()
 
     async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
-        """Return the canary that *found* names, loaded; None where there is none, or it is not to be used, or cannot.
+        """Return the canary that *found* names, loaded; None if there is none, or it is not to be used, or cannot.
 
         One that cannot be loaded is tried again, and all users see what is live until then.
         """
@@ -428,7 +428,7 @@ class Follower:
         self._advice = advice
 
     def _report(self, error: Exception) -> None:
-        """Take in what a reader raised; where that is no StoreError, it is a defect, and its traceback is logged."""
+        """Take in what a reader raised; if that is not a StoreError, it is a defect, and its traceback is logged."""
         self._note_outdated()
         if isinstance(error, StoreError):
             self._set_error(error)
@@ -438,7 +438,7 @@ class Follower:
             )
 
     def _set_error(self, error: StoreError | None, cause: Exception | None = None) -> None:
-        """Remember what is wrong, and log it where it is news."""
+        """Remember what is wrong, and log it if it is news."""
         text = None if error is None else str(error)
         if text == self.last_error:
             return

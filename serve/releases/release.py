@@ -33,7 +33,7 @@ class ServedRelease:
     """What was found damaged when it was loaded."""
 
     factors: "ItemFactors | None" = None
-    """What visitors are folded in with, where that is wanted and the release has it."""
+    """What visitors are folded in with, if that is wanted and the release has it."""
 
     is_canary: bool = False
     """Whether it is not what is live, but what a share of the users see in its place."""

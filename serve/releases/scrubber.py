@@ -1,4 +1,4 @@
-"""Reads what is served in the background and checks each value, so that damage is known before a user meets it."""
+"""Reads what is served in the background and checks each value, so damage is known before a user meets it."""
 
 import asyncio
 import logging
@@ -20,13 +20,13 @@ PAUSE_S = 1.0
 
 
 class _NotServed(Exception):
-    """The release is not served any more, so that it need not be read on."""
+    """The release is not served any more, so it need not be read on."""
 
 
 class Scrubber:
     """Reads what each tier serves, the canary too, over and over, at a steady rate; in one worker of a service.
 
-    It has stores of its own, so that no lookup waits behind its reads.
+    It has stores of its own, so no lookup waits behind its reads.
     """
 
     def __init__(self, tiers: Sequence[Tier], stores: Mapping[str, Store], metrics: Metrics, rows_per_s: float) -> None:

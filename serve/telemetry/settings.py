@@ -47,7 +47,7 @@ class TelemetrySettings:
     """Whether metrics say what was counted since the last time, rather than since the start."""
 
     connection_string: str | None = field(default=None, repr=False)
-    """Of Application Insights; it lets whoever has it send telemetry there."""
+    """Of Application Insights; its owner can send telemetry there."""
 
     instance: str = field(default_factory=lambda: str(uuid4()))
     """What tells this service from others of its name; the same for all of its processes."""

@@ -50,7 +50,7 @@ class SpanQueue:
         self._thread.start()
 
     def add(self, span: Span) -> None:
-        """Have a span sent, or drop it where there is no room."""
+        """Have a span sent, or drop it if there is no room."""
         waiting = len(self._spans)
         if waiting >= self._size or self._closing:
             self._count(SPANS_DROPPED, 1)
@@ -99,7 +99,7 @@ class SpanQueue:
 
 
 def open_span_queue(settings: TelemetrySettings | None, count: Callable[[str, int], None]) -> SpanQueue | None:
-    """Return the queue of a worker; None where there are no traces."""
+    """Return the queue of a worker; None if there are no traces."""
     if settings is None or not settings.traces:
         return None
     from serve.telemetry.sdk.exporters import SpanSender  # noqa: PLC0415 -- an extra

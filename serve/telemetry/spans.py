@@ -74,7 +74,7 @@ class Tracer:
         self._bound = round(sampling.share * (HALF + 1))
 
     def begin(self, traceparent: str | None, tracestate: str | None) -> "RequestSpan | None":
-        """Begin the span of a request with these headers; None where it is not sampled."""
+        """Begin the span of a request with these headers; None if it is not sampled."""
         half = getrandbits(64)
         if half >= self._bound and (
             traceparent is None or (self._parent_based and traceparent[FLAG : FLAG + 1] not in SAMPLED)
@@ -175,7 +175,7 @@ class RequestSpan:
         )
 
 
-# The sampled requests for which the code at hand works. It is a tuple, as the lookups of several are read together.
+# The sampled requests for which the current code works. It is a tuple, as the lookups of several are read together.
 sampled_requests = ContextVar[tuple[RequestSpan, ...]]("sampled_requests", default=())
 
 
@@ -225,7 +225,7 @@ def new_span_id() -> int:
 
 
 def _redacted(route: str) -> str:
-    """Return a path as it is exported: an id in it, or a path that is no route's, may be anybody's."""
+    """Return a path as it is exported: an id in it, or a path that is not a route's, may be anybody's."""
     if route == OTHER:
         return f"/{REDACTED}"
     return f"{route.partition('{')[0]}{REDACTED}" if "{" in route else route

@@ -137,11 +137,11 @@ def test_a_preflight_names_what_a_page_may_send(service: Service) -> None:
 
 @pytest.mark.parametrize("origin", ["*", "null", "shop.example", "https://shop.example/", "https://a@b", "http://a:x"])
 def test_what_is_no_origin_is_refused_with_a_sentence(origin: str) -> None:
-    with pytest.raises(StoreMisused, match=r"is no origin; give scheme, host and port"):
+    with pytest.raises(StoreMisused, match=r"is not an origin; give scheme, host and port"):
         Cors([ORIGIN, origin])
 
 
 def test_what_is_no_origin_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"'\*' is no origin"):  # noqa: SIM117 -- the start fails
+    with pytest.raises(AssertionError, match=r"'\*' is not an origin"):  # noqa: SIM117 -- the start fails
         with running(tmp_path / "store", "--cors-origin", "*"):
             pass

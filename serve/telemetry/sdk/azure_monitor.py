@@ -1,4 +1,4 @@
-"""The exporters of Azure Monitor, an extra of its own: they export, and do nothing beside that."""
+"""The exporters of Azure Monitor, an extra of its own: they only export."""
 
 import os
 from typing import cast
@@ -9,8 +9,8 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from serve.errors import ServiceMisused
 from serve.telemetry.settings import CONNECTION_STRING
 
-# Else they would report on themselves to their makers, fetch settings from there, and send our resource by way of a
-# tracer provider, which there is none of. What is set already holds.
+# Else they would report on themselves to their makers, fetch settings from there, and send our resource by a
+# tracer provider, which does not exist here. What is set already holds.
 for _name in (
     "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL",
     "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED",
@@ -29,12 +29,12 @@ from azure.monitor.opentelemetry.exporter._connection_string_parser import (  # 
 
 
 def check(connection_string: str) -> None:
-    """Raise ServiceMisused, without the string, where the connection string is none."""
+    """Raise ServiceMisused, without the string, if the connection string is not one."""
     try:
         ConnectionStringParser(connection_string)
     except ValueError:
         raise ServiceMisused(
-            f"{CONNECTION_STRING} is no connection string of Application Insights, as "
+            f"{CONNECTION_STRING} is not a connection string of Application Insights, as "
             "InstrumentationKey=…;IngestionEndpoint=https://…/"
         ) from None
 

@@ -91,7 +91,7 @@ def test_a_name_that_could_break_a_header_or_a_log_is_refused(keys: Path, name: 
 
 def test_misuse_is_one_sentence(keys: Path) -> None:
     failed(hotplate("keys", "create", "web", "--keys", keys), "say what it may do", code=2)
-    failed(hotplate("keys", "create", "web", "--scope", "all", "--keys", keys), "'all' is no scope", code=2)
+    failed(hotplate("keys", "create", "web", "--scope", "all", "--keys", keys), "'all' is not a scope", code=2)
     failed(hotplate("keys", "list", "--keys", keys), "hotplate keys create", code=2)
     create(keys, "web", ["read"])
     failed(hotplate("keys", "create", "web", "--scope", "admin", "--keys", keys), "another scope or rate", code=2)

@@ -84,7 +84,7 @@ def test_any_body_is_understood_or_refused(body: bytes) -> None:
         ("n=ten", 'n must be a whole number from 1 to 1000, not "ten"'),
         ("n=1.0", 'n must be a whole number from 1 to 1000, not "1.0"'),
         ("n=" + "9" * 100, f'n must be a whole number from 1 to 1000, not "{"9" * 40}"'),
-        ("k=3", "'k' is no parameter of GET /v1/popular; it has n, exclude, fields, segment"),
+        ("k=3", "'k' is not a parameter of GET /v1/popular; it has n, exclude, fields, segment"),
         ("n=3&n=3", "n is given twice; give it once"),
         ("exclude=a&exclude=b", "exclude is given twice; give it once"),
         ("fields=title", "fields must be one of 'id', 'id,score', 'id,score,title', not \"title\""),
@@ -106,10 +106,10 @@ def test_an_empty_query_and_an_empty_exclusion_exclude_nothing() -> None:
 
 def test_a_route_refuses_the_parameters_of_others() -> None:
     with pytest.raises(
-        Problem, match=r"'segment' is no parameter of GET /v1/similar/\{item\}; it has n, exclude, fiel"
+        Problem, match=r"'segment' is not a parameter of GET /v1/similar/\{item\}; it has n, exclude, fiel"
     ):
         QueryParser(ListQuery, "GET /v1/similar/{item}").parse("segment=x")
-    with pytest.raises(Problem, match="'n' is no parameter of POST /v1/recommendations; it has none in its query"):
+    with pytest.raises(Problem, match="'n' is not a parameter of POST /v1/recommendations; it has none in its query"):
         QueryParser(NoQuery, "POST /v1/recommendations").parse("n=3")
 
 

@@ -91,7 +91,7 @@ async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_di
                 return response.status, "Retry-After" in response.headers, said
 
         writer._queued_bytes = MAX_QUEUED_BYTES
-        assert await report("full") == (503, True, "more events come than can be written; none of these is")
+        assert await report("full") == (503, True, "more events come than can be written; these were not")
         writer._queued_bytes = 0
         monkeypatch.setattr("serve.events.route.COMMIT_S", 0)
         status, retries, said = await report("late")

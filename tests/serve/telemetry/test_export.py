@@ -251,7 +251,7 @@ def test_azure_monitor_gets_requests_dependencies_and_metrics_and_its_key_is_nev
     assert sent.keys() == {"RequestData", "RemoteDependencyData", "MetricData"}
     assert sent["RequestData"]["tags"]["ai.operation.id"] == TRACE
     assert INGESTION_KEY not in caplog.text + repr(settings)
-    with pytest.raises(ServiceMisused, match="is no connection string") as refused:
+    with pytest.raises(ServiceMisused, match="is not a connection string") as refused:
         exporters_for(azure("InstrumentationKey=none"))
     assert "InstrumentationKey=none" not in str(refused.value)
 
