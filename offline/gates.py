@@ -32,7 +32,7 @@ from stores.store import Reader
 from stores.verification import DEPTH, load_manifest
 
 # Metrics of which less is better.
-_LESS_IS_BETTER = ("rmse", "mae", "gini", "popular_share")
+_LESS_IS_BETTER = ("rmse", "mae")
 
 # Tables of an evaluation that hold no metrics of the model.
 _NO_METRICS = ("split", "params", "baselines", "as_trained")

@@ -18,7 +18,6 @@ import numpy as np
 
 from offline.errors import DataError, SettingError
 from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
-from offline.evaluate.segments import by_column
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.gates import failures, recorded
 from offline.input.columns import Columns
@@ -204,9 +203,6 @@ def train(
             on_notice(split_note)
         standing = matrix.standing()
         judged = standing if settings.test else matrix  # before a cut there are users whose pairs were cancelled later
-        groups = {}
-        if interactions.memberships is not None:
-            groups = {"segment": by_column(interactions.memberships, judged.user_ids)}
         test, about_test = _read_test(interactions, judged, settings) if settings.test else (None, None)
     folder = out.resolve().with_name(f".{out.resolve().name}.kept")
     journal = folder / "trials.jsonl"
@@ -225,7 +221,7 @@ def train(
     kept = _Kept(folder, digest_of(matrix.user_items, matrix.history, *given))
     if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, on_progress):
-            how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent, "segments": groups}
+            how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent}
             how["on_iteration"] = partial(on_progress, "evaluate")
             evaluation, note = kept.evaluation(lambda: _evaluate(judged, test, params, settings, how))
     popular = most_popular(standing, settings.popular_length, recent.half_life_days)

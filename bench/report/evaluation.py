@@ -12,14 +12,11 @@ Facts = Mapping[str, Any]
 
 # Names of metrics as people write them; others are shown as they are.
 NAMES = {
-    "ndcg": "nDCG", "map": "MAP", "map_at_k": "MAP, of k at most", "recall_at_k": "recall, of k at most",
-    "mrr": "MRR", "hit_rate": "hit rate", "auc": "AUC", "gini": "Gini coefficient",
-    "popular_share": "share of popular items",
+    "ndcg": "nDCG", "map": "MAP", "recall_at_k": "recall, of k at most", "mrr": "MRR", "hit_rate": "hit rate",
 }  # fmt: skip
 RANKING = ("ndcg", "precision", "recall", "map", "mrr", "hit_rate")
 LONGEST = 80
 HALF = "± is half of the 95 % interval."
-SEGMENTS = "nDCG as served, by how many items users had, by who has a list, and by columns that were named."
 LONG_TAIL = (
     "Items from the most popular one to the rarest. The share of all interactions that the first so many have, and the "
     "share of all places in lists: where the second line is above the first, lists are more popular than histories are."
@@ -51,8 +48,6 @@ def page(facts: Facts) -> str:
         parts.append(_metrics(facts))
     if facts["random"]:
         parts.append(_at_random(facts["random"]))
-    if facts["subjects"]:
-        parts.append(_segments(facts["subjects"]))
     parts += [_catalogue(facts["catalogue"])]
     if facts["live"]:
         parts.append(_live(facts["live"]))
@@ -117,22 +112,6 @@ def _at_random(random: Facts) -> str:
     ]
     heading = ["by time", "at random: flatters"]
     return section("By time and at random", grouped_table(heading, lines), f"As served. {random['split']}")
-
-
-def _segments(subjects: Sequence[Facts]) -> str:
-    found = {(each["by"], each["name"]): each["users"] for each in subjects[0]["segments"]}
-    if not found:
-        return ""
-    cells = [{(each["by"], each["name"]): each for each in subject["segments"]} for subject in subjects]
-    lines = [
-        {
-            "group": f"by {by}",
-            "name": f"{_clean(name)} ({users:,} users)",
-            "cells": [f"{of[by, name]['ndcg']:.4f}" if (by, name) in of else "" for of in cells],
-        }
-        for (by, name), users in found.items()
-    ]
-    return section("Segments", grouped_table([_subject(each) for each in subjects], lines), SEGMENTS)
 
 
 def _catalogue(catalogue: Facts) -> str:

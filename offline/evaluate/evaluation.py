@@ -17,12 +17,9 @@ from offline.evaluate.metrics import (
     as_served,
     interval,
     intervals,
-    mean_of,
-    measure_auc,
     measure_lists,
     measure_users,
 )
-from offline.evaluate.segments import Segments, by_activity
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.matrix import Indices, Matrix, users_per_item
 from offline.list_encoder import check_length
@@ -42,8 +39,7 @@ class EngineResult:
     """
     What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
 
-    *auc* is None if nobody can be ranked. Intervals are of 95 %, by the names of metrics. Of a single split there are
-    *segments*, the metrics of groups of users as served, and *per_user*, the nDCG of each.
+    Intervals are of 95 %, by the names of metrics. Of a single split there is *per_user*, the nDCG of each user.
     """
 
     engine: Engine
@@ -51,27 +47,23 @@ class EngineResult:
     metrics: RankingMetrics
     as_served: RankingMetrics
     lists: ListMetrics
-    auc: float | None
     intervals: Mapping[str, Interval]
     intervals_as_served: Mapping[str, Interval]
-    segments: tuple[Mapping[str, Any], ...] = ()
     per_user: Values | None = None
 
     def values(self) -> dict[str, float]:
         """Return all metrics by their names, those as they come without the popular list."""
-        found = {name: getattr(self.metrics, name) for name in RANKING}
-        return found | ({} if self.auc is None else {"auc": self.auc}) | asdict(self.lists)
+        return {name: getattr(self.metrics, name) for name in RANKING} | asdict(self.lists)
 
     def to_json(self) -> dict[str, Any]:
         """Return what was measured as plain JSON values, under the names of the metrics."""
-        return {**asdict(self.metrics), "auc": self.auc, **asdict(self.lists)}
+        return {**asdict(self.metrics), **asdict(self.lists)}
 
     def details_to_json(self) -> dict[str, Any]:
         """Return what stands beside the metrics as plain JSON values."""
         return {
             "as_served": {**asdict(self.as_served), "intervals": dict(self.intervals_as_served)},
             "intervals": dict(self.intervals),
-            "segments": list(self.segments),
         }
 
 
@@ -143,7 +135,7 @@ def require_seeds(options: SplitOptions, seeds: int) -> None:
 def metric_names() -> dict[str, list[str]]:
     """Return what an evaluation of a training measures at most: names of metrics, by the tables of its JSON."""
     ranking = [field.name for field in fields(RankingMetrics)]
-    return {"model": [*ranking, "auc", *(field.name for field in fields(ListMetrics))], "as_served": ranking}
+    return {"model": [*ranking, *(field.name for field in fields(ListMetrics))], "as_served": ranking}
 
 
 def evaluate(
@@ -154,7 +146,6 @@ def evaluate(
     k: int = 10,
     seeds: int = 1,
     baselines: Sequence[Params] = BASELINES,
-    segments: Segments | None = None,
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
@@ -177,7 +168,7 @@ def evaluate(
         if parts.train.nnz == 0 or parts.test.nnz == 0:
             return None
         report = None if on_iteration is None else partial(_report_run, on_iteration, run, len(draws))
-        more: dict[str, Any] = {"segments": segments, "popular": popular, "make": make, "on_iteration": report}
+        more: dict[str, Any] = {"popular": popular, "make": make, "on_iteration": report}
         runs.append(replace(evaluate_parts(parts, params, k=k, baselines=baselines, **more), split=drawn))
     return runs[0] if len(draws) == 1 else _mean(runs)
 
@@ -192,7 +183,6 @@ def evaluate_parts(
     *,
     k: int = 10,
     baselines: Sequence[Params] = BASELINES,
-    segments: Segments | None = None,
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
     learnt: Ranker | None = None,
@@ -203,10 +193,9 @@ def evaluate_parts(
 
     *learnt* is what *params* learn from the train part, if that is known.
     """
-    groups = {"items": by_activity(parts), **(segments or {})}
-    model = evaluate_engine(parts, params, k, on_iteration, segments=groups, popular=popular, make=make, learnt=learnt)
+    model = evaluate_engine(parts, params, k, on_iteration, popular=popular, make=make, learnt=learnt)
     others = [each for each in baselines if engine_of(each) != model.engine]
-    results = tuple(evaluate_engine(parts, each, k, segments=groups, popular=popular) for each in others)
+    results = tuple(evaluate_engine(parts, each, k, popular=popular) for each in others)
     known = users_per_item(parts.train) > 0
     return Evaluation(
         split=None,
@@ -226,7 +215,6 @@ def evaluate_engine(
     k: int,
     on_iteration: Callable[[int, int], None] | None = None,
     *,
-    segments: Segments | None = None,
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
     learnt: Ranker | None = None,
@@ -245,21 +233,14 @@ def evaluate_engine(
     else:
         lists, whole = make(parts, ranker, k)
     plain, served = measure_users(lists, parts.test), measure_users(whole, parts.test)
-    auc = measure_auc(ranker.scores, parts)
-    named = [(by, name, users) for by, groups in (segments or {}).items() for name, users in groups.items()]
-    members = {(by, name): np.isin(plain.users, users) for by, name, users in named}
-    members["list", "none"] = ~plain.with_list
-    found = ({"by": by, "name": name, **asdict(served.mean(of))} for (by, name), of in members.items() if of.any())
     return EngineResult(
         engine_of(params),
         params,
         plain.metrics,
         served.metrics,
         measure_lists(lists[plain.users], parts.train),
-        mean_of(auc),
-        intervals({**plain.values, "auc": auc}),
+        plain.intervals,
         served.intervals,
-        tuple(found),
         plain.values["ndcg"],
     )
 
@@ -312,16 +293,14 @@ def _mean(runs: Sequence[Evaluation]) -> Evaluation:
 
 def _mean_result(results: Sequence[EngineResult]) -> EngineResult:
     found = [result.values() for result in results]
-    columns = {name: [values[name] for values in found] for name in found[0] if all(name in each for each in found)}
+    columns = {name: [values[name] for values in found] for name in found[0]}
     metrics, as_served = [result.metrics for result in results], [result.as_served for result in results]
-    # Groups and users of one draw are not those of another.
     return EngineResult(
         results[0].engine,
         results[0].params,
         _mean_of(metrics),
         _mean_of(as_served),
         _mean_of([result.lists for result in results]),
-        float(np.mean(columns["auc"])) if "auc" in columns else None,
         intervals(columns),
         intervals({name: [getattr(each, name) for each in as_served] for name in RANKING}),
     )

@@ -1,6 +1,6 @@
 """Metrics of lists: how well they rank what was held back, of each user and on average, and what else they are like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -8,23 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from offline.evaluate.splits import Parts
-from offline.input.matrix import Floats, Indices, Mask, UserItems, cells_of, part, users_per_item
-from offline.train.popularity import by_popularity
+from offline.input.matrix import Indices, Mask, UserItems, cells_of, users_per_item
 
 Interval = tuple[float, float]
 Values = npt.NDArray[np.float64]
-# Scores all items for some users; see `Ranker.scores`.
-Score = Callable[[UserItems, Indices], Floats]
-# What costs more than a sort is measured of so many users, drawn at random.
-_SAMPLED_USERS = 1000
-# Scores of all items are computed of so many users, and so many in all, but of 100 users at least.
-_SCORED_USERS = 500
-_SCORES = 2_000_000
+# Diversity costs more than a sort: it is measured of so many lists, drawn at random.
+_SAMPLED_LISTS = 1000
 _SEED = 42
 _LISTS_AT_ONCE = 128
-# Head items have so much of all interactions in train (Abdollahpouri et al., UMAP 2021).
-_HEAD_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +29,6 @@ class RankingMetrics:
     recall       hits / test items
     recall_at_k  hits / min(k, test items)
     map          the sum of the precisions at the hits / test items
-    map_at_k     the same / min(k, test items)
     ndcg         discounted hits / those of the ideal list, which has min(k, test items) hits
     mrr          1 / the rank of the first hit
     hit_rate     1 where there is a hit
@@ -49,7 +39,6 @@ class RankingMetrics:
     recall: float
     recall_at_k: float
     map: float
-    map_at_k: float
     ndcg: float
     mrr: float
     hit_rate: float
@@ -62,19 +51,14 @@ class ListMetrics:
     """
     What lists are like, whether they hit or not; users without a list are left out, and all is 0 where nobody has one.
 
-    coverage       the share of all items that are in any list
-    gini           how unequally the places of all lists are shared among all items: 0 evenly, 1 all to one
-    diversity      of two items of a list, 1 - the cosine of their users in train, on average (Ziegler et al., WWW 2005)
-    novelty        -log2 of the share of users that have an item in train (Vargas and Castells, RecSys 2011)
-    popular_share  the share of places that head items have: the most popular ones, which have a fifth of all train
-                   interactions, so that it is 0.2 where lists are as popular as histories are
+    coverage   the share of all items that are in any list
+    diversity  of two items of a list, 1 - the cosine of their users in train, on average (Ziegler et al., WWW 2005)
+    novelty    -log2 of the share of users that have an item in train (Vargas and Castells, RecSys 2011)
     """
 
     coverage: float
-    gini: float
     diversity: float
     novelty: float
-    popular_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +96,11 @@ class UserMetrics:
 
     @property
     def metrics(self) -> RankingMetrics:
-        """The averages over all users."""
-        return self.mean()
+        """The averages over all users; ValueError if there are none."""
+        if not len(self.users):
+            raise ValueError("no user has test items")
+        means = {name: float(values.mean()) for name, values in self.values.items()}
+        return RankingMetrics(k=self.k, users=len(self.users), users_with_lists=int(self.with_list.sum()), **means)
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -124,31 +111,20 @@ class UserMetrics:
         """Return the averages by their names as plain JSON values, and their intervals below `intervals`."""
         return {**asdict(self.metrics), "intervals": self.intervals}
 
-    def mean(self, of: Mask | None = None) -> RankingMetrics:
-        """Return the averages, over those users for which *of* [users] is true; raises ValueError for none."""
-        chosen = np.ones(len(self.users), dtype=np.bool_) if of is None else of
-        if not chosen.any():
-            raise ValueError("no user has test items")
-        means = {name: float(values[chosen].mean()) for name, values in self.values.items()}
-        return RankingMetrics(
-            k=self.k, users=int(chosen.sum()), users_with_lists=int(self.with_list[chosen].sum()), **means
-        )
-
 
 def interval(values: Values | Sequence[float]) -> Interval | None:
     """
     Return the interval of 95 % of the mean of *values*, of users or of runs, by Student's t.
 
-    NaN do not count. None for fewer than two values.
+    None for fewer than two values.
     """
     from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s to load
 
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    if len(known) < 2:
+    if len(values) < 2:
         return None
-    reach = float(stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / np.sqrt(len(known)))
-    return float(known.mean()) - reach, float(known.mean()) + reach
+    mean, deviation = float(np.mean(values)), np.std(values, ddof=1)
+    reach = float(stdtrit(len(values) - 1, 0.975) * deviation / np.sqrt(len(values)))
+    return mean - reach, mean + reach
 
 
 def intervals(values: Mapping[str, Values] | Mapping[str, Sequence[float]]) -> dict[str, Interval]:
@@ -177,7 +153,6 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
         "recall": found / liked,
         "recall_at_k": found / possible,
         "map": precisions_at_hits / liked,
-        "map_at_k": precisions_at_hits / possible,
         "ndcg": (hits * discounts).sum(axis=1) / np.cumsum(discounts)[possible - 1],
         "mrr": (hits / ranks).max(axis=1),
         "hit_rate": (found > 0).astype(np.float64),
@@ -213,16 +188,15 @@ def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
     Diversity is of lists with two items or more, of 1,000 at most.
     """
     counts = users_per_item(train)
-    places = np.bincount(lists[lists >= 0], minlength=train.shape[1])
-    at = np.maximum(lists, 0)
+    present = lists >= 0
     # An item that nobody has is as new as one that a single user has.
     information = -np.log2(np.maximum(counts, 1) / max(1, np.count_nonzero(np.diff(train.indptr))))
+    some = present.any(axis=1)
+    novelty = np.where(present, information[lists], 0).sum(axis=1)[some] / present.sum(axis=1)[some]
     return ListMetrics(
-        coverage=float((places > 0).mean()),
-        gini=_gini(places),
+        coverage=len(np.unique(lists[present])) / train.shape[1],
         diversity=_diversity(lists, train, counts),
-        novelty=_mean_of_lists(information[at], lists >= 0),
-        popular_share=_mean_of_lists(_head(counts)[at], lists >= 0),
+        novelty=float(novelty.mean()) if some.any() else 0.0,
     )
 
 
@@ -248,40 +222,10 @@ def _explained(unexplained: float, ratings: Values) -> float:
     return float(unexplained <= 1e-12) if whole <= 1e-12 else 1 - unexplained / whole
 
 
-def mean_of(values: Values) -> float | None:
-    """Return the mean of those of *values* that are numbers, or None where none is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
-
-
-def _mean_of_lists(values: Values | Mask, present: Mask) -> float:
-    length = present.sum(axis=1)
-    total: Values = np.where(present, values, 0).sum(axis=1, dtype=np.float64)
-    return float((total[length > 0] / length[length > 0]).mean()) if length.any() else 0.0
-
-
-def _head(counts: npt.NDArray[np.int64]) -> Mask:
-    """Tell which items are the most popular ones, as many as it takes for their share of all interactions."""
-    order = by_popularity(counts)
-    before = np.cumsum(counts[order]) - counts[order]
-    head = np.zeros(len(counts), dtype=np.bool_)
-    head[order] = before < _HEAD_SHARE * counts.sum()
-    return head
-
-
-def _gini(places: npt.NDArray[np.int64]) -> float:
-    """Return the Gini coefficient of how many places each item has."""
-    total, items = int(places.sum()), len(places)
-    if total == 0:
-        return 0.0
-    ranks = np.arange(1, items + 1)
-    return float(((2 * ranks - items - 1) * np.sort(places)).sum() / (items * total))
-
-
 def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) -> float:
     """Return 1 - the mean cosine over all pairs of a list, of a sample of lists with two items or more."""
     lengths = (lists >= 0).sum(axis=1)
-    drawn = _sample(np.flatnonzero(lengths >= 2), _SAMPLED_USERS)
+    drawn = np.random.default_rng(_SEED).permutation(np.flatnonzero(lengths >= 2))[:_SAMPLED_LISTS]
     norms = np.sqrt(np.maximum(counts, 1))
     has = csr_matrix((np.ones(train.nnz, dtype=np.float32), train.indices, train.indptr), shape=train.shape)
     found = list[float]()
@@ -296,48 +240,3 @@ def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) 
         products = np.asarray(sums.sum(axis=0)).ravel() - np.bincount(of_list, counts[items] > 0, len(batch))
         found += (1 - products / (lengths[batch] * (lengths[batch] - 1))).tolist()
     return float(np.mean(found)) if found else 0.0
-
-
-def _sample(candidates: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    if len(candidates) <= count:
-        return candidates
-    return np.sort(np.random.default_rng(_SEED).permutation(candidates)[:count])
-
-
-def measure_auc(score: Score, parts: Parts) -> Values:
-    """
-    Return of users that have test items (in order) the area under the ROC curve, NaN for those who were not drawn.
-
-    It is the share of pairs of a test item and an item that the user has neither in *seen* nor in *test* in which the
-    test item scores higher; ties count half. At most 500 users are scored, and where there are more than 4,000 items
-    fewer, down to 100.
-    """
-    tested = np.flatnonzero(np.diff(parts.test.indptr))
-    items = parts.test.shape[1]
-    places = _sample(np.arange(len(tested)), min(_SCORED_USERS, max(100, _SCORES // items)))
-    found = np.full(len(tested), np.nan)
-    for start in range(0, len(places), _LISTS_AT_ONCE):
-        batch = places[start : start + _LISTS_AT_ONCE]
-        users = tested[batch].astype(np.int32)
-        scores, seen = score(parts.seen, users), parts.seen[users]
-        seen = part(seen, ~np.isin(cells_of(seen), cells_of(parts.test[users])))  # a repeat is tested
-        scores[np.repeat(np.arange(len(users)), np.diff(seen.indptr)), seen.indices] = np.inf
-        ascending = np.sort(scores, axis=1)
-        candidates = items - np.diff(seen.indptr)
-        for place, user, row, rest in zip(batch, users, scores, zip(ascending, candidates, strict=True), strict=True):
-            wanted = parts.test.indices[parts.test.indptr[user] : parts.test.indptr[user + 1]]
-            found[place] = _area(rest[0][: rest[1]], np.sort(row[wanted]))
-    return found
-
-
-def _area(scores: Floats, of_wanted: Floats) -> float:
-    """Return the area for one user, of whose *scores*, ascending, some are *of_wanted* items, ascending, too."""
-    others = len(scores) - len(of_wanted)
-    if others == 0:
-        return np.nan
-    # How many rank below each test item, ties counted half, less the test items among them.
-    below, or_tied, wanted_below, wanted_or_tied = (
-        np.searchsorted(of, of_wanted, side) for of in (scores, of_wanted) for side in ("left", "right")
-    )
-    in_order = (below + or_tied - wanted_below - wanted_or_tied).sum() / 2
-    return float(in_order / (len(of_wanted) * others))

@@ -18,7 +18,6 @@ class Subject:
     metrics     by name, of its own lists
     as_served   likewise, where users without a list get the popular one
     intervals   of 95 %, by the names of the first; those of the others are *served_intervals*
-    segments    what groups of users get, as the evaluation has it
     lead        of the model's nDCG over this one's: the interval, user by user; None where it is not known
     note        what limits the comparison with the others
     """
@@ -30,7 +29,6 @@ class Subject:
     as_served: Mapping[str, float]
     intervals: Mapping[str, Sequence[float]]
     served_intervals: Mapping[str, Sequence[float]]
-    segments: Sequence[Mapping[str, Any]]
     lead: Sequence[float] | None = None
     note: str = ""
 
@@ -72,7 +70,6 @@ def _subject(name: str, role: Role, record: Mapping[str, Any], metrics: Mapping[
         as_served=_floats(served),
         intervals=record.get("intervals", {}),
         served_intervals=served.get("intervals", {}),
-        segments=record.get("segments", ()),
         lead=record.get("model_leads_by", {}).get("interval"),
         note=note,
     )

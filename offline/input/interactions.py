@@ -65,7 +65,6 @@ class Interactions:
     weighing     how the rows of a user and an item become one weight
     titles       by item, as far as they are known
     segments     [segment, item, weight: f64, the number of users of the segment that have the item], or None
-    memberships  [user, segment]: of each user the segment that most rows name, the first of equals, or None
     rows         how many there were, those left out among them
     left_out     how many rows were left out, by reason, in the order in which the reasons are tried; zeros not listed
     fingerprint  a digest of all files that were read
@@ -78,7 +77,6 @@ class Interactions:
     weighing: Weighing
     titles: dict[str, str]
     segments: pl.DataFrame | None
-    memberships: pl.DataFrame | None
     rows: int
     left_out: dict[str, int]
     fingerprint: str
@@ -148,7 +146,6 @@ def read_interactions(
                 raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
             stand = _standing(rows.kept, log) if cancellations else rows.kept
             segments = _segments(stand, source) if chosen.segment else None
-            memberships = _memberships(stand) if chosen.segment else None
         named_titles = {"item": chosen.item, "title": named.title}
         time_range = _time_range(survey, chosen, named, source)
         return Interactions(
@@ -156,7 +153,6 @@ def read_interactions(
             Weighing(weighting, half_life),
             item_titles(rows.kept, source) if titles is None else read_titles(titles, named_titles, form),
             segments,
-            memberships,
             survey.rows,
             survey.left_out,
             fingerprint(files + (find_files(titles) if titles is not None else [])),
@@ -344,12 +340,6 @@ def _segments(kept: pl.LazyFrame, source: str) -> pl.DataFrame:
     users = pl.col("user").n_unique().cast(pl.Float64).alias("weight")
     present = kept.filter(pl.col("segment").is_not_null())
     return present.group_by("segment", "item").agg(users).sort("segment", "item").collect(engine="streaming")
-
-
-def _memberships(kept: pl.LazyFrame) -> pl.DataFrame:
-    named = kept.filter(pl.col("segment").is_not_null()).group_by("user", "segment").len().collect(engine="streaming")
-    ranked = named.sort("user", "len", "segment", descending=[False, True, False])
-    return ranked.unique("user", keep="first", maintain_order=True).drop("len")
 
 
 def _time_range(survey: Survey, chosen: Columns, named: Columns, source: str) -> tuple[datetime, datetime] | None:

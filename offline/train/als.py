@@ -56,7 +56,7 @@ class Factors:
     """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     floor: ClassVar[float] = -math.inf
-    recommend, scores, similar_items = ranking.recommend, ranking.scores, ranking.similar_items
+    recommend, similar_items = ranking.recommend, ranking.similar_items
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -45,7 +45,7 @@ class EASE:
     recent: Floats | None = None
 
     floor: ClassVar[float] = 0.0
-    recommend, scores, similar_items = ranking.recommend, ranking.scores, ranking.similar_items
+    recommend, similar_items = ranking.recommend, ranking.similar_items
 
     @property
     def shape(self) -> tuple[None, int]:

@@ -46,14 +46,6 @@ class Ranker(Protocol):
         """
         ...
 
-    def scores(self, user_items: UserItems, users: Indices) -> Floats:
-        """
-        Return [len(users), number of items]: what each item, those that they have, too, scores for the rows *users*.
-
-        What would not be recommended scores as little as the least. Lists are in the order of these scores.
-        """
-        ...
-
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
         """Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, without itself.
 

@@ -66,7 +66,7 @@ class Neighbours:
     """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     floor: ClassVar[float] = 0.0
-    recommend, scores, similar_items = ranking.recommend, ranking.scores, ranking.similar_items
+    recommend, similar_items = ranking.recommend, ranking.similar_items
 
     @property
     def shape(self) -> tuple[None, int]:

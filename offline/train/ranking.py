@@ -53,7 +53,9 @@ def recommend(
 
     def score(batch: Indices) -> Table:
         rows = user_items[batch]
-        table = _scored(ranker, rows, batch)
+        table = ranker.score(rows, batch)
+        if ranker.recent is not None:
+            table *= ranker.recent
         has = np.diff(rows.indptr)
         table[has == 0] = -np.inf
         if not keep_seen:
@@ -61,16 +63,6 @@ def recommend(
         return table
 
     return _best(score, users, ranker, min(n, ranker.shape[1]), allowed)
-
-
-def scores(ranker: Scorer, user_items: UserItems, users: Indices) -> Floats:
-    """Return the scores of all items for *users*; see `Ranker`."""
-    rows = user_items[users]
-    with threadpool_limits(1, "blas"):
-        table = _scored(ranker, rows, users)
-    table[np.diff(rows.indptr) == 0] = 0
-    found: Floats = np.maximum(table, ranker.floor).astype(np.float32, copy=False)
-    return found
 
 
 def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
@@ -82,13 +74,6 @@ def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = 
         return table
 
     return _best(score, items, ranker, min(n, ranker.shape[1] - 1), allowed)
-
-
-def _scored(ranker: Scorer, rows: UserItems, users: Indices) -> Table:
-    table = ranker.score(rows, users)
-    if ranker.recent is not None:
-        table *= ranker.recent
-    return table
 
 
 class _Queries:

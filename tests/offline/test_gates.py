@@ -143,10 +143,10 @@ def test_a_sentence_shows_a_difference_even_where_it_is_small() -> None:
 
 
 def test_metrics_of_which_less_is_better_have_ceilings_in_the_place_of_floors() -> None:
-    bounds = gates(rating__rmse=0.8, model__popular_share=0.5)
-    error, share = judge({"rating.rmse": Measured(0.9), "model.popular_share": Measured(0.4)}, bounds)
-    assert str(error) == "gate rating.rmse: 0.9 is above 0.8"
-    assert share.passed
+    bounds = gates(rating__rmse=0.8, mae=0.5)
+    squared, absolute = judge({"rating.rmse": Measured(0.9), "mae": Measured(0.4)}, bounds)
+    assert str(squared) == "gate rating.rmse: 0.9 is above 0.8"
+    assert absolute.passed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Evaluation: what is reported is what the lists of each engine give, with intervals, groups of users and seeds."""
+"""Evaluation: what is reported is what the lists of each engine give, with intervals and seeds."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from offline.evaluate.evaluation import (
     metric_names,
     recommend_all,
 )
-from offline.evaluate.metrics import as_served, interval, measure_users
+from offline.evaluate.metrics import RANKING, as_served, interval, measure_users
 from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from offline.input.matrix import History, Matrix, UserItems
 from offline.train.als import ALSParams
@@ -38,7 +38,7 @@ def matrix_of(user_items: UserItems) -> Matrix:
     return Matrix(users, items, user_items, History.of(user_items, times))
 
 
-def test_a_report_holds_each_engine_with_intervals_groups_and_leads() -> None:
+def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
     matrix = matrix_of(board())
     found = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
     assert found is not None
@@ -47,11 +47,7 @@ def test_a_report_holds_each_engine_with_intervals_groups_and_leads() -> None:
         assert result.metrics == evaluate_engine(parts, result.params, 5).metrics
         low, high = result.intervals["ndcg"]
         assert low <= result.metrics.ndcg <= high
-        assert {"auc", "mrr"} <= result.intervals.keys()
-        of_groups = [each for each in result.segments if each["by"] == "items"]
-        assert sum(each["users"] for each in of_groups) == result.metrics.users
-        mean = sum(each["ndcg"] * each["users"] for each in of_groups) / result.metrics.users
-        assert mean == pytest.approx(result.as_served.ndcg)
+        assert result.intervals.keys() == set(RANKING)
     for result, lead in zip(found.baselines, found.leads, strict=True):
         assert lead.ndcg == pytest.approx(found.model.metrics.ndcg - result.metrics.ndcg)
         assert lead.interval is not None
@@ -64,7 +60,6 @@ def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     assert found is not None
     facts = json.loads(json.dumps(found.to_json()))
     assert facts["model"]["ndcg"] == found.model.metrics.ndcg
-    assert facts["model"]["auc"] == found.model.auc
     assert facts["model"]["coverage"] == found.model.lists.coverage
     assert facts["as_served"]["ndcg"] == found.model.as_served.ndcg
     assert facts["intervals"]["ndcg"] == list(found.model.intervals["ndcg"])
@@ -106,7 +101,7 @@ def test_several_seeds_give_means_and_the_intervals_of_students_t() -> None:
     )
     assert found is not None
     runs = [evaluate(matrix, PARAMS, SplitOptions("by-item", seed=seed), k=5) for seed in (7, 8, 9)]
-    for name in ("ndcg", "recall_at_k", "coverage", "auc"):
+    for name in ("ndcg", "recall_at_k", "coverage"):
         values = [run.model.values()[name] for run in runs if run is not None]
         assert found.model.values()[name] == pytest.approx(np.mean(values))
         assert found.model.intervals[name] == pytest.approx(interval(values))
@@ -148,8 +143,6 @@ def test_users_without_a_list_are_counted_with_zeros_and_are_served_the_popular_
     assert found.model.metrics.ndcg == 0
     assert found.model.as_served == found.baselines[0].as_served
     assert found.model.as_served.ndcg > 0
-    assert found.model.auc == 0.5, "nobody can be ranked"
-    assert [(each["by"], each["name"], each["users"]) for each in found.model.segments] == [("list", "none", 10)]
     popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5].astype(np.int32)
     lists = as_served(recommend_all(fit(train, PARAMS), parts, 5), popular)
     assert lists[0].tolist() == popular.tolist()
@@ -162,20 +155,3 @@ def test_pairs_of_items_that_nobody_has_are_counted() -> None:
     test[:7, 3] = test[0, 4] = 1
     parts = Parts.of(csr_matrix(train), csr_matrix(test))
     assert evaluate_parts(parts, PopularityParams(), k=5).cold_pairs == 7
-
-
-def test_groups_of_users_are_quarters_by_their_items_and_those_that_are_given() -> None:
-    counts = np.repeat([1, 2, 4, 8], 5)
-    train = csr_matrix((np.arange(12) < counts[:, None]).astype(np.float32))
-    test = csr_matrix((np.arange(12) == 11).astype(np.float32) * np.ones((20, 1), dtype=np.float32))
-    given = {"country": {"France": np.arange(3, dtype=np.int32), "nowhere": np.array([], dtype=np.int32)}}
-    found = evaluate_parts(Parts.of(train, test), PopularityParams(), k=3, segments=given)
-    groups = [(each["by"], each["name"], each["users"]) for each in found.model.segments]
-    assert groups == [
-        ("items", "1", 5),
-        ("items", "2", 5),
-        ("items", "4", 5),
-        ("items", "8", 5),
-        ("country", "France", 3),
-        ("list", "none", 5),  # those who have all that anybody has
-    ]

@@ -50,7 +50,7 @@ def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighb
     assert ranker.similarity.toarray() == pytest.approx(similarity, rel=1e-5)
     nearest_of = np.sort(similarity, axis=1)[:, [-neighbours]]
     wanted = weights @ np.where(similarity >= nearest_of, similarity, 0)
-    assert ranker.scores(csr_matrix(weights), USERS) == pytest.approx(wanted, rel=1e-4)
+    assert ranker.score(csr_matrix(weights), USERS) == pytest.approx(wanted, rel=1e-4)
     lists, listed = ranker.recommend(csr_matrix(weights), USERS, 8)
     for user, items in enumerate(lists):
         unseen = np.where(weights[user] > 0, 0, wanted[user])
