@@ -3,7 +3,7 @@
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -58,41 +58,25 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
     als = [params for params in ranked if isinstance(params, ALSParams)]
     ease = [params for params in ranked if isinstance(params, EASEParams)]
     neighbours = [params for params in ranked if isinstance(params, NeighbourParams)]
-    found = [*_beyond_als(als, items), *_beyond_ease(ease), *_beyond_neighbours(neighbours, items)]
+    found: list[Params] = []
+    for best in als[:1]:
+        # The best regularization and alpha are another question than the number of factors: they are crossed.
+        more = (factors for factors in (2 * best.factors, _MOST_FACTORS) if factors <= min(_MOST_FACTORS, items))
+        found += [replace(best, factors=factors) for factors in more if factors > best.factors]
+        for times in _past([params.alpha for params in als], 2, 0.5):
+            found.append(replace(best, regularization=times * best.regularization, alpha=times * best.alpha))
+    for times in _past([params.regularization for params in ease], 3, 1 / 3):
+        found.append(EASEParams(_rounded(times * ease[0].regularization)))
+    alike = [params.neighbours for params in neighbours if params.weighting == neighbours[0].weighting]
+    for times in _past(alike, 5, 0.5):
+        number = int(np.clip(times * alike[0], 2, _most_neighbours(items)))
+        found.append(replace(neighbours[0], neighbours=number))
     return [params for params in dict.fromkeys(found) if params not in ranked]
 
 
-def _beyond_als(ranked: Sequence[ALSParams], items: int) -> Iterator[Params]:
-    if not ranked:
-        return
-    best, alphas = ranked[0], [params.alpha for params in ranked]
-    # The best regularization and alpha are another question than the number of factors: they are crossed.
-    for factors in (2 * best.factors, _MOST_FACTORS):
-        if best.factors < factors <= min(_MOST_FACTORS, items):
-            yield replace(best, factors=factors)
-    for times, edge in ((2, max(alphas)), (0.5, min(alphas))):
-        if best.alpha == edge:
-            yield replace(best, regularization=times * best.regularization, alpha=times * best.alpha)
-
-
-def _beyond_ease(ranked: Sequence[EASEParams]) -> Iterator[Params]:
-    if not ranked:
-        return
-    best, tried = ranked[0].regularization, [params.regularization for params in ranked]
-    for times, edge in ((3, max(tried)), (1 / 3, min(tried))):
-        if best == edge:
-            yield EASEParams(_rounded(times * best))
-
-
-def _beyond_neighbours(ranked: Sequence[NeighbourParams], items: int) -> Iterator[Params]:
-    if not ranked:
-        return
-    best = ranked[0]
-    numbers = [params.neighbours for params in ranked if params.weighting == best.weighting]
-    if best.neighbours == max(numbers):
-        yield replace(best, neighbours=min(5 * best.neighbours, _most_neighbours(items)))
-    if best.neighbours == min(numbers):
-        yield replace(best, neighbours=max(2, best.neighbours // 2))
+def _past(values: Sequence[float], up: float, down: float) -> list[float]:
+    """Return by what to multiply the first of *values*, the best one, to go beyond all: nothing if it is no edge."""
+    return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
 
 def draw(ranked: Sequence[Params], generator: np.random.Generator, items: int) -> Params | None:
@@ -101,22 +85,38 @@ def draw(ranked: Sequence[Params], generator: np.random.Generator, items: int) -
 
     Returns None where nothing new is found: there are only so many numbers of neighbours.
     """
-    centres: list[ALSParams | EASEParams | NeighbourParams]
-    centres = [one for one in ranked if isinstance(one, ALSParams | EASEParams | NeighbourParams)][:1]
-    centres += [params for params in ranked if isinstance(params, ALSParams)][:1]
+    searched = [params for params in ranked if isinstance(params, ALSParams | EASEParams | NeighbourParams)]
+    centres = searched[:1] + [params for params in searched if isinstance(params, ALSParams)][:1]
     for _ in range(_ATTEMPTS if centres else 0):
-        centre = centres[generator.integers(len(centres))]
-        near: Params
-        match centre:
-            case ALSParams():
-                near = _near_als(centre, generator)
-            case EASEParams():
-                near = EASEParams(_rounded(centre.regularization * _spread(generator, 3)))
-            case NeighbourParams():
-                near = _near_neighbours(centre, generator, items)
+        near = _near(centres[generator.integers(len(centres))], generator, items)
         if near not in ranked:
             return near
     return None
+
+
+def _near(centre: Params, generator: np.random.Generator, items: int) -> Params:
+    def spread(times: float) -> float:
+        """Draw between 1 / *times* and *times*, both ways equally often."""
+        return math.exp(generator.uniform(-math.log(times), math.log(times)))
+
+    match centre:
+        case ALSParams():
+            factors, both, regularization = spread(2), spread(3), spread(2)
+            return replace(
+                centre,
+                factors=int(np.clip(round(factors * centre.factors), _FACTORS[0], _FACTORS[1])),
+                regularization=_rounded(centre.regularization * both * regularization),
+                # Below 1, what a user has would weigh less than what they have not.
+                alpha=max(_rounded(centre.alpha * both), min(1.0, centre.alpha)),
+            )
+        case EASEParams():
+            return EASEParams(_rounded(centre.regularization * spread(3)))
+        case NeighbourParams():
+            weightings: list[NeighbourWeighting] = [centre.weighting, *get_args(NeighbourWeighting)]
+            number = int(np.clip(round(centre.neighbours * spread(3)), 2, _most_neighbours(items)))
+            return NeighbourParams(weightings[generator.integers(len(weightings))], number)
+        case _:
+            return centre
 
 
 def read_grid(path: Path, defaults: ALSParams) -> tuple[Params, ...]:
@@ -162,30 +162,6 @@ def _cell(values: object, where: str, defaults: ALSParams) -> Params:
         return kind(**usual | given)
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
-
-
-def _near_als(centre: ALSParams, generator: np.random.Generator) -> ALSParams:
-    factors, both, regularization = (_spread(generator, times) for times in (2, 3, 2))
-    least_alpha = min(1.0, centre.alpha)  # below 1, what a user has would weigh less than what they have not
-    return replace(
-        centre,
-        factors=int(np.clip(round(factors * centre.factors), _FACTORS[0], _FACTORS[1])),
-        regularization=_rounded(centre.regularization * both * regularization),
-        alpha=max(_rounded(centre.alpha * both), least_alpha),
-    )
-
-
-def _near_neighbours(centre: NeighbourParams, generator: np.random.Generator, items: int) -> NeighbourParams:
-    weightings: list[NeighbourWeighting] = [centre.weighting, *get_args(NeighbourWeighting)]
-    number = round(centre.neighbours * _spread(generator, 3))
-    return NeighbourParams(
-        weightings[generator.integers(len(weightings))], int(np.clip(number, 2, _most_neighbours(items)))
-    )
-
-
-def _spread(generator: np.random.Generator, times: float) -> float:
-    """Draw between 1 / *times* and *times*, both ways equally often."""
-    return math.exp(generator.uniform(-math.log(times), math.log(times)))
 
 
 def _rounded(value: float) -> float:
