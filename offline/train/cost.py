@@ -25,9 +25,16 @@ def fit_s(params: object, user_items: UserItems) -> float:
             return 1e-8 * float(user_items.nnz)
 
 
-def rank_s(params: object, items: int, users: int) -> float:
-    """Return about how many seconds of a core the lists of *users* take."""
-    return items * users * (5e-9 + (6e-11 * params.factors if isinstance(params, ALSParams) else 0))
+def rank_s(params: object, rows: UserItems) -> float:
+    """Return about how many seconds of a core the lists take of the users who have *rows* [users, items]."""
+    users, items = rows.shape
+    match params:
+        case ALSParams():
+            return items * users * (5e-9 + 6e-11 * params.factors)
+        case EASEParams():
+            return items * (5e-9 * users + 3e-10 * float(rows.nnz))
+        case _:
+            return items * users * 5e-9
 
 
 def fit_bytes(params: object, user_items: UserItems) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -15,13 +14,13 @@ import numpy as np
 
 from offline.errors import DataError, SettingError, require_at_least
 from offline.evaluate.evaluation import fit_parts, recommend_all
-from offline.evaluate.metrics import measure_users
+from offline.evaluate.metrics import Values, measure_users
 from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.input.matrix import Floats, History, Times, UserItems, part
+from offline.input.matrix import History, Times, UserItems, part
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
 from offline.train.cost import fit_bytes, fit_s, rank_s
-from offline.train.engine import Engine, Params, Ranker, described, engine_of, params_from, with_recency
+from offline.train.engine import Engine, Params, Ranker, described, engine_of, params_from, recency_of, with_recency
 from offline.train.popularity import PopularityParams
 from offline.train.recency import Recency
 
@@ -39,6 +38,8 @@ _STEP = 2.0
 _SHORTEST = 0.125
 _LONGEST = 512.0
 _LEAST_GAMMA, _MOST_GAMMA = 0.125, 4.0
+# As a rule an engine has so many trials with recency: the first two, four around the better one, three around the next.
+_RECENT_TRIALS = 9
 # A split by time is searched at so many cuts: with one, a week decides for the next.
 _CUTS = 2
 # What a search takes at most, by estimate, unless more is wanted: seconds of a core for its cells, and memory for each.
@@ -77,36 +78,16 @@ class TuneOptions:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """
-    How well one cell ranks: the mean *ndcg* of the users with its standard error *se*, and each user's in *values*.
+    How well one cell ranks: the mean *ndcg* of the users with its standard error *se*.
 
     *iterations* of ALS are fewer than the fit of a model makes. A cell that cannot be fitted has an ndcg of 0.
     """
 
     params: Params
     iterations: int | None
+    ndcg: float
+    se: float
     seconds: float
-    values: Floats
-
-    @property
-    def ndcg(self) -> float:
-        """The mean over the users that have test items."""
-        return float(self.values.mean(dtype=np.float64))
-
-    @property
-    def se(self) -> float:
-        """The standard error of the mean."""
-        return float(self.values.std(dtype=np.float64) / math.sqrt(len(self.values)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what a model keeps of it."""
-        return {
-            "engine": engine_of(self.params),
-            "params": asdict(self.params),
-            "iterations": self.iterations,
-            "ndcg": round(self.ndcg, 6),
-            "se": round(self.se, 6),
-            "seconds": round(self.seconds, 3),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +96,7 @@ class LeftOut:
 
     params: Params
     seconds: float
-    bytes: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what a model keeps of it."""
-        cost = {"seconds": round(self.seconds, 1), "bytes": round(self.bytes)}
-        return {"engine": engine_of(self.params), "params": asdict(self.params), **cost}
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +126,8 @@ class Search:
     @property
     def popular(self) -> PopularityParams:
         """What is popular: with the half-life that ranks best, or over all time if none was tried."""
-        tried = [trial for trial in self.trials if isinstance(trial.params, PopularityParams)]
-        best = max(tried, key=lambda trial: trial.ndcg, default=None)
-        return best.params if best is not None and isinstance(best.params, PopularityParams) else PopularityParams()
+        best = (self.trials[number].params for number in self.best_of_each)
+        return next((params for params in best if isinstance(params, PopularityParams)), PopularityParams())
 
     @property
     def usual(self) -> Trial | None:
@@ -164,8 +139,8 @@ class Search:
         return {
             "objective": f"ndcg@{self.k}",
             "split": asdict(self.split),
-            "trials": [trial.to_json() for trial in self.trials],
-            "left_out": [each.to_json() for each in self.left_out],
+            "trials": [_to_json(trial) for trial in self.trials],
+            "left_out": [_to_json(each) for each in self.left_out],
             "best": self.best,
         }
 
@@ -199,17 +174,23 @@ def tune(
     splits = _splits(user_items, history, inner)
     if not splits:
         return None
-    known, items = _Journal(journal, digest_of(user_items, history, inner, _EXPLORING, k)), user_items.shape[1]
-    budget = _Budget(splits, is_limited=tuning.max_pairs is not None and not (tuning.engine or tuning.cells))
+    known = _Trials(splits, k, journal, digest_of(user_items, history, inner, _EXPLORING, k))
+    items, is_recent = user_items.shape[1], inner.in_time and not tuning.cells
+    budget = _Budget(
+        splits, inner.test_share, is_limited=tuning.max_pairs is not None and not (tuning.engine or tuning.cells)
+    )
     cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
     trials: list[Trial] = []
 
-    def run(waiting: Sequence[Params], draws: int) -> None:
+    def run(waiting: Sequence[Params], more: int) -> list[Trial]:
         for at, params in enumerate(waiting, 1):
-            trials.append(known.find(params) or known.keep(_trial(splits, params, k)))
-            on_trial(len(trials), len(trials) + len(waiting) - at + draws)
+            trials.append(known.trial(params))
+            on_trial(len(trials), len(trials) + len(waiting) - at + more)
             if len(trials) == 1:
-                on_notice(_estimate(trials[0], cells, budget, inner, draws=tuning.draws, evaluations=evaluations))
+                core_s = budget.training_s(cells, tuning.draws, evaluations, is_recent=is_recent)
+                seconds = trials[0].seconds * core_s / budget.trial_s(params)
+                on_notice(_estimate(len(cells) + tuning.draws, inner, seconds))
+        return trials[len(trials) - len(waiting) :]
 
     on_trial(0, len(cells) + tuning.draws)
     run(cells, tuning.draws)
@@ -218,45 +199,11 @@ def tune(
     for number in range(tuning.draws):
         drawn = draw(_ranked(trials), np.random.default_rng([inner.seed, number]), items)
         run([] if drawn is None else [drawn], tuning.draws - number - 1)
-    best = _best_of_each(trials) if inner.in_time and not tuning.cells else ()
-    for params in [trials[number].params for number in best]:
-        for trial in _recent_trials(splits, params, k, known):
-            trials.append(trial)
-            on_trial(len(trials), len(trials) + 1)
+    for number in _best_of_each(trials) if is_recent else ():
+        _climb(trials[number].params, lambda waiting: run(waiting, 1))
     if budget.left_out:
         on_notice(_left_out(budget.left_out))
     return Search(inner, k, tuple(trials), defaults, budget.left_out)
-
-
-class _Budget:
-    """What the cells of a search may take together, by estimates that are the same on every machine."""
-
-    def __init__(self, splits: Sequence[Parts], *, is_limited: bool) -> None:
-        self._splits, self._left_s = splits, _BUDGET_S if is_limited else math.inf
-        self._most_bytes = _BUDGET_BYTES if is_limited else math.inf
-        self._left_out: dict[Params, LeftOut] = {}
-
-    @property
-    def left_out(self) -> tuple[LeftOut, ...]:
-        """The cells that could not be afforded."""
-        return tuple(self._left_out.values())
-
-    def seconds(self, params: Params) -> float:
-        """Return what a trial takes of a core, over all splits."""
-        tried, items = _exploring(params), self._splits[0].train.shape[1]
-        return sum(fit_s(tried, each.train) + rank_s(tried, items, _tested(each)) for each in self._splits)
-
-    def affordable(self, cells: Sequence[Params]) -> list[Params]:
-        """Return those of *cells* that can still be tried, the cheapest of them first of all."""
-        kept: set[Params] = set()
-        for params in sorted(cells, key=self.seconds):
-            seconds, needed = self.seconds(params), max(fit_bytes(params, each.train) for each in self._splits)
-            if seconds <= self._left_s and needed <= self._most_bytes:
-                self._left_s -= seconds
-                kept.add(params)
-            else:
-                self._left_out[params] = LeftOut(params, seconds, needed)
-        return [params for params in cells if params in kept]
 
 
 def _splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
@@ -273,43 +220,93 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
     return found
 
 
-def _recent_trials(splits: Sequence[Parts], params: Params, k: int, known: "_Journal") -> Iterator[Trial]:
+class _Trials:
+    """
+    Makes trials, and keeps them as lines of JSON in a journal, so that a search that was stopped goes on.
+
+    Lines of other data, splits or versions are passed by. What was learnt last serves all recencies of its engine.
+    """
+
+    def __init__(self, splits: Sequence[Parts], k: int, journal: Path | None, key: str) -> None:
+        self._splits, self._k = splits, k
+        self._journal, self._key = journal, key
+        self._known: dict[Params, Trial] = {trial.params: trial for trial in self._read()}
+        self._learnt: tuple[Params, list[tuple[Ranker, Times | None]]] | None = None
+
+    def trial(self, params: Params) -> Trial:
+        """Return the trial of *params*, which is made if the journal does not have it."""
+        if params not in self._known:
+            self._known[params] = self._measure(params)
+            self._keep(self._known[params])
+        return self._known[params]
+
+    def _measure(self, params: Params) -> Trial:
+        """Learn from each split with few iterations, and measure each user."""
+        start, tried = perf_counter(), _exploring(params)
+        try:
+            values = np.concatenate(
+                [
+                    _ndcg(ranker, parts, self._k)
+                    for ranker, parts in zip(self._rankers(tried), self._splits, strict=True)
+                ]
+            )
+        except DataError:  # with such parameters the factors grow beyond all bounds
+            values = np.zeros(1)
+        iterations = tried.iterations if isinstance(tried, ALSParams) else None
+        se = float(values.std() / math.sqrt(len(values)))
+        return Trial(params, iterations, float(values.mean()), se, round(perf_counter() - start, 3))
+
+    def _rankers(self, params: Params) -> Iterator[Ranker]:
+        """Yield what each split teaches, one after the other; with recency, by what was learnt without it."""
+        recency = recency_of(params)
+        if recency is None or isinstance(params, PopularityParams):
+            yield from (fit_parts(parts, params) for parts in self._splits)
+            return
+        plain = replace(params, recency=None)
+        if self._learnt is None or self._learnt[0] != plain:
+            self._learnt = None  # else there were two engines in memory
+            self._learnt = plain, [(fit_parts(parts, plain), parts.train_times) for parts in self._splits]
+        for (ranker, times), parts in zip(self._learnt[1], self._splits, strict=True):
+            yield with_recency(ranker, recency.weights(parts.train, times))
+
+    def _keep(self, trial: Trial) -> None:
+        if self._journal is None:
+            return
+        try:
+            self._journal.parent.mkdir(parents=True, exist_ok=True)
+            with self._journal.open("a") as file:
+                file.write(json.dumps({"key": self._key, **_to_json(trial)}) + "\n")
+        except OSError as error:
+            raise DataError(f"The trials cannot be written to {self._journal}: {error.strerror or error}.") from error
+
+    def _read(self) -> Iterator[Trial]:
+        try:
+            lines = [] if self._journal is None else self._journal.read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return
+        for line in lines:
+            try:
+                found = json.loads(line)
+                if found.pop("key") == self._key:
+                    params = params_from(found.pop("engine"), found["params"])
+                    yield Trial(**found | {"params": params})
+            except (ValueError, KeyError, TypeError, AttributeError, DataError):
+                continue  # the line that was being written when the search was killed
+
+
+def _climb(params: Params, run: Callable[[Sequence[Params]], list[Trial]]) -> None:
     """
     Try *params* with recency: half-lives first, then half-lives and powers around the best, as far as it gets better.
 
-    Popularity has a half-life alone. What was fitted once serves all of them.
+    Popularity has a half-life alone. *run* makes trials.
     """
-    fitted: list[tuple[Ranker, Times | None]] = []
     tried: dict[tuple[float, float], float] = {}
-    is_popularity = isinstance(params, PopularityParams)
-
-    def trial_of(half_life: float, gamma: float) -> Trial:
-        if isinstance(params, PopularityParams):
-            wanted: Params = PopularityParams(half_life)
-            return known.find(wanted) or known.keep(_trial(splits, wanted, k))
-        recency = Recency(half_life, gamma)
-        wanted = replace(params, recency=recency)
-        if (found := known.find(wanted)) is not None:
-            return found
-        if not fitted:
-            fitted.extend((fit_parts(parts, _exploring(params)), parts.train_times) for parts in splits)
-        start = perf_counter()
-        values = [
-            _ndcg(with_recency(ranker, recency.weights(parts.train, times)), parts, k)
-            for parts, (ranker, times) in zip(splits, fitted, strict=True)
-        ]
-        return known.keep(
-            Trial(wanted, _iterations(_exploring(params)), perf_counter() - start, np.concatenate(values))
-        )
-
     waiting = [(half_life, _FIRST_GAMMA) for half_life in _HALF_LIVES]
     while waiting:
-        for half_life, gamma in waiting:
-            trial = trial_of(half_life, gamma)
-            tried[half_life, gamma] = trial.ndcg
-            yield trial
+        made = run([_recent(params, *each) for each in waiting])
+        tried |= zip(waiting, (trial.ndcg for trial in made), strict=True)
         half_life, gamma = max(tried, key=lambda each: tried[each])
-        gammas = [] if is_popularity else [gamma * _STEP, gamma / _STEP]
+        gammas = [] if isinstance(params, PopularityParams) else [gamma * _STEP, gamma / _STEP]
         near = [(half_life * _STEP, gamma), (half_life / _STEP, gamma), *((half_life, each) for each in gammas)]
         waiting = [
             (days, power)
@@ -318,19 +315,59 @@ def _recent_trials(splits: Sequence[Parts], params: Params, k: int, known: "_Jou
         ]
 
 
-def _tested(parts: Parts) -> int:
-    return int(np.count_nonzero(np.diff(parts.test.indptr)))
+def _recent(params: Params, half_life: float, gamma: float) -> Params:
+    if isinstance(params, PopularityParams):
+        return PopularityParams(half_life)
+    return replace(params, recency=Recency(half_life, gamma))
 
 
-def _trial(splits: Sequence[Parts], params: Params, k: int) -> Trial:
-    """Learn from each of *splits* with few iterations, and measure each user."""
-    start = perf_counter()
-    tried = _exploring(params)
-    try:
-        values = np.concatenate([_ndcg(fit_parts(parts, tried), parts, k) for parts in splits])
-    except DataError:  # with such parameters the factors grow beyond all bounds
-        values = np.zeros(sum(map(_tested, splits)), dtype=np.float32)
-    return Trial(params, _iterations(tried), perf_counter() - start, values)
+class _Budget:
+    """What the cells of a search may take together, by estimates that are the same on every machine."""
+
+    def __init__(self, splits: Sequence[Parts], test_share: float, *, is_limited: bool) -> None:
+        # What is learnt from, and what those who are tested have.
+        self._splits = [(each.train, each.seen[np.flatnonzero(np.diff(each.test.indptr))]) for each in splits]
+        self._more = 1 / (1 - test_share)
+        self._left_s, self._most_bytes = (_BUDGET_S, _BUDGET_BYTES) if is_limited else (math.inf, math.inf)
+        self._left_out: dict[Params, LeftOut] = {}
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The cells that could not be afforded."""
+        return tuple(self._left_out.values())
+
+    def trial_s(self, params: Params, rankings: int = 1) -> float:
+        """Return how many seconds of a core a trial takes, or so many that differ in recency alone, over all splits."""
+        return self._seconds(_exploring(params), rankings)
+
+    def training_s(self, cells: Sequence[Params], draws: int, evaluations: int, *, is_recent: bool) -> float:
+        """
+        Return how many seconds of a core a training takes: its trials, then *evaluations*, and a last fit.
+
+        With *is_recent* each engine is fitted once more, and its lists are made for each recency. An evaluation fits
+        each engine, too, and then one is fitted on all data. These have more pairs, and ALS all of its iterations.
+        """
+        dearest = {engine_of(params): params for params in sorted(cells, key=self.trial_s)}.values()
+        searched = sum(map(self.trial_s, cells)) + draws * max(map(self.trial_s, cells))
+        if is_recent:
+            searched += sum(self.trial_s(params, _RECENT_TRIALS) for params in dearest)
+        whole = [self._more * self._seconds(params) / len(self._splits) for params in dearest]
+        return searched + evaluations * sum(whole) + self._more * max(whole)
+
+    def affordable(self, cells: Sequence[Params]) -> list[Params]:
+        """Return those of *cells* that can still be tried, the cheapest of them first of all."""
+        kept: set[Params] = set()
+        for params in sorted(cells, key=self.trial_s):
+            seconds, needed = self.trial_s(params), max(fit_bytes(params, train) for train, _ in self._splits)
+            if seconds <= self._left_s and needed <= self._most_bytes:
+                self._left_s -= seconds
+                kept.add(params)
+            else:
+                self._left_out[params] = LeftOut(params, round(seconds, 1), needed)
+        return [params for params in cells if params in kept]
+
+    def _seconds(self, params: Params, rankings: int = 1) -> float:
+        return sum(fit_s(params, train) + rankings * rank_s(params, rows) for train, rows in self._splits)
 
 
 def _exploring(params: Params) -> Params:
@@ -338,15 +375,9 @@ def _exploring(params: Params) -> Params:
     return replace(params, iterations=min(_EXPLORING, params.iterations)) if isinstance(params, ALSParams) else params
 
 
-def _iterations(params: Params) -> int | None:
-    return params.iterations if isinstance(params, ALSParams) else None
-
-
-def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Floats:
+def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
     """Return the nDCG of each user that has test items."""
-    lists = recommend_all(ranker, parts, k)
-    found: Floats = measure_users(lists, parts.test).values["ndcg"].astype(np.float32)
-    return found
+    return measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"]
 
 
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
@@ -366,28 +397,15 @@ def _ranked(trials: Sequence[Trial]) -> list[Params]:
     return [trial.params for trial in sorted(trials, key=lambda trial: -trial.ndcg)]
 
 
-def _estimate(
-    first: Trial, cells: Sequence[Params], budget: _Budget, inner: SplitOptions, *, draws: int, evaluations: int
-) -> str:
-    """
-    Say what a training will take from its first trial on, by what that took and how much dearer the others are.
+def _to_json(found: Trial | LeftOut) -> dict[str, Any]:
+    return {"engine": engine_of(found.params), **asdict(found)}
 
-    Each evaluation fits every engine once more, and so does the search if recency is tried; then one is fitted on all
-    data. These have more pairs, and ALS all of its iterations.
-    """
-    costs = [budget.seconds(params) for params in cells]
-    dearest: dict[Engine, float] = {}
-    for params, cost in zip(cells, costs, strict=True):
-        full = cost * params.iterations / _EXPLORING if isinstance(params, ALSParams) else cost
-        dearest[engine_of(params)] = max(full / len(inner.draws), dearest.get(engine_of(params), 0.0))
-    later = (
-        evaluations * sum(dearest.values()) / (1 - inner.test_share)
-        + max(dearest.values()) / (1 - inner.test_share) ** 2
-    )
-    seconds = first.seconds / costs[0] * (sum(costs) + draws * max(costs) + later)
+
+def _estimate(cells: int, inner: SplitOptions, seconds: float) -> str:
+    """Say what a training will take."""
     return (
-        f"searching {len(cells) + draws} cells on an inner {inner.kind} split, the evaluation and the last fit take "
-        f"about {seconds:.0f} s, longer if the best lies at an edge; --no-tune skips the search"
+        f"searching {cells} cells on an inner {inner.kind} split, the evaluation and the last fit take about "
+        f"{seconds:.0f} s, longer if the best lies at an edge; --no-tune skips the search"
     )
 
 
@@ -400,47 +418,6 @@ def _left_out(cells: Sequence[LeftOut]) -> str:
         f"not tried, because a search takes at most about {_BUDGET_S:.0f} s of a core and {_BUDGET_BYTES / 1e9:.1f} "
         f"GB: {named}; --tune 0 tries everything"
     )
-
-
-class _Journal:
-    """The trials of a search, as lines of JSON, so that one that was stopped goes on; others' are passed by."""
-
-    def __init__(self, path: Path | None, key: str) -> None:
-        self._path = path
-        self._key = key
-        self._trials: dict[Params, Trial] = dict(self._read())
-
-    def find(self, params: Params) -> Trial | None:
-        return self._trials.get(params)
-
-    def keep(self, trial: Trial) -> Trial:
-        """Append *trial* and return it."""
-        if self._path is not None:
-            values = b64encode(trial.values.astype("<f4").tobytes()).decode()
-            line = json.dumps({"key": self._key, **trial.to_json(), "values": values}) + "\n"
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a") as file:
-                    file.write(line)
-            except OSError as error:
-                raise DataError(f"The trials cannot be written to {self._path}: {error.strerror or error}.") from error
-        return trial
-
-    def _read(self) -> Iterator[tuple[Params, Trial]]:
-        try:
-            lines = [] if self._path is None else self._path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError):
-            return
-        for line in lines:
-            try:
-                found = json.loads(line)
-                if found["key"] != self._key:
-                    continue
-                params = params_from(found["engine"], found["params"])
-                values = np.frombuffer(b64decode(found["values"]), dtype="<f4")
-                yield params, Trial(params, found["iterations"], found["seconds"], values)
-            except (ValueError, KeyError, TypeError, DataError):
-                continue  # the line that was being written when the search was killed
 
 
 def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:

@@ -38,9 +38,10 @@ def test_more_to_learn_takes_more_time_and_memory() -> None:
     for params in (ALSParams(8), EASEParams(), NeighbourParams(), PopularityParams()):
         assert 0 < fit_s(params, small) < fit_s(params, large)
         assert fit_bytes(params, small) <= fit_bytes(params, large)
-        assert 0 < rank_s(params, 30, 40) < rank_s(params, 60, 40)
+        assert 0 < rank_s(params, small) < rank_s(params, large)
     assert fit_s(ALSParams(8), small) < fit_s(ALSParams(16), small)
-    assert rank_s(ALSParams(8), 30, 40) < rank_s(ALSParams(16), 30, 40)
+    assert rank_s(ALSParams(8), small) < rank_s(ALSParams(16), small)
+    assert rank_s(EASEParams(), small) < rank_s(EASEParams(), matrix(40, 30, 10)), "more pairs are summed up"
 
 
 def test_what_does_not_fit_is_refused_with_what_it_takes() -> None:
