@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from offline.evaluate.candidate import Candidate, LiveRelease
-    from offline.evaluate.comparison import Comparison
-    from offline.evaluate.list_evaluation import Evaluator, ListEvaluation
+    from offline.evaluate.list_evaluation import Comparison, Evaluator, ListEvaluation
     from offline.evaluate.report import ReadLive
     from offline.evaluate.truth import Truth
     from stores.store import Store
@@ -213,11 +212,8 @@ def compare(
     scored = named | {"score": score_column}
 
     def work() -> "Comparison":
-        from offline.evaluate.comparison import compare_users
-
         evaluator, (one, other) = _hold(truth, [first, second], None, k, named, scored, delimiter)
-        users = evaluator.measure_users(one), evaluator.measure_users(other)
-        return compare_users((one.origin, other.origin), *users)
+        return evaluator.compare(one, other)
 
     found = interruptible(work)
     if as_json:

@@ -1,6 +1,6 @@
 """Candidates: lists for the users of a truth, of whatever origin: files, a model, or a release of a store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import polars as pl
 
 from offline.input.files import Format, data_errors, find_files
 from offline.input.matrix import Matrix
+from offline.list_encoder import MAX_LENGTH
 from offline.list_import import read_scored
 from offline.measurement import read_lists
 from offline.model import Model
@@ -112,19 +113,13 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
 
     Raises ReleaseCorrupt for a damaged list, and StoreError where one cannot be read.
     """
-    decode = await load_decode(reader, release, await load_manifest(reader, release))
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
-    users = pairs.get_column("user").unique().sort().to_list()
-    async for user, found in read_lists(reader, release, decode, [USER + user for user in users]):
-        items = _sound(found)
+    users = pairs.get_column("user").unique().sort()
+    async for user, items in _read(reader, release, [USER + user for user in users]):
         columns["user"] += [user] * len(items)
         columns["item"] += [item["id"] for item in items]
         columns["score"] += [item["score"] for item in items]
-    popular = [
-        item["id"]
-        async for _, found in read_lists(reader, release, decode, [POPULAR + OVERALL])
-        for item in _sound(found)
-    ]
+    popular = [item["id"] async for _, items in _read(reader, release, [POPULAR + OVERALL]) for item in items]
     whole = pl.DataFrame(columns, schema=_SCHEMA)
     lists = whole.group_by("user", maintain_order=True).head(k)
     return Candidate(origin, lists, _predictions(whole, pairs), pl.Series("item", popular, dtype=pl.String))
@@ -135,18 +130,20 @@ async def read_live(reader: Reader, users: Sequence[str], k: int) -> LiveRelease
     release = (await reader.catalogue()).live_ref
     if release is None:
         return None
-    manifest = await load_manifest(reader, release)
-    decode = await load_decode(reader, release, manifest)
-    lists = dict[str, Sequence[str]]()
-    async for user, found in read_lists(reader, release, decode, [USER + user for user in users], k):
-        lists[user] = [item["id"] for item in _sound(found)]
-    return LiveRelease(release.id, manifest.about, lists)
+    found = _read(reader, release, [USER + user for user in users], k)
+    lists = {user: [item["id"] for item in items] async for user, items in found}
+    return LiveRelease(release.id, (await load_manifest(reader, release)).about, lists)
 
 
-def _sound(found: list[Item] | ReleaseCorrupt) -> list[Item]:
-    if isinstance(found, ReleaseCorrupt):
-        raise found
-    return found
+async def _read(
+    reader: Reader, release: ReleaseRef, keys: Sequence[str], depth: int = MAX_LENGTH
+) -> AsyncIterator[tuple[str, list[Item]]]:
+    """Yield those *keys* that *release* has, without their kind, and the first items of each; a damaged one raises."""
+    decode = await load_decode(reader, release, await load_manifest(reader, release))
+    async for name, found in read_lists(reader, release, decode, keys, depth):
+        if isinstance(found, ReleaseCorrupt):
+            raise found
+        yield name, found
 
 
 def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:

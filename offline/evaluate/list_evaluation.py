@@ -1,4 +1,4 @@
-"""Evaluation of lists that exist already: held against a truth, beside the popular items of what users had before."""
+"""Evaluation of lists that exist already: held against a truth, beside popular items or beside other lists."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,16 +12,20 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
 from offline.evaluate.candidate import Candidate, from_model
+from offline.evaluate.evaluation import recommend_all
 from offline.evaluate.metrics import (
+    RANKING,
+    Interval,
     ListMetrics,
     RatingMetrics,
     UserMetrics,
     as_served,
+    interval,
     measure_lists,
     measure_ratings,
     measure_users,
 )
-from offline.evaluate.splits import SplitOptions
+from offline.evaluate.splits import Parts, SplitOptions
 from offline.evaluate.truth import Truth, read_lines
 from offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
 from offline.list_encoder import check_length
@@ -63,6 +67,59 @@ class ListEvaluation:
         return facts | {name: None if each is None else asdict(each) for name, each in others.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One metric of two lists; *interval* is of the difference, user by user, and None if it cannot be said."""
+
+    metric: str
+    a: float
+    b: float
+    interval: Interval | None
+
+    @property
+    def verdict(self) -> str:
+        """Say whether the second is better or worse, or that the data do not decide."""
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return "cannot tell"
+        return "better" if self.interval[0] > 0 else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two held against each other, metric by metric, at lists of *k*: each user's two lists are compared."""
+
+    a: str
+    b: str
+    k: int
+    users: int
+    changes: tuple[Change, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Say what nDCG says, which decides."""
+        return self._decisive.verdict
+
+    @property
+    def sentence(self) -> str:
+        """Say which is better, and by how much, or that the data do not decide."""
+        change = self._decisive
+        difference = f"nDCG@{self.k} {change.b - change.a:+.4f}"
+        if change.interval is not None:
+            difference += f" (95 %: {change.interval[0]:+.4f} to {change.interval[1]:+.4f})"
+        if change.verdict == "cannot tell":
+            return f"cannot tell whether {self.b} is better than {self.a}: {difference}"
+        return f"{self.b} is {change.verdict} than {self.a}: {difference}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        changes = [asdict(change) | {"verdict": change.verdict} for change in self.changes]
+        return {"sentence": self.sentence, "verdict": self.verdict, **asdict(self), "changes": changes}
+
+    @property
+    def _decisive(self) -> Change:
+        return next(change for change in self.changes if change.metric == "ndcg")
+
+
 def evaluate_files(
     train: Path,
     test: Path,
@@ -92,7 +149,8 @@ class Evaluator:
     """
     Holds lists against one truth; lives as long as one evaluation, or comparison.
 
-    The rows of its matrices are the users of the truth, the columns all items, both in the order of their ids.
+    The rows of its matrices are all users of the truth and of the history, the columns all items, both in the order of
+    their ids.
     """
 
     def __init__(self, truth: Truth, candidates: Sequence[Candidate], k: int, history: Matrix | None) -> None:
@@ -100,67 +158,67 @@ class Evaluator:
         check_length(k, "k")
         self._k = k
         self.truth = truth
-        items = [truth.pairs.get_column("item"), *(each.lists.get_column("item") for each in candidates)]
-        items += [each.popular for each in candidates if each.popular is not None]
-        items += [] if history is None else [pl.Series("item", history.item_ids)]
-        self._users, self._items = pl.Enum(truth.users), pl.Enum(pl.concat(items).unique().sort())
-        users, columns = _numbers(truth.pairs, "user", self._users), _numbers(truth.pairs, "item", self._items)
-        shape = len(self._users.categories), len(self._items.categories)
-        self._test = csr_matrix((np.ones(len(users), dtype=np.float32), (users, columns)), shape=shape)
+        users, items = truth.pairs.get_column("user"), truth.pairs.get_column("item")
+        named = [each.lists.get_column("item") for each in candidates]
+        named += [each.popular for each in candidates if each.popular is not None]
+        known = ([], []) if history is None else (history.user_ids, history.item_ids)
+        self._users = pl.Enum(pl.concat([users, pl.Series("user", known[0], pl.String)]).unique().sort())
+        self._items = pl.Enum(pl.concat([items, *named, pl.Series("item", known[1], pl.String)]).unique().sort())
+        self._test = self._matrix(_numbers(users, self._users), _numbers(items, self._items))
         self._history: UserItems | None = None
-        self._seen: UserItems | None = None
         if history is not None:
-            self._history = self._with_all_items(history)
-            self._seen = self._of_users(history.user_ids, self._history)
+            of_users, of_items = (
+                _numbers(pl.Series(ids, dtype=pl.String), kind)
+                for ids, kind in zip(known, (self._users, self._items), strict=True)
+            )
+            pairs = history.user_items.tocoo()
+            self._history = self._matrix(of_users[pairs.row], of_items[pairs.col])
 
     def evaluate(self, candidate: Candidate) -> ListEvaluation:
         """Measure the lists of one origin; raises DataError where no user of the truth has one."""
-        lists = self._lists(candidate)
-        popular = self._popular(candidate)
+        lists, history, test = self._lists(candidate), self._history, self._test
+        popular = None if history is None else _most_popular(history)
+        served = popular if candidate.popular is None else _numbers(candidate.popular, self._items)
         rating, predicted = self._rating(candidate)
+        popularity = variety = None
+        if history is not None and popular is not None:
+            ranker = Popularity(users_per_item(history).astype(np.float32))
+            other = recommend_all(ranker, Parts(history, None, history, test), self._k)
+            popularity, variety = measure_users(as_served(other, popular), test), measure_lists(lists, history)
         return ListEvaluation(
             origin=candidate.origin,
-            pairs=int(self._test.nnz),
-            seen_pairs=0 if self._seen is None else int(self._seen.multiply(self._test).nnz),
-            ranking=measure_users(lists, self._test),
-            as_served=None if popular is None else measure_users(as_served(lists, popular), self._test),
-            popularity=self._popularity(),
-            variety=None if self._history is None else measure_lists(lists, self._history),
+            pairs=int(test.nnz),
+            seen_pairs=0 if history is None else int(history.multiply(test).nnz),
+            ranking=measure_users(lists, test),
+            as_served=None if served is None else measure_users(as_served(lists, served), test),
+            popularity=popularity,
+            variety=variety,
             rating=rating,
             predicted=predicted,
         )
 
-    def measure_users(self, candidate: Candidate) -> UserMetrics:
-        """Measure the lists of one origin, each user alone; raises DataError as `evaluate` does."""
-        return measure_users(self._lists(candidate), self._test)
+    def compare(self, one: Candidate, other: Candidate) -> Comparison:
+        """Compare the metrics of the same users, each with itself, so that what both have in common cancels out."""
+        a, b = (measure_users(self._lists(each), self._test) for each in (one, other))
+        means = asdict(a.metrics), asdict(b.metrics)
+        changes = (
+            Change(name, means[0][name], means[1][name], interval(b.values[name] - a.values[name])) for name in RANKING
+        )
+        return Comparison(one.origin, other.origin, self._k, len(a.users), tuple(changes))
 
     def _lists(self, candidate: Candidate) -> Indices:
         """Return [users, k]: items in their order, -1 where a list ends."""
         if candidate.lists.is_empty():
             raise DataError(
-                f"None of the {self._test.shape[0]:,} users of the truth has a list in {candidate.origin}; "
+                f"None of the {len(self.truth.users):,} users of the truth has a list in {candidate.origin}; "
                 "see that both write the ids of users in the same way."
             )
-        users = _numbers(candidate.lists, "user", self._users)
+        users = _numbers(candidate.lists.get_column("user"), self._users)
         first = np.r_[0, np.flatnonzero(np.diff(users)) + 1]
         ranks = np.arange(len(users)) - np.repeat(first, np.diff(np.r_[first, len(users)]))
         lists = np.full((self._test.shape[0], self._k), -1, dtype=np.int32)
-        lists[users, ranks] = _numbers(candidate.lists, "item", self._items)
+        lists[users, ranks] = _numbers(candidate.lists.get_column("item"), self._items)
         return lists
-
-    def _popular(self, candidate: Candidate) -> Indices | None:
-        """Return the items that whoever has no list is served, best first; None where they are not known."""
-        if candidate.popular is not None:
-            return _numbers(candidate.popular.to_frame("item"), "item", self._items)
-        return None if self._history is None else _most_popular(self._history)
-
-    def _popularity(self) -> UserMetrics | None:
-        if self._history is None:
-            return None
-        counts = users_per_item(self._history).astype(np.float32)
-        users = np.arange(self._test.shape[0], dtype=np.int32)
-        lists, _ = Popularity(counts).recommend(self._seen, users, self._k)
-        return measure_users(as_served(lists, _most_popular(self._history)), self._test)
 
     def _rating(self, candidate: Candidate) -> tuple[RatingMetrics | None, int]:
         """Measure the scores as predictions of ratings, and return of how many pairs there are both."""
@@ -175,26 +233,16 @@ class Evaluator:
         predicted, actual = both.get_column("score").to_numpy(), both.get_column("rating").to_numpy()
         return measure_ratings(predicted, actual), both.height
 
-    def _with_all_items(self, history: Matrix) -> UserItems:
-        """Return its user_items with the columns of all items; they stay sorted, for ids ascend in both."""
-        columns = _numbers(pl.DataFrame({"item": history.item_ids}), "item", self._items)
-        pairs = history.user_items
-        shape = pairs.shape[0], self._test.shape[1]
-        return csr_matrix((pairs.data, columns[pairs.indices], pairs.indptr), shape=shape)
-
-    def _of_users(self, user_ids: Sequence[str], pairs: UserItems) -> UserItems:
-        """Return the rows of *pairs*, which are those of *user_ids*, for the users of the truth."""
-        known = pl.DataFrame({"user": user_ids}).with_row_index("row")
-        users = pl.DataFrame({"user": self._users.categories}).join(known, on="user", how="left", maintain_order="left")
-        count = pairs.shape[0]
-        with_nobody = csr_matrix(
-            (pairs.data, pairs.indices, np.append(pairs.indptr, pairs.indptr[-1])), shape=(count + 1, pairs.shape[1])
-        )
-        return with_nobody[users.get_column("row").fill_null(count).to_numpy()]
+    def _matrix(self, users: Indices, items: Indices) -> UserItems:
+        """Return these pairs, none of which is there twice, with their columns in order."""
+        shape = len(self._users.categories), len(self._items.categories)
+        made = csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
+        made.sort_indices()
+        return made
 
 
-def _numbers(frame: pl.DataFrame, column: str, ids: pl.Enum) -> Indices:
-    return frame.get_column(column).cast(ids).to_physical().to_numpy().astype(np.int32)
+def _numbers(ids: pl.Series, known: pl.Enum) -> Indices:
+    return ids.cast(known).to_physical().to_numpy().astype(np.int32)
 
 
 def _most_popular(history: UserItems) -> Indices:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from offline.evaluate.comparison import DECISIVE
 from offline.gates import protocol
 
 Role = Literal["model", "baseline", "live"]
@@ -108,11 +107,11 @@ def _figures(model: Subject, baselines: Sequence[Subject], k: int, *, served: bo
 
 
 def _plain(subject: Subject) -> float:
-    return subject.metrics[DECISIVE]
+    return subject.metrics["ndcg"]
 
 
 def _served(subject: Subject) -> float:
-    return subject.as_served.get(DECISIVE, 0.0)
+    return subject.as_served.get("ndcg", 0.0)
 
 
 def _is_ahead(other: Subject, model: Subject) -> bool:

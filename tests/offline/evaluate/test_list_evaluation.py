@@ -9,7 +9,6 @@ import pytest
 from offline.errors import DataError
 from offline.evaluate import candidate as candidates
 from offline.evaluate.candidate import Candidate, from_files, from_model, from_release
-from offline.evaluate.comparison import compare_users
 from offline.evaluate.list_evaluation import Evaluator, evaluate_files
 from offline.evaluate.truth import Truth, read_history, read_truth
 from offline.input.matrix import to_matrix
@@ -91,10 +90,7 @@ async def test_a_model_and_its_release_have_the_same_figures() -> None:
     assert one.as_served.to_json() == other.as_served.to_json()
     assert one.ranking.metrics.hit_rate == pytest.approx(8 / 9)
     assert one.ranking.metrics.users_with_lists == 8
-    assert (
-        evaluator.measure_users(computed).values["ndcg"].tolist()
-        == evaluator.measure_users(served).values["ndcg"].tolist()
-    )
+    assert {each.interval for each in evaluator.compare(computed, served).changes} == {(0, 0)}
 
 
 def test_users_that_two_files_name_differently_are_an_error(tmp_path: Path) -> None:
@@ -127,16 +123,14 @@ def test_a_truth_is_read_with_what_is_left_out_counted(tmp_path: Path) -> None:
 
 def test_the_same_lists_differ_by_nothing_and_better_ones_by_more(tmp_path: Path) -> None:
     evaluator, lists = held(tmp_path)
-    users = evaluator.measure_users(lists)
-    assert compare_users(("a", "b"), users, users).verdict == "cannot tell"
+    assert evaluator.compare(lists, lists).verdict == "cannot tell"
     pairs = pl.DataFrame({"user": [f"u{n}" for n in range(50)], "item": ["x"] * 50})
     good = Candidate("good", pairs.with_columns(score=pl.lit(1.0)), pairs.clear())
     bad = Candidate("bad", pairs.with_columns(item=pl.lit("y"), score=pl.lit(1.0)), pairs.clear())
     evaluator = Evaluator(Truth(pairs, 50, {}), [good, bad], 1, None)
-    measured = evaluator.measure_users(good), evaluator.measure_users(bad)
-    found = compare_users(("good", "bad"), *measured)
+    found = evaluator.compare(good, bad)
     assert found.sentence == "bad is worse than good: nDCG@1 -1.0000 (95 %: -1.0000 to -1.0000)"
-    assert compare_users(("bad", "good"), *measured[::-1]).verdict == "better"
+    assert evaluator.compare(bad, good).verdict == "better"
 
 
 def test_figures_of_given_files_are_those_of_the_paper_on_lightgcn(tmp_path: Path) -> None:
