@@ -22,8 +22,6 @@ from stores.keys import OVERALL, POPULAR, USER
 from stores.store import Reader
 from stores.verification import load_manifest
 
-# Rows of files that are held before all but the best of each user are dropped.
-_HELD_ROWS = 2_000_000
 _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 
 
@@ -61,30 +59,15 @@ def from_files(
     """
     Read rows of user, item and score, as `import` does; of an item that a user has twice, the higher score counts.
 
-    *pairs* [user, item] are those of the truth: memory grows with them, and not with the file. Equal scores are in the
-    order of the item ids. Raises DataError as `read_scored` does.
+    *pairs* [user, item] are those of the truth: memory grows with the lists of their users, and not with the file.
+    Equal scores are in the order of the item ids. Raises DataError as `read_scored` does.
     """
-    scored = read_scored(find_files(path), str(path), named, form or Format()).frame.select("owner", "item", "score")
-    wanted = pairs.select(owner="user", item="item").lazy()
-    held, lists = list[pl.DataFrame](), scored.clear().collect()
+    scored = read_scored(find_files(path), str(path), named, form or Format()).frame
+    wanted = pairs.select(owner="user").unique().lazy()
+    once = scored.join(wanted, on="owner", how="semi").group_by(user="owner", item="item").agg(pl.col("score").max())
     with data_errors(path):
-        for batch in scored.join(wanted, on="owner", how="semi").collect_batches(maintain_order=False):
-            held.append(batch)
-            if sum(map(len, held)) >= _HELD_ROWS:
-                lists = _best(pl.concat([lists, *held]), k)
-                held.clear()
-        lists = _best(pl.concat([lists, *held]), k)
-        matched = scored.join(wanted, on=["owner", "item"], how="semi").group_by("owner", "item")
-        predictions = matched.agg(pl.col("score").max()).collect(engine="streaming")
-    as_user = {"owner": "user"}
-    return Candidate(str(path), lists.rename(as_user), predictions.rename(as_user))
-
-
-def _best(rows: pl.DataFrame, k: int) -> pl.DataFrame:
-    """Sort [owner, item, score] by owner, then highest score, then item, and keep *k* items for each owner."""
-    once = rows.group_by("owner", "item").agg(pl.col("score").max())
-    ordered = once.sort("owner", "score", "item", descending=[False, True, False])
-    return ordered.group_by("owner", maintain_order=True).head(k)
+        rows = once.sort("user", "score", "item", descending=[False, True, False]).collect(engine="streaming")
+    return Candidate(str(path), rows.group_by("user", maintain_order=True).head(k), _predictions(rows, pairs))
 
 
 def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:

@@ -205,7 +205,7 @@ def evaluate_parts(
         model=model,
         baselines=results,
         cold_pairs=int(np.count_nonzero(~known[parts.test.indices])),
-        leads=tuple(_lead(model, each) for each in results),
+        leads=tuple(_lead(_apart(model, each)) for each in results),
     )
 
 
@@ -268,45 +268,51 @@ def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) ->
     return lists
 
 
-def _lead(model: EngineResult, other: EngineResult) -> Lead:
-    assert model.per_user is not None  # noqa: S101 -- both were measured in detail
+def _apart(model: EngineResult, other: EngineResult) -> Values:
+    assert model.per_user is not None  # noqa: S101 -- both were measured on one split
     assert other.per_user is not None  # noqa: S101 -- as above
-    difference = model.per_user - other.per_user
-    return Lead(float(difference.mean()), interval(difference))
+    return model.per_user - other.per_user
+
+
+def _lead(differences: Values | Sequence[float]) -> Lead:
+    return Lead(float(np.mean(differences)), interval(differences))
 
 
 def _mean(runs: Sequence[Evaluation]) -> Evaluation:
     """Return the means of several splits, with the intervals that they leave."""
-    of_leads = [[run.leads[place].ndcg for run in runs] for place in range(len(runs[0].leads))]
-    first, count = runs[0], len(runs)
+    counts = ("train_pairs", "test_pairs", "cold_pairs")
+    results = zip(*((run.model, *run.baselines) for run in runs), strict=True)
+    model, *baselines = (_mean_result(each) for each in results)
+    leads = zip(*(run.leads for run in runs), strict=True)
     return replace(
-        first,
-        train_pairs=round(sum(run.train_pairs for run in runs) / count),
-        test_pairs=round(sum(run.test_pairs for run in runs) / count),
-        cold_pairs=round(sum(run.cold_pairs for run in runs) / count),
-        model=_mean_result([run.model for run in runs]),
-        baselines=tuple(_mean_result(results) for results in zip(*(run.baselines for run in runs), strict=True)),
-        runs=count,
-        leads=tuple(Lead(float(np.mean(leads)), interval(leads)) for leads in of_leads),
+        runs[0],
+        **{name: round(np.mean([getattr(run, name) for run in runs])) for name in counts},
+        model=model,
+        baselines=tuple(baselines),
+        runs=len(runs),
+        leads=tuple(_lead([lead.ndcg for lead in each]) for each in leads),
     )
 
 
 def _mean_result(results: Sequence[EngineResult]) -> EngineResult:
+    """Return the means of what one engine achieved; users of one draw are not those of another."""
+    served = [result.as_served for result in results]
     found = [result.values() for result in results]
-    columns = {name: [values[name] for values in found] for name in found[0]}
-    metrics, as_served = [result.metrics for result in results], [result.as_served for result in results]
-    return EngineResult(
-        results[0].engine,
-        results[0].params,
-        _mean_of(metrics),
-        _mean_of(as_served),
-        _mean_of([result.lists for result in results]),
-        intervals(columns),
-        intervals({name: [getattr(each, name) for each in as_served] for name in RANKING}),
+    return replace(
+        results[0],
+        metrics=_mean_of([result.metrics for result in results]),
+        as_served=_mean_of(served),
+        lists=_mean_of([result.lists for result in results]),
+        intervals=intervals({name: [values[name] for values in found] for name in found[0]}),
+        intervals_as_served=intervals({name: [getattr(each, name) for each in served] for name in RANKING}),
+        per_user=None,
     )
 
 
 def _mean_of(runs: Sequence[M]) -> M:
-    means: dict[str, Any] = {name: float(np.mean([getattr(run, name) for run in runs])) for name in asdict(runs[0])}
-    counts = ("k", "users", "users_with_lists")
-    return type(runs[0])(**{name: round(mean) if name in counts else mean for name, mean in means.items()})
+    """Return the means of records of numbers; those of counts are rounded."""
+    rows = [asdict(each) for each in runs]
+    means: dict[str, Any] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return type(runs[0])(
+        **{name: round(mean) if isinstance(rows[0][name], int) else mean for name, mean in means.items()}
+    )

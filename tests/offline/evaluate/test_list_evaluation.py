@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 
 from offline.errors import DataError
-from offline.evaluate import candidate as candidates
 from offline.evaluate.candidate import Candidate, from_files, from_model, from_release
 from offline.evaluate.list_evaluation import Evaluator, evaluate_files
 from offline.evaluate.truth import Truth, read_history, read_truth
@@ -59,15 +58,20 @@ def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> Non
     assert found.ranking.intervals["recall"][0] <= ranking.recall <= found.ranking.intervals["recall"][1]
 
 
-def test_of_a_file_only_the_best_rows_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = pl.DataFrame({"user": [f"u{n % 7}" for n in range(500)], "item": [f"i{n % 93}" for n in range(500)]})
+def test_of_a_file_the_best_rows_of_the_users_of_the_truth_are_read(tmp_path: Path) -> None:
+    rows = [(f"u{n % 7}", f"i{n % 93}", n * 7919 % 101) for n in range(500)]
     path = tmp_path / "lists.parquet"
-    rows.with_columns(score=(pl.int_range(500) * 7919) % 101).write_parquet(path)
+    pl.DataFrame(rows, ["user", "item", "score"], orient="row").write_parquet(path)
     pairs = pl.DataFrame({"user": ["u1", "u2", "nobody"], "item": ["i1", "i2", "i3"]})
-    at_once = from_files(path, pairs, 5, {}).lists
-    monkeypatch.setattr(candidates, "_HELD_ROWS", 1)
-    assert from_files(path, pairs, 5, {}).lists.equals(at_once)
-    assert at_once.height == 10
+    best = dict[tuple[str, str], float]()
+    for user, item, score in rows:
+        best[user, item] = max(score, best.get((user, item), 0))
+    wanted = [
+        sorted((-score, item) for (each, item), score in best.items() if each == user)[:5] for user in ("u1", "u2")
+    ]
+    found = from_files(path, pairs, 5, {})
+    assert [(-score, item) for _, item, score in found.lists.rows()] == [*wanted[0], *wanted[1]]
+    assert set(found.predictions.rows()) == {(*pair, best[pair]) for pair in pairs.rows() if pair in best}
 
 
 async def test_a_model_and_its_release_have_the_same_figures() -> None:
