@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from offline.errors import DataError, SettingError
-from offline.evaluate.published import as_published
+from offline.evaluate.evaluation import as_published
 from offline.input.matrix import Floats, Indices
 from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore

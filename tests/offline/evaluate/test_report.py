@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from offline.evaluate.candidate import read_live
 from offline.evaluate.metrics import RANKING
-from offline.evaluate.report import gather
+from offline.evaluate.report import gather, live_subject, subjects_of, verdict_on
 from offline.evaluate.splits import SplitKind, SplitOptions
-from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
 from offline.input.sample import sample
 from offline.job import TrainSettings, train
 from offline.lists import ListSettings, ModelLists
