@@ -2,21 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from offline.errors import DataError
-from offline.input.matrix import Allowed, Floats, Indices, Times, UserItems
+from offline.input.matrix import Floats, Times, UserItems
 from offline.train import als, ease, neighbours, popularity
-from offline.train.als import ALSParams
+from offline.train.als import ALSParams, Factors
 from offline.train.cost import check_memory, fit_bytes
-from offline.train.ease import EASEParams
-from offline.train.neighbours import NeighbourParams
+from offline.train.ease import EASE, EASEParams
+from offline.train.neighbours import NeighbourParams, Neighbours
 from offline.train.popularity import Popularity, PopularityParams
 from offline.train.recency import Recency
 from offline.train.weighted import SparkParams
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams
+# What an engine has learnt, of which lists are made as `offline.train.ranking` says. Rows of users and columns of items
+# are those of the matrix that it learnt from, or of the users that were folded in.
+Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
 
 PARAMS: dict[Engine, type[Params]] = {
     "als": ALSParams,
@@ -29,33 +32,6 @@ PARAMS: dict[Engine, type[Params]] = {
 # What a search leaves as it is, and options that are not named as their parameters are.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
 _OPTIONS = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
-
-
-class Ranker(Protocol):
-    """What an engine has learnt; rows of users and columns of items are those of the matrix that it learnt from."""
-
-    def recommend(
-        self, user_items: UserItems, users: Indices, n: int, *, keep_seen: bool = False, allowed: Allowed = None
-    ) -> tuple[Indices, Floats]:
-        """
-        Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
-
-        What a user has in *user_items* is left out unless *keep_seen*. Where a user has no more items to get, and
-        throughout for users with no interactions, the item is -1 and the score 0. Runs on all cores, best with
-        thousands of users.
-        """
-        ...
-
-    def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
-        """Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, without itself.
-
-        Where an item has no more that are like it, the item is -1 and the score 0.
-        """
-        ...
-
-    def fold_in(self, user_items: UserItems) -> "Ranker":
-        """Return a ranker for users that were not learnt from, by the items that they have; one row for each."""
-        ...
 
 
 def engine_of(params: Params) -> Engine:
@@ -154,4 +130,4 @@ def fit(
 
 def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
     """Return *ranker* with the scores of users' lists multiplied by *weights* [items]; popularity stays as it is."""
-    return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)  # type: ignore[type-var]  # each other engine's model is a dataclass with this field
+    return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)

@@ -47,7 +47,13 @@ class Scorer(Protocol):
 def recommend(
     ranker: Scorer, user_items: UserItems, users: Indices, n: int, *, keep_seen: bool = False, allowed: Allowed = None
 ) -> tuple[Indices, Floats]:
-    """Rank items by their scores; see `Ranker`. Raises ValueError for users or items that were not learnt from."""
+    """
+    Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
+
+    What a user has in *user_items* is left out unless *keep_seen*. Where a user has no more items to get, and
+    throughout for users with no interactions, the item is -1 and the score 0. Runs on all cores, best with thousands
+    of users. Raises ValueError for users or items that were not learnt from.
+    """
     if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
         raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
 
@@ -66,7 +72,11 @@ def recommend(
 
 
 def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
-    """Rank items by how similar they are to each of *items*; see `Ranker`."""
+    """
+    Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, without itself.
+
+    Where an item has no more that are like it, the item is -1 and the score 0.
+    """
 
     def score(batch: Indices) -> Table:
         table = ranker.alike(batch)

@@ -128,13 +128,13 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
     assert resumed.best == whole.best
 
 
-def announced(matrix: Matrix, journal: Path, **settings: object) -> int:
+def announced(matrix: Matrix, options: SplitOptions, journal: Path, **settings: object) -> int:
     """Return the seconds that are announced if the first trial took 1,000 s."""
-    search(matrix, journal=journal, **settings)
+    search(matrix, options, journal=journal, **settings)
     lines = [json.loads(line) | {"seconds": 1000.0} for line in journal.read_text().splitlines()]
     journal.write_text("\n".join(map(json.dumps, lines)))
     notices: list[str] = []
-    search(matrix, journal=journal, on_notice=notices.append, **settings)
+    search(matrix, options, journal=journal, on_notice=notices.append, **settings)
     (seconds,) = re.findall(r"about (\d+) s", notices[0])
     return int(seconds)
 
@@ -152,7 +152,8 @@ def test_what_a_training_takes_is_said_with_its_evaluation_and_its_last_fit(
     evaluations: int, matrix: Matrix, tmp_path: Path
 ) -> None:
     cells = (NeighbourParams(), ALSParams(factors=256, iterations=16))
-    said = announced(matrix, tmp_path / "trials", tuning=TuneOptions(cells), evaluations=evaluations)
+    options = SplitOptions("by-item")
+    said = announced(matrix, options, tmp_path / "trials", tuning=TuneOptions(cells), evaluations=evaluations)
     drawn = [split(matrix.user_items, None, SplitOptions("by-item", seed=43))]
     neighbours, als, tried = (core_s(drawn, params) for params in (*cells, replace(cells[1], iterations=8)))
     later = evaluations * (neighbours + als) * 4 / 3 + als * (4 / 3) ** 2  # both have more pairs
@@ -160,8 +161,7 @@ def test_what_a_training_takes_is_said_with_its_evaluation_and_its_last_fit(
 
 
 def test_what_a_training_takes_is_said_with_its_trials_of_recency(fashions: Matrix, tmp_path: Path) -> None:
-    tuning = TuneOptions(engine="ease")
-    said = announced(fashions, tmp_path / "trials", options=SplitOptions("by-time"), tuning=tuning)
+    said = announced(fashions, SplitOptions("by-time"), tmp_path / "trials", tuning=TuneOptions(engine="ease"))
     drawn = [
         split(fashions.user_items, fashions.history, SplitOptions("by-time", pieces=2, piece=piece))
         for piece in range(2)
