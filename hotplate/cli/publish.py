@@ -268,6 +268,7 @@ def write_lists(
 
     *imported* names the files of the lists, where they were not computed here; the rows that were read are counted.
     """
+    from offline.publish import publish
     from offline.stopwatch import timed
 
     with_store(options.store, _check_store)
@@ -275,8 +276,13 @@ def write_lists(
     with progress_bars(spending.progress) as on_progress:
         with timed(loading, "load"):
             lists = interruptible(lambda: read(on_progress))
-        report = partial(on_progress, "publish")
-        written = with_store(options.store, partial(_watch, lists, options, report, spending), spending)
+
+        async def write(store: "Store") -> "Written":
+            spending.watch(store, lists.plan(), quiet=options.as_json)
+            how, report = options.settings, partial(on_progress, "publish")
+            return await publish(lists, store, how, observer=spending, on_progress=report)
+
+        written = with_store(options.store, write, spending)
     _print_release(written, spending, options, imported)
     return replace(written, steps=loading | written.steps)
 
@@ -293,16 +299,6 @@ async def _check_store(store: "Store") -> None:
         warnings = [f"the store's set-up cannot be read: {error}"]
     for sentence in warnings:
         err.print(f"warning: {sentence}")
-
-
-async def _watch(
-    lists: "ListSource", options: PublishOptions, report: "Progress", spending: Spending, store: "Store"
-) -> "Written":
-    """Write, and count what that costs."""
-    spending.watch(store, lists.plan(), quiet=options.as_json)
-    from offline.publish import publish
-
-    return await publish(lists, store, options.settings, observer=spending, on_progress=report)
 
 
 async def _estimate(

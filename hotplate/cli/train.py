@@ -223,17 +223,12 @@ def settings_of(given: "Mapping[str, Any]") -> "TrainSettings":
         form=text_format(given["delimiter"], given["header"], given["null_values"]),
         event_weights=parse_event_weights(events) if events else None,
         where=given["where"] or (),
-        weighting=given["weighting"],
         half_life=None if half_life is None else parse_half_life(half_life),
-        titles=given["titles"],
-        min_per_user=given["min_per_user"],
-        min_per_item=given["min_per_item"],
         split=None if kind == "none" else chosen(kind or "by-time", given["test_share"], given["last"], seed),
-        seeds=given["seeds"],
-        k=given["k"],
         params=params,
         tuning=tuning,
         test=given["test"] or (),
+        **{name: given[name] for name in ("weighting", "titles", "min_per_user", "min_per_item", "seeds", "k")},
     )
 
 
