@@ -59,7 +59,7 @@ class ModelLists:
                 f"Folding in takes the factors of items, and the engine {engine_of(model.params)} learns none; train "
                 "with --engine als or spark, or leave out --fold-in."
             )
-        self._model = model
+        self.model = model
         self._metrics = model.metrics
         self._settings = settings
         ids = model.matrix.item_ids
@@ -74,17 +74,17 @@ class ModelLists:
         """Measure the lists as they are published, which takes a fit if the evaluation measured others."""
         settings = self._settings
         self._metrics = as_published(
-            self._model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
+            self.model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
         )
         return self
 
     def plan(self) -> Plan:
         """Estimate the rows from the mean size of an item; a user or item without candidates gets no list."""
-        matrix, length = self._model.matrix, self._settings.length
+        matrix, length = self.model.matrix, self._settings.length
         named = zip(matrix.item_ids, self._titles, strict=True)
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
         list_bytes = int((item_bytes + _SCORE_BYTES) * min(length, len(matrix.item_ids)))
-        rows = len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self._model.segments)
+        rows = len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self.model.segments)
         entry_bytes = int(item_bytes) + 4 * self._factors
         meta_bytes = len(matrix.item_ids) * entry_bytes if self._settings.fold_in else 0
         meta_rows = 2 + meta_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes) if meta_bytes else 0
@@ -92,7 +92,7 @@ class ModelLists:
 
     def about(self) -> dict[str, Any]:
         """Return what the manifest says of the release's origin."""
-        model = self._model
+        model = self.model
         return {
             "hotplate": version("hotplate"),
             "engine": engine_of(model.params),
@@ -108,19 +108,14 @@ class ModelLists:
 
     def items(self) -> Items:
         """Return the model's items, of which the catalogue is what may be recommended."""
-        return Items(self._model.matrix.item_ids, self._popular[OVERALL].items, self._ruled.catalogue)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """How many items and users there are."""
-        return len(self._model.matrix.item_ids), len(self._model.matrix.user_ids)
+        return Items(self.model.matrix.item_ids, self._popular[OVERALL].items, self._ruled.catalogue)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time, and those of `factors` at the end.
 
         Those of users are observed.
         """
-        yield from self.similar(0, len(self._model.matrix.item_ids))
+        yield from self.similar(0, len(self.model.matrix.item_ids))
         yield self.popular()
         yield from self.personal(observe)
         yield from self.factors()
@@ -128,7 +123,7 @@ class ModelLists:
     def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
         """Yield the rows of some items, in order."""
         for batch in _ranges(start, stop):
-            yield from self._rows(ITEM, self._model.matrix.item_ids, batch, *self._ruled.similar(batch))
+            yield from self._rows(ITEM, self.model.matrix.item_ids, batch, *self._ruled.similar(batch))
 
     def popular(self) -> list[Row]:
         """Return the rows of the popular lists."""
@@ -143,7 +138,7 @@ class ModelLists:
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield the rows of all users, in order, and have their lists observed."""
-        user_ids = self._model.matrix.user_ids
+        user_ids = self.model.matrix.user_ids
         for batch in _ranges(0, len(user_ids)):
             items, scores = self._ruled.personal(batch)
             listed = items >= 0
@@ -152,7 +147,7 @@ class ModelLists:
 
     def factors(self) -> Iterator[list[Row]]:
         """Yield the rows of the items' factors, one at a time; none where visitors are not to be folded in."""
-        ranker = self._model.ranker
+        ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return
         allowed, categories = self._ruled.allowed, self._ruled.categories
@@ -163,7 +158,7 @@ class ModelLists:
                 allowed=allowed is None or bool(allowed[place]),
                 category=None if categories is None or categories[place] < 0 else int(categories[place]),
             )
-            for place, item in enumerate(self._model.matrix.item_ids)
+            for place, item in enumerate(self.model.matrix.item_ids)
         )
         written, params = 0, ranker.params
         rows = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
@@ -177,7 +172,7 @@ class ModelLists:
             pieces=written,
             regularization=params.reg_param if isinstance(params, SparkParams) else params.regularization,
             alpha=params.alpha,
-            weight=float(np.median(self._model.matrix.user_items.data)),
+            weight=float(np.median(self.model.matrix.user_items.data)),
             max_per_category=self._settings.rules.max_per_category,
         )
         yield [description_row(description)]
@@ -185,18 +180,14 @@ class ModelLists:
     @property
     def _factors(self) -> int:
         """How many factors each item has."""
-        ranker = self._model.ranker
+        ranker = self.model.ranker
         return ranker.item_factors.shape[1] if isinstance(ranker, Factors) else 0
 
-    def users(self, start: int, stop: int) -> Users:
-        """Return some of the users, apart from all else, for `for_users`."""
-        return self._model.users(start, stop)
-
     def for_users(self, users: Users) -> "ModelLists":
-        """Return the lists of none but *users*, some of these, as they are among all; without any it is small."""
+        """Return the lists of none but *users* of the model, as they are among all; without any it is small."""
         others = copy(self)
-        others._model = self._model.with_users(users)  # noqa: SLF001 -- a copy of itself
-        others._ruled = self._ruled.for_users(others._model)  # noqa: SLF001 -- as above
+        others.model = self.model.with_users(users)
+        others._ruled = self._ruled.for_users(others.model)  # noqa: SLF001 -- a copy of itself
         return others
 
     def _rows(self, kind: str, ids: list[str], batch: Indices, items: Indices, scores: Floats) -> Iterator[list[Row]]:

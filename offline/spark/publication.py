@@ -66,7 +66,7 @@ class SparkLists(PartedSource):
         self._context = context
         self._url = share_of(url, context.defaultParallelism)
         self._blocks = Blocks(lists)
-        self._shared: Broadcast[ModelLists] = context.broadcast(lists.for_users(lists.users(0, 0)))
+        self._shared: Broadcast[ModelLists] = context.broadcast(lists.for_users(lists.model.users(0, 0)))
 
     def plan(self) -> Plan:
         """See `ListSource`."""
@@ -103,8 +103,8 @@ class SparkLists(PartedSource):
 
     def sample(self) -> list[Row]:
         """See `PartedSource`."""
-        items, users = self._lists.size
-        some = self._lists.for_users(self._lists.users(0, min(users, _SAMPLED)))
+        model = self._lists.model
+        some, items = self._lists.for_users(model.users(0, _SAMPLED)), len(model.matrix.item_ids)
         return list(chain.from_iterable(chain(some.similar(0, min(items, _SAMPLED)), some.personal())))
 
     async def write_parts(

@@ -29,11 +29,10 @@ class Blocks(Sequence[Block]):
     """All blocks of a model, each made when it is taken; numbered from 1 in the order of the rows' keys."""
 
     def __init__(self, lists: ModelLists) -> None:
-        self._lists = lists
-        items, users = lists.size
-        self._spans = [(start, stop, False) for start, stop in _spans(items)]
+        self._model = lists.model
+        self._spans = [(start, stop, False) for start, stop in _spans(len(self._model.matrix.item_ids))]
         self.of_items = len(self._spans)
-        self._spans += [(start, stop, True) for start, stop in _spans(users)]
+        self._spans += [(start, stop, True) for start, stop in _spans(len(self._model.matrix.user_ids))]
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -46,7 +45,7 @@ class Blocks(Sequence[Block]):
         if isinstance(at, slice):
             return [self[each] for each in range(*at.indices(len(self)))]
         start, stop, is_of_users = self._spans[at]
-        return Block(at % len(self) + 1, start, stop, self._lists.users(start, stop) if is_of_users else None)
+        return Block(at % len(self) + 1, start, stop, self._model.users(start, stop) if is_of_users else None)
 
 
 def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Iterator[list[Row]]:

@@ -24,7 +24,7 @@ FAVOURS = Rules(boosts={"i0004": 3.0, "i0005": 0.1}, pinned=("i0007", "i0001"))
 
 def shared(lists: ModelLists) -> ModelLists:
     """Return what blocks have in common as another process gets it."""
-    found: ModelLists = pickle.loads(pickle.dumps(lists.for_users(lists.users(0, 0))))
+    found: ModelLists = pickle.loads(pickle.dumps(lists.for_users(lists.model.users(0, 0))))
     return found
 
 
