@@ -237,6 +237,8 @@ class _Measurement:
         if self._swept:
             most, points = knee(self._swept), [each.to_json() for each in self._swept]
             extra["sweep"] = {"parallel": PARALLEL, "knee": most and most.at, "points": points}
+            starved = [f"at batch {each.at:g} {each.starved}" for each in self._swept if each.starved]
+            failures += [f"the knee is not known: {each}" for each in starved[:1]]
         if plan.store:
             checked = asyncio.run(check_answers(plan.store, self._samples))
             extra["checked"] = asdict(checked)

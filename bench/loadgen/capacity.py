@@ -133,6 +133,8 @@ class Point:
     popular: float
     invalid_reasons: tuple[str, ...]
     broken: tuple[str, ...] = ()
+    starved: str = ""
+    """Why `per_s` is only a lower bound: the generator waited for a core; empty where it hardly did."""
 
     @property
     def inside(self) -> bool:
@@ -178,6 +180,7 @@ def point(at: float, result: Result, *, invalid_reasons: Sequence[str] = (), bro
         popular=sources.get("popular", 0) / max(1, sum(sources.values())),
         invalid_reasons=STOPPED if result.interrupted else (*result.invalid_reasons, *invalid_reasons),
         broken=tuple(broken),
+        starved=result.waiting if result.starved else "",
     )
 
 
@@ -227,7 +230,10 @@ def highest(points: Sequence[Point]) -> Point | None:
 
 
 def knee(points: Sequence[Point]) -> Point | None:
-    """Pick the smallest batch that gives 90 % of the most users/s; larger ones add latency and hardly anything else."""
-    answered = [each for each in points if each.per_s]
+    """Pick the smallest batch that gives 90 % of the most users/s; larger ones add latency and hardly anything else.
+
+    None where nothing was answered, or where a rate is only a lower bound.
+    """
+    answered = [each for each in points if each.per_s and not any(one.starved for one in points)]
     most = max((each.per_s for each in answered), default=0.0)
     return min((each for each in answered if each.per_s >= NEAR * most), key=lambda each: each.at, default=None)

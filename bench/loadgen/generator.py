@@ -72,7 +72,7 @@ class Generator:
         self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._error: Exception | None = None
-        self._start_s = self._end_s = self._last_sent_s = 0.0
+        self._start_s = self._end_s = self._last_sent_s = self._last_read_s = 0.0
         self._next_mark_s = float("inf")
         self._rng = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
         self._absence = Absence()
@@ -225,7 +225,7 @@ class Generator:
         now_s = self._clock()
         if self._next_s is not None and now_s - self._start_s - self._next_s > AWAY_S:
             self._absence.note(self._start_s + self._next_s, now_s)
-        self._absence.seen_at_s = now_s
+        self._absence.seen_at_s = self._last_read_s = now_s
         status, body = connection.status, connection.body
         self._recorder.seen(request, status, body)
         if self._load.tally:
@@ -278,7 +278,7 @@ class Generator:
 
     def _result(self, usage: ProcessUsage) -> Result:
         load, recorder = self._load, self._recorder
-        elapsed_s = self._last_sent_s - self._start_s
+        elapsed_s = max(self._last_sent_s, self._last_read_s) - self._start_s
         counts: dict[str, Any] = {name: getattr(recorder, name) for name in (*SUMMED, *COUNTED)}
         return Result(
             **counts,

@@ -26,6 +26,9 @@ LAG_BOUND_US = 1_000.0
 # From these shares on, of the CPU, of the time and of a core, one is named as what made the generator late.
 STOLEN, WAITED, BUSY = 0.005, 0.005, 0.8
 
+# From this share of the time on that a closed loop waits for a core, its rate is a lower bound of the server's.
+STARVED = 0.05
+
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
 # What the parts of a run add up: numbers, and counts by name.
@@ -113,13 +116,8 @@ class Result:
         return sum(len(second.latencies_s) for second in self.seconds)
 
     @property
-    def sent_rate(self) -> float:
-        """Requests per second that really went out."""
-        return self.sent / self.duration_s if self.duration_s else 0.0
-
-    @property
     def ok_rate(self) -> float:
-        """Good answers per second."""
+        """Good answers per second, until the last one."""
         return self.ok / self.duration_s if self.duration_s else 0.0
 
     @property
@@ -148,17 +146,32 @@ class Result:
         lag = self.lag
         if lag is None or lag.p99 <= AWAY_S * 1e6:
             return ""
-        timed = [each for each in self.usage if each.wall_s]
-        waited = max((each.waited_s / each.wall_s for each in timed), default=0.0)
         if self.stolen is not None and self.stolen >= STOLEN:
             why = f"{self.stolen:.1%} of the CPU was stolen by the host"
-        elif waited >= WAITED:
-            why = f"it waited for a core {waited:.1%} of the time"
+        elif self.waited >= WAITED:
+            why = f"it waited for a core {self.waited:.1%} of the time"
         elif self._busy >= BUSY:
             why = f"it used {self._busy:.0%} of a core"
         else:
             why = "by what else the machine did"
         return f"the generator was late, {format_us(lag.p99)} at p99: {why}"
+
+    @property
+    def waited(self) -> float:
+        """The share of the time for which a generating process waited for a core; of several processes the largest."""
+        return max((each.waited_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
+
+    @property
+    def waiting(self) -> str:
+        """Why a closed loop sent less than the server could answer; empty where its generator hardly waited."""
+        if self.requested_rate is not None or self.waited < WAITED:
+            return ""
+        return f"the generator waited for a core {self.waited:.1%} of the time: the server could answer more"
+
+    @property
+    def starved(self) -> bool:
+        """Whether its rate is only a lower bound of what the server answers, because the generator waited so long."""
+        return bool(self.waiting) and self.waited >= STARVED
 
     @property
     def _busy(self) -> float:
@@ -203,7 +216,6 @@ class Result:
             "ok": self.ok,
             "statuses": {str(status): count for status, count in self.statuses.items()},
             "tallied": {str(status): number for status, number in self.tallied.items()},
-            "sent_rate": round(self.sent_rate, 1),
             "ok_rate": round(self.ok_rate, 1),
             "error_share": self.error_share,
             "cpu_us_per_request": self.cpu_us_per_request,
@@ -212,6 +224,8 @@ class Result:
             "sent_latency_us": sent_latency and asdict(sent_latency),
             "lag_us": lag and asdict(lag),
             "disturbance": self.disturbance,
+            "waiting": self.waiting,
+            "starved": self.starved,
             "valid": self.valid,
             "invalid_reasons": self.invalid_reasons,
             "histogram": latencies.encoded,
@@ -227,16 +241,22 @@ def run_text(facts: Mapping[str, Any]) -> str:
     pace = "as fast as answers come" if rate is None else f"{rate:.0f} requests/s requested"
     lines = [
         f"{facts['url']}  {facts['mode']}, {pace}, {facts['connections']} connections, {facts['duration_s']:.2f} s",
-        "sent {sent} ({sent_rate:.0f}/s)  ok {ok} ({ok_rate:.0f}/s)  dropped {dropped}".format(**facts),
+        "sent {sent}  ok {ok} ({least}{ok_rate:.0f}/s)  dropped {dropped}".format(**facts, least=at_least(facts)),
         f"errors {_counts(facts['errors'])}  status {_counts(facts['statuses'])}",
         f"latency  {_times(facts['latency_us'])}",
         *([f"  sent   {_times(sent)}", facts["disturbance"]] if differ(facts["latency_us"], sent) else []),
+        *([facts["waiting"]] if facts["waiting"] else []),
         f"lag      {_times(facts['lag_us'])}",
         "connections opened {opened}, refused {refused}, with unsolicited bytes {unsolicited}".format(**facts),
         f"generator {facts['cpu_us_per_request']:.1f} µs CPU/request{', spinning' if facts['spin'] else ''}",
     ]
     lines += [f"{name}: {_counts(values)}" for name, values in facts["seen"].items()]
     return "\n".join(lines + [f"INVALID: {reason}" for reason in facts["invalid_reasons"]])
+
+
+def at_least(facts: Mapping[str, Any]) -> str:
+    """Return what stands before the rate of a run, or of a point of a sweep: a lower bound says so."""
+    return "at least " if facts.get("starved") else ""
 
 
 def differ(most_us: Mapping[str, float] | None, least_us: Mapping[str, float] | None) -> bool:

@@ -136,6 +136,11 @@ def disturbance_of(*measured: Series) -> Disturbance:
     return Disturbance(late.get("disturbance", ""), max((each.get("stolen") or 0.0 for each in rounds), default=0.0))
 
 
+def rate_unknown(*measured: Series) -> str:
+    """Return why the rates of closed loops are only lower bounds; empty where they are what the servers answered."""
+    return next((each.facts["waiting"] for series in measured for each in series.rounds if each.starved), "")
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """The relative change of one metric from the first to the second report, over paired rounds."""
@@ -256,7 +261,8 @@ def _change_of(before: Series, after: Series, metric: str) -> Change | None:
     if found is None:
         return None
     sent = before.values(metric, sent=True), after.values(metric, sent=True)
-    finding = judge((first, second), sent, disturbance_of(before, after))
+    waited = rate_unknown(before, after) if metric == RATE else ""
+    finding = Finding(None, waited) if waited else judge((first, second), sent, disturbance_of(before, after))
     return Change(metric, sum(first) / len(first), sum(second) / len(second), found, finding)
 
 

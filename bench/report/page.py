@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.loadgen.capacity import PERCENTS
 from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
-from bench.loadgen.result import Result
+from bench.loadgen.result import Result, at_least
 from bench.report import plots
+from bench.report.comparison import rate_unknown
 from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series, counted
 from bench.report.text import (
     caution,
@@ -129,7 +130,8 @@ def _tiles(shown: Series) -> str:
     pooled = ((name, summary[name]["sent"]["pooled"], summary[name]["pooled"]) for name in HEADLINES)
     headlines = [(format_bounds(least_us, most_us), name) for name, least_us, most_us in pooled]
     failed = f"{errors:.3%}".replace("0.000%", "none")
-    return tiles([*headlines, (f"{summary[RATE]['mean']:,.0f}/s", "good answers"), (failed, "errors and drops")])
+    rate = f"{'at least ' if rate_unknown(shown) else ''}{summary[RATE]['mean']:,.0f}/s"
+    return tiles([*headlines, (rate, "good answers"), (failed, "errors and drops")])
 
 
 def _percentiles(shown: Series) -> str:
@@ -167,7 +169,7 @@ def _knees(extra: Mapping[str, Any]) -> list[str]:
         rows = [
             [
                 f"{one['at']:,g}",
-                f"{one['per_s']:,.0f}",
+                f"{at_least(one)}{one['per_s']:,.0f}",
                 *map(format_us, (one["p50_us"], one["p99_us"])),
                 f"{one['popular']:.1%}",
             ]

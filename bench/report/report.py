@@ -46,6 +46,11 @@ class Round:
         return not self.facts["invalid_reasons"]
 
     @property
+    def starved(self) -> bool:
+        """Whether its rate is only a lower bound, because its generator waited for a core."""
+        return bool(self.facts.get("starved"))
+
+    @property
     def lower(self) -> Histogram:
         """The lower bound of the latencies."""
         return self.sent_histogram or self.histogram

@@ -20,6 +20,7 @@ from bench.report.comparison import (
     judge,
     judge_latency,
     judge_shares,
+    rate_unknown,
 )
 from bench.report.intervals import Difference, Interval, geometric
 from bench.report.report import ERRORS, RATE, Series
@@ -254,12 +255,17 @@ def _closed() -> Cells:
     def share(column: Column) -> float | None:
         return column.mean(lambda each: each.closed.service_share if each.closed else None)
 
+    def rate(series: Series) -> str:
+        return f"{'at least ' if rate_unknown(series) else ''}{fmean(series.values(RATE)):,.1f}"
+
+    def compare_rates(first: Column, second: Column) -> str:
+        waited = rate_unknown(*(each.closed for each in (first, second) if each.closed))
+        compared = by_rounds(lambda each: each.closed.result.ok_rate if each.closed else None, AHEAD)
+        return f"{CANNOT_TELL} {waited}" if waited else compared(first, second)
+
     return _percentiles(lambda one: one.closed) | {
         # by the users' pauses, not by a store, and so no emulator's own time
-        "good answers/s": Judged(
-            present(lambda one: one.closed, lambda series: f"{fmean(series.values(RATE)):,.1f}"),
-            by_rounds(lambda each: each.closed.result.ok_rate if each.closed else None, AHEAD),
-        ),
+        "good answers/s": Judged(present(lambda one: one.closed, rate), compare_rates),
         "errors and drops": Judged(
             present(lambda one: one.closed, _errors),
             by_shares(lambda one: one.closed.values(ERRORS) if one.closed else []),

@@ -186,11 +186,12 @@ def _print_runs(report: "Report") -> None:
 
 
 def _point(point: Mapping[str, Any]) -> tuple[str, ...]:
+    from bench.loadgen.result import at_least
     from bench.report.text import format_us
 
     return (
         f"{point['at']:,.0f}",
-        f"{point['per_s']:,.0f}",
+        f"{at_least(point)}{point['per_s']:,.0f}",
         *(format_us(float(point[f"{name}_us"])) for name in ("p50", "p99")),
         f"{point['error_share']:.2%}",
         f"{point['popular']:.1%}",

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from bench.loadgen.absence import Absence, measure_stolen, measure_usage
+from bench.loadgen.absence import Absence, ProcessUsage, measure_stolen, measure_usage
+from bench.loadgen.capacity import batch_point, knee
 from bench.loadgen.generator import drive
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result, run_text
+from bench.report.comparison import compare
+from bench.report.report import series
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -245,6 +248,44 @@ async def test_a_closed_loop_is_labelled_and_sends_on_each_answer() -> None:
     assert result.mode == "closed loop"
     assert result.ok == result.due == result.sent > 3
     assert result.opened == 3
+
+
+async def test_the_rate_of_a_closed_loop_that_waited_for_its_core_is_a_lower_bound() -> None:
+    async with serving(answer) as url:
+        made = await drive(Load(url=url, paths=["/"], rate=None, duration_s=0.1, connections=3))
+    quiet, little, long = (
+        replace(made, usage=(ProcessUsage(cpu_s=0.02, waited_s=waited_s, wall_s=0.1),)) for waited_s in (0, 0.001, 0.03)
+    )
+    assert "waited" not in run_text(quiet.to_json())
+    assert "the generator waited for a core 1.0% of the time" in run_text(little.to_json())
+    assert "at least" not in run_text(little.to_json())
+    assert f"(at least {long.ok_rate:.0f}/s)" in run_text(long.to_json())
+    assert long.valid
+    assert not replace(long, requested_rate=100.0).starved
+    swept = [batch_point(size, run) for size, run in ((1, quiet), (2, little))]
+    assert knee(swept) == swept[1]
+    assert knee([*swept, batch_point(3, long)]) is None
+    series_of = [series(name, [run] * 3) for name, run in (("A", quiet), ("B", long))]
+    found = compare(*series_of, "rate")
+    assert found.sentence.startswith("cannot tell, because the generator waited for a core 30.0% of the time")
+    assert not found.regression
+
+
+async def test_the_rate_of_a_server_that_is_too_slow_is_its_own_and_not_the_one_that_was_offered() -> None:
+    loop = asyncio.get_running_loop()
+    free_s = 0.0
+
+    def one_by_one(transport: asyncio.Transport, count: int) -> None:
+        nonlocal free_s
+        del count
+        free_s = max(free_s, loop.time()) + 1 / 500
+        loop.call_at(free_s, transport.write, ANSWER)
+
+    async with serving(one_by_one) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=1000, duration_s=0.3, connections=400))
+    assert result.ok == result.due == 300
+    assert result.ok_rate <= 510
+    assert result.duration_s >= 0.59
 
 
 async def test_spinning_sends_the_same_requests() -> None:
