@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchMisused
@@ -318,7 +318,7 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
         if facts["kind"] == "http":
             values |= _measured_pod(facts, rounds, p99_ms, path)
         if facts["kind"] == "stores" and rounds:
-            values |= _measured_service(facts, rounds)
+            values |= _measured_service(facts)
     except OSError as error:
         raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
@@ -362,21 +362,28 @@ def _measured_pod(facts: Mapping[str, Any], rounds: Rounds, p99_ms: float | None
         raise PlanMisused(
             f"--from-report: no rate of {path} kept a p99 of {p99_ms:g} ms; raise --p99-ms, or measure another"
         )
-    return {"pod_rps": max(kept), "request_ms": _mean_ms(rounds)}
+    return {"pod_rps": max(kept), "request_ms": _mean_ms(facts)}
 
 
-def _measured_service(facts: Mapping[str, Any], rounds: Rounds) -> dict[str, object]:
+def _measured_service(facts: Mapping[str, Any]) -> dict[str, object]:
     """Read what CPU a request took of the service, by the store where it took most; emulated stores do not count."""
     cpu_us = [
         fmean([one["service_cpu_us"] for one in each["rounds"]])
         for each in facts["stores"]
         if each["emulated"] is None and each["rounds"]
     ]
-    return {"request_cpu_us": round(max(cpu_us), 2), "request_ms": _mean_ms(rounds)} if cpu_us else {}
+    return {"request_cpu_us": round(max(cpu_us), 2), "request_ms": _mean_ms(facts)} if cpu_us else {}
 
 
-def _mean_ms(rounds: Rounds) -> float:
-    return round(max(float(one["latency_us"]["mean"]) for one in rounds) / 1000, 4)
+def _mean_ms(facts: Mapping[str, Any]) -> float:
+    """Return the mean latency of the middle round, by its lower bound; of several series the longest."""
+    answered = [[one for one in each["rounds"] if one["latency_us"]] for each in facts["series"]]
+    means_us = [
+        median(float((one.get("sent_latency_us") or one["latency_us"])["mean"]) for one in rounds)
+        for rounds in answered
+        if rounds
+    ]
+    return round(max(means_us) / 1000, 4)
 
 
 def _drop_outdated_size(layers: Sequence[Layer], values: dict[str, Any], sources: dict[str, str]) -> None:

@@ -203,6 +203,17 @@ def test_a_report_takes_the_place_of_what_is_assumed_of_a_pod(tmp_path: Path) ->
     assert "kept a p99 of 1 ms" in refused.stderr
 
 
+def test_a_round_in_which_the_generator_was_late_does_not_make_requests_long(tmp_path: Path) -> None:
+    path = measured_report(tmp_path / "bench.json")
+    facts = json.loads(path.read_text())
+    (one,) = facts["series"][0]["rounds"]
+    sent = [{**one, "sent_latency_us": {**one["sent_latency_us"], "mean": mean_us}} for mean_us in (2e3, 2.1e3, 9e3)]
+    late = {**sent[0], "latency_us": {**one["latency_us"], "mean": 14.1e3}}
+    facts["series"][0]["rounds"] = [late, *sent[1:]]
+    path.write_text(json.dumps(facts))
+    assert from_report(path).values["request_ms"] == pytest.approx(2.1)
+
+
 def test_of_a_search_the_highest_rate_inside_the_objective_counts(tmp_path: Path) -> None:
     point = {"p99_us": 2_000.0, "inside": True}
     points = [
