@@ -9,7 +9,16 @@ from typing import Any
 from bench.answers import check_answers
 from bench.errors import BenchMisused
 from bench.loadgen import schedule
-from bench.loadgen.capacity import Objective, Point, batch_point, find_max, highest, knee, parse_objective
+from bench.loadgen.capacity import (
+    Objective,
+    Point,
+    batch_point,
+    find_max,
+    first_outside,
+    highest,
+    knee,
+    parse_objective,
+)
 from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
 from bench.loadgen.load import KEY, Gets, Load, Paths, Posts, send_one
 from bench.loadgen.recorder import Sample
@@ -232,13 +241,15 @@ class _Measurement:
         extra = dict[str, Any]()
         if self._searched:
             points = [each.to_json() for each in self._searched]
+            ended = first_outside(self._searched)
             extra["search"] = {"objective": str(plan.objective), "highest": best and best.at, "points": points}
+            extra["search"]["at_least"] = "; ".join(ended.invalid_reasons) if ended and ended.unclear else ""
             failures += [] if best else [f"no rate was inside the objective {plan.objective}"]
         if self._swept:
             most, points = knee(self._swept), [each.to_json() for each in self._swept]
             extra["sweep"] = {"parallel": PARALLEL, "knee": most and most.at, "points": points}
-            starved = [f"at batch {each.at:g} {each.starved}" for each in self._swept if each.starved]
-            failures += [f"the knee is not known: {each}" for each in starved[:1]]
+            bounds = [f"at batch {each.at:g} {each.at_least}" for each in self._swept if each.at_least]
+            failures += [f"the knee is not known: {each}" for each in bounds[:1]]
         if plan.store:
             checked = asyncio.run(check_answers(plan.store, self._samples))
             extra["checked"] = asdict(checked)

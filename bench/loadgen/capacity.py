@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from bench.errors import BenchMisused
 from bench.loadgen.histogram import Histogram
-from bench.loadgen.result import SENT_BOUND, Result
+from bench.loadgen.result import SENT_BOUND, Result, at_least
 from bench.report.text import format_us, parse_seconds, parse_share
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
@@ -133,7 +133,7 @@ class Point:
     popular: float
     invalid_reasons: tuple[str, ...]
     broken: tuple[str, ...] = ()
-    starved: str = ""
+    at_least: str = ""
     """Why `per_s` is only a lower bound: the generator waited for a core; empty where it hardly did."""
 
     @property
@@ -180,7 +180,7 @@ def point(at: float, result: Result, *, invalid_reasons: Sequence[str] = (), bro
         popular=sources.get("popular", 0) / max(1, sum(sources.values())),
         invalid_reasons=STOPPED if result.interrupted else (*result.invalid_reasons, *invalid_reasons),
         broken=tuple(broken),
-        starved=result.waiting if result.starved else "",
+        at_least=result.waiting if result.at_least else "",
     )
 
 
@@ -191,11 +191,17 @@ def batch_point(size: int, result: Result) -> Point:
 
 
 def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[Point]:
-    """Look for the highest rate inside *objective*, to 5 %, from *start* on; see `search`."""
+    """Look for the highest rate inside *objective*, to 5 %, from *start* on; see `search`.
+
+    Where a latency breaks it while the generator itself had no more to give, nobody knows whose limit that is.
+    """
 
     def attempt(rate: float) -> Point:
         result = measure(rate)
-        return point(rate, result, invalid_reasons=objective.invalid_reasons(result), broken=objective.broken(result))
+        reasons, broken = objective.invalid_reasons(result), objective.broken(result)
+        if broken and result.limit and result.error_share <= objective.errors:
+            reasons, broken = [f"{' and '.join(broken)}, but {result.limit}"], []
+        return point(rate, result, invalid_reasons=reasons, broken=broken)
 
     return search(attempt, start)
 
@@ -229,11 +235,27 @@ def highest(points: Sequence[Point]) -> Point | None:
     return max(inside, key=lambda each: each.at, default=None)
 
 
+def highest_text(found: Mapping[str, Any]) -> str:
+    """Write what a search found, given as the plain values of a report; whose limit it was where that is not known."""
+    if not found["highest"]:
+        return "none"
+    unknown = f", as it is not known whose limit that is: {found['at_least']}" if found.get("at_least") else ""
+    return f"{at_least(found)}{found['highest']:,.0f} requests/s{unknown}"
+
+
+def first_outside(points: Sequence[Point]) -> Point | None:
+    """Pick the lowest rate above the highest inside that was outside; None where the search was stopped before."""
+    best = highest(points)
+    above = [each for each in points if not each.inside and (best is None or each.at > best.at)]
+    lowest = min(above, key=lambda each: each.at, default=None)
+    return None if lowest is None or lowest.stopped else lowest
+
+
 def knee(points: Sequence[Point]) -> Point | None:
     """Pick the smallest batch that gives 90 % of the most users/s; larger ones add latency and hardly anything else.
 
     None where nothing was answered, or where a rate is only a lower bound.
     """
-    answered = [each for each in points if each.per_s and not any(one.starved for one in points)]
+    answered = [each for each in points if each.per_s and not any(one.at_least for one in points)]
     most = max((each.per_s for each in answered), default=0.0)
     return min((each for each in answered if each.per_s >= NEAR * most), key=lambda each: each.at, default=None)

@@ -169,9 +169,16 @@ class Result:
         return f"the generator waited for a core {self.waited:.1%} of the time: the server could answer more"
 
     @property
-    def starved(self) -> bool:
+    def at_least(self) -> bool:
         """Whether its rate is only a lower bound of what the server answers, because the generator waited so long."""
         return bool(self.waiting) and self.waited >= STARVED
+
+    @property
+    def limit(self) -> str:
+        """Why the generator itself could give no more; empty where it could."""
+        if self.waited >= STARVED:
+            return f"the generator waited for a core {self.waited:.1%} of the time"
+        return f"the generator used {self._busy:.0%} of a core" if self._busy >= BUSY and not self.spin else ""
 
     @property
     def _busy(self) -> float:
@@ -225,7 +232,7 @@ class Result:
             "lag_us": lag and asdict(lag),
             "disturbance": self.disturbance,
             "waiting": self.waiting,
-            "starved": self.starved,
+            "at_least": self.at_least,
             "valid": self.valid,
             "invalid_reasons": self.invalid_reasons,
             "histogram": latencies.encoded,
@@ -256,7 +263,7 @@ def run_text(facts: Mapping[str, Any]) -> str:
 
 def at_least(facts: Mapping[str, Any]) -> str:
     """Return what stands before the rate of a run, or of a point of a sweep: a lower bound says so."""
-    return "at least " if facts.get("starved") else ""
+    return "at least " if facts.get("at_least") else ""
 
 
 def differ(most_us: Mapping[str, float] | None, least_us: Mapping[str, float] | None) -> bool:

@@ -308,7 +308,9 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
         if facts["interrupted"] or not facts["valid"]:
             raise PlanMisused(f"--from-report: {path} was stopped or is invalid; measure again")
         machine = facts["machine"]
-        source = f"measured: {path.name}, {machine['cpu']}, {machine['cores']} cores, {str(machine['date'])[:10]}"
+        bound = facts.get("search", {}).get("at_least")
+        source = f"{'at least (the load generator was at its limit)' if bound else 'measured'}: {path.name}, "
+        source += f"{machine['cpu']}, {machine['cores']} cores, {str(machine['date'])[:10]}"
         values = dict(facts.get("measured", {}))
         if unknown := values.keys() - KNOWN.keys():
             raise PlanMisused(

@@ -138,7 +138,7 @@ def disturbance_of(*measured: Series) -> Disturbance:
 
 def rate_unknown(*measured: Series) -> str:
     """Return why the rates of closed loops are only lower bounds; empty where they are what the servers answered."""
-    return next((each.facts["waiting"] for series in measured for each in series.rounds if each.starved), "")
+    return next((each.facts["waiting"] for series in measured for each in series.rounds if each.at_least), "")
 
 
 @dataclass(frozen=True, slots=True)

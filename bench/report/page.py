@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.loadgen.capacity import PERCENTS
+from bench.loadgen.capacity import PERCENTS, highest_text
 from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
 from bench.loadgen.result import Result, at_least
 from bench.report import plots
@@ -157,8 +157,7 @@ def _between(found: Mapping[str, Any]) -> str:
 def _knees(extra: Mapping[str, Any]) -> list[str]:
     parts = []
     if found := extra.get("search"):
-        best = f"{found['highest']:,.0f} requests/s" if found["highest"] else "none"
-        text = f"Highest rate inside the objective ({found['objective']}), to 5 %: {best}."
+        text = f"Highest rate inside the objective ({found['objective']}), to 5 %: {highest_text(found)}."
         parts.append(section("The knee", plots.search(found), text))
     if found := extra.get("sweep"):
         text = (

@@ -46,9 +46,9 @@ class Round:
         return not self.facts["invalid_reasons"]
 
     @property
-    def starved(self) -> bool:
+    def at_least(self) -> bool:
         """Whether its rate is only a lower bound, because its generator waited for a core."""
-        return bool(self.facts.get("starved"))
+        return bool(self.facts.get("at_least"))
 
     @property
     def lower(self) -> Histogram:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bench.answers import CheckResult
-from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, point
+from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, first_outside, point
 from bench.loadgen.result import Result
 from bench.stores.publication import TrialResult
 from bench.stores.setup import Candidate
@@ -122,10 +122,8 @@ class Capacity:
     @property
     def first_outside(self) -> tuple[Point, ServiceRun] | None:
         """The lowest rate above it that was outside; None where the search was stopped before."""
-        best_rate = self.best[0].at if self.best else 0.0
-        above = [each for each in self.attempts if not each[0].inside and each[0].at > best_rate]
-        lowest = min(above, key=lambda each: each[0].at, default=None)
-        return None if lowest is None or lowest[0].stopped else lowest
+        ended = first_outside([made for made, _ in self.attempts])
+        return next((each for each in self.attempts if each[0] is ended), None)
 
     @property
     def limit(self) -> str:

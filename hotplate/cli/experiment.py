@@ -165,6 +165,7 @@ def _print_sweep(swept: Mapping[str, Any]) -> None:
 
 
 def _print_runs(report: "Report") -> None:
+    from bench.loadgen.capacity import highest_text
     from bench.loadgen.result import run_text
     from bench.report.text import format_us
 
@@ -178,11 +179,11 @@ def _print_runs(report: "Report") -> None:
                 if name != "rate" and found["low"] is not None
             ]
             out.print(table(("latency", "mean of rounds", "95 % interval (t)"), rows))
-    for kind, best, headings in (("search", "highest", ("rate", "answers/s")), ("sweep", "knee", ("batch", "users/s"))):
+    for kind, headings in (("search", ("rate", "answers/s")), ("sweep", ("batch", "users/s"))):
         if found := report.extra.get(kind):
             rows_of_points = [_point(point) for point in found["points"]]
             out.print(table((*headings, "p50", "p99", "errors", "popular", ""), rows_of_points))
-            out.print(f"{best}: {found[best] or 'none'}")
+            out.print(f"highest: {highest_text(found)}" if kind == "search" else f"knee: {found['knee'] or 'none'}")
 
 
 def _point(point: Mapping[str, Any]) -> tuple[str, ...]:

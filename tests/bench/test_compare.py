@@ -11,7 +11,8 @@ from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
 from bench.errors import BenchMisused
-from bench.loadgen.capacity import Objective, Point, find_max, highest, knee
+from bench.loadgen.absence import ProcessUsage
+from bench.loadgen.capacity import Objective, Point, find_max, first_outside, highest, highest_text, knee
 from bench.loadgen.histogram import HIGHEST_US, Histogram, log_of
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
@@ -233,6 +234,25 @@ def test_the_search_finds_the_highest_rate_inside_the_objective() -> None:
     assert len(tried) < 15
     assert all(each.inside is (each.at <= best.at) for each in tried)
     assert "p99" in next(each for each in tried if not each.inside).broken[0]
+
+
+def test_what_the_generator_could_not_do_is_no_limit_of_the_server() -> None:
+    def on_a_busy_machine(rate: float) -> Result:
+        waited_s = 0.5 if rate > 500 else 0.1
+        return replace(serve_at(rate, 1000), usage=(ProcessUsage(cpu_s=1.0, waited_s=waited_s, wall_s=4.0),))
+
+    tried = list(find_max(on_a_busy_machine, Objective({"p99": 20_000.0}), start=100))
+    best, ended = highest(tried), first_outside(tried)
+    assert best is not None
+    assert ended is not None
+    assert ended.unclear
+    (reason,) = ended.invalid_reasons
+    assert reason.endswith("but the generator waited for a core 12.5% of the time")
+    found = highest_text({"highest": best.at, "at_least": reason})
+    assert found.startswith(f"at least {best.at:,.0f} requests/s, as it is not known whose limit that is: p99 ")
+    spinning = replace(serve_at(100, 1000), usage=(ProcessUsage(cpu_s=4.0, waited_s=0.0, wall_s=4.0),), spin=True)
+    assert spinning.limit == ""
+    assert replace(spinning, spin=False).limit == "the generator used 100% of a core"
 
 
 def test_a_search_that_finds_nothing_ends() -> None:

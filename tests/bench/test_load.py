@@ -261,7 +261,7 @@ async def test_the_rate_of_a_closed_loop_that_waited_for_its_core_is_a_lower_bou
     assert "at least" not in run_text(little.to_json())
     assert f"(at least {long.ok_rate:.0f}/s)" in run_text(long.to_json())
     assert long.valid
-    assert not replace(long, requested_rate=100.0).starved
+    assert not replace(long, requested_rate=100.0).at_least
     swept = [batch_point(size, run) for size, run in ((1, quiet), (2, little))]
     assert knee(swept) == swept[1]
     assert knee([*swept, batch_point(3, long)]) is None

@@ -225,6 +225,9 @@ def test_of_a_search_the_highest_rate_inside_the_objective_counts(tmp_path: Path
         tmp_path / "bench.json", search={"objective": "p99 ≤ 5 ms", "highest": 1_500.0, "points": points}
     )
     assert from_report(path).values["pod_rps"] == 1_500
+    assert from_report(path).source.startswith("measured: ")
+    limited = {"highest": 1_500.0, "points": points, "at_least": "p99 9 ms, but the generator waited for a core"}
+    assert from_report(measured_report(path, search=limited)).source.startswith("at least (the load generator was ")
     assert from_report(path, p99_ms=3).values["pod_rps"] == 900
 
 
