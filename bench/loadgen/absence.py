@@ -1,8 +1,12 @@
 """When the generator was kept from its work, and what the machine says of why.
 
 A request that is sent late is answered late, and so is the one behind it; an answer that is read late looks slow. From
-when it was due a latency holds all of that, so the truth is at most that. Without the time that the generator was away,
-and counted from when it came to the request, the truth is at least that.
+when it was due a latency holds all of that, so the truth is at most that.
+
+The truth is at least what is left without three things. A server that gets requests late by at most D answers none
+later than by D: so without the longest lateness of those that were sent shortly before. Without the absence in which
+the answer may have come, where it was read at once after one; it had not come before. And of a request that waited for
+a connection without all absences since one was last free, because each of them delayed that.
 """
 
 import os
@@ -41,35 +45,41 @@ class Absence:
         self.seen_at_s = -float("inf")
         """When the generator was last at work, by its clock; kept by itself."""
 
-        self._total_s = 0.0
-        self._before_s = 0.0
-        """What it was before the newest absence."""
+        self.total_s = 0.0
+        """Of all absences so far; those that overlap count once."""
 
-        self._known_until_s = self._settled_at_s = -float("inf")
+        self.unread_s = 0.0
+        """How long an answer that is read now may have waited for that; zero once all that had come is read."""
 
-    def note(self, due_s: float, now_s: float, *, idle: bool = False) -> None:
+        self._known_until_s = -float("inf")
+        self._latenesses = list[tuple[float, float]]()
+        """Until when a lateness may still delay answers, and how long it was: the longest first."""
+
+    def note(self, due_s: float, now_s: float, *, idle: bool = False) -> bool:
         """Note that what was due at *due_s* is looked at now, and whether nothing is in flight then.
 
-        Overlapping absences count once. What piled up is dealt with when a request is on time and finds none in flight.
+        Return whether answers may lie unread from now on: `all_read` is to be called once they are read.
         """
-        if now_s - due_s <= AWAY_S:
+        late_s = now_s - due_s
+        if late_s <= AWAY_S:
             if idle:
-                self._settled_at_s = -float("inf")
-            return
-        if now_s > self._settled_at_s:
-            self._before_s = self._total_s
-        since_s = min(due_s, max(self.seen_at_s, self._known_until_s))
-        self._total_s += now_s - max(since_s, self._known_until_s, due_s - AT_MOST_S)
+                self._latenesses.clear()
+            return False
+        longer = [each for each in self._latenesses if each[0] > now_s and each[1] > late_s]
+        self._latenesses = [*longer, (now_s + SETTLES * late_s, late_s)]
+        away_s = now_s - max(self._known_until_s, due_s - AT_MOST_S, min(due_s, self.seen_at_s))
         self._known_until_s = now_s
-        self._settled_at_s = max(self._settled_at_s, now_s + SETTLES * (now_s - due_s))
+        self.total_s += away_s
+        self.unread_s += away_s
+        return self.unread_s == away_s > 0
 
-    def mark(self, now_s: float) -> float:
-        """Return what `since` takes for a request that begins now: while things settle, from before the absence."""
-        return self._before_s if now_s < self._settled_at_s else self._total_s
+    def delay(self, late_s: float, now_s: float) -> float:
+        """Return by how much a request that is sent now, *late_s* too late, may be answered later than it should be."""
+        return max([late_s, *(longest_s for until_s, longest_s in self._latenesses if until_s > now_s)])
 
-    def since(self, mark_s: float) -> float:
-        """Return how much of a request that began at a mark may be due to absences."""
-        return self._total_s - mark_s
+    def all_read(self) -> None:
+        """Note that all is read that came while the generator was away."""
+        self.unread_s = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from bench.loadgen.absence import AWAY_S, Absence, ProcessUsage, measure_usage
+from bench.loadgen.absence import Absence, ProcessUsage, measure_usage
 from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress, Recorder
 from bench.loadgen.result import COUNTED, SUMMED, Result
@@ -23,11 +23,14 @@ SWEEP_S = 0.02
 
 
 class Due(NamedTuple):
-    """A request that is to be answered: when it was due, when the generator came to it, and its mark of absences."""
+    """A request that is to be answered: when it was due, and by how much lateness may delay its answer.
+
+    One that waits for a connection has the total of absences from when one was last free.
+    """
 
     due_s: float
-    came_s: float
-    mark_s: float
+    delay_s: float
+    absent_s: float | None
 
 
 # Of a request, and its bytes.
@@ -76,6 +79,9 @@ class Generator:
         self._next_mark_s = float("inf")
         self._rng = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
         self._absence = Absence()
+        self._absent_s = 0.0
+        """The total of absences when a connection was last free."""
+
         self._tls = load.tls()
         self._recorder = Recorder(load.observe, load.sample_every, load.tally)
 
@@ -141,8 +147,7 @@ class Generator:
             due_s, now_s = self._start_s + self._next_s, self._clock()
             if due_s > now_s:
                 return due_s
-            self._absence.note(due_s, now_s, idle=len(self._idle) == len(self._open))
-            self._absence.seen_at_s = now_s
+            self._note(due_s, now_s, idle=len(self._idle) == len(self._open))
             self._next_s = next(self._dues, None)
             self._offer(due_s, now_s)
             self._recorder.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
@@ -150,14 +155,21 @@ class Generator:
 
     def _offer(self, due_s: float, now_s: float) -> None:
         self._recorder.due += 1
-        due = Due(due_s, now_s, self._absence.mark(now_s))
+        delay_s = self._absence.delay(now_s - due_s, now_s)
         if self._idle:
-            self._send(self._idle.popleft(), due)
+            self._absent_s = self._absence.total_s
+            self._send(self._idle.popleft(), Due(due_s, delay_s, None))
         elif len(self._waiting) < self._load.backlog:
-            self._waiting.append(due)
+            self._waiting.append(Due(due_s, delay_s, self._absent_s))
             self._connect_if_short()
         else:
             self._recorder.dropped += 1
+
+    def _note(self, due_s: float, now_s: float, *, idle: bool = False) -> None:
+        """Look for an absence; the answers that came in it are read in this turn of the loop."""
+        if self._absence.note(due_s, now_s, idle=idle):
+            asyncio.get_running_loop().call_soon(self._absence.all_read)
+        self._absence.seen_at_s = now_s
 
     def _send(self, connection: LoadConnection, due: Due) -> None:
         self._recorder.sent += 1
@@ -223,9 +235,8 @@ class Generator:
         """See `stores.http1.ConnectionListener`."""
         due, request = tag
         now_s = self._clock()
-        if self._next_s is not None and now_s - self._start_s - self._next_s > AWAY_S:
-            self._absence.note(self._start_s + self._next_s, now_s)
-        self._absence.seen_at_s = self._last_read_s = now_s
+        self._note(now_s if self._next_s is None else self._start_s + self._next_s, now_s)
+        self._last_read_s = now_s
         status, body = connection.status, connection.body
         self._recorder.seen(request, status, body)
         if self._load.tally:
@@ -236,8 +247,9 @@ class Generator:
             self._error = error
             kind = "check"
         if kind is None:
-            sent_s = now_s - due.came_s - self._absence.since(due.mark_s)
-            self._recorder.good(now_s - due.due_s, max(0.0, sent_s))
+            absence = self._absence
+            unread_s = absence.unread_s if due.absent_s is None else absence.total_s - due.absent_s
+            self._recorder.good(now_s - due.due_s, max(0.0, now_s - due.due_s - due.delay_s - unread_s))
             self._again()
         else:
             self._failed(kind)

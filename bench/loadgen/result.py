@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from bench.loadgen.absence import AWAY_S, ProcessUsage
 from bench.loadgen.histogram import Histogram, Times
 from bench.loadgen.recorder import Sample, Second
-from bench.report.text import DIFFERENT, format_us
+from bench.report.text import APART, DIFFERENT, format_bounds, format_us
 
 # A run is invalid below this share of sent requests, or above this share of a core.
 SENT_BOUND, CPU_BOUND = 0.99, 0.95
 
-# These percentiles say nothing any more where they are so many times as long from when due as from when sent.
-DECIDING, APART = (50.0, 90.0, 99.0), 10.0
+# Where none of these percentiles is known, a run says nothing.
+DECIDING = (50.0, 90.0, 99.0)
 
 # From this lag at p99 on, latencies of some milliseconds are not to be read without their lower bound.
 LAG_BOUND_US = 1_000.0
@@ -250,10 +250,10 @@ def run_text(facts: Mapping[str, Any]) -> str:
         f"{facts['url']}  {facts['mode']}, {pace}, {facts['connections']} connections, {facts['duration_s']:.2f} s",
         "sent {sent}  ok {ok} ({least}{ok_rate:.0f}/s)  dropped {dropped}".format(**facts, least=at_least(facts)),
         f"errors {_counts(facts['errors'])}  status {_counts(facts['statuses'])}",
-        f"latency  {_times(facts['latency_us'])}",
-        *([f"  sent   {_times(sent)}", facts["disturbance"]] if differ(facts["latency_us"], sent) else []),
+        f"latency  {_times(facts['latency_us'], sent)}",
+        *([facts["disturbance"]] if differ(facts["latency_us"], sent) else []),
         *([facts["waiting"]] if facts["waiting"] else []),
-        f"lag      {_times(facts['lag_us'])}",
+        f"lag      {_times(facts['lag_us'], facts['lag_us'])}",
         "connections opened {opened}, refused {refused}, with unsolicited bytes {unsolicited}".format(**facts),
         f"generator {facts['cpu_us_per_request']:.1f} µs CPU/request{', spinning' if facts['spin'] else ''}",
     ]
@@ -324,10 +324,8 @@ def _counts(counted: Mapping[Any, int]) -> str:
     return " ".join(f"{key or '(none)'}={count}" for key, count in counted.items()) or "none"
 
 
-def _times(times: Mapping[str, float] | None) -> str:
-    if times is None:
+def _times(most_us: Mapping[str, float] | None, least_us: Mapping[str, float] | None) -> str:
+    if most_us is None or least_us is None:
         return "-"
-    return (
-        f"p50 {times['p50']:.0f}  p90 {times['p90']:.0f}  p99 {times['p99']:.0f}  p99.9 {times['p999']:.0f}  "
-        f"max {times['max']:.0f}  mean {times['mean']:.0f} µs"
-    )
+    names = {"p50": "p50", "p90": "p90", "p99": "p99", "p99.9": "p999", "max": "max", "mean": "mean"}
+    return "  ".join(f"{shown} {format_bounds(least_us[name], most_us[name])}" for shown, name in names.items())

@@ -16,6 +16,7 @@ from bench.report.text import (
     caution,
     escaped,
     format_bounds,
+    format_latency,
     format_us,
     grouped_table,
     html_paragraphs,
@@ -141,17 +142,13 @@ def _percentiles(shown: Series) -> str:
     for name in PERCENTS:
         found = summary[name]
         note = "" if found["enough_samples"] else f"fewer than {ENOUGH_SAMPLES} samples beyond it"
-        spread = [format_us(found["mean"]), _between(found)] if several else []
+        spread = [format_latency(found)] if several else []
         rows.append([name, format_bounds(found["sent"]["pooled"], found["pooled"]), *spread, note])
-    rows.append(["mean", format_us(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
-    headings = ["", "all rounds", *(["mean of rounds", "95 % interval"] if several else []), ""]
+    rows.append(["mean", format_us(pooled.mean_us), *([""] if several else []), "says little about latencies"])
+    headings = ["", "all rounds", *(["mean of rounds, 95 % interval"] if several else []), ""]
     return section(
         "Latency", table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
     )
-
-
-def _between(found: Mapping[str, Any]) -> str:
-    return "" if found["low"] is None else f"{format_us(found['low'])} … {format_us(found['high'])}"
 
 
 def _knees(extra: Mapping[str, Any]) -> list[str]:

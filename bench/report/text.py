@@ -15,8 +15,8 @@ from bench.errors import BenchMisused
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-# From so many times on, both bounds of a latency are shown.
-DIFFERENT = 1.1
+# From so many times on, both bounds of a latency are shown, and a latency is not known.
+DIFFERENT, APART = 1.1, 10.0
 
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
@@ -75,10 +75,20 @@ def format_short_us(us: float | None) -> str:
 
 
 def format_bounds(least_us: float, most_us: float) -> str:
-    """Write a time that lies between two, or the longer one alone where they differ by little."""
+    """Write a time that lies between two: the longer one alone where they differ by little; not known if by much."""
     if most_us <= DIFFERENT * least_us:
         return format_us(most_us)
-    return f"{format_us(least_us)} to {format_us(most_us)}"
+    between = f"{format_us(least_us)} to {format_us(most_us)}"
+    return f"{UNKNOWN} ({between})" if most_us > APART * least_us else between
+
+
+def format_latency(found: Mapping[str, Any]) -> str:
+    """Write a latency's mean over rounds and its interval, as a series sums it up: both bounds where they differ."""
+    least = found["sent"]
+    if found["mean"] <= DIFFERENT * least["mean"]:
+        return format_interval(found["mean"], found["low"], found["high"])
+    interval = "" if found["low"] is None else f" ({format_us(least['low'])} … {format_us(found['high'])})"
+    return format_bounds(least["mean"], found["mean"]) + interval
 
 
 def format_interval(mean_us: float, low_us: float | None, high_us: float | None) -> str:

@@ -25,7 +25,6 @@ from bench.report.comparison import (
 from bench.report.intervals import Difference, Interval, geometric
 from bench.report.report import ERRORS, RATE, Series
 from bench.report.text import (
-    DIFFERENT,
     NONE,
     UNKNOWN,
     Line,
@@ -34,6 +33,7 @@ from bench.report.text import (
     format_bytes,
     format_count,
     format_interval,
+    format_latency,
     format_short_us,
     format_us,
     parse_rate,
@@ -302,12 +302,7 @@ def _percentiles(choose: Callable[[Column], Series | None]) -> dict[str, Cell | 
 
 def _interval(series: Series, name: str) -> str:
     found = series.summary[name]
-    least = found["sent"]
-    mark = "" if found["enough_samples"] else " *"
-    if found["mean"] <= DIFFERENT * least["mean"]:
-        return format_interval(found["mean"], found["low"], found["high"]) + mark
-    interval = "" if found["low"] is None else f" ({format_us(least['low'])} … {format_us(found['high'])})"
-    return format_bounds(least["mean"], found["mean"]) + interval + mark
+    return format_latency(found) + ("" if found["enough_samples"] else " *")
 
 
 def _errors(series: Series) -> str:

@@ -167,18 +167,14 @@ def _print_sweep(swept: Mapping[str, Any]) -> None:
 def _print_runs(report: "Report") -> None:
     from bench.loadgen.capacity import highest_text
     from bench.loadgen.result import run_text
-    from bench.report.text import format_us
+    from bench.report.text import format_latency
 
     for each in report.series:
         for one in each.rounds:
             out.print(run_text(one.facts))
         if len(each.rounds) > 1:
-            rows = [
-                (name, format_us(found["mean"]), f"{format_us(found['low'])} … {format_us(found['high'])}")
-                for name, found in each.summary.items()
-                if name != "rate" and found["low"] is not None
-            ]
-            out.print(table(("latency", "mean of rounds", "95 % interval (t)"), rows))
+            rows = [(name, format_latency(found)) for name, found in each.summary.items() if name != "rate"]
+            out.print(table(("latency", "mean of rounds, 95 % interval (t)"), rows))
     for kind, headings in (("search", ("rate", "answers/s")), ("sweep", ("batch", "users/s"))):
         if found := report.extra.get(kind):
             rows_of_points = [_point(point) for point in found["points"]]

@@ -19,6 +19,7 @@ from bench.loadgen.load import Load
 from bench.loadgen.result import Result, run_text
 from bench.report.comparison import compare
 from bench.report.report import series
+from bench.report.text import format_bounds, format_latency
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -313,6 +314,17 @@ async def test_a_late_generator_gives_bounds_and_an_invalid_run_only_where_these
     lost = replace(late, seconds=(replace(late.seconds[0], sent_latencies_s=np.full(10, 0.0001)),))
     assert lost.invalid_reasons[0].startswith("not even its p99 is known: between 100 µs and 3 ms")
     assert "INVALID" in run_text(lost.to_json())
+    long = np.where(np.arange(10) < 9, 0.001, 0.05)
+    some = replace(late, seconds=(replace(second, latencies_s=long, sent_latencies_s=np.full(10, 0.001)),))
+    assert some.valid
+    assert "latency  p50 1 ms  p90 1 ms  p99 not known (1 ms to 50 ms)" in run_text(some.to_json())
+
+
+def test_a_latency_is_written_as_what_is_known_of_it() -> None:
+    found = {"mean": 8_610.0, "low": 4_510.0, "high": 16_500.0, "sent": {"mean": 2_100.0, "low": 1_900.0}}
+    assert format_latency(found) == "2.1 ms to 8.61 ms (1.9 ms … 16.5 ms)"
+    assert format_latency({**found, "sent": {"mean": 8_500.0, "low": 4_400.0}}) == "8.61 ms (4.51 … 16.5)"
+    assert format_bounds(100.0, 3_000.0) == "not known (100 µs to 3 ms)"
 
 
 @pytest.mark.parametrize(
@@ -334,19 +346,28 @@ def test_what_cannot_be_run_is_refused_with_a_sentence(wrong: dict[str, Any], wo
         Load(**(good | wrong))
 
 
-def test_absences_add_up_once_and_last_until_what_piled_up_is_dealt_with() -> None:
+def test_absences_add_up_once_and_hide_only_what_is_read_right_after_them() -> None:
     absence = Absence()
-    assert absence.since(absence.mark(1.0)) == 0
-    for due_s in (1.0, 1.001, 1.002):  # all of which it came to at 1.01
-        absence.note(due_s, 1.01)
-    mark_s = absence.mark(1.0101)
-    assert absence.since(mark_s) == pytest.approx(0.012)  # away since it was last seen, 2 ms before at most
-    absence.note(1.02, 1.02, idle=True)
-    assert absence.since(absence.mark(1.0201)) == 0
-    assert absence.since(mark_s) == pytest.approx(0.012)
-    absence.seen_at_s = 1.0295
-    absence.note(1.03, 1.04)
-    assert absence.since(mark_s) == pytest.approx(0.0225)
+    absence.seen_at_s = 0.9995
+    assert absence.note(1.0, 1.01)  # away since it was last seen
+    assert not absence.note(1.001, 1.01)  # the same absence
+    assert absence.total_s == absence.unread_s == pytest.approx(0.0105)
+    absence.all_read()
+    assert absence.unread_s == 0
+    assert absence.note(1.02, 1.03)  # 2 ms before the request fell due, at most
+    assert absence.total_s == pytest.approx(0.0105 + 0.012)
+
+
+def test_lateness_delays_answers_until_the_server_has_caught_up_and_by_the_longest_only() -> None:
+    absence = Absence()
+    absence.note(1.0, 1.01)
+    absence.note(1.018, 1.02)
+    assert absence.delay(0.0, 1.021) == pytest.approx(0.01)
+    assert absence.delay(0.03, 1.021) == pytest.approx(0.03)  # its own
+    assert absence.delay(0.0, 1.041) == 0
+    absence.note(1.05, 1.06)
+    absence.note(1.065, 1.065, idle=True)
+    assert absence.delay(0.0001, 1.066) == pytest.approx(0.0001)
 
 
 def test_the_machine_says_what_was_stolen_and_what_the_generator_used() -> None:

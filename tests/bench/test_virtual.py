@@ -79,6 +79,30 @@ def test_a_generator_that_is_starved_of_its_core_finds_the_servers_latency_betwe
     assert (robbed.sent_latencies_s <= robbed.latencies_s).all()
 
 
+def test_absences_shorten_only_the_latencies_whose_end_they_hid() -> None:
+    def thief(loop: VirtualLoop) -> None:
+        loop.advance(0.002)
+        loop.call_later(0.006, thief, loop)
+
+    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 5), duration_s=5, connections=200)
+    found = simulate(load, lambda arrival_s: arrival_s + 0.022, at_start=thief)
+    least = np.percentile(found.sent_latencies_s, (50, 90, 99))
+    assert (least <= 0.02201).all()
+    assert least[0] >= 0.018
+    assert np.percentile(found.latencies_s, 99) >= 0.022
+
+
+def test_a_request_that_waits_for_a_connection_is_delayed_by_every_absence() -> None:
+    def thief(loop: VirtualLoop) -> None:
+        loop.advance(0.002)
+        loop.call_later(0.006, thief, loop)
+
+    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 2), duration_s=2, connections=1)
+    found = simulate(load, lambda arrival_s: arrival_s + 0.0009, at_start=thief)  # alone it would never wait
+    assert np.percentile(found.latencies_s, 50) > 0.05
+    assert np.percentile(found.sent_latencies_s, 99) <= 0.00091
+
+
 def test_a_generator_that_hardly_ever_has_its_core_reports_an_invalid_run() -> None:
     hopeless = starved(0.002)
     assert not hopeless.valid
