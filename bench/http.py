@@ -49,16 +49,18 @@ OBSERVED = ("source", "tier", "release")
 class Plan:
     """What is to be measured: `load`, `rounds` times, after a warm-up that is not counted.
 
-    With an `objective` the highest rate inside it is looked for first, from the load's own rate on, and the rounds are
-    made at that. With `batches`, POSTs for so many of the `keys` each are made instead, 20 at a time, to be scored
-    where `score` is set. With a `store` the responses that the load keeps as samples are compared with what that holds.
+    With `find_max` the highest rate inside the `objective` is looked for first, from the load's own rate on, and the
+    rounds are made at that; otherwise the objective only bounds errors. With `batches`, POSTs for so many of the `keys`
+    each are made instead, 20 at a time, to be scored where `score` is set. With a `store` the responses that the load
+    keeps as samples are compared with what that holds.
     """
 
     load: Load
     rounds: int = 1
     warmup_s: float = 0.0
     processes: int = 1
-    objective: Objective | None = None
+    objective: Objective
+    find_max: bool = False
     batches: Sequence[int] = ()
     score: bool = False
     keys: Keys | None = None
@@ -100,7 +102,8 @@ def make_plan(options: HttpOptions) -> Plan:
         rounds=options.repeat,
         warmup_s=parse_seconds(options.warmup),
         processes=options.processes,
-        objective=parse_objective(options.slo) if options.find_max else None,
+        objective=parse_objective(options.slo),
+        find_max=options.find_max,
         batches=_sizes(options.batch) if options.batch else (),
         score=options.score,
         keys=keys,
@@ -225,7 +228,7 @@ class _Measurement:
         if plan.batches:
             self._sweep_batches()
             return
-        if plan.objective:
+        if plan.find_max:
             self._find_max(load, plan.objective)
             if (found := highest(self._searched)) is None:
                 return
@@ -238,13 +241,15 @@ class _Measurement:
         """Sum up what was measured until now, with a series of all rounds, or one for each size of batch."""
         plan, best, results = self._plan, highest(self._searched), [result for _, result in self.runs]
         failures = [] if results or self._searched else ["nothing was measured"]
+        due = sum(each.due for each in results)
+        broken = plan.objective.errors_beyond((due - sum(each.ok for each in results)) / max(1, due))
         extra = dict[str, Any]()
         if self._searched:
             points = [each.to_json() for each in self._searched]
             ended = first_outside(self._searched)
             extra["search"] = {"objective": str(plan.objective), "highest": best and best.at, "points": points}
             extra["search"]["at_least"] = "; ".join(ended.invalid_reasons) if ended and ended.unclear else ""
-            failures += [] if best else [f"no rate was inside the objective {plan.objective}"]
+            broken += [] if best else [f"no rate was inside the objective {plan.objective}"]
         if self._swept:
             most, points = knee(self._swept), [each.to_json() for each in self._swept]
             extra["sweep"] = {"parallel": PARALLEL, "knee": most and most.at, "points": points}
@@ -253,7 +258,7 @@ class _Measurement:
         if plan.store:
             checked = asyncio.run(check_answers(plan.store, self._samples))
             extra["checked"] = asdict(checked)
-            failures += [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
+            broken += [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
         batches = zip(self._swept, results, strict=False)
         return Report(
             kind="http",
@@ -263,6 +268,7 @@ class _Measurement:
             else (series(plan.load.url, results),),
             interrupted=self.interrupted,
             failures=tuple(failures),
+            broken=tuple(broken),
             extra=extra,
         )
 

@@ -70,7 +70,9 @@ class HttpOptions:
     ] = None
     score: Annotated[bool, Flag("With --batch: POST to /score, as Stream Analytics jobs do.", WHAT)] = False
     find_max: Annotated[bool, Flag("Look for the highest rate inside --slo, from --rate on.", HOW)] = False
-    slo: Annotated[str, Flag("The objective of --find-max.", HOW)] = "p99=5ms,errors=0.1%"
+    slo: Annotated[str, Flag("The objective: of --find-max, and the errors that are allowed.", HOW)] = (
+        "p99=5ms,errors=0.1%"
+    )
     repeat: Annotated[int, Flag("The number of rounds. 3 or more give intervals that can be compared.", HOW)] = 1
     warmup: Annotated[str, Flag("Load before the first round, which is not counted.", HOW)] = "2s"
     connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 64
@@ -117,7 +119,9 @@ class StoresOptions:
         Flag("Also write trial releases, each dropped before its commit. By default only to stores started here.", HOW),
     ] = None
     find_max: Annotated[bool, Flag("After the rounds, look for the highest rate inside --slo.", HOW)] = False
-    slo: Annotated[str, Flag("The objective of --find-max.", HOW)] = "p99=60ms,errors=0.1%"
+    slo: Annotated[str, Flag("The objective: of --find-max, and the errors that are allowed.", HOW)] = (
+        "p99=60ms,errors=0.1%"
+    )
     repeat: Annotated[
         int, Flag("The number of valid rounds; 3 or more give intervals. Invalid ones are repeated, up to 2.", HOW)
     ] = 10

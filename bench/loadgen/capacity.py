@@ -35,14 +35,17 @@ class Objective:
             refused = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
             if refused > self.throttled:
                 violations.append(f"{refused:.2%} of the requests were throttled, bound {self.throttled:.2%}")
-        if result.error_share - refused > self.errors:
-            share = result.error_share - refused
-            violations.append(f"{share:.2%} of the requests got no good answer, bound {self.errors:.2%}")
+        violations += self.errors_beyond(result.error_share - refused)
         for name, bound_us in self.latency_us.items():
             (found_us,) = histogram.percentiles_us([PERCENTS[name]])
             if found_us > bound_us:
                 violations.append(f"{name} {format_us(found_us)}, bound {format_us(bound_us)}")
         return violations
+
+    def errors_beyond(self, share: float) -> list[str]:
+        """Return a sentence where the *share* of requests without a good answer is above the bound."""
+        bound = f"bound {self.errors:.2%}"
+        return [f"{share:.2%} of the requests got no good answer, {bound}"] if share > self.errors else []
 
     def invalid_reasons(self, result: Result) -> list[str]:
         """Return a sentence for each latency that breaks its bound from when due, and keeps it from when sent."""

@@ -27,7 +27,6 @@ from bench.report.text import (
     whole_page,
     write_report,
 )  # fmt: skip
-from bench.ru import report as ru_report
 
 HEADLINES = ("p50", "p99", "p99.9")
 
@@ -79,7 +78,9 @@ def page(report: Report) -> str:
     if compared:
         parts += _comparison(compared)
     if swept := report.extra.get("ru"):
-        parts += ru_report.sections(swept)
+        from bench.ru.report import sections  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
+
+        parts += sections(swept)
     parts += _knees(report.extra)
     if rounds:
         parts.append(section("Percentile spectrum", plots.spectrum(rounds)))
@@ -111,7 +112,7 @@ def _comparison(compared: Mapping[str, Any]) -> list[str]:
 
 def _verdict(report: Report) -> str:
     rounds = [each for series in report.series for each in series.rounds]
-    reasons = [*counted(report.invalid_reasons), *report.failures]
+    reasons = [*counted(report.invalid_reasons), *report.failures, *report.broken]
     if report.interrupted:
         reasons.append("it was stopped before its end")
     if reasons:

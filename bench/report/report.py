@@ -157,7 +157,10 @@ class Report:
     series: tuple[Series, ...]
     interrupted: bool = False
     failures: tuple[str, ...] = ()
-    """What went wrong besides invalid rounds: wrong lists, no rate inside the objective."""
+    """What could not be measured, besides invalid rounds."""
+
+    broken: tuple[str, ...] = ()
+    """What was measured and is not as it should be: errors, wrong lists, no rate inside the objective."""
 
     extra: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=machine.describe)
@@ -171,9 +174,14 @@ class Report:
         ]
 
     @property
-    def valid(self) -> bool:
-        """Whether it came to its end with valid rounds, and nothing else went wrong."""
+    def measured(self) -> bool:
+        """Whether it came to its end with valid rounds, good or bad."""
         return not (self.interrupted or self.invalid_reasons or self.failures)
+
+    @property
+    def valid(self) -> bool:
+        """Whether all was measured, and is as it should be."""
+        return self.measured and not self.broken
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -185,6 +193,7 @@ class Report:
             "interrupted": self.interrupted,
             "valid": self.valid,
             "failures": list(self.failures),
+            "broken": list(self.broken),
             "series": [each.to_json() for each in self.series],
             **self.extra,
         }
@@ -217,6 +226,7 @@ def read(path: Path) -> Report:
             ),
             interrupted=facts["interrupted"],
             failures=tuple(facts["failures"]),
+            broken=tuple(facts.get("broken", ())),
             extra={},
             machine=facts["machine"],
         )

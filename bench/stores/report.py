@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from bench import answers
@@ -12,7 +13,7 @@ from bench.loadgen.keys import Uniform, Zipf
 from bench.options import StoresOptions
 from bench.progress import ProgressDisplay
 from bench.report.comparison import FASTER, MIN_PAIRS, judge_latency
-from bench.report.report import WHILE_WRITTEN, Report, Series, series
+from bench.report.report import ERRORS, WHILE_WRITTEN, Report, Series, series
 from bench.report.text import paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
 from bench.stores.results import ComparisonResult, RoundResult, StoreResult
@@ -116,11 +117,17 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
     columns = [_column(each, kept) for each in result.stores]
     shown = [each for each in columns if each.emulated is None]
     checked = answers.total(each.checked for each in result.stores)
-    failures = [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
-    failures += [] if kept else ["no round was made"]
+    objective = parse_objective(options.slo)
     names = [each.candidate.name for each in result.stores]
-    failures += [
-        f"{each.candidate.name}: no rate was inside the objective {parse_objective(options.slo)}"
+    broken = [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
+    broken += [
+        f"{each.reads.name}: {sentence}"
+        for each in columns
+        if each.rounds
+        for sentence in objective.errors_beyond(fmean(each.reads.values(ERRORS)))
+    ]
+    broken += [
+        f"{each.candidate.name}: no rate was inside the objective {objective}"
         for each in result.stores
         if options.find_max and (each.capacity is None or each.capacity.best is None)
     ]
@@ -138,7 +145,8 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
             each for one in shown for each in (one.closed, one.reads, one.while_written) if each and each.rounds
         ),
         interrupted=result.interrupted,
-        failures=tuple(failures),
+        failures=() if kept else ("no round was made",),
+        broken=tuple(broken),
         extra={
             "comparison": {
                 "stores": [*([reference.COLUMN] if options.reference else []), *names],

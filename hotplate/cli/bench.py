@@ -10,6 +10,7 @@ from bench.options import REFERENCE, HttpOptions, StoresOptions, SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
 from hotplate.cli.terminal import (
     FAILED,
+    REFUSED,
     Json,
     err,
     interruptible_loop,
@@ -37,8 +38,6 @@ app = typer.Typer(
 def http(options: HttpOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
     """Measure a service under a load that does not wait for it, and write a report.
 
-    Exits 1 where the run is invalid, was stopped, or gave wrong answers.
-
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store file:///var/lib/hotplate
     """
     from bench.http import make_plan, measure
@@ -51,8 +50,7 @@ def stores(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Report,
     """Compare stores: the same release, users and schedule, alone, behind a service, and while it is written.
 
     The stores take turns, round by round. A store that holds nothing is filled with the release of the others, and
-    keeps it; stores with different releases are not compared. Exits 1 where too few rounds are valid, an answer was
-    wrong, no rate was inside the objective, or it was stopped.
+    keeps it; stores with different releases are not compared.
 
     Example: hotplate bench stores
 
@@ -108,7 +106,7 @@ def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs
     """Find how many reads an account accepts at each level of RU/s, and what else has an effect on it.
 
     It prints what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
-    Exits 1 if the RU/s of a level could not be used up, or if it was stopped.
+    A level whose RU/s could not be used up was not measured.
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
@@ -185,9 +183,12 @@ def compare(
     ] = "p99",
     as_json: Json = False,
 ) -> None:
-    """Say whether the difference between two measurements is real. Exits 1 where it is a regression.
+    """Say whether the difference between two measurements is real.
 
     Rounds are compared in pairs, so measure both with the same --repeat, 3 or more.
+
+    Exit codes: 0 it is no regression, as far as can be told; 1 a file cannot be read; 2 the two cannot be compared; 3
+    it is a regression.
 
     Example: hotplate bench compare before.json after.json --metric p99
     """
@@ -202,7 +203,7 @@ def compare(
         print_json(verdict.to_json())
     else:
         _print_verdict(verdict)
-    raise typer.Exit(FAILED if verdict.regression else 0)
+    raise typer.Exit(REFUSED if verdict.regression else 0)
 
 
 def _print_verdict(verdict: "Verdict") -> None:

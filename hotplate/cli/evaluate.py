@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from hotplate.cli.terminal import (
-    FAILED,
+    REFUSED,
     Delimiter,
     Json,
     column_option,
@@ -202,9 +202,11 @@ def compare(
     delimiter: Delimiter = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether B is better than A, or whether chance may be all of it. Exits 1 where B is worse.
+    """Say whether B is better than A, or whether chance may be all of it.
 
     Each user's two lists are compared with each other, which finds smaller differences than two separate evaluations.
+
+    Exit codes: 0 B is not worse, as far as can be told; 1 something failed; 2 the two cannot be compared; 3 B is worse.
 
     Example: hotplate evaluate compare old.parquet new.parquet --truth test.csv
     """
@@ -220,7 +222,7 @@ def compare(
         print_json(found.to_json())
     else:
         _print_comparison(found)
-    raise typer.Exit(FAILED if found.verdict == "worse" else 0)
+    raise typer.Exit(REFUSED if found.verdict == "worse" else 0)
 
 
 def _hold(

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 import typer
 
 from bench.options import HOW, Argument, Flag
-from hotplate.cli.terminal import FAILED, Json, err, interruptible_loop, option, out, print_json, require_folder, table
+from hotplate.cli.terminal import (
+    FAILED,
+    REFUSED,
+    Json,
+    err,
+    interruptible_loop,
+    option,
+    out,
+    print_json,
+    require_folder,
+    table,
+)
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -20,6 +31,12 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
+# What a script reads; beneath the examples of each verb.
+EXIT_CODES = """
+    Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped; 2 the
+    options make no sense; 3 it was measured and is not good: more errors than --slo allows, a wrong list, or no rate
+    inside --slo.
+"""
 Parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -35,7 +52,8 @@ def add_experiment(
     """Make a verb of a function that takes *options*: each of their fields that has a Flag or an Argument is a flag.
 
     Defaults are those of the fields, or of *defaults*. The verb runs the function, writes and prints its report, and
-    exits 1 where that is invalid. *report* is where it goes, unless --out says otherwise; *log* promises an HDR log.
+    exits by that: its help names the codes. *report* is where it goes, unless --out says otherwise; *log* promises an
+    HDR log.
     *confirm* may refuse to go on, before anything is measured.
     """
     endings = [".json", ".html", *([".hdr"] if log else [])]
@@ -64,9 +82,9 @@ def add_experiment(
                 print_report(made)
                 *some, last = (f"{name}{ending}" for ending in endings if runs is not None or ending != ".hdr")
                 out.print(f"written to {', '.join(some)} and {last}")
-            raise typer.Exit(0 if made.valid else FAILED)
+            raise typer.Exit(0 if made.valid else REFUSED if made.measured else FAILED)
 
-        verb.__doc__ = run.__doc__
+        verb.__doc__ = (run.__doc__ or "") + EXIT_CODES
         parameters = [
             *_parameters(options, defaults),
             Parameter("out", default=Path(report), annotation=Annotated[Path, where]),
@@ -132,6 +150,8 @@ def print_report(report: "Report") -> None:
             out.print(f"  {example}")
     for reason in (*(counted(report.invalid_reasons) if compared else ()), *report.failures):
         out.print(f"INVALID: {reason}")
+    for reason in report.broken:
+        out.print(f"NOT GOOD: {reason}")
     if report.interrupted:
         out.print("stopped before its end")
 

@@ -23,6 +23,7 @@ from bench.loadgen.load import Gets, Load
 from bench.loadgen.recorder import Progress, Sample
 from bench.loadgen.workers import WorkerPool
 from bench.progress import spark, together
+from bench.report.report import Report
 from stores.connect import connect
 from stores.memory import MemoryStore
 from tests.support.command import hotplate
@@ -80,10 +81,12 @@ def test_a_measurement_leaves_a_report_in_three_forms(service: Service, store: P
 def test_a_service_that_answers_nothing_well_is_reported_too(tmp_path: Path) -> None:
     name = tmp_path / "report"
     with running(tmp_path / "nothing-is-published") as unready:
-        bench(
+        done = bench(
             "http", unready.url, "--path", "/v1/popular", "--rate", "100", "--duration", "0.2s", "--repeat", "1",
             "--warmup", "0s", "--out", name,
         )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "NOT GOOD: 100.00% of the requests got no good answer, bound 0.10%" in done.stdout
     (series,) = json.loads(name.with_suffix(".json").read_text())["series"]
     assert series["rounds"][0]["errors"] == {"status": 20}
     assert "<svg" in name.with_suffix(".html").read_text()
@@ -164,9 +167,26 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], 
     assert json.loads(as_json.stderr)["error"]
 
 
-def test_every_verb_shows_an_example() -> None:
+def test_every_verb_shows_an_example_and_names_its_exit_codes() -> None:
     for verb in ("http", "stores", "reference", "compare"):
-        assert f"hotplate bench {verb}" in bench(verb, "--help").stdout.partition("Example:")[2]
+        shown = bench(verb, "--help").stdout
+        assert f"hotplate bench {verb}" in shown.partition("Example:")[2]
+        assert "Exit codes: 0 " in shown
+
+
+def test_what_was_measured_and_is_not_good_is_told_from_what_was_not_measured() -> None:
+    good = Report(kind="http", configuration={}, series=())
+    errors, stopped = replace(good, broken=("49% …",)), replace(good, broken=("49% …",), interrupted=True)
+    assert [(each.measured, each.valid) for each in (good, errors, stopped)] == [
+        (True, True), (True, False), (False, False),
+    ]  # fmt: skip
+
+
+def test_without_the_sdk_of_azure_everything_else_is_measured() -> None:
+    measured = "bench.http, bench.stores.report, bench.report.page, hotplate.cli.experiment"
+    program = f"import sys; sys.modules['azure'] = None; import {measured}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
 
 
 def test_a_pool_makes_runs_one_after_the_other_and_reports_progress(service: Service) -> None:

@@ -35,7 +35,7 @@ def test_lists_are_measured_and_the_name_of_the_verb_may_be_left_out(folder: Pat
 def test_of_two_the_worse_exits_1(folder: Path) -> None:
     truth = ("--truth", folder / "truth.csv")
     worse = hotplate("evaluate", "compare", folder / "good.csv", folder / "bad.csv", *truth)
-    assert worse.returncode == 1
+    assert worse.returncode == 3
     assert "bad.csv is worse than" in worse.stdout
     better = hotplate("evaluate", "compare", folder / "bad.csv", folder / "good.csv", *truth, "--json")
     assert better.returncode == 0
