@@ -51,7 +51,7 @@ WIDE, HIGH = 9.0, 3.6
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 
 
-COUNT, PERCENT = "{x:,.0f}", "{x:.0%}"
+COUNT = "{x:,.0f}"
 
 P = ParamSpec("P")
 Frames = Sequence[Axes]
@@ -175,70 +175,6 @@ def sweep(frames: Frames, found: Mapping[str, Any]) -> None:
     if found["knee"]:
         for axes in frames:
             axes.axvline(found["knee"], color=LINES[3], linewidth=1, label="knee")
-
-
-@plot(high=1.15)
-def metric_intervals(frames: Frames, subjects: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str]) -> None:
-    """Draw the metrics of all subjects, each a row, with their intervals where they have some; both come by name."""
-    (axes,) = frames
-    step = 0.7 / max(1, len(subjects))
-    for number, ((label, each), colour) in enumerate(zip(subjects.items(), LINES * len(subjects), strict=False)):
-        for row, name in enumerate(metrics):
-            value, at = each["metrics"].get(name), row + number * step - 0.35 + step / 2
-            if value is None:
-                continue
-            low, high = each["intervals"].get(name, (value, value))
-            axes.plot([low, high], [at, at], color=colour, linewidth=2.4)
-            axes.plot([value], [at], marker="o", markersize=5, color=colour, linestyle="none")
-        axes.plot([], [], marker="o", color=colour, linestyle="none", label=label)
-    axes.set_yticks(range(len(metrics)), list(metrics.values()))
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-
-
-@plot()
-def long_tail(frames: Frames, found: Mapping[str, Any]) -> None:
-    """Draw the share that the first items have, from the most popular to the rarest, of histories and of lists."""
-    (axes,) = frames
-    axes.plot(found["ranks"], found["history"], color=LINES[2], label="of all interactions")
-    axes.plot(found["ranks"], found["lists"], color=LINES[0], label="of all places in lists")
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1.02)
-    axes.xaxis.set_major_formatter(COUNT)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(PERCENT)
-    axes.set_xlabel(f"the most popular of {found['items']:,} items")
-
-
-@plot(high=0.8)
-def reached(frames: Frames, found: Mapping[str, Any]) -> None:
-    """Draw how many different items stand in the first so many places of all lists."""
-    (axes,) = frames
-    depths = range(1, len(found["reached"]) + 1)
-    axes.plot(depths, found["reached"], color=LINES[0], marker="o")
-    count_scale(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("first places of each list")
-
-
-@plot()
-def trials(frames: Frames, found: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the trials of a search in their order, each with a standard error, and the best so far as a line."""
-    (axes,) = frames
-    for engine, colour in zip(dict.fromkeys(each["engine"] for each in found), LINES, strict=False):
-        own = [(number, each) for number, each in enumerate(found, 1) if each["engine"] == engine]
-        axes.errorbar(
-            [number for number, _ in own],
-            [each["ndcg"] for _, each in own],
-            yerr=[each["se"] for _, each in own],
-            color=colour, marker="o", linestyle="none", elinewidth=1, label=engine,
-        )  # fmt: skip
-    axes.step(
-        range(1, len(found) + 1), np.maximum.accumulate([each["ndcg"] for each in found]), where="post", color=FAINT
-    )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("trial")
-    axes.set_ylabel("nDCG")
 
 
 def mark(axes: Axes, rate: float) -> None:

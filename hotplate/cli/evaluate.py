@@ -175,7 +175,7 @@ def report(
     if as_json:
         print_json(interruptible(lambda: gather(model, _live_reader(store), at_random=at_random)))
         return
-    from bench.report.evaluation import write_page
+    from hotplate.cli.evaluation_page import write_page
 
     require_folder(page)
     facts = interruptible(lambda: gather(model, _live_reader(store), at_random=at_random))

@@ -5,7 +5,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from bench.report import plots, text
+import numpy as np
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from bench.report import text
+from bench.report.plots import COUNT, FAINT, LINES, Frames, count_scale, plot
 from bench.report.text import caution, escaped, grouped_table, html_paragraphs, section, table, tiles, whole_page
 
 Facts = Mapping[str, Any]
@@ -99,7 +103,7 @@ def _metrics(facts: Facts) -> str:
             lines.append({"group": f"{group}, at {k}", "name": _name(name), "cells": cells})
     heading = [_subject(each) for each in subjects]
     shown = [name for name in RANKING if name in subjects[0]["metrics"]]
-    drawn = plots.metric_intervals(dict(zip(heading, subjects, strict=True)), {name: _name(name) for name in shown})
+    drawn = metric_intervals(dict(zip(heading, subjects, strict=True)), {name: _name(name) for name in shown})
     return section("Metrics", drawn + grouped_table(heading, lines), f"{facts['split']} {HALF}")
 
 
@@ -118,8 +122,8 @@ def _catalogue(catalogue: Facts) -> str:
     rows = [[_name(name), _with_interval(value, None)] for name, value in catalogue["metrics"].items()]
     of = f"Of the lists of {catalogue['users']:,} users, over {catalogue['items']:,} items."
     parts = [
-        section("The long tail", plots.long_tail(catalogue), LONG_TAIL),
-        section("Coverage", plots.reached(catalogue) + table(["", ""], rows, (1,)), f"{REACHED} {of} {HALF}"),
+        section("The long tail", long_tail(catalogue), LONG_TAIL),
+        section("Coverage", reached(catalogue) + table(["", ""], rows, (1,)), f"{REACHED} {of} {HALF}"),
     ]
     return "".join(parts)
 
@@ -149,7 +153,7 @@ def _tuning(tuning: Facts) -> str:
     dear = f" Too dear to be tried: {'; '.join(left_out)}." if left_out else ""
     lead = f"{TRIALS}{dear} The best: {best['engine']}, {_described(best['params'])}."
     shown = table(["engine", "parameters", "iterations", "nDCG, one standard error", "took"], rows, (2, 3, 4))
-    return section("The search for parameters", plots.trials(tuning["trials"]) + shown, lead)
+    return section("The search for parameters", trials(tuning["trials"]) + shown, lead)
 
 
 def _samples(samples: Sequence[Facts]) -> str:
@@ -225,3 +229,67 @@ def _clean(value: str, longest: int = LONGEST) -> str:
     """Return a text of a user's data so that it cannot disturb the page: no control characters, and not too long."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in value)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+@plot(high=1.15)
+def metric_intervals(frames: Frames, subjects: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str]) -> None:
+    """Draw the metrics of all subjects, each a row, with their intervals where they have some; both come by name."""
+    (axes,) = frames
+    step = 0.7 / max(1, len(subjects))
+    for number, ((label, each), colour) in enumerate(zip(subjects.items(), LINES * len(subjects), strict=False)):
+        for row, name in enumerate(metrics):
+            value, at = each["metrics"].get(name), row + number * step - 0.35 + step / 2
+            if value is None:
+                continue
+            low, high = each["intervals"].get(name, (value, value))
+            axes.plot([low, high], [at, at], color=colour, linewidth=2.4)
+            axes.plot([value], [at], marker="o", markersize=5, color=colour, linestyle="none")
+        axes.plot([], [], marker="o", color=colour, linestyle="none", label=label)
+    axes.set_yticks(range(len(metrics)), list(metrics.values()))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+
+
+@plot()
+def long_tail(frames: Frames, found: Mapping[str, Any]) -> None:
+    """Draw the share that the first items have, from the most popular to the rarest, of histories and of lists."""
+    (axes,) = frames
+    axes.plot(found["ranks"], found["history"], color=LINES[2], label="of all interactions")
+    axes.plot(found["ranks"], found["lists"], color=LINES[0], label="of all places in lists")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    axes.xaxis.set_major_formatter(COUNT)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set_xlabel(f"the most popular of {found['items']:,} items")
+
+
+@plot(high=0.8)
+def reached(frames: Frames, found: Mapping[str, Any]) -> None:
+    """Draw how many different items stand in the first so many places of all lists."""
+    (axes,) = frames
+    depths = range(1, len(found["reached"]) + 1)
+    axes.plot(depths, found["reached"], color=LINES[0], marker="o")
+    count_scale(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("first places of each list")
+
+
+@plot()
+def trials(frames: Frames, found: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the trials of a search in their order, each with a standard error, and the best so far as a line."""
+    (axes,) = frames
+    for engine, colour in zip(dict.fromkeys(each["engine"] for each in found), LINES, strict=False):
+        own = [(number, each) for number, each in enumerate(found, 1) if each["engine"] == engine]
+        axes.errorbar(
+            [number for number, _ in own],
+            [each["ndcg"] for _, each in own],
+            yerr=[each["se"] for _, each in own],
+            color=colour, marker="o", linestyle="none", elinewidth=1, label=engine,
+        )  # fmt: skip
+    axes.step(
+        range(1, len(found) + 1), np.maximum.accumulate([each["ndcg"] for each in found]), where="post", color=FAINT
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("trial")
+    axes.set_ylabel("nDCG")
