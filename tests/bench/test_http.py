@@ -99,7 +99,7 @@ def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Pat
         bench("http", service.url, "--find-max", "--slo", "p50=0.001ms", "--rate", "200", *common).stdout
     )
     assert searched["search"]["highest"] is None
-    assert searched["search"]["points"][0]["broken"]
+    assert not searched["search"]["points"][0]["inside"]
     assert "no rate was inside" in (tmp_path / "report.html").read_text()
     swept = json.loads(bench("http", service.url, "--batch", "1,20", *common).stdout)
     assert [point["at"] for point in swept["sweep"]["points"]] == [1, 20]
