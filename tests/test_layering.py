@@ -55,6 +55,13 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
         assert not strangers, f"{module.relative_to(ROOT)} imports {strangers}"
 
 
+def test_the_emulator_stands_by_itself() -> None:
+    for module in modules_of("bench/cosmos_emulator"):
+        rooms = {name for name in imports_of(module) if name.partition(".")[0] in ROOMS}
+        own = {name for name in rooms if f"{name}.".startswith(("bench.cosmos_emulator.", "stores.cosmos.charges."))}
+        assert rooms == own, f"{module.relative_to(ROOT)} imports {rooms - own}"
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     modules = {name_of(module): module for room in ROOMS for module in modules_of(room)}
     graph = {name: imports_of(module) & modules.keys() - {name} for name, module in modules.items()}

@@ -10,12 +10,10 @@ from urllib.parse import quote
 
 from bench.cosmos_emulator.documents import Document, Documents, resource_id
 from bench.cosmos_emulator.errors import OWNER_RESOURCE_NOT_FOUND, HttpError, bad_request
-from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
-from bench.cosmos_emulator.partitions import Partitions
-from bench.cosmos_emulator.unique_keys import UniqueKeys
+from bench.cosmos_emulator.partitions import Partitions, Throughput
+from bench.cosmos_emulator.policies import IndexingPolicy, UniqueKeys
 from stores.cosmos.charges import Charges
-from stores.cosmos.url import Throughput, minimum_ru
 
 T = TypeVar("T")
 
@@ -40,8 +38,7 @@ class Offer:
     @property
     def minimum_ru(self) -> int:
         """Return the lowest throughput that it can be replaced by."""
-        stored = self.container.documents.stored_bytes
-        return minimum_ru(self.highest_ru, stored, autoscale=self.throughput.autoscale)
+        return self.throughput.minimum(self.highest_ru, self.container.documents.stored_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the resource as the service describes it."""
@@ -51,7 +48,7 @@ class Offer:
             "offerType": "Invalid",
             "offerResourceId": self.container.rid,
             "offerVersion": "V2",
-            "content": {**self.throughput.content(), **minimum},
+            "content": {**self.throughput.to_json(), **minimum},
             "id": self.rid,
             "_rid": self.rid,
             "_self": f"offers/{self.rid}/",

@@ -1,4 +1,4 @@
-"""The emulator's own pages, below `/__emulation`: faults, metrics, test tokens, and a page for people.
+"""The emulator's own pages, below `/__emulation`: faults, metrics and test tokens.
 
 They need no key: they are for whoever runs the emulator, and it listens on loopback by default.
 """
@@ -7,7 +7,6 @@ import logging
 import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -35,13 +34,6 @@ STATM = Path("/proc/self/statm")
 # A single thread that worked for so much of a second limited itself what was measured in it.
 SATURATED_SHARE = 0.9
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>hotplate cosmos-emulator</title>
-<style>body{{font:16px system-ui;margin:2rem;max-width:60rem}}td,th{{padding:.2rem .8rem;text-align:right}}
-td:first-child,th:first-child{{text-align:left}}</style>
-<h1>An emulation of Azure Cosmos DB for NoSQL</h1><p>It is not the service. All is in memory. {saturated}</p>
-<table><tr><th>container</th><th>partition</th><th>RU/s</th><th>RU admitted</th><th>429s</th></tr>{partitions}</table>
-<h2>Responses</h2><table><tr><th>operation</th><th>status</th><th>responses</th><th>RU</th></tr>{responses}</table>
-<p><a href="metrics">metrics</a> · <a href="faults">faults</a></p></html>"""
 
 
 class Monitor:
@@ -170,8 +162,6 @@ class Admin:
     def _page(self, request: Request) -> Response:
         service, now = self._service, self._service.account.clock()
         match request.method, request.path.removeprefix(PREFIX).strip("/"):
-            case "GET", "":
-                return Response(200, self._overview().encode(), content_type="text/html; charset=utf-8")
             case "GET", "metrics":
                 return Response(200, self._metrics.text(), content_type=TEXT)
             case "GET", "faults":
@@ -187,24 +177,7 @@ class Admin:
                 if issuer is None:
                     raise HttpError(404, "Entra tokens are off: start with --entra-issuer")
                 return Response(200, orjson.dumps(_issue(issuer, request.query, now)))
-        raise HttpError(404, f"there are {PREFIX}/, {PREFIX}/metrics, {PREFIX}/faults and {PREFIX}/token")
-
-    def _overview(self) -> str:
-        partitions = "".join(
-            f"<tr><td>{escape(label_of(container))}</td><td>{partition.id}</td><td>{partition.budgets[0].rate:,.0f}</td>"
-            f"<td>{partition.admitted_ru:,.2f}</td><td>{partition.throttled:,}</td></tr>"
-            for container in self._service.account.containers()
-            for partition in container.partitions.all
-        )
-        counts = self._service.counts
-        responses = "".join(
-            f"<tr><td>{escape(operation)}</td><td>{status}</td><td>{number:,}</td>"
-            f"<td>{counts.charges_ru[operation, status]:,.2f}</td></tr>"
-            for (operation, status), number in sorted(counts.requests.items())
-        )
-        saturated_s = self._monitor.saturated_s
-        saturated = f"<b>For {saturated_s:.0f} s the emulator itself was the limit.</b>" if saturated_s else ""
-        return PAGE.format(partitions=partitions, responses=responses, saturated=saturated)
+        raise HttpError(404, f"there are {PREFIX}/metrics, {PREFIX}/faults and {PREFIX}/token")
 
 
 def _issue(issuer: Issuer, query: str, now: float) -> dict[str, Any]:

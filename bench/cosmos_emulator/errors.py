@@ -1,12 +1,4 @@
-"""Errors of the emulator.
-
-Exception
-└── HttpError            ends a request with an error response
-BenchMisused
-└── EmulatorMisused      the emulator was started with options that make no sense; raised before it listens
-"""
-
-from bench.errors import BenchMisused
+"""Errors of the emulator: `HttpError` ends a request, and `EmulatorMisused` a start with options that make no sense."""
 
 # The `code` that the body of an error response has for each status.
 CODES = {
@@ -55,7 +47,7 @@ class HttpError(Exception):
         self.details = details or {}
 
 
-class EmulatorMisused(BenchMisused):
+class EmulatorMisused(ValueError):
     """The emulator was started with options that make no sense; raised before it listens."""
 
 

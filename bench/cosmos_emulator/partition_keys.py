@@ -1,12 +1,13 @@
 """Partition keys: a container's definition, the values of items, and the hashes that place them on partitions.
 
-The MurmurHash3 hashes are written from the published algorithm (Austin Appleby, public domain) on plain integers; a
-test holds both versions to the Python SDK's own, which takes some fifty times as long.
+A test holds the hashes of both versions to the Python SDK's own, which takes some fifty times as long.
 """
 
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import mmh3
 
 from bench.cosmos_emulator.errors import bad_request
 from bench.cosmos_emulator.http import parse_json
@@ -18,7 +19,6 @@ MAX_BYTES = {1: 101, 2: 2048}
 
 M64 = (1 << 64) - 1
 M32 = (1 << 32) - 1
-C1, C2 = 0x87C37B91114253D5, 0x4CF5AD432745937F
 
 # Version 2 clears the two highest bits of its 128: effective keys lie between 00… and 3F….
 V2_SPAN = 1 << 126
@@ -105,7 +105,7 @@ def effective_key(values: Sequence[KeyValue], version: int) -> str:
     """Return the effective partition key in hexadecimal, as SDKs compute it; partitions are ranges of these."""
     if version == 1:
         return _effective_v1(values)
-    low, high = murmur3_128(b"".join(map(encode, values)))
+    low, high = mmh3.hash64(b"".join(map(encode, values)), signed=False)
     return f"{(high << 64 | low) & (V2_SPAN - 1):032X}"
 
 
@@ -123,7 +123,7 @@ def boundary(part: int, parts: int, version: int) -> str:
 def _effective_v1(values: Sequence[KeyValue]) -> str:
     cut = [value[:V1_STRING_CHARS] if isinstance(value, str) else value for value in values]
     numbers = [float(value & M32) if isinstance(value, int) and not isinstance(value, bool) else value for value in cut]
-    hashed = _ordered_number(float(murmur3_32(b"".join(encode(value, b"\x00") for value in numbers))))
+    hashed = _ordered_number(float(mmh3.hash(b"".join(encode(value, b"\x00") for value in numbers), signed=False)))
     return (hashed + b"".join(map(_ordered, cut))).hex().upper()
 
 
@@ -146,57 +146,3 @@ def _ordered_number(number: float) -> bytes:
     while len(groups) > 1 and not groups[-1]:
         groups.pop()
     return bytes([5, bits >> 56, *(group << 1 | 1 for group in groups[:-1]), groups[-1] << 1])
-
-
-def _rotate(value: int, by: int) -> int:
-    return (value << by | value >> 64 - by) & M64
-
-
-def _mix(value: int) -> int:
-    value = (value ^ value >> 33) * 0xFF51AFD7ED558CCD & M64
-    value = (value ^ value >> 33) * 0xC4CEB9FE1A85EC53 & M64
-    return value ^ value >> 33
-
-
-def murmur3_128(data: bytes) -> tuple[int, int]:
-    """Hash *data* to 128 bits, x64 variant, seed 0; returns the low and the high half."""
-    low = high = 0
-    whole = len(data) & ~15
-    for start in range(0, whole, 16):
-        first, second = struct.unpack_from("<QQ", data, start)
-        low ^= _rotate(first * C1 & M64, 31) * C2 & M64
-        low = (_rotate(low, 27) + high) * 5 + 0x52DCE729 & M64
-        high ^= _rotate(second * C2 & M64, 33) * C1 & M64
-        high = (_rotate(high, 31) + low) * 5 + 0x38495AB5 & M64
-    tail = data[whole:]
-    high ^= _rotate(int.from_bytes(tail[8:], "little") * C2 & M64, 33) * C1 & M64
-    low ^= _rotate(int.from_bytes(tail[:8], "little") * C1 & M64, 31) * C2 & M64
-    low ^= len(data)
-    high ^= len(data)
-    low = low + high & M64
-    high = high + low & M64
-    low, high = _mix(low), _mix(high)
-    low = low + high & M64
-    return low, high + low & M64
-
-
-def murmur3_32(data: bytes) -> int:
-    """Hash *data* to 32 bits, seed 0."""
-    hashed = 0
-    whole = len(data) & ~3
-    for start in range(0, whole, 4):
-        (chunk,) = struct.unpack_from("<I", data, start)
-        hashed ^= _scramble(chunk)
-        hashed = (hashed << 13 | hashed >> 19) & M32
-        hashed = hashed * 5 + 0xE6546B64 & M32
-    if tail := data[whole:]:
-        hashed ^= _scramble(int.from_bytes(tail, "little"))
-    hashed ^= len(data)
-    hashed = (hashed ^ hashed >> 16) * 0x85EBCA6B & M32
-    hashed = (hashed ^ hashed >> 13) * 0xC2B2AE35 & M32
-    return hashed ^ hashed >> 16
-
-
-def _scramble(chunk: int) -> int:
-    chunk = chunk * 0xCC9E2D51 & M32
-    return (chunk << 15 | chunk >> 17) * 0x1B873593 & M32

@@ -6,11 +6,13 @@ time.
 """
 
 from bisect import bisect_right
+from dataclasses import dataclass
 from math import ceil, floor
 
 from bench.cosmos_emulator.errors import PARTITION_KEY_RANGE_GONE, REQUEST_RATE_TOO_LARGE, HttpError
 from bench.cosmos_emulator.partition_keys import boundary
-from stores.cosmos.url import Throughput
+
+PARTITION_RU, INITIAL_PARTITION_RU = 10_000, 6_000
 
 # A partition that banks idle request units spends no more than these in a second, all together; only partitions
 # below it bank any. https://learn.microsoft.com/azure/cosmos-db/burst-capacity
@@ -18,6 +20,45 @@ BURST_LIMIT_RU = 3000.0
 
 # So many seconds of idle throughput are banked, as the same page says.
 BANKED_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """RU/s of one container: manual, or the top of an autoscale range that begins at a tenth of it.
+
+    https://learn.microsoft.com/azure/cosmos-db/concepts-limits has the values, and
+    https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices the partitions.
+    """
+
+    ru: int
+    autoscale: bool = False
+
+    @property
+    def step(self) -> int:
+        """Return what it is a multiple of."""
+        return 1_000 if self.autoscale else 100
+
+    @property
+    def least(self) -> int:
+        """Return the lowest value of its kind."""
+        return 1_000 if self.autoscale else 400
+
+    @property
+    def initial_partitions(self) -> int:
+        """Return how many physical partitions a new container of this throughput has."""
+        return ceil(self.ru / (PARTITION_RU if self.autoscale else INITIAL_PARTITION_RU))
+
+    def minimum(self, highest_ru: int, stored_bytes: int) -> int:
+        """Return what it cannot be lowered below: by the highest value it ever had, and by what is stored."""
+        share, ru_per_gb = (10, 10) if self.autoscale else (100, 1)
+        needed = max(self.least, highest_ru / share, stored_bytes / 1000**3 * ru_per_gb)
+        return ceil(needed / self.step) * self.step
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the content of an offer."""
+        if self.autoscale:
+            return {"offerThroughput": self.ru // 10, "offerAutopilotSettings": {"maxThroughput": self.ru}}
+        return {"offerThroughput": self.ru, "offerIsRUPerMinuteThroughputEnabled": False}
 
 
 class Budget:
@@ -158,7 +199,7 @@ class Partitions:
 
     def provision(self, throughput: Throughput) -> None:
         """Share *throughput* evenly; partitions split where they cannot carry it, here at once, in Azure in hours."""
-        while len(self.all) < throughput.partitions_needed:
+        while len(self.all) * PARTITION_RU < throughput.ru:
             self._split_all()
         rate = throughput.ru / len(self.all)
         for partition in self.all:

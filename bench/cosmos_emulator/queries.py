@@ -1,25 +1,34 @@
 """Queries and feeds over the items of a container: which partitions are read, page by page, and what that costs.
 
 A query over several partitions is answered with a plan, by which SDKs query each partition and merge the results.
+
+The change feed has each item that was written since once, in the order of its last write, and not what was deleted:
+https://learn.microsoft.com/azure/cosmos-db/nosql/change-feed-modes. A caller goes on from the etag of the response
+before, which is the number of the last write that it has seen. Assumed, as nothing is documented: a poll that finds
+nothing costs what a read does that finds nothing.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from heapq import nsmallest
+from operator import attrgetter
 from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.change_feed import read_changes
 from bench.cosmos_emulator.documents import Document
 from bench.cosmos_emulator.errors import CROSS_PARTITION_QUERY_NOT_SERVABLE, HttpError, bad_request
 from bench.cosmos_emulator.http import Response, parse_object
-from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
 from bench.cosmos_emulator.partition_keys import HEADER, UNDEFINED, encode
 from bench.cosmos_emulator.partitions import Partition
+from bench.cosmos_emulator.policies import IndexingPolicy
 from bench.cosmos_emulator.sql import ALWAYS, Node, Parameters, Query, conditions_by_id, evaluate, parse, rank
 
+ETAG = re.compile(r'"?(\d{1,18})"?')
+INCREMENTAL = ("incremental feed", "incremental")
 CONTINUATION = re.compile(rb"(\d{1,18}):(\d{1,18})")
 PAGE_SIZE = re.compile(rb"-1|0*[1-9]\d{0,8}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
@@ -86,7 +95,7 @@ def query_plan(context: RequestContext) -> Response:
 def feed(context: RequestContext) -> Response:
     """Return one page of all items, or of the change feed."""
     if context.request.headers.get(b"a-im"):
-        return read_changes(context)
+        return _changes(context)
     return _respond(_page_of(context, parse(EVERYTHING), {}), is_feed=True)
 
 
@@ -112,22 +121,95 @@ def select(query: Query, parameters: Parameters, resources: Iterable[Any]) -> li
 
 
 def _page_of(context: RequestContext, query: Query, parameters: Parameters) -> Page:
-    headers = context.request.headers
-    partitions: Sequence[Partition] = context.container.partitions.all
-    key = None
-    if headers.get(HEADER, b"[]") != b"[]":
-        value = context.key_value()
-        key, partitions = encode(value), (context.partition_of(value),)
-    elif (range_id := headers.get(RANGE_HEADER)) is not None:
-        partitions = (context.container.partitions.with_id(range_id.decode("latin-1")),)
-    continuation = CONTINUATION.fullmatch(headers.get(b"x-ms-continuation") or b"0:0")
+    partitions, key = _where(context)
+    continuation = CONTINUATION.fullmatch(context.request.headers.get(b"x-ms-continuation") or b"0:0")
     if continuation is None:
         raise bad_request("x-ms-continuation is not one that this emulation returned")
-    size = PAGE_SIZE.fullmatch(headers.get(b"x-ms-max-item-count") or b"100")
+    after, skip = int(continuation[1]), int(continuation[2])
+    return Page(context, query, parameters, partitions, key, after, skip, _page_size(context))
+
+
+def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
+    """Return the partitions, and the only partition key, that a request reads."""
+    if context.request.headers.get(HEADER, b"[]") != b"[]":
+        value = context.key_value()
+        return (context.partition_of(value),), encode(value)
+    range_id, partitions = context.request.header(RANGE_HEADER), context.container.partitions
+    return ((partitions.with_id(range_id),) if range_id else partitions.all), None
+
+
+def _page_size(context: RequestContext) -> int:
+    """Return how many items a page has at most."""
+    size = PAGE_SIZE.fullmatch(context.request.headers.get(b"x-ms-max-item-count") or b"100")
     if size is None:
         raise bad_request("x-ms-max-item-count must be a positive number, or -1")
-    items = MAX_PAGE_ITEMS if size[0] == b"-1" else int(size[0])
-    return Page(context, query, parameters, partitions, key, int(continuation[1]), int(continuation[2]), items)
+    return MAX_PAGE_ITEMS if size[0] == b"-1" else int(size[0])
+
+
+def _readable(
+    context: RequestContext, documents: Iterable[Document], partitions: Sequence[Partition], key: bytes | None
+) -> Iterator[Document]:
+    """Yield those of *documents* that live where a request reads: in its partitions, key, and part of the range."""
+    headers, container = context.request.headers, context.container
+    everywhere = len(partitions) == len(container.partitions.all)
+    has_epk_range = b"x-ms-start-epk" in headers and b"x-ms-end-epk" in headers
+    start, end = (context.request.header(name).upper() for name in (b"x-ms-start-epk", b"x-ms-end-epk"))
+    for document in documents:
+        if not everywhere and document.partition is not partitions[0]:
+            continue
+        if key is not None and document.key != key:
+            continue
+        if container.default_ttl is not None and container.expiry(document) <= context.now:
+            continue
+        if not has_epk_range or start <= container.effective_key_of(document) < end:
+            yield document
+
+
+def _changes(context: RequestContext) -> Response:
+    """Return one page of changes; 304 where there are none, always with the etag to go on from."""
+    if context.request.header(b"a-im").lower() not in INCREMENTAL:
+        raise bad_request("only the latest versions of items are emulated, not all versions and deletes")
+    partitions, key = _where(context)
+    if len(partitions) > 1:
+        raise bad_request("the change feed of several partitions is read one by one; name a partition key range")
+    partition = partitions[0]
+    partition.admit(context.now, context.request.region)
+    since, from_s = _since(context, partition), _from_s(context.request.header(b"if-modified-since"))
+    written = (one for one in context.container.documents.after() if one.lsn > since and one.ts >= from_s)
+    changed = _readable(context, written, partitions, key)
+    page = nsmallest(_page_size(context), changed, key=attrgetter("lsn"))
+    charges, strong = context.account.charges, context.strong
+    charge_ru = charges.feed([one.size for one in page], strong=strong) if page else charges.not_found(strong=strong)
+    partition.charge_read(context.now, context.request.region, charge_ru)
+    seen = page[-1].lsn if page else max(since, partition.lsn)
+    headers = context.headers(partition, f'"{seen}"') | {"x-ms-item-count": str(len(page))}
+    items = [b'%b,"_lsn":%d}' % ((one.body or b"{}")[:-1], one.lsn) for one in page]
+    return Response(200 if page else 304, _body(context, items) if page else b"", headers, charge_ru)
+
+
+def _since(context: RequestContext, partition: Partition) -> int:
+    """Return the number of the last write that the caller has seen."""
+    known = context.request.header(b"if-none-match")
+    if not known:
+        return 0
+    if known == "*":
+        return partition.lsn
+    etag = ETAG.fullmatch(known)
+    if etag is None:
+        raise bad_request("If-None-Match is not an etag of the change feed that this emulation returned")
+    return int(etag[1])
+
+
+def _from_s(date: str) -> float:
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else 0.0
+    except ValueError:
+        raise bad_request("If-Modified-Since is no date of HTTP") from None
+
+
+def _body(context: RequestContext, items: Sequence[bytes]) -> bytes:
+    rid, count = context.container.rid.encode(), len(items)
+    return b'{"_rid":"%b","Documents":[%b],"_count":%d}' % (rid, b",".join(items), count)
 
 
 def _respond(page: Page, *, is_feed: bool) -> Response:
@@ -158,10 +240,7 @@ def _respond(page: Page, *, is_feed: bool) -> Response:
         headers["x-ms-documentdb-query-metrics"] = _metrics(page)
     if page.continuation:
         headers["x-ms-continuation"] = page.continuation
-    body = b'{"_rid":"%b","Documents":[%b],"_count":%d}' % (
-        context.container.rid.encode(), b",".join(page.results), len(page.results),
-    )  # fmt: skip
-    return Response(200, body, headers, round(charge_ru, 2))
+    return Response(200, _body(context, page.results), headers, round(charge_ru, 2))
 
 
 def _metrics(page: Page) -> str:
@@ -184,25 +263,13 @@ def _metrics(page: Page) -> str:
 def _matching(page: Page) -> Iterator[tuple[Document, Any]]:
     """Yield the documents that a query selects in the order of their creation, parsed where that was needed."""
     context, query, container = page.context, page.query, page.context.container
-    headers = context.request.headers
     conditions = conditions_by_id(query.where, page.parameters)
     documents: Iterable[Document] = container.documents.after(page.after)
     if conditions is not None:
         documents = container.documents.with_ids(conditions, page.after)
     scans = conditions is None and not is_served(query.where, container.policy)
-    everywhere = len(page.partitions) == len(container.partitions.all)
     needs_item = not query.selects_items or bool(query.order)
-    has_epk_range = b"x-ms-start-epk" in headers and b"x-ms-end-epk" in headers
-    start, end = (context.request.header(name).upper() for name in (b"x-ms-start-epk", b"x-ms-end-epk"))
-    for document in documents:
-        if not everywhere and document.partition is not page.partitions[0]:
-            continue
-        if page.key is not None and document.key != page.key:
-            continue
-        if container.default_ttl is not None and container.expiry(document) <= context.now:
-            continue
-        if has_epk_range and not start <= container.effective_key_of(document) < end:
-            continue
+    for document in _readable(context, documents, page.partitions, page.key):
         page.considered += 1
         condition = query.where if conditions is None else conditions[document.id]
         item = document.parsed() if needs_item or condition is not ALWAYS else None

@@ -9,24 +9,15 @@ from bench.cosmos_emulator.account import Account, Container, Database, Offer, c
 from bench.cosmos_emulator.documents import resource_id
 from bench.cosmos_emulator.errors import HttpError, bad_request
 from bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_json, parse_object
-from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.items import ALREADY_EXISTS
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
-from bench.cosmos_emulator.partitions import Partitions
+from bench.cosmos_emulator.partitions import Partitions, Throughput
+from bench.cosmos_emulator.policies import IndexingPolicy, UniqueKeys
 from bench.cosmos_emulator.queries import parse_query, select
-from bench.cosmos_emulator.unique_keys import UniqueKeys
-from stores.cosmos.url import (
-    AUTOSCALE_MIN,
-    AUTOSCALE_STEP,
-    DEFAULT_RU,
-    MANUAL_MIN,
-    MANUAL_STEP,
-    MAX_RU,
-    Throughput,
-)
 
 OFFER_HEADER = b"x-ms-offer-throughput"
 AUTOSCALE_HEADER = b"x-ms-cosmos-offer-autopilot-settings"
+DEFAULT_RU, MAX_RU = 400, 1_000_000
 MAX_ID_CHARS = 255
 SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
 NOT_EMULATED = (
@@ -37,14 +28,13 @@ NOT_EMULATED = (
 
 def throughput_of(manual: object, autoscale: object) -> Throughput:
     """Return a valid throughput: that of autoscale settings where there are some, else the manual one."""
+    name, ru = "throughput", manual
     if autoscale is not None:
-        ru = autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
-        if type(ru) is not int or not AUTOSCALE_MIN <= ru <= MAX_RU or ru % AUTOSCALE_STEP:
-            raise bad_request(f"maxThroughput must be {AUTOSCALE_MIN} … {MAX_RU} RU/s in steps of {AUTOSCALE_STEP}")
-        return Throughput(ru, autoscale=True)
-    if type(manual) is not int or not MANUAL_MIN <= manual <= MAX_RU or manual % MANUAL_STEP:
-        raise bad_request(f"throughput must be {MANUAL_MIN} … {MAX_RU} RU/s in steps of {MANUAL_STEP}")
-    return Throughput(manual)
+        name, ru = "maxThroughput", autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
+    found = Throughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
+    if not found.least <= found.ru <= MAX_RU or found.ru % found.step:
+        raise bad_request(f"{name} must be {found.least} … {MAX_RU} RU/s in steps of {found.step}")
+    return found
 
 
 def create_database(account: Account, resource: Mapping[str, Any]) -> Database:

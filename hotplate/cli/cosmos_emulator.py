@@ -59,14 +59,19 @@ def cosmos_emulator(
     Example: hotplate cosmos-emulator --port 8081 --key-file account.key
     """
     from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+    from bench.cosmos_emulator.errors import EmulatorMisused
     from bench.cosmos_emulator.server import Settings, serve
+    from bench.errors import BenchMisused
 
     logging.getLogger("bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
     settings = Settings(
         host, port, second_region, key, key_file, consistency, burst, charges, tls, certificate, entra_issuer, faults
     )
-    serve(settings, lambda emulator: _print_ready(emulator, settings, as_json=as_json))
+    try:
+        serve(settings, lambda emulator: _print_ready(emulator, settings, as_json=as_json))
+    except EmulatorMisused as error:
+        raise BenchMisused(str(error)) from error
 
 
 def _print_ready(emulator: "RunningEmulator", settings: "Settings", *, as_json: bool) -> None:
@@ -83,5 +88,5 @@ def _print_ready(emulator: "RunningEmulator", settings: "Settings", *, as_json: 
     if not settings.key_file:
         lines.append("from bench.cosmos_emulator.auth import WELL_KNOWN_KEY  # the published key of emulators")
     lines.append(f'client = azure.cosmos.CosmosClient("{endpoint}", {key})')
-    lines.append(f"faults, metrics and state: {endpoint}__emulation/")
+    lines.append(f"metrics: {endpoint}__emulation/metrics, faults: {endpoint}__emulation/faults")
     out.print("\n".join(lines))

@@ -50,7 +50,7 @@ FAILED, MISUSED, REFUSED = 1, 2, 3
 EXTRAS = {
     "fsspec": "events",
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
-    "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
+    "httptools": "bench", "hdrh": "bench", "matplotlib": "bench", "mmh3": "bench",
     "redis": "redis", "azure": "cosmos", "jwt": "oidc",
     "pyspark": "spark", "py4j": "spark", "pyarrow": "arrow",
 }  # fmt: skip

@@ -36,11 +36,6 @@ class Throughput:
         """Return how many physical partitions a new container of this throughput has."""
         return ceil(self.ru / (PARTITION_RU if self.autoscale else INITIAL_PARTITION_RU))
 
-    @property
-    def partitions_needed(self) -> int:
-        """Return how many physical partitions can carry it."""
-        return ceil(self.ru / PARTITION_RU)
-
     def rounded_up(self, ru: int) -> "Throughput":
         """Return *ru* in the steps of this kind, manual or autoscale."""
         step = AUTOSCALE_STEP if self.autoscale else MANUAL_STEP

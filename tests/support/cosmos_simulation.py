@@ -74,7 +74,8 @@ class SimulatedAccount:
         return sum(ru for (what, _), ru in self.service.counts.charges_ru.items() if operation in what)
 
     def throughput(self, release: ReleaseId) -> Throughput:
-        return self.service.account.offer_of(self._container(release)).throughput
+        found = self.service.account.offer_of(self._container(release)).throughput
+        return Throughput(found.ru, found.autoscale)
 
     def admitted_ru(self, release: ReleaseId) -> float:
         """Return what a release's container has spent, by the service's own count."""

@@ -8,8 +8,8 @@ from azure.cosmos import PartitionKey
 
 from bench.cosmos_emulator.errors import HttpError
 from bench.cosmos_emulator.partition_keys import effective_key
-from bench.cosmos_emulator.partitions import Budget, Partitions
-from stores.cosmos.url import Throughput, minimum_ru
+from bench.cosmos_emulator.partitions import Budget, Partitions, Throughput
+from stores.cosmos.url import minimum_ru
 
 START = 1000.0
 LATER = START + 0.25
@@ -150,7 +150,9 @@ def test_hashes_are_the_sdks_own(version: int) -> None:
 
 
 def test_the_least_throughput_follows_from_history_and_size() -> None:
-    assert minimum_ru(400, 0, autoscale=False) == 400
-    assert minimum_ru(100_000, 0, autoscale=False) == 1_000
-    assert minimum_ru(400, 900 * 1000**3, autoscale=False) == 900
-    assert minimum_ru(50_000, 0, autoscale=True) == 5_000
+    for autoscale, highest_ru, stored_gb, least in (
+        (False, 400, 0, 400), (False, 100_000, 0, 1_000), (False, 400, 900, 900), (True, 50_000, 0, 5_000),
+    ):  # fmt: skip
+        stored = stored_gb * 1000**3
+        assert Throughput(highest_ru, autoscale).minimum(highest_ru, stored) == least
+        assert minimum_ru(highest_ru, stored, autoscale=autoscale) == least

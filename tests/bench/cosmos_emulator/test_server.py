@@ -43,7 +43,6 @@ def test_the_emulators_own_pages_and_options() -> None:
         metrics = page("GET", "metrics").decode()
         assert 'hotplate_cosmos_emulator_requests_total{operation="read item",status="200"} 1.0' in metrics
         assert 'hotplate_cosmos_emulator_partition_throughput{container="d/c",partition="0"} 400.0' in metrics
-        assert b"It is not the service" in page("GET", "")
         page("PUT", "faults", [{"kind": "unavailable", "operation": "create item"}])
         with pytest.raises(CosmosHttpResponseError) as error:
             container.create_item({"id": "b"})
