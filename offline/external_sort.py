@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +12,8 @@ import polars as pl
 
 from offline.errors import DataError
 from offline.input.files import data_errors
+from offline.input.rows import Survey
 from offline.list_encoder import RankedLists
-
-Numbers = npt.NDArray[np.uint32]
 
 # Rows that are sorted at once: about 150 MB with ids of ten characters.
 PARTITION_ROWS = 1_000_000
@@ -24,8 +22,8 @@ MAX_PARTITIONS = 250
 # Bytes on disk, at most, per byte of owners and of what a row has besides: offsets and padding.
 DISK_FACTOR = 1.05
 _ROW_BYTES = 30
-# What is in a partition's folder once it is sorted.
-_LISTS, _ITEMS = "lists.arrow", "items.arrow"
+# How many owners are looked at to divide the rows into partitions of one size.
+_SAMPLED_OWNERS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +31,15 @@ class ScoredRows:
     """
     The rows of one file, or folder, of lists, to be scanned as often as needed.
 
-    frame        [owner: str, item: str, score: f64, finite, and title: str, if there is such a column], kept rows only
-    rows         how many there were, those left out among them
-    kept         how many were not left out
-    left_out     how many rows were left out, by reason; zeros not listed
-    notes        sentences for who brought the data: what was read otherwise than it is written
-    owner_bytes  bytes of the owners of all rows that are kept
-    owners       owners of rows sampled at even distances, ascending, with repetitions
+    frame   [row: its number in its file, owner: str, item: str, score: f64, finite, and title: str, if there is such a
+            column], kept rows only
+    survey  how many rows there are; of those that are kept it has `owner_bytes`, the bytes of their owners
+    notes   sentences for the person who brought the data: what was read otherwise than it is written
     """
 
     frame: pl.LazyFrame
-    rows: int
-    kept: int
-    left_out: dict[str, int]
+    survey: Survey
     notes: list[str]
-    owner_bytes: int
-    owners: pl.Series
 
 
 class ItemNumbers:
@@ -67,19 +58,9 @@ class ItemNumbers:
         """Return all items so far, in the order of their numbers."""
         return self._categories.to_series().cast(pl.String)
 
-    def order(self) -> "ItemOrder":
-        """Return the order of all items so far by their bytes."""
-        by_rank = self.ids().arg_sort().to_numpy()
-        ranks = np.empty_like(by_rank)
-        ranks[by_rank] = np.arange(len(by_rank), dtype=ranks.dtype)
-        return ItemOrder(by_rank, ranks)
-
-
-class ItemOrder(NamedTuple):
-    """The numbers of items in ascending order of their bytes, and of each number its place in that order."""
-
-    by_rank: Numbers
-    ranks: Numbers
+    def ranks(self) -> pl.Series:
+        """Return the place of each item so far in the order of their bytes, by number."""
+        return self.ids().rank("ordinal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +68,7 @@ class SortedLists:
     """
     Lists in ascending order of their owners' bytes, on disk; lives as long as its folder.
 
-    partitions   folders with some of the lists each, in order; no owner is in two of them
+    partitions   files with some of the lists each, in order; no owner is in two of them
     in_lists     in how many lists each item is, by its number
     owners       how many lists there are
     duplicates   rows left out because their owner and item had a higher score in another
@@ -102,13 +83,8 @@ class SortedLists:
         """Yield the lists, those of a partition at a time."""
         for partition in self.partitions:
             with _disk_errors(partition):
-                lists, items = pl.read_ipc(partition / _LISTS), pl.read_ipc(partition / _ITEMS)
-            yield RankedLists(
-                lists.get_column("owner").to_list(),
-                lists.get_column("length").to_numpy().astype(np.int64),
-                items.get_column("item").to_numpy(),
-                items.get_column("score").to_numpy(),
-            )
+                lists = pl.read_ipc(partition)
+            yield ranked_lists(lists)
 
 
 def sort_lists(
@@ -120,98 +96,83 @@ def sort_lists(
     Items get their *numbers*. *on_progress* is called with (rows done, twice the rows), for each is handled twice.
     Raises DataError where the disk is too small, before anything is written, or gets full.
     """
-    _check_free_space(scored, folder.parent)
+    _check_free_space(scored.survey, folder.parent)
     folder.mkdir()
-    total = 2 * scored.kept
-    on_progress(0, total)
-    bounds = _bounds(scored)
-    for done in _partition(scored, numbers, bounds, folder):
-        on_progress(done, total)
-    order = numbers.order()
-    partitions, in_lists = list[Path](), np.zeros(len(order.ranks), dtype=np.int64)
-    done, owners, duplicates = scored.kept, 0, 0
-    for number in range(len(bounds) + 1):
-        partition = folder / str(number)
-        if not partition.exists():
-            continue
+    done, total = 0, 2 * scored.survey.kept["rows"]
+    on_progress(done, total)
+    with _disk_errors(folder):
+        bounds = _bounds(scored)
+        rows = scored.frame.select("owner", "item", "score")
+        for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
+            _spill(batch, numbers, bounds, folder, f"{done}.arrow")
+            done += batch.height
+            on_progress(done, total)
+    ranks = numbers.ranks()
+    partitions, in_lists, owners, duplicates = list[Path](), np.zeros(len(ranks), dtype=np.int64), 0, 0
+    for pieces in sorted(folder.iterdir(), key=lambda each: int(each.name)):
         with _disk_errors(folder):
-            rows = pl.concat(pl.read_ipc(piece) for piece in partition.iterdir())
-            shutil.rmtree(partition)
-            lists, repeated = rank_rows(rows, order, length)
-            _write(lists, partition)
-        partitions.append(partition)
-        done += rows.height
-        owners += len(lists.owners)
+            partition = pl.concat(pl.read_ipc(piece) for piece in pieces.iterdir())
+            shutil.rmtree(pieces)
+            lists, repeated = rank_rows(partition, ranks, length)
+            lists.write_ipc(pieces)
+        partitions.append(pieces)
+        owners += lists.height
         duplicates += repeated
-        in_lists += np.bincount(lists.items, minlength=len(in_lists))
+        in_lists += np.bincount(lists.get_column("item").explode().to_numpy(), minlength=len(ranks))
+        done += partition.height
         on_progress(done, total)
     return SortedLists(partitions, in_lists, owners, duplicates)
 
 
-def rank_rows(rows: pl.DataFrame, order: ItemOrder, length: int) -> tuple[RankedLists, int]:
+def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.DataFrame, int]:
     """
-    Return the lists of [owner, item number, score], ascending by owner, and how many rows named an item once more.
+    Return [owner, item: list, score: list], ascending by owner, and how many rows named an item once more.
 
-    A list begins with its highest score, equal ones in the order of the items' bytes; it keeps *length* items, and the
-    highest score of each.
+    *rows* are [owner, item: its number, score]. A list begins with its highest score, equal ones in the order of the
+    *ranks* of the items; it keeps *length* items, and the highest score of each.
     """
-    names = rows.get_column("owner").unique().sort()
-    owner = rows.get_column("owner").cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
-    # Negated, so that the best is first; from zero, as there is one zero only then.
-    loss = 0.0 - rows.get_column("score").to_numpy()
-    item = order.ranks[rows.get_column("item").to_numpy()]
-    places = np.lexsort((item, loss, owner))
-    pairs = (owner * len(order.ranks) + item)[places]
-    if repeated := len(pairs) - pl.Series(pairs).n_unique():
-        places = places[np.sort(np.unique(pairs, return_index=True)[1])]
-    owner = owner[places]
-    begins = np.flatnonzero(np.diff(owner, prepend=-1))
-    lengths = np.diff(begins, append=len(owner))
-    kept = places[np.arange(len(owner)) - np.repeat(begins, lengths) < length]
+    # Plus zero, because floats have two zeros, which are equal.
+    ranked = rows.with_columns(pl.col("score") + 0.0, rank=ranks.gather(rows.get_column("item")))
+    best = ranked.sort("owner", "score", "rank", descending=[False, True, False])
+    once = best.unique(["owner", "item"], keep="first", maintain_order=True)
+    lists = once.group_by("owner", maintain_order=True).agg(pl.col("item", "score").head(length))
+    return lists, best.height - once.height
+
+
+def ranked_lists(lists: pl.DataFrame) -> RankedLists:
+    """Return what `rank_rows` does as flat arrays."""
     return RankedLists(
-        names.to_list(), np.minimum(lengths, length), order.by_rank[item[kept]], 0.0 - loss[kept]
-    ), repeated
-
-
-def _write(lists: RankedLists, partition: Path) -> None:
-    partition.mkdir()
-    pl.DataFrame({"owner": lists.owners, "length": lists.lengths.astype(np.uint16)}).write_ipc(partition / _LISTS)
-    pl.DataFrame({"item": lists.items, "score": lists.scores}).write_ipc(partition / _ITEMS)
+        lists.get_column("owner").to_list(),
+        lists.get_column("item").list.len().to_numpy().astype(np.int64),
+        lists.get_column("item").explode().to_numpy(),
+        lists.get_column("score").explode().to_numpy(),
+    )
 
 
 def _bounds(scored: ScoredRows) -> pl.Series:
     """Return the owners at which partitions begin, so that each partition gets about as many rows."""
-    count = min(-(-scored.kept // PARTITION_ROWS), MAX_PARTITIONS)
-    starts = [len(scored.owners) * at // count for at in range(1, count)] if len(scored.owners) else []
-    return scored.owners.gather(starts).unique(maintain_order=True)
+    count = min(-(-scored.survey.kept["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
+    if count == 1:
+        return pl.Series(dtype=pl.String)
+    step = -(-scored.survey.rows // _SAMPLED_OWNERS)
+    sampled = scored.frame.filter(pl.col("row") % step == 0).select("owner").collect(engine="streaming")
+    owners = sampled.to_series().sort()
+    starts = [len(owners) * at // count for at in range(1, count)] if len(owners) else []
+    return owners.gather(starts).unique(maintain_order=True)
 
 
-def _partition(scored: ScoredRows, numbers: ItemNumbers, bounds: pl.Series, folder: Path) -> Iterator[int]:
-    """Write each row into the folder of its partition; yield how many rows are written."""
-    buffer, done = list[pl.DataFrame](), 0
-    with _disk_errors(folder):
-        for batch in scored.frame.select("owner", "item", "score").collect_batches(maintain_order=False):
-            buffer.append(batch)
-            if sum(frame.height for frame in buffer) >= PARTITION_ROWS:
-                done += _spill(pl.concat(buffer), numbers, bounds, folder, f"{done}.arrow")
-                buffer.clear()
-                yield done
-        if buffer:
-            yield done + _spill(pl.concat(buffer), numbers, bounds, folder, f"{done}.arrow")
-
-
-def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> int:
-    # Computed here, for inside a query it would not stream: the whole file would be in memory.
+def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
+    """Write each row into the folder of its partition."""
+    # Computed here, because inside a query it would not stream: the whole file would be in memory.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
     numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)
     for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():
         (folder / str(number)).mkdir(exist_ok=True)
         part.write_ipc(folder / str(number) / name)
-    return rows.height
 
 
-def _check_free_space(scored: ScoredRows, folder: Path) -> None:
-    needed = int((scored.owner_bytes + scored.kept * _ROW_BYTES) * DISK_FACTOR)
+def _check_free_space(survey: Survey, folder: Path) -> None:
+    needed = int((survey.kept["owner_bytes"] + survey.kept["rows"] * _ROW_BYTES) * DISK_FACTOR)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from offline.errors import DataError
-from offline.external_sort import ItemNumbers, ScoredRows, SortedLists, rank_rows, sort_lists
+from offline.external_sort import ItemNumbers, ScoredRows, SortedLists, rank_rows, ranked_lists, sort_lists
 from offline.input.columns import choose_columns, number_of
-from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
+from offline.input.files import DataFile, Format, find_files, fingerprint, input_files, named_paths
 from offline.input.notes import header_note, similar_ids_note, whole_numbers_note
 from offline.input.rows import Rows, TableShape, id_reasons, item_titles, read_titles
 from offline.input.tables import Table, open_tables, with_whole_numbers
@@ -28,8 +28,6 @@ _BATCH = 4096
 _SCORE_BYTES = 19
 # What is around an item in its list: names of fields, braces, quotes, separator.
 _FRAME_BYTES = 20
-# How many owners are looked at to divide the rows into partitions of one size.
-_SAMPLED_OWNERS = 200_000
 
 Progress = Callable[[str, int, int], None]
 
@@ -73,17 +71,15 @@ class ImportedLists:
                 titles = read_titles(settings.titles, settings.columns, settings.form)
             others = [path for path in (settings.popular, settings.similar, settings.titles) if path is not None]
             self._fingerprint = fingerprint(files + [file for path in others for file in find_files(path)])
-        self._similar = None
-        if similar is not None:
-            report = partial(on_progress, "similar")
-            self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
+        report = partial(on_progress, "similar")
+        self._similar = similar and sort_lists(similar, numbers, settings.length, folder / "similar", report)
         self._popular = _popular(popular, self._users, numbers, max(settings.length, POPULAR_LENGTH))
-        self.rows, self.left_out, self._notes = scored.rows, dict(scored.left_out), list(scored.notes)
+        self.rows, self.left_out, self._notes = scored.survey.rows, dict(scored.survey.left_out), list(scored.notes)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
         self._items = numbers.ids()
         self._notes += filter(None, [similar_ids_note("item", self._items)])
-        self._titles = [titles.get(item) for item in self._items] if titles else [None] * len(self._items)
+        self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
 
@@ -156,22 +152,9 @@ def read_scored(
     rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
     survey = rows.survey(source, "score", columns["score"], owner_bytes, advice="mend the rows")
-    sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select(
-        pl.col("owner").fill_null("")
-    )
-    with data_errors(source):
-        owners = sampled.collect(engine="streaming").to_series().sort()
-    kept = rows.kept.drop("row").with_columns(pl.col("owner").fill_null(""))
     taken = {role: columns.get(role) for role in (owner, item, "score")}
-    return ScoredRows(
-        frame=kept,
-        rows=survey.rows,
-        kept=survey.kept["rows"],
-        left_out=survey.left_out,
-        notes=[note for note in (header_note(tables, taken), whole_numbers_note(whole)) if note is not None],
-        owner_bytes=survey.kept["owner_bytes"],
-        owners=owners,
-    )
+    notes = [note for note in (header_note(tables, taken), whole_numbers_note(whole)) if note is not None]
+    return ScoredRows(rows.kept.with_columns(pl.col("owner").fill_null("")), survey, notes)
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
@@ -203,4 +186,4 @@ def _popular(scored: ScoredRows | None, users: SortedLists, numbers: ItemNumbers
             )
         rows = given if (given.get_column("owner") == OVERALL).any() else pl.concat([rows, given])
     numbered = rows.with_columns(numbers.number(rows.get_column("item")))
-    return rank_rows(numbered, numbers.order(), length)[0]
+    return ranked_lists(rank_rows(numbered, numbers.ranks(), length)[0])
