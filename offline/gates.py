@@ -18,9 +18,8 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from offline.errors import SettingError
 from offline.list_encoder import MAX_LENGTH
@@ -33,56 +32,43 @@ from stores.verification import DEPTH, load_manifest
 
 # Metrics of which less is better.
 _LESS_IS_BETTER = ("rmse", "mae")
-
 # Tables of an evaluation that hold no metrics of the model.
 _NO_METRICS = ("split", "params", "baselines", "as_trained")
 
-
-class Subject(StrEnum):
-    """What a gate looks at."""
-
-    METRIC = "metric"
-    DROP = "drop"
-    COVERAGE = "coverage"
-    USERS = "users_with_lists"
-    SHORTEST = "shortest_list"
-    OVERLAP = "overlap"
-    POPULAR = "popular_share"
-
-
-_OF_LISTS = (Subject.COVERAGE, Subject.USERS, Subject.SHORTEST, Subject.OVERLAP, Subject.POPULAR)
-_AGAINST_LIVE = (Subject.DROP, Subject.OVERLAP)
-_AT_A_DEPTH = re.compile(rf"({Subject.OVERLAP}|{Subject.POPULAR})(?:@(\d{{1,4}}))?")
+# What a gate looks at: a metric of the evaluation, its loss, or something of the lists.
+_METRIC, _DROP = "metric", "drop"
+_COVERAGE, _USERS, _SHORTEST = "coverage", "users_with_lists", "shortest_list"
+_OVERLAP, _POPULAR = "overlap", "popular_share"
+_OF_LISTS = (_COVERAGE, _USERS, _SHORTEST, _OVERLAP, _POPULAR)
+_AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One bound: *name* is how it is written, *metric* and *depth* (N) what some subjects are of."""
+    """One bound: *name* is how it is written, *subject* what it looks at; some have a *metric* or a *depth* (N)."""
 
     name: str
     bound: float
-    subject: Subject
+    subject: str
     metric: str = ""
     depth: int = 0
 
     @property
     def at_most(self) -> bool:
         """Whether what is measured may not be above the bound, rather than below it."""
-        is_ceiling = self.subject is Subject.METRIC and _is_better_below(self.metric)
-        return is_ceiling or self.subject in (Subject.DROP, Subject.POPULAR)
+        is_ceiling = self.subject == _METRIC and _is_better_below(self.metric)
+        return is_ceiling or self.subject in (_DROP, _POPULAR)
 
-
-class Measured(NamedTuple):
-    """What was measured for one gate; of what could not be, why, and whether the gate passes all the same."""
-
-    value: float | None
-    note: str = ""
-    passes: bool = False
+    def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> "Verdict":
+        """Return what the gate says of *measured*; if that is None, *note* says why, and *passed* decides."""
+        if measured is not None:
+            passed = measured <= self.bound if self.at_most else measured >= self.bound
+        return Verdict(self.name, measured, self.bound, self.at_most, passed, note)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one gate says; kept in the manifest. *measured* is None where it could not be, and *note* says why."""
+    """What one gate says; kept in the manifest. If nothing could be *measured*, it is None, and *note* says why."""
 
     gate: str
     measured: float | None
@@ -131,54 +117,45 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
     """
     known = _numbers(metrics)
     for gate in gates:
-        if gate.subject is Subject.COVERAGE and not knows_catalogue:
+        if gate.subject == _COVERAGE and not knows_catalogue:
             raise SettingError(
                 "Gate coverage: how many items there are is not known; name them all with --titles, or leave it out."
             )
         if gate.metric and _value(known, gate.metric) is None:
-            names = [*_OF_LISTS, *(f"{Subject.DROP}.{name}" for name in _short(known)), *_short(known)]
+            names = [*_OF_LISTS, *(f"{_DROP}.{name}" for name in _short(known)), *_short(known)]
             lacking = "" if known else "; these lists have no evaluation, of whose metrics other gates would be"
             raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {_nearest(gate.name, names)}{lacking}.")
 
 
-def judge(measured: Mapping[str, Measured], gates: Sequence[Gate]) -> list[Verdict]:
-    """Return what each gate says of what was measured for its name."""
-    verdicts = list[Verdict]()
-    for gate in gates:
-        value, note, passed = measured[gate.name]
-        if value is not None:
-            passed = value <= gate.bound if gate.at_most else value >= gate.bound
-        verdicts.append(Verdict(gate.name, value, gate.bound, gate.at_most, passed, note))
-    return verdicts
-
-
-async def measure(
+async def judge(
     gates: Sequence[Gate],
     metrics: Mapping[str, Any] | None,
     lists: Measurement,
     reader: Reader,
     live: ReleaseRef | None,
-) -> dict[str, Measured]:
+) -> list[Verdict]:
     """
-    Return what is measured for each gate: of the evaluation *metrics*, of *lists*, and against *live* in *reader*.
+    Return what each gate says of the evaluation *metrics*, of *lists*, and of both against *live* in *reader*.
 
-    Where nothing is live, what would be compared with it passes; a live release that cannot be used fails it. Raises
-    StoreError where it cannot be read now.
+    If nothing is live, gates that compare with it pass; they fail if the live release cannot be used. Raises StoreError
+    if it cannot be read now.
     """
-    compared = [gate for gate in gates if gate.subject in _AGAINST_LIVE]
-    measured = {gate.name: _of_release(gate, metrics, lists) for gate in gates if gate not in compared}
+    compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP)]
+    verdicts = {gate.name: _of_release(gate, metrics, lists) for gate in gates if gate not in compared}
     if live is None:
-        return measured | {gate.name: Measured(None, "nothing is live yet", passes=True) for gate in compared}
-    try:
-        return measured | (await _against(compared, metrics, lists, reader, live) if compared else {})
-    except (ReleaseCorrupt, ReleaseNotFound) as error:
-        note = f"the live release {live.id} cannot be read ({error})"
-        return measured | {gate.name: Measured(None, note) for gate in compared}
+        verdicts |= {gate.name: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
+    elif compared:
+        try:
+            verdicts |= await _against(compared, metrics, lists, reader, live)
+        except (ReleaseCorrupt, ReleaseNotFound) as error:
+            note = f"the live release {live.id} cannot be read ({error})"
+            verdicts |= {gate.name: gate.verdict(None, note) for gate in compared}
+    return [verdicts[gate.name] for gate in gates]
 
 
 def depth_of(gates: Sequence[Gate]) -> int:
     """Return how many items of each list are compared with the live release's, at most; 0 for none."""
-    return max((gate.depth for gate in gates if gate.subject is Subject.OVERLAP), default=0)
+    return max((gate.depth for gate in gates if gate.subject == _OVERLAP), default=0)
 
 
 def failures(verdicts: Sequence[Verdict]) -> str:
@@ -198,56 +175,52 @@ def recorded(manifest: Manifest) -> tuple[bool, list[Verdict]]:
     return found["forced"], [Verdict(**verdict) for verdict in found["verdicts"]]
 
 
-def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> Measured:
-    """Measure a gate that needs no other release."""
-    if gate.subject is Subject.METRIC:
+def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> Verdict:
+    """Judge a gate that needs no other release."""
+    if gate.subject == _METRIC:
         before = _value(_numbers((metrics or {}).get("as_trained")), gate.metric)
         note = "" if before is None else f"as published; {before:.4g} in training"
-        return Measured(_value(_numbers(metrics), gate.metric), note)
+        return gate.verdict(_value(_numbers(metrics), gate.metric), note)
     if lists.shortest is None:
-        return Measured(None, "no user has a list")
-    if gate.subject is Subject.COVERAGE:
-        return Measured(lists.coverage)
-    if gate.subject is Subject.USERS:
-        return Measured(lists.users_with_lists / lists.users)
-    if gate.subject is Subject.SHORTEST:
-        return Measured(lists.shortest)
-    return Measured(lists.popular_share(gate.depth))
+        return gate.verdict(None, "no user has a list")
+    if gate.subject == _POPULAR:
+        return gate.verdict(lists.popular_share(gate.depth))
+    shares = {_COVERAGE: lists.coverage, _USERS: lists.users_with_lists / lists.users, _SHORTEST: lists.shortest}
+    return gate.verdict(shares[gate.subject])
 
 
 async def _against(
     gates: Sequence[Gate], metrics: Mapping[str, Any] | None, lists: Measurement, reader: Reader, live: ReleaseRef
-) -> dict[str, Measured]:
-    """Measure gates that compare with the live release."""
-    manifest = await load_manifest(reader, live)
-    measured = {}
-    if depths := [gate.depth for gate in gates if gate.subject is Subject.OVERLAP]:
-        sample = lists.sample()
-        users, shares = await overlaps(reader, live, manifest, sample, depths)
-        none = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
-        for gate in gates:
-            if gate.subject is Subject.OVERLAP:
-                note = f"of {users:,} users, with {live.id}"
-                measured[gate.name] = Measured(shares[gate.depth], note) if users else Measured(None, none)
+) -> dict[str, Verdict]:
+    """Judge gates that compare with the live release."""
+    manifest, sample = await load_manifest(reader, live), lists.sample()
+    depths = [gate.depth for gate in gates if gate.subject == _OVERLAP]
+    users, shares = await overlaps(reader, live, manifest, sample, depths) if depths else (0, {})
+    verdicts = {}
     for gate in gates:
-        if gate.subject is Subject.DROP:
-            measured[gate.name] = _drop(gate.metric, metrics or {}, manifest)
-    return measured
+        if gate.subject == _DROP:
+            verdicts[gate.name] = _drop(gate, metrics or {}, manifest)
+        elif users:
+            verdicts[gate.name] = gate.verdict(shares[gate.depth], f"of {users:,} users, with {live.id}")
+        else:
+            none = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
+            verdicts[gate.name] = gate.verdict(None, none)
+    return verdicts
 
 
-def _drop(metric: str, metrics: Mapping[str, Any], live: Manifest) -> Measured:
-    """Return the relative loss of a metric, below 0 where it got better."""
+def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest) -> Verdict:
+    """Judge the relative loss of a metric, which is below 0 if it got better."""
     before_metrics = live.about.get("metrics") or {}
-    now, before = (_value(_numbers(each), metric) for each in (metrics, before_metrics))
+    now, before = (_value(_numbers(each), gate.metric) for each in (metrics, before_metrics))
     if now is None or before is None:
-        return Measured(None, f"the live release {live.release} was published without {metric}")
+        return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
     for (name, mine), theirs in zip(protocol(metrics).items(), protocol(before_metrics).values(), strict=True):
         if mine != theirs:
             difference = f"{name} was {theirs!r} and is {mine!r}"
-            return Measured(None, f"the live release {live.release} was evaluated differently: {difference}")
-    lost = now - before if _is_better_below(metric) else before - now
+            return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
+    lost = now - before if _is_better_below(gate.metric) else before - now
     relative = lost / abs(before) if before else float(lost > 0)
-    return Measured(relative, f"{now:.4g} after {before:.4g} in {live.release}")
+    return gate.verdict(relative, f"{now:.4g} after {before:.4g} in {live.release}")
 
 
 def _is_better_below(metric: str) -> bool:
@@ -257,28 +230,21 @@ def _is_better_below(metric: str) -> bool:
 def _parse(name: str, bound: object, where: str) -> Gate:
     if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
         raise SettingError(f"{where}: the bound of {name} is {bound!r}; it must be a number.")
-    gate = _gate(name, bound, where)
-    if gate.subject is Subject.SHORTEST:
-        low, high = 1, MAX_LENGTH
-    else:
-        low, high = 0, 1
-    if gate.subject is not Subject.METRIC and not low <= bound <= high:
-        raise SettingError(f"{where}: the bound of {name} is {bound}; it must lie between {low} and {high}.")
-    return gate
-
-
-def _gate(name: str, bound: float, where: str) -> Gate:
     first, _, rest = name.partition(".")
-    if first == Subject.DROP and rest:
-        return Gate(name, bound, Subject.DROP, metric=rest)
-    if found := _AT_A_DEPTH.fullmatch(name):
+    gate = Gate(name, bound, _METRIC, metric=name)
+    if first == _DROP and rest:
+        gate = Gate(name, bound, _DROP, metric=rest)
+    elif found := _AT_A_DEPTH.fullmatch(name):
         depth = int(found[2] or DEPTH)
         if not 1 <= depth <= MAX_LENGTH:
             raise SettingError(f"{where}: {name} is of {depth} items; it must be of 1 to {MAX_LENGTH}.")
-        return Gate(f"{found[1]}@{depth}", bound, Subject(found[1]), depth=depth)
-    if name in (Subject.COVERAGE, Subject.USERS, Subject.SHORTEST):
-        return Gate(name, bound, Subject(name))
-    return Gate(name, bound, Subject.METRIC, metric=name)
+        gate = Gate(f"{found[1]}@{depth}", bound, found[1], depth=depth)
+    elif name in _OF_LISTS:
+        gate = Gate(name, bound, name)
+    low, high = (1, MAX_LENGTH) if gate.subject == _SHORTEST else (0, 1)
+    if gate.subject != _METRIC and not low <= bound <= high:
+        raise SettingError(f"{where}: the bound of {name} is {bound}; it must lie between {low} and {high}.")
+    return gate
 
 
 def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:

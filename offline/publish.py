@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 from offline.errors import GateFailed
-from offline.gates import Gate, Verdict, check, depth_of, failures, judge, measure, parse_gates, record, recorded
+from offline.gates import Gate, Verdict, check, depth_of, failures, judge, parse_gates, record, recorded
 from offline.measurement import Counts, Items, Measurement, Observe, ignore
 from offline.stopwatch import timed
 from offline.threads import DaemonThreads
@@ -228,8 +228,8 @@ class _Review:
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).live_ref
-                measured = await measure(self._gates, self._origin.get("metrics"), self.lists, self._reader, live)
-                self._judged = live, judge(measured, self._gates)
+                metrics = self._origin.get("metrics")
+                self._judged = live, await judge(self._gates, metrics, self.lists, self._reader, live)
         return self._judged
 
 

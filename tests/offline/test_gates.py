@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offline.errors import SettingError
-from offline.gates import Measured, check, judge, parse_gates, read_gates, recorded
+from offline.gates import check, parse_gates, read_gates, recorded
 from offline.list_import import ImportedLists, ImportSettings
 from offline.lists import ListSettings, ModelLists
 from offline.measurement import Items, Measurement, overlaps
@@ -130,23 +130,21 @@ def test_items_that_no_list_names_count_in_an_import_once_a_file_names_them(tmp_
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_a_bound_is_held_by_what_equals_it_or_is_on_its_good_side(value: float, bound: float) -> None:
-    bounds = gates(coverage=bound, popular_share=bound)
-    floor, ceiling = judge({"coverage": Measured(value), "popular_share@10": Measured(value)}, bounds)
+    floor, ceiling = (gate.verdict(value) for gate in gates(coverage=bound, popular_share=bound))
     assert (floor.passed, ceiling.passed) == (value >= bound, value <= bound)
     assert (" is below " in str(floor)) == (value < bound)
     assert (" is above " in str(ceiling)) == (value > bound)
 
 
 def test_a_sentence_shows_a_difference_even_where_it_is_small() -> None:
-    (verdict,) = judge({"coverage": Measured(0.29999999)}, gates(coverage=0.3))
-    assert str(verdict) == "gate coverage: 0.29999999 is below 0.3"
+    (gate,) = gates(coverage=0.3)
+    assert str(gate.verdict(0.29999999)) == "gate coverage: 0.29999999 is below 0.3"
 
 
 def test_metrics_of_which_less_is_better_have_ceilings_in_the_place_of_floors() -> None:
-    bounds = gates(rating__rmse=0.8, mae=0.5)
-    squared, absolute = judge({"rating.rmse": Measured(0.9), "mae": Measured(0.4)}, bounds)
-    assert str(squared) == "gate rating.rmse: 0.9 is above 0.8"
-    assert absolute.passed
+    squared, absolute = gates(rating__rmse=0.8, mae=0.5)
+    assert str(squared.verdict(0.9)) == "gate rating.rmse: 0.9 is above 0.8"
+    assert absolute.verdict(0.4).passed
 
 
 @pytest.mark.parametrize(
