@@ -253,7 +253,9 @@ def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableSh
         # A purchase of an unknown quantity is one of 1; a cancellation is not a purchase, and has no weight of its own.
         quantity = [pl.when(number.is_finite() & (number != 0)).then(number).otherwise(1.0).alias("quantity")]
         weight = pl.when(number < 0).then(1.0).otherwise(weight)
-    values, left_out = [weight.alias("weight"), *quantity], id_reasons({"user": "user", "item": "item"})
+    met = {f"where {each.text}": each.expression(table.schema, str(table.file)) for each in filters}
+    values = [weight.alias("weight"), *quantity, *(condition.alias(reason) for reason, condition in met.items())]
+    left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({"user": "user", "item": "item"})
     for role in ("user", "item", "title", "segment", "count"):
         name = getattr(columns, role)
         if name is not None:
@@ -266,8 +268,7 @@ def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableSh
         values += [moment.alias("time"), table.is_absent(columns.time).alias("timeless")]
         if has_times:
             left_out[_OTHER_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
-    where = {each.text: each.expression(table.schema, str(table.file)) for each in filters}
-    return TableShape(values, left_out, pl.col("weight").is_infinite(), where)
+    return TableShape(values, left_out, pl.col("weight").is_infinite())
 
 
 def _weight(

@@ -1,7 +1,7 @@
 """Rows of all files in one shape, checked, and counted by the reason to leave them out; and the titles of items."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ class TableShape:
     How the rows of one table are read.
 
     values    what a row becomes: expressions over the columns of the table, each with an alias
-    where     the conditions that a row must meet, over the columns of the table, none of them ever null, by their text
     left_out  why a row is left out: conditions over the values, in the order in which they are tried
     invalid   when the number of a row is invalid: a condition over the values
     """
@@ -27,12 +26,6 @@ class TableShape:
     values: Sequence[pl.Expr]
     left_out: Mapping[str, pl.Expr]
     invalid: pl.Expr
-    where: Mapping[str, pl.Expr] = field(default_factory=dict)
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why a row may be left out, in the order in which the conditions are tried."""
-        return [*(f"where {text}" for text in self.where), *self.left_out]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +43,8 @@ class Rows:
     def __init__(self, tables: Sequence[Table], shapes: Sequence[TableShape]) -> None:
         """Take tables with their shapes, one each; what one has no value of is null in its rows."""
         self._tables = tables
-        self._reasons = list(dict.fromkeys(reason for shape in shapes for reason in shape.reasons))
+        reasons = dict.fromkeys(reason for shape in shapes for reason in shape.left_out)
+        self._reasons = {reason: number for number, reason in enumerate(reasons, start=1)}
         frames = [self._shaped(number, table, shapes[number]) for number, table in enumerate(tables)]
         self._all = pl.concat(frames, how="diagonal")
 
@@ -73,32 +67,26 @@ class Rows:
             raise self._invalid_number(role, column)
         by_reason = {group["reason"]: group for group in groups.iter_rows(named=True)}
         total = int(groups.get_column("rows").sum())
-        numbered = enumerate(self._reasons, start=1)
-        left_out = {reason: by_reason[number]["rows"] for number, reason in numbered if number in by_reason}
+        left_out = {
+            reason: by_reason[number]["rows"] for reason, number in self._reasons.items() if number in by_reason
+        }
         if 0 not in by_reason:
             counted = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
             raise DataError(f"Nothing is left of the {total:,} rows of {source}: {counted}; {advice}.")
         return Survey(total, left_out, by_reason[0])
 
     def _shaped(self, number: int, table: Table, shape: TableShape) -> pl.LazyFrame:
-        met = [condition.alias(f"met {index}") for index, condition in enumerate(shape.where.values())]
         # In two steps, so that what a value is made of is not computed again for each condition.
-        rows = table.frame.with_row_index("row").select("row", *met, *shape.values)
-        conditions = [*(~pl.col(f"met {index}") for index in range(len(met))), *shape.left_out.values()]
-        reasons = dict(zip(shape.reasons, conditions, strict=True))
-        numbered = [
-            pl.when(reasons[reason]).then(pl.lit(index))
-            for index, reason in enumerate(self._reasons, start=1)
-            if reason in reasons
-        ]
-        rows = rows.with_columns(file=pl.lit(number), reason=pl.coalesce(*numbered, pl.lit(0)).cast(pl.UInt8))
-        invalid = (shape.invalid & (pl.col("reason") == 0)).alias("invalid")
-        return rows.select("file", "row", "reason", invalid, *(value.meta.output_name() for value in shape.values))
+        rows = table.frame.with_row_index("row").select("row", *shape.values)
+        tried = [pl.when(found).then(pl.lit(self._reasons[reason])) for reason, found in shape.left_out.items()]
+        reason = pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8)
+        rows = rows.with_columns(file=pl.lit(number), reason=reason)
+        return rows.with_columns(invalid=shape.invalid & (pl.col("reason") == 0))
 
     def examples(self, reason: str, column: str, count: int) -> list[str]:
         """Return the places and values in *column* of the first *count* rows that are left out for a *reason*."""
-        number = self._reasons.index(reason) + 1
-        found = self._all.filter(pl.col("reason") == number).select("file", "row").head(count).collect()
+        of_reason = self._all.filter(pl.col("reason") == self._reasons[reason])
+        found = of_reason.select("file", "row").head(count).collect()
         return [f"{self._place(file, row)}: {self._value(file, row, column)!r}" for file, row in found.iter_rows()]
 
     def _place(self, file: int, row: int) -> str:
