@@ -73,16 +73,14 @@ class History:
         """Return the history of pairs that have one row each; *times* are in the order of user_items.data."""
         return cls(user_items.shape, cells_of(user_items), times, user_items.data, Weighing())
 
-    def matrix(self, until: Until | None = None) -> UserItems:
-        """Return the pairs that have a row up to *until*, that moment included, weighed by these rows alone."""
-        rows = self._present(until)
-        present = self if rows.all() else self._only(rows)
-        starts = _starts(present.cells)
-        weights = _weigh(self.weighing, starts, present.times, present.weights)
-        return _csr(present.cells[starts], weights, self.shape)
+    def matrix(self) -> UserItems:
+        """Return the pairs that have a row that was not cancelled, weighed by these rows alone."""
+        rows = self._standing()
+        starts = _starts(rows.cells)
+        return _csr(rows.cells[starts], _weigh(self.weighing, starts, rows.times, rows.weights), self.shape)
 
     def until(self, until: Until) -> "History":
-        """Return the rows up to *until*; what was cancelled later is not cancelled yet."""
+        """Return the rows up to *until*, that moment included; what was cancelled later is not cancelled yet."""
         bounds = self._bounds(until)
         past = self
         if self.ended is not None:
@@ -103,15 +101,14 @@ class History:
 
     def first_times(self, user_items: UserItems) -> Times:
         """Return when each pair of *user_items*, all of which have rows here, was first seen; in the order of data."""
-        present = self._only(self._present(None))
-        starts = _starts(present.cells)
-        found: Times = present.times[starts][np.searchsorted(present.cells[starts], cells_of(user_items))]
+        rows = self._standing()
+        starts = _starts(rows.cells)
+        found: Times = rows.times[starts][np.searchsorted(rows.cells[starts], cells_of(user_items))]
         return found
 
     def pairs_after(self, until: Until) -> UserItems:
         """Return the pairs that have a row after *until* that was never cancelled, of weight 1."""
-        rows = (self.times > self._bounds(until)) & self._present(None)
-        cells = self.cells[rows]
+        cells = self._only(self.times > self._bounds(until))._standing().cells  # noqa: SLF001 -- one of its own
         starts = _starts(cells)
         return _csr(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
 
@@ -119,12 +116,9 @@ class History:
         ended = None if self.ended is None else self.ended[rows]
         return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
 
-    def _present(self, until: Until | None) -> Mask:
-        if until is None:
-            return np.ones(len(self.cells), dtype=np.bool_) if self.ended is None else self.ended == NEVER
-        bounds = self._bounds(until)
-        rows: Mask = self.times <= bounds
-        return rows if self.ended is None else rows & (self.ended > bounds)
+    def _standing(self) -> "History":
+        """Return the rows that were not cancelled."""
+        return self if self.ended is None else self._only(self.ended == NEVER)
 
     def _bounds(self, until: Until) -> Any:  # noqa: ANN401 -- one number or one for each row
         return until if isinstance(until, int) else until[self.cells // self.shape[1]]
@@ -291,17 +285,16 @@ def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     rows, columns = _places(pairs, "user", matrix.user_ids), _places(pairs, "item", matrix.item_ids)
     users_known, items_known = rows >= 0, columns >= 0
     known = users_known & items_known
-    seen = known & np.isin(rows * len(matrix.item_ids) + columns, cells_of(matrix.user_items))
+    cells = rows * len(matrix.item_ids) + columns
+    seen = known & np.isin(cells, cells_of(matrix.user_items))
     ones = np.ones(np.count_nonzero(known), dtype=np.float32)
-    user_items = csr_matrix((ones, (rows[known], columns[known])), shape=matrix.user_items.shape)
-    user_items.sort_indices()
     counts = {
         "unknown user": np.count_nonzero(~users_known),
         "unknown item": np.count_nonzero(users_known & ~items_known),
         "pair that is learnt from": np.count_nonzero(seen),
     }
     return KnownPairs(
-        user_items,
+        _csr(np.sort(cells[known]), ones, matrix.user_items.shape),
         int(np.count_nonzero(known & ~seen)),
         pairs.get_column("user").filter(pl.Series(~users_known)).n_unique(),
         pairs.get_column("item").filter(pl.Series(~items_known)).n_unique(),
@@ -349,12 +342,10 @@ def _history(log: pl.DataFrame, cells: Times, shape: tuple[int, int], weighing: 
     """Put the rows of *log* in order of their *cells* and time; without times all are of one moment."""
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
-    if "time" not in log.columns:
-        order = np.argsort(cells, kind="stable")
-        return History(shape, cells[order], np.zeros(len(cells), dtype=np.int64), weights[order], weighing)
-    times = log.get_column("time").to_physical().fill_null(NO_TIME).to_numpy()
+    times, ended = np.zeros(len(cells), dtype=np.int64), None
+    if "time" in log.columns:
+        times = log.get_column("time").to_physical().fill_null(NO_TIME).to_numpy()
     order = np.lexsort((times, cells))
-    ended = None
     if "ended" in log.columns:
         ended = log.get_column("ended").to_physical().fill_null(NEVER).to_numpy()[order]
     return History(shape, cells[order], times[order], weights[order], weighing, ended)
@@ -362,9 +353,7 @@ def _history(log: pl.DataFrame, cells: Times, shape: tuple[int, int], weighing: 
 
 def _starts(cells: Times) -> Times:
     """Return where each cell begins."""
-    if not len(cells):
-        return np.zeros(0, dtype=np.int64)
-    return np.flatnonzero(np.concatenate(([True], cells[1:] != cells[:-1])))
+    return np.flatnonzero(np.concatenate(([True], cells[1:] != cells[:-1]))[: len(cells)])
 
 
 def _weigh(weighing: Weighing, starts: Times, times: Times, weights: Floats) -> Floats:

@@ -129,7 +129,7 @@ def test_who_cancelled_everything_is_in_the_matrix_of_evaluations_but_does_not_s
     assert (matrix.user_ids, matrix.item_ids) == (["u", "v", "w"], ["a", "b", "c"])
     assert matrix.user_items.toarray().tolist() == [[1, 2, 0], [1, 8, 0], [0, 0, 0]]
     assert matrix.history is not None
-    assert matrix.history.matrix(1).toarray().tolist() == [[1, 2, 0], [1, 8, 0], [0, 0, 1]], "not cancelled yet"
+    assert matrix.history.until(1).matrix().toarray().tolist() == [[1, 2, 0], [1, 8, 0], [0, 0, 1]], "not cancelled yet"
     standing = matrix.standing()
     assert (standing.user_ids, standing.item_ids) == (["u", "v"], ["a", "b"])
     assert standing.user_items.toarray().tolist() == [[1, 2], [1, 8]]
