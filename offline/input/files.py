@@ -109,14 +109,8 @@ def input_files(paths: Sequence[Path]) -> Iterator[list[DataFile]]:
 
 def named_paths(paths: Sequence[Path]) -> str:
     """Return how messages name the input at *paths*."""
-    first, *others = ("standard input" if path == STANDARD_INPUT else str(path) for path in paths)
-    match others:
-        case []:
-            return first
-        case [second]:
-            return f"{first} and {second}"
-        case _:
-            return f"{first} and {len(others)} others"
+    names = ["standard input" if path == STANDARD_INPUT else str(path) for path in paths]
+    return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
 
 
 @contextmanager
@@ -179,10 +173,8 @@ def _kind(file: Path) -> Kind:
 
 def suffix(file: Path) -> str:
     """Return the suffix in lower case, that of a compression left aside: `.csv` for `a.csv.gz`."""
-    suffixes = [each.lower() for each in file.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    plain = file.with_suffix("") if file.suffix.lower() in _COMPRESSED else file
+    return plain.suffix.lower()
 
 
 def fingerprint(files: Sequence[DataFile]) -> str:

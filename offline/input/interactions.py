@@ -111,7 +111,7 @@ def read_interactions(
     """
     filters = [parse_filter(text) for text in where]
     named, form, source = columns or Columns(), form or Format(), named_paths(paths)
-    with input_files(paths) as files, pl.Config(streaming_chunk_size=_ROWS_AT_ONCE):
+    with input_files(paths) as files, pl.Config(streaming_chunk_size=_ROWS_AT_ONCE), data_errors(source):
         others, events = [file for file in files if file.kind != "events"], _events(files, event_weights, source)
         tables = [events.table] if events and not others else open_tables(others, form, source)
         beside = events if others else None
@@ -133,21 +133,24 @@ def read_interactions(
         if chosen.quantity is not None:
             bounds.append((pl.col("quantity") < 0).sum().alias("cancellations"))
         survey = rows.survey(source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
-        _check_times(survey, rows, chosen, source)
-        if half_life is not None and survey.kept.get("last") is None:
-            raise DataError(
-                f"{source} has no times, and a half-life needs them; name their column with --time-column, or leave "
-                "the half-life out."
-            )
+        time_range = _time_range(survey, rows, chosen, named, source, half_life=half_life)
         cancellations = int(survey.kept.get("cancellations", 0))
-        with data_errors(source):
-            log = _log(rows.kept, chosen, weighting, any_cancelled=cancellations > 0)
-            if log.is_empty():
-                raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
-            stand = _standing(rows.kept, log) if cancellations else rows.kept
-            segments = _segments(stand, source) if chosen.segment else None
+        log = _log(rows.kept, chosen, weighting, any_cancelled=cancellations > 0)
+        if log.is_empty():
+            raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
+        bought = _standing(rows.kept, log) if cancellations else rows.kept
+        segments = _segments(bought, source) if chosen.segment else None
+        notes = list[str | None](events.notes if events else ())
+        if time_range is not None:
+            notes = [*time_notes(str(chosen.time), layouts, time_range), *notes]
+        if cancellations:
+            notes.append(cancellation_note(str(chosen.quantity), cancellations))
+        roles = {role: getattr(chosen, role) for role in ("user", "item", "weight", "time")}
+        notes += [header_note(tables, roles), whole_numbers_note(whole)]
+        if weights is None and weighting != "binary" and chosen.weight is None and chosen.count is None:
+            notes += [rating_note(list(tables[0].schema)), event_note(tables)]
+        notes += [similar_ids_note(role, log.get_column(role)) for role in ("user", "item")]
         named_titles = {"item": chosen.item, "title": named.title}
-        time_range = _time_range(survey, chosen, named, source)
         return Interactions(
             log,
             Weighing(weighting, half_life),
@@ -158,12 +161,7 @@ def read_interactions(
             fingerprint(files + (find_files(titles) if titles is not None else [])),
             time_range,
             chosen,
-            [
-                *([] if time_range is None else time_notes(str(chosen.time), layouts, time_range)),
-                *(events.notes if events else ()),
-                *([cancellation_note(str(chosen.quantity), cancellations)] if cancellations else ()),
-                *_notes(tables, chosen, whole, log, is_weighed=weights is not None or weighting == "binary"),
-            ],
+            [note for note in notes if note is not None],
         )
 
 
@@ -178,17 +176,6 @@ def _events(files: Sequence[DataFile], event_weights: Mapping[str, float] | None
             "weighs, as --event-weights click=1,buy=5."
         )
     return read_events(segments)
-
-
-def _notes(
-    tables: Sequence[Table], columns: Columns, whole: Sequence[str], log: pl.DataFrame, *, is_weighed: bool
-) -> list[str]:
-    roles = {role: getattr(columns, role) for role in ("user", "item", "weight", "time")}
-    notes = [header_note(tables, roles), whole_numbers_note(whole)]
-    if not is_weighed and columns.weight is None and columns.count is None:
-        notes += [rating_note(list(tables[0].schema)), event_note(tables)]
-    notes += [similar_ids_note(role, log.get_column(role)) for role in ("user", "item")]
-    return [note for note in notes if note is not None]
 
 
 def _choose(
@@ -223,14 +210,10 @@ def _check_roles(named: Columns, event_weights: Mapping[str, float] | None) -> N
 def _guessed_roles(
     named: Columns, event_weights: Mapping[str, float] | None, titles: Path | None, weighting: Weighting
 ) -> list[str]:
-    roles = ["user", "item", "time", "segment"]
+    roles = ["user", "item", "time", "segment", *(["title"] if titles is None else [])]
     if event_weights is not None:
-        roles.append("event")
-    elif named.count is None and weighting != "binary":
-        roles.append("weight")
-    if titles is None:
-        roles.append("title")
-    return roles
+        return [*roles, "event"]
+    return roles if named.count is not None or weighting == "binary" else [*roles, "weight"]
 
 
 def _shapes(sources: Sequence[_Source], layouts: Sequence[str | None]) -> list[TableShape]:
@@ -286,8 +269,15 @@ def _weight(
     return value, {"no weight": weight.is_null(), "weight zero or less": (weight <= 0) & weight.is_finite()}
 
 
-def _check_times(survey: Survey, rows: Rows, columns: Columns, source: str) -> None:
-    """Raise DataError if too many times are in another format than the others."""
+def _time_range(
+    survey: Survey, rows: Rows, columns: Columns, named: Columns, source: str, *, half_life: timedelta | None
+) -> tuple[datetime, datetime] | None:
+    """
+    Return the first and last time.
+
+    Raises DataError if too many times are in another format than the others, and if there is none although the column
+    was named or a half-life is given.
+    """
     other = survey.left_out.get(_OTHER_TIME, 0)
     if columns.time is not None and other > _MOST_OTHER_TIMES * survey.rows:
         shown = "; ".join(rows.examples(_OTHER_TIME, columns.time, _SHOWN))
@@ -295,6 +285,20 @@ def _check_times(survey: Survey, rows: Rows, columns: Columns, source: str) -> N
             f"No format of times fits the column {columns.time!r} of {source}: {other:,} of {survey.rows:,} rows have "
             f"another one ({shown}). Write all of them alike, best as 2026-11-20T08:00:00Z."
         )
+    first, last = survey.kept.get("first"), survey.kept.get("last")
+    if first is not None and last is not None:
+        return first, last
+    if half_life is not None:
+        raise DataError(
+            f"{source} has no times, and a half-life needs them; name their column with --time-column, or leave "
+            "the half-life out."
+        )
+    if named.time is not None:
+        raise DataError(
+            f"The column {named.time!r} of {source} holds no times that can be read; "
+            "write 2026-11-20T08:00:00Z, or seconds since 1970."
+        )
+    return None
 
 
 def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_cancelled: bool) -> pl.DataFrame:
@@ -333,23 +337,12 @@ def _standing(kept: pl.LazyFrame, log: pl.DataFrame) -> pl.LazyFrame:
 
 
 def _segments(kept: pl.LazyFrame, source: str) -> pl.DataFrame:
-    longest = kept.select(pl.col("segment").str.len_bytes().max()).collect(engine="streaming").item()
+    """Return the segments of `Interactions`; raises DataError for a segment that is too long."""
+    present = kept.filter(pl.col("segment").is_not_null())
+    longest = present.select(pl.col("segment").str.len_bytes().max()).collect(engine="streaming").item()
     if longest is not None and longest > MAX_ID_BYTES:
         raise DataError(
             f"The segment column of {source} holds a value of {longest:,} bytes; name one with short values."
         )
     users = pl.col("user").n_unique().cast(pl.Float64).alias("weight")
-    present = kept.filter(pl.col("segment").is_not_null())
     return present.group_by("segment", "item").agg(users).sort("segment", "item").collect(engine="streaming")
-
-
-def _time_range(survey: Survey, chosen: Columns, named: Columns, source: str) -> tuple[datetime, datetime] | None:
-    if chosen.time is None:
-        return None
-    first, last = survey.kept["first"], survey.kept["last"]
-    if first is None and named.time is not None:
-        raise DataError(
-            f"The column {named.time!r} of {source} holds no times that can be read; "
-            "write 2026-11-20T08:00:00Z, or seconds since 1970."
-        )
-    return None if first is None else (first, last)
