@@ -116,16 +116,13 @@ def _scan_json(file: DataFile, first: str) -> pl.LazyFrame:
 
 def _row_without_object(file: DataFile) -> int | None:
     """Return the first row that is not one JSON object; None where Python can read them all."""
-    row = 0
     with _text_errors(file):
-        for batch in _lines(file.path).select("line").collect_batches(maintain_order=True):
-            for line in batch.get_column("line"):
-                row += 1
-                try:
-                    if line.strip() and not isinstance(json.loads(line), dict):
-                        return row
-                except ValueError:
+        for row, line in enumerate(_all_lines(file), start=1):
+            try:
+                if line.strip() and not isinstance(json.loads(line), dict):
                     return row
+            except ValueError:
+                return row
     return None
 
 
@@ -165,6 +162,12 @@ def _lines(file: Path, encoding: CsvEncoding = "utf8") -> pl.LazyFrame:
         encoding=encoding,
         glob=False,
     )
+
+
+def _all_lines(file: DataFile) -> Iterator[str]:
+    """Yield the lines of *file*; its size does not matter."""
+    for batch in _lines(file.path).select("line").collect_batches(maintain_order=True):
+        yield from batch.get_column("line")
 
 
 def _first_line(file: DataFile) -> str:
@@ -214,12 +217,8 @@ def _check_rows(file: DataFile, separator: str, width: int) -> bool:
     odd |= unquoted.str.contains('"', literal=True)
     stray = (line.str.count_matches(separator, literal=True) != width - 1) & (line != "")
     with _text_errors(file):
-        facts = (
-            _lines(file.path)
-            .select(quoted=opens.any(), odd=odd.any(), stray=pl.col("row").filter(stray).min())
-            .collect(engine="streaming")
-        )
-    quoted, suspicious, row = facts.row(0)
+        facts = _lines(file.path).select(quoted=opens.any(), odd=odd.any(), stray=pl.col("row").filter(stray).min())
+        quoted, suspicious, row = facts.collect(engine="streaming").row(0)
     if not quoted and row is not None:
         fields = _lines(file.path).filter(pl.col("row") == row).collect().get_column("line")[0].count(separator) + 1
         raise _ragged(file, row + 1, fields, width)
@@ -229,9 +228,7 @@ def _check_rows(file: DataFile, separator: str, width: int) -> bool:
 
 
 def _check_quoted_rows(file: DataFile, separator: str, width: int) -> None:
-    batches = _lines(file.path).select("line").collect_batches(maintain_order=True)
-    lines = (f"{line}\n" for batch in batches for line in batch.get_column("line"))
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    reader = csv.reader((f"{line}\n" for line in _all_lines(file)), delimiter=separator, strict=True)
     start = 1
     try:
         for fields in reader:
@@ -254,20 +251,17 @@ def _ragged(file: DataFile, row: int, fields: int, width: int) -> DataError:
 
 @contextmanager
 def _text_errors(file: DataFile) -> Iterator[None]:
-    """Raise errors as `data_errors` does, and name the row of text that is not UTF-8."""
+    """Raise errors as `data_errors` does, and name the first row of text (1 is the header) that is not UTF-8."""
     try:
         with data_errors(file):
             yield
     except DataError as error:
-        row = _undecodable_row(file) if isinstance(error.__cause__, pl.exceptions.ComputeError) else None
-        if row is None:
+        if not isinstance(error.__cause__, pl.exceptions.ComputeError):
             raise
+        with data_errors(file):
+            lossy = _lines(file.path, "utf8-lossy").filter(pl.col("line").str.contains("\ufffd", literal=True))
+            rows = lossy.select("row").head(1).collect()
+        if rows.is_empty():
+            raise
+        row = rows.item() + 1
         raise DataError(f"{file}, row {row}: not UTF-8 text; convert the file: iconv -f LATIN1 -t UTF-8.") from error
-
-
-def _undecodable_row(file: DataFile) -> int | None:
-    """Return the first row (1 is the header) whose bytes are not UTF-8."""
-    with data_errors(file):
-        lossy = _lines(file.path, "utf8-lossy").filter(pl.col("line").str.contains("\ufffd", literal=True))
-        first = lossy.select("row").head(1).collect()
-    return int(first.item()) + 1 if first.height else None
