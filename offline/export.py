@@ -31,17 +31,18 @@ def to_implicit(model: Model) -> RecommenderBase:
     as float64. Raises DataError for EASE and popularity, which implicit does not have, and for factors that Spark
     learnt.
     """
-    match model.ranker:
-        case Factors():
-            return _factors(model.ranker)
-        case Neighbours():
-            return _neighbours(model.ranker)
-        case EASE():
-            raise DataError("implicit has no EASE; the weights of an EASE model are `model.ranker.weights`.")
-    raise DataError("implicit has no model of popularity; the counts of a popularity model are `model.ranker.counts`.")
-
-
-def _factors(ranker: Factors) -> AlternatingLeastSquares:
+    ranker = model.ranker
+    if isinstance(ranker, Neighbours):
+        made = _RECOMMENDERS[ranker.params.weighting](K=ranker.params.neighbours)
+        made.similarity = nearest(ranker.similarity, ranker.params.neighbours).astype(np.float64)
+        made.scorer = NearestNeighboursScorer(made.similarity)
+        return made
+    if isinstance(ranker, EASE):
+        raise DataError("implicit has no EASE; the weights of an EASE model are `model.ranker.weights`.")
+    if not isinstance(ranker, Factors):
+        raise DataError(
+            "implicit has no model of popularity; the counts of a popularity model are `model.ranker.counts`."
+        )
     params = ranker.params
     if isinstance(params, SparkParams):
         raise DataError(
@@ -56,12 +57,4 @@ def _factors(ranker: Factors) -> AlternatingLeastSquares:
         random_state=params.seed,
     )
     made.user_factors, made.item_factors = ranker.user_factors.copy(), ranker.item_factors.copy()
-    return made
-
-
-def _neighbours(ranker: Neighbours) -> ItemItemRecommender:
-    params = ranker.params
-    made = _RECOMMENDERS[params.weighting](K=params.neighbours)
-    made.similarity = nearest(ranker.similarity, params.neighbours).astype(np.float64)
-    made.scorer = NearestNeighboursScorer(made.similarity)
     return made

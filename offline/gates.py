@@ -122,9 +122,12 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
                 "Gate coverage: how many items there are is not known; name them all with --titles, or leave it out."
             )
         if gate.metric and _value(known, gate.metric) is None:
-            names = [*_OF_LISTS, *(f"{_DROP}.{name}" for name in _short(known)), *_short(known)]
+            metric_names = [name.removeprefix("model.") for name in known]
+            names = [*_OF_LISTS, *(f"{_DROP}.{name}" for name in metric_names), *metric_names]
+            close = get_close_matches(gate.name, names, 1, cutoff=0.5)
+            hint = f"the nearest is {close[0]}" if close else f"known are {', '.join(names)}"
             lacking = "" if known else "; these lists have no evaluation, of whose metrics other gates would be"
-            raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {_nearest(gate.name, names)}{lacking}.")
+            raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {hint}{lacking}.")
 
 
 async def judge(
@@ -278,15 +281,6 @@ def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
 
 def _value(numbers: Mapping[str, float], metric: str) -> float | None:
     return numbers.get(f"model.{metric}", numbers.get(metric))
-
-
-def _short(numbers: Mapping[str, float]) -> list[str]:
-    return [name.removeprefix("model.") for name in numbers]
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, 1, cutoff=0.5)
-    return f"the nearest is {close[0]}" if close else f"known are {', '.join(known)}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

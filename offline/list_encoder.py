@@ -21,8 +21,6 @@ MAX_LENGTH = 1000
 _ITEMS_AT_ONCE = 1 << 17
 
 _SEPARATOR = SEPARATOR.decode()
-_HEX_DIGITS = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
-_HEX_SHIFTS = np.array([12, 8, 4, 0])
 
 
 def check_length(length: int, name: str = "The list length") -> None:
@@ -91,10 +89,11 @@ class ListEncoder:
         starts = begins[firsts]
         ends = np.maximum(begins[lasts] - len(SEPARATOR), starts)
         usual = np.maximum(begins[np.minimum(firsts + USUAL_CUT, lasts)] - len(SEPARATOR), starts) - starts
+        offsets = np.where(usual <= MAX_OFFSET, usual, 0)
         text = lines.str.join("").cast(pl.Binary).item()
         return [
-            offset + text[start:end]
-            for offset, start, end in zip(_hex(usual), starts.tolist(), ends.tolist(), strict=True)
+            b"%04x%b" % (offset, text[start:end])
+            for offset, start, end in zip(offsets.tolist(), starts.tolist(), ends.tolist(), strict=True)
         ]
 
     def _lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
@@ -112,10 +111,3 @@ class ListEncoder:
 
 def _texts(encoded: Iterator[bytes]) -> pl.Series:
     return pl.Series([each.decode() for each in encoded], dtype=pl.String)
-
-
-def _hex(offsets: npt.NDArray[np.int64]) -> list[bytes]:
-    """Return the offsets as four hex digits; zeros for what is longer than they can say."""
-    said = np.where(offsets <= MAX_OFFSET, offsets, 0)
-    digits: list[bytes] = _HEX_DIGITS[(said[:, None] >> _HEX_SHIFTS) & 15].view("S4").ravel().tolist()
-    return digits

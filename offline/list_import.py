@@ -12,9 +12,9 @@ import polars as pl
 
 from offline.errors import DataError
 from offline.external_sort import ItemNumbers, ScoredRows, SortedLists, rank_rows, ranked_lists, sort_lists
+from offline.input import notes
 from offline.input.columns import choose_columns, number_of
 from offline.input.files import DataFile, Format, find_files, fingerprint, input_files, named_paths
-from offline.input.notes import header_note, similar_ids_note, whole_numbers_note
 from offline.input.rows import Rows, TableShape, id_reasons, item_titles, read_titles
 from offline.input.tables import Table, open_tables, with_whole_numbers
 from offline.list_encoder import ListEncoder, RankedLists, check_length
@@ -78,7 +78,7 @@ class ImportedLists:
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
         self._items = numbers.ids()
-        self._notes += filter(None, [similar_ids_note("item", self._items)])
+        self._notes += filter(None, [notes.of_similar_ids("item", self._items)])
         self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
@@ -153,8 +153,8 @@ def read_scored(
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
     survey = rows.survey(source, "score", columns["score"], owner_bytes, advice="mend the rows")
     taken = {role: columns.get(role) for role in (owner, item, "score")}
-    notes = [note for note in (header_note(tables, taken), whole_numbers_note(whole)) if note is not None]
-    return ScoredRows(rows.kept.with_columns(pl.col("owner").fill_null("")), survey, notes)
+    said = [note for note in (notes.of_header(tables, taken), notes.of_whole_numbers(whole)) if note is not None]
+    return ScoredRows(rows.kept.with_columns(pl.col("owner").fill_null("")), survey, said)
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:

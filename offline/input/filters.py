@@ -66,7 +66,16 @@ def parse_filter(text: str) -> Filter:
     operator = "=" if parts["operator"] == "==" else parts["operator"]
     value = parts["value"].strip()
     if operator in {"~", "!~"}:
-        _check_pattern(text, value)
+        if not value:
+            raise SettingError(
+                f"The filter {text!r} has no regular expression after its ~; write one: stock_code~^\\d{{5}}."
+            )
+        try:
+            pl.select(pl.lit("").str.contains(value))
+        except pl.exceptions.ComputeError as error:
+            raise SettingError(
+                f"The filter {text!r} has a regular expression that cannot be read: {value!r}."
+            ) from error
     elif operator not in {"=", "!="} and number_in(value) is None and not value[:1].isdigit():
         raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
     return Filter(text, parts["column"], operator, value)
@@ -95,14 +104,3 @@ def parse_event_weights(text: str) -> dict[str, float]:
             raise SettingError(f"The event {name!r} has two weights in {text!r}; give it one.")
         weights[name] = weight
     return weights
-
-
-def _check_pattern(text: str, pattern: str) -> None:
-    if not pattern:
-        raise SettingError(
-            f"The filter {text!r} has no regular expression after its ~; write one: stock_code~^\\d{{5}}."
-        )
-    try:
-        pl.select(pl.lit("").str.contains(pattern))
-    except pl.exceptions.ComputeError as error:
-        raise SettingError(f"The filter {text!r} has a regular expression that cannot be read: {pattern!r}.") from error

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import polars as pl
 
 from offline.errors import DataError, SettingError
+from offline.input import notes
 from offline.input.cancellations import take_back
 from offline.input.columns import (
     MAX_ID_BYTES,
@@ -25,15 +26,6 @@ from offline.input.events import EVENT_COLUMNS, Events, read_events
 from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
 from offline.input.filters import Filter, parse_filter
 from offline.input.matrix import Weighing, Weighting
-from offline.input.notes import (
-    cancellation_note,
-    event_note,
-    header_note,
-    rating_note,
-    similar_ids_note,
-    time_notes,
-    whole_numbers_note,
-)
 from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, read_titles
 from offline.input.tables import Table, open_tables, with_whole_numbers
 
@@ -126,7 +118,14 @@ def read_interactions(
             known = [each for each in filters if each.column in beside.table.schema]
             sources.append(_Source(beside.table, own, event_weights, known))
         layouts = [each.columns.time and each.table.time_layout(each.columns.time) for each in sources]
-        rows = Rows([each.table for each in sources], _shapes(sources, layouts))
+        times = [
+            time_of(name, each.table.schema[name], layout) if (name := each.columns.time) else None
+            for each, layout in zip(sources, layouts, strict=True)
+        ]
+        # A guessed column in which no file has times is passed over.
+        has_times = any(time is not None for time in times)
+        shapes = [_shape(each, time, has_times=has_times) for each, time in zip(sources, times, strict=True)]
+        rows = Rows([each.table for each in sources], shapes)
         bounds = []
         if chosen.time is not None:
             bounds = [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
@@ -138,18 +137,16 @@ def read_interactions(
         log = _log(rows.kept, chosen, weighting, any_cancelled=cancellations > 0)
         if log.is_empty():
             raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
-        bought = _standing(rows.kept, log) if cancellations else rows.kept
-        segments = _segments(bought, source) if chosen.segment else None
-        notes = list[str | None](events.notes if events else ())
-        if time_range is not None:
-            notes = [*time_notes(str(chosen.time), layouts, time_range), *notes]
+        segments = _segments(rows.kept, source, log if cancellations else None) if chosen.segment else None
+        said: list[str | None] = [*notes.of_times(str(chosen.time), layouts, time_range)]
+        said += events.notes if events else []
         if cancellations:
-            notes.append(cancellation_note(str(chosen.quantity), cancellations))
+            said.append(notes.of_cancellations(str(chosen.quantity), cancellations))
         roles = {role: getattr(chosen, role) for role in ("user", "item", "weight", "time")}
-        notes += [header_note(tables, roles), whole_numbers_note(whole)]
+        said += [notes.of_header(tables, roles), notes.of_whole_numbers(whole)]
         if weights is None and weighting != "binary" and chosen.weight is None and chosen.count is None:
-            notes += [rating_note(list(tables[0].schema)), event_note(tables)]
-        notes += [similar_ids_note(role, log.get_column(role)) for role in ("user", "item")]
+            said += [notes.of_ratings(list(tables[0].schema)), notes.of_events(tables)]
+        said += [notes.of_similar_ids(role, log.get_column(role)) for role in ("user", "item")]
         named_titles = {"item": chosen.item, "title": named.title}
         return Interactions(
             log,
@@ -161,7 +158,7 @@ def read_interactions(
             fingerprint(files + (find_files(titles) if titles is not None else [])),
             time_range,
             chosen,
-            [note for note in notes if note is not None],
+            [note for note in said if note is not None],
         )
 
 
@@ -214,16 +211,6 @@ def _guessed_roles(
     if event_weights is not None:
         return [*roles, "event"]
     return roles if named.count is not None or weighting == "binary" else [*roles, "weight"]
-
-
-def _shapes(sources: Sequence[_Source], layouts: Sequence[str | None]) -> list[TableShape]:
-    times = [
-        time_of(name, each.table.schema[name], layout) if (name := each.columns.time) else None
-        for each, layout in zip(sources, layouts, strict=True)
-    ]
-    # A guessed column in which no file has times is passed over.
-    has_times = any(time is not None for time in times)
-    return [_shape(each, time, has_times=has_times) for each, time in zip(sources, times, strict=True)]
 
 
 def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableShape:
@@ -329,15 +316,16 @@ def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_canc
     return take_back(pl.concat([log, cancelled], how="diagonal"))
 
 
-def _standing(kept: pl.LazyFrame, log: pl.DataFrame) -> pl.LazyFrame:
-    """Return the purchases of users and items of which anything was not cancelled."""
-    left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
-    pairs = left.select(pl.col("user", "item").cast(pl.String)).unique().lazy()
-    return kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=["user", "item"], how="semi")
+def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.DataFrame:
+    """
+    Return the segments of `Interactions`; raises DataError for a segment that is too long.
 
-
-def _segments(kept: pl.LazyFrame, source: str) -> pl.DataFrame:
-    """Return the segments of `Interactions`; raises DataError for a segment that is too long."""
+    Given a *log*, they are of the purchases of users and items of which anything was not cancelled.
+    """
+    if log is not None:
+        left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
+        pairs = left.select(pl.col("user", "item").cast(pl.String)).unique().lazy()
+        kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=["user", "item"], how="semi")
     present = kept.filter(pl.col("segment").is_not_null())
     longest = present.select(pl.col("segment").str.len_bytes().max()).collect(engine="streaming").item()
     if longest is not None and longest > MAX_ID_BYTES:

@@ -16,7 +16,7 @@ _HEAD_ROWS = 1000
 _EARLIEST = datetime(1971, 1, 1)  # noqa: DTZ001 -- times are naive UTC throughout
 
 
-def header_note(tables: Sequence[Table], roles: Mapping[str, str | None]) -> str | None:
+def of_header(tables: Sequence[Table], roles: Mapping[str, str | None]) -> str | None:
     """Say which columns are taken for what, by role, if they have no names."""
     available = list(tables[0].schema)
     if not is_numbered(available):
@@ -30,14 +30,14 @@ def header_note(tables: Sequence[Table], roles: Mapping[str, str | None]) -> str
     )
 
 
-def whole_numbers_note(columns: Sequence[str]) -> str | None:
+def of_whole_numbers(columns: Sequence[str]) -> str | None:
     """Say of which columns the ids are read without the .0 that they are written with."""
     if not columns:
         return None
     return f"the ids in {' and '.join(columns)} are whole numbers that are written as 17850.0; they are read as 17850"
 
 
-def rating_note(available: Sequence[str]) -> str | None:
+def of_ratings(available: Sequence[str]) -> str | None:
     """Say that a column of ratings is not used."""
     name = usual_column("rating", available)
     if name is None:
@@ -48,7 +48,7 @@ def rating_note(available: Sequence[str]) -> str | None:
     )
 
 
-def cancellation_note(column: str, rows: int) -> str:
+def of_cancellations(column: str, rows: int) -> str:
     """Say how rows of a quantity below zero are read."""
     return (
         f"{rows:,} rows have a {column!r} below zero and are read as cancellations: each takes back as much of what "
@@ -56,8 +56,10 @@ def cancellation_note(column: str, rows: int) -> str:
     )
 
 
-def time_notes(column: str, layouts: Sequence[str | None], time_range: tuple[datetime, datetime]) -> list[str]:
+def of_times(column: str, layouts: Sequence[str | None], time_range: tuple[datetime, datetime] | None) -> list[str]:
     """Say how numbers that may mean several times were read, and seconds that are all too long ago to be right."""
+    if time_range is None:
+        return []
     known = (DAYS, EXCEL_DAYS, DATES) if time_range[1] >= _EARLIEST else (NUMBER, DAYS, EXCEL_DAYS, DATES)
     return [
         f"the times in {column!r} are read as {'seconds since 1970' if layout == NUMBER else layout}: they are from "
@@ -68,7 +70,7 @@ def time_notes(column: str, layouts: Sequence[str | None], time_range: tuple[dat
     ]
 
 
-def event_note(tables: Sequence[Table]) -> str | None:
+def of_events(tables: Sequence[Table]) -> str | None:
     """Say which kinds of events there are, with their rows, where each row weighs the same."""
     name = usual_column("event", [name for name, dtype in tables[0].schema.items() if not dtype.is_nested()])
     if name is None or tables[0].frame.select(name).head(_HEAD_ROWS).collect().n_unique() > _MAX_EVENTS:
@@ -83,7 +85,7 @@ def event_note(tables: Sequence[Table]) -> str | None:
     return f"the column {name!r} holds events that weigh the same: {events}; weigh them by --event-weights {weights}"
 
 
-def similar_ids_note(role: str, ids: pl.Series) -> str | None:
+def of_similar_ids(role: str, ids: pl.Series) -> str | None:
     """Say how many of *ids*, with repetitions, differ from another in nothing but case or white space around them."""
     distinct = ids.unique().cast(pl.String)
     frame = pl.DataFrame({"id": distinct, "plain": distinct.str.strip_chars().str.to_lowercase()})

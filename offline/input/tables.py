@@ -99,8 +99,9 @@ def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Ta
                 f"{table.file} has the columns {', '.join(table.schema)}, but {first.file} has "
                 f"{', '.join(first.schema)}; files that are read together must have the same columns."
             )
-    if all(_height(table) == 0 for table in tables):
-        raise DataError(f"{source} has a header but no rows; give interactions.")
+    with data_errors(source):
+        if not any(table.frame.select(pl.len()).collect(engine="streaming").item() for table in tables):
+            raise DataError(f"{source} has a header but no rows; give interactions.")
     return tables
 
 
@@ -131,15 +132,10 @@ def _open_table(file: DataFile, form: Format) -> Table:
     with data_errors(file):
         if file.path.stat().st_size == 0:
             raise DataError(f"{file} is empty; give a file with a header and rows.")
-        frame, first_row = (
-            (pl.scan_parquet(file.path, glob=False), 1) if file.kind == "parquet" else scan_text(file, form)
-        )
+        frame, first_row = pl.scan_parquet(file.path, glob=False), 1
+        if file.kind != "parquet":
+            frame, first_row = scan_text(file, form)
         names = frame.collect_schema().names()
         keys = [pl.lit(value, pl.String).alias(key) for key, value in file.keys.items() if key not in names]
         frame = frame.with_columns(keys)
         return Table(file, frame, dict(frame.collect_schema()), first_row, form.null_values)
-
-
-def _height(table: Table) -> int:
-    with data_errors(table.file):
-        return int(table.frame.select(pl.len()).collect(engine="streaming").item())
