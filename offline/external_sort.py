@@ -12,7 +12,7 @@ import polars as pl
 
 from offline.errors import DataError
 from offline.input.files import data_errors
-from offline.input.rows import Survey
+from offline.input.tables import Survey
 from offline.list_encoder import RankedLists
 
 # Rows that are sorted at once: about 150 MB with ids of ten characters.

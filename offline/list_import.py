@@ -13,10 +13,9 @@ import polars as pl
 from offline.errors import DataError
 from offline.external_sort import ItemNumbers, ScoredRows, SortedLists, rank_rows, ranked_lists, sort_lists
 from offline.input import notes
-from offline.input.columns import choose_columns, number_of
+from offline.input.columns import choose_columns
 from offline.input.files import DataFile, Format, find_files, fingerprint, input_files, named_paths
-from offline.input.rows import Rows, TableShape, id_reasons, item_titles, read_titles
-from offline.input.tables import Table, open_tables, with_whole_numbers
+from offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, read_titles, with_whole_numbers
 from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore
 from stores.keys import ITEM, OVERALL, POPULAR, USER
@@ -65,10 +64,7 @@ class ImportedLists:
             similar = self._read(settings.similar, owner="item", item="other")
             popular = self._read(settings.popular, owner="segment", item="item")
             self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
-            if settings.titles is None:
-                titles = item_titles(scored.frame, named_paths(given))
-            else:
-                titles = read_titles(settings.titles, settings.columns, settings.form)
+            titles = read_titles(settings.titles, settings.columns, settings.form, scored.frame, named_paths(given))
             others = [path for path in (settings.popular, settings.similar, settings.titles) if path is not None]
             self._fingerprint = fingerprint(files + [file for path in others for file in find_files(path)])
         report = partial(on_progress, "similar")
@@ -149,7 +145,7 @@ def read_scored(
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
     tables, whole = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
-    rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
+    rows = Rows([_shape(table, columns, owner, item) for table in tables])
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
     survey = rows.survey(source, "score", columns["score"], owner_bytes, advice="mend the rows")
     taken = {role: columns.get(role) for role in (owner, item, "score")}
@@ -162,13 +158,13 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     name = columns["score"]
     # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
     is_float32 = table.schema[name] == pl.Float32
-    score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else number_of(name, table.schema[name])
+    score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else table.number(name)
     values = [table.text(columns.get(owner)).alias("owner"), table.text(columns[item]).alias("item")]
     values.append(score.alias("score"))
     if "title" in columns:
         values.append(table.text(columns["title"]).alias("title"))
     left_out = id_reasons({owner: "owner", item: "item"})
-    return TableShape(values, left_out, ~pl.col("score").is_finite().fill_null(value=False))
+    return TableShape(table, values, left_out, ~pl.col("score").is_finite().fill_null(value=False))
 
 
 def _popular(scored: ScoredRows | None, users: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:

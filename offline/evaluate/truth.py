@@ -8,11 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from offline.errors import DataError
-from offline.input.columns import choose_columns, number_of
+from offline.input.columns import choose_columns
 from offline.input.files import Format, data_errors, find_files
 from offline.input.matrix import Matrix, to_matrix
-from offline.input.rows import Rows, TableShape, id_reasons
-from offline.input.tables import Table, open_tables, with_whole_numbers
+from offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, with_whole_numbers
 
 _ROLES = ("user", "item")
 
@@ -48,7 +47,7 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
     tables = open_tables(find_files(path), Format(delimiter), str(path))
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
     tables, _ = with_whole_numbers(tables, [columns[role] for role in _ROLES])
-    rows = Rows(tables, [_shape(table, columns) for table in tables])
+    rows = Rows([_shape(table, columns) for table in tables])
     survey = rows.survey(str(path), "rating", columns.get("rating"), advice="mend the rows")
     ratings = [pl.col("rating").mean()] if "rating" in columns else []
     with data_errors(path):
@@ -81,8 +80,8 @@ def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
     left_out, invalid = id_reasons({role: role for role in _ROLES}), pl.lit(value=False)
     if "rating" in columns:
         name, rating = columns["rating"], pl.col("rating")
-        number = number_of(name, table.schema[name]).fill_null(inf).fill_nan(None)
+        number = table.number(name).fill_null(inf).fill_nan(None)
         values.append(pl.when(~table.is_absent(name)).then(number).alias("rating"))
         left_out["no rating"] = rating.is_null()
         invalid = rating.is_infinite()
-    return TableShape(values, left_out, invalid)
+    return TableShape(table, values, left_out, invalid)

@@ -153,53 +153,6 @@ def is_data(fields: Sequence[str]) -> bool:
     return bool(values) and not any(_plain(field) in usual for field in fields)
 
 
-def is_absent(name: str, dtype: pl.DataType, null_values: Sequence[str] = ()) -> pl.Expr:
-    """Return whether the value of the column is missing: null, NaN, blank or one of *null_values*; never null."""
-    column = pl.col(name)
-    if dtype.is_numeric():
-        absent = column.is_null()
-        if dtype.is_float():
-            absent |= column.is_nan()
-        numbers = [number for number in map(number_in, null_values) if number is not None]
-        return absent | column.cast(pl.Float64).is_in(numbers) if numbers else absent
-    if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
-        return column.is_null()
-    text = column.cast(pl.String)
-    # What is blank begins with a space or less; to strip every text would take as long as to read it.
-    blank = pl.when(text < "!").then(text).str.strip_chars() == ""
-    return text.is_null() | blank.fill_null(value=False) | text.is_in(list(null_values))
-
-
-def text_of(name: str, dtype: pl.DataType, source: str, null_values: Sequence[str] = ()) -> pl.Expr:
-    """
-    Return the column as text: text as it is, whole numbers without a decimal point, null where the value is missing.
-
-    Floats that are whole numbers become whole too: a nullable integer often comes as 17850.0, and means 17850.
-    Raises DataError for columns of lists, structs or bytes.
-    """
-    column = pl.col(name)
-    if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
-        raise DataError(
-            f"The column {name!r} of {source} holds {dtype}, which is neither an id nor a text; name another."
-        )
-    text = column.cast(pl.String)
-    if dtype.is_float():
-        # Beyond 2**53 a float no longer holds every whole number, so it is not an id; its own text is kept.
-        whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
-        text = pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
-    return pl.when(~is_absent(name, dtype, null_values)).then(text)
-
-
-def number_of(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return the column as a float; null if it is not a number."""
-    column = pl.col(name)
-    if dtype == pl.String:
-        return column.str.strip_chars().cast(pl.Float64, strict=False)
-    if dtype.is_numeric() or dtype == pl.Boolean:
-        return column.cast(pl.Float64)
-    return column.cast(pl.String, strict=False).cast(pl.Float64, strict=False)
-
-
 def time_layouts(values: pl.Series) -> list[str]:
     """Return the formats that read any of *values*, texts; one of them for those of numbers."""
     text = values.str.strip_chars()

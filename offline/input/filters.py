@@ -1,14 +1,14 @@
 """Row filters such as `quantity>0` or `country!=France`, and event weights such as `view=1,buy=5`."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import polars as pl
 
 from offline.errors import SettingError
-from offline.input.columns import find_column, number_in, number_of, text_of
+from offline.input.columns import find_column, number_in
+from offline.input.tables import Table
 
 _FILTER = re.compile(
     r"\s*(?P<column>[^<>=!~]*[^<>=!~\s])\s*(?P<operator>>=|<=|==|!=|!~|=|~|>|<)(?P<value>.*)", re.DOTALL
@@ -24,27 +24,27 @@ class Filter:
     operator: str
     value: str
 
-    def expression(self, schema: Mapping[str, pl.DataType], source: str) -> pl.Expr:
+    def expression(self, table: Table) -> pl.Expr:
         """
-        Return the condition over the columns of *schema*, never null.
+        Return the condition over the columns of *table*, never null.
 
         An absent value is an empty text, and no number: it meets `!=` and `!~`, and nothing that compares.
-        Raises DataError for a column that *source* lacks.
+        Raises DataError for a column that the table lacks.
         """
-        name = find_column(self.column, list(schema), f"filter {self.text!r}", source)
-        text = text_of(name, schema[name], source)
-        number = number_in(self.value)
+        table = replace(table, null_values=(), whole=frozenset())  # a filter is about what is written
+        name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
+        text, own_number, number = table.text(name), table.number(name), number_in(self.value)
         if self.operator in {"~", "!~"}:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
         if self.operator in {"=", "!="}:
             # A number in a Parquet file has no text of its own: 2.5 and 2.50 are the same there.
-            as_number = number is not None and schema[name].is_numeric()
-            same = number_of(name, schema[name]).eq_missing(number) if as_number else text.fill_null("") == self.value
+            as_number = number is not None and table.schema[name].is_numeric()
+            same = own_number.eq_missing(number) if as_number else text.fill_null("") == self.value
             return same if self.operator == "=" else ~same
         if number is not None:
             # NaN is above every number for polars.
-            side, bound = number_of(name, schema[name]).fill_nan(None), pl.lit(number)
+            side, bound = own_number.fill_nan(None), pl.lit(number)
         else:
             side, bound = pl.when(text.str.contains(r"^\d")).then(text), pl.lit(self.value)
         compared = {">": side > bound, ">=": side >= bound, "<": side < bound, "<=": side <= bound}[self.operator]

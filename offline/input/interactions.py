@@ -12,22 +12,21 @@ import polars as pl
 from offline.errors import DataError, SettingError
 from offline.input import notes
 from offline.input.cancellations import take_back
-from offline.input.columns import (
-    MAX_ID_BYTES,
-    Columns,
-    choose_columns,
-    is_numbered,
-    is_time,
-    number_of,
-    time_of,
-    usual_column,
-)
+from offline.input.columns import MAX_ID_BYTES, Columns, choose_columns, is_numbered, is_time, time_of, usual_column
 from offline.input.events import EVENT_COLUMNS, Events, read_events
 from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
 from offline.input.filters import Filter, parse_filter
 from offline.input.matrix import Weighing, Weighting
-from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, read_titles
-from offline.input.tables import Table, open_tables, with_whole_numbers
+from offline.input.tables import (
+    Rows,
+    Survey,
+    Table,
+    TableShape,
+    id_reasons,
+    open_tables,
+    read_titles,
+    with_whole_numbers,
+)
 
 _OTHER_TIME = "time in another format than most"
 # If more than this share of the rows have a time in another format, the column is not understood.
@@ -125,7 +124,7 @@ def read_interactions(
         # A guessed column in which no file has times is passed over.
         has_times = any(time is not None for time in times)
         shapes = [_shape(each, time, has_times=has_times) for each, time in zip(sources, times, strict=True)]
-        rows = Rows([each.table for each in sources], shapes)
+        rows = Rows(shapes)
         bounds = []
         if chosen.time is not None:
             bounds = [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
@@ -151,7 +150,7 @@ def read_interactions(
         return Interactions(
             log,
             Weighing(weighting, half_life),
-            item_titles(rows.kept, source) if titles is None else read_titles(titles, named_titles, form),
+            read_titles(titles, named_titles, form, rows.kept, source),
             segments,
             survey.rows,
             survey.left_out,
@@ -219,11 +218,11 @@ def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableSh
     weight, no_weight = _weight(table, columns, event_weights)
     quantity = []
     if columns.quantity is not None:
-        number = number_of(columns.quantity, table.schema[columns.quantity])
+        number = table.number(columns.quantity)
         # A purchase of an unknown quantity is one of 1; a cancellation is not a purchase, and has no weight of its own.
         quantity = [pl.when(number.is_finite() & (number != 0)).then(number).otherwise(1.0).alias("quantity")]
         weight = pl.when(number < 0).then(1.0).otherwise(weight)
-    met = {f"where {each.text}": each.expression(table.schema, str(table.file)) for each in filters}
+    met = {f"where {each.text}": each.expression(table) for each in filters}
     values = [weight.alias("weight"), *quantity, *(condition.alias(reason) for reason, condition in met.items())]
     left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({"user": "user", "item": "item"})
     for role in ("user", "item", "title", "segment", "count"):
@@ -238,7 +237,7 @@ def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableSh
         values += [moment.alias("time"), table.is_absent(columns.time).alias("timeless")]
         if has_times:
             left_out[_OTHER_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
-    return TableShape(values, left_out, pl.col("weight").is_infinite())
+    return TableShape(table, values, left_out, pl.col("weight").is_infinite())
 
 
 def _weight(
@@ -250,7 +249,7 @@ def _weight(
         return value, {"unknown event": pl.col("weight").is_null()}
     if columns.weight is None:
         return pl.lit(1.0), {}
-    number = number_of(columns.weight, table.schema[columns.weight]).fill_null(inf)
+    number = table.number(columns.weight).fill_null(inf)
     value = pl.when(~table.is_absent(columns.weight)).then(number.fill_nan(None))
     weight = pl.col("weight")
     return value, {"no weight": weight.is_null(), "weight zero or less": (weight <= 0) & weight.is_finite()}

@@ -1,14 +1,24 @@
-"""Tables: files of rows opened to be scanned, all of one shape, and their columns as text in which absence is null."""
+"""Tables: files of rows, opened, read in one shape and checked; rows are counted by the reason to leave them out."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from offline.errors import DataError
-from offline.input.columns import is_absent, number_layout, text_of, time_layouts, time_of
-from offline.input.files import DataFile, Format, data_errors
+from offline.input.columns import (
+    MAX_ID_BYTES,
+    choose_columns,
+    is_numbered,
+    number_in,
+    number_layout,
+    time_layouts,
+    time_of,
+)
+from offline.input.files import DataFile, Format, data_errors, find_files
 from offline.input.text import scan_text
 
 # A whole number as pandas writes one of a column that has missing values, and as everybody else does.
@@ -36,15 +46,51 @@ class Table:
     whole: frozenset[str] = frozenset()
 
     def text(self, name: str | None) -> pl.Expr:
-        """Return the column as text, nulls if there is no such column; raises DataError as `text_of` does."""
+        """
+        Return the column as text, null where the value is missing; nulls if there is no such column.
+
+        Whole numbers have no decimal point. Floats that are whole numbers become whole too: a nullable integer often
+        comes as 17850.0, and means 17850. Raises DataError for columns of lists, structs or bytes.
+        """
         if name is None:
             return pl.lit(None, dtype=pl.String)
-        text = text_of(name, self.schema[name], str(self.file), self.null_values)
+        dtype, column = self.schema[name], pl.col(name)
+        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+            raise DataError(
+                f"The column {name!r} of {self.file} holds {dtype}, which is neither an id nor a text; name another."
+            )
+        text = column.cast(pl.String)
+        if dtype.is_float():
+            # Beyond 2**53 a float no longer holds every whole number, so it is not an id; its own text is kept.
+            whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
+            text = pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
+        text = pl.when(~self.is_absent(name)).then(text)
         return text.str.strip_suffix(".0") if name in self.whole else text
 
+    def number(self, name: str) -> pl.Expr:
+        """Return the column as a float; null if it is not a number."""
+        dtype, column = self.schema[name], pl.col(name)
+        if dtype == pl.String:
+            return column.str.strip_chars().cast(pl.Float64, strict=False)
+        if dtype.is_numeric() or dtype == pl.Boolean:
+            return column.cast(pl.Float64)
+        return column.cast(pl.String, strict=False).cast(pl.Float64, strict=False)
+
     def is_absent(self, name: str) -> pl.Expr:
-        """Return whether the value of the column is missing; never null."""
-        return is_absent(name, self.schema[name], self.null_values)
+        """Return whether the value of the column is missing: null, NaN, blank or a null value; never null."""
+        dtype, column = self.schema[name], pl.col(name)
+        if dtype.is_numeric():
+            absent = column.is_null()
+            if dtype.is_float():
+                absent |= column.is_nan()
+            numbers = [number for number in map(number_in, self.null_values) if number is not None]
+            return absent | column.cast(pl.Float64).is_in(numbers) if numbers else absent
+        if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
+            return column.is_null()
+        text = column.cast(pl.String)
+        # What is blank begins with a space or less; to strip every text would take as long as to read it.
+        blank = pl.when(text < "!").then(text).str.strip_chars() == ""
+        return text.is_null() | blank.fill_null(value=False) | text.is_in(list(self.null_values))
 
     def first_text(self, name: str) -> str | None:
         """Return the first value of a column of text, None if it has none or is of another type."""
@@ -139,3 +185,131 @@ def _open_table(file: DataFile, form: Format) -> Table:
         keys = [pl.lit(value, pl.String).alias(key) for key, value in file.keys.items() if key not in names]
         frame = frame.with_columns(keys)
         return Table(file, frame, dict(frame.collect_schema()), first_row, form.null_values)
+
+
+@dataclass(frozen=True, slots=True)
+class TableShape:
+    """
+    How the rows of one *table* are read.
+
+    values    what a row becomes: expressions over the columns of the table, each with an alias
+    left_out  why a row is left out: conditions over the values, in the order in which they are tried
+    invalid   when the number of a row is invalid: a condition over the values
+    """
+
+    table: Table
+    values: Sequence[pl.Expr]
+    left_out: Mapping[str, pl.Expr]
+    invalid: pl.Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How many rows there are, how many of them are left out by reason (zeros not listed), and what is kept."""
+
+    rows: int
+    left_out: dict[str, int]
+    kept: dict[str, Any]
+
+
+class Rows:
+    """The rows of all tables, to be scanned as often as needed."""
+
+    def __init__(self, shapes: Sequence[TableShape]) -> None:
+        """Take tables by their shapes; what one has no value of is null in its rows."""
+        self._tables = [shape.table for shape in shapes]
+        reasons = dict.fromkeys(reason for shape in shapes for reason in shape.left_out)
+        self._reasons = {reason: number for number, reason in enumerate(reasons, start=1)}
+        self._all = pl.concat([self._shaped(*numbered) for numbered in enumerate(shapes)], how="diagonal")
+
+    @property
+    def kept(self) -> pl.LazyFrame:
+        """The rows that are not left out: their values, and `row`, their number within their file from 0."""
+        return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
+
+    def survey(self, source: str, role: str, column: str | None, *aggregates: pl.Expr, advice: str) -> Survey:
+        """
+        Read all rows once and count them; *aggregates* are computed over the rows that are kept.
+
+        Raises DataError for the first row whose number, the *role* in *column*, is invalid, and, with *advice*, when no
+        row is kept.
+        """
+        with data_errors(source):
+            counts = pl.len().alias("rows"), pl.col("invalid").sum()
+            groups = self._all.group_by("reason").agg(*counts, *aggregates).collect(engine="streaming")
+        if column is not None and groups.get_column("invalid").sum():
+            raise self._invalid_number(role, column)
+        by_reason = {group["reason"]: group for group in groups.iter_rows(named=True)}
+        total = int(groups.get_column("rows").sum())
+        left_out = {
+            reason: by_reason[number]["rows"] for reason, number in self._reasons.items() if number in by_reason
+        }
+        if 0 not in by_reason:
+            counted = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+            raise DataError(f"Nothing is left of the {total:,} rows of {source}: {counted}; {advice}.")
+        return Survey(total, left_out, by_reason[0])
+
+    def _shaped(self, number: int, shape: TableShape) -> pl.LazyFrame:
+        # In two steps, so that what a value is made of is not computed again for each condition.
+        rows = shape.table.frame.with_row_index("row").select("row", *shape.values)
+        tried = [pl.when(found).then(pl.lit(self._reasons[reason])) for reason, found in shape.left_out.items()]
+        reason = pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8)
+        rows = rows.with_columns(file=pl.lit(number), reason=reason)
+        return rows.with_columns(invalid=shape.invalid & (pl.col("reason") == 0))
+
+    def examples(self, reason: str, column: str, count: int) -> list[str]:
+        """Return the places and values in *column* of the first *count* rows that are left out for a *reason*."""
+        of_reason = self._all.filter(pl.col("reason") == self._reasons[reason])
+        found = of_reason.select("file", "row").head(count).collect()
+        return [f"{self._place(file, row)}: {self._value(file, row, column)!r}" for file, row in found.iter_rows()]
+
+    def _place(self, file: int, row: int) -> str:
+        table = self._tables[file]
+        return f"{table.file}, row {row + table.first_row}"
+
+    def _value(self, file: int, row: int, column: str) -> object:
+        return self._tables[file].frame.slice(row, 1).select(column).collect().item()
+
+    def _invalid_number(self, role: str, column: str) -> DataError:
+        file, row = self._all.filter("invalid").select("file", "row").head(1).collect().row(0)
+        return DataError(
+            f"{self._place(file, row)}, column {column!r}: the {role} {self._value(file, row, column)!r} is not a "
+            f"finite number; mend the row, remove it, or name another {role} column."
+        )
+
+
+def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
+    """Return the reasons to leave a row out for its *ids*, values by role; one without a segment counts for all."""
+    absent = {f"no {role}": pl.col(value).is_null() for role, value in ids.items() if role != "segment"}
+    sizes = {f"{role} id over {MAX_ID_BYTES} bytes": pl.col(value).str.len_bytes() for role, value in ids.items()}
+    return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}
+
+
+def read_titles(
+    path: Path | None, named: Mapping[str, str | None], form: Format, rows: pl.LazyFrame, source: str
+) -> dict[str, str]:
+    """
+    Return titles by item, as the file, or folder, at *path* says, or else *rows* [item, perhaps title] of *source*.
+
+    *named* are the columns of the file by role: that of the item need not be there, and is guessed then, as both are
+    where no name is given. Of several titles the most frequent counts, the first by alphabet among equals. Raises
+    DataError when either column is missing or a file cannot be read.
+    """
+    if path is not None:
+        source = str(path)
+        tables = open_tables(find_files(path), form, source)
+        schema = list(tables[0].schema)
+        item = named.get("item") if named.get("item") in schema and not is_numbered(schema) else None
+        roles = {"item": item, "title": named.get("title")}
+        columns = choose_columns(roles, schema, source, guessed=roles, required=list(roles))
+        tables, _ = with_whole_numbers(tables, [columns["item"]])
+        texts = (table.frame.select(**{role: table.text(columns[role]) for role in roles}) for table in tables)
+        rows = pl.concat(texts).drop_nulls()
+    if "title" not in rows.collect_schema():
+        return {}
+    title = pl.col("title").str.strip_chars()
+    with data_errors(source):
+        titled = rows.select("item", title=title).filter(pl.col("title") != "")
+        counted = titled.group_by("item", "title").len().collect(engine="streaming")
+    best = counted.sort("len", "title", descending=[True, False]).unique("item", keep="first", maintain_order=True)
+    return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))

@@ -1,6 +1,7 @@
 """Filters and event weights: a filter keeps exactly the rows that meet it, and nonsense is refused by name."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
+from offline.input.files import DataFile
 from offline.input.filters import Filter, parse_event_weights, parse_filter, parse_half_life
+from offline.input.tables import Table
 
 FRAME = pl.DataFrame(
     {
@@ -21,7 +24,8 @@ FRAME = pl.DataFrame(
 
 
 def kept(*texts: str) -> list[int]:
-    conditions = [each.expression(FRAME.schema, "a.csv") for each in map(parse_filter, texts)]
+    table = Table(DataFile(Path("a.csv"), "text"), FRAME.lazy(), dict(FRAME.schema), 1, ())
+    conditions = [each.expression(table) for each in map(parse_filter, texts)]
     return FRAME.with_row_index("row").filter(*conditions).get_column("row").to_list()
 
 
