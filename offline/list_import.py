@@ -67,8 +67,10 @@ class ImportedLists:
             titles = read_titles(settings.titles, settings.columns, settings.form, scored.frame, named_paths(given))
             others = [path for path in (settings.popular, settings.similar, settings.titles) if path is not None]
             self._fingerprint = fingerprint(files + [file for path in others for file in find_files(path)])
-        report = partial(on_progress, "similar")
-        self._similar = similar and sort_lists(similar, numbers, settings.length, folder / "similar", report)
+        self._similar = None
+        if similar is not None:
+            report = partial(on_progress, "similar")
+            self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
         self._popular = _popular(popular, self._users, numbers, max(settings.length, POPULAR_LENGTH))
         self.rows, self.left_out, self._notes = scored.survey.rows, dict(scored.survey.left_out), list(scored.notes)
         if self._users.duplicates:
