@@ -49,13 +49,21 @@ class Server(asyncio.Protocol):
 
 @asynccontextmanager
 async def serving(act: Act) -> AsyncIterator[str]:
-    counter: list[int] = []
-    server = await asyncio.get_running_loop().create_server(lambda: Server(act, counter), "127.0.0.1", 0)
+    counter, made = list[int](), list[Server]()
+
+    def accept() -> Server:
+        made.append(Server(act, counter))
+        return made[-1]
+
+    server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         await server.wait_closed()
+        for each in made:
+            each.transport.abort()
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -278,13 +286,13 @@ async def test_the_rate_of_a_server_that_is_too_slow_is_its_own_and_not_the_one_
     def one_by_one(transport: asyncio.Transport, count: int) -> None:
         nonlocal free_s
         del count
-        free_s = max(free_s, loop.time()) + 1 / 500
+        free_s = max(free_s, loop.time()) + 1 / 100
         loop.call_at(free_s, transport.write, ANSWER)
 
     async with serving(one_by_one) as url:
-        result = await drive(Load(url=url, paths=["/"], rate=1000, duration_s=0.3, connections=400))
-    assert result.ok == result.due == 300
-    assert result.ok_rate <= 510
+        result = await drive(Load(url=url, paths=["/"], rate=200, duration_s=0.3, connections=40))
+    assert result.ok == result.due == 60
+    assert result.ok_rate <= 102
     assert result.duration_s >= 0.59
 
 
