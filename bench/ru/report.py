@@ -1,4 +1,4 @@
-"""The results of a sweep, trial by trial, level by level and effect by effect, and how a report shows them."""
+"""The results of a sweep, search by search and trial by trial, and how a report shows them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +10,7 @@ from bench.loadgen.result import LAG_BOUND_US
 from bench.report.plots import BAD, FAINT, LINES, Frames, latency_scale, plot, rate_axis
 from bench.report.report import Report
 from bench.report.text import escaped, format_us, paragraphs, section, table
-from bench.ru.sandbox import Items
-from stores.cosmos.charges import KB
+from bench.ru.scenarios import Scenario
 
 # What ends a search that found what it looked for.
 RU = "RU/s"
@@ -21,10 +20,9 @@ SPENT = 0.95
 LABEL = "local emulator, not Azure"
 NONE = "-"
 
-LEVEL_HEADINGS = (
-    "RU/s", "read", "costs", "accepted", "by arithmetic", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",
+HEADINGS = (
+    "RU/s", "reads", "costs", "accepted", "predicted", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",
 )  # fmt: skip
-EFFECT_HEADINGS = ("effect", "inputs of the prediction", "RU/s", "best rate", "predicted RU/s for it", "off by")
 
 METHOD = """
 Open loop, evenly spaced, one attempt a request: a 429 is counted, never retried. Retries would hide throttling in the
@@ -40,15 +38,11 @@ EMULATED = (
     "Requests went to an emulator, which charges by the same coefficients as the planner. That they agree shows "
     "nothing of Azure, and the latencies are not Azure's."
 )
-LEVELS = (
-    "Accepted: the reads a second that were not refused, at the highest rate inside the objective; by arithmetic: RU/s "
-    "÷ RU a read. Spent: RU that answers were charged with at that rate, of those provisioned."
+FOUND = (
+    "Accepted: the reads a second that were not refused, at the highest rate inside the objective; predicted: by the "
+    "planner. Spent: RU that answers were charged with at that rate, of those that could be."
 )
 KNEES = "Below the knee every read is answered; beyond it the rest is refused, and the answered ones are no more."
-EFFECTS = (
-    "Each by itself. The planner predicts how many RU/s the best rate needs, and this is compared with what the "
-    "container had."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +92,10 @@ def highest(trials: Sequence[Trial]) -> Trial | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """A level of RU/s with the trials of its search."""
+class Finding:
+    """One scenario at one level of RU/s, with the trials of its search, and what ended that."""
 
-    ru: int
-    items: Items
-    read_ru: float
-    """Of one read by the documented charges."""
-
+    scenario: Scenario
     trials: tuple[Trial, ...]
     limit: str
 
@@ -115,51 +105,22 @@ class Level:
         return highest(self.trials)
 
     @property
-    def arithmetic(self) -> float:
-        """Reads a second that the level pays for."""
-        return self.ru / self.read_ru
-
-    @property
-    def utilisation(self) -> float | None:
-        """RU spent of RU provisioned, at the best rate."""
-        return None if self.best is None else self.best.spent_ru / self.ru
-
-    @property
     def spent(self) -> bool:
         """Whether the RU/s ended the search, and the best rate spends them."""
-        return self.limit == RU and (self.utilisation or 0.0) >= SPENT
+        return self.limit == RU and self.best is not None and self.best.spent_ru >= SPENT * self.scenario.usable_ru
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        best = self.best
-        own = ("ru", "read_ru", "arithmetic", "utilisation", "limit", "spent")
-        return {name: getattr(self, name) for name in own} | {
-            "item_bytes": self.items.size,
-            "partitions": self.items.parts,
+        best, scenario = self.best, self.scenario
+        return {name: getattr(scenario, name) for name in ("name", "inputs", "ru", "usable_ru", "predicted")} | {
             "best": best and best.to_json(),
-            "off": None if best is None else best.ok_rate / self.arithmetic - 1,
-            "per_100_ru": None if best is None else best.ok_rate / self.ru * 100,
+            "off": best and best.ok_rate / scenario.predicted - 1,
+            "utilisation": best and best.spent_ru / scenario.usable_ru,
+            "per_100_ru": best and best.ok_rate / scenario.ru * 100,
+            "limit": self.limit,
+            "spent": self.spent,
             "trials": [each.to_json() for each in self.trials],
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """One effect: `rate` is the best one of users' requests, None where none was inside the objective."""
-
-    name: str
-    inputs: str
-    ru: float
-    """What there was to spend in a second."""
-
-    rate: float | None
-    predicted_ru: float | None
-    limit: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        off = None if self.predicted_ru is None else self.predicted_ru / self.ru - 1
-        return asdict(self) | {"off": off}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,63 +131,58 @@ class SweepResult:
     subject: str
     """The account, without what may be secret; LABEL where it is emulated."""
 
-    levels: tuple[Level, ...]
-    effects: tuple[Effect, ...]
+    found: tuple[Finding, ...]
     interrupted: bool
 
     @property
     def valid(self) -> bool:
-        """Whether it came to its end and truly spent every level."""
-        return not self.interrupted and bool(self.levels) and all(each.spent for each in self.levels)
+        """Whether it came to its end and each search spent what could be spent."""
+        return not self.interrupted and bool(self.found) and all(each.spent for each in self.found)
 
     @property
     def report(self) -> Report:
         """The report, with all of it as plain values."""
         emulated = self.subject == LABEL
-        short = [each for each in self.levels if not each.spent]
+        found = [each.to_json() for each in self.found]
         return Report(
             kind="ru",
             configuration=self.configuration,
             series=(),
             interrupted=self.interrupted,
-            failures=tuple(
-                f"{each.ru:,} RU/s was not spent; what ended the search was: {each.limit}" for each in short
-            ),
+            failures=tuple(map(_not_spent, (each for each in found if not each["spent"]))),
             extra={
                 "subject": self.subject,
-                "holds": "Every level was truly spent: at the best rate 95 % or more of its RU, and then came 429s.",
+                "holds": "Every search was ended by the RU/s: at the best rate 95 % of them or more were spent.",
                 "method": [*([EMULATED] if emulated else []), *paragraphs(METHOD)],
-                "ru": {
-                    "label": LABEL if emulated else None,
-                    "levels": [each.to_json() for each in self.levels],
-                    "effects": [each.to_json() for each in self.effects],
-                },
+                "ru": {"label": LABEL if emulated else None, "found": found},
             },
         )
 
 
-def notes(levels: Sequence[Mapping[str, Any]]) -> list[str]:
+def notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return sentences on what the cells leave out."""
-    lines = [f"{each['ru']:,} RU/s was not spent: {each['limit']}" for each in levels if not each["spent"]]
-    if any(each["best"] and each["best"]["late"] for each in levels):
+    lines = [_not_spent(each) for each in found if not each["spent"]]
+    if any(each["best"] and each["best"]["late"] for each in found):
         lines.append("* The generator came late in this trial (lag p99 above 1 ms): its latencies are not the store's.")
     return lines
 
 
-def level_row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a level; a * marks latencies that a late generator spoilt."""
+def _not_spent(one: Mapping[str, Any]) -> str:
+    return f"{one['ru']:,} RU/s, {one['name']}: they were not spent, because the search was ended by: {one['limit']}"
+
+
+def row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a search; a * marks latencies that a late generator spoilt."""
     best = one["best"]
-    size = f"{one['item_bytes'] / KB:g} KB"
     if best is None:
-        cells = f"{one['ru']:,}", size, f"{one['read_ru']:.2f} RU", NONE, f"{one['arithmetic']:,.1f}/s"
-        return (*cells, *(NONE,) * (len(LEVEL_HEADINGS) - len(cells)))
+        return f"{one['ru']:,}", one["name"], NONE, NONE, f"{one['predicted']:,.1f}/s", *(NONE,) * (len(HEADINGS) - 5)
     late = " *" if best["late"] else ""
     return (
         f"{one['ru']:,}",
-        size,
+        one["name"],
         f"{best['charge_ru']:.2f} RU",
         f"{best['ok_rate']:,.1f}/s",
-        f"{one['arithmetic']:,.1f}/s",
+        f"{one['predicted']:,.1f}/s",
         f"{one['off']:+.1%}",
         f"{one['utilisation']:.1%}",
         format_us(best["p50_us"]) + late,
@@ -236,27 +192,17 @@ def level_row(one: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def effect_row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the cells of an effect."""
-    if one["rate"] is None:
-        return one["name"], f"not measured: {one['limit']}", NONE, NONE, NONE, NONE
-    figures = f"{one['ru']:,.0f}", f"{one['rate']:,.1f}/s", f"{one['predicted_ru']:,.0f}", f"{one['off']:+.1%}"
-    return one["name"], one["inputs"], *figures
-
-
-def sections(found: Mapping[str, Any]) -> list[str]:
-    """Lay out what only a sweep has to show on its page: the levels, their knees, and the effects."""
-    label = f" ({found['label']})" if found["label"] else ""
-    levels, effects = found["levels"], found["effects"]
-    below = "".join(f'<p class="soft">{escaped(each)}</p>' for each in notes(levels))
-    shown = table(LEVEL_HEADINGS, map(level_row, levels), numbers=range(len(LEVEL_HEADINGS)))
-    parts = [section(f"What each level sustains{label}", shown + below, LEVELS)]
-    if effects:
-        shown = table(EFFECT_HEADINGS, map(effect_row, effects), numbers=range(2, 6))
-        parts.append(section(f"What else has an effect{label}", shown, EFFECTS))
-    for each in levels:
-        heading = f"The knee at {each['ru']:,} RU/s{label}"
-        parts.append(section(heading, _knee_plot(each), KNEES if each is levels[0] else ""))
+def sections(swept: Mapping[str, Any]) -> list[str]:
+    """Lay out what only a sweep has to show on its page: the table, and the knee of each search."""
+    label = f" ({swept['label']})" if swept["label"] else ""
+    found = swept["found"]
+    below = "".join(f'<p class="soft">{escaped(each)}</p>' for each in notes(found))
+    shown = table(HEADINGS, map(row, found), numbers=[0, *range(2, len(HEADINGS))])
+    parts = [section(f"What was accepted{label}", shown + below, FOUND)]
+    for each in found:
+        heading = f"The knee at {each['ru']:,} RU/s, {each['name']}{label}"
+        said = KNEES if each is found[0] else f"The prediction is of: {each['inputs']}."
+        parts.append(section(heading, _knee_plot(each), said))
     return parts
 
 
@@ -271,8 +217,8 @@ def _knee_plot(frames: Frames, found: Mapping[str, Any]) -> None:
     latency_scale(above)
     below.plot(at, [100 * each["throttled"] for each in points], color=BAD, marker="o", label="429s, measured")
     drawn = np.linspace(0, max(at, default=1.0), 200)[1:]
-    expected = 100 * np.maximum(0, 1 - found["arithmetic"] / drawn)
-    below.plot(drawn, expected, color=FAINT, label="429s, by arithmetic: 1 - RU/s ÷ RU requested")
+    expected = 100 * np.maximum(0, 1 - found["predicted"] / drawn)
+    below.plot(drawn, expected, color=FAINT, label="429s, if all partitions refuse alike")
     below.set_ylim(bottom=0)
     below.yaxis.set_major_formatter("{x:g} %")
     rate_axis(below, "reads/s that fell due")

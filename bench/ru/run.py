@@ -1,9 +1,8 @@
-"""A sweep of an account from its options to its result: its plan, its cost, trials, levels and effects."""
+"""A sweep of an account from its options to its result: its plan, its cost, its searches and their trials."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Protocol
 
@@ -16,17 +15,9 @@ from bench.loadgen.workers import OnProgress, WorkerPool
 from bench.options import SweepOptions
 from bench.progress import ProgressDisplay
 from bench.report.text import parse_rate, parse_seconds
-from bench.ru.report import LABEL, RU, Effect, Level, SweepResult, Trial, highest
+from bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest
 from bench.ru.sandbox import AccountSandbox, Items, sandbox
-from bench.ru.scenarios import (
-    BESIDE_RU,
-    Offer,
-    Scenario,
-    Setup,
-    SignedRequests,
-    all_scenarios,
-    autoscale_of,
-)
+from bench.ru.scenarios import EFFECTS, Offer, Scenario, Setup, SignedRequests, autoscale_of, in_turn
 from bench.stores.setup import emulator_label
 from stores.cosmos.charges import load as load_charges
 from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Address, Throughput, parse
@@ -47,7 +38,6 @@ THROTTLED, OTHER = "throttled", "status"
 # What a search is reckoned to take: so many trials, and between two of them the wait for the next second.
 TRIALS = 8
 BETWEEN_S = 1.0
-EFFECTS = 4
 HOUR_S = 3600
 
 
@@ -66,12 +56,12 @@ class SweepPlan:
         """The level at which effects are measured."""
         return next((ru for ru in self.levels if ru >= EFFECTS_FROM_RU), self.levels[-1])
 
-    def result(self, levels: Sequence[Level], effects: Sequence[Effect], *, interrupted: bool) -> SweepResult:
+    def result(self, found: Sequence[Finding], *, interrupted: bool) -> SweepResult:
         """Sum up what was measured."""
         account = self.options.account
         configuration = self.options.to_json() | {"objective": str(self.objective)}
         subject = redacted(account) if emulator_label(account) is None else LABEL
-        return SweepResult(configuration, subject, tuple(levels), tuple(effects), interrupted)
+        return SweepResult(configuration, subject, tuple(found), interrupted)
 
 
 def plan(options: SweepOptions) -> SweepPlan:
@@ -136,10 +126,9 @@ def account_cost(planned: SweepPlan, prices: Prices) -> Cost:
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> Cost:
     """Estimate the cost of a sweep that begins *now*, in seconds since 1970."""
     effects = planned.options.effects
-    took_s = (len(planned.levels) + EFFECTS * effects) * (planned.duration_s + BETWEEN_S) * TRIALS
+    took_s = (len(planned.levels) + len(EFFECTS) * effects) * (planned.duration_s + BETWEEN_S) * TRIALS
     hours = hours_touched(now, took_s)
-    manual_ru = planned.levels[-1] + BESIDE_RU * effects
-    autoscale_ru = autoscale_of(planned.effects_ru).ru * effects
+    manual_ru, autoscale_ru = planned.levels[-1], autoscale_of(planned.effects_ru).ru * effects
     usd = prices.ru_hours(manual_ru * hours, regions=regions)
     usd += prices.ru_hours(autoscale_ru * hours, autoscale=True, regions=regions)
     return Cost(manual_ru, autoscale_ru, ceil(took_s / 60), hours, regions, usd, prices.ru_hour.provenance)
@@ -216,15 +205,13 @@ class Sweep:
         self._planned = planned
         self._generator = generator
         self._display = display
-        self._charges = load_charges()
-        self._levels = list[Level]()
-        self._effects = list[Effect]()
+        self._found = list[Finding]()
         self.interrupted = False
 
     @property
     def result(self) -> SweepResult:
         """What was measured until now."""
-        return self._planned.result(self._levels, self._effects, interrupted=self.interrupted)
+        return self._planned.result(self._found, interrupted=self.interrupted)
 
     def measure(self, account: AccountSandbox) -> None:
         """Measure all levels, then the effects."""
@@ -234,44 +221,23 @@ class Sweep:
         container = account.create(top)
         items = Items(1, ITEMS, top.initial_partitions)
         account.fill(container, items)
-        for ru in planned.levels:
+        setup = Setup(account, load_charges(), container, items, top.ru)
+        require_answer(account, in_turn(setup).offer(1.0).requests)
+        effects = EFFECTS if planned.options.effects else ()
+        for ru, prepare in [*((ru, in_turn) for ru in planned.levels), *((planned.effects_ru, one) for one in effects)]:
             if self.interrupted:
                 return
             account.scale(container, Throughput(ru))
-            self._levels.append(self._measure_level(account, container, ru, items))
-        if planned.options.effects and not self.interrupted:
-            account.scale(container, Throughput(planned.effects_ru))
-            requests = SignedRequests(account.address)
-            throttled = planned.objective.throttled or 0.0
-            setup = Setup(account, requests, self._charges, container, items, planned.effects_ru, throttled)
-            for prepare in all_scenarios(setup):
-                if not self.interrupted:
-                    self._effects.append(self._measure_effect(account, prepare()))
+            self._found.append(self._search(account, prepare(replace(setup, ru=ru))))
 
-    def _measure_level(self, account: AccountSandbox, container: str, ru: int, items: Items) -> Level:
-        requests = SignedRequests(account.address).in_turn(container, items)
-        require_answer(account, requests)
-        read_ru = self._charges.read(items.size)
-        trials = tuple(self._search(f"{ru:,} RU/s", account, partial(Offer, requests), ru / read_ru))
-        return Level(ru, items, read_ru, trials, limit(trials, self._planned.objective))
+    def _search(self, account: AccountSandbox, scenario: Scenario) -> Finding:
+        """Search for the highest rate inside the objective; the prediction only says where to begin."""
 
-    def _measure_effect(self, account: AccountSandbox, scenario: Scenario) -> Effect:
-        trials = list(self._search(scenario.name, account, scenario.offer, scenario.expected))
-        best = highest(trials)
-        return Effect(
-            scenario.name,
-            scenario.inputs,
-            scenario.ru,
-            rate=None if best is None else best.rate,
-            predicted_ru=None if best is None else scenario.predict(best.rate),
-            limit=limit(trials, self._planned.objective),
-        )
+        def attempt(rate: float) -> Trial:
+            return self._try(f"{scenario.ru:,} RU/s, {scenario.name}", account, rate, scenario.offer(rate))
 
-    def _search(
-        self, name: str, account: AccountSandbox, offer: Callable[[float], Offer], expected: float
-    ) -> Iterator[Trial]:
-        """Search for the best rate inside the objective; yield every trial. *expected* only says where to begin."""
-        return search(lambda rate: self._try(name, account, rate, offer(rate)), expected * BEGIN_AT, PRECISION)
+        trials = tuple(search(attempt, scenario.predicted * BEGIN_AT, PRECISION))
+        return Finding(scenario, trials, limit(trials, self._planned.objective))
 
     def _try(self, name: str, account: AccountSandbox, rate: float, offer: Offer) -> Trial:
         """Try one rate of users' requests, from the beginning of a second on."""

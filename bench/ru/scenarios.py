@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -25,8 +25,6 @@ from stores.cosmos.url import AUTOSCALE_STEP, KEY, Address, Throughput
 UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
 # Shares: of the reads that go to the hot key, and of the RU/s that a publish takes.
 HOT, PUBLISHED = 0.3, 0.2
-# RU/s of the container beside the one that is read.
-BESIDE_RU = 400
 EVENTUAL, STRONG = "Eventual", "Strong"
 
 
@@ -112,7 +110,7 @@ class SignedRequests:
 
 
 class Offer(NamedTuple):
-    """What goes over the wire for a rate of users' requests: these requests, so many a second."""
+    """What goes over the wire for a rate of users' reads: these requests, so many a second."""
 
     requests: Requests
     wire_rate: float
@@ -120,79 +118,79 @@ class Offer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One effect: what is offered at a rate, and the RU/s that the planner predicts for it; `ru` is what there is."""
+    """One way to read a container: what is offered at a rate, and what the planner predicts."""
 
     name: str
     inputs: str
     """The inputs of the prediction, in words."""
 
     ru: int
-    offer: Callable[[float], Offer]
-    predict: Callable[[float], float]
+    usable_ru: float
+    """Of `ru` what can be spent before the first partition has nothing left."""
 
-    @property
-    def expected(self) -> float:
-        """The rate at which the prediction is all there is; it is linear in the rate."""
-        fixed = self.predict(0.0)
-        return (self.ru - fixed) / (self.predict(1.0) - fixed)
+    predicted: float
+    """The users' reads a second that are accepted, at most."""
+
+    offer: Callable[[float], Offer]
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The account, the container and the items of 1 KB that scenarios read."""
+    """The account, the container, the items of 1 KB in it, and its RU/s."""
 
     sandbox: AccountSandbox
-    requests: SignedRequests
     charges: Charges
     container: str
     items: Items
     ru: int
-    throttled: float
-    """The share of requests that the objective lets be refused."""
-
-    def scenario(
-        self,
-        name: str,
-        inputs: str,
-        offer: Callable[[float], Offer],
-        **load: Any,  # noqa: ANN401 -- what `predict_ru` takes
-    ) -> Scenario:
-        """Make a scenario of what is offered at a rate; *load* is what the prediction takes besides the rate."""
-        load = {"partitions": self.items.parts, "throttled": self.throttled, **load}
-        return Scenario(
-            name, inputs, self.ru, offer, lambda rate: predict_ru(self.charges, rate, self.items.size, **load)
-        )
 
     @property
-    def partitions(self) -> str:
-        """How many partitions there are, in words."""
-        return f"{self.items.parts} partition{'s' * (self.items.parts > 1)}"
+    def requests(self) -> SignedRequests:
+        """What makes requests to the account."""
+        return SignedRequests(self.sandbox.address)
+
+    def scenario(
+        self, name: str, inputs: str, offer: Callable[[float], Offer], *, skew: float = 1.0, writes_s: float = 0.0
+    ) -> Scenario:
+        """Make a scenario of what is offered at a rate; *writes_s* lists a second are replaced meanwhile."""
+        parts = self.items.parts
+        fixed, each = (
+            predict_ru(
+                self.charges, rate, self.items.size, skew=skew, partitions=parts, writes_s=writes_s, replaced=True
+            )
+            for rate in (0.0, 1.0)
+        )
+        inputs = f"{inputs}, {parts} partition{'s' * (parts > 1)}"
+        return Scenario(name, inputs, self.ru, self.ru / skew, (self.ru - fixed) / (each - fixed), offer)
 
 
-def all_scenarios(setup: Setup) -> Iterator[Callable[[], Scenario]]:
-    """Yield each scenario as a function that prepares it."""
-    for prepare in (one_hot_key, published_in_place, published_beside, autoscaled):
-        yield partial(prepare, setup)
+def in_turn(setup: Setup) -> Scenario:
+    """Read every item in turn."""
+    requests = setup.requests.in_turn(setup.container, setup.items)
+    return setup.scenario("all keys in turn", f"{setup.items.size_kb} KB", partial(Offer, requests))
 
 
 def one_hot_key(setup: Setup) -> Scenario:
     """Send a share of all requests to one key."""
     keys = Keys(setup.items.ids, HotSet(HOT, 1 / setup.items.count))
     requests = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
-    name, inputs = f"one key with {HOT:.0%} of the reads", f"hot_share {HOT:g}, {setup.partitions}"
-    return setup.scenario(name, inputs, partial(Offer, requests), skew=skew_factor(HOT, setup.items.parts))
+    name, skew = f"one key with {HOT:.0%} of the reads", skew_factor(HOT, setup.items.parts)
+    return setup.scenario(name, f"hot_share {HOT:g}", partial(Offer, requests), skew=skew)
 
 
 def published_in_place(setup: Setup) -> Scenario:
     """Replace items of the very container that is read, as the reference implementation publishes."""
-    return _published(setup, setup.container, "a publish into the same container", setup.items, setup.ru)
-
-
-def published_beside(setup: Setup) -> Scenario:
-    """Write into a container of its own, as hotplate publishes."""
-    beside, items = setup.sandbox.create(Throughput(BESIDE_RU)), Items(1, setup.items.count, 1)
-    setup.sandbox.fill(beside, items)
-    return _published(setup, beside, "a publish into a container of its own", items, BESIDE_RU)
+    items = setup.items
+    write_ru = write_charge(setup.charges, items.size, replaced=True)
+    writes_s = PUBLISHED * setup.ru / write_ru
+    reads = setup.requests.in_turn(setup.container, items)
+    writes = KeyedRequests(setup.requests.upserts(setup.container, items), Keys(items.ids, InTurn()))
+    return setup.scenario(
+        "a publish into the same container",
+        f"{writes_s:g} lists/s replaced, {write_ru:g} RU each",
+        lambda rate: Offer(MixedRequests(reads, writes, writes_s / (rate + writes_s)), rate + writes_s),
+        writes_s=writes_s,
+    )
 
 
 def autoscaled(setup: Setup) -> Scenario:
@@ -201,27 +199,13 @@ def autoscaled(setup: Setup) -> Scenario:
     items = Items(1, setup.items.count, most.initial_partitions)
     container = setup.sandbox.create(most)
     setup.sandbox.fill(container, items)
-    there = replace(setup, container=container, items=items, ru=most.ru)
-    requests = setup.requests.in_turn(container, items)
-    name = f"autoscale, {most.ru // 10:,} … {most.ru:,} RU/s"
-    return there.scenario(name, f"even over {there.partitions}", partial(Offer, requests))
+    even = in_turn(replace(setup, container=container, items=items, ru=most.ru))
+    return replace(even, name=f"autoscale, {most.ru // 10:,} … {most.ru:,} RU/s")
+
+
+EFFECTS = (one_hot_key, published_in_place, autoscaled)
 
 
 def autoscale_of(ru: int) -> Throughput:
     """Return the autoscale range whose most is nearest to *ru* from below, or the least there is."""
     return Throughput(max(AUTOSCALE_STEP, ru // AUTOSCALE_STEP * AUTOSCALE_STEP), autoscale=True)
-
-
-def _published(setup: Setup, container: str, name: str, written: Items, ru: int) -> Scenario:
-    write_ru = write_charge(setup.charges, written.size, replaced=True)
-    writes_s = PUBLISHED * ru / write_ru
-    in_place = container == setup.container
-    reads = setup.requests.in_turn(setup.container, setup.items)
-    writes = KeyedRequests(setup.requests.upserts(container, written), Keys(written.ids, InTurn()))
-    return setup.scenario(
-        name,
-        f"{writes_s:g} lists/s replaced {'here' if in_place else 'elsewhere'}, {write_ru:g} RU each",
-        lambda rate: Offer(MixedRequests(reads, writes, writes_s / (rate + writes_s)), rate + writes_s),
-        writes_s=writes_s if in_place else 0.0,
-        replaced=True,
-    )

@@ -173,15 +173,13 @@ def _print_comparison(compared: Mapping[str, Any]) -> None:
 
 
 def _print_sweep(swept: Mapping[str, Any]) -> None:
-    from bench.ru.report import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_row, level_row, notes
+    from bench.ru.report import HEADINGS, notes, row
 
     if swept["label"]:
         out.print(swept["label"])
-    out.print(table(LEVEL_HEADINGS, map(level_row, swept["levels"])))
-    for note in notes(swept["levels"]):
+    out.print(table(HEADINGS, map(row, swept["found"])))
+    for note in notes(swept["found"]):
         out.print(note)
-    if swept["effects"]:
-        out.print(table(EFFECT_HEADINGS, map(effect_row, swept["effects"])))
 
 
 def _print_runs(report: "Report") -> None:

@@ -130,7 +130,7 @@ def test_an_account_over_https_is_left_as_it_was(tmp_path: Path) -> None:
         done = run("--account", url, "--yes", *SHORT, "--json", "--out", tmp_path / "found")
         assert containers(account, certificate) == before
     assert "USD" in done.stderr
-    (level,) = json.loads(done.stdout)["ru"]["levels"]
+    (level,) = json.loads(done.stdout)["ru"]["found"]
     assert any(each["charge_ru"] == pytest.approx(1.0) for each in level["trials"])
 
 

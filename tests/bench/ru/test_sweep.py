@@ -120,18 +120,19 @@ def swept(options: SweepOptions) -> SweepResult:
 def test_each_level_sustains_what_its_request_units_pay_for() -> None:
     made = swept(SweepOptions(account=URL, levels="400,500", duration="1s", effects=False))
     assert made.valid
-    assert [each.ru for each in made.levels] == [400, 500]
-    for level in made.levels:
-        assert level.best is not None
-        assert level.best.rate == pytest.approx(level.ru, rel=0.05)
-        assert level.best.charge_ru == pytest.approx(1.0)
-        assert level.limit == RU
+    assert [each.scenario.ru for each in made.found] == [400, 500]
+    for each in made.found:
+        assert each.best is not None
+        assert each.best.ok_rate == pytest.approx(each.scenario.ru, rel=0.05)
+        assert each.best.charge_ru == pytest.approx(1.0)
+        assert each.limit == RU
 
 
 @pytest.mark.soak
 def test_every_effect_is_as_the_planner_predicts() -> None:
     made = swept(SweepOptions(account=URL, levels="1k,7k", duration="1s"))
     assert made.valid
-    assert len(made.effects) == 4
-    for effect in made.effects:
-        assert effect.predicted_ru == pytest.approx(effect.ru, rel=0.12), effect.name
+    assert len(made.found) == 5
+    for each in made.found:
+        assert each.best is not None
+        assert each.best.ok_rate == pytest.approx(each.scenario.predicted, rel=0.12), each.scenario.name
