@@ -165,10 +165,10 @@ class Admin:
             case "GET", "metrics":
                 return Response(200, self._metrics.text(), content_type=TEXT)
             case "GET", "faults":
-                return Response(200, orjson.dumps(service.faults.resource))
+                return Response(200, service.faults.to_json())
             case "PUT", "faults":
                 service.faults.replace(parse_json(request.body), now)
-                return Response(200, orjson.dumps(service.faults.resource))
+                return Response(200, service.faults.to_json())
             case "DELETE", "faults":
                 service.faults.replace([], now)
                 return Response(204)

@@ -109,7 +109,7 @@ class ResourceManager:
     def _raise_fault(self, request: Request, operation: str) -> None:
         """Raise the fault that is in force for ARM; those that name no operation are for the account."""
         faults = self.service.faults
-        if any(fault.operation == operation for fault in faults.active):
+        if any(fault.operation == operation for _, fault in faults.active):
             faults.before(request, operation, self.service.account.clock())
 
     def _run(self, request: Request, resource: ArmResource | None, path: str, operation: str | None) -> Response:

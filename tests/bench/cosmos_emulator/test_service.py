@@ -331,9 +331,8 @@ def test_delays_can_be_of_one_partition_and_resets_of_one_region(clock: FakeCloc
     assert delays == {"0": 0.04, "1": 0.0}
     assert direct.request("GET", "/", region=1).reset
     assert not direct.request("GET", "/", region=0).reset
-    (tmp_path / "measured.txt").write_text("3.5\n3.5\n")
     (tmp_path / "wrong.json").write_text("[{}]")
-    (tmp_path / "faults.json").write_text('[{"kind": "latency", "file": "measured.txt"}]')
+    (tmp_path / "faults.json").write_text('[{"kind": "latency", "values_ms": [3.5, 3.5]}]')
     faults.read(tmp_path / "faults.json", clock())
     assert direct.item("GET", "u1").delay_s == 0.0035
     with pytest.raises(EmulatorMisused, match="kind"):
