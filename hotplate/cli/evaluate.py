@@ -142,7 +142,7 @@ def lightgcn(
     if as_json:
         print_json({"engine": engine_of(params), "params": asdict(params), **found.to_json()})
         return
-    ranking = found.ranking.metrics
+    ranking = found.ranking
     out.print(f"{described(params)}: Recall@{k} {ranking.recall:.4f}, nDCG@{k} {ranking.ndcg:.4f}")
     _print_evaluation(found)
 
@@ -284,12 +284,12 @@ def _live_reader(url: str | None) -> "ReadLive | None":
 def _print_evaluation(found: "ListEvaluation") -> None:
     from dataclasses import asdict
 
-    ranking = found.ranking.metrics
+    ranking = found.ranking
     missing = ranking.users - ranking.users_with_lists
     out.print(f"{found.pairs:,} pairs of {ranking.users:,} users, measured at {ranking.k} {HALF}:")
     shown = {"lists": found.ranking, "lists, as served": found.as_served, "popularity": found.popularity}
     known = {name: each for name, each in shown.items() if each is not None}
-    out.print(table(("", *known), metric_rows([(asdict(each.metrics), each.intervals) for each in known.values()])))
+    out.print(table(("", *known), metric_rows([asdict(each) for each in known.values()])))
     if missing:
         out.print(f"{missing:,} of {ranking.users:,} users have no list{' of their own' if found.as_served else ''}")
     if found.seen_pairs:
@@ -297,8 +297,8 @@ def _print_evaluation(found: "ListEvaluation") -> None:
     for name, each in (("what the lists are like", found.variety), (f"{found.predicted:,} ratings", found.rating)):
         if each is not None:
             out.print(f"{name}:")
-            out.print(table(("", "lists"), metric_rows([(asdict(each), {})])))
-    if found.popularity is not None and found.popularity.metrics.ndcg > ranking.ndcg:
+            out.print(table(("", "lists"), metric_rows([asdict(each)])))
+    if found.popularity is not None and found.popularity.ndcg > ranking.ndcg:
         out.print("the popular items rank better than the lists")
 
 

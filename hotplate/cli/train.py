@@ -368,22 +368,18 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     if evaluation.cold_pairs:
         out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items that nobody has in what was learnt from")
     headings = ("", "model", *(each.engine for each in evaluation.baselines))
-    measured = [(each.values(), each.intervals) for each in shown]
-    out.print(table(headings, metric_rows(measured)))
+    out.print(table(headings, metric_rows([each.to_json() for each in shown])))
     if tested.users_with_lists < tested.users:
         missing = tested.users - tested.users_with_lists
         out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one; as served:")
-        served = [(asdict(each.as_served), each.intervals_as_served) for each in shown]
-        out.print(table(headings, metric_rows(served)))
+        out.print(table(headings, metric_rows([asdict(each.as_served) for each in shown])))
 
 
-def metric_rows(
-    measured: "Sequence[tuple[Mapping[str, float], Mapping[str, tuple[float, float]]]]",
-) -> "Iterator[tuple[str, ...]]":
-    """Yield a row for each metric, with a column for each engine."""
-    for name, value in measured[0][0].items():
+def metric_rows(measured: "Sequence[Mapping[str, Any]]") -> "Iterator[tuple[str, ...]]":
+    """Yield a row for each metric, with a column for each engine, whose figures and `intervals` are by their names."""
+    for name, value in measured[0].items():
         if isinstance(value, float):
-            yield name, *(_with_interval(values.get(name), intervals.get(name)) for values, intervals in measured)
+            yield name, *(_with_interval(each.get(name), each.get("intervals", {}).get(name)) for each in measured)
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:

@@ -4,10 +4,10 @@ Evaluation: models are learnt from one part of the data, and their lists are mea
 Also of lists as they are published: under rules, at their length, and with what users have if that is kept.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +37,6 @@ from offline.train.weighted import SparkParams
 from stores.keys import OVERALL
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
-M = TypeVar("M", RankingMetrics, ListMetrics)
 # Makes [users, k] from what was learnt of a split: the users' own lists, and what they are served.
 MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
 
@@ -47,7 +46,7 @@ class EngineResult:
     """
     What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
 
-    Intervals are of 95 %, by the names of metrics. Of a single split there is *per_user*, the nDCG of each user.
+    Over several runs the first have intervals of what *lists* are like, too. Of one there is *per_user*, each nDCG.
     """
 
     engine: Engine
@@ -55,24 +54,11 @@ class EngineResult:
     metrics: RankingMetrics
     as_served: RankingMetrics
     lists: ListMetrics
-    intervals: Mapping[str, Interval]
-    intervals_as_served: Mapping[str, Interval]
     per_user: Values | None = None
-
-    def values(self) -> dict[str, float]:
-        """Return all metrics by their names, those as they come without the popular list."""
-        return {name: getattr(self.metrics, name) for name in RANKING} | asdict(self.lists)
 
     def to_json(self) -> dict[str, Any]:
         """Return what was measured as plain JSON values, under the names of the metrics."""
-        return {**asdict(self.metrics), **asdict(self.lists)}
-
-    def details_to_json(self) -> dict[str, Any]:
-        """Return what stands beside the metrics as plain JSON values."""
-        return {
-            "as_served": {**asdict(self.as_served), "intervals": dict(self.intervals_as_served)},
-            "intervals": dict(self.intervals),
-        }
+        return {**asdict(self.metrics), **asdict(self.lists), "as_served": asdict(self.as_served)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +92,8 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values; the model's metrics stand under `model` by their names."""
-        baselines = zip(self.baselines, self.leads, strict=True)
+        model = self.model.to_json()
+        beside = {name: model.pop(name) for name in ("as_served", "intervals")}
         return {
             "split": {"kind": "given"} if self.split is None else asdict(self.split),
             "runs": self.runs,
@@ -117,16 +104,11 @@ class Evaluation:
             "cold_pairs": self.cold_pairs,
             "engine": self.model.engine,
             "params": asdict(self.model.params),
-            "model": self.model.to_json(),
-            **self.model.details_to_json(),
+            "model": model,
+            **beside,
             "baselines": {
-                each.engine: {
-                    "params": asdict(each.params),
-                    **each.to_json(),
-                    **each.details_to_json(),
-                    "model_leads_by": asdict(lead),
-                }
-                for each, lead in baselines
+                each.engine: {"params": asdict(each.params), **each.to_json(), "model_leads_by": asdict(lead)}
+                for each, lead in zip(self.baselines, self.leads, strict=True)
             },
         }
 
@@ -142,7 +124,7 @@ def require_seeds(options: SplitOptions, seeds: int) -> None:
 
 def metric_names() -> dict[str, list[str]]:
     """Return what an evaluation of a training measures at most: names of metrics, by the tables of its JSON."""
-    ranking = [field.name for field in fields(RankingMetrics)]
+    ranking = [field.name for field in fields(RankingMetrics) if field.name != "intervals"]
     return {"model": [*ranking, *(field.name for field in fields(ListMetrics))], "as_served": ranking}
 
 
@@ -247,8 +229,6 @@ def evaluate_engine(
         plain.metrics,
         served.metrics,
         measure_lists(lists[plain.users], parts.train),
-        plain.intervals,
-        served.intervals,
         plain.values["ndcg"],
     )
 
@@ -304,26 +284,28 @@ def _mean(runs: Sequence[Evaluation]) -> Evaluation:
 
 def _mean_result(results: Sequence[EngineResult]) -> EngineResult:
     """Return the means of what one engine achieved; users of one draw are not those of another."""
-    served = [result.as_served for result in results]
-    found = [result.values() for result in results]
+    lists = _columns([result.lists for result in results])
+    metrics = _mean_of([result.metrics for result in results])
     return replace(
         results[0],
-        metrics=_mean_of([result.metrics for result in results]),
-        as_served=_mean_of(served),
-        lists=_mean_of([result.lists for result in results]),
-        intervals=intervals({name: [values[name] for values in found] for name in found[0]}),
-        intervals_as_served=intervals({name: [getattr(each, name) for each in served] for name in RANKING}),
+        metrics=replace(metrics, intervals={**metrics.intervals, **intervals(lists)}),
+        as_served=_mean_of([result.as_served for result in results]),
+        lists=ListMetrics(**{name: float(np.mean(values)) for name, values in lists.items()}),
         per_user=None,
     )
 
 
-def _mean_of(runs: Sequence[M]) -> M:
-    """Return the means of records of numbers; those of counts are rounded."""
-    rows = [asdict(each) for each in runs]
-    means: dict[str, Any] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return type(runs[0])(
-        **{name: round(mean) if isinstance(rows[0][name], int) else mean for name, mean in means.items()}
-    )
+def _mean_of(runs: Sequence[RankingMetrics]) -> RankingMetrics:
+    """Return the means of several runs, those of counts rounded, with their intervals."""
+    columns = _columns(runs)
+    means: dict[str, Any] = {name: float(np.mean(values)) for name, values in columns.items()}
+    means |= {name: round(means[name]) for name in means if name not in RANKING}
+    return RankingMetrics(**means, intervals=intervals({name: columns[name] for name in RANKING}))
+
+
+def _columns(records: Sequence[RankingMetrics] | Sequence[ListMetrics]) -> dict[str, list[float]]:
+    names = [field.name for field in fields(records[0]) if field.name != "intervals"]
+    return {name: [getattr(each, name) for each in records] for name in names}
 
 
 def as_published(

@@ -17,8 +17,8 @@ from offline.evaluate.metrics import (
     RANKING,
     Interval,
     ListMetrics,
+    RankingMetrics,
     RatingMetrics,
-    UserMetrics,
     as_served,
     interval,
     measure_lists,
@@ -51,20 +51,16 @@ class ListEvaluation:
     origin: str
     pairs: int
     seen_pairs: int
-    ranking: UserMetrics
-    as_served: UserMetrics | None
-    popularity: UserMetrics | None
+    ranking: RankingMetrics
+    as_served: RankingMetrics | None
+    popularity: RankingMetrics | None
     variety: ListMetrics | None
     rating: RatingMetrics | None
     predicted: int
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
-        facts = {"origin": self.origin, "pairs": self.pairs, "seen_pairs": self.seen_pairs, "predicted": self.predicted}
-        ranked = {name: getattr(self, name) for name in ("ranking", "as_served", "popularity")}
-        facts |= {name: None if each is None else each.to_json() for name, each in ranked.items()}
-        others = {"variety": self.variety, "rating": self.rating}
-        return facts | {name: None if each is None else asdict(each) for name, each in others.items()}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +180,14 @@ class Evaluator:
         if history is not None and popular is not None:
             ranker = Popularity(users_per_item(history).astype(np.float32))
             other = recommend_all(ranker, Parts(history, None, history, test), self._k)
-            popularity, variety = measure_users(as_served(other, popular), test), measure_lists(lists, history)
+            popularity = measure_users(as_served(other, popular), test).metrics
+            variety = measure_lists(lists, history)
         return ListEvaluation(
             origin=candidate.origin,
             pairs=int(test.nnz),
             seen_pairs=0 if history is None else int(history.multiply(test).nnz),
-            ranking=measure_users(lists, test),
-            as_served=None if served is None else measure_users(as_served(lists, served), test),
+            ranking=measure_users(lists, test).metrics,
+            as_served=None if served is None else measure_users(as_served(lists, served), test).metrics,
             popularity=popularity,
             variety=variety,
             rating=rating,

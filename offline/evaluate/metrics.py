@@ -1,8 +1,7 @@
 """Metrics of lists: how well they rank what was held back, of each user and on average, and what else they are like."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,8 @@ class RankingMetrics:
     """
     Averages at *k* over the *users* that have test items; a user without a list counts, with zeros.
 
-    *users_with_lists* of them had at least one recommendation. All are binary: an item is liked or not.
+    *users_with_lists* of them had at least one recommendation. All are binary: an item is liked or not. *intervals* are
+    of 95 %, by the names of metrics, those that there are.
 
     precision    hits / k
     recall       hits / test items
@@ -44,6 +44,7 @@ class RankingMetrics:
     hit_rate: float
     users: int
     users_with_lists: int
+    intervals: Mapping[str, Interval]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +101,10 @@ class UserMetrics:
         if not len(self.users):
             raise ValueError("no user has test items")
         means = {name: float(values.mean()) for name, values in self.values.items()}
-        return RankingMetrics(k=self.k, users=len(self.users), users_with_lists=int(self.with_list.sum()), **means)
-
-    @property
-    def intervals(self) -> dict[str, Interval]:
-        """The intervals of the averages."""
-        return intervals(self.values)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the averages by their names as plain JSON values, and their intervals below `intervals`."""
-        return {**asdict(self.metrics), "intervals": self.intervals}
+        listed = int(self.with_list.sum())
+        return RankingMetrics(
+            self.k, **means, users=len(self.users), users_with_lists=listed, intervals=intervals(self.values)
+        )
 
 
 def interval(values: Values | Sequence[float]) -> Interval | None:
