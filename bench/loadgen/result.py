@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bench.loadgen.absence import AWAY_S, ProcessUsage
 from bench.loadgen.histogram import Histogram, Times
 from bench.loadgen.recorder import Sample, Second
+from bench.measured import STOLEN
 from bench.report.text import APART, DIFFERENT, format_bounds, format_us
 
 # A run is invalid below this share of sent requests, or above this share of a core.
@@ -23,8 +24,8 @@ DECIDING = (50.0, 90.0, 99.0)
 # From this lag at p99 on, latencies of some milliseconds are not to be read without their lower bound.
 LAG_BOUND_US = 1_000.0
 
-# From these shares on, of the CPU, of the time and of a core, one is named as what made the generator late.
-STOLEN, WAITED, BUSY = 0.005, 0.005, 0.8
+# From these shares on, of the time and of a core, one is named as what made the generator late.
+WAITED, BUSY = 0.005, 0.8
 
 # From this share of the time on that a closed loop waits for a core, its rate is a lower bound of the server's.
 STARVED = 0.05

@@ -1,144 +1,15 @@
-"""Two subjects side by side: is the difference real, does it matter, or can nobody tell, and why not?
+"""Two reports side by side: is the second really worse?
 
-A latency is known between two bounds: from when its request was due, which holds all that the generator was late, and
-from when it was sent. What holds by both is real. Rounds are compared in pairs, and a verdict is right in 95 of 100
-such measurements. Of two reports one metric decides, chosen before looking (p99 by default): of four metrics looked at
-with 5 % each, one in six equal pairs would differ "really". The others are shown, and decide nothing.
+One metric decides, chosen before looking (p99 by default): of four metrics looked at with 5 % each, one in six equal
+pairs would differ "really". The others are shown, and decide nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from bench.errors import BenchMisused
-from bench.loadgen.histogram import ENOUGH_SAMPLES
-from bench.loadgen.result import STOLEN
-from bench.report.intervals import Difference, Interval, change, interval
+from bench.measured import AHEAD, FASTER, MIN_PAIRS, MORE_ERRORS, Finding, Interval, change
 from bench.report.report import ERRORS, METRICS, RATE, Report, Series
-
-# Pairs of rounds that a comparison needs.
-MIN_PAIRS = 3
-
-# So much more of all requests without a good response is a regression, whatever became of the others' latencies.
-MORE_ERRORS = 0.001
-
-NO_DIFFERENCE, CANNOT_TELL = "no difference that matters", "cannot tell, because"
-
-UNCHANGED = Interval(0.0, 0.0, 0.0)
-
-
-class Words(NamedTuple):
-    """What the better of two is called, and how it is said that one has more of something."""
-
-    better: str
-    takes: str
-    more: str
-    times: str
-    less_is_better: bool = True
-
-
-FASTER = Words("faster", "takes", "longer", "times as long")
-CHEAPER = Words("cheaper", "takes", "more", "times as much")
-AHEAD = Words("ahead", "does", "more", "times as much", less_is_better=False)
-
-
-class Disturbance(NamedTuple):
-    """What kept rounds from saying more: how late the generator was and why, and how much CPU the host took away."""
-
-    late: str = ""
-    stolen: float = 0.0
-
-
-UNDISTURBED = Disturbance()
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What pairs of rounds say of one figure: by how much the second differs, or why nobody can tell."""
-
-    difference: Difference | None
-    because: str
-    """Empty where the difference is real, or none that matters."""
-
-    def sentence(self, first: str, second: str, words: Words) -> str:
-        """Write the verdict on two subjects."""
-        found = self.difference
-        if found is None or self.because:
-            return f"{CANNOT_TELL} {self.because}"
-        if not found.real:
-            return f"{NO_DIFFERENCE} ({_range(found)})"
-        less, more, low, high = first, second, found.low, found.high
-        if found.high < 0:
-            less, more, low, high = second, first, 1 / (1 + found.high) - 1, 1 / (1 + found.low) - 1
-        by = f"{low:.0%} to {high:.0%} {words.more}" if low < 1 else f"{1 + low:.3g} to {1 + high:.3g} {words.times}"
-        return f"{less if words.less_is_better else more} is {words.better}: {more} {words.takes} {by}"
-
-
-def judge(
-    due: tuple[Sequence[float], Sequence[float]],
-    sent: tuple[Sequence[float], Sequence[float]] | None = None,
-    disturbance: Disturbance = UNDISTURBED,
-) -> Finding:
-    """Compare two subjects by their values in paired rounds, from when due and from when sent where these differ."""
-    bounds = [due, sent or due]
-    if because := _not_comparable(bounds):
-        return Finding(None, because)
-    if all(list(first) == list(second) for first, second in bounds):
-        return Finding(Difference(UNCHANGED, UNCHANGED), "")
-    if min(min(each) for pair in bounds for each in pair) <= 0:
-        return Finding(None, "it was zero in some rounds")
-    changes = [change(*pair) or UNCHANGED for pair in bounds]
-    found = Difference(*changes)
-    if found.real or found.negligible:
-        return Finding(found, "")
-    alone = [Difference(each, each) for each in changes]
-    if any(each.real or each.negligible for each in alone):
-        return Finding(found, f"{disturbance.late or 'the generator was late'} ({_range(found)})")
-    stolen = f", while {disturbance.stolen:.1%} of the CPU was stolen by the host"
-    return Finding(found, f"rounds differ by more ({_range(found)}){stolen if disturbance.stolen >= STOLEN else ''}")
-
-
-def _not_comparable(bounds: Sequence[tuple[Sequence[float], Sequence[float]]]) -> str:
-    (first, second), *_ = bounds
-    if len(first) != len(second):
-        return f"only {min(len(first), len(second))} of {max(len(first), len(second))} rounds count for both"
-    if len(first) < MIN_PAIRS:
-        return f"{MIN_PAIRS} rounds or more show what is chance, and there are {len(first)}"
-    return ""
-
-
-def judge_latency(first: Series, second: Series, metric: str) -> Finding:
-    """Compare a percentile of two series, whose rounds were made side by side."""
-    due, sent = ((first.values(metric, sent=sent), second.values(metric, sent=sent)) for sent in (False, True))
-    found = judge(due, sent, disturbance_of(first, second))
-    if len(due[0]) >= MIN_PAIRS and not all(each.summary[metric]["enough_samples"] for each in (first, second)):
-        return Finding(None, f"fewer than {ENOUGH_SAMPLES} answers lie beyond it")
-    return found
-
-
-def judge_shares(names: tuple[str, str], first: Sequence[float], second: Sequence[float]) -> str:
-    """Write the verdict on shares of requests without a good answer, which may be zero: by their plain differences."""
-    if because := _not_comparable([(first, second)]):
-        return f"{CANNOT_TELL} {because}"
-    found = interval([two - one for one, two in zip(first, second, strict=True)]) or UNCHANGED
-    if max(-found.low, found.high) <= MORE_ERRORS:
-        return NO_DIFFERENCE
-    if not found.real:
-        return f"{CANNOT_TELL} rounds differ by more ({found.low:+.2%} to {found.high:+.2%})"
-    better, low, high = (names[0], found.low, found.high) if found.low > 0 else (names[1], -found.high, -found.low)
-    return f"{better} has fewer, by {low:.2%} to {high:.2%} of all requests"
-
-
-def disturbance_of(*measured: Series) -> Disturbance:
-    """Find the worst that disturbed any of the rounds."""
-    rounds = [each.facts for series in measured for each in series.rounds]
-    late = max((each for each in rounds if each.get("disturbance")), key=lambda each: each["lag_us"]["p99"], default={})
-    return Disturbance(late.get("disturbance", ""), max((each.get("stolen") or 0.0 for each in rounds), default=0.0))
-
-
-def rate_unknown(*measured: Series) -> str:
-    """Return why the rates of closed loops are only lower bounds; empty where they are what the servers answered."""
-    return next((each.facts["waiting"] for series in measured for each in series.rounds if each.at_least), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +28,7 @@ class Change:
     @property
     def real(self) -> bool:
         """Whether both bounds leave zero out, on the same side."""
-        return self.finding.difference is not None and self.finding.difference.real
+        return self.finding.real and not self.finding.because
 
     @property
     def worse(self) -> bool:
@@ -172,12 +43,11 @@ class Change:
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, `change` being the mean."""
         values = {"metric": self.metric, "before": self.before, "after": self.after}
-        found = self.finding.difference
         return values | {
             "change": self.interval.mean,
             "low": self.interval.low,
             "high": self.interval.high,
-            "sent": found and asdict(found.sent),
+            "sent": self.finding.changes[-1]._asdict() if self.finding.changes else None,
             "real": self.real,
             "verdict": self.verdict,
         }
@@ -256,14 +126,12 @@ def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
 
 
 def _change_of(before: Series, after: Series, metric: str) -> Change | None:
-    first, second = before.values(metric), after.values(metric)
-    found = change(first, second) if min(*first, *second) > 0 else None
+    values = before.values(metric), after.values(metric)
+    found = change(*values) if min(map(min, values)) > 0 else None
     if found is None:
         return None
-    sent = before.values(metric, sent=True), after.values(metric, sent=True)
-    waited = rate_unknown(before, after) if metric == RATE else ""
-    finding = Finding(None, waited) if waited else judge((first, second), sent, disturbance_of(before, after))
-    return Change(metric, sum(first) / len(first), sum(second) / len(second), found, finding)
+    first, second = (sum(each) / len(each) for each in values)
+    return Change(metric, first, second, found, before.measured(metric).beside(after.measured(metric)))
 
 
 def sole_series(name: str, report: Report) -> Series:
@@ -273,10 +141,6 @@ def sole_series(name: str, report: Report) -> Series:
     if report.interrupted:
         raise BenchMisused(f"{name} cannot be compared: it was stopped before its end")
     return report.series[0]
-
-
-def _range(found: Difference) -> str:
-    return f"{found.low:+.0%} to {found.high:+.0%}"
 
 
 def _percent(found: Interval) -> str:

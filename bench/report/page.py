@@ -10,7 +10,6 @@ from bench.loadgen.capacity import PERCENTS, highest_text
 from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
 from bench.loadgen.result import Result, at_least
 from bench.report import plots
-from bench.report.comparison import rate_unknown
 from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series, counted
 from bench.report.text import (
     caution,
@@ -132,7 +131,7 @@ def _tiles(shown: Series) -> str:
     pooled = ((name, summary[name]["sent"]["pooled"], summary[name]["pooled"]) for name in HEADLINES)
     headlines = [(format_bounds(least_us, most_us), name) for name, least_us, most_us in pooled]
     failed = f"{errors:.3%}".replace("0.000%", "none")
-    rate = f"{'at least ' if rate_unknown(shown) else ''}{summary[RATE]['mean']:,.0f}/s"
+    rate = f"{'at least ' if shown.at_least else ''}{summary[RATE]['mean']:,.0f}/s"
     return tiles([*headlines, (rate, "good answers"), (failed, "errors and drops")])
 
 

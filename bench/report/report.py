@@ -10,10 +10,10 @@ from typing import Any
 
 from bench.errors import BenchMisused
 from bench.loadgen.capacity import PERCENTS
-from bench.loadgen.histogram import Histogram
+from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram
 from bench.loadgen.result import Result
+from bench.measured import MIN_PAIRS, Measured, geometric, interval
 from bench.report import machine
-from bench.report.intervals import geometric, interval
 
 FORMAT = 2
 RATE, ERRORS = "rate", "errors"
@@ -44,11 +44,6 @@ class Round:
     def valid(self) -> bool:
         """Whether it measured the service, and not the generator."""
         return not self.facts["invalid_reasons"]
-
-    @property
-    def at_least(self) -> bool:
-        """Whether its rate is only a lower bound, because its generator waited for a core."""
-        return bool(self.facts.get("at_least"))
 
     @property
     def lower(self) -> Histogram:
@@ -93,6 +88,31 @@ class Series:
     def values(self, metric: str, *, sent: bool = False) -> list[float]:
         """Return one metric, round by round; latencies from when due, or from when *sent*."""
         return [each.value(metric, sent=sent) for each in self.rounds]
+
+    @property
+    def at_least(self) -> str:
+        """Why its rate is only a lower bound of what the server answers; empty where it is not."""
+        return next((each.facts["waiting"] for each in self.rounds if each.facts.get("at_least")), "")
+
+    def measured(self, metric: str) -> Measured:
+        """Return a metric, or the share of errors, as it is compared with another's."""
+        if metric == RATE and self.at_least:
+            return Measured((), (), self.at_least)
+        facts = [each.facts for each in self.rounds]
+        late = max((one for one in facts if one.get("disturbance")), key=lambda one: one["lag_us"]["p99"], default={})
+        return Measured(
+            self.values(metric),
+            self.values(metric, sent=True),
+            late.get("disturbance", ""),
+            max((one.get("stolen") or 0.0 for one in facts), default=0.0),
+            shares=metric == ERRORS,
+        )
+
+    def latency(self, metric: str) -> Measured:
+        """Return a percentile as it is compared with another's, where enough answers lie beyond it."""
+        if len(self.rounds) < MIN_PAIRS or self.summary[metric]["enough_samples"]:
+            return self.measured(metric)
+        return Measured((), (), f"fewer than {ENOUGH_SAMPLES} answers lie beyond it")
 
     @cached_property
     def summary(self) -> dict[str, Any]:

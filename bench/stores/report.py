@@ -10,9 +10,9 @@ from bench import answers
 from bench.errors import BenchMisused
 from bench.loadgen.capacity import parse_objective
 from bench.loadgen.keys import Uniform, Zipf
+from bench.measured import FASTER, MIN_PAIRS
 from bench.options import StoresOptions
 from bench.progress import ProgressDisplay
-from bench.report.comparison import FASTER, MIN_PAIRS, judge_latency
 from bench.report.report import ERRORS, WHILE_WRITTEN, Report, Series, series
 from bench.report.text import paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
@@ -175,10 +175,11 @@ def _method(options: StoresOptions, setup: Setup, *, emulated: bool) -> list[str
 
 def verdicts(reads: Sequence[Series]) -> list[str]:
     """Say of each store but the first whether its p99 through the service differs from the first one's."""
+    measured = [(each.name, each.latency(DECIDING_METRIC)) for each in reads]
     return [
-        f"{DECIDING_METRIC} through {reads[0].name} and {other.name}: "
-        + judge_latency(reads[0], other, DECIDING_METRIC).sentence(reads[0].name, other.name, FASTER)
-        for other in reads[1:]
+        f"{DECIDING_METRIC} through {measured[0][0]} and {name}: "
+        + measured[0][1].beside(other).sentence(measured[0][0], name, FASTER)
+        for name, other in measured[1:]
     ]
 
 

@@ -1,28 +1,24 @@
 """The table of a comparison: a line for each figure, a cell for each store."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TypeVar
 
 from bench.loadgen.capacity import PERCENTS, PRECISION, Point, parse_objective
 from bench.loadgen.histogram import Histogram
-from bench.options import StoresOptions
-from bench.report.comparison import (
+from bench.measured import (
     AHEAD,
-    CANNOT_TELL,
     CHEAPER,
     FASTER,
     MIN_PAIRS,
     Finding,
+    Interval,
+    Measured,
     Words,
-    disturbance_of,
-    judge,
-    judge_latency,
-    judge_shares,
-    rate_unknown,
+    geometric,
 )
-from bench.report.intervals import Difference, Interval, geometric
+from bench.options import StoresOptions
 from bench.report.report import ERRORS, RATE, Series
 from bench.report.text import (
     NONE,
@@ -76,6 +72,11 @@ class Column:
         return self.store.candidate.emulated
 
     @property
+    def name(self) -> str:
+        """The store's name."""
+        return self.reads.name
+
+    @property
     def best(self) -> tuple[Point, ServiceRun] | None:
         """The highest rate inside the objective, and its run."""
         return self.store.capacity.best if self.store.capacity else None
@@ -89,28 +90,29 @@ class Column:
         """Return a value of each round that has it."""
         return [found for each in self.rounds if (found := value(each)) is not None]
 
-    def mean_of_publishing(self, value: Callable[[PublishRun], float | None]) -> float | None:
-        """Return the mean of a value over the rounds in which lists were written."""
-        return self.mean(lambda each: None if each.publishing is None else value(each.publishing))
+    def measured(self, value: Callable[[RoundResult], float | None], *, shares: bool = False) -> Measured:
+        """Return a value of each round as it is compared with another store's."""
+        values, stolen = self.values(value), self.reads.measured(RATE).stolen
+        return Measured(values, values, stolen=stolen, shares=shares)
 
 
 Cell = Callable[[Column], str]
-Value = Callable[[Column], float | None]
 OfRound = Callable[[RoundResult], float | None]
 
-# The verdict on two columns.
-Compare = Callable[[Column, Column], str]
+# What two columns say of one figure.
+Compare = Callable[[Column, Column], Finding]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A figure by which stores are compared: its cell, and the verdict on two of them."""
+class Figure:
+    """A line of the table: its cell, and what two stores are compared by, and in which words, where they are."""
 
     cell: Cell
-    compare: Compare
+    compare: Compare | None = None
+    words: Words = CHEAPER
 
 
-Cells = Mapping[str, Cell | Judged]
+Figures = Mapping[str, Figure]
 
 
 def timed(cell: Cell) -> Cell:
@@ -118,9 +120,10 @@ def timed(cell: Cell) -> Cell:
     return lambda column: column.emulated or cell(column)
 
 
-def shown(write: Callable[[float | None], str], value: Value) -> Cell:
-    """Show a value as *write* writes it."""
-    return lambda column: write(value(column))
+def mean(write: Callable[[float], str], value: OfRound, words: Words | None = None) -> Figure:
+    """Show the mean of a value over the rounds; with *words* stores are compared by it."""
+    cell = present(lambda column: column.mean(value), write, UNKNOWN)
+    return Figure(cell) if words is None else Figure(timed(cell), by_rounds(value), words)
 
 
 def present(value: Callable[[Column], T | None], write: Callable[[T], str], absent: str = NONE) -> Cell:
@@ -137,7 +140,7 @@ def table_lines(columns: Sequence[Column], manifest: Manifest, options: StoresOp
     """Make the whole table; with the reference, the first cell of each line is the published figure."""
     item_bytes = max(KB, manifest.bytes / max(1, manifest.rows))
     published = any(each.publishing for column in columns for each in column.rounds)
-    groups: dict[str, Cells] = {}
+    groups: dict[str, Figures] = {}
     if options.direct:
         groups |= {f"Without a service, {size} key{'s' * (size > 1)} a call": _direct(size) for size in BATCHES}
     if options.closed_users:
@@ -157,145 +160,128 @@ def table_lines(columns: Sequence[Column], manifest: Manifest, options: StoresOp
     enough = all(len(each.rounds) >= MIN_PAIRS for each in columns)  # or a sentence says so once
     known = published_cells(load_charges(), load_prices(), item_bytes)
 
-    def line(group: str, name: str, figure: Cell | Judged) -> Line:
+    def line(group: str, name: str, figure: Figure) -> Line:
         first = [known.get((group.partition(":")[0], name), NOT_PUBLISHED)] if options.reference else []
-        cell = figure.cell if isinstance(figure, Judged) else figure
-        verdict = ""
-        if isinstance(figure, Judged) and (enough or figure.compare is by_capacity):
-            verdict = "; ".join(verdicts_on(columns, figure.compare))
-        return Line(group, name, (*first, *map(cell, columns)), verdict)
+        judged = enough or figure.compare is by_capacity
+        verdict = "; ".join(verdicts_on(columns, figure)) if judged else ""
+        return Line(group, name, (*first, *map(figure.cell, columns)), verdict)
 
     return [line(group, name, figure) for group, figures in groups.items() for name, figure in figures.items()]
 
 
-def verdicts_on(columns: Sequence[Column], compare: Compare) -> list[str]:
+def verdicts_on(columns: Sequence[Column], figure: Figure) -> list[str]:
     """Compare each store but the first with the first one; emulators are left out, whose times are not a store's."""
-    compared = [each for each in columns if each.emulated is None]
-    several = len(compared) > 2
-    return [
-        f"{each.reads.name}: {compare(compared[0], each)}" if several else compare(compared[0], each)
-        for each in compared[1:]
-    ]
+    if figure.compare is None:
+        return []
+    first, *others = [each for each in columns if each.emulated is None] or columns[:1]
+    found = [(one.name, figure.compare(first, one).sentence(first.name, one.name, figure.words)) for one in others]
+    return [f"{name}: {sentence}" if len(others) > 1 else sentence for name, sentence in found]
 
 
-def by_rounds(value: OfRound, words: Words = CHEAPER) -> Compare:
-    """Compare a value of each round."""
-
-    def compare(first: Column, second: Column) -> str:
-        found = judge((first.values(value), second.values(value)), None, disturbance_of(first.reads, second.reads))
-        return found.sentence(first.reads.name, second.reads.name, words)
-
-    return compare
+def by(measure: Callable[[Column], Measured]) -> Compare:
+    """Compare a figure in pairs of rounds."""
+    return lambda first, second: measure(first).beside(measure(second))
 
 
-def by_latency(choose: Callable[[Column], Series | None], metric: str) -> Compare:
-    """Compare a percentile by both of its bounds."""
-
-    def compare(first: Column, second: Column) -> str:
-        one, two = choose(first), choose(second)
-        found = judge_latency(one, two, metric) if one and two else Finding(None, "no round of one is valid")
-        return found.sentence(first.reads.name, second.reads.name, FASTER)
-
-    return compare
+def by_rounds(value: OfRound, *, shares: bool = False) -> Compare:
+    """Compare a value of each round; *shares* of all requests may be zero."""
+    return by(lambda column: column.measured(value, shares=shares))
 
 
-def by_shares(values: Callable[[Column], Sequence[float]]) -> Compare:
-    """Compare a share of the requests of each round."""
-    return lambda first, second: judge_shares((first.reads.name, second.reads.name), values(first), values(second))
+def by_series(choose: Callable[[Column], Series | None], metric: str) -> Compare:
+    """Compare a metric of a series, a percentile by both of its bounds."""
+
+    def measure(column: Column) -> Measured:
+        if (found := choose(column)) is None:
+            return Measured((), (), "no round of one is valid")
+        return found.latency(metric) if metric in PERCENTS else found.measured(metric)
+
+    return by(measure)
 
 
-def by_capacity(first: Column, second: Column) -> str:
+def by_capacity(first: Column, second: Column) -> Finding:
     """Compare the highest rates, each of which lies between the best one and the next that was tried."""
     between = list[tuple[float, float]]()
     for column in (first, second):
         found = column.store.capacity
         if found is None or found.best is None or found.first_outside is None:
-            return f"{CANNOT_TELL} {column.reads.name} has no rate inside the objective, or the search was stopped"
+            return Finding(because=f"{column.name} has no rate inside the objective, or the search was stopped")
         above = found.first_outside[0].at
         if found.limit in (THE_GENERATOR, NO_FULL_CORE):
-            return f"{CANNOT_TELL} {found.limit} ended the search of {column.reads.name} at {above:,.0f}/s"
+            return Finding(because=f"{found.limit} ended the search of {column.name} at {above:,.0f}/s")
         between.append((found.best[0].at, above))
     (low, high), (other_low, other_high) = between
-    change = Interval(other_low / low - 1, other_low / high - 1, other_high / low - 1)
-    difference = Difference(change, change)
-    known = difference.real or difference.negligible
-    because = "" if known else f"a search is to {PRECISION:.0%}, and they differ by hardly more"
-    return Finding(difference, because).sentence(first.reads.name, second.reads.name, AHEAD)
+    change = Finding((Interval(other_low / low - 1, other_low / high - 1, other_high / low - 1),))
+    unknown = f"a search is to {PRECISION:.0%}, and they differ by hardly more"
+    return change if change.real or change.negligible else change._replace(because=unknown)
 
 
-def once(first: Column, second: Column) -> str:
+def once(first: Column, second: Column) -> Finding:
     """Say why what was measured once has no verdict."""
     del first, second
-    return f"{CANNOT_TELL} it was measured once"
+    return Finding(because="it was measured once")
 
 
-def _direct(size: int) -> Cells:
+def added(ours: float | None, theirs: float | None) -> float | None:
+    """Add two figures, where both are known."""
+    return None if ours is None or theirs is None else ours + theirs
+
+
+def _direct(size: int) -> Figures:
+    def found(one: RoundResult) -> LookupResult:
+        return one.lookups[size]
+
     def call(column: Column) -> str:
-        calls_us = [each.lookups[size].call_us for each in column.rounds]
-        if mean := geometric(calls_us):
-            return format_interval(mean.mean, mean.low, mean.high)
+        calls_us = column.values(lambda each: found(each).call_us)
+        if middle := geometric(calls_us):
+            return format_interval(*middle)
         return format_short_us(fmean(calls_us))
 
     def cpu(column: Column) -> str:
-        server_us = column.mean(lambda each: each.lookups[size].server_cpu_us)
-        return format_both_us(column.mean(lambda each: each.lookups[size].cpu_us), server_us)
+        server_us = column.mean(lambda each: found(each).server_cpu_us)
+        return format_both_us(column.mean(lambda each: found(each).cpu_us), server_us)
 
-    def both_us(found: LookupResult) -> float:
-        return found.cpu_us + (found.server_cpu_us or 0.0)
-
-    keys_per_s = shown(format_count, lambda one: one.mean(lambda each: each.lookups[size].keys_per_s))
     return {
-        "a call, median": Judged(timed(call), by_rounds(lambda each: each.lookups[size].call_us, FASTER)),
-        "keys/s, one caller": Judged(timed(keys_per_s), by_rounds(lambda each: each.lookups[size].keys_per_s, AHEAD)),
-        "CPU a key, + server's": Judged(timed(cpu), by_rounds(lambda each: both_us(each.lookups[size]))),
+        "a call, median": Figure(timed(call), by_rounds(lambda each: found(each).call_us), FASTER),
+        "keys/s, one caller": mean(format_count, lambda each: found(each).keys_per_s, AHEAD),
+        "CPU a key, + server's": Figure(
+            timed(cpu), by_rounds(lambda each: found(each).cpu_us + (found(each).server_cpu_us or 0.0))
+        ),
     }
 
 
-def _closed() -> Cells:
+def _closed() -> Figures:
+    def rate(series: Series) -> str:
+        return f"{'at least ' if series.at_least else ''}{fmean(series.values(RATE)):,.1f}"
+
     def share(column: Column) -> float | None:
         return column.mean(lambda each: each.closed.service_share if each.closed else None)
 
-    def rate(series: Series) -> str:
-        return f"{'at least ' if rate_unknown(series) else ''}{fmean(series.values(RATE)):,.1f}"
-
-    def compare_rates(first: Column, second: Column) -> str:
-        waited = rate_unknown(*(each.closed for each in (first, second) if each.closed))
-        compared = by_rounds(lambda each: each.closed.result.ok_rate if each.closed else None, AHEAD)
-        return f"{CANNOT_TELL} {waited}" if waited else compared(first, second)
-
     return _percentiles(lambda one: one.closed) | {
         # by the users' pauses, not by a store, and so no emulator's own time
-        "good answers/s": Judged(present(lambda one: one.closed, rate), compare_rates),
-        "errors and drops": Judged(
-            present(lambda one: one.closed, _errors),
-            by_shares(lambda one: one.closed.values(ERRORS) if one.closed else []),
-        ),
-        "service: share of a core": present(share, lambda used: f"{used:.0%}", UNKNOWN),
+        "good answers/s": Figure(present(lambda one: one.closed, rate), by_series(lambda one: one.closed, RATE), AHEAD),
+        "errors and drops": Figure(present(lambda one: one.closed, _errors), by_series(lambda one: one.closed, ERRORS)),
+        "service: share of a core": Figure(present(share, lambda used: f"{used:.0%}", UNKNOWN)),
     }
 
 
-def _service() -> Cells:
+def _service() -> Figures:
     def share(one: RoundResult) -> float:
         return one.reads.result.seen["source"].get("popular", 0) / max(1, one.reads.result.ok)
 
     return _percentiles(lambda one: one.reads) | {
-        "good answers/s": Judged(
-            timed(shown(format_count, lambda one: fmean(one.reads.values(RATE)))),
-            by_rounds(lambda each: each.reads.result.ok_rate, AHEAD),
-        ),
-        "errors and drops": Judged(
-            timed(lambda one: _errors(one.reads)), by_shares(lambda one: one.reads.values(ERRORS))
-        ),
-        "popular list instead": Judged(
+        "good answers/s": mean(format_count, lambda each: each.reads.result.ok_rate, AHEAD),
+        "errors and drops": Figure(timed(lambda one: _errors(one.reads)), by_series(lambda one: one.reads, ERRORS)),
+        "popular list instead": Figure(
             timed(present(lambda one: one.mean(share), lambda found: f"{found:.2%}", UNKNOWN)),
-            by_shares(lambda one: one.values(share)),
+            by_rounds(share, shares=True),
         ),
     }
 
 
-def _percentiles(choose: Callable[[Column], Series | None]) -> dict[str, Cell | Judged]:
-    def percentile(name: str) -> Judged:
-        return Judged(timed(present(choose, lambda series: _interval(series, name))), by_latency(choose, name))
+def _percentiles(choose: Callable[[Column], Series | None]) -> dict[str, Figure]:
+    def percentile(name: str) -> Figure:
+        return Figure(timed(present(choose, lambda series: _interval(series, name))), by_series(choose, name), FASTER)
 
     return {name: percentile(name) for name in PERCENTS}
 
@@ -309,112 +295,90 @@ def _errors(series: Series) -> str:
     return f"{fmean(series.values(ERRORS)):.3%}"
 
 
-def _cpu(cpu_hour: float | None) -> Cells:
-    def service_us(column: Column) -> float | None:
-        return column.mean(lambda each: each.reads.service_cpu_us)
-
-    def server_us(column: Column) -> float | None:
-        return column.mean(lambda each: each.reads.server_cpu_us)
-
+def _cpu(cpu_hour: float | None) -> Figures:
     def both_us(one: RoundResult) -> float | None:
-        server = one.reads.server_cpu_us
-        return None if server is None else one.reads.service_cpu_us + server
+        return added(one.reads.service_cpu_us, one.reads.server_cpu_us)
 
-    def million(column: Column) -> str:
-        ours, theirs = service_us(column), server_us(column)
-        if ours is None or theirs is None:
-            return UNKNOWN
-        cpu_s = ours + theirs  # microseconds a read are seconds a million reads
+    def million(cpu_s: float) -> str:  # microseconds a read are seconds a million reads
         return f"{cpu_s:,.0f} CPU-s" + ("" if cpu_hour is None else f", price {cpu_s / 3600 * cpu_hour:.2g}")
 
+    service = mean(format_short_us, lambda each: each.reads.service_cpu_us)
+    server = mean(format_short_us, lambda each: each.reads.server_cpu_us)
     return {
-        "load generator": shown(
-            format_short_us, lambda one: one.mean(lambda each: each.reads.result.cpu_us_per_request)
-        ),
-        "service": Judged(shown(format_short_us, service_us), by_rounds(lambda each: each.reads.service_cpu_us)),
-        "the store's server": timed(shown(format_short_us, server_us)),
-        "a million reads, + server's": Judged(timed(million), by_rounds(both_us)),
+        "load generator": mean(format_short_us, lambda each: each.reads.result.cpu_us_per_request),
+        "service": replace(service, compare=by_rounds(lambda each: each.reads.service_cpu_us)),
+        "the store's server": replace(server, cell=timed(server.cell)),
+        "a million reads, + server's": mean(million, both_us, CHEAPER),
     }
 
 
-def _memory(manifest: Manifest, *, published: bool) -> Cells:
+def _memory(manifest: Manifest, *, published: bool) -> Figures:
     def room(column: Column) -> str:
-        stored = column.mean_of_publishing(lambda each: each.trial.per_list(each.trial.stored_bytes))
+        stored = column.mean(room_of)
         return UNKNOWN if stored is None else f"{stored:,.0f} B" + (", as charged" if column.emulated else "")
 
     def room_of(one: RoundResult) -> float | None:
         return None if one.publishing is None else one.publishing.trial.per_list(one.publishing.trial.stored_bytes)
 
-    cells: dict[str, Cell | Judged] = {
-        "load generator": lambda one: format_bytes(one.store.memory.generator),
-        "service, files aside": Judged(lambda one: format_bytes(one.store.memory.service), once),
-        "the store's server": Judged(timed(lambda one: format_bytes(one.store.memory.server)), once),
-        "keys and values a list": lambda _: f"{manifest.bytes / max(1, manifest.rows):,.0f} B",
+    figures = {
+        "load generator": Figure(lambda one: format_bytes(one.store.memory.generator)),
+        "service, files aside": Figure(lambda one: format_bytes(one.store.memory.service), once),
+        "the store's server": Figure(timed(lambda one: format_bytes(one.store.memory.server)), once),
+        "keys and values a list": Figure(lambda _: f"{manifest.bytes / max(1, manifest.rows):,.0f} B"),
     }
-    return cells | ({"room a list takes": Judged(room, by_rounds(room_of))} if published else {})
+    return figures | ({"room a list takes": Figure(room, by_rounds(room_of))} if published else {})
 
 
-def _publishing() -> Cells:
-    def rate(column: Column) -> float | None:
-        return column.mean_of_publishing(lambda each: each.trial.lists / each.trial.wall_s)
-
-    def cpu(column: Column) -> str:
-        ours_s = column.mean_of_publishing(lambda each: each.trial.per_list(each.trial.cpu_s))
-        server_s = column.mean_of_publishing(lambda each: each.trial.per_list(each.trial.server_cpu_s))
-        return format_both_us(*(None if used_s is None else used_s * 1e6 for used_s in (ours_s, server_s)))
-
-    def of_round(value: Callable[[PublishRun], float | None]) -> OfRound:
+def _publishing() -> Figures:
+    def of(value: Callable[[PublishRun], float | None]) -> OfRound:
         return lambda each: None if each.publishing is None else value(each.publishing)
 
-    def both_s(each: PublishRun) -> float | None:
-        ours_s, server_s = each.trial.per_list(each.trial.cpu_s), each.trial.per_list(each.trial.server_cpu_s)
-        return None if ours_s is None or server_s is None else ours_s + server_s
+    def cpu_us(run: PublishRun) -> float:
+        return run.trial.cpu_s / run.trial.lists * 1e6
 
-    written = shown(format_count, lambda one: one.mean_of_publishing(lambda each: each.lists_per_s))
+    def server_us(run: PublishRun) -> float | None:
+        used_s = run.trial.per_list(run.trial.server_cpu_s)
+        return None if used_s is None else used_s * 1e6
+
+    def cpu(column: Column) -> str:
+        return format_both_us(column.mean(of(cpu_us)), column.mean(of(server_us)))
+
+    written = present(lambda one: one.while_written, lambda series: _interval(series, "p99"), "no valid round")
     return {
-        "lists/s": Judged(
-            timed(shown(format_count, rate)),
-            by_rounds(of_round(lambda each: each.trial.lists / each.trial.wall_s), AHEAD),
-        ),
-        "CPU a list, + server's": Judged(timed(cpu), by_rounds(of_round(both_s))),
-        "p99 of reads meanwhile": Judged(
-            timed(present(lambda one: one.while_written, lambda series: _interval(series, "p99"), "no valid round")),
-            by_latency(lambda one: one.while_written, "p99"),
-        ),
-        "lists/s written meanwhile": Judged(timed(written), by_rounds(of_round(lambda each: each.lists_per_s), AHEAD)),
+        "lists/s": mean(format_count, of(lambda each: each.trial.lists / each.trial.wall_s), AHEAD),
+        "CPU a list, + server's": Figure(timed(cpu), by_rounds(of(lambda each: added(cpu_us(each), server_us(each))))),
+        "p99 of reads meanwhile": Figure(timed(written), by_series(lambda one: one.while_written, "p99"), FASTER),
+        "lists/s written meanwhile": mean(format_count, of(lambda each: each.lists_per_s), AHEAD),
     }
 
 
-def _disturbances() -> Cells:
+def _disturbances() -> Figures:
     """Show what the latencies' bounds are apart by: the mean over the rounds, and the worst."""
 
-    def cell(value: OfRound, write: Callable[[float], str]) -> Cell:
+    def figure(value: OfRound, write: Callable[[float], str]) -> Figure:
         def both(column: Column) -> str:
             values = column.values(value)
             return f"{write(fmean(values))}, at worst {write(max(values))}" if values else UNKNOWN
 
-        return both
+        return Figure(both)
 
     def lag_us(one: RoundResult) -> float | None:
         return one.reads.result.lag.p99 if one.reads.result.lag else None
-
-    def waited(one: RoundResult) -> float:
-        return max((each.waited_s / each.wall_s for each in one.reads.result.usage if each.wall_s), default=0.0)
 
     def switches(one: RoundResult) -> float:
         return sum(each.switches for each in one.reads.result.usage)
 
     return {
-        "CPU stolen by the host": cell(lambda each: each.reads.result.stolen, lambda share: f"{share:.2%}"),
-        "generator: waited for its core": cell(waited, lambda share: f"{share:.1%}"),
-        "generator: its core taken away": cell(switches, lambda count: f"{count:,.0f} times"),
-        "generator: late, at p99": cell(lag_us, format_us),
+        "CPU stolen by the host": figure(lambda each: each.reads.result.stolen, lambda share: f"{share:.2%}"),
+        "generator: waited for its core": figure(lambda each: each.reads.result.waited, lambda share: f"{share:.1%}"),
+        "generator: its core taken away": figure(switches, lambda count: f"{count:,.0f} times"),
+        "generator: late, at p99": figure(lag_us, format_us),
     }
 
 
-def _capacity(rate: float) -> Cells:
-    def of_best(cell: Callable[[Point, ServiceRun], str]) -> Cell:
-        return present(lambda one: one.best, lambda best: cell(*best))
+def _capacity(rate: float) -> Figures:
+    def of_best(cell: Callable[[Point, ServiceRun], str]) -> Figure:
+        return Figure(present(lambda one: one.best, lambda best: cell(*best)))
 
     def sent_p99_us(run: ServiceRun) -> float:
         return Histogram.of(run.result.sent_latencies_s).percentiles_us([PERCENTS["p99"]])[0]
@@ -422,27 +386,25 @@ def _capacity(rate: float) -> Cells:
     def best(column: Column) -> str:
         return f"{column.best[0].at:,.0f}/s{', emulated' if column.emulated else ''}" if column.best else NONE
 
+    there = of_best(lambda point, run: format_bounds(sent_p99_us(run), point.p99_us))
     return {
-        "best rate": Judged(best, by_capacity),
+        "best rate": Figure(best, by_capacity, AHEAD),
         f"times {rate:g} requests/s": of_best(lambda point, _: f"{point.at / rate:.0f}"),
-        "p99 there": timed(of_best(lambda point, run: format_bounds(sent_p99_us(run), point.p99_us))),
-        "what was the limit": lambda one: one.store.capacity.limit if one.store.capacity else "not reached",
+        "p99 there": replace(there, cell=timed(there.cell)),
+        "what was the limit": Figure(lambda one: one.store.capacity.limit if one.store.capacity else "not reached"),
         "service: CPU a request there": of_best(lambda _, run: f"{run.service_cpu_us:.0f} µs"),
     }
 
 
-def _request_units(options: StoresOptions, item_bytes: float) -> Cells:
+def _request_units(options: StoresOptions, item_bytes: float) -> Figures:
     rate = parse_rate(options.rate)
 
-    def read(column: Column) -> float | None:
-        return column.mean(lambda each: (each.closed or each.reads).read_ru)
-
-    def used_ru_s(column: Column) -> float | None:
-        return column.mean(lambda each: (each.closed or each.reads).ru_s)
+    def run(one: RoundResult) -> ServiceRun:
+        return one.closed or one.reads
 
     def share(column: Column) -> float | None:
-        ru_s = used_ru_s(column)
-        return None if ru_s is None or column.throughput is None else ru_s / column.throughput.ru
+        used_ru_s = column.mean(lambda each: run(each).ru_s)
+        return None if used_ru_s is None or column.throughput is None else used_ru_s / column.throughput.ru
 
     def of_needs(cell: Callable[[Needs], str]) -> Cell:
         def of_throughput(found: Throughput) -> str:
@@ -457,13 +419,16 @@ def _request_units(options: StoresOptions, item_bytes: float) -> Cells:
         "provisioned": present(
             lambda one: one.throughput, lambda found: f"{found.ru:,} RU/s{' autoscale' * found.autoscale}"
         ),
-        "a read": present(read, lambda charge_ru: f"{charge_ru:.2f} RU"),
-        f"used in the {'closed' if options.closed_users else 'open'} loop": present(used_ru_s, ru_s),
+        "a read": present(lambda one: one.mean(lambda each: run(each).read_ru), lambda found: f"{found:.2f} RU"),
+        f"used in the {'closed' if options.closed_users else 'open'} loop": present(
+            lambda one: one.mean(lambda each: run(each).ru_s), ru_s
+        ),
         "of what was provisioned": present(share, lambda used: f"{used:.1%}"),
     }
     if options.find_max:
         cells["used at the best rate"] = present(lambda one: one.best[1].ru_s if one.best else None, ru_s)
-    return cells | {
+    cells |= {
         f"what {rate:g} requests/s need": of_needs(lambda found: f"{found.needed_ru:,} RU/s"),
         "a month of it, at the list price": of_needs(format_month),
     }
+    return {name: Figure(cell) for name, cell in cells.items()}

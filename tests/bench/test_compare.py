@@ -16,8 +16,8 @@ from bench.loadgen.capacity import Objective, Point, find_max, first_outside, hi
 from bench.loadgen.histogram import HIGHEST_US, Histogram, log_of
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.report.comparison import compare, judge_shares, sole_series
-from bench.report.intervals import change, geometric, interval, quantile
+from bench.measured import CHEAPER, Measured, change, geometric, interval
+from bench.report.comparison import compare, sole_series
 from bench.report.report import Report, Round, Series, read
 from tests.support.virtual import simulate
 
@@ -68,8 +68,6 @@ def test_intervals_are_students() -> None:
     found = interval([1.0, 2.0, 3.0])
     assert found is not None
     assert (found.mean, found.high - found.mean) == pytest.approx((2.0, 4.302653 / math.sqrt(3)))
-    assert quantile(31) == pytest.approx(2.0395, abs=1e-4)
-    assert quantile(100) == pytest.approx(1.9840, abs=1e-4)
     assert interval([1.0]) is None
     skewed = geometric([1.0, 100.0, 1.0])
     assert skewed is not None
@@ -99,7 +97,7 @@ def test_of_equal_pairs_one_in_twenty_is_called_different(factor: float, least: 
     for _ in range(1000):
         drift = chance.lognormal(0, 0.5, ROUNDS)
         found = change(rounds_of(chance, drift), rounds_of(chance, drift, factor))
-        flagged += found is not None and found.real
+        flagged += found is not None and not found.low <= 0 <= found.high
     assert least <= flagged <= most
 
 
@@ -156,12 +154,23 @@ def test_where_rounds_differ_stolen_cpu_is_named() -> None:
 
 
 def test_shares_that_may_be_zero_are_compared_by_their_plain_differences() -> None:
-    names, none = ("A", "B"), [0.0, 0.0, 0.0]
-    assert judge_shares(names, none, none) == "no difference that matters"
-    assert judge_shares(names, none, [0.02, 0.021, 0.02]).startswith("A has fewer, by 1.")
-    assert judge_shares(names, [0.02, 0.021, 0.02], none).startswith("B has fewer, by 1.")
-    assert judge_shares(names, none, [0.0, 0.1, 0.0]).startswith("cannot tell, because rounds differ by more (-")
-    assert judge_shares(names, none, none[:2]).startswith("cannot tell, because only 2 of 3 rounds count")
+    def verdict(first: list[float], second: list[float]) -> str:
+        found = Measured(first, first, shares=True).beside(Measured(second, second, shares=True))
+        return found.sentence("A", "B", CHEAPER)
+
+    none = [0.0, 0.0, 0.0]
+    assert verdict(none, none) == "no difference that matters"
+    assert verdict(none, [0.02, 0.021, 0.02]).startswith("A has fewer, by 1.")
+    assert verdict([0.02, 0.021, 0.02], none).startswith("B has fewer, by 1.")
+    assert verdict(none, [0.0, 0.1, 0.0]).startswith("cannot tell, because rounds differ by more (-")
+    assert verdict(none, none[:2]).startswith("cannot tell, because only 2 of 3 rounds count")
+
+
+def test_what_is_not_known_of_one_is_not_compared() -> None:
+    known, unknown = Measured([1, 2, 3], [1, 2, 3]), Measured((), (), "it was not measured")
+    assert known.beside(unknown).sentence("A", "B", CHEAPER) == "cannot tell, because it was not measured"
+    assert known.beside(Measured([0, 2, 3], [0, 2, 3])).because == "it was zero in some rounds"
+    assert known.beside(known).sentence("A", "B", CHEAPER) == "no difference that matters (+0% to +0%)"
 
 
 def test_more_errors_are_a_regression_however_fast_the_others_were() -> None:

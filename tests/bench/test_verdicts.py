@@ -13,8 +13,7 @@ import pytest
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.schedule import constant
-from bench.report.comparison import CANNOT_TELL, FASTER, NO_DIFFERENCE, judge_latency
-from bench.report.intervals import MATTERS
+from bench.measured import CANNOT_TELL, FASTER, MATTERS, NO_DIFFERENCE
 from bench.report.report import series
 from tests.support.soak import scaled
 from tests.support.virtual import VirtualLoop, simulate
@@ -73,7 +72,7 @@ def verdicts(first: Store, second: Store, seed: int) -> dict[str, str]:
         drift = chance.lognormal(0, 0.1)
         rounds.append((measured(first, drift, chance), measured(second, drift, chance)))
     one, two = (series(name, results) for name, results in zip("AB", zip(*rounds, strict=True), strict=True))
-    return {name: judge_latency(one, two, name).sentence("A", "B", FASTER) for name in METRICS}
+    return {name: one.latency(name).beside(two.latency(name)).sentence("A", "B", FASTER) for name in METRICS}
 
 
 def is_right(verdict: str, change: float) -> bool:

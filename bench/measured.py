@@ -1,0 +1,184 @@
+"""A figure as rounds show it: between two bounds, with its interval, and whether it differs from another's, or why not.
+
+A latency is known between two bounds: from when its request was due, which holds all that the generator was late, and
+from when it was sent. What holds by both is real. Rounds are compared in pairs, and a verdict is right in 95 of 100
+such measurements. Intervals are Student's t, not of a bootstrap, which is too narrow for five to ten rounds.
+Differences are taken of logarithms, so that they are relative and a skewed latency is less so.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+# Pairs of rounds that a comparison needs.
+MIN_PAIRS = 3
+
+# So much more or less does not matter to whoever chooses between two; and of all requests, with no good answer.
+MATTERS, MORE_ERRORS = 0.1, 0.001
+
+# From this share of the CPU on that the host took away, that is named as what made rounds differ.
+STOLEN = 0.005
+
+NO_DIFFERENCE, CANNOT_TELL = "no difference that matters", "cannot tell, because"
+
+
+class Interval(NamedTuple):
+    """A mean, and the bounds between which the true one lies in 95 of 100 such measurements."""
+
+    mean: float
+    low: float
+    high: float
+
+
+UNCHANGED = Interval(0.0, 0.0, 0.0)
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """Return the 95 % t-interval of independent *values*; None for fewer than two."""
+    from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s to load
+
+    if len(values) < 2:
+        return None
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+    return Interval(fmean(values), fmean(values) - half, fmean(values) + half)
+
+
+def geometric(values: Sequence[float]) -> Interval | None:
+    """Return the geometric mean of *values* and its 95 % interval, by their logarithms, so that no bound is below zero.
+
+    None for fewer than two, or where one is zero.
+    """
+    if not all(value > 0 for value in values):
+        return None
+    found = interval([math.log(value) for value in values])
+    return found and Interval(*map(math.exp, found))
+
+
+def change(before: Sequence[float], after: Sequence[float]) -> Interval | None:
+    """Return the relative change from *before* to *after*, whose values are paired; None for fewer than two pairs.
+
+    0.05 is 5 % more. Values must be above zero.
+    """
+    found = interval([math.log(second / first) for first, second in zip(before, after, strict=True)])
+    return found and Interval(*map(math.expm1, found))
+
+
+class Words(NamedTuple):
+    """What the better of two is called, and how it is said that one has more of something."""
+
+    better: str
+    takes: str
+    more: str
+    times: str
+    less_is_better: bool = True
+
+
+FASTER = Words("faster", "takes", "longer", "times as long")
+CHEAPER = Words("cheaper", "takes", "more", "times as much")
+AHEAD = Words("ahead", "does", "more", "times as much", less_is_better=False)
+
+
+class Finding(NamedTuple):
+    """By how much the second of two differs, by both bounds of a figure; or why nobody can tell, which is empty then.
+
+    A change is relative; a difference of `shares`, which may be zero, is a plain one.
+    """
+
+    changes: tuple[Interval, ...] = ()
+    because: str = ""
+    shares: bool = False
+
+    @property
+    def low(self) -> float:
+        """The lowest change that it may be."""
+        return min((each.low for each in self.changes), default=0.0)
+
+    @property
+    def high(self) -> float:
+        """The highest change that it may be."""
+        return max((each.high for each in self.changes), default=0.0)
+
+    @property
+    def real(self) -> bool:
+        """Whether all bounds show a change, and in the same direction."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def negligible(self) -> bool:
+        """Whether no bound allows for a change that matters."""
+        least, most = (-MORE_ERRORS, MORE_ERRORS) if self.shares else (1 / (1 + MATTERS) - 1, MATTERS)
+        return bool(self.changes) and least <= self.low and self.high <= most
+
+    @property
+    def range(self) -> str:
+        """The lowest and the highest in a text."""
+        return f"{self.low:+.2%} to {self.high:+.2%}" if self.shares else f"{self.low:+.0%} to {self.high:+.0%}"
+
+    def sentence(self, first: str, second: str, words: Words) -> str:
+        """Write the verdict on two subjects."""
+        if self.because:
+            return f"{CANNOT_TELL} {self.because}"
+        if self.shares:
+            better, least, most = (first, self.low, self.high) if self.low > 0 else (second, -self.high, -self.low)
+            by = f"{better} has fewer, by {least:.2%} to {most:.2%} of all requests"
+            return NO_DIFFERENCE if self.negligible else by
+        if not self.real:
+            return f"{NO_DIFFERENCE} ({self.range})"
+        less, more, low, high = first, second, self.low, self.high
+        if self.high < 0:
+            less, more, low, high = second, first, 1 / (1 + self.high) - 1, 1 / (1 + self.low) - 1
+        by = f"{low:.0%} to {high:.0%} {words.more}" if low < 1 else f"{1 + low:.3g} to {1 + high:.3g} {words.times}"
+        return f"{less if words.less_is_better else more} is {words.better}: {more} {words.takes} {by}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One figure of one subject, round by round: between `sent` and `due`, which are one where it has one value.
+
+    `why` is what kept the two apart, or why there are no values. `stolen` is the share of the CPU that the host took
+    away in the worst round. `shares` of all requests may be zero.
+    """
+
+    due: Sequence[float]
+    sent: Sequence[float]
+    why: str = ""
+    stolen: float = 0.0
+    shares: bool = False
+
+    def beside(self, other: "Measured") -> Finding:
+        """Compare the other with this one, in pairs of rounds."""
+        because = self._not_comparable(other)
+        found = Finding(because=because) if because else Finding(self._changes(other), shares=self.shares)
+        if because or found.real or found.negligible:
+            return found
+        if any(
+            alone.real or alone.negligible for each in found.changes if (alone := Finding((each,), "", self.shares))
+        ):
+            late = self.why or other.why or "the generator was late"
+            return found._replace(because=f"{late} ({found.range})")
+        stolen = max(self.stolen, other.stolen)
+        while_stolen = f", while {stolen:.1%} of the CPU was stolen by the host" if stolen >= STOLEN else ""
+        return found._replace(because=f"rounds differ by more ({found.range}){while_stolen}")
+
+    def _changes(self, other: "Measured") -> tuple[Interval, ...]:
+        bounds = [(self.due, other.due), (self.sent, other.sent)]
+        if all(list(first) == list(second) for first, second in bounds):
+            return (UNCHANGED,)
+        if self.shares:
+            plain = interval([second - first for first, second in zip(self.due, other.due, strict=True)])
+            return (plain or UNCHANGED,)
+        return tuple(change(*pair) or UNCHANGED for pair in bounds)
+
+    def _not_comparable(self, other: "Measured") -> str:
+        first, second = len(self.due), len(other.due)
+        if nothing := next((each.why for each in (self, other) if not each.due and each.why), ""):
+            return nothing
+        if first != second:
+            return f"only {min(first, second)} of {max(first, second)} rounds count for both"
+        if first < MIN_PAIRS:
+            return f"{MIN_PAIRS} rounds or more show what is chance, and there are {first}"
+        values = [*self.due, *self.sent, *other.due, *other.sent]
+        unequal = list(self.due) != list(other.due) or list(self.sent) != list(other.sent)
+        return "it was zero in some rounds" if unequal and min(values) <= 0 and not self.shares else ""
