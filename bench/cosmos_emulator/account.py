@@ -77,7 +77,8 @@ class Container:
         self.default_ttl: int | None = None
         self.etag = ""
         self.ts = 0
-        # A heap of when documents expire; outdated entries are skipped when they come up.
+        # A heap of when documents expire, each with the id of its object, as documents cannot be compared; outdated
+        # entries are skipped when they come up.
         self.expiring = list[tuple[float, int, Document]]()
 
     def effective_key_of(self, document: Document) -> str:
@@ -93,7 +94,7 @@ class Container:
         """Note when a document that was written expires."""
         expires_at = self.expiry(document)
         if expires_at != NEVER:
-            heapq.heappush(self.expiring, (expires_at, document.serial, document))
+            heapq.heappush(self.expiring, (expires_at, id(document), document))
 
     def reschedule_expiry(self) -> None:
         """Compute anew when each document expires: the default time to live has changed."""

@@ -6,7 +6,7 @@ set, then 8 of the document, as the service's are.
 """
 
 from base64 import b64encode
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
 from itertools import count
 from operator import attrgetter
@@ -17,8 +17,6 @@ import orjson
 from bench.cosmos_emulator.partitions import Partition
 
 SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
-# What of a document a write changes.
-MUTABLE = ("body", "size", "terms", "etag", "ts", "ttl", "lsn", "unique")
 serial_of = attrgetter("serial")
 # A partition key, which unique key of the container, and the values of its paths as JSON.
 UniqueValue = tuple[bytes, int, bytes]
@@ -49,11 +47,6 @@ class Document:
         """Parse the whole item, system properties included."""
         item: dict[str, Any] = orjson.loads(self.body or b"{}")
         return item
-
-    def restore(self, saved: "Document") -> None:
-        """Take the state of a copy back."""
-        for name in MUTABLE:
-            setattr(self, name, getattr(saved, name))
 
 
 def without_system_properties(item: dict[str, Any]) -> dict[str, Any]:
@@ -140,14 +133,12 @@ class Documents:
         self.stored_bytes -= document.size
         self._deleted += 1
 
-    def undelete(self, document: Document) -> None:
-        """Put a document back that was removed in the same batch."""
-        others = [one for one in self._ordered if one is not document]
-        self._deleted -= len(self._ordered) - len(others)
-        others.insert(bisect_right(others, document.serial, key=serial_of), document)
-        self._ordered = others
-        self._index(document)
-        self.stored_bytes += document.size
+    def restore(self, saved: Document) -> None:
+        """Put a copy of a document back that was removed since."""
+        self._index(saved)
+        insort(self._ordered, saved, key=serial_of)
+        self.claim(saved, saved.unique)
+        self.stored_bytes += saved.size
 
     def after(self, serial: int = 0) -> Iterator[Document]:
         """Yield the documents with a higher serial, in order; nothing may be added or removed meanwhile."""

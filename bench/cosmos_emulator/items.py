@@ -436,20 +436,13 @@ def _run_of_batch(
 
 def _undo_of(context: RequestContext, item_id: str, key: bytes) -> Callable[[], None]:
     """Return a function that puts an item back as it is now."""
-    documents, document = context.container.documents, context.find(item_id, key)
-    saved = copy.copy(document)
+    container, saved = context.container, copy.copy(context.find(item_id, key))
 
     def undo() -> None:
-        present = documents.get(item_id, key)
-        if present is not None and present is not document:
-            documents.remove(present)
-        if document is None or saved is None:
-            return
-        if present is document:
-            documents.resize(document, saved.size)
-        documents.claim(document, saved.unique)
-        document.restore(saved)
-        if present is not document:
-            documents.undelete(document)
+        if (present := container.documents.get(item_id, key)) is not None:
+            container.documents.remove(present)
+        if saved is not None:
+            container.documents.restore(saved)
+            container.schedule_expiry(saved)
 
     return undo

@@ -42,6 +42,10 @@ QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\
 ACROSS = b"x-ms-documentdb-query-enablecrosspartition: True\r\n"
 
 
+# Makes a signed request.
+Build = Callable[[RequestBuilder], bytes]
+
+
 class Charge(NamedTuple):
     """What one operation on an item was charged, median of some times, and what it is by our coefficients."""
 
@@ -182,10 +186,10 @@ class _Measurement:
         for body in items.bodies():
             name, raw = body["id"], orjson.dumps(body)
             requests = {
-                "create": self._post(JSON, name, raw),
+                "create": self._request("POST", name, JSON, raw),
                 "read": self._read(name),
-                "upsert": self._post(UPSERT, name, raw),
-                "delete": self._item("DELETE", name),
+                "upsert": self._request("POST", name, UPSERT, raw),
+                "delete": self._request("DELETE", name),
             }
             for operation, request in requests.items():
                 found.setdefault(operation, []).append(self._charge(request, operation))
@@ -203,12 +207,12 @@ class _Measurement:
         """Return the coefficients that small items show, by their names in the file."""
         bodies = list(Items(size_kb, RETURNED, 1).bodies())
         for body in bodies:
-            self._charge(self._post(UPSERT, body["id"], orjson.dumps(body)), "upsert")
+            self._charge(self._request("POST", body["id"], UPSERT, orjson.dumps(body)), "upsert")
         name, raw = bodies[0]["id"], orjson.dumps(bodies[0])
         of = {one.operation: one.measured_ru for one in by_size if one.size_kb == size_kb}
         operation = orjson.dumps({"operations": [{"op": "set", "path": "/pad", "value": bodies[0]["pad"]}]})
-        patched = self._median(self._item("PATCH", name, PATCH, operation), "patch")
-        refused = self._median(self._post(JSON, name, raw), "create again", expected=409)
+        patched = self._median(self._request("PATCH", name, PATCH, operation), "patch")
+        refused = self._median(self._request("POST", name, JSON, raw), "create again", expected=409)
         missing = self._median(self._read("absent"), "read", expected=404)
         one, many = (self._query(count) for count in (1, RETURNED))
         share = (many - one) / (RETURNED - 1) / of["read"]
@@ -227,11 +231,7 @@ class _Measurement:
 
     def _query(self, count: int) -> float:
         body = orjson.dumps({"query": "SELECT * FROM c", "parameters": []})
-        headers = QUERY + ACROSS + b"x-ms-max-item-count: %d\r\n" % count
-        path = f"{self._link}/docs/"
-        return self._median(
-            lambda builder: builder.build("POST", "docs", self._link, path, headers=headers, body=body), "query"
-        )
+        return self._median(self._request("POST", "", QUERY + b"x-ms-max-item-count: %d\r\n" % count, body), "query")
 
     def _strong(self, name: str) -> float | None:
         """Return the charge of a strong read; None where the account's own level is a weaker one."""
@@ -239,29 +239,20 @@ class _Measurement:
         response = self._send(lambda _: builder.point_read(self._container, name))
         return _charge_of(response) if response.status == 200 else None
 
-    def _read(self, name: str) -> Callable[[RequestBuilder], bytes]:
+    def _read(self, name: str) -> Build:
         return lambda builder: builder.point_read(self._container, name)
 
-    def _post(self, headers: bytes, name: str, raw: bytes) -> Callable[[RequestBuilder], bytes]:
-        def request(builder: RequestBuilder) -> bytes:
-            keyed = partition_key_header(name) + headers
-            return builder.build("POST", "docs", self._link, f"{self._link}/docs/", headers=keyed, body=raw)
+    def _request(self, verb: str, name: str, headers: bytes = b"", body: bytes = b"") -> Build:
+        """Return what makes a request for an item; POST goes to them all, without a name across partitions."""
+        link = self._link if verb == "POST" else f"{self._link}/docs/{name}"
+        path = f"{self._link}/docs/" if verb == "POST" else f"{link}/"
+        headers = (partition_key_header(name) if name else ACROSS) + headers
+        return lambda builder: builder.build(verb, "docs", link, path, headers=headers, body=body)
 
-        return request
-
-    def _item(self, verb: str, name: str, headers: bytes = b"", body: bytes = b"") -> Callable[[RequestBuilder], bytes]:
-        link = f"{self._link}/docs/{name}"
-
-        def request(builder: RequestBuilder) -> bytes:
-            keyed = partition_key_header(name) + headers
-            return builder.build(verb, "docs", link, f"{link}/", headers=keyed, body=body)
-
-        return request
-
-    def _median(self, request: Callable[[RequestBuilder], bytes], what: str, expected: int | None = None) -> float:
+    def _median(self, request: Build, what: str, expected: int | None = None) -> float:
         return median(self._charge(request, what, expected) for _ in range(TIMES))
 
-    def _charge(self, request: Callable[[RequestBuilder], bytes], what: str, expected: int | None = None) -> float:
+    def _charge(self, request: Build, what: str, expected: int | None = None) -> float:
         """Return what a request was charged; BenchFailed, with what was answered, where that is not as expected."""
         response = self._send(request)
         if (response.status >= 300) if expected is None else (response.status != expected):
@@ -269,7 +260,7 @@ class _Measurement:
             raise BenchFailed(f"{what} was answered with {response.status}: {sentence}")
         return _charge_of(response)
 
-    def _send(self, request: Callable[[RequestBuilder], bytes]) -> Response:
+    def _send(self, request: Build) -> Response:
         """Send a request until it is not refused for its rate."""
         while True:
             response = self._account.send(request(self._requests.builder(EVENTUAL)))

@@ -105,7 +105,8 @@ def test_a_patch_changes_its_item_whole_or_not_at_all(examples: int) -> None:
 @depths(quick=40, soak=1000)
 def test_a_batch_happens_whole_or_not_at_all(examples: int) -> None:
     def check(names: list[tuple[str, str]]) -> None:
-        direct = Direct(FakeClock(), partitionKey={"paths": ["/pk"], "kind": "Hash", "version": 2})
+        clock, definition = FakeClock(), {"paths": ["/pk"], "kind": "Hash", "version": 2}
+        direct = Direct(clock, partitionKey=definition, defaultTtl=60)
         key = {"x-ms-documentdb-partitionkey": '["x"]'}
         for name in "ab":
             direct.request("POST", "/dbs/d/colls/c/docs/", {"id": name, "pk": "x"}, key)
@@ -123,6 +124,8 @@ def test_a_batch_happens_whole_or_not_at_all(examples: int) -> None:
         if response.status != 200:
             assert direct.request("GET", "/dbs/d/colls/c/docs/").body == before
             assert direct.container.documents.stored_bytes == stored
+        direct.container.delete_expired(direct.service.account.charges, clock.now + 61)
+        assert (len(direct.container.documents), direct.container.documents.stored_bytes) == (0, 0)
 
     explore(check, examples, names=st.lists(st.tuples(kinds, st.sampled_from("abc")), max_size=8))
 
