@@ -1,4 +1,4 @@
-"""`python -m bench.micro`: measure the figures, print them, and write them down with the machine they are of."""
+"""`python -m bench.micro`: measure the figures, print them with their goals, and add them to the history of runs."""
 
 import argparse
 import json
@@ -14,104 +14,102 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import (
-    big_release,
-    cosmos,
-    events,
-    fold_in,
-    hot_path,
-    http_peer,
-    importing,
-    overload,
-    publishing,
-    redis,
-    redis_cluster,
-    training,
-)
-from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
+from bench.micro import commands, history, pressure, publishing, remote, serving
+from bench.micro.harness import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
-Measure = Callable[[Effort], list[Outcome]]
-
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
-# Benchmarks whose size is given by their data; --short leaves them out.
-LONG = {"retail", "log", "catalogue", "cosmos_publishing"}
 # Columns where there is no terminal that would set them.
 PRINTED_WIDTH = 180
-# How much longer a read of the embedded store may take than one of a dict.
-GET_PER_DICT_GET = 3
+IN_PROCESS = "in_process"
 
 
 def measure_in_process(effort: Effort) -> list[Outcome]:
     """Run the suite of pytest-benchmark, by CPU time; a figure's values are the quartiles over its rounds."""
-    folder = Path(__file__).parent
     # A pytest around this one, with workers of its own, would turn the benchmarks off.
     settings = {name: value for name, value in machine.environment().items() if not name.startswith("PYTEST_")}
     settings["BENCH_USERS"] = str(effort.users)
     with tempfile.TemporaryDirectory() as made:
         written = Path(made) / "benchmarks.json"
-        command = [sys.executable, "-m", "pytest", str(folder), "--benchmark-only", "-q", "-p", "no:cacheprovider"]
-        command += ["--benchmark-timer=time.process_time", f"--benchmark-json={written}"]
+        command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "--benchmark-only", "-q"]
+        command += ["-p", "no:cacheprovider", "--benchmark-timer=time.process_time", f"--benchmark-json={written}"]
         command += [f"--benchmark-max-time={effort.round_s / 2}", f"--benchmark-min-rounds={effort.rounds}"]
         done = subprocess.run(command, cwd=machine.ROOT, env=settings, capture_output=True, text=True, check=False)  # noqa: S603 -- our own suite
         if done.returncode:
             raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
         results = {one["name"]: one for one in json.loads(written.read_text())["benchmarks"]}
-    return [*map(benchmark_figure, results.values()), get_beside_dict(results)]
+    store, plain = (results[name]["stats"] for name in ("bench_get", "bench_get_of_a_dict"))
+    ratios = [store[key] / plain["median"] for key in ("q1", "median", "q3")]
+    beside_dict = Figure(f"{IN_PROCESS}: get / get of a dict: CPU", "ratio", ratios, at_most(3))
+    return [*map(benchmark_figure, results.values()), beside_dict]
 
 
 def benchmark_figure(result: dict[str, Any]) -> Figure:
     """Name one benchmark by its function and parameters; its time is that of one of the things that a round does."""
     extra = result["extra_info"]
-    count, goal = extra.get("count", 1), at_most(extra["goal"]) if "goal" in extra else None
+    goal = at_most(extra["goal"]) if "goal" in extra else None
     name = result["name"].removeprefix("bench_").replace("_", " ")
-    values = [result["stats"][key] * 1e6 / count for key in ("q1", "median", "q3")]
-    return Figure(f"in process, {name}: CPU", f"µs/{extra.get('each', 'call')}", values, goal)
+    values = [result["stats"][key] * 1e6 / extra.get("count", 1) for key in ("q1", "median", "q3")]
+    return Figure(f"{IN_PROCESS}: {name}: CPU", "µs", values, goal)
 
 
-def get_beside_dict(results: dict[str, dict[str, Any]]) -> Figure:
-    """Divide the time of a read of the embedded store by that of a dict's."""
-    store, plain = (results[name]["stats"] for name in ("bench_get", "bench_get_of_a_dict"))
-    values = [store[key] / plain["median"] for key in ("q1", "median", "q3")]
-    return Figure("in process, get / get of a dict: CPU", "ratio", values, at_most(GET_PER_DICT_GET))
-
-
-BENCHMARKS: dict[str, Measure] = {
-    "in_process": measure_in_process,
-    "http_peer": http_peer.measure,
-    "hot_path": hot_path.measure,
-    "fold_in": fold_in.measure,
-    "events": events.measure,
-    "files": publishing.measure_files,
-    "redis_service": redis.measure_service,
-    "redis_reads": redis.measure_reads,
-    "redis_publishing": redis.measure_publishing,
-    "redis_cluster": redis_cluster.measure_cluster,
-    "import": importing.measure,
-    "big_release": big_release.measure,
-    "retail": training.measure_retail,
-    "log": training.measure_log,
-    "catalogue": training.measure_catalogue,
-    "overload": overload.measure,
-    "cosmos_reads": cosmos.measure_reads,
-    "cosmos_service": cosmos.measure_service,
-    "cosmos_publishing": cosmos.measure_publishing,
+CASES = {
+    case.name: case for case in (*serving.CASES, *remote.CASES, *pressure.CASES, *publishing.CASES, *commands.CASES)
 }
+BENCHMARKS: dict[str, Callable[[Effort], list[Outcome]]] = {
+    IN_PROCESS: measure_in_process,
+    **{name: case.measure for name, case in CASES.items()},
+}
+# Figures of docs/figures.md, and those that README has, too.
+ROWS = {
+    f"{IN_PROCESS}: get / get of a dict: CPU": "a warm read from a file of 1,000,000 users, compared with a dict: CPU",
+    f"{IN_PROCESS}: get: CPU": "the same: CPU",
+    f"{IN_PROCESS}: batch[json-application/json]: CPU": "a user of a batch of 1,000, 10 items each, from files: CPU",
+    f"{IN_PROCESS}: score[json-records]: CPU": "the same as Azure ML scores it: CPU",
+    **{f"{name}: {figure}": what for name, case in CASES.items() for figure, what in case.rows.items()},
+}
+IN_README = [
+    "http_peer: hotplate / aiohttp: rate",
+    "hot_path: hotplate / nginx: rate",
+    "webdis: hotplate / webdis: rate",
+    "files: 20 items: CPU",
+    "big_release: many / few: CPU",
+    "retail: train, publish / bare: CPU time",
+    "log: train, publish / bare: CPU time",
+    "log: train, publish / bare: peak memory",
+]
+
+
+def pages() -> dict[Path, str]:
+    """Return README and docs/figures.md with the tables that the history gives."""
+    runs = history.read(history.HISTORY)
+    few = {name: ROWS[name] for name in IN_README}
+    tables = {machine.ROOT / "README.md": few, machine.ROOT / "docs" / "figures.md": ROWS}
+    return {
+        page: history.page_with(page.read_text(), history.table(runs, rows), "figures") for page, rows in tables.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 however the figures came out, 1 when something failed, so that there is no figure."""
+    """Run the command; 0 however the figures came out, 1 if something failed, so that there is no figure."""
     options = parse(arguments)
-    outcomes = list[Outcome]()
+    if options.tables:
+        for page, text in pages().items():
+            page.write_text(text)
+        return 0
+    described, effort, outcomes = machine.describe(), effort_of(options), list[Outcome]()
     console = Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH)
-    for name in options.only or [name for name in BENCHMARKS if not (options.short and name in LONG)]:
+    left_out = {name for name, case in CASES.items() if options.short and case.rounds}
+    for name in options.only or [name for name in BENCHMARKS if name not in left_out]:
         with console.status(f"measuring: {name}"):
-            outcomes += measured(name, effort_of(options))
-    described = machine.describe()
+            outcomes += measured(name, effort)
     console.print(table(outcomes, f"{described['cpu']}, {described['cores']} cores, {described['date']}"))
     figures = [one.to_json() for one in outcomes]
     options.out.write_text(json.dumps({"machine": described, "figures": figures}, indent=1))
     console.print(f"written to {options.out}")
+    if effort == Effort():
+        history.append(options.history, described, [one for one in outcomes if isinstance(one, Figure)])
+        console.print(f"added to {options.history}; make figures writes its tables")
     return int(any(isinstance(one, Unmeasured) and one.failed for one in outcomes))
 
 
@@ -139,10 +137,7 @@ def table(outcomes: Sequence[Outcome], title: str) -> Table:
     result.add_column("met")
     for one in outcomes:
         if isinstance(one, Figure):
-            numbers = (
-                f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
-                for value in (one.median, min(one.values), max(one.values))
-            )
+            numbers = (history.number(value) for value in one.span)
             met = {None: "", True: "yes", False: "NO"}[one.met]
             result.add_row(escape(one.name), one.unit, *numbers, str(len(one.values)), str(one.goal or ""), met)
         else:
@@ -164,6 +159,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seconds", type=float, help=f"of load per round ({default.round_s:g}; with --short {SHORT.round_s:g})"
     )
     parser.add_argument("--out", type=Path, default=Path("bench-results.json"), help="where to write the results")
+    parser.add_argument(
+        "--history", type=Path, default=history.HISTORY, help="what a run of the usual form is added to"
+    )
+    parser.add_argument("--tables", action="store_true", help="measure nothing: write the tables of README and docs")
     options = parser.parse_args(arguments)
     effort = effort_of(options)
     if effort.rounds < 1 or effort.users < 1 or effort.round_s <= 0:

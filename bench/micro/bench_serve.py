@@ -5,7 +5,7 @@ A round serves 1,000 users: its time in µs is the ns of one request.
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.lists import Shape, key_of
 from bench.micro.publishing import publish_to
-from bench.micro.rounds import path_of
+from bench.micro.servers import path_of
 from serve.access.auth import Guard
 from serve.access.keys import READ, create
 from serve.api.handlers import Handler, Handlers
@@ -26,15 +26,10 @@ from serve.api.parameters import BATCH_MEDIA, JSON
 from serve.api.scoring import Scoring
 from serve.deny_list import DenyListFile
 from serve.lists import Lists, open_lists
-from serve.reader import TieredReader
-from stores.catalogue import ReleaseRef
-from stores.connect import connect
 from stores.keys import USER
-from stores.store import Reader, Slot
 
 COUNT = 1_000
 LIST_LENGTH = 20
-CALLERS = 64
 # What one user of a batch of a thousand may cost, in JSON.
 BATCH_US = 4
 USERS = [key_of(user).removeprefix(USER) for user in range(COUNT)]
@@ -82,41 +77,6 @@ def for_each_user(
 def bench_lookup(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:
     """A user's list out of files, decompressed."""
     for_each_user(benchmark, runner, lists.reader.personal)
-
-
-class Remote:
-    """A store in this process that is read as one over a network is; lives as long as what it hides."""
-
-    batch = 256
-
-    def __init__(self, inner: Reader) -> None:
-        self._inner = inner
-        self.catalogue, self.changes, self.close = inner.catalogue, inner.changes, inner.close
-
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        """Read at once."""
-        return await self._inner.get_many(release, keys, timeout_s=timeout_s)
-
-
-@pytest.mark.parametrize("encoding", ["json", "zstd"])
-def bench_turn(
-    benchmark: BenchmarkFixture, runner: asyncio.Runner, tmp_path: Path, drawn: list[bytes], encoding: str
-) -> None:
-    """64 lookups of one turn in a store that replies at once; the lists come decompressed."""
-    url = f"file://{tmp_path}"
-    publish_to(url, Shape(CALLERS, LIST_LENGTH), drawn, encoding)
-    reader = TieredReader({"remote": Remote(connect(url))})
-    runner.run(reader.tiers[0].follower.refresh())
-    benchmark.extra_info |= {"count": CALLERS, "each": "lookup"}
-
-    async def serve_all() -> None:
-        waiting = [asyncio.get_running_loop().create_future() for _ in range(CALLERS)]
-        for user, future in enumerate(waiting):
-            reader.request(key_of(user), "personal", "", future.set_result)
-        await asyncio.gather(*waiting)
-
-    benchmark(lambda: runner.run(serve_all()))
-    runner.run(reader.tiers[0].close())
 
 
 def bench_render(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:

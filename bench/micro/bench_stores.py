@@ -1,4 +1,4 @@
-"""What a list costs on its way into a store and out of it, and what the catalogue costs.
+"""What a list costs on its way into a store and out of it.
 
 A round works on 1,000 lists or keys, unless its docstring says otherwise: its time in µs is the ns of one of them.
 BENCH_USERS sets how many users the release has that is read.
@@ -16,8 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.lists import Shape, key_of
 from bench.micro.publishing import publish_to
-from stores import catalogue as steps
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from stores.catalogue import ReleaseRef
 from stores.compression import Decompressor, Encoder, train
 from stores.encoding import HEADER_BYTES, OFFSET_BYTES, Checksum, body_of, cut, decode
 from stores.file.store import LmdbStore
@@ -142,35 +141,3 @@ def bench_get(benchmark: BenchmarkFixture, embedded: Embedded) -> None:
 def bench_get_of_a_dict(benchmark: BenchmarkFixture, embedded: Embedded) -> None:
     """Read the same from a dict."""
     one_by_one(benchmark, embedded[2].get)
-
-
-def bench_get_many(benchmark: BenchmarkFixture, embedded: Embedded) -> None:
-    """Read lists from files, as many in a call as `batch` says."""
-    store, release, _ = embedded
-    loop = asyncio.new_event_loop()
-
-    async def get_all(keys: Sequence[str]) -> None:
-        for start in range(0, COUNT, store.batch):
-            await store.get_many(release, keys[start : start + store.batch])
-
-    def run(keys: Sequence[str]) -> None:
-        loop.run_until_complete(get_all(keys))
-
-    read_rounds(benchmark, run)
-    loop.close()
-
-
-def bench_catalogue(benchmark: BenchmarkFixture) -> None:
-    """One publish: begin, commit, activate and prune beside 50 earlier releases; and the record, written and parsed."""
-    earlier = Catalogue(now=1.0)
-    for release in [ReleaseId(f"r{number}") for number in range(50)]:
-        draft = DraftRef(release, f"of-{release}", "writer")
-        earlier = steps.activate(steps.commit(steps.begin(earlier, draft), draft), release)
-    earlier = steps.succeed(earlier, earlier, token="t", store_id="s")  # noqa: S106 -- a compare-and-set's token
-    new = DraftRef(ReleaseId("new"), "of-new", "writer")
-
-    def publish() -> Catalogue:
-        live = steps.activate(steps.commit(steps.begin(earlier, new), new), new.id)
-        return steps.parse(steps.dump(steps.prune(live, keep=50)), now=2.0, where="memory")
-
-    assert benchmark(publish).live == new.id

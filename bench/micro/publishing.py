@@ -1,147 +1,200 @@
-"""Publishing: what it costs a list, and what stays on disk."""
+"""Publishing: what it costs a list, and what stays in the store."""
 
 import asyncio
+import json
 import shutil
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.lists import Shape
-from bench.micro.rounds import (
-    Effort,
-    Figure,
-    Outcome,
-    Sample,
-    Stopwatch,
-    Unmeasured,
-    at_most,
-    figures,
-    interleave,
-)
-from stores.catalogue import ReleaseRef
-from stores.compression import encode_rows
-from stores.connect import connect
-from stores.encoding import Checksum
-from stores.lifecycle import publish
-from stores.store import Row, Store
+import numpy as np
 
-MAIN, TITLED = "20-items", "20-titled-items"
-USUAL = {MAIN, TITLED}
-# Bytes that must be free per byte of keys and values: large values leave pages partly empty.
+from bench.lists import Shape
+from bench.micro.harness import Candidates, Case, Effort, Goal, Round, Skipped, Stopwatch, at_most
+from bench.micro.servers import HOTPLATE, LIST_LENGTH
+from bench.micro.spent import run
+from bench.micro.training_data import RETAIL, RETAIL_OPTIONS
+from bench.process import REDIS_MISSING, RedisServer, emulator_serving, on_core, redis_installed, redis_serving
+from stores.catalogue import ReleaseRef
+from stores.connect import connect
+from stores.factors import Description, Entry, description_row, pieces
+from stores.lifecycle import publish
+from stores.store import Plan, Row
+
+# Bytes of disk that must be free per byte of keys and values: large values leave pages partly empty.
 ROOM = 2.0
-CPU_US_PER_LIST = 5
-FILE_RATIO = 1.2
-UP_TO_BYTES = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One publish: all of it, the part that made rows, and the same rows made and compressed once more."""
+    """One publish: its release, and what it took without the making of rows."""
 
-    lists: int
     release: ReleaseRef
     stored_bytes: int
-    whole: Stopwatch
-    preparing: Stopwatch
-    making: Stopwatch
-
-    @property
-    def sample(self) -> Sample:
-        """The rate, without the making of rows, and the CPU of a list, without its compression either."""
-        rate_per_s = self.lists / (self.whole.wall_s - self.making.wall_s)
-        return Sample(rate_per_s, (self.whole.cpu_s - self.preparing.cpu_s) * 1e6 / self.lists)
-
-    @property
-    def compression_cpu_us(self) -> float:
-        """The CPU of compressing a list, the training of the dictionary included."""
-        return (self.preparing.cpu_s - self.making.cpu_s) * 1e6 / self.lists
+    round: Round
 
 
 def publish_to(url: str, shape: Shape, shared: Sequence[bytes], encoding: str = "json") -> Published:
     """Publish lists of *shape*, their values taken in turn from *shared*, into the store at *url*."""
+    whole, making = Stopwatch(), Stopwatch()
+
+    async def rows() -> AsyncIterator[list[Row]]:
+        batches = shape.batches(shared)
+        while True:
+            with making.running():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     async def published() -> Published:
         store = connect(url)
         try:
-            return await _publish(store, shape, shared, encoding)
+            with whole.running():
+                written = await publish(store, rows(), plan=shape.plan, about={}, encoding=encoding)
+            live = (await store.catalogue()).live_ref
+            if live is None:
+                raise RuntimeError("nothing is live after a publish")
+            rate = shape.users / (whole.wall_s - making.wall_s)
+            cpu_us = (whole.cpu_s - making.cpu_s) * 1e6 / shape.users
+            return Published(live, written.manifest.bytes, {"rate": rate, "CPU": cpu_us})
         finally:
             await store.close()
 
     return asyncio.run(published())
 
 
-async def _publish(store: Store, shape: Shape, shared: Sequence[bytes], encoding: str) -> Published:
-    whole, preparing, making = Stopwatch(), Stopwatch(), Stopwatch()
+def publish_factors(url: str, shape: Shape, items: int, factors: int) -> None:
+    """Publish a list for each user, and item factors as large as those of a model."""
+    drawn = np.random.default_rng(0).normal(0, 0.1, (items, factors)).astype("<f4")
+    named = ((Entry(f"i{number}", f"Title {number:011}"), row.tobytes()) for number, row in enumerate(drawn))
+    rows = list(pieces(named))
+    described = Description("als", items, factors, len(rows), regularization=30.0, alpha=4.0, weight=1.0)
+    plan = Plan(shape.plan.rows + len(rows) + 1, shape.plan.payload_bytes + drawn.nbytes, drawn.nbytes)
 
-    async def rows() -> AsyncIterator[list[Row]]:
-        for batch in shape.batches(shared):
+    async def batches() -> AsyncIterator[list[Row]]:
+        for batch in shape.batches(shape.values()):
             yield batch
+        for row in (*rows, description_row(described)):
+            yield [row]
 
-    async def watched(batches: AsyncIterator[list[Row]], watch: Stopwatch) -> AsyncIterator[list[Row]]:
-        while True:
-            with watch.running():
-                batch = await anext(batches, None)
-            if batch is None:
-                return
-            yield batch
+    async def published() -> None:
+        store = connect(url)
+        try:
+            await publish(store, batches(), plan=plan, about={})
+        finally:
+            await store.close()
 
-    with whole.running():
-        written = await publish(store, watched(rows(), making), plan=shape.plan, about={}, encoding=encoding)
-    if encoding == "json":
-        preparing = making
-    else:
-        with preparing.running():
-            async for _ in (await encode_rows(rows(), shape.plan, encoding, Checksum("measured"))).batches:
-                pass
-    release = (await store.catalogue()).live_ref
-    if release is None:
-        raise RuntimeError("nothing is live after a publish")
-    return Published(shape.users, release, written.manifest.bytes, whole, preparing, making)
+    asyncio.run(published())
 
 
-def measure_files(effort: Effort) -> list[Outcome]:
-    """Publish lists of several shapes into files; skipped where the disk lacks room."""
-    shapes = shapes_for(effort.users)
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        needed = ROOM * sum(shape.plan.payload_bytes for shape in shapes.values())
-        free = shutil.disk_usage(folder).free
+@contextmanager
+def _files(effort: Effort) -> Iterator[Candidates]:
+    """Publish all users' lists at about 600 bytes, and other sizes of value with a tenth of them."""
+    tenth = max(effort.users // 10, 1)
+    shapes = {
+        "20 items": Shape(effort.users, items=20),
+        "10 items": Shape(tenth, items=10),
+        "20 items with titles": Shape(tenth, items=20, title_chars=19),
+        "20 items with long titles": Shape(tenth, items=20, title_chars=84),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        free, needed = shutil.disk_usage(folder).free, ROOM * max(one.plan.payload_bytes for one in shapes.values())
         if free < needed:
-            return [Unmeasured("files", f"{made} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} MB are needed")]
+            raise Skipped(f"{folder} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} MB are needed")
         values = {name: shape.values() for name, shape in shapes.items()}
-        variants = {name: partial(publish_once, shape, values[name], folder / name) for name, shape in shapes.items()}
-        taken = interleave(variants, effort.rounds)
-        return [figure for name, shape in shapes.items() for figure in publishing_figures(shape, name, taken[name])]
+        yield {name: partial(_publish_once, shape, values[name], Path(folder)) for name, shape in shapes.items()}
 
 
-def shapes_for(users: int) -> Mapping[str, Shape]:
-    """Choose what is published: all users' lists at about 600 bytes, and other sizes of value with a tenth of them."""
-    tenth = max(users // 10, 1)
+def _publish_once(shape: Shape, values: Sequence[bytes], folder: Path) -> Round:
+    shutil.rmtree(folder / "store", ignore_errors=True)
+    published = publish_to(f"file://{folder}/store", shape, values)
+    (file,) = (folder / "store" / "releases").glob("*.mdb")
+    return {**published.round, "file / data": file.stat().st_size / published.stored_bytes}
+
+
+@contextmanager
+def _redis(effort: Effort) -> Iterator[Candidates]:
+    """Publish a fifth of the effort's users in both encodings, each time into an empty server."""
+    if not redis_installed():
+        raise Skipped(REDIS_MISSING)
+    shape = Shape(max(effort.users // 5, 1), LIST_LENGTH)
+    with redis_serving() as server, on_core(0):
+        shared = shape.drawn()
+        yield {encoding: partial(_publish_to_empty, server, shape, shared, encoding) for encoding in ("json", "zstd")}
+
+
+def _publish_to_empty(server: RedisServer, shape: Shape, shared: Sequence[bytes], encoding: str) -> Round:
+    server.clear()
+    before_bytes, before_s = server.used_bytes(), server.cpu_s()
+    published = publish_to(server.url(), shape, shared, encoding)
     return {
-        MAIN: Shape(users, items=20),
-        "10-items": Shape(tenth, items=10),
-        TITLED: Shape(tenth, items=20, title_chars=19),
-        "20-long-titled-items": Shape(tenth, items=20, title_chars=84),
+        **published.round,
+        "CPU of the store's server": (server.cpu_s() - before_s) * 1e6 / shape.users,
+        "bytes": (server.used_bytes() - before_bytes) / shape.users,
     }
 
 
-def publish_once(shape: Shape, values: Sequence[bytes], folder: Path) -> tuple[Published, float]:
-    """Publish into *folder*, which is emptied first; return also the bytes of file per byte of keys and values."""
-    shutil.rmtree(folder, ignore_errors=True)
-    published = publish_to(f"file://{folder}", shape, values)
-    (file,) = (folder / "releases").glob("*.mdb")
-    return published, file.stat().st_size / published.stored_bytes
+@contextmanager
+def _cosmos(_effort: Effort) -> Iterator[Candidates]:
+    """Train on Online Retail once, and publish it at 1,000 RU/s, with --dry-run and without."""
+    if not RETAIL.exists():
+        raise Skipped(f"the data set is not at {RETAIL}")
+    with ExitStack() as stack:
+        model = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
+        server = stack.enter_context(emulator_serving(core=0))
+        run([*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--no-tune", "--out", str(model)])
+
+        def publish_model(*options: str) -> Round:
+            command = [*HOTPLATE, "publish", str(model), "--store", f"cosmos+{server.url}/db", "--max-ru", "1000"]
+            done = subprocess.run([*command, "--json", *options], capture_output=True, text=True, check=False)  # noqa: S603 -- our own
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+            found = json.loads(done.stdout)
+            spent = found if options else found["spent"]
+            return {"time": spent["seconds"], "charge": spent["request_units"]}
+
+        yield {"dry run": partial(publish_model, "--dry-run"), "publish": publish_model}
 
 
-def publishing_figures(shape: Shape, name: str, taken: Sequence[tuple[Published, float]]) -> list[Figure]:
-    """Name the publishes of one shape; the goals are for the two usual lists, and for values of up to 600 bytes."""
-    what = f"file://, publish {shape.users:,} lists of {name.replace('-', ' ')}, {shape.value_bytes:,} B"
-    cpu_goal = at_most(CPU_US_PER_LIST) if name in USUAL else None
-    size_goal = at_most(FILE_RATIO) if shape.value_bytes <= UP_TO_BYTES else None
-    samples = [published.sample for published, _ in taken]
-    return [
-        *figures(f"{what}, making of rows not counted", samples, each="list", cpu_goal=cpu_goal),
-        Figure(f"{what}: file / keys and values", "ratio", [file_ratio for _, file_ratio in taken], size_goal),
-    ]
+CASES = (
+    Case(
+        "files",
+        _files,
+        {
+            "20 items: CPU": at_most(5),
+            "20 items with titles: CPU": at_most(5),
+            "20 items: file / data": at_most(1.2),
+            "10 items: file / data": at_most(1.2),
+        },
+        {
+            "20 items: CPU": "publishing 1,000,000 lists of 20 items (598 bytes) to files: CPU of a list",
+            "20 items: rate": "the same: lists/s",
+            "20 items: file / data": "the same: size of the file, compared with keys and values",
+        },
+    ),
+    Case(
+        "redis_publishing",
+        _redis,
+        {"json: CPU": at_most(5)},
+        {
+            "json: CPU": "publishing lists of 20 items to Redis: CPU of a list",
+            "json: bytes": "memory of Redis for a list of 596 bytes: as json",
+            "zstd: bytes": "the same: as zstd",
+        },
+    ),
+    Case(
+        "cosmos_publishing",
+        _cosmos,
+        {"publish / dry run: time": Goal(0.85, 1.15), "publish / dry run: charge": Goal(0.99, 1.01)},
+        {
+            "publish / dry run: time": "publishing to Cosmos DB (local emulator), compared with its dry run: time",
+            "publish / dry run: charge": "the same: request units",
+        },
+        rounds=1,
+    ),
+)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from bench.micro.rounds import HOTPLATE
+from bench.micro.history import page_with
+from bench.micro.servers import HOTPLATE
 from bench.micro.training_data import DATA
 from bench.report import machine
 from offline.evaluate.evaluation import fit_parts, recommend_all
@@ -31,7 +32,6 @@ from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
 
 PAGE = machine.ROOT / "docs" / "evaluation.md"
-BEGIN, END = "<!-- written by make quality -->\n", "<!-- up to here -->\n"
 CORE = 5
 CORE_OPTIONS = ("--min-per-user", str(CORE), "--min-per-item", str(CORE))
 # The log is cut off where so much of its pairs have come; the last quarter of each piece is its test.
@@ -311,15 +311,6 @@ def _matrix_of(rows: pl.DataFrame, matrix: Matrix) -> UserItems:
     return made
 
 
-def page_with(page: str, table: str) -> str:
-    """Return *page* with *table* between its two marks; ValueError where it has none."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page has no lines {BEGIN.strip()} and {END.strip()}")
-    return f"{before}{BEGIN}{table}{END}{after}"
-
-
 def main(arguments: Sequence[str]) -> int:
     """Print the tables and whether they are as good as they have to be, and write them into the docs; always 0."""
     data_at = Path(arguments[0]) if arguments else DATA
@@ -342,7 +333,7 @@ def main(arguments: Sequence[str]) -> int:
     written = "\n\n".join("\n".join(rows) for rows in tables)
     print(written)
     if not missing:
-        PAGE.write_text(page_with(PAGE.read_text(), written + "\n"))
+        PAGE.write_text(page_with(PAGE.read_text(), written + "\n", "quality"))
     return 0
 
 

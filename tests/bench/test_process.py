@@ -1,7 +1,10 @@
 import subprocess
 import sys
 
-from bench.process import Server, free_port
+import pytest
+
+from bench.process import Server, free_port, serving
+from bench.report import machine
 
 CLAIM = "import sys; from bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
 
@@ -45,3 +48,23 @@ def test_a_page_that_forked_processes_share_is_counted_once() -> None:
     assert len(running) == 3
     assert 64_000_000 < taken < 120_000_000
     assert Server("", first.pid).memory_bytes() == 0
+
+
+def test_a_server_that_does_not_start_is_an_error_with_its_own_words() -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such store')"]
+    with pytest.raises(RuntimeError, match="no such store"), serving(command, free_port(), "/"):
+        pass
+
+
+def test_the_machine_is_described() -> None:
+    described = machine.describe()
+    assert described["python"].startswith("3.")
+    assert "aiohttp" in described["versions"]
+    assert all(described[name] for name in ("date", "cpu", "cores"))
+
+
+def test_hotplates_own_settings_do_not_reach_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTPLATE_FACTORS", "2")
+    monkeypatch.setenv("OTHER", "1")
+    assert "HOTPLATE_FACTORS" not in machine.environment()
+    assert machine.environment()["OTHER"] == "1"

@@ -9,16 +9,13 @@ import pytest
 
 from bench.micro import quality
 from bench.micro.quality import (
-    BEGIN,
     DATA_SETS,
-    END,
     PAGE,
     PIECES,
     DataSet,
     Trainings,
     described,
     draw_rows,
-    page_with,
     reference_split,
     time_rows,
 )
@@ -108,10 +105,3 @@ def test_without_the_data_it_says_so_and_leaves_the_docs_alone(
     assert quality.main([str(tmp_path)]) == 0
     assert f"Online Retail is skipped: {tmp_path}/online-retail" in capsys.readouterr().out
     assert PAGE.read_text() == before
-
-
-def test_the_table_goes_between_its_marks() -> None:
-    assert page_with(f"a\n{BEGIN}old\n{END}b\n", "new\n") == f"a\n{BEGIN}new\n{END}b\n"
-    assert page_with(PAGE.read_text(), "new\n") != PAGE.read_text()
-    with pytest.raises(ValueError, match="has no lines"):
-        page_with("nothing", "new")

@@ -1,0 +1,284 @@
+"""Cases of stores over a network: a GET from Redis compared with webdis, and our clients compared with others.
+
+No time of the local emulator of Cosmos DB is Azure's, and its own CPU is in none of the figures.
+"""
+
+import asyncio
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import uvloop
+from aiohttp import ClientSession, DummyCookieJar, TCPConnector
+from azure.core.pipeline.transport import AioHttpTransport
+from azure.cosmos import PartitionKey
+from azure.cosmos._retry_options import RetryOptions  # private, and the only way to turn retries off
+from azure.cosmos.aio import CosmosClient
+from azure.cosmos.documents import ConnectionPolicy
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from bench.lists import Shape, key_of
+from bench.loadgen.load import Gets
+from bench.micro.c_peers import missing, webdis_serving
+from bench.micro.harness import Candidates, Case, Effort, Round, Skipped, Stopwatch, at_least, at_most
+from bench.micro.publishing import publish_to
+from bench.micro.servers import LIST_LENGTH, gets, hotplate_serving, keys_of, saturated
+from bench.process import REDIS_MISSING, RedisServer, emulator_serving, on_core, redis_installed, redis_serving
+from stores.connect import connect
+from stores.cosmos.rest import RestClient
+from stores.cosmos.url import parse
+from stores.encoding import OFFSET_BYTES
+from stores.keys import USER
+
+# Where redis-py's lists lie, and webdis's: plain strings, without a release.
+PLAIN = "plain:"
+DATABASE, CONTAINER = "d", "c"
+# Makes items of 1,024 B as they are stored, with their system properties.
+PAD_BYTES = 788
+ITEMS = [f"user-{number:08d}" for number in range(200)]
+IN_FLIGHT = 16
+TIMEOUT_S = 5.0
+# More than the emulator can serve, so that nothing is throttled.
+PLENTY_RU = 1_000_000
+
+
+def redis_or_skip(stack: ExitStack) -> RedisServer:
+    """Start a redis-server that ends with *stack*; Skipped where none is installed."""
+    if not redis_installed():
+        raise Skipped(REDIS_MISSING)
+    return stack.enter_context(redis_serving())
+
+
+@contextmanager
+def _webdis(effort: Effort) -> Iterator[Candidates]:
+    """Serve a tenth of the effort's users, and read the same values by webdis."""
+    shape = Shape(max(effort.users // 10, 1), LIST_LENGTH)
+    if absent := missing("webdis"):
+        raise Skipped(absent)
+    with ExitStack() as stack:
+        redis = redis_or_skip(stack)
+        publish_to(redis.url(), shape, values := shape.values())
+        _copy_plain(redis, shape, values, OFFSET_BYTES)
+        service = stack.enter_context(hotplate_serving(redis.url()))
+        webdis = stack.enter_context(webdis_serving(redis))
+        stack.enter_context(on_core(1))
+        load = gets(keys_of(shape.users), effort.round_s, {"Accept": "application/json"})
+        plain = replace(load, requests=Gets(f"/GET/{PLAIN}{USER}{{key}}", keys_of(shape.users)))
+        yield {"hotplate": saturated(service, load), "webdis": saturated(webdis, plain)}
+
+
+def _copy_plain(redis: RedisServer, shape: Shape, values: Sequence[bytes], cut: int) -> None:
+    with SyncRedis(port=redis.port) as client:
+        for rows in shape.batches(values):
+            client.mset({PLAIN + row.key: row.value[cut:] for row in rows})
+
+
+# Lookups by the store, and by redis-py's own mget
+
+
+@contextmanager
+def _redis_reads(effort: Effort) -> Iterator[Candidates]:
+    """Look a twentieth of the effort's users up, out of twice as many: one by one by 64 callers, and 64 in a call."""
+    shape = Shape(max(effort.users // 10, 1), LIST_LENGTH)
+    lookups = max(effort.users // 20, 64)
+    with ExitStack() as stack:
+        redis = redis_or_skip(stack)
+        stack.enter_context(on_core(0))
+        release = publish_to(redis.url(), shape, values := shape.drawn()).release
+        _copy_plain(redis, shape, values, 0)
+
+        @asynccontextmanager
+        async def by_store() -> AsyncIterator[Many]:
+            store = connect(redis.url())
+            yield partial(store.get_many, release)
+            await store.close()
+
+        @asynccontextmanager
+        async def by_redis_py() -> AsyncIterator[Many]:
+            async with Redis(port=redis.port) as client:  # it opens a connection for each caller
+                yield lambda keys: client.mget([PLAIN + key for key in keys])
+
+        def measured(client: Callable[[], AbstractAsyncContextManager[Many]], each: int, callers: int) -> Round:
+            keys = [key_of(user) for user in random.choices(range(shape.users), k=lookups)]  # noqa: S311 -- spreads reads
+            batches = [keys[start : start + each] for start in range(0, lookups - each + 1, each)]
+            return uvloop.run(_looked_up(client, batches, callers))
+
+        yield {
+            f"{name}, {each} a call": partial(measured, client, each, callers)
+            for each, callers in ((1, 64), (64, 1))
+            for name, client in {"hotplate": by_store, "redis-py": by_redis_py}.items()
+        }
+
+
+Many = Callable[[Sequence[str]], Awaitable[Sequence[Any]]]
+
+
+async def _looked_up(
+    client: Callable[[], AbstractAsyncContextManager[Many]], batches: Sequence[Sequence[str]], callers: int
+) -> Round:
+    """Look all batches up, and return what that took; RuntimeError where a list is not there."""
+    watch = Stopwatch()
+
+    async def look_up(some: Iterator[Sequence[str]]) -> None:
+        for batch in some:
+            if not all(isinstance(value, bytes) for value in await many(batch)):
+                raise RuntimeError(f"a list is missing among {batch}")
+
+    async with client() as many:
+        await asyncio.gather(*(look_up(iter(batches[:1])) for _ in range(callers)))
+        remaining = iter(batches)
+        with watch.running():
+            await asyncio.gather(*(look_up(remaining) for _ in range(callers)))
+    return watch.round(len(batches) * len(batches[0]))
+
+
+# Cosmos DB
+
+
+Read = Callable[[str], Awaitable[object]]
+
+
+class ChargeSum:
+    """An observer that does what serving does: it counts, and what failed was tried again."""
+
+    def __init__(self) -> None:
+        self.ru = 0.0
+        self.failures = 0
+
+    def charged(self, ru: float) -> None:
+        """See `stores.store.Observer`."""
+        self.ru += ru
+
+    def failed(self, kind: str) -> None:
+        """See `stores.store.Observer`."""
+        del kind
+        self.failures += 1
+
+
+@contextmanager
+def _cosmos_reads(effort: Effort) -> Iterator[Candidates]:
+    """Read items of 1 KB by each client, 16 in flight."""
+    with ExitStack() as stack:
+        certificate = stack.enter_context(tempfile.TemporaryDirectory()) + "/emulator.pem"
+        plain = stack.enter_context(emulator_serving(core=0))
+        secure = stack.enter_context(emulator_serving("--tls", "--certificate", certificate, core=0))
+        for endpoint, verify in ((plain.url, {}), (secure.url, {"connection_verify": certificate})):
+            asyncio.run(_fill(endpoint, **verify))
+        stack.enter_context(on_core(1))
+        clients: dict[str, Callable[[], AbstractAsyncContextManager[Read]]] = {
+            "azure-cosmos": partial(_as_it_comes, plain.url),
+            "azure-cosmos tuned": partial(_tuned, plain.url),
+            "hotplate": partial(_ours, f"cosmos+{plain.url}/{DATABASE}"),
+            "hotplate by TLS": partial(_ours, f"cosmos+{secure.url}/{DATABASE}?ca={certificate}"),
+        }
+        yield {name: partial(_read_by, client, effort.round_s) for name, client in clients.items()}
+
+
+async def _fill(endpoint: str, **verify: Any) -> None:  # noqa: ANN401 -- of the SDK
+    """Create ITEMS in a container without indexes, whose partition key is the id."""
+    without_indexes: dict[str, Any] = {"indexingMode": "none", "automatic": False}
+    async with CosmosClient(endpoint, WELL_KNOWN_KEY, **verify) as client:
+        database = await client.create_database(DATABASE)
+        items = await database.create_container(
+            CONTAINER, PartitionKey("/id"), indexing_policy=without_indexes, offer_throughput=PLENTY_RU
+        )
+        for name in ITEMS:
+            await items.create_item({"id": name, "pad": "x" * PAD_BYTES})
+
+
+@asynccontextmanager
+async def _ours(url: str) -> AsyncIterator[Read]:
+    client = RestClient(parse(url, {}), ChargeSum())
+    yield lambda name: client.read(CONTAINER, name, TIMEOUT_S)
+    await client.close()
+
+
+@asynccontextmanager
+async def _as_it_comes(endpoint: str) -> AsyncIterator[Read]:
+    async with CosmosClient(endpoint, WELL_KNOWN_KEY) as client:
+        items = client.get_database_client(DATABASE).get_container_client(CONTAINER)
+        yield lambda name: items.read_item(name, name)
+
+
+@asynccontextmanager
+async def _tuned(endpoint: str) -> AsyncIterator[Read]:
+    """Read by the SDK with connections of its own, no look at the environment and no retries."""
+    policy = ConnectionPolicy()
+    policy.RetryOptions = RetryOptions(max_retry_attempt_count=0)
+    connector = TCPConnector(limit=0, keepalive_timeout=75)
+    async with ClientSession(connector=connector, auto_decompress=False, cookie_jar=DummyCookieJar()) as session:
+        transport = AioHttpTransport(session=session, session_owner=False, use_env_settings=False)
+        async with CosmosClient(
+            endpoint, WELL_KNOWN_KEY, consistency_level="Eventual", connection_policy=policy, transport=transport
+        ) as client:
+            items = client.get_database_client(DATABASE).get_container_client(CONTAINER)
+            yield lambda name: items.read_item(name, name)
+
+
+def _read_by(client: Callable[[], AbstractAsyncContextManager[Read]], seconds: float) -> Round:
+    """Read for so many seconds, with everything open before they begin. RuntimeError where an item is missing."""
+    done, watch = 0, Stopwatch()
+
+    async def reader(read: Read, first: int, ends_at: float) -> None:
+        nonlocal done
+        for name in itertools.islice(itertools.cycle(ITEMS), first, None, IN_FLIGHT + 1):
+            if await read(name) is None:
+                raise RuntimeError(f"the item {name} is missing")
+            if time.perf_counter() >= ends_at:
+                return
+            done += 1
+
+    async def timed() -> None:
+        async with client() as read:
+            await asyncio.gather(*(read(name) for name in ITEMS[:IN_FLIGHT]))
+            ends_at = time.perf_counter() + seconds
+            with watch.running():
+                await asyncio.gather(*(reader(read, first, ends_at) for first in range(IN_FLIGHT)))
+
+    uvloop.run(timed())
+    return watch.round(done)
+
+
+CASES = (
+    Case(
+        "webdis",
+        _webdis,
+        {"hotplate / webdis: rate": at_least(1.3)},
+        {
+            "hotplate / webdis: rate": "a GET from Redis, compared with webdis on one thread: rate",
+            "hotplate: CPU": "the same: CPU",
+        },
+    ),
+    Case(
+        "redis_reads",
+        _redis_reads,
+        {
+            "hotplate, 1 a call / redis-py, 1 a call: CPU": at_most(1),
+            "hotplate, 64 a call / redis-py, 64 a call: CPU": at_most(1),
+        },
+        {
+            "hotplate, 64 a call / redis-py, 64 a call: CPU": "64 keys looked up in Redis, compared with redis-py: CPU",
+        },
+    ),
+    Case(
+        "cosmos_reads",
+        _cosmos_reads,
+        {
+            "hotplate: CPU": at_most(40),
+            "hotplate / azure-cosmos: CPU": at_most(1 / 12),
+            "hotplate by TLS: CPU": at_most(55),
+        },
+        {
+            "hotplate: CPU": "a point read from Cosmos DB (local emulator): CPU of our client",
+            "azure-cosmos: CPU": "the same: CPU of azure-cosmos as it comes",
+        },
+    ),
+)

@@ -1,0 +1,132 @@
+"""The service on one core, and load on it from another: as much as it takes, or at a rate."""
+
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.lists import key_of
+from bench.loadgen.generator import run
+from bench.loadgen.keys import Keys, Uniform
+from bench.loadgen.load import Gets, Load
+from bench.loadgen.result import Result
+from bench.loadgen.schedule import constant
+from bench.micro.c_peers import missing, run_wrk
+from bench.micro.harness import Candidate, Round
+from bench.process import Server, service_serving
+from stores.keys import USER
+
+ROUTE = "/v1/recommendations/"
+# What a client of an application programming interface sends besides the request line and Host.
+HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
+# The command, as it runs in a process of its own.
+HOTPLATE = (sys.executable, "-m", "hotplate")
+LIST_LENGTH = 20
+# The URL of a load until it is given a server.
+ANYWHERE = "http://127.0.0.1"
+# How many of all users are requested: more lists than the processor's cache holds.
+REQUESTED = 50_000
+# How long an open loop runs before it counts: the first of the seconds that a result has.
+WARMUP_S = 1.0
+
+
+def id_of(user: int) -> str:
+    """Return the id of a user, as requests have it."""
+    return key_of(user).removeprefix(USER)
+
+
+def path_of(user: int) -> str:
+    """Return the path of a user's list."""
+    return ROUTE + id_of(user)
+
+
+def keys_of(users: int) -> Keys:
+    """Draw REQUESTED of the users, whatever their number is, and request each of them as often."""
+    drawn = np.random.default_rng(0).integers(users, size=min(users, REQUESTED)).tolist()
+    return Keys([id_of(user) for user in drawn], Uniform())
+
+
+def gets(
+    keys: Keys,
+    duration_s: float,
+    headers: Mapping[str, str] = HEADERS,
+    varying: Sequence[Mapping[str, str]] = (),
+    connections: int = 64,
+) -> Load:
+    """Return a closed loop of GETs for random users, each with the next of the *varying* headers, too."""
+    requests = Gets(ROUTE + "{key}", keys, varying)
+    return Load(url=ANYWHERE, requests=requests, duration_s=duration_s, connections=connections, headers=headers)
+
+
+@contextmanager
+def hotplate_serving(store: str, *options: str, workers: int = 1) -> Iterator[Server]:
+    """Serve the store at this URL on the first core; it is up once the first user's list is served.
+
+    Without a cache: what is measured reads the store, as what it is compared with does.
+    """
+    command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", *options]
+    with service_serving(command, path_of(0), workers=workers) as server:
+        yield server
+
+
+def run_at(server: Server, load: Load) -> tuple[Result, Round]:
+    """Run a load, and count the server's CPU. RuntimeError for a single error, because errors are cheap."""
+    before_s = server.cpu_s()
+    result = run(replace(load, url=server.url))
+    if result.errors or not result.ok:
+        raise RuntimeError(f"{server.url} gave {result.ok} responses and errors: {dict(result.errors)}")
+    return result, {"rate": result.ok_rate, "CPU": (server.cpu_s() - before_s) * 1e6 / result.ok}
+
+
+def by_generator(server: Server, load: Load) -> Candidate:
+    """Saturate a server by our own generator."""
+    return lambda: run_at(server, load)[1]
+
+
+def saturated(server: Server, load: Load) -> Candidate:
+    """Saturate a server by wrk if it is installed, because it costs less than our generator."""
+    return by_generator(server, load) if missing("wrk") else partial(_by_wrk, server, load)
+
+
+def _by_wrk(server: Server, load: Load) -> Round:
+    requests = list(islice(replace(load, url=server.url).rendered(), REQUESTED))
+    before_s = server.cpu_s()
+    count, duration_s = run_wrk(server.url, requests, load.duration_s)
+    return {"rate": count / duration_s, "CPU": (server.cpu_s() - before_s) * 1e6 / count}
+
+
+def paced(server: Server, load: Load, rate: float) -> Round:
+    """Request at a rate, as independent users come: latencies from when due, and how late the generator was.
+
+    All that is due waits to be sent, whatever the server does. The first second is left out, in which each connection
+    sends its first request: that costs more than all others.
+    """
+    duration_s = load.duration_s + WARMUP_S
+    arrivals = constant(rate, duration_s, seed=1)
+    result, round_ = run_at(
+        server,
+        replace(load, duration_s=duration_s, arrivals=arrivals, spin=True, backlog=10_000_000, timeout_s=60.0),
+    )
+    first, *others = result.seconds
+    latencies_s = np.concatenate([second.latencies_s for second in others])
+    return {**round_, **percentiles(latencies_s), "lag p99": float(np.percentile(result.lags_s[first.due :], 99)) * 1e3}
+
+
+def percentiles(latencies_s: NDArray[np.float32]) -> Round:
+    """Return p50, p99 and p99.9 in ms."""
+    values = np.percentile(latencies_s, (50, 99, 99.9)) * 1e3
+    return dict(zip(("p50", "p99", "p99.9"), values.tolist(), strict=True))
+
+
+def fetch(url: str) -> tuple[bytes, dict[str, str]]:
+    """Fetch the body, and the headers that a server does not make by itself."""
+    made = {"connection", "content-length", "date", "keep-alive", "server"}
+    with urllib.request.urlopen(url) as response:  # noqa: S310 -- http on loopback
+        headers = {name: value for name, value in response.getheaders() if name.lower() not in made}
+        return response.read(), headers
