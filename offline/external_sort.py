@@ -12,7 +12,7 @@ import polars as pl
 
 from offline.errors import DataError
 from offline.input.files import data_errors
-from offline.input.tables import Survey
+from offline.input.tables import Rows
 from offline.list_encoder import RankedLists
 
 # Rows that are sorted at once: about 150 MB with ids of ten characters.
@@ -33,12 +33,12 @@ class ScoredRows:
 
     frame   [row: its number in its file, owner: str, item: str, score: f64, finite, and title: str, if there is such a
             column], kept rows only
-    survey  how many rows there are; of those that are kept it has `owner_bytes`, the bytes of their owners
+    rows    how many there are; its facts have `owner_bytes`, the bytes of the owners of kept rows
     notes   sentences for the person who brought the data: what was read otherwise than it is written
     """
 
     frame: pl.LazyFrame
-    survey: Survey
+    rows: Rows
     notes: list[str]
 
 
@@ -96,9 +96,9 @@ def sort_lists(
     Items get their *numbers*. *on_progress* is called with (rows done, twice the rows), for each is handled twice.
     Raises DataError where the disk is too small, before anything is written, or gets full.
     """
-    _check_free_space(scored.survey, folder.parent)
+    _check_free_space(scored.rows, folder.parent)
     folder.mkdir()
-    done, total = 0, 2 * scored.survey.kept["rows"]
+    done, total = 0, 2 * scored.rows.facts["rows"]
     on_progress(done, total)
     with _disk_errors(folder):
         bounds = _bounds(scored)
@@ -155,10 +155,10 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
 
 def _bounds(scored: ScoredRows) -> pl.Series:
     """Return the owners at which partitions begin, so that each partition gets about as many rows."""
-    count = min(-(-scored.survey.kept["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
+    count = min(-(-scored.rows.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
         return pl.Series(dtype=pl.String)
-    step = -(-scored.survey.rows // _SAMPLED_OWNERS)
+    step = -(-scored.rows.total // _SAMPLED_OWNERS)
     sampled = scored.frame.filter(pl.col("row") % step == 0).select("owner").collect(engine="streaming")
     owners = sampled.to_series().sort()
     starts = [len(owners) * at // count for at in range(1, count)] if len(owners) else []
@@ -175,8 +175,8 @@ def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: 
         part.write_ipc(folder / str(number) / name)
 
 
-def _check_free_space(survey: Survey, folder: Path) -> None:
-    needed = int((survey.kept["owner_bytes"] + survey.kept["rows"] * _ROW_BYTES) * DISK_FACTOR)
+def _check_free_space(rows: Rows, folder: Path) -> None:
+    needed = int((rows.facts["owner_bytes"] + rows.facts["rows"] * _ROW_BYTES) * DISK_FACTOR)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(

@@ -72,7 +72,7 @@ class ImportedLists:
             report = partial(on_progress, "similar")
             self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
         self._popular = _popular(popular, self._users, numbers, max(settings.length, POPULAR_LENGTH))
-        self.rows, self.left_out, self._notes = scored.survey.rows, dict(scored.survey.left_out), list(scored.notes)
+        self.rows, self.left_out, self._notes = scored.rows.total, dict(scored.rows.left_out), list(scored.notes)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
         self._items = numbers.ids()
@@ -147,12 +147,12 @@ def read_scored(
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
     tables, whole = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
-    rows = Rows([_shape(table, columns, owner, item) for table in tables])
+    shapes = [_shape(table, columns, owner, item) for table in tables]
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
-    survey = rows.survey(source, "score", columns["score"], owner_bytes, advice="mend the rows")
+    rows = Rows(shapes, source, "score", columns["score"], owner_bytes, advice="mend the rows")
     taken = {role: columns.get(role) for role in (owner, item, "score")}
     said = [note for note in (notes.of_header(tables, taken), notes.of_whole_numbers(whole)) if note is not None]
-    return ScoredRows(rows.kept.with_columns(pl.col("owner").fill_null("")), survey, said)
+    return ScoredRows(rows.kept.with_columns(pl.col("owner").fill_null("")), rows, said)
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:

@@ -47,12 +47,12 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
     tables = open_tables(find_files(path), Format(delimiter), str(path))
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
     tables, _ = with_whole_numbers(tables, [columns[role] for role in _ROLES])
-    rows = Rows([_shape(table, columns) for table in tables])
-    survey = rows.survey(str(path), "rating", columns.get("rating"), advice="mend the rows")
+    shapes = [_shape(table, columns) for table in tables]
+    rows = Rows(shapes, str(path), "rating", columns.get("rating"), advice="mend the rows")
     ratings = [pl.col("rating").mean()] if "rating" in columns else []
     with data_errors(path):
         pairs = rows.kept.group_by(_ROLES).agg(ratings).sort(_ROLES).collect(engine="streaming")
-    return Truth(pairs, survey.rows, survey.left_out)
+    return Truth(pairs, rows.total, rows.left_out)
 
 
 def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import polars as pl
 
@@ -25,16 +24,12 @@ _FIELDS: dict[str, pl.DataType] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
-    """The events of some segments as one table, in memory, and in sentences what was left out of it."""
+def read_events(files: Sequence[DataFile]) -> tuple[Table, list[str | None]]:
+    """
+    Return the events of segments as one table, in memory, and in sentences what was left out of it.
 
-    table: Table
-    notes: list[str]
-
-
-def read_events(files: Sequence[DataFile]) -> Events:
-    """Read segments; of the events with the same id the first counts. Raises DataError for what cannot be read."""
+    Of the events with the same id the first counts. Raises DataError for what cannot be read.
+    """
     frames, damaged = list[pl.DataFrame](), 0
     for file in files:
         with data_errors(file):
@@ -44,10 +39,10 @@ def read_events(files: Sequence[DataFile]) -> Events:
             frames.append(pl.read_ndjson(io.BytesIO(lines), schema=_FIELDS) if lines else pl.DataFrame(schema=_FIELDS))
     read = pl.concat(frames)
     events = read.unique("id", keep="first", maintain_order=True)
-    again, notes = read.height - events.height, []
+    again, notes = read.height - events.height, list[str | None]()
     if again:
         notes.append(f"{again:,} events were sent again under the same id and are left out")
     if damaged:
         notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
-    return Events(Table(files[0], rows.lazy(), dict(rows.schema), 1, ()), notes)
+    return Table(files[0], rows.lazy(), dict(rows.schema), 1, ()), notes

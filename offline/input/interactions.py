@@ -13,20 +13,11 @@ from offline.errors import DataError, SettingError
 from offline.input import notes
 from offline.input.cancellations import take_back
 from offline.input.columns import MAX_ID_BYTES, Columns, choose_columns, is_numbered, is_time, time_of, usual_column
-from offline.input.events import EVENT_COLUMNS, Events, read_events
+from offline.input.events import EVENT_COLUMNS, read_events
 from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
 from offline.input.filters import Filter, parse_filter
 from offline.input.matrix import Weighing, Weighting
-from offline.input.tables import (
-    Rows,
-    Survey,
-    Table,
-    TableShape,
-    id_reasons,
-    open_tables,
-    read_titles,
-    with_whole_numbers,
-)
+from offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, read_titles, with_whole_numbers
 
 _OTHER_TIME = "time in another format than most"
 # If more than this share of the rows have a time in another format, the column is not understood.
@@ -103,8 +94,9 @@ def read_interactions(
     filters = [parse_filter(text) for text in where]
     named, form, source = columns or Columns(), form or Format(), named_paths(paths)
     with input_files(paths) as files, pl.Config(streaming_chunk_size=_ROWS_AT_ONCE), data_errors(source):
-        others, events = [file for file in files if file.kind != "events"], _events(files, event_weights, source)
-        tables = [events.table] if events and not others else open_tables(others, form, source)
+        others = [file for file in files if file.kind != "events"]
+        events, said = _events(files, event_weights, source)
+        tables = [events] if events and not others else open_tables(others, form, source)
         beside = events if others else None
         has_events = named.event is not None or usual_column("event", list(tables[0].schema)) is not None
         weights = event_weights if beside is None or has_events else None
@@ -114,8 +106,8 @@ def read_interactions(
         sources = [_Source(table, chosen, weights, filters) for table in tables]
         if beside is not None:
             own = EVENT_COLUMNS if chosen.time is not None else replace(EVENT_COLUMNS, time=None)
-            known = [each for each in filters if each.column in beside.table.schema]
-            sources.append(_Source(beside.table, own, event_weights, known))
+            known = [each for each in filters if each.column in beside.schema]
+            sources.append(_Source(beside, own, event_weights, known))
         layouts = [each.columns.time and each.table.time_layout(each.columns.time) for each in sources]
         times = [
             time_of(name, each.table.schema[name], layout) if (name := each.columns.time) else None
@@ -124,21 +116,19 @@ def read_interactions(
         # A guessed column in which no file has times is passed over.
         has_times = any(time is not None for time in times)
         shapes = [_shape(each, time, has_times=has_times) for each, time in zip(sources, times, strict=True)]
-        rows = Rows(shapes)
         bounds = []
         if chosen.time is not None:
             bounds = [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
         if chosen.quantity is not None:
             bounds.append((pl.col("quantity") < 0).sum().alias("cancellations"))
-        survey = rows.survey(source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
-        time_range = _time_range(survey, rows, chosen, named, source, half_life=half_life)
-        cancellations = int(survey.kept.get("cancellations", 0))
+        rows = Rows(shapes, source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
+        time_range = _time_range(rows, chosen, named, source, half_life=half_life)
+        cancellations = int(rows.facts.get("cancellations", 0))
         log = _log(rows.kept, chosen, weighting, any_cancelled=cancellations > 0)
         if log.is_empty():
             raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
         segments = _segments(rows.kept, source, log if cancellations else None) if chosen.segment else None
-        said: list[str | None] = [*notes.of_times(str(chosen.time), layouts, time_range)]
-        said += events.notes if events else []
+        said = [*notes.of_times(str(chosen.time), layouts, time_range), *said]
         if cancellations:
             said.append(notes.of_cancellations(str(chosen.quantity), cancellations))
         roles = {role: getattr(chosen, role) for role in ("user", "item", "weight", "time")}
@@ -152,8 +142,8 @@ def read_interactions(
             Weighing(weighting, half_life),
             read_titles(titles, named_titles, form, rows.kept, source),
             segments,
-            survey.rows,
-            survey.left_out,
+            rows.total,
+            rows.left_out,
             fingerprint(files + (find_files(titles) if titles is not None else [])),
             time_range,
             chosen,
@@ -161,11 +151,13 @@ def read_interactions(
         )
 
 
-def _events(files: Sequence[DataFile], event_weights: Mapping[str, float] | None, source: str) -> Events | None:
-    """Read the segments among *files*; None if there are none."""
+def _events(
+    files: Sequence[DataFile], event_weights: Mapping[str, float] | None, source: str
+) -> tuple[Table | None, list[str | None]]:
+    """Read the segments among *files*, None if there are none, and say what was left out."""
     segments = [file for file in files if file.kind == "events"]
     if not segments:
-        return None
+        return None, []
     if event_weights is None:
         raise SettingError(
             f"{source} holds events of several types, and to be shown an item is not to choose it; say what each type "
@@ -256,7 +248,7 @@ def _weight(
 
 
 def _time_range(
-    survey: Survey, rows: Rows, columns: Columns, named: Columns, source: str, *, half_life: timedelta | None
+    rows: Rows, columns: Columns, named: Columns, source: str, *, half_life: timedelta | None
 ) -> tuple[datetime, datetime] | None:
     """
     Return the first and last time.
@@ -264,14 +256,14 @@ def _time_range(
     Raises DataError if too many times are in another format than the others, and if there is none although the column
     was named or a half-life is given.
     """
-    other = survey.left_out.get(_OTHER_TIME, 0)
-    if columns.time is not None and other > _MOST_OTHER_TIMES * survey.rows:
+    other = rows.left_out.get(_OTHER_TIME, 0)
+    if columns.time is not None and other > _MOST_OTHER_TIMES * rows.total:
         shown = "; ".join(rows.examples(_OTHER_TIME, columns.time, _SHOWN))
         raise DataError(
-            f"No format of times fits the column {columns.time!r} of {source}: {other:,} of {survey.rows:,} rows have "
+            f"No format of times fits the column {columns.time!r} of {source}: {other:,} of {rows.total:,} rows have "
             f"another one ({shown}). Write all of them alike, best as 2026-11-20T08:00:00Z."
         )
-    first, last = survey.kept.get("first"), survey.kept.get("last")
+    first, last = rows.facts.get("first"), rows.facts.get("last")
     if first is not None and last is not None:
         return first, last
     if half_life is not None:

@@ -203,51 +203,51 @@ class TableShape:
     invalid: pl.Expr
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """How many rows there are, how many of them are left out by reason (zeros not listed), and what is kept."""
-
-    rows: int
-    left_out: dict[str, int]
-    kept: dict[str, Any]
-
-
 class Rows:
-    """The rows of all tables, to be scanned as often as needed."""
+    """
+    The rows of all tables, counted, and to be scanned as often as needed.
 
-    def __init__(self, shapes: Sequence[TableShape]) -> None:
-        """Take tables by their shapes; what one has no value of is null in its rows."""
-        self._tables = [shape.table for shape in shapes]
-        reasons = dict.fromkeys(reason for shape in shapes for reason in shape.left_out)
-        self._reasons = {reason: number for number, reason in enumerate(reasons, start=1)}
-        self._all = pl.concat([self._shaped(*numbered) for numbered in enumerate(shapes)], how="diagonal")
+    total     how many there are
+    left_out  how many of them are left out, by reason, in the order in which the reasons are tried; zeros not listed
+    facts     aggregates over those that are kept, `rows`, how many they are, among them
+    """
 
-    @property
-    def kept(self) -> pl.LazyFrame:
-        """The rows that are not left out: their values, and `row`, their number within their file from 0."""
-        return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
-
-    def survey(self, source: str, role: str, column: str | None, *aggregates: pl.Expr, advice: str) -> Survey:
+    def __init__(
+        self,
+        shapes: Sequence[TableShape],
+        source: str,
+        role: str,
+        column: str | None,
+        *aggregates: pl.Expr,
+        advice: str,
+    ) -> None:
         """
-        Read all rows once and count them; *aggregates* are computed over the rows that are kept.
+        Read all rows once; what a table has no value of is null in its rows.
 
         Raises DataError for the first row whose number, the *role* in *column*, is invalid, and, with *advice*, when no
         row is kept.
         """
+        self._tables = [shape.table for shape in shapes]
+        reasons = dict.fromkeys(reason for shape in shapes for reason in shape.left_out)
+        self._reasons = {reason: number for number, reason in enumerate(reasons, start=1)}
+        self._all = pl.concat([self._shaped(*numbered) for numbered in enumerate(shapes)], how="diagonal")
         with data_errors(source):
             counts = pl.len().alias("rows"), pl.col("invalid").sum()
             groups = self._all.group_by("reason").agg(*counts, *aggregates).collect(engine="streaming")
         if column is not None and groups.get_column("invalid").sum():
             raise self._invalid_number(role, column)
-        by_reason = {group["reason"]: group for group in groups.iter_rows(named=True)}
-        total = int(groups.get_column("rows").sum())
-        left_out = {
-            reason: by_reason[number]["rows"] for reason, number in self._reasons.items() if number in by_reason
-        }
-        if 0 not in by_reason:
-            counted = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-            raise DataError(f"Nothing is left of the {total:,} rows of {source}: {counted}; {advice}.")
-        return Survey(total, left_out, by_reason[0])
+        found = {group["reason"]: group for group in groups.iter_rows(named=True)}
+        self.total = int(groups.get_column("rows").sum())
+        self.left_out = {reason: found[number]["rows"] for reason, number in self._reasons.items() if number in found}
+        if 0 not in found:
+            counted = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+            raise DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counted}; {advice}.")
+        self.facts: dict[str, Any] = found[0]
+
+    @property
+    def kept(self) -> pl.LazyFrame:
+        """The rows that are not left out: their values, and `row`, their number within their file from 0."""
+        return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
 
     def _shaped(self, number: int, shape: TableShape) -> pl.LazyFrame:
         # In two steps, so that what a value is made of is not computed again for each condition.

@@ -7,15 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 
 from offline.errors import DataError, SettingError
 from offline.input.columns import is_data, numbered
 from offline.input.files import DataFile, Format, data_errors, suffix
-
-CsvEncoding = Literal["utf8", "utf8-lossy"]
 
 # What a file of this name holds, and how it begins.
 _GZIP, _ZSTD = ("gzip data", b"\x1f\x8b\x08"), ("zstd data", b"\x28\xb5\x2f\xfd")
@@ -148,7 +145,7 @@ def _check_head(file: DataFile) -> None:
         raise DataError(f"{file} is not {kind}{says} but {found}; fetch it again, or name it as it is.")
 
 
-def _lines(file: Path, encoding: CsvEncoding = "utf8") -> pl.LazyFrame:
+def _lines(file: Path, *, lossy: bool = False) -> pl.LazyFrame:
     """Scan *file* as lines: `row` counts from 0, the header's."""
     return pl.scan_csv(
         file,
@@ -159,7 +156,7 @@ def _lines(file: Path, encoding: CsvEncoding = "utf8") -> pl.LazyFrame:
         infer_schema=False,
         empty_string_is_null=False,
         row_index_name="row",
-        encoding=encoding,
+        encoding="utf8-lossy" if lossy else "utf8",
         glob=False,
     )
 
@@ -259,7 +256,7 @@ def _text_errors(file: DataFile) -> Iterator[None]:
         if not isinstance(error.__cause__, pl.exceptions.ComputeError):
             raise
         with data_errors(file):
-            lossy = _lines(file.path, "utf8-lossy").filter(pl.col("line").str.contains("\ufffd", literal=True))
+            lossy = _lines(file.path, lossy=True).filter(pl.col("line").str.contains("\ufffd", literal=True))
             rows = lossy.select("row").head(1).collect()
         if rows.is_empty():
             raise
