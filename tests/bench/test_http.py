@@ -103,7 +103,8 @@ def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Pat
     assert "no rate was inside" in (tmp_path / "report.html").read_text()
     swept = json.loads(bench("http", service.url, "--batch", "1,20", *common).stdout)
     assert [point["at"] for point in swept["sweep"]["points"]] == [1, 20]
-    assert swept["sweep"]["knee"] in {1, 20}
+    bounds = [point["at_least"] for point in swept["sweep"]["points"] if point["at_least"]]  # on a busy machine
+    assert swept["sweep"]["knee"] in ({None} if bounds else {1, 20})
     assert [each["name"] for each in swept["series"]] == ["batch 1", "batch 20"]
     assert "By size of batch" in (tmp_path / "report.html").read_text()
 
