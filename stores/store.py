@@ -5,7 +5,8 @@ backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +14,9 @@ from typing import NamedTuple, Protocol
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
-from stores.prices import Bill
+
+# How many rows a store acknowledges together, if it keeps a list of their keys.
+BATCH_ROWS = 1000
 
 # What a read returns for one key: its value, absent, or the error with which this one could not be read.
 Slot = bytes | None | StoreError
@@ -246,6 +249,29 @@ class SelfChecked(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class Provisioned:
+    """Throughput that is paid for by the hour, whether it is used or not."""
+
+    what: str
+    ru_s: int
+    autoscale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What is paid for: throughput by the hour or, if a store provisions none, each request unit that is used."""
+
+    rate_ru: float
+    """What a publish may spend in a second."""
+
+    writing: tuple[Provisioned, ...] = ()
+    """By the hour, from a publish's beginning to its end."""
+
+    afterwards: tuple[Provisioned, ...] = ()
+    """By the hour, from then on: with one live release, and one that is kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """What one publish will take, in a store without other writers."""
 
@@ -275,16 +301,21 @@ class Estimate:
         return round(sum(self.request_units.values()), 2)
 
 
-class Simulation(ABC):
-    """A stand-in for a store that begins with the store's own catalogue; lives as long as one estimate."""
+@dataclass(slots=True)
+class PublishCounts:
+    """What one publish writes and reads, counted; lives as long as its estimate."""
 
-    @abstractmethod
-    def open(self, clock: Callable[[], float]) -> Store:
-        """Open the stand-in; *clock* (seconds) is the virtual one."""
+    sizes: Counter[int] = field(default_factory=Counter)
+    """How many rows have each size that the store charges for."""
 
-    @abstractmethod
-    def estimate(self, plan: Plan, seconds: float, *, live: bool) -> Estimate:
-        """Return what the run took that wrote *plan* and made it *live*, or did not."""
+    batches: int = 0
+    """How many times rows are put, at most BATCH_ROWS at once."""
+
+    checked: int = 0
+    """How many rows are read once more, to see that the release can be served."""
+
+    erased: int = 1
+    """How many releases are erased afterwards."""
 
 
 class ProvisionedStore(ABC):
@@ -303,11 +334,22 @@ class ProvisionedStore(ABC):
 
     @abstractmethod
     def typical_ru(self, plan: Plan) -> float:
-        """Return the request units for writing and reading back a release whose rows are all of the same size."""
+        """Return the request units for publishing a release whose rows are all of the same size."""
 
     @abstractmethod
-    async def simulate(self) -> Simulation:
-        """Return a stand-in for this store, with its catalogue, that charges as it would and writes nothing."""
+    async def try_catalogue(self) -> tuple[Catalogue, str]:
+        """Read the catalogue by one attempt; an empty one, and why, if that fails. StoreMisused for what is refused."""
+
+    @abstractmethod
+    def row_bytes(self, row: Row) -> int:
+        """Return the size that a row is charged for. Raises StoreFull for one that is too large."""
+
+    @abstractmethod
+    def estimate(self, plan: Plan, counts: PublishCounts, *, first: bool, live: bool) -> Estimate:
+        """Return what publishing *plan* takes; *first*: nothing was published there before.
+
+        Raises StoreFull for what cannot fit.
+        """
 
 
 class Observer(Protocol):

@@ -6,12 +6,11 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import cast
 
 from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
 from stores.compression import EncodedRows
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
-from stores.estimate import ReaderOfLoop, estimate
+from stores.estimate import estimate
 from stores.keys import MANIFEST, META
 from stores.lifecycle import COPIER, DRAFT_POLL_S, WriteResult, become_writer, begin, go_live, scale_down, write
 from stores.manifest import Manifest, Tally, compare
@@ -154,10 +153,9 @@ async def estimate_copy(
             )
     except StoreUnavailable:
         pass  # the estimate says so
-    here = cast("Store", ReaderOfLoop(source, asyncio.get_running_loop()))  # a copy only reads its source
 
-    async def run(simulated: Store) -> Manifest:
-        return (await copy(here, simulated, release, live=live, on_progress=on_progress)).manifest
+    async def run(stand_in: Store) -> Manifest:
+        return (await copy(source, stand_in, release, live=live, on_progress=on_progress)).manifest
 
     return await estimate(target, run, live=live)
 

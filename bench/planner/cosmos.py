@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from bench.planner.demand import fullest_zipf_share, needed_ru, skew_factor, write_charge
 from bench.planner.figures import Figure, Ledger, round_up
 from bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
-from stores.cosmos.charges import Charges
+from bench.planner.prices import HOURS_A_MONTH
+from stores.cosmos.charges import Charges, even_rows, publish_ru
 from stores.cosmos.url import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
@@ -18,7 +19,6 @@ from stores.cosmos.url import (
     PARTITION_RU,
     minimum_ru,
 )
-from stores.prices import HOURS_A_MONTH
 
 if TYPE_CHECKING:
     from bench.planner.key_stream import KeyStream
@@ -44,7 +44,7 @@ OVERLAP_HOURS = 1
 def derive_demand(ledger: Ledger, inputs: Inputs, charges: Charges, keys: "KeyStream | None") -> None:
     """Derive what is to be provisioned, whatever it costs, from the sizes and the workload in the ledger."""
     _charges(ledger, inputs, charges)
-    _publishing(ledger, inputs)
+    _publishing(ledger, inputs, charges)
     copies = "1 + kept + 1" if inputs.publishing == "release" else "1"
     ledger.derive("release_gb", "GB", f"rows * item_bytes / {GB}")
     ledger.derive("copies", "releases", copies, source="live, kept and, while it is written, the next")
@@ -80,9 +80,19 @@ def _charges(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
     ledger.derive("list_write_ru", "RU", formula, written, source=CHARGES)
 
 
-def _publishing(ledger: Ledger, inputs: Inputs) -> None:
+def _publishing(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
     """Derive RU in all, RU/s reserved, and hours that one publish takes."""
-    ledger.derive("publish_total_ru", "RU", "rows * list_write_ru")
+    if inputs.publishing == "in-place":
+        ledger.derive("publish_total_ru", "RU", "rows * list_write_ru")
+    else:
+        size, rows = round(ledger.number("item_bytes")), round(ledger.number("rows"))
+        ledger.derive("read_back_ru", "RU", "charge of a point read of item_bytes", charges.read(size), source=CHARGES)
+        rest = sum(publish_ru(charges, even_rows(rows, size)).values()) - rows * (
+            charges.create(size, 0) + charges.read(size)
+        )
+        formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
+        ledger.derive("publish_rest_ru", "RU", formula, rest, source=f"{CHARGES}; as --dry-run of publish has it")
+        ledger.derive("publish_total_ru", "RU", "rows * (list_write_ru + read_back_ru) + publish_rest_ru")
     wanted = "publish_total_ru / (window_hours * 3600)" if inputs.publish_ru is None else "publish_ru"
     least = MANUAL_MIN if inputs.publishing == "release" else MANUAL_STEP
     ledger.derive("publish_ru_s", "RU/s", f"min({MAX_RU}, max({least}, round_up({wanted}, {MANUAL_STEP})))")

@@ -5,7 +5,7 @@ Each is planned where its own input is given, from figures that were measured of
 
 from bench.planner.figures import Ledger
 from bench.planner.inputs import Inputs
-from stores.prices import HOURS_A_MONTH
+from bench.planner.prices import HOURS_A_MONTH
 
 # Below this a cluster cannot elect a primary: https://redis.io/docs/latest/operate/oss_and_stack/management/scaling/
 LEAST_PRIMARIES = 3

@@ -11,7 +11,7 @@ from typing import Any
 from bench.planner.autoscaling import HOUR_S, LOSS_S, STEP_S, Day, Outcome, choose, make_day, replay
 from bench.planner.inputs import HOURS, hourly_shares
 from bench.planner.plan import Plan
-from stores.prices import HOURS_A_MONTH
+from bench.planner.prices import HOURS_A_MONTH
 
 LABEL = "a model, from figures measured of one core; no such fleet was run"
 

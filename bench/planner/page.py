@@ -8,11 +8,11 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from bench.planner.figures import Figure
 from bench.planner.inputs import HOURS, KNOWN, hourly_shares
 from bench.planner.plan import Plan
+from bench.planner.prices import LISTED
 from bench.planner.review import BreakEven, PlanReport
 from bench.report import text
 from bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
 from bench.report.text import escaped, html_paragraphs, paragraphs, section, table
-from stores.prices import LISTED
 
 PRICE = "usd_"
 TILES = (

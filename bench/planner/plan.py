@@ -11,8 +11,8 @@ from bench.planner.demand import CacheHits, cache_hits, hottest_share
 from bench.planner.figures import Figure, Ledger
 from bench.planner.fleet import derive_cluster, derive_spark, derive_zones
 from bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
+from bench.planner.prices import HOURS_A_MONTH, Price, Prices, Size
 from stores.cosmos.charges import Charges
-from stores.prices import HOURS_A_MONTH, Price, Prices, Size
 
 if TYPE_CHECKING:
     from bench.planner.key_stream import KeyStream
@@ -40,6 +40,7 @@ OUTLINE = {
     },
     "Cosmos DB: request units": {
         "an item": "item_bytes", "a read": "mean_read_ru", "a written list": "list_write_ru",
+        "a list read back": "read_back_ru", "a publish": "publish_total_ru",
         "for reads, headroom included": "reads_ru", "provisioned for reads": "serve_ru",
         "for publishing": "publish_ru_s", "together, while a release is published": "together_ru",
         "a publish takes": "publish_hours",

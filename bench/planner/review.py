@@ -10,8 +10,8 @@ from typing import Any
 from bench.planner.figures import format_value
 from bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
 from bench.planner.plan import Plan
+from bench.planner.prices import LISTED
 from stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
-from stores.prices import LISTED
 
 REPORT_FORMAT = 1
 

@@ -16,6 +16,7 @@ import orjson
 
 from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.capacity import TOO_MANY_REQUESTS
+from bench.planner.prices import Prices
 from bench.ru.report import LABEL
 from bench.ru.run import CHARGE, hours_touched
 from bench.ru.sandbox import AccountSandbox, Items, sandbox
@@ -25,7 +26,6 @@ from stores.cosmos.charges import KB, Charges
 from stores.cosmos.requests import RequestBuilder, partition_key_header
 from stores.cosmos.url import MANUAL_MIN, Address, Throughput, parse
 from stores.http1 import Response
-from stores.prices import Prices
 from stores.urls import redacted
 
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)

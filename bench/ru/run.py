@@ -13,6 +13,7 @@ from bench.loadgen.load import Load, Requests
 from bench.loadgen.result import Result
 from bench.loadgen.workers import OnProgress, WorkerPool
 from bench.options import SweepOptions
+from bench.planner.prices import Prices
 from bench.progress import ProgressDisplay
 from bench.report.text import parse_rate, parse_seconds
 from bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest
@@ -21,7 +22,6 @@ from bench.ru.scenarios import EFFECTS, Offer, Scenario, Setup, SignedRequests, 
 from bench.stores.setup import emulator_label
 from stores.cosmos.charges import load as load_charges
 from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Address, Throughput, parse
-from stores.prices import Prices
 from stores.urls import redacted
 
 # The lowest level at which effects are measured.

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from bench.options import PUBLISHED_MEDIAN_MS, PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, THINK_S
 from bench.planner.figures import round_up
+from bench.planner.prices import HOURS_A_MONTH, Prices
 from stores.cosmos.charges import Charges
 from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
-from stores.prices import HOURS_A_MONTH, Prices
 
 SOURCE = "https://learn.microsoft.com/azure/architecture/ai-ml/architecture/real-time-recommendation"
 DATE = "2018-12-12"

@@ -19,6 +19,7 @@ from bench.measured import (
     geometric,
 )
 from bench.options import StoresOptions
+from bench.planner.prices import load as load_prices
 from bench.report.report import ERRORS, RATE, Series
 from bench.report.text import (
     NONE,
@@ -49,7 +50,6 @@ from stores.cosmos.charges import KB
 from stores.cosmos.charges import load as load_charges
 from stores.cosmos.url import Throughput
 from stores.manifest import Manifest
-from stores.prices import load as load_prices
 
 T = TypeVar("T")
 

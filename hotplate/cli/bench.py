@@ -78,8 +78,8 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Repo
 
 def _confirm_cost(options: SweepOptions) -> None:
     """Print what a sweep of an account costs, and go on only where that is confirmed."""
+    from bench.planner.prices import load
     from bench.ru.run import account_cost, plan
-    from stores.prices import load
 
     for line in account_cost(plan(options), load()).lines:
         err.print(line)
@@ -142,10 +142,10 @@ def charges(
     """
     require_folder(written)
     with bench_errors():
+        from bench.planner.prices import load as load_prices
         from bench.report.text import write
         from bench.ru.charges import account_regions, measure, plan
         from stores.cosmos.charges import load as load_charges
-        from stores.prices import load as load_prices
 
         planned, ours = plan(store, sizes), load_charges()
         for line in planned.lines(ours, load_prices(), account_regions(planned), time()):

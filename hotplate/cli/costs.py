@@ -9,8 +9,8 @@ from hotplate.cli.terminal import chosen_store, err, option, out, print_json, ta
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from stores.prices import Bill, Prices, Provisioned
-    from stores.store import Estimate, Plan, Store
+    from bench.planner.prices import Prices
+    from stores.store import Bill, Estimate, Plan, Provisioned, Store
 
 HOUR_S = 3600
 
@@ -58,7 +58,7 @@ def publish_usd(prices: "Prices", bill: "Bill", request_units: float, began: flo
 
 def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
     """Return what a month of throughput costs."""
-    from stores.prices import HOURS_A_MONTH
+    from bench.planner.prices import HOURS_A_MONTH
 
     return hourly_usd(prices, provisioned) * HOURS_A_MONTH
 
@@ -67,7 +67,7 @@ def print_estimate(
     found: "Estimate", url: str | None, *, as_json: bool, more: "Mapping[str, object] | None" = None
 ) -> None:
     """Print the estimate of a publish that would begin now; *more* is added to what is printed as JSON."""
-    from stores.prices import load
+    from bench.planner.prices import load
     from stores.urls import redacted
 
     where, began, prices = redacted(chosen_store(url)), time(), load()
@@ -162,7 +162,7 @@ class Spending:
         from stores.store import ProvisionedStore
 
         if isinstance(store, ProvisionedStore):
-            from stores.prices import load
+            from bench.planner.prices import load
 
             self._bill, self._prices, self._typical_ru = store.bill(), load(), store.typical_ru
             self._began_at, self._began = monotonic(), time()

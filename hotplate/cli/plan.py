@@ -55,7 +55,8 @@ def plan(
         _option("--from-release", "Take the sizes of the live release of the store at this URL.", panel=MEASURED),
     ] = None,
     prices: Annotated[
-        Path | None, _option("--prices", "Use your own prices, in the form of our stores/prices.toml.", panel=MEASURED)
+        Path | None,
+        _option("--prices", "Use your own prices, in the form of our bench/planner/prices.toml.", panel=MEASURED),
     ] = None,
     charges: Annotated[
         Path | None,
@@ -93,9 +94,9 @@ def plan(
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
+    from bench.planner import prices as price_list
     from bench.planner.plan import calculate
     from bench.planner.review import growth, read_baseline, review
-    from stores import prices as price_list
     from stores.cosmos import charges as cosmos_charges
 
     if source and check:

@@ -1,11 +1,10 @@
 """`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
-import asyncio
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from stores.catalogue import ReleaseId
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
-    from stores.store import Estimate, Plan, Reader, Store
+    from stores.store import Estimate, Plan, Store
 
 
 Encoding = Literal["json", "zstd"]
@@ -304,21 +303,20 @@ async def _check_store(store: "Store") -> None:
 async def _estimate(
     lists: "ListSource", options: PublishOptions, report: "Progress", store: "Store"
 ) -> "tuple[Estimate, WriteResult]":
-    """Write to a simulation of *store*; what is live is read from the store itself."""
+    """Write to a stand-in for *store*; what is live is read from the store itself."""
     from offline.publish import publish
     from stores.compression import default_encoding
-    from stores.estimate import ReaderOfLoop, estimate
+    from stores.estimate import estimate
 
     # No gate refuses anything in a dry run.
     how = replace(options.settings, encoding=options.settings.encoding or default_encoding(store), force=True)
-    live_in = cast("Reader", ReaderOfLoop(store, asyncio.get_running_loop()))  # gates only read lists
-    simulated: list[WriteResult] = []
+    written: list[WriteResult] = []
 
-    async def simulate(simulation: "Store") -> "Manifest":
-        simulated.append((await publish(lists, simulation, how, live_in=live_in, on_progress=report)).result)
-        return simulated[-1].manifest
+    async def run(stand_in: "Store") -> "Manifest":
+        written.append((await publish(lists, stand_in, how, live_in=store, on_progress=report)).result)
+        return written[-1].manifest
 
-    return await estimate(store, simulate, live=how.activate), simulated[-1]
+    return await estimate(store, run, live=how.activate), written[-1]
 
 
 def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: PublishOptions) -> None:

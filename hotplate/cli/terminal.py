@@ -314,9 +314,8 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from offline.errors import DataError, GateFailed, SettingError
     from serve.errors import EventsFailed, ServiceMisused
     from stores.errors import CanaryRunning, StoreError, StoreMisused
-    from stores.prices import PricesUnreadable
 
-    if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused | PricesUnreadable):
+    if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
         return str(error), MISUSED
     if isinstance(error, GateFailed | CanaryRunning):
         return str(error), REFUSED

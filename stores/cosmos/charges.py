@@ -1,22 +1,50 @@
-"""What each operation costs in request units, by the coefficients of one file with a source for each.
+"""What each operation costs in request units, and a whole publish, by the coefficients of one file with their sources.
 
 `charges.toml` next to this module is that file; users put their own measurements in its place.
 """
 
 import tomllib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 
 from stores.errors import StoreMisused
+from stores.manifest import SAMPLE_ROWS
+from stores.store import BATCH_ROWS, Plan, PublishCounts
 
 OURS = Path(__file__).with_name("charges.toml")
 KB = 1024
 
 # What the service adds to each item (_rid, _self, _etag, _ts, _attachments), and is assumed to charge for.
 SYSTEM_BYTES = 205
+
+
+# Around a value in its item: its id, names and quotes, about.
+NAME_BYTES = 40
+# The dictionary and the manifest are put by themselves.
+META_BATCHES = 2
+# An item with the packed keys of a batch, and each key in it; and the catalogue, about.
+BATCH_BYTES, KEY_BYTES, CATALOGUE_BYTES = 300, 4, 1024
+
+# Requests of one publish beside those for its rows, from begin to prune. The catalogue is read, and swapped for begin,
+# commit and activation. The state is created, and replaced once (sealed). Read are the state, the manifest, the popular
+# list and the ends of the lists of keys. One container is made, its throughput is read twice (three metadata reads
+# each), and the containers are listed. For a release that is erased at the end, the catalogue is swapped twice more and
+# a container dropped; for the first one, the database and the container of the catalogue are made.
+CATALOGUE_READS, CATALOGUE_SWAPS = 10, 3
+STATE_WRITES, POINT_READS = 3, 14
+METADATA_WRITES, METADATA_READS = 1, 7
+ERASING_READS, ERASING_SWAPS, ERASING_WRITES = 2, 2, 1
+FIRST_WRITES = 1
+
+# What request units are spent on.
+WRITING = "writing rows and lists of their keys"
+READING = "reading them back"
+REST = "the catalogue, the state, containers and the check before it is served"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +115,44 @@ class Charges:
         own = self.query_base * factor + self.counted * counted * factor
         read = self.item_share * self.feed(sizes, strong=strong) + self.scan_share * self.feed(scanned, strong=strong)
         return round(own + read, 2)
+
+
+def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) -> dict[str, float]:
+    """Return the request units of one publish by what they are spent on; *first*: nothing was published before.
+
+    It is the sum of `plan`, `--dry-run` and a publish: each row is created and, before the commit, read back. It is
+    within 1 % of what the emulator charges; requests that are refused or tried again are not in it.
+    """
+    rows = counts.sizes.total()
+    batch_bytes = BATCH_BYTES + KEY_BYTES * rows // max(counts.batches, 1)
+    written = sum(count * charges.create(size, 0) for size, count in counts.sizes.items())
+    read = sum(count * charges.read(size) for size, count in counts.sizes.items())
+    rest = (
+        (CATALOGUE_READS + ERASING_READS * counts.erased) * charges.read(CATALOGUE_BYTES)
+        + (CATALOGUE_SWAPS + ERASING_SWAPS * counts.erased) * charges.replace(CATALOGUE_BYTES, CATALOGUE_BYTES, 0, 0)
+        + STATE_WRITES * charges.create(0, 0)
+        + (POINT_READS + counts.batches) * charges.read(0)
+        + (METADATA_WRITES + ERASING_WRITES * counts.erased + FIRST_WRITES * first) * charges.metadata_write
+        + METADATA_READS * charges.metadata_read
+        + min(counts.checked, rows) * read / max(rows, 1)
+    )
+    return {
+        WRITING: round(written + counts.batches * charges.create(batch_bytes, 0), 2),
+        READING: round(read + counts.batches * 2 * charges.read(batch_bytes), 2),
+        REST: round(rest, 2),
+    }
+
+
+def even_rows(rows: int, item_bytes: int) -> PublishCounts:
+    """Return the counts of a publish whose rows are all of one size."""
+    return PublishCounts(Counter({item_bytes: rows}), ceil(rows / BATCH_ROWS) + META_BATCHES, SAMPLE_ROWS)
+
+
+def typical_ru(charges: Charges, plan: Plan) -> float:
+    """Return what a publish costs if all of its rows are of the same size."""
+    value_bytes = plan.payload_bytes / max(plan.rows, 1)
+    size = int(value_bytes * 4 / 3) + NAME_BYTES + SYSTEM_BYTES
+    return sum(publish_ru(charges, even_rows(plan.rows, size)).values())
 
 
 @lru_cache(8192)

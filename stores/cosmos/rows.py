@@ -30,13 +30,10 @@ from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.retry import Retrier, for_each
 from stores.errors import ReleaseConflict, StoreUnavailable
 from stores.keys import META, Span, bounds, merged, pack
-from stores.store import Row, not_found, sealed, taken_over
+from stores.store import BATCH_ROWS, Row, not_found, sealed, taken_over
 
 # The two kinds of series of batches: only the first, which each part has of its own, says where to resume.
 ROWS, METAS = "rows", "metas"
-
-# How many keys one item acknowledges: 2 kB for ids of eight letters, 0.1 % of what the rows cost.
-BATCH_ROWS = 1000
 
 # How long a replica that is behind is given to catch up, before what it does not have counts as absent.
 REPLICA_LAGS_S = (0.02, 0.1)

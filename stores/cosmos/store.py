@@ -12,10 +12,10 @@ import orjson
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.cosmos import containers, examination
-from stores.cosmos.charges import load
+from stores.cosmos.charges import load, typical_ru
 from stores.cosmos.containers import Containers, ReadOffer, create_with_database, open_containers
 from stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
-from stores.cosmos.estimate import CosmosSimulation, bill_of, typical_ru
+from stores.cosmos.estimate import bill_of, estimate_publish
 from stores.cosmos.items import (
     CATALOGUE,
     CONTAINER,
@@ -26,7 +26,9 @@ from stores.cosmos.items import (
     ItemWritten,
     StartedRead,
     container_of,
+    item_bytes,
     name_of,
+    to_item,
     value_of,
 )
 from stores.cosmos.requests import DEADLINE_S
@@ -37,9 +39,10 @@ from stores.cosmos.traces import describe
 from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
 from stores.http1 import Response, when_done
-from stores.prices import Bill
 from stores.store import (
     Advised,
+    Bill,
+    Estimate,
     Examined,
     Finding,
     Observer,
@@ -47,6 +50,7 @@ from stores.store import (
     PointReader,
     Polled,
     ProvisionedStore,
+    PublishCounts,
     Rebuildable,
     Row,
     Slot,
@@ -312,15 +316,19 @@ class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebu
     def typical_ru(self, plan: Plan) -> float:
         return typical_ru(self._charges, plan)
 
-    async def simulate(self) -> CosmosSimulation:
-        error = ""
+    async def try_catalogue(self) -> tuple[Catalogue, str]:
         try:
             found = await self._catalogue.read()
-        except StoreError as failure:
-            found, error = self._catalogue.empty(), str(failure)
-        else:
-            await self._retrier.call(self._catalogue.check_single_writer)
-        return CosmosSimulation(self._address, self._charges, found, error, CosmosStore)
+        except StoreError as error:
+            return self._catalogue.empty(), str(error)
+        await self._retrier.call(self._catalogue.check_single_writer)
+        return found, ""
+
+    def row_bytes(self, row: Row) -> int:
+        return item_bytes(to_item(name_of(row.key), row.value))
+
+    def estimate(self, plan: Plan, counts: PublishCounts, *, first: bool, live: bool) -> Estimate:
+        return estimate_publish(self._address, self._charges, plan, counts, first=first, live=live)
 
 
 class _Lookup:

@@ -15,6 +15,7 @@ from bench.loadgen.capacity import PERCENTS, parse_objective
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.options import PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, REFERENCE, THINK_S, StoresOptions
+from bench.planner.prices import load as load_prices
 from bench.process import Server
 from bench.report.page import page
 from bench.report.report import Report
@@ -35,7 +36,6 @@ from bench.stores.setup import UNKNOWN_SERVER, Candidate, Setup
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import load
 from stores.manifest import Manifest
-from stores.prices import load as load_prices
 from tests.support.command import hotplate
 from tests.support.cosmos_server import emulator
 from tests.support.service import a_list, publish_lists

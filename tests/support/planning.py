@@ -1,8 +1,8 @@
 """A plan from a few inputs, by our own prices and charges."""
 
+from bench.planner import prices
 from bench.planner.inputs import Layer, merge
 from bench.planner.plan import Plan, calculate
-from stores import prices
 from stores.cosmos import charges as cosmos_charges
 
 # Bytes of a list whose item stays under 1 KB, so that a read costs 1 RU and a new item 5.

@@ -1,6 +1,7 @@
 """An event loop whose time passes only when nothing is left to do, and a server simulated in it."""
 
 import asyncio
+import selectors
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import wraps
@@ -9,17 +10,51 @@ from typing import Any, ParamSpec, TypeVar
 from bench.loadgen.generator import Generator, LoadConnection
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from stores import estimate
 
 T = TypeVar("T")
 P = ParamSpec("P")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
-class VirtualLoop(estimate.VirtualLoop):
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when nothing is left to do, and stands still while threads work for it."""
+
+    def __init__(self) -> None:
+        self._virtual = _VirtualSelector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now_s
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]  # noqa: ANN401 -- the base class says so
+        """Run *func* in a thread; no time passes until it is done."""
+        self._virtual.threads += 1
+        working: asyncio.Future[T] = super().run_in_executor(executor, func, *args)
+        working.add_done_callback(self._thread_done)
+        return working
+
+    def _thread_done(self, _working: asyncio.Future[Any]) -> None:
+        self._virtual.threads -= 1
+
     def advance(self, seconds: float) -> None:
         """Let time pass at once, as for a process that did not run."""
         self._virtual.now_s += seconds
+
+
+class _VirtualSelector(selectors.SelectSelector):
+    """Waits for threads only: the time that a loop would have waited has passed at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 1_000.0
+        self.threads = 0
+
+    def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
+        if self.threads and (timeout is None or timeout > 0):
+            return super().select(None)
+        if timeout:
+            self.now_s += timeout
+        return super().select(0)
 
 
 def in_virtual_time(work: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:

@@ -14,9 +14,9 @@ from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
 from bench.planner.inputs import KNOWN, PlanMisused, from_report
 from bench.planner.page import page
+from bench.planner.prices import OURS, PricesUnreadable, load
 from bench.planner.review import review
 from bench.report.report import Report, series
-from stores.prices import OURS, PricesUnreadable, load
 from tests.support.command import hotplate
 from tests.support.page import Outline, opened
 from tests.support.paths import ROOT

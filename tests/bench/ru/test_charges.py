@@ -9,11 +9,11 @@ import pytest
 
 from bench.cosmos_emulator.server import Settings
 from bench.errors import BenchMisused
+from bench.planner.prices import load as load_prices
 from bench.ru.charges import ChargesPlan, MeasuredCharges, measure, plan
 from stores.cosmos.charges import load
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.rest import RestClient
-from stores.prices import load as load_prices
 from tests.support.command import hotplate
 from tests.support.cosmos_server import emulator_thread
 

@@ -14,6 +14,7 @@ from bench.loadgen.keys import InTurn, Keys
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.options import SweepOptions
+from bench.planner.prices import load as load_prices
 from bench.report.page import page
 from bench.ru import scenarios
 from bench.ru.report import RU, Finding, SweepResult, Trial, highest, notes, row
@@ -22,7 +23,6 @@ from bench.ru.sandbox import AccountSandbox, Items, partition_of
 from bench.ru.scenarios import KeyedRequests, MixedRequests, SignedRequests
 from stores.cosmos.charges import load
 from stores.cosmos.url import parse as parse_url
-from stores.prices import load as load_prices
 from tests.support.cosmos_server import Direct
 from tests.support.virtual import simulate
 

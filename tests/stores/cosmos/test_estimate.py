@@ -1,35 +1,26 @@
-"""A dry run estimates what a publish into Cosmos DB spends and how long it takes: on a held clock."""
+"""One sum says what a publish into Cosmos DB spends: held to 1 % of what the emulator charges for the same one."""
 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from offline.job import TrainSettings, train
-from offline.lists import ListSettings, ModelLists
-from offline.model import load as load_model
-from offline.train.als import ALSParams
 from stores import lifecycle as life
-from stores.cosmos.charges import load
-from stores.cosmos.estimate import bill_of, typical_ru
+from stores.cosmos.charges import load, typical_ru
+from stores.cosmos.estimate import bill_of
 from stores.cosmos.items import container_of
 from stores.cosmos.url import parse
 from stores.errors import ReleaseCorrupt
 from stores.estimate import estimate
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
-from stores.prices import Provisioned
-from stores.store import Estimate, Plan, Row, Store
+from stores.store import Estimate, Plan, Provisioned, Row, Store
 from stores.transfer import copy, estimate_copy
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
-from tests.support.paths import DATA
+from tests.support.planning import a_plan
 from tests.support.stores import as_bodies, ref_of
-
-RETAIL = DATA / "online-retail" / "online_retail.parquet"
-MS = 0.001
 
 
 @dataclass
@@ -96,52 +87,31 @@ def held(made: Made, latency_s: float, *, ru: int, max_ru: int) -> tuple[Estimat
     return with_simulation(work)
 
 
-def test_a_publish_spends_and_takes_exactly_what_the_dry_run_estimated() -> None:
-    found, spent_ru, seconds = held(made_up(), 0.0, ru=2000, max_ru=1000)
-    assert found.seconds == pytest.approx(seconds, abs=MS)
-    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
-    assert seconds > 10
+@pytest.mark.parametrize(("users", "max_ru"), [(40, 400), (300, 100), (300, 5900), (1200, 1000), (4000, 2000)])
+def test_a_publish_spends_what_the_dry_run_estimated_within_a_percent(users: int, max_ru: int) -> None:
+    found, spent_ru, seconds = held(made_up(users, seed=max_ru), 0.005, ru=6000, max_ru=max_ru)
+    assert found.total_ru == pytest.approx(spent_ru, rel=0.01)
+    assert found.seconds is not None
+    assert found.seconds == pytest.approx(seconds, rel=0.02, abs=1.5)
 
 
-@pytest.mark.parametrize("max_ru", [100, 400, 1700, 5900])
-def test_that_holds_at_any_rate(max_ru: int) -> None:
-    found, spent_ru, seconds = held(made_up(300, seed=max_ru), 0.0, ru=6000, max_ru=max_ru)
-    assert found.seconds == pytest.approx(seconds, abs=MS)
-    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
-
-
-def test_a_budget_that_is_far_too_low_makes_hours_of_it_and_nothing_else() -> None:
-    found, spent_ru, seconds = held(made_up(), 0.0, ru=400, max_ru=1)
-    assert found.seconds == pytest.approx(seconds, abs=MS)
-    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
-    assert seconds > 3 * 3600
-
-
-def test_where_all_that_the_container_has_may_be_spent_refusals_add_less_than_a_second_and_no_request_unit() -> None:
+def test_where_all_that_the_container_has_may_be_spent_refusals_add_little_time_and_no_request_unit() -> None:
     found, spent_ru, seconds = held(made_up(), 0.0, ru=400, max_ru=1000)
-    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
+    assert found.total_ru == pytest.approx(spent_ru, rel=0.01)
     assert found.seconds is not None
-    assert 0 <= seconds - found.seconds < 1
+    assert found.seconds == pytest.approx(seconds, rel=0.02, abs=1.5)
 
 
-def test_answers_that_take_their_time_are_caught_up_with() -> None:
-    found, spent_ru, seconds = held(made_up(), 0.005, ru=2000, max_ru=1000)
-    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
-    assert found.seconds is not None
-    assert 0 <= seconds - found.seconds < 0.5
-
-
-def test_the_second_and_later_publishes_are_estimated_as_exactly_and_what_they_erase_too() -> None:
+def test_later_publishes_are_estimated_as_well_and_looked_at_once() -> None:
     async def work(account: SimulatedAccount) -> None:
         account.latency_s = 0.0
         for number in range(5):
-            made, live = made_up(60, seed=number), number != 3
+            made, live = made_up(1200, seed=number), number != 3
             before_ru = account.spent_ru()
             found = await estimated(account, made, live=live, keep=0, ru=2000, max_ru=1000)
             assert account.spent_ru() - before_ru == (1.0 if number else 0.0)  # one look at the catalogue
-            spent_ru, seconds = await publish(account, made, live=live, keep=0, ru=2000, max_ru=1000)
-            assert found.total_ru == pytest.approx(spent_ru, abs=0.005), number
-            assert found.seconds == pytest.approx(seconds, abs=MS)
+            spent_ru, _ = await publish(account, made, live=live, keep=0, ru=2000, max_ru=1000)
+            assert found.total_ru == pytest.approx(spent_ru, rel=0.01), number
             await asyncio.sleep(1000)  # the grace of what was superseded passes
         assert account.answers(204, "delete container") > 0
 
@@ -150,7 +120,7 @@ def test_the_second_and_later_publishes_are_estimated_as_exactly_and_what_they_e
 
 def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() -> None:
     async def work(account: SimulatedAccount) -> None:
-        source, made = MemoryStore(account.now), made_up(60)
+        source, made = MemoryStore(account.now), made_up(300)
         live = (await life.publish(source, made.rows(), plan=made.plan, about=made.about)).manifest.release
         there = SimulatedAccount(asyncio.get_running_loop())
         there.latency_s = 0.0
@@ -158,7 +128,7 @@ def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() ->
         found = await estimate_copy(source, target, live, live=True, on_progress=lambda _done, _total: None)
         assert there.service.account.databases == {}
         await copy(source, target, live)
-        assert found.total_ru == pytest.approx(there.spent_ru(), abs=0.005)
+        assert found.total_ru == pytest.approx(there.spent_ru(), rel=0.01)
         assert container_of(await ref_of(target, live)) in there.service.account.databases["d"].containers
         await target.close()
         with pytest.raises(ReleaseCorrupt, match="no popular list"):
@@ -167,22 +137,16 @@ def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() ->
     with_simulation(work)
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(not RETAIL.exists(), reason=f"{RETAIL} is not on this machine")
-def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_estimated(tmp_path: Path) -> None:
-    settings = TrainSettings(
-        RETAIL, where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"], split=None,
-        params=ALSParams(factors=16, iterations=2), min_per_user=5, min_per_item=5,
-    )  # fmt: skip
-    train(settings, tmp_path / "model")
-    model = load_model(tmp_path / "model")
-    lists = ModelLists(model, ListSettings())
-    made = Made(list(lists.batches()), lists.about(), "zstd")
-    found, spent_ru, seconds = held(made, 0.0, ru=2000, max_ru=1000)
-    assert found.rows > 7000
-    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
-    assert found.seconds == pytest.approx(seconds, abs=MS)
-    assert 40 < seconds < 50
+def test_what_a_plan_says_of_a_publish_is_what_it_spends_and_takes() -> None:
+    async def work(account: SimulatedAccount) -> tuple[float, float]:
+        rows = [Row("popular:", b"p" * 700), *(Row(f"user:u{n:09}", b"l" * 700) for n in range(2500))]
+        made = Made([as_bodies(rows)], {})
+        return await publish(account, made, ru=400, max_ru=400)
+
+    spent_ru, seconds = with_simulation(work)
+    plan = a_plan(users=2500, list_bytes=712, publish_ru=400)
+    assert plan.number("publish_total_ru") == pytest.approx(spent_ru, rel=0.01)
+    assert plan.number("publish_hours") * 3600 == pytest.approx(seconds, rel=0.03)
 
 
 def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note() -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BenchMisused
+
 OURS = Path(__file__).with_name("prices.toml")
 LISTED = "a list price"
 # How reliable a price is: by the word in the file, and as people read it.
@@ -17,7 +19,7 @@ BASES = {"listed": LISTED, "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed":
 HOURS_A_MONTH = 730
 
 
-class PricesUnreadable(ValueError):
+class PricesUnreadable(BenchMisused):
     """The file of prices is missing, or something in it is; the sentence names both."""
 
 
@@ -125,26 +127,3 @@ def _checked(price: Price, name: str) -> Price:
     if not price.date or not price.source:
         raise ValueError(f"{name} needs a date and a source")
     return price
-
-
-@dataclass(frozen=True, slots=True)
-class Provisioned:
-    """Throughput that is paid for by the hour, whether it is used or not."""
-
-    what: str
-    ru_s: int
-    autoscale: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """What is paid for: throughput by the hour, or, if a store provisions none, each request unit that is used."""
-
-    rate_ru: float
-    """What a publish may spend in a second."""
-
-    writing: tuple[Provisioned, ...] = ()
-    """By the hour, from a publish's beginning to its end."""
-
-    afterwards: tuple[Provisioned, ...] = ()
-    """By the hour, from then on: with one live release, and one that is kept."""
