@@ -17,6 +17,8 @@ from stores.cosmos.url import (
     MANUAL_STEP,
     MAX_RU,
     PARTITION_RU,
+    SERVERLESS_BYTES,
+    SERVERLESS_RU,
     minimum_ru,
 )
 
@@ -33,8 +35,10 @@ CHARGES = "the file of charges, ours or that of --charges: a source for each coe
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
 
-SERVERLESS_RU, SERVERLESS_PARTITIONS, SERVERLESS_MORE_RU = 5_000, 5, 1_000
-SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits: RU/s of a serverless container; one region"
+SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/serverless-performance, read 2026-11-22; no promise"
+DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-region: accounts since 2023-11-15"
+# A poll of the catalogue, as the store makes it: a read of about 1 KB.
+POLL_S, CATALOGUE_RU = 2.0, 1.0
 # An autoscale range begins at a tenth of its top, and that much is always paid for.
 FLOOR = 10
 # Hours of a publish in which the old and the new live release are both scaled to serve.
@@ -178,20 +182,20 @@ def autoscale_top(wanted: float, highest: float, release_gb: float) -> int:
 def derive_costs(ledger: Ledger, inputs: Inputs) -> None:
     """Derive the cost of each way to pay for RU/s, storage included, in USD a month; a text where it is impossible."""
     ledger.derive("storage_cost", "USD/month", "stored_gb * usd_storage_gb_month * regions")
+    formula = f"pods * ceil(pod_cpus) * {CATALOGUE_RU:g} / {POLL_S:g}{' * 2' * (inputs.consistency in DOUBLED)}"
+    ledger.derive("polls_ru", "RU/s", formula, source="each process of a pod polls the catalogue for a new release")
     _manual(ledger, inputs)
     _autoscale(ledger, inputs)
-    for name in ("manual", "autoscale"):
-        ledger.derive(f"{name}_cost", "USD/month", f"{name}_ru_cost + storage_cost")
     _serverless(ledger, inputs)
-    costs = {name: ledger.number(f"{name}_cost") for name in CAPACITIES if is_possible(ledger.figures, name)}
+    costs = {name: ledger.number(f"{name}_cost") for name in CAPACITIES if is_possible(ledger.figures, f"{name}_cost")}
     cheapest = min(costs, key=lambda name: costs[name])
     formula = f"the least of {' and '.join(f'{name}_cost' for name in costs)}: {cheapest}"
     ledger.derive("cheapest_cost", "USD/month", formula, costs[cheapest])
 
 
-def is_possible(figures: Mapping[str, Figure], capacity: str) -> bool:
-    """Return whether Cosmos DB can be paid for in this way."""
-    return not isinstance(figures[f"{capacity}_cost"].value, str)
+def is_possible(figures: Mapping[str, Figure], cost: str) -> bool:
+    """Return whether a cost is a sum, and not the reason why there is none."""
+    return not isinstance(figures[cost].value, str)
 
 
 def _manual(ledger: Ledger, inputs: Inputs) -> None:
@@ -205,54 +209,63 @@ def _manual(ledger: Ledger, inputs: Inputs) -> None:
             f" * ceil(publish_hours) + serve_ru * {OVERLAP_HOURS})",
             source="live, kept and control all month; each publish its hours, and one in which two releases can serve",
         )  # fmt: skip
-    ledger.derive("manual_ru_cost", "USD/month", "manual_ru_hours / 100 * usd_ru_hour * regions")
+    ledger.derive("manual_cost", "USD/month", "manual_ru_hours / 100 * usd_ru_hour * regions + storage_cost")
 
 
 def _autoscale(ledger: Ledger, inputs: Inputs) -> None:
-    """Derive the cost of autoscale: each hour is billed at what it reached, at least a tenth of the top."""
+    """Derive the cost of autoscale: what is provisioned for the worst hour, and what each region reaches in others.
+
+    Regions and partitions scale by themselves. Each hour is billed at what it reached, at least a tenth of the top:
+    reads as they fall due, spread evenly over the regions, without headroom and without what is kept for a failover.
+    """
     in_place = inputs.publishing == "in-place"
     reads_ru, publish_ru, gb = (ledger.number(name) for name in ("reads_ru", "publish_ru_s", "release_gb"))
-    publish_top = autoscale_top(publish_ru, 0, 0)
     if not in_place:
         formula = f"ceil(round_up(max({AUTOSCALE_MIN}, publish_ru_s), {AUTOSCALE_STEP}) / {PARTITION_RU})"
         ledger.derive("autoscale_new_partitions", "partitions", formula, source=PARTITIONS)
     wanted = reads_ru + (publish_ru if in_place else 0)
-    highest = max(0 if in_place else publish_top, autoscale_top(wanted, 0, 0))
+    highest = autoscale_top(wanted if in_place else max(wanted, publish_ru), 0, 0)
     top = autoscale_top(wanted, highest, gb)
     held = f"reads_ru{' + publish_ru_s' * in_place}, in steps of {AUTOSCALE_STEP}"
     formula = f"the least that holds {held}, and a tenth of publish_ru_s before it"
-    source = "a tenth of the highest top ever is the lowest that may be set"
+    source = "provisioned in each region; a tenth of the highest top ever is the lowest that may be set"
     ledger.derive("autoscale_top_ru", "RU/s", formula, top, source=source)
-    larger = f"the larger of autoscale_top_ru / {FLOOR} and reads_ru in that hour"
-    reached = fmean([max(top / FLOOR, reads_ru * share) for share in hourly_shares(inputs.profile)])
-    ledger.derive("autoscale_mean_ru", "RU/s", f"the mean over the hours of profile of {larger}", reached)
+    now = ledger.derive("region_reads_ru", "RU/s", "peak_then / regions * (1 - hits) * mean_read_ru")
+    larger = f"the larger of autoscale_top_ru / {FLOOR} and region_reads_ru in that hour"
+    reached = fmean([max(top / FLOOR, now * share) for share in hourly_shares(inputs.profile)])
+    formula = f"the mean over the hours of profile of {larger}"
+    ledger.derive("autoscale_mean_ru", "RU/s", formula, reached, source=DYNAMIC)
+    beside = f"publishes * publish_ru_s * ceil(publish_hours) / {HOURS_A_MONTH}"
+    control = f"{CONTROL_RU} * {HOURS_A_MONTH} / 100 * usd_ru_hour * regions"
     if in_place:
-        hours = f"autoscale_mean_ru * {HOURS_A_MONTH} + publishes * publish_ru_s * ceil(publish_hours)"
+        control = "0"
     else:
         formula = "a tenth of the lowest top that may be set after publish_ru_s"
         ledger.derive("autoscale_idle_ru", "RU/s", formula, autoscale_top(0, highest, gb) / FLOOR)
-        hours = (
-            f"(autoscale_mean_ru + kept * autoscale_idle_ru + {AUTOSCALE_MIN} / {FLOOR}) * {HOURS_A_MONTH} + publishes"
-            f" * (publish_ru_s * ceil(publish_hours) + autoscale_mean_ru * {OVERLAP_HOURS})"
-        )
-    ledger.derive("autoscale_ru_hours", "RU/s-hours", hours)
-    formula = "autoscale_ru_hours / 100 * usd_ru_hour * usd_autoscale_factor * regions"
-    ledger.derive("autoscale_ru_cost", "USD/month", formula)
+        beside += f" + kept * autoscale_idle_ru + publishes * {OVERLAP_HOURS} * autoscale_mean_ru / {HOURS_A_MONTH}"
+    source = "publishes, what is kept, and hours in which two releases can serve, as a mean over the month"
+    ledger.derive("autoscale_beside_ru", "RU/s", beside, source=source)
+    usd = f"{HOURS_A_MONTH} / 100 * usd_ru_hour * usd_autoscale_factor * regions"
+    for name, live in (("autoscale_cost", "autoscale_mean_ru"), ("autoscale_most_cost", "autoscale_top_ru")):
+        ledger.derive(name, "USD/month", f"({live} + autoscale_beside_ru) * {usd} + {control} + storage_cost")
 
 
 def _serverless(ledger: Ledger, inputs: Inputs) -> None:
     """Derive the cost of serverless, which bills RU used; a text where regions, RU/s or time to publish forbid it."""
-    more = f"{SERVERLESS_MORE_RU} * max(0, ceil(release_gb / {PARTITION_GB}) - {SERVERLESS_PARTITIONS})"
-    ceiling = ledger.derive("serverless_ceiling_ru", "RU/s", f"{SERVERLESS_RU} + {more}", source=SERVERLESS)
+    formula = f"{SERVERLESS_RU} * max(1, ceil(release_gb / {PARTITION_GB}))"
+    ceiling = ledger.derive("serverless_ceiling_ru", "RU/s", formula, source=SERVERLESS)
     formula = "publish_total_ru / serverless_ceiling_ru / 3600"
     hours = ledger.derive("serverless_publish_hours", "hours", formula)
-    formula = f"reads_plain_ru * mean_of_peak * {HOURS_A_MONTH} * 3600 + publishes * publish_total_ru"
+    used = "(reads_plain_ru * mean_of_peak + polls_ru)"
+    formula = f"{used} * {HOURS_A_MONTH} * 3600 + publishes * publish_total_ru"
     ledger.derive("serverless_used_ru", "RU/month", formula)
     obstacles = list[str]()
     if inputs.regions > 1:
         obstacles.append(f"{inputs.regions} regions, and serverless has one")
     if (reads_ru := ledger.number("reads_ru")) > ceiling:
         obstacles.append(f"{reads_ru:,.0f} RU/s for reads, above {ceiling:,}")
+    if (gb := ledger.number("release_gb")) > SERVERLESS_BYTES / GB:
+        obstacles.append(f"a release of {gb:,.0f} GB, and a container holds {SERVERLESS_BYTES / GB:,.0f}")
     if hours > inputs.refresh_hours:
         obstacles.append(f"a publish takes {hours:.1f} hours at {ceiling:,} RU/s")
     if obstacles:

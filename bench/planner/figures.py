@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
-from math import ceil
+from math import ceil, floor, log10
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -112,14 +112,38 @@ def explain(figures: Mapping[str, Figure], name: str) -> Iterator[tuple[int, Fig
     yield from walk(figures[name], 0)
 
 
+class Range(NamedTuple):
+    """A sum of money by its prices, and what it is if each of them is as low, or as high, as it may well be."""
+
+    low: float
+    value: float
+    high: float
+
+    def overlaps(self, other: "Range") -> bool:
+        """Return whether either may be the smaller one."""
+        return self.low <= other.high and other.low <= self.high
+
+    def __str__(self) -> str:
+        """Format it with two digits, which is more than its prices are known to."""
+        return f"{two_digits(self.value)} ({two_digits(self.low)} - {two_digits(self.high)})"
+
+
+def two_digits(value: float) -> str:
+    """Format a number with two significant digits."""
+    if value == 0:
+        return "0"
+    digits = 1 - floor(log10(abs(value)))
+    return f"{round(value, digits):,.{max(0, digits)}f}"
+
+
 def format_value(value: Value, unit: str) -> str:
     """Format a value with its unit, as briefly as its size allows."""
     if value is None:
         return "none"
     if isinstance(value, str):
         return value
-    if unit in {"USD", "USD/month"}:
-        return f"{value:,.2f} {unit}"
+    if unit == "USD/month":
+        return f"{two_digits(value)} {unit}"
     if unit == "share":
         return f"{value:.1%}"
     if float(value).is_integer() or abs(value) >= 10_000:

@@ -38,6 +38,8 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
     ),
 }  # fmt: skip
 
+# What a number may end with.
+THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 # Of a row's key in a release: what stands before the id.
 KEY_BYTES = len("user:")
 # Of `bench.report.report`, whose import would need the extra `bench`.
@@ -188,27 +190,6 @@ class Inputs:
         "µs", "of a core that redis-server takes for a lookup", 1.7,
         "1.67 measured at 67,000 GETs/s on one core, 64 connections (EPYC, 2026-11-20)", low=0.01,
     )  # fmt: skip
-    failover_s: float = _input(
-        "s", "from the loss of a primary until its replica answers", 17.0,
-        "cluster-node-timeout is 15 s where nothing is set, and an election takes some 2", high=3600,
-    )  # fmt: skip
-
-    interactions: int | None = _scale("interactions", "that are learnt from, with Spark; none: no Spark", None, low=1)
-    ranked_items: int = _input("items", "that are ranked for each user", 100_000, "a guess", low=1)
-    factors: int = _input("factors", "of a model", 128, "a guess", low=1, high=4096)
-    train_us: float = _input(
-        "µs", "of a core that training takes for an interaction", 10.0,
-        "measured of implicit: 128 factors, 15 iterations (EPYC, 2026-11-21)", low=0.01,
-    )  # fmt: skip
-    rank_ns: float = _input(
-        "ns", "of a core that ranking takes for a user and an item", 6.0,
-        "measured of numpy: 128 factors, 100,000 items (EPYC, 2026-11-21)", low=1e-3,
-    )  # fmt: skip
-    spark_efficiency: float = _input(
-        "share", "of its cores' time that Spark works", 0.5, "shuffles, and waits", low=0.01
-    )
-    train_hours: float = _scale("hours", "that a training run may take", 2.0, "a guess", low=0.01)
-    executor_cpus: float = _input("vCPU", "of an executor", 4.0, "a guess", low=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +388,7 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
     whole = known.type in (int, int | None)
     expected = "a whole number" if whole else "a number"
     try:
-        number = float(value.replace("_", "")) if isinstance(value, str) else float(_number(value))
+        number = _parsed(value) if isinstance(value, str) else float(_number(value))
     except (TypeError, ValueError) as error:
         raise PlanMisused(f"{label} is {value!r}, and must be {expected}") from error
     if not low <= number <= high or number == float("inf"):
@@ -416,6 +397,12 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
     if whole and number != int(number):
         raise PlanMisused(f"{label} is {number:g}, and must be {expected}")
     return int(number) if whole else number
+
+
+def _parsed(text: str) -> float:
+    """Read a number as people write it: 2_000_000, 500k, 20M, 1.5G."""
+    factor = THOUSANDS.get(text[-1:], 1.0)
+    return float((text[:-1] if factor > 1 else text).replace("_", "")) * factor
 
 
 def _number(value: object) -> float:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from bench.planner.figures import Figure
+from bench.planner.figures import Figure, two_digits
 from bench.planner.inputs import HOURS, KNOWN, hourly_shares
 from bench.planner.plan import Plan
-from bench.planner.prices import LISTED
-from bench.planner.review import BreakEven, PlanReport
+from bench.planner.review import NOT_PRICED, BreakEven, PlanReport
 from bench.report import text
 from bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
 from bench.report.text import escaped, html_paragraphs, paragraphs, section, table
@@ -24,10 +23,10 @@ A plan is arithmetic: nothing was measured for it but what an input's source say
 documented ones, by size; what an account really charges stands in each answer's header.
 
 Throughput of a container is split evenly over its physical partitions. The fullest is taken to hold the hottest user
-and an even share of the others; that several hot users meet in one partition is not in it.
+and an even share of the others, or, with a Zipf law, what it holds as a mean over where users may lie.
 
-Whatever happens within an hour is left to the headroom of ru_utilisation. What else an account costs (backups, network
-between regions, private links, reserved capacity and its discount) is not in it.
+Whatever happens within an hour is left to the headroom of ru_utilisation. A sum of money has two digits, and beside it
+what it is if each price is as low, or as high, as it may well be.
 """
 
 
@@ -42,16 +41,18 @@ def page(report: PlanReport) -> str:
     inputs = plan.inputs
     parts = [
         text.caution("Look out:", report.warnings) if report.warnings else "",
-        text.tiles((plan.figures[name], words) for name, words in TILES),
+        text.tiles((report.shown(plan.figures[name]), words) for name, words in TILES),
         section(
-            "Which store, at which rate", cost_plot(report.break_even, inputs.peak_rps), report.break_even.sentence
+            "Which store, at which rate",
+            cost_plot(report.break_even, inputs.peak_rps),
+            f"At this plan's rate, {report.here.sentence}. Over the rates, {report.break_even.sentence}.",
         ),
-        section("A day", day_plot(plan), plan.cheapest_sentence),
+        section("A day", day_plot(plan), f"{plan.cheapest} is the cheapest for Cosmos DB."),
         _figures(report),
     ]
     if report.savings:
         rows = [
-            (each.change, f"{each.cosmos_saves:,.2f}", f"{each.redis_saves:,.2f}", each.drawback)
+            (each.change, two_digits(each.cosmos_saves), two_digits(each.redis_saves), each.drawback)
             for each in report.savings
         ]
         headings = ["with one thing changed", "Cosmos DB saves", "Redis saves", "drawback"]
@@ -59,14 +60,14 @@ def page(report: PlanReport) -> str:
     parts += [_inputs(report), _prices(report), _formulas(plan.figures.values())]
     parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
     title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
-    return text.whole_page(title, f"{report.date} · prices of {report.prices_file}", parts)
+    return text.whole_page(title, f"{report.date:%Y-%m-%d} · prices of {report.prices_file}", parts)
 
 
 def _figures(report: PlanReport) -> str:
     bodies = []
     for group, lines in report.plan.outline():
         rows = "".join(
-            f"<tr><td>{escaped(words)}</td><td class=n>{escaped(figure)}</td>"
+            f"<tr><td>{escaped(words)}</td><td class=n>{escaped(report.shown(figure))}</td>"
             f"<td><code>{escaped(figure.name)}</code></td></tr>"
             for words, figure in lines
         )
@@ -86,11 +87,15 @@ def _inputs(report: PlanReport) -> str:
 
 
 def _prices(report: PlanReport) -> str:
-    used = [each for name, each in report.plan.figures.items() if name.startswith(PRICE)]
-    rows = [[each.name, f"{each.value:g}", each.unit, each.source] for each in used]
-    unlisted = sum(not each.source.startswith(LISTED) for each in used)
-    lead = f"{unlisted} of {len(used)} are not list prices that somebody looked up at the source." if unlisted else ""
-    return section("Prices", table(["", "USD", "", "where from"], rows, (1,)), lead)
+    figures = report.plan.figures
+    rows = [
+        [name, usd, figures[name].unit if name in figures else "", age, figures[name].source if name in figures else ""]
+        for name, usd, _, age in report.prices()
+    ]
+    unlisted = sum(basis != "listed" for _, _, basis, _ in report.prices())
+    lead = f"{unlisted} of {len(rows)} are not list prices that somebody looked up at the source. " if unlisted else ""
+    lead += f"Not priced: {', '.join(NOT_PRICED)}."
+    return section("Prices", table(["", "USD", "", "age", "where from"], rows, (1,)), lead)
 
 
 def _formulas(figures: Iterable[Figure]) -> str:
@@ -121,11 +126,18 @@ def _operands(figure: Figure) -> str:
 
 @plot()
 def cost_plot(frames: Frames, found: BreakEven, planned_rps: float) -> None:
-    """Draw what each store costs over the rate; the lines stand at where they cross, and at the plan's own rate."""
+    """Draw what each store costs over the rate, with its range, where they cross, and the plan's own rate."""
     (axes,) = frames
-    rates = [each.rps for each in found.points]
-    axes.plot(rates, [each.cosmos for each in found.points], color=LINES[0], label="Cosmos DB at its cheapest")
-    axes.plot(rates, [each.redis for each in found.points], color=LINES[1], label="Redis")
+    redis = [each for each in found.points if each.redis is not None]
+    lines = (
+        ("Cosmos DB at its cheapest", [(each.rps, each.cosmos) for each in found.points]),
+        ("Redis", [(each.rps, each.redis) for each in redis if each.redis is not None]),
+    )
+    for (label, costs), color in zip(lines, LINES, strict=False):
+        rates = [rps for rps, _ in costs]
+        axes.plot(rates, [cost.value for _, cost in costs], color=color, label=label)
+        low, high = [cost.low for _, cost in costs], [cost.high for _, cost in costs]
+        axes.fill_between(rates, low, high, color=color, alpha=0.2, linewidth=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.axvline(planned_rps, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="this plan")
@@ -146,8 +158,9 @@ def day_plot(frames: Frames, plan: Plan) -> None:
     hours = range(HOURS)
     least = plan.number("autoscale_top_ru") / 10
     axes.bar(hours, needed, color=LINES[0], width=0.8, label="needed for reads")
-    reached = [max(least, each) for each in needed]
-    axes.step(hours, reached, where="mid", color=LINES[1], label="autoscale, at a higher price")
+    now = plan.number("region_reads_ru")
+    reached = [max(least, now * share) for share in hourly_shares(plan.inputs.profile)]
+    axes.step(hours, reached, where="mid", color=LINES[1], label="autoscale, as reached by a region")
     name = "together_ru" if plan.inputs.publishing == "in-place" else "serve_ru"
     axes.axhline(plan.number(name), color=LINES[3], label="manual")
     if "have_ru" in plan.figures:

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from math import ceil
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.planner.cosmos import GB, derive_costs, derive_demand, is_possible
 from bench.planner.demand import CacheHits, cache_hits, hottest_share
 from bench.planner.figures import Figure, Ledger
-from bench.planner.fleet import derive_cluster, derive_spark, derive_zones
 from bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
 from bench.planner.prices import HOURS_A_MONTH, Price, Prices, Size
 from stores.cosmos.charges import Charges
@@ -27,6 +25,8 @@ SKELETON_BYTES = len('{"id":"user.","t":""}')
 # As `stores.redis.store` has them, which needs the extra `redis`; a test compares the two.
 REDIS_ROW_BYTES, REDIS_ALLOCATED = 80, 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
+# Below this a cluster cannot elect a primary: https://redis.io/docs/latest/operate/oss_and_stack/management/scaling/
+LEAST_PRIMARIES = 3
 
 # What a person is shown, in this order and under these words; the other figures are for those who ask why.
 OUTLINE = {
@@ -47,6 +47,7 @@ OUTLINE = {
     },
     "Cosmos DB: containers": {
         "containers while publishing": "containers", "partitions of a new release": "new_partitions",
+        "top of autoscale": "autoscale_top_ru", "of it reached, as a mean": "autoscale_mean_ru",
         "partitions of the live one": "partitions", "the same in all regions": "partitions_all",
         "a partition's share": "partition_ru",
         "hottest user by it": "hot_key_load", "fullest partition by it": "hot_partition_load",
@@ -59,21 +60,17 @@ OUTLINE = {
     "Redis Cluster of your own": {
         "primaries by memory": "cluster_by_memory", "primaries by what a core answers": "cluster_by_core",
         "primaries": "cluster_primaries", "nodes, replicas included": "cluster_nodes",
-        "memory of a primary": "cluster_primary_gb", "use of its core": "cluster_core_use",
         "users that a lost primary has": "cluster_lost_share",
-    },
-    "Spark": {
-        "to fit the model": "fit_core_hours", "to rank all users": "rank_core_hours", "in all": "spark_core_hours",
-        "executors": "spark_executors", "a run takes": "spark_hours", "memory of an executor": "executor_gb",
     },
     "Pods": {
         "by Little's law": "pods_by_little", "by what a pod can answer": "pods_by_capacity", "at least": "min_pods",
         "in a region, the most of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
     },
     "Cost a month": {
-        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
+        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale, as reached": "autoscale_cost",
+        "the same, all month at its top": "autoscale_most_cost",
         "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "Redis Cluster": "cluster_cost",
-        "Spark": "spark_cost", "pods": "pods_cost",
+        "pods": "pods_cost",
         "Cosmos DB and pods": "cosmos_total", "Redis and pods": "redis_total",
     },
 }  # fmt: skip
@@ -113,11 +110,9 @@ class Plan:
         return min(costs, key=lambda name: costs[name])
 
     @property
-    def cheapest_sentence(self) -> str:
-        """Which way to pay for RU/s is the cheapest, and what the others cost."""
-        (name, cost), *others = sorted(self.capacities.items(), key=lambda each: each[1])
-        beside = ", ".join(f"{other} {other_cost:,.2f}" for other, other_cost in others)
-        return f"{name} is the cheapest for Cosmos DB: {cost:,.2f} USD/month ({beside})"
+    def size_name(self) -> str:
+        """The name of the chosen size of Redis."""
+        return str(self.figures["redis_size"].value)
 
     def outline(self) -> Iterator[tuple[str, list[tuple[str, Figure]]]]:
         """Yield the figures that a person is shown, group by group, each with its words; no group without figures."""
@@ -130,6 +125,10 @@ class Plan:
         changed = SourcedInputs(replace(self.inputs, **changes), self.sourced.sources)
         return calculate(changed, self.prices, self.charges, self.keys)
 
+    def with_prices(self, direction: int) -> "Plan":
+        """Return the plan calculated again with all prices as high (1), or as low (-1), as they may well be."""
+        return calculate(self.sourced, self.prices.moved(direction), self.charges, self.keys)
+
 
 def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges, keys: "KeyStream | None" = None) -> Plan:
     """Calculate a plan; pure: the same inputs, prices, charges and keys give the same figures."""
@@ -138,18 +137,16 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges, keys: "K
     _derive_sizes(ledger, inputs)
     _derive_workload(ledger, inputs, keys)
     derive_demand(ledger, inputs, charges, keys)
-    derive_costs(ledger, inputs)
     _derive_pods(ledger, inputs)
+    derive_costs(ledger, inputs)
     _derive_redis(ledger, inputs, prices)
     if inputs.redis_node_gb is not None:
-        derive_cluster(ledger)
-    if inputs.interactions is not None:
-        derive_spark(ledger, inputs)
-    if is_possible(ledger.figures, inputs.capacity):
-        ledger.derive("cosmos_total", "USD/month", f"{inputs.capacity}_cost + pods_cost")
-    else:
-        ledger.input("cosmos_total", ledger.figures[f"{inputs.capacity}_cost"].value, "", "capacity")
-    ledger.derive("redis_total", "USD/month", "redis_cost + pods_cost")
+        _derive_cluster(ledger)
+    for total, cost in (("cosmos_total", f"{inputs.capacity}_cost"), ("redis_total", "redis_cost")):
+        if is_possible(ledger.figures, cost):
+            ledger.derive(total, "USD/month", f"{cost} + pods_cost")
+        else:
+            ledger.input(total, ledger.figures[cost].value, "", cost)
     if inputs.have_ru is not None:
         _derive_today(ledger, inputs)
     return Plan(sourced, prices, charges, ledger.figures, keys)
@@ -248,7 +245,9 @@ def _derive_pods(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("pods_by_capacity", "pods", "ceil(peak_region / pod_capacity / pod_utilisation)")
     ledger.derive("pods_region", "pods", "max(pods_by_little, pods_by_capacity, min_pods)")
     if inputs.zones > 1:
-        derive_zones(ledger)
+        source = "the other zones carry what one may lose"
+        ledger.derive("pods_zone", "pods", "ceil(pods_region / (zones - 1))", source=source)
+        ledger.derive("pods", "pods", "pods_zone * zones * regions")
     else:
         ledger.derive("pods", "pods", "pods_region * regions")
     ledger.derive("pods_cost", "USD/month", f"pods * pod_cpus * usd_cpu_hour * {HOURS_A_MONTH}")
@@ -258,34 +257,46 @@ def _derive_redis(ledger: Ledger, inputs: Inputs, prices: Prices) -> None:
     """Derive memory for the live, the kept and the next release, the instance's size, and cost."""
     formula = f"rows * redis_row_bytes * (1 + kept + 1) / {GB}"
     gb = ledger.derive("redis_gb", "GB", formula, source="live, kept and the next one")
-    size, count = choose_size(prices, gb, ledger.number("reads_s"), inputs)
+    size = choose_size(prices, gb, ledger.number("reads_s"), inputs)
+    if size is None:
+        largest = prices.redis[-1]
+        obstacle = f"not possible: {gb:,.0f} GB or its reads/s are more than {largest.name}, the largest, holds"
+        ledger.input("redis_size", "none", "", "prices file")
+        ledger.input("redis_cost", f"{obstacle}; plan a Redis Cluster: --redis-node-gb", "", "one endpoint is used")
+        return
     described = f"{size.gb:g} GB, {size.vcpus} vCPUs; {size.hour.provenance}"
-    ledger.input("redis_size", f"{count} of {size.name}", "", described)
+    ledger.input("redis_size", size.name, "", f"the cheapest that is enough: {described}")
     ledger.input("redis_size_gb", size.gb, "GB", "prices file")
     ledger.input("redis_size_gets_s", size.gets_s, "GETs/s", "prices file")
-    formula = (
-        "max(1, ceil(redis_gb / (redis_size_gb * (1 - redis_reserved))),"
-        " ceil(reads_s / (redis_size_gets_s * redis_utilisation)))"
-    )
-    ledger.derive("redis_instances", "a region", formula, source="the cheapest size that is enough")
     source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
-    ledger.input("redis_shards_each", size.shards, "shards", source)
-    ledger.derive("redis_shards", "shards", "redis_shards_each * redis_instances")
+    ledger.input("redis_shards", size.shards, "shards", source)
     ledger.input("usd_redis_node_hour", size.hour.usd, "USD", size.hour.provenance)
-    formula = f"redis_instances * redis_nodes * usd_redis_node_hour * {HOURS_A_MONTH} * regions"
+    formula = f"redis_nodes * usd_redis_node_hour * {HOURS_A_MONTH} * regions"
     ledger.derive("redis_cost", "USD/month", formula)
 
 
-def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> tuple[Size, int]:
-    """Choose the cheapest size that holds *gb* and answers *gets_s*: one instance, or several of the largest size."""
+def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> Size | None:
+    """Choose the cheapest size that holds *gb* and answers *gets_s*; None if the largest does not."""
+    fitting = [
+        size
+        for size in prices.redis
+        if gb <= size.gb * (1 - inputs.redis_reserved) and gets_s <= size.gets_s * inputs.redis_utilisation
+    ]
+    return min(fitting, key=lambda each: each.hour.usd, default=None)
 
-    def instances(size: Size) -> int:
-        by_memory = ceil(gb / (size.gb * (1 - inputs.redis_reserved)))
-        return max(1, by_memory, ceil(gets_s / (size.gets_s * inputs.redis_utilisation)))
 
-    fitting = [size for size in prices.redis if instances(size) == 1] or [prices.redis[-1]]
-    size = min(fitting, key=lambda each: each.hour.usd)
-    return size, instances(size)
+def _derive_cluster(ledger: Ledger) -> None:
+    """Derive primaries, nodes and cost of a Redis Cluster of one's own, by memory and by what a core answers."""
+    by_memory = "ceil(redis_gb / (redis_node_gb * (1 - redis_reserved)))"
+    by_core = "ceil(reads_s * redis_read_us / 1000000 / redis_utilisation)"
+    ledger.derive("cluster_by_memory", "primaries", by_memory)
+    ledger.derive("cluster_by_core", "primaries", by_core, source="one thread of redis-server answers lookups")
+    formula = f"max({LEAST_PRIMARIES}, cluster_by_memory, cluster_by_core)"
+    ledger.derive("cluster_primaries", "primaries", formula)
+    ledger.derive("cluster_nodes", "nodes", "cluster_primaries * redis_nodes * regions")
+    ledger.derive("cluster_lost_share", "share", "1 / cluster_primaries", source="users whose primary is lost")
+    formula = f"cluster_nodes * redis_node_gb * usd_redis_gb_hour * {HOURS_A_MONTH}"
+    ledger.derive("cluster_cost", "USD/month", formula)
 
 
 def _derive_today(ledger: Ledger, inputs: Inputs) -> None:

@@ -3,9 +3,11 @@
 `prices.toml` next to this module is that file; users put their own in its place.
 """
 
+import datetime as dt
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from bench.errors import BenchMisused
 
 OURS = Path(__file__).with_name("prices.toml")
 LISTED = "a list price"
-# How reliable a price is: by the word in the file, and as people read it.
+# How reliable a price is: by the word in the file, and as people read it; and how far off it may well be, if the file
+# does not say: list prices differ by region and day, what others quote by what they left out.
 BASES = {"listed": LISTED, "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
+WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
+DAYS_A_MONTH = 365.25 / 12
 # A twelfth of 8,760, as Azure's own estimates have it.
 HOURS_A_MONTH = 730
 
@@ -31,13 +36,30 @@ class Price:
     per: str
     region: str
     date: str
+    """YYYY, YYYY-MM or YYYY-MM-DD, and words after it."""
+
     source: str
     basis: str
+    within: float
+    """By which share of it the true price may well be lower or higher: another region, or another day."""
 
     @property
     def provenance(self) -> str:
         """Where it comes from, in one line."""
-        return f"{BASES[self.basis]}: {self.region}, {self.date}, {self.source}"
+        return f"{BASES[self.basis]}: {self.region}, {self.date}, ±{self.within:.0%}, {self.source}"
+
+    def age(self, today: dt.date) -> str:
+        """Say how old it is; nothing if its date is not one."""
+        found = re.match(r"(\d{4})(?:-(\d\d))?(?:-(\d\d))?", self.date)
+        if found is None:
+            return ""
+        year, month, day = (int(part or 1) for part in found.groups())
+        months = (today - dt.date(year, month, day)).days / DAYS_A_MONTH
+        return f"{months / 12:.1f} years old" if months >= 12 else f"{max(0, round(months))} months old"
+
+    def moved(self, direction: int) -> "Price":
+        """Return it as high (1), or as low (-1), as it may well be."""
+        return replace(self, usd=self.usd * (1 + direction * self.within))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +91,12 @@ class Prices:
         """Return USD for RU/s by the hour: 400 RU/s for 2 hours are 800."""
         return ru_hours / 100 * self.ru_hour.usd * (self.autoscale_factor.usd if autoscale else 1) * regions
 
+    def moved(self, direction: int) -> "Prices":
+        """Return all prices as high (1), or as low (-1), as they may well be."""
+        names = [each.name for each in fields(self) if each.name != "redis"]
+        sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)
+        return replace(self, redis=sizes, **{name: getattr(self, name).moved(direction) for name in names})
+
     def serverless_ru(self, ru: float) -> float:
         """Return USD for RU that were used without any being provisioned."""
         return ru / 1e6 * self.serverless_million_ru.usd
@@ -78,11 +106,11 @@ def load(path: Path = OURS) -> Prices:
     """Read a file of prices; PricesUnreadable names the file and what is wrong with it."""
     try:
         tables = tomllib.loads(path.read_text())
-        per_gb = _price(tables, "redis_gb_hour")
+        per_gb = _price(tables["redis_gb_hour"], "redis_gb_hour")
         sizes = [_size(each, per_gb, tables.get("redis_quoted", {})) for each in tables["redis"]]
         names = ("ru_hour", "autoscale_factor", "serverless_million_ru", "storage_gb_month", "cpu_hour")
         return Prices(
-            **{name: _price(tables, name) for name in names},
+            **{name: _price(tables[name], name) for name in names},
             redis_gb_hour=per_gb,
             redis=tuple(sorted(sizes, key=lambda size: size.gb)),
         )
@@ -94,36 +122,33 @@ def load(path: Path = OURS) -> Prices:
         raise PricesUnreadable(f"{path}: {error}") from error
 
 
-def _price(tables: Mapping[str, Any], name: str) -> Price:
-    fields = tables[name]
+def _price(found: Mapping[str, Any], name: str) -> Price:
     try:
-        return _checked(
-            Price(float(fields["usd"]), *(str(fields[each]) for each in ("per", "region", "date", "source", "basis"))),
-            name,
-        )
+        per, region, day, source, basis = (str(found[each]) for each in ("per", "region", "date", "source", "basis"))
+        usd = float(found["usd"])
     except KeyError as error:
         raise ValueError(f"{name} has no {error.args[0]}") from error
-
-
-def _size(fields: Mapping[str, Any], per_gb: Price, quoted: Mapping[str, Any]) -> Size:
-    """Read one size; one without a price takes the assumed price of its GB, marked as assumed."""
-    name, gb = str(fields["name"]), float(fields["gb"])
-    if gb <= 0:
-        raise ValueError(f"redis {name} must have more than 0 GB")
-    if "usd" in fields:
-        region, date, source = (str(fields.get(each, quoted.get(each, ""))) for each in ("region", "date", "source"))
-        hour = Price(float(fields["usd"]), f"node of {name} for an hour", region, date, source, str(fields["basis"]))
-    else:
-        per = f"node of {name} for an hour: {gb:g} GB at {per_gb.usd:g}"
-        hour = Price(gb * per_gb.usd, per, per_gb.region, per_gb.date, per_gb.source, "assumed")
-    return Size(name, gb, int(fields["vcpus"]), int(fields["shards"]), float(fields["gets_s"]), _checked(hour, name))
-
-
-def _checked(price: Price, name: str) -> Price:
-    if price.basis not in BASES:
-        raise ValueError(f"basis of {name} is {price.basis!r}, and must be {', '.join(BASES)}")
+    if basis not in BASES:
+        raise ValueError(f"basis of {name} is {basis!r}, and must be {', '.join(BASES)}")
+    price = Price(usd, per, region, day, source, basis, float(found.get("within", WITHIN[basis])))
     if not price.usd >= 0:
         raise ValueError(f"{name} is {price.usd}, and a price is 0 or more")
+    if not 0 <= price.within < 1:
+        raise ValueError(f"within of {name} is {price.within:g}, and is a share of the price, less than 1")
     if not price.date or not price.source:
         raise ValueError(f"{name} needs a date and a source")
+    price.age(dt.date.max)  # ValueError for what is no day
     return price
+
+
+def _size(found: Mapping[str, Any], per_gb: Price, quoted: Mapping[str, Any]) -> Size:
+    """Read one size; one without a price takes the assumed price of its GB, marked as assumed."""
+    name, gb = str(found["name"]), float(found["gb"])
+    if gb <= 0:
+        raise ValueError(f"redis {name} must have more than 0 GB")
+    per = f"node of {name} for an hour"
+    if "usd" in found:
+        hour = _price({"per": per, **quoted, **found}, name)
+    else:
+        hour = replace(per_gb, usd=gb * per_gb.usd, per=f"{per}: {gb:g} GB at {per_gb.usd:g}")
+    return Size(name, gb, int(found["vcpus"]), int(found["shards"]), float(found["gets_s"]), hour)

@@ -1,19 +1,26 @@
 """What follows from a plan: the break-even of both stores, savings, warnings, and growth beyond a saved baseline."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.planner.figures import format_value
+from bench.planner.cosmos import CONTROL_RU
+from bench.planner.figures import Figure, Range, format_value, two_digits
 from bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
 from bench.planner.plan import Plan
 from bench.planner.prices import LISTED
 from stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
+
+# What an account may also cost, or save, and no figure holds.
+NOT_PRICED = (
+    "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
+    "traffic between regions and to the internet", "backups", "private links", "free tiers",
+)  # fmt: skip
 
 # The rates at which both stores are compared, and how near to the break-even the search comes.
 LEAST_RPS, MOST_RPS = 1.0, 100_000.0
@@ -44,35 +51,74 @@ class CostPoint:
     """Both stores at one rate, in USD a month and without pods, which cost the same with either."""
 
     rps: float
-    cosmos: float
+    cosmos: Range
     capacity: str
-    redis: float
+    redis: Range | None
+    """None if no size is large enough."""
 
     @property
     def redis_wins(self) -> bool:
-        """Whether Redis is the cheaper one."""
-        return self.redis < self.cosmos
+        """Whether Redis is the cheaper one, by the prices as they stand."""
+        return self.redis is not None and self.redis.value < self.cosmos.value
+
+    @property
+    def redis_may_win(self) -> bool:
+        """Whether Redis is the cheaper one, or prices are not known well enough to say that it is not."""
+        return self.redis is not None and self.redis.low <= self.cosmos.high
+
+    @property
+    def redis_surely_wins(self) -> bool:
+        """Whether Redis is the cheaper one, however far its price may be off."""
+        return self.redis is not None and self.redis.high < self.cosmos.low
+
+    @property
+    def sentence(self) -> str:
+        """Which store is cheaper at this rate, or that nobody can tell."""
+        cosmos = f"Cosmos DB by {self.capacity}, {self.cosmos} USD/month"
+        if self.redis is None:
+            return f"{cosmos}; no Redis with one endpoint is large enough"
+        redis = f"Redis, {self.redis} USD/month"
+        if self.cosmos.overlaps(self.redis):
+            return f"a tie: {cosmos}, and {redis}; their prices are not known well enough to tell"
+        return f"cheaper: {redis}; {cosmos}" if self.redis_wins else f"cheaper: {cosmos}; {redis}"
 
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """The cost curves, and the rate from which Redis is cheaper: None where one store is at every rate compared."""
+    """The cost curves, and the rates from which Redis is, may be and surely is cheaper; None for never or always."""
 
     points: tuple[CostPoint, ...]
     rps: float | None
+    may_from: float | None
+    surely_from: float | None
 
     @property
     def sentence(self) -> str:
         """The result in words."""
         low, high = self.points[0].rps, self.points[-1].rps
-        if self.rps is not None:
-            return f"from {self.rps:,.0f} requests/s on, Redis is cheaper than Cosmos DB at its cheapest"
-        winner = "Redis" if self.points[0].redis_wins else "Cosmos DB at its cheapest"
-        return f"{winner} is cheaper at every rate from {low:,.0f} to {high:,.0f} requests/s"
+        if self.rps is None:
+            winner = "Redis" if self.points[0].redis_wins else "Cosmos DB at its cheapest"
+            return f"{winner} is cheaper at every rate from {low:,.0f} to {high:,.0f} requests/s"
+        begin = f"from {two_digits(self.may_from)}" if self.may_from else "from the lowest rate"
+        end = f"to {two_digits(self.surely_from)}" if self.surely_from else "to the highest rate"
+        return (
+            f"from about {two_digits(self.rps)} requests/s on, Redis is cheaper than Cosmos DB at its cheapest; "
+            f"{begin} {end} it is a tie, because prices are not known better"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"rps": self.rps, "sentence": self.sentence, "points": [asdict(each) for each in self.points]}
+        points = [
+            {
+                "rps": each.rps,
+                "capacity": each.capacity,
+                "cosmos": each.cosmos._asdict(),
+                "redis": each.redis and each.redis._asdict(),
+            }
+            for each in self.points
+        ]
+        rates = {"rps": self.rps, "may_from": self.may_from, "surely_from": self.surely_from}
+        return rates | {"sentence": self.sentence, "points": points}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,34 +165,72 @@ class PlanReport:
     """A plan and what follows from it; lives as long as it takes to print or to write it."""
 
     plan: Plan
+    low: Plan
+    high: Plan
+    """The same with all prices as low, and as high, as they may well be."""
+
+    here: CostPoint
+    """Both stores at the plan's own rate."""
+
     break_even: BreakEven
     savings: tuple[Saving, ...]
     warnings: tuple[str, ...]
     prices_file: str
-    date: str
+    date: datetime
+
+    def cost(self, name: str) -> Range | None:
+        """Return a sum of money with its range; None for what is none."""
+        return _range(name, self.low, self.plan, self.high)
+
+    def shown(self, figure: Figure) -> str:
+        """Format a figure; a sum of money with its range."""
+        cost = self.cost(figure.name) if figure.unit == "USD/month" else None
+        return str(figure) if cost is None else f"{cost} {figure.unit}"
+
+    def prices(self) -> list[tuple[str, str, str, str]]:
+        """Return name, USD, basis and age of each price that the plan rests on."""
+        plan, today = self.plan, self.date.date()
+        used = {each.name: getattr(plan.prices, each.name) for each in fields(plan.prices) if each.name != "redis"}
+        for size in plan.prices.redis:
+            if size.name == plan.size_name:
+                used["redis_node_hour"] = size.hour
+        return [(f"usd_{name}", f"{each.usd:g}", each.basis, each.age(today)) for name, each in used.items()]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         figures = self.plan.figures
+        costs = {name: self.cost(name) for name, figure in figures.items() if figure.unit == "USD/month"}
         return {
             "format": REPORT_FORMAT,
             "kind": "plan",
-            "date": self.date,
+            "date": self.date.isoformat(timespec="seconds"),
             "prices_file": self.prices_file,
+            "prices": [dict(zip(("name", "usd", "basis", "age"), each, strict=True)) for each in self.prices()],
+            "not_priced": list(NOT_PRICED),
             "cheapest": self.plan.cheapest,
+            "verdict": self.here.sentence,
             "cautions": list(self.warnings),
             "break_even": self.break_even.to_json(),
             "advice": [asdict(each) for each in self.savings],
             "inputs": [figures[name].to_json() for name in KNOWN if name in figures],
             "figures": [each.to_json() for name, each in figures.items() if name not in KNOWN],
+            "ranges": {name: [cost.low, cost.high] for name, cost in costs.items() if cost},
         }
 
 
 def review(plan: Plan, prices_file: Path) -> PlanReport:
     """Derive what follows from a plan."""
-    date = datetime.now(UTC).isoformat(timespec="seconds")
+    low, high = plan.with_prices(-1), plan.with_prices(1)
     return PlanReport(
-        plan, find_break_even(plan), tuple(find_savings(plan)), tuple(warnings(plan)), prices_file.name, date
+        plan,
+        low,
+        high,
+        cost_at(plan, plan.inputs.peak_rps),
+        find_break_even(plan),
+        tuple(find_savings(plan)),
+        tuple(warnings(plan)),
+        prices_file.name,
+        datetime.now(UTC),
     )
 
 
@@ -158,20 +242,39 @@ def find_break_even(plan: Plan) -> BreakEven:
     step = 10 ** (1 / POINTS_A_DECADE)
     while points[-1].rps < high:
         points.append(cost_at(plan, min(high, points[-1].rps * step)))
-    crossed = next((place for place, each in enumerate(points) if each.redis_wins), 0)
-    if not crossed:
-        return BreakEven(tuple(points), None)
-    low, high = points[crossed - 1].rps, points[crossed].rps
-    while high / low > PRECISION:
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if cost_at(plan, middle).redis_wins else (middle, high)
-    return BreakEven(tuple(points), high)
+
+    def crossing(holds: Callable[[CostPoint], bool]) -> float | None:
+        crossed = next((place for place, each in enumerate(points) if holds(each)), 0)
+        if not crossed:
+            return None
+        below, above = points[crossed - 1].rps, points[crossed].rps
+        while above / below > PRECISION:
+            middle = (below * above) ** 0.5
+            below, above = (below, middle) if holds(cost_at(plan, middle)) else (middle, above)
+        return above
+
+    return BreakEven(
+        tuple(points),
+        crossing(lambda point: point.redis_wins),
+        crossing(lambda point: point.redis_may_win),
+        crossing(lambda point: point.redis_surely_wins),
+    )
 
 
 def cost_at(plan: Plan, rps: float) -> CostPoint:
     """Return both costs at a rate."""
     there = plan.with_inputs(peak_rps=rps)
-    return CostPoint(rps, there.capacities[there.cheapest], there.cheapest, there.number("redis_cost"))
+    plans = there.with_prices(-1), there, there.with_prices(1)
+    cosmos = _range(f"{there.cheapest}_cost", *plans)
+    if cosmos is None:
+        raise RuntimeError("the cheapest capacity has a cost")
+    return CostPoint(rps, cosmos, there.cheapest, _range("redis_cost", *plans))
+
+
+def _range(name: str, low: Plan, plan: Plan, high: Plan) -> Range | None:
+    values = [each.figures[name].value if name in each.figures else None for each in (low, plan, high)]
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return Range(*numbers) if len(numbers) == len(values) else None
 
 
 def find_savings(plan: Plan) -> list[Saving]:
@@ -258,6 +361,8 @@ def _limit_warnings(plan: Plan) -> Iterator[str]:
         )
     if max(plan.number("serve_ru"), plan.number("publish_ru_s")) >= MAX_RU:
         yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
+    if (polls := plan.number("polls_ru")) > CONTROL_RU:
+        yield f"the pods poll the catalogue with {polls:,.0f} RU/s, and its container has {CONTROL_RU}: give it more"
     hours = plan.number("publish_hours")
     if hours > inputs.window_hours + 1e-9:
         yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
@@ -286,8 +391,8 @@ def _partition_warnings(plan: Plan) -> Iterator[str]:
 
 def _price_warnings(plan: Plan) -> Iterator[str]:
     for name, what in (("usd_redis_node_hour", "a Redis node"), ("usd_cpu_hour", "a vCPU")):
-        price = plan.figures[name]
-        if not price.source.startswith(LISTED):
+        price = plan.figures.get(name)
+        if price is not None and not price.source.startswith(LISTED):
             yield f"{plan.number(name):g} USD for {what} and hour is {price.source}; put yours in a file for --prices"
 
 

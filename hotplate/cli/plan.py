@@ -81,10 +81,6 @@ def plan(
             panel=OUTPUT,
         ),
     ] = False,
-    day: Annotated[
-        bool,
-        _option("--day", "Replay a day in whose busiest hour a node of each kind is lost: a model.", panel=OUTPUT),
-    ] = False,
     as_json: Json = False,
     **flags: str | None,
 ) -> None:
@@ -112,9 +108,7 @@ def plan(
     reviewed, compared = review(made, prices), baseline if check else None
     grown = growth(made, compared) if compared else []
     _write_files(reviewed, compared, report, save)
-    if day:
-        _print_day(made, as_json=as_json)
-    elif hpa:
+    if hpa:
         _print_choice(made, as_json=as_json)
     elif as_json:
         print_json(reviewed.to_json() | ({"grown": [asdict(each) for each in grown]} if compared else {}))
@@ -200,20 +194,26 @@ def _print_growth(grown: "list[Growth]", baseline: "Baseline") -> None:
 
 
 def _print_report(report: "PlanReport") -> None:
+    from bench.planner.figures import two_digits
+    from bench.planner.review import NOT_PRICED
+
     made = report.plan
     for group, lines in made.outline():
-        rows = [(words.ljust(WORDS), str(figure).rjust(VALUE), figure.name) for words, figure in lines]
+        rows = [(words.ljust(WORDS), report.shown(figure).rjust(VALUE), figure.name) for words, figure in lines]
         out.print(table((group, "", ""), rows))
         out.print()
-    out.print(made.cheapest_sentence)
+    out.print(report.here.sentence)
     out.print(report.break_even.sentence)
     if report.savings:
         out.print()
         savings = [
-            (each.change, f"{each.cosmos_saves:,.2f}", f"{each.redis_saves:,.2f}", each.drawback)
+            (each.change, two_digits(each.cosmos_saves), two_digits(each.redis_saves), each.drawback)
             for each in report.savings
         ]
         out.print(table(("saves, USD/month", "Cosmos DB", "Redis", "drawback"), savings))
+    out.print()
+    out.print(table(("prices", "USD", "", "age"), report.prices()))
+    out.print(f"not priced: {', '.join(NOT_PRICED)}")
     out.print()
     assumed = [f"{name} {figure}" for name, figure in made.figures.items() if figure.source.startswith("assumed")]
     out.print(f"assumed: {', '.join(assumed)}")
@@ -240,17 +240,6 @@ def _print_choice(made: "Plan", *, as_json: bool) -> None:
     out.print(f"{verdict} {len(choice.tried)}, as a manifest has it (--json gives all):")
     for name, value in chosen.hpa.to_spec().items():
         out.print(f"  {name}: {json.dumps(value)}")
-
-
-def _print_day(made: "Plan", *, as_json: bool) -> None:
-    from bench.planner.outage import LABEL, replay_day
-
-    found = replay_day(made)
-    if as_json:
-        print_json(found.to_json())
-        return
-    out.print(table(("a day with nodes lost in its busiest hour", ""), found.lines))
-    out.print(LABEL)
 
 
 def _outcome(one: "Outcome") -> tuple[str, ...]:

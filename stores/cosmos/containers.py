@@ -11,7 +11,7 @@ from typing import Protocol
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import Retrier
-from stores.cosmos.url import KEY, Address, Offer, Throughput
+from stores.cosmos.url import KEY, SERVERLESS_BYTES, SERVERLESS_RU, Address, Offer, Throughput
 from stores.errors import StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Plan
 from stores.urls import extra_installed
@@ -24,10 +24,6 @@ SPLIT_S = 600.0
 
 # The share of a live release's throughput that may be spent on reading all of it.
 SCANNING_SHARE = 0.5
-
-# What a serverless container spends in a second and holds, by
-# https://learn.microsoft.com/azure/cosmos-db/serverless-performance.
-SERVERLESS_RU, SERVERLESS_BYTES = 5_000, 10**12
 
 ReadOffer = Callable[[str], Awaitable[Offer | None]]
 

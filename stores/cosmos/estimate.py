@@ -1,9 +1,9 @@
 """What a publish into Cosmos DB will take: request units, by `stores.cosmos.charges`, and what is made and paid for."""
 
 from stores.cosmos.charges import READING, WRITING, Charges, publish_ru
-from stores.cosmos.containers import SERVERLESS_RU, check_room, serving_throughput, writing_throughput
+from stores.cosmos.containers import check_room, serving_throughput, writing_throughput
 from stores.cosmos.items import CONTROL
-from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, minimum_ru
+from stores.cosmos.url import MANUAL_MIN, SERVERLESS_RU, Address, Offer, Throughput, minimum_ru
 from stores.store import Bill, Estimate, Plan, Provisioned, PublishCounts
 
 

@@ -13,9 +13,6 @@ from bench.planner.review import find_savings, growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
 
-# The skew of a Zipf law is a mean over drawn placements of the hottest keys: it varies so much with the partitions.
-DRAWN_SHARE = 0.02
-
 FUNCTIONS = {
     "ceil": lambda value: math.ceil(round(value, 9)),
     "max": max,
@@ -102,7 +99,8 @@ def test_more_requests_never_cost_less_nor_take_less(examples: int) -> None:
         plan = a_plan(**inputs)
         then = plan.with_inputs(peak_rps=plan.inputs.peak_rps * more)
         for name in ("reads_ru", "serve_ru", "partitions", "pods", "manual_cost", "autoscale_cost", "redis_cost"):
-            assert then.number(name) >= plan.number(name) * (1 - DRAWN_SHARE) - 1e-6, name
+            if then.figures[name].unit:  # a sum, and not the reason why there is none
+                assert then.number(name) >= plan.number(name) - 1e-6, name
 
     explore(check, examples, inputs=varied, more=st.floats(1, 100))
 
@@ -112,8 +110,10 @@ def test_cost_goes_with_regions(examples: int) -> None:
     def check(inputs: Inputs, times: int) -> None:
         plan = a_plan(**inputs)
         then = plan.with_inputs(regions=plan.inputs.regions * times)
-        for name in ("manual_cost", "autoscale_cost", "redis_cost", "pods_cost"):
+        for name in ("manual_cost", "redis_cost", "pods_cost"):
             assert then.number(name) == pytest.approx(times * plan.number(name)), name
+        # What is reached is spread over the regions; what is provisioned stands in each.
+        assert then.number("autoscale_cost") <= times * plan.number("autoscale_cost") + 1e-6
 
     explore(check, examples, inputs=varied, times=st.integers(2, 4))
 
@@ -123,7 +123,7 @@ def test_larger_lists_never_cost_less_and_a_cache_never_costs_more(examples: int
     def check(inputs: Inputs) -> None:
         plan = a_plan(**inputs)
         larger = plan.with_inputs(list_bytes=plan.number("stored_bytes") * 3 + 1)
-        assert larger.number("manual_cost") >= plan.number("manual_cost") * (1 - DRAWN_SHARE) - 1e-6
+        assert larger.number("manual_cost") >= plan.number("manual_cost") - 1e-6
         cached = plan.with_inputs(hit_rate=min(1.0, plan.number("hits") + 0.1), hot_share=0.0)
         assert cached.number("reads_ru") <= plan.number("reads_ru") + 1e-6
 

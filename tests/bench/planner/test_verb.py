@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from dataclasses import MISSING
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
-from bench.planner.inputs import KNOWN, PlanMisused, from_report
+from bench.planner.inputs import KNOWN, Layer, PlanMisused, from_report, merge
 from bench.planner.page import page
 from bench.planner.prices import OURS, PricesUnreadable, load
 from bench.planner.review import review
@@ -60,12 +62,15 @@ def test_a_person_sees_figures_costs_assumptions_and_what_to_look_out_for() -> N
     done = plan(*LEAST, "--profile", "evening", "--zipf", "0.9")
     assert done.returncode == 0, done.stderr
     for shown in (
-        "serve_ru", "Cosmos DB, serverless", "Redis and pods", "is the cheapest for Cosmos DB", "requests/s on, Redis",
+        "serve_ru", "Cosmos DB, serverless", "Redis and pods", "cheaper: Cosmos DB by", "requests/s on, Redis",
         "saves, USD/month", "autoscale, not manual", "assumed: items 0 items", "list_length 20 items",
-        "ASSUMED, NO PRICE WAS FOUND", "QUOTED BY OTHERS, NOT CHECKED",
+        "ASSUMED, NO PRICE WAS FOUND", "QUOTED BY OTHERS, NOT CHECKED", "years old", "months old",
+        "not priced: reserved capacity", "it is a tie, because prices are not known better",
     ):  # fmt: skip
         assert shown in done.stdout
     assert "have_ru" not in done.stdout
+    cost = next(line for line in done.stdout.splitlines() if line.rstrip().endswith("manual_cost"))
+    assert re.search(r" (\d\d|\d\d0) \((\d\d|\d\d0) - (\d\d|\d\d0)\) USD/month", cost), cost
 
 
 def test_the_reference_shows_what_it_pays_for_nothing() -> None:
@@ -75,8 +80,22 @@ def test_the_reference_shows_what_it_pays_for_nothing() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "10,600 RU/s" in done.stdout
-    assert "619.04 USD/month" in done.stdout
+    assert "620 (560 - 680) USD/month" in done.stdout
     assert "1.6%" in done.stdout
+
+
+@pytest.mark.parametrize(("written", "users"), [("20M", 20_000_000), ("1.5k", 1_500), ("1B", 10**9), ("2_000", 2_000)])
+def test_numbers_come_as_people_write_them(written: str, users: int) -> None:
+    assert merge([Layer("flag", {"users": written, "peak_rps": "2k"}, "--{flag}")]).inputs.users == users
+
+
+def test_a_price_says_how_old_it_is_and_how_far_off_it_may_be() -> None:
+    ours = load()
+    assert ours.ru_hour.age(date(2026, 11, 22)) == "4.6 years old"
+    assert ours.redis[0].hour.age(date(2026, 11, 22)) == "3 months old"
+    assert (ours.ru_hour.within, ours.redis[0].hour.within, ours.cpu_hour.within) == (0.1, 0.2, 0.5)
+    assert ours.moved(1).ru_hour.usd == pytest.approx(0.0088)
+    assert ours.moved(-1).autoscale_factor.usd == 1.5
 
 
 def test_one_figure_is_explained() -> None:
@@ -282,7 +301,7 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
     yours.write_text(OURS.read_text().replace("usd = 0.008", "usd = 0.016"))
     facts = planned(*LEAST, "--prices", yours)
     doubled, before = values(facts), values(planned(*LEAST))
-    assert doubled["manual_ru_cost"] == pytest.approx(2 * before["manual_ru_cost"])
+    assert doubled["manual_cost"] == pytest.approx(2 * before["manual_cost"] - before["storage_cost"])
     assert facts["prices_file"] == "yours.toml"
 
 
@@ -296,6 +315,8 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
         ('date = "2022-03-31"', 'date = ""', "needs a date and a source"),
         ("gb = 0.5", "gb = 0", "more than 0 GB"),
         ("gets_s = 224_000", "", "gets_s is missing"),
+        ("within = 0", "within = 1", "less than 1"),
+        ('date = "2022-03-31"', 'date = "2022-02-31"', "day is out of range"),
     ],
 )
 def test_a_file_of_prices_that_makes_no_sense_is_refused(old: str, new: str, sentence: str, tmp_path: Path) -> None:
@@ -337,7 +358,7 @@ def test_the_guides_example_is_what_the_command_prints(tmp_path: Path) -> None:
     (tmp_path / "shop.toml").write_text("\n".join(line.strip() for line in shop.splitlines()))
     done = plan("--from", tmp_path / "shop.toml")
     assert done.returncode == 0, done.stderr
-    table = done.stdout.partition("assumed: ")[0]
+    table = done.stdout.partition("\nprices ")[0]  # how old they are goes on
     assert [line for line in table.splitlines() if line and f"    {line.rstrip()}\n" not in GUIDE] == []
 
 
