@@ -89,32 +89,8 @@ def _parse_level(text: str) -> int:
     return int(ru)
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a sweep costs on a real account: containers with their RU/s, and in how many hours of the clock."""
-
-    manual_ru: int
-    autoscale_ru: int
-    minutes: int
-    hours: int
-    regions: int
-    usd: float
-    source: str
-
-    @property
-    def lines(self) -> list[str]:
-        """The cost in words."""
-        autoscale = f" and {self.autoscale_ru:,} RU/s autoscale" if self.autoscale_ru else ""
-        made = f"containers of its own with {self.manual_ru:,} RU/s{autoscale} in {self.regions} region(s)"
-        return [
-            f"{made}, for some {self.minutes} minutes, then dropped; nothing else is read or changed",
-            f"{self.usd:.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {self.hours}",
-            f"price: {self.source}",
-        ]
-
-
-def account_cost(planned: SweepPlan, prices: Prices) -> Cost:
-    """Read the account's regions, and estimate what a sweep costs there. Raises BenchMisused, StoreError."""
+def account_cost(planned: SweepPlan, prices: Prices) -> list[str]:
+    """Read the account's regions, and say what a sweep makes and costs there. Raises BenchMisused, StoreError."""
     account = AccountSandbox(planned.address).account()
     if account.multiple_write_regions:
         raise BenchMisused(
@@ -123,15 +99,22 @@ def account_cost(planned: SweepPlan, prices: Prices) -> Cost:
     return cost(planned, len(account.regions), prices, time.time())
 
 
-def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> Cost:
-    """Estimate the cost of a sweep that begins *now*, in seconds since 1970."""
-    effects = planned.options.effects
-    took_s = (len(planned.levels) + len(EFFECTS) * effects) * (planned.duration_s + BETWEEN_S) * TRIALS
-    hours = hours_touched(now, took_s)
-    manual_ru, autoscale_ru = planned.levels[-1], autoscale_of(planned.effects_ru).ru * effects
-    usd = prices.ru_hours(manual_ru * hours, regions=regions)
-    usd += prices.ru_hours(autoscale_ru * hours, autoscale=True, regions=regions)
-    return Cost(manual_ru, autoscale_ru, ceil(took_s / 60), hours, regions, usd, prices.ru_hour.provenance)
+def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
+    """Say what a sweep makes, and what that costs if it begins *now*, in seconds since 1970."""
+    effects = EFFECTS if planned.options.effects else ()
+    took_s = (len(planned.levels) + len(effects)) * (planned.duration_s + BETWEEN_S) * TRIALS
+    hours, manual_ru = hours_touched(now, took_s), planned.levels[-1]
+    usd, made = prices.ru_hours(manual_ru * hours, regions=regions), f"{manual_ru:,} RU/s"
+    if effects:
+        autoscale_ru = autoscale_of(planned.effects_ru).ru
+        usd += prices.ru_hours(autoscale_ru * hours, autoscale=True, regions=regions)
+        made += f" and {autoscale_ru:,} RU/s autoscale"
+    where = f"in {regions} region(s), for some {ceil(took_s / 60)} minutes"
+    return [
+        f"containers of its own with {made} {where}, then dropped; nothing else is read or changed",
+        f"{usd:.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {hours}",
+        f"price: {prices.ru_hour.provenance}",
+    ]
 
 
 def hours_touched(now: float, took_s: float) -> int:

@@ -81,7 +81,7 @@ def _confirm_cost(options: SweepOptions) -> None:
     from bench.planner.prices import load
     from bench.ru.run import account_cost, plan
 
-    for line in account_cost(plan(options), load()).lines:
+    for line in account_cost(plan(options), load()):
         err.print(line)
     _confirm(yes=options.yes)
 
