@@ -56,13 +56,6 @@ class SweepPlan:
         """The level at which effects are measured."""
         return next((ru for ru in self.levels if ru >= EFFECTS_FROM_RU), self.levels[-1])
 
-    def result(self, found: Sequence[Finding], *, interrupted: bool) -> SweepResult:
-        """Sum up what was measured."""
-        account = self.options.account
-        configuration = self.options.to_json() | {"objective": str(self.objective)}
-        subject = redacted(account) if emulator_label(account) is None else LABEL
-        return SweepResult(configuration, subject, tuple(found), interrupted)
-
 
 def plan(options: SweepOptions) -> SweepPlan:
     """Check the options of a sweep. Raises BenchMisused or StoreMisused for what makes no sense."""
@@ -194,7 +187,10 @@ class Sweep:
     @property
     def result(self) -> SweepResult:
         """What was measured until now."""
-        return self._planned.result(self._found, interrupted=self.interrupted)
+        options = self._planned.options
+        configuration = options.to_json() | {"objective": str(self._planned.objective)}
+        subject = redacted(options.account) if emulator_label(options.account) is None else LABEL
+        return SweepResult(configuration, subject, tuple(self._found), self.interrupted)
 
     def measure(self, account: AccountSandbox) -> None:
         """Measure all levels, then the effects."""

@@ -6,7 +6,6 @@ import secrets
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,8 +51,12 @@ class Items:
     @property
     def ids(self) -> tuple[str, ...]:
         """Their ids, which are their partition keys, too."""
+        held: list[list[str]] = [[] for _ in range(self.parts)]
         names = (f"{self.size_kb}k-{number:08d}" for number in itertools.count())
-        return tuple(itertools.islice(_round_robin(names, self.parts), self.count))
+        while min(map(len, held)) * self.parts < self.count:
+            name = next(names)
+            held[partition_of(name, self.parts)].append(name)
+        return tuple(itertools.islice(itertools.chain.from_iterable(zip(*held, strict=False)), self.count))
 
     def bodies(self) -> Iterator[dict[str, Any]]:
         """Yield their bodies."""
@@ -64,16 +67,6 @@ class Items:
 def partition_of(name: str, parts: int) -> int:
     """Return which of *parts* even partitions holds the item whose id and partition key are *name*."""
     return int(effective_key([name], 2), 16) * parts // V2_SPAN
-
-
-def _round_robin(names: Iterator[str], parts: int) -> Iterator[str]:
-    """Yield names one from each partition in turn; those that come too early are queued."""
-    queues = [deque[str]() for _ in range(parts)]
-    for part in itertools.cycle(range(parts)):
-        while not queues[part]:
-            name = next(names)
-            queues[partition_of(name, parts)].append(name)
-        yield queues[part].popleft()
 
 
 class AccountSandbox:
