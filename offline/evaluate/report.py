@@ -1,7 +1,7 @@
 """
 The report of one model, as plain values: how good it is beside the baselines and what is live, and what it lists.
 
-Its first line is the verdict, which names whoever ranks better than the model.
+Its first line is the verdict, which names who ranks better than the model.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -149,8 +149,8 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
     until: Until
     if options.kind == "by-time":
         ordered = np.sort(times)
-        ended = len(times) if options.piece == options.pieces - 1 else _share_of_log(options) * len(times)
-        size = max(1, round(ended))
+        # Three pieces end where 60, 80 and 100 % of the pairs have come.
+        size = max(1, round((1 - _PIECE_STEP * (options.pieces - 1 - options.piece)) * len(times)))
         cut = int(ordered[max(0, round((1 - options.test_share) * size) - 1)]) if len(times) else NO_TIME
         until, held_back = cut, np.asarray((times > cut) & (times <= (ordered[size - 1] if len(times) else 0)))
     else:
@@ -173,11 +173,6 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
         again = history.pairs_after(until)
         return Parts(train, past.only(train), train, _known(again, np.ones(again.nnz, dtype=np.bool_), train, options))
     return Parts(train, past.only(train), train, _known(user_items, held_back, train, options))
-
-
-def _share_of_log(options: SplitOptions) -> float:
-    """Return the share of the pairs that come before the end of a piece: 60, 80 and 100 % if there are three."""
-    return 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
 
 
 def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:

@@ -135,33 +135,32 @@ def read_grid(path: Path, defaults: ALSParams) -> tuple[Params, ...]:
         raise DataError(f"The grid {path} is neither JSON nor TOML: {error}.") from error
     if not isinstance(found, list) or not found:
         raise DataError(f"The grid {path} names no cells; write [[cell]] tables, or in .json a list of objects.")
-    return tuple(_cell(values, f"Cell {at} of {path}", defaults) for at, values in enumerate(found, 1))
+    cells = []
+    for at, values in enumerate(found, 1):
+        try:
+            cells.append(_cell(values, defaults))
+        except (DataError, SettingError) as error:
+            raise SettingError(f"Cell {at} of {path}: {error}") from error
+    return tuple(cells)
 
 
-def _cell(values: object, where: str, defaults: ALSParams) -> Params:
-    """Return the parameters that *values* say; *where* they stand is named in errors."""
+def _cell(values: object, defaults: ALSParams) -> Params:
     if not isinstance(values, dict):
-        raise SettingError(f"{where} is not a table of engine and parameters.")
+        raise SettingError("It is not a table of engine and parameters.")
     engine = values.get("engine", "als")
-    try:
-        kind = params_class(engine)
-    except DataError as error:
-        raise SettingError(f"{where}: {error}") from error
+    kind = params_class(engine)
     if kind is SparkParams:
-        raise SettingError(f"{where} is of Spark, whose parameters are not searched; search those of als.")
+        raise SettingError("The parameters of Spark are not searched; search those of als.")
     usual: dict[str, Any] = asdict(defaults if kind is ALSParams else kind())
     usual.pop("recency", None)
     given = {name: value for name, value in values.items() if name != "engine"}
     for name, value in given.items():
         if name not in usual:
-            raise SettingError(f"{where} has {name!r}, and {engine} has only {', '.join(usual) or 'no parameters'}.")
+            raise SettingError(f"It has {name!r}, and {engine} has only {', '.join(usual) or 'no parameters'}.")
         wanted = type(usual[name]) if usual[name] is not None else float
         if isinstance(value, bool) or not isinstance(value, int | float if wanted is float else wanted):
-            raise SettingError(f"{where} has {name} = {value!r}; it must be of type {wanted.__name__}.")
-    try:
-        return kind(**usual | given)
-    except SettingError as error:
-        raise SettingError(f"{where}: {error}") from error
+            raise SettingError(f"It has {name} = {value!r}; it must be of type {wanted.__name__}.")
+    return kind(**usual | given)
 
 
 def _rounded(value: float) -> float:
