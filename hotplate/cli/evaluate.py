@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from offline.evaluate.candidate import Candidate, LiveRelease
+    from offline.evaluate.candidate import Candidate, LiveRelease, Truth
     from offline.evaluate.list_evaluation import Comparison, Evaluator, ListEvaluation
     from offline.evaluate.report import ReadLive
-    from offline.evaluate.truth import Truth
     from stores.store import Store
 
 
@@ -235,8 +234,8 @@ def _hold(
     delimiter: str | None,
 ) -> "tuple[Evaluator, list[Candidate]]":
     """Read a truth, the lists of *origins* for its users, and what these had before: *train*, or what a model knows."""
+    from offline.evaluate.candidate import read_history, read_truth
     from offline.evaluate.list_evaluation import Evaluator
-    from offline.evaluate.truth import read_history, read_truth
 
     choices = read_truth(truth, named, delimiter)
     candidates = [_candidate(origin, choices.pairs, k, scored, delimiter) for origin in origins]

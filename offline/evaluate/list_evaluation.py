@@ -11,7 +11,7 @@ import polars as pl
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
-from offline.evaluate.candidate import Candidate, from_model
+from offline.evaluate.candidate import Candidate, Truth, from_model, read_lines
 from offline.evaluate.evaluation import recommend_all
 from offline.evaluate.metrics import (
     RANKING,
@@ -26,7 +26,6 @@ from offline.evaluate.metrics import (
     measure_users,
 )
 from offline.evaluate.splits import Parts, SplitOptions
-from offline.evaluate.truth import Truth, read_lines
 from offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
 from offline.list_encoder import check_length
 from offline.model import Model

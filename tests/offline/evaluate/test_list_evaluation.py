@@ -7,9 +7,16 @@ import polars as pl
 import pytest
 
 from offline.errors import DataError
-from offline.evaluate.candidate import Candidate, from_files, from_model, from_release
+from offline.evaluate.candidate import (
+    Candidate,
+    Truth,
+    from_files,
+    from_model,
+    from_release,
+    read_history,
+    read_truth,
+)
 from offline.evaluate.list_evaluation import Evaluator, evaluate_files
-from offline.evaluate.truth import Truth, read_history, read_truth
 from offline.input.matrix import to_matrix
 from offline.lists import ListSettings, ModelLists
 from offline.publish import PublishSettings, publish
