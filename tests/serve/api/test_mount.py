@@ -106,7 +106,7 @@ async def test_a_deny_list_and_web_pages_of_other_origins_are_as_in_the_service(
         async with session.options(path, headers=asks) as preflight, session.get(path, headers=asks) as answer:
             assert (preflight.status, preflight.headers["Access-Control-Allow-Methods"]) == (204, "GET")
             assert answer.headers["Access-Control-Allow-Origin"] == shop
-    with pytest.raises(hotplate.StoreMisused, match="no origin"):
+    with pytest.raises(hotplate.StoreMisused, match="is not an origin"):
         hotplate.mount(web.Application(), "/recs", hotplate.open(f"file://{tmp_path}"), cors_origins=["shop"])
 
 
