@@ -85,7 +85,9 @@ class ModelLists:
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
         list_bytes = int((item_bytes + _SCORE_BYTES) * min(length, len(matrix.item_ids)))
         rows = len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self.model.segments)
-        entry_bytes = int(item_bytes) + 4 * self._factors
+        ranker = self.model.ranker
+        factors = ranker.item_factors.shape[1] if isinstance(ranker, Factors) else 0
+        entry_bytes = int(item_bytes) + 4 * factors
         meta_bytes = len(matrix.item_ids) * entry_bytes if self._settings.fold_in else 0
         meta_rows = 2 + meta_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes) if meta_bytes else 0
         return Plan(rows + meta_rows, rows * (list_bytes + 32) + meta_bytes, meta_bytes)
@@ -168,7 +170,7 @@ class ModelLists:
         description = Description(
             engine="spark" if isinstance(params, SparkParams) else "als",
             items=len(ranker.item_factors),
-            factors=self._factors,
+            factors=ranker.item_factors.shape[1],
             pieces=written,
             regularization=params.reg_param if isinstance(params, SparkParams) else params.regularization,
             alpha=params.alpha,
@@ -176,12 +178,6 @@ class ModelLists:
             max_per_category=self._settings.rules.max_per_category,
         )
         yield [description_row(description)]
-
-    @property
-    def _factors(self) -> int:
-        """How many factors each item has."""
-        ranker = self.model.ranker
-        return ranker.item_factors.shape[1] if isinstance(ranker, Factors) else 0
 
     def for_users(self, users: Users) -> "ModelLists":
         """Return the lists of none but *users* of the model, as they are among all; without any it is small."""

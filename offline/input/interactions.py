@@ -1,5 +1,6 @@
 """Interactions read from files: one weight per user and item, with everything left out counted."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -13,12 +14,19 @@ from offline.errors import DataError, SettingError
 from offline.input import notes
 from offline.input.cancellations import take_back
 from offline.input.columns import MAX_ID_BYTES, Columns, choose_columns, is_numbered, is_time, time_of, usual_column
-from offline.input.events import EVENT_COLUMNS, read_events
 from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
 from offline.input.filters import Filter, parse_filter
 from offline.input.matrix import Weighing, Weighting
 from offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, read_titles, with_whole_numbers
+from stores.event_log import SegmentReader
 
+# What an event has; the release, its role and the position are there for filters.
+_EVENT_FIELDS: dict[str, pl.DataType] = {
+    **dict.fromkeys(("id", "user", "type", "release", "role"), pl.String()),
+    "items": pl.List(pl.String()),
+    "time": pl.Float64(),
+    "position": pl.Int64(),
+}
 _OTHER_TIME = "time in another format than most"
 # If more than this share of the rows have a time in another format, the column is not understood.
 _MOST_OTHER_TIMES = 0.02
@@ -95,7 +103,7 @@ def read_interactions(
     named, form, source = columns or Columns(), form or Format(), named_paths(paths)
     with input_files(paths) as files, pl.Config(streaming_chunk_size=_ROWS_AT_ONCE), data_errors(source):
         others = [file for file in files if file.kind != "events"]
-        events, said = _events(files, event_weights, source)
+        events, said = _read_events(files, event_weights, source)
         tables = [events] if events and not others else open_tables(others, form, source)
         beside = events if others else None
         has_events = named.event is not None or usual_column("event", list(tables[0].schema)) is not None
@@ -105,7 +113,7 @@ def read_interactions(
         tables, whole = with_whole_numbers(tables, [str(chosen.user), str(chosen.item)])
         sources = [_Source(table, chosen, weights, filters) for table in tables]
         if beside is not None:
-            own = EVENT_COLUMNS if chosen.time is not None else replace(EVENT_COLUMNS, time=None)
+            own = Columns("user", "item", event="event", time=chosen.time and "time")
             known = [each for each in filters if each.column in beside.schema]
             sources.append(_Source(beside, own, event_weights, known))
         layouts = [each.columns.time and each.table.time_layout(each.columns.time) for each in sources]
@@ -151,10 +159,14 @@ def read_interactions(
         )
 
 
-def _events(
+def _read_events(
     files: Sequence[DataFile], event_weights: Mapping[str, float] | None, source: str
 ) -> tuple[Table | None, list[str | None]]:
-    """Read the segments among *files*, None if there are none, and say what was left out."""
+    """
+    Return the events of the segments among *files* as one table, None if there are none, and say what was left out.
+
+    It has a row for each event and item. Of the events with the same id the first counts.
+    """
     segments = [file for file in files if file.kind == "events"]
     if not segments:
         return None, []
@@ -163,7 +175,22 @@ def _events(
             f"{source} holds events of several types, and to be shown an item is not to choose it; say what each type "
             "weighs, as --event-weights click=1,buy=5."
         )
-    return read_events(segments)
+    frames, damaged, said = list[pl.DataFrame](), 0, list[str | None]()
+    for file in segments:
+        with data_errors(file):
+            reader = SegmentReader(file.path.read_bytes())
+            lines = b"\n".join(reader)
+            damaged += reader.damaged
+            schema = _EVENT_FIELDS
+            frames.append(pl.read_ndjson(io.BytesIO(lines), schema=schema) if lines else pl.DataFrame(schema=schema))
+    read = pl.concat(frames)
+    events = read.unique("id", keep="first", maintain_order=True)
+    if again := read.height - events.height:
+        said.append(f"{again:,} events were sent again under the same id and are left out")
+    if damaged:
+        said.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
+    rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
+    return Table(segments[0], rows.lazy(), dict(rows.schema), 1, ()), said
 
 
 def _choose(
