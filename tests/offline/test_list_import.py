@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline import external_sort
+from offline import list_import
 from offline.errors import DataError, SettingError
 from offline.input.columns import NULL_VALUES
 from offline.list_import import ImportedLists, ImportSettings
@@ -60,7 +60,7 @@ def expected(rows: list[tuple[str, str, float]], length: int) -> dict[str, list[
 
 def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows: int) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(external_sort, "PARTITION_ROWS", partition_rows)
+        patch.setattr(list_import, "PARTITION_ROWS", partition_rows)
         folder = Path(scratch)
         frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
         frame.write_parquet(folder / "lists.parquet")
@@ -128,7 +128,7 @@ async def check_publication(folder: Path, count: int, seed: int) -> None:
 
 
 async def test_rows_over_many_partitions_are_published_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 2_000)
+    monkeypatch.setattr(list_import, "PARTITION_ROWS", 2_000)
     await check_publication(tmp_path, 20_000, seed=5)
 
 
@@ -136,7 +136,7 @@ async def test_rows_over_many_partitions_are_published_whole(tmp_path: Path, mon
 async def test_half_a_million_rows_over_many_partitions_are_published_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 70_000)
+    monkeypatch.setattr(list_import, "PARTITION_ROWS", 70_000)
     await check_publication(tmp_path, scaled(500_000, least=100_000), SEED)
 
 
@@ -220,7 +220,7 @@ def test_a_temporary_disk_that_is_too_small_is_reported_before_anything_is_sorte
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\na,b,1\n")
-    monkeypatch.setattr(external_sort, "DISK_FACTOR", 1e15)
+    monkeypatch.setattr(list_import, "DISK_FACTOR", 1e15)
     with pytest.raises(DataError, match="set TMPDIR"):
         imported(tmp_path, tmp_path / "lists.csv")
 
