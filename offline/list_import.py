@@ -289,8 +289,8 @@ def sort_lists(
             partition = pl.concat(pl.read_ipc(piece) for piece in pieces.iterdir())
             shutil.rmtree(pieces)
             lists, repeated = rank_rows(partition, ranks, length)
-            lists.write_ipc(pieces)
-        partitions.append(pieces)
+            partitions.append(pieces.with_suffix(".arrow"))
+            lists.write_ipc(partitions[-1])
         owners += lists.height
         duplicates += repeated
         in_lists += np.bincount(lists.get_column("item").explode().to_numpy(), minlength=len(ranks))
