@@ -120,6 +120,11 @@ def choose_columns(
         fitting = usual_column(role, [column for column in available if column not in chosen.values()])
         if role not in chosen and fitting is not None:
             chosen[role] = fitting
+    if len(available) == 1 < len(required):
+        raise DataError(
+            f"{source} has a single column, {available[0][:200]!r}; it needs one each for {' and '.join(required)}. "
+            "If they are split by another delimiter than , ; | :: or a tab, name it with --delimiter."
+        )
     for role in required:
         if role not in chosen:
             option = f" or give --{role}-column" if role in named else ""

@@ -190,13 +190,7 @@ def _separator(file: DataFile, first: str, delimiter: str | None) -> str:
         return "\t"
     if first.count("::") > 1:  # genres and the like are within a field of such files
         return "::"
-    best = max(_DELIMITERS, key=first.count)
-    if best not in first:
-        raise DataError(
-            f"{file} has a single column, {first[:200]!r}; it needs one for the user and one for the item. "
-            "If they are split by another delimiter than , ; | :: or a tab, name it with --delimiter."
-        )
-    return best
+    return max(_DELIMITERS, key=first.count)
 
 
 def _check_rows(file: DataFile, separator: str, width: int) -> bool:
