@@ -63,7 +63,7 @@ class Measurement:
 
         self._items = items
         self._times = np.zeros(len(items.ids), dtype=np.int64)
-        self._depth = depth
+        self.depth = depth
         self._sampled = list[tuple[int, str, Indices]]()
         self._below = np.iinfo(np.uint64).max
 
@@ -77,7 +77,7 @@ class Measurement:
         self.users_with_lists += len(present)
         shortest = int(present.min())
         self.shortest = shortest if self.shortest is None else min(shortest, self.shortest)
-        if self._depth:
+        if self.depth:
             self._sample(users, items, lengths)
 
     def counts(self) -> "Counts":
@@ -116,7 +116,7 @@ class Measurement:
         ends = np.cumsum(lengths)
         for index in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
             start = int(ends[index] - lengths[index])
-            kept = items[start : min(start + self._depth, int(ends[index]))].copy()
+            kept = items[start : min(start + self.depth, int(ends[index]))].copy()
             self._sampled.append((int(hashes[index]), users[index], kept))
         if len(self._sampled) >= 2 * SAMPLED_USERS:
             self._trim()

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from offline.errors import GateFailed
 from offline.gates import Gate, Verdict, check, depth_of, failures, judge, parse_gates, record, recorded
-from offline.measurement import Counts, Items, Measurement, Observe, ignore
+from offline.measurement import Items, Measurement, Observe, ignore
 from offline.stopwatch import timed
 from offline.threads import DaemonThreads
 from stores import lifecycle
@@ -17,7 +17,7 @@ from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
 from stores.compression import default_encoding
 from stores.errors import CanaryRunning
 from stores.lifecycle import WriteResult, prune
-from stores.manifest import Manifest, Tally
+from stores.manifest import Manifest
 from stores.parts import Assignment, OtherWriters, WrittenPart
 from stores.store import Observer, Plan, Reader, Row, Store
 
@@ -43,17 +43,6 @@ class ListSource(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredPart:
-    """What one writer of a part did: what it wrote, counts of its users' lists where gates want them, and charges."""
-
-    written: WrittenPart
-    counts: Counts | None
-    charged_ru: float = 0.0
-    failures: tuple[str, ...] = ()
-    """Of attempts, as an `Observer` counts them."""
-
-
 @runtime_checkable
 class PartedSource(ListSource, Protocol):
     """A source whose lists other processes compute and write, as parts of one draft, all but a few."""
@@ -68,11 +57,12 @@ class PartedSource(ListSource, Protocol):
         """Return some rows like those that the others write, to learn a dictionary from."""
 
     async def write_parts(
-        self, assignment: Assignment, depth: int | None, on_rows: Callable[[int], None]
-    ) -> list[MeasuredPart]:
-        """Have all parts written, from 1 on, or only summed up; *on_rows* is called with the rows done so far.
+        self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: Progress
+    ) -> WrittenPart:
+        """
+        Have all parts written, from 1 on, or only summed up, and return what they add up to; raises StoreError.
 
-        Given a *depth*, the first items of some users' lists are kept, and lists are counted. Raises StoreError.
+        The users' lists are counted in *lists*. See `publish` of *observer* and *on_progress*.
         """
 
 
@@ -140,13 +130,15 @@ async def publish(
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
     review = _Review(source, settings, store, live_in or store, steps) if settings.gates else None
+    lists = None if review is None else review.lists
     encoding, resume = settings.encoding or default_encoding(store), settings.resume
     if isinstance(source, PartedSource) and source.is_written_in_parts:
         sample = [] if encoding == "json" else source.sample()
         rows = source.own()
-        others = OtherWriters(sample, partial(_write_parts, source, review, observer, on_progress))
+        write = partial(source.write_parts, lists=lists, observer=observer, on_progress=on_progress)
+        others = OtherWriters(sample, write)
     else:
-        rows, others = source.batches(ignore if review is None else review.lists.add), None
+        rows, others = source.batches(ignore if lists is None else lists.add), None
     result = await lifecycle.publish(
         store,
         prefetched(rows, steps),
@@ -169,28 +161,6 @@ async def publish(
     return Written(result, took, erased, steps, refused)
 
 
-async def _write_parts(
-    source: PartedSource,
-    review: "_Review | None",
-    observer: Observer | None,
-    on_progress: Progress,
-    assignment: Assignment,
-) -> WrittenPart:
-    """Have *source* write its parts, and add up what comes back of them."""
-    total, depth = source.plan().rows, None if review is None else review.depth
-    everything, rows = Tally(), 0
-    for part in await source.write_parts(assignment, depth, lambda done: on_progress(min(done, total), total)):
-        everything.merge(part.written.tally)
-        rows += part.written.rows
-        if review is not None and part.counts is not None:
-            review.lists.merge(part.counts)
-        if observer is not None:
-            observer.charged(part.charged_ru)
-            for kind in part.failures:
-                observer.failed(kind)
-    return WrittenPart(everything, rows)
-
-
 class _Review:
     """The gates of one publish: what is measured while lists are written, and what they say at its end."""
 
@@ -201,8 +171,7 @@ class _Review:
         self._store, self._reader, self._steps = store, reader, steps
         self._origin, items = source.about(), source.items()
         check(self._gates, self._origin.get("metrics"), knows_catalogue=items.catalogue is not None)
-        self.depth = depth_of(self._gates)
-        self.lists = Measurement(items, self.depth)
+        self.lists = Measurement(items, depth_of(self._gates))
         self._judged: tuple[ReleaseRef | None, list[Verdict]] | None = None
 
     async def about(self) -> dict[str, Any]:

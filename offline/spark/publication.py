@@ -19,15 +19,16 @@ from pyspark.sql import SparkSession
 from offline.errors import SettingError
 from offline.input.matrix import Indices
 from offline.lists import ModelLists
-from offline.measurement import Items, Measurement, Observe, ignore
-from offline.publish import MeasuredPart, PartedSource, prefetched
+from offline.measurement import Counts, Items, Measurement, Observe, ignore
+from offline.publish import PartedSource, Progress, prefetched
 from offline.spark.ranking import Block, Blocks, rows_of
 from offline.spark.session import cause_of, is_local
 from offline.threads import DaemonThreads
 from stores.connect import connect, share_of
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreMisused, StoreUnavailable
-from stores.parts import Assignment, write_part
-from stores.store import Plan, Row
+from stores.manifest import Tally
+from stores.parts import Assignment, WrittenPart, write_part
+from stores.store import Observer, Plan, Row
 from stores.urls import redacted, scheme_of
 
 # What is observed of users' lists.
@@ -108,21 +109,21 @@ class SparkLists(PartedSource):
         return list(chain.from_iterable(chain(some.similar(0, min(items, _SAMPLED)), some.personal())))
 
     async def write_parts(
-        self, assignment: Assignment, depth: int | None, on_rows: Callable[[int], None]
-    ) -> list[MeasuredPart]:
+        self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: Progress
+    ) -> WrittenPart:
         """See `PartedSource`; once the first part fails, those that are not begun are not begun any more."""
-        noted = self._context.accumulator(_NOTHING, _Noting())
-        job = _Job(self._shared, assignment, self._url, depth)
+        noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
+        job = _Job(self._shared, assignment, self._url, None if lists is None else lists.depth)
         work = partial(_write, job, noted)
         running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, self._blocks, work)
         try:
             while True:
                 await asyncio.wait([running], timeout=_POLL_S)
                 if (failed := noted.value.failed) is not None:
-                    raise failed.error()
-                on_rows(noted.value.rows)
+                    raise failed
+                on_progress(min(noted.value.rows, total), total)
                 if running.done():
-                    return self._complete(running.result())
+                    return self._sum(running.result(), lists, observer)
         except Py4JError as error:
             where = redacted(self._url)
             raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
@@ -131,11 +132,21 @@ class SparkLists(PartedSource):
                 self._context.cancelAllJobs()
                 running.add_done_callback(lambda ended: ended.exception())  # it is known why
 
-    def _complete(self, parts: list[MeasuredPart]) -> list[MeasuredPart]:
-        """Return *parts*; StoreUnavailable where one is missing, for then the sums over them say nothing."""
+    def _sum(self, parts: "list[_MeasuredPart]", lists: Measurement | None, observer: Observer | None) -> WrittenPart:
+        """Add up *parts*; StoreUnavailable if one is missing, because then the sums over them say nothing."""
         if len(parts) != len(self._blocks):
             raise StoreUnavailable(f"Spark returned {len(parts)} of {len(self._blocks)} parts of {redacted(self._url)}")
-        return parts
+        everything, rows = Tally(), 0
+        for written, counts, charges in parts:
+            everything.merge(written.tally)
+            rows += written.rows
+            if lists is not None and counts is not None:
+                lists.merge(counts)
+            if observer is not None:
+                observer.charged(charges.ru)
+                for kind in charges.failures:
+                    observer.failed(kind)
+        return WrittenPart(everything, rows)
 
     def _run(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
         """Return what a task makes of each block, in order: whatever attempts there were, the result of one."""
@@ -153,22 +164,11 @@ class _Job:
     depth: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """An error of an executor on its way to the driver."""
-
-    kind: type[StoreError]
-    sentence: str
-
-    def error(self) -> StoreError:
-        return self.kind(self.sentence)
-
-
 class _Noted(NamedTuple):
     """What tasks have reported to the driver so far: rows that are written, and the first failure."""
 
     rows: int
-    failed: _Failed | None
+    failed: StoreError | None
 
 
 _NOTHING = _Noted(0, None)
@@ -198,6 +198,14 @@ class _Charges:
         self.failures.append(kind)
 
 
+class _MeasuredPart(NamedTuple):
+    """What an executor did: what it wrote, counts of its users' lists if gates want them, and what it was charged."""
+
+    written: WrittenPart
+    counts: Counts | None
+    charges: _Charges
+
+
 def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterator[tuple[list[Row], list[Observed]]]:
     """Compute the rows of blocks on an executor, and what is to be observed of them."""
     for block in blocks:
@@ -212,20 +220,20 @@ def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterat
         yield [], observed
 
 
-def _write(job: _Job, noted: Any, blocks: Iterable[Block]) -> Iterator[MeasuredPart]:  # noqa: ANN401 -- an Accumulator
+def _write(job: _Job, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
     """Write blocks as parts on an executor; a StoreError is reported, and ends the task without a result."""
     for block in blocks:
         try:
             made = asyncio.run(_write_block(job, block))
         except StoreError as error:
             kind = next(kind for kind in _KINDS if isinstance(error, kind))
-            noted.add(_Noted(0, _Failed(kind, str(error))))
+            noted.add(_Noted(0, kind(str(error))))
             return
         noted.add(_Noted(made.written.tally.rows, None))
         yield made
 
 
-async def _write_block(job: _Job, block: Block) -> MeasuredPart:
+async def _write_block(job: _Job, block: Block) -> _MeasuredPart:
     lists, charges = job.lists.value, _Charges()
     measured = None if job.depth is None else Measurement(lists.items(), job.depth)
     rows = rows_of(lists, block, ignore if measured is None else measured.add)
@@ -236,4 +244,4 @@ async def _write_block(job: _Job, block: Block) -> MeasuredPart:
     finally:
         await store.close()
     counts = None if measured is None else measured.counts()
-    return MeasuredPart(written, counts, charges.ru, tuple(charges.failures))
+    return _MeasuredPart(written, counts, charges)

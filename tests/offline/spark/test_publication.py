@@ -133,12 +133,12 @@ async def test_a_draft_that_another_took_over_ends_the_job_with_one_sentence(ses
     taken = list[ReleaseId]()
 
     class Taken(SparkLists):
-        async def write_parts(self, assignment, depth, on_rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 -- as its base
+        async def write_parts(self, *given, **more):  # type: ignore[no-untyped-def]  # noqa: ANN002, ANN003, ANN202 -- as its base
             await lapse(thief)
-            draft = await take_over(thief, assignment.draft.id)
+            draft = await take_over(thief, given[0].draft.id)
             await thief.create(draft, self.plan())
             taken.append(draft.id)
-            return await super().write_parts(assignment, depth, on_rows)
+            return await super().write_parts(*given, **more)
 
     with pytest.raises(ReleaseConflict, match="another process"):
         await publish(Taken(lists_of(model_of(1_000)), session, url), store, PublishSettings("json"))
