@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from bench.planner.demand import fullest_zipf_share, needed_ru, skew_factor, write_charge
+from bench.planner.demand import fullest_zipf_share, write_charge
 from bench.planner.figures import Figure, Ledger, round_up
 from bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
 from bench.planner.prices import HOURS_A_MONTH
@@ -123,12 +123,10 @@ def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStr
     wanted = f"round_up(reads_ru{' + publish_ru_s' * in_place}, {MANUAL_STEP})"
     before = "have_ru" if inputs.have_ru else ""
     alternative = before if in_place else "publish_ru_s"
-    reads_s, read_ru = (ledger.number(name) for name in ("reads_s", "mean_read_ru"))
     ledger.input("partitions", partitions, "partitions", "as many as they come to, so that both agree")
-    skew = _skew(ledger, inputs, partitions, keys)
+    _skew(ledger, inputs, partitions, keys)
     ledger.derive("reads_plain_ru", "RU/s", "reads_s * mean_read_ru")
-    reads_ru = needed_ru(reads_s, read_ru, skew=skew) / inputs.ru_utilisation
-    ledger.derive("reads_ru", "RU/s", "reads_plain_ru * skew / ru_utilisation", reads_ru)
+    ledger.derive("reads_ru", "RU/s", "reads_plain_ru * skew / ru_utilisation")
     ledger.derive("highest_ru", "RU/s", f"max({alternative}, {wanted})" if alternative else wanted)
     least = f"round_up(max({MANUAL_MIN}, release_gb, highest_ru / 100), {MANUAL_STEP})"
     ledger.derive("least_ru", "RU/s", least, source=LIMITS)
@@ -140,18 +138,18 @@ def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStr
     return ledger.derive("partitions", "partitions", formula, source="they stay, whatever RU/s are taken away")
 
 
-def _skew(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStream | None") -> float:
+def _skew(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStream | None") -> None:
     """Derive by how much the fullest partition exceeds an even share: counted, by the Zipf law, or by the hottest."""
     if keys is not None:
         formula = "partitions * the share that the fullest has of the users that the cache let through"
-        return ledger.derive("skew", "", formula, partitions * keys.fullest_share(partitions), source=keys.source)
-    if inputs.zipf is not None and inputs.hot_share is None and inputs.hit_rate is None:
+        ledger.derive("skew", "", formula, partitions * keys.fullest_share(partitions), source=keys.source)
+    elif inputs.zipf is not None and inputs.hot_share is None and inputs.hit_rate is None:
         users = max(1, round(ledger.number("users_then")))
         fullest = fullest_zipf_share(users, inputs.zipf, partitions, inputs.cache_entries)
         formula = "partitions * the share that the fullest has of users_then by zipf, mean over where they may lie"
-        return ledger.derive("skew", "", formula, partitions * fullest)
-    skew = skew_factor(ledger.number("hot_read"), partitions)
-    return ledger.derive("skew", "", "1 + hot_read * (partitions - 1)", skew)
+        ledger.derive("skew", "", formula, partitions * fullest)
+    else:
+        ledger.derive("skew", "", "1 + hot_read * (partitions - 1)")
 
 
 def _hot_key(ledger: Ledger) -> None:

@@ -131,58 +131,23 @@ def _normal(x: float) -> float:
     return 0.5 * erfc(-x / SQRT_2)
 
 
-def needed_ru(
-    reads_s: float,
-    read_ru: float,
-    *,
-    hit_rate: float = 0.0,
-    skew: float = 1.0,
-    partitions: int = 1,
-    writes_s: float = 0.0,
-    write_ru: float = 0.0,
-    throttled: float = 0.0,
-) -> float:
-    """Return the RU/s that a container needs so that its fullest partition has enough.
-
-    *reads_s* and *writes_s* a second, *hit_rate* the share of the reads that a cache answers, *skew* by how much the
-    fullest of *partitions* exceeds an even share of the rest. Writes are spread evenly. *throttled* is the share of
-    requests that may be refused: those are the fullest partition's, as long as the others have enough. Nothing is added
-    for headroom.
-    """
-    reads_ru, writes_ru = reads_s * (1 - hit_rate) * read_ru, writes_s * write_ru
-    refused_ru = throttled * (reads_ru + writes_ru)
-    fullest = reads_ru * skew + writes_ru - refused_ru * partitions
-    return max(fullest, reads_ru + writes_ru - refused_ru)
-
-
 def predict_ru(
     charges: Charges,
     reads_s: float,
     item_bytes: float,
     *,
-    strong: bool = False,
-    hit_rate: float = 0.0,
     skew: float = 1.0,
-    partitions: int = 1,
     writes_s: float = 0.0,
     terms: int = 0,
     replaced: bool = False,
-    throttled: float = 0.0,
 ) -> float:
-    """Return the RU/s that reads and writes of items of *item_bytes*, as stored, need by the documented charges.
+    """Return the RU/s that a container needs so that its fullest partition has enough, by the documented charges.
 
-    *strong* for strong or bounded staleness; *terms* are indexed ones, *replaced* where items are overwritten.
+    *reads_s* and *writes_s* of items of *item_bytes* a second; *skew* is by how much the reads of the fullest partition
+    exceed an even share, and writes are spread evenly; *terms* are indexed ones. Nothing is added for headroom.
     """
-    return needed_ru(
-        reads_s,
-        charges.read(round(item_bytes), strong=strong),
-        hit_rate=hit_rate,
-        skew=skew,
-        partitions=partitions,
-        writes_s=writes_s,
-        write_ru=write_charge(charges, item_bytes, terms=terms, replaced=replaced),
-        throttled=throttled,
-    )
+    write_ru = write_charge(charges, item_bytes, terms=terms, replaced=replaced)
+    return reads_s * charges.read(round(item_bytes)) * skew + writes_s * write_ru
 
 
 def write_charge(charges: Charges, item_bytes: float, *, terms: int = 0, replaced: bool = False) -> float:

@@ -155,9 +155,7 @@ class Setup:
         """Make a scenario of what is offered at a rate; *writes_s* lists a second are replaced meanwhile."""
         parts = self.items.parts
         fixed, each = (
-            predict_ru(
-                self.charges, rate, self.items.size, skew=skew, partitions=parts, writes_s=writes_s, replaced=True
-            )
+            predict_ru(self.charges, rate, self.items.size, skew=skew, writes_s=writes_s, replaced=True)
             for rate in (0.0, 1.0)
         )
         inputs = f"{inputs}, {parts} partition{'s' * (parts > 1)}"

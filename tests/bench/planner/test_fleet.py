@@ -1,4 +1,4 @@
-"""Past one machine: skew from a stream of keys or a law, refusals that are allowed, zones and a cluster."""
+"""Past one machine: skew from a stream of keys or a law, zones and a cluster."""
 
 import random
 from itertools import islice
@@ -6,11 +6,9 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.loadgen.keys import Keys, Zipf
-from bench.planner.demand import cache_hits, fullest_zipf_share, needed_ru
+from bench.planner.demand import cache_hits, fullest_zipf_share
 from bench.planner.inputs import PlanMisused
 from bench.planner.key_stream import count_keys, read_keys
 from tests.support.command import hotplate
@@ -42,19 +40,6 @@ def test_a_stream_of_keys_has_the_hits_and_the_skew_that_the_law_says() -> None:
     assert stream.hit_rate == pytest.approx(law.hit_rate, abs=0.01)
     assert stream.fullest_share(1) == 1
     assert count_keys("drawn", islice(keys, 60_000), 0).hit_rate == 0
-
-
-@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=6), st.floats(0, 0.05), st.floats(100, 10_000))
-@settings(max_examples=60, deadline=None)
-def test_what_is_needed_refuses_no_more_than_is_allowed(shares: list[float], throttled: float, rate: float) -> None:
-    total, parts = sum(shares), len(shares)
-    fullest = max(shares) / total
-    even = [fullest] + [(1 - fullest) / (parts - 1)] * (parts - 1) if parts > 1 else [1.0]
-    needed = needed_ru(rate, 1.0, skew=fullest * parts, partitions=parts, throttled=throttled)
-    refused = sum(max(0.0, rate * share - needed / parts) for share in even)
-    assert refused <= throttled * rate + 1e-6
-    less = needed * 0.99
-    assert sum(max(0.0, rate * share - less / parts) for share in even) > throttled * rate
 
 
 def test_a_plan_takes_hits_and_skew_from_the_users_who_were_requested(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from math import ceil, exp, log
 import pytest
 
 from bench.planner import prices
-from bench.planner.demand import cache_hits, hottest_share, needed_ru, popularity, predict_ru
+from bench.planner.demand import cache_hits, hottest_share, popularity, predict_ru
 from bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES
 from bench.planner.review import cost_at, find_break_even, find_savings, warnings
 from stores.cosmos import charges as cosmos_charges
@@ -237,12 +237,9 @@ def test_from_some_rate_on_redis_is_cheaper() -> None:
 
 
 def test_the_arithmetic_stands_alone() -> None:
-    assert needed_ru(1_000, 1.0) == 1_000
-    assert needed_ru(1_000, 2.0, hit_rate=0.5, skew=1.2, partitions=3) == pytest.approx(1_000 * 1.2)
-    assert needed_ru(0, 1.0, writes_s=10, write_ru=5.0) == 50
     charges = cosmos_charges.load()
-    # 1 KB: 1 RU to read, doubled; 5 to write, and 10 terms of 0.2; replaced, both ways.
-    assert predict_ru(charges, 100, 1_024, strong=True, writes_s=10, terms=10) == pytest.approx(200 + 70)
+    # 1 KB: 1 RU to read; 5 to write, and 10 terms of 0.2; replaced, both ways.
+    assert predict_ru(charges, 100, 1_024, skew=1.2, writes_s=10, terms=10) == pytest.approx(120 + 70)
     assert predict_ru(charges, 0, 1_024, writes_s=1, terms=10, replaced=True) == pytest.approx(14)
     assert predict_ru(charges, 100, 64 * 1_024) == pytest.approx(476)
 
