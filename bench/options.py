@@ -125,6 +125,9 @@ class StoresOptions:
     repeat: Annotated[
         int, Flag("The number of valid rounds; 3 or more give intervals. Invalid ones are repeated, up to 2.", HOW)
     ] = 10
+    budget: Annotated[
+        str, Flag("The time for all but --find-max: rounds are made shorter, and at last fewer, to keep it.", HOW)
+    ] = "3m"
     warmup: Annotated[str, Flag("Load on each store before the first round, which is not counted.", HOW)] = "2s"
     cpu_hour: Annotated[float | None, Flag("The price of an hour of CPU, to price a million reads.", HOW)] = None
     reference: bool = False
@@ -178,6 +181,7 @@ REFERENCE = replace(
     publish=False,
     find_max=True,
     repeat=1,
+    budget="10m",
     warmup="5s",
     reference=True,
 )

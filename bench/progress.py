@@ -16,6 +16,7 @@ from bench.report.text import format_us
 
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 60
+TO_STOP = "Ctrl-C ends it with a report"
 
 # What the progress of several processes adds up, and of what it is the longest.
 SUMMED = ("due", "sent", "ok", "failed", "dropped", "in_flight", "waiting")
@@ -33,8 +34,22 @@ class ProgressDisplay:
         self._tail = deque[float](maxlen=KEPT)
 
     def start(self, name: str, duration_s: float) -> None:
-        """A run begins."""
+        """A phase begins: it is named at once, also if nothing is known of it until it ends."""
         self._name, self._duration_s, self._before = name, duration_s, None
+        if self._live is not None:
+            self._live.update(Text(f"{name}   {TO_STOP}"), refresh=True)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence that stays, where there is a terminal."""
+        if self._live is not None:
+            self._live.console.print(sentence)
+
+    def step(self, done: int, total: int) -> None:
+        """Draw how far a phase is that is no run."""
+        if self._live is not None:
+            bar = Table.grid()
+            bar.add_row(ProgressBar(total=total, completed=done, width=40))
+            self._live.update(Group(Text(f"{self._name}  {done:,} of {total:,}   {TO_STOP}"), bar))
 
     def update(self, parts: Sequence[Progress]) -> None:
         """Draw how the run goes, by the newest progress of each process."""
@@ -56,7 +71,7 @@ class ProgressDisplay:
         grid.add_row("dropped", f"{now.dropped:,}", "p99 so far", spark(self._tail), "lag p99", late)
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40))
-        head = Text(f"{self._name}  {now.elapsed_s:.0f} of {self._duration_s:.0f} s   Ctrl-C ends it with a report")
+        head = Text(f"{self._name}  {now.elapsed_s:.0f} of {self._duration_s:.0f} s   {TO_STOP}")
         return Group(head, bar, grid)
 
 

@@ -1,5 +1,7 @@
 """The comparison of stores, from its options to its report: which differences are real, and the raw figures."""
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,13 +19,19 @@ from bench.report.report import ERRORS, WHILE_WRITTEN, Report, Series, series
 from bench.report.text import paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
 from bench.stores.results import ComparisonResult, RoundResult, StoreResult
-from bench.stores.rounds import Settings, StoreComparison
+from bench.stores.rounds import PUBLISHING_SHARE, Settings, StoreComparison
 from bench.stores.setup import Setup, own_stores, prepared_stores
 from bench.stores.table import Column, table_lines
 from stores.cosmos.url import Throughput, parse
 from stores.urls import scheme_of
 
 DECIDING_METRIC = "p99"
+
+# What a budget is reckoned with: setting up, and for each store and round reads without a service and a trial release.
+SET_UP_S, DIRECT_S, TRIAL_S = 20.0, 2.0, 2.0
+
+# Reads of one store in a round are not made shorter than this to keep a budget; there are fewer rounds instead.
+SHORTEST_S = 1.0
 ENCODINGS = ("json", "zstd")
 CLOSED_LOOP = ", closed loop"
 
@@ -69,15 +77,20 @@ EMULATED = "An emulator's own speed says nothing about the service that it stand
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Make the comparison. Raises BenchMisused for what makes no sense, BenchFailed and StoreError where it fails."""
     settings = parse_settings(options)
-    with ExitStack() as stack:
-        urls = list(options.urls) or stack.enter_context(own_stores(options.emulator_ru))
-        display.start("bringing the release into the stores", 1.0)
-        setup = stack.enter_context(
-            prepared_stores(urls, options.users, options.encoding, started_here=not options.urls)
-        )
-        publishing = setup.started_here if options.publish is None else options.publish
-        result = StoreComparison(setup, settings, display).run(publishing=publishing)
-        return report(options, setup, result)
+    rounds = f"{options.repeat} rounds of {settings.duration_s:.1f} s for each store"
+    display.say(f"{rounds}: about {options.budget} in all{', then the highest rates' * options.find_max}")
+    started_here = not options.urls
+    try:
+        with ExitStack() as stack:
+            urls = list(options.urls) or stack.enter_context(own_stores(options.emulator_ru))
+            prepared = prepared_stores(urls, options.users, options.encoding, display, started_here=started_here)
+            setup = stack.enter_context(prepared)
+            publishing = started_here if options.publish is None else options.publish
+            result = StoreComparison(setup, settings, display).run(publishing=publishing)
+            return report(options, setup, result)
+    except KeyboardInterrupt:
+        nothing = ("nothing was measured yet",)
+        return Report(kind="stores", configuration=options.to_json(), series=(), interrupted=True, failures=nothing)
 
 
 def parse_settings(options: StoresOptions) -> Settings:
@@ -92,10 +105,12 @@ def parse_settings(options: StoresOptions) -> Settings:
         raise BenchMisused("--repeat, --users, --closed-users and --emulator-ru must be 1 or more")
     if options.cpu_hour is not None and options.cpu_hour <= 0:
         raise BenchMisused("--cpu-hour must be above zero")
+    budget_s = parse_seconds(options.budget)
     settings = Settings(
         options=options,
         rate=parse_rate(options.rate),
-        duration_s=parse_seconds(options.duration),
+        duration_s=min(parse_seconds(options.duration), max(SHORTEST_S, _fitting_s(options, budget_s))),
+        ends_s=time.monotonic() + budget_s,
         think_s=parse_seconds(options.think),
         warmup_s=parse_seconds(options.warmup),
         draw=Uniform() if options.zipf is None else Zipf(options.zipf),
@@ -104,6 +119,15 @@ def parse_settings(options: StoresOptions) -> Settings:
     if settings.rate <= 0 or settings.duration_s <= 0:
         raise BenchMisused("--rate and --duration must be above zero")
     return settings
+
+
+def _fitting_s(options: StoresOptions, budget_s: float) -> float:
+    """Return how long the reads of one store may take in a round, so that all rounds fit into a budget."""
+    stores = len(options.urls) or 2 + (options.emulator_ru is not None)
+    publishing = not options.urls if options.publish is None else options.publish
+    besides_s = DIRECT_S * options.direct + TRIAL_S * publishing
+    times = 1 + (options.closed_users is not None) + PUBLISHING_SHARE * publishing
+    return ((budget_s - SET_UP_S) / (stores * options.repeat) - besides_s) / times
 
 
 def provisioned(url: str) -> Throughput | None:
@@ -145,7 +169,7 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
             each for one in shown for each in (one.closed, one.reads, one.while_written) if each and each.rounds
         ),
         interrupted=result.interrupted,
-        failures=() if kept else ("no round was made",),
+        failures=_too_few(options, result) if kept else ("no round was made",),
         broken=tuple(broken),
         extra={
             "comparison": {
@@ -161,6 +185,15 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
             "stores": [_raw_store(each) for each in result.stores],
         },
     )
+
+
+def _too_few(options: StoresOptions, result: ComparisonResult) -> tuple[str, ...]:
+    """Say how much more time it takes, where the budget ended it before there were rounds enough for a verdict."""
+    made, needed = len(result.stores[0].rounds), min(MIN_PAIRS, options.repeat)
+    if made >= needed or result.interrupted:
+        return ()
+    more = math.ceil(parse_seconds(options.budget) / 60 * (needed + 1) / made)
+    return (f"only {made} of {needed} rounds were made in the budget of {options.budget}: --budget {more}m would do",)
 
 
 def _method(options: StoresOptions, setup: Setup, *, emulated: bool) -> list[str]:

@@ -5,6 +5,7 @@ The stores take turns within a round (A B, A B, …), so that whatever the machi
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -89,6 +90,11 @@ class Settings:
     options: StoresOptions
     rate: float
     duration_s: float
+    """Of the reads of one store in one round."""
+
+    ends_s: float = math.inf
+    """When the budget is used up, by `time.monotonic`: no round is begun that would not end before."""
+
     think_s: float
     warmup_s: float
     draw: Draw
@@ -139,10 +145,14 @@ class StoreComparison:
 
     def _run_rounds(self, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> None:
         rounds = self._settings.options.repeat
-        most, valid, made = rounds + MOST_EXTRA_ROUNDS, 0, 0
+        most, valid, made, longest_s = rounds + MOST_EXTRA_ROUNDS, 0, 0, 0.0
         while valid < rounds and made < most and not self._interrupted:
+            began_s = time.monotonic()
+            if made and began_s + longest_s > self._settings.ends_s:
+                return
             made += 1
             valid += self._run_round(f"round {made}, {valid} of {rounds} valid", made, pool, publishers)
+            longest_s = max(longest_s, time.monotonic() - began_s)
 
     def _run_round(self, name: str, number: int, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> bool:
         """Make a round, and keep it unless it was interrupted; return whether it was valid for all stores."""

@@ -25,6 +25,7 @@ from bench.process import (
     redis_serving,
     service_serving,
 )
+from bench.progress import ProgressDisplay
 from stores.catalogue import ReleaseRef
 from stores.connect import connect
 from stores.keys import USER
@@ -197,17 +198,20 @@ def own_stores(emulator_ru: int | None) -> Iterator[list[str]]:
 
 
 @contextmanager
-def prepared_stores(urls: Sequence[str], users: int, encoding: str, *, started_here: bool) -> Iterator[Setup]:
+def prepared_stores(
+    urls: Sequence[str], users: int, encoding: str, display: ProgressDisplay, *, started_here: bool
+) -> Iterator[Setup]:
     """Bring one release into all stores, and start a service for each.
 
     The release is the live one of the first store that has any; where none has, lists are made up for *users*. Raises
     BenchMisused where two stores have different releases, and nothing is written into either then.
     """
-    manifest, ids = asyncio.run(_share_release(urls, users, encoding))
+    manifest, ids = asyncio.run(_share_release(urls, users, encoding, display))
     first = f"/v1/recommendations/{quote(ids[0], safe='')}"
     with ExitStack() as stack:
         candidates = list[Candidate]()
         for name, url in zip(store_names(urls), urls, strict=True):
+            display.start(f"starting the service of {name}", 1.0)
             command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
             service = stack.enter_context(service_serving(command, first, store_settings(url)))
             candidates.append(Candidate(name, url, service, store_server(url)))
@@ -223,17 +227,22 @@ def store_names(urls: Sequence[str]) -> list[str]:
     return shown
 
 
-async def _share_release(urls: Sequence[str], users: int, encoding: str) -> tuple[Manifest, list[str]]:
+async def _share_release(
+    urls: Sequence[str], users: int, encoding: str, display: ProgressDisplay
+) -> tuple[Manifest, list[str]]:
+    names = store_names(urls)
+    display.start(f"writing lists for {users:,} users into {names[0]}", 1.0)
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(opened(url)) for url in urls]
         live = [(await store.catalogue()).live_ref for store in stores]
         held = [(store, release) for store, release in zip(stores, live, strict=True) if release]
-        source, release = held[0] if held else (stores[0], await _publish_made_up(stores[0], users, encoding))
+        source, release = held[0] if held else (stores[0], await _publish_made_up(stores[0], users, encoding, display))
         manifest = await load_manifest(source, release)
         await _require_same_release(stores, urls, live, manifest)
-        for store, already in zip(stores, live, strict=True):
+        for name, store, already in zip(names, stores, live, strict=True):
             if already is None and store is not source:
-                await copy(source, store, release.id)
+                display.start(f"writing the release into {name}", 1.0)
+                await copy(source, store, release.id, on_progress=display.step)
         ids = [row.key.removeprefix(USER) for row in await first_user_rows(source, release, users)]
     if not ids:
         raise BenchMisused(f"the release {release.id} holds no user's list")
@@ -253,14 +262,14 @@ async def _require_same_release(
             )
 
 
-async def _publish_made_up(store: Store, users: int, encoding: str) -> ReleaseRef:
+async def _publish_made_up(store: Store, users: int, encoding: str, display: ProgressDisplay) -> ReleaseRef:
     shape = Shape(users, LIST_LENGTH)
 
     async def batches() -> AsyncIterator[list[Row]]:
         for rows in shape.batches(shape.drawn()):
             yield rows
 
-    result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding)
+    result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding, on_progress=display.step)
     return (await store.catalogue()).find(result.manifest.release).ref
 
 

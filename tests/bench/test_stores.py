@@ -1,6 +1,7 @@
 """The comparison of stores: from end to end at a small size, and what it refuses, leaves out and never shows."""
 
 import asyncio
+import io
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bench.answers import CheckResult
 from bench.loadgen.load import Load
@@ -15,11 +17,12 @@ from bench.loadgen.result import Result
 from bench.loadgen.schedule import constant
 from bench.options import StoresOptions
 from bench.process import Server, redis_serving
+from bench.progress import ProgressDisplay, progress_display
 from bench.report import text
 from bench.report.page import page
 from bench.report.report import Report, counted, read
 from bench.stores.publication import TrialResult, write_trial
-from bench.stores.report import report
+from bench.stores.report import compare_stores, parse_settings, report
 from bench.stores.results import (
     ComparisonResult,
     LookupResult,
@@ -143,6 +146,46 @@ def test_an_empty_store_is_filled_and_nothing_else_is_written_unless_requested(t
     assert facts["configuration"]["lists"] == "of the live release"
     assert all(each["rounds"][0]["trial"] is None for each in facts["stores"])
     assert not any(line["group"] == "Publishing" for line in facts["comparison"]["lines"])
+
+
+def test_all_rounds_fit_into_the_budget_or_are_shorter() -> None:
+    for options in (StoresOptions(), StoresOptions(emulator_ru=400), StoresOptions(urls=("file:///a", "file:///b"))):
+        stores = len(options.urls) or 2 + (options.emulator_ru is not None)
+        duration_s = parse_settings(options).duration_s
+        assert 1 <= duration_s <= 5
+        assert stores * options.repeat * duration_s < 180
+        assert parse_settings(replace(options, budget="1h")).duration_s == 5
+
+
+def test_a_budget_that_is_used_up_ends_it_and_says_what_would_do(tmp_path: Path) -> None:
+    filled, empty = fill(tmp_path / "filled"), f"file://{tmp_path}/empty"
+    small = ("--duration", "0.2s", "--warmup", "0s", "--rate", "200", "--no-direct", "--budget", "0.5s")
+    done = run_stores(filled, empty, *small, "--out", tmp_path / "found")
+    assert done.returncode == 1, done.stderr
+    assert "only 1 of 3 rounds were made in the budget of 0.5s: --budget 1m would do" in done.stdout
+    facts = json.loads((tmp_path / "found.json").read_text())
+    assert [len(each["rounds"]) for each in facts["stores"]] == [1, 1]
+
+
+def test_ctrl_c_while_stores_are_filled_ends_with_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.stores.report.prepared_stores", interrupted)
+    found = compare_stores(StoresOptions(urls=("file:///a", "file:///b")), ProgressDisplay(None))
+    assert found.interrupted
+    assert "nothing was measured yet" in page(found)
+
+
+def test_each_phase_is_shown_at_once() -> None:
+    screen = io.StringIO()
+    with progress_display(Console(file=screen, force_terminal=True, highlight=False, width=100)) as display:
+        display.say("10 rounds: at most 3m in all")
+        display.start("writing the release into redis://", 1.0)
+        assert "writing the release into redis://   Ctrl-C ends it with a report" in screen.getvalue()
+        display.step(300, 1_000)
+    assert "10 rounds: at most 3m in all" in screen.getvalue()
+    assert "300 of 1,000" in screen.getvalue()
 
 
 def test_stores_with_different_releases_are_not_compared(tmp_path: Path) -> None:
