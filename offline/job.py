@@ -28,11 +28,10 @@ from offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighti
 from offline.list_encoder import check_length
 from offline.lists import ListSettings, ModelLists
 from offline.model import LEFT_OUT, Model, check_target, is_model, load, save
-from offline.publish import PublishSettings, Written
+from offline.publish import PublishSettings, Written, timed
 from offline.publish import publish as publish_lists
 from offline.registry import Registry
 from offline.rules import Rules
-from offline.stopwatch import timed
 from offline.train.als import ALSParams
 from offline.train.engine import Params, as_options, described, engine_of, fit
 from offline.train.popularity import PopularityParams, most_popular, popular_by_segment

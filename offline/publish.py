@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -10,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 from offline.errors import GateFailed
 from offline.gates import Gate, Verdict, check, depth_of, failures, judge, parse_gates, record, recorded
 from offline.measurement import Items, Measurement, Observe, ignore
-from offline.stopwatch import timed
 from offline.threads import DaemonThreads
 from stores import lifecycle
 from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
@@ -220,3 +220,13 @@ async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) ->
             yield rows
     finally:
         upcoming.cancel()
+
+
+@contextmanager
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Add the wall time of the block to that of *step* in *seconds*, however the block ends."""
+    started = perf_counter()
+    try:
+        yield
+    finally:
+        seconds[step] = seconds.get(step, 0.0) + perf_counter() - started

@@ -164,15 +164,15 @@ class RuledLists:
             return {OVERALL: model.popular, **model.segments}
         counts = self._popularity.counts
         order = by_popularity(counts)
-        overall = self._shortened(Popular(order, counts[order]))
-        lists = {OVERALL: _cut(overall, len(model.popular.items))}
+        overall, length = self._shortened(order, counts[order]), len(model.popular.items)
+        lists = {OVERALL: Popular(overall.items[:length], overall.scores[:length])}
         for segment, popular in model.segments.items():
             own = popular.scores if self._weights is None else popular.scores * self._weights[popular.items]
             order = by_popularity(own)
             filler = overall.items[~np.isin(overall.items, popular.items)]
             items = np.concatenate([popular.items[order], filler])
             scores = np.concatenate([own[order], np.zeros(len(filler), dtype=np.float32)])
-            lists[segment] = _cut(self._shortened(Popular(items, scores)), len(popular.items))
+            lists[segment] = self._shortened(items, scores, len(popular.items))
         return lists
 
     def about(self) -> dict[str, Any]:
@@ -246,18 +246,19 @@ class RuledLists:
             depth *= _DEEPER
         return items, scores
 
-    def _shortened(self, popular: Popular) -> Popular:
-        if len(self._pins) and len(popular.items):
-            rest = ~np.isin(popular.items, self._pins)
-            best = np.full(len(self._pins), popular.scores[0], dtype=np.float32)
-            items, scores = popular.items[rest], popular.scores[rest]
-            popular = Popular(np.concatenate([self._pins, items]), np.concatenate([best, scores]))
-        kept = np.ones(len(popular.items), dtype=np.bool_) if self.allowed is None else self.allowed[popular.items]
-        left = Popular(popular.items[kept], popular.scores[kept])
-        if self.categories is None or self._rules.max_per_category is None:
-            return left
-        kept = capped(left.items[None, :], self.categories, self._rules.max_per_category)[0]
-        return Popular(left.items[kept], left.scores[kept])
+    def _shortened(self, items: Indices, scores: Floats, n: int | None = None) -> Popular:
+        """Return a popular list, pinned items first with the score of the best, and of the others what rules leave."""
+        pins = self._pins if len(items) else self._pins[:0]
+        scores = np.concatenate([np.repeat(scores[:1], len(pins)), scores])
+        items = np.concatenate([pins, items])
+        kept = _first(items[None, :], 1)[0]
+        if self.allowed is not None:
+            kept &= self.allowed[items]
+        items, scores = items[kept], scores[kept]
+        if self.categories is not None and self._rules.max_per_category is not None:
+            kept = capped(items[None, :], self.categories, self._rules.max_per_category)[0]
+            items, scores = items[kept], scores[kept]
+        return Popular(items[:n], scores[:n])
 
 
 def capped(items: Indices, categories: Indices, most: int) -> npt.NDArray[np.bool_]:
@@ -352,7 +353,3 @@ def _weights(rules: Rules, model: Model) -> Floats | None:
 def _codes(categories: Mapping[str, str], ids: list[str]) -> Indices:
     numbers = {name: number for number, name in enumerate(dict.fromkeys(categories.values()))}
     return np.array([numbers.get(categories.get(item, ""), _NO_CATEGORY) for item in ids], dtype=np.int32)
-
-
-def _cut(popular: Popular, n: int) -> Popular:
-    return Popular(popular.items[:n], popular.scores[:n])

@@ -267,8 +267,7 @@ def write_lists(
 
     *imported* names the files of the lists, where they were not computed here; the rows that were read are counted.
     """
-    from offline.publish import publish
-    from offline.stopwatch import timed
+    from offline.publish import publish, timed
 
     with_store(options.store, _check_store)
     spending, loading = Spending(), dict[str, float]()
