@@ -111,25 +111,19 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LmdbSto
 Embedded = tuple[LmdbStore, ReleaseRef, dict[str, bytes]]
 
 
-def read_rounds(benchmark: BenchmarkFixture, read: Callable[[Sequence[str]], None]) -> None:
-    """Benchmark *read* on random keys: new strings, as requests make them, so that a dict has to hash them."""
+def one_by_one(benchmark: BenchmarkFixture, get: Callable[[str], bytes | None]) -> None:
+    """Benchmark *get* on random keys: new strings, as requests make them, so that a dict has to hash them."""
     benchmark.extra_info |= {"count": COUNT, "each": "key"}
 
     def draw() -> tuple[tuple[list[str]], dict[str, object]]:
         return ([key_of(user) for user in random.choices(range(USERS), k=COUNT)],), {}  # noqa: S311 -- spreads reads
 
-    pedantic = cast("Callable[..., object]", benchmark.pedantic)  # published without the types of its arguments
-    pedantic(read, setup=draw, rounds=ROUNDS, warmup_rounds=5)
-
-
-def one_by_one(benchmark: BenchmarkFixture, get: Callable[[str], bytes | None]) -> None:
-    """Benchmark *get* on keys that it has not seen."""
-
     def get_all(keys: Sequence[str]) -> None:
         for key in keys:
             get(key)
 
-    read_rounds(benchmark, get_all)
+    pedantic = cast("Callable[..., object]", benchmark.pedantic)  # published without the types of its arguments
+    pedantic(get_all, setup=draw, rounds=ROUNDS, warmup_rounds=5)
 
 
 def bench_get(benchmark: BenchmarkFixture, embedded: Embedded) -> None:

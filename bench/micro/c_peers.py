@@ -74,11 +74,7 @@ def nginx_serving(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
         configuration = Path(folder) / "nginx.conf"
         configuration.write_text(
             NGINX.format(
-                folder=folder,
-                port=port,
-                content_type=headers["Content-Type"],
-                headers="\n".join(added),
-                body=text,
+                folder=folder, port=port, content_type=headers["Content-Type"], headers="\n".join(added), body=text
             )
         )
         command = [path_of("nginx") or "nginx", "-p", folder, "-e", "stderr", "-c", str(configuration)]

@@ -184,8 +184,6 @@ CASES = (
         "events",
         _events,
         {"32 callers: rate by CPU": at_least(20000)},
-        {
-            "32 callers: rate by CPU": "events, 20 a request, each answered once it is on the disk: in a second of CPU",
-        },
+        {"32 callers: rate by CPU": "events, 20 a request, each answered once it is on the disk: in a second of CPU"},
     ),
 )

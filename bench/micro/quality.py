@@ -82,12 +82,7 @@ def _draws(ndcg: float, recall: float, ndcg_100: float) -> tuple[Draw, ...]:
 
 
 DATA_SETS = (
-    DataSet(
-        "MovieTweetings",
-        "movietweetings-100k/ratings.csv.gz",
-        0.60,
-        _draws(0.1769, 0.3232, 0.2466),
-    ),
+    DataSet("MovieTweetings", "movietweetings-100k/ratings.csv.gz", 0.60, _draws(0.1769, 0.3232, 0.2466)),
     DataSet(
         "Online Retail",
         "online-retail/online_retail.parquet",
@@ -107,16 +102,7 @@ class Trainings:
 
     def report(self, *arguments: str) -> dict[str, Any]:
         """Return what the command prints with --json; RuntimeError, with its words, where it fails."""
-        command = [
-            *HOTPLATE,
-            "train",
-            *arguments,
-            "--weighting",
-            "binary",
-            "--out",
-            str(self._folder / "model"),
-            "--json",
-        ]
+        command = [*HOTPLATE, "train", *arguments, "--weighting", "binary", "--out", f"{self._folder}/model", "--json"]
         done = subprocess.run(  # noqa: S603 -- our own command
             command, cwd=machine.ROOT, env=machine.environment(), capture_output=True, text=True, check=False
         )

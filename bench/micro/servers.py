@@ -110,8 +110,7 @@ def paced(server: Server, load: Load, rate: float) -> Round:
     duration_s = load.duration_s + WARMUP_S
     arrivals = constant(rate, duration_s, seed=1)
     result, round_ = run_at(
-        server,
-        replace(load, duration_s=duration_s, arrivals=arrivals, spin=True, backlog=10_000_000, timeout_s=60.0),
+        server, replace(load, duration_s=duration_s, arrivals=arrivals, spin=True, backlog=10_000_000, timeout_s=60.0)
     )
     first, *others = result.seconds
     latencies_s = np.concatenate([second.latencies_s for second in others])

@@ -5,14 +5,17 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import lmdb
+import polars as pl
 import pytest
 
 from bench.micro import __main__ as command
-from bench.micro import c_peers, commands, servers, spent
+from bench.micro import c_peers, commands, publishing, servers, spent
 from bench.micro.harness import Candidates, Case, Effort, Figure, Skipped, Unmeasured, at_most
+from bench.micro.training_data import write_catalogue
 from bench.process import free_port, serving
 from stores.encoding import HEADER_BYTES
 
@@ -26,14 +29,30 @@ RESPONSE_HEADERS = {"Content-Type": "application/json", "ETag": '"abc"', "X-Requ
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.soak) for name in command.BENCHMARKS]
 )
 def test_a_case_measures_what_it_publishes_and_leaves_nothing_behind(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    small = partial(write_catalogue, users=3_000, items=4_000, pairs=81_000)
+    monkeypatch.setattr(commands, "write_catalogue", small)
+    for module in (commands, publishing):
+        monkeypatch.setattr(module, "RETAIL", invoices(tmp_path_factory.mktemp("data")))
     outcomes = command.BENCHMARKS[name](SMALL)
     skipped = {one.name for one in outcomes if isinstance(one, Unmeasured)}
     published = {figure for figure in command.ROWS if figure.startswith(f"{name}: ")}
     assert skipped == {name} or published <= {one.name for one in outcomes}
     assert list(tmp_path.iterdir()) == []
+
+
+def invoices(folder: Path) -> Path:
+    """Write a file of invoices as Online Retail has them."""
+    rows = [
+        {"customer_id": user, "stock_code": f"{10_000 + item}", "quantity": 1, "unit_price": 1.0, "invoice_no": "a"}
+        for user in range(40)
+        for item in range(30)
+        if (user + item) % 2
+    ]
+    pl.DataFrame(rows).write_parquet(folder / "lines.parquet")
+    return folder / "lines.parquet"
 
 
 @contextmanager
