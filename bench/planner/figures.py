@@ -125,15 +125,24 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         """Format it with two digits, which is more than its prices are known to."""
-        return f"{two_digits(self.value)} ({two_digits(self.low)} - {two_digits(self.high)})"
+        return f"{two_digits(self.value)} ({self.between})"
+
+    @property
+    def between(self) -> str:
+        """The least and the most."""
+        return f"{two_digits(self.low)} - {two_digits(self.high)}"
+
+
+def rounded(value: float) -> float:
+    """Round to two significant digits."""
+    return float(f"{value:.1e}")
 
 
 def two_digits(value: float) -> str:
-    """Format a number with two significant digits."""
-    if value == 0:
-        return "0"
-    digits = 1 - floor(log10(abs(value)))
-    return f"{round(value, digits):,.{max(0, digits)}f}"
+    """Format a number with two significant digits, as 1,800, 23 or 0.73."""
+    value = rounded(value)
+    places = max(0, 1 - floor(log10(abs(value)))) if value else 0
+    return f"{value:,.{places}f}"
 
 
 def format_value(value: Value, unit: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from bench.planner.figures import Figure, two_digits
+from bench.planner.figures import Figure, rounded, two_digits
 from bench.planner.inputs import HOURS, KNOWN, hourly_shares
 from bench.planner.plan import Plan
 from bench.planner.review import NOT_PRICED, BreakEven, PlanReport
@@ -41,11 +41,11 @@ def page(report: PlanReport) -> str:
     inputs = plan.inputs
     parts = [
         text.caution("Look out:", report.warnings) if report.warnings else "",
-        text.tiles((report.shown(plan.figures[name]), words) for name, words in TILES),
+        text.tiles((plan.figures[name], f"{words}{_between(report, name)}") for name, words in TILES),
         section(
             "Which store, at which rate",
             cost_plot(report.break_even, inputs.peak_rps),
-            f"At this plan's rate, {report.here.sentence}. Over the rates, {report.break_even.sentence}.",
+            f"At this plan's rate: {report.here.sentence}. Over the rates: {report.break_even.sentence}.",
         ),
         section("A day", day_plot(plan), f"{plan.cheapest} is the cheapest for Cosmos DB."),
         _figures(report),
@@ -61,6 +61,12 @@ def page(report: PlanReport) -> str:
     parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
     title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
     return text.whole_page(title, f"{report.date:%Y-%m-%d} · prices of {report.prices_file}", parts)
+
+
+def _between(report: PlanReport, name: str) -> str:
+    """Return the range of a sum of money, as words below it."""
+    cost = report.cost(name)
+    return "" if cost is None or report.plan.figures[name].unit != "USD/month" else f", {cost.between}"
 
 
 def _figures(report: PlanReport) -> str:
@@ -142,7 +148,7 @@ def cost_plot(frames: Frames, found: BreakEven, planned_rps: float) -> None:
     axes.set_yscale("log")
     axes.axvline(planned_rps, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="this plan")
     if found.rps is not None:
-        mark(axes, found.rps)
+        mark(axes, rounded(found.rps))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
         axis.set_minor_formatter(NullFormatter())

@@ -74,13 +74,14 @@ class CostPoint:
     @property
     def sentence(self) -> str:
         """Which store is cheaper at this rate, or that nobody can tell."""
-        cosmos = f"Cosmos DB by {self.capacity}, {self.cosmos} USD/month"
+        cosmos = f"Cosmos DB by {self.capacity}", self.cosmos
         if self.redis is None:
-            return f"{cosmos}; no Redis with one endpoint is large enough"
-        redis = f"Redis, {self.redis} USD/month"
+            return f"{cosmos[0]}: {cosmos[1]} USD/month; no Redis with one endpoint is large enough"
+        redis = "Redis", self.redis
+        (cheaper, least), (other, more) = (redis, cosmos) if self.redis_wins else (cosmos, redis)
         if self.cosmos.overlaps(self.redis):
-            return f"a tie: {cosmos}, and {redis}; their prices are not known well enough to tell"
-        return f"cheaper: {redis}; {cosmos}" if self.redis_wins else f"cheaper: {cosmos}; {redis}"
+            return f"a tie: {cheaper} {least} and {other} {more} USD/month; prices are not known well enough to tell"
+        return f"{cheaper} is cheaper: {least} USD/month; {other}: {more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ class BreakEven:
         low, high = self.points[0].rps, self.points[-1].rps
         if self.rps is None:
             winner = "Redis" if self.points[0].redis_wins else "Cosmos DB at its cheapest"
-            return f"{winner} is cheaper at every rate from {low:,.0f} to {high:,.0f} requests/s"
+            ties = any(each.redis is not None and each.cosmos.overlaps(each.redis) for each in self.points)
+            tie = "; at some of them it is a tie, because prices are not known better" if ties else ""
+            return f"{winner} is cheaper at every rate from {low:,.0f} to {high:,.0f} requests/s{tie}"
         begin = f"from {two_digits(self.may_from)}" if self.may_from else "from the lowest rate"
         end = f"to {two_digits(self.surely_from)}" if self.surely_from else "to the highest rate"
         return (

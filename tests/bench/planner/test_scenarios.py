@@ -207,10 +207,10 @@ def test_a_difference_within_what_prices_are_known_to_is_a_tie(tmp_path: Path) -
     def at(reads_s: float) -> str:
         return review(a_plan(peak_rps=reads_s), tmp_path / "prices.toml").here.sentence
 
-    assert at(1).startswith("cheaper: Cosmos DB by serverless")
+    assert at(1).startswith("Cosmos DB by serverless is cheaper: ")
     assert at(34).startswith("a tie: ")  # 34 reads/s all month are 89 million RU, 22.4 USD
     assert "23 (19 - 28) USD/month" in at(34)
-    assert at(100).startswith("cheaper: Redis, 23 (19 - 28) USD/month; Cosmos DB by autoscale, 43 (38 - 47)")
+    assert at(100).startswith("Redis is cheaper: 23 (19 - 28) USD/month; Cosmos DB by autoscale: 43 (38 - 47)")
     found = review(a_plan(), tmp_path / "prices.toml").break_even
     assert found.may_from is not None
     assert found.rps is not None

@@ -14,6 +14,7 @@ import pytest
 
 from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
+from bench.planner.figures import format_value
 from bench.planner.inputs import KNOWN, Layer, PlanMisused, from_report, merge
 from bench.planner.page import page
 from bench.planner.prices import OURS, PricesUnreadable, load
@@ -62,7 +63,7 @@ def test_a_person_sees_figures_costs_assumptions_and_what_to_look_out_for() -> N
     done = plan(*LEAST, "--profile", "evening", "--zipf", "0.9")
     assert done.returncode == 0, done.stderr
     for shown in (
-        "serve_ru", "Cosmos DB, serverless", "Redis and pods", "cheaper: Cosmos DB by", "requests/s on, Redis",
+        "serve_ru", "Cosmos DB, serverless", "Redis and pods", "is cheaper: ", "requests/s on, Redis",
         "saves, USD/month", "autoscale, not manual", "assumed: items 0 items", "list_length 20 items",
         "ASSUMED, NO PRICE WAS FOUND", "QUOTED BY OTHERS, NOT CHECKED", "years old", "months old",
         "not priced: reserved capacity", "it is a tie, because prices are not known better",
@@ -87,6 +88,14 @@ def test_the_reference_shows_what_it_pays_for_nothing() -> None:
 @pytest.mark.parametrize(("written", "users"), [("20M", 20_000_000), ("1.5k", 1_500), ("1B", 10**9), ("2_000", 2_000)])
 def test_numbers_come_as_people_write_them(written: str, users: int) -> None:
     assert merge([Layer("flag", {"users": written, "peak_rps": "2k"}, "--{flag}")]).inputs.users == users
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(1820.41, "1,800"), (184.16, "180"), (23.36, "23"), (9.99, "10"), (0.734, "0.73"), (0, "0"), (45_552, "46,000")],
+)
+def test_money_has_two_digits(value: float, shown: str) -> None:
+    assert format_value(value, "USD/month") == f"{shown} USD/month"
 
 
 def test_a_price_says_how_old_it_is_and_how_far_off_it_may_be() -> None:
