@@ -159,20 +159,17 @@ class RuledLists:
 
         A segment's is filled up with what is popular overall, with a score of 0.
         """
-        model = self._model
+        model, counts = self._model, self._popularity.counts
         if not (self._rules.shorten or len(self._pins) or self._weights is not None):
             return {OVERALL: model.popular, **model.segments}
-        counts = self._popularity.counts
         order = by_popularity(counts)
-        overall, length = self._shortened(order, counts[order]), len(model.popular.items)
-        lists = {OVERALL: Popular(overall.items[:length], overall.scores[:length])}
+        lists = {OVERALL: self._shortened(order, counts, len(model.popular.items))}
         for segment, popular in model.segments.items():
-            own = popular.scores if self._weights is None else popular.scores * self._weights[popular.items]
-            order = by_popularity(own)
-            filler = overall.items[~np.isin(overall.items, popular.items)]
-            items = np.concatenate([popular.items[order], filler])
-            scores = np.concatenate([own[order], np.zeros(len(filler), dtype=np.float32)])
-            lists[segment] = self._shortened(items, scores, len(popular.items))
+            own = np.zeros_like(counts)
+            own[popular.items] = popular.scores
+            own = own if self._weights is None else own * self._weights
+            items = np.concatenate([popular.items, order[~np.isin(order, popular.items)]])
+            lists[segment] = self._shortened(items[by_popularity(own[items])], own, len(popular.items))
         return lists
 
     def about(self) -> dict[str, Any]:
@@ -246,19 +243,16 @@ class RuledLists:
             depth *= _DEEPER
         return items, scores
 
-    def _shortened(self, items: Indices, scores: Floats, n: int | None = None) -> Popular:
-        """Return a popular list, pinned items first with the score of the best, and of the others what rules leave."""
-        pins = self._pins if len(items) else self._pins[:0]
-        scores = np.concatenate([np.repeat(scores[:1], len(pins)), scores])
-        items = np.concatenate([pins, items])
-        kept = _first(items[None, :], 1)[0]
+    def _shortened(self, items: Indices, scores: Floats, n: int) -> Popular:
+        """Return the pinned items and *items*, best first by the *scores* of all: the first *n* that rules leave."""
+        scores = scores.copy()
+        scores[self._pins] = scores[items[0]]
+        items = np.concatenate([self._pins, items[~np.isin(items, self._pins)]])
         if self.allowed is not None:
-            kept &= self.allowed[items]
-        items, scores = items[kept], scores[kept]
+            items = items[self.allowed[items]]
         if self.categories is not None and self._rules.max_per_category is not None:
-            kept = capped(items[None, :], self.categories, self._rules.max_per_category)[0]
-            items, scores = items[kept], scores[kept]
-        return Popular(items[:n], scores[:n])
+            items = items[capped(items[None, :], self.categories, self._rules.max_per_category)[0]]
+        return Popular(items[:n], scores[items[:n]])
 
 
 def capped(items: Indices, categories: Indices, most: int) -> npt.NDArray[np.bool_]:

@@ -209,17 +209,11 @@ class Rows:
 
     total     how many there are
     left_out  how many of them are left out, by reason, in the order in which the reasons are tried; zeros not listed
-    facts     aggregates over those that are kept, `rows`, how many they are, among them
+    facts     by name, over those that are kept; `rows` is how many they are
     """
 
     def __init__(
-        self,
-        shapes: Sequence[TableShape],
-        source: str,
-        role: str,
-        column: str | None,
-        *aggregates: pl.Expr,
-        advice: str,
+        self, shapes: Sequence[TableShape], source: str, role: str, column: str | None, *facts: pl.Expr, advice: str
     ) -> None:
         """
         Read all rows once; what a table has no value of is null in its rows.
@@ -233,7 +227,7 @@ class Rows:
         self._all = pl.concat([self._shaped(*numbered) for numbered in enumerate(shapes)], how="diagonal")
         with data_errors(source):
             counts = pl.len().alias("rows"), pl.col("invalid").sum()
-            groups = self._all.group_by("reason").agg(*counts, *aggregates).collect(engine="streaming")
+            groups = self._all.group_by("reason").agg(*counts, *facts).collect(engine="streaming")
         if column is not None and groups.get_column("invalid").sum():
             raise self._invalid_number(role, column)
         found = {group["reason"]: group for group in groups.iter_rows(named=True)}
