@@ -94,7 +94,14 @@ def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]
 
     Raises SettingError for what is no gate, or has no bound that makes sense.
     """
-    gates = [] if path is None else [*parse_gates(_read_toml(path), str(path))]
+    gates = list[Gate]()
+    if path is not None:
+        try:
+            gates += parse_gates(tomllib.loads(path.read_text()), str(path))
+        except OSError as error:
+            raise SettingError(f"{path}: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingError(f"{path} is not TOML: {error}.") from error
     for text in given:
         name, _, bound = text.partition("=")
         try:
@@ -281,12 +288,3 @@ def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
 
 def _value(numbers: Mapping[str, float], metric: str) -> float | None:
     return numbers.get(f"model.{metric}", numbers.get(metric))
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingError(f"{path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is not TOML: {error}.") from error

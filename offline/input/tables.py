@@ -1,7 +1,7 @@
 """Tables: files of rows, opened, read in one shape and checked; rows are counted by the reason to leave them out."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,11 @@ class Rows:
             counts = pl.len().alias("rows"), pl.col("invalid").sum()
             groups = self._all.group_by("reason").agg(*counts, *facts).collect(engine="streaming")
         if column is not None and groups.get_column("invalid").sum():
-            raise self._invalid_number(role, column)
+            ((place, value),) = self._cells(pl.col("invalid"), column, 1)
+            raise DataError(
+                f"{place}, column {column!r}: the {role} {value} is not a finite number; mend the row, remove it, or "
+                f"name another {role} column."
+            )
         found = {group["reason"]: group for group in groups.iter_rows(named=True)}
         self.total = int(groups.get_column("rows").sum())
         self.left_out = {reason: found[number]["rows"] for reason, number in self._reasons.items() if number in found}
@@ -253,23 +257,15 @@ class Rows:
 
     def examples(self, reason: str, column: str, count: int) -> list[str]:
         """Return the places and values in *column* of the first *count* rows that are left out for a *reason*."""
-        of_reason = self._all.filter(pl.col("reason") == self._reasons[reason])
-        found = of_reason.select("file", "row").head(count).collect()
-        return [f"{self._place(file, row)}: {self._value(file, row, column)!r}" for file, row in found.iter_rows()]
+        found = self._cells(pl.col("reason") == self._reasons[reason], column, count)
+        return [f"{place}: {value}" for place, value in found]
 
-    def _place(self, file: int, row: int) -> str:
-        table = self._tables[file]
-        return f"{table.file}, row {row + table.first_row}"
-
-    def _value(self, file: int, row: int, column: str) -> object:
-        return self._tables[file].frame.slice(row, 1).select(column).collect().item()
-
-    def _invalid_number(self, role: str, column: str) -> DataError:
-        file, row = self._all.filter("invalid").select("file", "row").head(1).collect().row(0)
-        return DataError(
-            f"{self._place(file, row)}, column {column!r}: the {role} {self._value(file, row, column)!r} is not a "
-            f"finite number; mend the row, remove it, or name another {role} column."
-        )
+    def _cells(self, condition: pl.Expr, column: str, count: int) -> Iterator[tuple[str, str]]:
+        """Yield where the first *count* rows that meet a *condition* are, and their values in *column*."""
+        for file, row in self._all.filter(condition).select("file", "row").head(count).collect().iter_rows():
+            table = self._tables[file]
+            value = table.frame.slice(row, 1).select(column).collect().item()
+            yield f"{table.file}, row {row + table.first_row}", repr(value)
 
 
 def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
