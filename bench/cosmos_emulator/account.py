@@ -179,7 +179,6 @@ class Account:
     """Names and ports, the write region first."""
 
     consistency: str = "Session"
-    burst: bool = False
     clock: Callable[[], float] = time.time
     databases: dict[str, Database] = field(default_factory=dict)
     offers: dict[str, Offer] = field(default_factory=dict)

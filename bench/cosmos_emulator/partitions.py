@@ -14,13 +14,6 @@ from bench.cosmos_emulator.partition_keys import boundary
 
 PARTITION_RU, INITIAL_PARTITION_RU = 10_000, 6_000
 
-# A partition that banks idle request units spends no more than these in a second, all together; only partitions
-# below it bank any. https://learn.microsoft.com/azure/cosmos-db/burst-capacity
-BURST_LIMIT_RU = 3000.0
-
-# So many seconds of idle throughput are banked, as the same page says.
-BANKED_S = 300.0
-
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
@@ -64,33 +57,25 @@ class Throughput:
 class Budget:
     """The request units of one partition in one region; times are seconds of any clock that does not go back."""
 
-    __slots__ = ("_bank_ru", "_second", "_used_ru", "burst", "rate")
+    __slots__ = ("_second", "_used_ru", "rate")
 
-    def __init__(self, rate: float, *, burst: bool = False) -> None:
+    def __init__(self, rate: float) -> None:
         self.rate = rate
-        self.burst = burst
         self._second = -1
         self._used_ru = 0.0
-        self._bank_ru = 0.0
-
-    @property
-    def _limit(self) -> float:
-        if not self.burst or self.rate >= BURST_LIMIT_RU:
-            return self.rate
-        return self.rate + min(self._bank_ru, BURST_LIMIT_RU - self.rate)
 
     def provision(self, rate: float) -> None:
         """Change the rate; what was admitted by the old one is spent, and not owed by the new one."""
-        owed = max(0.0, self._used_ru - self._limit)
+        owed = max(0.0, self._used_ru - self.rate)
         self.rate = rate
-        self._used_ru = min(self._used_ru - owed, self._limit) + owed
+        self._used_ru = min(self._used_ru - owed, rate) + owed
 
     def wait_ms(self, now: float) -> int:
         """Return 0 where a request may run at *now*, else the milliseconds until a second with something left."""
         second = floor(now)
         if second > self._second:
             self._roll(second)
-        missing = self._used_ru - self._limit
+        missing = self._used_ru - self.rate
         if missing < 0:
             return 0
         seconds = floor(missing / self.rate) if self.rate else 0
@@ -104,21 +89,15 @@ class Budget:
         self._used_ru += charge_ru
 
     def left_ru(self, now: float) -> float:
-        """Return what may still be spent in this second, without the bank."""
+        """Return what may still be spent in this second."""
         if floor(now) > self._second:
             self._roll(floor(now))
         return max(0.0, self.rate - self._used_ru)
 
     def _roll(self, second: int) -> None:
-        """Close the seconds before *second*: carry what is owed, bank what was idle."""
+        """Close the seconds before *second*: what is owed is paid by what they had."""
         if self._second >= 0:
-            limit = self._limit
-            owed = max(0.0, self._used_ru - limit)
-            self._bank_ru += self.rate - min(self._used_ru, limit)
-            idle = (second - self._second - 1) * self.rate
-            paid = min(owed, idle)
-            self._used_ru = owed - paid
-            self._bank_ru = min(max(0.0, self._bank_ru + idle - paid), BANKED_S * self.rate)
+            self._used_ru = max(0.0, self._used_ru - self.rate * (second - self._second))
         self._second = second
 
 
@@ -169,10 +148,9 @@ class Partition:
 class Partitions:
     """All partitions of one container, in the order of their ranges."""
 
-    def __init__(self, throughput: Throughput, version: int, regions: int, *, burst: bool) -> None:
+    def __init__(self, throughput: Throughput, version: int, regions: int) -> None:
         self._version = version
         self._regions = regions
-        self._burst = burst
         parts = throughput.initial_partitions
         edges = [boundary(part, parts, version) for part in range(parts + 1)]
         self._replace([Partition(str(part), edges[part], edges[part + 1], (), 1) for part in range(parts)], parts)
@@ -204,7 +182,7 @@ class Partitions:
         rate = throughput.ru / len(self.all)
         for partition in self.all:
             if not partition.budgets:
-                partition.budgets = [Budget(rate, burst=self._burst) for _ in range(self._regions)]
+                partition.budgets = [Budget(rate) for _ in range(self._regions)]
             for budget in partition.budgets:
                 budget.provision(rate)
 

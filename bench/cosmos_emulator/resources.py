@@ -61,7 +61,7 @@ def create_container(
     definition = PartitionKeyDefinition(resource.get("partitionKey"))
     is_default = manual is None and autoscale is None
     throughput = Throughput(DEFAULT_RU) if is_default else throughput_of(manual, autoscale)
-    partitions = Partitions(throughput, definition.version, len(account.regions), burst=account.burst)
+    partitions = Partitions(throughput, definition.version, len(account.regions))
     container = Container(database, name, account.next_number(), definition, partitions)
     container.unique_keys = unique_keys
     _configure(account, container, resource)

@@ -45,7 +45,6 @@ class Settings:
     """Where the key was read from, for the line that shows how to connect; None for the well-known one."""
 
     consistency: str = "Session"
-    burst: bool = False
     charges: Path | None = None
     """The user's coefficients; None for ours."""
 
@@ -85,7 +84,7 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
     ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
     regions = tuple(zip(REGIONS, ports, strict=False))
     charges = load(settings.charges or OURS)
-    account = Account(charges, regions, settings.consistency, burst=settings.burst, clock=clock)
+    account = Account(charges, regions, settings.consistency, clock)
     service = Service(account, Authenticator(settings.key, Issuer() if settings.entra else None))
     if settings.faults is not None:
         service.faults.read(settings.faults, clock())

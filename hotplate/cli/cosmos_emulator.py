@@ -38,9 +38,6 @@ def cosmos_emulator(
             "Set the account's default consistency: Strong, BoundedStaleness, Session, ConsistentPrefix or Eventual.",
         ),
     ] = "Session",
-    burst: Annotated[
-        bool, _option("--burst", "Let partitions bank idle throughput for bursts, as accounts can.")
-    ] = False,
     tls: Annotated[bool, _option("--tls", "Serve HTTPS with a certificate that is made at the start.")] = False,
     certificate: Annotated[
         Path | None, _option("--certificate", "Write the certificate of --tls to this file, for clients to trust.")
@@ -66,7 +63,7 @@ def cosmos_emulator(
     logging.getLogger("bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
     settings = Settings(
-        host, port, second_region, key, key_file, consistency, burst, charges, tls, certificate, entra_issuer, faults
+        host, port, second_region, key, key_file, consistency, charges, tls, certificate, entra_issuer, faults
     )
     try:
         serve(settings, lambda emulator: _print_ready(emulator, settings, as_json=as_json))

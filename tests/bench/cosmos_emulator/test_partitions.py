@@ -34,7 +34,7 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
 @pytest.mark.parametrize("ru", [400, 1_000, pytest.param(4_000, marks=pytest.mark.soak), 11_000])
 @pytest.mark.parametrize("charge_ru", [pytest.param(1.0, marks=pytest.mark.soak), 1.14, 10.8, 145.9])
 def test_what_is_provisioned_is_admitted(ru: int, charge_ru: float) -> None:
-    partitions = Partitions(Throughput(ru), 2, 1, burst=False)
+    partitions = Partitions(Throughput(ru), 2, 1)
     keys = [f"user-{n}" for n in range(997)]
     seconds = 100 if charge_ru > 100 else 10
     per_second = int(ru / charge_ru * 1.5) + 10
@@ -43,7 +43,7 @@ def test_what_is_provisioned_is_admitted(ru: int, charge_ru: float) -> None:
 
 
 def test_a_hot_key_gets_the_share_of_its_partition() -> None:
-    partitions = Partitions(Throughput(11_000), 2, 1, burst=False)
+    partitions = Partitions(Throughput(11_000), 2, 1)
     assert len(partitions.all) == 2
     total = admitted(partitions, ["the hot one"], 1.0, 9, 11_000)
     assert total == pytest.approx(9 * 5_500, rel=0.01)
@@ -77,26 +77,11 @@ def test_what_was_spent_before_scaling_down_is_not_owed_afterwards() -> None:
     assert budget.left_ru(START + 2) == 1_000.0
 
 
-def test_idle_throughput_is_banked_for_a_burst() -> None:
-    # The documentation's example: 100 RU/s, idle for 5 minutes, bank 30,000 RU, spent at 3,000 RU/s in 10 s and some.
-    budget = Budget(100.0, burst=True)
+def test_idle_throughput_is_not_banked() -> None:
+    budget = Budget(100.0)
     budget.charge(START, 0.0)
-    total = 0.0
-    for count in range(20 * 10_000):
-        now = START + 301 + count / 10_000
-        if not budget.wait_ms(now):
-            budget.charge(now, 1.0)
-            total += 1.0
-        if count == 5 * 10_000:
-            assert total == pytest.approx(5 * 3000, rel=0.01)
-    assert total == pytest.approx(30_000 + 20 * 100, rel=0.01)
-
-
-def test_nothing_is_banked_without_burst_or_above_its_limit() -> None:
-    for budget in (Budget(100.0), Budget(4000.0, burst=True)):
-        budget.charge(START, 0.0)
-        budget.charge(START + 100, budget.rate)
-        assert budget.wait_ms(START + 100) > 0
+    budget.charge(START + 100, budget.rate)
+    assert budget.wait_ms(START + 100) > 0
 
 
 @pytest.mark.parametrize(
@@ -111,11 +96,11 @@ def test_nothing_is_banked_without_burst_or_above_its_limit() -> None:
     ],
 )
 def test_partitions_of_a_new_container(throughput: Throughput, parts: int) -> None:
-    assert len(Partitions(throughput, 2, 1, burst=False).all) == parts
+    assert len(Partitions(throughput, 2, 1).all) == parts
 
 
 def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
-    partitions = Partitions(Throughput(400), 2, 1, burst=False)
+    partitions = Partitions(Throughput(400), 2, 1)
     partitions.provision(Throughput(10_000))
     assert [one.id for one in partitions.all] == ["0"]
     partitions.provision(Throughput(20_000))
@@ -129,7 +114,7 @@ def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_keys_spread_evenly_over_ranges_that_have_no_gap(version: int) -> None:
-    partitions = Partitions(Throughput(50_000), version, 1, burst=False)
+    partitions = Partitions(Throughput(50_000), version, 1)
     assert partitions.all[0].minimum == ""
     assert partitions.all[-1].maximum == "FF"
     for left, right in zip(partitions.all, partitions.all[1:], strict=False):

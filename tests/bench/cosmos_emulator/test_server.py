@@ -20,7 +20,7 @@ from tests.support.cosmos_server import emulator, emulator_thread
 def test_the_emulators_own_pages_and_options() -> None:
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-    with emulator("--tls", "--second-region", "0", "--entra-issuer", "--burst") as server:
+    with emulator("--tls", "--second-region", "0", "--entra-issuer") as server:
 
         def page(method: str, path: str, body: object = None) -> bytes:
             data = None if body is None else orjson.dumps(body)
