@@ -175,8 +175,15 @@ def train(
 
     *on_progress* is called with (stage, done, total): read, matrix, tune, evaluate, fit, save, in this order; within
     tune once per trial, within evaluate and fit once per iteration; *on_notice* with a sentence on what a search will
-    cost. What was finished lies beside *out* until the model is saved, and after a kill it is not done again. Raises
-    DataError when the data, the settings or *out* cannot be used; no model is written then.
+    cost. Raises DataError when the data, the settings or *out* cannot be used; no model is written then.
+
+    What was finished lies beside *out* until the model is saved, and after a kill it is not done again:
+
+        .NAME.kept/trials.jsonl          the trials of a search
+        .NAME.kept/evaluation-KEY.json   the evaluation
+        .NAME.kept/fitted-KEY/           a model folder of the final fit
+
+    KEY names the data, the settings, the parameters and the versions of libraries that they belong to.
     """
     out, seconds = Path(out), dict[str, float]()
     check_target(out)
@@ -217,23 +224,23 @@ def train(
     data = _description(interactions, settings) | {"test": about_test}
     evaluation, note = None, "No evaluation was requested."
     given = settings, params, baselines, data, interactions.titles
-    kept = _Kept(folder, digest_of(matrix.user_items, matrix.history, *given))
+    key = digest_of(matrix.user_items, matrix.history, *given)
     if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, on_progress):
             how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent}
             how["on_iteration"] = partial(on_progress, "evaluate")
-            evaluation, note = kept.evaluation(lambda: _evaluate(judged, test, params, settings, how))
-    popular = most_popular(standing, settings.popular_length, recent.half_life_days)
-    segments = {}
-    if interactions.segments is not None:
-        segments = popular_by_segment(interactions.segments, standing.item_ids, settings.popular_length)
+            evaluation, note = _kept_evaluation(
+                folder / f"evaluation-{key}.json", lambda: _evaluate(judged, test, params, settings, how)
+            )
 
     def learn() -> Model:
+        rows, length = interactions.segments, settings.popular_length
+        segments = {} if rows is None else popular_by_segment(rows, standing.item_ids, length)
         return Model(
             ranker=fit(standing.user_items, params, partial(on_progress, "fit"), times=standing.times),
             matrix=standing,
             titles={item: interactions.titles[item] for item in standing.item_ids if item in interactions.titles},
-            popular=popular,
+            popular=most_popular(standing, length, recent.half_life_days),
             segments=segments,
             params=params,
             metrics=evaluation.to_json() if evaluation else None,
@@ -245,7 +252,7 @@ def train(
         )
 
     with _stage("fit", seconds, on_progress):
-        model = kept.model(learn)
+        model = _kept_model(folder / f"fitted-{key}", learn)
     with _stage("save", seconds, on_progress):
         save(model, out)
         shutil.rmtree(folder, ignore_errors=True)  # of another training of the same model it may be gone
@@ -254,40 +261,26 @@ def train(
     )
 
 
-class _Kept:
-    """
-    What a training has finished, beside the folder of its model until that is saved: after a kill it is not done again.
+def _kept_evaluation(path: Path, measure: Callable[[], tuple[Evaluation | None, str]]) -> tuple[Evaluation | None, str]:
+    """Return the evaluation that is kept, or make one and keep it."""
+    with suppress(OSError, ValueError):
+        return _revived(Evaluation, json.loads(path.read_bytes())), ""
+    evaluation, note = measure()
+    if evaluation is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # What each user is worth, an array, has gone into the leads.
+        path.write_text(json.dumps(asdict(evaluation), default=lambda each: each.item() if each.ndim == 0 else None))
+    return evaluation, note
 
-        .NAME.kept/trials.jsonl          the trials of a search
-        .NAME.kept/evaluation-KEY.json   the evaluation
-        .NAME.kept/fitted-KEY/           a model folder of the final fit
 
-    *key* names the data, the settings, the parameters and the versions of libraries that they belong to.
-    """
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self._evaluation, self._fitted = folder / f"evaluation-{key}.json", folder / f"fitted-{key}"
-
-    def evaluation(self, measure: Callable[[], tuple[Evaluation | None, str]]) -> tuple[Evaluation | None, str]:
-        """Return the evaluation that is kept, or make one and keep it."""
-        with suppress(OSError, ValueError):
-            return _revived(Evaluation, json.loads(self._evaluation.read_bytes())), ""
-        evaluation, note = measure()
-        if evaluation is not None:
-            self._evaluation.parent.mkdir(parents=True, exist_ok=True)
-            # What each user is worth, an array, has gone into the leads.
-            plain = json.dumps(asdict(evaluation), default=lambda each: each.item() if each.ndim == 0 else None)
-            self._evaluation.write_text(plain)
-        return evaluation, note
-
-    def model(self, learn: Callable[[], Model]) -> Model:
-        """Return the model that is kept, or learn it and keep it."""
-        with suppress(DataError):
-            return load(self._fitted)
-        model = learn()
-        shutil.rmtree(self._fitted, ignore_errors=True)  # a part of one that was being removed
-        save(model, self._fitted)
-        return model
+def _kept_model(path: Path, learn: Callable[[], Model]) -> Model:
+    """Return the model that is kept, or learn it and keep it."""
+    with suppress(DataError):
+        return load(path)
+    model = learn()
+    shutil.rmtree(path, ignore_errors=True)  # a part of one that was being removed
+    save(model, path)
+    return model
 
 
 def _revived(kind: Any, value: Any) -> Any:  # noqa: ANN401 -- any type

@@ -152,7 +152,8 @@ class Registry:
         folder = f"{name}/{version}"
         try:
             for file in files:
-                self._upload(file, f"{folder}/model/{file.relative_to(model).as_posix()}")
+                with self._written(f"{folder}/model/{file.relative_to(model).as_posix()}") as path:
+                    self._files.put_file(str(file), path)
         except DataError:  # a full disk would stay so
             with suppress(DataError):
                 self._remove_version(f"{folder}/claim.json")
@@ -263,10 +264,6 @@ class Registry:
         except FileExistsError:
             return False
         return True
-
-    def _upload(self, file: Path, path: str) -> None:
-        with self._written(path) as full:
-            self._files.put_file(str(file), full)
 
     @contextmanager
     def _written(self, path: str) -> Iterator[str]:
