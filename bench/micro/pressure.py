@@ -1,4 +1,4 @@
-"""Cases of what is more than a GET: too many batches, visitors that are folded in beside GETs, and events."""
+"""Cases of what is more than a GET: too many batches, visitors that are folded in, and events."""
 
 import asyncio
 import itertools
@@ -176,7 +176,7 @@ CASES = (
         {"visitors: p99": at_most(10), "both: p99": at_most(10)},
         {
             "visitors: p99": "folding in a visitor, 27,000 items of 256 factors: p99",
-            "both: p99": "the same beside 2,000 GETs/s: p99",
+            "both: p99": "the same with 2,000 GETs/s at the same time: p99",
             "one by one: CPU": "the same: CPU",
         },
     ),

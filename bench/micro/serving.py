@@ -52,7 +52,7 @@ urllib.request.urlopen(urllib.request.Request(sys.argv[2], method="POST")).close
 
 
 @contextmanager
-def _beside_aiohttp(effort: Effort) -> Iterator[Candidates]:
+def _http_peer(effort: Effort) -> Iterator[Candidates]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         publish_to(f"file://{folder}", TITLED, TITLED.values())
         service = stack.enter_context(hotplate_serving(f"file://{folder}"))
@@ -194,7 +194,7 @@ def _workers(effort: Effort) -> Iterator[Candidates]:
 CASES = (
     Case(
         "http_peer",
-        _beside_aiohttp,
+        _http_peer,
         {"hotplate / aiohttp: rate": at_least(0.75)},
         {
             "hotplate / aiohttp: rate": "a GET on one core, compared with one route of aiohttp over a dict: rate",

@@ -11,6 +11,7 @@ from pathlib import Path
 import lmdb
 import polars as pl
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 from bench.micro import __main__ as command
 from bench.micro import c_peers, commands, publishing, servers, spent
@@ -18,6 +19,7 @@ from bench.micro.harness import Candidates, Case, Effort, Figure, Skipped, Unmea
 from bench.micro.training_data import write_catalogue
 from bench.process import free_port, serving
 from stores.encoding import HEADER_BYTES
+from tests.support.paths import ROOT
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
 # What is also measured by the fast tests; the others take longer.
@@ -125,6 +127,12 @@ def test_a_misuse_of_the_command_exits_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         command.main(wrong)
     assert stopped.value.code == 2
+
+
+def test_the_wheel_has_what_measures_services_and_not_what_measures_a_checkout() -> None:
+    files = {one.distribution_path for one in WheelBuilder(str(ROOT)).recurse_included_files()}
+    assert "bench/http.py" in files
+    assert not {file for file in files if file.startswith(("bench/micro/", "bench/history"))}
 
 
 def test_an_import_and_bare_calls_write_the_same_lists(tmp_path: Path) -> None:
