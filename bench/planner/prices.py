@@ -14,10 +14,9 @@ from typing import Any
 from bench.errors import BenchMisused
 
 OURS = Path(__file__).with_name("prices.toml")
-LISTED = "a list price"
 # How reliable a price is: by the word in the file, and as people read it; and how far off it may well be, if the file
 # does not say: list prices differ by region and day, what others quote by what they left out.
-BASES = {"listed": LISTED, "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
+BASES = {"listed": "a list price", "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
 WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
 DAYS_A_MONTH = 365.25 / 12
 # A twelfth of 8,760, as Azure's own estimates have it.

@@ -11,7 +11,6 @@ from bench.planner.cosmos import CONTROL_RU
 from bench.planner.figures import Figure, Range, format_value, two_digits
 from bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
 from bench.planner.plan import Plan
-from bench.planner.prices import LISTED
 from stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
 REPORT_FORMAT = 2
@@ -350,8 +349,8 @@ def _publishing_changes(inputs: Inputs) -> Iterator[Change]:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Return what to look out for: limits, partitions, prices without a list price, and what the plan leaves open."""
-    return [*_limit_warnings(plan), *_partition_warnings(plan), *_price_warnings(plan), *_open_questions(plan)]
+    """Return what to look out for: limits, partitions, and what the plan leaves open."""
+    return [*_limit_warnings(plan), *_partition_warnings(plan), *_open_questions(plan)]
 
 
 def _limit_warnings(plan: Plan) -> Iterator[str]:
@@ -390,13 +389,6 @@ def _partition_warnings(plan: Plan) -> Iterator[str]:
             f"what once had {plan.number('highest_ru'):,.0f} RU/s has {created:,.0f} partitions for life, and "
             f"{needed:,.0f} would do; a new container has fewer"
         )
-
-
-def _price_warnings(plan: Plan) -> Iterator[str]:
-    for name, what in (("usd_redis_node_hour", "a Redis node"), ("usd_cpu_hour", "a vCPU")):
-        price = plan.figures.get(name)
-        if price is not None and not price.source.startswith(LISTED):
-            yield f"{plan.number(name):g} USD for {what} and hour is {price.source}; put yours in a file for --prices"
 
 
 def _open_questions(plan: Plan) -> Iterator[str]:

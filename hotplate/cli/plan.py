@@ -213,6 +213,7 @@ def _print_report(report: "PlanReport") -> None:
         out.print(table(("saves, USD/month", "Cosmos DB", "Redis", "drawback"), savings))
     out.print()
     out.print(table(("prices", "USD", "", "age"), report.prices()))
+    out.print("prices that are quoted or assumed were not checked; put yours in a file for --prices")
     out.print(f"not priced: {', '.join(NOT_PRICED)}")
     out.print()
     assumed = [f"{name} {figure}" for name, figure in made.figures.items() if figure.source.startswith("assumed")]
