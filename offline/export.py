@@ -8,10 +8,9 @@ from implicit.recommender_base import RecommenderBase
 
 from offline.errors import DataError
 from offline.model import Model
-from offline.train.als import Factors
+from offline.train.als import Factors, SparkParams
 from offline.train.ease import EASE
 from offline.train.neighbours import Neighbours, nearest
-from offline.train.weighted import SparkParams
 
 # Without their `fit`, all that distinguishes them is how they were fitted.
 _RECOMMENDERS = {

@@ -18,9 +18,8 @@ from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore
 from offline.model import Model, Users
 from offline.rules import RuledLists, Rules
-from offline.train.als import Factors
+from offline.train.als import Factors, SparkParams
 from offline.train.engine import engine_of
-from offline.train.weighted import SparkParams
 from stores.factors import PIECE_BYTES, Description, Entry, description_row, pieces
 from stores.keys import ITEM, OVERALL, POPULAR, USER
 from stores.store import Plan, Row

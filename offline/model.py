@@ -19,12 +19,11 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
 from offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
-from offline.train.als import ALSParams, Factors
+from offline.train.als import ALSParams, Factors, SparkParams
 from offline.train.ease import EASE, EASEParams
 from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from offline.train.neighbours import NeighbourParams, Neighbours
 from offline.train.popularity import Popular, Popularity, PopularityParams
-from offline.train.weighted import SparkParams
 from stores.folders import LOCK, flush, marked, scratch_folder
 
 # Of the folder; changes when an older hotplate could not read it.

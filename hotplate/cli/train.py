@@ -264,11 +264,10 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
 def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
     """Return the parameters, and what is searched for better ones: nothing, where any are named."""
     from offline.errors import SettingError
-    from offline.train.als import ALSParams
+    from offline.train.als import ALSParams, SparkParams
     from offline.train.cells import read_grid
     from offline.train.engine import PARAMS, option_of
     from offline.train.tuning import TuneOptions
-    from offline.train.weighted import SparkParams
 
     own = {field.name for kind in PARAMS.values() for field in fields(kind)} - {"seed", "recency", "half_life_days"}
     found = {name: given.get(option_of(name).replace("-", "_")) for name in sorted(own)}

@@ -29,11 +29,11 @@ from offline.input.matrix import Indices, Matrix, users_per_item
 from offline.list_encoder import check_length
 from offline.model import Model
 from offline.rules import RuledLists, Rules
+from offline.train.als import SparkParams
 from offline.train.engine import Engine, Params, Ranker, engine_of, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams, by_popularity, most_popular
 from offline.train.recency import recent_popularity
-from offline.train.weighted import SparkParams
 from stores.keys import OVERALL
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())

@@ -11,8 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from offline.errors import DataError
 from offline.input.matrix import Floats, UserItems, check_user_items
 from offline.spark.session import cause_of
-from offline.train.als import Factors
-from offline.train.weighted import SparkParams, confidences
+from offline.train.als import Factors, SparkParams, confidences
 
 # The data alone say how many blocks there are, for the start of the fit is drawn by block: however many executors
 # there are, the same seed then learns the same, but for the order of sums.

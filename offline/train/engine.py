@@ -7,13 +7,12 @@ from typing import Any, Literal, TypeAlias
 from offline.errors import DataError
 from offline.input.matrix import Floats, Times, UserItems
 from offline.train import als, ease, neighbours, popularity
-from offline.train.als import ALSParams, Factors
+from offline.train.als import ALSParams, Factors, SparkParams
 from offline.train.cost import check_memory, fit_bytes
 from offline.train.ease import EASE, EASEParams
 from offline.train.neighbours import NeighbourParams, Neighbours
 from offline.train.popularity import Popularity, PopularityParams
 from offline.train.recency import Recency
-from offline.train.weighted import SparkParams
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams

@@ -28,11 +28,10 @@ from offline.lists import ListSettings, ModelLists
 from offline.model import Model
 from offline.publish import PublishSettings, publish
 from offline.rules import Rules
-from offline.train.als import ALSParams, Factors, fit
+from offline.train.als import ALSParams, Factors, SparkParams, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.neighbours import fit as fit_neighbours
 from offline.train.popularity import most_popular
-from offline.train.weighted import SparkParams
 from serve import fold_in
 from serve.deny_list import DenyListFile
 from serve.item_factors import ItemFactors

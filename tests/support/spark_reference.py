@@ -6,8 +6,7 @@ from scipy.sparse import csr_matrix, hstack
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from offline.input.matrix import Floats, Indices, UserItems
-from offline.train.als import Factors
-from offline.train.weighted import SparkParams, confidences
+from offline.train.als import Factors, SparkParams, confidences
 
 
 def overlap(one: Indices, other: Indices) -> float:

@@ -19,9 +19,8 @@ from offline.input.interactions import read_interactions
 from offline.input.matrix import to_matrix
 from offline.model import load
 from offline.spark.session import check_master, spark_session
-from offline.train.als import ALSParams, Factors
+from offline.train.als import ALSParams, Factors, SparkParams, solve
 from offline.train.engine import fit
-from offline.train.weighted import SparkParams, solve
 from tests.support.interactions import checkerboard
 from tests.support.paths import DATA, ROOT
 from tests.support.spark_reference import fit_by_implicit, overlap

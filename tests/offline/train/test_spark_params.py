@@ -9,10 +9,9 @@ import pytest
 
 from offline.errors import DataError, SettingError
 from offline.export import to_implicit
-from offline.train.als import ALSParams, Factors
+from offline.train.als import ALSParams, Factors, SparkParams, confidences, solve
 from offline.train.cells import read_grid
 from offline.train.engine import as_options, described, engine_of, params_from
-from offline.train.weighted import SparkParams, confidences, solve
 from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard
 from tests.support.spark import model_of
