@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from offline.train.als import ALSParams
     from offline.train.ease import EASEParams
     from offline.train.neighbours import NeighbourParams
-    from offline.train.popularity import PopularityParams
-    from offline.train.recency import Recency
+    from offline.train.popularity import PopularityParams, Recency
     from offline.train.tuning import TuneOptions
     from serve.api.app import mount
     from serve.lists import Lists, Recommendations
@@ -160,8 +159,7 @@ _HOMES = {
     "offline.train.als": ("ALSParams",),
     "offline.train.ease": ("EASEParams",),
     "offline.train.neighbours": ("NeighbourParams",),
-    "offline.train.popularity": ("PopularityParams",),
-    "offline.train.recency": ("Recency",),
+    "offline.train.popularity": ("PopularityParams", "Recency"),
     "offline.train.tuning": ("TuneOptions",),
     "offline.export": ("to_implicit",),
     "offline.model": ("Model", "load_model"),

@@ -19,8 +19,7 @@ from offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, decay
 from offline.input.tables import open_tables, with_whole_numbers
 from offline.model import Model
 from offline.train.engine import with_recency
-from offline.train.popularity import Popular, Popularity, by_popularity
-from offline.train.recency import recent_popularity
+from offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
 from stores.keys import OVERALL
 
 # The first depth of a ranking under a cap, in lists; those that are still short are ranked so many times deeper again.

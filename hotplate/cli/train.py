@@ -303,7 +303,7 @@ def _recency(given: "Mapping[str, Any]") -> "dict[str, Any]":
     """Return what is said of recency and of popularity of late, by the names of parameters."""
     from offline.errors import SettingError
     from offline.input.filters import parse_half_life
-    from offline.train.recency import Recency
+    from offline.train.popularity import Recency
 
     gamma, found = given["recency_gamma"], dict[str, Any]()
     if given["recency"] is not None:

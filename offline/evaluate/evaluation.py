@@ -32,8 +32,7 @@ from offline.rules import RuledLists, Rules
 from offline.train.als import SparkParams
 from offline.train.engine import Engine, Params, Ranker, engine_of, fit
 from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams, by_popularity, most_popular
-from offline.train.recency import recent_popularity
+from offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
 from stores.keys import OVERALL
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # p
 from offline.errors import DataError, SettingError, require_at_least
 from offline.input.matrix import Floats, Indices, UserItems, check_user_items
 from offline.train import ranking
-from offline.train.recency import Recency
+from offline.train.popularity import Recency
 
 # Bounds the memory that folding in takes beside the factors.
 _SOLVED_AT_ONCE = 50_000

@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix, diags_array
 from offline.errors import SettingError
 from offline.input.matrix import Floats, Indices, UserItems, check_user_items
 from offline.train import ranking
-from offline.train.recency import Recency
+from offline.train.popularity import Recency
 
 # A user counts by the square root of what they have: between one vote for each user and one for each pair.
 _USER_POWER = -0.25

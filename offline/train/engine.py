@@ -11,8 +11,7 @@ from offline.train.als import ALSParams, Factors, SparkParams
 from offline.train.cost import check_memory, fit_bytes
 from offline.train.ease import EASE, EASEParams
 from offline.train.neighbours import NeighbourParams, Neighbours
-from offline.train.popularity import Popularity, PopularityParams
-from offline.train.recency import Recency
+from offline.train.popularity import Popularity, PopularityParams, Recency
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from offline.errors import SettingError, require_at_least
 from offline.input.matrix import Floats, Indices, UserItems, check_user_items, users_per_item
 from offline.train import ranking
-from offline.train.recency import Recency
+from offline.train.popularity import Recency
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
 _RECOMMENDERS = {

@@ -1,5 +1,6 @@
-"""What most users have: the list for everybody who has no list of their own, overall and by segment."""
+"""What most users have, of all time or recently: the lists of those who have none, and scores multiplied by it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,15 +9,58 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from offline.errors import DataError, require_at_least
-from offline.input.matrix import Floats, Indices, Matrix, Times, UserItems, check_user_items
+from offline.errors import DataError, SettingError, require_at_least
+from offline.input.matrix import Floats, Indices, Matrix, Times, UserItems, check_user_items, decay, users_per_item
 from offline.train import ranking
-from offline.train.recency import check_half_life, recent_popularity
 
 # The service keeps every popular list in memory.
 MAX_SEGMENTS = 1000
 # Equal counts are in the order of their items: what each item loses more than the one before it, in float64.
 _TIE = 2.0**-50
+# An item that nobody chose recently keeps so much of its score, before the power: it ranks last, but it has a rank.
+_LEAST = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Recency:
+    """The scores of an item are multiplied by (its recent popularity, as a share of the highest) ^ *gamma*."""
+
+    half_life_days: float
+    gamma: float
+
+    def __post_init__(self) -> None:
+        check_half_life(self.half_life_days)
+        if not 0 < self.gamma < math.inf:
+            raise SettingError(f"gamma is {self.gamma}; it must be above zero.")
+
+    def weights(self, user_items: UserItems, times: Times | None) -> Floats:
+        """Return [items] what scores are multiplied by; *times* are those of the pairs. DataError without times."""
+        recent = recent_popularity(user_items, times, self.half_life_days)
+        weights: Floats = (np.maximum(recent / recent.max(), _LEAST) ** self.gamma).astype(np.float32)
+        return weights
+
+
+def check_half_life(days: float) -> None:
+    """Raise SettingError unless *days* is a half-life."""
+    if not 0 < days < math.inf:
+        raise SettingError(f"The half-life is {days} days; it must be above zero.")
+
+
+def recent_popularity(
+    user_items: UserItems, times: Times | None, half_life_days: float | None
+) -> npt.NDArray[np.float64]:
+    """
+    Return [items] how many users have each item; a user counts half after each half-life since the pair began.
+
+    *times* are those of the pairs, in the order of their data; the newest of them is now. Without a half-life all users
+    count 1. Raises DataError for a half-life without times.
+    """
+    if half_life_days is None:
+        return users_per_item(user_items).astype(np.float64)
+    if times is None:
+        raise DataError("A half-life needs times, and the data have none; name their column with --time-column.")
+    weights = decay(times, half_life_days)
+    return np.asarray(np.bincount(user_items.indices, weights=weights, minlength=user_items.shape[1]), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)

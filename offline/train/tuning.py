@@ -21,8 +21,7 @@ from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
 from offline.train.cost import fit_bytes, fit_s, rank_s
 from offline.train.engine import Engine, Params, Ranker, described, engine_of, params_from, recency_of, with_recency
-from offline.train.popularity import PopularityParams
-from offline.train.recency import Recency
+from offline.train.popularity import PopularityParams, Recency
 
 # Above so many pairs a search takes minutes to hours, which nobody should wait for who did not ask for it.
 MAX_PAIRS = 1_000_000

@@ -22,8 +22,7 @@ from offline.train.ease import EASEParams
 from offline.train.engine import Params, described
 from offline.train.engine import fit as fit_engine
 from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams, most_popular, popular_by_segment
-from offline.train.recency import Recency
+from offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from stores.folders import LOCK
 
 PARAMS = ALSParams(factors=4, iterations=2)

@@ -13,8 +13,7 @@ from offline.train.als import ALSParams
 from offline.train.ease import EASEParams
 from offline.train.engine import Params, Ranker, as_options, described, engine_of, fit, params_from
 from offline.train.neighbours import NeighbourParams, NeighbourWeighting
-from offline.train.popularity import PopularityParams
-from offline.train.recency import Recency, recent_popularity
+from offline.train.popularity import PopularityParams, Recency, recent_popularity
 from tests.support.interactions import ROUNDING, checkerboard
 
 SIZE = 50

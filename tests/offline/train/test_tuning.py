@@ -25,8 +25,7 @@ from offline.train.cost import fit_s, rank_s
 from offline.train.ease import EASEParams
 from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
-from offline.train.recency import Recency
+from offline.train.popularity import PopularityParams, Recency
 from offline.train.tuning import Search, Trial, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
