@@ -11,8 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import time
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -204,9 +203,7 @@ def train(
         except DataError as error:
             raise DataError(f"{settings.path}: {error}") from error
         interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
-        settings, learnable, split_note = _split(settings, matrix)
-        if split_note is not None:
-            on_notice(split_note)
+        settings, learnable = _split(settings, matrix, on_notice)
         standing = matrix.standing()
         judged = standing if settings.test else matrix  # before a cut there are users whose pairs were cancelled later
         test, about_test = _read_test(interactions, judged, settings) if settings.test else (None, None)
@@ -285,16 +282,15 @@ def _kept_model(path: Path, learn: Callable[[], Model]) -> Model:
 
 def _revived(kind: Any, value: Any) -> Any:  # noqa: ANN401 -- any type
     """Return plain JSON values as *kind* again: a dataclass, or what its fields are made of."""
-    if get_origin(kind) in (Union, UnionType) and value is not None:
-        names = value.keys() if isinstance(value, dict) else ()
-        dataclasses = (each for each in get_args(kind) if is_dataclass(each))
-        kind = next((each for each in dataclasses if {one.name for one in fields(each)} == names), get_args(kind)[0])
-    if is_dataclass(kind) and value is not None:
-        hints = get_type_hints(kind)
-        return kind(**{name: _revived(hints[name], each) for name, each in value.items()})  # type: ignore[operator]  # a class
-    if isinstance(value, dict):
-        return {key: _revived(get_args(kind)[1], each) for key, each in value.items()}
-    return tuple(_revived(get_args(kind)[0], each) for each in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_revived(get_args(kind)[0], each) for each in value)
+    if not isinstance(value, dict):
+        return value
+    for each in (kind, *get_args(kind)):
+        if is_dataclass(each) and {one.name for one in fields(each)} == value.keys():
+            hints = get_type_hints(each)
+            return each(**{name: _revived(hints[name], one) for name, one in value.items()})  # type: ignore[operator]  # a class
+    return {key: _revived(get_args(kind)[1], each) for key, each in value.items()}
 
 
 Learnable = tuple[UserItems, History | None]
@@ -324,35 +320,35 @@ def _search(
     return search, f"{pairs:,} pairs are too few to hold some back, so the parameters were not searched."
 
 
-def _split(settings: TrainSettings, matrix: Matrix) -> tuple[TrainSettings, Learnable, str | None]:
+def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[TrainSettings, Learnable]:
     """
     Return the split that the data allow, with their core, and what the evaluation learns from: all before its test.
 
-    If it is another split than the default, a sentence says so.
+    If it is another split than the default, a notice says so.
     """
     everything = matrix.user_items, matrix.history
     if settings.split is None:
-        return settings, everything, None
+        return settings, everything
     core = {"min_per_user": settings.min_per_user, "min_per_item": settings.min_per_item}
-    wanted, is_auto, note = SplitOptions(**asdict(settings.split) | core), isinstance(settings.split, AutoSplit), None
+    wanted, is_auto = SplitOptions(**asdict(settings.split) | core), isinstance(settings.split, AutoSplit)
+    drawn = replace(wanted, kind="by-item")
+    if settings.test:  # only the search splits
+        return replace(settings, split=drawn if is_auto and matrix.history is None else wanted), everything
     if is_auto and matrix.history is None:
-        wanted = replace(wanted, kind="by-item")
-        note = (
+        wanted = drawn
+        on_notice(
             "the data have no times, so the lists are tested on a random draw, which flatters: a model learns from "
             "what came later; name the times with --time-column"
         )
-    if settings.test:  # only the search splits
-        return replace(settings, split=wanted), everything, None
     parts = split(*everything, wanted)
     tested = int(np.count_nonzero(np.diff(parts.test.indptr)))
     if is_auto and wanted.in_time and not (tested >= _FEWEST_TESTED and parts.train.nnz):
-        wanted = replace(wanted, kind="by-item")
-        note = (
+        wanted, parts = drawn, split(*everything, drawn)
+        on_notice(
             f"a cut in time leaves {tested} users to test, so the lists are tested on a random draw, which flatters; "
             "--split by-time does it all the same"
         )
-        parts = split(*everything, wanted)
-    return replace(settings, split=wanted), (parts.train, parts.history), note
+    return replace(settings, split=wanted), (parts.train, parts.history)
 
 
 def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None, journal: Path) -> PopularityParams:
