@@ -159,17 +159,16 @@ def is_data(fields: Sequence[str]) -> bool:
 
 
 def time_layouts(values: pl.Series) -> list[str]:
-    """Return the formats that read any of *values*, texts; one of them for those of numbers."""
-    text = values.str.strip_chars()
-    number = text.cast(pl.Float64, strict=False).drop_nulls()
-    numbers = [number_layout(number)] if len(number) else []
-    return numbers + [each for each in _TIME_FORMATS if text.str.to_datetime(each, strict=False).is_not_null().any()]
-
-
-def number_layout(numbers: pl.Series) -> str:
-    """Return the format of times that are *numbers*."""
-    found = {layout: numbers.is_between(*bounds).sum() for layout, bounds in _NUMBER_RANGES.items()}
-    return next((layout for layout, count in found.items() if 2 * count > len(numbers)), NUMBER)
+    """Return the formats that read any of *values*, texts or numbers; one of them for those of numbers."""
+    layouts = list[str]()
+    if values.dtype == pl.String:
+        text = values.str.strip_chars()
+        values = text.cast(pl.Float64, strict=False).drop_nulls()
+        layouts = [each for each in _TIME_FORMATS if text.str.to_datetime(each, strict=False).is_not_null().any()]
+    if values.is_empty():
+        return layouts
+    found = {layout: values.is_between(*bounds).sum() for layout, bounds in _NUMBER_RANGES.items()}
+    return [next((layout for layout, count in found.items() if 2 * count > len(values)), NUMBER), *layouts]
 
 
 def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None:

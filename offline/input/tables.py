@@ -9,15 +9,7 @@ from typing import Any
 import polars as pl
 
 from offline.errors import DataError
-from offline.input.columns import (
-    MAX_ID_BYTES,
-    choose_columns,
-    is_numbered,
-    number_in,
-    number_layout,
-    time_layouts,
-    time_of,
-)
+from offline.input.columns import MAX_ID_BYTES, choose_columns, is_numbered, number_in, time_layouts, time_of
 from offline.input.files import DataFile, Format, data_errors, find_files
 from offline.input.text import scan_text
 
@@ -114,8 +106,6 @@ class Table:
             return None
         present = self.frame.filter(~self.is_absent(name)).select(name)
         with data_errors(self.file):
-            if dtype != pl.String:
-                return number_layout(present.head(_HEAD_ROWS).collect().get_column(name))
             for rows in (present.head(_HEAD_ROWS), present):
                 layouts = time_layouts(rows.collect(engine="streaming").get_column(name))
                 if layouts:
