@@ -66,22 +66,6 @@ class ImportSettings:
         check_length(self.length)
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredRows:
-    """
-    The rows of one file, or folder, of lists, to be scanned as often as needed.
-
-    frame   [row: its number in its file, owner: str, item: str, score: f64, finite, and title: str, if there is such a
-            column], kept rows only
-    rows    how many there are; its facts have `owner_bytes`, the bytes of the owners of kept rows
-    notes   sentences for the person who brought the data: what was read otherwise than it is written
-    """
-
-    frame: pl.LazyFrame
-    rows: Rows
-    notes: list[str]
-
-
 class ItemNumbers:
     """Numbers items from 0, in the order in which they come; lives as long as lists that name them by their numbers."""
 
@@ -135,11 +119,11 @@ class ImportedLists:
         self._settings = settings
         given, numbers = [settings.lists, *settings.more], ItemNumbers()
         with input_files(given) as files:
-            scored = read_scored(files, named_paths(given), settings.columns, settings.form)
+            scored, self._notes = read_scored(files, named_paths(given), settings.columns, settings.form)
             similar = self._read(settings.similar, owner="item", item="other")
             popular = self._read(settings.popular, owner="segment", item="item")
             self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
-            titles = read_titles(settings.titles, settings.columns, settings.form, scored.frame, named_paths(given))
+            titles = read_titles(settings.titles, settings.columns, settings.form, scored.kept, named_paths(given))
             others = [path for path in (settings.popular, settings.similar, settings.titles) if path is not None]
             self._fingerprint = fingerprint(files + [file for path in others for file in find_files(path)])
         self._similar = None
@@ -147,7 +131,7 @@ class ImportedLists:
             report = partial(on_progress, "similar")
             self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
         self._popular = _popular(popular, self._users, numbers, max(settings.length, POPULAR_LENGTH))
-        self.rows, self.left_out, self._notes = scored.rows.total, dict(scored.rows.left_out), list(scored.notes)
+        self.rows, self.left_out = scored.total, dict(scored.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
         self._items = numbers.ids()
@@ -195,10 +179,10 @@ class ImportedLists:
     def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
         return (self._encoder.rows(kind, batch) for batch in lists.batches(_BATCH))
 
-    def _read(self, path: Path | None, owner: str, item: str) -> ScoredRows | None:
+    def _read(self, path: Path | None, owner: str, item: str) -> Rows | None:
         if path is None:
             return None
-        return read_scored(find_files(path), str(path), {}, self._settings.form, owner=owner, item=item)
+        return read_scored(find_files(path), str(path), {}, self._settings.form, owner=owner, item=item)[0]
 
 
 def read_scored(
@@ -209,13 +193,15 @@ def read_scored(
     *,
     owner: str = "user",
     item: str = "item",
-) -> ScoredRows:
+) -> tuple[Rows, list[str]]:
     """
     Read *files*, which messages call *source*: they are checked whole, and counted, before this returns.
 
-    *named* are columns by role, None or missing to guess; *owner* and *item* are the roles of those two columns. Rows
-    without an owner or an item are left out. Raises DataError for what cannot be read, for a score that is not a finite
-    number, and where nothing is left.
+    Returned are rows [owner: str, item: str, score: f64, finite, and title: str, if there is such a column], whose
+    facts have `owner_bytes`, and sentences about what was read otherwise than it is written. *named* are columns by
+    role, None or missing to guess; *owner* and *item* are the roles of those two columns. Rows without an owner or an
+    item are left out; a segment that is missing is the overall one. Raises DataError for what cannot be read, for a
+    score that is not a finite number, and where nothing is left.
     """
     tables = open_tables(files, form, source)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -227,7 +213,7 @@ def read_scored(
     rows = Rows(shapes, source, "score", columns["score"], owner_bytes, advice="mend the rows")
     taken = {role: columns.get(role) for role in (owner, item, "score")}
     said = [note for note in (notes.of_header(tables, taken), notes.of_whole_numbers(whole)) if note is not None]
-    return ScoredRows(rows.kept.with_columns(pl.col("owner").fill_null("")), rows, said)
+    return rows, said
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
@@ -236,22 +222,23 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
     is_float32 = table.schema[name] == pl.Float32
     score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else table.number(name)
-    values = [table.text(columns.get(owner)).alias("owner"), table.text(columns[item]).alias("item")]
-    values.append(score.alias("score"))
+    whose = table.text(columns.get(owner))
+    whose = whose.fill_null(OVERALL) if owner == "segment" else whose
+    values = [whose.alias("owner"), table.text(columns[item]).alias("item"), score.alias("score")]
     if "title" in columns:
         values.append(table.text(columns["title"]).alias("title"))
     left_out = id_reasons({owner: "owner", item: "item"})
     return TableShape(table, values, left_out, ~pl.col("score").is_finite().fill_null(value=False))
 
 
-def _popular(scored: ScoredRows | None, users: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
+def _popular(scored: Rows | None, users: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
     """Return the lists of *scored*, by segment, and the overall one: that of the items in most lists if it has none."""
     counted = pl.DataFrame(
         {"item": numbers.ids().head(len(users.in_lists)), "score": users.in_lists.astype(np.float64)}
     )
     rows = counted.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
     if scored is not None:
-        given = scored.frame.select("owner", "item", "score").collect(engine="streaming")
+        given = scored.kept.select("owner", "item", "score").collect(engine="streaming")
         segments = given.get_column("owner").n_unique()
         if segments >= MAX_POPULAR_LISTS:
             raise DataError(
@@ -263,7 +250,7 @@ def _popular(scored: ScoredRows | None, users: SortedLists, numbers: ItemNumbers
 
 
 def sort_lists(
-    scored: ScoredRows, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
+    scored: Rows, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
     """
     Sort rows into files in a new *folder*: by owner, then highest score, then item; at most *length* items per owner.
@@ -271,13 +258,13 @@ def sort_lists(
     Items get their *numbers*. *on_progress* is called with (rows done, twice the rows), for each is handled twice.
     Raises DataError where the disk is too small, before anything is written, or gets full.
     """
-    _check_free_space(scored.rows, folder.parent)
+    _check_free_space(scored, folder.parent)
     folder.mkdir()
-    done, total = 0, 2 * scored.rows.facts["rows"]
+    done, total = 0, 2 * scored.facts["rows"]
     on_progress(done, total)
     with _disk_errors(folder):
         bounds = _bounds(scored)
-        rows = scored.frame.select("owner", "item", "score")
+        rows = scored.kept.select("owner", "item", "score")
         for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
             _spill(batch, numbers, bounds, folder, f"{done}.arrow")
             done += batch.height
@@ -328,13 +315,13 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
     )
 
 
-def _bounds(scored: ScoredRows) -> pl.Series:
+def _bounds(scored: Rows) -> pl.Series:
     """Return the owners at which partitions begin, so that each partition gets about as many rows."""
-    count = min(-(-scored.rows.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
+    count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
         return pl.Series(dtype=pl.String)
-    step = -(-scored.rows.total // _SAMPLED_OWNERS)
-    sampled = scored.frame.filter(pl.col("row") % step == 0).select("owner").collect(engine="streaming")
+    step = -(-scored.total // _SAMPLED_OWNERS)
+    sampled = scored.kept.filter(pl.col("row") % step == 0).select("owner").collect(engine="streaming")
     owners = sampled.to_series().sort()
     starts = [len(owners) * at // count for at in range(1, count)] if len(owners) else []
     return owners.gather(starts).unique(maintain_order=True)

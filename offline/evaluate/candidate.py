@@ -142,7 +142,7 @@ def from_files(
     *pairs* [user, item] are those of the truth: memory grows with the lists of their users, and not with the file.
     Equal scores are in the order of the item ids. Raises DataError as `read_scored` does.
     """
-    scored = read_scored(find_files(path), str(path), named, form or Format()).frame
+    scored = read_scored(find_files(path), str(path), named, form or Format())[0].kept
     wanted = pairs.select(owner="user").unique().lazy()
     once = scored.join(wanted, on="owner", how="semi").group_by(user="owner", item="item").agg(pl.col("score").max())
     with data_errors(path):
