@@ -49,7 +49,9 @@ def scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
     """
     _check_head(file)
     with _text_errors(file):
-        first = _first_line(file)
+        first = str(_lines(file.path).head(1).collect().get_column("line")[0]).removeprefix("\ufeff")
+    if not first.strip():
+        raise DataError(f"{file} begins with an empty line; remove it.")
     if first.lstrip().startswith("{") or file.kind == "json":
         return _scan_json(file, first), 1
     separator = _separator(file, first, form.delimiter)
@@ -57,29 +59,24 @@ def scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
     has_header = not is_data(fields) if form.header is None else form.header
     names = _names(file, fields) if has_header else numbered(len(fields))
     quoted = _check_rows(file, separator, len(names))
-    return _scan_fields(file, separator, names, has_header=has_header, quoted=quoted), 2 if has_header else 1
-
-
-def _scan_fields(
-    file: DataFile, separator: str, names: Sequence[str], *, has_header: bool, quoted: bool
-) -> pl.LazyFrame:
     with data_errors(file):
         if len(separator) > 1:
-            fields = pl.col("line").str.split_exact(separator, len(names) - 1).struct.rename_fields(names)
-            return _lines(file.path).slice(int(has_header)).select(fields).unnest("line")
-        frame = pl.scan_csv(
-            file.path,
-            separator=separator,
-            has_header=has_header,
-            new_columns=names,
-            quote_char='"' if quoted else None,
-            infer_schema=False,
-            empty_string_is_null=False,
-            glob=False,
-        )
+            split = pl.col("line").str.split_exact(separator, len(names) - 1).struct.rename_fields(names)
+            frame = _lines(file.path).slice(int(has_header)).select(split).unnest("line")
+        else:
+            frame = pl.scan_csv(
+                file.path,
+                separator=separator,
+                has_header=has_header,
+                new_columns=names,
+                quote_char='"' if quoted else None,
+                infer_schema=False,
+                empty_string_is_null=False,
+                glob=False,
+            )
         if quoted:
             frame.select(pl.len()).collect(engine="streaming")
-        return frame
+    return frame, 2 if has_header else 1
 
 
 def _names(file: DataFile, fields: Sequence[str]) -> list[str]:
@@ -165,13 +162,6 @@ def _all_lines(file: DataFile) -> Iterator[str]:
     """Yield the lines of *file*; its size does not matter."""
     for batch in _lines(file.path).select("line").collect_batches(maintain_order=True):
         yield from batch.get_column("line")
-
-
-def _first_line(file: DataFile) -> str:
-    line = str(_lines(file.path).head(1).collect().get_column("line")[0])
-    if not line.strip():
-        raise DataError(f"{file} begins with an empty line; remove it.")
-    return line.removeprefix("\ufeff")
 
 
 def _separator(file: DataFile, first: str, delimiter: str | None) -> str:
