@@ -24,7 +24,7 @@ WAVES_S, WAVE = (97, 613), 0.05
 # as fast ten minutes later.
 LOSS_S, BURST_S = 1200, 1800
 BURST, RAMP_S, HELD_S = 2.0, 60, 600
-# Pods are spread evenly over so many nodes, or more where that many cannot hold them.
+# Pods are spread evenly over so many nodes, or more if that many cannot hold them.
 NODES = 3
 # How old a metric is when the autoscaler reads it, and of how many seconds it is the mean. metrics-server reads every
 # 15 s what kubelets measured in the 15 s before; requests are counted over a minute of scrapes.
@@ -38,7 +38,7 @@ UPS = (UP, Rules(0, (Policy("Pods", 1, 60),)))
 DOWNS = (DOWN, Rules(300, (Policy("Pods", 1, 60),)))
 # More than the plan's least, which are two, as the one pod's node may be lost.
 MORE_PODS = (0, 1)
-# The reference architecture's parameters; there may be as many pods here, too, where nobody needs more.
+# The reference architecture's parameters; there may be as many pods here, too, if no more are needed.
 REFERENCE_PODS, REFERENCE_PERCENT = (1, 10), 70
 
 
@@ -112,7 +112,7 @@ class Choice:
 def choose(plan: Plan) -> Choice:
     """Replay a plan's day against all that is tried: of those within its budget, choose the one of fewest pod-hours.
 
-    Where none is within it, the one that is least outside of the objective is chosen.
+    If none is within it, the one that is least outside of the objective is chosen.
     """
     day, inputs = make_day(plan), plan.inputs
     tried = tuple(replay(hpa, day) for hpa in _candidates(day, inputs.min_pods))

@@ -178,7 +178,7 @@ def autoscale_top(wanted: float, highest: float, release_gb: float) -> int:
 
 
 def derive_costs(ledger: Ledger, inputs: Inputs) -> None:
-    """Derive the cost of each way to pay for RU/s, storage included, in USD a month; a text where it is impossible."""
+    """Derive the cost of each way to pay for RU/s, storage included, in USD a month; a text if it is impossible."""
     ledger.derive("storage_cost", "USD/month", "stored_gb * usd_storage_gb_month * regions")
     formula = f"pods * ceil(pod_cpus) * {CATALOGUE_RU:g} / {POLL_S:g}{' * 2' * (inputs.consistency in DOUBLED)}"
     ledger.derive("polls_ru", "RU/s", formula, source="each process of a pod polls the catalogue for a new release")
@@ -233,23 +233,23 @@ def _autoscale(ledger: Ledger, inputs: Inputs) -> None:
     reached = fmean([max(top / FLOOR, now * share) for share in hourly_shares(inputs.profile)])
     formula = f"the mean over the hours of profile of {larger}"
     ledger.derive("autoscale_mean_ru", "RU/s", formula, reached, source=DYNAMIC)
-    beside = f"publishes * publish_ru_s * ceil(publish_hours) / {HOURS_A_MONTH}"
+    other = f"publishes * publish_ru_s * ceil(publish_hours) / {HOURS_A_MONTH}"
     control = f"{CONTROL_RU} * {HOURS_A_MONTH} / 100 * usd_ru_hour * regions"
     if in_place:
         control = "0"
     else:
         formula = "a tenth of the lowest top that may be set after publish_ru_s"
         ledger.derive("autoscale_idle_ru", "RU/s", formula, autoscale_top(0, highest, gb) / FLOOR)
-        beside += f" + kept * autoscale_idle_ru + publishes * {OVERLAP_HOURS} * autoscale_mean_ru / {HOURS_A_MONTH}"
+        other += f" + kept * autoscale_idle_ru + publishes * {OVERLAP_HOURS} * autoscale_mean_ru / {HOURS_A_MONTH}"
     source = "publishes, what is kept, and hours in which two releases can serve, as a mean over the month"
-    ledger.derive("autoscale_beside_ru", "RU/s", beside, source=source)
+    ledger.derive("autoscale_other_ru", "RU/s", other, source=source)
     usd = f"{HOURS_A_MONTH} / 100 * usd_ru_hour * usd_autoscale_factor * regions"
     for name, live in (("autoscale_cost", "autoscale_mean_ru"), ("autoscale_most_cost", "autoscale_top_ru")):
-        ledger.derive(name, "USD/month", f"({live} + autoscale_beside_ru) * {usd} + {control} + storage_cost")
+        ledger.derive(name, "USD/month", f"({live} + autoscale_other_ru) * {usd} + {control} + storage_cost")
 
 
 def _serverless(ledger: Ledger, inputs: Inputs) -> None:
-    """Derive the cost of serverless, which bills RU used; a text where regions, RU/s or time to publish forbid it."""
+    """Derive the cost of serverless, which bills RU used; a text if regions, RU/s or time to publish forbid it."""
     formula = f"{SERVERLESS_RU} * max(1, ceil(release_gb / {PARTITION_GB}))"
     ceiling = ledger.derive("serverless_ceiling_ru", "RU/s", formula, source=SERVERLESS)
     formula = "publish_total_ru / serverless_ceiling_ru / 3600"

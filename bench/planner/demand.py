@@ -99,7 +99,7 @@ def skew_factor(hot_share: float, partitions: int) -> float:
 def fullest_zipf_share(keys: int, exponent: float, partitions: int, entries: int = 0) -> float:
     """Return the share of requests that the fullest of *partitions* gets, by a Zipf law, behind a cache of *entries*.
 
-    Keys lie where their hash puts them, which nobody knows beforehand: this is the mean over where they may. The
+    The hash of a key places it, and is not known beforehand: this is the mean over all places. The
     hottest key is counted as it is, and what all others add to a partition as normal with their variance, by one
     integral; it is within 3 % of the mean of random placements. What one placement has, only its own keys show.
     """
@@ -151,6 +151,6 @@ def predict_ru(
 
 
 def write_charge(charges: Charges, item_bytes: float, *, terms: int = 0, replaced: bool = False) -> float:
-    """Return the charge of writing one list; where it replaces another, all of its terms change."""
+    """Return the charge of writing one list; if it replaces another, all of its terms change."""
     size = round(item_bytes)
     return charges.replace(size, size, terms, terms) if replaced else charges.create(size, terms)

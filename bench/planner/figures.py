@@ -56,7 +56,7 @@ class Ledger:
     def derive(self, name: str, unit: str, formula: str, value: float | None = None, *, source: str = "") -> float:
         """Enter what *formula* comes to, and return it; the operands are the figures that it names.
 
-        A *value* is given where the formula is words, or another module has the arithmetic.
+        A *value* is given if the formula is words, or another module has the arithmetic.
         """
         calculation = _compiled(formula)
         operands = {each: self.figures[each] for each in calculation.names if each in self.figures}

@@ -51,7 +51,7 @@ class Rules:
         return {"stabilizationWindowSeconds": self.window_s, "selectPolicy": self.select, "policies": policies}
 
 
-# What holds where a manifest says nothing.
+# The defaults of a manifest.
 UP = Rules(0, (Policy("Percent", 100, 15), Policy("Pods", 4, 15)))
 DOWN = Rules(300, (Policy("Percent", 100, 15),))
 
@@ -86,14 +86,14 @@ class Metric(NamedTuple):
     pods: int
     unready: int = 0
     missing: int = 0
-    """Ready pods without a sample: idle where pods would be added, of *missing_use* where they would be removed."""
+    """Ready pods without a sample: idle if pods would be added, of *missing_use* if they would be removed."""
     missing_use: float = 1.0
 
 
 def recommended(current: int, metric: Metric) -> int:
     """Return how many of *current* pods one metric wants there to be.
 
-    Pods that are not ready count as idle where pods would be added, and else not at all.
+    Pods that are not ready count as idle if pods would be added, and otherwise not at all.
     """
     rises = metric.use > 1
     unready = metric.unready if rises else 0

@@ -121,7 +121,7 @@ class Inputs:
         "", "a container a release, or items replaced where they are", "release", "hotplate's way",
         choices=("release", "in-place"),
     )  # fmt: skip
-    kept: int = _input("releases", "kept beside the live one, to roll back to", 1, "hotplate's default")
+    kept: int = _input("releases", "kept besides the live one, to roll back to", 1, "hotplate's default")
     indexing: str = _input("", "policy of the containers", "none", "hotplate's way", choices=("none", "default"))
     indexed_terms: int = _input("terms", "of an item that default indexing covers", 2, "its id and its list, one text")
     system_bytes: int = _input(
@@ -156,7 +156,7 @@ class Inputs:
     pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
     objective_utilisation: float = _input(
-        "share", "of a pod's CPU up to which the objective is kept, where pod_rps is not measured", 0.8,
+        "share", "of a pod's CPU up to which the objective is kept, if pod_rps is not measured", 0.8,
         "beyond it a queue of random arrivals has more than four requests", low=0.05,
     )  # fmt: skip
     pod_start_s: float = _input(
@@ -207,7 +207,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class SourcedInputs:
-    """Inputs, and of each that is no default where it came from."""
+    """Inputs, and the origin of each that is not a default."""
 
     inputs: Inputs
     sources: Mapping[str, str]
@@ -242,7 +242,7 @@ def merge(layers: Sequence[Layer]) -> SourcedInputs:
     for layer in layers:
         for name, value in layer.values.items():
             if name not in KNOWN:
-                raise PlanMisused(f"{layer.label_of(name)} is no input of a plan; there are {', '.join(KNOWN)}")
+                raise PlanMisused(f"{layer.label_of(name)} is not an input of a plan; there are {', '.join(KNOWN)}")
             values[name] = _checked(KNOWN[name], value, layer.label_of(name))
             sources[name] = layer.source
     _drop_outdated_size(layers, values, sources)
@@ -267,7 +267,7 @@ def hourly_shares(profile: str | Sequence[float]) -> tuple[float, ...]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file. Raises PlanMisused naming it where that is not possible."""
+    """Read a TOML file. Raises PlanMisused naming it if that is not possible."""
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -280,7 +280,7 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
     """Read what `hotplate bench` measured: what a pod can answer, how long a request stays in it, and its CPU.
 
     A report of whatever kind may also carry `measured`, inputs of a plan by name; `read_ru`, say. With *p99_ms*, only
-    rates that kept it count. Raises PlanMisused for a file that is no report, or not a valid one.
+    rates that kept it count. Raises PlanMisused for a file that is not a valid report.
     """
     try:
         facts = json.loads(path.read_bytes())
@@ -295,7 +295,7 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
         values = dict(facts.get("measured", {}))
         if unknown := values.keys() - KNOWN.keys():
             raise PlanMisused(
-                f"--from-report: {path} measured {', '.join(sorted(unknown))}, which is no input of a plan"
+                f"--from-report: {path} measured {', '.join(sorted(unknown))}, which is not an input of a plan"
             )
         rounds = [one for each in facts["series"] for one in each["rounds"] if one["latency_us"]]
         if facts["kind"] == "http":
@@ -349,7 +349,7 @@ def _measured_pod(facts: Mapping[str, Any], rounds: Rounds, p99_ms: float | None
 
 
 def _measured_service(facts: Mapping[str, Any]) -> dict[str, object]:
-    """Read what CPU a request took of the service, by the store where it took most; emulated stores do not count."""
+    """Read what CPU a request took of the service, with the store that took most; emulated stores do not count."""
     cpu_us = [
         fmean([one["service_cpu_us"] for one in each["rounds"]])
         for each in facts["stores"]
@@ -370,7 +370,7 @@ def _mean_ms(facts: Mapping[str, Any]) -> float:
 
 
 def _drop_outdated_size(layers: Sequence[Layer], values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Drop a measured size where a later layer changes what a list is made of."""
+    """Drop a measured size if a later layer changes what a list is made of."""
     order = {name: place for place, layer in enumerate(layers) for name in layer.values}
     for name in ("list_length", "encoding", "title_chars", "item_id_chars"):
         if "list_bytes" in values and order.get(name, -1) > order["list_bytes"]:

@@ -25,7 +25,7 @@ documented ones, by size; what an account really charges stands in each answer's
 Throughput of a container is split evenly over its physical partitions. The fullest is taken to hold the hottest user
 and an even share of the others, or, with a Zipf law, what it holds as a mean over where users may lie.
 
-Whatever happens within an hour is left to the headroom of ru_utilisation. A sum of money has two digits, and beside it
+Whatever happens within an hour is left to the headroom of ru_utilisation. A sum of money has two digits, and a range:
 what it is if each price is as low, or as high, as it may well be.
 """
 

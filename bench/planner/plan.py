@@ -85,7 +85,7 @@ class Plan:
     charges: Charges = field(repr=False)
     figures: Mapping[str, Figure] = field(repr=False)
     keys: "KeyStream | None" = field(default=None, repr=False)
-    """The users who were requested, where such a stream was given."""
+    """The users who were requested, if such a stream was given."""
 
     @property
     def inputs(self) -> Inputs:
@@ -192,7 +192,7 @@ def _derive_sizes(ledger: Ledger, inputs: Inputs) -> None:
     source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
     ledger.derive("item_bytes", "bytes", formula, source=source)
     formula = f"stored_bytes + {KEY_BYTES} + user_id_chars + {REDIS_HEAD_BYTES} + {REDIS_ROW_BYTES}"
-    source = "the key, its prefix and release, and what Redis 7 keeps beside it: within -10 and +13 % of used_memory"
+    source = "the key, its prefix and release, and what Redis 7 keeps with it: within -10 and +13 % of used_memory"
     ledger.derive("redis_row_bytes", "bytes", f"({formula}) * {REDIS_ALLOCATED}", source=source)
 
 
@@ -232,7 +232,7 @@ def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int, keys: "KeyStr
         ledger.derive("hot_read", "share", formula, keys.hottest_missed, source=keys.source)
         return
     missed = hottest * (1 - cached.hottest_hit_rate) / (1 - hits) if hits < 1 else 0.0
-    formula = "hot_user by the rest, where the cache answers the hottest as it does" if hits else "hot_user"
+    formula = "hot_user by the rest, if the cache answers the hottest as it does" if hits else "hot_user"
     ledger.derive("hot_read", "share", formula, missed)
 
 

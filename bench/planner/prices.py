@@ -136,7 +136,7 @@ def _price(found: Mapping[str, Any], name: str) -> Price:
         raise ValueError(f"within of {name} is {price.within:g}, and is a share of the price, less than 1")
     if not price.date or not price.source:
         raise ValueError(f"{name} needs a date and a source")
-    price.age(dt.date.max)  # ValueError for what is no day
+    price.age(dt.date.max)  # ValueError for a day that does not exist
     return price
 
 

@@ -125,7 +125,7 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """One change, its drawback, and what it saves, in USD a month; below zero where it costs."""
+    """One change, its drawback, and what it saves, in USD a month; below zero if it costs."""
 
     change: str
     drawback: str
@@ -144,7 +144,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """One figure that grew by more than the bound; `now` is a text where it is no longer possible."""
+    """One figure that grew by more than the bound; `now` is a text if it is no longer possible."""
 
     name: str
     unit: str
@@ -237,7 +237,7 @@ def review(plan: Plan, prices_file: Path) -> PlanReport:
 
 
 def find_break_even(plan: Plan) -> BreakEven:
-    """Calculate both costs at rates from 1 to 100,000 requests/s, or wider where the plan's own lies near the edge."""
+    """Calculate both costs at rates from 1 to 100,000 requests/s, or wider if the plan's own lies near the edge."""
     low = min(LEAST_RPS, plan.inputs.peak_rps / 10)
     high = max(MOST_RPS, plan.inputs.peak_rps * 10)
     points = [cost_at(plan, low)]
@@ -345,7 +345,7 @@ def _publishing_changes(inputs: Inputs) -> Iterator[Change]:
     if inputs.publishing == "in-place":
         yield "a container a release", "", {"publishing": "release"}
     elif inputs.kept > 0:
-        yield "no release kept beside the live one", "no rollback", {"kept": 0}
+        yield "no release kept besides the live one", "no rollback", {"kept": 0}
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -400,7 +400,7 @@ def _open_questions(plan: Plan) -> Iterator[str]:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a file of inputs and, where it has them, the figures to check. PlanMisused for one that makes no sense."""
+    """Read a file of inputs and, if it has them, the figures to check. PlanMisused for one that makes no sense."""
     facts = read_toml(path)
     check = facts.pop(CHECK, {})
     if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:
@@ -436,7 +436,7 @@ def growth(plan: Plan, baseline: Baseline) -> list[Growth]:
 
 
 def to_toml(plan: Plan, bound_percent: float = BOUND_PERCENT) -> str:
-    """Write a plan as a baseline: the inputs that are no defaults, each with its source, and the figures to check."""
+    """Write a plan as a baseline: the inputs that are not defaults, each with its source, and the figures to check."""
     lines = [
         f"{name} = {_toml_value(getattr(plan.inputs, name))}  # {_printable(source)}"
         for name, source in plan.sourced.sources.items()

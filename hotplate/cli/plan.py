@@ -65,7 +65,7 @@ def plan(
     why: Annotated[str | None, _option("--why", "Explain one figure, by its name.", panel=OUTPUT)] = None,
     check: Annotated[
         Path | None,
-        _option("--check", "Exit 1 where a figure exceeds that of this saved plan by more than 10 %.", panel=OUTPUT),
+        _option("--check", "Exit 1 if a figure exceeds that of this saved plan by more than 10 %.", panel=OUTPUT),
     ] = None,
     save: Annotated[
         Path | None, _option("--save", "Write inputs and figures to a file for --check.", panel=OUTPUT)

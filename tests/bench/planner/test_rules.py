@@ -183,7 +183,7 @@ def test_hours_come_by_name_or_by_number() -> None:
         ({"profile": ",".join(["x"] * 24)}, "it takes 24 numbers"),
         ({"profile": ["x"] * 24}, "it takes 24 numbers"),
         ({"profile": 7}, "a shape's name, or 24 numbers"),
-        ({"speed": "1"}, "--speed is no input of a plan; there are users, "),
+        ({"speed": "1"}, "--speed is not an input of a plan; there are users, "),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(given: dict[str, object], sentence: str) -> None:

@@ -128,7 +128,7 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
     file.write_text("users = 1_000\npeak_rps = 10\nkepd = 3\n")
     done = plan("--from", file)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"hotplate: 'kepd' in {file} is no input of a plan; there are users, ")
+    assert done.stderr.startswith(f"hotplate: 'kepd' in {file} is not an input of a plan; there are users, ")
     file.write_text("users = 1_000\npeak_rps = -1\n")
     assert f"'peak_rps' in {file} is -1, and must be at least" in plan("--from", file).stderr
 
@@ -139,7 +139,7 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
         (["--users", "x", "--peak-rps", "1"], "--users is 'x', and must be a whole number"),
         ([*LEAST, "--set", "kept"], "--set takes NAME=VALUE, not 'kept'"),
         ([*LEAST, "--set", "kept=-1"], "--set kept is -1, and must be at least 0"),
-        ([*LEAST, "--set", "speed=1"], "--set speed is no input of a plan"),
+        ([*LEAST, "--set", "speed=1"], "--set speed is not an input of a plan"),
         ([*LEAST, "--prices", "/none.toml"], "/none.toml: No such file"),
         ([*LEAST, "--charges", "/none.toml"], "/none.toml: No such file"),
         ([*LEAST, "--from-report", "/none.json"], "/none.json: No such file"),
@@ -265,7 +265,7 @@ def test_whatever_a_report_measured_by_name_is_taken(tmp_path: Path) -> None:
     assert values(facts)["mean_read_ru"] == pytest.approx(1.3)
     assert values(facts)["list_write_ru"] == 6.5
     assert sources(facts)["read_ru"].startswith("measured: ")
-    with pytest.raises(PlanMisused, match="measured speed, which is no input"):
+    with pytest.raises(PlanMisused, match="measured speed, which is not an input"):
         from_report(measured_report(tmp_path / "other.json", measured={"speed": 1}))
 
 
