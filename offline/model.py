@@ -177,7 +177,8 @@ def load(path: Path | str) -> Model:
         shape = len(user_ids), len(item_ids)
         user_items, behind = _read_pairs(path / "user_items.npz", shape)
         history = _read_history(behind, user_items, description["data"])
-        lists = _read_popular(path)
+        by_segment = pl.read_parquet(path / "popular.parquet", glob=False).group_by(["segment"], maintain_order=True)
+        lists = {name: Popular(rows["item"].to_numpy(), rows["score"].to_numpy()) for (name,), rows in by_segment}
         kept: dict[str, Any] = {name: description.get(name) for name in _AS_IT_IS}
         return Model(
             ranker=_read_ranker(path, params, shape),
@@ -234,8 +235,14 @@ def _commit() -> str | None:
 
 
 def _write(model: Model, folder: Path) -> None:
+    """Write each part, what was learnt as arrays by their names, and at last the description."""
     matrix = model.matrix
-    _write_ranker(model, folder)
+    for name in (each.name for each in fields(_RANKERS[type(model.params)])):
+        learnt = getattr(model.ranker, name)
+        if isinstance(learnt, np.ndarray):
+            np.save(folder / f"{name}.npy", learnt, allow_pickle=False)
+        elif isinstance(learnt, csr_matrix):
+            _write_pairs(folder / f"{name}.npz", learnt)
     pl.DataFrame({"user": matrix.user_ids}).write_parquet(folder / "users.parquet")
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
@@ -260,16 +267,6 @@ def _write(model: Model, folder: Path) -> None:
     for file in folder.iterdir():
         flush(file)
     flush(folder)
-
-
-def _write_ranker(model: Model, folder: Path) -> None:
-    """Write what was learnt, each array as a file of its name."""
-    for each in fields(_RANKERS[type(model.params)]):
-        value = getattr(model.ranker, each.name)
-        if isinstance(value, np.ndarray):
-            np.save(folder / f"{each.name}.npy", value, allow_pickle=False)
-        elif isinstance(value, csr_matrix):
-            _write_pairs(folder / f"{each.name}.npz", value)
 
 
 def _write_pairs(path: Path, pairs: UserItems, more: Mapping[str, Any] | None = None) -> None:
@@ -331,14 +328,6 @@ def _popular_frame(model: Model) -> pl.DataFrame:
             "score": np.concatenate([popular.scores for _, popular in lists]),
         }
     )
-
-
-def _read_popular(path: Path) -> dict[str | None, Popular]:
-    frame = pl.read_parquet(path / "popular.parquet", glob=False)
-    return {
-        segment: Popular(group.get_column("item").to_numpy(), group.get_column("score").to_numpy())
-        for (segment,), group in frame.group_by(["segment"], maintain_order=True)
-    }
 
 
 @contextmanager
