@@ -2,7 +2,7 @@
 
 As `horizontal.go` and `replica_calculator.go` of kubernetes/kubernetes, pkg/controller/podautoscaler, have it, and
 https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/ says it. Left out are metrics that cannot be
-read and targets that were scaled to zero.
+read, targets that were scaled to zero, and the policies Min and Disabled.
 """
 
 from collections import deque
@@ -37,18 +37,17 @@ class Policy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How pods are added, or removed: the window whose most careful recommendation holds, and how fast."""
+    """How pods are added, or removed: the window whose most careful recommendation holds, and the fastest policy."""
 
     window_s: int
     policies: tuple[Policy, ...]
-    select: str = "Max"
 
     def to_spec(self) -> dict[str, Any]:
         """Return them as a manifest has them."""
         policies = [
             {"type": kind, "value": value, "periodSeconds": period_s} for kind, value, period_s in self.policies
         ]
-        return {"stabilizationWindowSeconds": self.window_s, "selectPolicy": self.select, "policies": policies}
+        return {"stabilizationWindowSeconds": self.window_s, "selectPolicy": "Max", "policies": policies}
 
 
 # The defaults of a manifest.
@@ -86,8 +85,7 @@ class Metric(NamedTuple):
     pods: int
     unready: int = 0
     missing: int = 0
-    """Ready pods without a sample: idle if pods would be added, of *missing_use* if they would be removed."""
-    missing_use: float = 1.0
+    """Ready pods without a sample: idle if pods would be added, on target if they would be removed."""
 
 
 def recommended(current: int, metric: Metric) -> int:
@@ -98,7 +96,7 @@ def recommended(current: int, metric: Metric) -> int:
     rises = metric.use > 1
     unready = metric.unready if rises else 0
     counted = metric.pods + metric.missing + unready
-    use = (metric.use * metric.pods + (0 if rises else metric.missing_use * metric.missing)) / counted
+    use = (metric.use * metric.pods + (0 if rises else metric.missing)) / counted
     turned = (use > 1) != rises and counted != metric.pods
     if abs(1 - use) <= TOLERANCE or turned:
         return current
@@ -148,14 +146,10 @@ class Autoscaler:
         if direction == 0:
             return current
         rules = self._hpa.up if direction > 0 else self._hpa.down
-        if rules.select == "Disabled":
-            return current
         limits = [each.limit(current - self._changed(now_s, each.period_s), direction) for each in rules.policies]
-        widest = (rules.select == "Max") == (direction > 0)
-        limit = int(max(limits) if widest else min(limits))
         if direction > 0:
-            return min(wanted, max(limit, current), self._hpa.max_pods)
-        return max(wanted, min(limit, current), self._hpa.min_pods)
+            return min(wanted, max(int(max(limits)), current), self._hpa.max_pods)
+        return max(wanted, min(int(min(limits)), current), self._hpa.min_pods)
 
     def _changed(self, now_s: float, period_s: int) -> int:
         """Return by how many pods the last *period_s* have changed the number."""

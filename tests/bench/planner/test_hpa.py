@@ -40,9 +40,6 @@ def test_policies_take_pods_away_as_in_the_documentations_example() -> None:
     down = Rules(0, (Policy("Pods", 4, 60), Policy("Percent", 10, 60)))
     numbers = scaled(Hpa(1, 100, 50, 1, down=down), 80, 10, 14, every_s=60)
     assert numbers == [80, 72, 64, 57, 51, 45, 40, 36, 32, 28, 24, 20, 16, 12, 10]
-    least = scaled(Hpa(1, 100, 50, 1, down=Rules(0, down.policies, "Min")), 80, 10, 2, every_s=60)
-    assert least == [80, 76, 72]
-    assert scaled(Hpa(1, 100, 50, 1, down=Rules(0, (), "Disabled")), 80, 10, 2, every_s=60) == [80, 80, 80]
 
 
 def test_pods_are_doubled_or_four_are_added_every_fifteen_seconds_by_default() -> None:
@@ -60,7 +57,6 @@ rules = st.builds(
     Rules,
     st.sampled_from([0, 60, 300]),
     st.lists(policies, min_size=1, max_size=2).map(tuple),
-    st.sampled_from(["Max", "Min", "Disabled"]),
 )
 autoscalers = st.builds(
     lambda least, more, up, down: Hpa(least, least + more, 50, 1, up, down),
@@ -81,7 +77,6 @@ def test_pods_stay_within_bounds_windows_and_policies(hpa: Hpa, pods: int, uses:
         if pods == before:
             continue
         direction, held = (1, hpa.up) if pods > before else (-1, hpa.down)
-        assert held.select != "Disabled"
         for at_s, _, wanted in past:
             if at_s == now_s or at_s > now_s - held.window_s:
                 assert direction * min(max(wanted, hpa.min_pods), hpa.max_pods) >= direction * pods
