@@ -156,7 +156,7 @@ def evaluate(
         parts = split(matrix.user_items, matrix.history, drawn)
         if parts.train.nnz == 0 or parts.test.nnz == 0:
             return None
-        report = None if on_iteration is None else partial(_report_run, on_iteration, run, len(draws))
+        report = partial(_report_run, on_iteration, run, len(draws)) if on_iteration else None
         more: dict[str, Any] = {"popular": popular, "make": make, "on_iteration": report}
         runs.append(replace(evaluate_parts(parts, params, k=k, baselines=baselines, **more), split=drawn))
     return runs[0] if len(draws) == 1 else _mean(runs)

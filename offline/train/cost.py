@@ -29,13 +29,8 @@ def fit_s(params: object, user_items: UserItems) -> float:
 def rank_s(params: object, rows: UserItems) -> float:
     """Return about how many seconds of a core the lists take of the users who have *rows* [users, items]."""
     users, items = map(float, rows.shape)
-    match params:
-        case ALSParams():
-            return items * users * (5e-9 + 6e-11 * params.factors)
-        case EASEParams():
-            return items * (5e-9 * users + 3e-10 * float(rows.nnz))
-        case _:
-            return items * users * 5e-9
+    of_pair = 5e-9 + (6e-11 * params.factors if isinstance(params, ALSParams) else 0)
+    return items * (users * of_pair + (3e-10 * float(rows.nnz) if isinstance(params, EASEParams) else 0))
 
 
 def fit_bytes(params: object, user_items: UserItems) -> int:

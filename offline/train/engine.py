@@ -30,6 +30,11 @@ PARAMS: dict[Engine, type[Params]] = {
 # What a search leaves as it is, and options that are not named as their parameters are.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
 _OPTIONS = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
+# What helps an engine that memory is too small for, besides more of it.
+_LESS_MEMORY = {
+    "als": "lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster with --engine spark",
+    "ease": "raise --min-per-item, or learn with --engine als",
+}
 
 
 def engine_of(params: Params) -> Engine:
@@ -100,21 +105,16 @@ def fit(
     (done, total). On Spark the session is used that is open. Raises DataError for a matrix that cannot be
     learnt from, and if the memory that it takes is not there.
     """
+    check_memory(fit_bytes(params, user_items), _LESS_MEMORY.get(engine_of(params), ""))
     ranker: Ranker
     match params:
         case ALSParams():
-            fewer = (
-                "lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster with --engine "
-                "spark"
-            )
-            check_memory(fit_bytes(params, user_items), fewer)
             ranker = als.fit(user_items, params, on_iteration)
         case SparkParams():
             from offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
 
             ranker = training.fit(user_items, params, on_iteration)
         case EASEParams():
-            check_memory(fit_bytes(params, user_items), "raise --min-per-item, or learn with --engine als")
             ranker = ease.fit(user_items, params)
         case NeighbourParams():
             ranker = neighbours.fit(user_items, params)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from offline.errors import DataError, SettingError, require_at_least
-from offline.input.matrix import Floats, Indices, Matrix, Times, UserItems, check_user_items, decay, users_per_item
+from offline.input.matrix import Floats, Indices, Matrix, Times, UserItems, check_user_items, decay
 from offline.train import ranking
 
 # The service keeps every popular list in memory.
@@ -55,12 +55,10 @@ def recent_popularity(
     *times* are those of the pairs, in the order of their data; the newest of them is now. Without a half-life all users
     count 1. Raises DataError for a half-life without times.
     """
-    if half_life_days is None:
-        return users_per_item(user_items).astype(np.float64)
-    if times is None:
+    if half_life_days is not None and times is None:
         raise DataError("A half-life needs times, and the data have none; name their column with --time-column.")
-    weights = decay(times, half_life_days)
-    return np.asarray(np.bincount(user_items.indices, weights=weights, minlength=user_items.shape[1]), dtype=np.float64)
+    weights = None if half_life_days is None or times is None else decay(times, half_life_days)
+    return np.asarray(np.bincount(user_items.indices, weights, user_items.shape[1]), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,7 @@ _EXTENSIONS = 3
 _HALF_LIVES = (2.0, 8.0)
 _FIRST_GAMMA = 1.0
 _STEP = 2.0
-_SHORTEST = 0.125
-_LONGEST = 512.0
+_SHORTEST, _LONGEST = 0.125, 512.0
 _LEAST_GAMMA, _MOST_GAMMA = 0.125, 4.0
 # As a rule an engine has so many trials with recency: the first two, four around the better one, three around the next.
 _RECENT_TRIALS = 9

@@ -440,7 +440,7 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
             ({"items": [{"id": "i003"}]}, "items[0] must be an id"),
             ({"items": ["i003"] * 201}, "at most 200"),
             ({"items": ["é" * 200]}, "items[0]"),
-            ({"items": ["i003"], "users": ["1"]}, "no parameter of POST /v1/recommendations/fold-in"),
+            ({"items": ["i003"], "users": ["1"]}, "is not a parameter of POST /v1/recommendations/fold-in"),
         ):
             status, body = post(wrong)
             assert (status, sentence in json.loads(body)["detail"]) == (400, True), body
