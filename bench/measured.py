@@ -18,6 +18,9 @@ MIN_PAIRS = 3
 # So much more or less does not matter to whoever chooses between two; and of all requests, with no good answer.
 MATTERS, MORE_ERRORS = 0.1, 0.001
 
+# A change that may be so many times as much, or as little, says nothing.
+TIMES = 10
+
 # From this share of the CPU on that the host took away, that is named as what made rounds differ.
 STOLEN = 0.005
 
@@ -113,7 +116,9 @@ class Finding(NamedTuple):
 
     @property
     def range(self) -> str:
-        """The lowest and the highest in a text."""
+        """The lowest and the highest in a text, where they say anything."""
+        if not self.shares and (self.high > TIMES - 1 or self.low < 1 / TIMES - 1):
+            return "more than ten times"
         return f"{self.low:+.2%} to {self.high:+.2%}" if self.shares else f"{self.low:+.0%} to {self.high:+.0%}"
 
     def sentence(self, first: str, second: str, words: Words) -> str:

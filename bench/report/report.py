@@ -116,7 +116,7 @@ class Series:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Each metric over all rounds, and of two rounds or more the 95 % interval of its mean over rounds.
+        """Each metric over all rounds, and of three rounds or more the 95 % interval of its mean over rounds.
 
         Of latencies the mean is the geometric one; they have their lower bound as `sent`.
         """
@@ -131,11 +131,12 @@ class Series:
     def _summed(self, metric: str, *, sent: bool) -> dict[str, Any]:
         values, pooled = self.values(metric, sent=sent), self.lower if sent else self.histogram
         found = interval(values) if metric == RATE else geometric(values)
+        bounds = found if len(values) >= MIN_PAIRS else None
         return {
             "pooled": None if metric == RATE else pooled.percentiles_us([PERCENTS[metric]])[0],
             "mean": found.mean if found else sum(values) / len(values),
-            "low": found and found.low,
-            "high": found and found.high,
+            "low": bounds and bounds.low,
+            "high": bounds and bounds.high,
         }
 
     def to_json(self) -> dict[str, Any]:

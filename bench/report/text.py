@@ -20,7 +20,7 @@ DIFFERENT, APART = 1.1, 10.0
 
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
-NONE, UNKNOWN = "none", "not known"
+NONE, UNKNOWN, TOO_FAR = "none", "not known", "rounds differ too much for an interval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,19 @@ def format_latency(found: Mapping[str, Any]) -> str:
     least = found["sent"]
     if found["mean"] <= DIFFERENT * least["mean"]:
         return format_interval(found["mean"], found["low"], found["high"])
-    interval = "" if found["low"] is None else f" ({format_us(least['low'])} … {format_us(found['high'])})"
-    return format_bounds(least["mean"], found["mean"]) + interval
+    shown = format_bounds(least["mean"], found["mean"])
+    if found["low"] is None:
+        return shown
+    known = found["high"] <= APART * found["mean"] and least["mean"] <= APART * least["low"]
+    return f"{shown} ({format_us(least['low'])} … {format_us(found['high'])})" if known else f"{shown} ({TOO_FAR})"
 
 
 def format_interval(mean_us: float, low_us: float | None, high_us: float | None) -> str:
     """Write a time and its interval, all in the unit that suits the time."""
     if low_us is None or high_us is None:
         return format_short_us(mean_us)
+    if high_us > APART * mean_us or mean_us > APART * low_us:
+        return f"{format_short_us(mean_us)} ({TOO_FAR})"
     per, unit = (1, "µs") if mean_us < 1000 else (1000, "ms")
     mean, low, high = (_three_digits(value / per) for value in (mean_us, low_us, high_us))
     return f"{mean} {unit} ({low} … {high})"

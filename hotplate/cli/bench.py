@@ -214,7 +214,7 @@ def _print_verdict(verdict: "Verdict") -> None:
         values = [
             f"{value:,.0f}/s" if each.metric == "rate" else format_us(value) for value in (each.before, each.after)
         ]
-        change = f"{each.interval.mean:+.1%}", f"{each.interval.low:+.1%} … {each.interval.high:+.1%}"
+        change = f"{each.interval.mean:+.1%}", each.finding.range if each.finding.changes else "—"
         decides = "decides: " if each.metric == verdict.decides else ""
         rows.append((each.metric, *values, *change, decides + each.verdict))
     out.print(table(("", "A", "B", "change", "95 % interval (t)", "verdict"), rows))

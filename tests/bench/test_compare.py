@@ -166,6 +166,13 @@ def test_shares_that_may_be_zero_are_compared_by_their_plain_differences() -> No
     assert verdict(none, none[:2]).startswith("cannot tell, because only 2 of 3 rounds count")
 
 
+def test_an_interval_that_says_nothing_is_not_written() -> None:
+    first, second = Measured([1, 1, 1], [1, 1, 1]), Measured([1, 900, 0.001], [1, 900, 0.001])
+    assert first.beside(second).because == "rounds differ by more (more than ten times)"
+    two = a_series([0.01, 12.0])
+    assert (two.summary["p99"]["low"], two.summary["p99"]["high"]) == (None, None)
+
+
 def test_what_is_not_known_of_one_is_not_compared() -> None:
     known, unknown = Measured([1, 2, 3], [1, 2, 3]), Measured((), (), "it was not measured")
     assert known.beside(unknown).sentence("A", "B", CHEAPER) == "cannot tell, because it was not measured"

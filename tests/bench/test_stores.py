@@ -398,6 +398,7 @@ def test_twenty_like_complaints_are_one_with_a_count() -> None:
 def test_cells_are_short() -> None:
     assert text.format_interval(71.23, 69.0, 73.9) == "71.2 µs (69 … 73.9)"
     assert text.format_interval(1_234, 900, 2_000) == "1.23 ms (0.9 … 2)"
+    assert text.format_interval(1_030, 4e-6, 258_217) == "1.03 ms (rounds differ too much for an interval)"
     assert text.format_both_us(41.23, 24.5) == "41.2 + 24.5 µs"
     assert text.format_both_us(0.9, 0.0) == "0.9 µs"
     assert text.format_count(1_134_567) == "1,130,000"
