@@ -121,15 +121,12 @@ def read_interactions(
             time_of(name, each.table.schema[name], layout) if (name := each.columns.time) else None
             for each, layout in zip(sources, layouts, strict=True)
         ]
-        # A guessed column in which no file has times is passed over.
-        has_times = any(time is not None for time in times)
+        has_times = any(time is not None for time in times)  # else a guessed column is passed over
         shapes = [_shape(each, time, has_times=has_times) for each, time in zip(sources, times, strict=True)]
-        bounds = []
-        if chosen.time is not None:
-            bounds = [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
-        if chosen.quantity is not None:
-            bounds.append((pl.col("quantity") < 0).sum().alias("cancellations"))
-        rows = Rows(shapes, source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
+        time = pl.col("time")
+        facts = [] if chosen.time is None else [time.min().alias("first"), time.max().alias("last")]
+        facts += [] if chosen.quantity is None else [(pl.col("quantity") < 0).sum().alias("cancellations")]
+        rows = Rows(shapes, source, "weight", chosen.weight, *facts, advice="loosen the filters or mend the rows")
         time_range = _time_range(rows, chosen, named, source, half_life=half_life)
         cancellations = int(rows.facts.get("cancellations", 0))
         log = _log(rows.kept, chosen, weighting, any_cancelled=cancellations > 0)
@@ -144,11 +141,10 @@ def read_interactions(
         if weights is None and weighting != "binary" and chosen.weight is None and chosen.count is None:
             said += [notes.of_ratings(list(tables[0].schema)), notes.of_events(tables)]
         said += [notes.of_similar_ids(role, log.get_column(role)) for role in ("user", "item")]
-        named_titles = {"item": chosen.item, "title": named.title}
         return Interactions(
             log,
             Weighing(weighting, half_life),
-            read_titles(titles, named_titles, form, rows.kept, source),
+            read_titles(titles, {"item": chosen.item, "title": named.title}, form, rows.kept, source),
             segments,
             rows.total,
             rows.left_out,
@@ -244,10 +240,8 @@ def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableSh
     met = {f"where {each.text}": each.expression(table) for each in filters}
     values = [weight.alias("weight"), *quantity, *(condition.alias(reason) for reason, condition in met.items())]
     left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({"user": "user", "item": "item"})
-    for role in ("user", "item", "title", "segment", "count"):
-        name = getattr(columns, role)
-        if name is not None:
-            values.append(table.text(name).alias(role))
+    roles = ("user", "item", "title", "segment", "count")
+    values += [table.text(name).alias(role) for role in roles if (name := getattr(columns, role)) is not None]
     if columns.count is not None:
         left_out[f"no {columns.count}"] = pl.col("count").is_null()
     left_out |= no_weight

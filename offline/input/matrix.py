@@ -287,14 +287,13 @@ def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     known = users_known & items_known
     cells = rows * len(matrix.item_ids) + columns
     seen = known & np.isin(cells, cells_of(matrix.user_items))
-    ones = np.ones(np.count_nonzero(known), dtype=np.float32)
     counts = {
         "unknown user": np.count_nonzero(~users_known),
         "unknown item": np.count_nonzero(users_known & ~items_known),
         "pair that is learnt from": np.count_nonzero(seen),
     }
     return KnownPairs(
-        _csr(np.sort(cells[known]), ones, matrix.user_items.shape),
+        _csr(np.sort(cells[known]), np.ones(np.count_nonzero(known), dtype=np.float32), matrix.user_items.shape),
         int(np.count_nonzero(known & ~seen)),
         pairs.get_column("user").filter(pl.Series(~users_known)).n_unique(),
         pairs.get_column("item").filter(pl.Series(~items_known)).n_unique(),

@@ -223,10 +223,9 @@ def _check_quoted_rows(file: DataFile, separator: str, width: int) -> None:
 
 
 def _ragged(file: DataFile, row: int, fields: int, width: int) -> DataError:
-    much = "few" if fields < width else "many"
     return DataError(
-        f"{file}, row {row}: too {much} fields, {fields} where the first row has {width}; "
-        "mend the row (is the file cut, or a delimiter not quoted?)."
+        f"{file}, row {row}: too {'few' if fields < width else 'many'} fields, {fields} where the first row has {width}"
+        "; mend the row (is the file cut, or a delimiter not quoted?)."
     )
 
 
