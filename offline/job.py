@@ -126,7 +126,7 @@ class TrainReport:
 
     @property
     def warning(self) -> str | None:
-        """Say which baseline ranks better than the model on the test, and how to get it; None where none does."""
+        """Say which baseline ranks better than the model on the test, and how to get it; None if none does."""
         evaluation = self.evaluation
         if evaluation is None or not evaluation.baselines:
             return None
@@ -252,7 +252,7 @@ def train(
         model = _kept_model(folder / f"fitted-{key}", learn)
     with _stage("save", seconds, on_progress):
         save(model, out)
-        shutil.rmtree(folder, ignore_errors=True)  # of another training of the same model it may be gone
+        shutil.rmtree(folder, ignore_errors=True)  # another training of the same model may have removed it
     return TrainReport(
         out, model, evaluation, None if evaluation else note, search, None if search else tuning_note, seconds
     )
@@ -265,7 +265,7 @@ def _kept_evaluation(path: Path, measure: Callable[[], tuple[Evaluation | None, 
     evaluation, note = measure()
     if evaluation is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # What each user is worth, an array, has gone into the leads.
+        # The nDCG of each user, an array, is left out: the leads are made of it already.
         path.write_text(json.dumps(asdict(evaluation), default=lambda each: each.item() if each.ndim == 0 else None))
     return evaluation, note
 
@@ -275,7 +275,7 @@ def _kept_model(path: Path, learn: Callable[[], Model]) -> Model:
     with suppress(DataError):
         return load(path)
     model = learn()
-    shutil.rmtree(path, ignore_errors=True)  # a part of one that was being removed
+    shutil.rmtree(path, ignore_errors=True)  # of one that was being removed a part may be left
     save(model, path)
     return model
 
@@ -491,7 +491,7 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Run:
     """
-    What is recorded of one run; a value, made anew by each step.
+    What is recorded of one run; a value, which each step replaces.
 
     id        empty before the first run
     options   a digest of everything that it was given
@@ -636,7 +636,7 @@ class Attempt:
         """Return *last* if that is the run to go on with, or nothing is to do after it; else a new one."""
         if (last.options, last.inputs) == (self._job.options, inputs):
             found = await store.catalogue()
-            # A store that was made anew serves nothing, and lacks what the last run wrote.
+            # A new store in its place serves nothing, and lacks what the last run wrote.
             if last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases):
                 return last
         elif last.id and last.outcome is None:
@@ -685,13 +685,13 @@ class Attempt:
             with folder.step("publish") as within:
                 written = self._write(lists, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
-        except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins it anew
+        except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins again
             run_on(job.store, lambda it: give_up(it, run.id, run.release))
             raise
         return written.result.manifest, written.result.held_back
 
     async def _activate(self, run: Run, store: Store) -> tuple[Manifest, CanaryRunning | None]:
-        """Make a release live that was committed when the run was cut off; what became of it since is let be."""
+        """Make a release live that was committed when the run was cut off; what became of it since stays."""
         entry = (await store.catalogue()).find(run.release)
         manifest = await load_manifest(store, entry.ref)
         if entry.state is State.READY and self._job.publishing.activate and not _refusal(manifest):
@@ -747,7 +747,7 @@ def _result(manifest: Manifest, held_back: CanaryRunning | None) -> dict[str, An
 
 
 def _refusal(manifest: Manifest) -> str:
-    """Say why gates keep a release from going live; nothing where they do not."""
+    """Say why gates keep a release from going live; nothing if they do not."""
     forced, verdicts = recorded(manifest)
     failed = "" if forced else failures(verdicts)
     by_hand = f"to make it so all the same: hotplate releases activate {manifest.release}"

@@ -51,7 +51,7 @@ class Model:
     What an engine learnt, from what, and how good it is; lives from training or loading to the end of the command.
 
     metrics   an Evaluation as JSON, or None when there was none
-    data      where the interactions came from: rows, left_out, fingerprint, time_range and whatever else describes them
+    data      where the interactions came from: rows, left_out, fingerprint, time_range and what else describes them
     titles    by item id, as far as they are known
     tuning    the Search that found the parameters as JSON, or None when there was none
     test      the pairs of test files that can be tested, those too that users have already; None if there were no files
@@ -104,7 +104,7 @@ def save(model: Model, path: Path) -> None:
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
     """
-    Yield a sibling of the folder *path* for a model, renamed when it is complete, so that no half is ever seen.
+    Yield a sibling of the folder *path* for a model, renamed when it is complete, so nobody ever sees half of it.
 
     A model that lies there is replaced; of two that are written at once the later one stays. A crash between the two
     renames leaves the one that was there beside, as .NAME.old-*; the next that is saved removes it. Raises DataError
@@ -156,7 +156,7 @@ def is_model(path: Path) -> bool:
 def check_target(path: Path) -> None:
     """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
     try:
-        names = {each.name for each in path.iterdir()}  # at once, for another writer may put its model there meanwhile
+        names = {each.name for each in path.iterdir()}  # at once: another writer may put its model there meanwhile
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink() or path.is_file():
             raise DataError(f"{path} is not a folder; name another folder for the model.") from error

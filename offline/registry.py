@@ -6,7 +6,7 @@
     NAME/changes/00000001.json    tags, stages and releases that came later, one a file, in order
 
 Nothing is ever overwritten. What takes a number, of a version or a change, is the exclusive creation of a file. A file
-that is being written, or was cut with its writer, is no JSON, and passed over.
+that is being written, or was cut with its writer, is not JSON, and is passed over.
 """
 
 import json
@@ -246,7 +246,7 @@ class Registry:
         """Return the JSON of each path; one that is being written just now, or was cut with its writer, is left out."""
         contents = dict[str, dict[str, Any]]()
         with self._errors(paths[0] if paths else ""):
-            # All at once, where the file system can, and unlike `cat` without a meaning for brackets and stars.
+            # All at once, if the file system can, and unlike `cat` without a meaning for brackets and stars.
             texts = self._files.cat_ranges([self._full(path) for path in paths], None, None) if paths else []
             for path, text in zip(paths, texts, strict=True):
                 if isinstance(text, Exception):
@@ -294,7 +294,7 @@ class Registry:
 
 
 def _origin(model: Path) -> dict[str, Any]:
-    """Return what a model says of its making, where it lies, and what is different now of the code that made it."""
+    """Return what a model says of its making, where it lies, and what is different now in the code that made it."""
     described = describe(model)
     origin: dict[str, Any] = {key: described.get(key) for key in _ORIGIN} | {"folder": str(model.absolute())}
     different = {name: value for name, value in code_versions().items() if value != origin[name]}
