@@ -80,7 +80,7 @@ def test_the_sample_is_the_same_whatever_parts_the_rows_come_in() -> None:
 @pytest.mark.parametrize("key", ["", "user!x:1", "users:1", "titles:1"])
 def test_a_key_of_no_kind_is_found_among_others(key: str) -> None:
     for content in ([Row(key, b"x")], [Row("user:1", b""), Row(key, b"x")], [Row("item:1", b""), Row(key, b"x")]):
-        with pytest.raises(StoreMisused, match="no kind of key"):
+        with pytest.raises(StoreMisused, match="not a kind of key"):
             tally(content)
 
 
@@ -141,7 +141,7 @@ def test_a_release_without_a_popular_list_or_with_too_many_is_refused() -> None:
 
 
 def test_a_key_of_no_known_kind_is_refused() -> None:
-    with pytest.raises(StoreMisused, match="no kind of key"):
+    with pytest.raises(StoreMisused, match="not a kind of key"):
         tally([Row("basket:1", b"x")])
 
 
