@@ -16,6 +16,9 @@ Candidate = Callable[[], Round]
 # Who takes part, by name, or the reason why one cannot.
 Candidates = Mapping[str, Candidate | str]
 
+# How late the generator was, and the share of a latency from which on that is not the servers'.
+LAG, LATE = "lag p99", 0.2
+
 # Of a request, read, list or key, if it is not of a whole command.
 UNITS = {
     "rate": "/s",
@@ -25,7 +28,7 @@ UNITS = {
     "p99": "ms",
     "p99.9": "ms",
     "GETs p99": "ms",
-    "lag p99": "ms",
+    LAG: "ms",
     "goodput": "/s",
     "rate by CPU": "/s",
     "memory": "MB",
@@ -155,9 +158,19 @@ class Case:
                 return Unmeasured(full, absent[side])
         values = [one[quantity] for one in taken[ours]]
         if sign:
+            if late := _late(quantity, [*taken[ours], *taken[theirs]]):
+                return Unmeasured(full, late)
             pairs = zip(values, (one[quantity] for one in taken[theirs]), strict=True)
             values = [one / other if sign == " / " else one - other for one, other in pairs]
         return Figure(full, "ratio" if sign == " / " else UNITS[quantity], values, self.goals.get(name))
+
+
+def _late(quantity: str, rounds: Sequence[Round]) -> str:
+    """Say that latencies are the generator's own, and compare no servers; empty if it was on time."""
+    lag_ms, found_ms = median(one.get(LAG, 0.0) for one in rounds), median(one[quantity] for one in rounds)
+    if UNITS[quantity] != "ms" or lag_ms <= LATE * found_ms:
+        return ""
+    return f"the generator was late by {lag_ms:.2g} ms at p99, and {quantity} is {found_ms:.2g} ms: use a quiet machine"
 
 
 def split_sides(sides: str) -> tuple[str, str, str]:

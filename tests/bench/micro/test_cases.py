@@ -89,6 +89,21 @@ def test_candidates_are_compared_round_by_round_and_the_first_round_is_thrown_aw
     assert found["two: a / c: CPU"] == Unmeasured("two: a / c: CPU", "no c is installed")
 
 
+@pytest.mark.parametrize(("lag_ms", "known"), [(0.1, True), (15.0, False)])
+def test_latencies_of_a_generator_that_was_late_compare_no_servers(lag_ms: float, *, known: bool) -> None:
+    @contextmanager
+    def late(_effort: Effort) -> Iterator[Candidates]:
+        yield {name: lambda: {"p99": 20.0, "rate": 9.0, "lag p99": lag_ms} for name in ("a", "b")}
+
+    case = Case("late", late, {"a / b: p99": at_most(0.5), "a / b: rate": at_most(2)}, {})
+    found = {one.name: one for one in case.measure(Effort(rounds=3))}
+    p99, rate = found["late: a / b: p99"], found["late: a / b: rate"]
+    assert isinstance(rate, Figure)
+    assert isinstance(p99, Figure) is known
+    if isinstance(p99, Unmeasured):
+        assert p99.reason == "the generator was late by 15 ms at p99, and p99 is 20 ms: use a quiet machine"
+
+
 def test_a_case_that_fails_leaves_the_others_their_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
