@@ -1,4 +1,4 @@
-"""The table of documented charges beside ours, for the test and for the documentation.
+"""The table of documented charges beside ours, for the test and for the README of the emulator.
 
 `python -m tests.support.charge_table` prints it.
 """

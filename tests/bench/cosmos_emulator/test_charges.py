@@ -13,7 +13,7 @@ from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
 from tests.support.paths import ROOT
 
-DOCS = ROOT / "docs" / "cosmos-emulator.md"
+PAGE = ROOT / "bench" / "cosmos_emulator" / "README.md"
 ROWS = compare(load(), documented())
 
 
@@ -29,8 +29,8 @@ def test_only_what_a_newer_source_contradicts_is_superseded() -> None:
             assert any(abs(one.size_kb - row.size_kb) <= row.size_kb * 0.5 for one in newer), str(row)
 
 
-def test_the_documentation_shows_the_same_table() -> None:
-    assert markdown(ROWS) in DOCS.read_text()
+def test_the_page_of_the_emulator_shows_the_same_table() -> None:
+    assert markdown(ROWS) in PAGE.read_text()
 
 
 def item_of(name: str, size: int, made: int = 0) -> dict[str, Any]:
