@@ -20,7 +20,7 @@ class SettingError(DataError):
 
 
 class GateFailed(Exception):
-    """Raised where gates keep a release from going live; its message says which, with their numbers.
+    """Raised if gates keep a release from going live; its message says which, with their numbers.
 
     *result* is what was written and is ready, or would have been, in a dry run.
     """
@@ -31,6 +31,6 @@ class GateFailed(Exception):
 
 
 def require_at_least(name: str, value: int, least: int = 1) -> None:
-    """Raise SettingError where *value*, which is called *name*, is below *least*."""
+    """Raise SettingError if *value*, which is called *name*, is below *least*."""
     if value < least:
         raise SettingError(f"{name} is {value}; it must be at least {least}.")

@@ -1,4 +1,4 @@
-"""Gates: bounds that lists must hold before they go live, and what is said of each.
+"""Gates: bounds that lists must hold before they go live, and the verdict on each.
 
     NAME                        a floor on a metric of the model's evaluation: `ndcg`, `as_served.ndcg`
     drop.NAME                   the largest relative loss of a metric, against the live release
@@ -9,7 +9,7 @@
     popular_share, …@N          the largest share of all slots for the first N items of the overall popular list
 
 N is 10 unless it is given. A metric of which less is better has a ceiling in the place of the floor. `model.NAME` is
-the metric NAME, too, where a gate has that name.
+the metric NAME, too, if a gate has that name.
 """
 
 import math
@@ -92,7 +92,7 @@ def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]
     """
     Return the gates of the TOML file *path* and those *given* as NAME=BOUND, which come before the file's.
 
-    Raises SettingError for what is no gate, or has no bound that makes sense.
+    Raises SettingError for a name that is not a gate, or a bound that makes no sense.
     """
     gates = list[Gate]()
     if path is not None:
@@ -180,7 +180,7 @@ def record(verdicts: Sequence[Verdict], live: ReleaseRef | None, *, forced: bool
 
 
 def recorded(manifest: Manifest) -> tuple[bool, list[Verdict]]:
-    """Return whether a release was forced, and what its gates said; nothing where it had none."""
+    """Return whether a release was forced, and what its gates said; nothing if it had none."""
     found = manifest.about.get("gates", {"forced": False, "verdicts": []})
     return found["forced"], [Verdict(**verdict) for verdict in found["verdicts"]]
 

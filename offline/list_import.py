@@ -201,7 +201,7 @@ def read_scored(
     facts have `owner_bytes`, and sentences about what was read otherwise than it is written. *named* are columns by
     role, None or missing to guess; *owner* and *item* are the roles of those two columns. Rows without an owner or an
     item are left out; a segment that is missing is the overall one. Raises DataError for what cannot be read, for a
-    score that is not a finite number, and where nothing is left.
+    score that is not a finite number, and if nothing is left.
     """
     tables = open_tables(files, form, source)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -255,8 +255,8 @@ def sort_lists(
     """
     Sort rows into files in a new *folder*: by owner, then highest score, then item; at most *length* items per owner.
 
-    Items get their *numbers*. *on_progress* is called with (rows done, twice the rows), for each is handled twice.
-    Raises DataError where the disk is too small, before anything is written, or gets full.
+    Items get their *numbers*. *on_progress* is called with (rows done, twice the rows), because each is handled twice.
+    Raises DataError if the disk is too small, before anything is written, or gets full.
     """
     _check_free_space(scored, folder.parent)
     folder.mkdir()

@@ -147,7 +147,7 @@ class ModelLists:
             yield from self._rows(USER, user_ids, batch, items, scores)
 
     def factors(self) -> Iterator[list[Row]]:
-        """Yield the rows of the items' factors, one at a time; none where visitors are not to be folded in."""
+        """Yield the rows of the items' factors, one at a time; none if visitors are not to be folded in."""
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return

@@ -117,7 +117,7 @@ class RuledLists:
         self.allowed = _allowed(rules, ids)
         """Which items may be recommended; None for all."""
         self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
-        """The number of each item's category, below 0 for none; None where there is no cap."""
+        """The number of each item's category, below 0 for none; None if there is no cap."""
         self._history = np.diff(model.matrix.user_items.indptr)
         counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
         self._popularity = Popularity((counts if self._weights is None else counts * self._weights).astype(np.float32))
@@ -148,13 +148,13 @@ class RuledLists:
         return items, scores
 
     def similar(self, items: Indices) -> Ranked:
-        """Return what is similar to the columns *items*; it is not filled up, for what is popular is not similar."""
+        """Return what is similar to the columns *items*; it is not filled up, because popular items are not similar."""
         rank = self._model.ranker.similar_items
         return self._capped(lambda batch, depth: rank(batch, depth, allowed=self.allowed), items)
 
     def popular(self) -> dict[str, Popular]:
         """
-        Return the popular lists by segment, the overall one, too, each as long as the model's where items suffice.
+        Return the popular lists by segment, the overall one, too, each as long as the model's if items suffice.
 
         A segment's is filled up with what is popular overall, with a score of 0.
         """

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class DaemonThreads(Executor):
-    """Makes each call in a daemon thread of its own; lives as long as whoever wants the results.
+    """Makes each call in a daemon thread of its own; lives as long as its results are wanted.
 
     Python waits at its end for the threads of a ThreadPoolExecutor, and so does `asyncio.run`; for these neither does.
     """
@@ -34,7 +34,7 @@ class DaemonThreads(Executor):
                 self._running.discard(thread)
 
         thread = threading.Thread(target=work, daemon=True)
-        self._running.add(thread)  # before it runs, for this thread may be interrupted while it starts
+        self._running.add(thread)  # before it runs, because this thread may be interrupted while it starts
         thread.start()
         return future
 

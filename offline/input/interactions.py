@@ -37,7 +37,7 @@ _ROWS_AT_ONCE = 20_000
 
 
 class _Source(NamedTuple):
-    """A table and how it is read: segments of events have other columns than the files beside them."""
+    """A table and how it is read: segments of events have other columns than the other files."""
 
     table: Table
     columns: Columns
@@ -60,7 +60,7 @@ class Interactions:
     fingerprint  a digest of all files that were read
     time_range   the first and last time of the rows kept, or None
     columns      the columns that were used, named or guessed
-    notes        sentences for who brought the data: what was found and not used, or read otherwise than it is written
+    notes        sentences about what was found and not used, or was read otherwise than it is written
     """
 
     log: pl.DataFrame

@@ -71,7 +71,7 @@ def of_times(column: str, layouts: Sequence[str | None], time_range: tuple[datet
 
 
 def of_events(tables: Sequence[Table]) -> str | None:
-    """Say which kinds of events there are, with their rows, where each row weighs the same."""
+    """Say which kinds of events there are, with their rows, if each row weighs the same."""
     name = usual_column("event", [name for name, dtype in tables[0].schema.items() if not dtype.is_nested()])
     if name is None or tables[0].frame.select(name).head(_HEAD_ROWS).collect().n_unique() > _MAX_EVENTS:
         return None

@@ -39,7 +39,7 @@ class Table:
 
     def text(self, name: str | None) -> pl.Expr:
         """
-        Return the column as text, null where the value is missing; nulls if there is no such column.
+        Return the column as text, null if the value is missing; nulls if there is no such column.
 
         Whole numbers have no decimal point. Floats that are whole numbers become whole too: a nullable integer often
         comes as 17850.0, and means 17850. Raises DataError for columns of lists, structs or bytes.
@@ -146,7 +146,7 @@ def with_whole_numbers(tables: Sequence[Table], columns: Iterable[str]) -> tuple
     Return *tables* in which 17850.0 is read as 17850, and in which of *columns* it is.
 
     Those are the columns of ids that are whole numbers throughout, in all text files, and in one are written with a .0,
-    as pandas writes integers beside missing values. Versions such as 1.0 beside 1.5 are none.
+    as pandas writes integers if some are missing. Versions such as 1.0 and 1.5 are not.
     """
     whole = [name for name in dict.fromkeys(columns) if _is_whole(tables, name)]
     return [replace(table, whole=frozenset(whole)) for table in tables], whole
@@ -272,7 +272,7 @@ def read_titles(
     Return titles by item, as the file, or folder, at *path* says, or else *rows* [item, perhaps title] of *source*.
 
     *named* are the columns of the file by role: that of the item need not be there, and is guessed then, as both are
-    where no name is given. Of several titles the most frequent counts, the first by alphabet among equals. Raises
+    if no name is given. Of several titles the most frequent counts, the first by alphabet among equals. Raises
     DataError when either column is missing or a file cannot be read.
     """
     if path is not None:

@@ -109,7 +109,7 @@ def _scan_json(file: DataFile, first: str) -> pl.LazyFrame:
 
 
 def _row_without_object(file: DataFile) -> int | None:
-    """Return the first row that is not one JSON object; None where Python can read them all."""
+    """Return the first row that is not one JSON object; None if Python can read them all."""
     with _text_errors(file):
         for row, line in enumerate(_all_lines(file), start=1):
             try:
@@ -121,7 +121,7 @@ def _row_without_object(file: DataFile) -> int | None:
 
 
 def _check_head(file: DataFile) -> None:
-    """Raise DataError where *file* begins neither as text nor as compressed data do, or is cut in its first bytes."""
+    """Raise DataError if *file* begins neither as text nor as compressed data do, or is cut in its first bytes."""
     with data_errors(file), file.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head.startswith((_GZIP[1], _ZSTD[1])) and len(head) >= _MIN_COMPRESSED_BYTES:
