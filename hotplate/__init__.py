@@ -1,12 +1,10 @@
 """hotplate keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast.
 
-The public names: whoever uses hotplate as a library imports them from here. Each is loaded when it is first used, so
-that `import hotplate` itself costs nothing.
+The public names: programs import them from here. Each is loaded when it is first used, so
+`import hotplate` itself costs nothing.
 """
 
-TYPE_CHECKING = (
-    False  # type checkers know it by name; `typing` would delay the command, and whoever imports nothing else
-)
+TYPE_CHECKING = False  # type checkers know it by name; `typing` would delay the command, and every program
 if TYPE_CHECKING:
     from hotplate.cli.run import run_pipeline as run
     from hotplate.releases import activate, copy, prune, rollback, verify
@@ -145,7 +143,7 @@ __all__ = [
     "verify",
 ]
 
-# The module of each public name, and what it is called there where that differs.
+# The module of each public name, and what it is called there if that differs.
 _HOMES = {
     "hotplate.cli.run": ("run",),
     "hotplate.releases": ("activate", "copy", "prune", "rollback", "verify"),

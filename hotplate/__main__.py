@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command, so that Ctrl-C ends it with 130, while modules are loaded and while Python shuts down, too."""
+    """Run the command, so Ctrl-C ends it with 130, while modules are loaded and while Python shuts down, too."""
     try:
         import signal  # noqa: PLC0415 -- loading it takes time, in which Ctrl-C would be a traceback
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _interrupt(_number: int, frame: "FrameType | None") -> None:
-    """End at once while a module is loaded, for what is raised there may be swallowed or printed."""
+    """End at once while a module is loaded, because an exception there may be swallowed or printed."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             os._exit(INTERRUPTED)
@@ -51,7 +51,7 @@ def _terminate(_number: int, frame: "FrameType | None") -> None:
 
 
 def _leave_threads_behind(end: SystemExit) -> None:
-    """End at once where a daemon thread is at work: to come back from C while Python shuts down would abort it."""
+    """End at once if a daemon thread is at work: to come back from C while Python shuts down would abort it."""
     import threading  # noqa: PLC0415 -- as above
 
     if any(thread.daemon for thread in threading.enumerate()):

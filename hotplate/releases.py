@@ -52,7 +52,7 @@ def prune(
     Erase the releases that are no longer needed, and return their ids.
 
     The live one, the canary and the *keep* releases that were live before it stay. So does each that left service
-    less than *grace_s* seconds ago, and each that nobody has activated, or with *keep_ready_s* those that were begun so
+    less than *grace_s* seconds ago, and each that was never activated, or with *keep_ready_s* those that were begun so
     many seconds ago at most. Drafts whose writer is gone are erased. *on_progress* is called with (erased, to erase).
     """
 
@@ -119,7 +119,7 @@ def as_damage(*releases: ReleaseRef) -> Iterator[None]:
         yield
     except (ValueError, LookupError, zlib.error, struct.error) as error:
         named = " or ".join(each.id for each in releases)
-        what = f"{error.object[:80]!r} is no text" if isinstance(error, UnicodeDecodeError) else error
+        what = f"{error.object[:80]!r} is not text" if isinstance(error, UnicodeDecodeError) else error
         raise ReleaseCorrupt(
             f"release {named} is damaged, in what cannot even be read ({what}); publish it again, or heal it with "
             f"`hotplate releases repair --from URL` out of another store that has it"

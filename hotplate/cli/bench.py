@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure a service so that the figures survive a review.\n\n"
+    help="Measure a service; the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
 
@@ -38,7 +38,8 @@ app = typer.Typer(
 def http(options: HttpOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
     """Measure a service under a load that does not wait for it, and write a report.
 
-    Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store file:///var/lib/hotplate
+    Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
+    file:///var/lib/hotplate
     """
     from bench.http import make_plan, measure
 
@@ -66,8 +67,8 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Repo
     """Repeat the reference architecture's load test on each store, and go on to the highest rate.
 
     This is `hotplate bench stores` with other defaults: 200 users in a closed loop, with the pause that gives 180
-    requests/s, beside the published figures; the same rate in an open loop; then the highest rate inside --slo. Without
-    URLs, a folder, a redis-server and an emulator of Cosmos DB with 11,000 RU/s are started.
+    requests/s, next to the published figures; the same rate in an open loop; then the highest rate inside --slo.
+    Without URLs, a folder, a redis-server and an emulator of Cosmos DB with 11,000 RU/s are started.
 
     Example: hotplate bench reference
 
@@ -77,7 +78,7 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Repo
 
 
 def _confirm_cost(options: SweepOptions) -> None:
-    """Print what a sweep of an account costs, and go on only where that is confirmed."""
+    """Print what a sweep of an account costs, and go on only if that is confirmed."""
     from bench.planner.prices import load
     from bench.ru.run import account_cost, plan
 
@@ -87,7 +88,7 @@ def _confirm_cost(options: SweepOptions) -> None:
 
 
 def _confirm(*, yes: bool) -> None:
-    """Go on only where that is confirmed."""
+    """Go on only if that is confirmed."""
     from bench.errors import BenchMisused
 
     if yes:
@@ -187,8 +188,8 @@ def compare(
 
     Rounds are compared in pairs, so measure both with the same --repeat, 3 or more.
 
-    Exit codes: 0 it is no regression, as far as can be told; 1 a file cannot be read; 2 the two cannot be compared; 3
-    it is a regression.
+    Exit codes: 0 it is not a regression, as far as can be told; 1 a file cannot be read; 2 the two cannot be compared;
+    3 it is a regression.
 
     Example: hotplate bench compare before.json after.json --metric p99
     """

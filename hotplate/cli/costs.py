@@ -33,7 +33,7 @@ DryRun = Annotated[
 
 
 def limit_ru(url: str | None, max_ru: int | None) -> str | None:
-    """Return the store's URL with what may be spent there; StoreMisused where nothing is paid by request units."""
+    """Return the store's URL with what may be spent there; StoreMisused if nothing is paid by request units."""
     from stores.connect import with_max_ru
 
     return url if max_ru is None else with_max_ru(chosen_store(url), max_ru)
@@ -119,7 +119,7 @@ def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Price
     )
     usd = publish_usd(prices, bill, found.total_ru, began, seconds)
     if not bill.writing:
-        out.print(f"cost: {usd:,.4f} USD for the publish, and nothing while there are no reads")
+        out.print(f"cost: {usd:,.4f} USD for the publish, and 0 without reads")
     else:
         throughput = " + ".join(f"{one.ru_s:,}" for one in bill.writing)
         out.print(f"cost: {usd:,.4f} USD for the publish: {throughput} RU/s for {_hours(began, seconds)}")
@@ -158,7 +158,7 @@ class Spending:
         self.throttled += kind == "throttled"
 
     def watch(self, store: "Store", plan: "Plan | None" = None, *, quiet: bool = False) -> None:
-        """Count what *store* spends from now on; print how long *plan* will take, where that is long."""
+        """Count what *store* spends from now on; print how long *plan* will take, if that is long."""
         from stores.store import ProvisionedStore
 
         if isinstance(store, ProvisionedStore):
@@ -182,13 +182,13 @@ class Spending:
         return publish_usd(self._prices, self._bill, self.request_units, self._began, self.seconds)
 
     def progress(self) -> str:
-        """Return how fast it is spent, and what it has cost, in a few letters; nothing where nothing is paid for."""
+        """Return how fast it is spent, and what it has cost, in a few letters; nothing if nothing is paid for."""
         if self._bill is None:
             return ""
         return f"{self.request_units / max(self.seconds, 1.0):,.0f} RU/s, {self.usd:,.3f} USD"
 
     def to_json(self) -> dict[str, object]:
-        """Return the totals for `--json`; none where nothing is paid for."""
+        """Return the totals for `--json`; none if nothing is paid for."""
         if self._bill is None:
             return {}
         return {
@@ -202,7 +202,7 @@ class Spending:
         }
 
     def print_totals(self, written: "Plan") -> None:
-        """Print the totals, for each row beside the arithmetic; nothing where nothing is paid for."""
+        """Print the totals, for each row next to the arithmetic; nothing if nothing is paid for."""
         if self._bill is None:
             return
         lists = max(written.rows, 1)
@@ -215,7 +215,7 @@ class Spending:
 
 
 def format_slow(bill: "Bill", typical_ru: float) -> str:
-    """Say how long a publish will take, and what would make it faster; nothing where it is quick."""
+    """Say how long a publish will take, and what would make it faster; nothing if it is quick."""
     seconds = typical_ru / bill.rate_ru
     if seconds < SLOW_S:
         return ""

@@ -58,7 +58,7 @@ def drill(
     """Prove what the runbook promises: faults under load, on a test instance that is made for it.
 
     Each drill starts stores and a service of its own on this machine, which are gone at the end; no store of yours is
-    touched. Exits 1 where a promise is broken.
+    touched. Exits 1 if a promise is broken.
 
     Example: hotplate drill
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class ListsFirst(TyperGroup):
-    """A group of verbs of which `lists` may be left out: what is no verb is its first argument."""
+    """A group of verbs of which `lists` may be left out: what is not a verb is its first argument."""
 
     default = "lists"
 
@@ -63,7 +63,7 @@ Train = Annotated[
     Path | None,
     option(
         "--train",
-        "Read what users had before from this file of user and item: then popularity is measured beside the lists, and "
+        "Read what users had before from this file of user and item: then popularity is measured with the lists, and "
         "what of the catalogue they hold. A model knows its own.",
     ),
 ]
@@ -81,7 +81,7 @@ def lists(
     k: K = 10,
     rating_column: Annotated[
         str | None,
-        column_option("rating", "scores are then measured as predictions of it, too, where a pair has both"),
+        column_option("rating", "scores are then measured as predictions of it, too, if a pair has both"),
     ] = None,
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
@@ -157,13 +157,13 @@ def report(
         bool,
         option(
             "--random",
-            "Learn once more from a random draw, too, and show its figures beside those of the split by time: they "
+            "Learn once more from a random draw, too, and show its figures next to those of the split by time: they "
             "flatter, because a model then learns from what came later.",
         ),
     ] = False,
     as_json: Annotated[bool, option("--json", "Print what the page says as one JSON object, and write none.")] = False,
 ) -> None:
-    """Lay out how good a model is as one HTML file: beside its baselines and what is live, with sample lists.
+    """Lay out how good a model is as one HTML file: next to its baselines and what is live, with sample lists.
 
     The file holds all that it shows. Its first line says whether a baseline is better.
 
@@ -192,7 +192,7 @@ def report(
 @app.command()
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help=f"What may be worse: {ORIGIN}")],
-    second: Annotated[str, typer.Argument(metavar="B", help="What may be better, likewise.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What may be better, given in the same way.")],
     truth: Annotated[Path, option("--truth", "Hold the lists of both against this file of user and item.")],
     k: K = 10,
     user_column: UserColumn = None,
@@ -269,7 +269,7 @@ def _candidate(
 
 
 def _live_reader(url: str | None) -> "ReadLive | None":
-    """Return what reads the live release of a store; None where no store was named."""
+    """Return what reads the live release of a store; None if no store was named."""
     if url is None:
         return None
     from offline.evaluate.candidate import read_live

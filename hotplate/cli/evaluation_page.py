@@ -28,8 +28,7 @@ LONG_TAIL = (
 REACHED = "How many different items stand in the first so many places of all lists."
 TRIALS = "Each cell that the search tried, on a split within what was learnt from; the test was not touched."
 SAMPLES = (
-    "From the least to the most active user. Of histories the latest come first, or the heaviest where there are no "
-    "times."
+    "From the least to the most active user. Of histories the latest come first, or the heaviest if there are no times."
 )
 METHOD = """
 Metrics are averages over users who have something held back; who has no list counts with zeros. As served, who has no
@@ -130,7 +129,7 @@ def _catalogue(catalogue: Facts) -> str:
 
 def _live(live: Facts) -> str:
     if live["overlap"] is None:
-        words = "None of the users has a list in both."
+        words = "No user has a list in both."
     else:
         words = (
             f"{live['overlap']:.1%} of the items of a user's list are in the live one, too: the mean over "
@@ -226,14 +225,14 @@ def _item(item: Facts) -> str:
 
 
 def _clean(value: str, longest: int = LONGEST) -> str:
-    """Return a text of a user's data so that it cannot disturb the page: no control characters, and not too long."""
+    """Return a text of a user in a form that cannot disturb the page: no control characters, and not too long."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in value)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 @plot(high=1.15)
 def metric_intervals(frames: Frames, subjects: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str]) -> None:
-    """Draw the metrics of all subjects, each a row, with their intervals where they have some; both come by name."""
+    """Draw the metrics of all subjects, each a row, with their intervals if they have some; both come by name."""
     (axes,) = frames
     step = 0.7 / max(1, len(subjects))
     for number, ((label, each), colour) in enumerate(zip(subjects.items(), LINES * len(subjects), strict=False)):

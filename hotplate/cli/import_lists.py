@@ -109,7 +109,7 @@ def import_lists(
 
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """End by an exception, so that the temporary folder is removed and the draft given up."""
+    """End by an exception, so the temporary folder is removed and the draft given up."""
 
     def stop(number: int, _: "FrameType | None") -> None:
         sys.exit(128 + number)

@@ -46,7 +46,7 @@ def create(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key for a client and print it: this once, for the file holds its SHA-256 only.
+    """Make a key for a client and print it: only this once, because the file holds its SHA-256.
 
     A client that exists gets a second key. To rotate: create, give the client the new key, then revoke the primary. A
     running service takes a change up within two seconds.

@@ -141,7 +141,7 @@ def is_reference(model: Path) -> bool:
 
 
 def parse_tags(given: list[str]) -> dict[str, str]:
-    """Read tags as KEY=VALUE; SettingError for what is none."""
+    """Read tags as KEY=VALUE; SettingError for anything else."""
     from offline.errors import SettingError
 
     tags = dict[str, str]()

@@ -33,7 +33,7 @@ TABLES = ("train", "publish", "gates", "registry", "run")
 
 @dataclass(frozen=True, slots=True)
 class PipelineFile:
-    """A pipeline as it is written: its tables by name, empty where one is left out."""
+    """A pipeline as it is written: its tables by name, empty if one is left out."""
 
     path: Path
     tables: Mapping[str, Mapping[str, Any]]
@@ -90,7 +90,7 @@ class PipelineFile:
 
 
 def read_pipeline(path: Path) -> PipelineFile:
-    """Read a pipeline file; SettingError for what is no TOML, or has other tables than a pipeline's."""
+    """Read a pipeline file; SettingError for what is not TOML, or has other tables than a pipeline's."""
     from offline.errors import SettingError
 
     try:
@@ -146,7 +146,9 @@ def read_job(pipeline: PipelineFile) -> "Job":
     url = chosen_store(limit_ru(published["store"], published["max_ru"]))
     inputs = [*_paths_in(trained.values()), *_paths_in(published.values())]
     if any(path.name == "-" for path in inputs):
-        raise SettingError(f"{pipeline.path}: a run reads files, for it may read them again; standard input is none.")
+        raise SettingError(
+            f"{pipeline.path}: a run reads files, because it may read them again; standard input cannot be."
+        )
     options = orjson.dumps([trained, published, registered, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
 
     names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
@@ -177,7 +179,7 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
 
 
 def _check_factors(training: "TrainSettings", where: str) -> None:
-    """Raise SettingError where a training may end with an engine that has no factors to fold visitors in with."""
+    """Raise SettingError if a training may end with an engine that has no factors to fold visitors in with."""
     from offline.errors import SettingError
     from offline.train.als import ALSParams
 

@@ -265,7 +265,7 @@ def write_lists(
 ) -> "Written":
     """Publish the lists that *read* returns, erase what is no longer needed, and print that.
 
-    *imported* names the files of the lists, where they were not computed here; the rows that were read are counted.
+    *imported* names the files of the lists, if they were not computed here; the rows that were read are counted.
     """
     from offline.publish import publish, timed
 
@@ -373,7 +373,7 @@ def _print_release(written: "Written", spending: Spending, options: PublishOptio
 
 
 def _print_rules(rules: "dict[str, dict[str, int]]") -> None:
-    """Print what business rules left out, and what they name that the model lacks; nothing where there were none."""
+    """Print what business rules left out, and what they name that the model lacks; nothing if there were none."""
     for name, facts in rules.items():
         counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in facts.items())
         out.print(f"  {name.replace('_', ' ')}: {counts}")
@@ -387,7 +387,7 @@ def _print_metrics(metrics: "dict[str, Any] | None") -> None:
 
 
 def _print_gates(verdicts: "list[Verdict]", *, forced: bool) -> None:
-    """Print a line for each gate; nothing where there were none."""
+    """Print a line for each gate; nothing if there were none."""
     rows = [
         (
             verdict.gate,

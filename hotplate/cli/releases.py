@@ -51,7 +51,7 @@ IfCanary = Annotated[
     ),
 ]
 ForceServed = Annotated[
-    bool, option("--force", "Do it even if the release cannot be read, so that nobody could serve it.", env=False)
+    bool, option("--force", "Do it even if the release cannot be read, so no service could serve it.", env=False)
 ]
 ReleaseOrLive = Annotated[
     str | None,
@@ -178,7 +178,7 @@ def canary(
 ) -> None:
     """Show a release to a share of the users, in the place of the live one; or watch over the one that is shown.
 
-    A user is among them by the hash of the id, so that he sees the same release in every process. To end it, give
+    A user is among them by the hash of the id, so he sees the same release in every process. To end it, give
     `hotplate releases promote` or `abort`.
 
     Example: hotplate releases canary 20261121T064200Z-09c1 --percent 5
@@ -225,7 +225,7 @@ def promote(
 
 @app.command()
 def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = False) -> None:
-    """End the canary, so that all users see the live release; its release stays ready.
+    """End the canary, so all users see the live release; its release stays ready.
 
     Example: hotplate releases abort 20261121T064200Z-09c1
     """
@@ -248,8 +248,7 @@ def prune(
         float | None,
         option(
             "--keep-ready",
-            "Erase releases, too, that were begun this many days ago and that nobody has activated; by default they "
-            "stay.",
+            "Erase releases, too, that were begun this many days ago and were never activated; by default they stay.",
             at_least=0,
         ),
     ] = None,
@@ -416,9 +415,9 @@ def repair(
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Write a damaged release, by default the live one, anew out of another store that has it too.
+    """Write a damaged release, by default the live one, again out of another store that has it too.
 
-    It is served meanwhile, and those who serve it switch to the new rows once they are complete and checked.
+    It is served all the time, and services switch to the new rows once they are complete and checked.
 
     Example: hotplate releases repair --from redis://localhost:6379/0 --store file:///var/lib/hotplate
     """
@@ -434,7 +433,7 @@ def repair(
         done = with_stores(source, chosen_store(store), act)
     _print_outcome(
         {"release": done.manifest, "rows_written": done.rows},
-        f"{done.manifest.release} is repaired: {done.rows:,} rows written anew",
+        f"{done.manifest.release} is repaired: {done.rows:,} rows written again",
         as_json=as_json,
     )
 

@@ -1,4 +1,4 @@
-"""`hotplate run`: from data to a live release in one job, one at a time for a store, resumed where it was cut off."""
+"""`hotplate run`: from data to a live release in one job, one at a time for a store, resumed if it was cut off."""
 
 import sys
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _OF_RUN = ("pipeline", "check")
 
 
 def _take_defaults(context: typer.Context, path: Path) -> Path:
-    """Have the options of `hotplate run` default to the table [run] of the pipeline, where that can be read."""
+    """Have the options of `hotplate run` default to the table [run] of the pipeline, if that can be read."""
     from offline.errors import SettingError
 
     with suppress(SettingError):  # `run` reads it again
@@ -65,7 +65,9 @@ def run(
     ] = 0.0,
     keep_ready: Annotated[
         float,
-        option("--keep-ready", "Erase releases that nobody activated in this many days.", prefix=PREFIX, at_least=0),
+        option(
+            "--keep-ready", "Erase releases that were not activated within this many days.", prefix=PREFIX, at_least=0
+        ),
     ] = 7.0,
     push: Annotated[
         str | None, option("--push", "Push metrics to the Pushgateway at this URL.", prefix=PREFIX, metavar="URL")
@@ -109,7 +111,7 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
     """
     Do what a pipeline file says, as `hotplate run` does, and return what that prints: outcome, release, metrics, ….
 
-    The options of the run are those of the table [run]. The outcome is `published`, `unchanged` or `refused`, where a
+    The options of the run are those of the table [run]. The outcome is `published`, `unchanged` or `refused`, if a
     gate or a canary keeps the release from going live. A call that was cut off is resumed by the next one. Raises
     SettingError for a pipeline that makes no sense, DataError for data that cannot be used, and StoreError.
     """

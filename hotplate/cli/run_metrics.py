@@ -12,7 +12,7 @@ _JOB = "hotplate_run"
 
 
 def push_metrics(url: str, summary: Mapping[str, Any]) -> None:
-    """Replace what the Pushgateway at *url* has of this pipeline; OSError or ValueError where it cannot be."""
+    """Replace what the Pushgateway at *url* has of this pipeline; OSError or ValueError if it cannot be."""
     push_to_gateway(url, _JOB, _registry(summary), {"pipeline": summary["pipeline"]}, timeout=PUSH_TIMEOUT_S)
 
 

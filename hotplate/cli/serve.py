@@ -44,7 +44,7 @@ def serve(
         int,
         option(
             "--cache-mb",
-            "Keep so many MB of the lists that were read over a network in each worker, so that a hot one costs the "
+            "Keep so many MB of the lists that were read over a network in each worker, so a hot one costs the "
             "store one read; 0 keeps none. A store in files has no need of it.",
             at_least=0,
         ),
@@ -53,7 +53,7 @@ def serve(
         float,
         option(
             "--drain-delay",
-            "After SIGTERM, go on answering for this many seconds while /readyz says 503, so that load balancers send "
+            "After SIGTERM, go on answering for this many seconds while /readyz says 503, so load balancers send "
             "their requests elsewhere before the port closes; Ctrl-C skips it.",
             at_least=0,
         ),
@@ -111,7 +111,7 @@ def serve(
         Path | None,
         option(
             "--access-log-key",
-            "Hash users with the secret in this file, so that several services hash alike; by default it is drawn at "
+            "Hash users with the secret in this file, so several services hash alike; by default it is drawn at "
             "each start.",
             metavar="FILE",
         ),
@@ -147,7 +147,7 @@ def serve(
         bool,
         option(
             "--lock-memory",
-            "Lock what is served of a file:// store in memory, so that nothing else on the machine can evict it; each "
+            "Lock what is served of a file:// store in memory, so no other process can evict it; each "
             "worker must be allowed to (ulimit -l).",
         ),
     ] = False,
@@ -185,7 +185,7 @@ def serve(
         Path | None,
         option(
             "--deny-list",
-            "Show none of the items of this file, and answer its users as unknown: lines of item:ID and user:ID. "
+            "Never show the items of this file, and answer its users as unknown: lines of item:ID and user:ID. "
             "It is read again when it changes.",
             metavar="FILE",
         ),
@@ -301,7 +301,7 @@ def serve(
 
 
 def networks(given: list[str] | None) -> tuple[str, ...]:
-    """Check networks, as 10.0.0.0/8; raises StoreMisused for what is none."""
+    """Check networks, as 10.0.0.0/8; raises StoreMisused for anything else."""
     from ipaddress import ip_network
 
     from stores.errors import StoreMisused

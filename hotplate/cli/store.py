@@ -46,7 +46,7 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     Looked at are versions, rights, clock, memory or disk, eviction, persistence, encryption, how quickly it is read,
     what is live, and what was left over. Each line is ok, a warning or an error, and says what to do.
 
-    Exits 1 where there is an error.
+    Exits 1 if there is an error.
 
     Example: hotplate store doctor --store redis://localhost:6379/0
     """
@@ -96,7 +96,7 @@ def restore(
     source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder, as `hotplate store backup` writes it.")],
     store: StoreUrl = None,
     over: Annotated[
-        bool, option("--over", "Restore over a store that is there, and that may be served meanwhile.", env=False)
+        bool, option("--over", "Restore over a store that is there, and that may be in use.", env=False)
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -194,7 +194,7 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str, *, as_
         for sentence in dict.fromkeys(filter(None, (one.damage, one.refusal))):
             out.print(f"{one.ref.id}: {sentence}")
     for incarnation, reason in found.others.items():
-        out.print(f"not taken up, so that `hotplate releases prune` erases it: {incarnation}, {reason}")
+        out.print(f"not taken up, so `hotplate releases prune` erases it: {incarnation}, {reason}")
     if rebuilt is not None:
         out.print(f"{rebuilt.live} is live, in a new catalogue; releases in it: {len(rebuilt.releases)}")
 
@@ -210,7 +210,7 @@ def _gates(manifest: "Manifest") -> str:
 
 
 def _folder_store(opened: "Store") -> "LmdbStore":
-    """Return the store, where it is a folder; StoreMisused for any other."""
+    """Return the store, if it is a folder; StoreMisused for any other."""
     from stores.errors import StoreMisused
     from stores.file.store import LmdbStore
 

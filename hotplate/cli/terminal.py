@@ -37,7 +37,7 @@ T = TypeVar("T")
 # Reports (stage, done, total) of long work.
 StageProgress = Callable[[str, int, int], None]
 
-# What `--store` is read from where it is left out.
+# What `--store` is read from if it is left out.
 STORE_VARIABLE = "HOTPLATE_STORE"
 
 # How often Ctrl-C is looked for, which not every system brings to the thread that waits; and how long work that was
@@ -106,7 +106,7 @@ Header = Annotated[
     option(
         "--header/--no-header",
         "Take the first row for names of columns, or for data: columns are then named by number, as in "
-        "--user-column 2. By default it is data where a number or a date is in it.",
+        "--user-column 2. By default it is data if a number or a date is in it.",
     ),
 ]
 NullValues = Annotated[
@@ -150,7 +150,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 
 
 def text_format(delimiter: str | None, header: bool | None, null_values: str | None) -> "Format":
-    """Return how files are read where they do not say it themselves, of the options above."""
+    """Return how files are read if they do not say it themselves, of the options above."""
     from offline.input.columns import NULL_VALUES
     from offline.input.files import Format
 
@@ -182,7 +182,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
 
 @contextmanager
 def text_on_stderr() -> Iterator[None]:
-    """Print text on standard error meanwhile, where standard output is for something else."""
+    """Print text on standard error until the block ends: standard output is for something else."""
     out.stderr = True
     try:
         yield
@@ -195,7 +195,7 @@ def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
     """
     Yield a function that reports progress: each stage gets a line on a terminal, and nothing is printed elsewhere.
 
-    *status* is a text that is shown beside every stage. The lines vanish at the end.
+    *status* is a text that is shown next to every stage. The lines vanish at the end.
     """
     columns = (
         TextColumn("{task.description:<9}"),
@@ -231,7 +231,7 @@ def require_folder(report: Path | None) -> None:
 def chosen_store(url: str | None) -> str:
     """Return the URL that was given, or that of the default store; StoreMisused for an empty one, in a script say.
 
-    An empty variable is no less a mistake than an empty option, and typer takes it for none.
+    An empty variable is as much a mistake as an empty option, but typer ignores it.
     """
     from stores.connect import default_url
     from stores.errors import StoreMisused
@@ -255,7 +255,7 @@ def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer
 def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
-    """Run *act* on two stores, *observer* counting at the target; StoreMisused where they are one and the same."""
+    """Run *act* on two stores, *observer* counting at the target; StoreMisused if they are one and the same."""
     from stores.connect import run_between
 
     with interruptible_loop():
@@ -263,10 +263,10 @@ def with_stores(
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """Do *work* in a thread and return its result, so that Ctrl-C is heard while it is in a long call of C.
+    """Do *work* in a thread and return its result, so Ctrl-C is heard while it is in a long call of C.
 
     Interrupted, it ends at its next line of Python and cleans up; if that takes too long, it is left to end with the
-    process. What it writes has to be such that the next run removes it.
+    process. The next run has to remove what it has written.
     """
     from offline.threads import DaemonThreads
 
@@ -298,7 +298,7 @@ def interruptible_loop() -> Iterator[None]:
 
 
 class _TextColumn(ProgressColumn):
-    """A text that is computed anew each time a line is drawn."""
+    """A text that is computed again each time a line is drawn."""
 
     def __init__(self, text: Callable[[Task], str]) -> None:
         super().__init__()

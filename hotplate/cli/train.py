@@ -247,7 +247,7 @@ def print_training(settings: "TrainSettings", model: Path, *, as_json: bool = Fa
 
 @contextmanager
 def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
-    """Keep a session of Spark open where it is to train; SettingError where there is a master for another engine."""
+    """Keep a session of Spark open if it is to train; SettingError if there is a master for another engine."""
     if engine != "spark":
         if master is not None:
             from offline.errors import SettingError
@@ -287,7 +287,7 @@ def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
         engine = "neighbours"
     kind = PARAMS[engine or "als"]
     if strange := named.keys() - {field.name for field in fields(kind)}:
-        raise SettingError(f"{_flags(strange)} is no parameter of the engine {engine or 'als'}.")
+        raise SettingError(f"{_flags(strange)} is not a parameter of the engine {engine or 'als'}.")
     if named.keys() & {"walk_alpha", "walk_beta"} and named.setdefault("weighting", "rp3beta") != "rp3beta":
         raise SettingError("--walk-alpha and --walk-beta are of --neighbour-weighting rp3beta.")
     params = kind(**named | ({"seed": seed} if kind in (ALSParams, SparkParams) else {}))
@@ -365,7 +365,9 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
         f"measured at {evaluation.k} (± half of the 95 % interval)"
     )
     if evaluation.cold_pairs:
-        out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items that nobody has in what was learnt from")
+        out.print(
+            f"  {evaluation.cold_pairs:,} of the pairs are of items without an interaction in what was learnt from"
+        )
     headings = ("", "model", *(each.engine for each in evaluation.baselines))
     out.print(table(headings, metric_rows([each.to_json() for each in shown])))
     if tested.users_with_lists < tested.users:
@@ -388,7 +390,7 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 
 
 def _print_search(search: "Search", seconds: float) -> None:
-    """Print what a search found, beside the defaults, and what it took."""
+    """Print what a search found, next to the defaults, and what it took."""
     from offline.train.engine import described
 
     best, usual = search.trials[search.best], search.usual

@@ -339,7 +339,7 @@ def test_a_pipeline_that_makes_no_sense_is_a_sentence(
         ("train", 'half_life = "often"', "The half-life 'often' cannot be read"),
         ("train", 'where = "quantity"', "'quantity'"),
         ("train", 'event_weights = "view=much"', "'view=much'"),
-        ("train", "engine = 'popularity'\nalpha = 2", "is no parameter of the engine popularity"),
+        ("train", "engine = 'popularity'\nalpha = 2", "is not a parameter of the engine popularity"),
         ("publish", "max_per_category = 2", "A cap needs both"),
         ("publish", 'gate = "ndcg=0.1"', "these lists have no evaluation"),
     ],
