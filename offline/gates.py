@@ -133,7 +133,7 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
             names = [*_OF_LISTS, *(f"{_DROP}.{name}" for name in metric_names), *metric_names]
             close = get_close_matches(gate.name, names, 1, cutoff=0.5)
             hint = f"the nearest is {close[0]}" if close else f"known are {', '.join(names)}"
-            lacking = "" if known else "; these lists have no evaluation, of whose metrics other gates would be"
+            lacking = "" if known else "; these lists have no evaluation, and other gates need its metrics"
             raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {hint}{lacking}.")
 
 

@@ -176,7 +176,7 @@ def train(
     tune once per trial, within evaluate and fit once per iteration; *on_notice* with a sentence on what a search will
     cost. Raises DataError when the data, the settings or *out* cannot be used; no model is written then.
 
-    What was finished lies beside *out* until the model is saved, and after a kill it is not done again:
+    Finished parts lie next to *out* until the model is saved, and are not done again after a kill:
 
         .NAME.kept/trials.jsonl          the trials of a search
         .NAME.kept/evaluation-KEY.json   the evaluation
@@ -400,7 +400,7 @@ def _read_test(
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
-    """Return what the model folder says about its data, so that the same training can be run again."""
+    """Return what the model folder says about its data, so the same training can be run again."""
     times = interactions.time_range
     return _read_of(interactions, settings.data) | {
         "titles": None if settings.titles is None else str(settings.titles),
@@ -533,7 +533,7 @@ class RunFolder:
         return self._path / f"{_MODEL}{self.run.id}"
 
     def record(self, run: Run) -> None:
-        """Replace what is recorded, so that after a power cut either is there."""
+        """Replace what is recorded, so after a power cut either is there."""
         self.run = run
         new = self._path / f".{_STATE}.new"
         state = {"format": _STATE_FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
@@ -720,7 +720,7 @@ def _read_state(state: Path) -> tuple[Run, float | None]:
     except FileNotFoundError:
         return Run("", "", "", ReleaseId("")), None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{state} cannot be read ({error}); remove it, and a run begins anew.") from error
+        raise DataError(f"{state} cannot be read ({error}); remove it, and a run begins again.") from error
 
 
 def _register(wanted: Registration, folder: RunFolder) -> str:

@@ -102,7 +102,7 @@ class ListEncoder:
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if not len(scores):
             return pl.Series(dtype=pl.String)
-        # By the writer of JSON itself, so that the digits are what it would write in a list.
+        # By the writer of JSON itself, so the digits are what it would write in a list.
         numbers = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode()
         heads = self._heads.gather(items)
         tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)

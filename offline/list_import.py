@@ -316,7 +316,7 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
 
 
 def _bounds(scored: Rows) -> pl.Series:
-    """Return the owners at which partitions begin, so that each partition gets about as many rows."""
+    """Return the owners at which partitions begin, so each partition gets about as many rows."""
     count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
         return pl.Series(dtype=pl.String)

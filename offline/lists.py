@@ -38,7 +38,7 @@ class ListSettings:
     keep_seen: bool = False
     rules: Rules = field(default_factory=Rules)
     fold_in: bool = False
-    """Whether the factors of the items are published, too, so that visitors get lists on the spot."""
+    """Whether the factors of the items are published, too, so visitors get lists on the spot."""
 
     def __post_init__(self) -> None:
         check_length(self.length)

@@ -32,7 +32,7 @@ def ignore(_users: Sequence[str], _items: Indices, _lengths: Indices) -> None:
 class Items(NamedTuple):
     """The items that lists are made of; *popular* are the numbers of those of the overall popular list, best first.
 
-    *catalogue* is how many there are that could be recommended, None where that is not known.
+    *catalogue* is how many there are that could be recommended, None if that is not known.
     """
 
     ids: Sequence[str]
@@ -87,7 +87,7 @@ class Measurement:
         return Counts(self.users, self.users_with_lists, self.shortest, listed, self._times[listed], self._sampled)
 
     def merge(self, counts: "Counts") -> None:
-        """Count in what was counted elsewhere, of users who are none of these, and of the same items."""
+        """Count in what was counted elsewhere, of other users, and of the same items."""
         self.users += counts.users
         self.users_with_lists += counts.users_with_lists
         self.shortest = min((one for one in (self.shortest, counts.shortest) if one is not None), default=None)
@@ -134,7 +134,7 @@ async def overlaps(
     """
     Return how many users of *lists* have a list in *release*, too, and by depth the mean share of items in common.
 
-    The share is of the longer of the two lists, cut to that depth, so that lists which shrank count. A damaged list is
+    The share is of the longer of the two lists, cut to that depth, so lists which shrank count. A damaged list is
     passed over. Raises ReleaseCorrupt where more is damaged, and StoreError where lists cannot be read.
     """
     open_value = await load_decode(reader, release, manifest)

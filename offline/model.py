@@ -104,7 +104,7 @@ def save(model: Model, path: Path) -> None:
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
     """
-    Yield a sibling of the folder *path* for a model, renamed when it is complete, so nobody ever sees half of it.
+    Yield a sibling of the folder *path* for a model, renamed when it is complete, so half of it is never seen.
 
     A model that lies there is replaced; of two that are written at once the later one stays. A crash between the two
     renames leaves the one that was there beside, as .NAME.old-*; the next that is saved removes it. Raises DataError
@@ -129,7 +129,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place(draft: Path, path: Path, old: Path) -> None:
-    """Rename *draft* to *path*; a model that lies there, or comes there meanwhile, is put aside as *old*."""
+    """Rename *draft* to *path*; a model that lies there, or comes there in between, is put aside as *old*."""
     try:
         while True:
             try:
@@ -156,7 +156,7 @@ def is_model(path: Path) -> bool:
 def check_target(path: Path) -> None:
     """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
     try:
-        names = {each.name for each in path.iterdir()}  # at once: another writer may put its model there meanwhile
+        names = {each.name for each in path.iterdir()}  # at once: another writer may put its model there in between
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink() or path.is_file():
             raise DataError(f"{path} is not a folder; name another folder for the model.") from error

@@ -204,7 +204,7 @@ class _Review:
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:
     """
-    Yield *batches*; the next is computed in a thread meanwhile, which is left behind if it is not wanted.
+    Yield *batches*; the next is computed in a thread at the same time, which is left behind if it is not wanted.
 
     How long they are waited for is added to *seconds* as `lists`.
     """

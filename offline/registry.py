@@ -84,7 +84,7 @@ class Registry:
 
     def __init__(self, url: str | None = None) -> None:
         """
-        Open the registry at *url*, by default in the user's own data folder, beside the default store.
+        Open the registry at *url*, by default in the user's own data folder, next to the default store.
 
         Raises SettingError for one that cannot be opened, or needs a package more.
         """
@@ -211,7 +211,7 @@ class Registry:
         self._take_number(_CHANGE, entry.name, entry.name + "/changes/{:08}.json", content)
 
     def _take_number(self, taken: re.Pattern[str], name: str, path: str, content: dict[str, Any]) -> int:
-        """Write *content* to the *path* of the next number that nobody has *taken*, and return the number."""
+        """Write *content* to the *path* of the next number that is not *taken*, and return the number."""
         numbers = [int(match[1]) for match in map(taken.fullmatch, self._paths(name)) if match]
         number = max(numbers, default=0) + 1
         while not self._create(path.format(number), content):

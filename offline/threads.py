@@ -1,4 +1,4 @@
-"""Threads that nobody has to wait for: a long call of C, as of a solver, can be neither stopped nor hurried."""
+"""Threads that the process does not wait for: a long call of C, as of a solver, can be neither stopped nor hurried."""
 
 import ctypes
 import threading

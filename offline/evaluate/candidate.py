@@ -58,9 +58,9 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
     """
     Read the file, or the folder of files of one kind, at *path*.
 
-    *named* are columns by role, user, item and rating: the first two are guessed where they are None, a rating is read
-    only where it is named, and is the mean of a pair's rows. Raises DataError for what cannot be read, for a rating
-    that is not a finite number, and where nothing is left.
+    *named* are columns by role, user, item and rating: the first two are guessed if they are None, a rating is read
+    only if it is named, and is the mean of a pair's rows. Raises DataError for what cannot be read, for a rating
+    that is not a finite number, and if nothing is left.
     """
     tables = open_tables(find_files(path), Format(delimiter), str(path))
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
@@ -113,7 +113,7 @@ class Candidate:
     origin       what people call them
     lists        [user, item, score], at most k rows a user, who stand together, best first; users of the truth only
     predictions  [user, item, score], for as many pairs of the truth as there are scores
-    popular      the items that users without a list are served, best first; None where that is not known
+    popular      the items that users without a list are served, best first; None if that is not known
     history      what users had before, where the origin knows it
     """
 
@@ -174,7 +174,7 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
     """
     Read the lists of a release, one lookup for each user of *pairs*, and the popular list for everybody.
 
-    Raises ReleaseCorrupt for a damaged list, and StoreError where one cannot be read.
+    Raises ReleaseCorrupt for a damaged list, and StoreError if one cannot be read.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
     users = pairs.get_column("user").unique().sort()
@@ -189,7 +189,7 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
 
 
 async def read_live(reader: Reader, users: Sequence[str], k: int) -> LiveRelease | None:
-    """Read *k* items of the lists of *users* in the live release; None where nothing is live. Raises as above."""
+    """Read *k* items of the lists of *users* in the live release; None if nothing is live. Raises as above."""
     release = (await reader.catalogue()).live_ref
     if release is None:
         return None

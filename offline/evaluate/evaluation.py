@@ -75,7 +75,7 @@ class Evaluation:
 
     *split* is None if the test data were given. Of several *runs*, which are seeds or pieces of the log, the metrics
     are means, and intervals are over them; of one, intervals are over users. *cold_pairs*
-    of the test are of items that nobody has in train, which no engine can find. *leads* are in the order of
+    of the test are of items without an interaction in train, which no engine can find. *leads* are in the order of
     *baselines*.
     """
 

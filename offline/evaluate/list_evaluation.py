@@ -1,4 +1,4 @@
-"""Evaluation of lists that exist already: held against a truth, beside popular items or beside other lists."""
+"""Evaluation of lists that exist already: compared with a truth, next to popular items or other lists."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -40,11 +40,11 @@ class ListEvaluation:
     What the lists of one origin achieve against a truth.
 
     ranking     of its own lists; who has none counts with zeros
-    as_served   where users without a list get the popular one; None where no popular list is known
+    as_served   where users without a list get the popular one; None if no popular list is known
     popularity  of the most popular items that a user did not have; None without a history, as is *variety*
     variety     what the lists are like, whether they hit or not
-    rating      of the scores as predictions of ratings, over *predicted* pairs; None where there are no ratings
-    pairs       of the truth; *seen_pairs* of them users had before, so that no list of new items can hit them
+    rating      of the scores as predictions of ratings, over *predicted* pairs; None if there are no ratings
+    pairs       of the truth; *seen_pairs* of them users had before, so no list of new items can hit them
     """
 
     origin: str
@@ -149,7 +149,7 @@ class Evaluator:
     """
 
     def __init__(self, truth: Truth, candidates: Sequence[Candidate], k: int, history: Matrix | None) -> None:
-        """Number all users and items; *history* is what users had before, None where that is not known."""
+        """Number all users and items; *history* is what users had before, None if that is not known."""
         check_length(k, "k")
         self._k = k
         self.truth = truth
@@ -170,7 +170,7 @@ class Evaluator:
             self._history = self._matrix(of_users[pairs.row], of_items[pairs.col])
 
     def evaluate(self, candidate: Candidate) -> ListEvaluation:
-        """Measure the lists of one origin; raises DataError where no user of the truth has one."""
+        """Measure the lists of one origin; raises DataError if no user of the truth has one."""
         lists, history, test = self._lists(candidate), self._history, self._test
         popular = None if history is None else _most_popular(history)
         served = popular if candidate.popular is None else _numbers(candidate.popular, self._items)
@@ -194,7 +194,7 @@ class Evaluator:
         )
 
     def compare(self, one: Candidate, other: Candidate) -> Comparison:
-        """Compare the metrics of the same users, each with itself, so that what both have in common cancels out."""
+        """Compare the metrics of the same users, each with itself, so what both have in common cancels out."""
         a, b = (measure_users(self._lists(each), self._test) for each in (one, other))
         means = asdict(a.metrics), asdict(b.metrics)
         changes = (
@@ -206,7 +206,7 @@ class Evaluator:
         """Return [users, k]: items in their order, -1 where a list ends."""
         if candidate.lists.is_empty():
             raise DataError(
-                f"None of the {len(self.truth.users):,} users of the truth has a list in {candidate.origin}; "
+                f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "
                 "see that both write the ids of users in the same way."
             )
         users = _numbers(candidate.lists.get_column("user"), self._users)
@@ -223,7 +223,7 @@ class Evaluator:
         both = candidate.predictions.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
         if both.is_empty():
             raise DataError(
-                f"None of the {self.truth.pairs.height:,} pairs of the truth has a score in {candidate.origin}; leave "
+                f"Of {self.truth.pairs.height:,} pairs in the truth, none has a score in {candidate.origin}; leave "
                 "--rating-column out, or give scores of the pairs that were rated."
             )
         predicted, actual = both.get_column("score").to_numpy(), both.get_column("rating").to_numpy()

@@ -31,7 +31,7 @@ class RankingMetrics:
     map          the sum of the precisions at the hits / test items
     ndcg         discounted hits / those of the ideal list, which has min(k, test items) hits
     mrr          1 / the rank of the first hit
-    hit_rate     1 where there is a hit
+    hit_rate     1 if there is a hit
     """
 
     k: int
@@ -50,7 +50,7 @@ class RankingMetrics:
 @dataclass(frozen=True, slots=True)
 class ListMetrics:
     """
-    What lists are like, whether they hit or not; users without a list are left out, and all is 0 where nobody has one.
+    What lists are like, whether they hit or not; users without a list are left out, and all is 0 if no user has one.
 
     coverage   the share of all items that are in any list
     diversity  of two items of a list, 1 - the cosine of their users in train, on average (Ziegler et al., WWW 2005)
@@ -180,7 +180,7 @@ def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
     """
     counts = users_per_item(train)
     present = lists >= 0
-    # An item that nobody has is as new as one that a single user has.
+    # An item without users counts as new as one with a single user.
     information = -np.log2(np.maximum(counts, 1) / max(1, np.count_nonzero(np.diff(train.indptr))))
     some = present.any(axis=1)
     novelty = np.where(present, information[lists], 0).sum(axis=1)[some] / present.sum(axis=1)[some]

@@ -1,5 +1,5 @@
 """
-The report of one model, as plain values: how good it is beside the baselines and what is live, and what it lists.
+The report of one model, as plain values: how good it is next to the baselines and what is live, and what it lists.
 
 Its first line is the verdict, which names who ranks better than the model.
 """
@@ -45,7 +45,7 @@ _FLATTERS = "Draws at random let a model learn from what came after its test, wh
 
 
 Role = Literal["model", "baseline", "live"]
-# Reads so many items of the lists of these users in the live release; None where nothing is live.
+# Reads so many items of the lists of these users in the live release; None if nothing is live.
 ReadLive = Callable[[Sequence[str], int], LiveRelease | None]
 
 
@@ -54,7 +54,7 @@ def gather(path: Path, read_live: ReadLive | None = None, *, at_random: bool = F
     Return what the report of the model folder *path* says, as plain JSON values; the same for the same model.
 
     *read_live* is left out if there is no store to compare with. With *at_random* the model's parameters learn once
-    more, from a random draw, whose figures stand beside those of the split in time. Raises DataError as `load` does,
+    more, from a random draw, whose figures stand next to those of the split in time. Raises DataError as `load` does,
     and for a model that was not evaluated on a split in time.
     """
     model, description = load(path), describe(path)
@@ -106,7 +106,7 @@ def _at_random(model: Model, record: Mapping[str, Any] | None) -> dict[str, Any]
     }
 
 
-# Of the model's description what is shown by itself, and what only reading it needs.
+# Of the model's description what is shown elsewhere, and what only reading it needs.
 _ELSEWHERE = frozenset({"metrics", "tuning", "files", "format"})
 
 
@@ -115,7 +115,7 @@ def _split_in_words(record: Mapping[str, Any]) -> str:
     words = _SPLITS.get(split["kind"], f"The split was {split['kind']}.").format(**split)
     counts = (
         f"The model was learnt from {record['train_pairs']:,} pairs and tested on {record['test_pairs']:,} of "
-        f"{model['users']:,} users, {model['users_with_lists']:,} of whom had a list."
+        f"{model['users']:,} users; {model['users_with_lists']:,} of them had a list."
     )
     runs = record.get("runs") or record.get("seeds", 1)  # as it was called before
     if runs > 1:
@@ -161,7 +161,7 @@ def _catalogue(model: Model, items: Indices) -> dict[str, Any]:
 
 
 def _sample(model: Model, live: LiveRelease | None, user: int, items: Indices, scores: Floats) -> dict[str, Any]:
-    """Return the history of one user, the latest or the heaviest first, and the list beside it."""
+    """Return the history of one user, the latest or the heaviest first, and the list."""
     matrix = model.matrix
     begin, end = matrix.user_items.indptr[user : user + 2].tolist()
     by = matrix.user_items.data if matrix.times is None else matrix.times
@@ -190,9 +190,9 @@ class Subject:
     Who was measured, as an evaluation recorded it.
 
     metrics     by name, of its own lists
-    as_served   likewise, where users without a list get the popular one
+    as_served   the same, if users without a list get the popular one
     intervals   of 95 %, by the names of the first; those of the others are *served_intervals*
-    lead        of the model's nDCG over this one's: the interval, user by user; None where it is not known
+    lead        of the model's nDCG over this one's: the interval, user by user; None if it is not known
     note        what limits the comparison with the others
     """
 
@@ -216,7 +216,7 @@ class Verdict:
 
 
 def subjects_of(record: Mapping[str, Any] | None) -> list[Subject]:
-    """Return the model and its baselines as the *record* of an evaluation has them; nobody without one."""
+    """Return the model and its baselines as the *record* of an evaluation has them; none without one."""
     if record is None:
         return []
     baselines = [_subject(name, "baseline", found, found) for name, found in record["baselines"].items()]
@@ -224,7 +224,7 @@ def subjects_of(record: Mapping[str, Any] | None) -> list[Subject]:
 
 
 def live_subject(record: Mapping[str, Any], live: str, about: Mapping[str, Any], fingerprint: str) -> Subject | None:
-    """Return the live release as its manifest has it; None where it was measured in another way than *record*."""
+    """Return the live release as its manifest has it; None if it was measured in another way than *record*."""
     before = about.get("metrics") or {}
     before = before.get("as_trained", before)  # like the model, without the rules of a release
     if "model" not in before or protocol(before) != protocol(record):
@@ -250,7 +250,7 @@ def _subject(name: str, role: Role, record: Mapping[str, Any], metrics: Mapping[
 def verdict_on(subjects: Sequence[Subject], k: int) -> Verdict:
     """Say whether the model ranks better than all others, by nDCG, plain and as served; who is ahead is named."""
     if not subjects:
-        return Verdict("Nobody knows how good this model is: it was trained without an evaluation", False, ())
+        return Verdict("It is not known how good this model is: it was trained without an evaluation", False, ())
     model, *others = subjects
     live = [each for each in others if each.role == "live"]
     baselines = sorted((each for each in others if each.role == "baseline"), key=_plain, reverse=True)
@@ -296,7 +296,7 @@ def _chance(other: Subject, model: Subject, k: int) -> str:
     low, high = other.lead or (0, 0)
     sure = "" if low > 0 or high < 0 else "; chance may be all of that"
     lead = f"nDCG@{k} {_plain(model) - _plain(other):+.4f} (95 %: {low:+.4f} to {high:+.4f})"
-    return f"The model beside {other.name}: {lead}{sure}."
+    return f"The model compared with {other.name}: {lead}{sure}."
 
 
 def _beside_live(live: Subject, model: Subject, k: int) -> str:

@@ -163,8 +163,8 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
         np.maximum.at(until, rows[~held_back], times[~held_back])
     past = history.until(until)
     learnt = past.matrix()
-    # What is held back of the moment of the cut is not learnt. What stood at the cut is learnt, and not held back, even
-    # if it was cancelled afterwards and came again.
+    # Pairs of the moment of the cut that are held back are not learnt. Pairs that stood at the cut are learnt, and not
+    # held back, even if they were cancelled afterwards and came again.
     tied = held_back & (times <= (until if isinstance(until, int) else until[rows]))
     learnt = part(learnt, ~np.isin(cells_of(learnt), cells_of(part(user_items, tied))))
     held_back &= ~np.isin(cells_of(user_items), cells_of(learnt))

@@ -12,7 +12,7 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
 
     *log* is [user, item, weight, quantity, and perhaps time]; a quantity below zero is a cancellation. It takes its
     quantity back from the latest purchase of the same user and item up to its time, then from the one before that.
-    What it finds nothing of is passed over. Rows without a time come before all others; without times all are of one
+    A rest without a purchase is ignored. Rows without a time come before all others; without times all are of one
     moment.
 
     Returned is [user, item, weight, and if there are times: time, ended]. A purchase weighs in proportion to what is

@@ -13,7 +13,7 @@ from offline.errors import DataError
 
 # Longer ids are refused by the stores.
 MAX_ID_BYTES = 256
-# What tools write where a value is missing. NA is an id in too many data sets, such as Namibia's country code.
+# What tools write if a value is missing. NA is an id in too many data sets, such as Namibia's country code.
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
 # The one that reads the most values of a column is the column's, the first of equals.
 _TIME_FORMATS = (
@@ -195,7 +195,7 @@ def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None
 
 
 def is_time(text: str) -> bool:
-    """Return whether *text* is a time of our days, so that a column without a name may be one of times."""
+    """Return whether *text* is a time of our days, so a column without a name may be one of times."""
     layouts = time_layouts(pl.Series([text]))
     time = time_of("text", pl.String(), layouts[0]) if layouts and layouts[0] not in _NUMBER_RANGES else None
     if time is None:

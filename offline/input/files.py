@@ -208,7 +208,7 @@ def _sentence(source: object, error: BaseException) -> str:
     if isinstance(error, PermissionError):
         return f"{source} may not be read by this user; change its permissions."
     if isinstance(error, FileNotFoundError):
-        return f"{source} does not exist; see how its path is written, and from where it is meant."
+        return f"{source} does not exist; see how its path is written, and from which folder."
     message = str(error).strip() or type(error).__name__
     for parts, sentence in _READER_ERRORS.items():
         if any(part in message.lower() for part in parts):

@@ -32,7 +32,7 @@ _OTHER_TIME = "time in another format than most"
 _MOST_OTHER_TIMES = 0.02
 # Of the rows that a refusal is about, so many are shown.
 _SHOWN = 3
-# Fewer than polars takes by itself: as fast, and with less memory.
+# Fewer than polars takes by default: as fast, and with less memory.
 _ROWS_AT_ONCE = 20_000
 
 

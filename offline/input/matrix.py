@@ -27,7 +27,7 @@ Until: TypeAlias = int | Times
 # Before and after all others.
 NO_TIME = int(np.iinfo(np.int64).min)
 NEVER = int(np.iinfo(np.int64).max)
-# However old a row is, it keeps a thousandth of its weight. With a weight of zero there would be no interaction.
+# However old a row is, it keeps a thousandth of its weight. A weight of zero would mean no interaction.
 _MAX_HALVINGS = 10
 _DAY_US = 86_400e6
 
@@ -41,7 +41,7 @@ class Weighing:
     binary     1
     log        1 + ln(the sum), at least 1
     half_life  a row loses half of its weight each time that it gets older by this, compared with the newest row. The
-               weights are then scaled to the mean that they have without a half-life, so that the same parameters of an
+               weights are then scaled to the mean that they have without a half-life, so the same parameters of an
                engine fit. If rows are not added up, the last row of a pair decides.
     """
 
@@ -331,7 +331,7 @@ def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
 
 
 def _places(pairs: pl.DataFrame, what: str, known: list[str]) -> npt.NDArray[np.int64]:
-    """Return where each user, or item, of *pairs* stands among those that are *known*, -1 if it is none of them."""
+    """Return where each user, or item, of *pairs* stands among those that are *known*, -1 if it is not among them."""
     numbered = pl.DataFrame({what: known}).with_row_index("place")
     placed = pairs.select(pl.col(what).cast(pl.String)).join(numbered, on=what, how="left", maintain_order="left")
     return placed.get_column("place").cast(pl.Int64).fill_null(-1).to_numpy()

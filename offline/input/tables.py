@@ -123,7 +123,7 @@ class Table:
 
 def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Table]:
     """
-    Open *files*, which messages call *source*; each is read from end to end, so that a bad row stops here.
+    Open *files*, which messages call *source*; each is read from end to end, so a bad row stops here.
 
     Raises DataError for what cannot be read, and when the files differ in their columns.
     """
@@ -238,7 +238,7 @@ class Rows:
         return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
 
     def _shaped(self, number: int, shape: TableShape) -> pl.LazyFrame:
-        # In two steps, so that what a value is made of is not computed again for each condition.
+        # In two steps, so what a value is made of is not computed again for each condition.
         rows = shape.table.frame.with_row_index("row").select("row", *shape.values)
         tried = [pl.when(found).then(pl.lit(self._reasons[reason])) for reason, found in shape.left_out.items()]
         reason = pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8)

@@ -34,7 +34,7 @@ _MIN_COMPRESSED_BYTES = 5
 _NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _DELIMITERS = (",", ";", "\t", "|", "::")
 _SPELLED_DELIMITERS = {"\\t": "\t", "tab": "\t"}
-# A byte that no text has, so that splitting at it reads whole lines.
+# A byte that no text has, so splitting at it reads whole lines.
 _NO_DELIMITER = "\x01"
 # A column's name in RecBole's files.
 _TYPED_NAME = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")
@@ -93,7 +93,7 @@ def _scan_json(file: DataFile, first: str) -> pl.LazyFrame:
         raise DataError(f"{file} is one JSON array; write an object on each line instead: jq -c '.[]'.")
     try:
         with data_errors(file):
-            # Keys may come late and types may change, so that all rows are looked at; numbers keep their text.
+            # Keys may come late and types may change, so all rows are looked at; numbers keep their text.
             schema = pl.scan_ndjson(file.path, infer_schema_length=None).collect_schema()
             texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
             frame = pl.scan_ndjson(file.path, schema=texts)

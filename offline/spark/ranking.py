@@ -1,6 +1,6 @@
 """A model divided into blocks, each the lists of some users or items, and what one of them is computed of.
 
-How it is divided depends on nothing but its size, so that a block is the same in every attempt, on another executor and
+How it is divided depends on nothing but its size, so a block is the same in every attempt, on another executor and
 in another run, too. Users are multiplied with the factors of all items batch by batch, as without Spark.
 """
 
@@ -12,7 +12,7 @@ from offline.measurement import Observe, ignore
 from offline.model import Users
 from stores.store import Row
 
-# A block has so many users or items, or more where there would be too many blocks.
+# A block has so many users or items, or more if there would be too many blocks.
 _LEAST, _MOST_BLOCKS = 1_000, 2_000
 
 

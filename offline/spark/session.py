@@ -27,7 +27,7 @@ _LOOPBACK = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
 
 
 def check_master(master: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """Return *master*, or that of `spark-submit` where this runs below it; SettingError where there is none of them."""
+    """Return *master*, or that of `spark-submit` if this runs below it; SettingError if there is none of them."""
     master = master or SUBMITTED
     if master == SUBMITTED and _GATEWAY not in environment:
         raise SettingError(
@@ -36,7 +36,7 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
         )
     if master != SUBMITTED and not _MASTERS.fullmatch(master):
         raise SettingError(
-            f"--master {master} is no master of Spark; there are local[2], spark://HOST:7077, yarn and k8s://URL."
+            f"--master {master} is not a master of Spark; there are local[2], spark://HOST:7077, yarn and k8s://URL."
         )
     return master
 
@@ -51,7 +51,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
     """
     Yield a session on *master*, and stop it at the end; settings of `spark-defaults.conf` and `spark-submit` count.
 
-    Raises SettingError for what is no master, DataError where there is no Java or Spark cannot start.
+    Raises SettingError for what is not a master, DataError if there is no Java or Spark cannot start.
     """
     chosen = check_master(master)
     if chosen != SUBMITTED:

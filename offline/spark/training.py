@@ -13,7 +13,7 @@ from offline.input.matrix import Floats, UserItems, check_user_items
 from offline.spark.session import cause_of
 from offline.train.als import Factors, SparkParams, confidences
 
-# The data alone say how many blocks there are, for the start of the fit is drawn by block: however many executors
+# The data alone say how many blocks there are, because the start of the fit is drawn by block: however many executors
 # there are, the same seed then learns the same, but for the order of sums.
 _PAIRS_PER_BLOCK, _BLOCKS = 500_000, (2, 1000)
 
@@ -60,7 +60,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
 
 
 def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
-    """Return the pairs, each rated so that its confidence, which Spark adds one to, is that of `confidences`."""
+    """Return the pairs. Spark adds one to each rating, and the sum is that of `confidences`."""
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
     ratings = confidences(user_items.data, params.alpha) - np.float32(1)
     return pa.table({"user": users, "item": user_items.indices.astype(np.int32), "rating": ratings})

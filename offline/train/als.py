@@ -2,7 +2,7 @@
 Alternating least squares on implicit feedback: factors from the matrix, by implicit or by Spark.
 
 Of each pair that a user has, implicit's confidence is alpha times its weight, and Spark's is one more than that. A pair
-goes to Spark with its confidence less one, so that alpha means the same to both. Their regularizations cannot be
+goes to Spark with its confidence less one, so alpha means the same to both. Their regularizations cannot be
 converted: Spark's is multiplied by the number of pairs of each user and item, and implicit's is the same for all. So it
 has a name of its own.
 """
@@ -24,7 +24,7 @@ from offline.input.matrix import Floats, Indices, UserItems, check_user_items
 from offline.train import ranking
 from offline.train.popularity import Recency
 
-# Bounds the memory that folding in takes beside the factors.
+# Bounds the memory that folding in takes besides the factors.
 _SOLVED_AT_ONCE = 50_000
 # Give the same nDCG as an exact solution, to five digits.
 _LAST_STEPS = 6
@@ -161,7 +161,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
     """
     Factorize *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
 
-    The factors of all users are solved once more at the end, against the final item factors, so that folding a user in
+    The factors of all users are solved once more at the end, against the final item factors, so folding a user in
     later gives the same, but for 1e-4 of the largest. The same seed gives the same bits on one machine. *on_iteration*
     is called with (done, total). Memory: about 4 times the matrix, and 4 (users + items) factors bytes. Raises
     DataError for a matrix that cannot be factorized, and when the factors are not finite.

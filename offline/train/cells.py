@@ -26,7 +26,7 @@ _NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
     ("rp3beta", (100,)),
 )
 _FEWEST = 5
-# Twice the factors take two to three times as long; a search goes no further by itself.
+# Twice the factors take two to three times as long; a search goes no further on its own.
 _MOST_FACTORS = 512
 # Similarities of more pairs of items than this are not worth their memory.
 _MOST_SIMILARITIES = 10_000_000
@@ -82,7 +82,7 @@ def draw(ranked: Sequence[Params], generator: np.random.Generator, items: int) -
     """
     Draw a new cell, log-uniformly, around the first of *ranked*, or half of the time around the first of ALS.
 
-    Returns None where nothing new is found: there are only so many numbers of neighbours.
+    Returns None if nothing new is found: there are only so many numbers of neighbours.
     """
     searched = [params for params in ranked if isinstance(params, ALSParams | EASEParams | NeighbourParams)]
     centres = searched[:1] + [params for params in searched if isinstance(params, ALSParams)][:1]

@@ -34,7 +34,7 @@ def rank_s(params: object, rows: UserItems) -> float:
 
 
 def fit_bytes(params: object, user_items: UserItems) -> int:
-    """Return about how many bytes a fit takes beside the matrix that it learns from."""
+    """Return about how many bytes a fit takes besides the matrix that it learns from."""
     users, items = user_items.shape
     match params:
         case ALSParams():

@@ -17,7 +17,7 @@ from offline.train.popularity import Recency
 _USER_POWER = -0.25
 # The share of a user's items that the weights must do without; regularizes items by how many users they have.
 _DROPOUT = 0.2
-# Rows of the table of items that are made at once: bounds the memory beside it.
+# Rows of the table of items that are made at once: bounds the memory besides it.
 _AT_ONCE = 512
 
 
@@ -83,7 +83,7 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
         table[start : start + _AT_ONCE] = (by_item[start : start + _AT_ONCE] @ scaled).toarray()
     diagonal = np.diag_indices_from(table)
     table[diagonal] = table[diagonal] / (1 - _DROPOUT) + params.regularization
-    # It is symmetric, so that its transpose lies in memory as LAPACK wants it; only one triangle is written. With what
+    # It is symmetric, so its transpose lies in memory as LAPACK wants it; only one triangle is written. With what
     # dropout adds to the diagonal it is positive definite, whatever users have.
     factor, _ = lapack.spotrf(table.T, lower=True, overwrite_a=True)
     inverse, _ = lapack.spotri(factor, lower=True, overwrite_c=True)

@@ -78,7 +78,7 @@ def recency_of(params: Params) -> Recency | None:
 
 
 def params_class(engine: object) -> type[Params]:
-    """Return the class of the parameters of *engine*, as a model or a file names it; DataError where it is unknown."""
+    """Return the class of the parameters of *engine*, as a model or a file names it; DataError if it is unknown."""
     for name, kind in PARAMS.items():
         if name == engine:
             return kind

@@ -23,7 +23,7 @@ _RECOMMENDERS = {
     "cosine": CosineRecommender,
     "rp3beta": ItemItemRecommender,
 }
-# Rows of similarities that are cut to the nearest at once: bounds the memory beside them.
+# Rows of similarities that are cut to the nearest at once: bounds the memory besides them.
 _CUT_AT_ONCE = 1024
 # So many are kept of each item for lists of similar items, even where fewer make the lists of users better.
 _KEPT = 101
@@ -103,7 +103,7 @@ def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     similarity = recommender.similarity
     if scale is not None:
         similarity.data *= np.repeat(scale, np.diff(similarity.indptr))
-    # A weight of an item that all users have is 0, and 0 / 0 is no number.
+    # A weight of an item that all users have is 0, and 0 / 0 is not a number.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
     return Neighbours(similarity, params)

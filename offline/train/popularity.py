@@ -17,7 +17,7 @@ from offline.train import ranking
 MAX_SEGMENTS = 1000
 # Equal counts are in the order of their items: what each item loses more than the one before it, in float64.
 _TIE = 2.0**-50
-# An item that nobody chose recently keeps so much of its score, before the power: it ranks last, but it has a rank.
+# An item that was not chosen recently keeps so much of its score, before the power: it ranks last, but it has a rank.
 _LEAST = 1e-3
 
 

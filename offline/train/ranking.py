@@ -50,7 +50,7 @@ def recommend(
     """
     Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
 
-    What a user has in *user_items* is left out unless *keep_seen*. Where a user has no more items to get, and
+    What a user has in *user_items* is left out unless *keep_seen*. If a user has no more items to get, and
     throughout for users with no interactions, the item is -1 and the score 0. Runs on all cores, best with thousands
     of users. Raises ValueError for users or items that were not learnt from.
     """
@@ -75,7 +75,7 @@ def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = 
     """
     Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, without itself.
 
-    Where an item has no more that are like it, the item is -1 and the score 0.
+    If an item has no more that are like it, the item is -1 and the score 0.
     """
 
     def score(batch: Indices) -> Table:

@@ -23,7 +23,7 @@ from offline.train.cost import fit_bytes, fit_s, rank_s
 from offline.train.engine import Engine, Params, Ranker, described, engine_of, params_from, recency_of, with_recency
 from offline.train.popularity import PopularityParams, Recency
 
-# Above so many pairs a search takes minutes to hours, which nobody should wait for who did not ask for it.
+# Above so many pairs a search takes minutes to hours, so it must be requested.
 MAX_PAIRS = 1_000_000
 # As many iterations rank cells as the full number does, in half of the time.
 _EXPLORING = 8
@@ -220,7 +220,7 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
 
 class _Trials:
     """
-    Makes trials, and keeps them as lines of JSON in a journal, so that a search that was stopped goes on.
+    Makes trials, and keeps them as lines of JSON in a journal, so a search that was stopped goes on.
 
     Lines of other data, splits or versions are passed by. What was learnt last serves all recencies of its engine.
     """

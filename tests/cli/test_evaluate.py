@@ -63,7 +63,7 @@ def test_a_model_and_its_release_are_lists_and_have_a_report(folder: Path) -> No
 def test_what_cannot_be_measured_is_one_sentence(folder: Path) -> None:
     other = folder / "other.csv"
     other.write_text("user,item\nstranger,i1\n")
-    failed(hotplate("evaluate", folder / "good.csv", other), "None of the 1 users of the truth has a list")
+    failed(hotplate("evaluate", folder / "good.csv", other), "Of 1 users in the truth, none has a list")
     failed(hotplate("evaluate", folder / "none.csv", other), "does not exist")
     failed(hotplate("evaluate", "report", folder / "a", "--out", folder / "no" / "x.html"), "no folder", code=2)
 

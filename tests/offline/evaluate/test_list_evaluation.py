@@ -106,7 +106,7 @@ def test_users_that_two_files_name_differently_are_an_error(tmp_path: Path) -> N
     truth, lists = written(tmp_path, truth="user,item\nA,x\n", lists=LISTS)
     found = read_truth(truth, {})
     made = from_files(lists, found.pairs, 2, {})
-    with pytest.raises(DataError, match=r"None of the 1 users of the truth has a list in .*lists\.csv"):
+    with pytest.raises(DataError, match=r"Of 1 users in the truth, none has a list in .*lists\.csv"):
         Evaluator(found, [made], 2, None).evaluate(made)
 
 
@@ -114,7 +114,7 @@ def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
     truth, lists = written(tmp_path, truth="user,item,stars\na,y,1\n", lists=LISTS)
     found = read_truth(truth, {"rating": "stars"})
     made = from_files(lists, found.pairs, 2, {})
-    with pytest.raises(DataError, match="None of the 1 pairs of the truth has a score"):
+    with pytest.raises(DataError, match="Of 1 pairs in the truth, none has a score"):
         Evaluator(found, [made], 2, None).evaluate(made)
 
 

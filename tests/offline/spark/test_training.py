@@ -91,7 +91,7 @@ def test_a_master_has_to_be_one_or_that_of_spark_submit() -> None:
         with pytest.raises(SettingError, match="spark-submit"):
             check_master(master, {})
     assert check_master(None, {"PYSPARK_GATEWAY_PORT": "1"}) == "submitted"
-    with pytest.raises(SettingError, match="no master of Spark"):
+    with pytest.raises(SettingError, match="not a master of Spark"):
         check_master("locl[2]", {})
 
 
