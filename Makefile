@@ -87,7 +87,7 @@ quality: .venv/dev ## how good the lists are, on both data sets and every split,
 site: .venv/site ## the documentation as a site, in dist/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-lock: .venv/dev ## resolve the requirements anew (needs uv)
+lock: .venv/dev ## resolve the requirements again (needs uv)
 	$(LOCK) pyproject.toml --extra offline --group build -o requirements/demo.lock
 	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench \
 	    --extra azure-monitor --group build --group dev \

@@ -94,8 +94,13 @@ def number(value: float) -> str:
 
 def table(runs: Sequence[Run], rows: Mapping[str, str]) -> str:
     """Make a table of figures, by name with what they are of; those that no run has are left out."""
-    lines = [f"| {what} | {shown(runs, figure)} |" for figure, what in rows.items() if occasions(runs, figure)]
-    return "\n".join(["| what | measured |", "|---|---|", *lines]) + "\n"
+    lines = ["| what | compared with | measured |", "|---|---|---|"]
+    for figure, row in rows.items():
+        if occasions(runs, figure):
+            what, _, peer = row.partition(", compared with ")
+            peer, colon, quantity = peer.partition(": ")
+            lines.append(f"| {what}{colon}{quantity} | {peer} | {shown(runs, figure)} |")
+    return "\n".join(lines) + "\n"
 
 
 def page_with(page: str, text: str, verb: str) -> str:

@@ -166,7 +166,7 @@ CASES = (
         _overload,
         {"at 3 / at 1: goodput": at_least(0.85), "at 3 / at 0.2: p99": at_most(5)},
         {
-            "at 3 / at 1: goodput": "batches answered in time at three times the capacity, compared with at it",
+            "at 3 / at 1: goodput": "batches in time at three times the capacity, compared with the capacity",
             "at 3 / at 0.2: p99": "the same, compared with a fifth of the capacity: p99",
         },
     ),

@@ -225,7 +225,7 @@ CASES = (
         {"hotplate / nginx: p99": at_most(1.25), "with a flip / hotplate: p99.9": at_most(2)},
         {
             "hotplate / nginx: p99": "a GET at half load, compared with nginx: p99",
-            "with a flip / hotplate: p99.9": "a GET at half load while a release goes live, compared with none: p99.9",
+            "with a flip / hotplate: p99.9": "a GET at half load during a flip, compared with no flip: p99.9",
         },
     ),
     Case(

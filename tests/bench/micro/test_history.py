@@ -33,7 +33,8 @@ def test_only_the_latest_five_count() -> None:
 
 def test_a_table_has_the_figures_that_there_are() -> None:
     runs = [Run("2026-11-22", "EPYC", None, {CPU: (13.04, 13.04, 13.04)})]
-    assert table(runs, {RATIO: "a ratio", CPU: "a GET: CPU"}).splitlines()[2:] == ["| a GET: CPU | 13 µs (one run) |"]
+    rows = {RATIO: "a ratio", CPU: "a GET, compared with nginx: CPU"}
+    assert table(runs, rows).splitlines()[2:] == ["| a GET: CPU | nginx | 13 µs (one run) |"]
 
 
 def test_a_table_goes_between_its_marks() -> None:
