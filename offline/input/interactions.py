@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ _EVENT_FIELDS: dict[str, pl.DataType] = {
     "position": pl.Int64(),
 }
 _OTHER_TIME = "time in another format than most"
+_FUTURE = "in the future"
 # If more than this share of the rows have a time in another format, the column is not understood.
 _MOST_OTHER_TIMES = 0.02
 # Of the rows that a refusal is about, so many are shown.
@@ -250,6 +251,8 @@ def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableSh
         values += [moment.alias("time"), table.is_absent(columns.time).alias("timeless")]
         if has_times:
             left_out[_OTHER_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
+            # Ages count from the newest row: one with 9999-12-31 would make all others old. A day covers time zones.
+            left_out[_FUTURE] = pl.col("time") > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
     return TableShape(table, values, left_out, pl.col("weight").is_infinite())
 
 
@@ -274,8 +277,8 @@ def _time_range(
     """
     Return the first and last time.
 
-    Raises DataError if too many times are in another format than the others, and if there is none although the column
-    was named or a half-life is given.
+    Raises DataError if too many times are in another format than the others, if most are in the future, and if there is
+    none although the column was named or a half-life is given.
     """
     other = rows.left_out.get(_OTHER_TIME, 0)
     if columns.time is not None and other > _MOST_OTHER_TIMES * rows.total:
@@ -283,6 +286,13 @@ def _time_range(
         raise DataError(
             f"No format of times fits the column {columns.time!r} of {source}: {other:,} of {rows.total:,} rows have "
             f"another one ({shown}). Write all of them alike, best as 2026-11-20T08:00:00Z."
+        )
+    future = rows.left_out.get(_FUTURE, 0)
+    if columns.time is not None and future > rows.total / 2:
+        shown = "; ".join(rows.examples(_FUTURE, columns.time, _SHOWN))
+        raise DataError(
+            f"Most times in the column {columns.time!r} of {source} are in the future: {future:,} of {rows.total:,} "
+            f"rows ({shown}). Mend them, or name another column with --time-column."
         )
     first, last = rows.facts.get("first"), rows.facts.get("last")
     if first is not None and last is not None:

@@ -2,7 +2,7 @@
 
 import gzip
 import math
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -220,6 +220,18 @@ def test_a_few_times_in_another_format_are_counted_and_left_out(tmp_path: Path) 
     assert read.left_out == {"time in another format than most": 2}
     assert read.log.get_column("time").null_count() == 2
     assert read.time_range == (datetime(2026, 1, 3), datetime(2026, 1, 3))  # noqa: DTZ001 -- naive UTC
+
+
+def test_rows_in_the_future_are_counted_and_left_out_unless_most_are(tmp_path: Path) -> None:
+    soon = datetime.now(UTC) + timedelta(hours=23)
+    rows = f"user,item,time\nu,i,2999-01-01 00:00:00\nv,i,2026-01-03 00:00:00\nv,j,\nw,i,{soon:%Y-%m-%d %H:%M:%S}\n"
+    read = read_interactions(write(tmp_path / "a.csv", rows + "w,j,9999-12-31 00:00:00\n"))
+    assert read.left_out == {"in the future": 2}
+    assert read.time_range == (datetime(2026, 1, 3), soon.replace(tzinfo=None, microsecond=0))  # noqa: DTZ001 -- naive UTC
+    with pytest.raises(
+        DataError, match=r"Most times in the column 'time' .*4 of 7 rows .*row 2: '2999-01-01 00:00:00'"
+    ):
+        read_interactions(write(tmp_path / "a.csv", rows + "x,i,2999-01-02 00:00:00\n" * 3))
 
 
 def test_times_of_two_formats_are_refused_with_rows_that_show_it(tmp_path: Path) -> None:
