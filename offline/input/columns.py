@@ -21,10 +21,12 @@ _TIME_FORMATS = (
     *("%Y-%m-%d %H:%M", "%Y-%m-%d"),
     *(
         f"{date}{time}"
-        for date in ("%Y/%m/%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y")
+        for date in ("%Y/%m/%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%y")
         for time in (" %H:%M:%S", " %H:%M", "")
     ),
 )
+# A format that reads an earlier time from a text does not fit: it takes a year of two digits for one of four.
+_FIRST_TIME = datetime(1900, 1, 1)  # noqa: DTZ001 -- times are naive UTC throughout
 # The formats of times that are numbers: the first, counted from 1970, unless most lie in the range of another.
 NUMBER, DAYS, EXCEL_DAYS, DATES = "number", "days since 1970", "Excel's serial days", "dates such as 20261120"
 # From 1990 to 2050.
@@ -164,7 +166,9 @@ def time_layouts(values: pl.Series) -> list[str]:
     if values.dtype == pl.String:
         text = values.str.strip_chars()
         values = text.cast(pl.Float64, strict=False).drop_nulls()
-        layouts = [each for each in _TIME_FORMATS if text.str.to_datetime(each, strict=False).is_not_null().any()]
+        layouts = [
+            each for each in _TIME_FORMATS if pl.select(_from_text(pl.lit(text), each).is_not_null().any()).item()
+        ]
     if values.is_empty():
         return layouts
     found = {layout: values.is_between(*bounds).sum() for layout, bounds in _NUMBER_RANGES.items()}
@@ -190,8 +194,7 @@ def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None
     text = column.str.strip_chars()
     if layout == NUMBER or layout in _NUMBER_RANGES:
         return _from_number(text.cast(pl.Float64, strict=False), layout)
-    time = text.str.to_datetime(layout, time_unit="us", strict=False)
-    return time.dt.replace_time_zone(None) if layout.endswith("%#z") else time
+    return _from_text(text, layout)
 
 
 def is_time(text: str) -> bool:
@@ -220,6 +223,13 @@ def _plain(name: str) -> str:
 def _listed(available: Sequence[str]) -> str:
     shown = ", ".join(available[:40])
     return shown if len(available) <= 40 else f"{shown} and {len(available) - 40} more"
+
+
+def _from_text(text: pl.Expr, layout: str) -> pl.Expr:
+    time = text.str.to_datetime(layout, time_unit="us", strict=False)
+    if layout.endswith("%#z"):
+        time = time.dt.replace_time_zone(None)
+    return pl.when(time >= _FIRST_TIME).then(time)
 
 
 def _from_number(number: pl.Expr, layout: str | None) -> pl.Expr:

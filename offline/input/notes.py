@@ -57,16 +57,20 @@ def of_cancellations(column: str, rows: int) -> str:
 
 
 def of_times(column: str, layouts: Sequence[str | None], time_range: tuple[datetime, datetime] | None) -> list[str]:
-    """Say how numbers that may mean several times were read, and seconds that are all too long ago to be right."""
+    """Say how numbers and years of two digits were read, and seconds that are all too long ago to be right."""
     if time_range is None:
         return []
     known = (DAYS, EXCEL_DAYS, DATES) if time_range[1] >= _EARLIEST else (NUMBER, DAYS, EXCEL_DAYS, DATES)
+    read_as = {layout: "seconds since 1970" if layout == NUMBER else layout for layout in known}
+    for layout in layouts:
+        if layout is not None and "%y" in layout:
+            read_as[layout] = layout.split()[0].replace("%d", "DD").replace("%m", "MM").replace("%y", "YY")
     return [
-        f"the times in {column!r} are read as {'seconds since 1970' if layout == NUMBER else layout}: they are from "
+        f"the times in {column!r} are read as {read_as[layout]}: they are from "
         f"{time_range[0]:%Y-%m-%d %H:%M} to {time_range[1]:%Y-%m-%d %H:%M}; if that is wrong, write them as "
         "2026-11-20T08:00:00Z"
         for layout in dict.fromkeys(layouts)
-        if layout in known
+        if layout in read_as
     ]
 
 

@@ -249,6 +249,33 @@ def test_dates_with_the_day_first_are_read_so_if_only_that_fits_all_rows(tmp_pat
     assert read.time_range == (datetime(2024, 2, 1), datetime(2024, 2, 27))  # noqa: DTZ001 -- naive UTC
 
 
+@pytest.mark.parametrize(
+    ("texts", "first", "layout"),
+    [
+        (("01/03/26", "26/05/26"), datetime(2026, 3, 1), "DD/MM/YY"),  # noqa: DTZ001 -- naive UTC
+        (("1/6/26 9:08", "26/05/26 12:29"), datetime(2026, 5, 26, 12, 29), "DD/MM/YY"),  # noqa: DTZ001 -- naive UTC
+        (("01/03/26", "05/26/26"), datetime(2026, 1, 3), "MM/DD/YY"),  # noqa: DTZ001 -- naive UTC
+        (("1/6/26 9:08", "1/7/26 9:08"), datetime(2026, 1, 6, 9, 8), "MM/DD/YY"),  # noqa: DTZ001 -- naive UTC
+        (("01.03.26", "26.05.26"), datetime(2026, 3, 1), "DD.MM.YY"),  # noqa: DTZ001 -- naive UTC
+    ],
+)
+def test_years_of_two_digits_are_read_as_such_and_reported(
+    texts: tuple[str, str], first: datetime, layout: str, tmp_path: Path
+) -> None:
+    read = read_interactions(write(tmp_path / "a.csv", f"user,item,date\nu,i,{texts[0]}\nv,j,{texts[1]}\n"))
+    assert read.time_range is not None
+    assert read.time_range[0] == first
+    assert [f"are read as {layout}: they are from {first:%Y-%m-%d %H:%M}" in note for note in read.notes] == [True]
+
+
+@pytest.mark.parametrize("text", ["28-01-26", "28-01-26 12:29", "0026-05-26", "0001-01-01T00:00:00Z", "1899-12-31"])
+def test_a_format_does_not_fit_if_it_reads_a_year_before_1900(text: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", f"user,item,date\nu,i,{text}\nv,j,{text}\n")
+    assert read_interactions(file).time_range is None
+    with pytest.raises(DataError, match="The column 'date' of"):
+        read_interactions(file, columns=Columns(time="date"))
+
+
 def test_categories_booleans_and_dates_can_be_ids(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         {"user": pl.Series(["u", "v"], dtype=pl.Categorical), "item": ["2026-01-01", "2026-01-02"]}
