@@ -26,6 +26,8 @@ from stores.keys import OVERALL
 _FIRST_DEPTH, _DEEPER = 2, 4
 # How many ranked items are held at once, which bounds the memory that deep rankings take.
 _CELLS = 1 << 22
+# Scores are float32: larger boosts of large scores would be infinite.
+_MAX_BOOST = 1_000_000
 # Of an item without a category there may be any number.
 _NO_CATEGORY = -1
 
@@ -298,7 +300,7 @@ def _read_items(path: Path) -> list[str]:
 
 
 def _read_categories(path: Path) -> dict[str, str]:
-    frame = _read_columns(path, "item", "category").unique()
+    frame = _read_columns(path, "item", "category").drop_nulls().unique()
     twice = frame.filter(pl.col("item").is_duplicated())
     if twice.height:
         raise DataError(f"{path} has item {twice.get_column('item')[0]!r} in two categories; keep one for each item.")
@@ -306,21 +308,26 @@ def _read_categories(path: Path) -> dict[str, str]:
 
 
 def _read_boosts(path: Path) -> dict[str, float]:
-    frame = _read_columns(path, "item", "boost").with_columns(pl.col("boost").cast(pl.Float64, strict=False))
-    wrong = frame.filter(~(pl.col("boost").is_finite() & (pl.col("boost") > 0)).fill_null(value=False))
-    if wrong.height:
-        raise DataError(f"{path} has no number above zero as the boost of item {wrong.get_column('item')[0]!r}.")
+    boost = pl.col("boost")
+    frame = _read_columns(path, "item", "boost").with_columns(boost.cast(pl.Float64, strict=False)).unique()
+    wrong = frame.filter(~((boost > 0) & (boost <= _MAX_BOOST)).fill_null(value=False)).get_column("item").sort()
+    if len(wrong):
+        bounds = f"above zero and at most {_MAX_BOOST:,}"
+        raise DataError(f"{path} has no number {bounds} as the boost of item {wrong[0]!r}.")
+    twice = frame.filter(pl.col("item").is_duplicated()).get_column("item").sort()
+    if len(twice):
+        raise DataError(f"{path} has item {twice[0]!r} with two boosts; keep one for each item.")
     return dict(frame.iter_rows())
 
 
 def _read_columns(path: Path, *roles: str) -> pl.DataFrame:
-    """Return the columns of the files at *path* that are named like *roles*, rows that lack one left out."""
+    """Return the columns of the files at *path* that are named like *roles*, rows without an item left out."""
     tables = open_tables(find_files(path), Format(), str(path))
     columns = choose_columns({}, list(tables[0].schema), str(path), guessed=roles, required=roles)
     tables, _ = with_whole_numbers(tables, [columns["item"]])
     texts = (table.frame.select(**{role: table.text(columns[role]) for role in roles}) for table in tables)
     with data_errors(str(path)):
-        return pl.concat(texts).drop_nulls().collect(engine="streaming")
+        return pl.concat(texts).drop_nulls("item").collect(engine="streaming")
 
 
 def _allowed(rules: Rules, ids: list[str]) -> Allowed:

@@ -239,10 +239,13 @@ def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> No
     rows.write_text("item,category\ni,x\nj,x\ni,y\n")
     with pytest.raises(DataError, match="has item 'i' in two categories"):
         read_rules(None, None, rows, 1, 1)
-    for boost in ("0", "-1", "much", "inf"):
+    for boost in ("0", "-1", "much", "inf", "1e308", "1000001", "nan", ""):
         rows.write_text(f"item,boost\na,1\nb,{boost}\n")
-        with pytest.raises(DataError, match="no number above zero as the boost of item 'b'"):
+        with pytest.raises(DataError, match="no number above zero and at most 1,000,000 as the boost of item 'b'"):
             read_rules(None, None, None, None, 1, boost=rows)
+    rows.write_text("item,boost\na,2\nb,3\na,4\n")
+    with pytest.raises(DataError, match="has item 'a' with two boosts; keep one for each item"):
+        read_rules(None, None, None, None, 1, boost=rows)
     rows.write_text("item,colour\ni,x\n")
     with pytest.raises(DataError, match="looks like the category"):
         read_rules(None, None, rows, 1, 1)
