@@ -97,13 +97,13 @@ def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     kept = min(max(params.neighbours, _KEPT), user_items.shape[1])
     weighted, scale = _walks(user_items, params) if params.weighting == "rp3beta" else (user_items, None)
     recommender = _RECOMMENDERS[params.weighting](K=kept)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # 0 / 0, see below
         warnings.simplefilter("ignore", ParameterWarning)  # it converts a matrix of its own making
         recommender.fit(weighted, show_progress=False)
     similarity = recommender.similarity
     if scale is not None:
         similarity.data *= np.repeat(scale, np.diff(similarity.indptr))
-    # A weight of an item that all users have is 0, and 0 / 0 is not a number.
+    # TF-IDF's weight of a user who has all items but one is 0, and 0 / 0 is not a number.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
     return Neighbours(similarity, params)

@@ -88,6 +88,15 @@ def test_an_item_that_everybody_has_speaks_for_none_and_breaks_nothing() -> None
         assert np.isfinite(scores).all()
 
 
+def test_users_who_all_have_all_items_but_one_are_compared_without_a_warning() -> None:
+    user_items = csr_matrix(np.array([[1, 0], [2, 0], [0, 1]], dtype=np.float32))
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        ranker = fit(user_items, NeighbourParams("tfidf", 2))
+    assert [str(each.message) for each in raised] == []
+    assert np.isfinite(ranker.similarity.data).all()
+
+
 def test_choices_that_make_no_sense_are_refused_by_name() -> None:
     with pytest.raises(SettingError, match="weighting is 'lift'; it must be one of tfidf, bm25, cosine"):
         NeighbourParams("lift")  # type: ignore[arg-type]  # the wrong value is the point
