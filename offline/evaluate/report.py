@@ -194,6 +194,7 @@ class Subject:
     intervals   of 95 %, by the names of the first; those of the others are *served_intervals*
     lead        of the model's nDCG over this one's: the interval, user by user; None if it is not known
     note        what limits the comparison with the others
+    published   nDCG of the lists as they are published, if they are other lists than those of the training
     """
 
     name: str
@@ -204,6 +205,7 @@ class Subject:
     served_intervals: Mapping[str, Sequence[float]]
     lead: Sequence[float] | None = None
     note: str = ""
+    published: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +227,13 @@ def subjects_of(record: Mapping[str, Any] | None) -> list[Subject]:
 
 def live_subject(record: Mapping[str, Any], live: str, about: Mapping[str, Any], fingerprint: str) -> Subject | None:
     """Return the live release as its manifest has it; None if it was measured in another way than *record*."""
-    before = about.get("metrics") or {}
-    before = before.get("as_trained", before)  # like the model, without the rules of a release
+    published = about.get("metrics") or {}
+    before = published.get("as_trained", published)  # like the model, without the rules of a release
     if "model" not in before or protocol(before) != protocol(record):
         return None
     same = about.get("data") == fingerprint and before.get("split") == record["split"]
-    return _subject(live, "live", before, before["model"], "" if same else "of another draw or other data")
+    found = _subject(live, "live", before, before["model"], "" if same else "of another draw or other data")
+    return found if published is before else replace(found, published=published["model"]["ndcg"])
 
 
 def _subject(name: str, role: Role, record: Mapping[str, Any], metrics: Mapping[str, Any], note: str = "") -> Subject:
@@ -304,7 +307,10 @@ def _beside_live(live: Subject, model: Subject, k: int) -> str:
     change = "better than" if now > before else "worse than" if now < before else "as good as"
     limits = "kind of split, by another draw or of other data" if live.note else "split of the same data"
     figures = f"nDCG@{k} {now:.4f} after {before:.4f}"
-    return f"The model is {change} the live release {live.name}: {figures}, on the same {limits}."
+    sentence = f"The model is {change} the live release {live.name}: {figures}, on the same {limits}."
+    if live.published is None:
+        return sentence
+    return f"{sentence} Both are figures of training: as published, {live.name} has nDCG@{k} {live.published:.4f}."
 
 
 def _listed(baselines: Sequence[Subject]) -> str:

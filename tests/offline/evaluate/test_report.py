@@ -89,6 +89,16 @@ def test_the_live_release_counts_where_it_was_measured_alike() -> None:
     assert live_subject(found, "r1", {"engine": "import"}, "abc") is None
 
 
+def test_a_live_release_that_was_measured_as_published_is_compared_by_training_and_says_so() -> None:
+    found = record(0.3, 0.3, {})
+    published = record(0.1, 0.1, {}) | {"as_trained": record(0.3, 0.3, {})}
+    live = live_subject(found, "r1", {"metrics": published, "data": "abc"}, "abc")
+    assert live is not None
+    remark = verdict_on([*subjects_of(found), live], 10).remarks[-1]
+    assert remark.startswith("The model is as good as the live release r1: nDCG@10 0.3000 after 0.3000")
+    assert remark.endswith("Both are figures of training: as published, r1 has nDCG@10 0.1000.")
+
+
 def test_nothing_is_said_of_a_model_without_an_evaluation() -> None:
     assert not verdict_on(subjects_of(None), 10).good
 
