@@ -122,8 +122,11 @@ def read_interactions(
             time_of(name, each.table.schema[name], layout) if (name := each.columns.time) else None
             for each, layout in zip(sources, layouts, strict=True)
         ]
-        has_times = any(time is not None for time in times)  # else a guessed column is passed over
-        shapes = [_shape(each, time, has_times=has_times) for each, time in zip(sources, times, strict=True)]
+        if chosen.time is not None and all(time is None for time in times):
+            said = [_without_times(tables, chosen.time, source, is_named=named.time is not None), *said]
+            chosen = replace(chosen, time=None)
+            sources = [each._replace(columns=replace(each.columns, time=None)) for each in sources]
+        shapes = [_shape(each, time) for each, time in zip(sources, times, strict=True)]
         time = pl.col("time")
         facts = [] if chosen.time is None else [time.min().alias("first"), time.max().alias("last")]
         facts += [] if chosen.quantity is None else [(pl.col("quantity") < 0).sum().alias("cancellations")]
@@ -228,7 +231,7 @@ def _guessed_roles(
     return roles if named.count is not None or weighting == "binary" else [*roles, "weight"]
 
 
-def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableShape:
+def _shape(source: _Source, time: pl.Expr | None) -> TableShape:
     """Return how a table is read: user, item, weight and, if there are such columns, the rest."""
     table, columns, event_weights, filters = source
     weight, no_weight = _weight(table, columns, event_weights)
@@ -249,10 +252,9 @@ def _shape(source: _Source, time: pl.Expr | None, *, has_times: bool) -> TableSh
     if columns.time is not None:
         moment = pl.lit(None, dtype=pl.Datetime("us")) if time is None else time
         values += [moment.alias("time"), table.is_absent(columns.time).alias("timeless")]
-        if has_times:
-            left_out[_OTHER_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
-            # Ages count from the newest row: one with 9999-12-31 would make all others old. A day covers time zones.
-            left_out[_FUTURE] = pl.col("time") > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+        left_out[_OTHER_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
+        # Ages count from the newest row: one with 9999-12-31 would make all others old. A day covers time zones.
+        left_out[_FUTURE] = pl.col("time") > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
     return TableShape(table, values, left_out, pl.col("weight").is_infinite())
 
 
@@ -269,6 +271,16 @@ def _weight(
     value = pl.when(~table.is_absent(columns.weight)).then(number.fill_nan(None))
     weight = pl.col("weight")
     return value, {"no weight": weight.is_null(), "weight zero or less": (weight <= 0) & weight.is_finite()}
+
+
+def _without_times(tables: Sequence[Table], column: str, source: str, *, is_named: bool) -> str:
+    """Return the note that no time in a guessed *column* can be read; raises DataError if the column was named."""
+    first = next((found for table in tables if (found := table.first_value(column)) is not None), None)
+    unread = f"column {column!r} of {source} holds no times that can be read" + (f" ({first})" if first else "")
+    advice = "write 2026-11-20T08:00:00Z, with a year of four digits, or seconds since 1970"
+    if is_named:
+        raise DataError(f"The {unread}; {advice}.")
+    return f"the {unread}, so the lists are made without times; {advice}, or name another with --time-column"
 
 
 def _time_range(

@@ -96,6 +96,13 @@ class Table:
                     return str(first.item())
         return None
 
+    def first_value(self, name: str) -> str | None:
+        """Return where the first value of a column is, and the value; None if it has none."""
+        values = self.frame.select(row=pl.int_range(pl.len()), value=name, absent=self.is_absent(name))
+        with data_errors(self.file):
+            found = values.filter(~pl.col("absent")).head(1).collect().rows()
+        return f"{self.file}, row {found[0][0] + self.first_row}: {found[0][1]!r}" if found else None
+
     def time_layout(self, name: str) -> str | None:
         """Return the format that reads the most values of a column of times, texts or numbers; None if there is none.
 

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -401,9 +402,15 @@ def test_numbers_that_are_no_dates_among_dates_are_refused_with_their_rows(tmp_p
         read_interactions(write(tmp_path / "a.csv", "user,item,day\n" + rows), columns=Columns(time="day"))
 
 
-def test_a_guessed_column_without_times_is_passed_over(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", "user,item,time\nu,i,soon\nv,j,later\n")
-    assert read_interactions(file).time_range is None
+@pytest.mark.parametrize("text", ["soon", "3/20/26 4:05 PM", "3-Feb-2026", "2026-07", "46000,5", "28-01-26"])
+def test_a_guessed_column_without_times_is_passed_over_with_a_note(text: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", f'user,item,date\nu,i,\nv,j,"{text}"\n')
+    read = read_interactions(file)
+    said = f"he column 'date' of {file} holds no times that can be read ({file}, row 3: {text!r})"
+    assert [f"t{said}, so the lists are made without times; write 2026-" in note for note in read.notes] == [True]
+    assert (read.time_range, read.columns.time, "time" in read.log.columns) == (None, None, False)
+    with pytest.raises(DataError, match=re.escape(f"T{said}; write 2026-11-20T08:00:00Z, with a year of four")):
+        read_interactions(file, columns=Columns(time="date"))
 
 
 def test_blank_lines_and_fields_over_several_lines_are_no_bad_rows(tmp_path: Path) -> None:
