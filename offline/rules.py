@@ -342,8 +342,11 @@ def _weights(rules: Rules, model: Model) -> Floats | None:
     ids, times = model.matrix.item_ids, model.matrix.times
     weights = np.array([rules.boosts.get(item, 1.0) for item in ids])
     if rules.freshness_days is not None:
-        if times is None:
-            raise DataError("Freshness needs times, and the model has none; train with --time-column.")
+        if times is None or (times == NO_TIME).all():
+            raise DataError(
+                "The model has no times, and freshness needs them; name their column as you train, with --time-column, "
+                "or leave the freshness out."
+            )
         first = np.full(len(ids), NEVER, dtype=np.int64)
         np.minimum.at(first, model.matrix.user_items.indices, times)
         weights *= decay(np.where(first == NEVER, NO_TIME, first), rules.freshness_days)

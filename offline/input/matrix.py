@@ -191,10 +191,10 @@ def to_matrix(
     """
     Build the matrix of *log* [user, item, weight, and perhaps time and ended], in any order.
 
-    Ids are text or categorical. Without times a pair has one row. *ended* says when a row was cancelled. Users with
-    fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out, again and again until
-    none is (the k-core). Raises DataError when nothing is left or a weight does not fit, SettingError for a minimum
-    below 1.
+    Ids are text or categorical. Without times, or if all are null, a pair has one row. *ended* says when a row was
+    cancelled. Users with fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out,
+    again and again until none is (the k-core). Raises DataError when nothing is left or a weight does not fit,
+    SettingError for a minimum below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
@@ -228,7 +228,7 @@ def to_matrix(
         users.to_list(),
         items.to_list(),
         user_items,
-        history if "time" in log.columns else None,
+        history if "time" in log.columns and log.get_column("time").count() else None,
         users_left_out=before[0] - left[0],
         items_left_out=before[1] - left[1],
         pairs_left_out=int(everything.nnz - user_items.nnz),

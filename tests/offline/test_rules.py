@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError, SettingError
-from offline.input.matrix import History, Indices
+from offline.input.matrix import NO_TIME, History, Indices
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model
 from offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
@@ -168,8 +168,14 @@ def test_fresh_items_come_first_by_the_age_of_their_first_interaction() -> None:
         for lists in (found, plain)
     )
     assert newest > before
-    with pytest.raises(DataError, match="Freshness needs times"):
-        lists_of(Rules(freshness_days=3))
+
+
+@pytest.mark.parametrize("has_rows", [False, True])
+def test_freshness_needs_a_model_with_times(has_rows: bool) -> None:  # noqa: FBT001 -- as parametrized
+    pairs = MODEL.matrix.user_items
+    rows = History.of(pairs, np.full(pairs.nnz, NO_TIME)) if has_rows else None
+    with pytest.raises(DataError, match="The model has no times, and freshness needs them; name their column"):
+        lists_of(Rules(freshness_days=3), replace(MODEL, matrix=replace(MODEL.matrix, history=rows)))
 
 
 def test_pinned_items_come_first_for_users_who_lack_them_and_other_rules_hold_for_them() -> None:

@@ -1,5 +1,7 @@
 """The matrix: canonical, its ids in order of bytes, its core stable."""
 
+from datetime import datetime
+
 import numpy as np
 import polars as pl
 import pytest
@@ -137,6 +139,13 @@ def test_who_cancelled_everything_is_in_the_matrix_of_evaluations_but_does_not_s
     assert standing.times.tolist() == [1, 1, 1, 1]
     assert (matrix.users_left_out, matrix.items_left_out, matrix.pairs_left_out) == (0, 0, 0)
     assert known_pairs(log, matrix).left_out == {"pair that is learnt from": 4}, "the fifth was cancelled"
+
+
+def test_rows_that_all_lack_a_time_are_a_matrix_without_times() -> None:
+    log = frame({("u", "i"): 1.0, ("v", "j"): 1.0})
+    timeless = log.with_columns(time=pl.lit(None, pl.Datetime("us")))
+    assert to_matrix(timeless).times is None
+    assert to_matrix(timeless.with_columns(time=pl.Series([datetime(2026, 1, 1), None]))).times is not None  # noqa: DTZ001 -- naive UTC
 
 
 def test_half_is_left_after_each_half_life_but_never_nothing() -> None:
