@@ -110,9 +110,10 @@ class AccountContainers:
         policy.ConnectionRetryConfiguration = _SingleAttempt(self._client.translator)  # type: ignore[assignment]
         tls = ssl.create_default_context(cafile=self._address.ca) if url.startswith("https:") else True
         try:
-            async with (
-                ClientSession(connector=TCPConnector(ssl=tls), auto_decompress=False) as session,
-                CosmosClient(
+            async with ClientSession(connector=TCPConnector(ssl=tls), auto_decompress=False) as session:
+                # Else a PUT whose response was lost is sent twice.
+                session._retry_connection = False  # noqa: SLF001 -- aiohttp's own test client has no other way
+                client = CosmosClient(
                     url,
                     self._key,
                     connection_policy=policy,
@@ -121,11 +122,13 @@ class AccountContainers:
                     connection_timeout=DEADLINE_S,
                     read_timeout=DEADLINE_S,
                     transport=AioHttpTransport(session=session, session_owner=False, use_env_settings=False),
-                ) as client,
-            ):
-                # Else a PUT whose response was lost is sent twice.
-                session._retry_connection = False  # noqa: SLF001 -- aiohttp's own test client has no other way
-                yield client
+                )
+                # Else each client looks at the health of its one region in the background. To cancel that while it
+                # connects leaves a socket open in Python 3.11. There is no option for it.
+                endpoints = client.client_connection._global_endpoint_manager.location_cache  # noqa: SLF001 -- as above
+                endpoints.endpoints_to_health_check = set  # type: ignore[method-assign]
+                async with client:
+                    yield client
         except _Translated as translated:
             raise translated.error from translated
         except CosmosHttpResponseError:

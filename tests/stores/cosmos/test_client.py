@@ -69,6 +69,14 @@ async def test_databases_and_containers_are_made_and_dropped_once(account: Accou
         await containers.delete_container("c")
 
 
+async def test_the_sdk_does_nothing_in_the_background(account: Account, containers: AccountContainers) -> None:
+    before = account.requests("read account")
+    for _ in range(10):
+        await containers.create_database()
+        await asyncio.sleep(0.02)  # which is long enough for a look at the health of the region
+    assert account.requests("read account") == before + 10
+
+
 async def test_an_item_is_created_once_and_replaced_only_as_it_was_seen(client: RestClient) -> None:
     assert await client.create("c", ITEM) == (True, 5.0)
     assert not (await client.create("c", ITEM)).done
