@@ -91,7 +91,7 @@ def total(results: Iterable[CheckResult]) -> CheckResult:
 
 
 def received_lists(sample: Sample) -> Iterator[ReceivedList]:
-    """Take a response apart; ValueError, KeyError or TypeError where it is none."""
+    """Take a response apart; ValueError, KeyError or TypeError if it is not one."""
     head, _, body = sample.request.partition(b"\r\n\r\n")
     method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
     response = orjson.loads(sample.body)

@@ -69,7 +69,7 @@ class Plan:
 
 
 def make_plan(options: HttpOptions) -> Plan:
-    """Read the options. Raises BenchMisused for what makes no sense, StoreError where no users can be read."""
+    """Read the options. Raises BenchMisused for what makes no sense, StoreError if no users can be read."""
     _only_one(
         {"--rate": options.rate, "--ramp": options.ramp, "--steps": options.steps, "--closed": options.closed or None}
     )
@@ -195,7 +195,7 @@ def _only_one(given: Mapping[str, object]) -> None:
 
 
 def measure(plan: Plan, display: ProgressDisplay) -> tuple[Report, Runs]:
-    """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed where nothing answers."""
+    """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed if nothing answers."""
     load = plan.load
     send_one(load.url, next(load.rendered()), load.timeout_s, load.ca)
     with WorkerPool(plan.processes) as pool:

@@ -40,7 +40,7 @@ class Shape:
         ]
 
     def drawn(self) -> list[bytes]:
-        """Draw bodies as of a model's lists, so that they compress as real ones do; each list has about `value_bytes`.
+        """Draw bodies as of a model's lists, so they compress as real ones do; each list has about `value_bytes`.
 
         Different items by a Zipf law, popular ones in more of the lists, and scores of four digits, best first.
         """

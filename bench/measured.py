@@ -3,7 +3,7 @@
 A latency is known between two bounds: from when its request was due, which holds all that the generator was late, and
 from when it was sent. What holds by both is real. Rounds are compared in pairs, and a verdict is right in 95 of 100
 such measurements. Intervals are Student's t, not of a bootstrap, which is too narrow for five to ten rounds.
-Differences are taken of logarithms, so that they are relative and a skewed latency is less so.
+Differences are taken of logarithms, so they are relative and a skewed latency is less so.
 """
 
 import math
@@ -49,9 +49,9 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def geometric(values: Sequence[float]) -> Interval | None:
-    """Return the geometric mean of *values* and its 95 % interval, by their logarithms, so that no bound is below zero.
+    """Return the geometric mean of *values* and its 95 % interval, by their logarithms, so no bound is below zero.
 
-    None for fewer than two, or where one is zero.
+    None for fewer than two, or if one is zero.
     """
     if not all(value > 0 for value in values):
         return None
@@ -116,7 +116,7 @@ class Finding(NamedTuple):
 
     @property
     def range(self) -> str:
-        """The lowest and the highest in a text, where they say anything."""
+        """The lowest and the highest in a text, if they say anything."""
         if not self.shares and (self.high > TIMES - 1 or self.low < 1 / TIMES - 1):
             return "more than ten times"
         return f"{self.low:+.2%} to {self.high:+.2%}" if self.shares else f"{self.low:+.0%} to {self.high:+.0%}"
@@ -140,7 +140,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One figure of one subject, round by round: between `sent` and `due`, which are one where it has one value.
+    """One figure of one subject, round by round: between `sent` and `due`, which are one if it has one value.
 
     `why` is what kept the two apart, or why there are no values. `stolen` is the share of the CPU that the host took
     away in the worst round. `shares` of all requests may be zero.

@@ -14,7 +14,7 @@ WHEN, WHAT, HOW = "When requests fall due", "What is requested", "How it is meas
 
 
 class Flag(NamedTuple):
-    """How the command shows a field: its help, panel, name where that is not the field's, and whether `env` sets it."""
+    """How the command shows a field: its help, panel, name if that is not the field's, and whether `env` sets it."""
 
     help: str
     panel: str
@@ -39,7 +39,7 @@ def _plain(options: "DataclassInstance", unless: tuple[object, ...] = (None, Fal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions:
-    """Options of `bench http`, as they were given; None where one was not."""
+    """Options of `bench http`, as they were given; None if one was not."""
 
     url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
     rate: Annotated[str | None, Flag("Requests/s, as 500 or 2k. By default 1k.", WHEN)] = None

@@ -61,7 +61,7 @@ class Server:
     url: str
     group: int
     admin_url: str = ""
-    """Of the service, where it has its metrics."""
+    """Of the service, if it has its metrics."""
 
     def cpu_s(self) -> float:
         """Add up the CPU time, user and system, of all its processes; to the nanosecond, where /proc counts 10 ms."""
@@ -145,7 +145,7 @@ class RedisServer:
 
 @contextmanager
 def on_core(number: int) -> Iterator[None]:
-    """Keep this process, and what it starts meanwhile, on its *number*-th core, where there are two or more."""
+    """Keep this process, and what it starts until then, on its *number*-th core, if there are two or more."""
     allowed = os.sched_getaffinity(0)
     if len(allowed) > 1:
         os.sched_setaffinity(0, {sorted(allowed)[number]})
@@ -167,7 +167,7 @@ def serving(
 ) -> Iterator[Server]:
     """Run *command* on a core until the block ends; the block begins once *path* is answered with 200.
 
-    *settings* are added to its environment. Raises BenchFailed, with what the server printed, where that fails.
+    *settings* are added to its environment. Raises BenchFailed, with what the server printed, if that fails.
     """
     url = f"{scheme}://127.0.0.1:{port}"
     with _running(command, environment() | dict(settings or {}), lambda: _answers(url + path), core) as process:
@@ -200,7 +200,7 @@ def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
 def redis_serving(folder: Path | None = None, port: int | None = None) -> Iterator[RedisServer]:
     """Run a redis-server that writes nothing to disk, on the load generator's core, until the block ends.
 
-    It begins with what its SAVE left in *folder* before, which is one of its own where none is given.
+    It begins with what its SAVE left in *folder* before, which is one of its own if none is given.
     """
     with tempfile.TemporaryDirectory() as own, redis_started(folder or Path(own), port or free_port()) as server:
         yield server
@@ -264,7 +264,7 @@ def receive(channel: Channel, died: str) -> object:
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S, *, group: bool = False) -> None:
-    """Wait for a process that is about to end, and kill it, or its whole group, where it does not."""
+    """Wait for a process that is about to end, and kill it, or its whole group, if it does not."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:

@@ -24,7 +24,7 @@ LONGEST = ("elapsed_s", "p50_us", "p99_us", "lag_p99_us")
 
 
 class ProgressDisplay:
-    """Draws the progress of one measurement; silent where there is no terminal."""
+    """Draws the progress of one measurement; silent if there is no terminal."""
 
     def __init__(self, live: Live | None) -> None:
         self._live = live
@@ -40,12 +40,12 @@ class ProgressDisplay:
             self._live.update(Text(f"{name}   {TO_STOP}"), refresh=True)
 
     def say(self, sentence: str) -> None:
-        """Print a sentence that stays, where there is a terminal."""
+        """Print a sentence that stays, if there is a terminal."""
         if self._live is not None:
             self._live.console.print(sentence)
 
     def step(self, done: int, total: int) -> None:
-        """Draw how far a phase is that is no run."""
+        """Draw how far a phase is that is not a run."""
         if self._live is not None:
             bar = Table.grid()
             bar.add_row(ProgressBar(total=total, completed=done, width=40))
@@ -77,7 +77,7 @@ class ProgressDisplay:
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[ProgressDisplay]:
-    """Draw on *console* while the block runs, where it is a terminal; the drawing goes when the block ends."""
+    """Draw on *console* while the block runs, if it is a terminal; the drawing goes when the block ends."""
     if not console.is_terminal:
         yield ProgressDisplay(None)
         return

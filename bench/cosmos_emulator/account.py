@@ -97,7 +97,7 @@ class Container:
             heapq.heappush(self.expiring, (expires_at, id(document), document))
 
     def reschedule_expiry(self) -> None:
-        """Compute anew when each document expires: the default time to live has changed."""
+        """Compute again when each document expires: the default time to live has changed."""
         self.expiring = []
         for document in self.documents.after():
             self.schedule_expiry(document)
@@ -225,6 +225,6 @@ def _find(resources: Mapping[str, T], name: str, noun: str, *, is_owner: bool = 
 
 
 def check_ttl(ttl: object, name: str) -> None:
-    """Refuse what is no time to live."""
+    """Refuse what is not a time to live."""
     if ttl is not None and (type(ttl) is not int or (ttl < 1 and ttl != -1) or ttl >= 1 << 31):
         raise bad_request(f"{name} must be a positive number of seconds, or -1")

@@ -76,7 +76,7 @@ class ArmResource:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of the database and, where there is one, of the container."""
+        """Return the names of the database and, if there is one, of the container."""
         return (self.database, self.container) if self.container else (self.database,)
 
 

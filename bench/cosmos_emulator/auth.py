@@ -76,7 +76,7 @@ class Issuer:
         """Return a token in the form in which Entra ID and managed identities respond; times are seconds.
 
         A *scope* of ARM makes a token for ARM, any other one for the account. Entra ID's tokens carry no roles: the
-        service looks them up. Ours carry them, so that a test can have an identity for each.
+        service looks them up. Ours carry them, so a test can have an identity for each.
         """
         expires = int(now + life_s)
         audience = ARM_AUDIENCE if scope.startswith(ARM_AUDIENCE) else DATA_AUDIENCE

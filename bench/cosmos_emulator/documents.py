@@ -1,6 +1,6 @@
 """The items of one container: stored as the bytes that are returned, found by id and partition key, kept in order.
 
-A document takes its bytes and some 500 more. Its system properties stand at the end of its bytes, so that a read copies
+A document takes its bytes and some 500 more. Its system properties stand at the end of its bytes, so a read copies
 and a write appends. A resource id (`_rid`) is 4 bytes of a database, then 4 of a container with the highest bit
 set, then 8 of the document, as the service's are.
 """
@@ -23,7 +23,7 @@ UniqueValue = tuple[bytes, int, bytes]
 
 
 class Document:
-    """One item as it is stored; replaced in place, so that whoever holds it sees its present state."""
+    """One item as it is stored; replaced in place, so all who hold it see its present state."""
 
     __slots__ = (
         "body", "etag", "id", "key", "lsn", "partition", "serial", "size", "terms", "ts", "ttl", "unique",

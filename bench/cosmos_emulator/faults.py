@@ -97,7 +97,7 @@ class Faults:
             raise EmulatorMisused(f"{path}: {error}") from error
 
     def before(self, request: Request, operation: str, now: float) -> Response | None:
-        """Return or raise the response that is given instead of the service's; None where there is none."""
+        """Return or raise the response that is given instead of the service's; None if there is none."""
         for until, fault in self.active:
             if now >= until or not fault.affects(request.region, operation, self._random.random()):
                 continue

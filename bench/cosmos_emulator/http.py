@@ -1,6 +1,6 @@
 """HTTP/1.1 without waiting: a connection parses requests, calls the handler and writes the responses in their order.
 
-The handler returns its response at once, so that a request needs neither a task nor a future: that is what keeps a read
+The handler returns its response at once, so a request needs neither a task nor a future: that is what keeps a read
 below 50 µs of CPU.
 """
 
@@ -53,7 +53,7 @@ class Request:
     """The query string without its question mark; only the admin pages and Azure Resource Manager read it."""
 
     def header(self, name: bytes) -> str:
-        """Return a header as text, empty where it is absent."""
+        """Return a header as text, empty if it is absent."""
         return self.headers.get(name, b"").decode("latin-1")
 
     def flag(self, name: bytes) -> bool:
@@ -90,7 +90,7 @@ def method_not_allowed(request: Request) -> HttpError:
 
 
 def parse_json(raw: bytes, name: str = "the body") -> Any:  # noqa: ANN401 -- any JSON value; callers check its type
-    """Parse JSON; 400 where it is none."""
+    """Parse JSON; 400 if it is not JSON."""
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:

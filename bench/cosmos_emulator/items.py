@@ -59,7 +59,7 @@ class RequestContext:
         return document
 
     def existing(self, item_id: str, key: bytes) -> Document:
-        """Find an item; 404 where there is none."""
+        """Find an item; 404 if there is none."""
         document = self.find(item_id, key)
         if document is None:
             raise self.not_found()
@@ -185,7 +185,7 @@ def write(context: RequestContext, item_id: str, operation: Write) -> Response:
 
 
 def create(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], _if_match: str) -> WriteResult:
-    """Create an item; 409 where there is one of its id and partition key."""
+    """Create an item; 409 if there is one of its id and partition key."""
     item_id, key = _checked_identity(context, value, item)
     if (found := context.find(item_id, key)) is not None:
         raise HttpError(409, ALREADY_EXISTS, charge_ru=context.account.charges.refused_write(found.size))
@@ -202,7 +202,7 @@ def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, A
 
 
 def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[str, Any], if_match: str) -> WriteResult:
-    """Replace the item of an id; 404 where there is none."""
+    """Replace the item of an id; 404 if there is none."""
     own_id, key = _checked_identity(context, value, item)
     if own_id != item_id:
         raise bad_request("the id of an item cannot be changed")
@@ -210,7 +210,7 @@ def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[s
 
 
 def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str, Any], if_match: str) -> WriteResult:
-    """Apply the `operations` of *body* where its `condition` is fulfilled; 412 where it is not."""
+    """Apply the `operations` of *body* where its `condition` is fulfilled; 412 if it is not."""
     found = _matching(context, context.existing(item_id, encode(value)), if_match)
     item, condition = found.parsed(), body.get("condition")
     if condition is not None and not is_fulfilled(condition, item):
@@ -224,7 +224,7 @@ def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str
 
 
 def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, Any], if_match: str) -> WriteResult:
-    """Delete an item; 404 where there is none."""
+    """Delete an item; 404 if there is none."""
     found = _matching(context, context.existing(item_id, encode(value)), if_match)
     charge_ru = context.account.charges.delete(found.size, found.terms)
     found.partition.lsn += 1
@@ -233,7 +233,7 @@ def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, 
 
 
 def _matching(context: RequestContext, found: Document, if_match: str) -> Document:
-    """Return *found* where it has the etag of If-Match; 412 where it has another."""
+    """Return *found* if it has the etag of If-Match; 412 if it has another."""
     if if_match not in ("", "*") and if_match.strip('"') != found.etag.strip('"'):
         message = "Operation cannot be performed because one of the specified precondition is not met."
         raise HttpError(412, message, charge_ru=context.account.charges.refused_write(found.size))
@@ -241,7 +241,7 @@ def _matching(context: RequestContext, found: Document, if_match: str) -> Docume
 
 
 def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, Any]) -> tuple[str, bytes]:
-    """Return the id and the key of an item that is to be written, where it can be one."""
+    """Return the id and the key of an item that is to be written, if it can be one."""
     item_id = item.get("id")
     if not isinstance(item_id, str) or not item_id:
         raise bad_request("an item needs an id that is a string and not empty")
@@ -267,7 +267,7 @@ def _insert(context: RequestContext, value: KeyValue, item_id: str, key: bytes, 
 def _store(
     context: RequestContext, document: Document, item: dict[str, Any], patch_operations: int | None = None
 ) -> WriteResult:
-    """Write *item* into a document, new or present, and charge it; nothing has changed where it is refused."""
+    """Write *item* into a document, new or present, and charge it; nothing has changed if it is refused."""
     container, charges = context.container, context.account.charges
     item = without_system_properties(item)
     terms = container.policy.terms(item)

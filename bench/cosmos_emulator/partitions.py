@@ -1,7 +1,7 @@
 """Physical partitions: even ranges of effective partition keys, each with a budget of request units for each second.
 
 A request is admitted while anything is left of the second, and its whole charge is taken afterwards; what it took too
-much is missing in the next seconds, so that over time exactly the provisioned rate is admitted. The caller passes the
+much is missing in the next seconds, so over time exactly the provisioned rate is admitted. The caller passes the
 time.
 """
 
@@ -71,7 +71,7 @@ class Budget:
         self._used_ru = min(self._used_ru - owed, rate) + owed
 
     def wait_ms(self, now: float) -> int:
-        """Return 0 where a request may run at *now*, else the milliseconds until a second with something left."""
+        """Return 0 if a request may run at *now*, else the milliseconds until a second with something left."""
         second = floor(now)
         if second > self._second:
             self._roll(second)
@@ -122,7 +122,7 @@ class Partition:
         return f"{self.id}:-1#{self.lsn}"
 
     def admit(self, now: float, region: int) -> None:
-        """Raise 429 where this second's request units are spent."""
+        """Raise 429 if this second's request units are spent."""
         wait_ms = self.budgets[region].wait_ms(now)
         if wait_ms:
             self.throttled += 1
@@ -167,7 +167,7 @@ class Partitions:
         return self.all[bisect_right(self._minima, effective_key) - 1]
 
     def with_id(self, range_id: str) -> Partition:
-        """Return the partition of a partition key range; 410 where it has split, or never was."""
+        """Return the partition of a partition key range; 410 if it has split, or never was."""
         found = self._by_id.get(range_id)
         if found is None:
             raise HttpError(
@@ -176,7 +176,7 @@ class Partitions:
         return found
 
     def provision(self, throughput: Throughput) -> None:
-        """Share *throughput* evenly; partitions split where they cannot carry it, here at once, in Azure in hours."""
+        """Share *throughput* evenly; partitions split if they cannot carry it, here at once, in Azure in hours."""
         while len(self.all) * PARTITION_RU < throughput.ru:
             self._split_all()
         rate = throughput.ru / len(self.all)

@@ -14,7 +14,7 @@ OPERATIONS = ("add", "set", "replace", "remove", "incr", "move")
 
 
 def apply_patch(item: dict[str, Any], operations: object) -> int:
-    """Change *item* in place, and return the number of operations; 400 where one of them cannot be applied."""
+    """Change *item* in place, and return the number of operations; 400 if one of them cannot be applied."""
     if not isinstance(operations, list) or not 1 <= len(operations) <= MAX_OPERATIONS:
         raise bad_request(f"a patch has 1 to {MAX_OPERATIONS} operations")
     for operation in operations:

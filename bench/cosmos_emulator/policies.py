@@ -1,7 +1,7 @@
 """The policies of a container: which values of an item are indexed, and which no two items may both have.
 
 https://learn.microsoft.com/azure/cosmos-db/index-policy: the most precise path decides; each indexed value is a term
-that a write is charged for. Assumed, as the page says nothing of it: system properties are no terms.
+that a write is charged for. Assumed, as the page says nothing of it: system properties are not terms.
 https://learn.microsoft.com/azure/cosmos-db/unique-keys: up to 10 of them, of up to 16 paths in all, set when the
 container is created; what an item lacks counts as null.
 """

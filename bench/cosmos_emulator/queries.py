@@ -32,7 +32,7 @@ INCREMENTAL = ("incremental feed", "incremental")
 CONTINUATION = re.compile(rb"(\d{1,18}):(\d{1,18})")
 PAGE_SIZE = re.compile(rb"-1|0*[1-9]\d{0,8}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
-# Where a caller leaves the size of a page to the server, besides the 4 MB that a response may have.
+# If a caller leaves the size of a page to the server, besides the 4 MB that a response may have.
 MAX_PAGE_ITEMS = 10_000
 EVERYTHING = "SELECT * FROM c"
 # SDKs put a condition in its place when they continue after a page, `true` before.
@@ -149,7 +149,7 @@ def _page_size(context: RequestContext) -> int:
 def _readable(
     context: RequestContext, documents: Iterable[Document], partitions: Sequence[Partition], key: bytes | None
 ) -> Iterator[Document]:
-    """Yield those of *documents* that live where a request reads: in its partitions, key, and part of the range."""
+    """Yield those of *documents* that live if a request reads: in its partitions, key, and part of the range."""
     headers, container = context.request.headers, context.container
     everywhere = len(partitions) == len(container.partitions.all)
     has_epk_range = b"x-ms-start-epk" in headers and b"x-ms-end-epk" in headers
@@ -166,7 +166,7 @@ def _readable(
 
 
 def _changes(context: RequestContext) -> Response:
-    """Return one page of changes; 304 where there are none, always with the etag to go on from."""
+    """Return one page of changes; 304 if there are none, always with the etag to go on from."""
     if context.request.header(b"a-im").lower() not in INCREMENTAL:
         raise bad_request("only the latest versions of items are emulated, not all versions and deletes")
     partitions, key = _where(context)
@@ -261,7 +261,7 @@ def _metrics(page: Page) -> str:
 
 
 def _matching(page: Page) -> Iterator[tuple[Document, Any]]:
-    """Yield the documents that a query selects in the order of their creation, parsed where that was needed."""
+    """Yield the documents that a query selects in the order of their creation, parsed if that was needed."""
     context, query, container = page.context, page.query, page.context.container
     conditions = conditions_by_id(query.where, page.parameters)
     documents: Iterable[Document] = container.documents.after(page.after)

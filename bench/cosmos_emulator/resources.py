@@ -27,7 +27,7 @@ NOT_EMULATED = (
 
 
 def throughput_of(manual: object, autoscale: object) -> Throughput:
-    """Return a valid throughput: that of autoscale settings where there are some, else the manual one."""
+    """Return a valid throughput: that of autoscale settings if there are some, else the manual one."""
     name, ru = "throughput", manual
     if autoscale is not None:
         name, ru = "maxThroughput", autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
@@ -115,7 +115,7 @@ def replace_throughput(account: Account, offer: Offer, throughput: Throughput) -
 
 
 def _configure(account: Account, container: Container, resource: Mapping[str, Any]) -> None:
-    """Take the settings that can change; nothing has changed where one is refused."""
+    """Take the settings that can change; nothing has changed if one is refused."""
     policy = IndexingPolicy(resource.get("indexingPolicy"))
     ttl = resource.get("defaultTtl")
     check_ttl(ttl, "defaultTtl")
@@ -190,7 +190,7 @@ FEEDS: dict[str, Callable[..., tuple[str, str, Mapping[str, Database | Container
 
 
 def run(account: Account, request: Request, operation: str, names: Sequence[str]) -> Response:
-    """Run an operation; 405 where there is none of that name."""
+    """Run an operation; 405 if there is none of that name."""
     verb, _, noun = operation.partition(" ")
     if operation == "list ranges":
         return _list_ranges(account, request, *names)

@@ -21,7 +21,7 @@ from bench.cosmos_emulator.items import RequestContext, context_of
 
 log = logging.getLogger(__name__)
 
-# Longer paths are parsed each time, so that memory stays bounded.
+# Longer paths are parsed each time, so memory stays bounded.
 MAX_CACHED_PATH_CHARS = 512
 ACTIVITY_ID = re.compile(rb"[0-9A-Za-z-]{1,64}")
 QUERY = b"application/query+json"
@@ -53,7 +53,7 @@ class Route:
 
 
 def route_of(path: str) -> Route:
-    """Parse a path as it was sent; 404 where no resource can be there."""
+    """Parse a path as it was sent; 404 if no resource can be there."""
     return _cached_route(path) if len(path) <= MAX_CACHED_PATH_CHARS else _parse_route(path)
 
 
@@ -204,6 +204,6 @@ class Service:
 
 
 def _activity_id(request: Request) -> str:
-    """Return the caller's activity id, or a new one where it has none that is well formed."""
+    """Return the caller's activity id, or a new one if it has none that is well formed."""
     given = request.headers.get(b"x-ms-activity-id", b"")
     return given.decode() if ACTIVITY_ID.fullmatch(given) else str(uuid.uuid4())

@@ -189,7 +189,7 @@ class Parser:
         )
 
     def _accept(self, word: str) -> bool:
-        """Step over *word* where it comes next."""
+        """Step over *word* if it comes next."""
         token = self._tokens[self._position]
         if (token["word"] or token["sign"] or "").upper() != word:
             return False
@@ -380,7 +380,7 @@ def is_fulfilled(condition: object, item: Mapping[str, Any]) -> bool:
 
 
 def evaluate(node: Node, item: Any, parameters: Parameters) -> Any:  # noqa: ANN401, C901, PLR0911, PLR0912 -- JSON in and out; one case for each kind of node
-    """Return the value of *node* for *item*, UNDEFINED where there is none."""
+    """Return the value of *node* for *item*, UNDEFINED if there is none."""
     kind, parts, value = node
     match kind:
         case "path":
@@ -455,7 +455,7 @@ def _has_properties(one: Mapping[str, Any], properties: Mapping[str, Any]) -> bo
 
 
 def conditions_by_id(node: Node, parameters: Parameters) -> dict[str, Node] | None:
-    """Return what is left of a condition for each id that can fulfil it; None where it does not name ids.
+    """Return what is left of a condition for each id that can fulfil it; None if it does not name ids.
 
     SDKs read many items as one condition of up to 1,000 parts, each with its id: without this, each item would be held
     against all of them.

@@ -22,7 +22,7 @@ CUT_AT_BYTES = 3
 # One of so many users has a list that is damaged.
 DAMAGED_EVERY = 10
 
-# For how long a store is away while it is restored: longer than two reports of a worker, so that operators see it.
+# For how long a store is away while it is restored: longer than two reports of a worker, so operators see it.
 AWAY_S = 2.5
 
 # A fault lasts as long as its block. What is put right at its end is what the runbook says to do.
@@ -31,7 +31,7 @@ Fault = Callable[[Instance], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric that has to rise while a fault lasts, so that an alert can be made of it; summed over all workers."""
+    """A metric that has to rise while a fault lasts, so an alert can be made of it; summed over all workers."""
 
     says: str
     """What its rise says, in a word or two."""
@@ -47,7 +47,7 @@ class Metric:
     """The only kind of store that has it."""
 
     alone: bool = False
-    """Whether it rises only where no other tier has the lists."""
+    """Whether it rises only if no other tier has the lists."""
 
     def in_instance(self, instance: Instance) -> bool:
         """Return whether it is to rise in an instance."""
@@ -87,10 +87,10 @@ class Drill:
     fault: Fault
     metrics: tuple[Metric, ...]
     own_alone: float = 0.0
-    """The share of answers that stay users' own lists where no other tier has them; the others are popular ones."""
+    """The share of answers that stay users' own lists if no other tier has them; the others are popular ones."""
 
     def tiers(self, requested: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return the tiers of its instance: those that are *requested*, or its own; none where it does not fit them."""
+        """Return the tiers of its instance: those that are *requested*, or its own; none if it does not fit them."""
         if requested:
             return tuple(requested) if requested[0] in self.kinds else ()
         first = next(kind for kind in self.kinds if kind != "redis" or redis_installed())
@@ -177,7 +177,7 @@ async def _cut(instance: Instance) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _damaged(instance: Instance) -> AsyncIterator[None]:
-    """Flip a byte of some lists, and write the release anew out of what was published at the end."""
+    """Flip a byte of some lists, and write the release again out of what was published at the end."""
     tier = instance.first
     keys = [key_of(number) for number in range(0, USERS, DAMAGED_EVERY)]
     async with opened(tier.store_url) as store:

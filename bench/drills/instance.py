@@ -1,6 +1,6 @@
 """A test instance: stores in a folder of its own with faults in front of them, and a service; gone at the end.
 
-All of it listens on loopback, on free ports, and holds made-up lists, so that a drill can harm nobody's.
+All of it listens on loopback, on free ports, and holds made-up lists, so a drill can harm no other data.
 """
 
 import asyncio
@@ -207,7 +207,7 @@ class Instance:
 
 @asynccontextmanager
 async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instance]:
-    """Start stores of these kinds, fill them, and serve them until the block ends; BenchFailed where that fails."""
+    """Start stores of these kinds, fill them, and serve them until the block ends; BenchFailed if that fails."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-drill-")))
         tiers = [await stack.enter_async_context(TIERS[kind](folder / kind)) for kind in kinds]
@@ -215,7 +215,7 @@ async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instan
         older = await _publish(published, tiers, "older")
         await asyncio.to_thread(tiers[0].snapshot)
         newer = await _publish(published, tiers, "newer")
-        # Without a cache, so that every answer comes out of a store and every fault is felt.
+        # Without a cache, so every answer comes out of a store and every fault is felt.
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0", "--budget", f"{budget_s:g}"]
         command += [part for tier in tiers for part in ("--store", tier.url)]
         service = await _in_thread(lambda: stack.enter_context(service_serving(command, "/readyz")))
@@ -223,7 +223,7 @@ async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instan
 
 
 async def _publish(published: str, tiers: Sequence[Tier], mark: str) -> ReleaseId:
-    """Publish a release once, and copy it into each tier, so that all of them answer the same."""
+    """Publish a release once, and copy it into each tier, so all of them answer the same."""
 
     async def batches() -> AsyncIterator[list[Row]]:
         yield [Row(key, _made_up(f"{mark}-{key}")) for key in (POPULAR + OVERALL, *map(key_of, range(USERS)))]

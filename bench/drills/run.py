@@ -43,7 +43,7 @@ CONNECTIONS = 16
 # When a request is given up, and counts as not answered.
 ANSWER_TIMEOUT_S = 10.0
 
-# The load is made in windows, so that it can go on for as long as a fault does; the first is for warming up.
+# The load is made in windows, so it can go on for as long as a fault does; the first is for warming up.
 WINDOW_S, WINDOWS = 0.5, 2
 WARM_UP = "warm-up"
 
@@ -75,7 +75,7 @@ class DrillOptions:
     recover_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no quantity."""
+        """Refuse what is not a quantity."""
         for name in ("rate", "budget_s", "duration_s", "p99_s", "recover_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -92,7 +92,7 @@ async def run_drills(
 ) -> list[Verdict]:
     """Make drills one after the other; those in a row that have the same tiers share an instance while that is well.
 
-    Raises BenchFailed where an instance does not come up.
+    Raises BenchFailed if an instance does not come up.
     """
     verdicts = list[Verdict]()
     with WorkerPool() as pool:
@@ -268,7 +268,7 @@ def _written(name: str, labels: dict[str, str]) -> str:
 async def _settled(instance: Instance, within_s: float) -> float | None:
     """Wait until the first tier answers everybody out of the newer release, and the service says that it is well.
 
-    Return how long that took, in seconds, or None where it took longer than *within_s*.
+    Return how long that took, in seconds, or None if it took longer than *within_s*.
     """
     began_s = time.monotonic()
     while (passed_s := time.monotonic() - began_s) < within_s:
@@ -289,7 +289,7 @@ def _is_well(instance: Instance) -> bool:
 
 
 def _get(url: str) -> tuple[int, dict[str, Any]]:
-    """Request a page of JSON of the instance; a status of 0 where it does not answer."""
+    """Request a page of JSON of the instance; a status of 0 if it does not answer."""
     try:
         with urllib.request.urlopen(url, timeout=LOOK_TIMEOUT_S) as response:  # noqa: S310 -- on loopback
             return response.status, json.load(response)

@@ -14,7 +14,7 @@ from bench.stores.setup import EMULATED_SCHEMES, EMULATOR
 
 BEFORE, FAULT, AFTER = PHASES = "before", "fault", "after"
 
-# The share of answers that stay users' own lists where a second tier has them.
+# The share of answers that stay users' own lists if a second tier has them.
 OWN_SHARE = 0.99
 
 
@@ -80,7 +80,7 @@ class Observation:
 
     movements: tuple[Movement, ...]
     recovered_s: float | None
-    """From the end of the fault until all was as before; None where it was not in time."""
+    """From the end of the fault until all was as before; None if it was not in time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ when it was due a latency holds all of that, so the truth is at most that.
 
 The truth is at least what is left without three things. A server that gets requests late by at most D answers none
 later than by D: so without the longest lateness of those that were sent shortly before. Without the absence in which
-the answer may have come, where it was read at once after one; it had not come before. And of a request that waited for
+the answer may have come, if it was read at once after one; it had not come before. And of a request that waited for
 a connection without all absences since one was last free, because each of them delayed that.
 """
 

@@ -137,7 +137,7 @@ class Point:
     invalid_reasons: tuple[str, ...]
     broken: tuple[str, ...] = ()
     at_least: str = ""
-    """Why `per_s` is only a lower bound: the generator waited for a core; empty where it hardly did."""
+    """Why `per_s` is only a lower bound: the generator waited for a core; empty if it hardly did."""
 
     @property
     def inside(self) -> bool:
@@ -196,7 +196,7 @@ def batch_point(size: int, result: Result) -> Point:
 def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[Point]:
     """Look for the highest rate inside *objective*, to 5 %, from *start* on; see `search`.
 
-    Where a latency breaks it while the generator itself had no more to give, nobody knows whose limit that is.
+    If a latency breaks it while the generator itself had no more to give, it is not known whose limit that is.
     """
 
     def attempt(rate: float) -> Point:
@@ -213,7 +213,7 @@ def search(attempt: Callable[[float], Attempt], start: float, precision: float =
     """Double the rate from *start* until it is outside, then halve the gap until it is no wider than *precision*.
 
     An unclear attempt says nothing about the server, so it is made again, twice at most; a rate that stays unclear
-    counts as out of reach. Yields every attempt, in order. Ends early where one was stopped.
+    counts as out of reach. Yields every attempt, in order. Ends early if one was stopped.
     """
     low, high = 0.0, float("inf")
     rate = start
@@ -233,13 +233,13 @@ def search(attempt: Callable[[float], Attempt], start: float, precision: float =
 
 
 def highest(points: Sequence[Point]) -> Point | None:
-    """Pick the run of the highest rate inside the objective; None where none was."""
+    """Pick the run of the highest rate inside the objective; None if none was."""
     inside = [each for each in points if each.inside]
     return max(inside, key=lambda each: each.at, default=None)
 
 
 def highest_text(found: Mapping[str, Any]) -> str:
-    """Write what a search found, given as the plain values of a report; whose limit it was where that is not known."""
+    """Write what a search found, given as the plain values of a report; whose limit it was if that is not known."""
     if not found["highest"]:
         return "none"
     unknown = f", as it is not known whose limit that is: {found['at_least']}" if found.get("at_least") else ""
@@ -257,7 +257,7 @@ def first_outside(points: Sequence[Point]) -> Point | None:
 def knee(points: Sequence[Point]) -> Point | None:
     """Pick the smallest batch that gives 90 % of the most users/s; larger ones add latency and hardly anything else.
 
-    None where nothing was answered, or where a rate is only a lower bound.
+    None if nothing was answered, or if a rate is only a lower bound.
     """
     answered = [each for each in points if each.per_s and not any(one.at_least for one in points)]
     most = max((each.per_s for each in answered), default=0.0)

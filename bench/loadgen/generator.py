@@ -49,7 +49,7 @@ Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]
 class Generator:
     """The connections and the queue of one run; lives for that run.
 
-    Time comes from *clock*, is waited for by *keep_pace*, and connections are made by *connect*, so that a run can also
+    Time comes from *clock*, is waited for by *keep_pace*, and connections are made by *connect*, so a run can also
     be made in virtual time.
     """
 
@@ -193,7 +193,7 @@ class Generator:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
-        """Connections are opened anew only when a request needs one, so a server that hangs up meets no storm."""
+        """Connections are opened again only when a request needs one, so a server that hangs up meets no storm."""
         if len(self._opening) < len(self._waiting) and len(self._open) + len(self._opening) < self._load.connections:
             self._connect()
 

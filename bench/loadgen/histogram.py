@@ -61,7 +61,7 @@ class Histogram:
 
     @property
     def max_us(self) -> float:
-        """The longest time, in microseconds; 0 where there is none."""
+        """The longest time, in microseconds; 0 if there is none."""
         return float(self._hdr.get_max_value()) if self.count else 0.0
 
     @property

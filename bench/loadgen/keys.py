@@ -16,7 +16,7 @@ Positions = NDArray[np.int64]
 
 
 class Draw(Protocol):
-    """A way to draw positions of a list; a value, so that every process can draw its own."""
+    """A way to draw positions of a list; a value, so every process can draw its own."""
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
         """Yield, without end, blocks of BLOCK positions below *count*."""
@@ -51,7 +51,7 @@ class Zipf:
     exponent: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no exponent."""
+        """Refuse what is not an exponent."""
         if not 0 < self.exponent <= 10:
             raise BenchMisused(f"the exponent of zipf is above 0 and at most 10, not {self.exponent:g}")
 
@@ -71,7 +71,7 @@ class HotSet:
     of_keys: float
 
     def __post_init__(self) -> None:
-        """Refuse what are no shares."""
+        """Refuse what are not shares."""
         if not (0 < self.of_requests < 1 and 0 < self.of_keys < 1):
             raise BenchMisused(f"shares lie between 0 and 1, not {self.of_requests:g} of requests, {self.of_keys:g}")
 

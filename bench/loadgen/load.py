@@ -28,7 +28,7 @@ Check = Callable[[int, bytes], str | None]
 
 
 class Requests(Protocol):
-    """What is requested; a dataclass, so that it can be sent to another process, which draws keys of its own."""
+    """What is requested; a dataclass, so it can be sent to another process, which draws keys of its own."""
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """Yield requests, whole, without end."""
@@ -42,7 +42,7 @@ class Paths:
     paths: Sequence[str]
 
     def __post_init__(self) -> None:
-        """Refuse what is no path."""
+        """Refuse what is not a path."""
         if not self.paths:
             raise BenchMisused("There is no path to request.")
         for path in self.paths:
@@ -63,7 +63,7 @@ class Gets:
     varying: Sequence[Mapping[str, str]] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what is no path with a {key} in it."""
+        """Refuse what is not a path with a {key} in it."""
         check_path(self.path)
         if KEY not in self.path:
             raise BenchMisused(f"a path for keys has a {KEY} in it, and this is {self.path!r}")
@@ -234,7 +234,7 @@ def tls_of(url: str, ca: str | None) -> ssl.SSLContext | None:
 
 
 def send_one(url: str, request: bytes, timeout_s: float, ca: str | None = None) -> Response:
-    """Send one request and return its response, whatever its status; BenchFailed where none comes."""
+    """Send one request and return its response, whatever its status; BenchFailed if none comes."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
 

@@ -92,7 +92,7 @@ class Recorder:
                 self.samples.append(Sample(request, status, body))
 
     def tally(self, status: int, head: bytes) -> None:
-        """Add up the number in a response's header, where there is one, by status."""
+        """Add up the number in a response's header, if there is one, by status."""
         if found := self._number.search(head):
             self.tallied[status] = self.tallied.get(status, 0.0) + float(found[1])
 

@@ -18,7 +18,7 @@ from bench.report.text import APART, DIFFERENT, format_bounds, format_us
 # A run is invalid below this share of sent requests, or above this share of a core.
 SENT_BOUND, CPU_BOUND = 0.99, 0.95
 
-# Where none of these percentiles is known, a run says nothing.
+# If none of these percentiles is known, a run says nothing.
 DECIDING = (50.0, 90.0, 99.0)
 
 # From this lag at p99 on, latencies of some milliseconds are not to be read without their lower bound.
@@ -52,7 +52,7 @@ class Spread:
 
 
 def spread(times_s: Times, histogram: Histogram | None = None) -> Spread | None:
-    """Sum up times, of which the *histogram* may be at hand; None where there are none."""
+    """Sum up times, of which the *histogram* may be at hand; None if there are none."""
     if not len(times_s):
         return None
     mean_us = float(np.mean(times_s)) * 1e6
@@ -143,7 +143,7 @@ class Result:
 
     @property
     def disturbance(self) -> str:
-        """How late the generator was, and what made it so, with its figure; empty where it was on time."""
+        """How late the generator was, and what made it so, with its figure; empty if it was on time."""
         lag = self.lag
         if lag is None or lag.p99 <= AWAY_S * 1e6:
             return ""
@@ -176,7 +176,7 @@ class Result:
 
     @property
     def limit(self) -> str:
-        """Why the generator itself could give no more; empty where it could."""
+        """Why the generator itself could give no more; empty if it could."""
         if self.waited >= STARVED:
             return f"the generator waited for a core {self.waited:.1%} of the time"
         return f"the generator used {self._busy:.0%} of a core" if self._busy >= BUSY and not self.spin else ""

@@ -38,7 +38,7 @@ class Piece:
     last: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no stretch."""
+        """Refuse what is not a stretch."""
         if not (self.duration_s > 0 and self.first >= 0 and self.last >= 0 and self.first + self.last > 0):
             raise BenchMisused(
                 f"a rate and its duration must be above zero, not {self.first:g} to {self.last:g} "
@@ -54,7 +54,7 @@ class Piece:
         """Return the seconds after which *counts* requests were due: the integral of the rate, inverted."""
         slope = (self.last - self.first) / self.duration_s
         root = np.sqrt(np.maximum(self.first**2 + 2 * slope * counts, 0.0))
-        speed = self.first + root  # zero only where nothing was due yet
+        speed = self.first + root  # zero only if nothing was due yet
         return np.divide(2 * counts, speed, out=np.zeros_like(counts), where=speed > 0)
 
 
@@ -143,7 +143,7 @@ async def spin_until_due(tick: Tick) -> None:
 
 
 async def sleep_until_due(tick: Tick) -> None:
-    """Sleep until each due time: by the kernel's timer (~50 µs late), or where there is none by the loop's (~1 ms)."""
+    """Sleep until each due time: by the kernel's timer (~50 µs late), or if there is none by the loop's (~1 ms)."""
     if hasattr(ctypes.CDLL(None), "timerfd_create"):
         await _sleep_by_kernel(tick)
     else:

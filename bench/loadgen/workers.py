@@ -65,7 +65,7 @@ class WorkerPool:
 
         It begins at once, or *on_the_second*: with a whole second of the clock, by which budgets of a second are kept.
         Ctrl-C ends the run early: the result is `interrupted`, and holds what was measured until then. Raises
-        BenchFailed where a process dies, and what the load's `check` raised.
+        BenchFailed if a process dies, and what the load's `check` raised.
         """
         channels = [channel for _, channel in self._workers]
         for part, channel in enumerate(channels):

@@ -19,7 +19,7 @@ from bench.micro.harness import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
-# Columns where there is no terminal that would set them.
+# Columns if there is no terminal that would set them.
 PRINTED_WIDTH = 180
 IN_PROCESS = "in_process"
 
@@ -91,7 +91,7 @@ def pages() -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 however the figures came out, 1 if something failed, so that there is no figure."""
+    """Run the command; 0 however the figures came out, 1 if something failed, so there is no figure."""
     options = parse(arguments)
     if options.tables:
         for page, text in pages().items():

@@ -1,6 +1,6 @@
 """The least that an import could be: polars sorts and encodes, LMDB appends, and what it holds is read back.
 
-All rows are in memory at once, and nothing is checked or escaped. It runs as a process of its own, so that this module
+All rows are in memory at once, and nothing is checked or escaped. It runs as a process of its own, so this module
 imports nothing but those two libraries.
 """
 

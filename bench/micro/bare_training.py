@@ -77,7 +77,7 @@ def train_on(everything: Any, factors: int) -> None:  # noqa: ANN401 -- as above
 
 
 def fit(user_items: Any, factors: int) -> Any:  # noqa: ANN401 -- as above
-    """Fit as hotplate does by default, so that lists are the same."""
+    """Fit as hotplate does by default, so lists are the same."""
     model = AlternatingLeastSquares(factors=factors, regularization=30, alpha=4, iterations=15, random_state=42)
     model.fit(user_items, show_progress=False)
     least_squares_cg(4 * user_items, model.user_factors, model.item_factors, 30, cg_steps=6)

@@ -112,7 +112,7 @@ Embedded = tuple[LmdbStore, ReleaseRef, dict[str, bytes]]
 
 
 def one_by_one(benchmark: BenchmarkFixture, get: Callable[[str], bytes | None]) -> None:
-    """Benchmark *get* on random keys: new strings, as requests make them, so that a dict has to hash them."""
+    """Benchmark *get* on random keys: new strings, as requests make them, so a dict has to hash them."""
     benchmark.extra_info |= {"count": COUNT, "each": "key"}
 
     def draw() -> tuple[tuple[list[str]], dict[str, object]]:

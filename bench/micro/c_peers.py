@@ -1,4 +1,4 @@
-"""What is written in C, set up to do the least: nginx, webdis and wrk, each of them only where it is installed."""
+"""What is written in C, set up to do the least: nginx, webdis and wrk, each of them only if it is installed."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.process import RedisServer, Server, free_port, serving
 
 WRK_CONNECTIONS = 64
-# Written by nginx itself, or for each response anew.
+# Written by nginx itself, or again for each response.
 MADE_BY_NGINX = {"connection", "content-length", "content-type", "date", "keep-alive", "server"}
 NGINX = """\
 worker_processes 1;
@@ -54,7 +54,7 @@ _failed = re.compile(r"Socket errors: .*|Non-2xx or 3xx responses: .*")
 
 
 def missing(name: str) -> str | None:
-    """Return why a program cannot be measured; None where it is installed."""
+    """Return why a program cannot be measured; None if it is installed."""
     return None if path_of(name) else f"{name} is not installed; on Debian or Ubuntu: apt-get install {name}"
 
 

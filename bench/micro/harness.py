@@ -1,4 +1,4 @@
-"""Cases: candidates that run in turn, so that a noisy neighbour disturbs all of them alike, and what is compared."""
+"""Cases: candidates that run in turn, so a noisy neighbour disturbs all of them alike, and what is compared."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

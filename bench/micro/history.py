@@ -37,7 +37,7 @@ class Run:
 
     @property
     def at(self) -> datetime:
-        """When it was; of a date alone its first moment, so that all runs of a day without times are one."""
+        """When it was; of a date alone its first moment, so all runs of a day without times are one."""
         at = datetime.fromisoformat(self.date)
         return at if at.tzinfo else at.replace(tzinfo=UTC)
 

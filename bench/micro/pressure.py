@@ -43,7 +43,7 @@ def _overload(effort: Effort) -> Iterator[Candidates]:
         stack.enter_context(on_core(1))
         load = Load(url=server.url, requests=Posts(keys_of(SERVED.users), 1_000), duration_s=effort.round_s,
                     connections=256, headers=HEADERS, backlog=1_000_000)  # fmt: skip
-        # The most of some rounds: what others of the machine take from one is no capacity that the service lacks.
+        # The most of some rounds: what others of the machine take from one is not a capacity that the service lacks.
         capacity = max(run(replace(load, connections=2)).ok_rate for _ in range(effort.rounds))
         long = replace(load, duration_s=ROUNDS_LONG * effort.round_s)
         offered = {"at 0.2": 0.2, "at 1": 1.0, "at 3": 3.0}
@@ -101,7 +101,7 @@ def _both(visitors: Load, others: Load) -> Round:
 
 
 def _together(*loads: Load) -> list[Result]:
-    """Run loads at once; RuntimeError for a single error that is no refusal, because errors are cheap."""
+    """Run loads at once; RuntimeError for a single error that is not a refusal, because errors are cheap."""
 
     async def drive_all() -> list[Result]:
         return await asyncio.gather(*map(drive, loads))

@@ -36,7 +36,7 @@ CORE = 5
 CORE_OPTIONS = ("--min-per-user", str(CORE), "--min-per-item", str(CORE))
 # The log is cut off where so much of its pairs have come; the last quarter of each piece is its test.
 PIECES = (0.6, 0.8, 1.0)
-# Held-out users are few, so that one draw says little; the literature measures them at 20 and 100 (Liang et al., 2018).
+# Held-out users are few, so one draw says little; the literature measures them at 20 and 100 (Liang et al., 2018).
 STRONG = ("--split", "held-out-users", "--test-share", "0.1", "--seeds", "5")
 FIXED: dict[str, Params] = {
     "popularity": PopularityParams(),
@@ -101,7 +101,7 @@ class Trainings:
         self._data, self._file, self._folder = data, file, folder
 
     def report(self, *arguments: str) -> dict[str, Any]:
-        """Return what the command prints with --json; RuntimeError, with its words, where it fails."""
+        """Return what the command prints with --json; RuntimeError, with its words, if it fails."""
         command = [*HOTPLATE, "train", *arguments, "--weighting", "binary", "--out", f"{self._folder}/model", "--json"]
         done = subprocess.run(  # noqa: S603 -- our own command
             command, cwd=machine.ROOT, env=machine.environment(), capture_output=True, text=True, check=False
@@ -272,7 +272,7 @@ def reference_split(matrix: Matrix) -> Parts:
 
 
 def _places(ids: Sequence[str]) -> dict[int, int]:
-    """Return where each of *ids* comes once they are sorted: as numbers where all are numbers."""
+    """Return where each of *ids* comes once they are sorted: as numbers if all are numbers."""
     key = int if all(each.isdecimal() for each in ids) else str
     return {at: place for place, at in enumerate(sorted(range(len(ids)), key=lambda at: key(ids[at])))}
 

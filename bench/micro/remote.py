@@ -41,12 +41,12 @@ PAD_BYTES = 788
 ITEMS = [f"user-{number:08d}" for number in range(200)]
 IN_FLIGHT = 16
 TIMEOUT_S = 5.0
-# More than the emulator can serve, so that nothing is throttled.
+# More than the emulator can serve, so nothing is throttled.
 PLENTY_RU = 1_000_000
 
 
 def redis_or_skip(stack: ExitStack) -> RedisServer:
-    """Start a redis-server that ends with *stack*; Skipped where none is installed."""
+    """Start a redis-server that ends with *stack*; Skipped if none is installed."""
     if not redis_installed():
         raise Skipped(REDIS_MISSING)
     return stack.enter_context(redis_serving())
@@ -119,7 +119,7 @@ Many = Callable[[Sequence[str]], Awaitable[Sequence[Any]]]
 async def _looked_up(
     client: Callable[[], AbstractAsyncContextManager[Many]], batches: Sequence[Sequence[str]], callers: int
 ) -> Round:
-    """Look all batches up, and return what that took; RuntimeError where a list is not there."""
+    """Look all batches up, and return what that took; RuntimeError if a list is not there."""
     watch = Stopwatch()
 
     async def look_up(some: Iterator[Sequence[str]]) -> None:
@@ -199,7 +199,7 @@ async def _as_it_comes(endpoint: str) -> AsyncIterator[Read]:
 
 
 def _read_by(client: Callable[[], AbstractAsyncContextManager[Read]], seconds: float) -> Round:
-    """Read for so many seconds, with everything open before they begin. RuntimeError where an item is missing."""
+    """Read for so many seconds, with everything open before they begin. RuntimeError if an item is missing."""
     done, watch = 0, Stopwatch()
 
     async def reader(read: Read, first: int, ends_at: float) -> None:

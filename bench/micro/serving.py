@@ -161,7 +161,7 @@ def _tail(effort: Effort) -> Iterator[Candidates]:
         def with_flip() -> Round:
             releases.reverse()  # the one that is live was published last
             url = f"{service.admin_url}/v1/releases/{releases[-1]}/activate"
-            # In a process of its own, so that the generator need not stop for that.
+            # In a process of its own, so the generator need not stop for that.
             flip = subprocess.Popen([sys.executable, "-c", FLIP, str(WARMUP_S + load.duration_s / 4), url])  # noqa: S603 -- our own
             found = paced(service, load, rate)
             if flip.wait():

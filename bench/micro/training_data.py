@@ -40,7 +40,7 @@ def write_catalogue(file: Path, users: int = 29_858, items: int = 40_000, pairs:
     """
     Write *pairs* like Gowalla's, in LightGCN's split of it, as Parquet: few users have much, few items are popular.
 
-    Items lie on a ring. Users choose four fifths of theirs near their home, so that only those near each other have
+    Items lie on a ring. Users choose four fifths of theirs near their home, so only those near each other have
     items in common, and the others anywhere; popular items are chosen more often in both cases.
     """
     rng = np.random.default_rng(0)

@@ -162,7 +162,7 @@ def replay(hpa: Hpa, day: Day) -> Outcome:
     """Play a day. Pods count from when they are wanted, and answer once they are ready, all alike."""
     autoscaler = Autoscaler(hpa)
     first = min(max(round_up(day.load[0] / hpa.pod_rps, 1), hpa.min_pods), hpa.max_pods)
-    # When each pod is ready, in ascending order, so that the youngest are the last; and what one that was always ready
+    # When each pod is ready, in ascending order, so the youngest are the last; and what one that was always ready
     # had answered by each step.
     pods, answered = [-inf] * first, [0.0]
     outside = pod_steps = most = changes = 0

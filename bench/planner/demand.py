@@ -88,7 +88,7 @@ def _zipf_integral(low: float, high: float, exponent: float) -> float:
 
 
 def skew_factor(hot_share: float, partitions: int) -> float:
-    """Return by how much the fullest partition exceeds an even share, so that all must be as large as it needs.
+    """Return by how much the fullest partition exceeds an even share, so all must be as large as it needs.
 
     Throughput is split evenly over physical partitions. One holds the hottest key and its share of all others.
     """

@@ -316,7 +316,7 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
 def from_release(manifest: "Manifest", store: str) -> Layer:
     """Read the manifest of a release in *store*: lists by kind, their mean size, their encoding.
 
-    The manifest has one sum of bytes over all rows, so that popular lists and pieces of `meta` are in the mean.
+    The manifest has one sum of bytes over all rows, so popular lists and pieces of `meta` are in the mean.
     """
     rows = sum(manifest.counts.values())
     mean_bytes = manifest.bytes / max(1, rows)

@@ -135,7 +135,7 @@ def _change_of(before: Series, after: Series, metric: str) -> Change | None:
 
 
 def sole_series(name: str, report: Report) -> Series:
-    """Return the one series of a report; BenchMisused where it has none, has several, or was stopped."""
+    """Return the one series of a report; BenchMisused if it has none, has several, or was stopped."""
     if len(report.series) != 1 or not report.series[0].rounds:
         raise BenchMisused(f"{name} cannot be compared: it holds no rounds of one subject")
     if report.interrupted:

@@ -29,7 +29,7 @@ def describe() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Copy the environment without hotplate's own settings, so that what is measured is what is shipped."""
+    """Copy the environment without hotplate's own settings, so what is measured is what is shipped."""
     return {name: value for name, value in os.environ.items() if not name.startswith("HOTPLATE_")}
 
 

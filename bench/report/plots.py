@@ -122,7 +122,7 @@ def timeline(frames: Frames, shown: Series) -> None:
 
 @plot()
 def search(frames: Frames, found: Mapping[str, Any]) -> None:
-    """Draw latency over rate: where it turns up is the knee; the line is the highest rate inside the objective."""
+    """Draw latency over rate: the knee is where it turns up; the line is the highest rate inside the objective."""
     (axes,) = frames
     points = sorted(found["points"], key=lambda each: float(each["at"]))
     valid = [each for each in points if not each["invalid_reasons"]]
@@ -196,7 +196,7 @@ def rate_axis(axes: Axes, label: str) -> None:
 def latency_scale(axes: Axes) -> None:
     """Scale to latencies, in microseconds; its ticks have units."""
     if not any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
-        axes.set_ylim(1, 1000)  # nothing was answered: an empty frame, for there is no scale of nothing
+        axes.set_ylim(1, 1000)  # nothing was answered: an empty frame, because there is no scale of nothing
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high / max(low, 1e-9) < 20:  # a log scale of less than a decade has no label left

@@ -73,7 +73,7 @@ class Series:
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Why its rounds are invalid; empty where all are valid."""
+        """Why its rounds are invalid; empty if all are valid."""
         return [
             f"round {number}: {reason}"
             for number, each in enumerate(self.rounds, 1)
@@ -91,7 +91,7 @@ class Series:
 
     @property
     def at_least(self) -> str:
-        """Why its rate is only a lower bound of what the server answers; empty where it is not."""
+        """Why its rate is only a lower bound of what the server answers; empty if it is not."""
         return next((each.facts["waiting"] for each in self.rounds if each.facts.get("at_least")), "")
 
     def measured(self, metric: str) -> Measured:
@@ -188,7 +188,7 @@ class Report:
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Why its rounds are invalid, round by round; empty where all are valid."""
+        """Why its rounds are invalid, round by round; empty if all are valid."""
         several = len(self.series) > 1
         return [
             f"{each.name}, {reason}" if several else reason for each in self.series for reason in each.invalid_reasons

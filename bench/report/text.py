@@ -75,7 +75,7 @@ def format_short_us(us: float | None) -> str:
 
 
 def format_bounds(least_us: float, most_us: float) -> str:
-    """Write a time that lies between two: the longer one alone where they differ by little; not known if by much."""
+    """Write a time that lies between two: the longer one alone if they differ by little; not known if by much."""
     if most_us <= DIFFERENT * least_us:
         return format_us(most_us)
     between = f"{format_us(least_us)} to {format_us(most_us)}"
@@ -83,7 +83,7 @@ def format_bounds(least_us: float, most_us: float) -> str:
 
 
 def format_latency(found: Mapping[str, Any]) -> str:
-    """Write a latency's mean over rounds and its interval, as a series sums it up: both bounds where they differ."""
+    """Write a latency's mean over rounds and its interval, as a series sums it up: both bounds if they differ."""
     least = found["sent"]
     if found["mean"] <= DIFFERENT * least["mean"]:
         return format_interval(found["mean"], found["low"], found["high"])
@@ -184,7 +184,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Itera
 
 
 def grouped_table(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
-    """Make one table of lines, given as plain values, so that the columns of all groups are aligned.
+    """Make one table of lines, given as plain values, so the columns of all groups are aligned.
 
     The last column is for verdicts, where any line has one.
     """

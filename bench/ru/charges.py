@@ -74,7 +74,7 @@ class ChargesPlan:
         return TIMES * (sum(by_size) + SMALL_OPERATIONS * SMALL_RU) + RETURNED * (ours.create(sizes[0], 0) + 1)
 
     def lines(self, ours: Charges, prices: Prices, regions: int, now: float) -> list[str]:
-        """Say what it makes, takes and costs where it begins *now*, in seconds since 1970."""
+        """Say what it makes, takes and costs if it begins *now*, in seconds since 1970."""
         total_ru = self.total_ru(ours)
         seconds = total_ru / MANUAL_MIN
         hours = hours_touched(now, seconds)
@@ -253,7 +253,7 @@ class _Measurement:
         return median(self._charge(request, what, expected) for _ in range(TIMES))
 
     def _charge(self, request: Build, what: str, expected: int | None = None) -> float:
-        """Return what a request was charged; BenchFailed, with what was answered, where that is not as expected."""
+        """Return what a request was charged; BenchFailed, with what was answered, if that is not as expected."""
         response = self._send(request)
         if (response.status >= 300) if expected is None else (response.status != expected):
             sentence = response.body.decode(errors="replace")[:300].partition("\n")[0]

@@ -29,7 +29,7 @@ EFFECTS_FROM_RU = 1_000
 ITEMS = 500
 CHARGE = "x-ms-request-charge"
 PRECISION = 0.01
-# Of the rate that is expected: where the search begins, so that it takes few trials; its end does not depend on it.
+# Of the rate that is expected: where the search begins, so it takes few trials; its end does not depend on it.
 BEGIN_AT = 0.6
 # A generator that is later than this sends requests in other seconds than they were due in.
 SHIFTED_US = 25_000.0
@@ -163,7 +163,7 @@ def limit(trials: Sequence[Trial], objective: Objective) -> str:
 
 
 def sweep(planned: SweepPlan, display: ProgressDisplay) -> SweepResult:
-    """Make the sweep; Ctrl-C ends it with what there is. Raises BenchFailed and StoreError where it fails."""
+    """Make the sweep; Ctrl-C ends it with what there is. Raises BenchFailed and StoreError if it fails."""
     with WorkerPool() as generator:
         running = Sweep(planned, generator, display)
         try:
@@ -237,7 +237,7 @@ class Sweep:
 
 
 def require_answer(account: AccountSandbox, requests: Requests) -> None:
-    """Send one request; BenchFailed, with what was answered, where that is a refusal and no 429."""
+    """Send one request; BenchFailed, with what was answered, if that is a refusal and no 429."""
     answer = account.send(next(requests.rendered("", {})))
     if answer.status >= 400 and answer.status != TOO_MANY_REQUESTS:
         sentence = answer.body.decode(errors="replace")[:300].partition("\n")[0]

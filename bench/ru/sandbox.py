@@ -79,7 +79,7 @@ class AccountSandbox:
         self._created = list[str]()
 
     def send(self, request: bytes) -> Response:
-        """Send one request as it is. Raises BenchFailed where nothing answers."""
+        """Send one request as it is. Raises BenchFailed if nothing answers."""
         return send_one(self.url, request, DEADLINE_S, self.ca)
 
     def account(self) -> Account:

@@ -1,4 +1,4 @@
-"""Trial releases: written and sealed like any other, then abandoned, so that they leave no trace in a store.
+"""Trial releases: written and sealed like any other, then abandoned, so they leave no trace in a store.
 
 A process of their own writes them on command, while reads go on.
 """
@@ -47,7 +47,7 @@ class TrialResult:
     stored_bytes: float | None
 
     def per_list(self, total: float | None) -> float | None:
-        """Return what one list took of it, where that is known."""
+        """Return what one list took of it, if that is known."""
         return None if total is None else total / self.lists
 
 
@@ -73,7 +73,7 @@ async def write_trial(store: Store, server: StoreServer, rows: Sequence[Row]) ->
         results.append(TrialResult(len(rows), took_s, used_s, server_used_s, stored_more))
         raise _AbandonedError  # before the manifest and the commit: the draft is dropped like that of a failed publish
 
-    async def encoded() -> EncodedRows:  # as they were read, so that nothing but writing is measured
+    async def encoded() -> EncodedRows:  # as they were read, so nothing but writing is measured
         return EncodedRows(Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows)), batches())
 
     try:
@@ -104,7 +104,7 @@ class TrialPublisher:
         return self.receive(float)
 
     def receive(self, kind: type[T]) -> T:
-        """Wait for its next reply; BenchFailed where it has died."""
+        """Wait for its next reply; BenchFailed if it has died."""
         reply = receive(self.channel, "the publishing process died; what it printed is above")
         if not isinstance(reply, kind):
             raise BenchFailed(f"the publishing process sent {reply!r}")

@@ -75,7 +75,7 @@ EMULATED = "An emulator's own speed says nothing about the service that it stand
 
 
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
-    """Make the comparison. Raises BenchMisused for what makes no sense, BenchFailed and StoreError where it fails."""
+    """Make the comparison. Raises BenchMisused for what makes no sense, BenchFailed and StoreError if it fails."""
     settings = parse_settings(options)
     rounds = f"{options.repeat} rounds of {settings.duration_s:.1f} s for each store"
     display.say(f"{rounds}: about {options.budget} in all{', then the highest rates' * options.find_max}")
@@ -122,7 +122,7 @@ def parse_settings(options: StoresOptions) -> Settings:
 
 
 def _fitting_s(options: StoresOptions, budget_s: float) -> float:
-    """Return how long the reads of one store may take in a round, so that all rounds fit into a budget."""
+    """Return how long the reads of one store may take in a round, so all rounds fit into a budget."""
     stores = len(options.urls) or 2 + (options.emulator_ru is not None)
     publishing = not options.urls if options.publish is None else options.publish
     besides_s = DIRECT_S * options.direct + TRIAL_S * publishing

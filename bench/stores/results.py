@@ -152,7 +152,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes in use after the last round: of the load generator, a store's service, and its server where it has one."""
+    """Bytes in use after the last round: of the load generator, a store's service, and its server if it has one."""
 
     generator: int
     service: int

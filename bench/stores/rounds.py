@@ -1,6 +1,6 @@
 """The rounds of a comparison: each store directly, through its service, and while lists are written; then its capacity.
 
-The stores take turns within a round (A B, A B, …), so that whatever the machine does meanwhile affects all alike.
+The stores take turns within a round (A B, A B, …), so what the machine does affects all alike.
 """
 
 import asyncio
@@ -275,7 +275,7 @@ def request_units(admin_url: str) -> RequestUnits | None:
 def look_up(
     url: str, server: StoreServer, release: ReleaseId, batches: Sequence[Sequence[str]], for_s: float
 ) -> LookupResult:
-    """Read *batches* of keys, one call after the other, for a while. Raises BenchFailed where a list is missing."""
+    """Read *batches* of keys, one call after the other, for a while. Raises BenchFailed if a list is missing."""
     return uvloop.run(_look_up(url, server, release, batches, for_s))
 
 

@@ -59,7 +59,7 @@ class StoreServer:
 
 
 def difference(after: float | None, before: float | None) -> float | None:
-    """Return what was used between two readings; None where one is not known."""
+    """Return what was used between two readings; None if one is not known."""
     return None if after is None or before is None else after - before
 
 
@@ -67,7 +67,7 @@ def store_server(url: str) -> StoreServer:
     """Return what can report of the server of the store at *url*; on one that others use too, their part is included.
 
     The service itself reads files through a memory map, whose pages can be dropped at any time. An emulator's CPU and
-    memory are no measure of what the service that it stands for uses; what it stores is as that would charge for it.
+    memory are not a measure of what the service that it stands for uses; what it stores is as that would charge for it.
     """
     match scheme_of(url):
         case "file":
@@ -168,7 +168,7 @@ class Candidate:
 
     @property
     def emulated(self) -> str | None:
-        """What to show in place of its latencies, where it is an emulator."""
+        """What to show in place of its latencies, if it is an emulator."""
         return emulator_label(self.url)
 
 
@@ -185,7 +185,7 @@ class Setup:
 
 @contextmanager
 def own_stores(emulator_ru: int | None) -> Iterator[list[str]]:
-    """Start a folder, a Redis and perhaps an emulator, where no stores are given; gone when the block ends."""
+    """Start a folder, a Redis and perhaps an emulator, if no stores are given; gone when the block ends."""
     if not redis_installed():
         raise BenchFailed(f"{REDIS_MISSING}, or give the URLs of the stores")
     with ExitStack() as stack:
@@ -203,7 +203,7 @@ def prepared_stores(
 ) -> Iterator[Setup]:
     """Bring one release into all stores, and start a service for each.
 
-    The release is the live one of the first store that has any; where none has, lists are made up for *users*. Raises
+    The release is the live one of the first store that has any; if none has, lists are made up for *users*. Raises
     BenchMisused where two stores have different releases, and nothing is written into either then.
     """
     manifest, ids = asyncio.run(_share_release(urls, users, encoding, display))

@@ -68,7 +68,7 @@ class Column:
 
     @property
     def emulated(self) -> str | None:
-        """What to show in place of its latencies, where it is an emulator."""
+        """What to show in place of its latencies, if it is an emulator."""
         return self.store.candidate.emulated
 
     @property
@@ -82,7 +82,7 @@ class Column:
         return self.store.capacity.best if self.store.capacity else None
 
     def mean(self, value: Callable[[RoundResult], float | None]) -> float | None:
-        """Return the mean of a value over the rounds; None where it is not known."""
+        """Return the mean of a value over the rounds; None if it is not known."""
         values = self.values(value)
         return fmean(values) if values else None
 
@@ -105,7 +105,7 @@ Compare = Callable[[Column, Column], Finding]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A line of the table: its cell, and what two stores are compared by, and in which words, where they are."""
+    """A line of the table: its cell, and what two stores are compared by, and in which words, if they are."""
 
     cell: Cell
     compare: Compare | None = None
@@ -223,7 +223,7 @@ def once(first: Column, second: Column) -> Finding:
 
 
 def added(ours: float | None, theirs: float | None) -> float | None:
-    """Add two figures, where both are known."""
+    """Add two figures, if both are known."""
     return None if ours is None or theirs is None else ours + theirs
 
 
