@@ -22,8 +22,7 @@ Progress = Callable[[int, int], None]
 
 
 def activate(store: str | Store, release: str, *, end_canary: bool = False, force: bool = False) -> None:
-    """
-    Make *release* live, once its manifest, its popular lists and a sample of its rows were read.
+    """Make *release* live, once its manifest, its popular lists and a sample of its rows were read.
 
     Raises CanaryRunning while another release is the canary, unless *end_canary* is true; ReleaseNotFound; and
     ReleaseConflict for a draft. Raises ReleaseCorrupt if the release cannot be read, unless *force* is true.
@@ -32,8 +31,7 @@ def activate(store: str | Store, release: str, *, end_canary: bool = False, forc
 
 
 def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
-    """
-    Make the release that was live before live again, and return its id. No data moves, and a canary ends.
+    """Make the release that was live before live again, and return its id. No data moves, and a canary ends.
 
     Raises ReleaseNotFound if there is none, and ReleaseCorrupt if it cannot be read, unless *force* is true.
     """
@@ -48,8 +46,7 @@ def prune(
     keep_ready_s: float | None = None,
     on_progress: Progress = unreported,
 ) -> list[ReleaseId]:
-    """
-    Erase the releases that are no longer needed, and return their ids.
+    """Erase the releases that are no longer needed, and return their ids.
 
     The live one, the canary and the *keep* releases that were live before it stay. So does each that left service
     less than *grace_s* seconds ago, and each that was never activated, or with *keep_ready_s* those that were begun so
@@ -70,8 +67,7 @@ def copy(
     live: bool = True,
     on_progress: Progress = unreported,
 ) -> WriteResult:
-    """
-    Copy a *release*, by default the live one, to another store under the same id, and make it *live* there.
+    """Copy a *release*, by default the live one, to another store under the same id, and make it *live* there.
 
     The copy is checked against the manifest. A release that the target has already is verified, and repaired if rows
     are missing or damaged. A copy that was interrupted goes on if it is called again. The result has the manifest, the
@@ -88,8 +84,7 @@ def copy(
 
 
 def verify(store: str | Store, release: str | None = None, *, on_progress: Progress = unreported) -> Manifest:
-    """
-    Read every row of a *release*, by default the live one, and return its manifest, whose sums they make.
+    """Read every row of a *release*, by default the live one, and return its manifest, whose sums they make.
 
     *on_progress* is called with (rows read, rows in all). Raises ReleaseCorrupt, which names damaged keys, and
     ReleaseNotFound.

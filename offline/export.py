@@ -22,8 +22,7 @@ _RECOMMENDERS = {
 
 
 def to_implicit(model: Model) -> RecommenderBase:
-    """
-    Return a fitted model of implicit that recommends what *model* does; its arrays are copies.
+    """Return a fitted model of implicit that recommends what *model* does; its arrays are copies.
 
     Factors become an `implicit.cpu.als.AlternatingLeastSquares`, neighbours the class of their weighting in
     `implicit.nearest_neighbours`. Users and items are rows and columns of `model.matrix.user_items`; neighbours need it

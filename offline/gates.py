@@ -89,8 +89,7 @@ class Verdict:
 
 
 def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]:
-    """
-    Return the gates of the TOML file *path* and those *given* as NAME=BOUND, which come before the file's.
+    """Return the gates of the TOML file *path* and those *given* as NAME=BOUND, which come before the file's.
 
     Raises SettingError for a name that is not a gate, or a bound that makes no sense.
     """
@@ -117,8 +116,7 @@ def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
 
 
 def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_catalogue: bool) -> None:
-    """
-    Raise SettingError for a gate that could never be judged: on a metric that is not in the evaluation *metrics*.
+    """Raise SettingError for a gate that could never be judged: on a metric that is not in the evaluation *metrics*.
 
     Names the nearest that is known. Coverage needs a catalogue.
     """
@@ -144,8 +142,7 @@ async def judge(
     reader: Reader,
     live: ReleaseRef | None,
 ) -> list[Verdict]:
-    """
-    Return what each gate says of the evaluation *metrics*, of *lists*, and of both against *live* in *reader*.
+    """Return what each gate says of the evaluation *metrics*, of *lists*, and of both against *live* in *reader*.
 
     If nothing is live, gates that compare with it pass; they fail if the live release cannot be used. Raises StoreError
     if it cannot be read now.

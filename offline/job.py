@@ -63,8 +63,7 @@ class AutoSplit(SplitOptions):
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """
-    The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command.
+    """The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command.
 
     There is no evaluation if the *split* is None, and no split if the *test* has files of its own. With *tuning*,
     *params* are the defaults of a search.
@@ -109,8 +108,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """
-    What a training did: *evaluation* is None when there was none, and then *note* says why.
+    """What a training did: *evaluation* is None when there was none, and then *note* says why.
 
     Likewise *search*, the one for the parameters, and *tuning_note*. *model* is the one that was saved; *seconds* are
     wall time by stage.
@@ -169,8 +167,7 @@ def train(
     on_progress: Progress = lambda _stage, _done, _total: None,
     on_notice: Notice = lambda _text: None,
 ) -> TrainReport:
-    """
-    Train on the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
+    """Train on the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
 
     *on_progress* is called with (stage, done, total): read, matrix, tune, evaluate, fit, save, in this order; within
     tune once per trial, within evaluate and fit once per iteration; *on_notice* with a sentence on what a search will
@@ -321,8 +318,7 @@ def _search(
 
 
 def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[TrainSettings, Learnable]:
-    """
-    Return the split that the data allow, with their core, and what the evaluation learns from: all before its test.
+    """Return the split that the data allow, with their core, and what the evaluation learns from: all before its test.
 
     If it is another split than the default, a notice says so.
     """
@@ -435,8 +431,7 @@ def publish(
     *,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Written:
-    """
-    Compute every list of *model* (or of the model folder of that path), publish them as one release, and prune.
+    """Compute every list of *model* (or of the model folder of that path), publish them as one release, and prune.
 
     *store* is a URL, or a Store that nothing has used yet, which is closed at the end. Readers see all of the release,
     or nothing of it. *on_progress* is called with (lists written, lists in all). Raises GateFailed or CanaryRunning if
@@ -467,8 +462,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """
-    What a scheduled run does; lives as long as the attempts of the process.
+    """What a scheduled run does; lives as long as the attempts of the process.
 
     name     what it is called in the summary and in metrics
     store    a URL
@@ -490,8 +484,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """
-    What is recorded of one run; a value, which each step replaces.
+    """What is recorded of one run; a value, which each step replaces.
 
     id        empty before the first run
     options   a digest of everything that it was given
@@ -511,8 +504,7 @@ class Run:
 
 
 class RunFolder:
-    """
-    The folder of a job, which is this process's alone, and how far it has come; lives as long as the attempt.
+    """The folder of a job, which is this process's alone, and how far it has come; lives as long as the attempt.
 
         DIR/.lock        locked (flock) for as long as a process works here
         DIR/state.json   the run that was begun last, replaced at each step
@@ -544,8 +536,7 @@ class RunFolder:
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:
-        """
-        Record how long a step of the last run took, together with what it took before it was cut off.
+        """Record how long a step of the last run took, together with what it took before it was cut off.
 
         What the block puts into the yielded dict are steps within this one, which is then only what is left of it.
         """
@@ -591,8 +582,7 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
 
 
 class Attempt:
-    """
-    One attempt to bring a job to its end; *summary* is what is known of it, however that comes.
+    """One attempt to bring a job to its end; *summary* is what is known of it, however that comes.
 
     *train*, *measure* and *write* do the long steps, for those who want to show them; *write* publishes lists in the
     store of that URL. The end of another run, in the folder or in the store, is waited for *wait_s* seconds.

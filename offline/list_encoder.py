@@ -31,8 +31,7 @@ def check_length(length: int, name: str = "The list length") -> None:
 
 @dataclass(frozen=True, slots=True)
 class RankedLists:
-    """
-    Lists one after another, each best first.
+    """Lists one after another, each best first.
 
     owners    whose they are
     lengths   how many items each has [lists]

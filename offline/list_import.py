@@ -47,8 +47,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ImportSettings:
-    """
-    Which files make up the release, and how long its lists are; *columns* are names by role, None to guess.
+    """Which files make up the release, and how long its lists are; *columns* are names by role, None to guess.
 
     Those of *lists* and *more* are of the same columns; one of them may be `-`, standard input.
     """
@@ -89,8 +88,7 @@ class ItemNumbers:
 
 @dataclass(frozen=True, slots=True)
 class SortedLists:
-    """
-    Lists in ascending order of their owners' bytes, on disk; lives as long as its folder.
+    """Lists in ascending order of their owners' bytes, on disk; lives as long as its folder.
 
     partitions   files with some of the lists each, in order; no owner is in two of them
     in_lists     in how many lists each item is, by its number
@@ -194,8 +192,7 @@ def read_scored(
     owner: str = "user",
     item: str = "item",
 ) -> tuple[Rows, list[str]]:
-    """
-    Read *files*, which messages call *source*: they are checked whole, and counted, before this returns.
+    """Read *files*, which messages call *source*: they are checked whole, and counted, before this returns.
 
     Returned are rows [owner: str, item: str, score: f64, finite, and title: str, if there is such a column], whose
     facts have `owner_bytes`, and sentences about what was read otherwise than it is written. *named* are columns by
@@ -287,8 +284,7 @@ def sort_lists(
 
 
 def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.DataFrame, int]:
-    """
-    Return [owner, item: list, score: list], ascending by owner, and how many rows named an item once more.
+    """Return [owner, item: list, score: list], ascending by owner, and how many rows named an item once more.
 
     *rows* are [owner, item: its number, score]. A list begins with its highest score, equal ones in the order of the
     *ranks* of the items; it keeps *length* items, and the highest score of each.

@@ -48,8 +48,7 @@ class ModelLists:
     """All lists of one model, computed and encoded batch by batch; a ListSource that lives as long as one publish."""
 
     def __init__(self, model: Model, settings: ListSettings) -> None:
-        """
-        Rank under the rules of *settings*.
+        """Rank under the rules of *settings*.
 
         Raises SettingError for factors of an engine that has none, and DataError if the rules leave no item.
         """

@@ -131,8 +131,7 @@ class Measurement:
 async def overlaps(
     reader: Reader, release: ReleaseRef, manifest: Manifest, lists: Mapping[str, Sequence[str]], depths: Sequence[int]
 ) -> tuple[int, dict[int, float]]:
-    """
-    Return how many users of *lists* have a list in *release*, too, and by depth the mean share of items in common.
+    """Return how many users of *lists* have a list in *release*, too, and by depth the mean share of items in common.
 
     The share is of the longer of the two lists, cut to that depth, so lists which shrank count. A damaged list is
     passed over. Raises ReleaseCorrupt where more is damaged, and StoreError where lists cannot be read.
@@ -150,8 +149,7 @@ async def overlaps(
 async def read_lists(
     reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str], depth: int = MAX_LENGTH
 ) -> AsyncIterator[tuple[str, list[Item] | ReleaseCorrupt]]:
-    """
-    Yield those *keys* that *release* has, without their kind, and the first items of each, or what is wrong with it.
+    """Yield those *keys* that *release* has, without their kind, and the first items of each, or what is wrong with it.
 
     As many are read at once as the store reads best. Raises StoreError for what cannot be read.
     """

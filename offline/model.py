@@ -47,8 +47,7 @@ _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """
-    What an engine learnt, from what, and how good it is; lives from training or loading to the end of the command.
+    """What an engine learnt, from what, and how good it is; lives from training or loading to the end of the command.
 
     metrics   an Evaluation as JSON, or None when there was none
     data      where the interactions came from: rows, left_out, fingerprint, time_range and what else describes them
@@ -103,8 +102,7 @@ def save(model: Model, path: Path) -> None:
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """
-    Yield a sibling of the folder *path* for a model, renamed when it is complete, so half of it is never seen.
+    """Yield a sibling of the folder *path* for a model, renamed when it is complete, so half of it is never seen.
 
     A model that lies there is replaced; of two that are written at once the later one stays. A crash between the two
     renames leaves the one that was there beside, as .NAME.old-*; the next that is saved removes it. Raises DataError

@@ -59,8 +59,7 @@ class PartedSource(ListSource, Protocol):
     async def write_parts(
         self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: Progress
     ) -> WrittenPart:
-        """
-        Have all parts written, from 1 on, or only summed up, and return what they add up to; raises StoreError.
+        """Have all parts written, from 1 on, or only summed up, and return what they add up to; raises StoreError.
 
         The users' lists are counted in *lists*. See `publish` of *observer* and *on_progress*.
         """
@@ -68,8 +67,7 @@ class PartedSource(ListSource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PublishSettings:
-    """
-    How lists become a release.
+    """How lists become a release.
 
     encoding    `json` or `zstd`; None for what suits the store
     activate    whether the release goes live
@@ -96,8 +94,7 @@ class PublishSettings:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """
-    What one publish did: *refused* is why it is not live, if gates or a canary said no; *erased* came after.
+    """What one publish did: *refused* is why it is not live, if gates or a canary said no; *erased* came after.
 
     *seconds* is how long the release took, *steps* what of that, and of what came before and after, is known by step.
     """
@@ -118,8 +115,7 @@ async def publish(
     observer: Observer | None = None,
     on_progress: Progress = lambda _done, _total: None,
 ) -> Written:
-    """
-    Write all lists of *source* as one release of *store*, make it live, and erase what is no longer needed.
+    """Write all lists of *source* as one release of *store*, make it live, and erase what is no longer needed.
 
     If a gate fails, or another release is the canary, the release stays ready, and nothing is erased; the manifest
     keeps what gates said. They compare with what is live in *live_in*, by default in *store*. *observer* hears what
@@ -203,8 +199,7 @@ class _Review:
 
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:
-    """
-    Yield *batches*; the next is computed in a thread at the same time, which is left behind if it is not wanted.
+    """Yield *batches*; the next is computed in a thread at the same time, which is left behind if it is not wanted.
 
     How long they are waited for is added to *seconds* as `lists`.
     """

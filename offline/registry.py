@@ -57,8 +57,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """
-    One version of a model; lives as long as the command.
+    """One version of a model; lives as long as the command.
 
     origin   of the model's own description: engine, created_at, params, metrics, data (with its fingerprint), users,
              items, pairs, and of the training versions of libraries, python and commit (or None); and, of the
@@ -83,8 +82,7 @@ class Registry:
     """The models in one folder, or at any URL that fsspec knows; lives as long as the command."""
 
     def __init__(self, url: str | None = None) -> None:
-        """
-        Open the registry at *url*, by default in the user's own data folder, next to the default store.
+        """Open the registry at *url*, by default in the user's own data folder, next to the default store.
 
         Raises SettingError for one that cannot be opened, or needs a package more.
         """

@@ -101,8 +101,7 @@ def read_rules(
 
 
 class RuledLists:
-    """
-    Ranks the items of one model under rules: arrays [rows, length], best first, -1 with a score of 0 at the end.
+    """Ranks the items of one model under rules: arrays [rows, length], best first, -1 with a score of 0 at the end.
 
     If rules leave a user's list shorter than it should be, it is filled up with the most popular items that the rules
     allow and that the user does not have. Their score is 0, or that of the last item before them if it is lower. Lives
@@ -155,8 +154,7 @@ class RuledLists:
         return self._capped(lambda batch, depth: rank(batch, depth, allowed=self.allowed), items)
 
     def popular(self) -> dict[str, Popular]:
-        """
-        Return the popular lists by segment, the overall one, too, each as long as the model's if items suffice.
+        """Return the popular lists by segment, the overall one, too, each as long as the model's if items suffice.
 
         A segment's is filled up with what is popular overall, with a score of 0.
         """

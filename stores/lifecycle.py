@@ -70,8 +70,7 @@ GoesLive = bool | Callable[[Manifest], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """
-    What one run of a writer wrote: *rows* by this run, *skipped* that an earlier run was acknowledged for.
+    """What one run of a writer wrote: *rows* by this run, *skipped* that an earlier run was acknowledged for.
 
     *seconds* are wall time by step, of those steps that were timed. *held_back* says why the release stays ready though
     it was to go live. *repaired* is true if it was there before, and rows of it were missing or damaged.

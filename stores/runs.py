@@ -24,8 +24,7 @@ _CLOSE_S = 3.0
 
 
 async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0) -> DraftRef | None:
-    """
-    Become the writer of the *release* of *run*: begin it, or go on with the draft that an earlier attempt has left.
+    """Become the writer of the *release* of *run*: begin it, or go on with the draft that an earlier attempt has left.
 
     None if it is committed. No earlier attempt may live, because its lease is not waited for. Raises ReleaseConflict if
     another run has a draft under a lease for *wait_s* seconds.
@@ -71,8 +70,7 @@ async def give_up(store: Store, run: str, release: ReleaseId) -> None:
 
 @contextmanager
 def held(url: str, draft: DraftRef) -> Iterator[None]:
-    """
-    Renew the lease of *draft* in a thread while this one is at other work.
+    """Renew the lease of *draft* in a thread while this one is at other work.
 
     A lease that is lost all the same, as where the store is away for long, shows when the draft is claimed again.
     """

@@ -124,8 +124,7 @@ Outcome = Figure | Unmeasured
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """
-    Who takes part, goals of figures by name, and rows of docs/figures.md, which say what a figure is of.
+    """Who takes part, goals of figures by name, and rows of docs/figures.md, which say what a figure is of.
 
     Names are `A: CPU` of one candidate, `A / B: CPU` and `A - B: CPU` of two, round by round. A case with *rounds*
     makes so many and none to warm up, because its data decide how long one takes.

@@ -256,8 +256,7 @@ def described(report: dict[str, Any]) -> str:
 
 
 def reference_split(matrix: Matrix) -> Parts:
-    """
-    Split as Recommenders' `python_stratified_split(data, 0.75, filter_by="item", seed=42)` does.
+    """Split as Recommenders' `python_stratified_split(data, 0.75, filter_by="item", seed=42)` does.
 
     It gives each row a number of numpy's old generator, which is to say that its draw depends on the order of the rows:
     here by user and item, in which MovieTweetings come, and Online Retail once its lines are grouped by them.

@@ -37,8 +37,7 @@ def write_log(file: Path, interactions: int) -> None:
 
 
 def write_catalogue(file: Path, users: int = 29_858, items: int = 40_000, pairs: int = 810_128) -> None:
-    """
-    Write *pairs* like Gowalla's, in LightGCN's split of it, as Parquet: few users have much, few items are popular.
+    """Write *pairs* like Gowalla's, in LightGCN's split of it, as Parquet: few users have much, few items are popular.
 
     Items lie on a ring. Users choose four fifths of theirs near their home, so only those near each other have
     items in common, and the others anywhere; popular items are chosen more often in both cases.

@@ -44,8 +44,7 @@ class PipelineFile:
         return self.path.stem
 
     def parameters(self, table: str, command: "TyperCommand", taken: Mapping[str, Any]) -> dict[str, Any]:
-        """
-        Return the parameters of the verb *command* as its parser makes them of a table.
+        """Return the parameters of the verb *command* as its parser makes them of a table.
 
         Keys are options without their dashes, and arguments by name. What the environment says comes before the file,
         and *taken* before both: these parameters may not be in the file. Paths are meant from the folder of the file.

@@ -108,8 +108,7 @@ def run(
 
 
 def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
-    """
-    Do what a pipeline file says, as `hotplate run` does, and return what that prints: outcome, release, metrics, ….
+    """Do what a pipeline file says, as `hotplate run` does, and return what that prints: outcome, release, metrics, ….
 
     The options of the run are those of the table [run]. The outcome is `published`, `unchanged` or `refused`, if a
     gate or a canary keeps the release from going live. A call that was cut off is resumed by the next one. Raises

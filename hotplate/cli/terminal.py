@@ -192,8 +192,7 @@ def text_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
-    """
-    Yield a function that reports progress: each stage gets a line on a terminal, and nothing is printed elsewhere.
+    """Yield a function that reports progress: each stage gets a line on a terminal, and nothing is printed elsewhere.
 
     *status* is a text that is shown next to every stage. The lines vanish at the end.
     """

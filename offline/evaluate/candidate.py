@@ -1,5 +1,4 @@
-"""
-What is evaluated: a truth, and candidates, lists for its users.
+"""What is evaluated: a truth, and candidates, lists for its users.
 
 A truth is read from files, and so are the histories of users. Lists are of files, a model, or a release of a store.
 """
@@ -36,8 +35,7 @@ _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """
-    What users chose; lives as long as one evaluation.
+    """What users chose; lives as long as one evaluation.
 
     pairs      [user, item, and rating: f64, if there is one], each pair once, by user and item in the order of bytes
     rows       how many there were, those left out among them
@@ -55,8 +53,7 @@ class Truth:
 
 
 def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
-    """
-    Read the file, or the folder of files of one kind, at *path*.
+    """Read the file, or the folder of files of one kind, at *path*.
 
     *named* are columns by role, user, item and rating: the first two are guessed if they are None, a rating is read
     only if it is named, and is the mean of a pair's rows. Raises DataError for what cannot be read, for a rating
@@ -79,8 +76,7 @@ def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | N
 
 
 def read_lines(path: Path) -> Truth:
-    """
-    Read the files of the papers on graph models: a line for each user, `user item item …`.
+    """Read the files of the papers on graph models: a line for each user, `user item item …`.
 
     Raises DataError for a file that cannot be read, or without a pair.
     """
@@ -107,8 +103,7 @@ def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """
-    Lists that are evaluated; lives as long as that.
+    """Lists that are evaluated; lives as long as that.
 
     origin       what people call them
     lists        [user, item, score], at most k rows a user, who stand together, best first; users of the truth only
@@ -136,8 +131,7 @@ class LiveRelease:
 def from_files(
     path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
-    """
-    Read rows of user, item and score, as `import` does; of an item that a user has twice, the higher score counts.
+    """Read rows of user, item and score, as `import` does; of an item that a user has twice, the higher score counts.
 
     *pairs* [user, item] are those of the truth: memory grows with the lists of their users, and not with the file.
     Equal scores are in the order of the item ids. Raises DataError as `read_scored` does.
@@ -171,8 +165,7 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
 
 
 async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
-    """
-    Read the lists of a release, one lookup for each user of *pairs*, and the popular list for everybody.
+    """Read the lists of a release, one lookup for each user of *pairs*, and the popular list for everybody.
 
     Raises ReleaseCorrupt for a damaged list, and StoreError if one cannot be read.
     """

@@ -1,5 +1,4 @@
-"""
-Evaluation: models are learnt from one part of the data, and their lists are measured on the other part.
+"""Evaluation: models are learnt from one part of the data, and their lists are measured on the other part.
 
 Also of lists as they are published: under rules, at their length, and with what users have if that is kept.
 """
@@ -42,8 +41,7 @@ MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """
-    What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
+    """What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
 
     Over several runs the first have intervals of what *lists* are like, too. Of one there is *per_user*, each nDCG.
     """
@@ -70,8 +68,7 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """
-    What a model and its baselines achieved; kept in the model folder as JSON.
+    """What a model and its baselines achieved; kept in the model folder as JSON.
 
     *split* is None if the test data were given. Of several *runs*, which are seeds or pieces of the log, the metrics
     are means, and intervals are over them; of one, intervals are over users. *cold_pairs*
@@ -177,8 +174,7 @@ def evaluate_parts(
     learnt: Ranker | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """
-    Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs.
+    """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs.
 
     *learnt* is what *params* learn from the train part, if that is known.
     """
@@ -208,8 +204,7 @@ def evaluate_engine(
     make: MakeLists | None = None,
     learnt: Ranker | None = None,
 ) -> EngineResult:
-    """
-    Learn from the train part of one split, and measure the lists on its test part.
+    """Learn from the train part of one split, and measure the lists on its test part.
 
     Users without a list are served what is *popular*, by default what the most users have. See `evaluate` and
     `evaluate_parts` of *make* and *learnt*.
@@ -315,8 +310,7 @@ def as_published(
     keep_seen: bool,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any] | None:
-    """
-    Return the metrics of the lists of *model* as they are published, as an evaluation has them; None if it has none.
+    """Return the metrics of the lists of *model* as they are published, as an evaluation has them; None if it has none.
 
     If these are other lists than those that were measured, the model's parameters learn once more from what the
     evaluation learnt from, and the lists for its test are made as `ModelLists` makes them. The metrics from before then

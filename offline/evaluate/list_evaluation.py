@@ -36,8 +36,7 @@ from offline.train.tuning import TuneOptions, tune
 
 @dataclass(frozen=True, slots=True)
 class ListEvaluation:
-    """
-    What the lists of one origin achieve against a truth.
+    """What the lists of one origin achieve against a truth.
 
     ranking     of its own lists; who has none counts with zeros
     as_served   where users without a list get the popular one; None if no popular list is known
@@ -122,8 +121,7 @@ def evaluate_files(
     k: int = 20,
     on_trial: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[ListEvaluation, Params]:
-    """
-    Learn from one file and test on the other, as the paper on LightGCN does (He et al., SIGIR 2020).
+    """Learn from one file and test on the other, as the paper on LightGCN does (He et al., SIGIR 2020).
 
     Each line is `user item item …`. All items that a user does not have in *train* are ranked. Recall is hits / test
     items, nDCG is that of min(k, test items) hits at best, and both are averages over all users of *test*: items and
@@ -141,8 +139,7 @@ def evaluate_files(
 
 
 class Evaluator:
-    """
-    Holds lists against one truth; lives as long as one evaluation, or comparison.
+    """Holds lists against one truth; lives as long as one evaluation, or comparison.
 
     The rows of its matrices are all users of the truth and of the history, the columns all items, both in the order of
     their ids.

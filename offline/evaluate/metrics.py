@@ -19,8 +19,7 @@ _LISTS_AT_ONCE = 128
 
 @dataclass(frozen=True, slots=True)
 class RankingMetrics:
-    """
-    Averages at *k* over the *users* that have test items; a user without a list counts, with zeros.
+    """Averages at *k* over the *users* that have test items; a user without a list counts, with zeros.
 
     *users_with_lists* of them had at least one recommendation. All are binary: an item is liked or not. *intervals* are
     of 95 %, by the names of metrics, those that there are.
@@ -49,8 +48,7 @@ class RankingMetrics:
 
 @dataclass(frozen=True, slots=True)
 class ListMetrics:
-    """
-    What lists are like, whether they hit or not; users without a list are left out, and all is 0 if no user has one.
+    """What lists are like, whether they hit or not; users without a list are left out, and all is 0 if no user has one.
 
     coverage   the share of all items that are in any list
     diversity  of two items of a list, 1 - the cosine of their users in train, on average (Ziegler et al., WWW 2005)
@@ -64,8 +62,7 @@ class ListMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RatingMetrics:
-    """
-    How far predicted ratings are from what users gave, over all pairs of a user and an item; each pair counts alike.
+    """How far predicted ratings are from what users gave, over all pairs of a user and an item; each pair counts alike.
 
     rmse                the root of the mean squared error
     mae                 the mean absolute error
@@ -84,8 +81,7 @@ RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is 
 
 @dataclass(frozen=True, slots=True)
 class UserMetrics:
-    """
-    Of each of the *users* (rows) that have test items, every metric of `RankingMetrics` by its name, [users].
+    """Of each of the *users* (rows) that have test items, every metric of `RankingMetrics` by its name, [users].
 
     Means over them are the metrics; differences of two engines' are paired, as long as the test is the same.
     """
@@ -108,8 +104,7 @@ class UserMetrics:
 
 
 def interval(values: Values | Sequence[float]) -> Interval | None:
-    """
-    Return the interval of 95 % of the mean of *values*, of users or of runs, by Student's t.
+    """Return the interval of 95 % of the mean of *values*, of users or of runs, by Student's t.
 
     None for fewer than two values.
     """
@@ -129,8 +124,7 @@ def intervals(values: Mapping[str, Values] | Mapping[str, Sequence[float]]) -> d
 
 
 def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
-    """
-    Measure the lists *recommended* [users, k], best first, -1 where there is none, against *test* [users, items].
+    """Measure the lists *recommended* [users, k], best first, -1 where there is none, against *test* [users, items].
 
     Both have one row per user, in one order.
     """

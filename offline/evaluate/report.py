@@ -1,5 +1,4 @@
-"""
-The report of one model, as plain values: how good it is next to the baselines and what is live, and what it lists.
+"""The report of one model, as plain values: how good it is next to the baselines and what is live, and what it lists.
 
 Its first line is the verdict, which names who ranks better than the model.
 """
@@ -50,8 +49,7 @@ ReadLive = Callable[[Sequence[str], int], LiveRelease | None]
 
 
 def gather(path: Path, read_live: ReadLive | None = None, *, at_random: bool = False) -> dict[str, Any]:
-    """
-    Return what the report of the model folder *path* says, as plain JSON values; the same for the same model.
+    """Return what the report of the model folder *path* says, as plain JSON values; the same for the same model.
 
     *read_live* is left out if there is no store to compare with. With *at_random* the model's parameters learn once
     more, from a random draw, whose figures stand next to those of the split in time. Raises DataError as `load` does,
@@ -186,8 +184,7 @@ def _sample(model: Model, live: LiveRelease | None, user: int, items: Indices, s
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """
-    Who was measured, as an evaluation recorded it.
+    """Who was measured, as an evaluation recorded it.
 
     metrics     by name, of its own lists
     as_served   the same, if users without a list get the popular one

@@ -32,8 +32,7 @@ _PIECE_STEP, _MOST_PIECES = 0.2, 5
 
 @dataclass(frozen=True, slots=True)
 class SplitOptions:
-    """
-    How pairs are held back for the test.
+    """How pairs are held back for the test.
 
     by-time           the last *test_share* of all pairs, after one moment: the cut. What is learnt is what the rows up
                       to the cut say. The test may be smaller if many pairs have the time of the cut.
@@ -88,8 +87,7 @@ class SplitOptions:
 
 
 class Parts(NamedTuple):
-    """
-    One split: csr matrices of one shape, users by items.
+    """One split: csr matrices of one shape, users by items.
 
     train    what is learnt from
     history  the rows of train, if the data have times
@@ -109,8 +107,7 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, train: UserItems, test: UserItems, history: History | None = None, *, repeats: bool = False) -> "Parts":
-        """
-        Return parts that were made elsewhere: canonical csr matrices of one shape, *history* that of train.
+        """Return parts that were made elsewhere: canonical csr matrices of one shape, *history* that of train.
 
         Pairs that are in train, too, are only tested with *repeats*. Raises ValueError for matrices of two shapes.
         """
@@ -121,8 +118,7 @@ class Parts(NamedTuple):
 
 
 def split(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
-    """
-    Split *user_items* (canonical csr), whose rows are in *history*.
+    """Split *user_items* (canonical csr), whose rows are in *history*.
 
     Raises DataError if a split in time is wanted and there is no history. Either part may be empty.
     """

@@ -7,8 +7,7 @@ _DECIMALS = 6
 
 
 def take_back(log: pl.DataFrame) -> pl.DataFrame:
-    """
-    Return the purchases of *log*, less what was cancelled.
+    """Return the purchases of *log*, less what was cancelled.
 
     *log* is [user, item, weight, quantity, and perhaps time]; a quantity below zero is a cancellation. It takes its
     quantity back from the latest purchase of the same user and item up to its time, then from the one before that.

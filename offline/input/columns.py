@@ -105,8 +105,7 @@ def choose_columns(
     guessed: Iterable[str],
     required: Sequence[str],
 ) -> dict[str, str]:
-    """
-    Return the columns by role: those *named*, checked against *available*, and those *guessed*, if a name fits.
+    """Return the columns by role: those *named*, checked against *available*, and those *guessed*, if a name fits.
 
     A role that is a key of *named* has an option on the command line. Columns that have no names of their own are taken
     in turn for the *required* roles. Raises DataError when a named column is missing, when one column is named for both

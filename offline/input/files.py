@@ -75,8 +75,7 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """
-    What files do not say of themselves; lives as long as one reading.
+    """What files do not say of themselves; lives as long as one reading.
 
     delimiter    splits the fields of a text; None guesses among comma, semicolon, tab, bar and ::
     header       whether the first row of a text names the columns; None takes it for data if it has a number in it
@@ -125,8 +124,7 @@ def _spooled() -> Iterator[DataFile]:
 
 
 def find_files(path: Path) -> list[DataFile]:
-    """
-    Return the files to read, sorted: *path* itself, or what lies in the folder *path*, hidden names aside.
+    """Return the files to read, sorted: *path* itself, or what lies in the folder *path*, hidden names aside.
 
     Of its folders those are searched that say what they hold, as Hive's and Spark's do: `date=2026-01-01`. Raises
     DataError for a path that is missing, a folder that is empty or of several kinds, and a kind that is unknown.

@@ -25,8 +25,7 @@ class Filter:
     value: str
 
     def expression(self, table: Table) -> pl.Expr:
-        """
-        Return the condition over the columns of *table*, never null.
+        """Return the condition over the columns of *table*, never null.
 
         An absent value is an empty text, and no number: it meets `!=` and `!~`, and nothing that compares.
         Raises DataError for a column that the table lacks.
@@ -52,8 +51,7 @@ class Filter:
 
 
 def parse_filter(text: str) -> Filter:
-    """
-    Read one filter: a column, one of `= != > >= < <= ~ !~`, a value; spaces around the three do not count.
+    """Read one filter: a column, one of `= != > >= < <= ~ !~`, a value; spaces around the three do not count.
 
     `~` searches with a regular expression; `>` and its kin compare numbers, or texts that begin with a digit (dates).
     Raises SettingError for anything else.

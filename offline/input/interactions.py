@@ -48,8 +48,7 @@ class _Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
-    """
-    What the files say, one row per user, item and time; lives until the matrix is built.
+    """What the files say, one row per user, item and time; lives until the matrix is built.
 
     log          [user, item: categorical, weight: f64 > 0, and time: datetime (naive UTC), if any], in no order; and if
                  anything was cancelled, ended: when a row was, null if it was not
@@ -86,8 +85,7 @@ def read_interactions(
     weighting: Weighting = "sum",
     half_life: timedelta | None = None,
 ) -> Interactions:
-    """
-    Read the files, or the folders of files of one kind, at *paths*, all of the same columns; `-` is standard input.
+    """Read the files, or the folders of files of one kind, at *paths*, all of the same columns; `-` is standard input.
 
     A row weighs what its weight column says, or its event by *event_weights*, or else 1. With `columns.count` the
     different values in that column count 1 each, at the time of their first row. *weighting* and *half_life* say how
@@ -162,8 +160,7 @@ def read_interactions(
 def _read_events(
     files: Sequence[DataFile], event_weights: Mapping[str, float] | None, source: str
 ) -> tuple[Table | None, list[str | None]]:
-    """
-    Return the events of the segments among *files* as one table, None if there are none, and say what was left out.
+    """Return the events of the segments among *files* as one table, None if there are none, and say what was left out.
 
     It has a row for each event and item. Of the events with the same id the first counts.
     """
@@ -286,8 +283,7 @@ def _without_times(tables: Sequence[Table], column: str, source: str, *, is_name
 def _time_range(
     rows: Rows, columns: Columns, named: Columns, source: str, *, half_life: timedelta | None
 ) -> tuple[datetime, datetime] | None:
-    """
-    Return the first and last time.
+    """Return the first and last time.
 
     Raises DataError if too many times are in another format than the others, if most are in the future, and if there is
     none although the column was named or a half-life is given.
@@ -351,8 +347,7 @@ def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_canc
 
 
 def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.DataFrame:
-    """
-    Return the segments of `Interactions`; raises DataError for a segment that is too long.
+    """Return the segments of `Interactions`; raises DataError for a segment that is too long.
 
     Given a *log*, they are of the purchases of users and items of which anything was not cancelled.
     """

@@ -34,8 +34,7 @@ _DAY_US = 86_400e6
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """
-    How the rows of a user and an item become one weight.
+    """How the rows of a user and an item become one weight.
 
     sum        the weights of the rows are added up
     binary     1
@@ -51,8 +50,7 @@ class Weighing:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """
-    The rows of a log of interactions, in order of user, item and time; lives as long as its matrix.
+    """The rows of a log of interactions, in order of user, item and time; lives as long as its matrix.
 
     shape    (users, items)
     cells    [rows] user * items + item, ascending
@@ -132,8 +130,7 @@ def cells_of(user_items: UserItems) -> Times:
 
 
 def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
-    """
-    Return what is left of each weight: half after each half-life, compared with the newest of *times*.
+    """Return what is left of each weight: half after each half-life, compared with the newest of *times*.
 
     A row without a time is as old as the oldest.
     """
@@ -146,8 +143,7 @@ def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """
-    The interactions that count, and whose they are; row r is user_ids[r], column c is item_ids[c].
+    """The interactions that count, and whose they are; row r is user_ids[r], column c is item_ids[c].
 
     Ids ascend by their UTF-8 bytes, as publishing needs them. *history* holds the rows behind the pairs, if the data
     have times. If anything was cancelled, there may be users and items without pairs, which had some before: an
@@ -188,8 +184,7 @@ class Matrix:
 def to_matrix(
     log: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1, weighing: Weighing | None = None
 ) -> Matrix:
-    """
-    Build the matrix of *log* [user, item, weight, and perhaps time and ended], in any order.
+    """Build the matrix of *log* [user, item, weight, and perhaps time and ended], in any order.
 
     Ids are text or categorical. Without times, or if all are null, a pair has one row. *ended* says when a row was
     cancelled. Users with fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out,
@@ -260,8 +255,7 @@ def part(user_items: UserItems, kept: Mask) -> UserItems:
 
 @dataclass(frozen=True, slots=True)
 class KnownPairs:
-    """
-    Pairs from elsewhere, test data for example, whose users and items a matrix has: *user_items* is of its shape.
+    """Pairs from elsewhere, test data for example, whose users and items a matrix has: *user_items* is of its shape.
 
     *new* of them are not in the matrix.
     """
@@ -274,8 +268,7 @@ class KnownPairs:
 
 
 def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
-    """
-    Place the pairs of *log* [user, item, …] that were not cancelled in *matrix*, each with a weight of 1.
+    """Place the pairs of *log* [user, item, …] that were not cancelled in *matrix*, each with a weight of 1.
 
     Pairs of a user or an item that it lacks are left out. *left_out* counts these pairs by the first reason, and the
     pairs that it has already, which only lists that repeat what a user has can hit; zeros are not listed.

@@ -28,8 +28,7 @@ _PERIOD_S = 180 * 24 * 3600
 
 
 def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
-    """
-    Return generated interactions [user, item, weight, title, segment, time], sorted by time; equal for equal seeds.
+    """Return generated interactions [user, item, weight, title, segment, time], sorted by time; equal for equal seeds.
 
     Each user and item is a point in a space of tastes; users choose by closeness, popularity (long-tailed) and chance.
     Takes about 0.1 s and 20 MB per million combinations of user and item. Raises SettingError below 10 of either.

@@ -22,8 +22,7 @@ _HEAD_ROWS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """
-    One file to be scanned, as often as needed; a text file has only text columns, '' if a value is absent.
+    """One file to be scanned, as often as needed; a text file has only text columns, '' if a value is absent.
 
     first_row    the number of the first row of data in the file, from 1
     null_values  the texts that mean that a value is missing
@@ -38,8 +37,7 @@ class Table:
     whole: frozenset[str] = frozenset()
 
     def text(self, name: str | None) -> pl.Expr:
-        """
-        Return the column as text, null if the value is missing; nulls if there is no such column.
+        """Return the column as text, null if the value is missing; nulls if there is no such column.
 
         Whole numbers have no decimal point. Floats that are whole numbers become whole too: a nullable integer often
         comes as 17850.0, and means 17850. Raises DataError for columns of lists, structs or bytes.
@@ -129,8 +127,7 @@ class Table:
 
 
 def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Table]:
-    """
-    Open *files*, which messages call *source*; each is read from end to end, so a bad row stops here.
+    """Open *files*, which messages call *source*; each is read from end to end, so a bad row stops here.
 
     Raises DataError for what cannot be read, and when the files differ in their columns.
     """
@@ -149,8 +146,7 @@ def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Ta
 
 
 def with_whole_numbers(tables: Sequence[Table], columns: Iterable[str]) -> tuple[list[Table], list[str]]:
-    """
-    Return *tables* in which 17850.0 is read as 17850, and in which of *columns* it is.
+    """Return *tables* in which 17850.0 is read as 17850, and in which of *columns* it is.
 
     Those are the columns of ids that are whole numbers throughout, in all text files, and in one are written with a .0,
     as pandas writes integers if some are missing. Versions such as 1.0 and 1.5 are not.
@@ -186,8 +182,7 @@ def _open_table(file: DataFile, form: Format) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """
-    How the rows of one *table* are read.
+    """How the rows of one *table* are read.
 
     values    what a row becomes: expressions over the columns of the table, each with an alias
     left_out  why a row is left out: conditions over the values, in the order in which they are tried
@@ -201,8 +196,7 @@ class TableShape:
 
 
 class Rows:
-    """
-    The rows of all tables, counted, and to be scanned as often as needed.
+    """The rows of all tables, counted, and to be scanned as often as needed.
 
     total     how many there are
     left_out  how many of them are left out, by reason, in the order in which the reasons are tried; zeros not listed
@@ -212,8 +206,7 @@ class Rows:
     def __init__(
         self, shapes: Sequence[TableShape], source: str, role: str, column: str | None, *facts: pl.Expr, advice: str
     ) -> None:
-        """
-        Read all rows once; what a table has no value of is null in its rows.
+        """Read all rows once; what a table has no value of is null in its rows.
 
         Raises DataError for the first row whose number, the *role* in *column*, is invalid, and, with *advice*, when no
         row is kept.
@@ -275,8 +268,7 @@ def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
 def read_titles(
     path: Path | None, named: Mapping[str, str | None], form: Format, rows: pl.LazyFrame, source: str
 ) -> dict[str, str]:
-    """
-    Return titles by item, as the file, or folder, at *path* says, or else *rows* [item, perhaps title] of *source*.
+    """Return titles by item, as the file, or folder, at *path* says, or else *rows* [item, perhaps title] of *source*.
 
     *named* are the columns of the file by role: that of the item need not be there, and is guessed then, as both are
     if no name is given. Of several titles the most frequent counts, the first by alphabet among equals. Raises

@@ -184,8 +184,7 @@ def _separator(file: DataFile, first: str, delimiter: str | None) -> str:
 
 
 def _check_rows(file: DataFile, separator: str, width: int) -> bool:
-    """
-    Check that every row of *file* has *width* fields, and return whether fields are quoted.
+    """Check that every row of *file* has *width* fields, and return whether fields are quoted.
 
     A scan over lines, because a scan over fields fills in fields that are missing and drops those too many. Few files
     have quotes, so only those in which counting does not decide go through the slower csv reader.

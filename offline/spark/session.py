@@ -48,8 +48,7 @@ def is_local(master: str) -> bool:
 
 @contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """
-    Yield a session on *master*, and stop it at the end; settings of `spark-defaults.conf` and `spark-submit` count.
+    """Yield a session on *master*, and stop it at the end; settings of `spark-defaults.conf` and `spark-submit` count.
 
     Raises SettingError for what is not a master, DataError if there is no Java or Spark cannot start.
     """

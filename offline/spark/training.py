@@ -19,8 +19,7 @@ _PAIRS_PER_BLOCK, _BLOCKS = 500_000, (2, 1000)
 
 
 def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
-    """
-    Factorize *user_items* (float32 csr_matrix, canonical, above zero) in the session that is open.
+    """Factorize *user_items* (float32 csr_matrix, canonical, above zero) in the session that is open.
 
     Rows and columns are the integers that Spark knows users and items by. Users are solved last, against the final item
     factors. *on_iteration* is called at the end only, for Spark does not say how far it is. Raises DataError for a

@@ -1,5 +1,4 @@
-"""
-Alternating least squares on implicit feedback: factors from the matrix, by implicit or by Spark.
+"""Alternating least squares on implicit feedback: factors from the matrix, by implicit or by Spark.
 
 Of each pair that a user has, implicit's confidence is alpha times its weight, and Spark's is one more than that. A pair
 goes to Spark with its confidence less one, so alpha means the same to both. Their regularizations cannot be
@@ -44,8 +43,7 @@ def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int
 
 @dataclass(frozen=True, slots=True)
 class ALSParams:
-    """
-    Hyperparameters of the fit; raises SettingError for values that make no sense.
+    """Hyperparameters of the fit; raises SettingError for values that make no sense.
 
     The defaults are measured ones: the library's own rank below plain popularity on sparse data.
     """
@@ -65,8 +63,7 @@ class ALSParams:
 
 @dataclass(frozen=True, slots=True)
 class SparkParams:
-    """
-    Hyperparameters of ALS on Spark; raises SettingError for values that make no sense.
+    """Hyperparameters of ALS on Spark; raises SettingError for values that make no sense.
 
     *reg_param* is Spark's `regParam`, which is multiplied by the number of interactions of each user and item.
     """
@@ -158,8 +155,7 @@ def solve(item_factors: Floats, user_items: UserItems, params: SparkParams) -> F
 
 
 def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
-    """
-    Factorize *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
+    """Factorize *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
 
     The factors of all users are solved once more at the end, against the final item factors, so folding a user in
     later gives the same, but for 1e-4 of the largest. The same seed gives the same bits on one machine. *on_iteration*

@@ -79,8 +79,7 @@ def _past(values: Sequence[float], up: float, down: float) -> list[float]:
 
 
 def draw(ranked: Sequence[Params], generator: np.random.Generator, items: int) -> Params | None:
-    """
-    Draw a new cell, log-uniformly, around the first of *ranked*, or half of the time around the first of ALS.
+    """Draw a new cell, log-uniformly, around the first of *ranked*, or half of the time around the first of ALS.
 
     Returns None if nothing new is found: there are only so many numbers of neighbours.
     """
@@ -119,8 +118,7 @@ def _near(centre: Params, generator: np.random.Generator, items: int) -> Params:
 
 
 def read_grid(path: Path, defaults: ALSParams) -> tuple[Params, ...]:
-    """
-    Read the cells of a file: JSON, a list of objects; or TOML, tables `[[cell]]`. Each has an engine and parameters.
+    """Read the cells of a file: JSON, a list of objects; or TOML, tables `[[cell]]`. Each has an engine and parameters.
 
     What ALS is not given is taken from *defaults*. Raises DataError for a file that cannot be read, SettingError for a
     cell that makes no sense.

@@ -35,8 +35,7 @@ class EASEParams:
 
 @dataclass(frozen=True, slots=True)
 class EASE:
-    """
-    The model: *weights* [items, items], float32, of what an item that a user has adds to the score of another.
+    """The model: *weights* [items, items], float32, of what an item that a user has adds to the score of another.
 
     *recent* [items] multiplies the scores, if recency is wanted.
     """
@@ -67,8 +66,7 @@ class EASE:
 
 
 def fit(user_items: UserItems, params: EASEParams) -> EASE:
-    """
-    Solve for the weights that best give each item of a user from the others; the same on every run of a machine.
+    """Solve for the weights that best give each item of a user from the others; the same on every run of a machine.
 
     Regularized by a constant and by dropout (Steck, Embarrassingly shallow autoencoders, WWW 2019; Autoencoders that
     don't overfit towards the identity, NeurIPS 2020). Takes items^3 operations and 4 items^2 bytes: 20 s of a core

@@ -98,8 +98,7 @@ def fit(
     *,
     times: Times | None = None,
 ) -> Ranker:
-    """
-    Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
+    """Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
 
     *times* are when its pairs began, in the order of its data; a half-life needs them. *on_iteration* is called with
     (done, total). On Spark the session is used that is open. Raises DataError for a matrix that cannot be

@@ -31,8 +31,7 @@ _KEPT = 101
 
 @dataclass(frozen=True, slots=True)
 class NeighbourParams:
-    """
-    How items are compared, and how many *neighbours* each has, itself among them.
+    """How items are compared, and how many *neighbours* each has, itself among them.
 
     *walk_alpha* and *walk_beta* are of rp3beta: the power of a step's probability, and that of the number of users by
     which a popular neighbour is divided.
@@ -110,8 +109,7 @@ def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
 
 
 def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, npt.NDArray[np.float64]]:
-    """
-    Return weights of pairs whose products, summed over users and times a number for each item, are random walks.
+    """Return weights of pairs whose products, summed over users and times a number for each item, are random walks.
 
     A walk goes from an item to one of its users and on to one of their items. Popular ends are divided by a power of
     their users (RP3beta: Paudel et al., Updatable, accurate, diverse, and scalable recommendations for interactive

@@ -49,8 +49,7 @@ def check_half_life(days: float) -> None:
 def recent_popularity(
     user_items: UserItems, times: Times | None, half_life_days: float | None
 ) -> npt.NDArray[np.float64]:
-    """
-    Return [items] how many users have each item; a user counts half after each half-life since the pair began.
+    """Return [items] how many users have each item; a user counts half after each half-life since the pair began.
 
     *times* are those of the pairs, in the order of their data; the newest of them is now. Without a half-life all users
     count 1. Raises DataError for a half-life without times.
@@ -71,8 +70,7 @@ class Popular:
 
 @dataclass(frozen=True, slots=True)
 class PopularityParams:
-    """
-    How long a user of an item counts: half as much after each *half_life_days*, compared with the newest pair.
+    """How long a user of an item counts: half as much after each *half_life_days*, compared with the newest pair.
 
     None counts all users alike, however long ago they came.
     """
@@ -114,8 +112,7 @@ class Popularity:
 
 
 def fit(user_items: UserItems, params: PopularityParams, times: Times | None = None) -> Popularity:
-    """
-    Count the users of each item; *times* are those of the pairs, in the order of their data.
+    """Count the users of each item; *times* are those of the pairs, in the order of their data.
 
     Raises DataError for a matrix that cannot be learnt from, and for a half-life without times.
     """
@@ -136,8 +133,7 @@ def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) ->
 
 
 def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) -> dict[str, Popular]:
-    """
-    Return the *n* most popular items for each segment of *segments* [segment, item, weight], in order of segment.
+    """Return the *n* most popular items for each segment of *segments* [segment, item, weight], in order of segment.
 
     Items that are not among *item_ids* (ascending) are passed over. Raises DataError for more than 1,000 segments.
     """

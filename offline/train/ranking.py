@@ -47,8 +47,7 @@ class Scorer(Protocol):
 def recommend(
     ranker: Scorer, user_items: UserItems, users: Indices, n: int, *, keep_seen: bool = False, allowed: Allowed = None
 ) -> tuple[Indices, Floats]:
-    """
-    Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
+    """Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
 
     What a user has in *user_items* is left out unless *keep_seen*. If a user has no more items to get, and
     throughout for users with no interactions, the item is -1 and the score 0. Runs on all cores, best with thousands
@@ -72,8 +71,7 @@ def recommend(
 
 
 def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
-    """
-    Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, without itself.
+    """Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, without itself.
 
     If an item has no more that are like it, the item is -1 and the score 0.
     """

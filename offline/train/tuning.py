@@ -50,8 +50,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TuneOptions:
-    """
-    What is searched.
+    """What is searched.
 
     cells      are tried first; () for those that were good on real data, and more where the best lies at their edge
     engine     is the only one that is tried; SettingError for cells of others
@@ -75,8 +74,7 @@ class TuneOptions:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """
-    How well one cell ranks: the mean *ndcg* of the users with its standard error *se*.
+    """How well one cell ranks: the mean *ndcg* of the users with its standard error *se*.
 
     *iterations* of ALS are fewer than the fit of a model makes. A cell that cannot be fitted has an ndcg of 0.
     """
@@ -99,8 +97,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """
-    All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
+    """All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
 
     What is *left_out* would have taken too much.
     """
@@ -156,8 +153,7 @@ def tune(
     on_trial: Report = lambda _done, _total: None,
     on_notice: Callable[[str], None] = lambda _text: None,
 ) -> Search | None:
-    """
-    Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
+    """Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
 
     *history* holds the rows of the pairs. In a split in time the best of each engine is tried with recency, too.
     Trials are appended to the file *journal*, and those that it holds of the same data and split are not made again.
@@ -219,8 +215,7 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
 
 
 class _Trials:
-    """
-    Makes trials, and keeps them as lines of JSON in a journal, so a search that was stopped goes on.
+    """Makes trials, and keeps them as lines of JSON in a journal, so a search that was stopped goes on.
 
     Lines of other data, splits or versions are passed by. What was learnt last serves all recencies of its engine.
     """
@@ -339,8 +334,7 @@ class _Budget:
         return self._seconds(_exploring(params), rankings)
 
     def training_s(self, cells: Sequence[Params], draws: int, evaluations: int, *, is_recent: bool) -> float:
-        """
-        Return how many seconds of a core a training takes: its trials, then *evaluations*, and a last fit.
+        """Return how many seconds of a core a training takes: its trials, then *evaluations*, and a last fit.
 
         With *is_recent* each engine is fitted once more, and its lists are made for each recency. An evaluation fits
         each engine, too, and then one is fitted on all data. These have more pairs, and ALS all of its iterations.
