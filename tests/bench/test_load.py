@@ -268,7 +268,8 @@ async def test_the_rate_of_a_closed_loop_that_waited_for_its_core_is_a_lower_bou
     assert "waited" not in run_text(quiet.to_json())
     assert "the generator waited for a core 1.0% of the time" in run_text(little.to_json())
     assert "at least" not in run_text(little.to_json())
-    assert f"(at least {long.ok_rate:.0f}/s)" in run_text(long.to_json())
+    facts = long.to_json()
+    assert f"(at least {facts['ok_rate']:.0f}/s)" in run_text(facts)
     assert long.valid
     assert not replace(long, requested_rate=100.0).at_least
     swept = [batch_point(size, run) for size, run in ((1, quiet), (2, little))]
