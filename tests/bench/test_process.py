@@ -13,7 +13,7 @@ SHARED = """
 import os, sys
 shared = b"x" * 64_000_000
 os.fork() and os.fork()
-print(os.getpid(), flush=True)
+os.write(1, b"%d\\n" % os.getpid())  # at once, as three write to one pipe
 sys.stdin.read()
 """
 
