@@ -24,7 +24,7 @@ PLAIN, OVER_TLS, GUARDED = ((), False), ((), True), (("--min-replicas-to-write",
 def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SentinelDeployment]:
     options, tls = getattr(request, "param", PLAIN)
     # Long enough for a machine that is busy: no second failover is wanted.
-    with sentinel_deployment(tmp_path, *options, tls=tls, down_after_ms=1000) as running:
+    with sentinel_deployment(tmp_path, *options, tls=tls, down_after_ms=3000) as running:
         yield running
 
 
