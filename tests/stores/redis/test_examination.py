@@ -120,8 +120,9 @@ async def test_users_learn_what_they_may_not(tmp_path: Path, prefix: str) -> Non
         for user, granted in rights.items():
             server.execute_command("ACL", "SETUSER", user, "on", ">SECRET", *granted)
             seen[user] = await look(server.url(prefix=prefix, user=f"{user}:SECRET@"))
-    # A busy machine may be slow to read.
-    assert {subject for subject, found in seen["publish"].items() if found.level != Level.OK} <= {"reading"}
+    reading = seen["publish"].pop("reading")
+    assert reading.level == Level.OK or "spends 50 ms" in reading.sentence  # how fast a busy machine reads is its own
+    assert {subject for subject, found in seen["publish"].items() if found.level != Level.OK} == set()
     assert seen["publish"]["may publish"].sentence == "yes"
     assert seen["serve"]["may read"].level == seen["serve"]["live"].level == Level.OK
     assert seen["serve"]["may publish"].level == Level.WARNING
