@@ -1,4 +1,4 @@
-"""What runs hotplate elsewhere than in Kubernetes: valid by a schema where one can be had, and started as it says."""
+"""What runs hotplate, in Kubernetes and elsewhere: started as it says, and valid by a schema if there is one."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ import yaml
 
 from tests.support.azure_models import unknown
 from tests.support.command import hotplate
-from tests.support.kubernetes import K8S, tool
+from tests.support.kubernetes import K8S, built, tool
 from tests.support.service import a_list, publish_lists, started
 
 pytestmark = pytest.mark.k8s
@@ -99,7 +99,23 @@ def systemd() -> Target:
     return Target(command, environment, {"/livez": HEALTH_PORT, "/readyz": HEALTH_PORT}, stop_s)
 
 
-ALL = [container_instances, container_apps, azure_ml, iot_edge, systemd]
+def kubernetes() -> Target:
+    """Return how the pods of the edge start, which read a folder as the others do here."""
+    objects = built("overlays/edge")
+    [deployment] = [one for one in objects if one["kind"] == "Deployment"]
+    spec = deployment["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    name = container["envFrom"][0]["configMapRef"]["name"]
+    [environment] = [one["data"] for one in objects if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", name)]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    probes = [container[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")]
+    stop_s = spec["terminationGracePeriodSeconds"] - float(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+    return Target(
+        [ENTRYPOINT, *container["args"]], environment, {one["path"]: ports[one["port"]] for one in probes}, stop_s
+    )
+
+
+ALL = [container_instances, container_apps, azure_ml, iot_edge, systemd, kubernetes]
 
 
 def here(environment: dict[str, str], folder: Path) -> list[str]:

@@ -17,8 +17,8 @@ from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Reader, Slot
 from tests.support.clock import FakeClock
-from tests.support.loaded_service import until
 from tests.support.property import depths, explore
+from tests.support.readers import until
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list, publish_to, serving

@@ -18,7 +18,7 @@ from stores.redis.keys import Keys
 from stores.store import Store
 from stores.verification import verify
 from tests.support.failover import Publisher, Watch, watched
-from tests.support.loaded_service import USERS, lists, until_read
+from tests.support.readers import USERS, lists, until_read
 from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.service import publish_to
 from tests.support.soak import long

@@ -17,10 +17,8 @@ from serve.deny_list import MAX_BYTES, DenyList, DenyListFile, DenyListInvalid, 
 from serve.reader import TieredReader
 from stores.encoding import NO_OFFSET, OFFSET_BYTES, body_of, decode, encode_id
 from stores.memory import MemoryStore
-from tests.support.loaded_service import ALL, USERS, lists, under_load
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Answer, Service, a_list, publish_lists, running
-from tests.support.soak import scaled
 
 LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
 LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2"), "popular:vip": a_list("v1")}
@@ -277,24 +275,6 @@ async def test_lists_that_a_program_opens_may_have_a_deny_list(tmp_path: Path, d
         assert [item["id"] for item in opened.popular().items] == ["1", "p2"]
     with pytest.raises(hotplate.StoreMisused, match="cannot be read"):
         hotplate.open(f"file://{tmp_path / 'store'}", deny_list=tmp_path / "none.txt")
-
-
-@pytest.mark.soak
-async def test_reloads_and_flips_under_load_lose_not_one_request(tmp_path: Path, denied: Path) -> None:
-    folder = tmp_path / "store"
-    await publish_lists(folder, lists("r0"))
-    options = ("--workers", "2", "--deny-list", str(denied))
-    async with under_load(tmp_path, f"file://{folder}", paths=ALL, rate=400, options=options) as run:
-        for number in range(1, scaled(6, least=3)):
-            replace(denied, f"item:b\nuser:{number}\n")
-            await run.until_release(await publish_lists(folder, lists(f"r{number}")))
-            await run.windows(3)  # each worker has read both
-            replace(denied, "broken\n")
-            for user in [number, USERS - 1] * 10:
-                answer = await run.get(f"/v1/recommendations/{user}")
-                assert answer["source"] == ("popular" if user == number else "personal")
-                assert '"b"' not in json.dumps(answer)
-    run.answered("file", source="popular")
 
 
 def test_whoever_reads_a_large_file_is_let_do_other_things_meanwhile(denied: Path) -> None:

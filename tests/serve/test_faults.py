@@ -1,4 +1,4 @@
-"""Redis killed, stopped, slowed, cut off, filled or emptied: what readers here and callers under load see."""
+"""Redis killed, stopped, slowed, cut off, filled or emptied: what its readers see."""
 
 import asyncio
 import signal
@@ -14,11 +14,10 @@ from stores.connect import connect
 from stores.errors import StoreFull, StoreUnavailable
 from stores.lifecycle import prune, publish
 from stores.store import Plan, Row
-from tests.support.loaded_service import lists, reading, under_load, until, until_read
+from tests.support.readers import lists, reading, until, until_read
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_to, serving
-from tests.support.soak import scaled
 from tests.support.stores import as_bodies
 
 
@@ -199,47 +198,3 @@ async def test_a_service_that_starts_with_redis_dead_serves_from_a_local_tier_or
 
         await until(is_ready, "the service is not ready")
         assert alone.get("/v1/recommendations/1").json["tier"] == "redis"
-
-
-@pytest.mark.soak
-@with_and_without_another_tier
-async def test_under_load_no_request_is_lost_to_a_fault(
-    tmp_path: Path, redis: RedisServer, others: tuple[str, ...]
-) -> None:
-    await publish_to(redis.url(), lists("r0"))
-    await publish_to(f"file://{tmp_path}/store", lists("f0"))
-    async with through(redis.port) as proxy:
-        urls = [url_through(proxy, redis), *(f"{scheme}://{tmp_path}/store" for scheme in others)]
-        async with under_load(tmp_path, *urls) as run:
-            for fault in scaled(1) * list(FAULTS.values()):
-                async with fault(redis, proxy):
-                    await run.until(*(("file", "personal") if others else ("redis", "popular")))
-                    await run.until_status("degraded")
-                    await run.windows(scaled(2))
-                opened = proxy.accepted
-                await run.until("redis")
-                await run.until_status("ready")
-                assert proxy.accepted - opened < 20, "a storm of connections"
-        run.answered("redis", *others, source=None if others else "popular")
-        assert run.logged('"level":"error"') == 0
-        if others:
-            assert set(run.seen("source")) == {"personal"}
-
-
-@pytest.mark.soak
-async def test_under_load_no_request_is_lost_to_a_flush_a_reset_or_a_full_store(
-    tmp_path: Path, redis: RedisServer
-) -> None:
-    await publish_to(redis.url(), lists("r0"))
-    async with through(redis.port) as proxy:
-        async with under_load(tmp_path, url_through(proxy, redis)) as run:
-            for n in range(scaled(1)):
-                await fill(redis)
-                await run.until("redis")
-                proxy.reset()
-                await run.until("redis")
-                redis.execute_command("FLUSHALL")
-                await run.until("redis", "popular")
-                await run.until_release(await publish_to(redis.url(), lists(f"r{n + 1}")))
-                await run.until("redis")
-        run.answered("redis", source="popular")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.failover import Publisher, watched
-from tests.support.loaded_service import lists
+from tests.support.readers import lists
 from tests.support.redis_sentinel import SentinelDeployment, sentinel_deployment
 from tests.support.service import publish_to
 from tests.support.soak import long

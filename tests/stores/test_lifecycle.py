@@ -1,11 +1,8 @@
-"""Whatever happens in the life of releases, in whichever order, the rules of the design hold."""
+"""Processes take turns between any two primitives of the store: in whichever order, the rules of the design hold."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import Phase, seed
@@ -16,40 +13,11 @@ from stores import catalogue as changes
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from stores.errors import StoreError
-from stores.file.store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from tests.support.interleaved import Interleaved, InterleavedOnDisk, ServerLike, on_cosmos, on_redis
-from tests.support.life import Life
 from tests.support.property import depth
 from tests.support.soak import SEED, long, scaled
-
-
-class LifeOnDisk(Life):
-    """The same, on files."""
-
-    def open(self) -> Store:
-        self.folder = Path(tempfile.mkdtemp())
-        return LmdbStore(self.folder, self.clock)
-
-    def teardown(self) -> None:
-        super().teardown()
-        shutil.rmtree(self.folder)
-
-
-@pytest.mark.parametrize(("machine", "examples"), [(Life, 30), (LifeOnDisk, 5)])
-def test_the_rules_hold_in_some_lives(machine: type[Life], examples: int) -> None:
-    run_state_machine_as_test(machine, settings=depth(examples, 30))
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("machine", "examples"), [(Life, 500), (LifeOnDisk, 50)])
-def test_the_rules_hold_in_thousands_of_lives(machine: type[Life], examples: int) -> None:
-    run_state_machine_as_test(seed(SEED)(machine), settings=depth(scaled(examples), 40))
-
-
-# Processes that take turns between any two primitives.
 
 
 @pytest.fixture

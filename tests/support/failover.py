@@ -12,7 +12,7 @@ from stores.errors import StoreError, StoreUnavailable
 from stores.lifecycle import publish
 from stores.store import Plan, Row
 from stores.verification import verify
-from tests.support.loaded_service import USERS, WAIT_S, lists, reading, until
+from tests.support.readers import USERS, WAIT_S, lists, reading, until
 from tests.support.stores import as_bodies, ref_of
 
 # How many lists a second are read.

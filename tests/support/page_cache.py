@@ -3,7 +3,6 @@
 import ctypes
 import mmap
 import os
-import struct
 import time
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import numpy as np
 import pytest
 
 PAGE = 4096
-
-SYS_PROCESS_MADVISE, MADV_PAGEOUT = 440, 21
 
 
 def absent_pages(path: Path) -> int:
@@ -38,17 +35,3 @@ def evict(path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.skip(f"the pages of {path} cannot be evicted, as where a file system is in memory")
-
-
-def page_out(pid: int, path: Path) -> None:
-    """Take from a process what it has mapped of a file, and from memory, as the kernel does where memory is short."""
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        if line.endswith(str(path)):
-            start, end = (int(place, 16) for place in line.split()[0].split("-"))
-            mapping = struct.pack("@PN", start, end - start)
-            descriptor = os.pidfd_open(pid)
-            libc = ctypes.CDLL(None, use_errno=True)
-            done = libc.syscall(SYS_PROCESS_MADVISE, descriptor, mapping, ctypes.c_size_t(1), MADV_PAGEOUT, 0)
-            os.close(descriptor)
-            if done < 0:
-                pytest.skip(f"this system does not let a test page out: {os.strerror(ctypes.get_errno())}")

@@ -29,10 +29,9 @@ from stores.cosmos.url import EMULATOR_KEY, KEY
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import emulated_account
 from tests.support.cosmos_server import emulator
-from tests.support.loaded_service import WAIT_S, lists, reading, under_load, until, until_read
 from tests.support.paths import ROOT
+from tests.support.readers import WAIT_S, lists, reading, until, until_read
 from tests.support.service import publish_to
-from tests.support.soak import scaled
 
 TIER = "cosmos+http"
 WRONG = base64.b64encode(b"not the key of this account" * 2).decode()
@@ -105,32 +104,6 @@ async def test_readers_that_are_let_in_no_more_go_on_with_popular_lists_until_th
             await until_read(reader, TIER)
     for secret in (EMULATOR_KEY, WRONG):
         assert secret not in caplog.text
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("why", SENTENCES)
-async def test_a_service_that_is_let_in_no_more_loses_no_request_under_load(tmp_path: Path, why: str) -> None:
-    with emulated_account(None) as account, one_that_refuses(why, tmp_path) as elsewhere:
-        port = urlsplit(account.emulator.endpoint).port or 0
-        await publish_to(account.url("db"), lists("r0"))
-        async with through(port) as proxy:
-            async with under_load(tmp_path, f"{TIER}://127.0.0.1:{proxy.port}/db") as run:
-                proxy.target = elsewhere
-                proxy.reset()
-                await run.until(TIER, "popular")
-                assert SENTENCES[why] in await run.until_status("degraded")
-                await run.windows(scaled(2))
-                proxy.target = port
-                proxy.reset()
-                await run.until(TIER)
-                await run.until_status("ready")
-                await run.until_counted("hotplate_store_failures_total", 10, kind="unauthorized")
-            run.answered(TIER, source="popular")
-    logged = run.service.log.read_text()
-    assert (run.logged("circuit open"), run.logged("circuit closed")) == (1, 1)
-    assert run.logged(SENTENCES[why]) <= 2, "once of the catalogue, once of lookups"
-    assert EMULATOR_KEY not in logged
-    assert WRONG not in logged
 
 
 class ShortLived:

@@ -15,7 +15,7 @@ from stores.file.store import LmdbStore
 from stores.keys import MANIFEST
 from stores.lifecycle import activate
 from tests.support.cosmos_account import Account
-from tests.support.loaded_service import USERS, lists, reading, until
+from tests.support.readers import USERS, lists, reading, until
 from tests.support.redis_server import RedisServer
 from tests.support.service import a_list, publish_lists, publish_to, serving
 from tests.support.stores import ref_of

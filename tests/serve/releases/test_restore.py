@@ -29,7 +29,7 @@ from stores.cosmos.rest import RestClient
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
-from tests.support.loaded_service import WAIT_S, lists, reading, until
+from tests.support.readers import WAIT_S, lists, reading, until
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import Service, publish_to, running, serving

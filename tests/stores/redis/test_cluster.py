@@ -20,7 +20,7 @@ from stores.redis.topology import Endpoint, Layout, Topology
 from stores.redis.url import parse_cluster
 from stores.store import Level, Plan, Row
 from stores.verification import scrub, verify
-from tests.support.loaded_service import lists, reading
+from tests.support.readers import lists, reading
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.service import publish_to
