@@ -1,11 +1,9 @@
 """`--resume` beside a lease that runs: it says what it waits for, and leaves a draft alone whose writer lives."""
 
 import asyncio
-import os
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +12,7 @@ import pytest
 from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.store import Plan, Row
-from tests.support.service import a_list
-from tests.support.stores import as_bodies, lapse
+from tests.support.stores import lapse
 
 if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
@@ -55,32 +51,4 @@ async def test_a_resume_says_that_it_waits_for_a_lease_and_goes_on_once_that_has
     _, said = await asyncio.to_thread(resumed.communicate, timeout=60)
     assert (resumed.returncode, said) == (0, "")
     assert (await store.catalogue()).live == draft.id
-    await store.close()
-
-
-async def test_a_resume_is_refused_once_a_living_writer_has_renewed_its_lease(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(life, "LEASE_S", 0.3)  # how often it is renewed; it runs for as long as ever
-    store, has_begun, may_end = connect(url), asyncio.Event(), asyncio.Event()
-
-    async def rows() -> AsyncIterator[Sequence[Row]]:
-        yield as_bodies([Row("popular:", a_list("p"))])
-        has_begun.set()
-        await may_end.wait()
-        yield as_bodies([Row("user:al", a_list("a"))])
-
-    publishing = asyncio.create_task(life.publish(store, rows(), plan=Plan(2, 200), about={}))
-    await has_begun.wait()
-    (draft,) = (await store.catalogue()).releases
-    resumed = resume(url, draft.id, tmp_path)
-    assert f"release {draft.id} has a writer" in await first_line(resumed)
-    _, said = await asyncio.to_thread(resumed.communicate, timeout=60)
-    assert resumed.returncode == 1
-    # Files know the process that holds the draft's lock; other stores know the lease.
-    holder = f"process {os.getpid()}, running or stopped" if url.startswith("file") else "another process, whose lease"
-    assert said.startswith(f"hotplate: Release {draft.id} is being written by {holder}")
-    assert said.count("\n") == 1
-    may_end.set()
-    assert (await publishing).manifest.release == draft.id == (await store.catalogue()).live
     await store.close()

@@ -12,13 +12,12 @@ from redis.crc import key_slot
 from bench.redis_cluster import PRIMARIES
 from stores.catalogue import ReleaseRef
 from stores.connect import connect
-from stores.errors import ReleaseNotFound, StoreUnavailable
+from stores.errors import ReleaseNotFound
 from stores.keys import USER
 from stores.redis.keys import Keys
 from stores.store import Store
-from stores.verification import verify
 from tests.support.failover import Publisher, Watch, watched
-from tests.support.readers import USERS, lists, until_read
+from tests.support.readers import USERS, lists
 from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.service import publish_to
 from tests.support.soak import long
@@ -33,20 +32,10 @@ BUDGET_S = 5.0
 # Of tests in which a replica is elected: the shortest after which a busy machine elects none too many.
 NODE_TIMEOUT_MS = 2000
 
-# Of how many buckets of a release the slots are moved.
-MOVED = 8
-
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
     with running_cluster(tmp_path, node_timeout_ms=NODE_TIMEOUT_MS) as running:
-        yield running
-
-
-@pytest.fixture
-def steady_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
-    """One that elects nobody, however long the machine stands still."""
-    with running_cluster(tmp_path) as running:
         yield running
 
 
@@ -124,88 +113,6 @@ async def test_a_primary_that_is_killed_costs_its_own_users_popular_lists_until_
     record_property("popular lists", said(popular))
     record_property("the last", f"{last - elected:+.2f} s after it")
     record_property("publish interrupted", publisher.interruptions)
-
-
-async def test_slots_that_are_moved_while_they_are_read_and_written_cost_nobody_anything(
-    steady_cluster: RedisCluster, record_property: Callable[[str, object], None]
-) -> None:
-    cluster = steady_cluster
-    url = cluster.url(prefix=PREFIX)
-    await publish_to(url, lists("r0"))
-    keys, live = Keys(PREFIX), await live_in(url)
-    async with watched(url, BUDGET_S) as watch, opened(url) as store:
-        publisher = Publisher(url, "r1")
-        publisher.may_end.clear()
-        publishing = asyncio.create_task(publisher.publish())
-        await publisher.until_half()
-        draft = next(entry.ref for entry in (await store.catalogue()).releases if entry.state == "draft")
-        rows = keys.release(live).rows([f"{USER}{user}" for user in range(MOVED)])
-        moved = [keys.catalogue, keys.release(draft).state, *rows, *keys.release(draft).steps[0][1:MOVED]]
-        started = time.monotonic()
-        for key in moved:
-            source = await asyncio.to_thread(cluster.owner, key)
-            target = cluster.nodes[(cluster.nodes.index(source) + 1) % PRIMARIES]
-            await asyncio.to_thread(cluster.migrate, key, target, between=lambda: time.sleep(0.002))
-        took_s = time.monotonic() - started
-        assert not publishing.done(), "the slots were moved after the publish"
-        publisher.may_end.set()
-        second = await publishing
-        await watch.until_personal(second)
-        assert popular_of(watch) == {}
-        assert watch.misses == 0
-        await verify(store, live)
-    assert publisher.interruptions == []
-    record_property("slots moved", f"{len(moved)} in {took_s:.2f} s")
-    record_property("popular lists", 0)
-
-
-async def test_a_service_starts_without_a_seed_and_waits_for_the_only_one(
-    cluster: RedisCluster, record_property: Callable[[str, object], None]
-) -> None:
-    url, only = cluster.url(prefix=PREFIX), cluster.url(prefix=PREFIX, seeds=1)
-    await publish_to(url, lists("r0"))
-    gone = cluster.nodes[0]
-    cluster.kill(gone)
-    await asyncio.to_thread(cluster.wait_until, lambda: len(cluster.primaries) == PRIMARIES)
-    async with watched(url, BUDGET_S) as watch:
-        assert watch.misses == 0
-    async with opened(only) as store:
-        with pytest.raises(StoreUnavailable, match="cannot be reached"):
-            await store.catalogue()
-    started = time.monotonic()
-    await asyncio.to_thread(cluster.restart, gone)
-    restarted = time.monotonic()
-    async with watched(only, BUDGET_S) as watch:
-        await until_read(watch.reader, watch.answers[0][1].tier)
-    record_property(
-        "served again", f"{time.monotonic() - restarted:.2f} s after its start, of {restarted - started:.2f} s"
-    )
-
-
-@long
-async def test_a_primary_that_comes_back_with_older_data_costs_its_own_users_popular_lists_until_the_next_publish(
-    cluster: RedisCluster, record_property: Callable[[str, object], None]
-) -> None:
-    url = cluster.url(prefix=PREFIX)
-    await publish_to(url, lists("r0"))
-    older = cluster.owner(f"{{{PREFIX}}}:catalogue")
-    slots = cluster.slots(older)
-    older.server.execute_command("SAVE")
-    async with watched(url, BUDGET_S) as watch:
-        second = await publish_to(url, lists("r1"))
-        await watch.until_personal(second)
-        started = time.monotonic()
-        cluster.kill(older)
-        await asyncio.to_thread(cluster.restart, older)  # before anybody else is elected
-        await asyncio.to_thread(cluster.wait_until, cluster.is_whole)  # until then it takes no writes
-        published = time.monotonic()
-        third = await publish_to(url, lists("r2"))
-        await watch.until_personal(third)
-        assert watch.misses == 0
-        assert others_than(slots, watch) == set()
-    assert older in cluster.primaries
-    record_property("popular lists", said(popular_of(watch)))
-    record_property("published again", f"{published - started:.2f} s after it was killed")
 
 
 @long

@@ -1,7 +1,6 @@
 """Failovers, older data and lagging replicas behind real sentinels: what a worker of the service answers meanwhile."""
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,25 +66,6 @@ async def test_a_failover_in_the_midst_of_a_publish_loses_nothing(
     record_property("publish interrupted", publisher.interruptions)
 
 
-async def test_a_primary_that_is_restarted_with_older_data_is_followed_to_that(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    with sentinel_deployment(tmp_path, down_after_ms=5000) as deployment:
-        url, primary = deployment.url(), deployment.primary
-        first = await publish_to(url, lists("r0"))
-        primary.execute_command("SAVE")
-        async with watched(url) as watch:
-            second = await publish_to(url, lists("r1"))
-            await watch.until_personal(second)
-            primary.kill()
-            await asyncio.to_thread(primary.start)
-            await watch.until_personal(first)
-            assert watch.misses == 0
-            third = await publish_to(url, lists("r2"))
-            await watch.until_personal(third)
-    record_property("popular lists", watch.popular())
-
-
 async def test_a_replica_that_takes_over_with_half_of_a_release_serves_the_one_before(
     deployment: SentinelDeployment, record_property: Callable[[str, object], None]
 ) -> None:
@@ -108,40 +88,3 @@ async def test_a_replica_that_takes_over_with_half_of_a_release_serves_the_one_b
         await watch.until_personal(third)
     record_property("election", f"{elected - started:.2f} s")
     record_property("popular lists", watch.popular(started))
-
-
-async def test_replicas_that_lag_answer_nothing_wrong(
-    deployment: SentinelDeployment, record_property: Callable[[str, object], None]
-) -> None:
-    url, primary, replicas = deployment.url(read="replica"), deployment.primary, deployment.replicas
-    await publish_to(url, lists("r0"))
-    async with watched(url) as watch:
-        for replica in replicas:
-            replica.execute_command("REPLICAOF", "127.0.0.1", "1")
-        second = await publish_to(url, lists("r1"))
-        await watch.until_personal(second)
-        at_primary = primary.calls("mget")
-        await asyncio.sleep(5)
-        at_primary = primary.calls("mget") - at_primary
-        for replica in replicas:
-            replica.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
-        await asyncio.to_thread(primary.execute_command, "WAIT", "2", "10000")
-        await watch.until_personal(second)
-        assert watch.misses == 0
-    record_property("popular lists", watch.popular())
-    record_property("read from the primary meanwhile", at_primary)
-
-
-async def test_a_replica_that_stands_still_is_left_for_another(
-    deployment: SentinelDeployment, record_property: Callable[[str, object], None]
-) -> None:
-    url, replicas = deployment.url(read="replica"), deployment.replicas
-    first = await publish_to(url, lists("r0"))
-    async with watched(url) as watch:
-        for replica in replicas:
-            replica.send_signal(signal.SIGSTOP)
-            await asyncio.sleep(2)
-            await watch.until_personal(first)
-            replica.send_signal(signal.SIGCONT)
-        assert watch.misses == 0
-    record_property("popular lists", watch.popular())

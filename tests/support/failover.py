@@ -101,10 +101,6 @@ class Publisher:
     def __init__(self, url: str, mark: str) -> None:
         self.interruptions = list[str]()
         self.put = 0
-        self.may_end = asyncio.Event()
-        """While it is not set, the last rows are not written."""
-
-        self.may_end.set()
         self._store = connect(url)
         of = lists(mark)
         rows = [Row(key, of[key]) for key in of] + [
@@ -114,8 +110,6 @@ class Publisher:
 
     async def batches(self) -> AsyncIterator[list[Row]]:
         for start in range(0, len(self._rows), BATCH):
-            if start + BATCH >= len(self._rows):
-                await self.may_end.wait()
             yield self._rows[start : start + BATCH]
             self.put = start
             await asyncio.sleep(0 if self.interruptions else PAUSE_S)

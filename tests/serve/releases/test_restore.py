@@ -8,8 +8,8 @@ import json
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,12 @@ import pytest
 
 from bench.drills.proxy import through
 from serve.reader import TieredReader
-from serve.releases.follower import RESTORED_S
 from stores import catalogue as changes
 from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.cosmos.control import AccountContainers
-from stores.cosmos.items import CATALOGUE, CONTROL, container_of
+from stores.cosmos.items import CATALOGUE, CONTROL
 from stores.cosmos.rest import RestClient
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from tests.support.command import hotplate
@@ -33,12 +32,9 @@ from tests.support.readers import WAIT_S, lists, reading, until
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import Service, publish_to, running, serving
-from tests.support.virtual import virtual
 
 # What the operator's rule allows: 30 s of lower reads, and the polls around them.
 FOLLOWED_WITHIN_S = 45.0
-
-Restore = Callable[[], Awaitable[object]]
 
 
 @contextmanager
@@ -229,43 +225,6 @@ async def test_a_deleted_folder_is_degraded_and_its_popular_lists_are_served_on(
         await until_ready(service, await publish_to(f"file://{store}", lists("r2")))
 
 
-@pytest.mark.parametrize("keeping_releases", [True, False], ids=["catalogue alone", "whole folder"])
-@virtual
-async def test_a_catalogue_file_put_back_is_followed_within_the_time_of_the_rule(
-    tmp_path: Path, *, keeping_releases: bool
-) -> None:
-    store, copy = tmp_path / "store", tmp_path / "copy"
-    first = await publish_to(f"file://{store}", lists("r1"))
-    shutil.copytree(store, copy)
-    second = await publish_to(f"file://{store}", lists("r2"))
-    async with reading(f"file://{store}") as one, reading(f"file://{store}") as other:
-        await until_all([one, other], second, WAIT_S)
-        if not keeping_releases:
-            shutil.rmtree(store / "releases")
-            shutil.copytree(copy / "releases", store / "releases")
-        shutil.copy(copy / "catalogue.json", store / "catalogue.json")
-        if keeping_releases:
-            await asyncio.sleep(RESTORED_S - 2)
-            assert {one.release(), other.release()} == {second}
-            assert "if that lasts" in str(one.tiers[0].error)
-        await until_all([one, other], first, FOLLOWED_WITHIN_S)
-        async with reading(f"file://{store}") as later:
-            await until_all([later], first, WAIT_S)
-        assert [tier.error for reader in (one, other) for tier in reader.tiers] == [None, None]
-
-
-@virtual
-async def test_a_catalogue_file_of_the_same_generation_with_another_token_is_followed_at_once(tmp_path: Path) -> None:
-    store, copy = tmp_path / "store", tmp_path / "copy"
-    await publish_to(f"file://{store}", lists("r1"))
-    shutil.copytree(store, copy)
-    await publish_to(f"file://{store}", lists("r2"))
-    elsewhere = await publish_to(f"file://{copy}", lists("r3"))
-    async with reading(f"file://{store}") as reader:
-        shutil.copytree(copy, store, dirs_exist_ok=True)
-        await until_all([reader], elsewhere, 5)
-
-
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A server of the test's own."""
@@ -317,88 +276,3 @@ async def test_a_replica_with_older_data_is_ignored_until_it_is_promoted(tmp_pat
                 assert reader.release() == second
                 replica.execute_command("REPLICAOF", "NO", "ONE")
                 await until_all([reader], first, FOLLOWED_WITHIN_S)
-
-
-async def test_a_database_of_cosmos_put_back_is_followed(cosmos_http: Account) -> None:
-    url = cosmos_http.url(secrets.token_hex(4), ru="30000")
-    first = await publish_to(url, lists("r1"))
-    async with put_back(cosmos_http, url) as restore:
-        second = await publish_to(url, lists("r2"))
-        async with reading(url) as one, reading(url) as other:
-            await until_all([one, other], second, WAIT_S)
-            await restore()
-            await until_all([one, other], first, FOLLOWED_WITHIN_S)
-
-
-@asynccontextmanager
-async def put_back(account: Account, url: str, *, only_catalogue: bool = False) -> AsyncIterator[Restore]:
-    """Remember the catalogue of a database; yield what puts it back, and removes what is live then."""
-    address = account.address(url.partition("?")[0].rpartition("/")[2])
-    client = RestClient(address)
-    item, _, _ = await client.read_versioned(CONTROL, CATALOGUE)
-    assert item is not None
-    kept = {name: value for name, value in item.items() if not name.startswith("_")}
-
-    async def restore() -> None:
-        store = connect(url)
-        live = (await store.catalogue()).live_ref
-        await store.close()
-        assert live is not None
-        await client.upsert(CONTROL, kept)
-        if not only_catalogue:
-            await AccountContainers(address, client).delete_container(container_of(live))
-
-    try:
-        yield restore
-    finally:
-        await client.close()
-
-
-async def followed_after_the_rule(url: str, restore: Restore, first: str) -> None:
-    """Put a catalogue back under two readers: both follow it after 30 s of real time, and within 45."""
-    second = await publish_to(url, lists("r2"))
-    async with reading(url) as one, reading(url) as other:
-        await until_all([one, other], second, WAIT_S)
-        await restore()
-        await asyncio.sleep(RESTORED_S / 2)
-        assert {one.release(), other.release()} == {second}
-        await until_all([one, other], first, FOLLOWED_WITHIN_S)
-
-
-@pytest.mark.soak
-async def test_a_catalogue_of_redis_put_back_by_hand_is_followed_by_the_rule(redis: RedisServer) -> None:
-    first = await publish_to(redis.url(), lists("r1"))
-    (key,) = redis.execute_command("KEYS", "*catalogue*")
-    record = redis.execute_command("GET", key)
-
-    async def restore() -> None:
-        redis.execute_command("SET", key, record)
-
-    await followed_after_the_rule(redis.url(), restore, first)
-
-
-@pytest.mark.soak
-async def test_a_catalogue_of_cosmos_put_back_by_hand_is_followed_by_the_rule(cosmos_http: Account) -> None:
-    url = cosmos_http.url(secrets.token_hex(4), ru="30000")
-    first = await publish_to(url, lists("r1"))
-    async with put_back(cosmos_http, url, only_catalogue=True) as restore:
-        await followed_after_the_rule(url, restore, first)
-
-
-@pytest.mark.soak
-async def test_a_folder_over_which_an_older_copy_was_laid_is_followed_by_the_rule_under_requests(
-    tmp_path: Path,
-) -> None:
-    store, copy = tmp_path / "store", tmp_path / "copy"
-    first = await publish_to(f"file://{store}", lists("r1"))
-    shutil.copytree(store, copy)
-    with running(store, "--workers", "2") as service:
-        await until_ready(service, first)
-        second = await publish_to(f"file://{store}", lists("r2"))
-        await until_ready(service, second)
-        with requested(service) as releases:
-            shutil.copytree(copy, store, dirs_exist_ok=True)  # in place, with the first release mapped
-            async with asyncio.timeout(FOLLOWED_WITHIN_S):
-                while set(releases[-100:]) != {first}:
-                    await asyncio.sleep(0.1)
-        await until_ready(service, first)

@@ -15,15 +15,12 @@ import pytest
 
 from stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, succeed
 from stores.errors import ReleaseConflict, ReleaseNotFound
-from stores.file.draft import DraftFile
 from stores.file.store import LmdbStore
-from stores.keys import MANIFEST
 from stores.lifecycle import begin, publish
 from stores.memory import MemoryStore
 from stores.store import Plan, Row
 from stores.transfer import copy
 from tests.support.clock import FakeClock
-from tests.support.soak import scaled
 from tests.support.stores import as_bodies, batches
 
 ID = ReleaseId("20261120T064200Z-aaaa")
@@ -152,34 +149,6 @@ async def test_a_late_writer_cannot_write_into_what_another_has_sealed(
     assert await complete(tmp_path)
 
 
-async def test_the_draft_of_a_killed_writer_is_taken_over_where_it_stood(
-    tmp_path: Path, start: Callable[[DraftRef], Writer]
-) -> None:
-    dead, other = start(ONE), start(OTHER)
-    assert dead.do("create") == ("ok", None)
-    assert dead.do("put", 0, 5000) == ("ok", None)
-    dead.kill()
-    assert other.do("create") == ("ok", None)
-    assert other.do("resume_point") == ("ok", "user:004999")
-    assert other.do("put", 5000, 20_000) == ("ok", None)
-    assert other.do("seal") == ("ok", None)
-    assert names(tmp_path) == ["0123456789ab.mdb"]
-    assert await complete(tmp_path)
-
-
-async def test_who_lost_a_draft_finds_it_refused_even_when_nobody_holds_it(tmp_path: Path) -> None:
-    for draft in (ONE, OTHER):
-        store = LmdbStore(tmp_path)
-        await store.create(draft, PLAN)
-        await store.close()
-    late = LmdbStore(tmp_path)
-    for step in (late.put(ONE, ROWS[:1]), late.resume_point(ONE), late.seal(ONE)):
-        with pytest.raises(ReleaseConflict, match="which took it over"):
-            await step
-    assert await late.resume_point(OTHER) is None
-    await late.close()
-
-
 async def test_a_writer_is_succeeded_within_its_own_process(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     await store.create(ONE, PLAN)
@@ -214,27 +183,6 @@ async def test_a_stopped_writer_whose_draft_was_erased_brings_nothing_back(
     process = Path(f"/proc/{late.process.pid}")
     held = [*(str(path.readlink()) for path in (process / "fd").iterdir()), *(process / "maps").read_text().split("\n")]
     assert not [name for name in held if "0123456789ab" in name], "it keeps the space of the erased draft"
-
-
-@pytest.mark.parametrize("rounds", [3, pytest.param(scaled(100), id="soak", marks=pytest.mark.soak)])
-async def test_of_two_processes_that_write_one_draft_at_once_one_wins_and_none_is_aborted(
-    tmp_path: Path, start: Callable[[DraftRef], Writer], rounds: int
-) -> None:
-    for round_ in range(rounds):
-        incarnation = f"{round_:012}"
-        both = [start(draft._replace(incarnation=incarnation)) for draft in (ONE, OTHER)]
-        for step in (("create",), ("put", 0, 20_000), ("seal",)):
-            for writer in both:
-                writer.ask(*step)
-            kinds = [writer.answer()[0] for writer in both]
-            assert sorted(kinds) == ["ReleaseConflict", "ok"] or (step == ("seal",) and kinds == ["ok", "ok"])
-        for writer in both:
-            writer.kill()
-        store = LmdbStore(tmp_path)
-        release = ONE.release._replace(incarnation=incarnation)
-        assert len([row async for row in store.scan(release)]) == len(ROWS)
-        await store.erase(release)
-    assert names(tmp_path) == []
 
 
 async def test_a_second_handle_of_one_process_does_not_open_a_draft_twice(tmp_path: Path) -> None:
@@ -294,40 +242,6 @@ async def test_a_draft_from_before_the_machine_started_is_begun_anew(tmp_path: P
     await store.put(OTHER, ROWS)
     await store.seal(OTHER)
     assert await complete(tmp_path)
-    await store.close()
-
-
-async def test_a_draft_whose_writer_was_killed_as_it_sealed_is_taken_over_without_a_row_to_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(Exception):
-        pass
-
-    def die(*_: object) -> None:
-        raise Killed
-
-    store = LmdbStore(tmp_path)
-    await store.create(ONE, PLAN)
-    await store.put(ONE, [Row(MANIFEST, b"of all rows")])
-    await store.put(ONE, ROWS)
-    with monkeypatch.context() as patch:
-        patch.setattr(DraftFile, "_finish", die)
-        with pytest.raises(Killed):
-            await store.seal(ONE)
-    await store.create(OTHER, PLAN)
-    assert await store.resume_point(OTHER) == ROWS[-1].key
-    await store.close()
-
-
-async def test_a_sealed_release_is_not_begun_again_and_no_draft_strays(tmp_path: Path) -> None:
-    store = LmdbStore(tmp_path)
-    await store.create(ONE, PLAN)
-    await store.put(ONE, ROWS)
-    await store.seal(ONE)
-    for handle in (store, LmdbStore(tmp_path)):
-        with pytest.raises(ReleaseConflict, match="sealed"):
-            await handle.create(OTHER, PLAN)
-    assert names(tmp_path) == ["0123456789ab.mdb"]
     await store.close()
 
 
