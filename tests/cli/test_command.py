@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import os
-import random
 import re
 import shlex
 import signal
@@ -14,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import polars as pl
 import pytest
 import redis
 
@@ -24,7 +22,6 @@ from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_lists, publish_to
-from tests.support.soak import SEED, scaled
 
 
 @pytest.fixture(scope="module")
@@ -274,27 +271,3 @@ def test_a_publish_that_is_interrupted_leaves_nothing(
     assert list(tmp_path.glob("releases/*")) == []
     listed = hotplate("releases", "list", "--json", "--store", f"file://{tmp_path}")
     assert json.loads(listed.stdout)["releases"] == []
-
-
-@pytest.mark.soak
-def test_publishes_that_are_interrupted_leave_nothing(tmp_path: Path) -> None:
-    model, data, draw = tmp_path / "model", tmp_path / "big.parquet", random.Random(SEED)
-    sample(users=30_000, items=500).select(pl.col("user"), pl.col("item")).write_parquet(data)
-    trained = hotplate("train", data, "--out", model, "--split", "none", "--iterations", "1", "--factors", "8")
-    assert trained.returncode == 0
-    for round_ in range(scaled(3)):
-        store = tmp_path / str(round_)
-        command = ["publish", str(model), "--store", f"file://{store}", "--list-length", "200"]
-        publish = subprocess.Popen([sys.executable, "-m", "hotplate", *command], stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 60
-        while not list(store.glob("releases/*.draft")):
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.3))
-        publish.send_signal(signal.SIGINT)
-        _, errors = publish.communicate(timeout=60)
-        assert publish.returncode == 130
-        assert b"Traceback" not in errors
-        assert list(store.glob("releases/*")) == []
-        listed = hotplate("releases", "list", "--json", "--store", f"file://{store}")
-        assert json.loads(listed.stdout)["releases"] == []

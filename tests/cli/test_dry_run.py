@@ -79,20 +79,6 @@ def test_a_dry_run_writes_nothing_and_the_publish_then_spends_what_it_estimated(
     assert done["usd"] == estimate["usd"] or done["hours_begun"] != estimate["hours_begun"]
 
 
-def test_an_import_and_a_copy_are_estimated_as_well(lists: Path, cosmos_http: Account, cosmos: str) -> None:
-    before = writes(cosmos_http)
-    estimate = json_of("import", lists, "--store", cosmos, "--dry-run")
-    other = cosmos_http.url(secrets.token_hex(4), ru="4000")
-    assert writes(cosmos_http) == before
-    done = spent("import", lists, "--store", cosmos)
-    assert done["request_units"] == pytest.approx(estimate["request_units"], rel=0.01)
-    before = writes(cosmos_http)
-    copied = json_of("releases", "copy", "--from", cosmos, "--to", other, "--max-ru", "2000", "--dry-run")
-    assert writes(cosmos_http) == before
-    done = spent("releases", "copy", "--from", cosmos, "--to", other, "--max-ru", "2000")
-    assert done["request_units"] == pytest.approx(copied["request_units"], rel=0.01)
-
-
 def test_people_read_what_is_made_spent_and_paid_and_afterwards_what_it_came_to(lists: Path, cosmos: str) -> None:
     done = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000", "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -4,12 +4,11 @@ import asyncio
 import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -21,12 +20,10 @@ import pytest
 from stores.catalogue import DraftRef, State
 from stores.errors import StoreUnavailable
 from stores.file.store import LmdbStore
-from stores.lifecycle import publish
-from stores.store import Plan, Row
+from stores.store import Row
 from tests.support.command import failed, hotplate
 from tests.support.service import a_list, publish_lists
-from tests.support.soak import SEED, scaled
-from tests.support.stores import as_bodies, lapse
+from tests.support.stores import lapse
 
 
 def lines(*rows: str) -> str:
@@ -193,21 +190,6 @@ def test_an_import_whose_store_went_away_is_resumed_by_its_draft(tmp_path: Path)
     check_resume(tmp_path, arguments, 1_000)
 
 
-@pytest.mark.soak
-def test_imports_that_are_killed_are_resumed_by_their_drafts(tmp_path: Path) -> None:
-    for folder, draw in rounds(tmp_path):
-        arguments = many_lists(folder, 100_000)
-        with started(folder, arguments) as importer:
-            time.sleep(draw.uniform(0, 0.2))
-            importer.kill()
-            importer.wait()
-        states = [entry["state"] for entry in releases_of(folder)]
-        if states == [State.DRAFT]:  # it may have been quicker
-            check_resume(folder, arguments, 100_000)
-        else:
-            assert states == [State.LIVE]
-
-
 def test_an_import_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> None:
     arguments = many_lists(tmp_path, 1_000)
     with at_second_put(lambda: os.kill(os.getpid(), signal.SIGTERM)):
@@ -242,26 +224,6 @@ def test_the_scratch_of_a_killed_import_is_removed_by_the_next_and_that_of_a_liv
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.soak
-def test_imports_that_are_terminated_leave_nothing_behind(tmp_path: Path) -> None:
-    for folder, draw in rounds(tmp_path):
-        with started(folder, many_lists(folder, 100_000)) as importer:
-            time.sleep(draw.uniform(0, 0.05))
-            importer.terminate()
-            assert importer.wait(20) in (0, 128 + signal.SIGTERM)
-        assert list((folder / "scratch").iterdir()) == []
-        assert all(entry["state"] == State.LIVE for entry in releases_of(folder))
-
-
-def rounds(tmp_path: Path) -> Iterator[tuple[Path, random.Random]]:
-    """Yield an empty folder for each round of a soak, and what draws its moment."""
-    draw = random.Random(SEED)
-    for number in range(scaled(3)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        yield folder, draw
-
-
 @contextmanager
 def started(folder: Path, arguments: list[str], scratch: Path | None = None) -> "Iterator[subprocess.Popen[bytes]]":
     """Run an import in a process of its own; the block begins as soon as its draft is there."""
@@ -278,24 +240,3 @@ def started(folder: Path, arguments: list[str], scratch: Path | None = None) -> 
 
 def releases_of(folder: Path) -> Any:  # noqa: ANN401 -- JSON
     return json.loads(hotplate("releases", "list", "--json", "--store", f"file://{folder}/store").stdout)["releases"]
-
-
-async def leave_a_draft(folder: Path) -> str:
-    async def batches() -> AsyncIterator[Sequence[Row]]:
-        yield as_bodies([Row("popular:", a_list("x"))])
-        raise StoreUnavailable("the network went away")
-
-    store = LmdbStore(folder)
-    with pytest.raises(StoreUnavailable):
-        await publish(store, batches(), plan=Plan(1, 1), about={})
-    (draft,) = (await store.catalogue()).releases
-    await store.close()
-    return draft.id
-
-
-def test_a_draft_of_other_lists_is_not_finished(lists: Path, tmp_path: Path) -> None:
-    draft = asyncio.run(leave_a_draft(tmp_path / "store"))
-    let_leases_lapse(tmp_path / "store")
-    failed(
-        hotplate("import", lists, "--resume", draft, "--store", f"file://{tmp_path}/store"), "begun with other lists"
-    )

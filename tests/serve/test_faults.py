@@ -8,17 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import hotplate
 from bench.drills.proxy import Proxy, through
-from stores.connect import connect
-from stores.errors import StoreFull, StoreUnavailable
-from stores.lifecycle import prune, publish
-from stores.store import Plan, Row
 from tests.support.readers import lists, reading, until, until_read
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_to, serving
-from tests.support.stores import as_bodies
 
 
 @pytest.fixture
@@ -95,89 +89,6 @@ async def test_others_answer_during_a_fault_and_redis_after_it(
                 await until_read(reader, *(("file", "personal") if others else ("redis", "popular")))
             await until_read(reader, "redis")
         assert proxy.accepted < 60, "a storm of connections"
-
-
-async def test_connections_that_are_reset_are_opened_again(redis: RedisServer) -> None:
-    await publish_to(redis.url(), lists("r0"))
-    async with through(redis.port) as proxy, reading(url_through(proxy, redis)) as reader:
-        for _ in range(3):
-            proxy.reset()
-            await until_read(reader, "redis")
-        assert proxy.accepted < 30, "a storm of connections"
-
-
-async def test_a_redis_that_is_emptied_leaves_popular_lists_until_the_next_publish(redis: RedisServer) -> None:
-    await publish_to(redis.url(), lists("r0"))
-    async with reading(redis.url()) as reader:
-        redis.execute_command("FLUSHALL")
-        await until_read(reader, "redis", "popular")
-        second = await publish_to(redis.url(), lists("r1"))
-        assert (await until_read(reader, "redis")).served.id == second
-
-
-async def too_much() -> AsyncIterator[list[Row]]:
-    yield as_bodies([Row("popular:", a_list("p"))])
-    for start in range(0, 200_000, 1000):
-        yield as_bodies([Row(f"user:{n:06}", b"x" * 1000) for n in range(start, start + 1000)])
-
-
-async def fill(redis: RedisServer) -> None:
-    """Publish more than fits, and remove what was written of it."""
-    store = connect(redis.url())
-    used = int(redis.execute_command("INFO", "memory")["used_memory"])
-    redis.execute_command("CONFIG", "SET", "maxmemory", str(used + 8_000_000))
-    with pytest.raises(StoreFull):
-        await publish(store, too_much(), plan=Plan(1, 1000), about={})
-    with pytest.raises(StoreFull, match="needs"):
-        await publish(store, too_much(), plan=Plan(200_000, 200_000_000), about={})
-    await prune(store)
-    assert int(redis.execute_command("INFO", "memory")["used_memory"]) < used + 5_000_000
-    redis.execute_command("CONFIG", "SET", "maxmemory", "0")
-    await store.close()
-
-
-async def test_a_publish_that_fills_redis_fails_and_its_readers_do_not(redis: RedisServer) -> None:
-    await publish_to(redis.url(), lists("r0"))
-    async with reading(redis.url()) as reader:
-        await fill(redis)
-        await until_read(reader, "redis")
-
-
-async def test_a_wrong_password_is_named_without_the_password_and_serves_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with redis_running(folder, password="right") as redis, pytest.raises(hotplate.NotReady, match="password") as caught:
-        async with hotplate.open(redis.url(user=":wrong-secret@"), timeout_s=0.7):  # it is tried several times
-            raise AssertionError("it cannot be read")
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "wrong-secret" not in caplog.text + str(caught.value)
-
-
-async def test_a_read_only_replica_is_read_and_cannot_be_published_to(tmp_path: Path, redis: RedisServer) -> None:
-    await publish_to(redis.url(), lists("r0"))
-    redis.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
-    folder = tmp_path / "replica"
-    folder.mkdir()
-    with redis_running(folder, "--replicaof", "127.0.0.1", str(redis.port)) as replica:
-
-        async def is_linked() -> bool:
-            return "master_link_status:up" in str(replica.execute_command("INFO", "replication")).replace("': '", ":")
-
-        await until(is_linked, "the replica has no link")
-        async with reading(replica.url()) as reader:
-            with pytest.raises(StoreUnavailable, match="replica"):
-                await publish_to(replica.url(), lists("r1"))
-            await until_read(reader, "redis")
-
-
-async def test_a_policy_that_may_drop_lists_is_a_warning(redis: RedisServer) -> None:
-    await publish_to(redis.url(), lists("r0"))
-    redis.execute_command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-    redis.execute_command("CONFIG", "SET", "maxmemory", "100mb")
-    async with reading(redis.url()) as reader:
-        assert "allkeys-lru" in reader.tiers[0].follower.warnings[0]
 
 
 async def test_a_service_that_starts_with_redis_dead_serves_from_a_local_tier_or_not_at_all(

@@ -3,8 +3,6 @@
 import random
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from unittest.mock import AsyncMock
 
 import pytest
 import zstandard
@@ -14,7 +12,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from serve.releases.follower import Follower
 from stores import lifecycle as life
-from stores.catalogue import DraftRef, ReleaseId
+from stores.catalogue import ReleaseId
 from stores.compression import (
     DICTIONARY_BYTES,
     FEWEST_LISTS,
@@ -37,14 +35,13 @@ from stores.encoding import (
     is_empty,
 )
 from stores.errors import ReleaseCorrupt, StoreMisused
-from stores.file.store import LmdbStore
 from stores.keys import DICTIONARY
 from stores.manifest import MAX_POPULAR_BYTES
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from stores.verification import load_manifest
 from tests.support.property import deepen
-from tests.support.service import a_list, running
+from tests.support.service import a_list
 from tests.support.stores import OpenStore, as_bodies, batches, on_every_store, ref_of
 
 
@@ -219,60 +216,6 @@ async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -
         assert follower.served is not None
         assert follower.served.id == first
         assert "dictionary" in str(follower.last_error)
-
-
-@pytest.mark.parametrize("whole", [True, False])
-async def test_a_list_that_cannot_be_opened_is_answered_by_popular_and_counted_as_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool
-) -> None:
-    rows = [Row("popular:", a_list("p")), *rows_of(300)[1:]]
-
-    class DamagingStore(LmdbStore):
-        """Writes nonsense in the place of one user's list, with a checksum or without."""
-
-        async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-            nonsense = b"0000{} no frame"
-            if whole:
-                nonsense = Checksum(draft.id).seal("user:00001", nonsense)
-            await super().put(
-                draft, [Row(key, nonsense if key == "user:00001" else value) for key, value in rows], part
-            )
-
-    store = DamagingStore(tmp_path / "store")
-    with monkeypatch.context() as patch:
-        patch.setattr(life, "verify", AsyncMock())
-        await life.publish(store, batches(rows, 500), plan=Plan(len(rows), 1), about={}, encoding="zstd")
-    await store.close()
-    with running(tmp_path / "store") as service:
-        answer = service.get("/v1/recommendations/00001")
-        assert (answer.status, answer.json["source"], answer.json["items"][0]["id"]) == (200, "popular", "p")
-        many = service.request("POST", "/v1/recommendations", b'{"users":["00000","00001","nobody"]}').json["results"]
-        assert [one["source"] for one in many] == ["personal", "popular", "popular"]
-        counted = service.admin("/metrics").body.decode()
-        assert 'hotplate_lookups_total{outcome="error",source="popular"} 2.0' in counted
-
-
-async def test_the_service_answers_the_same_bytes_as_from_json(tmp_path: Path) -> None:
-    rows = [Row("item:i", a_list("j", "k")), Row("popular:", a_list("p", "q")), Row("popular:fr", a_list("f")),
-            *rows_of(300)[1:]]  # fmt: skip
-    paths = [
-        *(f"/v1/recommendations/{n:05}?n={n % 12 + 1}" for n in range(40)),
-        "/v1/recommendations/nobody", "/v1/recommendations/nobody?segment=fr", "/v1/similar/i", "/v1/popular",
-    ]  # fmt: skip
-    bodies = list[list[bytes]]()
-    for encoding in ("json", "zstd"):
-        store = LmdbStore(tmp_path / encoding)
-        if encoding == "zstd":
-            release = await publish_compressed(store, rows)
-        else:
-            release = ((await life.publish(store, batches(rows, 500), plan=Plan(1, 1), about={})).manifest).release
-        await store.close()
-        with running(tmp_path / encoding) as service:
-            answers = [service.get(path) for path in paths]
-            answers.append(service.request("POST", "/v1/recommendations", b'{"users":["00001","x","00002"]}'))
-        assert {answer.status for answer in answers} == {200}
-        bodies.append([answer.body.replace(release.encode(), b"RELEASE") for answer in answers])
-    assert bodies[0] == bodies[1]
 
 
 @pytest.mark.soak

@@ -12,7 +12,7 @@ from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
 from bench.cosmos_emulator.http import Request, render
 from bench.cosmos_emulator.service import Service
 from stores.catalogue import ReleaseId
-from stores.cosmos.charges import Charges, load
+from stores.cosmos.charges import load
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.items import CONTROL, DEFINITION, container_of
 from stores.cosmos.requests import Endpoint
@@ -35,12 +35,10 @@ ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n i
 class SimulatedAccount:
     """The emulated account on the loop's clock: it responds after `latency_s`, and counts requests."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, now: Callable[[], float] | None = None, charges: Charges | None = None
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.latency_s = 0.005
-        self.now = now or (lambda: BEGAN + loop.time())
-        account = Account(charges or load(), (("Here", 1),), clock=self.now)
+        self.now = lambda: BEGAN + loop.time()
+        account = Account(load(), (("Here", 1),), clock=self.now)
         self.service = Service(account, Authenticator(WELL_KNOWN_KEY, None))
         self.stores = list[CosmosStore]()
         self.many_writers = False

@@ -1,9 +1,6 @@
 """The fast lane beside aiohttp: the same bytes get the same answer, whichever of the two has given it."""
 
 import asyncio
-import inspect
-import json
-import os
 import random
 import re
 import subprocess
@@ -461,36 +458,6 @@ def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() -> Non
     asyncio.run(test())
 
 
-def without_pytest() -> dict[str, str]:
-    """Return the environment without what a pytest around another would have it do."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-
-
-@pytest.mark.soak
-def test_these_tests_reach_every_line_and_branch_of_the_lane(tmp_path: Path) -> None:
-    module, data, report = inspect.getfile(Lane), tmp_path / "data", tmp_path / "report.json"
-    coverage = [sys.executable, "-m", "coverage"]
-    tests = [
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "not soak",
-        "-k",
-        "not whatever_comes and not sockets",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-    ]
-    environment = without_pytest()
-    run = [*coverage, "run", "--branch", f"--include={module}", f"--data-file={data}", *tests]
-    subprocess.run(run, check=True, env=environment, timeout=300)
-    subprocess.run([*coverage, "json", f"--data-file={data}", "-o", report], check=True, env=environment)
-    (found,) = json.loads(report.read_text())["files"].values()
-    assert found["missing_lines"] == found["missing_branches"] == []
-    assert found["summary"]["num_branches"] > 20
-
-
 @pytest.mark.soak
 def test_without_the_lane_the_service_passes_the_tests_of_what_the_lane_answers(tmp_path: Path) -> None:
     folder = Path(__file__).parents[1]
@@ -507,6 +474,7 @@ def test_without_the_lane_the_service_passes_the_tests_of_what_the_lane_answers(
         "no:cacheprovider",
         f"--basetemp={tmp_path}/t",
     ]
-    settings = without_pytest() | {"HOTPLATE_NO_FAST_LANE": "1"}
+    of_ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    settings = of_ours | {"HOTPLATE_NO_FAST_LANE": "1"}
     run = subprocess.run([*command, *tests], env=settings, timeout=600, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-3000:]

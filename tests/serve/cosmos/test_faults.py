@@ -133,19 +133,3 @@ async def test_after_a_new_connection_was_cut_lookups_wait_for_the_next_rather_t
         answers = await asyncio.gather(*(reader.personal(str(user)) for user in range(1, USERS)))
         assert {answer.source for answer in answers} == {"personal"}
         await first
-
-
-async def test_a_region_that_vanishes_is_left_for_another(two_regions: Account) -> None:
-    url = two_regions.url(secrets.token_hex(4))
-    await publish_to(url, lists("r0"))
-    try:
-        async with reading(url) as reader:
-            await until_read(reader, TIER)
-            two_regions.misbehave({"kind": "region-gone", "region": 0})
-
-            async def all_personal() -> bool:
-                return set(await sources(reader)) == {"personal"}
-
-            await until(all_personal, "the other region is not read")
-    finally:
-        two_regions.misbehave()

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 from redis import exceptions as foreign
@@ -60,18 +59,6 @@ async def test_a_command_carries_at_most_a_thousand_keys(redis: RedisStore, redi
     assert redis_server.calls("mget") == before + 4
 
 
-async def test_one_iteration_over_two_releases_mixes_nothing(redis: RedisStore) -> None:
-    await write(redis, FIRST, [Row("user:1", b"old")])
-    one, missing, other = await asyncio.gather(
-        redis.get_many(ref(FIRST), ["user:1"]),
-        redis.get_many(ref(SECOND), ["user:1"]),
-        redis.get_many(ref(FIRST), ["user:2", "user:1"]),
-        return_exceptions=True,
-    )
-    assert (one, other) == ([b"old"], [None, b"old"])
-    assert isinstance(missing, ReleaseNotFound)
-
-
 async def test_a_caller_that_is_cancelled_disturbs_no_other(redis: RedisStore) -> None:
     await write(redis, FIRST, USERS)
     for round_ in range(50):
@@ -110,26 +97,6 @@ async def test_deployments_under_two_prefixes_do_not_see_each_other(
     await other.erase(ref(FIRST))
     assert await redis.get_many(ref(FIRST), ["user:000000"]) == [USERS[0].value]
     await other.close()
-
-
-async def test_rows_are_scanned_in_order_once_each_however_they_were_put(redis: RedisStore) -> None:
-    await redis.create(draft_of(FIRST), Plan(len(USERS), 1000))
-    await redis.put(draft_of(FIRST), USERS[2000:])
-    await redis.put(draft_of(FIRST), USERS[:2500])
-    await redis.put(draft_of(FIRST), [replace_value(USERS[7])])
-    await redis.put(draft_of(FIRST), [Row("meta:z", b"last"), Row("item:1", b"both kinds in one call")])
-    await redis.seal(draft_of(FIRST))
-    rows = await scanned(redis, FIRST)
-    expected = {row.key: row.value for row in USERS} | {
-        USERS[7].key: b"new",
-        "meta:z": b"last",
-        "item:1": b"both kinds in one call",
-    }
-    assert rows == [Row(key, expected[key]) for key in sorted(expected)]
-
-
-def replace_value(row: Row) -> Row:
-    return row._replace(value=b"new")
 
 
 async def test_large_values_travel_in_small_batches(redis: RedisStore, redis_server: RedisServer) -> None:
@@ -328,14 +295,6 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(redis_server: Re
     with pytest.raises(StoreUnavailable, match="certificate verify failed"):
         await store.catalogue()
     await store.close()
-
-
-async def test_a_swap_compares_every_part_of_the_version(redis: RedisStore) -> None:
-    await begin(redis, FIRST)
-    found = await redis.catalogue()
-    for impostor in (replace(found, generation=found.generation + 1), replace(found, token="")):
-        with pytest.raises(ReleaseConflict):
-            await redis.swap(impostor, changes.succeed(found, found, "x", "y"))
 
 
 @pytest.mark.parametrize(
