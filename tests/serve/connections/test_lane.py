@@ -1,6 +1,7 @@
 """The fast lane beside aiohttp: the same bytes get the same answer, whichever of the two has given it."""
 
 import asyncio
+import os
 import random
 import re
 import subprocess

@@ -11,7 +11,6 @@ import pytest
 from tests.support.balancer import balanced
 from tests.support.service import a_list, publish_lists, running
 
-PROBE_S = 0.1
 PATH = "/v1/recommendations/42"
 
 

@@ -133,7 +133,6 @@ async def test_nonsense_is_no_answer_to_anything_else_either(
     assert observer.kinds == ["malformed"]
 
 
-AUTOSCALE = Throughput(4000, autoscale=True)
 OFFER: dict[str, object] = {"id": "oR", "content": {"offerThroughput": 500, "kept": 1}}
 
 
