@@ -172,40 +172,6 @@ def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder
         assert service.get(USER, X_API_Key=new).status == 200
 
 
-def test_a_mounted_secret_is_followed_through_the_swap_of_its_link(folder: Path, tmp_path: Path) -> None:
-    mount = tmp_path / "secret"
-    versions = [mount / f"..version-{n}" for n in range(2)]
-    made = [create(version / "keys.json", "web", ["read"]).key for version in versions]
-    (mount / "..data").symlink_to(versions[0].name)
-    (mount / "keys.json").symlink_to("..data/keys.json")
-    with running(folder, "--keys", str(mount / "keys.json")) as service:
-        assert service.get(USER, X_API_Key=made[0]).status == 200
-        (mount / "..new").symlink_to(versions[1].name)
-        (mount / "..new").rename(mount / "..data")
-        until(service, 200, made[1])
-        assert service.get(USER, X_API_Key=made[0]).status == 401
-
-
-def test_a_broken_version_keeps_the_old_one_and_is_logged_once_and_shown(folder: Path, keys: Path) -> None:
-    key = create(keys, "web", ["read"]).key
-    good = keys.read_bytes()
-    with running(folder, "--keys", str(keys)) as service:
-        keys.write_bytes(good[:50])
-        deadline = time.monotonic() + 60
-        while "warnings" not in service.states()[0] or "cannot be used" not in service.log.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        ready = service.get("/readyz")
-        assert (ready.status, ready.json["status"]) == (200, "degraded")
-        assert "cannot be used" in service.states()[0]["warnings"][0]
-        assert service.get(USER, X_API_Key=key).status == 200
-        keys.write_bytes(good)
-        while "warnings" in service.states()[0]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert service.log.read_text().count("cannot be used") == 1
-
-
 def test_what_is_wrong_with_a_file_is_said_once_and_not_while_it_is_being_written(
     keys: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

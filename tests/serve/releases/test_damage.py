@@ -2,22 +2,19 @@
 
 import asyncio
 import re
-import secrets
 from pathlib import Path
 
 import pytest
 
+from serve.reader import TieredReader
 from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.cosmos.items import container_of, name_of
-from stores.cosmos.rest import RestClient
 from stores.file.store import LmdbStore
 from stores.keys import MANIFEST
 from stores.lifecycle import activate
-from tests.support.cosmos_account import Account
-from tests.support.readers import USERS, lists, reading, until
-from tests.support.redis_server import RedisServer
-from tests.support.service import a_list, publish_lists, publish_to, serving
+from stores.memory import MemoryStore
+from tests.support.readers import until
+from tests.support.remote import publish
+from tests.support.service import a_list, publish_lists, serving
 from tests.support.stores import ref_of
 
 PAGE = 4096
@@ -102,59 +99,14 @@ async def test_a_page_that_cannot_be_read_under_the_manifest_ends_no_worker(tmp_
         assert service.workers() == before
 
 
-async def swap_in_file(folder: Path, release: str) -> None:
-    path, store = await file_of(folder, release), LmdbStore(folder)
-    values = await store.get_many(await ref_of(store, ReleaseId(release)), ["user:1", "user:2"])
-    await store.close()
-    content = path.read_bytes()
-    with path.open("r+b") as file:
-        for old, new in zip(values, reversed(values), strict=True):
-            assert isinstance(old, bytes)
-            assert isinstance(new, bytes)
-            for found in re.finditer(re.escape(old), content):
-                file.seek(found.start())
-                file.write(new)
-
-
-def swap_in_redis(server: RedisServer, prefix: str) -> None:
-    (one,), (two,) = (server.execute_command("KEYS", f"*{prefix}*:user:{n}") for n in (1, 2))
-    values = server.execute_command("MGET", one, two)
-    server.execute_command("MSET", one, values[1], two, values[0])
-
-
-async def swap_in_cosmos(account: Account, database: str, release: str) -> None:
-    store, client = connect(account.url(database)), RestClient(account.address(database))
-    container = container_of(await ref_of(store, ReleaseId(release)))
-    names = [name_of(f"user:{n}") for n in (1, 2)]
-    items = [await client.read(container, name, 5.0) for name in names]
-    for item, name in zip(items, reversed(names), strict=True):
-        assert item is not None
-        await client.upsert(container, {field: item[field] for field in item if field[0] != "_"} | {"id": name})
-    await client.close()
-    await store.close()
-
-
-@pytest.mark.parametrize("kind", ["file", "redis", "cosmos"])
-async def test_a_list_that_lies_under_another_key_is_nobodys_list(
-    tmp_path: Path, kind: str, request: pytest.FixtureRequest
-) -> None:
-    name = f"t{secrets.token_hex(4)}"
-    if kind == "file":
-        url = f"file://{tmp_path}/store"
-        release = await publish_to(url, lists("r"))
-        await swap_in_file(tmp_path / "store", release)
-    elif kind == "redis":
-        server: RedisServer = request.getfixturevalue("redis_server")
-        url = server.url(prefix=name)
-        await publish_to(url, lists("r"))
-        swap_in_redis(server, name)
-    else:
-        account: Account = request.getfixturevalue("cosmos_http")
-        url = account.url(name, ru="30000")
-        await swap_in_cosmos(account, name, await publish_to(url, lists("r")))
-    async with reading(url, budget_s=5.0) as reader:
-        answers = await reader.personal_many([str(n) for n in range(USERS)])
-        assert [n for n, answer in enumerate(answers) if answer.source == "popular"] == [1, 2]
-        assert {(await reader.personal(user)).source for user in ("1", "2")} == {"popular"}
-        assert "another key" in str(reader.tiers[0].error)
-        assert not reader.tiers[0].breaker.is_open
+async def test_a_list_that_lies_under_another_key_is_nobodys_list(memory: MemoryStore) -> None:
+    release = await publish(memory, "live")
+    rows = memory._find(await ref_of(memory, release)).rows
+    rows["user:1"], rows["user:2"] = rows["user:2"], rows["user:1"]
+    reader = TieredReader({"tier": memory})
+    await reader.tiers[0].follower.refresh()
+    answers = await reader.personal_many([str(n) for n in range(5)])
+    assert [answer.source for answer in answers] == ["personal", "popular", "popular", "personal", "personal"]
+    assert {(await reader.personal(user)).source for user in ("1", "2")} == {"popular"}
+    assert "another key" in str(reader.tiers[0].error)
+    assert not reader.tiers[0].breaker.is_open
