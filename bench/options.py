@@ -73,7 +73,7 @@ class HttpOptions:
     slo: Annotated[str, Flag("The objective: of --find-max, and the errors that are allowed.", HOW)] = (
         "p99=5ms,errors=0.1%"
     )
-    repeat: Annotated[int, Flag("The number of rounds. 3 or more give intervals that can be compared.", HOW)] = 1
+    repeat: Annotated[int, Flag("The number of rounds. 5 or more give intervals that can be compared.", HOW)] = 1
     warmup: Annotated[str, Flag("Load before the first round, which is not counted.", HOW)] = "2s"
     connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 64
     timeout: Annotated[str, Flag("A request is given up so long after it was due.", HOW)] = "5s"

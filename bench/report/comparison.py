@@ -82,10 +82,10 @@ class Verdict:
         found = self.deciding
         if self.errors[1] - self.errors[0] > MORE_ERRORS:
             return f"a regression: errors went from {self.errors[0]:.2%} to {self.errors[1]:.2%}"
-        amount = f"{found.metric} changed by {_percent(found.interval)}"
-        if found.real:
-            return f"{'a regression' if found.worse else 'an improvement'}: {amount}"
-        return f"{found.verdict}; {amount}"
+        if not found.real:
+            return found.verdict
+        change = "a regression" if found.worse else "an improvement"
+        return f"{change}: {found.metric} changed by {_percent(found.interval)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""

@@ -57,8 +57,8 @@ percentiles together.
 Histograms hold 3 digits from 1 µs to 60 s. A percentile with fewer than {ENOUGH_SAMPLES} samples beyond it is
 marked, as it is an anecdote.
 
-An interval is Student's t, 95 %, over the rounds' logarithms; the mean of rounds is the geometric one. It speaks of
-chance within this measurement, not of another machine, another day or another load.
+The mean of rounds is the geometric one of the middle three fifths, and an interval is that mean's, of 95 %. It speaks
+of chance within this measurement, not of another machine, another day or another load.
 
 Where generator and server share a machine, each takes CPU and cache from the other.
 """

@@ -95,7 +95,9 @@ class Series:
         return next((each.facts["waiting"] for each in self.rounds if each.facts.get("at_least")), "")
 
     def measured(self, metric: str) -> Measured:
-        """Return a metric, or the share of errors, as it is compared with another's."""
+        """Return a metric, or the share of errors, as it is compared with another's; nothing if a round is invalid."""
+        if reasons := self.invalid_reasons:
+            return Measured((), (), reasons[0])
         if metric == RATE and self.at_least:
             return Measured((), (), self.at_least)
         facts = [each.facts for each in self.rounds]
@@ -116,7 +118,7 @@ class Series:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Each metric over all rounds, and of three rounds or more the 95 % interval of its mean over rounds.
+        """Each metric over all rounds, and of five rounds or more the 95 % interval of its mean over rounds.
 
         Of latencies the mean is the geometric one; they have their lower bound as `sent`.
         """

@@ -186,7 +186,7 @@ def compare(
 ) -> None:
     """Say whether the difference between two measurements is real.
 
-    Rounds are compared in pairs, so measure both with the same --repeat, 3 or more.
+    Rounds are compared in pairs, so measure both with the same --repeat, 5 or more.
 
     Exit codes: 0 it is not a regression, as far as can be told; 1 a file cannot be read; 2 the two cannot be compared;
     3 it is a regression.
@@ -218,6 +218,6 @@ def _print_verdict(verdict: "Verdict") -> None:
         change = f"{each.interval.mean:+.1%}", each.finding.range if each.finding.changes else "—"
         decides = "decides: " if each.metric == verdict.decides else ""
         rows.append((each.metric, *values, *change, decides + each.verdict))
-    out.print(table(("", "A", "B", "change", "95 % interval (t)", "verdict"), rows))
+    out.print(table(("", "A", "B", "change", "95 % interval", "verdict"), rows))
     left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
     out.print(f"{verdict.pairs} pairs of rounds{left_out}; {verdict.sentence}")

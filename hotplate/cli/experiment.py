@@ -192,7 +192,7 @@ def _print_runs(report: "Report") -> None:
             out.print(run_text(one.facts))
         if len(each.rounds) > 1:
             rows = [(name, format_latency(found)) for name, found in each.summary.items() if name != "rate"]
-            out.print(table(("latency", "mean of rounds, 95 % interval (t)"), rows))
+            out.print(table(("latency", "mean of rounds, 95 % interval"), rows))
     for kind, headings in (("search", ("rate", "answers/s")), ("sweep", ("batch", "users/s"))):
         if found := report.extra.get(kind):
             rows_of_points = [_point(point) for point in found["points"]]

@@ -13,7 +13,7 @@ import pytest
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.schedule import constant
-from bench.measured import CANNOT_TELL, FASTER, MATTERS, NO_DIFFERENCE
+from bench.measured import CANNOT_TELL, FASTER, MATTERS, NO_DIFFERENCE, UNKNOWN
 from bench.report.report import series
 from tests.support.soak import scaled
 from tests.support.virtual import VirtualLoop, simulate
@@ -112,7 +112,7 @@ def counted(name: str, seeds: range) -> tuple[int, int, int]:
     right = wrong = 0
     for seed in seeds:
         for metric, verdict in verdicts(first, second, seed).items():
-            if not verdict.startswith(CANNOT_TELL):
+            if not verdict.startswith((CANNOT_TELL, UNKNOWN)):
                 agrees = is_right(verdict, other[metric] / known[metric] - 1)
                 right, wrong = right + agrees, wrong + (not agrees)
     return right, wrong, len(seeds) * len(METRICS) - right - wrong
