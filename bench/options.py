@@ -100,7 +100,7 @@ class StoresOptions:
         str, Flag("Requests/s through each service, as 500 or 2k. Choose one that all can serve.", WHEN)
     ] = "2k"
     poisson: Annotated[bool, Flag("Let requests arrive at random, as those of independent users do.", WHEN)] = False
-    duration: Annotated[str, Flag("The duration of the reads of one store in one round.", WHEN)] = "5s"
+    duration: Annotated[str, Flag("The duration of the reads of one store in one round.", WHEN)] = "2s"
     closed_users: Annotated[
         int | None, Flag("Also let so many users send in a closed loop, in each round, with pauses of --think.", WHEN)
     ] = None
@@ -123,10 +123,12 @@ class StoresOptions:
         "p99=60ms,errors=0.1%"
     )
     repeat: Annotated[
-        int, Flag("The number of valid rounds; 3 or more give intervals. Invalid ones are repeated, up to 2.", HOW)
-    ] = 10
+        int | None,
+        Flag("The number of valid rounds; by default as many as fit into --budget. Verdicts take 5.", HOW),
+    ] = None
     budget: Annotated[
-        str, Flag("The time for all but --find-max: rounds are made shorter, and at last fewer, to keep it.", HOW)
+        str,
+        Flag("The time for all but --find-max. To keep it lists that are made up are fewer, and rounds shorter.", HOW),
     ] = "3m"
     warmup: Annotated[str, Flag("Load on each store before the first round, which is not counted.", HOW)] = "2s"
     cpu_hour: Annotated[float | None, Flag("The price of an hour of CPU, to price a million reads.", HOW)] = None

@@ -47,8 +47,12 @@ GROUP = 2
 # CPUCLOCK_SCHED: the kind of a process's CPU clock that counts all of its threads, user and system.
 CPU_CLOCK = 2
 
-# The server runs where the load generator does; the service has the first core to itself.
-REDIS_CORE = 1
+# The service has the first core and the load generator the second. A store's server runs with the generator, unless it
+# is to leave that a core of its own: then on the third, or with the service if there are two.
+REDIS_CORE, STORE_CORE = 1, 2
+
+# What is taken if real-time priority is not allowed.
+NICENESS = -10
 
 REDIS_SERVER = "redis-server"
 REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get install {REDIS_SERVER}"
@@ -144,15 +148,50 @@ class RedisServer:
 
 
 @contextmanager
-def on_core(number: int) -> Iterator[None]:
-    """Keep this process, and what it starts until then, on its *number*-th core, if there are two or more."""
-    allowed = os.sched_getaffinity(0)
-    if len(allowed) > 1:
-        os.sched_setaffinity(0, {sorted(allowed)[number]})
+def on_core(number: int) -> Iterator[int | None]:
+    """Keep this process, and what it starts until then, on its *number*-th core, which is yielded; None if it has one.
+
+    Counting goes round: of two cores the third is the first.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    core = allowed[number % len(allowed)] if len(allowed) > 1 else None
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     try:
-        yield
+        yield core
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def raised_priority(pids: Sequence[int]) -> Iterator[str]:
+    """Let the main threads of processes run before all others until the block ends, and yield what they got, in words.
+
+    That is real-time priority of the lowest level, by turns, or else a niceness; nothing where the system allows
+    neither, or if no core is left for the others.
+    """
+    before = {
+        pid: (os.sched_getscheduler(pid), os.sched_getparam(pid), os.getpriority(os.PRIO_PROCESS, pid)) for pid in pids
+    }
+    try:
+        yield _raise(pids) if len(pids) < len(os.sched_getaffinity(0)) else ""
+    finally:
+        for pid, (policy, level, niceness) in before.items():
+            with suppress(ProcessLookupError):  # it may have died
+                os.sched_setscheduler(pid, policy, level)
+                os.setpriority(os.PRIO_PROCESS, pid, niceness)
+
+
+def _raise(pids: Sequence[int]) -> str:
+    with suppress(PermissionError):
+        for pid in pids:
+            os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
+        return "real-time priority"
+    with suppress(PermissionError):
+        for pid in pids:
+            os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+        return f"a niceness of {NICENESS}"
+    return ""
 
 
 @contextmanager
@@ -197,23 +236,30 @@ def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
 
 
 @contextmanager
-def redis_serving(folder: Path | None = None, port: int | None = None) -> Iterator[RedisServer]:
-    """Run a redis-server that writes nothing to disk, on the load generator's core, until the block ends.
+def redis_serving(
+    folder: Path | None = None, port: int | None = None, *, core: int = REDIS_CORE
+) -> Iterator[RedisServer]:
+    """Run a redis-server that writes nothing to disk, on a core, until the block ends.
 
     It begins with what its SAVE left in *folder* before, which is one of its own if none is given.
     """
-    with tempfile.TemporaryDirectory() as own, redis_started(folder or Path(own), port or free_port()) as server:
+    with (
+        tempfile.TemporaryDirectory() as own,
+        redis_started(folder or Path(own), port or free_port(), core=core) as server,
+    ):
         yield server
 
 
 @contextmanager
-def redis_started(folder: Path, port: int, settings: Mapping[str, str] | None = None) -> Iterator[RedisServer]:
+def redis_started(
+    folder: Path, port: int, settings: Mapping[str, str] | None = None, *, core: int = REDIS_CORE
+) -> Iterator[RedisServer]:
     """Run it in *folder* on a port, with more settings than those, until the block ends."""
     server = RedisServer(port)
     given = {"dir": str(folder), "save": "", "appendonly": "no", "bind": "127.0.0.1", "port": str(port)}
     given |= settings or {}
     command = [REDIS_SERVER, *(text for name, value in given.items() for text in (f"--{name}", value))]
-    with _running(command, dict(os.environ), server.is_ready, REDIS_CORE) as process:
+    with _running(command, dict(os.environ), server.is_ready, core) as process:
         yield server
         process.kill()  # it has nothing to lose
 

@@ -10,7 +10,7 @@ from bench.drills.instance import TIERS, USERS, CosmosTier, FileTier, Instance, 
 from bench.drills.proxy import Proxy
 from bench.errors import BenchMisused
 from bench.process import redis_installed
-from bench.stores.setup import opened
+from bench.stores.server import opened
 from stores.transfer import copy, repair
 
 # An answer of a store that is delayed comes after so many times the budget of a request.

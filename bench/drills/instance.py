@@ -17,7 +17,7 @@ from typing import TypeAlias, TypeVar
 
 from bench.drills.proxy import Proxy, through
 from bench.process import RedisServer, Server, emulator_serving, free_port, redis_serving, service_serving
-from bench.stores.setup import opened
+from bench.stores.server import opened
 from stores.catalogue import ReleaseId
 from stores.encoding import Item, encode
 from stores.keys import OVERALL, POPULAR, USER

@@ -5,11 +5,11 @@ latencies.
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import wait
 from typing import Self
 
@@ -20,7 +20,7 @@ from bench.loadgen.generator import Generator
 from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress
 from bench.loadgen.result import Result, merged
-from bench.process import Channel, receive, start_worker, stop_process
+from bench.process import Channel, on_core, raised_priority, receive, start_worker, stop_process
 
 # From when all are ready to the first due request.
 AHEAD_S = 0.05
@@ -40,10 +40,16 @@ READY, STOP = "ready", "stop"
 
 
 class WorkerPool:
-    """Processes that live for one measurement; a context manager, which ends them."""
+    """Processes that live for one measurement; a context manager, which ends them.
 
-    def __init__(self, processes: int = 1) -> None:
-        self._workers = [start_worker("bench.loadgen.workers:work_until_closed") for _ in range(processes)]
+    With a *core* they have that one, and run before others while a run lasts, as far as the system allows.
+    """
+
+    def __init__(self, processes: int = 1, *, core: int | None = None) -> None:
+        with ExitStack() as stack:
+            self._core = None if core is None else stack.enter_context(on_core(core))
+            self._workers = [start_worker("bench.loadgen.workers:work_until_closed") for _ in range(processes)]
+        self._priority = ""
 
     def __enter__(self) -> Self:
         """Return the pool; its processes are running already."""
@@ -60,6 +66,13 @@ class WorkerPool:
         """The processes, to measure what they use."""
         return [process.pid for process, _ in self._workers]
 
+    @property
+    def placement(self) -> str:
+        """The core and the priority that they had in the newest run, in a sentence."""
+        if self._core is None:
+            return "The generator had no core of its own."
+        return f"The generator ran with {self._priority or 'no higher priority than others'} on core {self._core}."
+
     def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
         """Make one run with all processes at the same time; blocks until it is over.
 
@@ -67,6 +80,10 @@ class WorkerPool:
         Ctrl-C ends the run early: the result is `interrupted`, and holds what was measured until then. Raises
         BenchFailed if a process dies, and what the load's `check` raised.
         """
+        with raised_priority(() if self._core is None else self.pids) as self._priority:
+            return self._run(load, on_progress, on_the_second=on_the_second)
+
+    def _run(self, load: Load, on_progress: OnProgress | None, *, on_the_second: bool) -> Result:
         channels = [channel for _, channel in self._workers]
         for part, channel in enumerate(channels):
             channel.send(load.share(part, len(channels)) if len(channels) > 1 else load)
@@ -141,7 +158,7 @@ async def make_run(channel: Channel, load: Load) -> Result:
 def work_until_closed(channel: Channel) -> None:
     """Be a worker: make runs until the other end of the channel is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
-    with contextlib.suppress(EOFError, ConnectionError):
+    with suppress(EOFError, ConnectionError):
         while True:
             load = channel.recv()
             if not isinstance(load, Load):

@@ -9,7 +9,7 @@ import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -17,9 +17,10 @@ from typing import TypeVar
 from bench.errors import BenchFailed
 from bench.process import Channel, on_core, receive, start_worker, stop_process
 from bench.report.machine import environment
-from bench.stores.setup import StoreServer, difference, first_user_rows, opened, store_server
-from stores.catalogue import ReleaseId
+from bench.stores.server import StoreServer, difference, opened, store_server
+from stores.catalogue import ReleaseId, ReleaseRef
 from stores.compression import EncodedRows
+from stores.keys import USER
 from stores.lifecycle import begin, write
 from stores.manifest import Manifest, Tally
 from stores.store import Plan, Row, Store
@@ -28,6 +29,11 @@ from stores.store import Plan, Row, Store
 NICENESS = 19
 
 BATCH_ROWS = 1000
+
+# A trial is of as many lists as take so long, so rounds are short whatever the store. How fast it is is measured by
+# trials of more and more lists, until one takes half of that.
+TRIAL_S = 0.5
+FIRST_LISTS, TIMES_MORE = 250, 4
 STOP_WITHIN_S = 30.0
 
 # Commands to the process.
@@ -83,6 +89,28 @@ async def write_trial(store: Store, server: StoreServer, rows: Sequence[Row]) ->
     raise BenchFailed(f"the trial release {draft.id} was committed")
 
 
+async def lists_a_second(store: Store, server: StoreServer, rows: Sequence[Row]) -> float:
+    """Measure how many lists a second *store* takes, by trials of more and more of *rows*, up to all."""
+    count = FIRST_LISTS
+    while True:
+        found = await write_trial(store, server, rows[:count])
+        if found.wall_s >= TRIAL_S / 2 or count >= len(rows):
+            return found.lists / found.wall_s
+        count *= TIMES_MORE
+
+
+async def first_user_rows(store: Store, release: ReleaseRef, most: int) -> list[Row]:
+    """Read the first *most* users' rows of a release."""
+    rows = list[Row]()
+    async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
+        async for row in scanned:
+            if row.key.startswith(USER):
+                rows.append(row)
+            if len(rows) == most:
+                break
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class TrialPublisher:
     """The publishing process, from the side of whoever started it."""
@@ -113,7 +141,7 @@ class TrialPublisher:
 
 @contextmanager
 def trial_publisher(settings: dict[str, str], release: ReleaseId, lists: int) -> Iterator[TrialPublisher]:
-    """Start a process that writes the first *lists* lists of *release* into its own store, and wait until it could.
+    """Start a process that writes the first lists of *release*, at most *lists*, into its own store, once it could.
 
     *settings* name the store in HOTPLATE_STORE: not an argument, which others see, as it may hold a password.
     """
@@ -143,6 +171,7 @@ async def _follow(channel: Channel) -> None:
     release, lists = channel.recv()
     async with opened(url) as store:
         rows = await first_user_rows(store, (await store.catalogue()).find(release).ref, lists)
+        rows = rows[: max(1, int(TRIAL_S * await lists_a_second(store, server, rows)))]
         channel.send("ready")
         while command := await asyncio.to_thread(channel.recv):
             if command == ONCE:

@@ -20,18 +20,19 @@ from bench.report.text import paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
 from bench.stores.results import ComparisonResult, RoundResult, StoreResult
 from bench.stores.rounds import PUBLISHING_SHARE, Settings, StoreComparison
-from bench.stores.setup import Setup, own_stores, prepared_stores
+from bench.stores.setup import FILL_SHARE, Setup, own_stores, prepared_stores
 from bench.stores.table import Column, table_lines
 from stores.cosmos.url import Throughput, parse
 from stores.urls import scheme_of
 
 DECIDING_METRIC = "p99"
 
-# What a budget is reckoned with: setting up, and for each store and round reads without a service and a trial release.
-SET_UP_S, DIRECT_S, TRIAL_S = 20.0, 2.0, 2.0
+# What a budget is reckoned with: setting up and the report, and for each store and round reads without a service and a
+# trial release.
+BESIDES_S, DIRECT_S, TRIAL_S = 30.0, 0.7, 1.5
 
-# Reads of one store in a round are not made shorter than this to keep a budget; there are fewer rounds instead.
-SHORTEST_S = 1.0
+# To keep a budget reads of one store in a round are made shorter until so many rounds fit, but not than this.
+ROUNDS, SHORTEST_S = 12, 1.0
 ENCODINGS = ("json", "zstd")
 CLOSED_LOOP = ", closed loop"
 
@@ -77,13 +78,14 @@ EMULATED = "An emulator's own speed says nothing about the service that it stand
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Make the comparison. Raises BenchMisused for what makes no sense, BenchFailed and StoreError if it fails."""
     settings = parse_settings(options)
-    rounds = f"{options.repeat} rounds of {settings.duration_s:.1f} s for each store"
+    count = "as many rounds as fit" if options.repeat is None else f"{options.repeat} rounds"
+    rounds = f"{count}, of {settings.duration_s:.1f} s for each store"
     display.say(f"{rounds}: about {options.budget} in all{', then the highest rates' * options.find_max}")
     started_here = not options.urls
     try:
         with ExitStack() as stack:
             urls = list(options.urls) or stack.enter_context(own_stores(options.emulator_ru))
-            prepared = prepared_stores(urls, options.users, options.encoding, display, started_here=started_here)
+            prepared = prepared_stores(urls, options, display)
             setup = stack.enter_context(prepared)
             publishing = started_here if options.publish is None else options.publish
             result = StoreComparison(setup, settings, display).run(publishing=publishing)
@@ -101,7 +103,12 @@ def parse_settings(options: StoresOptions) -> Settings:
         raise BenchMisused("the same store is given twice")
     if options.encoding not in ENCODINGS:
         raise BenchMisused(f"an encoding is {' or '.join(ENCODINGS)}, not {options.encoding!r}")
-    if options.repeat < 1 or options.users < 1 or (options.closed_users or 1) < 1 or (options.emulator_ru or 1) < 1:
+    if (
+        (options.repeat or 1) < 1
+        or options.users < 1
+        or (options.closed_users or 1) < 1
+        or (options.emulator_ru or 1) < 1
+    ):
         raise BenchMisused("--repeat, --users, --closed-users and --emulator-ru must be 1 or more")
     if options.cpu_hour is not None and options.cpu_hour <= 0:
         raise BenchMisused("--cpu-hour must be above zero")
@@ -127,7 +134,8 @@ def _fitting_s(options: StoresOptions, budget_s: float) -> float:
     publishing = not options.urls if options.publish is None else options.publish
     besides_s = DIRECT_S * options.direct + TRIAL_S * publishing
     times = 1 + (options.closed_users is not None) + PUBLISHING_SHARE * publishing
-    return ((budget_s - SET_UP_S) / (stores * options.repeat) - besides_s) / times
+    rounds_s = budget_s * (1 - FILL_SHARE * (not options.urls)) - BESIDES_S
+    return (rounds_s / (stores * (options.repeat or ROUNDS)) - besides_s) / times
 
 
 def provisioned(url: str) -> Throughput | None:
@@ -137,7 +145,7 @@ def provisioned(url: str) -> Throughput | None:
 
 def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Report:
     """Sum a comparison up."""
-    kept, left_out = _valid_rounds(result, min(MIN_PAIRS, options.repeat))
+    kept, left_out = _valid_rounds(result, _needed(options))
     columns = [_column(each, kept) for each in result.stores]
     shown = [each for each in columns if each.emulated is None]
     checked = answers.total(each.checked for each in result.stores)
@@ -162,7 +170,7 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
             "stores": [each.candidate.shown_url for each in result.stores],
             "release": setup.manifest.release,
             "encoding": setup.manifest.encoding,
-            "lists": "made up for this comparison" if setup.started_here else "of the live release",
+            "lists": setup.lists,
             "users": f"{len(setup.users):,} requested, of {setup.manifest.counts.get('user', 0):,}",
         },
         series=tuple(
@@ -175,9 +183,9 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
             "comparison": {
                 "stores": [*([reference.COLUMN] if options.reference else []), *names],
                 "lines": [asdict(line) for line in table_lines(columns, setup.manifest, options)] if kept else [],
-                "verdicts": verdicts([each.reads for each in shown]),
+                "verdicts": verdicts([each.reads for each in shown], result),
                 "left_out": left_out,
-                "notes": [FEW_SAMPLES, BOUNDS],
+                "notes": [FEW_SAMPLES, BOUNDS, *([result.placement] if result.placement else [])],
                 "method": _method(options, setup, emulated=len(shown) < len(columns)),
                 "capacity": [_raw_capacity(each) for each in result.stores if each.capacity],
             },
@@ -187,9 +195,14 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
     )
 
 
+def _needed(options: StoresOptions) -> int:
+    """Return how many rounds are needed: those of a verdict, or fewer if fewer were requested."""
+    return min(MIN_PAIRS, options.repeat or MIN_PAIRS)
+
+
 def _too_few(options: StoresOptions, result: ComparisonResult) -> tuple[str, ...]:
     """Say how much more time it takes, where the budget ended it before there were rounds enough for a verdict."""
-    made, needed = len(result.stores[0].rounds), min(MIN_PAIRS, options.repeat)
+    made, needed = len(result.stores[0].rounds), _needed(options)
     if made >= needed or result.interrupted:
         return ()
     more = math.ceil(parse_seconds(options.budget) / 60 * (needed + 1) / made)
@@ -206,14 +219,15 @@ def _method(options: StoresOptions, setup: Setup, *, emulated: bool) -> list[str
     ]
 
 
-def verdicts(reads: Sequence[Series]) -> list[str]:
+def verdicts(reads: Sequence[Series], result: ComparisonResult) -> list[str]:
     """Say of each store but the first whether its p99 through the service differs from the first one's."""
-    measured = [(each.name, each.latency(DECIDING_METRIC)) for each in reads]
-    return [
-        f"{DECIDING_METRIC} through {measured[0][0]} and {name}: "
-        + measured[0][1].beside(other).sentence(measured[0][0], name, FASTER)
-        for name, other in measured[1:]
-    ]
+    sentences = list[str]()
+    for one in reads[1:]:
+        found = reads[0].latency(DECIDING_METRIC).beside(one.latency(DECIDING_METRIC))
+        told = found.sentence(reads[0].name, one.name, FASTER)
+        more = f". {result.more_time(found.rounds)}" if found.rounds else ""
+        sentences.append(f"{DECIDING_METRIC} through {reads[0].name} and {one.name}: {told}{more}")
+    return sentences
 
 
 def _valid_rounds(result: ComparisonResult, enough: int) -> tuple[list[int], list[str]]:

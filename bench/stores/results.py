@@ -1,5 +1,6 @@
 """What a comparison of stores measures: the results of a round, of a search for the highest rate, and of a store."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,9 @@ POPULAR_BOUND = 0.01
 
 # From this share of a core on, the core is called the limit; what is left of it, others use.
 FULL_CORE = 0.8
+
+# What a budget takes besides its rounds: setting up, and the report.
+BESIDES_MIN = 1
 
 # An attempt that was outside for no reason that can be seen is repeated: the machine may have had other work.
 NO_FULL_CORE = "no core was full"
@@ -52,6 +56,9 @@ class ServiceRun:
     server_cpu_s: float | None
     request_units: RequestUnits | None = None
     """None of a store that charges nothing."""
+
+    one_core: bool = False
+    """Whether the store's server had the service's core, too."""
 
     @property
     def service_cpu_us(self) -> float:
@@ -175,6 +182,16 @@ class ComparisonResult(NamedTuple):
 
     stores: tuple[StoreResult, ...]
     interrupted: bool
+    placement: str = ""
+    """The core and the priority that the generator had, in a sentence."""
+
+    round_s: float = 0.0
+    """How long a round took, with what lay between two."""
+
+    def more_time(self, rounds: int) -> str:
+        """Say in which time so many rounds are made, and by which budget."""
+        minutes = math.ceil(rounds * self.round_s / 60) + BESIDES_MIN
+        return f"{rounds} rounds take about {minutes} minutes: --budget {minutes}m"
 
 
 def capacity_point(rate: float, run: ServiceRun, objective: Objective) -> Point:
@@ -194,7 +211,7 @@ def limit_of(run: ServiceRun) -> str:
     """Name what a run reached the limit of."""
     if run.request_units is not None and run.request_units.throttled:
         return "the container's RU/s"
-    if run.service_share >= FULL_CORE:
+    if run.service_share + (run.server_share or 0.0) * run.one_core >= FULL_CORE:
         return "the service's core"
     if run.server_share is not None and run.server_share >= FULL_CORE:
         return "the store's server"

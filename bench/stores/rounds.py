@@ -1,11 +1,13 @@
 """The rounds of a comparison: each store directly, through its service, and while lists are written; then its capacity.
 
-The stores take turns within a round (A B, A B, …), so what the machine does affects all alike.
+Rounds are short and many. The stores take turns within a round, in the other order in every second one (A B, B A, …),
+so what the machine does affects all alike, and so does what changes meanwhile.
 """
 
 import asyncio
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,7 +42,8 @@ from bench.stores.results import (
     StoreResult,
     capacity_point,
 )
-from bench.stores.setup import Candidate, Setup, StoreServer, difference, opened, store_settings
+from bench.stores.server import StoreServer, difference, opened
+from bench.stores.setup import Candidate, Setup, store_settings
 from stores.catalogue import ReleaseId, ReleaseRef
 from stores.errors import StoreError, StoreThrottled
 from stores.keys import USER
@@ -49,19 +52,25 @@ from stores.store import Store
 PATH = "/v1/recommendations/{key}"
 BATCHES = (1, 8, 64)
 BATCHES_DRAWN = 2_000
-TRIAL_LISTS = 50_000
-LOOK_UP_S = 0.4
+TRIAL_LISTS = 20_000
+LOOK_UP_S = 0.1
 
 # Lookups have a deadline: without one a store that refuses is waited for, as publishers do.
 LOOKUP_TIMEOUT_S = 1.0
 
+# A store that refuses all reads for so long ends the measurement: its throughput is per second.
+REFUSING_S = 3.0
+
 # For each invalid round another one is made, at most so many: what disturbs three of them disturbs the next, too.
 MOST_EXTRA_ROUNDS = 2
 
-# The cores in use: the services have the first, the load generator has the second.
-CORES = 2
+# The cores in use: the services have the first, the load generator has the second for itself.
+CORES, GENERATOR_CORE = 2, 1
 
 WARMUP_CALLS = 50
+
+# What a budget keeps for after the rounds: reading memory, comparing answers, drawing the report.
+AFTER_S = 10.0
 
 # Responses of a run that are compared with the store.
 COMPARED = 100
@@ -112,19 +121,20 @@ class StoreComparison:
         self._samples = {each.name: list[Sample]() for each in setup.candidates}
         self._capacities = dict[str, Capacity]()
         self._interrupted = False
+        self._round_s = 0.0
+        """How long a round takes, with what lies between two."""
 
     def run(self, *, publishing: bool) -> ComparisonResult:
         """Make all rounds, or the whole ones until Ctrl-C."""
         with ExitStack() as stack:
-            with on_core(1):
-                pool = stack.enter_context(WorkerPool())
+            pool = stack.enter_context(WorkerPool(core=GENERATOR_CORE))
             publishers = dict[str, TrialPublisher]()
             try:
                 if publishing:
                     publishers = {each.name: self._publisher(stack, each) for each in self._setup.candidates}
                 if warmup_s := self._settings.warmup_s:
                     self._each(
-                        "warm-up", warmup_s, lambda one: self._read(pool, one, self._open_load(one, 0, warmup_s))
+                        0, "warm-up", warmup_s, lambda one: self._read(pool, one, self._open_load(one, 0, warmup_s))
                     )
                 self._run_rounds(pool, publishers)
                 if objective := self._settings.objective:
@@ -133,43 +143,50 @@ class StoreComparison:
                             self._find_capacity(pool, one, objective)
             except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
                 self._interrupted = True
+            self._display.start("comparing answers with the stores", 1.0)
             generator = sum(own_memory_bytes(pid) for pid in pool.pids)
             results = tuple(self._result(one, generator) for one in self._setup.candidates)
-            return ComparisonResult(results, self._interrupted)
+            return ComparisonResult(results, self._interrupted, pool.placement, self._round_s)
 
     def _publisher(self, stack: ExitStack, one: Candidate) -> TrialPublisher:
         release = self._setup.manifest.release
+        self._display.start(f"measuring how fast lists are written into {one.name}", 1.0)
         return stack.enter_context(
             trial_publisher(store_settings(one.url), release, min(TRIAL_LISTS, self._settings.options.users))
         )
 
     def _run_rounds(self, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> None:
-        rounds = self._settings.options.repeat
-        most, valid, made, longest_s = rounds + MOST_EXTRA_ROUNDS, 0, 0, 0.0
-        while valid < rounds and made < most and not self._interrupted:
-            began_s = time.monotonic()
-            if made and began_s + longest_s > self._settings.ends_s:
+        rounds = self._settings.options.repeat or math.inf
+        valid, made, first_s = 0, 0, time.monotonic()
+        while valid < rounds and made < rounds + MOST_EXTRA_ROUNDS and not self._interrupted:
+            left_s = self._settings.ends_s - AFTER_S - time.monotonic()
+            if made and left_s < self._round_s:
                 return
             made += 1
-            valid += self._run_round(f"round {made}, {valid} of {rounds} valid", made, pool, publishers)
-            longest_s = max(longest_s, time.monotonic() - began_s)
+            valid += self._run_round(f"round {made}, {max(0, left_s):.0f} s left", made, pool, publishers)
+            self._round_s = (time.monotonic() - first_s) / made
 
     def _run_round(self, name: str, number: int, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> bool:
         """Make a round, and keep it unless it was interrupted; return whether it was valid for all stores."""
         lookups, closed = dict[str, dict[int, LookupResult]](), dict[str, ServiceRun]()
         publishing, duration_s = dict[str, PublishRun](), self._settings.duration_s
         if self._settings.options.direct:
-            lookups = self._each(f"{name}, reads without a service", 1.0, lambda one: self._look_up(one, number))
+            stage = f"{name}, reads without a service"
+            lookups = self._each(number, stage, 1.0, lambda one: self._look_up(one, number))
         if users := self._settings.options.closed_users:
             stage = f"{name}, {users} users"
-            closed = self._each(stage, duration_s, lambda one: self._read(pool, one, self._closed_load(one, number)))
+            closed = self._each(
+                number, stage, duration_s, lambda one: self._read(pool, one, self._closed_load(one, number))
+            )
         reads = self._each(
+            number,
             f"{name}, through the service",
             duration_s,
             lambda one: self._read(pool, one, self._open_load(one, number, duration_s)),
         )
         if publishers:
             publishing = self._each(
+                number,
                 f"{name}, while lists are written",
                 duration_s * PUBLISHING_SHARE,
                 lambda one: self._publish(publishers[one.name], pool, one, number),
@@ -177,15 +194,17 @@ class StoreComparison:
         if self._interrupted:
             return False
         made = [
-            RoundResult(lookups.get(each, {}), closed.get(each), reads[each], publishing.get(each)) for each in reads
+            RoundResult(lookups.get(each, {}), closed.get(each), reads[each], publishing.get(each))
+            for each in self._rounds
         ]
-        for each, result in zip(reads, made, strict=True):
+        for each, result in zip(self._rounds, made, strict=True):
             self._rounds[each].append(result)
         return not any(result.invalid_reasons for result in made)
 
-    def _each(self, stage: str, duration_s: float, measure: Callable[[Candidate], T]) -> dict[str, T]:
+    def _each(self, number: int, stage: str, duration_s: float, measure: Callable[[Candidate], T]) -> dict[str, T]:
+        """Measure each store, in the other order in every second round."""
         results = dict[str, T]()
-        for one in self._setup.candidates:
+        for one in self._setup.candidates[:: -1 if number % 2 else 1]:
             self._display.start(f"{stage}: {one.name}", duration_s)
             results[one.name] = measure(one)
         return results
@@ -239,6 +258,7 @@ class StoreComparison:
             service_after_s - service_s,
             difference(server_after_s, server_s),
             units,
+            one_core=self._setup.started_here and len(os.sched_getaffinity(0)) == CORES,
         )
 
     def _publish(self, publisher: TrialPublisher, pool: WorkerPool, one: Candidate, number: int) -> PublishRun:
@@ -285,12 +305,15 @@ async def _look_up(
     remaining = itertools.cycle(batches)
     async with opened(url) as store:
         ref = (await store.catalogue()).find(release).ref
+        warm_s = time.perf_counter() + for_s
         for batch in itertools.islice(remaining, WARMUP_CALLS):
             await _read_batch(store, ref, batch)
+            if time.perf_counter() > warm_s:
+                break
         server_s, cpu_s, started_s = server.cpu_s(), time.process_time(), time.perf_counter()
         ends_s = list[float]()
         keys = 0
-        while not ends_s or ends_s[-1] < started_s + for_s:
+        while not ends_s or ends_s[-1] < started_s + (for_s if keys else REFUSING_S):
             keys += await _read_batch(store, ref, next(remaining))
             ends_s.append(time.perf_counter())
         if not keys:

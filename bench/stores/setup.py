@@ -1,33 +1,33 @@
 """The stores of a comparison: all with the same release, each behind a service of its own."""
 
 import asyncio
+import math
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from http.client import HTTPException
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from bench.errors import BenchFailed, BenchMisused
 from bench.lists import Shape
+from bench.options import StoresOptions
 from bench.process import (
-    EMULATOR_METRICS,
     REDIS_MISSING,
+    STORE_CORE,
     Server,
     emulator_serving,
-    read_metrics,
     redis_installed,
     redis_serving,
     service_serving,
 )
 from bench.progress import ProgressDisplay
+from bench.report.text import parse_seconds
+from bench.stores.publication import FIRST_LISTS, first_user_rows, lists_a_second
+from bench.stores.server import StoreServer, opened, store_server
 from stores.catalogue import ReleaseRef
-from stores.connect import connect
 from stores.keys import USER
 from stores.lifecycle import publish
 from stores.manifest import Manifest
@@ -38,97 +38,19 @@ from stores.verification import load_manifest
 
 EMULATOR = "local emulator, not Azure"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
-LIST_LENGTH = 20
+LIST_LENGTH, LIVE = 20, "of the live release"
+
+# The share of the budget in which lists are made up and written into all stores, and how many show how fast that is.
+FILL_SHARE, MEASURED_LISTS = 0.2, 16_000
+
+# Each list is written, and read back before it goes live.
+PASSES = 2
+
+# The share of the budget that a copy of a release may take, and after how long it is foreseen.
+COPY_SHARE, FORESEEN_S = 0.5, 5.0
 
 # Settings that say how to connect to a store; all others of hotplate are kept away from what is measured.
 STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
-
-
-@dataclass(frozen=True, slots=True)
-class StoreServer:
-    """What the server of a store reports of itself; each function returns None for what is not known."""
-
-    cpu_s: Callable[[], float | None]
-    """CPU time that it has used, for reads and everything else."""
-
-    memory_bytes: Callable[[], int | None]
-    """Memory that it has in use."""
-
-    stored_bytes: Callable[[], int | None]
-    """Space that its data takes, in memory or on disk."""
-
-
-def difference(after: float | None, before: float | None) -> float | None:
-    """Return what was used between two readings; None if one is not known."""
-    return None if after is None or before is None else after - before
-
-
-def store_server(url: str) -> StoreServer:
-    """Return what can report of the server of the store at *url*; on one that others use too, their part is included.
-
-    The service itself reads files through a memory map, whose pages can be dropped at any time. An emulator's CPU and
-    memory are not a measure of what the service that it stands for uses; what it stores is as that would charge for it.
-    """
-    match scheme_of(url):
-        case "file":
-            return StoreServer(lambda: 0.0, lambda: 0, partial(_folder_bytes, Path(url.removeprefix("file://"))))
-        case "redis" | "rediss" | "unix":
-            info = partial(_redis_info, url)
-            return StoreServer(
-                lambda: info("cpu", "used_cpu_user", "used_cpu_sys"),  # of all its threads, to the microsecond
-                lambda: int(info("memory", "used_memory_rss")),  # with what its allocator has not given back
-                lambda: int(info("memory", "used_memory")),
-            )
-        case "cosmos+http" | "cosmos+https":
-            metric = partial(_emulator_metric, url)
-            return StoreServer(
-                partial(metric, "process_cpu_seconds_total"),
-                lambda: _whole(metric("process_resident_memory_bytes")),
-                lambda: _whole(metric("hotplate_cosmos_emulator_stored_bytes", own_database=True)),
-            )
-        case _:
-            return UNKNOWN_SERVER
-
-
-def _folder_bytes(folder: Path) -> int:
-    """Add up blocks on disk, as the files are sparse."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
-
-
-def _redis_info(url: str, section: str, *names: str) -> float:
-    from redis import Redis  # noqa: PLC0415 -- an extra: only who measures Redis needs it
-
-    from stores.redis.url import parse  # noqa: PLC0415 -- as above
-
-    at = parse(url)
-    where: dict[str, Any] = (
-        {"unix_socket_path": at.path}
-        if at.path
-        else {"host": at.host, "port": at.port, "ssl": at.tls} | ({"ssl_ca_certs": at.ca} if at.tls else {})
-    )
-    with Redis(db=at.db, username=at.user, password=at.password, **where) as client:
-        values: Any = client.info(section)
-    return sum(float(values[name]) for name in names)
-
-
-def _emulator_metric(url: str, name: str, *, own_database: bool = False) -> float | None:
-    """Add up a metric of our emulator; None where another server, or none, is there."""
-    from stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
-
-    at = parse(url)
-    own = {"container": f"{at.database}/"} if own_database else {}
-    try:
-        values = read_metrics(at.endpoint + EMULATOR_METRICS, name, at.ca, **own)
-    except (OSError, HTTPException, UnicodeDecodeError):
-        return None
-    return sum(values) if values or own_database else None
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)
-
-
-UNKNOWN_SERVER = StoreServer(lambda: None, lambda: None, lambda: None)
 
 
 def emulator_label(url: str) -> str | None:
@@ -140,16 +62,6 @@ def store_settings(url: str) -> dict[str, str]:
     """Return the environment in which a process of ours finds the store at *url*."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(STORE_SETTINGS)}
     return {"HOTPLATE_STORE": url} | kept
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Store]:
-    """Connect to a store until the block ends."""
-    store = connect(url)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +92,10 @@ class Setup:
     manifest: Manifest
     users: tuple[str, ...]
     started_here: bool
-    """Whether the stores were started for this comparison, and the lists made up."""
+    """Whether the stores were started for this comparison."""
+
+    lists: str = LIVE
+    """Where the lists are from, and why there are no more of them."""
 
 
 @contextmanager
@@ -190,23 +105,22 @@ def own_stores(emulator_ru: int | None) -> Iterator[list[str]]:
         raise BenchFailed(f"{REDIS_MISSING}, or give the URLs of the stores")
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
-        urls = [f"file://{folder}/store", stack.enter_context(redis_serving()).url()]
+        urls = [f"file://{folder}/store", stack.enter_context(redis_serving(core=STORE_CORE)).url()]
         if emulator_ru is not None:
-            emulator = stack.enter_context(emulator_serving())
+            emulator = stack.enter_context(emulator_serving(core=STORE_CORE))
             urls.append(f"cosmos+{emulator.url}/hotplate?ru={emulator_ru}")
         yield urls
 
 
 @contextmanager
-def prepared_stores(
-    urls: Sequence[str], users: int, encoding: str, display: ProgressDisplay, *, started_here: bool
-) -> Iterator[Setup]:
+def prepared_stores(urls: Sequence[str], options: StoresOptions, display: ProgressDisplay) -> Iterator[Setup]:
     """Bring one release into all stores, and start a service for each.
 
-    The release is the live one of the first store that has any; if none has, lists are made up for *users*. Raises
-    BenchMisused where two stores have different releases, and nothing is written into either then.
+    The release is the live one of the first store that has any. If none has, lists are made up for as many users as all
+    stores take in a share of the budget. Raises BenchMisused if two stores have different releases, and nothing is
+    written into either then; BenchFailed if a copy of a release would take most of the budget.
     """
-    manifest, ids = asyncio.run(_share_release(urls, users, encoding, display))
+    manifest, ids, lists = asyncio.run(_share_release(urls, options, display))
     first = f"/v1/recommendations/{quote(ids[0], safe='')}"
     with ExitStack() as stack:
         candidates = list[Candidate]()
@@ -215,7 +129,7 @@ def prepared_stores(
             command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
             service = stack.enter_context(service_serving(command, first, store_settings(url)))
             candidates.append(Candidate(name, url, service, store_server(url)))
-        yield Setup(tuple(candidates), manifest, tuple(ids), started_here)
+        yield Setup(tuple(candidates), manifest, tuple(ids), not options.urls, lists)
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
@@ -228,25 +142,48 @@ def store_names(urls: Sequence[str]) -> list[str]:
 
 
 async def _share_release(
-    urls: Sequence[str], users: int, encoding: str, display: ProgressDisplay
-) -> tuple[Manifest, list[str]]:
-    names = store_names(urls)
-    display.start(f"writing lists for {users:,} users into {names[0]}", 1.0)
+    urls: Sequence[str], options: StoresOptions, display: ProgressDisplay
+) -> tuple[Manifest, list[str], str]:
+    """Return the manifest of the release that all stores have then, its users, and where its lists are from."""
+    names, lists = store_names(urls), LIVE
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(opened(url)) for url in urls]
         live = [(await store.catalogue()).live_ref for store in stores]
         held = [(store, release) for store, release in zip(stores, live, strict=True) if release]
-        source, release = held[0] if held else (stores[0], await _publish_made_up(stores[0], users, encoding, display))
+        if held:
+            source, release = held[0]
+        else:
+            made_up = MadeUpLists(options, display)
+            lists = await made_up.plan(dict(zip(names, urls, strict=True)), stores)
+            source, release = stores[0], await made_up.publish(names[0], stores[0])
         manifest = await load_manifest(source, release)
         await _require_same_release(stores, urls, live, manifest)
         for name, store, already in zip(names, stores, live, strict=True):
             if already is None and store is not source:
                 display.start(f"writing the release into {name}", 1.0)
-                await copy(source, store, release.id, on_progress=display.step)
-        ids = [row.key.removeprefix(USER) for row in await first_user_rows(source, release, users)]
+                on_progress = copy_progress(name, options, display) if held else display.step
+                await copy(source, store, release.id, on_progress=on_progress)
+        ids = [row.key.removeprefix(USER) for row in await first_user_rows(source, release, options.users)]
     if not ids:
         raise BenchMisused(f"the release {release.id} holds no user's list")
-    return manifest, ids
+    return manifest, ids, lists
+
+
+def copy_progress(name: str, options: StoresOptions, display: ProgressDisplay) -> Callable[[int, int], None]:
+    """Return what shows the progress of a copy, and ends it with BenchFailed once it is seen to take too long."""
+    began_s, most_s = time.monotonic(), COPY_SHARE * parse_seconds(options.budget)
+
+    def on_progress(done: int, total: int) -> None:
+        display.step(done, total)
+        took_s = time.monotonic() - began_s
+        if (all_s := took_s * total / max(1, done)) > most_s and took_s > FORESEEN_S:
+            more = math.ceil(all_s / COPY_SHARE / 60) + 1
+            raise BenchFailed(
+                f"writing the release into {name} takes about {all_s / 60:.1f} minutes of the budget of "
+                f"{options.budget}: --budget {more}m would do, or copy it before with hotplate releases copy"
+            )
+
+    return on_progress
 
 
 async def _require_same_release(
@@ -262,24 +199,49 @@ async def _require_same_release(
             )
 
 
-async def _publish_made_up(store: Store, users: int, encoding: str, display: ProgressDisplay) -> ReleaseRef:
-    shape = Shape(users, LIST_LENGTH)
+class MadeUpLists:
+    """Lists that are made up for a comparison; lives until they are published."""
 
-    async def batches() -> AsyncIterator[list[Row]]:
-        for rows in shape.batches(shape.drawn()):
-            yield rows
+    def __init__(self, options: StoresOptions, display: ProgressDisplay) -> None:
+        self._options = options
+        self._display = display
+        self._shape = Shape(options.users, LIST_LENGTH)
+        self._bodies = self._shape.drawn()
 
-    result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding, on_progress=display.step)
-    return (await store.catalogue()).find(result.manifest.release).ref
+    async def plan(self, urls: Mapping[str, str], stores: Sequence[Store]) -> str:
+        """Take as many users as all stores, by name, take in their share of the budget; say how many, and why.
 
+        An account is not measured, because each trial would make a container that is paid for by the hour.
+        """
+        rows = [row for batch in Shape(MEASURED_LISTS, LIST_LENGTH).batches(self._bodies) for row in batch]
+        rates = dict[str, float]()
+        for (name, url), store in zip(urls.items(), stores, strict=True):
+            if scheme_of(url) != "cosmos":
+                self._display.start(f"measuring how fast lists are written into {name}", 1.0)
+                rates[name] = await lists_a_second(store, store_server(url), rows)
+        fill_s = FILL_SHARE * parse_seconds(self._options.budget)
+        fitting = (
+            max(FIRST_LISTS, int(fill_s / PASSES / sum(1 / rate for rate in rates.values()))) if rates else math.inf
+        )
+        users = self._options.users
+        if fitting >= users:
+            return f"made up for {users:,} users"
+        self._shape = replace(self._shape, users=int(fitting))
+        slowest = min(rates, key=lambda name: rates[name])
+        return (
+            f"made up for {fitting:,} users instead of {users:,}, because {slowest} takes {rates[slowest]:,.0f} lists "
+            f"a second, and the budget is {self._options.budget}"
+        )
 
-async def first_user_rows(store: Store, release: ReleaseRef, most: int) -> list[Row]:
-    """Read the first *most* users' rows of a release."""
-    rows = list[Row]()
-    async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
-        async for row in scanned:
-            if row.key.startswith(USER):
-                rows.append(row)
-            if len(rows) == most:
-                break
-    return rows
+    async def publish(self, name: str, store: Store) -> ReleaseRef:
+        """Publish them to the first store."""
+        shape = self._shape
+        self._display.start(f"writing lists for {shape.users:,} users into {name}", 1.0)
+
+        async def batches() -> AsyncIterator[list[Row]]:
+            for rows in shape.batches(self._bodies):
+                yield rows
+
+        encoding, step = self._options.encoding, self._display.step
+        result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding, on_progress=step)
+        return (await store.catalogue()).find(result.manifest.release).ref

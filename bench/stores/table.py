@@ -17,6 +17,7 @@ from bench.measured import (
     Measured,
     Words,
     geometric,
+    middle,
 )
 from bench.options import StoresOptions
 from bench.planner.prices import load as load_prices
@@ -82,9 +83,9 @@ class Column:
         return self.store.capacity.best if self.store.capacity else None
 
     def mean(self, value: Callable[[RoundResult], float | None]) -> float | None:
-        """Return the mean of a value over the rounds; None if it is not known."""
+        """Return the mean of a value over the middle three fifths of the rounds; None if it is not known."""
         values = self.values(value)
-        return fmean(values) if values else None
+        return middle(values) if values else None
 
     def values(self, value: Callable[[RoundResult], float | None]) -> list[float]:
         """Return a value of each round that has it."""

@@ -9,7 +9,7 @@ import pytest
 
 from bench.lists import Shape
 from bench.stores.rounds import look_up
-from bench.stores.setup import store_server
+from bench.stores.server import store_server
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.lifecycle import publish

@@ -1,9 +1,11 @@
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from bench.process import Server, free_port, serving
+from bench.process import Server, free_port, raised_priority, serving
 from bench.report import machine
 
 CLAIM = "import sys; from bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
@@ -48,6 +50,63 @@ def test_a_page_that_forked_processes_share_is_counted_once() -> None:
     assert len(running) == 3
     assert 64_000_000 < taken < 120_000_000
     assert Server("", first.pid).memory_bytes() == 0
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def priority(pid: int) -> tuple[int, int]:
+    return os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
+
+
+def test_a_priority_is_raised_as_far_as_allowed_and_taken_back(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    before = priority(sleeper.pid)
+    with raised_priority([sleeper.pid]) as got:
+        policy, niceness = priority(sleeper.pid)
+        assert (policy == os.SCHED_RR) is (got == "real-time priority")
+        assert got or (policy, niceness) == before
+    assert priority(sleeper.pid) == before
+
+
+def test_without_the_right_to_real_time_priority_it_is_a_niceness_or_nothing(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    set_to = list[int]()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    restore = os.sched_setscheduler
+    monkeypatch.setattr(
+        os, "sched_setscheduler", lambda pid, policy, level: (refuse if policy else restore)(pid, policy, level)
+    )
+    monkeypatch.setattr(os, "setpriority", lambda _which, _pid, niceness: set_to.append(niceness))
+    with raised_priority([sleeper.pid]) as got:
+        assert got == "a niceness of -10"
+    assert set_to == [-10, os.getpriority(os.PRIO_PROCESS, sleeper.pid)]
+    monkeypatch.setattr(
+        os, "setpriority", lambda _which, _pid, niceness: (refuse if niceness < 0 else set_to.append)(niceness)
+    )
+    with raised_priority([sleeper.pid]) as got:
+        assert got == ""
+
+
+def test_on_one_core_no_priority_is_raised_and_one_that_died_is_no_error(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = priority(sleeper.pid)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    with raised_priority([sleeper.pid]) as got:
+        assert (got, priority(sleeper.pid)) == ("", before)
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_own_words() -> None:

@@ -32,7 +32,8 @@ from bench.stores.results import (
     capacity_point,
 )
 from bench.stores.rounds import request_units
-from bench.stores.setup import UNKNOWN_SERVER, Candidate, Setup
+from bench.stores.server import UNKNOWN_SERVER
+from bench.stores.setup import Candidate, Setup
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import load
 from stores.manifest import Manifest
@@ -152,6 +153,10 @@ def test_it_is_named_what_ended_the_search() -> None:
     assert full.ending(emulated=False).startswith(
         "outside at 400 requests/s by p99 100 ms, bound 60 ms; the service used 97% of its"
     )
+    half, ours = a_run(slow, 0.75), (200, inside)
+    assert capacity_of(a_store("a", "redis://a", ours, (400, half))).limit == "no core was full"
+    shared = replace(half, one_core=True)  # with a tenth of it for the store's server
+    assert capacity_of(a_store("a", "redis://a", ours, (400, shared))).limit == "the service's core"
     throttled = capacity_of(a_store("b", "cosmos+http://a:1/b", good, (400, a_run(slow, 0.3, throttled=9))))
     assert throttled.limit == "the container's RU/s"
     assert "100 ms" not in throttled.ending(emulated=True)  # the time of an emulator

@@ -5,13 +5,18 @@ import io
 import json
 import shutil
 import subprocess
+import types
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from bench.answers import CheckResult
+from bench.errors import BenchFailed
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.schedule import constant
@@ -32,21 +37,16 @@ from bench.stores.results import (
     ServiceRun,
     StoreResult,
 )
-from bench.stores.rounds import BATCHES
-from bench.stores.setup import (
-    UNKNOWN_SERVER,
-    Candidate,
-    Setup,
-    emulator_label,
-    store_names,
-    store_server,
-)
-from stores.catalogue import ReleaseId, ReleaseRef
+from bench.stores.rounds import BATCHES, StoreComparison
+from bench.stores.server import UNKNOWN_SERVER, store_server
+from bench.stores.setup import Candidate, MadeUpLists, Setup, copy_progress, emulator_label, store_names
+from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
 from stores.connect import connect
 from stores.errors import ReleaseNotFound
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.store import Row
+from stores.verification import load_manifest
 from tests.support.command import hotplate
 from tests.support.service import a_list, publish_lists
 from tests.support.virtual import simulate
@@ -107,7 +107,7 @@ def test_without_urls_it_starts_what_it_needs_and_leaves_a_report(
         for one in each["rounds"]:
             assert set(one["direct"]) == {str(size) for size in BATCHES}
             assert one["service_cpu_us"] > 0
-            assert one["trial"]["lists"] == 500
+            assert 0 < one["trial"]["lists"] <= 500
             assert one["trial"]["stored_bytes"] > 0
         assert each["memory_bytes"]["service"] > 1_000_000
     assert facts["stores"][1]["rounds"][0]["server_cpu_us"] > 0
@@ -148,13 +148,143 @@ def test_an_empty_store_is_filled_and_nothing_else_is_written_unless_requested(t
     assert not any(line["group"] == "Publishing" for line in facts["comparison"]["lines"])
 
 
-def test_all_rounds_fit_into_the_budget_or_are_shorter() -> None:
+def test_rounds_are_short_and_a_dozen_fit_into_the_budget_or_they_are_shorter() -> None:
     for options in (StoresOptions(), StoresOptions(emulator_ru=400), StoresOptions(urls=("file:///a", "file:///b"))):
         stores = len(options.urls) or 2 + (options.emulator_ru is not None)
         duration_s = parse_settings(options).duration_s
-        assert 1 <= duration_s <= 5
-        assert stores * options.repeat * duration_s < 180
-        assert parse_settings(replace(options, budget="1h")).duration_s == 5
+        assert 1 <= duration_s <= 2
+        assert stores * 12 * duration_s < 180
+        assert parse_settings(replace(options, budget="1m")).duration_s == 1
+        assert parse_settings(replace(options, budget="1h")).duration_s == 2
+        assert parse_settings(replace(options, budget="1h", repeat=900)).duration_s < 2
+
+
+class VirtualPool:
+    """Stands for the generator's processes: runs are made in virtual time, on a machine that is busy now and then."""
+
+    pids: tuple[int, ...] = ()
+    placement = "The generator ran in virtual time."
+
+    def __init__(self, clock: types.SimpleNamespace, answer_s: dict[str, float], seed: int = 1) -> None:
+        self._clock = clock
+        self._answer_s = answer_s
+        self._chance = np.random.default_rng(seed)
+        self.urls = list[str]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left to end."""
+
+    def run(self, load: Load, on_progress: object) -> Result:
+        del on_progress
+        self.urls.append(load.url)
+        self._clock.now_s += load.duration_s + 0.5
+        slow = self._chance.lognormal(0, 0.1) * (4 if self._chance.random() < 0.15 else 1)
+        made = simulate(load, lambda arrival_s: arrival_s + self._answer_s[load.url] * slow)
+        return replace(made, seen={"source": {"personal": made.ok}}, samples=())
+
+
+def compared_in_virtual_time(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, answers_s: Sequence[float], budget: str = "1m", seed: int = 1
+) -> tuple[VirtualPool, Report]:
+    clock = types.SimpleNamespace(now_s=0.0)
+    clock.monotonic = lambda: clock.now_s
+    urls = tuple(f"file://{folder}/{number}" for number in range(len(answers_s)))
+    services = [f"http://simulated:{number + 1}" for number in range(len(answers_s))]
+    pool = VirtualPool(clock, dict(zip(services, answers_s, strict=True)), seed)
+    monkeypatch.setattr("bench.stores.rounds.time", clock)
+    monkeypatch.setattr("bench.stores.report.time", clock)
+    monkeypatch.setattr("bench.stores.rounds.WorkerPool", lambda **_: pool)
+    monkeypatch.setattr("bench.stores.rounds.request_units", lambda _: None)
+    options = StoresOptions(urls=urls, budget=budget, rate="100", direct=False, warmup="0s")
+    manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
+    candidates = tuple(
+        Candidate(name, url, Server(service, -1), UNKNOWN_SERVER)
+        for name, url, service in zip("ABC", urls, services, strict=False)
+    )
+    setup = Setup(candidates, manifest, ("1", "2"), started_here=False)
+    comparison = StoreComparison(setup, parse_settings(options), ProgressDisplay(None))
+    return pool, report(options, setup, comparison.run(publishing=False))
+
+
+def test_stores_take_turns_in_alternating_order_until_the_budget_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pool, made = compared_in_virtual_time(monkeypatch, tmp_path, [0.002, 0.002])
+    order = "".join(url[-1] for url in pool.urls)
+    assert order.startswith("21122112")
+    rounds = len(made.series[0].rounds)
+    assert rounds == len(order) // 2 == 14  # of 3.5 s each in a minute less 10 s
+    assert "The generator ran in virtual time." in made.extra["comparison"]["notes"]
+
+
+def test_rounds_that_would_tell_are_turned_into_a_budget() -> None:
+    found = ComparisonResult((), interrupted=False, round_s=6.2)
+    assert found.more_time(60) == "60 rounds take about 8 minutes: --budget 8m"
+
+
+def test_on_a_busy_machine_a_store_that_is_half_as_fast_again_is_found_and_an_equal_one_is_not_called_different(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def verdict(second_s: float, seed: int) -> str:
+        _, made = compared_in_virtual_time(monkeypatch, tmp_path, [0.002, second_s], seed=seed)
+        lines = made.extra["comparison"]["lines"]
+        return next(str(line["verdict"]) for line in lines if line["name"] == "p50")
+
+    slower = [verdict(0.003, seed) for seed in range(5)]
+    assert sum(each.startswith("A is faster: B takes ") for each in slower) >= 4, slower
+    equal = [verdict(0.002, seed) for seed in range(5)]
+    assert not any("faster" in each for each in equal), equal
+
+
+class PacedStore(MemoryStore):
+    """Takes so many rows a second, by a clock of its own."""
+
+    def __init__(self, clock: types.SimpleNamespace, rows_s: float) -> None:
+        super().__init__()
+        self._paced = clock
+        self._rows_s = rows_s
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        self._paced.now_s += len(rows) / self._rows_s
+        await super().put(draft, rows, part)
+
+
+async def test_so_many_lists_are_made_up_as_the_slowest_store_takes_in_a_share_of_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = types.SimpleNamespace(now_s=0.0, process_time=lambda: 0.0)
+    clock.perf_counter = lambda: clock.now_s
+    monkeypatch.setattr("bench.stores.publication.time", clock)
+    stores = [PacedStore(clock, 100_000), PacedStore(clock, 500)]
+    options, urls = StoresOptions(users=20_000), {"quick": "memory://quick", "slow": "memory://slow"}
+    made_up = MadeUpLists(options, ProgressDisplay(None))
+    found = await made_up.plan(urls, stores)
+    assert found == (
+        "made up for 8,955 users instead of 20,000, because slow takes 500 lists a second, and the budget is 3m"
+    )
+    await made_up.publish("quick", stores[0])
+    manifest = await load_manifest(stores[0], (await stores[0].catalogue()).releases[-1].ref)
+    assert manifest.counts["user"] == 8_955
+    enough = MadeUpLists(replace(options, users=300), ProgressDisplay(None))
+    assert await enough.plan(urls, stores) == "made up for 300 users"
+
+
+def test_a_copy_that_would_take_most_of_the_budget_ends_with_the_one_that_would_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = types.SimpleNamespace(now_s=0.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr("bench.stores.setup.time", clock)
+    on_progress = copy_progress("cosmos+http://", StoresOptions(), ProgressDisplay(None))
+    clock.now_s = 4.0
+    on_progress(1_000, 100_000)  # too early to tell
+    clock.now_s = 8.0
+    on_progress(50_000, 100_000)
+    with pytest.raises(BenchFailed, match=r"takes about 6\.7 minutes of the budget of 3m: --budget 15m would do"):
+        on_progress(2_000, 100_000)
 
 
 def test_a_budget_that_is_used_up_ends_it_and_says_what_would_do(tmp_path: Path) -> None:
