@@ -18,7 +18,7 @@ from serve.telemetry.spans import sampled_requests, traced
 from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines
 from stores.errors import NotInMemory, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.store import LocalReader, PointReader, Reader, Slot
+from stores.store import LocalReader, Reader, Slot
 from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Tier:
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
-        self.keys_a_call = 1 if isinstance(reader, PointReader) else reader.batch
+        self.keys_a_call = reader.coalesce
         """How many keys of different requests are read by one call: no more than wait for each other anyway."""
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
         self._canary_cache: Cache | None = None

@@ -11,7 +11,7 @@ from stores.errors import ReleaseCorrupt, StoreError, StoreFull
 from stores.lifecycle import check_nothing_to_rebuild
 from stores.manifest import Manifest
 from stores.servable import read_servable
-from stores.store import Advised, Examined, Finding, Inventoried, Level, Plan, RoomChecked, Store, read_one
+from stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
 from stores.verification import named
 
 # How far the store's clock may be from ours.
@@ -42,13 +42,9 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
 
 async def _own_findings(store: Store) -> list[Finding]:
     try:
-        if isinstance(store, Examined):
-            return await store.examine()
-        if isinstance(store, Advised):
-            return [Finding(Level.WARNING, "set-up", sentence) for sentence in await store.warnings()]
+        return await store.examine() if isinstance(store, Diagnosed) else []
     except StoreError as error:
         return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}")]
-    return []
 
 
 def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
@@ -132,7 +128,7 @@ async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:
 
 
 async def _room(store: Store, manifest: Manifest) -> list[Finding]:
-    if not isinstance(store, RoomChecked):
+    if not isinstance(store, Diagnosed):
         return []
     draft = DraftRef(ReleaseId(manifest.release), "0" * 12, "")
     try:
@@ -161,7 +157,7 @@ async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
             findings.append(Finding(Level.WARNING, "left over", sentence + advice))
     known = {entry.ref.incarnation for entry in catalogue.releases}
     try:
-        found = await store.incarnations() if isinstance(store, Inventoried) else []
+        found = await store.incarnations()
     except StoreError as error:
         return [*findings, Finding(Level.WARNING, "left over", f"what lies in the store cannot be listed: {error}")]
     if strangers := [name for name in found if name not in known]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
-from stores.store import BATCH_ROWS, Estimate, Plan, ProvisionedStore, PublishCounts, RoomChecked, Row, Store
+from stores.store import BATCH_ROWS, Diagnosed, Estimate, Plan, ProvisionedStore, PublishCounts, Row, Store
 
 
 async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
@@ -25,7 +25,7 @@ async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]]
     key, value = manifest.key_row
     plan = Plan(manifest.rows + 1, manifest.bytes + len(key) + len(value))
     if not isinstance(store, ProvisionedStore):
-        return Estimate(plan.rows, plan.payload_bytes, fits=True if isinstance(store, RoomChecked) else None)
+        return Estimate(plan.rows, plan.payload_bytes, fits=True if isinstance(store, Diagnosed) else None)
     stand_in.counts.checked = len(manifest.sample) + len(manifest.segments)
     made = store.estimate(plan, stand_in.counts, first=not found.generation, live=live)
     if not error:
@@ -52,7 +52,7 @@ class _StandIn(MemoryStore):
         return self._rows.get(release.incarnation, key)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        if isinstance(self._store, RoomChecked):
+        if isinstance(self._store, Diagnosed):
             await self._store.check_room(draft, plan)
         await super().create(draft, plan)
 

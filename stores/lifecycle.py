@@ -32,7 +32,7 @@ from stores.errors import (
 from stores.manifest import Manifest, Tally, compare, describe
 from stores.parts import Assignment, OtherWriters, put_part, sum_up
 from stores.servable import read_servable
-from stores.store import Inventoried, Plan, ProvisionedStore, Row, Store, WriterLocked
+from stores.store import Plan, ProvisionedStore, Row, Store, WriterLocked
 from stores.throttle import Backoff
 from stores.verification import Progress, load_manifest, named, unreported, verify
 
@@ -337,7 +337,7 @@ async def prune(
     Releases that were never activated stay, or, given *keep_ready_s*, those that were begun since. What is kept but
     no longer read, its grace having passed, is scaled down. *on_progress* is called with (erased, to erase).
     """
-    present = await store.incarnations() if isinstance(store, Inventoried) else []
+    present = await store.incarnations()
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
     dropped = [entry.ref for entry in marked.releases if entry.state is State.DROPPING]
     for number, release in enumerate(dropped):
@@ -405,8 +405,6 @@ async def check_nothing_to_rebuild(store: Store) -> None:
 
     Then `prune` would erase them.
     """
-    if not isinstance(store, Inventoried):
-        return
     for incarnation in await store.incarnations():
         found = await is_sealed(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation))
         if found and not (await store.catalogue()).generation:  # otherwise somebody else published first

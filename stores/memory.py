@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict
 from stores.keys import META
-from stores.store import Inventoried, LocalReader, Plan, Row, Slot, not_found, sealed, taken_over
+from stores.store import LocalReader, Plan, Row, Slot, not_found, sealed, taken_over
 
 
 @dataclass(slots=True)
@@ -20,10 +20,10 @@ class _Release:
     """The last key of each part."""
 
 
-class MemoryStore(LocalReader, Inventoried):
+class MemoryStore(LocalReader):
     """Holds everything in this process and loses it with it; *clock* is the store's own time."""
 
-    batch = 64
+    batch = coalesce = 64
 
     def __init__(self, clock: Callable[[], float] = time.time, catalogue: Catalogue | None = None) -> None:
         self._clock = clock
@@ -36,9 +36,6 @@ class MemoryStore(LocalReader, Inventoried):
 
     async def warm(self, release: ReleaseRef) -> None:
         """Nothing to bring: it is in memory."""
-
-    async def incarnations(self) -> list[str]:
-        return list(self._releases)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # a dict is never late
@@ -102,6 +99,14 @@ class MemoryStore(LocalReader, Inventoried):
 
     async def erase(self, release: ReleaseRef) -> None:
         self._releases.pop(release.incarnation, None)
+
+    async def incarnations(self) -> list[str]:
+        return list(self._releases)
+
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        """See the contract; there is no record that could be damaged."""
+        del record, new
+        raise ReleaseConflict("the catalogue can be read")
 
     def _claimed(self, draft: DraftRef) -> _Release:
         found = self._find(draft)

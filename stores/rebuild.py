@@ -23,7 +23,7 @@ from stores.keys import MANIFEST
 from stores.lifecycle import is_sealed, scale_up_again
 from stores.manifest import Manifest, read_manifest, release_in
 from stores.servable import read_servable
-from stores.store import Rebuildable, Store, read_one
+from stores.store import Store, read_one
 from stores.verification import verify
 
 # Is called with (the release that is read, its rows read, its rows in all).
@@ -90,10 +90,8 @@ async def survey(
     """Find the sealed releases that a store holds, and read every row of each.
 
     Raises ReleaseConflict if the catalogue can be read, ReleaseNotFound if there is no sealed release, or not the one
-    that is *wanted*, StoreMisused for a store that cannot be rebuilt.
+    that is *wanted*.
     """
-    if not isinstance(store, Rebuildable):
-        raise StoreMisused("this store does not say what it holds, so its catalogue cannot be rebuilt")
     record, now = await _unreadable_record(store)
     releases, others = list[FoundRelease](), dict[str, str]()
     for incarnation in await store.incarnations():
@@ -134,7 +132,7 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
     try:
         if found.record is None:
             await store.swap(Catalogue(), new)
-        elif isinstance(store, Rebuildable):
+        else:
             await store.replace_unreadable(found.record, new)
     except (ReleaseConflict, StoreUnavailable) as error:
         if await _token(store) != new.token:  # otherwise only the reply was lost

@@ -15,7 +15,7 @@ from stores.encoding import Checksum, Decode, is_empty
 from stores.errors import HEAL, ReleaseCorrupt, StoreUnavailable
 from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import Reader, SelfChecked
+from stores.store import Diagnosed, Reader
 from stores.verification import load_manifest, read_present
 
 # How long the reads may take in all, in seconds.
@@ -54,7 +54,7 @@ async def read_servable(reader: Reader, release: ReleaseRef, *, deadline_s: floa
 
 
 async def _read(reader: Reader, release: ReleaseRef) -> Servable:
-    if isinstance(reader, SelfChecked):
+    if isinstance(reader, Diagnosed):
         await reader.check_size(release)
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 
 # How many rows a store acknowledges together, if it keeps a list of their keys.
 BATCH_ROWS = 1000
@@ -44,6 +44,12 @@ class Reader(Protocol):
 
     batch: int
     """How many keys one call should carry."""
+
+    coalesce: int
+    """How many keys of different requests one call should carry; 1 if each key is a request to the store of its own.
+
+    Then a call with many saves nothing, and a key that is slow need not hold up those of others.
+    """
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         """Read *keys* of *release*: one slot a key, in order; one slot never fails another.
@@ -111,20 +117,13 @@ class LocalReader(ABC):
     async def warm(self, release: ReleaseRef) -> None:
         """Bring a release into memory, paced, so `get` waits for no disk; called before it is served."""
 
-
-class PointReader:
-    """Derived from by a reader of which each key is a request of its own, so a call with many saves it nothing.
-
-    Then a key that is slow need not hold up those of others, which are read by calls of their own.
-    """
-
-
-class Lockable(ABC):
-    """Derived from by a local reader that can keep a release in memory whatever else the machine reads."""
-
-    @abstractmethod
     async def lock(self, *releases: ReleaseRef) -> None:
-        """Keep *releases*, and no others, in memory, until they are pruned or this is closed. Raises StoreError."""
+        """Keep *releases*, and no others, in memory until they are pruned or this is closed.
+
+        Raises StoreUnavailable if that cannot be done, as in a store that does not know how.
+        """
+        del releases
+        raise StoreUnavailable("this store cannot lock a release in memory; serve without --lock-memory")
 
 
 class Store(Reader, Protocol):
@@ -182,13 +181,19 @@ class Store(Reader, Protocol):
         """Remove every row of an incarnation, sealed or not, paced, to spare readers. Idempotent."""
         ...
 
+    async def incarnations(self) -> list[str]:
+        """Return the incarnations of all releases and drafts that have data in the store. Raises StoreError.
 
-class Advised(ABC):
-    """Derived from by a store that can name flaws of its set-up; `releases verify` and `/readyz` show them."""
+        Works without a catalogue that can be read. `prune` erases what no catalogue names any more.
+        """
+        ...
 
-    @abstractmethod
-    async def warnings(self) -> list[str]:
-        """Return one sentence for each flaw that could harm what is served, free of secrets. Raises StoreError."""
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        """Replace *record*, as a CatalogueUnreadable names it, by *new*, and notify readers as `swap` does.
+
+        ReleaseConflict if another record, or none, is stored by now, compared byte by byte.
+        """
+        ...
 
 
 class Polled:
@@ -196,25 +201,6 @@ class Polled:
 
     polled_at: float | None = None
     """When the catalogue was last read for `changes`, by the monotonic clock, whether it had changed or not."""
-
-
-class Inventoried(ABC):
-    """Derived from by a store that can say what lies in it, so `prune` erases what no catalogue names any more."""
-
-    @abstractmethod
-    async def incarnations(self) -> list[str]:
-        """Return the incarnations of all releases and drafts that have data in the store. Raises StoreError."""
-
-
-class Rebuildable(Inventoried):
-    """Derived from by a store in which `hotplate store rebuild` can replace a catalogue that cannot be read."""
-
-    @abstractmethod
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        """Replace *record*, as a CatalogueUnreadable names it, by *new*, and notify readers as `swap` does.
-
-        ReleaseConflict if another record, or none, is stored by now, compared byte by byte.
-        """
 
 
 class WriterLocked(ABC):
@@ -226,26 +212,6 @@ class WriterLocked(ABC):
 
         Raises ReleaseConflict if the writer before lives, and changes nothing then.
         """
-
-
-class RoomChecked(ABC):
-    """Derived from by a store that can say, without writing, whether a release fits; `--dry-run` asks it."""
-
-    @abstractmethod
-    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        """Raise StoreFull, with the numbers, for what cannot fit."""
-
-
-class SelfChecked(ABC):
-    """Derived from by a store that knows what bytes it sealed; `releases verify` asks it before it reads any row."""
-
-    @abstractmethod
-    async def check_size(self, release: ReleaseRef) -> None:
-        """Raise ReleaseCorrupt for data that were cut; quick, and called before each release is served."""
-
-    @abstractmethod
-    async def check_integrity(self, release: ReleaseRef) -> None:
-        """Raise ReleaseCorrupt, saying where, for data whose bytes are not those that were sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,12 +347,34 @@ class Finding(NamedTuple):
     sentence: str
 
 
-class Examined(ABC):
-    """Derived from by a store that can say more of its fitness than any reader sees; `store doctor` prints it.
-
-    `Advised` is what a service asks again and again of what it serves from; this is asked by people, and may take long.
-    """
+class Diagnosed(ABC):
+    """Derived from by a store that can say whether it is fit to be read and written, and whether its data are whole."""
 
     @abstractmethod
     async def examine(self) -> list[Finding]:
-        """Look at version, rights, limits and set-up, and change nothing; free of secrets. Raises StoreError."""
+        """Look at version, rights, limits and set-up, and change nothing; free of secrets. Raises StoreError.
+
+        For `store doctor`: it may take long.
+        """
+
+    @abstractmethod
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        """Raise StoreFull, with the numbers, for what cannot fit; nothing is written."""
+
+    async def warnings(self) -> list[str]:
+        """Return one sentence for each flaw that could harm what is served, free of secrets. Raises StoreError.
+
+        A service asks for them again and again.
+        """
+        return []
+
+    async def check_size(self, release: ReleaseRef) -> None:
+        """Raise ReleaseCorrupt for data that were cut; quick, and called before each release is served."""
+        del release
+
+    async def check_integrity(self, release: ReleaseRef) -> None:
+        """Raise ReleaseCorrupt, saying where, for data whose bytes are not those that were sealed.
+
+        `verify` calls it before it reads any row.
+        """
+        del release

@@ -13,7 +13,7 @@ from stores.encoding import Checksum, Decode
 from stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused
 from stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
 from stores.manifest import Manifest, Tally, compare, read_manifest
-from stores.store import Reader, Row, SelfChecked, Store, read_one
+from stores.store import Diagnosed, Reader, Row, Store, read_one
 
 VERIFY_CHUNK = 1000
 
@@ -49,7 +49,7 @@ async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = u
     Raises ReleaseCorrupt if they differ, which says the same as a scrub; and for damage between the rows, where the
     store can find that.
     """
-    if isinstance(store, SelfChecked):  # first, because a damaged release may not be fit to be walked through
+    if isinstance(store, Diagnosed):  # first, because a damaged release may not be fit to be walked through
         await store.check_integrity(release)
     manifest = await load_manifest(store, release)
     tally, read = Tally(), 0

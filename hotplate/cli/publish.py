@@ -288,11 +288,11 @@ def write_lists(
 async def _check_store(store: "Store") -> None:
     """Raise StoreError for a store that cannot be read, before any work is done for it; print what it warns of."""
     from stores.errors import StoreError
-    from stores.store import Advised
+    from stores.store import Diagnosed
 
     await store.catalogue()
     try:
-        warnings = await store.warnings() if isinstance(store, Advised) else []
+        warnings = await store.warnings() if isinstance(store, Diagnosed) else []
     except StoreError as error:
         warnings = [f"the store's set-up cannot be read: {error}"]
     for sentence in warnings:

@@ -345,7 +345,7 @@ def verify(
     Example: hotplate releases verify --store redis://localhost:6379/0 --sample 1000
     """
     from hotplate.releases import as_damage, find_release
-    from stores.store import Advised
+    from stores.store import Diagnosed
     from stores.verification import sample as read_sample
     from stores.verification import verify as check
 
@@ -354,7 +354,7 @@ def verify(
 
     async def check_release(opened: "Store") -> "tuple[Manifest, str, list[str]]":
         chosen = await find_release(opened, release)
-        warnings = await opened.warnings() if isinstance(opened, Advised) else []
+        warnings = await opened.warnings() if isinstance(opened, Diagnosed) else []
         with as_damage(chosen):
             if sample is None:
                 manifest = await check(opened, chosen, on_progress=report)

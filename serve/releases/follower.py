@@ -17,7 +17,7 @@ from serve.releases.release import ServedRelease, load
 from stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from stores.errors import ReleaseNotFound, StoreError
 from stores.keys import MANIFEST
-from stores.store import Advised, LocalReader, Lockable, Polled, Reader, read_one
+from stores.store import Diagnosed, LocalReader, Polled, Reader, read_one
 from stores.throttle import Backoff
 from stores.verification import named
 
@@ -218,12 +218,12 @@ class Follower:
         if isinstance(self._reader, LocalReader):
             for one in unread if warm else ():
                 await _warm(self._reader, one.ref)
-            if self.lock_memory and isinstance(self._reader, Lockable):
+            if self.lock_memory:
                 await self._lock(self._reader, [entry.ref for entry in entries])
         elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
 
-    async def _lock(self, reader: Lockable, releases: list[ReleaseRef]) -> None:
+    async def _lock(self, reader: LocalReader, releases: list[ReleaseRef]) -> None:
         """Lock releases in memory, and no others; what cannot be locked is served all the same, with a warning."""
         if releases == self._locked:
             return
@@ -413,7 +413,7 @@ class Follower:
         )
 
     async def _read_advice(self) -> None:
-        if not isinstance(self._reader, Advised):
+        if not isinstance(self._reader, Diagnosed):
             return
         try:
             advice = await self._reader.warnings()

@@ -40,18 +40,15 @@ from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
 from stores.http1 import Response, when_done
 from stores.store import (
-    Advised,
     Bill,
+    Diagnosed,
     Estimate,
-    Examined,
     Finding,
     Observer,
     Plan,
-    PointReader,
     Polled,
     ProvisionedStore,
     PublishCounts,
-    Rebuildable,
     Row,
     Slot,
     not_found,
@@ -71,11 +68,13 @@ Version = tuple[str, int, str]
 ReadSlot = Callable[[str, StartedRead | None], Coroutine[Any, Any, Slot]]
 
 
-class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebuildable):
+class CosmosStore(Diagnosed, Polled, ProvisionedStore):
     """One database of one account; an instance belongs to one event loop and process."""
 
-    # Each key is a request of its own, and so many are in flight without waiting for a connection.
     batch = 64
+    """So many point reads are in flight without waiting for a connection."""
+
+    coalesce = 1
 
     def __init__(
         self,
@@ -214,8 +213,12 @@ class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebu
     async def _offer(self, container: str) -> Offer | None:
         return await self._retrier.call(partial(self._read_offer or self._containers.offer, container))
 
-    async def create(self, draft: DraftRef, plan: Plan) -> None:
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        del draft
         containers.check_room(self._address, plan)
+
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        await self.check_room(draft, plan)
         await self._retrier.call(self._catalogue.check_single_writer)
         throughput = containers.writing_throughput(self._address)
         await self._retrier.call(partial(create_with_database, self._containers, container_of(draft), throughput))
@@ -297,7 +300,7 @@ class CosmosStore(Advised, Examined, PointReader, Polled, ProvisionedStore, Rebu
         await self._retrier.call(partial(self._containers.delete_container, container_of(release)))
 
     async def incarnations(self) -> list[str]:
-        """See `Inventoried`; StoreMisused if Entra ID does not allow to list, as nothing can be erased then, either."""
+        """See the contract; StoreMisused if Entra ID does not allow to list, as nothing can be erased then, either."""
         try:
             names = await self._retrier.call(self._containers.list_containers)
         except ContainerMissing:

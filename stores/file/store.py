@@ -22,16 +22,12 @@ from stores.file.catalogue import CatalogueFile
 from stores.file.draft import DraftFile, check_room, file_bytes, held, lock_path, open_draft
 from stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
 from stores.store import (
-    Examined,
+    Diagnosed,
     Finding,
     LocalReader,
-    Lockable,
     Plan,
     Polled,
-    Rebuildable,
-    RoomChecked,
     Row,
-    SelfChecked,
     Slot,
     WriterLocked,
     taken_over,
@@ -42,10 +38,10 @@ from stores.urls import redacted
 POLL_S = 0.1
 
 
-class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Rebuildable, WriterLocked, Polled):
+class LmdbStore(LocalReader, Diagnosed, WriterLocked, Polled):
     """A folder of releases on a local disk; an instance lives as long as its process, and never crosses a fork."""
 
-    batch = 64
+    batch = coalesce = 64
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder = folder

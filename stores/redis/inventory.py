@@ -72,7 +72,7 @@ class Inventory:
         self._control = control
 
     async def incarnations(self) -> list[str]:
-        """See `Inventoried`; what a search finds is named from then on, if this user may write."""
+        """See the contract; what a search finds is named from then on, if this user may write."""
         known = await self._known()  # first: what is in the catalogue was named before
         members: list[bytes] = await self._nodes.execute_command(b"SMEMBERS", self._keys.incarnations)
         named = {member.decode() for member in members}

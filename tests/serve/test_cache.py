@@ -91,7 +91,7 @@ def test_errors_are_not_kept() -> None:
 class CountingStore(RemoteStore):
     """A remote store that counts the reads of lists."""
 
-    batch = 100
+    batch = coalesce = 100
     reads = 0
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:

@@ -12,7 +12,7 @@ from stores.catalogue import ReleaseRef
 from stores.encoding import OFFSET_BYTES
 from stores.errors import ReleaseCorrupt, StoreUnavailable
 from stores.memory import MemoryStore
-from stores.store import PointReader, Reader, Slot
+from stores.store import Reader, Slot
 from tests.support.clock import FakeClock
 from tests.support.remote import DamagedStore, RemoteStore, publish
 from tests.support.virtual import virtual
@@ -23,7 +23,7 @@ BUDGET_S = 0.1
 class CountingStore(RemoteStore):
     """A remote store that notes the keys of each read of users, and is slow for some of them."""
 
-    batch = 8
+    batch = coalesce = 8
 
     def __init__(self, inner: MemoryStore) -> None:
         super().__init__(inner)
@@ -38,8 +38,10 @@ class CountingStore(RemoteStore):
         return await super().get_many(release, keys, timeout_s=timeout_s)
 
 
-class CountingPoints(CountingStore, PointReader):
+class CountingPoints(CountingStore):
     """The same, where each key is a request of its own."""
+
+    coalesce = 1
 
 
 @pytest.fixture

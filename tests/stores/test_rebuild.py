@@ -14,7 +14,6 @@ from stores.connect import connect
 from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from stores.file.store import LmdbStore
 from stores.keys import MANIFEST
-from stores.memory import MemoryStore
 from stores.rebuild import rebuild, survey
 from stores.store import Plan, Row, Store
 from stores.verification import verify
@@ -206,8 +205,3 @@ def test_a_rebuild_whose_reply_was_lost_was_made() -> None:
         assert await rebuild(store, found, live) == await store.catalogue()
 
     with_simulation(work)
-
-
-async def test_a_store_that_does_not_say_what_it_holds_cannot_be_rebuilt() -> None:
-    with pytest.raises(StoreMisused, match="cannot be rebuilt"):
-        await survey(MemoryStore())

@@ -43,7 +43,7 @@ from stores.file.store import LmdbStore
 from stores.http1 import ConnectionPool
 from stores.keys import OVERALL
 from stores.memory import MemoryStore
-from stores.store import Inventoried, Plan, Row, Slot, Store, not_found
+from stores.store import Plan, Row, Slot, Store, not_found
 from stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.redis_server import RedisServer
@@ -447,9 +447,8 @@ class Interleaved(RuleBasedStateMachine):
                 self.erased.discard(entry.incarnation)
             if entry.state in (State.DRAFT, State.DROPPING):
                 self.excused.add(entry.incarnation)
-        if isinstance(self.store, Inventoried):
-            present = await self.store.incarnations()
-            self.excused |= {one for one in present if catalogue.entry(one) is None}
+        present = await self.store.incarnations()
+        self.excused |= {one for one in present if catalogue.entry(one) is None}
         self.notify(self.store)
 
     @rule(turns=TURNS)
@@ -668,10 +667,9 @@ class Interleaved(RuleBasedStateMachine):
         states = [entry.state for entry in self.truth.releases]
         assert {State.DRAFT, State.DROPPING, State.WITHDRAWN}.isdisjoint(states), states
         assert states.count(State.SUPERSEDED) <= 1
-        if isinstance(self.store, Inventoried):
-            present = set(self.finish(self.store.incarnations()))
-            known = {entry.incarnation for entry in self.truth.releases}
-            assert known - self.lost <= present <= known
+        present = set(self.finish(self.store.incarnations()))
+        known = {entry.incarnation for entry in self.truth.releases}
+        assert known - self.lost <= present <= known
         publisher = self.processes[0]
         self.publish(publisher, "publish", 0)
         self.run_to_end(publisher)

@@ -6,17 +6,17 @@ from copy import deepcopy
 from dataclasses import replace
 
 from stores import lifecycle as life
-from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
 from stores.memory import MemoryStore
-from stores.store import Advised, Observer, Plan, PointReader, Row, Slot
+from stores.store import Diagnosed, Finding, Observer, Plan, Row, Slot
 from tests.support.stores import as_bodies
 
 
-class RemoteStore(Advised):
+class RemoteStore(Diagnosed):
     """The memory store as if it were over a network: no local `get`, and faults on demand."""
 
-    batch = 2
+    batch = coalesce = 2
 
     def __init__(self, inner: MemoryStore) -> None:
         self.inner = inner
@@ -45,6 +45,12 @@ class RemoteStore(Advised):
             raise self.failure
         async for found in self.inner.changes():
             yield replace(found, primary=self.primary)
+
+    async def examine(self) -> list[Finding]:
+        return []
+
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        """Always room."""
 
     async def warnings(self) -> list[str]:
         if self.advice is None:
@@ -83,8 +89,10 @@ def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = Fa
         watcher.set()
 
 
-class KeyByKeyStore(PointReader, RemoteStore):
+class KeyByKeyStore(RemoteStore):
     """A remote store that reads each key by itself, reports that to an observer, and names what is too slow."""
+
+    coalesce = 1
 
     def __init__(self, inner: MemoryStore) -> None:
         super().__init__(inner)

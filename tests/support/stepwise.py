@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import StoreError, StoreUnavailable
 from stores.http1 import Response, Transport
-from stores.store import Inventoried, Plan, Reader, Row, Slot, Store, WriterLocked
+from stores.store import Plan, Reader, Row, Slot, Store, WriterLocked
 
 T = TypeVar("T")
 
@@ -134,10 +134,7 @@ class Process:
         self.loop = loop
         self.watch = watch
         self.handle = store
-        kind = Stepped
-        if isinstance(store, Inventoried):
-            kind = _SteppedLocked if isinstance(store, WriterLocked) else _SteppedInventoried
-        self.store = kind(self, store)
+        self.store = _SteppedLocked(self, store) if isinstance(store, WriterLocked) else Stepped(self, store)
         self.free = False
         """Whether it runs without waiting to be let go."""
         self.killed = False
@@ -231,6 +228,7 @@ class Stepped:
 
     def __init__(self, process: Process, store: Store) -> None:
         self.batch = store.batch
+        self.coalesce = store.coalesce
         self.reads: Reader = store
         """Where the catalogue and rows are read: the store itself, or a replica of it."""
         self.changed = asyncio.Event()
@@ -306,6 +304,12 @@ class Stepped:
 
         await self._do(erase)
 
+    async def incarnations(self) -> list[str]:
+        return await self._do(self._store.incarnations)
+
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        await self._do(lambda: self._store.replace_unreadable(record, new))
+
     async def _do(self, primitive: Callable[[], Awaitable[T]]) -> T:
         process = self._process
         await process.pause()
@@ -324,13 +328,7 @@ class Stepped:
         return reply
 
 
-class _SteppedInventoried(Stepped, Inventoried):
-    async def incarnations(self) -> list[str]:
-        assert isinstance(self._store, Inventoried)
-        return await self._do(self._store.incarnations)
-
-
-class _SteppedLocked(_SteppedInventoried, WriterLocked):
+class _SteppedLocked(Stepped, WriterLocked):
     @asynccontextmanager
     async def taking_over(self, draft: DraftRef) -> AsyncIterator[None]:
         assert isinstance(self._store, WriterLocked)

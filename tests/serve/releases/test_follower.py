@@ -16,7 +16,6 @@ from stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreUnavailable
 from stores.keys import MANIFEST
 from stores.memory import MemoryStore
-from stores.store import Lockable
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore, backup, publish, restore
 from tests.support.stores import lapse, ref_of
@@ -539,7 +538,7 @@ async def test_a_slow_load_does_not_overwrite_what_was_followed_meanwhile(
     assert served(follower).id == second
 
 
-class Locked(MemoryStore, Lockable):
+class Locked(MemoryStore):
     """A store that can lock some releases in memory."""
 
     large: ReleaseId | None = None

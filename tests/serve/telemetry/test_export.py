@@ -144,7 +144,7 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
     names = known_names()
     for url in urls:
         asyncio.run(publish_to(url, LISTS))
-        reader = open_reader([url], metrics=metrics)
+        reader = open_reader([url], metrics=metrics, budget_s=30.0)
         requests = get("/v1/recommendations/1"), post(b'{"users": ["1", "2"]}'), get("/nowhere")
         assert SpanSender(SETTINGS).send(recorded(reader, *requests))
     by_name = {span.name: span for span in sink.spans}

@@ -20,7 +20,7 @@ from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.url import Throughput, parse
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from stores.store import Advised, Plan, ProvisionedStore, Row
+from stores.store import Diagnosed, Plan, ProvisionedStore, Row
 from tests.support.cosmos_account import Account
 from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
 from tests.support.stores import begin, draft_of, ref, step
@@ -36,7 +36,7 @@ async def publish(store: CosmosStore, *, live: bool = True) -> ReleaseId:
 def test_it_offers_what_services_and_operators_may_request() -> None:
     async def work(account: SimulatedAccount) -> None:
         store = account.store()
-        for offered in (Advised, ProvisionedStore):
+        for offered in (Diagnosed, ProvisionedStore):
             assert isinstance(store, offered)
 
     with_simulation(work)

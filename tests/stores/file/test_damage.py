@@ -17,7 +17,7 @@ from stores.errors import ReleaseCorrupt, ReleaseNotFound
 from stores.file import block_sums
 from stores.file.store import LmdbStore, damaged_files
 from stores.lifecycle import publish
-from stores.store import LocalReader, Plan, Row, SelfChecked
+from stores.store import Diagnosed, LocalReader, Plan, Row
 from stores.verification import verify
 from tests.support.soak import SEED, scaled
 from tests.support.stores import batches, ref_of
@@ -144,7 +144,7 @@ async def test_any_byte_of_a_small_file_that_is_changed_is_found(tmp_path: Path)
 
 
 async def find_each(folder: Path, path: Path, offsets: list[int], draw: random.Random) -> None:
-    store: SelfChecked = LmdbStore(folder)
+    store: Diagnosed = LmdbStore(folder)
     await store.check_integrity(RELEASE)
     for offset in offsets:
         change = 1 << draw.randrange(8) if draw.random() < 0.5 else draw.randrange(1, 256)
@@ -155,7 +155,7 @@ async def find_each(folder: Path, path: Path, offsets: list[int], draw: random.R
     await store.check_integrity(RELEASE)
 
 
-async def is_damaged(store: SelfChecked) -> bool:
+async def is_damaged(store: Diagnosed) -> bool:
     try:
         await store.check_integrity(RELEASE)
     except ReleaseCorrupt:

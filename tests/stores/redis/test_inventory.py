@@ -16,7 +16,7 @@ from stores.catalogue import ReleaseRef, State
 from stores.connect import connect
 from stores.errors import StoreError
 from stores.lifecycle import prune, publish
-from stores.store import Inventoried, Plan, Row, Store
+from stores.store import Plan, Row, Store
 from tests.support.redis_server import RedisServer, running
 from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
 
@@ -226,7 +226,6 @@ async def test_an_erase_that_was_cut_short_after_the_lists_were_lost_is_finished
 async def test_what_lies_in_a_store_is_found_whatever_record_of_it_is_lost(
     place: Place, store: Store, lost: Sequence[str]
 ) -> None:
-    assert isinstance(store, Inventoried)
     for _ in range(2):
         await publish(store, batches([Row("popular:", b"{}"), *USERS[:20]]), plan=Plan(21, 1_000), about={})
     await write(store, FIRST, USERS[:3], seal=False)

@@ -16,7 +16,7 @@ from stores.redis.connection import translated
 from stores.redis.keys import BUCKETS
 from stores.redis.store import RedisStore, open_url
 from stores.redis.writer import MAX_ROWS
-from stores.store import Advised, Plan, Row
+from stores.store import Plan, Row
 from stores.verification import scrub, verify
 from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.stores import FIRST, SECOND, batches, begin, draft_of, ref, scanned, step, write
@@ -277,7 +277,6 @@ async def test_the_estimated_memory_is_the_memory_taken(redis: RedisStore, redis
 
 
 async def test_a_policy_that_drops_lists_is_reported(redis: RedisStore, redis_server: RedisServer) -> None:
-    assert isinstance(redis, Advised)
     assert await redis.warnings() == []
     redis_server.execute_command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lru")
     try:

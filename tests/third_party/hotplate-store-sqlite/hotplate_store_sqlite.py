@@ -37,7 +37,7 @@ LOCK_TIMEOUT_S = 5.0
 class SqliteStore:
     """One file of releases; an instance lives as long as its process."""
 
-    batch = 64
+    batch = coalesce = 64
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -113,6 +113,18 @@ class SqliteStore:
     async def erase(self, release: ReleaseRef) -> None:
         with self._connection() as connection:
             connection.execute("DELETE FROM rows WHERE owner = ?", (release.incarnation,))
+
+    async def incarnations(self) -> list[str]:
+        with self._connection() as connection:
+            found = connection.execute("SELECT DISTINCT owner FROM rows WHERE owner != ''")
+            return [owner for (owner,) in found]
+
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        with self._transaction():
+            if self._get(*CATALOGUE) != record:
+                raise ReleaseConflict("the catalogue was changed by somebody else first")
+            owner, key = CATALOGUE
+            self._set(owner, Row(key, dump_catalogue(new)))
 
     def _check_claim(self, draft: DraftRef) -> None:
         """Raise ReleaseConflict where a release is sealed, or another writer's; ReleaseNotFound where it is gone."""
