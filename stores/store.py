@@ -351,13 +351,6 @@ class Diagnosed(ABC):
     """Derived from by a store that can say whether it is fit to be read and written, and whether its data are whole."""
 
     @abstractmethod
-    async def examine(self) -> list[Finding]:
-        """Look at version, rights, limits and set-up, and change nothing; free of secrets. Raises StoreError.
-
-        For `store doctor`: it may take long.
-        """
-
-    @abstractmethod
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Raise StoreFull, with the numbers, for what cannot fit; nothing is written."""
 
@@ -367,6 +360,13 @@ class Diagnosed(ABC):
         A service asks for them again and again.
         """
         return []
+
+    async def examine(self) -> list[Finding]:
+        """Look at version, rights, limits and set-up, and change nothing; free of secrets. Raises StoreError.
+
+        For `store doctor`: it may take long. By default it says what `warnings` says.
+        """
+        return [Finding(Level.WARNING, "set-up", sentence) for sentence in await self.warnings()]
 
     async def check_size(self, release: ReleaseRef) -> None:
         """Raise ReleaseCorrupt for data that were cut; quick, and called before each release is served."""

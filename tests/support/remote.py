@@ -9,7 +9,7 @@ from stores import lifecycle as life
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
 from stores.memory import MemoryStore
-from stores.store import Diagnosed, Finding, Observer, Plan, Row, Slot
+from stores.store import Diagnosed, Observer, Plan, Row, Slot
 from tests.support.stores import as_bodies
 
 
@@ -45,9 +45,6 @@ class RemoteStore(Diagnosed):
             raise self.failure
         async for found in self.inner.changes():
             yield replace(found, primary=self.primary)
-
-    async def examine(self) -> list[Finding]:
-        return []
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Always room."""
