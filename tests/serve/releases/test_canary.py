@@ -88,32 +88,6 @@ def test_whoever_sees_a_canary_sees_it_at_a_larger_share_and_few_see_all_of_seve
     assert abs(len(one & other) - len(one) * len(other) / 1000) <= 6 * (len(one) * len(other) / 1000) ** 0.5 + 6
 
 
-@pytest.mark.parametrize("is_remote", [True, False])
-@virtual
-async def test_every_answer_is_of_one_release_and_a_user_has_the_same_in_each(
-    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
-) -> None:
-    live, canary = await with_canary(memory)
-    stores = {"tier": remote if is_remote else memory}
-    one, other = [await refreshed(TieredReader(stores, cache_bytes=cache)) for cache in (0, 1 << 20)]
-    chosen = of_canary(one)
-    assert 10 < len(chosen) < 30
-    for _ in range(2):  # the second time out of the cache
-        for reader in (one, other):
-            single = await asyncio.gather(*(reader.personal(name) for name in NAMES))
-            for answers in (single, await reader.personal_many(NAMES)):
-                assert texts(answers) == {live: {"live"}, canary: {"canary"}}
-                assert [name for name, one in zip(NAMES, answers, strict=True) if one.served.is_canary] == chosen
-    assert (await one.similar("1")).served.id == one.popular().served.id == live
-    await life.start_canary(memory, canary, 90)
-    assert set(chosen) < set(of_canary(await refreshed(one)))
-    await life.promote(memory)
-    for reader in (one, other):
-        answers = await (await refreshed(reader)).personal_many(NAMES)
-        assert texts(answers) == {canary: {"canary"}}
-        assert not any(one.served.is_canary for one in answers)
-
-
 @virtual
 async def test_an_unknown_user_or_one_who_cannot_be_read_gets_the_popular_list_of_the_release_he_sees(
     memory: MemoryStore, remote: RemoteStore

@@ -15,21 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.drills.proxy import through
-from serve.reader import TieredReader
 from stores import catalogue as changes
 from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from tests.support.command import hotplate
-from tests.support.readers import WAIT_S, lists, reading, until
-from tests.support.redis_server import RedisServer
-from tests.support.redis_server import running as redis_running
+from tests.support.readers import lists, until
 from tests.support.service import Service, publish_to, running, serving
-
-# What the operator's rule allows: 30 s of lower reads, and the polls around them.
-FOLLOWED_WITHIN_S = 45.0
 
 
 @contextmanager
@@ -54,17 +47,6 @@ def requested(service: Service) -> Iterator[list[str]]:
         over.set()
         thread.join()
     assert not failures, failures[:3]
-
-
-async def until_all(readers: list[TieredReader], release: str, within_s: float) -> None:
-    """Wait until each reader answers a list of its own out of *release*; none ever fails meanwhile."""
-    async with asyncio.timeout(within_s):
-        while True:
-            answers = [await reader.personal("1") for reader in readers]
-            assert all(answer.body for answer in answers)
-            if {(answer.served.id, answer.source) for answer in answers} == {(release, "personal")}:
-                return
-            await asyncio.sleep(0.02)
 
 
 async def until_ready(service: Service, release: str) -> None:
@@ -172,56 +154,3 @@ async def test_a_deleted_folder_is_degraded_and_its_popular_lists_are_served_on(
 
         await until(is_told, "operators do not read of it for each worker")
         await until_ready(service, await publish_to(f"file://{store}", lists("r2")))
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own."""
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with redis_running(folder) as server:
-        yield server
-
-
-async def test_a_redis_started_again_with_an_older_dump_is_followed(redis: RedisServer) -> None:
-    first = await publish_to(redis.url(), lists("r1"))
-    redis.execute_command("SAVE")
-    second = await publish_to(redis.url(), lists("r2"))
-    async with reading(redis.url()) as one, reading(redis.url()) as other:
-        await until_all([one, other], second, WAIT_S)
-        redis.kill()
-        await asyncio.to_thread(redis.start)
-        await until_all([one, other], first, FOLLOWED_WITHIN_S)
-        assert "restored from an older copy" in one.tiers[0].follower.warnings[0]
-        async with reading(redis.url()) as later:
-            await until_all([later], first, WAIT_S)
-
-
-async def test_a_replica_with_older_data_is_ignored_until_it_is_promoted(tmp_path: Path, redis: RedisServer) -> None:
-    first = await publish_to(redis.url(), lists("r1"))
-    redis.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
-    folder = tmp_path / "replica"
-    folder.mkdir()
-    with redis_running(folder, "--replicaof", "127.0.0.1", str(redis.port)) as replica:
-
-        async def is_linked() -> bool:
-            return bool(replica.execute_command("INFO", "replication")["master_link_status"] == "up")
-
-        await until(is_linked, "the replica has no link")
-        replica.execute_command("REPLICAOF", "127.0.0.1", "1")  # it keeps what it has, and hears of nothing new
-        second = await publish_to(redis.url(), lists("r2"))
-        async with through(redis.port) as proxy:
-            url = redis.url().replace(str(redis.port), str(proxy.port))
-            async with reading(url) as reader:
-                await until_all([reader], second, WAIT_S)
-                redis.kill()
-                proxy.target = replica.port
-                proxy.reset()
-
-                async def is_said() -> bool:
-                    return "only a replica answers" in str(reader.tiers[0].follower.last_error)
-
-                await until(is_said, "nobody says that a replica answers")
-                assert reader.release() == second
-                replica.execute_command("REPLICAOF", "NO", "ONE")
-                await until_all([reader], first, FOLLOWED_WITHIN_S)
