@@ -11,9 +11,6 @@ import pytest
 
 from bench.drills.proxy import Proxy, through
 from serve.reader import TieredReader
-from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.readers import USERS, WAIT_S, lists, reading, until, until_read
 from tests.support.service import publish_to
@@ -78,24 +75,6 @@ async def test_others_answer_during_a_fault_and_the_account_after_it(
         assert reader.tiers[0].error is not None
         cosmos.misbehave()
         await until_read(reader, TIER)
-
-
-async def test_a_publisher_in_a_storm_of_429s_loses_nothing(cosmos: Account, url: str) -> None:
-    await publish_to(url, lists("r0"))
-    async with reading(url) as reader:
-        cosmos.misbehave(FAULTS["429"])
-        publishing = asyncio.create_task(publish_to(url, lists("r1")))
-        await until_read(reader, TIER, "popular")
-        cosmos.misbehave()
-        released = await publishing
-
-        async def is_followed() -> bool:
-            return (await reader.personal("1")).served.id == released
-
-        await until(is_followed, "the new release is not followed")
-    store = connect(url)
-    await verify(store, (await store.catalogue()).find(ReleaseId(released)).ref)
-    await store.close()
 
 
 @pytest.mark.parametrize("cut_at", [IN_HEAD, IN_BODY])
