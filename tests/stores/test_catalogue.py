@@ -185,6 +185,12 @@ def test_ready_releases_stay_until_they_are_older_than_what_was_said() -> None:
         changes.prune(years_later, keep_ready_s=200.0).find(C)
 
 
+def test_of_what_was_live_before_the_latest_are_kept() -> None:
+    found = changes.activate(changes.commit(evolved(), draft(C)), C)
+    pruned = changes.prune(replace(found, now=found.now + GRACE_S), keep=1)
+    assert [entry.id for entry in pruned.releases if entry.state is State.DROPPING] == [A]
+
+
 def test_what_no_entry_names_is_dropped_and_what_one_names_is_not() -> None:
     found = evolved()
     pruned = changes.prune(found, present=["of-a", "of-c", "nobody's"])

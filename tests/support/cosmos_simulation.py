@@ -37,7 +37,7 @@ class SimulatedAccount:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.latency_s = 0.005
-        self.now = lambda: BEGAN + loop.time()
+        self.now: Callable[[], float] = lambda: BEGAN + loop.time()
         account = Account(load(), (("Here", 1),), clock=self.now)
         self.service = Service(account, Authenticator(WELL_KNOWN_KEY, None))
         self.stores = list[CosmosStore]()

@@ -149,6 +149,19 @@ async def test_a_late_writer_cannot_write_into_what_another_has_sealed(
     assert await complete(tmp_path)
 
 
+async def test_who_lost_a_draft_finds_it_refused_even_when_nobody_holds_it(tmp_path: Path) -> None:
+    for draft in (ONE, OTHER):
+        store = LmdbStore(tmp_path)
+        await store.create(draft, PLAN)
+        await store.close()
+    late = LmdbStore(tmp_path)
+    for step in (late.put(ONE, ROWS[:1]), late.resume_point(ONE), late.seal(ONE)):
+        with pytest.raises(ReleaseConflict, match="which took it over"):
+            await step
+    assert await late.resume_point(OTHER) is None
+    await late.close()
+
+
 async def test_a_writer_is_succeeded_within_its_own_process(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     await store.create(ONE, PLAN)
