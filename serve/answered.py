@@ -1,4 +1,4 @@
-"""What is known of a request once it was answered: what its line in the access log and its span are made of."""
+"""The record of an answered request, from which its line in the access log and its span are made."""
 
 from typing import NamedTuple
 

@@ -103,7 +103,7 @@ async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | Non
 
 
 class LocalReader(ABC):
-    """Derived from by a reader in this process, whose reads are too quick to pay for a future."""
+    """Base class of a reader in this process, whose reads are too quick to pay for a future."""
 
     @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
@@ -197,14 +197,14 @@ class Store(Reader, Protocol):
 
 
 class Polled:
-    """Derived from by a store that reads its catalogue time and again for `changes`, and notes when it last could."""
+    """Base class of a store that reads its catalogue time and again for `changes`, and notes when it last could."""
 
     polled_at: float | None = None
     """When the catalogue was last read for `changes`, by the monotonic clock, whether it had changed or not."""
 
 
 class WriterLocked(ABC):
-    """Derived from by a store that knows whether the writer of a draft lives, because that holds a lock."""
+    """Base class of a store that knows whether the writer of a draft lives, because that holds a lock."""
 
     @abstractmethod
     def taking_over(self, draft: DraftRef) -> AbstractAsyncContextManager[None]:
@@ -285,7 +285,7 @@ class PublishCounts:
 
 
 class ProvisionedStore(ABC):
-    """Derived from by a store where throughput is provisioned and paid for, by the hour or by each request unit."""
+    """Base class of a store whose throughput is provisioned and paid for, by the hour or by each request unit."""
 
     @abstractmethod
     async def scale_down(self, release: ReleaseRef) -> None:
@@ -348,7 +348,7 @@ class Finding(NamedTuple):
 
 
 class Diagnosed(ABC):
-    """Derived from by a store that can say whether it is fit to be read and written, and whether its data are whole."""
+    """Base class of a store that can say whether it is fit to be read and written, and whether its data are whole."""
 
     @abstractmethod
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:

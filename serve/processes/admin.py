@@ -145,7 +145,7 @@ class _Admin:
     """Answers what operators request; lives as long as the admin process."""
 
     def __init__(self, inherited: Inheritance, host: str, guard: Guard | None, console: Console) -> None:
-        """Take the address that is listened on, and, beyond loopback, who says which caller is an operator."""
+        """Take the *host* that is listened on, and the *guard* that checks keys; None on loopback, which needs none."""
         self.metrics = Metrics(1, ())  # of its own, and never shown: in a worker's slot only that worker counts
         self.request_ids = RequestIds()
         self.cors = None  # no page of another origin reads what is for operators

@@ -1,7 +1,7 @@
 """The control plane by azure-cosmos: databases, containers and throughput, with the account's key.
 
-Each call opens a client of the region that takes writes, as our own topology found it, and closes it again: calls are
-few, and nothing of what a client remembers of containers can be out of date. Imported only to make, scale or drop.
+Each call opens a client of the write region and closes it again: calls are few, and a client that lives on may remember
+containers that are gone. Imported only to make, scale or drop.
 """
 
 import logging

@@ -299,7 +299,7 @@ def partition_key_header(name: str) -> bytes:
 
 def _checked(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise StoreMisused(f"{name[:80]!r} cannot be a name: names are of A-Z, a-z, 0-9, _, - and .")
+        raise StoreMisused(f"{name[:80]!r} is not a valid name; use A-Z, a-z, 0-9, _, - and . only")
     return name
 
 

@@ -308,7 +308,7 @@ class CosmosStore(Diagnosed, Polled, ProvisionedStore):
         return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
 
     async def _is_release(self, container: str) -> bool:
-        """Return whether a container is a release's, by its name or by what it holds: others may have theirs here."""
+        """Return whether a container is a release's: other programs may use similar names."""
         if not container.startswith(CONTAINER):
             return False
         return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)

@@ -153,7 +153,7 @@ class AccountTopology:
                     await self.refresh()
             except TimeoutError:
                 raise CosmosUnavailable(
-                    f"{self._translator.where} did not say in time where it is read", "timeout"
+                    f"{self._translator.where} did not list its regions in time", "timeout"
                 ) from None
         if self.nearest is None:
             raise CosmosUnavailable(f"{self._translator.where} named no region that can be read", "malformed")

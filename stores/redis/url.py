@@ -213,7 +213,7 @@ def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> Clus
     shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
     if parts.path.strip("/") not in ("", "0"):
-        raise StoreMisused(f"{shown} names a database, of which a cluster has one only; leave it out")
+        raise StoreMisused(f"{shown} names a database, but a cluster has only database 0; leave it out")
     return ClusterAddress(tuple(hosts(parts, PORT, shown)), common(parts, given, shown, environment))
 
 

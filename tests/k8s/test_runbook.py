@@ -22,7 +22,8 @@ pytestmark = pytest.mark.k8s
 
 LINES = [line.strip() for line in RUNBOOK.read_text().splitlines() if line.startswith("    ")]
 COMMANDS = list(dict.fromkeys(line for line in LINES if line.startswith("hotplate ")))
-REQUESTS = list(dict.fromkeys(line for line in LINES if line.startswith("curl ")))
+REQUESTS = list(dict.fromkeys(line for line in LINES if line.startswith(("curl ", "admin "))))
+(FUNCTION,) = (line for line in LINES if line.startswith("admin()"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def test_a_command_does_what_it_should(line: str, ground: Ground, tmp_path: Path
 def test_a_request_is_answered_and_shows_what_it_is_for(line: str, ground: Ground, addresses: dict[str, str]) -> None:
     tool("curl")
     environment = os.environ | ground.variables | addresses
-    command = ["bash", "-o", "pipefail", "-c", line]
+    command = ["bash", "-o", "pipefail", "-c", f"{FUNCTION}\n{line}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -63,7 +63,7 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
 
 
 class SpanSender:
-    """Sends spans by an exporter of the SDK; lives as long as its queue, and is used by its thread."""
+    """Sends spans by an exporter of the SDK; lives as long as its queue; only the queue's thread uses it."""
 
     def __init__(self, settings: TelemetrySettings) -> None:
         self._exporter = exporters_for(settings).spans()

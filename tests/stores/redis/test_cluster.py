@@ -289,7 +289,7 @@ async def test_the_doctor_sees_that_one_lost_node_would_take_the_others_along(
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("redis+cluster://:secret@a,b/3", "of which a cluster has one only"),
+        ("redis+cluster://:secret@a,b/3", "but a cluster has only database 0"),
         ("redis+cluster://:secret@a:x,b/", "no valid port"),
         ("redis+cluster://:secret@/", "names no server"),
         ("redis+cluster://:secret@a/?ca=x", "no parameter 'ca'"),
