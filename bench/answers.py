@@ -1,4 +1,4 @@
-"""Whether responses were right: a sample of them beside the lists that the store holds, item by item."""
+"""Whether responses were right: a sample of them compared with the lists that the store holds, item by item."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ async def check_samples(store: Reader, samples: Sequence[Sample]) -> CheckResult
                 compared += 1
         except (ValueError, KeyError, TypeError) as error:
             compared += 1
-            wrong.append(f"{sample.body[:80]!r} is no answer: {error!r}")
+            wrong.append(f"{sample.body[:80]!r} is not an answer: {error!r}")
     for release, lists in by_release.items():
         async for sentence in _compare(store, ReleaseId(release), lists):
             if sentence is None:

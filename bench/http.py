@@ -145,7 +145,7 @@ async def _users_in(url: str) -> list[str]:
     try:
         live = (await store.catalogue()).live_ref
         if live is None:
-            raise BenchMisused(f"nothing is live in {redacted(url)}, so there are no users whose lists to request")
+            raise BenchMisused(f"nothing is live in {redacted(url)}, so it has no users whose lists could be requested")
         return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]
     finally:
         await store.close()

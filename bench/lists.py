@@ -14,7 +14,7 @@ ITEMS, DISTINCT, BATCH = 9_000, 4_096, 4_096
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many users there are and what each one's list is made of; a title of 0 characters is none."""
+    """How many users there are and what each one's list is made of; a title of 0 characters is left out."""
 
     users: int
     items: int
@@ -28,7 +28,7 @@ class Shape:
 
     @property
     def plan(self) -> Plan:
-        """What a publish of it has to announce; each key has 13 bytes."""
+        """The plan that a publish of it has to announce; each key has 13 bytes."""
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:

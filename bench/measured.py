@@ -1,8 +1,9 @@
 """A figure as rounds show it: between two bounds, with its interval, and whether it differs from another's, or why not.
 
 A latency is known between two bounds: from when its request was due, which holds all that the generator was late, and
-from when it was sent. What holds by both is real. Rounds are compared in pairs, and a verdict is right in 95 of 100
-such measurements. Differences are taken of logarithms, so they are relative and a skewed latency is less so.
+from when it was sent. A difference is real if it holds by both. Rounds are compared in pairs, and a verdict is right
+in 95 of 100 such measurements. Differences are taken of logarithms, so they are relative and a skewed latency is less
+so.
 
 A mean is that of the middle three fifths, so a few rounds that something else disturbed hardly move it. Its interval is
 Student's t of winsorized deviations (J. W. Tukey and D. H. McLaughlin, Sankhya A 25, 1963, pages 331-352; R. R. Wilcox,
@@ -26,7 +27,7 @@ LEFT_OUT = 0.2
 # The quantile of Student's t. At 0.975 such intervals hold the truth of normal rounds 94 times in 100 only.
 QUANTILE = 0.98
 
-# So much more or less does not matter to whoever chooses between two; and of all requests, with no good answer.
+# So much more or less does not matter for a choice between two; and of all requests, with no good answer.
 MATTERS, MORE_ERRORS = 0.1, 0.001
 
 # A change that may be so many times as much, or as little, says nothing.
@@ -100,7 +101,7 @@ def change(before: Sequence[float], after: Sequence[float]) -> Interval | None:
 
 
 class Words(NamedTuple):
-    """What the better of two is called, and how it is said that one has more of something."""
+    """The name of the better of two, and the words for having more of something."""
 
     better: str
     takes: str
@@ -115,7 +116,7 @@ AHEAD = Words("ahead", "does", "more", "times as much", less_is_better=False)
 
 
 class Finding(NamedTuple):
-    """By how much the second of two differs, by both bounds of a figure; or why nobody can tell, which is empty then.
+    """By how much the second of two differs, by both bounds of a figure; `because` says why that cannot be told.
 
     A change is relative; a difference of `shares`, which may be zero, is a plain one. `rounds` are how many would tell,
     about; 0 if it is known, or if more rounds do not help.
@@ -175,7 +176,7 @@ class Finding(NamedTuple):
 class Measured:
     """One figure of one subject, round by round: between `sent` and `due`, which are one if it has one value.
 
-    `why` is what kept the two apart, or why there are no values. `stolen` is the share of the CPU that the host took
+    `why` is what kept the two apart, or why values are missing. `stolen` is the share of the CPU that the host took
     away in the worst round. `shares` of all requests may be zero.
     """
 

@@ -133,7 +133,7 @@ class StoresOptions:
     warmup: Annotated[str, Flag("Load on each store before the first round, which is not counted.", HOW)] = "2s"
     cpu_hour: Annotated[float | None, Flag("The price of an hour of CPU, to price a million reads.", HOW)] = None
     reference: bool = False
-    """Whether the published figures of the reference architecture stand beside those of the stores."""
+    """Whether the published figures of the reference architecture are shown next to those of the stores."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what was set as plain values, without passwords."""
@@ -149,11 +149,10 @@ class SweepOptions:
         Flag(
             "The account, as cosmos://ACCOUNT/DATABASE, in which containers are created and dropped.",
             WHAT,
-            env=False,  # so that nobody's account is measured by accident
+            env=False,  # no account is measured by accident
         ),
     ]
     levels: Annotated[str, Flag("The levels of RU/s to measure.", WHAT)] = "400,1k,4k"
-    effects: Annotated[bool, Flag("Also measure other effects: a hot key, publishing, autoscale.", WHAT)] = True
     slo: Annotated[str, Flag("The objective.", HOW)] = "p99=50ms,throttled=1%"
     duration: Annotated[str, Flag("The duration of one trial.", HOW)] = "10s"
     connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 128

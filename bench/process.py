@@ -124,14 +124,6 @@ class RedisServer:
         info = self.execute("INFO", "cpu")
         return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
-    def used_bytes(self) -> int:
-        """Return its `used_memory`, which is what it requested of its allocator."""
-        return int(self.execute("INFO", "memory")["used_memory"])
-
-    def clear(self) -> None:
-        """Drop all that it holds."""
-        self.execute("FLUSHALL", "SYNC")
-
     def is_ready(self) -> bool:
         """Return whether it answers yet."""
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
@@ -214,13 +206,11 @@ def serving(
 
 
 @contextmanager
-def service_serving(
-    command: Sequence[str], path: str, settings: Mapping[str, str] | None = None, *, workers: int = 1
-) -> Iterator[Server]:
+def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run *command*, a `hotplate serve`, on free ports of loopback, as `serving` does."""
     port, admin_port = free_port(), free_port()
     options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
-    options += ["--workers", str(workers), "--drain-delay", "0"]
+    options += ["--workers", "1", "--drain-delay", "0"]
     with serving([*command, *options], port, path, settings) as server:
         yield replace(server, admin_url=f"http://127.0.0.1:{admin_port}")
 
@@ -243,31 +233,19 @@ def redis_serving(
 
     It begins with what its SAVE left in *folder* before, which is one of its own if none is given.
     """
-    with (
-        tempfile.TemporaryDirectory() as own,
-        redis_started(folder or Path(own), port or free_port(), core=core) as server,
-    ):
-        yield server
-
-
-@contextmanager
-def redis_started(
-    folder: Path, port: int, settings: Mapping[str, str] | None = None, *, core: int = REDIS_CORE
-) -> Iterator[RedisServer]:
-    """Run it in *folder* on a port, with more settings than those, until the block ends."""
-    server = RedisServer(port)
-    given = {"dir": str(folder), "save": "", "appendonly": "no", "bind": "127.0.0.1", "port": str(port)}
-    given |= settings or {}
-    command = [REDIS_SERVER, *(text for name, value in given.items() for text in (f"--{name}", value))]
-    with _running(command, dict(os.environ), server.is_ready, core) as process:
-        yield server
-        process.kill()  # it has nothing to lose
+    server = RedisServer(port or free_port())
+    with tempfile.TemporaryDirectory() as own:
+        command = [REDIS_SERVER, "--dir", str(folder or own), "--save", "", "--appendonly", "no"]
+        command += ["--bind", "127.0.0.1", "--port", str(server.port)]
+        with _running(command, dict(os.environ), server.is_ready, core) as process:
+            yield server
+            process.kill()  # it has nothing to lose
 
 
 def read_samples(url: str, ca: str | None = None) -> "list[Sample]":
     """Read all metrics of a server of ours. Raises OSError."""
     trusted = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
-    with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by whoever calls
+    with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by the caller
         text = page.read().decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 

@@ -24,7 +24,7 @@ LONGEST = ("elapsed_s", "p50_us", "p99_us", "lag_p99_us")
 
 
 class ProgressDisplay:
-    """Draws the progress of one measurement; silent if there is no terminal."""
+    """Draws the progress of one measurement; silent without a terminal."""
 
     def __init__(self, live: Live | None) -> None:
         self._live = live

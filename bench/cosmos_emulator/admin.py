@@ -1,6 +1,6 @@
 """The emulator's own pages, below `/__emulation`: faults, metrics and test tokens.
 
-They need no key: they are for whoever runs the emulator, and it listens on loopback by default.
+They need no key, because the emulator listens on loopback by default.
 """
 
 import logging

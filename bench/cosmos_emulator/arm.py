@@ -35,7 +35,7 @@ MAX_OPERATIONS = 1_000
 RESOURCE = re.compile(
     rf"(?P<id>{PREFIX}(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)/providers/Microsoft\.DocumentDB"
     r"/databaseAccounts/(?P<account>[^/]+)/sqlDatabases/(?P<database>[^/]+)(?:/containers/(?P<container>[^/]+)"
-    r"(?P<throughput>/throughputSettings/default)?|(?P<feed>/containers))?)(?:/operationResults/(?P<operation>[^/]+))?",
+    r"(?P<throughput>/throughputSettings/default)?|(?P<feed>/containers))?)",
     re.IGNORECASE,
 )
 STATUS = re.compile(
@@ -55,7 +55,7 @@ class ArmResource:
     """The parts of a path: names are as they were written, the words between them may be in any case."""
 
     id: str
-    """The path itself, without what follows the resource."""
+    """The path itself."""
 
     subscription: str
     group: str
@@ -65,9 +65,6 @@ class ArmResource:
     throughput: str
     feed: str
     """Not empty for all containers of the database."""
-
-    operation: str
-    """The change whose result is polled for; empty for the resource itself."""
 
     @property
     def kind(self) -> str:
@@ -91,13 +88,15 @@ class ResourceManager:
     def answer(self, request: Request) -> Response:
         """Return the response to a request; never raises."""
         path = unquote(request.path)
-        found, status = RESOURCE.fullmatch(path), STATUS.fullmatch(path)
+        found, change = RESOURCE.fullmatch(path), STATUS.fullmatch(path)
         resource = ArmResource(**found.groupdict("")) if found else None
-        is_polling = status is not None or (resource is not None and resource.operation)
-        operation = f"manage {'operation' if is_polling else resource.kind if resource else 'unknown'}"
+        operation = f"manage {resource.kind if resource else 'operation' if change else 'unknown'}"
         try:
-            self._raise_fault(request, operation)
-            response = self._run(request, resource, path, status[1] if status else None)
+            # Faults that name no operation are for the account.
+            if any(fault.operation == operation for _, fault in self.service.faults.active):
+                self.service.faults.before(request, operation, self.service.account.clock())
+            roles = self._roles(request)
+            response = self._poll(change[1]) if change else self._run(request, resource, roles)
         except HttpError as error:
             response = _error_response(error)
         except Exception:
@@ -106,54 +105,40 @@ class ResourceManager:
         self.service.counts.count(operation, response.status, 0.0)
         return response
 
-    def _raise_fault(self, request: Request, operation: str) -> None:
-        """Raise the fault that is in force for ARM; those that name no operation are for the account."""
-        faults = self.service.faults
-        if any(fault.operation == operation for _, fault in faults.active):
-            faults.before(request, operation, self.service.account.clock())
-
-    def _run(self, request: Request, resource: ArmResource | None, path: str, operation: str | None) -> Response:
-        roles = self._roles(request)
-        if "api-version" not in parse_qs(request.query):
-            message = "The api-version query parameter (?api-version=) is required"
-            raise _arm_error(400, "MissingApiVersionParameter", message)
-        if operation is not None:
-            return self._poll(operation, None)
+    def _run(self, request: Request, resource: ArmResource | None, roles: tuple[str, ...]) -> Response:
         if resource is None:
-            raise _arm_error(404, "InvalidResourceType", "this emulation has no such resource at ARM")
+            raise _arm_error(404, "InvalidResourceType", "this emulation does not have that resource at ARM")
         action = ACTIONS.get(request.method)
-        if (
-            action is None
-            or (resource.kind == THROUGHPUT and action == "delete")
-            or (resource.feed and action != "read")
-        ):
+        unsupported = {THROUGHPUT: ("delete",), CONTAINER: ("write", "delete") if resource.feed else ()}
+        if action is None or action in unsupported.get(resource.kind, ()):
             raise method_not_allowed(request)
         if OPERATOR not in roles:
             raise _arm_error(
                 403,
                 "AuthorizationFailed",
                 f"The client 'test' does not have authorization to perform action '{TYPES[resource.kind]}/{action}' "
-                f"over scope '{path}' or the scope is invalid.",
+                f"over scope '{resource.id}' or the scope is invalid.",
             )
         _check_account(request, resource)
-        if resource.operation:
-            return self._poll(resource.operation, resource)
-        if action == "read":
-            return Response(200, self._read(resource))
-        return self._change(request, resource)
+        return Response(200, self._read(resource)) if action == "read" else self._change(request, resource)
 
     def _roles(self, request: Request) -> tuple[str, ...]:
+        """Return the roles of the token; 401 without a valid one, and 400 without a version."""
         scheme, _, token = request.header(b"authorization").partition(" ")
         if scheme.lower() != "bearer":
             message = "Authentication failed. The 'Authorization' header is missing."
             raise _arm_error(401, "AuthenticationFailed", message)
         try:
-            return self.service.authenticator.roles(token, self.service.account.clock(), ARM_AUDIENCE)
+            roles = self.service.authenticator.roles(token, self.service.account.clock(), ARM_AUDIENCE)
         except HttpError as error:
             raise _arm_error(401, "InvalidAuthenticationToken", error.message) from None
+        if "api-version" not in parse_qs(request.query):
+            message = "The api-version query parameter (?api-version=) is required"
+            raise _arm_error(400, "MissingApiVersionParameter", message)
+        return roles
 
     def _change(self, request: Request, resource: ArmResource) -> Response:
-        """Carry out a PUT or a DELETE, and accept it with the URLs at which it is polled for."""
+        """Carry out a PUT or a DELETE, and accept it with the URL at which it is polled for."""
         error: HttpError | None = None
         try:
             if request.method == "PUT":
@@ -168,31 +153,20 @@ class ResourceManager:
         self.operations[name] = self.service.account.clock() + OPERATION_S, error
         if len(self.operations) > MAX_OPERATIONS:
             del self.operations[next(iter(self.operations))]
-        host = f"{request.scheme}://{request.header(b'host')}"
-        version = parse_qs(request.query)["api-version"][0]
+        host, version = request.header(b"host"), parse_qs(request.query)["api-version"][0]
         status = f"{PREFIX}{SUBSCRIPTION}/providers/Microsoft.DocumentDB/locations/emulated/operationsStatus/{name}"
-        headers = {
-            "azure-asyncoperation": f"{host}{status}?api-version={version}",
-            "location": f"{host}{resource.id}/operationResults/{name}?api-version={version}",
-        }
-        return Response(202, orjson.dumps({"status": "Enqueued"}), headers)
+        url = f"{request.scheme}://{host}{status}?api-version={version}"
+        return Response(202, orjson.dumps({"status": "Enqueued"}), {"azure-asyncoperation": url})
 
-    def _poll(self, name: str, resource: ArmResource | None) -> Response:
-        """Report the status of a change, or its result where *resource* is what was changed."""
+    def _poll(self, name: str) -> Response:
+        """Report the status of a change."""
         if name not in self.operations:
-            raise _arm_error(404, "NotFound", "there is no such operation")
+            raise _arm_error(404, "NotFound", "this operation is not known")
         done_at, error = self.operations[name]
-        if self.service.account.clock() < done_at:
-            return Response(202 if resource else 200, orjson.dumps({"status": "Dequeued"}))
-        if resource is None:
-            failure = {} if error is None else {"error": _error_body(error)}
-            return Response(200, orjson.dumps({"status": "Failed" if error else "Succeeded", **failure}))
-        if error is not None:
-            raise error
-        try:
-            return Response(200, self._read(resource))
-        except HttpError:
-            return Response(204)
+        is_done = self.service.account.clock() >= done_at
+        status = {"status": "Dequeued" if not is_done else "Failed" if error else "Succeeded"}
+        failure = {"error": _error_body(error)} if is_done and error else {}
+        return Response(200, orjson.dumps(status | failure))
 
     def _read(self, resource: ArmResource) -> bytes:
         account = self.service.account

@@ -141,7 +141,7 @@ class Documents:
         self.stored_bytes += saved.size
 
     def after(self, serial: int = 0) -> Iterator[Document]:
-        """Yield the documents with a higher serial, in order; nothing may be added or removed meanwhile."""
+        """Yield the documents with a higher serial, in order; add and remove nothing before the end."""
         for place in range(bisect_right(self._ordered, serial, key=serial_of), len(self._ordered)):
             document = self._ordered[place]
             if document.body is not None:

@@ -4,7 +4,7 @@
 CODES = {
     400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed",
     408: "RequestTimeout", 409: "Conflict", 410: "Gone", 412: "PreconditionFailed", 413: "RequestEntityTooLarge",
-    424: "FailedDependency", 429: "TooManyRequests", 431: "RequestHeaderFieldsTooLarge", 449: "RetryWith",
+    424: "FailedDependency", 429: "TooManyRequests", 449: "RetryWith",
     500: "InternalServerError", 503: "ServiceUnavailable",
 }  # fmt: skip
 

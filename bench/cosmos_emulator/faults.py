@@ -1,4 +1,4 @@
-"""Injected faults: what the service does on bad days, for a share of requests and for a time.
+"""Injected faults: a share of requests meets what the service does on bad days.
 
 Latencies come from the user's own measurements; none here is presented as Azure's.
 """
@@ -86,7 +86,7 @@ class Faults:
         try:
             found = msgspec.convert(resource, Annotated[list[Fault], msgspec.Meta(max_length=MAX_FAULTS)])
         except msgspec.ValidationError as error:
-            raise bad_request(f"these are no faults: {error}") from None
+            raise bad_request(f"these faults cannot be read: {error}") from None
         self.active = [(now + fault.for_s, fault) for fault in found]
 
     def read(self, path: Path, now: float) -> None:
@@ -97,7 +97,7 @@ class Faults:
             raise EmulatorMisused(f"{path}: {error}") from error
 
     def before(self, request: Request, operation: str, now: float) -> Response | None:
-        """Return or raise the response that is given instead of the service's; None if there is none."""
+        """Return or raise the response that is given instead of the service's; None to let it respond."""
         for until, fault in self.active:
             if now >= until or not fault.affects(request.region, operation, self._random.random()):
                 continue

@@ -16,13 +16,7 @@ import orjson
 
 from bench.cosmos_emulator.errors import CODES, HttpError, bad_request
 
-MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 2 * 1024 * 1024
-# A body that is too large is read up to here before it is refused: a client that still writes may miss the response.
-MAX_DISCARDED_BYTES = 64 * 1024 * 1024
-# Pipelined requests that are queued behind a delayed response; more are left in the kernel.
-MAX_QUEUED = 64
-IDLE_S = 120.0
 TOO_LARGE = "Request size is too large: a request has at most 2 MB."
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus} | {
@@ -105,7 +99,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def render(response: Response, *, keep_alive: bool = True, is_head: bool = False) -> bytes:
+def render(response: Response, *, keep_alive: bool = True) -> bytes:
     """Return the bytes of a response."""
     length = "" if response.status in (204, 304) else f"content-length: {len(response.body)}\r\n"
     content_type = f"content-type: {response.content_type}\r\n" if response.body else ""
@@ -115,7 +109,7 @@ def render(response: Response, *, keep_alive: bool = True, is_head: bool = False
         f"{STATUS_LINES[response.status]}{length}{content_type}x-ms-request-charge: {response.charge_ru:.2f}\r\n"
         f"{lines}{close}{COMMON_HEADERS}\r\n"
     )
-    return head.encode("latin-1") + (b"" if is_head else response.body)
+    return head.encode("latin-1") + response.body
 
 
 class Connection(asyncio.Protocol):
@@ -127,7 +121,6 @@ class Connection(asyncio.Protocol):
         self._region = region
         self._scheme = scheme
         self._queue = deque[tuple[Request | Response, bool]]()
-        self._is_write_paused = False
         self._closes_after_queue = False
         self._is_closing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -138,7 +131,6 @@ class Connection(asyncio.Protocol):
         """Register the connection."""
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # asyncio gives TCP servers this kind
         self._loop = asyncio.get_running_loop()
-        self._last_read_at = self._loop.time()
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,11 +142,6 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
 
-    def close_if_idle(self, now: float) -> None:
-        """Close a connection that has sent nothing for long, also in the middle of a request."""
-        if self._timer is None and now - self._last_read_at > IDLE_S:
-            self._transport.close()
-
     def reset(self) -> None:
         """Cut the connection as a crash would."""
         self._transport.abort()
@@ -163,9 +150,6 @@ class Connection(asyncio.Protocol):
         """Parse on; what is not HTTP is answered with 400, after the requests before it."""
         if self._is_closing:
             return
-        self._last_read_at = self._loop.time()
-        if self._in_head:
-            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -173,21 +157,8 @@ class Connection(asyncio.Protocol):
             self._closes_after_queue = True
             self._handle_queue()
         except httptools.HttpParserError:
-            self._refuse(400, "the request is not HTTP/1.1")
-        if (self._in_head and self._head_bytes > MAX_HEAD_BYTES + len(data)) or len(self._url) > MAX_HEAD_BYTES:
-            self._refuse(431, f"the head of a request has at most {MAX_HEAD_BYTES} bytes")
-        if self._body_bytes > MAX_DISCARDED_BYTES:
-            self._refuse(413, TOO_LARGE)
-
-    def pause_writing(self) -> None:
-        """Neither read from a client that does not read its responses, nor make more of them."""
-        self._is_write_paused = True
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Handle what was queued meanwhile."""
-        self._is_write_paused = False
-        self._handle_queue()
+            self._handle_or_queue(error_response(HttpError(400, "the request is not HTTP/1.1")), keep_alive=False)
+            self._is_closing = True
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -195,8 +166,6 @@ class Connection(asyncio.Protocol):
         self._headers = dict[bytes, bytes]()
         self._body = list[bytes]()
         self._body_bytes = 0
-        self._head_bytes = 0
-        self._in_head = True
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the URL."""
@@ -208,7 +177,6 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Answer `Expect: 100-continue`."""
-        self._in_head = False
         if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._timer is None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -229,54 +197,46 @@ class Connection(asyncio.Protocol):
             method = self._parser.get_method().decode("latin-1")
             body = b"".join(self._body)
             request = Request(method, path, self._headers, body, self._region, self._scheme, query)
-        self._head_bytes, self._in_head, self._body_bytes = 0, True, 0
         self._handle_or_queue(request, keep_alive=keep_alive)
-
-    def _refuse(self, status: int, message: str) -> None:
-        self._handle_or_queue(error_response(HttpError(status, message)), keep_alive=False)
-        self._is_closing = True
 
     def _handle_or_queue(self, request: Request | Response, *, keep_alive: bool) -> None:
         if self._is_closing:
             return
-        if self._timer is not None or self._is_write_paused:
+        if self._timer is None:
+            self._handle(request, keep_alive=keep_alive)
+        else:
             self._queue.append((request, keep_alive))
-            if len(self._queue) >= MAX_QUEUED:
-                self._transport.pause_reading()
-            return
-        self._handle(request, keep_alive=keep_alive)
 
     def _handle(self, request: Request | Response, *, keep_alive: bool) -> None:
         response = self._handler(request) if isinstance(request, Request) else request
-        is_head = isinstance(request, Request) and request.method == "HEAD"
+        if isinstance(request, Request) and request.method == "HEAD":
+            response.body = b""
         if response.delay_s > 0:
-            self._timer = self._loop.call_later(response.delay_s, self._write_delayed, response, keep_alive, is_head)
+            self._timer = self._loop.call_later(response.delay_s, self._write_delayed, response, keep_alive)
         else:
-            self._write(response, keep_alive, is_head)
+            self._write(response, keep_alive=keep_alive)
 
-    def _write_delayed(self, response: Response, keep_alive: bool, is_head: bool) -> None:  # noqa: FBT001 -- as below
+    def _write_delayed(self, response: Response, keep_alive: bool) -> None:  # noqa: FBT001 -- call_later passes no keywords
         self._timer = None
-        self._write(response, keep_alive, is_head)
+        self._write(response, keep_alive=keep_alive)
         self._handle_queue()
 
     def _handle_queue(self) -> None:
         """Handle what is queued, until one of the responses is delayed itself."""
-        while self._queue and self._timer is None and not self._is_write_paused:
+        while self._queue and self._timer is None:
             request, keep_alive = self._queue.popleft()
             self._handle(request, keep_alive=keep_alive)
         if self._closes_after_queue and not self._queue and self._timer is None:
             self._is_closing = True
             self._transport.close()
-        elif len(self._queue) < MAX_QUEUED and not self._is_write_paused and not self._transport.is_closing():
-            self._transport.resume_reading()
 
-    def _write(self, response: Response, keep_alive: bool, is_head: bool) -> None:  # noqa: FBT001 -- call_later passes no keywords
+    def _write(self, response: Response, *, keep_alive: bool) -> None:
         if self._transport.is_closing():
             return
         if response.reset:
             self.reset()
             return
-        self._transport.write(render(response, keep_alive=keep_alive, is_head=is_head))
+        self._transport.write(render(response, keep_alive=keep_alive))
         if not keep_alive:
             self._is_closing = True
             self._queue.clear()

@@ -59,7 +59,7 @@ class RequestContext:
         return document
 
     def existing(self, item_id: str, key: bytes) -> Document:
-        """Find an item; 404 if there is none."""
+        """Find an item; 404 if it does not exist."""
         document = self.find(item_id, key)
         if document is None:
             raise self.not_found()
@@ -202,7 +202,7 @@ def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, A
 
 
 def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[str, Any], if_match: str) -> WriteResult:
-    """Replace the item of an id; 404 if there is none."""
+    """Replace the item of an id; 404 if it does not exist."""
     own_id, key = _checked_identity(context, value, item)
     if own_id != item_id:
         raise bad_request("the id of an item cannot be changed")
@@ -224,7 +224,7 @@ def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str
 
 
 def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, Any], if_match: str) -> WriteResult:
-    """Delete an item; 404 if there is none."""
+    """Delete an item; 404 if it does not exist."""
     found = _matching(context, context.existing(item_id, encode(value)), if_match)
     charge_ru = context.account.charges.delete(found.size, found.terms)
     found.partition.lsn += 1
@@ -246,7 +246,7 @@ def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, 
     if not isinstance(item_id, str) or not item_id:
         raise bad_request("an item needs an id that is a string and not empty")
     if len(item_id.encode()) > MAX_ID_BYTES or FORBIDDEN_IN_IDS & set(item_id):
-        raise bad_request(f"an id has at most {MAX_ID_BYTES} bytes and none of / \\ ? #")
+        raise bad_request(f"an id has at most {MAX_ID_BYTES} bytes, without / \\ ? #")
     check_ttl(item.get("ttl"), "ttl")
     key = encode(value)
     if encode(context.container.definition.of_item(item)) != key:
@@ -362,7 +362,7 @@ def _operations(context: RequestContext) -> list[dict[str, Any]]:
 
 
 def _bulk(context: RequestContext, operations: list[dict[str, Any]]) -> Response:
-    """Run operations of one partition, each by itself: it has its own key, status and charge, and 429s are its own."""
+    """Run operations of one partition, each with its own key, status and charge; a 429 refuses one of them."""
     goes_on = context.request.header(b"x-ms-cosmos-batch-continue-on-error").lower() != "false"
     range_id = context.request.header(RANGE_HEADER)
     partition = context.container.partitions.with_id(range_id) if range_id else context.container.partitions.all[0]

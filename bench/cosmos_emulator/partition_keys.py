@@ -128,7 +128,7 @@ def _effective_v1(values: Sequence[KeyValue]) -> str:
 
 
 def _ordered(value: KeyValue) -> bytes:
-    """Encode so that the bytes sort as the values do; None writes nothing, as in the SDK."""
+    """Encode to bytes that sort as the values do; None writes nothing, as in the SDK."""
     if value is None:
         return b""
     if isinstance(value, str):

@@ -73,7 +73,7 @@ def _locate(item: dict[str, Any], path: object, name: str) -> tuple[Any, Any]:
 
 def _index(segment: str, end: int) -> int:
     if not segment.isdecimal() or not segment.isascii() or len(segment) > 9 or int(segment) >= end:
-        raise bad_request(f"{segment[:20]} is no index of that array")
+        raise bad_request(f"{segment[:20]} is not an index of that array")
     return int(segment)
 
 

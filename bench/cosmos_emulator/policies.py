@@ -45,7 +45,7 @@ class IndexingPolicy:
             if resource.get(unknown):
                 raise bad_request(f"{unknown} are not emulated")
         if self.mode == "none" and resource.get("includedPaths"):
-            raise bad_request("includedPaths must be empty where indexingMode is none")
+            raise bad_request("with indexingMode none, includedPaths must be empty")
         if self.mode == "consistent" and not resource.get("includedPaths") and "excludedPaths" not in resource:
             resource = {**resource, "includedPaths": DEFAULT_POLICY["includedPaths"]}
         excluded, included = _paths(resource, "excludedPaths"), _paths(resource, "includedPaths")

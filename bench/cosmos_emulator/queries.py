@@ -166,7 +166,7 @@ def _readable(
 
 
 def _changes(context: RequestContext) -> Response:
-    """Return one page of changes; 304 if there are none, always with the etag to go on from."""
+    """Return one page of changes; 304 without any; always with the etag to go on from."""
     if context.request.header(b"a-im").lower() not in INCREMENTAL:
         raise bad_request("only the latest versions of items are emulated, not all versions and deletes")
     partitions, key = _where(context)
@@ -204,7 +204,7 @@ def _from_s(date: str) -> float:
     try:
         return parsedate_to_datetime(date).timestamp() if date else 0.0
     except ValueError:
-        raise bad_request("If-Modified-Since is no date of HTTP") from None
+        raise bad_request("If-Modified-Since is not a date of HTTP") from None
 
 
 def _body(context: RequestContext, items: Sequence[bytes]) -> bytes:
@@ -244,7 +244,7 @@ def _respond(page: Page, *, is_feed: bool) -> Response:
 
 
 def _metrics(page: Page) -> str:
-    """Return counts as the service's header has them; its times are left at 0, for ours would not be Azure's."""
+    """Return counts as the service's header has them; its times are left at 0, because ours are not Azure's."""
     retrieved, found = max(page.considered, len(page.loaded)), len(page.results)
     times = ("totalExecutionTime", "queryCompileTime", "queryLogicalPlanBuildTime", "queryPhysicalPlanBuildTime",
              "queryOptimizationTime", "indexLookupTime", "documentLoadTime", "systemFunctionExecuteTime",

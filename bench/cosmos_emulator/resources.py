@@ -50,7 +50,7 @@ def create_database(account: Account, resource: Mapping[str, Any]) -> Database:
 def create_container(
     account: Account, database: Database, resource: Mapping[str, Any], manual: object, autoscale: object
 ) -> Container:
-    """Create a container and its offer; the default throughput is for where neither kind is requested."""
+    """Create a container and its offer; the default throughput is for requests of neither kind."""
     name = _checked_id(resource)
     if name in database.containers:
         raise HttpError(409, ALREADY_EXISTS)
@@ -121,7 +121,7 @@ def _configure(account: Account, container: Container, resource: Mapping[str, An
     check_ttl(ttl, "defaultTtl")
     if ttl is not None and policy.mode == "none":
         raise bad_request(
-            "time to live cannot be on where indexingMode is none: the service needs its index to find what expired"
+            "time to live cannot be on with indexingMode none: the service needs its index to find what expired"
         )
     container.policy = policy
     container.etag, container.ts = account.next_stamp()
@@ -133,7 +133,7 @@ def _configure(account: Account, container: Container, resource: Mapping[str, An
 def _checked_id(resource: Mapping[str, Any]) -> str:
     name = resource.get("id")
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID_CHARS or set(name) & set("/\\#?") or name[-1] == " ":
-        raise bad_request(f"an id has 1 to {MAX_ID_CHARS} characters, none of / \\ # ?, and no space at its end")
+        raise bad_request(f"an id has 1 to {MAX_ID_CHARS} characters, without / \\ # ? and without a space at its end")
     return name
 
 
@@ -190,7 +190,7 @@ FEEDS: dict[str, Callable[..., tuple[str, str, Mapping[str, Database | Container
 
 
 def run(account: Account, request: Request, operation: str, names: Sequence[str]) -> Response:
-    """Run an operation; 405 if there is none of that name."""
+    """Run an operation; 405 if its name is unknown."""
     verb, _, noun = operation.partition(" ")
     if operation == "list ranges":
         return _list_ranges(account, request, *names)

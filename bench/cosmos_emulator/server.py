@@ -33,7 +33,7 @@ WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one emulator: where it listens, what its account is like; read once, at the start."""
+    """The settings of one emulator: its addresses and its account; read once, at the start."""
 
     host: str = "127.0.0.1"
     port: int = 8081
@@ -42,7 +42,7 @@ class Settings:
 
     key: str = field(default=WELL_KNOWN_KEY, repr=False)
     key_file: Path | None = None
-    """Where the key was read from, for the line that shows how to connect; None for the well-known one."""
+    """The file of the key, to show how to connect; None for the well-known one."""
 
     consistency: str = "Session"
     charges: Path | None = None
@@ -69,7 +69,7 @@ class RunningEmulator:
 
     @property
     def endpoint(self) -> str:
-        """Return the URL of the write region, on loopback where the host is a wildcard."""
+        """Return the URL of the write region, on loopback if the host is a wildcard."""
         host = "127.0.0.1" if self.host in WILDCARDS else self.host
         return f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.ports[0]}/"
 
@@ -93,7 +93,7 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
     emulator = RunningEmulator(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
-    ticking = loop.create_task(_tick(emulator, monitor))
+    ticking = loop.create_task(_tick(monitor))
     try:
         for region, port in enumerate(ports):
             listeners.append(
@@ -117,7 +117,7 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
             await ticking
 
 
-async def _tick(emulator: RunningEmulator, monitor: Monitor) -> None:
+async def _tick(monitor: Monitor) -> None:
     loop = asyncio.get_running_loop()
     last, last_cpu = loop.time(), time.process_time()
     while True:
@@ -125,8 +125,6 @@ async def _tick(emulator: RunningEmulator, monitor: Monitor) -> None:
         now, cpu = loop.time(), time.process_time()
         monitor.tick(now - last, cpu - last_cpu)
         last, last_cpu = now, cpu
-        for connection in list(emulator.connections):
-            connection.close_if_idle(now)
 
 
 def serve(settings: Settings, on_ready: Callable[[RunningEmulator], None]) -> None:

@@ -4,8 +4,8 @@
     [ORDER BY path [ASC|DESC], …] [OFFSET n LIMIT n]
 
 Conditions: AND, OR, NOT, parentheses, = != <> < <= > >=, IN, IS_DEFINED, ARRAY_CONTAINS; values: paths, constants,
-@parameters, arrays, objects, COUNT(1). What is not there is undefined and never fulfils, and values of different types
-are not compared: https://learn.microsoft.com/azure/cosmos-db/nosql/query/equality-comparison-operators
+@parameters, arrays, objects, COUNT(1). A missing value is undefined and never fulfils; values of different types are
+not compared: https://learn.microsoft.com/azure/cosmos-db/nosql/query/equality-comparison-operators
 """
 
 import operator
@@ -380,7 +380,7 @@ def is_fulfilled(condition: object, item: Mapping[str, Any]) -> bool:
 
 
 def evaluate(node: Node, item: Any, parameters: Parameters) -> Any:  # noqa: ANN401, C901, PLR0911, PLR0912 -- JSON in and out; one case for each kind of node
-    """Return the value of *node* for *item*, UNDEFINED if there is none."""
+    """Return the value of *node* for *item*, UNDEFINED if it has none."""
     kind, parts, value = node
     match kind:
         case "path":

@@ -22,20 +22,20 @@ AWAY_S = 200e-6
 # For how long before a request fell due an absence may have begun unseen.
 AT_MOST_S = 2e-3
 
-# Requests that piled up meanwhile are sent at once. The server has caught up when none is in flight, or after so many
+# Requests that piled up are sent at once. The server has caught up when none is in flight, or after so many
 # times as long, as it may be busy three quarters of the time.
 SETTLES = 3.0
 
 # Nanoseconds on a core, and waited for one, of the thread that runs the loop.
 SCHEDSTAT = Path("/proc/self/schedstat")
 
-# Ticks of each core: user, nice, system, idle, iowait, irq, softirq, steal. What guests use is in user and nice.
+# Ticks of each core: user, nice, system, idle, iowait, irq, softirq, steal. User and nice hold that of guests.
 STAT = Path("/proc/stat")
 KINDS, STEAL = 8, 7
 
 
 class Absence:
-    """The time that a generator was away, in seconds, by the requests that fell due meanwhile; lives for one run.
+    """The time that a generator was away, in seconds, by the requests that fell due in it; lives for one run.
 
     An absence begins when the generator was last seen at work, so it is rather too long. What ends before the next
     request falls due is not seen.
@@ -43,7 +43,7 @@ class Absence:
 
     def __init__(self) -> None:
         self.seen_at_s = -float("inf")
-        """When the generator was last at work, by its clock; kept by itself."""
+        """When the generator was last at work, by its clock; it keeps this."""
 
         self.total_s = 0.0
         """Of all absences so far; those that overlap count once."""

@@ -210,7 +210,7 @@ def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[P
 
 
 def search(attempt: Callable[[float], Attempt], start: float, precision: float = PRECISION) -> Iterator[Attempt]:
-    """Double the rate from *start* until it is outside, then halve the gap until it is no wider than *precision*.
+    """Double the rate from *start* until it is outside, then halve the gap until it is at most as wide as *precision*.
 
     An unclear attempt says nothing about the server, so it is made again, twice at most; a rate that stays unclear
     counts as out of reach. Yields every attempt, in order. Ends early if one was stopped.

@@ -311,7 +311,7 @@ class Generator:
 
 
 async def drive(load: Load) -> Result:
-    """Run *load* from the event loop at hand, which should have little else to do."""
+    """Run *load* from the running event loop, which should have little else to do."""
     return await Generator(load).run()
 
 

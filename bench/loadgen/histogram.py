@@ -61,7 +61,7 @@ class Histogram:
 
     @property
     def max_us(self) -> float:
-        """The longest time, in microseconds; 0 if there is none."""
+        """The longest time, in microseconds; 0 without any."""
         return float(self._hdr.get_max_value()) if self.count else 0.0
 
     @property
@@ -79,7 +79,7 @@ class Histogram:
         return self.count * (100 - percent) / 100 >= ENOUGH_SAMPLES - 1e-9
 
     def spectrum(self) -> list[tuple[float, float]]:
-        """Return percent and microseconds, ascending, for each value that was seen."""
+        """Return percent and microseconds, ascending, of each value that was seen."""
         seen = self._hdr.get_recorded_iterator()
         total, points = 0, list[tuple[float, float]]()
         for step in seen:

@@ -105,7 +105,7 @@ class Keys:
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn from."""
         if not self.ids:
-            raise BenchMisused("there is no key to request")
+            raise BenchMisused("a key to request is missing")
         if not 0 <= self.unknown <= 1:
             raise BenchMisused(f"the share of unknown users lies between 0 and 1, not {self.unknown:g}")
 

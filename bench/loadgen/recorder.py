@@ -135,7 +135,7 @@ class Recorder:
         return np.array(self._lags_s, dtype=np.float32)
 
     def progress(self, elapsed_s: float, in_flight: int, waiting: int) -> Progress:
-        """Sum up what a live view shows; cheap, as the run goes on meanwhile."""
+        """Sum up what a live view shows; cheap, because the run goes on."""
         p50_s, p99_s = _quantiles(self._latencies_s)
         return Progress(
             elapsed_s=elapsed_s,

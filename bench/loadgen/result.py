@@ -18,7 +18,7 @@ from bench.report.text import APART, DIFFERENT, format_bounds, format_us
 # A run is invalid below this share of sent requests, or above this share of a core.
 SENT_BOUND, CPU_BOUND = 0.99, 0.95
 
-# If none of these percentiles is known, a run says nothing.
+# A run says nothing if it has neither of these percentiles.
 DECIDING = (50.0, 90.0, 99.0)
 
 # From this lag at p99 on, latencies of some milliseconds are not to be read without their lower bound.
@@ -52,7 +52,7 @@ class Spread:
 
 
 def spread(times_s: Times, histogram: Histogram | None = None) -> Spread | None:
-    """Sum up times, of which the *histogram* may be at hand; None if there are none."""
+    """Sum up times, whose *histogram* may be given; None without any."""
     if not len(times_s):
         return None
     mean_us = float(np.mean(times_s)) * 1e6

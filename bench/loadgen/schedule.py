@@ -143,7 +143,7 @@ async def spin_until_due(tick: Tick) -> None:
 
 
 async def sleep_until_due(tick: Tick) -> None:
-    """Sleep until each due time: by the kernel's timer (~50 µs late), or if there is none by the loop's (~1 ms)."""
+    """Sleep until each due time: by the kernel's timer (~50 µs late), or without one by the loop's (~1 ms)."""
     if hasattr(ctypes.CDLL(None), "timerfd_create"):
         await _sleep_by_kernel(tick)
     else:
@@ -168,7 +168,7 @@ async def _sleep_by_kernel(tick: Tick) -> None:
         os.read(timer, 8)
         try:
             due_s = tick()
-        except Exception as error:  # noqa: BLE001 -- handed to whoever awaits; in a callback it would only be logged
+        except Exception as error:  # noqa: BLE001 -- handed to the one that awaits; in a callback it would only be logged
             done.set_exception(error)
             return
         if due_s is None:

@@ -1,7 +1,7 @@
 """The generating processes of a measurement: each takes an equal part of every run and sends back its result.
 
-Processes of their own keep whoever watches, draws and sums up away from the event loop whose delays would be counted as
-latencies.
+They are processes of their own, because watching, drawing and adding up would delay their event loops, and delays
+would count as latencies.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ DIED = "a process of the load generator died; look for what killed it (memory?)"
 OnProgress = Callable[[Sequence[Progress]], None]
 
 
-# What a worker sends once its connections are open, and what ends its run early. A number begins the run: the time, by
-# CLOCK_MONOTONIC, which all processes share.
+# A worker sends the first once its connections are open; the second ends its run early. A number begins the run: the
+# time, by CLOCK_MONOTONIC, which all processes share.
 READY, STOP = "ready", "stop"
 
 
@@ -162,7 +162,7 @@ def work_until_closed(channel: Channel) -> None:
         while True:
             load = channel.recv()
             if not isinstance(load, Load):
-                continue  # a stop that came after the run had ended by itself
+                continue  # a stop that came after the end of the run
             try:
                 outcome: Result | Exception = uvloop.run(make_run(channel, load))
             except Exception as error:  # noqa: BLE001 -- raised again by the parent, where somebody sees it

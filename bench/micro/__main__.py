@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import commands, history, pressure, publishing, remote, serving
+from bench.micro import commands, history, publishing, remote, serving
 from bench.micro.harness import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
-# Columns if there is no terminal that would set them.
+# Columns without a terminal that would set them.
 PRINTED_WIDTH = 180
 IN_PROCESS = "in_process"
 
@@ -53,9 +53,7 @@ def benchmark_figure(result: dict[str, Any]) -> Figure:
     return Figure(f"{IN_PROCESS}: {name}: CPU", "µs", values, goal)
 
 
-CASES = {
-    case.name: case for case in (*serving.CASES, *remote.CASES, *pressure.CASES, *publishing.CASES, *commands.CASES)
-}
+CASES = {case.name: case for case in (*serving.CASES, *remote.CASES, *publishing.CASES, *commands.CASES)}
 BENCHMARKS: dict[str, Callable[[Effort], list[Outcome]]] = {
     IN_PROCESS: measure_in_process,
     **{name: case.measure for name, case in CASES.items()},
@@ -91,7 +89,7 @@ def pages() -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 however the figures came out, 1 if something failed, so there is no figure."""
+    """Run the command; 0 however the figures came out, 1 if something failed and has no figure."""
     options = parse(arguments)
     if options.tables:
         for page, text in pages().items():

@@ -38,7 +38,7 @@ http {{
     }}
 }}
 """
-# wrk sends the requests of a file in turn; each ends with the first empty line after it begins.
+# wrk sends the requests of a file one after the other; each ends with the first empty line after it begins.
 SCRIPT = """\
 local requests, number = {{}}, 0
 local file = assert(io.open("{requests}", "rb"))

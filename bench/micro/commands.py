@@ -14,13 +14,11 @@ import numpy as np
 import polars as pl
 
 from bench.micro.bare_import import LENGTH
-from bench.micro.harness import Candidate, Candidates, Case, Effort, Round, Skipped, at_most
+from bench.micro.harness import Candidate, Candidates, Case, Effort, Round, Skipped, at_most, require_room
 from bench.micro.servers import HOTPLATE, by_generator, gets, hotplate_serving, keys_of
 from bench.micro.spent import run
-from bench.micro.training_data import RETAIL, RETAIL_OPTIONS, write_catalogue, write_log
+from bench.micro.training_data import RETAIL, RETAIL_OPTIONS, write_log
 from bench.process import Server, on_core
-from offline.model import describe, load
-from offline.train.engine import as_options
 
 # Interactions of the log for each user of a release: a million make a log of ten million.
 LOG_PER_USER = 10
@@ -81,28 +79,6 @@ def _trainings(data: Path, options: Sequence[str], folder: Path) -> Candidates:
     return {"train, publish": two_commands, "run": one_command, "bare": bare}
 
 
-@contextmanager
-def _catalogue(_effort: Effort) -> Iterator[Candidates]:
-    """Search and fit on a large catalogue as typed, and fit ALS of 512 factors once."""
-    with tempfile.TemporaryDirectory() as made:
-        file, model = Path(made) / "catalogue.parquet", Path(made) / "model"
-        write_catalogue(file)
-        train = [*HOTPLATE, "train", str(file), "--weighting", "binary", "--out", str(model)]
-        found = list[str]()
-
-        def search() -> Round:
-            spent = run([*train, "--split", "none"])
-            found[:] = as_options(load(model).params).split()
-            return spent
-
-        def ndcg(options: Sequence[str]) -> Round:
-            run([*train, "-k", "20", *options])
-            return {"nDCG": describe(model)["metrics"]["model"]["ndcg"]}
-
-        als = ["--engine", "als", "--factors", "512", "--regularization", "150", "--alpha", "20"]
-        yield {"search and fit": search, "as found": partial(ndcg, found), "ALS of 512 factors": partial(ndcg, als)}
-
-
 # Import
 
 
@@ -111,17 +87,12 @@ def _import(effort: Effort) -> Iterator[Candidates]:
     """Import shuffled rows, 20 for each user, from CSV and from Parquet."""
     with tempfile.TemporaryDirectory() as made:
         folder, candidates = Path(made), dict[str, Candidate]()
-        _need(folder, effort.users * LENGTH * ROOM)
+        require_room(folder, effort.users * LENGTH * ROOM)
         for name, file in {"CSV": folder / "lists.csv", "Parquet": folder / "lists.parquet"}.items():
             write_lists(file, effort.users)
             candidates[name] = partial(import_lists, file, folder / "store")
             candidates[f"bare, {name}"] = partial(import_bare, file, folder / "bare.mdb")
         yield candidates
-
-
-def _need(folder: Path, needed: int) -> None:
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise Skipped(f"{folder} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} MB are needed")
 
 
 def write_lists(path: Path, users: int, each: int = LENGTH, part: int = 0, parts: int = 1) -> None:
@@ -152,11 +123,11 @@ def import_bare(lists: Path, target: Path) -> Round:
 
 @contextmanager
 def _big_release(effort: Effort) -> Iterator[Candidates]:
-    """Import lists of LARGER times the effort's users, and serve them and a few users' on one core, in turn."""
+    """Import lists of LARGER times the effort's users, and serve them and a few users' on one core, A B A B …."""
     users = effort.users * LARGER
     with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
         folder, imports, candidates = Path(made), list[Round](), dict[str, Candidate]()
-        _need(folder, users * SHORT * ROOM)
+        require_room(folder, users * SHORT * ROOM)
         for name, number in {"few": min(SMALL_USERS, users), "many": users}.items():
             (lists := folder / f"{name}-lists").mkdir()
             parts = max(1, number // USERS_A_FILE)
@@ -200,16 +171,6 @@ CASES = (
         {
             "train, publish / bare: CPU time": "a log of 10,000,000 interactions, compared with implicit alone: CPU",
             "train, publish / bare: peak memory": "the same: memory",
-        },
-        rounds=1,
-    ),
-    Case(
-        "catalogue",
-        _catalogue,
-        {"search and fit: CPU time": at_most(120), "search and fit: peak memory": at_most(1000)},
-        {
-            "search and fit: CPU time": "search and fit on a catalogue of 40,000 items: CPU",
-            "search and fit: peak memory": "the same: memory",
         },
         rounds=1,
     ),

@@ -1,10 +1,12 @@
-"""Cases: candidates that run in turn, so a noisy neighbour disturbs all of them alike, and what is compared."""
+"""Cases: candidates that run A B A B …, so a noisy neighbour disturbs all of them alike, and what is compared."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
@@ -23,27 +25,26 @@ LAG, LATE = "lag p99", 0.2
 UNITS = {
     "rate": "/s",
     "CPU": "µs",
-    "CPU of the store's server": "µs",
     "p50": "ms",
     "p99": "ms",
     "p99.9": "ms",
-    "GETs p99": "ms",
     LAG: "ms",
-    "goodput": "/s",
-    "rate by CPU": "/s",
     "memory": "MB",
-    "bytes": "B",
     "file / data": "ratio",
     "time": "s",
     "CPU time": "s",
     "peak memory": "MB",
-    "charge": "RU",
-    "nDCG": "",
 }
 
 
 class Skipped(Exception):
     """A case cannot be measured on this machine; its text says what is missing."""
+
+
+def require_room(folder: Path, needed_bytes: float) -> None:
+    """Raise Skipped unless so much of the disk is free."""
+    if (free := shutil.disk_usage(folder).free) < needed_bytes:
+        raise Skipped(f"{folder} has {free / 1e6:,.0f} MB free; {needed_bytes / 1e6:,.0f} MB are needed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal was met; None if there is none."""
+        """Whether the goal was met; None without one."""
         return None if self.goal is None else self.goal.met(median(self.values))
 
     def to_json(self) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""Cases of stores over a network: a GET from Redis compared with webdis, and our clients compared with others.
+"""Cases of stores over a network: a GET from Redis compared with webdis, and our client of Cosmos DB with Azure's.
 
-No time of the local emulator of Cosmos DB is Azure's, and its own CPU is in none of the figures.
+No time of the local emulator of Cosmos DB is Azure's, and no figure has its CPU.
 """
 
 import asyncio
 import itertools
-import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,24 +15,22 @@ from typing import Any
 import uvloop
 from azure.cosmos import PartitionKey
 from azure.cosmos.aio import CosmosClient
-from redis import Redis as SyncRedis
-from redis.asyncio import Redis
+from redis import Redis
 
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-from bench.lists import Shape, key_of
+from bench.lists import Shape
 from bench.loadgen.load import Gets
 from bench.micro.c_peers import missing, webdis_serving
 from bench.micro.harness import Candidates, Case, Effort, Round, Skipped, Stopwatch, at_least, at_most
 from bench.micro.publishing import publish_to
 from bench.micro.servers import LIST_LENGTH, gets, hotplate_serving, keys_of, saturated
-from bench.process import REDIS_MISSING, RedisServer, emulator_serving, on_core, redis_installed, redis_serving
-from stores.connect import connect
+from bench.process import REDIS_MISSING, emulator_serving, on_core, redis_installed, redis_serving
 from stores.cosmos.rest import RestClient
 from stores.cosmos.url import parse
 from stores.encoding import OFFSET_BYTES
 from stores.keys import USER
 
-# Where redis-py's lists lie, and webdis's: plain strings, without a release.
+# webdis's lists lie there: plain strings, without a release.
 PLAIN = "plain:"
 DATABASE, CONTAINER = "d", "c"
 # Makes items of 1,024 B as they are stored, with their system properties.
@@ -45,94 +42,24 @@ TIMEOUT_S = 5.0
 PLENTY_RU = 1_000_000
 
 
-def redis_or_skip(stack: ExitStack) -> RedisServer:
-    """Start a redis-server that ends with *stack*; Skipped if none is installed."""
-    if not redis_installed():
-        raise Skipped(REDIS_MISSING)
-    return stack.enter_context(redis_serving())
-
-
 @contextmanager
 def _webdis(effort: Effort) -> Iterator[Candidates]:
     """Serve a tenth of the effort's users, and read the same values by webdis."""
     shape = Shape(max(effort.users // 10, 1), LIST_LENGTH)
-    if absent := missing("webdis"):
+    if absent := missing("webdis") or (None if redis_installed() else REDIS_MISSING):
         raise Skipped(absent)
     with ExitStack() as stack:
-        redis = redis_or_skip(stack)
+        redis = stack.enter_context(redis_serving())
         publish_to(redis.url(), shape, values := shape.values())
-        _copy_plain(redis, shape, values, OFFSET_BYTES)
+        with Redis(port=redis.port) as client:
+            for rows in shape.batches(values):
+                client.mset({PLAIN + row.key: row.value[OFFSET_BYTES:] for row in rows})
         service = stack.enter_context(hotplate_serving(redis.url()))
         webdis = stack.enter_context(webdis_serving(redis))
         stack.enter_context(on_core(1))
         load = gets(keys_of(shape.users), effort.round_s, {"Accept": "application/json"})
         plain = replace(load, requests=Gets(f"/GET/{PLAIN}{USER}{{key}}", keys_of(shape.users)))
         yield {"hotplate": saturated(service, load), "webdis": saturated(webdis, plain)}
-
-
-def _copy_plain(redis: RedisServer, shape: Shape, values: Sequence[bytes], cut: int) -> None:
-    with SyncRedis(port=redis.port) as client:
-        for rows in shape.batches(values):
-            client.mset({PLAIN + row.key: row.value[cut:] for row in rows})
-
-
-# Lookups by the store, and by redis-py's own mget
-
-
-@contextmanager
-def _redis_reads(effort: Effort) -> Iterator[Candidates]:
-    """Look a twentieth of the effort's users up, out of twice as many: one by one by 64 callers, and 64 in a call."""
-    shape = Shape(max(effort.users // 10, 1), LIST_LENGTH)
-    lookups = max(effort.users // 20, 64)
-    with ExitStack() as stack:
-        redis = redis_or_skip(stack)
-        stack.enter_context(on_core(0))
-        release = publish_to(redis.url(), shape, values := shape.drawn()).release
-        _copy_plain(redis, shape, values, 0)
-
-        @asynccontextmanager
-        async def by_store() -> AsyncIterator[Many]:
-            store = connect(redis.url())
-            yield partial(store.get_many, release)
-            await store.close()
-
-        @asynccontextmanager
-        async def by_redis_py() -> AsyncIterator[Many]:
-            async with Redis(port=redis.port) as client:  # it opens a connection for each caller
-                yield lambda keys: client.mget([PLAIN + key for key in keys])
-
-        def measured(client: Callable[[], AbstractAsyncContextManager[Many]], each: int, callers: int) -> Round:
-            keys = [key_of(user) for user in random.choices(range(shape.users), k=lookups)]  # noqa: S311 -- spreads reads
-            batches = [keys[start : start + each] for start in range(0, lookups - each + 1, each)]
-            return uvloop.run(_looked_up(client, batches, callers))
-
-        yield {
-            f"{name}, {each} a call": partial(measured, client, each, callers)
-            for each, callers in ((1, 64), (64, 1))
-            for name, client in {"hotplate": by_store, "redis-py": by_redis_py}.items()
-        }
-
-
-Many = Callable[[Sequence[str]], Awaitable[Sequence[Any]]]
-
-
-async def _looked_up(
-    client: Callable[[], AbstractAsyncContextManager[Many]], batches: Sequence[Sequence[str]], callers: int
-) -> Round:
-    """Look all batches up, and return what that took; RuntimeError if a list is not there."""
-    watch = Stopwatch()
-
-    async def look_up(some: Iterator[Sequence[str]]) -> None:
-        for batch in some:
-            if not all(isinstance(value, bytes) for value in await many(batch)):
-                raise RuntimeError(f"a list is missing among {batch}")
-
-    async with client() as many:
-        await asyncio.gather(*(look_up(iter(batches[:1])) for _ in range(callers)))
-        remaining = iter(batches)
-        with watch.running():
-            await asyncio.gather(*(look_up(remaining) for _ in range(callers)))
-    return watch.round(len(batches) * len(batches[0]))
 
 
 # Cosmos DB
@@ -231,15 +158,6 @@ CASES = (
             "hotplate / webdis: rate": "a GET from Redis, compared with webdis on one thread: rate",
             "hotplate: CPU": "the same: CPU",
         },
-    ),
-    Case(
-        "redis_reads",
-        _redis_reads,
-        {
-            "hotplate, 1 a call / redis-py, 1 a call: CPU": at_most(1),
-            "hotplate, 64 a call / redis-py, 64 a call: CPU": at_most(1),
-        },
-        {"hotplate, 64 a call / redis-py, 64 a call: CPU": "64 keys looked up in Redis, compared with redis-py: CPU"},
     ),
     Case(
         "cosmos_reads",

@@ -57,21 +57,20 @@ def gets(
     duration_s: float,
     headers: Mapping[str, str] = HEADERS,
     varying: Sequence[Mapping[str, str]] = (),
-    connections: int = 64,
 ) -> Load:
     """Return a closed loop of GETs for random users, each with the next of the *varying* headers, too."""
     requests = Gets(ROUTE + "{key}", keys, varying)
-    return Load(url=ANYWHERE, requests=requests, duration_s=duration_s, connections=connections, headers=headers)
+    return Load(url=ANYWHERE, requests=requests, duration_s=duration_s, connections=64, headers=headers)
 
 
 @contextmanager
-def hotplate_serving(store: str, *options: str, workers: int = 1) -> Iterator[Server]:
+def hotplate_serving(store: str, *options: str) -> Iterator[Server]:
     """Serve the store at this URL on the first core; it is up once the first user's list is served.
 
     Without a cache: what is measured reads the store, as what it is compared with does.
     """
     command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", *options]
-    with service_serving(command, path_of(0), workers=workers) as server:
+    with service_serving(command, path_of(0)) as server:
         yield server
 
 
@@ -124,7 +123,7 @@ def percentiles(latencies_s: NDArray[np.float32]) -> Round:
 
 
 def fetch(url: str) -> tuple[bytes, dict[str, str]]:
-    """Fetch the body, and the headers that a server does not make by itself."""
+    """Fetch the body, and the headers that a service sets."""
     made = {"connection", "content-length", "date", "keep-alive", "server"}
     with urllib.request.urlopen(url) as response:  # noqa: S310 -- http on loopback
         headers = {name: value for name, value in response.getheaders() if name.lower() not in made}

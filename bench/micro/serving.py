@@ -17,7 +17,7 @@ from statistics import median
 
 from bench.lists import Shape
 from bench.loadgen.keys import Keys, Uniform
-from bench.loadgen.load import Load, send_one
+from bench.loadgen.load import Load
 from bench.micro.c_peers import missing, nginx_serving
 from bench.micro.harness import Candidate, Candidates, Case, Effort, Goal, Round, at_least, at_most
 from bench.micro.http_peer import COPIED, must_be_alike, peer_serving
@@ -36,12 +36,13 @@ from bench.micro.servers import (
 )
 from bench.process import Server, on_core
 from serve.access.keys import READ, create
+from stores.catalogue import ReleaseId
 
 TITLED = Shape(1_000, items=LIST_LENGTH, title_chars=17)
-# What the plainest aiohttp has, to which all requests are the same.
+# The plainest aiohttp has these, because all requests are the same to it.
 FEW = Keys(COPIED, Uniform())
 OURS, CHANGING = "hotplate", "hotplate, changing headers"
-# A flip needs some time to be seen, for the release is read into memory first.
+# A flip takes a while, because the release is read into memory first.
 FLIP_S = 3.0
 # Waits so many seconds, and POSTs to a URL.
 FLIP = """\
@@ -62,21 +63,18 @@ def _http_peer(effort: Effort) -> Iterator[Candidates]:
         yield {OURS: by_generator(service, load), "aiohttp": by_generator(peer, load)}
 
 
-# A GET among many users, for a shop that has a key
+# A GET among many users, with the key of a shop
 
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """A store with two releases of all users, the options of a service for it, and loads by who sends them."""
+    """A service of a store with two releases of all users, and loads by the name of who sends them."""
 
-    store: str
-    options: tuple[str, ...]
-    releases: tuple[str, str]
+    service: Server
+    releases: list[ReleaseId]
+    """The one that is live comes last."""
+
     loads: Mapping[str, Load]
-
-    def serving(self, stack: ExitStack, workers: int = 1) -> Server:
-        """Start a service that ends with *stack*."""
-        return stack.enter_context(hotplate_serving(self.store, *self.options, workers=workers))
 
 
 @contextmanager
@@ -84,20 +82,13 @@ def _shop(effort: Effort) -> Iterator[Shop]:
     shape = Shape(effort.users, LIST_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         store, keys, values = f"file://{folder}/store", Path(folder) / "keys.json", shape.values()
-        first, second = (publish_to(store, shape, values).release.id for _ in range(2))
-        shop, limited = create(keys, "shop", [READ]).key, create(keys, "limited", [READ], 0.001).key
-
-        def load(key: str, varying: tuple[Mapping[str, str], ...] = ()) -> Load:
-            headers = {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key}
-            return gets(keys_of(effort.users), effort.round_s, headers, varying)
-
-        loads = {
-            OURS: load(shop),
-            CHANGING: load(shop, behind_a_proxy()),
-            "401": replace(load("unknown"), check=partial(_unless, 401)),
-            "429": replace(load(limited), check=partial(_unless, 429)),
-        }
-        yield Shop(store, ("--keys", str(keys), "--anonymous", "--admin-store", store), (first, second), loads)
+        releases = [publish_to(store, shape, values).release.id for _ in range(2)]
+        key = create(keys, "shop", [READ]).key
+        headers = {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key}
+        load = gets(keys_of(effort.users), effort.round_s, headers)
+        changing = gets(keys_of(effort.users), effort.round_s, headers, behind_a_proxy())
+        with hotplate_serving(store, "--keys", str(keys), "--anonymous", "--admin-store", store) as service:
+            yield Shop(service, releases, {OURS: load, CHANGING: changing})
 
 
 def behind_a_proxy() -> tuple[Mapping[str, str], ...]:
@@ -113,12 +104,6 @@ def behind_a_proxy() -> tuple[Mapping[str, str], ...]:
     )
 
 
-def _unless(expected: int, status: int, body: bytes) -> str | None:
-    """Call every status an error but the one that a load is made for."""
-    del body
-    return None if status == expected else "status"
-
-
 def _nginx_like(service: Server, stack: ExitStack) -> Server:
     """Start nginx, which gives one of the service's responses; it ends with *stack*."""
     nginx = stack.enter_context(nginx_serving(*fetch(service.url + path_of(0))))
@@ -129,20 +114,14 @@ def _nginx_like(service: Server, stack: ExitStack) -> Server:
 @contextmanager
 def _hot_path(effort: Effort) -> Iterator[Candidates]:
     with _shop(effort) as shop, ExitStack() as stack:
-        service, absent, loads = shop.serving(stack), missing("nginx"), shop.loads
-        peer = stack.enter_context(peer_serving(service))
+        service, absent, loads = shop.service, missing("nginx"), shop.loads
         nginx: Candidate | str = absent or saturated(_nginx_like(service, stack), loads[OURS])
-        # The only one that is answered for long.
-        send_one(service.url, next(replace(loads["429"], url=service.url).rendered()), timeout_s=5.0)
         stack.enter_context(on_core(1))
         yield {
             OURS: saturated(service, loads[OURS]),
             CHANGING: saturated(service, loads[CHANGING]),
-            "aiohttp": saturated(peer, gets(FEW, effort.round_s, loads[OURS].headers)),
             "nginx": nginx,
             "hotplate by hotplate bench": missing("wrk") or by_generator(service, loads[OURS]),
-            "hotplate, 401": by_generator(service, loads["401"]),
-            "hotplate, 429": by_generator(service, loads["429"]),
         }
 
 
@@ -150,44 +129,30 @@ def _hot_path(effort: Effort) -> Iterator[Candidates]:
 def _tail(effort: Effort) -> Iterator[Candidates]:
     """Send half of what the service can take: to it, to nginx, and to it while another release goes live."""
     with _shop(effort) as shop, ExitStack() as stack:
-        service, absent = shop.serving(stack), missing("nginx")
+        service, absent = shop.service, missing("nginx")
         nginx = None if absent else _nginx_like(service, stack)
         stack.enter_context(on_core(1))
         load = replace(shop.loads[CHANGING], duration_s=max(FLIP_S, effort.round_s))
         measure = saturated(service, shop.loads[CHANGING])
         rate = median(measure()["rate"] for _ in range(3)) / 2
-        releases = list(shop.releases)
 
         def with_flip() -> Round:
-            releases.reverse()  # the one that is live was published last
-            url = f"{service.admin_url}/v1/releases/{releases[-1]}/activate"
+            shop.releases.reverse()
+            activated = shop.releases[-1]
+            url = f"{service.admin_url}/v1/releases/{activated}/activate"
             # In a process of its own, so the generator need not stop for that.
             flip = subprocess.Popen([sys.executable, "-c", FLIP, str(WARMUP_S + load.duration_s / 4), url])  # noqa: S603 -- our own
             found = paced(service, load, rate)
             if flip.wait():
                 raise RuntimeError(f"POST {url} failed")
-            if releases[-1].encode() not in fetch(service.url + path_of(0))[0]:
-                raise RuntimeError(f"the service does not serve {releases[-1]}, which was activated")
+            if activated.encode() not in fetch(service.url + path_of(0))[0]:
+                raise RuntimeError(f"the service does not serve {activated}, which was activated")
             return found
 
         yield {
             OURS: partial(paced, service, load, rate),
             "nginx": absent or partial(paced, nginx or service, load, rate),
             "with a flip": with_flip,
-        }
-
-
-@contextmanager
-def _workers(effort: Effort) -> Iterator[Candidates]:
-    """Put two workers on one core, because the generator needs the other; memory is read when nothing is sent."""
-    with _shop(effort) as shop, ExitStack() as stack:
-        one, two = shop.serving(stack), shop.serving(stack, workers=2)
-        stack.enter_context(on_core(1))
-        yield {
-            "one": saturated(one, shop.loads[CHANGING]),
-            "two": saturated(two, shop.loads[CHANGING]),
-            "one at rest": lambda: {"memory": one.memory_bytes() / 1e6},
-            "two at rest": lambda: {"memory": two.memory_bytes() / 1e6},
         }
 
 
@@ -207,7 +172,6 @@ CASES = (
         {
             "hotplate / nginx: rate": at_least(0.75),
             "hotplate / nginx: CPU": at_most(1.4),
-            "hotplate / aiohttp: rate": at_least(3),
             "hotplate by hotplate bench / hotplate: rate": Goal(0.9, 1.1),
         },
         {
@@ -215,8 +179,6 @@ CASES = (
             "hotplate: CPU": "the same: CPU",
             "hotplate, changing headers / nginx: rate": "the same, if headers change in each request: rate",
             "hotplate, changing headers: CPU": "the same: CPU",
-            "hotplate, 401: CPU": "an answer of 401: CPU",
-            "hotplate, 429: CPU": "an answer of 429: CPU",
         },
     ),
     Case(
@@ -226,15 +188,6 @@ CASES = (
         {
             "hotplate / nginx: p99": "a GET at half load, compared with nginx: p99",
             "with a flip / hotplate: p99.9": "a GET at half load during a flip, compared with no flip: p99.9",
-        },
-    ),
-    Case(
-        "workers",
-        _workers,
-        {"two / one: CPU": at_most(1.1), "two at rest - one at rest: memory": at_most(60)},
-        {
-            "two / one: CPU": "a GET of two workers on one core, compared with one worker: CPU",
-            "two at rest - one at rest: memory": "memory that a second worker adds, among 1,000,000 users",
         },
     ),
 )

@@ -34,22 +34,3 @@ def write_log(file: Path, interactions: int) -> None:
     drawn = np.where(own, np.minimum(drawn - kinds[drawn] + user % 50, _LOG_ITEMS - 1), drawn)
     frame = pl.DataFrame({"user": user, "item": drawn}).unique(maintain_order=True)
     frame.select(pl.format("u{}", "user").alias("user"), pl.format("i{}", "item").alias("item")).write_parquet(file)
-
-
-def write_catalogue(file: Path, users: int = 29_858, items: int = 40_000, pairs: int = 810_128) -> None:
-    """Write *pairs* like Gowalla's, in LightGCN's split of it, as Parquet: few users have much, few items are popular.
-
-    Items lie on a ring. Users choose four fifths of theirs near their home, so only those near each other have
-    items in common, and the others anywhere; popular items are chosen more often in both cases.
-    """
-    rng = np.random.default_rng(0)
-    weights = rng.permutation((np.arange(items) + 10) ** -0.55)
-    ends = np.cumsum(weights / weights.sum())
-    has = np.minimum(8 * (1 + rng.pareto(1.42, users)), 800)
-    user = np.repeat(np.arange(users), np.ceil(1.6 * has * pairs / has.sum()).astype(np.int64))
-    home, reach = rng.random(users), has * rng.lognormal(0, 0.5, users) / items
-    near = (home[user] + reach[user] * rng.laplace(size=len(user))) % 1
-    place = np.where(rng.random(len(user)) < 4 / 5, near, rng.random(len(user)))
-    item = np.minimum(np.searchsorted(ends, place), items - 1)
-    frame = pl.DataFrame({"user": user, "item": item}).unique(maintain_order=True).sample(pairs, seed=0)
-    frame.select(pl.format("u{}", "user").alias("user"), pl.format("i{}", "item").alias("item")).write_parquet(file)

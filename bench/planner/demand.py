@@ -1,6 +1,4 @@
-"""The arithmetic of demand: what a cache answers under a Zipf law, and how many RU/s the rest of a load needs.
-
-Pure functions, used by the plan and by the RU sweep, which compares its measurements with them.
+"""The arithmetic of demand: what a cache answers under a Zipf law, and what the hottest keys and partitions get.
 
 The hit rate is Che's approximation for keys by a Zipf law, independent requests and least recently used eviction. A key
 stays for a characteristic time T, counted in requests, with sum(1 - exp(-p T)) = entries; the hit rate is the sum of
@@ -87,14 +85,6 @@ def _zipf_integral(low: float, high: float, exponent: float) -> float:
     return float((high ** (1 - exponent) - low ** (1 - exponent)) / (1 - exponent))
 
 
-def skew_factor(hot_share: float, partitions: int) -> float:
-    """Return by how much the fullest partition exceeds an even share, so all must be as large as it needs.
-
-    Throughput is split evenly over physical partitions. One holds the hottest key and its share of all others.
-    """
-    return 1 + hot_share * (partitions - 1)
-
-
 @lru_cache(256)
 def fullest_zipf_share(keys: int, exponent: float, partitions: int, entries: int = 0) -> float:
     """Return the share of requests that the fullest of *partitions* gets, by a Zipf law, behind a cache of *entries*.
@@ -129,25 +119,6 @@ def _mean_of_largest(ahead: float, count: int) -> float:
 
 def _normal(x: float) -> float:
     return 0.5 * erfc(-x / SQRT_2)
-
-
-def predict_ru(
-    charges: Charges,
-    reads_s: float,
-    item_bytes: float,
-    *,
-    skew: float = 1.0,
-    writes_s: float = 0.0,
-    terms: int = 0,
-    replaced: bool = False,
-) -> float:
-    """Return the RU/s that a container needs so that its fullest partition has enough, by the documented charges.
-
-    *reads_s* and *writes_s* of items of *item_bytes* a second; *skew* is by how much the reads of the fullest partition
-    exceed an even share, and writes are spread evenly; *terms* are indexed ones. Nothing is added for headroom.
-    """
-    write_ru = write_charge(charges, item_bytes, terms=terms, replaced=replaced)
-    return reads_s * charges.read(round(item_bytes)) * skew + writes_s * write_ru
 
 
 def write_charge(charges: Charges, item_bytes: float, *, terms: int = 0, replaced: bool = False) -> float:

@@ -18,9 +18,9 @@ from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.capacity import TOO_MANY_REQUESTS
 from bench.planner.prices import Prices
 from bench.ru.report import LABEL
-from bench.ru.run import CHARGE, hours_touched
+from bench.ru.requests import CHARGE, STRONG, UPSERT, builder
+from bench.ru.run import hours_touched
 from bench.ru.sandbox import AccountSandbox, Items, sandbox
-from bench.ru.scenarios import EVENTUAL, STRONG, UPSERT, SignedRequests
 from bench.stores.setup import emulator_label
 from stores.cosmos.charges import KB, Charges
 from stores.cosmos.requests import RequestBuilder, partition_key_header
@@ -33,7 +33,7 @@ SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
 MAX_SIZE_KB = 1024
 # How often each operation is made; charges vary little, and the median is kept.
 TIMES = 3
-# Items of the smallest size that one query returns, for the share that each adds.
+# One query returns so many items of the smallest size, which shows the share that each adds.
 RETURNED = 20
 # Operations that find nothing, are refused, patch, query or read strongly, of small items; and what each costs, about.
 SMALL_OPERATIONS, SMALL_RU = 8, 12.0
@@ -47,7 +47,7 @@ Build = Callable[[RequestBuilder], bytes]
 
 
 class Charge(NamedTuple):
-    """What one operation on an item was charged, median of some times, and what it is by our coefficients."""
+    """The charge of one operation on an item, median of some times, and that by our coefficients."""
 
     operation: str
     size_kb: int
@@ -82,7 +82,7 @@ class ChargesPlan:
         made = f"a container of its own with {MANUAL_MIN} RU/s in {regions} region(s), then dropped"
         took = f"some {total_ru:,.0f} RU in {ceil(seconds)} s or more; {usd:.3f} USD"
         return [
-            f"{made}; nothing else is read or changed",
+            f"{made}; the rest of the account is left alone",
             f"{took}: an hour of the clock is billed whole, and this touches {hours}",
             f"price: {prices.ru_hour.provenance}",
         ]
@@ -91,7 +91,7 @@ class ChargesPlan:
 def plan(url: str, sizes: str = "") -> ChargesPlan:
     """Check what is to be measured. Raises BenchMisused or StoreMisused for what makes no sense."""
     address = parse(url)
-    SignedRequests(address).require_key()
+    builder(address)  # refuses an account without a key
     try:
         sizes_kb = tuple(sorted({int(each) for each in sizes.split(",")})) if sizes else SIZES_KB
     except ValueError:
@@ -174,7 +174,6 @@ class _Measurement:
 
     def __init__(self, account: AccountSandbox, container: str, ours: Charges) -> None:
         self._account = account
-        self._requests = SignedRequests(account.address)
         self._link = f"dbs/{account.address.database}/colls/{container}"
         self._container = container
         self._ours = ours
@@ -217,7 +216,7 @@ class _Measurement:
         one, many = (self._query(count) for count in (1, RETURNED))
         share = (many - one) / (RETURNED - 1) / of["read"]
         strong = self._strong(name)
-        metadata = self._median(lambda builder: builder.build("GET", "colls", self._link, f"{self._link}/"), "read")
+        metadata = self._median(lambda signed: signed.build("GET", "colls", self._link, f"{self._link}/"), "read")
         return {
             "strong_factor": None if strong is None else round(strong / of["read"], 3),
             "missing": missing,
@@ -235,19 +234,19 @@ class _Measurement:
 
     def _strong(self, name: str) -> float | None:
         """Return the charge of a strong read; None where the account's own level is a weaker one."""
-        builder = self._requests.builder(STRONG)
-        response = self._send(lambda _: builder.point_read(self._container, name))
+        strong = builder(self._account.address, STRONG)
+        response = self._send(lambda _: strong.point_read(self._container, name))
         return _charge_of(response) if response.status == 200 else None
 
     def _read(self, name: str) -> Build:
-        return lambda builder: builder.point_read(self._container, name)
+        return lambda signed: signed.point_read(self._container, name)
 
     def _request(self, verb: str, name: str, headers: bytes = b"", body: bytes = b"") -> Build:
         """Return what makes a request for an item; POST goes to them all, without a name across partitions."""
         link = self._link if verb == "POST" else f"{self._link}/docs/{name}"
         path = f"{self._link}/docs/" if verb == "POST" else f"{link}/"
         headers = (partition_key_header(name) if name else ACROSS) + headers
-        return lambda builder: builder.build(verb, "docs", link, path, headers=headers, body=body)
+        return lambda signed: signed.build(verb, "docs", link, path, headers=headers, body=body)
 
     def _median(self, request: Build, what: str, expected: int | None = None) -> float:
         return median(self._charge(request, what, expected) for _ in range(TIMES))
@@ -263,7 +262,7 @@ class _Measurement:
     def _send(self, request: Build) -> Response:
         """Send a request until it is not refused for its rate."""
         while True:
-            response = self._account.send(request(self._requests.builder(EVENTUAL)))
+            response = self._account.send(request(builder(self._account.address)))
             if response.status != TOO_MANY_REQUESTS:
                 return response
             time.sleep(int(response.header(b"x-ms-retry-after-ms") or b"1000") / 1000)

@@ -10,18 +10,17 @@ from bench.loadgen.result import LAG_BOUND_US
 from bench.report.plots import BAD, FAINT, LINES, Frames, latency_scale, plot, rate_axis
 from bench.report.report import Report
 from bench.report.text import escaped, format_us, paragraphs, section, table
-from bench.ru.scenarios import Scenario
 
 # What ends a search that found what it looked for.
 RU = "RU/s"
-# The share of a level that must have been spent for it to count as such.
+# A level was spent if so much of it was.
 SPENT = 0.95
-# What results are marked with that did not come from Azure.
+# The mark of results that did not come from Azure.
 LABEL = "local emulator, not Azure"
 NONE = "-"
 
 HEADINGS = (
-    "RU/s", "reads", "costs", "accepted", "predicted", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",
+    "RU/s", "a read costs", "accepted", "predicted", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",
 )  # fmt: skip
 
 METHOD = """
@@ -31,23 +30,23 @@ latencies' tail and leave the throughput as it is.
 Each trial begins with a second of the clock and lasts whole ones, as budgets are kept by the second. The best rate is
 the highest one inside the objective, to 2 %.
 
-Items are read by id, in turn, and lie evenly over the partitions of a container that was created with the highest
-level, so that nothing splits on the way. Charges are those of the responses' headers.
+Items of 1 KB are read by id, one after the other. They lie evenly over the partitions of a container that was created
+with the highest level, so nothing splits on the way. Charges are those of the responses' headers.
 """
 EMULATED = (
     "Requests went to an emulator, which charges by the same coefficients as the planner. That they agree shows "
     "nothing of Azure, and the latencies are not Azure's."
 )
 FOUND = (
-    "Accepted: the reads a second that were not refused, at the highest rate inside the objective; predicted: by the "
-    "planner. Spent: RU that answers were charged with at that rate, of those that could be."
+    "Accepted: the reads a second that were not refused, at the highest rate inside the objective. Predicted: by the "
+    "planner's charges. Spent: the RU that answers were charged with at that rate, of the level."
 )
-KNEES = "Below the knee every read is answered; beyond it the rest is refused, and the answered ones are no more."
+KNEES = "Below the knee every read is answered. Beyond it the rest is refused, and no more are answered."
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One rate that was tried; `rate` is of users' requests, and `ok_rate` of them a second were answered well."""
+    """One rate of requests a second that was tried, `ok_rate` of which were answered well."""
 
     rate: float
     ok_rate: float
@@ -87,15 +86,16 @@ class Trial:
 
 
 def highest(trials: Sequence[Trial]) -> Trial | None:
-    """Return the best trial inside the objective; None where none was."""
+    """Return the best trial inside the objective; None if there was not one."""
     return max((each for each in trials if each.inside), key=lambda each: each.rate, default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One scenario at one level of RU/s, with the trials of its search, and what ended that."""
+    """One level of RU/s with the reads a second that the planner predicts, its trials, and what ended the search."""
 
-    scenario: Scenario
+    ru: int
+    predicted: float
     trials: tuple[Trial, ...]
     limit: str
 
@@ -107,16 +107,18 @@ class Finding:
     @property
     def spent(self) -> bool:
         """Whether the RU/s ended the search, and the best rate spends them."""
-        return self.limit == RU and self.best is not None and self.best.spent_ru >= SPENT * self.scenario.usable_ru
+        return self.limit == RU and self.best is not None and self.best.spent_ru >= SPENT * self.ru
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        best, scenario = self.best, self.scenario
-        return {name: getattr(scenario, name) for name in ("name", "inputs", "ru", "usable_ru", "predicted")} | {
+        best = self.best
+        return {
+            "ru": self.ru,
+            "predicted": self.predicted,
             "best": best and best.to_json(),
-            "off": best and best.ok_rate / scenario.predicted - 1,
-            "utilisation": best and best.spent_ru / scenario.usable_ru,
-            "per_100_ru": best and best.ok_rate / scenario.ru * 100,
+            "off": best and best.ok_rate / self.predicted - 1,
+            "utilisation": best and best.spent_ru / self.ru,
+            "per_100_ru": best and best.ok_rate / self.ru * 100,
             "limit": self.limit,
             "spent": self.spent,
             "trials": [each.to_json() for each in self.trials],
@@ -129,7 +131,7 @@ class SweepResult:
 
     configuration: Mapping[str, Any]
     subject: str
-    """The account, without what may be secret; LABEL where it is emulated."""
+    """The account, without what may be secret; LABEL if it is emulated."""
 
     found: tuple[Finding, ...]
     interrupted: bool
@@ -168,18 +170,17 @@ def notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _not_spent(one: Mapping[str, Any]) -> str:
-    return f"{one['ru']:,} RU/s, {one['name']}: they were not spent, because the search was ended by: {one['limit']}"
+    return f"{one['ru']:,} RU/s were not spent, because the search was ended by: {one['limit']}"
 
 
 def row(one: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of a search; a * marks latencies that a late generator spoilt."""
     best = one["best"]
     if best is None:
-        return f"{one['ru']:,}", one["name"], NONE, NONE, f"{one['predicted']:,.1f}/s", *(NONE,) * (len(HEADINGS) - 5)
+        return f"{one['ru']:,}", NONE, NONE, f"{one['predicted']:,.1f}/s", *(NONE,) * (len(HEADINGS) - 4)
     late = " *" if best["late"] else ""
     return (
         f"{one['ru']:,}",
-        one["name"],
         f"{best['charge_ru']:.2f} RU",
         f"{best['ok_rate']:,.1f}/s",
         f"{one['predicted']:,.1f}/s",
@@ -197,12 +198,11 @@ def sections(swept: Mapping[str, Any]) -> list[str]:
     label = f" ({swept['label']})" if swept["label"] else ""
     found = swept["found"]
     below = "".join(f'<p class="soft">{escaped(each)}</p>' for each in notes(found))
-    shown = table(HEADINGS, map(row, found), numbers=[0, *range(2, len(HEADINGS))])
+    shown = table(HEADINGS, map(row, found), numbers=range(len(HEADINGS)))
     parts = [section(f"What was accepted{label}", shown + below, FOUND)]
     for each in found:
-        heading = f"The knee at {each['ru']:,} RU/s, {each['name']}{label}"
-        said = KNEES if each is found[0] else f"The prediction is of: {each['inputs']}."
-        parts.append(section(heading, _knee_plot(each), said))
+        heading = f"The knee at {each['ru']:,} RU/s{label}"
+        parts.append(section(heading, _knee_plot(each), KNEES if each is found[0] else ""))
     return parts
 
 

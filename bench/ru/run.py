@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
 from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.capacity import TOO_MANY_REQUESTS, Objective, disturbances, parse_objective, search
 from bench.loadgen.histogram import Histogram
-from bench.loadgen.load import Load, Requests
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.workers import OnProgress, WorkerPool
 from bench.options import SweepOptions
@@ -17,17 +17,15 @@ from bench.planner.prices import Prices
 from bench.progress import ProgressDisplay
 from bench.report.text import parse_rate, parse_seconds
 from bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest
+from bench.ru.requests import CHARGE, KeyedRequests, builder, reads_in_turn
 from bench.ru.sandbox import AccountSandbox, Items, sandbox
-from bench.ru.scenarios import EFFECTS, Offer, Scenario, Setup, SignedRequests, autoscale_of, in_turn
 from bench.stores.setup import emulator_label
+from stores.cosmos.charges import KB
 from stores.cosmos.charges import load as load_charges
 from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Address, Throughput, parse
 from stores.urls import redacted
 
-# The lowest level at which effects are measured.
-EFFECTS_FROM_RU = 1_000
 ITEMS = 500
-CHARGE = "x-ms-request-charge"
 PRECISION = 0.01
 # Of the rate that is expected: where the search begins, so it takes few trials; its end does not depend on it.
 BEGIN_AT = 0.6
@@ -35,7 +33,7 @@ BEGIN_AT = 0.6
 SHIFTED_US = 25_000.0
 THROTTLED, OTHER = "throttled", "status"
 
-# What a search is reckoned to take: so many trials, and between two of them the wait for the next second.
+# A search takes about so many trials, and the wait for the next second between two of them.
 TRIALS = 8
 BETWEEN_S = 1.0
 HOUR_S = 3600
@@ -51,11 +49,6 @@ class SweepPlan:
     duration_s: float
     address: Address
 
-    @property
-    def effects_ru(self) -> int:
-        """The level at which effects are measured."""
-        return next((ru for ru in self.levels if ru >= EFFECTS_FROM_RU), self.levels[-1])
-
 
 def plan(options: SweepOptions) -> SweepPlan:
     """Check the options of a sweep. Raises BenchMisused or StoreMisused for what makes no sense."""
@@ -69,7 +62,7 @@ def plan(options: SweepOptions) -> SweepPlan:
     if options.connections < 1:
         raise BenchMisused("--connections must be 1 or more")
     address = parse(options.account)
-    SignedRequests(address).require_key()
+    builder(address)  # refuses an account without a key
     return SweepPlan(options, levels, objective, duration_s, address)
 
 
@@ -94,17 +87,12 @@ def account_cost(planned: SweepPlan, prices: Prices) -> list[str]:
 
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
     """Say what a sweep makes, and what that costs if it begins *now*, in seconds since 1970."""
-    effects = EFFECTS if planned.options.effects else ()
-    took_s = (len(planned.levels) + len(effects)) * (planned.duration_s + BETWEEN_S) * TRIALS
-    hours, manual_ru = hours_touched(now, took_s), planned.levels[-1]
-    usd, made = prices.ru_hours(manual_ru * hours, regions=regions), f"{manual_ru:,} RU/s"
-    if effects:
-        autoscale_ru = autoscale_of(planned.effects_ru).ru
-        usd += prices.ru_hours(autoscale_ru * hours, autoscale=True, regions=regions)
-        made += f" and {autoscale_ru:,} RU/s autoscale"
-    where = f"in {regions} region(s), for some {ceil(took_s / 60)} minutes"
+    took_s = len(planned.levels) * (planned.duration_s + BETWEEN_S) * TRIALS
+    hours, ru = hours_touched(now, took_s), planned.levels[-1]
+    usd = prices.ru_hours(ru * hours, regions=regions)
+    made = f"a container of its own with {ru:,} RU/s in {regions} region(s), for some {ceil(took_s / 60)} minutes"
     return [
-        f"containers of its own with {made} {where}, then dropped; nothing else is read or changed",
+        f"{made}, then dropped; the rest of the account is left alone",
         f"{usd:.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {hours}",
         f"price: {prices.ru_hour.provenance}",
     ]
@@ -128,15 +116,15 @@ def classify(status: int, body: bytes) -> str | None:
     return None if status < 400 else THROTTLED if status == TOO_MANY_REQUESTS else OTHER
 
 
-def assess(rate: float, wire_rate: float, result: Result, objective: Objective) -> Trial:
-    """Sum up a run of *rate* users' requests; with writes among them, *wire_rate* went over the wire."""
+def assess(rate: float, result: Result, objective: Objective) -> Trial:
+    """Sum up a run of *rate* requests/s."""
     p50_us, p99_us = Histogram.of(result.latencies_s).percentiles_us((50, 99))
     lag_p99_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
     good_ru = sum(ru for status, ru in result.tallied.items() if status < 400)
     throttled = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
     return Trial(
         rate=rate,
-        ok_rate=result.ok_rate * rate / wire_rate,
+        ok_rate=result.ok_rate,
         spent_ru=sum(result.tallied.values()) / result.duration_s if result.duration_s else 0.0,
         charge_ru=good_ru / max(1, result.ok),
         throttled=throttled,
@@ -175,7 +163,7 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> SweepResult:
 
 
 class Sweep:
-    """A sweep while it is made; `interrupted` where somebody ended it early."""
+    """A sweep while it is made; `interrupted` if somebody ended it early."""
 
     def __init__(self, planned: SweepPlan, generator: Generator, display: ProgressDisplay) -> None:
         self._planned = planned
@@ -193,50 +181,46 @@ class Sweep:
         return SweepResult(configuration, subject, tuple(self._found), self.interrupted)
 
     def measure(self, account: AccountSandbox) -> None:
-        """Measure all levels, then the effects."""
+        """Measure all levels in one container, which is created with the highest."""
         planned = self._planned
         top = Throughput(planned.levels[-1])
         self._display.start("creating a container, and filling it", 1.0)
         container = account.create(top)
         items = Items(1, ITEMS, top.initial_partitions)
         account.fill(container, items)
-        setup = Setup(account, load_charges(), container, items, top.ru)
-        require_answer(account, in_turn(setup).offer(1.0).requests)
-        effects = EFFECTS if planned.options.effects else ()
-        for ru, prepare in [*((ru, in_turn) for ru in planned.levels), *((planned.effects_ru, one) for one in effects)]:
+        require_answer(account, reads_in_turn(builder(account.address), container, items))
+        read_ru = load_charges().read(KB)
+        for ru in planned.levels:
             if self.interrupted:
                 return
             account.scale(container, Throughput(ru))
-            self._found.append(self._search(account, prepare(replace(setup, ru=ru))))
+            requests = reads_in_turn(builder(account.address), container, items)
+            self._found.append(self._search(account, ru, ru / read_ru, requests))
 
-    def _search(self, account: AccountSandbox, scenario: Scenario) -> Finding:
+    def _search(self, account: AccountSandbox, ru: int, predicted: float, requests: KeyedRequests) -> Finding:
         """Search for the highest rate inside the objective; the prediction only says where to begin."""
+        trials = tuple(search(lambda rate: self._try(ru, account, rate, requests), predicted * BEGIN_AT, PRECISION))
+        return Finding(ru, predicted, trials, limit(trials, self._planned.objective))
 
-        def attempt(rate: float) -> Trial:
-            return self._try(f"{scenario.ru:,} RU/s, {scenario.name}", account, rate, scenario.offer(rate))
-
-        trials = tuple(search(attempt, scenario.predicted * BEGIN_AT, PRECISION))
-        return Finding(scenario, trials, limit(trials, self._planned.objective))
-
-    def _try(self, name: str, account: AccountSandbox, rate: float, offer: Offer) -> Trial:
-        """Try one rate of users' requests, from the beginning of a second on."""
+    def _try(self, ru: int, account: AccountSandbox, rate: float, requests: KeyedRequests) -> Trial:
+        """Try one rate, from the beginning of a second on."""
         load = Load(
             url=account.url,
-            requests=offer.requests,
-            rate=offer.wire_rate,
+            requests=requests,
+            rate=rate,
             duration_s=self._planned.duration_s,
             connections=self._planned.options.connections,
             check=classify,
             tally=CHARGE,
             ca=account.ca,
         )
-        self._display.start(f"{name}, {rate:,.0f} requests/s", load.duration_s)
+        self._display.start(f"{ru:,} RU/s, {rate:,.0f} requests/s", load.duration_s)
         result = self._generator.run(load, self._display.update, on_the_second=True)
         self.interrupted = self.interrupted or result.interrupted
-        return assess(rate, offer.wire_rate, result, self._planned.objective)
+        return assess(rate, result, self._planned.objective)
 
 
-def require_answer(account: AccountSandbox, requests: Requests) -> None:
+def require_answer(account: AccountSandbox, requests: KeyedRequests) -> None:
     """Send one request; BenchFailed, with what was answered, if that is a refusal and no 429."""
     answer = account.send(next(requests.rendered("", {})))
     if answer.status >= 400 and answer.status != TOO_MANY_REQUESTS:

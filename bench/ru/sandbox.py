@@ -25,7 +25,7 @@ from stores.http1 import Response
 
 # How the name of every container begins that a sweep creates, and so of all that it ever changes or drops.
 PREFIX = "hotplate-bench-"
-# What an item is stored with besides its id and its padding: names, quotes and system properties.
+# An item has so much besides its id and its padding: names, quotes and system properties.
 OVERHEAD_BYTES = 223
 WRITERS = 16
 SCALED_WITHIN_S = 120.0
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Items of one size for a container of *parts* partitions, whose ids lie in these in turn."""
+    """Items of one size for a container of *parts* partitions, whose ids lie in these one after the other."""
 
     size_kb: int
     count: int

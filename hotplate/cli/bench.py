@@ -104,9 +104,9 @@ def _confirm(*, yes: bool) -> None:
 
 @add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
 def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
-    """Find how many reads an account accepts at each level of RU/s, and what else has an effect on it.
+    """Find how many reads an account accepts at each level of RU/s.
 
-    It prints what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
+    It prints what it costs, asks, creates a container of its own, and drops it at the end, also after Ctrl-C.
     A level whose RU/s could not be used up was not measured.
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from redis.crc import key_slot
 
-from bench.redis_cluster import PRIMARIES
 from stores.catalogue import ReleaseRef
 from stores.connect import connect
 from stores.errors import ReleaseNotFound
@@ -18,7 +17,7 @@ from stores.redis.keys import Keys
 from stores.store import Store
 from tests.support.failover import Publisher, Watch, watched
 from tests.support.readers import USERS, lists
-from tests.support.redis_cluster import RedisCluster, running_cluster
+from tests.support.redis_cluster import PRIMARIES, RedisCluster, running_cluster
 from tests.support.service import publish_to
 from tests.support.soak import long
 

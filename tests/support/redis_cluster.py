@@ -1,5 +1,6 @@
 """Real clusters on loopback for the tests that need one: three primaries, a replica of each, plain and TLS at once."""
 
+import secrets
 import shutil
 import signal
 import time
@@ -7,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from redis.crc import key_slot
 
 from bench.process import free_port
-from bench.redis_cluster import PRIMARIES, SLOTS, Member, described, new_id
 from tests.support.redis_server import RedisServer, certify, find_binary
+
+SLOTS, PRIMARIES = 16384, 3
 
 # Long enough for whatever a machine that stands still for seconds does to elections.
 SETTLED_WITHIN_S = 60.0
@@ -24,11 +27,37 @@ NODE_TIMEOUT_MS, BEGINNING_NODE_TIMEOUT_MS = 60_000, 1000
 ATTEMPTS, BEGUN_WITHIN_S = 3, 20.0
 
 
+class Member(NamedTuple):
+    """A node as the others know it; *port* is that which they use themselves."""
+
+    id: str
+    port: int
+    bus_port: int
+    primary: str | None = None
+    """The id of the node that it is a replica of."""
+
+
+def described(members: Sequence[Member], myself: Member) -> str:
+    """Return what *myself* remembers of a cluster whose primaries share the slots evenly: its `nodes.conf`."""
+    primaries = [member for member in members if member.primary is None]
+    lines = list[str]()
+    for member in members:
+        flags = ("myself," if member is myself else "") + ("master" if member.primary is None else "slave")
+        slots, epoch = "", 0
+        if member.primary is None:
+            place = primaries.index(member)
+            epoch = place + 1
+            slots = f" {SLOTS * place // len(primaries)}-{SLOTS * (place + 1) // len(primaries) - 1}"
+        where = f"127.0.0.1:{member.port}@{member.bus_port}"
+        lines.append(f"{member.id} {where} {flags} {member.primary or '-'} 0 0 {epoch} connected{slots}")
+    return "\n".join([*lines, f"vars currentEpoch {len(primaries)} lastVoteEpoch 0", ""])
+
+
 @dataclass(slots=True)
 class ClusterNode:
     server: RedisServer
     bus_port: int
-    id: str = field(default_factory=new_id)
+    id: str = field(default_factory=lambda: secrets.token_hex(20))
 
     @property
     def port(self) -> int:

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -14,16 +13,15 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 from bench.micro import __main__ as command
-from bench.micro import c_peers, commands, publishing, servers, spent
+from bench.micro import c_peers, commands, servers, spent
 from bench.micro.harness import Candidates, Case, Effort, Figure, Skipped, Unmeasured, at_most
-from bench.micro.training_data import write_catalogue
 from bench.process import free_port, serving
 from stores.encoding import HEADER_BYTES
 from tests.support.paths import ROOT
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
 # What is also measured by the fast tests; the others take longer.
-QUICK = {"redis_reads", "files", "import"}
+QUICK = {"files", "import"}
 RESPONSE_HEADERS = {"Content-Type": "application/json", "ETag": '"abc"', "X-Request-Id": "1"}
 
 
@@ -34,10 +32,7 @@ def test_a_case_measures_what_it_publishes_and_leaves_nothing_behind(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    small = partial(write_catalogue, users=3_000, items=4_000, pairs=81_000)
-    monkeypatch.setattr(commands, "write_catalogue", small)
-    for module in (commands, publishing):
-        monkeypatch.setattr(module, "RETAIL", invoices(tmp_path_factory.mktemp("data")))
+    monkeypatch.setattr(commands, "RETAIL", invoices(tmp_path_factory.mktemp("data")))
     outcomes = command.BENCHMARKS[name](SMALL)
     skipped = {one.name for one in outcomes if isinstance(one, Unmeasured)}
     published = {figure for figure in command.ROWS if figure.startswith(f"{name}: ")}

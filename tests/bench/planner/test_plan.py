@@ -5,7 +5,7 @@ from math import ceil, exp, log
 import pytest
 
 from bench.planner import prices
-from bench.planner.demand import cache_hits, hottest_share, popularity, predict_ru
+from bench.planner.demand import cache_hits, hottest_share, popularity, write_charge
 from bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES
 from bench.planner.review import cost_at, find_break_even, find_savings, warnings
 from stores.cosmos import charges as cosmos_charges
@@ -238,10 +238,9 @@ def test_from_some_rate_on_redis_is_cheaper() -> None:
 
 def test_the_arithmetic_stands_alone() -> None:
     charges = cosmos_charges.load()
-    # 1 KB: 1 RU to read; 5 to write, and 10 terms of 0.2; replaced, both ways.
-    assert predict_ru(charges, 100, 1_024, skew=1.2, writes_s=10, terms=10) == pytest.approx(120 + 70)
-    assert predict_ru(charges, 0, 1_024, writes_s=1, terms=10, replaced=True) == pytest.approx(14)
-    assert predict_ru(charges, 100, 64 * 1_024) == pytest.approx(476)
+    # 1 KB: 5 RU to write, and 10 terms of 0.2; replaced, both ways.
+    assert write_charge(charges, 1_024, terms=10) == pytest.approx(7)
+    assert write_charge(charges, 1_024, terms=10, replaced=True) == pytest.approx(14)
 
 
 @pytest.mark.parametrize(("encoding", "titles"), [("json", 0), ("json", 12), ("zstd", 0)])

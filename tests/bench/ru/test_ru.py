@@ -1,8 +1,7 @@
-"""The sweep's parts by arithmetic: items, requests, searches on a simulated limiter, scenarios, costs and tables."""
+"""The sweep's parts by arithmetic: items, requests, searches on a simulated limiter, costs and tables."""
 
-import itertools
-from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from math import ceil
 
 import orjson
@@ -11,18 +10,15 @@ import pytest
 from bench.cosmos_emulator.partitions import Budget
 from bench.errors import BenchMisused
 from bench.loadgen.capacity import parse_objective, search
-from bench.loadgen.keys import InTurn, Keys
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.options import SweepOptions
 from bench.planner.prices import load as load_prices
 from bench.report.page import page
-from bench.ru import scenarios
 from bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest, notes, row
-from bench.ru.run import CHARGE, assess, classify, cost, limit, plan
-from bench.ru.sandbox import AccountSandbox, Items, partition_of
-from bench.ru.scenarios import KeyedRequests, MixedRequests, SignedRequests
-from stores.cosmos.charges import load
+from bench.ru.requests import CHARGE, builder, reads_in_turn
+from bench.ru.run import assess, classify, cost, limit, plan
+from bench.ru.sandbox import Items, partition_of
 from stores.cosmos.url import parse as parse_url
 from tests.support.cosmos_server import Direct
 from tests.support.virtual import simulate
@@ -56,10 +52,10 @@ def test_requests_are_good_for_the_account_that_they_are_made_for() -> None:
     now = 1_000_000_000.5
     direct = Direct(lambda: now)
     items = Items(1, 2, 1)
-    requests = SignedRequests(replace(ADDRESS, database="d"), clock=lambda: now)
-    for request in requests.upserts("c", items).values():
-        assert sent(direct, request) == 201
-    for request in requests.reads("c", items).values():
+    for body in items.bodies():
+        assert direct.item("POST", body["id"], body).status == 201
+    signed = builder(replace(ADDRESS, database="d"), clock=lambda: now)
+    for request in islice(reads_in_turn(signed, "c", items).rendered("", {}), 2):
         assert sent(direct, request) == 200
 
 
@@ -69,15 +65,6 @@ def sent(direct: Direct, request: bytes) -> int:
     verb, path, _ = first.split(" ")
     headers = dict(line.split(": ", 1) for line in lines)
     return direct.request(verb, path, orjson.loads(body) if body else None, headers).status
-
-
-def test_writes_are_among_the_reads_at_their_share() -> None:
-    mixed = MixedRequests(
-        KeyedRequests({"a": b"read"}, Keys(["a"], InTurn())), KeyedRequests({"b": b"write"}, Keys(["b"], InTurn())), 0.2
-    )
-    made = list(itertools.islice(mixed.rendered("", {}), 1000))
-    assert made.count(b"write") == pytest.approx(200, abs=1)
-    assert b"write" not in made[:4]
 
 
 def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> Result:
@@ -95,7 +82,7 @@ def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) ->
 
 
 def tried(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> Trial:
-    return assess(rate, rate, limited(rate, ru, charge_ru, delay_s), OBJECTIVE)
+    return assess(rate, limited(rate, ru, charge_ru, delay_s), OBJECTIVE)
 
 
 @pytest.mark.parametrize("charge_ru", [1.0, 4.76])
@@ -125,77 +112,14 @@ def test_a_machine_that_cannot_spend_a_level_is_distinguished_from_one_that_has_
     assert limit([replace(slow, stopped=True)], OBJECTIVE) == "it was stopped"
 
 
-def test_what_goes_over_the_wire_is_turned_back_into_what_users_requested() -> None:
-    result = limited(100, 400, 1.0)
-    trial = assess(200, 100, result, OBJECTIVE)
-    assert trial.ok_rate == pytest.approx(200)
-    assert trial.spent_ru == pytest.approx(100)
-
-
-def setup(parts: int = 2, ru: int = 1_000) -> scenarios.Setup:
-    return scenarios.Setup(AccountSandbox(ADDRESS), load(), "c", Items(1, 60, parts), ru)
-
-
-def test_scenarios_predict_as_the_planner_does() -> None:
-    there = setup()
-    assert scenarios.in_turn(there).predicted == pytest.approx(1_000)
-    assert scenarios.one_hot_key(there).predicted == pytest.approx(500 / (0.3 + 0.7 / 2))
-    assert scenarios.one_hot_key(setup(parts=1)).predicted == pytest.approx(1_000)
-    publish = scenarios.published_in_place(there)
-    assert publish.predicted == pytest.approx(1_000 - 200)
-    assert publish.offer(800.0).wire_rate == pytest.approx(820)
-
-
-def best_rate(scenario: scenarios.Scenario, parts: int, write_ru: float) -> float:
-    """Find the rate at which a simulated container of even partitions refuses a hundredth of what is offered."""
-
-    def refused(rate: float) -> float:
-        offer = scenario.offer(rate)
-        budgets, seconds = [Budget(scenario.ru / parts) for _ in range(parts)], 6
-        count = round(offer.wire_rate * seconds)
-        throttled = 0
-        for number, request in enumerate(itertools.islice(offer.requests.rendered("", {}), count)):
-            is_write = request.startswith(b"POST")
-            name = request.partition(b'partitionkey: ["')[2].partition(b'"')[0].decode()
-            budget, now = budgets[partition_of(name, parts)], number / offer.wire_rate
-            if budget.wait_ms(now):
-                throttled += 1
-            else:
-                budget.charge(now, write_ru if is_write else 1.0)
-        return throttled / count
-
-    low, high = 0.5 * scenario.predicted, 1.5 * scenario.predicted
-    for _ in range(9):
-        middle = (low + high) / 2
-        low, high = (middle, high) if refused(middle) <= 0.01 else (low, middle)
-    return low
-
-
-@pytest.mark.parametrize("prepare", [scenarios.in_turn, scenarios.one_hot_key, scenarios.published_in_place])
-def test_the_planner_is_within_3_percent_of_a_simulated_container(
-    prepare: Callable[[scenarios.Setup], scenarios.Scenario],
-) -> None:
-    scenario = prepare(setup())
-    accepted = 0.99 * best_rate(scenario, 2, write_ru=10.0)
-    assert accepted == pytest.approx(scenario.predicted, rel=0.03)
-
-
-def test_autoscale_takes_steps_of_a_thousand() -> None:
-    assert [scenarios.autoscale_of(ru).ru for ru in (400, 1_000, 2_900)] == [1_000, 1_000, 2_000]
-
-
 def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:
     planned = plan(options(levels="400,1k,11k"))
     made, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0)
-    minutes = ceil((3 * 11 + 3 * 11) * 8 / 60)
-    assert f"11,000 RU/s and 1,000 RU/s autoscale in 2 region(s), for some {minutes} minutes" in made
-    assert price.startswith(f"{(110 + 10 * 1.5) * 0.008 * 2:.2f} USD")
+    assert f"11,000 RU/s in 2 region(s), for some {ceil(3 * 11 * 8 / 60)} minutes" in made
+    assert price.startswith(f"{110 * 0.008 * 2:.2f} USD")
     assert price.endswith("touches 1")
     _, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0 - 10)
-    assert price.startswith(f"{(110 + 10 * 1.5) * 0.008 * 4:.2f} USD")
-    made, price, _ = cost(plan(options(levels="400", effects=False)), 1, load_prices(), now=0.0)
-    assert "autoscale" not in made
-    assert price.startswith(f"{4 * 0.008:.2f} USD")
+    assert price.startswith(f"{110 * 0.008 * 4:.2f} USD")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +141,7 @@ def test_what_makes_no_sense_is_refused(changed: dict[str, object], sentence: st
 
 def found_at_400(*trials: Trial) -> Finding:
     tried_there = trials or tuple(search(lambda rate: tried(rate, 400, 1.0), 240, 0.02))
-    return Finding(scenarios.in_turn(setup(1, 400)), tried_there, limit(tried_there, OBJECTIVE))
+    return Finding(400, 400.0, tried_there, limit(tried_there, OBJECTIVE))
 
 
 def swept(*found: Finding, interrupted: bool = False) -> SweepResult:
@@ -230,7 +154,7 @@ def test_a_search_on_an_emulator_is_reported_with_its_label() -> None:
     facts = made.report.extra["ru"]
     assert facts["label"] == "local emulator, not Azure"
     cells = row(facts["found"][0])
-    assert cells[:7] == ("400", "all keys in turn", "1.00 RU", "397.5/s", "400.0/s", "-0.6%", "99.4%")
+    assert cells[:6] == ("400", "1.00 RU", "397.5/s", "400.0/s", "-0.6%", "99.4%")
     assert notes(facts["found"]) == []
     text = page(made.report)
     assert text.count("local emulator, not Azure") >= 3
@@ -245,7 +169,7 @@ def test_a_request_that_was_refused_is_not_counted_as_bought() -> None:
     assert trial.throttled == pytest.approx(0.005, abs=0.001)
     made = swept(found_at_400(trial, tried(500, 400, 1.0)))
     cells = row(made.report.extra["ru"]["found"][0])
-    assert cells[3:6] == ("400.0/s", "400.0/s", "+0.0%")
+    assert cells[2:5] == ("400.0/s", "400.0/s", "+0.0%")
     assert cells[-1] == "100.0/s"
 
 
@@ -253,6 +177,6 @@ def test_request_units_that_were_not_spent_are_no_success() -> None:
     made = swept(found_at_400(tried(240, 400, 1.0, delay_s=0.06)))
     assert not made.valid
     cells = row(made.report.extra["ru"]["found"][0])
-    assert cells[3:6] == ("-", "400.0/s", "-")
+    assert cells[2:5] == ("-", "400.0/s", "-")
     assert "p99 60 ms, bound 50 ms" in page(made.report)
     assert not swept(found_at_400(), interrupted=True).valid

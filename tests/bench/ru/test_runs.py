@@ -26,7 +26,7 @@ from tests.support.cosmos_server import Emulator, emulator
 pytestmark = pytest.mark.timeout(300)
 soak = pytest.mark.soak
 
-SHORT = ("--levels", "400", "--no-effects", "--duration", "1s")
+SHORT = ("--levels", "400", "--duration", "1s")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
-from bench.micro.training_data import write_catalogue
 from offline.errors import DataError, SettingError
 from offline.evaluate.evaluation import evaluate_engine, fit_parts
 from offline.evaluate.metrics import Values
@@ -314,6 +313,25 @@ def test_what_is_too_dear_is_left_out_and_said_unless_everything_is_wanted(
     assert len({each.params for each in dear.left_out}) == len(dear.left_out)
     for wanted in (TuneOptions(max_pairs=None), TuneOptions(engine="als"), TuneOptions(CELLS)):
         assert search(matrix, tuning=wanted, defaults=SMALL).left_out == ()
+
+
+def write_catalogue(file: Path, users: int, items: int, pairs: int) -> None:
+    """Write *pairs* like Gowalla's, in LightGCN's split of it, as Parquet: few users have much, few items are popular.
+
+    Items lie on a ring. Users choose four fifths of theirs near their home, so only those near each other have
+    items in common, and the others anywhere; popular items are chosen more often in both cases.
+    """
+    rng = np.random.default_rng(0)
+    weights = rng.permutation((np.arange(items) + 10) ** -0.55)
+    ends = np.cumsum(weights / weights.sum())
+    has = np.minimum(8 * (1 + rng.pareto(1.42, users)), 800)
+    user = np.repeat(np.arange(users), np.ceil(1.6 * has * pairs / has.sum()).astype(np.int64))
+    home, reach = rng.random(users), has * rng.lognormal(0, 0.5, users) / items
+    near = (home[user] + reach[user] * rng.laplace(size=len(user))) % 1
+    place = np.where(rng.random(len(user)) < 4 / 5, near, rng.random(len(user)))
+    item = np.minimum(np.searchsorted(ends, place), items - 1)
+    frame = pl.DataFrame({"user": user, "item": item}).unique(maintain_order=True).sample(pairs, seed=0)
+    frame.select(pl.format("u{}", "user").alias("user"), pl.format("i{}", "item").alias("item")).write_parquet(file)
 
 
 def test_the_graph_engine_is_found_where_users_share_items_with_few_others(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bench.redis_cluster import SLOTS
 from hotplate.testing import OpenStore, StoreContract
 from serve.breaker import FAILURES
 from stores.catalogue import DraftRef
@@ -21,7 +20,7 @@ from stores.redis.url import parse_cluster
 from stores.store import Level, Plan, Row
 from stores.verification import scrub, verify
 from tests.support.readers import lists, reading
-from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_cluster import SLOTS, RedisCluster
 from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.service import publish_to
 from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
