@@ -17,7 +17,7 @@ ENTRY_BYTES = 150
 # many shards, 0.3 µs for each list make pauses of a millisecond at most.
 SHARDS = 128
 
-# What there is of a key that is not in the cache.
+# Returned for a key that is not in the cache.
 NOT_CACHED = StoreError("it is not in the cache")
 
 

@@ -20,7 +20,7 @@ DECIMALS = 6
 ROWS_AT_ONCE = 4096
 # How many of the best are looked at first, and how many times as many next if too few of them may be in the list.
 FIRST_DEPTH, DEEPER = 64, 8
-# What somebody has weighs more than what they have not, to Spark's engine; see `offline.train.als`.
+# Spark's engine gives an item that a user has more weight than one that they lack; see `offline.train.als`.
 LEAST_CONFIDENCE = 1.001
 
 Rows = npt.NDArray[np.intp]

@@ -37,7 +37,7 @@ CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular", "fold-in")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
-# What a release is to a store while there is a canary; the release that an event names may also be neither.
+# The role of a release while there is a canary; an event may also name another release.
 Role = Literal["live", "canary", "other"]
 LIVE: Final = "live"
 CANARY: Final = "canary"
@@ -53,8 +53,8 @@ FAILURES = (
 )  # fmt: skip
 # What reading in the background came to: rows in all, and of the last pass the damaged ones and its seconds.
 SCRUB = (SCRUBBED_ROWS, SCRUB_DAMAGED, SCRUB_SECONDS) = "rows", "damaged", "seconds"
-# What events are of: what was shown, what was chosen, and names of callers' own. What became of them: durable, refused
-# as too many wait or as the disk does not take them, and not known, as the disk takes too long.
+# Types of events: shown, chosen, and names of callers' own. Their outcomes: durable; refused, because too many wait or
+# because the disk does not take them; and not known, because the disk takes too long.
 EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
 EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
 # Where in a list an item stood: each of the first ten places, and all behind them.

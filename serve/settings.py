@@ -1,4 +1,4 @@
-"""What a service is given at its start: its settings, read once, and its logging, set up in one place."""
+"""The settings of a service, read once at its start, and the set-up of its logging."""
 
 import logging
 import sys

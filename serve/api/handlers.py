@@ -52,7 +52,7 @@ PRIVATE = "private, no-cache"
 SHARED = "public, max-age=60"
 # The same if it takes a key: kept by its caller alone, as a cache in between would hand it to anybody.
 UNSHARED = "private, max-age=60"
-# What stands in for the list that was requested, as long as that is not there.
+# For an answer with another list than the requested one, which may be there later.
 NO_STORE = "no-store"
 
 # An answer for many is made in pieces of so many items, between which other requests are served: a millisecond or two.
@@ -151,7 +151,7 @@ class Handlers:
 
     @property
     def status(self) -> str:
-        """What the worker is able to."""
+        """Whether the worker is ready, degraded, not ready or draining."""
         if self.draining:
             return DRAINING
         status = status_of(self._reader.tiers)

@@ -111,7 +111,7 @@ SERVICE = (
 TAGS = {"Lists": OPERATIONS, "Events": events.OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
 # What has a rate.
 RATED = (*OPERATIONS, *events.OPERATIONS)
-# What takes a key where keys are in use; all else is everybody's.
+# Routes that need a key if keys are in use; the others are open to everybody.
 KEYED = frozenset({*(one.path for one in RATED), "/score"})
 
 

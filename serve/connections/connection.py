@@ -23,7 +23,7 @@ WRITE_STEP, HURRIED_WRITE_S = 65_536, 1.0
 
 
 class Front(Protocol):
-    """What the connections of a server have of it."""
+    """What a server shares with its connections."""
 
     registry: Registry
     writer: AnswerWriter

@@ -84,7 +84,7 @@ _Headers = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
 class _Kind(NamedTuple):
-    """What a path is of: a route, as metrics name it, and the lists of a source, and how their keys begin."""
+    """What a path asks for: its route, as metrics name it, the source of its lists, and how their keys begin."""
 
     route: str
     source: str

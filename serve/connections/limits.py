@@ -70,7 +70,7 @@ class Registry:
         self.awaiting = 0
         """How many requests the fast lane answers once a store was read."""
         self.bytes_in_flight = 0
-        """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
+        """Bytes of bodies of unanswered requests, except small ones, and of answers that clients have not taken."""
         self._metrics = metrics
         self._room = min(limits.connections, room_for_connections())
         self._trusted = [ip_network(network) for network in limits.trusted_proxies]

@@ -36,8 +36,8 @@ Fields = dict[str, object]
 def percentile_ms(buckets: Counts, share: float) -> float | None:
     """Return within how many ms *share* of what a histogram counted was done; None if it counted nothing.
 
-    Inside a bucket it is interpolated. What is in the first one is said to be its bound, and what is over the last one
-    that: finer figures are not known there.
+    Inside a bucket it is interpolated. In the first bucket it is that bucket's bound, and beyond the last one the last
+    bound, because finer figures are not known there.
     """
     total = sum(buckets)
     if total <= 0:

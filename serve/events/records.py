@@ -71,7 +71,7 @@ class WrittenEvent(Struct, frozen=True, omit_defaults=True):
     user: str
     items: tuple[str, ...]
     role: Role
-    """What its release was for the service that took it."""
+    """The role of its release in the service that took it: live, canary or other."""
 
     release: str = ""
     request_id: str = ""

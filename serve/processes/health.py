@@ -79,7 +79,7 @@ class Heartbeats:
 
 
 class Health:
-    """What probes are answered; lives as long as the parent."""
+    """The answers to probes; lives as long as the parent."""
 
     def __init__(self, states: SharedStates, heartbeats: Heartbeats) -> None:
         self.draining = False

@@ -49,7 +49,7 @@ FLUSH_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a process of the service has of its parent."""
+    """What a process of the service gets from its parent."""
 
     settings: Settings
     guard: Guard
@@ -65,7 +65,7 @@ class Inheritance:
     started_at: float
     """When the service started, as Unix time."""
     log_secret: bytes
-    """What users are hashed with in the access log."""
+    """The secret with which users are hashed in the access log."""
 
     def use_slot(self, worker: int) -> None:
         """Count and log as worker number *worker* from now on."""

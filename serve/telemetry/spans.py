@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 # Samplers decide by the lower half of a trace's id, as OpenTelemetry's SDKs do.
 HALF = (1 << 64) - 1
-# What an id in a path is exported as: it is a user's, or as good as one.
+# Replaces the id in an exported path, because it may be a user's.
 REDACTED = "REDACTED"
 SYSTEMS = {"redis": "redis", "rediss": "redis", "unix": "redis", "cosmos": "azure.cosmosdb", "file": "lmdb"}
 
