@@ -2,8 +2,9 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
+from stores.options import Argument, Flag
 from stores.urls import redacted
 
 if TYPE_CHECKING:
@@ -11,22 +12,6 @@ if TYPE_CHECKING:
 
 # The panels of `--help`.
 WHEN, WHAT, HOW = "When requests fall due", "What is requested", "How it is measured"
-
-
-class Flag(NamedTuple):
-    """How the command shows a field: its help, panel, name if that is not the field's, and whether `env` sets it."""
-
-    help: str
-    panel: str
-    name: str | None = None
-    env: bool = True
-
-
-class Argument(NamedTuple):
-    """How the command shows a field that is given by its place: its help, and what stands for it there."""
-
-    help: str
-    metavar: str
 
 
 def _plain(options: "DataclassInstance", unless: tuple[object, ...] = (None, False), **shown: object) -> dict[str, Any]:

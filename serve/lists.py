@@ -10,7 +10,8 @@ from typing import Self
 
 from serve.deny_list import DenyListFile, DenyListInvalid
 from serve.processes.states import Reporter
-from serve.reader import BUDGET_S, DEFAULT_N, EncodedList, TieredReader, open_reader
+from serve.reader import DEFAULT_N, EncodedList, TieredReader, open_reader
+from serve.settings import BUDGET_S
 from serve.watched import following
 from stores.encoding import Item, decode
 from stores.errors import StoreMisused

@@ -15,6 +15,7 @@ from serve.fold_in import FoldIn
 from serve.lookups import Deadline, Lookups, Origin
 from serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, Role
 from serve.releases.release import ServedRelease
+from serve.settings import BUDGET_S
 from serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_time, tier_names
 from stores.catalogue import ReleaseId
 from stores.connect import connect
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What one request may spend on reads, all tiers together.
-BUDGET_S = 0.05
 # What each user of a batch adds to its budget: who requests thousands would rather wait than get popular lists.
 BUDGET_S_PER_USER = 0.0005
 # How long a start waits for stores that do not answer, although others do.

@@ -5,20 +5,36 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import orjson
 
-from serve.reader import BUDGET_S
-from serve.telemetry.settings import TelemetrySettings
+from stores.options import Flag
+
+if TYPE_CHECKING:
+    from serve.telemetry.settings import TelemetrySettings
+
+
+# What the reads of one request may take, all stores together.
+BUDGET_S = 0.05
+
+# The panels of `hotplate serve --help`.
+STORES = "Stores"
+ANSWERS = "Answers"
+LISTENING = "Listening and processes"
+CALLERS = "Callers"
+OPERATORS = "Operators and probes"
+LOGS = "Logs and telemetry"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the connections of one worker may take; times are in seconds."""
 
-    connections: int = 10_000
-    """How many are open at once; fewer where the process may not open so many files."""
+    connections: Annotated[
+        int, Flag("Open connections of each worker, at most.", CALLERS, "max-connections", at_least=1)
+    ] = 10_000
+    """Fewer where the process may not open so many files."""
 
     per_address: int = 2_000
     """How many are open at once of one address, unless it is a trusted proxy's."""
@@ -26,8 +42,11 @@ class Limits:
     per_client: int = 2_000
     """How many are open at once whose latest request had a key of one client, or a token of one."""
 
-    trusted_proxies: tuple[str, ...] = ()
-    """Networks, as 10.0.0.0/8, whose addresses stand for many clients."""
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Flag("A network of proxies, which may open any number.", CALLERS, "trusted-proxy", metavar="CIDR"),
+    ] = ()
+    """As 10.0.0.0/8: each address stands for many clients."""
 
     silent_s: float = 75.0
     """From the connection's beginning to its first byte, if that is less than *idle_s*."""
@@ -56,89 +75,92 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One service: which stores, where it listens, how long it waits."""
+    """One service: which stores, where it listens, how long it waits. A field with a Flag is an option."""
 
-    stores: tuple[str, ...]
-    """URLs, the first to be read first."""
+    stores: Annotated[
+        tuple[str, ...],
+        Flag("A store. Each further one answers when those before it cannot.", STORES, "store", metavar="URL"),
+    ] = ()
+    """The URLs, the first to be read first."""
 
-    host: str = "127.0.0.1"
-    port: int = 8080
-    workers: int = 1
-    pin_workers: bool = False
-    """Whether each worker keeps to a CPU of its own, of those that the service may use."""
+    host: Annotated[str, Flag("The address to listen on.", LISTENING)] = "127.0.0.1"
+    port: Annotated[int, Flag("The port; 0 takes any free one.", LISTENING, at_least=0, at_most=65535)] = 8080
+    workers: Annotated[
+        int, Flag("Processes that share the port; best one a core.", LISTENING, at_least=1, at_most=256)
+    ] = 1
+    pin_workers: Annotated[bool, Flag("Keep each worker on a CPU of its own.", LISTENING)] = False
+    budget_s: Annotated[
+        float, Flag("Seconds that the reads of a request may take.", STORES, "budget", at_least=0.001)
+    ] = BUDGET_S
+    cache_mb: Annotated[int, Flag("MB of remote lists that a worker keeps; 0: none.", STORES, at_least=0)] = 64
+    """In units of 2**20 bytes."""
 
-    budget_s: float = BUDGET_S
-    """What one request may spend on reads, all stores together."""
+    drain_delay_s: Annotated[
+        float,
+        Flag("Seconds between SIGTERM and closing the port.", LISTENING, "drain-delay", at_least=0),
+    ] = 5.0
+    """Until load balancers have noticed. Ctrl-C skips it."""
 
-    cache_bytes: int = 64 << 20
-    """What each worker keeps of the lists that it read from stores over a network; 0 for nothing."""
-
-    drain_delay_s: float = 5.0
-    """How long a service that is stopped by SIGTERM goes on accepting while it says that it is not ready: until load
-    balancers have noticed."""
-
-    drain_s: float = 10.0
-    """How long a stopping worker goes on answering what it accepted."""
-
-    admin_host: str = "127.0.0.1"
-    admin_port: int = 8090
-    """Where operators read and act; one listener for all workers, on this machine only by default."""
-
-    health_host: str = "127.0.0.1"
-    health_port: int = 8091
-    """Where probes are answered in plain HTTP, by the parent of the workers; on this machine only by default."""
-
-    admin_store: str | None = None
-    """The URL of the store whose releases operators may change over HTTP, with the right to write; None for none."""
-
-    access_log_share: float = 0.0
-    """The share of requests that are logged, 0 … 1."""
-
-    slow_request_s: float | None = None
-    """How long a request takes to be logged whatever the share; None to log none for that."""
-
-    access_log_users: Literal["hashed", "none", "plain"] = "hashed"
-    """How a line stands for the user whose list was requested."""
-
-    access_log_key: Path | None = None
-    """The file with what users are hashed with; without one it is drawn at the start, and gone with the service."""
-
-    telemetry: TelemetrySettings | None = None
+    drain_s: Annotated[
+        float, Flag("Seconds that requests in flight may take at a stop.", LISTENING, "drain", at_least=0)
+    ] = 10.0
+    admin_host: Annotated[str, Flag("The address of metrics and the console.", OPERATORS)] = "127.0.0.1"
+    admin_port: Annotated[int, Flag("Their port; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)] = 8090
+    health_host: Annotated[str, Flag("The address of /livez and /readyz, for probes.", OPERATORS)] = "127.0.0.1"
+    health_port: Annotated[
+        int, Flag("Their port, in plain HTTP; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)
+    ] = 8091
+    admin_store: Annotated[
+        str | None, Flag("A store that may be written: operators activate releases there.", OPERATORS, metavar="URL")
+    ] = None
+    access_log_share: Annotated[
+        float,
+        Flag("Log this share of the requests.", LOGS, "access-log", metavar="SHARE", at_least=0, at_most=1),
+    ] = 0.0
+    access_log_users: Annotated[Literal["hashed", "none", "plain"], Flag("How a line names a user.", LOGS)] = "hashed"
+    access_log_key: Annotated[
+        Path | None, Flag("The secret to hash users with, else random.", LOGS, metavar="FILE")
+    ] = None
+    slow_request_ms: Annotated[
+        float | None, Flag("Log requests that take as long, 10/s at most.", LOGS, at_least=0)
+    ] = None
+    telemetry: "TelemetrySettings | None" = None
     """Where traces and metrics go; None where telemetry is off."""
 
-    scrub_rows_per_s: float = 0.0
-    """How many rows of what is served are read and checked in the background; 0 for none."""
-
-    lock_memory: bool = False
-    """Whether the release that is served of a store of files is locked in memory."""
-
-    keys: Path | None = None
-    """The file of clients and their keys; without one, no key is needed."""
-
-    anonymous: bool = False
-    """Whether callers without a key may read, wherever they come from."""
-
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    """A certificate chain and its key; without them the service speaks plain HTTP."""
-
-    oidc_issuer: str | None = None
-    oidc_audience: str | None = None
-    """The issuer whose tokens are accepted besides keys, and their audience."""
-    deny_list: Path | None = None
-    """The file of the items that no answer shows, and of the users who are answered as unknown."""
-
-    fold_in: bool = False
-    """Whether item factors are loaded with each release, so visitors get lists on the spot."""
-    events: Path | None = None
-    """The folder that each worker writes events to; None to take none."""
-
-    cors_origins: tuple[str, ...] = ()
-    """Which web pages of other origins may call the service."""
-
-    fast_lane: bool = True
-    """Whether the plainest requests are answered without aiohttp."""
-
+    scrub_rows_per_s: Annotated[
+        float,
+        Flag("Check what is served at this rate; 0: not.", STORES, "scrub-rate", metavar="ROWS_PER_S", at_least=0),
+    ] = 0.0
+    lock_memory: Annotated[bool, Flag("Lock a file:// store in memory (needs ulimit -l).", STORES)] = False
+    keys: Annotated[
+        Path | None,
+        Flag("Let in who has a key in this file, else this machine alone.", CALLERS, metavar="FILE"),
+    ] = None
+    anonymous: Annotated[bool, Flag("Let callers without a key read, from other machines too.", CALLERS)] = False
+    tls_cert: Annotated[
+        Path | None, Flag("Speak TLS with this PEM chain, also once it is renewed.", LISTENING, metavar="FILE")
+    ] = None
+    tls_key: Annotated[
+        Path | None, Flag("The key of the certificate: PEM without a password.", LISTENING, metavar="FILE")
+    ] = None
+    oidc_issuer: Annotated[
+        str | None, Flag("Let in who has a token of this OpenID Connect issuer.", CALLERS, metavar="URL")
+    ] = None
+    oidc_audience: Annotated[
+        str | None, Flag("The audience of the tokens for this service.", CALLERS, metavar="AUDIENCE")
+    ] = None
+    deny_list: Annotated[
+        Path | None,
+        Flag("Lines of item:ID and user:ID that are never shown.", ANSWERS, metavar="FILE"),
+    ] = None
+    fold_in: Annotated[bool, Flag("Make lists for visitors by their items, of `publish --fold-in`.", ANSWERS)] = False
+    events: Annotated[
+        Path | None, Flag("Take events at POST /v1/events, and write them here.", ANSWERS, metavar="FOLDER")
+    ] = None
+    cors_origins: Annotated[
+        tuple[str, ...], Flag("Let web pages of this origin call; repeatable.", CALLERS, "cors-origin", metavar="URL")
+    ] = ()
+    no_fast_lane: Annotated[bool, Flag("Have aiohttp answer the plainest requests, too; slower.", ANSWERS)] = False
     limits: Limits = field(default_factory=Limits)
 
     @property

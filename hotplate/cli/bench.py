@@ -8,6 +8,7 @@ import typer
 
 from bench.options import REFERENCE, HttpOptions, StoresOptions, SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
+from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import (
     FAILED,
     REFUSED,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from bench.report.page import Runs
     from bench.report.report import Report
 
-app = typer.Typer(
+app = Verbs(
     no_args_is_help=True,
     help="Measure a service; the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",

@@ -4,7 +4,8 @@ from math import floor
 from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated
 
-from hotplate.cli.terminal import chosen_store, err, option, out, print_json, table
+from hotplate.cli.terminal import chosen_store, err, out, print_json, table
+from stores.options import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -17,19 +18,8 @@ HOUR_S = 3600
 # A publish of so many seconds is worth a word on how it could be faster.
 SLOW_S = 600
 
-MaxRu = Annotated[
-    int | None,
-    option(
-        "--max-ru",
-        "Spend at most this many RU/s, in Cosmos DB only. By default it is what ru= of the URL provisions.",
-        at_least=1,
-        show_default=False,
-    ),
-]
-DryRun = Annotated[
-    bool,
-    option("--dry-run", "Write nothing; print what would be made, how long it would take and what it would cost."),
-]
+MaxRu = Annotated[int | None, Flag("RU/s to spend in Cosmos DB; else ru= of the URL.", at_least=1)]
+DryRun = Annotated[bool, Flag("Write nothing; print what would be made and cost.")]
 
 
 def limit_ru(url: str | None, max_ru: int | None) -> str | None:

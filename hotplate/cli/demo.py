@@ -7,19 +7,16 @@ from shlex import quote as quoted
 from typing import Annotated
 from urllib.parse import quote
 
-from hotplate.cli.publish import publish
-from hotplate.cli.serve import Host, Port
-from hotplate.cli.terminal import interruptible, option, out, progress_bars
+from hotplate.cli.publish import PublishFlags, publish
+from hotplate.cli.terminal import interruptible, out, progress_bars
 from hotplate.cli.train import print_report
+from stores.options import Flag
 
 
 def demo(
-    data: Annotated[
-        Path | None,
-        option("--data", "Use the interactions in this file or folder instead of generated ones.", metavar="PATH"),
-    ] = None,
-    host: Host = "127.0.0.1",
-    port: Port = 8080,
+    data: Annotated[Path | None, Flag("Learn from this file or folder, and not from made-up data.")] = None,
+    host: Annotated[str, Flag("The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Flag("The port; 0 takes any free one.", at_least=0, at_most=65535)] = 8080,
 ) -> None:
     """Train on sample data, publish, serve, and print what to try; stop it with Ctrl-C.
 
@@ -43,7 +40,7 @@ def demo(
             report = interruptible(lambda: train(TrainSettings(path=data), folder / "model", on_progress))
         print_report(report)
         url = f"file://{folder / 'store'}"
-        publish(folder / "model", store=url)
+        publish(folder / "model", PublishFlags(store=url))
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure_logging()
         settings = Settings((url,), host, port, admin_port=0, health_port=0, admin_store=url, anonymous=True)

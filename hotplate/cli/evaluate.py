@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import (
     REFUSED,
     Delimiter,
     Json,
-    column_option,
     interruptible,
-    option,
     out,
     print_json,
     print_rows_read,
@@ -23,6 +22,7 @@ from hotplate.cli.terminal import (
     with_store,
 )
 from hotplate.cli.train import metric_rows
+from stores.options import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class ListsFirst(TyperGroup):
         return super().parse_args(ctx, args if named else [self.default, *args])
 
 
-app = typer.Typer(
+app = Verbs(
     cls=ListsFirst,
     no_args_is_help=True,
     help="Measure any lists against what users chose, lay out a model's report, and compare two.\n\n"
@@ -59,18 +59,11 @@ ORIGIN = (
     "Rows of user, item and score as `import` reads them, a model folder, or the URL of a store, with #RELEASE at its "
     "end for another than the live one."
 )
-Train = Annotated[
-    Path | None,
-    option(
-        "--train",
-        "Read what users had before from this file of user and item: then popularity is measured with the lists, and "
-        "what of the catalogue they hold. A model knows its own.",
-    ),
-]
-K = Annotated[int, option("-k", "Measure so many items of each list.", at_least=1, at_most=1000)]
-UserColumn = Annotated[str | None, column_option("user")]
-ItemColumn = Annotated[str | None, column_option("item")]
-ScoreColumn = Annotated[str | None, column_option("score")]
+Train = Annotated[Path | None, Flag("A file of what users had before, to measure popularity and the catalogue by.")]
+K = Annotated[int, Flag("Measure so many items of each list.", name="-k", at_least=1, at_most=1000)]
+UserColumn = Annotated[str | None, Flag("The column of the user.")]
+ItemColumn = Annotated[str | None, Flag("The column of the item.")]
+ScoreColumn = Annotated[str | None, Flag("The column of the score.")]
 
 
 @app.command()
@@ -79,10 +72,7 @@ def lists(
     truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="A file, or a folder, of user and item: the choices.")],
     train: Train = None,
     k: K = 10,
-    rating_column: Annotated[
-        str | None,
-        column_option("rating", "scores are then measured as predictions of it, too, if a pair has both"),
-    ] = None,
+    rating_column: Annotated[str | None, Flag("Measure scores as predictions of this column, too.")] = None,
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     score_column: ScoreColumn = None,
@@ -117,7 +107,7 @@ def lightgcn(
     test: Annotated[Path, typer.Argument(metavar="TEST", help="What is held back, in such a file.")],
     engine: Annotated[
         Literal["als", "ease", "neighbours", "popularity"] | None,
-        option("--engine", "Learn with this engine; by default with the best that the search finds on TRAIN."),
+        Flag("Learn with this engine; by default the best found on TRAIN."),
     ] = None,
     k: K = 20,
     as_json: Json = False,
@@ -150,18 +140,9 @@ def lightgcn(
 def report(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, as `hotplate train` writes it.")],
     page: Annotated[Path, typer.Option("--out", help="Write the page to this file.")] = Path("evaluation.html"),
-    store: Annotated[
-        str | None, option("--store", "Compare with what is live in the store at this URL, too.", metavar="URL")
-    ] = None,
-    at_random: Annotated[
-        bool,
-        option(
-            "--random",
-            "Learn once more from a random draw, too, and show its figures next to those of the split by time: they "
-            "flatter, because a model then learns from what came later.",
-        ),
-    ] = False,
-    as_json: Annotated[bool, option("--json", "Print what the page says as one JSON object, and write none.")] = False,
+    store: Annotated[str | None, Flag("Compare with what is live in this store, too.", metavar="URL")] = None,
+    at_random: Annotated[bool, Flag("Also show figures of a random split, which flatter.", name="random")] = False,
+    as_json: Annotated[bool, Flag("Print what the page says as JSON, and write no page.", name="json")] = False,
 ) -> None:
     """Lay out how good a model is as one HTML file: next to its baselines and what is live, with sample lists.
 
@@ -193,7 +174,7 @@ def report(
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help=f"What may be worse: {ORIGIN}")],
     second: Annotated[str, typer.Argument(metavar="B", help="What may be better, given in the same way.")],
-    truth: Annotated[Path, option("--truth", "Hold the lists of both against this file of user and item.")],
+    truth: Annotated[Path, Flag("Hold the lists of both against this file of user and item.")],
     k: K = 10,
     user_column: UserColumn = None,
     item_column: ItemColumn = None,

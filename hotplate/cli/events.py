@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import Json, option, out, print_json, progress_bars, table
 
 if TYPE_CHECKING:
     from serve.events.report import Row
 
-app = typer.Typer(
+app = Verbs(
     no_args_is_help=True,
     help="Ship the events that a service took, and report on them.\n\n"
     "Example: hotplate events report /var/lib/hotplate/events",

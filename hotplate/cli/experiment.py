@@ -1,16 +1,15 @@
 """What the verbs of the bench share: flags made of an experiment's options, errors, and printing its report."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from bench.options import HOW, Argument, Flag
+from bench.options import HOW
+from hotplate.cli.options import build, parameter, parameters_of, signed
 from hotplate.cli.terminal import (
     FAILED,
     REFUSED,
@@ -37,7 +36,6 @@ EXIT_CODES = """
     options make no sense; 3 it was measured and is not good: more errors than --slo allows, a wrong list, or no rate
     inside --slo.
 """
-Parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
 
 
 def add_experiment(
@@ -64,13 +62,12 @@ def add_experiment(
         def verb(**given: Any) -> None:  # noqa: ANN401 -- typer converts each value to its field's type
             name, as_json = given.pop("out"), given.pop("as_json")
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
             require_folder(name)
             with bench_errors():
                 from bench.progress import progress_display
                 from bench.report.page import keep
 
-                chosen = options(**(preset | values))
+                chosen = build(options, preset | given)
                 if confirm is not None:
                     confirm(chosen)
                 with interruptible_loop(), progress_display(err) as display:
@@ -86,40 +83,14 @@ def add_experiment(
 
         verb.__doc__ = (run.__doc__ or "") + EXIT_CODES
         parameters = [
-            *_parameters(options, defaults),
-            Parameter("out", default=Path(report), annotation=Annotated[Path, where]),
-            Parameter("as_json", default=False, annotation=Json),
+            *parameters_of(options, "BENCH_", defaults),
+            parameter("out", Annotated[Path, where], Path(report)),
+            parameter("as_json", Json, default=False),
         ]
-        verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
-        verb.__annotations__ = {each.name: each.annotation for each in parameters}
-        app.command(run.__name__)(verb)
+        app.command(run.__name__)(signed(verb, parameters))
         return run
 
     return register
-
-
-def _parameters(options: type[Any], defaults: object) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(options, include_extras=True)
-    for each in fields(options):
-        if get_origin(hints[each.name]) is not Annotated:
-            continue  # not for the command
-        kind, shown = get_args(hints[each.name])
-        default = each.default if defaults is None else getattr(defaults, each.name)
-        if isinstance(shown, Argument):
-            info: Any = typer.Argument(metavar=shown.metavar, help=shown.help, show_default=False)
-        else:
-            info = _option(each.name, shown, kind, default)
-        if kind == tuple[str, ...]:
-            kind, default = list[str], []
-        default = inspect.Parameter.empty if default is MISSING else default
-        yield Parameter(each.name, default=default, annotation=Annotated[kind, info])
-
-
-def _option(field: str, flag: Flag, kind: object, default: object) -> Any:  # noqa: ANN401 -- typer's own
-    name = flag.name or field.replace("_", "-")
-    one_way = kind is bool and default is False
-    spelt = f"--{name}/--no-{name}" if kind in (bool, bool | None) and not one_way else f"--{name}"
-    return option(spelt, flag.help, prefix="BENCH_", panel=flag.panel, env=flag.env)
 
 
 @contextmanager

@@ -4,83 +4,46 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from hotplate.cli.costs import DryRun, MaxRu, limit_ru
-from hotplate.cli.publish import (
-    Activate,
-    ChosenEncoding,
-    EndCanary,
-    Force,
-    GateBounds,
-    GatesFile,
-    Keep,
-    ListLength,
-    PublishOptions,
-    Resume,
-    publish_lists,
-)
-from hotplate.cli.terminal import (
-    Delimiter,
-    Header,
-    Json,
-    NullValues,
-    StoreUrl,
-    Titles,
-    column_option,
-    option,
-    text_format,
-)
+from hotplate.cli.publish import ReleaseFlags, publish_lists
+from hotplate.cli.terminal import TextFormat
+from stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from types import FrameType
 
 
+# The panel of `--help`.
+INPUT = "How the lists are read"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportFlags(ReleaseFlags):
+    """What `import` is given."""
+
+    user_column: Annotated[str | None, Flag("The column of the user.", INPUT)] = None
+    item_column: Annotated[str | None, Flag("The column of the item.", INPUT)] = None
+    score_column: Annotated[str | None, Flag("The column of the score.", INPUT)] = None
+    title_column: Annotated[str | None, Flag("The column of the title.", INPUT)] = None
+    titles: Annotated[Path | None, Flag("A file of item and title, if the lists have no titles.", INPUT)] = None
+    popular: Annotated[Path | None, Flag("A file of popular items: item, score and perhaps segment.", INPUT)] = None
+    similar: Annotated[Path | None, Flag("A file of similar items: item, other item, score.", INPUT)] = None
+    text: TextFormat = field(default_factory=TextFormat)
+
+
 def import_lists(
     lists: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="LISTS",
-            help="CSV, TSV, JSON lines (all three .gz and .zst too) or Parquet files of user, item and score, or "
-            "folders of files of one kind; - is standard input.",
+        Argument(
+            "Files of user, item and score: CSV, TSV, JSON lines (.gz and .zst too), Parquet, or folders of them; - is "
+            "standard input.",
+            "LISTS",
         ),
     ],
-    store: StoreUrl = None,
-    user_column: Annotated[str | None, column_option("user")] = None,
-    item_column: Annotated[str | None, column_option("item")] = None,
-    score_column: Annotated[str | None, column_option("score")] = None,
-    title_column: Annotated[str | None, column_option("title")] = None,
-    titles: Titles = None,
-    popular: Annotated[
-        Path | None,
-        option(
-            "--popular",
-            "Take the popular lists from this file of item, score and perhaps segment. By default items are ranked by "
-            "the number of lists that they are in.",
-        ),
-    ] = None,
-    similar: Annotated[
-        Path | None,
-        option("--similar", "Take the lists of similar items from this file of item, other item, score."),
-    ] = None,
-    delimiter: Delimiter = None,
-    header: Header = None,
-    null_values: NullValues = None,
-    list_length: ListLength = 20,
-    encoding: ChosenEncoding = None,
-    activate: Activate = True,
-    keep: Keep = 1,
-    resume: Resume = None,
-    gates: GatesFile = None,
-    gate: GateBounds = None,
-    force: Force = False,
-    end_canary: EndCanary = False,
-    max_ru: MaxRu = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
+    flags: ImportFlags,
 ) -> None:
     """Publish lists that you have already: rows of user, item and score, in any order, as many as the disk holds.
 
@@ -91,18 +54,16 @@ def import_lists(
 
     Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.gates import read_gates
     from offline.input.files import named_paths
     from offline.list_import import ImportedLists, ImportSettings
-    from offline.publish import PublishSettings
     from stores.folders import temporary_folder
 
-    url, bounds = limit_ru(store, max_ru), read_gates(gates, gate or ())
-    how = PublishSettings(encoding, activate, keep, resume, bounds, force, end_canary)
-    options = PublishOptions(url, how, dry_run, as_json)
-    columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
-    form = text_format(delimiter, header, null_values)
-    settings = ImportSettings(lists[0], lists[1:], popular, similar, titles, columns, form, list_length)
+    options = flags.to_options()
+    columns = {role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")}
+    settings = ImportSettings(
+        *(lists[0], lists[1:], flags.popular, flags.similar, flags.titles),
+        *(columns, flags.text.to_format(), flags.list_length),
+    )
     with _exit_on_sigterm(), temporary_folder("import") as scratch:
         publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, named_paths(lists))
 

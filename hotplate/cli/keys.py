@@ -6,18 +6,18 @@ from typing import Annotated
 
 import typer
 
+from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import Json, err, option, out, print_json, table
+from stores.options import Flag
 
-app = typer.Typer(
+app = Verbs(
     no_args_is_help=True,
     help="Say who may call the service, and how often.\n\n"
     "Example: hotplate keys create web --scope read --keys keys.json",
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The client's name: letters, digits, dot, dash, underline.")]
-KeysFile = Annotated[
-    Path, option("--keys", "The file of keys, as `hotplate serve --keys` reads it.", metavar="FILE", show_default=False)
-]
+KeysFile = Annotated[Path, Flag("The file of keys that `hotplate serve` reads.", metavar="FILE")]
 
 
 @app.command()
@@ -100,10 +100,8 @@ def list_clients(keys: KeysFile, as_json: Json = False) -> None:
 def revoke(
     name: Name,
     keys: KeysFile,
-    primary: Annotated[
-        bool, option("--primary", "Revoke the primary key only; the secondary takes its place.", env=False)
-    ] = False,
-    secondary: Annotated[bool, option("--secondary", "Revoke the secondary key only.", env=False)] = False,
+    primary: Annotated[bool, Flag("Revoke the primary key only; the secondary becomes it.", env=False)] = False,
+    secondary: Annotated[bool, Flag("Revoke the secondary key only.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
     """Take back one key of a client, or, without --primary and --secondary, all that it has.

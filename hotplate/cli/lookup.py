@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.terminal import Json, StoreUrl, option, out, print_json, table, with_store
+from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table, with_store
+from stores.options import Flag
 
 if TYPE_CHECKING:
     from serve.lists import Recommendations
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 def lookup(
     user: Annotated[str, typer.Argument(metavar="USER", help="The user's id, exactly as in the interactions.")],
     store: StoreUrl = None,
-    n: Annotated[int, option("-n", "Show this many items.", at_least=1, at_most=1000)] = 10,
-    segment: Annotated[str, option("--segment", "Fall back to the popular list of this segment.")] = "",
+    n: Annotated[int, Flag("Show this many items.", name="-n", at_least=1, at_most=1000)] = 10,
+    segment: Annotated[str, Flag("Fall back to the popular list of this segment.")] = "",
     as_json: Json = False,
 ) -> None:
     """Show the list that the service would answer for one user.

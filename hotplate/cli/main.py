@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import out, print_error
 
 # The modules of verbs, in the order of the help, and of those that have verbs of their own.
@@ -24,13 +25,13 @@ _GROUPS = ("evaluate", "models", "releases", "store", "keys", "events", "bench")
 def command(arguments: Sequence[str] = ()) -> typer.Typer:
     """Return the command with all verbs, or with the one that *arguments* begin with: to load all takes 0.1 s."""
     wanted = [name for name in arguments[:1] if name in _VERBS or name in _GROUPS] or [*_VERBS, *_GROUPS]
-    app = typer.Typer(
+    app = Verbs(
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         help="Keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast."
         "\n\nExample: hotplate demo",
-        epilog="Every option is also read from the environment, as its help says.",
+        epilog="Options are also read from the environment, as the help of each verb says.",
     )
     app.callback()(hotplate)
     for name in wanted:

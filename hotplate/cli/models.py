@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from hotplate.cli.terminal import Json, interruptible, option, out, print_json, table
+from hotplate.cli.options import Verbs
+from hotplate.cli.terminal import Json, interruptible, out, print_json, table
+from stores.options import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,27 +17,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RegistryUrl = Annotated[
-    str | None,
-    option(
-        "--registry",
-        "Use the registry of models in this folder, or at this URL: az://CONTAINER/PATH, abfs://…, s3://BUCKET/PATH. "
-        "By default it is a folder in your own data directory.",
-        metavar="URL",
-    ),
-]
-Tags = Annotated[
-    list[str] | None,
-    option("--tag", "Add a tag, as owner=search. It may be given several times.", metavar="KEY=VALUE", env=False),
-]
-Stage = Annotated[
-    str | None, option("--stage", "Give it this stage, which is taken from the version that has it.", env=False)
-]
+RegistryUrl = Annotated[str | None, Flag("The registry: a folder, az://… or s3://….", metavar="URL")]
+Tags = Annotated[list[str] | None, Flag("Add a tag, as owner=search; repeatable.", env=False, metavar="KEY=VALUE")]
+Stage = Annotated[str | None, Flag("Give it this stage, which another version loses.", env=False)]
 Reference = Annotated[
     str, typer.Argument(metavar="NAME@VERSION", help="A version, or a stage: shop@3, shop@production.")
 ]
 
-app = typer.Typer(
+app = Verbs(
     no_args_is_help=True,
     help="Keep models by name, version and stage, with what they were made of.\n\n"
     "Example: hotplate models register model shop --stage staging",

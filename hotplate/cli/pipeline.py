@@ -14,6 +14,7 @@ import xxhash
 
 from hotplate.cli import models, publish, train
 from hotplate.cli.costs import limit_ru
+from hotplate.cli.options import Verbs, build
 from hotplate.cli.terminal import chosen_store
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
     gates = tuple({gate.name: gate for gate in (*given, *bounds)}.values())
     if trained["engine"] == "spark":
         raise SettingError(f"{pipeline.path}: a run learns on this machine; on Spark, train and publish by themselves.")
-    training = train.settings_of(trained)
+    training = train.settings_of(build(train.TrainOptions, trained))
     _check_gates(gates, training)
     if published["fold_in"]:
         _check_factors(training, f"{pipeline.path}, [publish]")
@@ -198,7 +199,7 @@ def _paths_in(values: Iterable[Any]) -> list[Path]:
 
 def command_of(verb: Callable[..., None]) -> "TyperCommand":
     """Return the parser of a verb."""
-    alone = typer.Typer(add_completion=False)
+    alone = Verbs(add_completion=False)
     alone.command()(verb)
     return typer.main.get_command(alone)  # type: ignore[return-value]  # of one verb it makes a command, and no group
 

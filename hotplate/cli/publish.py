@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.models import RegistryUrl, in_registry, is_reference
 from hotplate.cli.terminal import (
@@ -18,7 +16,6 @@ from hotplate.cli.terminal import (
     chosen_store,
     err,
     interruptible,
-    option,
     out,
     print_json,
     print_rows_read,
@@ -26,6 +23,7 @@ from hotplate.cli.terminal import (
     table,
     with_store,
 )
+from stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,87 +38,12 @@ if TYPE_CHECKING:
 
 
 Encoding = Literal["json", "zstd"]
-ListLength = Annotated[
-    int, option("--list-length", "Keep at most this many items in each list.", at_least=1, at_most=1000)
-]
-ChosenEncoding = Annotated[
-    Encoding | None,
-    option(
-        "--encoding", "Store lists in this encoding. By default it is json in a file:// store, and zstd in all others."
-    ),
-]
-Activate = Annotated[bool, option("--activate/--no-activate", "Make the release live once it is written.")]
-Keep = Annotated[int, option("--keep", "Keep this many releases before the live one for a rollback.", at_least=0)]
-Resume = Annotated[
-    str | None,
-    option(
-        "--resume",
-        "Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
-        metavar="RELEASE",
-        env=False,
-    ),
-]
-GatesFile = Annotated[
-    Path | None,
-    option("--gates", "Let the release go live only if it holds the bounds of this TOML file.", metavar="FILE"),
-]
-GateBounds = Annotated[
-    list[str] | None,
-    option(
-        "--gate",
-        "Let the release go live only if it holds this bound: ndcg=0.2, drop.ndcg=0.05, coverage=0.3, overlap=0.2. "
-        "It may be given several times, and comes before the file's.",
-        metavar="NAME=BOUND",
-    ),
-]
-Force = Annotated[
-    bool, option("--force", "Make the release live even if a gate fails; the release records that.", env=False)
-]
-EndCanary = Annotated[
-    bool, option("--end-canary", "Make the release live even if another one is the canary; that ends.", env=False)
-]
-Available = Annotated[
-    Path | None, option("--available", "Recommend only items that this file names, a catalogue say.", metavar="FILE")
-]
-Exclude = Annotated[Path | None, option("--exclude", "Never recommend items that this file names.", metavar="FILE")]
-Categories = Annotated[
-    Path | None,
-    option("--categories", "Read the categories of items from this file of item and category.", metavar="FILE"),
-]
-MaxPerCategory = Annotated[
-    int | None,
-    option("--max-per-category", "Keep at most this many items of a category in each list.", at_least=1),
-]
-Boost = Annotated[
-    Path | None,
-    option("--boost", "Multiply the scores of items by the numbers in this file of item and boost.", metavar="FILE"),
-]
-Freshness = Annotated[
-    str | None,
-    option(
-        "--freshness",
-        "Halve the scores of an item for each 30d, 12h or 8w that have passed since its first interaction.",
-        metavar="TIME",
-    ),
-]
-Pin = Annotated[
-    Path | None,
-    option("--pin", "Put the items that this file names first in every list, in its order.", metavar="FILE"),
-]
-FoldIn = Annotated[
-    bool,
-    option(
-        "--fold-in/--no-fold-in",
-        "Publish the factors of the items, too, from which `hotplate serve --fold-in` makes lists for visitors on the "
-        "spot: 4 bytes for each factor of each item.",
-    ),
-]
-MinHistory = Annotated[
-    int,
-    option(
-        "--min-history", "Give users with fewer items than this no list of their own, but the popular one.", at_least=1
-    ),
-]
+Keep = Annotated[int, Flag("Releases to keep before the live one.", at_least=0)]
+EndCanary = Annotated[bool, Flag("Go live, and end a canary that runs.", env=False)]
+
+# The panels of `--help`.
+GATES = "What may keep the release from going live"
+RULES = "Business rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,42 +62,69 @@ class PublishOptions:
             raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseFlags:
+    """What `publish` and `import` are given to write a release, as flags or as keys of [publish]."""
+
+    store: StoreUrl = None
+    list_length: Annotated[int, Flag("Items in each list, at most.", at_least=1, at_most=1000)] = 20
+    encoding: Annotated[Encoding | None, Flag("By default json in files, zstd elsewhere.")] = None
+    activate: Annotated[bool, Flag("Make the release live once it is written.")] = True
+    keep: Keep = 1
+    resume: Annotated[
+        str | None,
+        Flag("Continue this draft, with the same input and options.", env=False, metavar="RELEASE"),
+    ] = None
+    gates: Annotated[Path | None, Flag("The bounds in this TOML file must hold.", GATES, metavar="FILE")] = None
+    gate: Annotated[
+        tuple[str, ...],
+        Flag("As ndcg=0.2, drop.ndcg=0.05, coverage=0.3, overlap=0.2; repeatable.", GATES, metavar="NAME=BOUND"),
+    ] = ()
+    force: Annotated[bool, Flag("Go live even if a gate fails; the release records that.", GATES, env=False)] = False
+    end_canary: EndCanary = False
+    max_ru: MaxRu = None
+    dry_run: DryRun = False
+    as_json: Json = False
+
+    def to_options(self) -> PublishOptions:
+        """Return the options of the publish; raises SettingError for gates and StoreMisused for a URL."""
+        from offline.gates import read_gates
+        from offline.publish import PublishSettings
+
+        url, bounds = limit_ru(self.store, self.max_ru), read_gates(self.gates, self.gate)
+        how = PublishSettings(self.encoding, self.activate, self.keep, self.resume, bounds, self.force, self.end_canary)
+        return PublishOptions(url, how, self.dry_run, self.as_json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishFlags(ReleaseFlags):
+    """What `publish` is given."""
+
+    registry: RegistryUrl = None
+    fold_in: Annotated[bool, Flag("Publish item factors too, for `serve --fold-in`.", name="fold-in/--no-fold-in")] = (
+        False
+    )
+    master: Master = None
+    keep_seen: Annotated[
+        bool, Flag("Lists may contain items that the user has.", RULES, "keep-seen/--no-keep-seen")
+    ] = False
+    available: Annotated[Path | None, Flag("Recommend only the items in this file.", RULES, metavar="FILE")] = None
+    exclude: Annotated[Path | None, Flag("Never recommend the items in this file.", RULES, metavar="FILE")] = None
+    categories: Annotated[Path | None, Flag("A file of item and category.", RULES, metavar="FILE")] = None
+    max_per_category: Annotated[int | None, Flag("Items of a category in a list, at most.", RULES, at_least=1)] = None
+    min_history: Annotated[int, Flag("Users with fewer items get the popular list.", RULES, at_least=1)] = 1
+    boost: Annotated[Path | None, Flag("A file of item and factor of its scores.", RULES, metavar="FILE")] = None
+    freshness: Annotated[
+        str | None, Flag("Scores halve each 30d, 12h or 8w of the item's age.", RULES, metavar="TIME")
+    ] = None
+    pin: Annotated[Path | None, Flag("The items in this file come first in every list.", RULES, metavar="FILE")] = None
+
+
 def publish(
     model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="A model folder, as `hotplate train` writes it, or NAME@VERSION or NAME@STAGE of the registry.",
-        ),
+        Path, Argument("A folder that `hotplate train` wrote, or NAME@VERSION or NAME@STAGE of the registry.", "MODEL")
     ],
-    store: StoreUrl = None,
-    registry: RegistryUrl = None,
-    list_length: ListLength = 20,
-    keep_seen: Annotated[
-        bool,
-        option("--keep-seen/--no-keep-seen", "Let a user's list contain items that the user has already."),
-    ] = False,
-    available: Available = None,
-    exclude: Exclude = None,
-    categories: Categories = None,
-    max_per_category: MaxPerCategory = None,
-    min_history: MinHistory = 1,
-    boost: Boost = None,
-    freshness: Freshness = None,
-    pin: Pin = None,
-    fold_in: FoldIn = False,
-    encoding: ChosenEncoding = None,
-    activate: Activate = True,
-    keep: Keep = 1,
-    resume: Resume = None,
-    gates: GatesFile = None,
-    gate: GateBounds = None,
-    force: Force = False,
-    end_canary: EndCanary = False,
-    max_ru: MaxRu = None,
-    master: Master = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
+    flags: PublishFlags,
 ) -> None:
     """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
 
@@ -187,20 +137,15 @@ def publish(
 
     Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.gates import read_gates
     from offline.lists import ListSettings, ModelLists
     from offline.model import load
-    from offline.publish import PublishSettings
     from offline.rules import read_rules
     from stores.folders import temporary_folder
 
-    url, bounds = limit_ru(store, max_ru), read_gates(gates, gate or ())
-    how = PublishSettings(encoding, activate, keep, resume, bounds, force, end_canary)
-    options = PublishOptions(url, how, dry_run, as_json)
-    rules = read_rules(
-        available, exclude, categories, max_per_category, min_history, boost=boost, freshness=freshness, pin=pin
-    )
-    settings = ListSettings(list_length, keep_seen, rules, fold_in)
+    options, master = flags.to_options(), flags.master
+    names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
+    rules = read_rules(**{name: getattr(flags, name) for name in names})
+    settings = ListSettings(flags.list_length, flags.keep_seen, rules, flags.fold_in)
 
     def read(folder: Path, report: StageProgress) -> ModelLists:
         return ModelLists(load(folder), settings).measure(partial(report, "measure"))
@@ -211,10 +156,11 @@ def publish(
         return
 
     def record(release: "ReleaseId") -> None:
-        in_registry(registry, lambda opened: opened.record_release(entry.reference, chosen_store(store), release))
+        url = chosen_store(flags.store)
+        in_registry(flags.registry, lambda opened: opened.record_release(entry.reference, url, release))
 
     with temporary_folder("model") as scratch, _computed_on(master, options) as source:
-        entry = in_registry(registry, lambda opened: opened.pull(str(model), scratch / "model"))
+        entry = in_registry(flags.registry, lambda opened: opened.pull(str(model), scratch / "model"))
         publish_lists(lambda report: source(read(scratch / "model", report)), options, on_written=record)
 
 

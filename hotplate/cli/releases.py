@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
+from hotplate.cli.options import Verbs
 from hotplate.cli.publish import EndCanary, Keep, plan_of
 from hotplate.cli.terminal import (
     REFUSED,
@@ -16,7 +17,6 @@ from hotplate.cli.terminal import (
     chosen_store,
     err,
     interruptible_loop,
-    option,
     out,
     print_json,
     progress_bars,
@@ -24,6 +24,7 @@ from hotplate.cli.terminal import (
     with_store,
     with_stores,
 )
+from stores.options import Flag
 
 if TYPE_CHECKING:
     from stores.catalogue import Catalogue, Release, ReleaseRef
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from stores.store import Estimate, Store
     from stores.verification import Difference, ScrubResult
 
-app = typer.Typer(
+app = Verbs(
     no_args_is_help=True,
     help="Look after releases: list, activate, roll back, try as a canary, prune, copy, verify, repair and compare "
     "them.\n\n"
@@ -50,9 +51,7 @@ IfCanary = Annotated[
         show_default=False,
     ),
 ]
-ForceServed = Annotated[
-    bool, option("--force", "Do it even if the release cannot be read, so no service could serve it.", env=False)
-]
+ForceServed = Annotated[bool, Flag("Do it even if no service could serve the release.", name="force", env=False)]
 ReleaseOrLive = Annotated[
     str | None,
     typer.Argument(
@@ -158,22 +157,12 @@ def canary(
         str | None, typer.Argument(metavar="RELEASE", help="The release to try; it must be ready.", show_default=False)
     ] = None,
     store: StoreUrl = None,
-    percent: Annotated[
-        float, option("--percent", "Show it to this share of the users; given again, it changes the share.")
-    ] = 5.0,
+    percent: Annotated[float, Flag("The share of the users who see it; given again, it changes.")] = 5.0,
     watch: Annotated[
-        str | None,
-        option(
-            "--watch",
-            "Watch the service whose admin listener is at this URL until the canary has ended, and end it once the "
-            "service finds it worse than the live release. Without RELEASE, that of the store.",
-            metavar="URL",
-        ),
+        str | None, Flag("The admin listener of a service: wait, and end a canary that it finds worse.", metavar="URL")
     ] = None,
     force: ForceServed = False,
-    key: Annotated[
-        str | None, option("--key", "An operator's key for --watch.", metavar="KEY", show_default=False)
-    ] = None,
+    key: Annotated[str | None, Flag("An operator's key for --watch.", metavar="KEY")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a release to a share of the users, in the place of the live one; or watch over the one that is shown.
@@ -241,16 +230,9 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
 def prune(
     store: StoreUrl = None,
     keep: Keep = 1,
-    grace: Annotated[
-        float, option("--grace", "Keep a release for this many seconds after it left service.", at_least=0)
-    ] = 600,
+    grace: Annotated[float, Flag("Seconds to keep a release after it left service.", at_least=0)] = 600,
     keep_ready: Annotated[
-        float | None,
-        option(
-            "--keep-ready",
-            "Erase releases, too, that were begun this many days ago and were never activated; by default they stay.",
-            at_least=0,
-        ),
+        float | None, Flag("Also erase releases that were never live, as many days after they were begun.", at_least=0)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -270,10 +252,10 @@ def prune(
 
 @app.command()
 def copy(
-    source: Annotated[str, option("--from", "Copy from the store at this URL.", metavar="URL")],
-    target: Annotated[str, option("--to", "Copy to the store at this URL.", metavar="URL")],
+    source: Annotated[str, Flag("The store to copy from.", name="from", metavar="URL")],
+    target: Annotated[str, Flag("The store to copy to.", name="to", metavar="URL")],
     release: ReleaseOrLive = None,
-    activate: Annotated[bool, option("--activate/--no-activate", "Make the release live in the target.")] = True,
+    activate: Annotated[bool, Flag("Make the release live in the target.")] = True,
     max_ru: MaxRu = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -328,13 +310,8 @@ def copy(
 def verify(
     release: ReleaseOrLive = None,
     store: StoreUrl = None,
-    sample: Annotated[
-        int | None,
-        option("--sample", "Read only the lists of so many random users, and decode them.", at_least=1),
-    ] = None,
-    every_row: Annotated[
-        bool, option("--all", "Read every row and check the sums, which is the default.", env=False)
-    ] = False,
+    sample: Annotated[int | None, Flag("Decode the lists of so many random users, not all.", at_least=1)] = None,
+    every_row: Annotated[bool, Flag("Read every row, which is the default.", name="all", env=False)] = False,
     as_json: Json = False,
 ) -> None:
     """Read every row of a release and check counts, bytes and digest against its manifest.
@@ -377,7 +354,7 @@ def verify(
 def scrub(
     release: ReleaseOrLive = None,
     store: StoreUrl = None,
-    rate: Annotated[float, option("--rate", "Read this many rows a second.", at_least=1)] = 1000,
+    rate: Annotated[float, Flag("Rows to read in a second.", at_least=1)] = 1000,
     as_json: Json = False,
 ) -> None:
     """Read every row of a release, by default the live one, at a gentle rate; check each, and that none is missing.
@@ -410,7 +387,7 @@ def scrub(
 
 @app.command()
 def repair(
-    source: Annotated[str, option("--from", "Take the rows from the store at this URL.", metavar="URL")],
+    source: Annotated[str, Flag("The store to take the rows from.", name="from", metavar="URL")],
     release: ReleaseOrLive = None,
     store: StoreUrl = None,
     as_json: Json = False,

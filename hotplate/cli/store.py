@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import (
     FAILED,
     Json,
     StoreUrl,
     chosen_store,
-    option,
     out,
     print_json,
     progress_bars,
     table,
     with_store,
 )
+from stores.options import Flag
 
 if TYPE_CHECKING:
     from stores.catalogue import Catalogue
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 DAY_S = 86_400
 
-app = typer.Typer(
+app = Verbs(
     no_args_is_help=True,
     help="Look after a store as a whole: examine it, back it up, put it back, rebuild its catalogue.\n\n"
     "Example: hotplate store doctor --store redis://localhost:6379/0",
@@ -95,9 +96,7 @@ def backup(
 def restore(
     source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder, as `hotplate store backup` writes it.")],
     store: StoreUrl = None,
-    over: Annotated[
-        bool, option("--over", "Restore over a store that is there, and that may be in use.", env=False)
-    ] = False,
+    over: Annotated[bool, Flag("Restore over a store that is there, and may be in use.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
     """Put a backup of a file:// store back; services follow what was live in it at once.
@@ -121,12 +120,9 @@ def restore(
 def rebuild(
     store: StoreUrl = None,
     live: Annotated[
-        str | None,
-        option("--live", "Make this release live; needed if the store holds several.", metavar="RELEASE", env=False),
+        str | None, Flag("The release to make live; needed if there are several.", env=False, metavar="RELEASE")
     ] = None,
-    force: Annotated[
-        bool, option("--force", "Make the release live although it cannot be served as it is.", env=False)
-    ] = False,
+    force: Annotated[bool, Flag("Make it live although it cannot be served as it is.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
     """Write a new catalogue from the releases that the store holds, if the old one is lost or cannot be read.

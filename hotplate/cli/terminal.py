@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -26,6 +27,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from stores.options import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -82,50 +85,35 @@ def option(
     )
 
 
-def column_option(role: str, description: str = "by default it is guessed from common names") -> Any:  # noqa: ANN401 -- as above
-    """Make the option that names the column of a role."""
-    return option(f"--{role}-column", f"Read the {role} from the column of this name; {description}.", metavar="NAME")
-
-
 Json = Annotated[bool, option("--json", "Print one JSON object instead of text.")]
 StoreUrl = Annotated[
-    str | None,
-    option(
-        "--store",
-        "Use the store at this URL: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET, "
-        "redis+sentinel://HOST:PORT,HOST:PORT/NAME, redis+cluster://HOST:PORT,HOST:PORT/ or cosmos://ACCOUNT/DATABASE. "
-        "By default it is a folder in your own data directory.",
-        metavar="URL",
-    ),
+    str | None, Flag("file:///…, redis://…, cosmos://…; else in your data folder.", name="store", metavar="URL")
 ]
-Delimiter = Annotated[
-    str | None, option("--delimiter", "Split the fields of a CSV file at this character; by default it is detected.")
-]
-Header = Annotated[
-    bool | None,
-    option(
-        "--header/--no-header",
-        "Take the first row for names of columns, or for data: columns are then named by number, as in "
-        "--user-column 2. By default it is data if a number or a date is in it.",
-    ),
-]
-NullValues = Annotated[
-    str | None,
-    option(
-        "--null-values",
-        "Take these texts for missing values, as blanks are, instead of NULL,null,NaN,nan,None.",
-        metavar="A,B",
-    ),
-]
-Titles = Annotated[
-    Path | None, option("--titles", "Read titles from this file of item and title, where the data have none.")
-]
+Delimiter = Annotated[str | None, Flag("What splits CSV fields; else it is detected.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFormat:
+    """How files are read if they do not say it themselves."""
+
+    delimiter: Delimiter = None
+    header: Annotated[bool | None, Flag("CSV: the first row names the columns.")] = None
+    null_values: Annotated[str | None, Flag("Missing values; else NULL,null,NaN,nan,None.", metavar="A,B")] = None
+
+    def to_format(self) -> "Format":
+        """Return what files are read by."""
+        from offline.input.columns import NULL_VALUES
+        from offline.input.files import Format
+
+        given = NULL_VALUES if self.null_values is None else self.null_values.split(",")
+        return Format(self.delimiter, self.header, given)
+
 
 Master = Annotated[
     str | None,
     option(
         "--master",
-        "Compute on this Spark: local[2], spark://HOST:7077, yarn or k8s://URL; `submitted` is that of spark-submit.",
+        "Spark: local[2], spark://HOST:7077, yarn, submitted.",
         metavar="URL",
     ),
 ]
@@ -147,14 +135,6 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for row in rows:
         grid.add_row(*("" if cell is None else str(cell) for cell in row))
     return grid
-
-
-def text_format(delimiter: str | None, header: bool | None, null_values: str | None) -> "Format":
-    """Return how files are read if they do not say it themselves, of the options above."""
-    from offline.input.columns import NULL_VALUES
-    from offline.input.files import Format
-
-    return Format(delimiter, header, NULL_VALUES if null_values is None else null_values.split(","))
 
 
 def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes: Sequence[str] = ()) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,23 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hotplate.cli.terminal import (
-    Delimiter,
-    Header,
     Json,
     Master,
-    NullValues,
-    Titles,
-    column_option,
+    TextFormat,
     err,
     interruptible,
-    option,
     out,
     print_json,
     print_rows_read,
     progress_bars,
     table,
-    text_format,
 )
+from stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from offline.evaluate.evaluation import Evaluation
@@ -35,164 +30,95 @@ if TYPE_CHECKING:
     from offline.train.tuning import Search, TuneOptions
 
 
-def train(
+# The panels of `--help`.
+COLUMNS = "Columns of the data"
+TEST = "Test"
+MODEL = "Engine and parameters"
+SEARCH = "Search for parameters"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """What a training is given, as flags or as the keys of [train] in a pipeline; None or () if it was not."""
+
     data: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="DATA",
-            help="CSV, TSV, JSON lines (all three .gz and .zst too) or Parquet files, segments of events, or folders "
-            "of files of one kind; - is standard input.",
+        tuple[Path, ...],
+        Argument(
+            "CSV, TSV, JSON lines (.gz and .zst too), Parquet, events, or folders of them; - is standard input.", "DATA"
         ),
-    ],
-    model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
-    user_column: Annotated[str | None, column_option("user")] = None,
-    item_column: Annotated[str | None, column_option("item")] = None,
-    weight_column: Annotated[str | None, column_option("weight")] = None,
-    event_column: Annotated[
-        str | None, column_option("event", "it needs --event-weights, and by default it is guessed from common names")
-    ] = None,
-    count_column: Annotated[
-        str | None,
-        column_option("count", "a user and an item then weigh the number of different values that they have in it"),
-    ] = None,
-    time_column: Annotated[str | None, column_option("time")] = None,
-    title_column: Annotated[str | None, column_option("title")] = None,
-    segment_column: Annotated[
-        str | None, column_option("segment", "each of its values gets a popular list; by default it is `segment`")
-    ] = None,
-    titles: Titles = None,
-    event_weights: Annotated[
-        str | None, option("--event-weights", "Weigh each event by its name, as view=1,cart=3,buy=5.")
-    ] = None,
+    ]
+    user_column: Annotated[str | None, Flag("The column of the user.", COLUMNS)] = None
+    item_column: Annotated[str | None, Flag("The column of the item.", COLUMNS)] = None
+    weight_column: Annotated[str | None, Flag("The column of the weight.", COLUMNS)] = None
+    event_column: Annotated[str | None, Flag("The column of the event, for --event-weights.", COLUMNS)] = None
+    count_column: Annotated[str | None, Flag("A pair weighs its number of values in this column.", COLUMNS)] = None
+    time_column: Annotated[str | None, Flag("The column of the time.", COLUMNS)] = None
+    title_column: Annotated[str | None, Flag("The column of the title.", COLUMNS)] = None
+    segment_column: Annotated[str | None, Flag("Each value in this column gets a popular list.", COLUMNS)] = None
+    titles: Annotated[Path | None, Flag("A file of item and title, if the data have no titles.")] = None
+    event_weights: Annotated[str | None, Flag("The weights of events, as view=1,cart=3,buy=5.")] = None
     weighting: Annotated[
         Literal["sum", "binary", "log"],
-        option("--weighting", "Weigh a user and an item by the sum of their rows, by 1, or by 1 + ln of the sum."),
-    ] = "sum",
-    half_life: Annotated[
-        str | None,
-        option(
-            "--half-life",
-            "Halve the weight of a row for each 30d, 12h or 8w that it is older than the newest.",
-            metavar="TIME",
-        ),
-    ] = None,
+        Flag("Of a pair: the sum of its rows, 1, or 1 + ln of it.", metavar="sum|binary|log"),
+    ] = "sum"
+    half_life: Annotated[str | None, Flag("A row loses half of its weight in 30d, 12h or 8w.", metavar="TIME")] = None
     where: Annotated[
-        list[str] | None,
-        option(
-            "--where",
-            "Use only rows that meet this condition: 'quantity>0', 'country=France', or 'code~^\\d{5}', a regular "
-            "expression. It may be given several times.",
-            metavar="FILTER",
-        ),
-    ] = None,
-    delimiter: Delimiter = None,
-    header: Header = None,
-    null_values: NullValues = None,
-    min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
-    min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
+        tuple[str, ...], Flag("Only rows like quantity>0 or code~^\\d{5}; repeatable.", metavar="FILTER")
+    ] = ()
+    text: TextFormat = field(default_factory=TextFormat)
+    min_per_user: Annotated[int, Flag("Leave out users with fewer items.", at_least=1)] = 1
+    min_per_item: Annotated[int, Flag("Leave out items with fewer users.", at_least=1)] = 1
     split: Annotated[
         Literal["by-time", "by-user-time", "leave-last", "by-item", "by-user", "random", "held-out-users", "none"]
         | None,
-        option(
-            "--split",
-            "Test on what came after a cut in time, on the last pairs of each user, or on each user's --last pairs; or "
-            "at random on pairs of each item, of each user or of all, or on users who are not learnt from; or none, "
-            "for no evaluation. By default by-time, and by-item if there are no times.",
+        Flag(
+            "by-time, by-user-time, leave-last, by-item, by-user, random, held-out-users or none; else by time if "
+            "there are times, or by item.",
+            TEST,
+            metavar="KIND",
         ),
-    ] = None,
+    ] = None
     test: Annotated[
-        list[Path] | None,
-        option(
-            "--test",
-            "Test on this file instead of a part of the data; it is read by the same columns. It may be given several "
-            "times.",
-            metavar="FILE",
-        ),
-    ] = None,
-    test_share: Annotated[
-        float, option("--test-share", "Hold back this share of the data (or of the users) for the test.")
-    ] = 0.25,
-    last: Annotated[int, option("--last", "Hold back so many pairs of each user, with leave-last.", at_least=1)] = 1,
-    seeds: Annotated[
-        int,
-        option(
-            "--seeds",
-            "Evaluate on this many splits, drawn by --seed and the seeds after it, and report means with intervals; "
-            "each takes a fit.",
-            at_least=1,
-        ),
-    ] = 1,
-    k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1, at_most=1000)] = 10,
+        tuple[Path, ...], Flag("Test on this file, not on a part of the data; repeatable.", TEST, metavar="FILE")
+    ] = ()
+    test_share: Annotated[float, Flag("The share of the data, or of users, to hold back.", TEST)] = 0.25
+    last: Annotated[int, Flag("The pairs of each user to hold back, for leave-last.", TEST, at_least=1)] = 1
+    seeds: Annotated[int, Flag("The number of splits, with a fit each; gives intervals.", TEST, at_least=1)] = 1
+    k: Annotated[int, Flag("The length of the lists that metrics are of.", TEST, "-k", at_least=1, at_most=1000)] = 10
     engine: Annotated[
         Literal["als", "ease", "neighbours", "popularity", "spark"] | None,
-        option(
-            "--engine",
-            "Train this engine; by default the best that the search finds, and ALS with --no-tune. spark is ALS on "
-            "--master.",
-        ),
-    ] = None,
-    factors: Annotated[
-        int | None, option("--factors", "Learn this many factors of each user and item; 256 with --no-tune.")
-    ] = None,
-    regularization: Annotated[
-        float | None,
-        option(
-            "--regularization",
-            "Regularize ALS or EASE by this much, against overfitting; 30 and 20 with --no-tune.",
-        ),
-    ] = None,
-    reg_param: Annotated[
-        float | None,
-        option(
-            "--reg-param",
-            "Regularize ALS on Spark by this much for each interaction of a user or an item, which no --regularization "
-            "equals; by default 0.3.",
-        ),
-    ] = None,
-    alpha: Annotated[
-        float | None, option("--alpha", "Give each unit of weight this much confidence; 4 with --no-tune.")
-    ] = None,
-    iterations: Annotated[int | None, option("--iterations", "Run this many iterations of ALS; by default 15.")] = None,
-    neighbours: Annotated[
-        int | None, option("--neighbours", "Let so many items speak for another, itself among them; 10 with --no-tune.")
-    ] = None,
+        Flag("als, ease, neighbours, popularity or spark; else the best.", MODEL, metavar="ENGINE"),
+    ] = None
+    factors: Annotated[int | None, Flag("Factors of a user or an item; 256 with --no-tune.", MODEL)] = None
+    regularization: Annotated[float | None, Flag("Of als or ease; 30 and 20 with --no-tune.", MODEL)] = None
+    reg_param: Annotated[float | None, Flag("Of spark, for each interaction of a user or an item; 0.3.", MODEL)] = None
+    alpha: Annotated[float | None, Flag("The confidence in a unit of weight; 4 with --no-tune.", MODEL)] = None
+    iterations: Annotated[int | None, Flag("Iterations of als; 15.", MODEL)] = None
+    neighbours: Annotated[int | None, Flag("Neighbours of an item, with itself; 10 with --no-tune.", MODEL)] = None
     neighbour_weighting: Annotated[
         Literal["tfidf", "bm25", "cosine", "rp3beta"] | None,
-        option("--neighbour-weighting", "How items are compared: rp3beta is by random walks; tfidf with --no-tune."),
-    ] = None,
-    walk_alpha: Annotated[
-        float | None, option("--walk-alpha", "Power of a step's probability, of rp3beta; 0.7 with --no-tune.")
-    ] = None,
-    walk_beta: Annotated[
-        float | None, option("--walk-beta", "Power by which popular items are divided, of rp3beta; 0.3 with --no-tune.")
-    ] = None,
+        Flag("tfidf, bm25, cosine or rp3beta; tfidf with --no-tune.", MODEL, metavar="KIND"),
+    ] = None
+    walk_alpha: Annotated[float | None, Flag("Power of a step, of rp3beta; 0.7 with --no-tune.", MODEL)] = None
+    walk_beta: Annotated[float | None, Flag("Power of popularity, of rp3beta; 0.3 with --no-tune.", MODEL)] = None
     recency: Annotated[
-        str | None,
-        option(
-            "--recency",
-            "Multiply scores by the popularity of late, of which half is lost after each 7d, 12h or 8w; by default "
-            "chosen by the search.",
-            metavar="TIME",
-        ),
-    ] = None,
-    recency_gamma: Annotated[
-        float | None, option("--recency-gamma", "Raise that popularity to this power; 1 with --recency.")
-    ] = None,
+        str | None, Flag("Multiply scores by popularity that halves in 7d, 12h or 8w.", MODEL, metavar="TIME")
+    ] = None
+    recency_gamma: Annotated[float | None, Flag("The power of that popularity; 1 with --recency.", MODEL)] = None
     popular_half_life: Annotated[
-        str | None,
-        option("--popular-half-life", "Rank by popularity of late, with --engine popularity.", metavar="TIME"),
-    ] = None,
-    tune: Annotated[
-        int | None,
-        option("--tune", "Search whatever the size, and go on at random around the best so many times.", at_least=0),
-    ] = None,
-    no_tune: Annotated[
-        bool, option("--no-tune", "Take the defaults, or the parameters named, instead of searching for better ones.")
-    ] = False,
-    grid: Annotated[
-        Path | None, option("--grid", "Search the cells of this TOML or JSON file instead of the usual ones.")
-    ] = None,
-    seed: Annotated[int, option("--seed", "Draw the split and the start of the fit with this seed.")] = 42,
+        str | None, Flag("Rank by popularity of late, with --engine popularity.", MODEL, metavar="TIME")
+    ] = None
+    tune: Annotated[int | None, Flag("Search whatever the size, with so many random trials.", SEARCH, at_least=0)] = (
+        None
+    )
+    no_tune: Annotated[bool, Flag("Take the defaults, or the parameters that are named.", SEARCH)] = False
+    grid: Annotated[Path | None, Flag("Search the cells of this TOML or JSON file.", SEARCH)] = None
+    seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
+
+
+def train(
+    options: TrainOptions,
+    model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
     master: Master = None,
     as_json: Json = False,
 ) -> None:
@@ -200,35 +126,38 @@ def train(
 
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
-    settings = settings_of(locals())
-    with _session(engine, master):
+    settings = settings_of(options)
+    with _session(options.engine, master):
         print_training(settings, model, as_json=as_json)
 
 
-def settings_of(given: "Mapping[str, Any]") -> "TrainSettings":
-    """Return what the parameters of the verb say, by their names; SettingError for what makes no sense."""
+def settings_of(given: TrainOptions) -> "TrainSettings":
+    """Return what the options say; SettingError for what makes no sense."""
     from offline.evaluate.splits import SplitOptions
     from offline.input.columns import Columns
     from offline.input.filters import parse_event_weights, parse_half_life
     from offline.job import AutoSplit, TrainSettings
 
     roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
-    events, half_life, kind, seed = given["event_weights"], given["half_life"], given["split"], given["seed"]
     params, tuning = _choice(given)
-    chosen = AutoSplit if kind is None else SplitOptions
+    chosen = AutoSplit if given.split is None else SplitOptions
     return TrainSettings(
-        path=given["data"][0],
-        more=given["data"][1:],
-        columns=Columns(**{role: given[f"{role}_column"] for role in roles}),
-        form=text_format(given["delimiter"], given["header"], given["null_values"]),
-        event_weights=parse_event_weights(events) if events else None,
-        where=given["where"] or (),
-        half_life=None if half_life is None else parse_half_life(half_life),
-        split=None if kind == "none" else chosen(kind or "by-time", given["test_share"], given["last"], seed),
+        path=given.data[0],
+        more=given.data[1:],
+        columns=Columns(**{role: getattr(given, f"{role}_column") for role in roles}),
+        form=given.text.to_format(),
+        event_weights=parse_event_weights(given.event_weights) if given.event_weights else None,
+        where=given.where,
+        half_life=None if given.half_life is None else parse_half_life(given.half_life),
+        split=None
+        if given.split == "none"
+        else chosen(given.split or "by-time", given.test_share, given.last, given.seed),
         params=params,
         tuning=tuning,
-        test=given["test"] or (),
-        **{name: given[name] for name in ("weighting", "titles", "min_per_user", "min_per_item", "seeds", "k")},
+        test=given.test,
+        **{
+            name: getattr(given, name) for name in ("weighting", "titles", "min_per_user", "min_per_item", "seeds", "k")
+        },
     )
 
 
@@ -261,7 +190,7 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
         yield
 
 
-def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
+def _choice(given: TrainOptions) -> "tuple[Params, TuneOptions | None]":
     """Return the parameters, and what is searched for better ones: nothing, where any are named."""
     from offline.errors import SettingError
     from offline.train.als import ALSParams, SparkParams
@@ -270,12 +199,11 @@ def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
     from offline.train.tuning import TuneOptions
 
     own = {field.name for kind in PARAMS.values() for field in fields(kind)} - {"seed", "recency", "half_life_days"}
-    found = {name: given.get(option_of(name).replace("-", "_")) for name in sorted(own)}
+    found = {name: getattr(given, option_of(name).replace("-", "_")) for name in sorted(own)}
     named = {name: value for name, value in found.items() if value is not None} | _recency(given)
-    tune, no_tune, grid, seed = (given[name] for name in ("tune", "no_tune", "grid", "seed"))
-    engine: Engine | None = given["engine"]
-    searched = tune is not None or grid is not None
-    if no_tune and searched:
+    engine: Engine | None = given.engine
+    searched = given.tune is not None or given.grid is not None
+    if given.no_tune and searched:
         raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")
     if engine == "spark" and searched:
         raise SettingError("spark has no parameters to search; leave out --tune and --grid.")
@@ -290,29 +218,29 @@ def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
         raise SettingError(f"{_flags(strange)} is not a parameter of the engine {engine or 'als'}.")
     if named.keys() & {"walk_alpha", "walk_beta"} and named.setdefault("weighting", "rp3beta") != "rp3beta":
         raise SettingError("--walk-alpha and --walk-beta are of --neighbour-weighting rp3beta.")
-    params = kind(**named | ({"seed": seed} if kind in (ALSParams, SparkParams) else {}))
-    if no_tune or named or engine == "spark":
+    params = kind(**named | ({"seed": given.seed} if kind in (ALSParams, SparkParams) else {}))
+    if given.no_tune or named or engine == "spark":
         return params, None
     if not searched:
         return params, TuneOptions(engine=engine)
-    cells = () if grid is None else read_grid(grid, ALSParams(seed=seed))
-    return params, TuneOptions(cells, engine, tune or 0, max_pairs=None)
+    cells = () if given.grid is None else read_grid(given.grid, ALSParams(seed=given.seed))
+    return params, TuneOptions(cells, engine, given.tune or 0, max_pairs=None)
 
 
-def _recency(given: "Mapping[str, Any]") -> "dict[str, Any]":
+def _recency(given: TrainOptions) -> "dict[str, Any]":
     """Return what is said of recency and of popularity of late, by the names of parameters."""
     from offline.errors import SettingError
     from offline.input.filters import parse_half_life
     from offline.train.popularity import Recency
 
-    gamma, found = given["recency_gamma"], dict[str, Any]()
-    if given["recency"] is not None:
-        days = parse_half_life(given["recency"]) / timedelta(days=1)
+    gamma, found = given.recency_gamma, dict[str, Any]()
+    if given.recency is not None:
+        days = parse_half_life(given.recency) / timedelta(days=1)
         found["recency"] = Recency(days, 1.0 if gamma is None else gamma)
     elif gamma is not None:
         raise SettingError("--recency-gamma is the power of --recency; give both.")
-    if given["popular_half_life"] is not None:
-        found["half_life_days"] = parse_half_life(given["popular_half_life"]) / timedelta(days=1)
+    if given.popular_half_life is not None:
+        found["half_life_days"] = parse_half_life(given.popular_half_life) / timedelta(days=1)
     return found
 
 

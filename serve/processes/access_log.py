@@ -146,11 +146,11 @@ def report(answered: Answered, log: AccessLog | None, span: RequestSpan | None) 
 
 def open_access_log(settings: Settings, secret: bytes, write: Callable[[str], object]) -> AccessLog | None:
     """Return the access log that the settings request; None if they request none, so it costs nothing."""
-    if settings.access_log_share == 0 and settings.slow_request_s is None:
+    if settings.access_log_share == 0 and settings.slow_request_ms is None:
         return None
     return AccessLog(
         settings.access_log_share,
-        float("inf") if settings.slow_request_s is None else settings.slow_request_s,
+        float("inf") if settings.slow_request_ms is None else settings.slow_request_ms / 1000,
         users=settings.access_log_users,
         secret=secret,
         write=write,

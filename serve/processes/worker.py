@@ -127,7 +127,7 @@ async def work(
     handlers = dispatcher.handlers
     server = Server(dispatcher, settings.limits)
     dispatcher.gate = server.admit
-    if settings.fast_lane:
+    if not settings.no_fast_lane:
         server.lane = Lane(dispatcher)
     dispatcher.claim = server.claim if guard.knows_clients else None
     stop = _Stop(lifeline)
@@ -185,7 +185,7 @@ def _open_reader(inherited: Inheritance) -> TieredReader:
         budget_s=settings.budget_s,
         metrics=inherited.metrics,
         deny_list=inherited.deny_list,
-        cache_bytes=settings.cache_bytes,
+        cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
     )
     reader.warm = True

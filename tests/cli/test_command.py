@@ -209,6 +209,22 @@ def test_every_verb_has_help_with_an_example() -> None:
         assert "Example: hotplate" in hotplate(*verb, "--help").stdout, verb
 
 
+@pytest.mark.parametrize("verb", ["serve", "train", "publish", "import", "plan", "releases copy", "bench http"])
+def test_the_help_of_a_verb_fits_two_screens_and_says_once_what_the_environment_sets(verb: str) -> None:
+    shown = hotplate(*verb.split(), "--help", COLUMNS="100").stdout
+    assert shown.count("\n") <= 100
+    assert shown.count("HOTPLATE_") == 1
+    assert "env var" not in shown
+
+
+def test_a_count_may_end_with_k_or_m_wherever_it_comes_from(tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/nothing"
+    failed(hotplate("lookup", "42", "-n", "0.5k", "--store", store), "Nothing is live in this store")
+    for done in (hotplate("lookup", "42", "-n", "2k"), hotplate("lookup", "42", HOTPLATE_N="2M")):
+        assert (done.returncode, "should be less than or equal to 1000" in done.stderr) == (2, True)
+    assert "valid integer" in hotplate("lookup", "42", "-n", "k").stderr
+
+
 def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_path: Path) -> None:
     (tmp_path / "polars").mkdir()
     (tmp_path / "polars" / "__init__.py").write_text(
