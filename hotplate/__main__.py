@@ -43,7 +43,7 @@ def _interrupt(_number: int, frame: "FrameType | None") -> None:
 
 
 def _terminate(_number: int, frame: "FrameType | None") -> None:
-    """Take SIGTERM for Ctrl-C, of which an event loop has a handler of its own."""
+    """Treat SIGTERM as Ctrl-C, for which an event loop has a handler of its own."""
     import signal  # noqa: PLC0415 -- as above
 
     handler = signal.getsignal(signal.SIGINT)

@@ -314,7 +314,7 @@ def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     """End the canary, so all users see the live release; ReleaseConflict as for `promote`.
 
-    Its release stays: as ready as it was, and left service now, for the grace of those who still read it.
+    Its release stays ready. It counts as having left service now, so those who still read it have their grace.
     """
     return _without_canary(_with_canary(catalogue, expected))
 

@@ -64,7 +64,7 @@ class RequestFailed(Exception):
 
 
 class ConnectionListener(Protocol[Tag]):
-    """Whoever sends requests; it is called back with what becomes of each of them."""
+    """The sender of requests; it is called back with the result of each."""
 
     def on_ready(self, connection: "Connection[Tag]") -> None:
         """The connection is open and has nothing in flight."""

@@ -349,7 +349,7 @@ def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_canc
 def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.DataFrame:
     """Return the segments of `Interactions`; raises DataError for a segment that is too long.
 
-    Given a *log*, they are of the purchases of users and items of which anything was not cancelled.
+    With a *log*, only users and items count whose purchases were not cancelled entirely.
     """
     if log is not None:
         left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log

@@ -1,4 +1,4 @@
-"""The time and the memory that learning and ranking take: estimates, of which a search tries what it can afford."""
+"""Estimates of the time and memory that learning and ranking take, by which a search chooses what it can afford."""
 
 import numpy as np
 

@@ -134,8 +134,8 @@ class CreatedKey:
 def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
     """Give the client *name* a key, a second one if it has one; a new client gets *scopes* and *rate* with it.
 
-    Raises ServiceMisused for a name or a scope that cannot be, for a client with two keys, and for scopes or a rate
-    that an existing client does not have.
+    Raises ServiceMisused for an invalid name or scope, for a client with two keys, and for scopes or a rate that an
+    existing client does not have.
     """
     if not NAME.fullmatch(name):
         raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")

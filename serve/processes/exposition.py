@@ -122,7 +122,7 @@ class Exposition(Collector):
         return lookups
 
     def _scrub(self) -> Iterator[Metric]:
-        """Yield what reading in the background came to, of the stores of which anything was read."""
+        """Yield the results of reading in the background, for each store that was read."""
         rows = CounterMetricFamily("hotplate_scrub_rows", "Rows read in the background.", labels=("store",))
         damaged = GaugeMetricFamily(
             "hotplate_scrub_damaged", "Damaged values that the last pass over a release found.", labels=("store",)

@@ -100,7 +100,7 @@ class KeySigner:
 
 
 class Credential(Protocol):
-    """Whoever gets tokens: any credential of `azure.identity.aio`."""
+    """A source of tokens: any credential of `azure.identity.aio`."""
 
     async def get_token(self, *scopes: str) -> "AccessToken":
         """Return a token for *scopes*; raises whatever it likes."""

@@ -2,9 +2,9 @@
 
 Rows are created, never replaced: a write that comes late changes nothing. The item `state` names the draft's writer,
 who is replaced by compare-and-set. Batch items, created too, are numbered without gaps in a series for each part of the
-release and each of its writers, so the last is found by reading a few. Whoever takes a draft over records how far
-the series of the writer before count, and goes on in its own: what that writer acknowledges later counts for nothing.
-A row of it that was under way may still appear; only where the new rows lack its key can a reader ever see it.
+release and each of its writers, so the last is found by reading a few. A writer who takes a draft over records how far
+the series of the former writer count, and goes on in its own: what the former writer acknowledges later does not count.
+A row that it had under way may still appear; readers can see it only if the new rows lack its key.
 """
 
 import asyncio

@@ -90,7 +90,7 @@ def keys_between(file: int, start: int, end: int) -> list[str]:
 
 
 class PagedFile:
-    """Looks keys up in an open file page by page, some blocks of which are damaged; lives as long as the file is open.
+    """Looks keys up page by page in an open file with damaged blocks; lives as long as the file is open.
 
     It maps nothing, so it can say beforehand that a read would wait for the disk, which a map cannot.
     """

@@ -94,7 +94,7 @@ class Sender(Protocol):
 
 
 class Resolver(Protocol):
-    """Knows where a server is that may move, for the `Reconnector`s to it; an `Address` is one that never does."""
+    """Finds a server that may move, for the `Reconnector`s to it; an `Address` is a server that never moves."""
 
     async def resolve(self) -> Address:
         """Return where the server is now; raises StoreUnavailable if that cannot be found out."""
@@ -250,8 +250,8 @@ class PipelinedConnection(asyncio.Protocol):
         if isinstance(reply, Exception):
             error = translated(reply, self.where)
             if not isinstance(reply, ResponseError) or isinstance(reply, foreign.ReadOnlyError):
-                # It is of the connection, as if there are too many, or of a primary that is none any more: whoever
-                # opens the next one may be led to another server.
+                # The error concerns the connection (there are too many) or a server that is not the primary any more:
+                # the next connection may go to another server.
                 self.end(str(error))
                 return
             reply = error

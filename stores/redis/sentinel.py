@@ -55,8 +55,8 @@ class State(NamedTuple):
 class Sentinels:
     """Knows where the primary is, and closes connections to one that is not the primary any more.
 
-    It lives as long as its store. Whoever wants to connect has the sentinels asked, at most once at a time: all of
-    them, and the answer of the latest failover counts as soon as most have answered. Each is listened to as well.
+    It lives as long as its store. Before a connection is opened, all sentinels are queried, at most once at a time.
+    Once most have answered, the answer of the latest failover counts. Their announcements are followed as well.
     """
 
     def __init__(self, address: SentinelAddress) -> None:
