@@ -155,25 +155,11 @@ class Inputs:
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
-    objective_utilisation: float = _input(
-        "share", "of a pod's CPU up to which the objective is kept, if pod_rps is not measured", 0.8,
-        "beyond it a queue of random arrivals has more than four requests", low=0.05,
-    )  # fmt: skip
-    pod_start_s: float = _input(
-        "s", "from a pod that is wanted to one that is ready", 20.0,
-        "1.6 s measured for hotplate serve; the rest for scheduler, image and probes", high=3600,
-    )  # fmt: skip
-    outside_s: float = _input(
-        "s/day", "outside of the objective that an autoscaler may cost", 86.4, "a thousandth of a day", high=86_400
-    )
 
     zones: int = _scale(
         "zones", "that the pods of a region are spread over, of which any one may be lost", 1, "none is lost", low=1,
         high=10,
     )  # fmt: skip
-    node_cpus: float = _input(
-        "vCPU", "of a node that pods run on, lost whole in a replayed day", 16.0, "a guess", low=1
-    )
 
     redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
     redis_reserved: float = _input(

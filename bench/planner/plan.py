@@ -66,6 +66,10 @@ OUTLINE = {
         "by Little's law": "pods_by_little", "by what a pod can answer": "pods_by_capacity", "at least": "min_pods",
         "in a region, the most of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
     },
+    "Autoscaler of a region": {
+        "target: CPU of a pod": "pod_utilisation", "target: requests of a pod": "hpa_pod_rps",
+        "pods at most": "hpa_most_pods",
+    },
     "Cost a month": {
         "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale, as reached": "autoscale_cost",
         "the same, all month at its top": "autoscale_most_cost",
@@ -244,6 +248,10 @@ def _derive_pods(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("pod_capacity", "requests/s", formula)
     ledger.derive("pods_by_capacity", "pods", "ceil(peak_region / pod_capacity / pod_utilisation)")
     ledger.derive("pods_region", "pods", "max(pods_by_little, pods_by_capacity, min_pods)")
+    formula = "pod_utilisation * min(pod_capacity, pod_concurrency * 1000 / request_ms)"
+    ledger.derive("hpa_pod_rps", "requests/s", formula, source="the less by both of these; pods are added above it")
+    source = "room for twice the load of the busiest hour, and for one pod that is lost"
+    ledger.derive("hpa_most_pods", "pods", "max(min_pods, ceil(2 * peak_region / hpa_pod_rps) + 1)", source=source)
     if inputs.zones > 1:
         source = "the other zones carry what one may lose"
         ledger.derive("pods_zone", "pods", "ceil(pods_region / (zones - 1))", source=source)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotplate.cli.experiment import bench_errors
-from hotplate.cli.terminal import FAILED, Json, err, interruptible_loop, option, out, print_json
+from hotplate.cli.terminal import REFUSED, Json, err, interruptible_loop, option, out, print_json
 
 if TYPE_CHECKING:
     from bench.drills.verdict import Verdict
@@ -58,7 +58,8 @@ def drill(
     """Prove what the runbook promises: faults under load, on a test instance that is made for it.
 
     Each drill starts stores and a service of its own on this machine, which are gone at the end; no store of yours is
-    touched. Exits 1 if a promise is broken.
+    touched. Exit codes: 0 every promise was kept; 1 a drill could not be made; 2 the options make no sense; 3 a promise
+    was broken.
 
     Example: hotplate drill
 
@@ -99,7 +100,7 @@ def drill(
         if left_out:
             out.print(f"left out, as they are for other stores than {kinds[0]}: {', '.join(left_out)}")
         out.print(f"{len(verdicts) - broken} kept, {broken} broken; times are of this machine, on loopback")
-    raise typer.Exit(FAILED if broken else 0)
+    raise typer.Exit(REFUSED if broken else 0)
 
 
 def _print_verdict(verdict: "Verdict") -> None:

@@ -1,7 +1,6 @@
 """`hotplate plan`: what a load will take, what it will cost, and why."""
 
 import inspect
-import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.planner import inputs
-from hotplate.cli.terminal import FAILED, Json, option, out, print_json, require_folder, table, with_store
+from hotplate.cli.terminal import REFUSED, Json, option, out, print_json, require_folder, table, with_store
 
 if TYPE_CHECKING:
-    from bench.planner.autoscaling import Outcome
     from bench.planner.inputs import Layer
     from bench.planner.key_stream import KeyStream
     from bench.planner.plan import Plan
@@ -65,7 +63,7 @@ def plan(
     why: Annotated[str | None, _option("--why", "Explain one figure, by its name.", panel=OUTPUT)] = None,
     check: Annotated[
         Path | None,
-        _option("--check", "Exit 1 if a figure exceeds that of this saved plan by more than 10 %.", panel=OUTPUT),
+        _option("--check", "Exit with 3 if a figure exceeds that of this saved plan by more than 10 %.", panel=OUTPUT),
     ] = None,
     save: Annotated[
         Path | None, _option("--save", "Write inputs and figures to a file for --check.", panel=OUTPUT)
@@ -73,20 +71,13 @@ def plan(
     report: Annotated[
         Path | None, _option("--out", "Write the report to this name with .json and .html.", panel=OUTPUT)
     ] = None,
-    hpa: Annotated[
-        bool,
-        _option(
-            "--hpa",
-            "Replay a day against a Kubernetes HorizontalPodAutoscaler, and choose its parameters.",
-            panel=OUTPUT,
-        ),
-    ] = False,
     as_json: Json = False,
     **flags: str | None,
 ) -> None:
     """Turn a forecast into RU/s, partitions, pods, memory and money, and show why.
 
-    Every assumption is named and can be replaced, best of all by a measurement.
+    Every assumption is named and can be replaced, best of all by a measurement. Exit codes: 0 it was planned; 1 a file
+    or a store could not be read; 2 the inputs make no sense; 3 --check found a figure that has grown.
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
@@ -108,9 +99,7 @@ def plan(
     reviewed, compared = review(made, prices), baseline if check else None
     grown = growth(made, compared) if compared else []
     _write_files(reviewed, compared, report, save)
-    if hpa:
-        _print_choice(made, as_json=as_json)
-    elif as_json:
+    if as_json:
         print_json(reviewed.to_json() | ({"grown": [asdict(each) for each in grown]} if compared else {}))
     elif why is not None:
         _print_formulas(made, why)
@@ -119,7 +108,7 @@ def plan(
     else:
         _print_report(reviewed)
     if grown:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(REFUSED)
 
 
 def _signature() -> inspect.Signature:
@@ -221,33 +210,6 @@ def _print_report(report: "PlanReport") -> None:
     for each in report.warnings:
         out.print(f"look out: {each}")
     out.print("why: hotplate plan … --why NAME, or --out NAME for a page with all of it")
-
-
-def _print_choice(made: "Plan", *, as_json: bool) -> None:
-    """Print what was chosen among its like with other targets, and the reference architecture's parameters."""
-    from bench.planner.autoscaling import choose
-
-    choice = choose(made)
-    if as_json:
-        print_json(choice.to_json())
-        return
-    chosen, shown = choice.chosen, [*choice.like_chosen(), choice.reference]
-    out.print(
-        table(("CPU", "pods", "outside of the objective", "pod-hours", "most pods", "changes"), map(_outcome, shown))
-    )
-    out.print(f"the last is the reference architecture's; at most {choice.budget_s:g} s/day outside of the objective")
-    out.print()
-    verdict = "chosen of" if chosen.outside_s <= choice.budget_s else "nothing keeps the objective; the nearest of"
-    out.print(f"{verdict} {len(choice.tried)}, as a manifest has it (--json gives all):")
-    for name, value in chosen.hpa.to_spec().items():
-        out.print(f"  {name}: {json.dumps(value)}")
-
-
-def _outcome(one: "Outcome") -> tuple[str, ...]:
-    hpa = one.hpa
-    pods = f"{hpa.min_pods} - {hpa.max_pods}"
-    outside, hours = f"{one.outside_s:,} s", f"{one.pod_hours:,.1f}"
-    return f"{hpa.cpu_percent} %", pods, outside, hours, f"{one.most_pods}", f"{one.changes}"
 
 
 def _print_formulas(made: "Plan", name: str) -> None:

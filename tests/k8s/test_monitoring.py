@@ -123,6 +123,12 @@ def test_a_dashboard_is_one_that_grafana_can_lay_out(name: str) -> None:
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
 
 
+def test_the_mean_charge_is_by_the_responses_that_were_charged() -> None:
+    [expression] = [found for title, found in panel_expressions() if "RU of an answer" in title]
+    counted = [selector.name for selector in selectors(expression)]
+    assert counted == ["hotplate_store_request_units_total", "hotplate_store_charged_responses_total"]
+
+
 def test_the_dashboards_are_in_the_config_map() -> None:
     kustomization = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
     [generated] = kustomization["configMapGenerator"]

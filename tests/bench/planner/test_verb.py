@@ -162,10 +162,10 @@ def test_a_saved_plan_is_checked_and_fails_when_the_need_has_grown(tmp_path: Pat
     same = plan("--check", file)
     assert (same.returncode, same.stdout) == (0, "15 of 15 figures are inside 10 % of plan.toml\n")
     more = plan("--check", file, "--peak-rps", "700")
-    assert more.returncode == 1
+    assert more.returncode == 3
     assert "serve_ru grew from 800 RU/s to 1,000 RU/s (+25%)" in more.stdout
     as_json = plan("--check", file, "--peak-rps", "700", "--json")
-    assert as_json.returncode == 1
+    assert as_json.returncode == 3
     assert "serve_ru" in [each["name"] for each in json.loads(as_json.stdout)["grown"]]
     file.write_text(file.read_text().replace("bound_percent = 10", "bound_percent = 80"))
     assert plan("--check", file, "--peak-rps", "700").returncode == 0
@@ -362,24 +362,40 @@ def test_what_comes_in_is_text_on_the_page(tmp_path: Path) -> None:
 GUIDE = (ROOT / "docs" / "sizing.md").read_text()
 
 
-def test_the_guides_example_is_what_the_command_prints(tmp_path: Path) -> None:
+def indented(paragraph: str) -> str:
+    return "\n".join(f"    {line.rstrip()}" for line in paragraph.splitlines())
+
+
+def test_the_guides_example_is_what_the_command_prints_but_for_groups_that_it_names(tmp_path: Path) -> None:
     shop = GUIDE.partition("`shop.toml`:\n\n")[2].partition("\n\n")[0]
     (tmp_path / "shop.toml").write_text("\n".join(line.strip() for line in shop.splitlines()))
     done = plan("--from", tmp_path / "shop.toml")
     assert done.returncode == 0, done.stderr
-    shown = GUIDE.partition("prints, among others,\n\n")[2].partition("\n\nand then the prices")[0]
-    assert "manual_cost" in shown
-    printed = {"", "…", *(line.rstrip() for line in done.stdout.splitlines())}
-    assert [line for line in shown.splitlines() if line.removeprefix("    ") not in printed] == []
+    shown = GUIDE.partition("\nprints\n\n")[2].partition("\n\nThe groups behind …")[0]
+    left_out = [name for line in re.findall("    … (.*)", shown) for name in line.split(", ")]
+    expected = list[str]()
+    for paragraph in done.stdout.strip().split("\n\n"):
+        name = next((name for name in left_out if paragraph.startswith(name)), "")
+        if not name:
+            expected.append(indented(paragraph))
+        elif expected[-1].startswith("    … "):
+            expected[-1] += f", {name}"
+        else:
+            expected.append(f"    … {name}")
+    assert shown == "\n\n".join(expected)
 
 
-def test_the_guides_reference_is_what_the_command_prints() -> None:
-    command = GUIDE.partition("    hotplate plan --users 6040 ")[2].partition("\n\n")[0].replace("\\\n", "")
-    done = plan("--users", "6040", *command.split())
+@pytest.mark.parametrize(
+    ("begin", "group"),
+    [("    hotplate plan --users 6040 ", "Today"), ("    hotplate plan --users 2000000 ", "Autoscaler of a region")],
+)
+def test_a_group_in_the_guide_is_what_the_command_prints(begin: str, group: str) -> None:
+    command, _, after = GUIDE.partition(begin)[2].partition("\n\n")
+    done = plan(*begin.split()[2:], *command.replace("\\\n", "").split())
     assert done.returncode == 0, done.stderr
-    today = done.stdout.partition("\n\n")[0]
-    assert "over_cost" in today
-    assert [line for line in today.splitlines() if f"    {line.rstrip()}\n" not in GUIDE] == []
+    [printed] = [paragraph for paragraph in done.stdout.split("\n\n") if paragraph.startswith(group)]
+    shown = after[after.index(f"    {group}") :].partition("\n\n")[0]
+    assert shown == indented(printed)
 
 
 def test_the_guide_names_every_input_with_its_default() -> None:
