@@ -44,10 +44,10 @@ def page(report: PlanReport) -> str:
         text.tiles((plan.figures[name], f"{words}{_between(report, name)}") for name, words in TILES),
         section(
             "Which store, at which rate",
-            cost_plot(report.break_even, inputs.peak_rps),
+            _scrolled(cost_plot(report.break_even, inputs.peak_rps)),
             f"At this plan's rate: {report.here.sentence}. Over the rates: {report.break_even.sentence}.",
         ),
-        section("A day", day_plot(plan), f"{plan.cheapest} is the cheapest for Cosmos DB."),
+        section("A day", _scrolled(day_plot(plan)), f"For Cosmos DB, {plan.cheapest} is the cheapest."),
         _figures(report),
     ]
     if report.savings:
@@ -78,7 +78,7 @@ def _figures(report: PlanReport) -> str:
             for words, figure in lines
         )
         bodies.append(f'<tbody><tr><th colspan="3">{escaped(group)}</th></tr>{rows}</tbody>')
-    return section("What it will take", f'<div class="scroll"><table class="grouped">{"".join(bodies)}</table></div>')
+    return section("What it will take", _scrolled(f'<table class="grouped">{"".join(bodies)}</table>'))
 
 
 def _inputs(report: PlanReport) -> str:
@@ -89,7 +89,7 @@ def _inputs(report: PlanReport) -> str:
         if name in figures
     ]
     lead = "What is assumed can be replaced: by a flag, by --set NAME=VALUE, in a file for --from, or by a measurement."
-    return section("What it rests on", table(["", "", "where from"], rows), lead)
+    return section("What it rests on", table(["input", "value", "where from"], rows), lead)
 
 
 def _prices(report: PlanReport) -> str:
@@ -101,7 +101,7 @@ def _prices(report: PlanReport) -> str:
     unlisted = sum(basis != "listed" for _, _, basis, _ in report.prices())
     lead = f"{unlisted} of {len(rows)} are not list prices that somebody looked up at the source. " if unlisted else ""
     lead += f"Not priced: {', '.join(NOT_PRICED)}."
-    return section("Prices", table(["", "USD", "", "age", "where from"], rows, (1,)), lead)
+    return section("Prices", table(["price", "USD", "", "age", "where from"], rows, (1,)), lead)
 
 
 def _formulas(figures: Iterable[Figure]) -> str:
@@ -112,8 +112,14 @@ def _formulas(figures: Iterable[Figure]) -> str:
         for each in figures
         if each.name not in KNOWN and not each.name.startswith(PRICE)
     )
-    shown = f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
-    return section("Why", shown, "Every figure, its formula and its inputs.")
+    return section(
+        "Why", _scrolled(f"<table><tbody>{rows}</tbody></table>"), "Every figure, its formula and its inputs."
+    )
+
+
+def _scrolled(content: str) -> str:
+    """Let what is too wide for a telephone be scrolled, and not shrink until nobody can read it."""
+    return f'<div class="scroll">{content}</div>'
 
 
 def _value(figure: Figure) -> str:
