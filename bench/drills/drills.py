@@ -4,9 +4,11 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
-from bench.drills.instance import TIERS, USERS, CosmosTier, FileTier, Instance, RedisTier, key_of
+from bench.drills.instance import TIERS, USERS, CosmosTier, FileTier, Instance, RedisTier, key_of, put_back
 from bench.drills.proxy import Proxy
 from bench.errors import BenchMisused
 from bench.process import redis_installed
@@ -38,26 +40,13 @@ class Metric:
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Beside others; `{tier}` stands for the disturbed tier, `{older}` for the release in its snapshot."""
+    """Some of them; `{tier}` stands for the disturbed tier, `{older}` for the release in its snapshot."""
 
     by: float = 0.0
     """By more than how much it rises."""
 
-    kind: str | None = None
-    """The only kind of store that has it."""
-
     alone: bool = False
     """Whether it rises only if no other tier has the lists."""
-
-    def in_instance(self, instance: Instance) -> bool:
-        """Return whether it is to rise in an instance."""
-        kind = instance.first.name.partition("+")[0]
-        return self.kind in (None, kind) and not (self.alone and len(instance.tiers) > 1)
-
-    def labels_in(self, instance: Instance) -> dict[str, str]:
-        """Return its labels as an instance has them."""
-        names = {"tier": instance.first.name, "older": instance.older}
-        return {label: value.format(**names) for label, value in self.labels.items()}
 
 
 OF_TIER = {"store": "{tier}"}
@@ -67,10 +56,6 @@ FAILED_READS = Metric("failed reads", "hotplate_store_operation_duration_seconds
 # What callers did not get; another tier makes up for it.
 UNREAD_LISTS = Metric("unread lists", "hotplate_lookups_total", {"outcome": "error"}, alone=True)
 OUTAGE = (FAILED_READS, UNREAD_LISTS, CIRCUIT_OPEN, DEGRADED)
-
-
-def _failures(kind: str) -> Metric:
-    return Metric(kind, "hotplate_store_failures_total", OF_TIER | {"kind": kind}, kind="cosmos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +81,17 @@ class Drill:
         first = next(kind for kind in self.kinds if kind != "redis" or redis_installed())
         return (first,) if first == "file" else (first, "file")
 
+    def metrics_in(self, instance: Instance) -> list[Metric]:
+        """Return the metrics that have to rise in an instance, with their labels as it has them."""
+        names = {"tier": instance.first.name, "older": instance.older}
+        return [
+            replace(metric, labels={label: value.format(**names) for label, value in metric.labels.items()})
+            for metric in self.metrics
+            if not (metric.alone and len(instance.tiers) > 1)
+        ]
 
-def check_tiers(requested: Sequence[str]) -> None:
-    """Refuse tiers that there are none of; raises BenchMisused."""
+
+def _check_tiers(requested: Sequence[str]) -> None:
     if unknown := [kind for kind in requested if kind not in TIERS]:
         raise BenchMisused(f"--tiers takes {', '.join(TIERS)}, separated by commas, and not {unknown[0]!r}")
     if len(set(requested)) < len(requested):
@@ -111,7 +104,7 @@ def check_tiers(requested: Sequence[str]) -> None:
 
 def choose(names: Sequence[str], tiers: Sequence[str]) -> list[Drill]:
     """Return the drills of these names, or all that fit the *tiers*; raises BenchMisused for what makes no sense."""
-    check_tiers(tiers)
+    _check_tiers(tiers)
     known = {drill.name: drill for drill in DRILLS}
     if unknown := [name for name in names if name not in known]:
         raise BenchMisused(f"there is no drill {unknown[0]!r}; there are {', '.join(known)}")
@@ -125,10 +118,9 @@ def choose(names: Sequence[str], tiers: Sequence[str]) -> list[Drill]:
 
 
 def _proxy(instance: Instance) -> Proxy:
-    tier = instance.first
-    if isinstance(tier, FileTier):
+    if isinstance(instance.first, FileTier):
         raise BenchMisused("a store in files has no connection to disturb")
-    return tier.proxy
+    return instance.first.proxy
 
 
 @asynccontextmanager
@@ -140,39 +132,42 @@ async def _late(instance: Instance) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _refusing(instance: Instance) -> AsyncIterator[None]:
-    tier = instance.first
-    if isinstance(tier, RedisTier):
-        await asyncio.to_thread(tier.server.execute, "ACL", "SETUSER", "default", "-@read")
-        yield
-        await asyncio.to_thread(tier.server.execute, "ACL", "SETUSER", "default", "+@all")
-    else:
-        async with _misbehaving(instance, "unavailable"):
-            yield
-
-
-@asynccontextmanager
-async def _throttled(instance: Instance) -> AsyncIterator[None]:
-    async with _misbehaving(instance, "throttle"):
-        yield
-
-
-@asynccontextmanager
-async def _misbehaving(instance: Instance, kind: str) -> AsyncIterator[None]:
-    tier = instance.first
-    if not isinstance(tier, CosmosTier):
-        raise BenchMisused(f"{tier.name} cannot be made to fail so")
-    await asyncio.to_thread(tier.misbehave, kind)
-    yield
-    await asyncio.to_thread(tier.misbehave)
-
-
-@asynccontextmanager
 async def _cut(instance: Instance) -> AsyncIterator[None]:
     proxy = _proxy(instance)
     proxy.cut_at = CUT_AT_BYTES
     yield
     proxy.cut_at = None
+
+
+@asynccontextmanager
+async def _misbehaving(instance: Instance, kind: str) -> AsyncIterator[None]:
+    """Have Redis refuse reads, or the emulator of Cosmos DB answer with a *kind* of fault."""
+    tier = instance.first
+    if isinstance(tier, RedisTier):
+        tier.server.execute("ACL", "SETUSER", "default", "-@read")
+        yield
+        tier.server.execute("ACL", "SETUSER", "default", "+@all")
+    elif isinstance(tier, CosmosTier):
+        await asyncio.to_thread(tier.misbehave, kind)  # the proxy goes on
+        yield
+        await asyncio.to_thread(tier.misbehave)
+
+
+@asynccontextmanager
+async def _lost(instance: Instance) -> AsyncIterator[None]:
+    """Kill a Redis, which has saved what it holds, and start it again; let nobody reach an emulator in between."""
+    tier = instance.first
+    if isinstance(tier, RedisTier):
+        tier.server.execute("SAVE")
+        tier.kill()
+        yield
+        tier.start()
+    else:
+        proxy = _proxy(instance)
+        proxy.refusing = True
+        proxy.reset()
+        yield
+        proxy.refusing = False
 
 
 @asynccontextmanager
@@ -183,103 +178,63 @@ async def _damaged(instance: Instance) -> AsyncIterator[None]:
     async with opened(tier.store_url) as store:
         live = (await store.catalogue()).find(instance.newer).ref
         values = [value for value in await store.get_many(live, keys) if isinstance(value, bytes)]
-    damage = {value: value[:-1] + bytes([value[-1] ^ 0xFF]) for value in values}
+    damaged = [value[:-1] + bytes([value[-1] ^ 0xFF]) for value in values]
     if isinstance(tier, RedisTier):
-        for key, value in zip(keys, values, strict=True):
+        for key, value in zip(keys, damaged, strict=True):
             [name] = tier.server.execute("KEYS", f"*{live.incarnation}*:{key}")
-            tier.server.execute("SET", name, damage[value])
+            tier.server.execute("SET", name, value)
     elif isinstance(tier, FileTier):
-        await asyncio.to_thread(_overwrite, tier, live.incarnation, damage)
+        _overwrite(tier.folder / "releases" / f"{live.incarnation}.mdb", values, damaged)
     yield
     async with opened(instance.published) as source, opened(tier.store_url) as store:
         await repair(store, source, instance.newer)
 
 
-def _overwrite(tier: FileTier, incarnation: str, changes: Mapping[bytes, bytes]) -> None:
-    """Change bytes of a release's file in place, under the eyes of those that have it mapped."""
-    path = tier.folder / "releases" / f"{incarnation}.mdb"
+def _overwrite(path: Path, values: Sequence[bytes], others: Sequence[bytes]) -> None:
+    """Change values in a release's file in place, while others have it mapped."""
     content = path.read_bytes()
     with path.open("r+b") as file:
-        for old, new in changes.items():
+        for old, new in zip(values, others, strict=True):
             for found in re.finditer(re.escape(old), content):
                 file.seek(found.start())
                 file.write(new)
 
 
 @asynccontextmanager
-async def _lost(instance: Instance) -> AsyncIterator[None]:
-    """Kill a Redis, which has saved what it holds, and start it again; let nobody reach an emulator meanwhile."""
-    tier = instance.first
-    if isinstance(tier, RedisTier):
-        await asyncio.to_thread(tier.server.execute, "SAVE")
-        await tier.kill()
-        yield
-        await tier.start()
-    else:
-        proxy = _proxy(instance)
-        proxy.refusing = True
-        proxy.reset()
-        yield
-        proxy.refusing = False
-
-
-@asynccontextmanager
 async def _restored(instance: Instance) -> AsyncIterator[None]:
     """Put the snapshot back, after a while without the store, and at the end copy the newer release into it again."""
     tier = instance.first
-    if isinstance(tier, CosmosTier):
-        raise BenchMisused("an account of Cosmos DB is restored into another account, which is no drill of this one")
     if isinstance(tier, RedisTier):
-        await tier.kill()
+        tier.kill()
         await asyncio.sleep(AWAY_S)
-        await asyncio.to_thread(tier.put_back)
-        await tier.start()
-    else:
-        await asyncio.to_thread(tier.put_back)
+        put_back(tier.folder)
+        tier.start()
+    elif isinstance(tier, FileTier):
+        put_back(tier.folder)
     yield
     async with opened(instance.published) as source, opened(tier.store_url) as store:
         await copy(source, store, instance.newer)
 
 
+REMOTE, LOCAL = ("redis", "cosmos"), ("redis", "file")
+DAMAGED = Metric("damaged lists", "hotplate_store_corrupt_total", OF_TIER)
+STALE = Metric("catalogue not read", "hotplate_catalogue_age_seconds", OF_TIER, by=2.0)
+OLDER = Metric("older release", "hotplate_release_info", OF_TIER | {"release": "{older}"})
+THROTTLED = Metric("429s", "hotplate_store_throttled_total", OF_TIER)
+CUT = "every answer of the store is cut, and its connection closed"
+DAMAGE = f"every {DAMAGED_EVERY}th user's list is damaged in the store; then the release is repaired"
+SNAPSHOT = "an older snapshot of the store is put back; then the newer release is copied into it again"
+REFUSING, THROTTLING = (partial(_misbehaving, kind=kind) for kind in ("unavailable", "throttle"))
+
 DRILLS = (
-    Drill("latency", f"the store answers {LATE} budgets late", ("redis", "cosmos"), _late, OUTAGE),
+    Drill("latency", f"the store answers {LATE} budgets late", REMOTE, _late, OUTAGE),
+    Drill("errors", "the store refuses every read", REMOTE, REFUSING, OUTAGE),
+    Drill("disconnects", CUT, REMOTE, _cut, OUTAGE),
+    Drill("lost-tier", "the store is killed, and started again", REMOTE, _lost, (*OUTAGE, STALE)),
+    Drill("corruption", DAMAGE, LOCAL, _damaged, (DAMAGED, UNREAD_LISTS, DEGRADED), own_alone=1 - 2 / DAMAGED_EVERY),
+    Drill("old-snapshot", SNAPSHOT, LOCAL, _restored, (OLDER,)),
     Drill(
-        "errors", "the store refuses every read", ("redis", "cosmos"), _refusing, (_failures("unavailable"), *OUTAGE)
+        "throttling", "the store answers 429 to every request", ("cosmos",), THROTTLING,
+        (THROTTLED, UNREAD_LISTS, CIRCUIT_OPEN, DEGRADED),
     ),
-    Drill(
-        "disconnects",
-        "every answer of the store is cut, and its connection closed",
-        ("redis", "cosmos"),
-        _cut,
-        (_failures("reset"), *OUTAGE),
-    ),
-    Drill(
-        "lost-tier",
-        "the store is killed, and started again",
-        ("redis", "cosmos"),
-        _lost,
-        (*OUTAGE, Metric("catalogue not read", "hotplate_catalogue_age_seconds", OF_TIER, by=2.0)),
-    ),
-    Drill(
-        "corruption",
-        f"every {DAMAGED_EVERY}th user's list is damaged in the store; then the release is repaired",
-        ("redis", "file"),
-        _damaged,
-        (Metric("damaged lists", "hotplate_store_corrupt_total", OF_TIER), UNREAD_LISTS, DEGRADED),
-        own_alone=1 - 2 / DAMAGED_EVERY,
-    ),
-    Drill(
-        "old-snapshot",
-        "an older snapshot of the store is put back; then the newer release is copied into it again",
-        ("redis", "file"),
-        _restored,
-        (Metric("older release", "hotplate_release_info", OF_TIER | {"release": "{older}"}),),
-    ),
-    Drill(
-        "throttling",
-        "the store answers 429 to every request",
-        ("cosmos",),
-        _throttled,
-        (Metric("429s", "hotplate_store_throttled_total", OF_TIER), UNREAD_LISTS, CIRCUIT_OPEN, DEGRADED),
-    ),
-)
+)  # fmt: skip

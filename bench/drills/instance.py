@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from bench.drills.proxy import Proxy, through
 from bench.process import RedisServer, Server, emulator_serving, free_port, redis_serving, service_serving
@@ -25,8 +25,6 @@ from stores.lifecycle import publish
 from stores.store import Plan, Row
 from stores.transfer import copy
 
-T = TypeVar("T")
-
 USERS, LIST_LENGTH, BYTES_PER_ITEM = 100, 20, 100
 
 # What the emulator may spend: drills are not about what reads cost.
@@ -37,74 +35,47 @@ FAULTS_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class RedisTier:
-    """A redis-server with a proxy before it; it can be killed, and started again with what it had saved."""
+    """A redis-server behind a proxy; it can be killed, and started again with what it had saved."""
 
     folder: Path
     server: RedisServer
     proxy: Proxy
+    url: str
+    """What the service reads: through the proxy."""
+
+    store_url: str
+    """What a publisher writes to: without it."""
+
     name: str = "redis"
     _running: ExitStack = field(default_factory=ExitStack)
 
-    @property
-    def url(self) -> str:
-        """What the service reads."""
-        return f"redis://127.0.0.1:{self.proxy.port}/0"
-
-    @property
-    def store_url(self) -> str:
-        """What a publisher writes to, past the proxy."""
-        return f"redis://127.0.0.1:{self.server.port}/0"
-
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start the server with what is saved, and wait until it answers."""
-        await _in_thread(self._start)
-
-    async def kill(self) -> None:
-        """Kill the server."""
-        await asyncio.to_thread(self._running.close)
-
-    def _start(self) -> None:
         self.folder.mkdir(exist_ok=True)
         self._running.enter_context(redis_serving(self.folder, self.server.port))
 
-    def snapshot(self) -> None:
-        """Keep a copy of what it holds."""
-        self.server.execute("SAVE")
-        shutil.copy(self.folder / "dump.rdb", self.folder / "snapshot.rdb")
-
-    def put_back(self) -> None:
-        """Let it start with the copy the next time."""
-        shutil.copy(self.folder / "snapshot.rdb", self.folder / "dump.rdb")
+    def kill(self) -> None:
+        """Kill the server."""
+        self._running.close()
 
 
 @dataclass(frozen=True, slots=True)
 class CosmosTier:
-    """An emulator of Cosmos DB with a proxy before it; it fails and throttles on request."""
+    """An emulator of Cosmos DB behind a proxy; it fails and throttles on request."""
 
     server: Server
     proxy: Proxy
+    url: str
+    store_url: str
     name: str = "cosmos+http"
 
-    @property
-    def url(self) -> str:
-        """What the service reads."""
-        return f"cosmos+http://127.0.0.1:{self.proxy.port}/hotplate?ru={EMULATED_RU}"
-
-    @property
-    def store_url(self) -> str:
-        """What a publisher writes to, past the proxy."""
-        return f"cosmos+{self.server.url}/hotplate?ru={EMULATED_RU}"
-
     def misbehave(self, *kinds: str) -> None:
-        """Answer every request with these faults of the emulator; with none, well again."""
+        """Answer every request with these faults of the emulator; without any, as usual."""
         faults = json.dumps([{"kind": kind} for kind in kinds]).encode()
         url = f"{self.server.url}/__emulation/faults"
         request = urllib.request.Request(url, faults, method="PUT")  # noqa: S310 -- our own emulator, on loopback
         with urllib.request.urlopen(request, timeout=FAULTS_TIMEOUT_S):  # noqa: S310 -- as above
             pass
-
-    def snapshot(self) -> None:
-        """Keep nothing: an account is restored into another one, which has another URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,40 +83,9 @@ class FileTier:
     """A store in a folder, read in the service's own processes."""
 
     folder: Path
+    url: str
+    store_url: str
     name: str = "file"
-
-    @property
-    def url(self) -> str:
-        """What the service reads."""
-        return f"file://{self.folder}"
-
-    @property
-    def store_url(self) -> str:
-        """What a publisher writes to: the same."""
-        return self.url
-
-    def snapshot(self) -> None:
-        """Keep a copy of what it holds."""
-        shutil.copytree(self.folder, self._copy)
-
-    def put_back(self) -> None:
-        """Replace what it holds with the copy."""
-        shutil.rmtree(self.folder)
-        shutil.copytree(self._copy, self.folder)
-
-    @property
-    def _copy(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.snapshot")
-
-
-async def _in_thread(start: Callable[[], T]) -> T:
-    """Start a process in a thread, and see that through where the caller is interrupted: then it is stopped again."""
-    starting = asyncio.ensure_future(asyncio.to_thread(start))
-    try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await asyncio.gather(starting, return_exceptions=True)
-        raise
 
 
 Tier: TypeAlias = RedisTier | CosmosTier | FileTier
@@ -155,26 +95,29 @@ Tier: TypeAlias = RedisTier | CosmosTier | FileTier
 async def _redis_tier(folder: Path) -> AsyncIterator[RedisTier]:
     server = RedisServer(free_port())
     async with through(server.port) as proxy:
-        tier = RedisTier(folder, server, proxy)
+        url, store_url = (f"redis://127.0.0.1:{port}/0" for port in (proxy.port, server.port))
+        tier = RedisTier(folder, server, proxy, url, store_url)
         try:
-            await tier.start()
+            tier.start()
             yield tier
         finally:
-            await tier.kill()
+            tier.kill()
 
 
 @asynccontextmanager
-async def _cosmos_tier(folder: Path) -> AsyncIterator[CosmosTier]:
-    del folder  # it keeps everything in memory
-    with ExitStack() as stack:
-        server = await _in_thread(lambda: stack.enter_context(emulator_serving()))
-        async with through(int(server.url.rpartition(":")[2])) as proxy:
-            yield CosmosTier(server, proxy)
+async def _cosmos_tier(_folder: Path) -> AsyncIterator[CosmosTier]:
+    with emulator_serving() as server:
+        port = int(server.url.rpartition(":")[2])
+        async with through(port) as proxy:
+            url, store_url = (
+                f"cosmos+http://127.0.0.1:{each}/hotplate?ru={EMULATED_RU}" for each in (proxy.port, port)
+            )
+            yield CosmosTier(server, proxy, url, store_url)
 
 
 @asynccontextmanager
 async def _file_tier(folder: Path) -> AsyncIterator[FileTier]:
-    yield FileTier(folder)
+    yield FileTier(folder, f"file://{folder}", f"file://{folder}")
 
 
 TIERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Tier]]] = {
@@ -213,13 +156,38 @@ async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instan
         tiers = [await stack.enter_async_context(TIERS[kind](folder / kind)) for kind in kinds]
         published = f"file://{folder}/published"
         older = await _publish(published, tiers, "older")
-        await asyncio.to_thread(tiers[0].snapshot)
+        _keep(tiers[0])
         newer = await _publish(published, tiers, "newer")
         # Without a cache, so every answer comes out of a store and every fault is felt.
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0", "--budget", f"{budget_s:g}"]
         command += [part for tier in tiers for part in ("--store", tier.url)]
-        service = await _in_thread(lambda: stack.enter_context(service_serving(command, "/readyz")))
+        # In a thread, because the service reads through proxies of this loop; if that is interrupted, the thread has
+        # to end first, or nothing would stop what it started.
+        starting = asyncio.create_task(asyncio.to_thread(stack.enter_context, service_serving(command, "/readyz")))
+        try:
+            service = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.gather(starting, return_exceptions=True)
+            raise
         yield Instance(tuple(tiers), service, budget_s, published, older, newer)
+
+
+def _keep(tier: Tier) -> None:
+    """Keep a copy of what a tier holds; not of Cosmos DB, whose accounts are restored into others with other URLs."""
+    if not isinstance(tier, CosmosTier):
+        if isinstance(tier, RedisTier):
+            tier.server.execute("SAVE")
+        shutil.copytree(tier.folder, _copy_of(tier.folder))
+
+
+def put_back(folder: Path) -> None:
+    """Replace what a tier has in its folder with the copy."""
+    shutil.rmtree(folder)
+    shutil.copytree(_copy_of(folder), folder)
+
+
+def _copy_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.snapshot")
 
 
 async def _publish(published: str, tiers: Sequence[Tier], mark: str) -> ReleaseId:

@@ -5,12 +5,11 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from http import HTTPStatus
+from typing import Any, NamedTuple, Self
 
 from bench.answers import check_answers
 from bench.drills.drills import Drill, Metric
@@ -19,7 +18,6 @@ from bench.drills.verdict import (
     AFTER,
     BEFORE,
     FAULT,
-    OWN_SHARE,
     PHASES,
     Movement,
     Objective,
@@ -31,7 +29,6 @@ from bench.drills.verdict import (
 from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.keys import InTurn, Keys
 from bench.loadgen.load import KEY, Gets, Load
-from bench.loadgen.recorder import Sample
 from bench.loadgen.result import Result
 from bench.loadgen.workers import WorkerPool
 from bench.process import read_samples
@@ -56,9 +53,8 @@ IN_A_ROW = 10
 # What a p99 may take beyond the budget of all reads of a request.
 MARGIN_S = 0.2
 
-# Says which drill is where.
-OnStage = Callable[[str], None]
-OnVerdict = Callable[[Verdict], None]
+# The share of answers that stay users' own lists if a second tier has them.
+OWN_SHARE = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,85 +78,94 @@ class DrillOptions:
                 raise BenchMisused(f"{name.removesuffix('_s')} must be above zero, and is {value:g}")
 
     def objective(self, drill: Drill, tiers: Sequence[str]) -> Objective:
-        """Return what is promised: users keep their own lists where another tier has them."""
+        """Return what is promised: users keep their own lists if another tier has them."""
         own_share = OWN_SHARE if len(tiers) > 1 else drill.own_alone
         return Objective(own_share, self.p99_s or self.budget_s + MARGIN_S, self.recover_s)
 
 
 async def run_drills(
-    drills: Sequence[Drill], options: DrillOptions, on_stage: OnStage, on_verdict: OnVerdict
+    drills: Sequence[Drill],
+    options: DrillOptions,
+    on_stage: Callable[[str], None],
+    on_verdict: Callable[[Verdict], None],
 ) -> list[Verdict]:
-    """Make drills one after the other; those in a row that have the same tiers share an instance while that is well.
+    """Make drills one after the other, each on an instance of its own; BenchFailed if one does not come up.
 
-    Raises BenchFailed if an instance does not come up.
+    *on_stage* is called with a sentence on what is done next.
     """
     verdicts = list[Verdict]()
     with WorkerPool() as pool:
-        for tiers, in_a_row in groupby(drills, key=lambda drill: drill.tiers(options.tiers)):
-            waiting = deque(in_a_row)
-            while waiting:
-                on_stage(f"starting {', '.join(tiers)} and a service")
-                async with started(tiers, options.budget_s) as instance:
-                    if await _settled(instance, options.recover_s) is None:
-                        raise BenchFailed(f"the test instance did not come up within {options.recover_s:g} s")
-                    is_well = True
-                    while waiting and is_well:
-                        verdict = await run_drill(waiting.popleft(), options, instance, pool, on_stage)
-                        is_well = verdict.observed.recovered_s is not None
-                        verdicts.append(verdict)
-                        on_verdict(verdict)
+        for drill in drills:
+            kinds = drill.tiers(options.tiers)
+            on_stage(f"starting {', '.join(kinds)} and a service")
+            async with started(kinds, options.budget_s) as instance:
+                if await _settled(instance, options.recover_s) is None:
+                    raise BenchFailed(f"the test instance did not come up within {options.recover_s:g} s")
+                load = SteadyLoad(instance, options.rate, pool)
+                observed = await _observe(drill, options, instance, load, lambda now: on_stage(f"{drill.name}: {now}"))  # noqa: B023 -- called within this turn
+            tiers = tuple(tier.name for tier in instance.tiers)
+            checks = judge(observed, options.objective(drill, tiers))
+            verdicts.append(Verdict(drill.name, drill.what, tiers, checks, observed))
+            on_verdict(verdicts[-1])
     return verdicts
 
 
-async def run_drill(
-    drill: Drill, options: DrillOptions, instance: Instance, pool: WorkerPool, on_stage: OnStage
-) -> Verdict:
-    """Make one drill on an instance that is well."""
-    tiers = tuple(tier.name for tier in instance.tiers)
-    async with _loaded(instance, options.rate, pool) as load:
-        observed = await _observe(drill, options, instance, load, on_stage)
-    return Verdict(drill.name, drill.what, tiers, judge(observed, options.objective(drill, tiers)), observed)
-
-
 async def _observe(
-    drill: Drill, options: DrillOptions, instance: Instance, load: "SteadyLoad", on_stage: OnStage
+    drill: Drill, options: DrillOptions, instance: Instance, load: "SteadyLoad", on_stage: Callable[[str], None]
 ) -> Observation:
-    on_stage(f"{drill.name}: load without a fault")
-    await load.windows(BEFORE, WINDOWS)
-    watch = Watch(instance, drill.metrics)
-    await watch.begin()
-    on_stage(f"{drill.name}: {drill.what}")
-    load.phase = FAULT
-    async with drill.fault(instance):
-        await watch.look_on(options.duration_s, options.recover_s)
-    on_stage(f"{drill.name}: until all is as before")
-    recovered_s = await _settled(instance, options.recover_s)
-    await load.windows(AFTER, WINDOWS)
-    await load.end()
+    metrics = drill.metrics_in(instance)
+    async with load:
+        on_stage("load without a fault")
+        await load.windows(BEFORE)
+        on_stage(drill.what)
+        looks = [await _look(instance, metrics)]
+        load.phase = FAULT
+        async with drill.fault(instance):
+            await _look_on(instance, metrics, looks, options)
+        on_stage("until all is as before")
+        recovered_s = await _settled(instance, options.recover_s)
+        await load.windows(AFTER)
+    samples = [sample for results in load.results.values() for each in results for sample in each.samples]
     return Observation(
         phases={phase: phase_of(load.results[phase]) for phase in PHASES},
-        compared=await check_answers(
-            instance.published,
-            [sample for results in load.results.values() for each in results for sample in each.samples],
-        ),
-        probes=watch.probes,
-        unready=watch.unready,
-        movements=watch.movements(),
+        compared=await check_answers(instance.published, samples),
+        probes=len(looks) - 1,
+        unready=sum(not each.ready for each in looks[1:]),
+        movements=_movements(metrics, looks),
         recovered_s=recovered_s,
     )
 
 
 class SteadyLoad:
-    """An open loop that goes on, window after window, until it is ended; lives for one drill."""
+    """An open loop that goes on, window after window, until its block ends; lives for one drill."""
 
-    def __init__(self, load: Load, pool: WorkerPool) -> None:
+    def __init__(self, instance: Instance, rate: float, pool: WorkerPool) -> None:
         self.phase = WARM_UP
         """To which windows belong that begin now; all that touch a fault are the fault's."""
         self.results = defaultdict[str, list[Result]](list)
-        self._load = load
+        users = Keys(tuple(key_of(number).removeprefix(USER) for number in range(USERS)), InTurn())
+        self._load = Load(
+            url=instance.service.url,
+            requests=Gets(PATH, users),
+            rate=rate,
+            duration_s=WINDOW_S,
+            connections=CONNECTIONS,
+            timeout_s=ANSWER_TIMEOUT_S,
+            observe=("source", "tier"),
+            sample_every=1,
+        )
         self._pool = pool
         self._over = False
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
         self._running = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Let the window that has begun be the last."""
+        self._over = True
+        await self._running
 
     async def _run(self) -> None:
         while not self._over:
@@ -168,101 +173,56 @@ class SteadyLoad:
             result = await asyncio.to_thread(self._pool.run, self._load)
             self.results[FAULT if self.phase == FAULT else began].append(result)
 
-    async def windows(self, phase: str, count: int) -> None:
-        """Wait for so many whole windows of a phase that begins now."""
+    async def windows(self, phase: str) -> None:
+        """Wait for some whole windows of a phase that begins now."""
         self.phase = phase
-        while len(self.results[phase]) < count:
+        while len(self.results[phase]) < WINDOWS:
             if self._running.done():
                 self._running.result()  # raises what ended it
             await asyncio.sleep(WINDOW_S / 10)
 
-    def samples(self) -> list[Sample]:
-        """Return all requests and responses so far."""
-        return [sample for results in self.results.values() for each in results for sample in each.samples]
 
-    async def end(self) -> None:
-        """Let the window that has begun be the last."""
-        self._over = True
-        await self._running
+class Look(NamedTuple):
+    """What operators see of a service: whether it is ready, and some metrics; none if it is gone."""
+
+    at_s: float
+    ready: bool
+    values: Sequence[float] = ()
 
 
-@asynccontextmanager
-async def _loaded(instance: Instance, rate: float, pool: WorkerPool) -> AsyncIterator[SteadyLoad]:
-    users = tuple(key_of(number).removeprefix(USER) for number in range(USERS))
-    load = SteadyLoad(
-        Load(
-            url=instance.service.url,
-            requests=Gets(PATH, Keys(users, InTurn())),
-            rate=rate,
-            duration_s=WINDOW_S,
-            connections=CONNECTIONS,
-            timeout_s=ANSWER_TIMEOUT_S,
-            observe=("source", "tier"),
-            sample_every=1,
-        ),
-        pool,
-    )
+async def _look(instance: Instance, metrics: Sequence[Metric]) -> Look:
+    ready = (await asyncio.to_thread(_get, f"{instance.service.url}/readyz"))[0] == HTTPStatus.OK
     try:
-        yield load
-    finally:
-        await load.end()
+        samples = await asyncio.to_thread(read_samples, f"{instance.service.admin_url}/metrics")
+    except OSError:
+        return Look(time.monotonic(), ready)
+    values = [
+        sum(each.value for each in samples if each.name == metric.name and metric.labels.items() <= each.labels.items())
+        for metric in metrics
+    ]
+    return Look(time.monotonic(), ready, values)
 
 
-class Watch:
-    """What operators see of a service while a fault lasts: its metrics, and whether it stays ready."""
-
-    def __init__(self, instance: Instance, metrics: Sequence[Metric]) -> None:
-        self._instance = instance
-        self._metrics = [(metric, metric.labels_in(instance)) for metric in metrics if metric.in_instance(instance)]
-        self._before = list[float]()
-        self._highest = list[float]()
-        self._after_s = list[float | None]()
-        self._began_s = 0.0
-        self.probes = self.unready = 0
-
-    async def begin(self) -> None:
-        """Take the values of now as those before the fault."""
-        self._before = await self._read()
-        self._highest = list(self._before)
-        self._after_s = [None] * len(self._metrics)
-        self._began_s = time.monotonic()
-
-    async def look_on(self, duration_s: float, most_s: float) -> None:
-        """Look for so long, and on until every metric has risen, for *most_s* at most."""
-        began_s = time.monotonic()
-        while (passed_s := time.monotonic() - began_s) < duration_s or (None in self._after_s and passed_s < most_s):
-            status, _ = await asyncio.to_thread(_get, f"{self._instance.service.url}/readyz")
-            self.probes += 1
-            self.unready += status != 200
-            with suppress(OSError):  # a service that is gone has no metrics, and is not ready
-                self._note(await self._read())
-            await asyncio.sleep(LOOK_S)
-
-    def _note(self, values: Sequence[float]) -> None:
-        for place, ((metric, _), value) in enumerate(zip(self._metrics, values, strict=True)):
-            self._highest[place] = max(self._highest[place], value)
-            if self._after_s[place] is None and value > self._before[place] + metric.by:
-                self._after_s[place] = time.monotonic() - self._began_s
-
-    async def _read(self) -> list[float]:
-        samples = await asyncio.to_thread(read_samples, f"{self._instance.service.admin_url}/metrics")
-        return [
-            sum(each.value for each in samples if each.name == metric.name and labels.items() <= each.labels.items())
-            for metric, labels in self._metrics
-        ]
-
-    def movements(self) -> tuple[Movement, ...]:
-        """Return what became of each metric."""
-        seen = zip(self._metrics, self._before, self._highest, self._after_s, strict=True)
-        return tuple(
-            Movement(metric.says, _written(metric.name, labels), before, highest, after_s)
-            for (metric, labels), before, highest, after_s in seen
-        )
+async def _look_on(instance: Instance, metrics: Sequence[Metric], looks: list[Look], options: DrillOptions) -> None:
+    """Look for as long as a fault lasts, and on until every metric has risen, but not longer than a recovery takes."""
+    began_s = time.monotonic()
+    while (passed_s := time.monotonic() - began_s) < options.duration_s or (
+        passed_s < options.recover_s and any(each.after_s is None for each in _movements(metrics, looks))
+    ):
+        looks.append(await _look(instance, metrics))
+        await asyncio.sleep(LOOK_S)
 
 
-def _written(name: str, labels: dict[str, str]) -> str:
-    written = ",".join(f'{label}="{value}"' for label, value in labels.items())
-    return f"{name}{{{written}}}" if labels else name
+def _movements(metrics: Sequence[Metric], looks: Sequence[Look]) -> tuple[Movement, ...]:
+    """Return how each metric has moved since the first look."""
+    found = list[Movement]()
+    for place, metric in enumerate(metrics):
+        (began_s, before), *later = ((each.at_s, each.values[place]) for each in looks if each.values)
+        after_s = next((at_s - began_s for at_s, value in later if value > before + metric.by), None)
+        written = ",".join(f'{label}="{value}"' for label, value in metric.labels.items())
+        name = f"{metric.name}{{{written}}}" if written else metric.name
+        found.append(Movement(metric.says, name, before, max([before, *(value for _, value in later)]), after_s))
+    return tuple(found)
 
 
 async def _settled(instance: Instance, within_s: float) -> float | None:

@@ -1,58 +1,40 @@
 """What a drill found, and whether it keeps what is promised: a pure function from one to the other."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from bench.answers import CheckResult
-from bench.loadgen.result import Result
+from bench.loadgen.result import Result, merged, spread
 from bench.report.text import format_bounds
 from bench.stores.setup import EMULATED_SCHEMES, EMULATOR
 
 BEFORE, FAULT, AFTER = PHASES = "before", "fault", "after"
 
-# The share of answers that stay users' own lists if a second tier has them.
-OWN_SHARE = 0.99
-
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """The answers of one part of a drill. A time lies between two: from when requests were sent, and were due."""
+    """The answers of one part of a drill. Its p99 lies between two: from when requests were sent, and were due."""
 
     due: int
     ok: int
-    errors: dict[str, int]
-    sources: dict[str, int]
-    tiers: dict[str, int]
+    errors: Mapping[str, int]
+    sources: Mapping[str, int]
+    tiers: Mapping[str, int]
     p99_us: tuple[float, float]
     late: str = ""
-    """What kept the load generator from its pace, where anything did."""
-
-    def share(self, counts: dict[str, int], name: str) -> float:
-        """Return the share of answers that were counted by this name."""
-        return counts.get(name, 0) / max(1, sum(counts.values()))
+    """What kept the load generator from its pace, if something did."""
 
 
 def phase_of(results: Sequence[Result]) -> Phase:
     """Add up windows of load that followed each other."""
-    times = [np.concatenate([getattr(each, name) for each in results]) for name in ("sent_latencies_s", "latencies_s")]
-    least, most = (float(np.percentile(each, 99)) * 1e6 if len(each) else 0.0 for each in times)
-    counts = (Counter[str](), Counter[str](), Counter[str]())
-    for each in results:
-        for total, found in zip(counts, (each.errors, each.seen["source"], each.seen["tier"]), strict=True):
-            total.update(found)
-    return Phase(
-        due=sum(each.due for each in results),
-        ok=sum(each.ok for each in results),
-        errors=dict(counts[0]),
-        sources=dict(counts[1]),
-        tiers=dict(counts[2]),
-        p99_us=(least, most),
-        late=next((each.disturbance for each in results if each.disturbance), ""),
+    whole = merged(results)
+    least, most = (
+        found.p99 if (found := spread(each)) else 0.0 for each in (whole.sent_latencies_s, whole.latencies_s)
     )
+    sources, tiers = whole.seen["source"], whole.seen["tier"]
+    return Phase(whole.due, whole.ok, whole.errors, sources, tiers, (least, most), whole.disturbance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +50,12 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """All that was seen of one drill."""
+    """All that was seen of one drill: `unready` of `probes` requests of `/readyz` during the fault were not ready."""
 
     phases: dict[str, Phase]
     compared: CheckResult
     probes: int
-    """How often `/readyz` was requested while the fault lasted,"""
-
     unready: int
-    """and how often it did not say ready."""
-
     movements: tuple[Movement, ...]
     recovered_s: float | None
     """From the end of the fault until all was as before; None if it was not in time."""
@@ -85,18 +63,16 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What an instance promises during a fault."""
+    """What an instance promises: the share of users' own lists and the p99 during a fault, and the time after it."""
 
     own_share: float
-    """Of answers, users' own lists."""
-
     p99_s: float
     recover_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise, what was found of it, and whether that keeps it."""
+    """One promise, whether it was kept, and what was found."""
 
     promise: str
     kept: bool
@@ -120,38 +96,31 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """Say in a line what came of it."""
+        """Say in a line how it went."""
         found = "; ".join(check.found for check in self.checks)
         on = ", ".join(f"{tier}: {EMULATOR}" if tier in EMULATED_SCHEMES else tier for tier in self.tiers)
         return f"{self.name} ({on}): {'kept' if self.kept else 'broken'}: {found}"
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain values."""
-        return {
-            "name": self.name,
-            "what": self.what,
-            "tiers": self.tiers,
-            "kept": self.kept,
-            "checks": [asdict(check) for check in self.checks],
-            "observed": asdict(self.observed),
-        }
+        return asdict(self) | {"kept": self.kept}
 
 
 def judge(observed: Observation, objective: Objective) -> tuple[Check, ...]:
-    """Hold what was observed to what is promised."""
+    """Compare what was observed with what is promised."""
+    ready = f"/readyz 200 {observed.probes - observed.unready} of {observed.probes} times"
     return (
-        _answered(observed),
+        _answered(observed.phases.values()),
         _right(observed.compared),
         _own(observed.phases[FAULT], objective.own_share),
         _in_time(observed.phases[FAULT], objective.p99_s),
-        _ready(observed),
+        Check("the service stays ready", observed.unready == 0 < observed.probes, ready),
         *map(_moved, observed.movements),
         _recovered(observed.recovered_s, objective.recover_s),
     )
 
 
-def _answered(observed: Observation) -> Check:
-    phases = observed.phases.values()
+def _answered(phases: Collection[Phase]) -> Check:
     due, ok = sum(each.due for each in phases), sum(each.ok for each in phases)
     errors = sum((Counter(each.errors) for each in phases), Counter[str]())
     listed = "".join(f", {count:,} {kind}" for kind, count in errors.items())
@@ -165,8 +134,9 @@ def _right(compared: CheckResult) -> Check:
 
 
 def _own(phase: Phase, least: float) -> Check:
-    own = phase.share(phase.sources, "personal")
-    tiers = ", ".join(f"{phase.share(phase.tiers, tier):.0%} {tier}" for tier in phase.tiers)
+    answers = max(1, sum(phase.sources.values()))
+    own = phase.sources.get("personal", 0) / answers
+    tiers = ", ".join(f"{count / answers:.0%} {tier}" for tier, count in phase.tiers.items())
     promise = f"{least:.0%} or more get their own list" if least else "what cannot be read is the popular list"
     return Check(promise, own >= least, f"{own:.1%} own lists from {tiers}")
 
@@ -176,11 +146,6 @@ def _in_time(phase: Phase, p99_s: float) -> Check:
     if phase.p99_us[1] > p99_s * 1e6 and phase.late:
         found += f" ({phase.late})"
     return Check(f"p99 within {p99_s * 1000:g} ms", phase.p99_us[0] <= p99_s * 1e6, found)
-
-
-def _ready(observed: Observation) -> Check:
-    found = f"/readyz 200 {observed.probes - observed.unready} of {observed.probes} times"
-    return Check("the service stays ready", observed.unready == 0 < observed.probes, found)
 
 
 def _moved(seen: Movement) -> Check:
