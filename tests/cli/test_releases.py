@@ -73,6 +73,16 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     assert catalogue_of(url)["canary"] is None
 
 
+def test_a_copy_leaves_the_canary_of_its_target_alone_and_exits_with_3(tmp_path: Path, url: str) -> None:
+    new, target = releases(tmp_path / "store"), tmp_path / "target"
+    live, canary = releases(target), releases(target, live=False)
+    assert hotplate("releases", "canary", canary, "--store", f"file://{target}").returncode == 0
+    done = hotplate("releases", "copy", "--from", url, "--to", f"file://{target}", "--json")
+    assert (done.returncode, json.loads(done.stdout)["live"]) == (3, False)
+    found = catalogue_of(f"file://{target}")
+    assert (found["live"], found["releases"][-1]["id"]) == (live, new)  # type: ignore[index]  # JSON
+
+
 def test_a_promotion_names_the_canary_that_was_seen(tmp_path: Path, url: str) -> None:
     live = releases(tmp_path / "store")
     seen, other = (releases(tmp_path / "store", live=False) for _ in range(2))

@@ -15,7 +15,9 @@ import pytest
 
 from stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, succeed
 from stores.errors import ReleaseConflict, ReleaseNotFound
+from stores.file.draft import DraftFile
 from stores.file.store import LmdbStore
+from stores.keys import MANIFEST
 from stores.lifecycle import begin, publish
 from stores.memory import MemoryStore
 from stores.store import Plan, Row
@@ -255,6 +257,28 @@ async def test_a_draft_from_before_the_machine_started_is_begun_anew(tmp_path: P
     await store.put(OTHER, ROWS)
     await store.seal(OTHER)
     assert await complete(tmp_path)
+    await store.close()
+
+
+async def test_a_draft_whose_writer_was_killed_as_it_sealed_is_taken_over_without_a_row_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    store = LmdbStore(tmp_path)
+    await store.create(ONE, PLAN)
+    await store.put(ONE, [Row(MANIFEST, b"of all rows")])
+    await store.put(ONE, ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(DraftFile, "_finish", die)
+        with pytest.raises(Killed):
+            await store.seal(ONE)
+    await store.create(OTHER, PLAN)
+    assert await store.resume_point(OTHER) == ROWS[-1].key
     await store.close()
 
 
