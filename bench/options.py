@@ -85,7 +85,7 @@ class StoresOptions:
         str, Flag("Requests/s through each service, as 500 or 2k. Choose one that all can serve.", WHEN)
     ] = "2k"
     poisson: Annotated[bool, Flag("Let requests arrive at random, as those of independent users do.", WHEN)] = False
-    duration: Annotated[str, Flag("The duration of the reads of one store in one round.", WHEN)] = "2s"
+    duration: Annotated[str, Flag("The duration of the reads of one store in one round.", WHEN)] = "1s"
     closed_users: Annotated[
         int | None, Flag("Also let so many users send in a closed loop, in each round, with pauses of --think.", WHEN)
     ] = None

@@ -32,7 +32,7 @@ DECIDING_METRIC = "p99"
 BESIDES_S, DIRECT_S, TRIAL_S = 30.0, 0.7, 1.5
 
 # To keep a budget reads of one store in a round are made shorter until so many rounds fit, but not than this.
-ROUNDS, SHORTEST_S = 12, 1.0
+ROUNDS, SHORTEST_S = 12, 0.5
 ENCODINGS = ("json", "zstd")
 CLOSED_LOOP = ", closed loop"
 
