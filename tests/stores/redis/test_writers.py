@@ -58,6 +58,28 @@ async def rows_of(store: RedisStore) -> list[Row]:
     return [row async for row in store.scan(RELEASE)]
 
 
+async def test_a_writer_who_was_replaced_cannot_write_resume_or_seal(
+    first: RedisStore, second: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    await first.create(ONE, SMALL)
+    await first.put(ONE, USERS[:1000])
+    await second.create(TWO, SMALL)
+    before = stored(redis_server, prefix)
+    for call in (
+        first.put(ONE, [Row(USERS[0].key, b"late")]),
+        first.put(ONE, [Row("meta:manifest", b"late")]),
+        first.seal(ONE),
+        first.resume_point(ONE),
+    ):
+        with pytest.raises(ReleaseConflict, match="another process"):
+            await call
+    assert stored(redis_server, prefix) == before
+    assert await second.resume_point(TWO) == USERS[999].key
+    await second.put(TWO, USERS[1000:])
+    await second.seal(TWO)
+    assert await rows_of(second) == USERS
+
+
 async def test_from_a_takeover_on_a_writer_that_never_pauses_changes_nothing(
     second: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
@@ -96,6 +118,28 @@ async def take_over_often(second: RedisStore, server: RedisServer, prefix: str, 
 async def write_without_end(store: RedisStore, draft: DraftRef) -> None:
     while True:
         await store.put(draft, USERS[: MAX_ROWS // 10])
+
+
+async def test_what_was_sealed_is_not_taken_over_and_takes_no_more(
+    first: RedisStore, second: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    await first.create(ONE, SMALL)
+    await second.create(TWO, SMALL)
+    await second.put(TWO, USERS[:10])
+    await second.seal(TWO)
+    await second.seal(TWO)
+    before = stored(redis_server, prefix)
+    await first.seal(ONE)
+    for call in (
+        first.create(ONE, SMALL),
+        first.put(ONE, USERS[:1]),
+        first.resume_point(ONE),
+        second.put(TWO, USERS[:1]),
+        second.create(TWO, SMALL),
+    ):
+        with pytest.raises(ReleaseConflict, match="is sealed"):
+            await call
+    assert stored(redis_server, prefix) == before
 
 
 async def test_the_states_of_all_buckets_change_at_once(
