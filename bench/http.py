@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from bench.answers import check_answers
@@ -16,20 +17,32 @@ from bench.loadgen.capacity import (
     find_max,
     first_outside,
     highest,
+    highest_text,
     knee,
     parse_objective,
 )
 from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
 from bench.loadgen.load import KEY, Gets, Load, Paths, Posts, send_one
 from bench.loadgen.recorder import Sample
-from bench.loadgen.result import Result
+from bench.loadgen.result import Result, at_least
 from bench.loadgen.schedule import Arrivals
 from bench.loadgen.workers import WorkerPool
 from bench.options import HttpOptions
 from bench.progress import ProgressDisplay
 from bench.report.page import Runs
-from bench.report.report import Report, series
-from bench.report.text import parse_rate, parse_seconds, parse_share
+from bench.report.report import ERRORS, RATE, Report, counted, series
+from bench.report.text import (
+    NOTHING,
+    UNKNOWN,
+    Cell,
+    Footnotes,
+    Summary,
+    format_us,
+    joined,
+    parse_rate,
+    parse_seconds,
+    parse_share,
+)
 from stores.connect import connect
 from stores.keys import USER
 from stores.urls import redacted
@@ -260,7 +273,7 @@ class _Measurement:
             extra["checked"] = asdict(checked)
             broken += [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
         batches = zip(self._swept, results, strict=False)
-        return Report(
+        made = Report(
             kind="http",
             configuration=plan.configuration,
             series=tuple(series(f"batch {found.at:g}", [result]) for found, result in batches)
@@ -271,6 +284,7 @@ class _Measurement:
             broken=tuple(broken),
             extra=extra,
         )
+        return replace(made, summary=summary(made, plan.objective))
 
     def _find_max(self, load: Load, objective: Objective) -> None:
         if load.schedule is None:
@@ -304,6 +318,41 @@ class _Measurement:
         self._samples += result.samples
         self.interrupted = self.interrupted or result.interrupted
         return result
+
+
+def summary(made: Report, objective: Objective) -> Summary:
+    """Say in one sentence what was found, with three figures of the service, or of each size of batch."""
+    percentile, footnotes, sweep = objective.percentile, Footnotes(), made.extra.get("sweep")
+    rounds = [each for each in made.series if each.rounds]
+    rows, headings = list[tuple[Cell, ...]](), (percentile, "good answers/s", "errors and drops")
+    for each in rounds:
+        least = "at least " * bool(each.at_least)
+        rate = f"{least}{fmean(each.values(RATE)):,.0f}", each.at_least
+        rows.append((each.name, each.cell(percentile, footnotes), rate, f"{fmean(each.values(ERRORS)):.3%}"))
+    if sweep:
+        headings = "users/s", "p99", "got the popular list"
+        rows = [
+            (
+                f"batch of {one['at']:g}",
+                (f"{at_least(one)}{one['per_s']:,.0f}", f"errors {one['error_share']:.2%}" * bool(one["error_share"])),
+                (format_us(one["p99_us"]), f"p50 {format_us(one['p50_us'])}"),
+                f"{one['popular']:.1%}",
+            )
+            for one in sweep["points"]
+        ]
+    if made.invalid_reasons:
+        sentence = f"These figures do not measure the service, because {counted(made.invalid_reasons)[0]}."
+    elif sweep:
+        sentence = f"The smallest batch that gives 90% of the most users/s is {sweep['knee'] or 'not known'}."
+    elif found := made.extra.get("search"):
+        sentence = f"The highest rate inside {objective} is {highest_text(found)}."
+    elif rounds:
+        _, latency, answers, _ = rows[0]
+        shown = "not known" if str(latency).startswith(UNKNOWN) else joined(latency)
+        sentence = f"{percentile} is {shown} at {joined(answers)} good answers/s."
+    else:
+        return NOTHING
+    return Summary(sentence, headings, tuple(rows), footnotes.lines, percentile)
 
 
 def at_rate(load: Load, rate: float) -> Arrivals:

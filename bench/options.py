@@ -116,7 +116,10 @@ class StoresOptions:
         Flag("The time for all but --find-max. To keep it lists that are made up are fewer, and rounds shorter.", HOW),
     ] = "3m"
     warmup: Annotated[str, Flag("Load on each store before the first round, which is not counted.", HOW)] = "2s"
-    cpu_hour: Annotated[float | None, Flag("The price of an hour of CPU, to price a million reads.", HOW)] = None
+    cpu_hour: Annotated[
+        float | None,
+        Flag("The price of an hour of CPU in USD, for the cost of reads. By default that of our price list.", HOW),
+    ] = None
     reference: bool = False
     """Whether the published figures of the reference architecture are shown next to those of the stores."""
 

@@ -27,6 +27,11 @@ class Objective:
     errors: float = USUAL_ERRORS
     throttled: float | None = None
 
+    @property
+    def percentile(self) -> str:
+        """The first that it bounds, by which is decided; p99 if it bounds none."""
+        return next(iter(self.latency_us), "p99")
+
     def broken(self, result: Result) -> list[str]:
         """Return a sentence for each bound that *result* breaks, even from when requests were sent."""
         histogram = Histogram.of(result.sent_latencies_s)

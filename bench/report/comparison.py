@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import BenchMisused
-from bench.measured import AHEAD, FASTER, MIN_PAIRS, MORE_ERRORS, Finding, Interval, change
+from bench.measured import AHEAD, FASTER, MIN_PAIRS, MORE_ERRORS, TIMES, Finding, Interval, change
 from bench.report.report import ERRORS, METRICS, RATE, Report, Series
+from bench.report.text import TOO_FAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,5 +144,15 @@ def sole_series(name: str, report: Report) -> Series:
     return report.series[0]
 
 
+def format_change(mean: float) -> str:
+    """Write a relative change; as a factor if it is more than ten times."""
+    if 1 / TIMES - 1 < mean < TIMES - 1:
+        return f"{mean:+.1%}"
+    return f"{TIMES} x or more" if mean > 0 else f"to 1/{TIMES} or less"
+
+
 def _percent(found: Interval) -> str:
-    return f"{found.mean:+.1%} (95 % interval {found.low:+.1%} to {found.high:+.1%})"
+    wide = found.high > TIMES - 1 or found.low < 1 / TIMES - 1
+    return (
+        f"{format_change(found.mean)} ({TOO_FAR if wide else f'95 % interval {found.low:+.1%} to {found.high:+.1%}'})"
+    )

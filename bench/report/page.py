@@ -1,19 +1,24 @@
-"""The files of a report: an HTML page that makes no requests, the JSON, and an HDR log."""
+"""The files of a report: an HTML page that makes no requests, the JSON, and an HDR log.
+
+The page answers first: one sentence, three figures of each subject, one plot. All the rest is folded away below.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from bench.loadgen.capacity import PERCENTS, highest_text
+from bench.loadgen.capacity import PERCENTS
 from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
-from bench.loadgen.result import Result, at_least
+from bench.loadgen.result import Result
 from bench.report import plots
-from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series, counted
+from bench.report.report import WHILE_WRITTEN, Report, Series
 from bench.report.text import (
+    Cell,
     caution,
     escaped,
+    figure,
+    folded,
     format_bounds,
     format_latency,
     format_us,
@@ -22,16 +27,14 @@ from bench.report.text import (
     paragraphs,
     section,
     table,
-    tiles,
     whole_page,
     write_report,
 )  # fmt: skip
 
-HEADLINES = ("p50", "p99", "p99.9")
-
 # Runs, each with the epoch second of its start.
 Runs = Sequence[tuple[float, Result]]
 
+FOLDED = "All figures, how they were measured, and the machine"
 OPEN = (
     "Open loop: requests fall due by a schedule that does not wait for answers, and each latency runs from when its "
     "request was due, so what a stall kept waiting is charged to it."
@@ -44,9 +47,14 @@ COMPARED = (
     "The same release, users and schedule for each store. Means of rounds; in brackets the 95 % interval, where there "
     "are rounds enough for one."
 )
-CAPACITIES = (
-    "Users' own lists answered a second, over the requests/s that fell due. Where a line leaves the diagonal, a limit "
-    "is reached."
+SPECTRUM = (
+    "How long responses took: the farther to the right, the fewer took longer. If there is a dotted line, it is a "
+    "lower bound, from when requests were sent."
+)
+SEARCH = "p99 over the requests/s that fell due. The knee is where it turns up; a vertical line is the highest rate."
+SWEEP = (
+    "Users with a list of their own, and latencies, over the users in a request. The knee is the smallest batch that "
+    "gives 90 % of the most users/s; larger ones add latency and hardly anything else. It was a closed loop."
 )
 LIMITS = f"""
 Latency is what the client sees, its own reading and the network's way included. Where the generator was late itself,
@@ -66,79 +74,58 @@ Where generator and server share a machine, each takes CPU and cache from the ot
 
 def page(report: Report) -> str:
     """Lay out the whole file."""
-    facts = report.machine
-    compared = report.extra.get("comparison", {})
-    names = [each["name"] for each in report.extra.get("stores", [])]
-    subject = report.extra.get("subject") or report.configuration.get("url") or " and ".join(names)
-    parts = [_verdict(report)]
+    facts, top = report.machine, report.summary
+    parts = [caution("Look out:", report.complaints) if report.complaints else ""]
+    if top.rows:
+        parts.append(table(("", *top.headings), top.rows, range(1, len(top.headings) + 1), "summary"))
+    parts += [f'<p class="note">{escaped(note)}</p>' for note in top.notes]
+    parts += [_plot(report), folded(FOLDED, _details(report))]
+    below = f"hotplate bench {report.kind} · {facts['date'][:16].replace('T', ' ')} · {facts['cpu']}"
+    return whole_page(top.sentence, f"{below}, {facts['cores']} cores", parts)
+
+
+def _plot(report: Report) -> str:
+    """Draw what the sentence is about: the search or the sweep that was asked for, or else the latencies."""
+    extra = report.extra
+    rounds = [each for each in report.series if each.rounds and not each.name.endswith(WHILE_WRITTEN)]
+    if swept := extra.get("ru"):
+        from bench.ru.report import levels  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
+
+        return levels(swept)
+    if found := extra.get("sweep"):
+        return figure(plots.sweep(found), SWEEP)
+    if found := extra.get("search"):
+        return figure(plots.search([found]), SEARCH)
+    return figure(plots.spectrum(rounds, report.summary.percentile), SPECTRUM) if rounds else ""
+
+
+def _details(report: Report) -> list[str]:
+    """Lay out all that does not decide."""
+    extra, parts = report.extra, list[str]()
     rounds = [each for each in report.series if each.rounds]
-    if len(rounds) == 1:
-        parts += [_tiles(rounds[0]), _percentiles(rounds[0])]
-    if compared:
-        parts += _comparison(compared)
-    if swept := report.extra.get("ru"):
+    if compared := extra.get("comparison"):
+        notes = html_paragraphs([*compared["notes"], *compared["left_out"]])
+        parts.append(section("All figures", grouped_table(compared["heads"], compared["lines"]) + notes, COMPARED))
+        if searches := [each for each in compared["capacity"] if each["points"] and not each["emulated"]]:
+            parts.append(section("The way to the highest rate", plots.search(searches), SEARCH))
+    elif len(rounds) == 1:
+        parts.append(_percentiles(rounds[0]))
+    if swept := extra.get("ru"):
         from bench.ru.report import sections  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
 
         parts += sections(swept)
-    parts += _knees(report.extra)
-    if rounds:
-        parts.append(section("Percentile spectrum", plots.spectrum(rounds)))
-    if "sweep" not in report.extra:
+    if "sweep" not in extra:
         lasting = [each for each in rounds if not each.name.endswith(WHILE_WRITTEN)]
-        parts += [section(f"Second by second{_of(each, rounds)}", plots.timeline(each)) for each in lasting]
+        parts += [section(f"Second by second: {each.name}", plots.timeline(each)) for each in lasting]
     if rounds:
-        parts.append(_outcomes(rounds, report.extra))
-    parts += [_method(report), _setting(report)]
-    below = f"{facts['date']} · {facts['cpu']}, {facts['cores']} cores"
-    return whole_page(f"hotplate bench {report.kind}: {subject}", below, parts)
-
-
-def _comparison(compared: Mapping[str, Any]) -> list[str]:
-    """Lay out a comparison of stores, group by group, and what follows from it."""
-    notes = html_paragraphs(compared["notes"])
-    parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]) + notes, COMPARED)]
-    if sentences := [*compared["verdicts"], *counted(compared["left_out"])]:
-        parts.append(section("Which differences are real", html_paragraphs(sentences)))
-    if searches := [each for each in compared["capacity"] if each["points"]]:
-        endings = html_paragraphs(f"{each['ending']}." for each in searches)
-        parts.append(section("The highest rate of each store", plots.capacities(searches) + endings, CAPACITIES))
-    for each in searches:
-        heading = f"Latency on the way to the highest rate: {each['name']}"
-        hidden = each["emulated"]
-        parts.append(section(heading, "" if hidden else plots.search(each), f"Not shown: {hidden}." if hidden else ""))
-    return parts
-
-
-def _verdict(report: Report) -> str:
-    rounds = [each for series in report.series for each in series.rounds]
-    reasons = [*counted(report.invalid_reasons), *report.failures, *report.broken]
-    if report.interrupted:
-        reasons.append("it was stopped before its end")
-    if reasons:
-        invalid = "Invalid: these figures do not measure the service."
-        return caution(invalid if report.invalid_reasons else "Look out:", reasons)
-    if holds := report.extra.get("holds"):
-        return f'<div class="verdict"><strong>Valid.</strong> {escaped(holds)}</div>'
-    lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
-    lag = f" Its lag was at most {format_us(max(lags))} at p99." if lags else ""
-    left_out = len(report.extra.get("comparison", {}).get("left_out", []))
-    which = f"every round that counts; left out, as they did not: {left_out}" if left_out else "every round"
-    return f'<div class="verdict"><strong>Valid.</strong> The load was offered as planned in {which}.{lag}</div>'
-
-
-def _tiles(shown: Series) -> str:
-    summary, errors = shown.summary, fmean(shown.values(ERRORS))
-    pooled = ((name, summary[name]["sent"]["pooled"], summary[name]["pooled"]) for name in HEADLINES)
-    headlines = [(format_bounds(least_us, most_us), name) for name, least_us, most_us in pooled]
-    failed = f"{errors:.3%}".replace("0.000%", "none")
-    rate = f"{'at least ' if shown.at_least else ''}{summary[RATE]['mean']:,.0f}/s"
-    return tiles([*headlines, (rate, "good answers"), (failed, "errors and drops")])
+        parts.append(_outcomes(rounds, extra))
+    return [*parts, _method(report), _setting(report)]
 
 
 def _percentiles(shown: Series) -> str:
     summary, pooled = shown.summary, shown.histogram
     several = len(shown.rounds) > 1
-    rows = []
+    rows = list[Sequence[Cell]]()
     for name in PERCENTS:
         found = summary[name]
         note = "" if found["enough_samples"] else f"fewer than {ENOUGH_SAMPLES} samples beyond it"
@@ -149,31 +136,6 @@ def _percentiles(shown: Series) -> str:
     return section(
         "Latency", table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
     )
-
-
-def _knees(extra: Mapping[str, Any]) -> list[str]:
-    parts = []
-    if found := extra.get("search"):
-        text = f"Highest rate inside the objective ({found['objective']}), to 5 %: {highest_text(found)}."
-        parts.append(section("The knee", plots.search(found), text))
-    if found := extra.get("sweep"):
-        text = (
-            f"{found['parallel']} requests at a time, closed loop. The knee, the smallest batch that gives 90 % of the "
-            f"most users/s: {found['knee'] or 'none'}. Larger ones add latency and hardly anything else. "
-            "Users who were given the popular list do not count."
-        )
-        rows = [
-            [
-                f"{one['at']:,g}",
-                f"{at_least(one)}{one['per_s']:,.0f}",
-                *map(format_us, (one["p50_us"], one["p99_us"])),
-                f"{one['popular']:.1%}",
-            ]
-            for one in found["points"]
-        ]
-        shown = table(["users in a request", "users/s", "p50", "p99", "popular"], rows, numbers=range(5))
-        parts.append(section("By size of batch", plots.sweep(found) + shown, text))
-    return parts
 
 
 def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
@@ -222,10 +184,6 @@ def _setting(report: Report) -> str:
         if value not in (None, [], {}, "", False)
     ]
     return section("Configuration and machine", table(["", ""], rows))
-
-
-def _of(shown: Series, among: Sequence[Series]) -> str:
-    return f": {shown.name}" if len(among) > 1 else ""
 
 
 def keep(report: Report, runs: Runs | None, name: Path) -> None:

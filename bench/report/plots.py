@@ -1,4 +1,7 @@
-"""Plots for a report, as SVG to stand inside a page: its colours are the page's own, so they follow light and dark."""
+"""Plots for a report, as SVG to stand inside a page: its colours are the page's own, so they follow light and dark.
+
+Each is drawn twice, for a wide and a narrow page, because letters that shrink with a plot cannot be read on a phone.
+"""
 
 import io
 import re
@@ -12,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from bench.loadgen.capacity import PERCENTS
 from bench.report.report import Series
-from bench.report.text import format_us
+from bench.report.text import escaped, format_us
 
 INK, FAINT, BAD = "#010101", "#020202", "#030303"
 LINES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
@@ -47,9 +51,11 @@ STYLE: Any = {  # of a type that would name every setting of matplotlib
     "ytick.color": FAINT,
     "ytick.labelcolor": INK,
 }
-WIDE, HIGH = 9.0, 3.6
-PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
-
+# Inches, by the class of the page's that shows it.
+WIDTHS, HIGH = {"wide": 9.0, "narrow": 4.4}, 3.4
+# Letters of a legend that fit into a line.
+LETTERS = {"wide": 110, "narrow": 48}
+TICKS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 
 COUNT = "{x:,.0f}"
 
@@ -63,17 +69,20 @@ def plot(*ratios: int, high: float = 1.0) -> Callable[[Callable[Concatenate[Fram
     def decorate(draw: Callable[Concatenate[Frames, P], None]) -> Callable[P, str]:
         @wraps(draw)
         def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
-            with rc_context(STYLE):
-                figure = Figure(figsize=(WIDE, HIGH * high))
-                rows = ratios or (1,)
-                grid = figure.subplots(
-                    len(rows), 1, sharex=True, squeeze=False, height_ratios=rows, gridspec_kw={"hspace": 0.3}
-                )
-                frames = grid[:, 0].tolist()
-                draw(frames, *args, **kwargs)
-                for axes in frames:
-                    _legend(axes)
-                return _svg(figure)
+            made = list[str]()
+            for kind, width in WIDTHS.items():
+                with rc_context(STYLE):
+                    figure = Figure(figsize=(width, HIGH * high))
+                    rows = ratios or (1,)
+                    grid = figure.subplots(
+                        len(rows), 1, sharex=True, squeeze=False, height_ratios=rows, gridspec_kw={"hspace": 0.3}
+                    )
+                    frames = grid[:, 0].tolist()
+                    draw(frames, *args, **kwargs)
+                    for axes in frames:
+                        _legend(axes, LETTERS[kind])
+                    made.append(_svg(figure, kind, _described(frames)))
+            return "".join(made)
 
         return drawn
 
@@ -81,22 +90,28 @@ def plot(*ratios: int, high: float = 1.0) -> Callable[[Callable[Concatenate[Fram
 
 
 @plot()
-def spectrum(frames: Frames, shown: Sequence[Series]) -> None:
-    """Draw latency over percentile; the scale stretches towards 100 %, where the slow responses are."""
+def spectrum(frames: Frames, shown: Sequence[Series], percentile: str = "") -> None:
+    """Draw latency over percentile; the scale stretches towards 100 %, where the slow responses are.
+
+    Dotted is the lower bound of latencies, where it differs; a line marks the *percentile* that decides.
+    """
     (axes,) = frames
     most = max((each.histogram.count for each in shown), default=0)
     for each, colour in zip(shown, LINES * len(shown), strict=False):
-        points = [(percent, us) for percent, us in each.histogram.spectrum() if percent < 100]
-        axes.plot([100 / (100 - percent) for percent, _ in points], [us for _, us in points], color=colour)
-        if len(shown) > 1:
-            axes.lines[-1].set_label(each.name)
+        both = (each.histogram, "solid", each.name), (each.lower, "dotted", None)
+        for histogram, line, name in both[: 1 + (each.lower.mean_us < each.histogram.mean_us)]:
+            points = [(percent, us) for percent, us in histogram.spectrum() if percent < 100]
+            at, us = [100 / (100 - percent) for percent, _ in points], [us for _, us in points]
+            axes.plot(at, us, color=colour, linestyle=line, label=name if len(shown) > 1 else None)
     axes.set_xscale("log")
-    ticks = [percent for percent in PERCENTS if most * (100 - percent) / 100 >= 1] or [50.0]
+    ticks = [percent for percent in TICKS if most * (100 - percent) / 100 >= 1] or [50.0]
     axes.xaxis.set_major_locator(FixedLocator([100 / (100 - percent) for percent in ticks]))
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 - 100 / x:g} %")
     axes.xaxis.set_minor_locator(NullLocator())
     latency_scale(axes)
     axes.set_xlabel("part of the requests that were at least this fast")
+    if PERCENTS.get(percentile, 100) < 100:
+        mark(axes, 100 / (100 - PERCENTS[percentile]), percentile, INK)
 
 
 @plot(2, 1, high=1.35)
@@ -121,39 +136,23 @@ def timeline(frames: Frames, shown: Series) -> None:
 
 
 @plot()
-def search(frames: Frames, found: Mapping[str, Any]) -> None:
-    """Draw latency over rate: the knee is where it turns up; the line is the highest rate inside the objective."""
+def search(frames: Frames, searches: Sequence[Mapping[str, Any]]) -> None:
+    """Draw p99 over rate for each search; a line is the highest rate inside the objective."""
     (axes,) = frames
-    points = sorted(found["points"], key=lambda each: float(each["at"]))
-    valid = [each for each in points if not each["invalid_reasons"]]
-    for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
-        axes.plot([each["at"] for each in valid], [each[f"{name}_us"] for each in valid], color=colour)
-    for each in points:
-        colour = FAINT if each["invalid_reasons"] else BAD if each["broken"] else LINES[1]
-        axes.plot([each["at"]], [max(each["p99_us"], 1)], marker="o", color=colour, linestyle="none")
-    axes.lines[0].set_label("p50")
-    for label, colour in (("p99", LINES[1]), ("outside", BAD), ("invalid run", FAINT)):
+    for found, colour in zip(searches, LINES * len(searches), strict=False):
+        points = sorted(found["points"], key=lambda each: float(each["at"]))
+        valid = [each for each in points if not each["invalid_reasons"]]
+        own = found["name"] if len(searches) > 1 else "p99"
+        axes.plot([each["at"] for each in valid], [max(each["p99_us"], 1) for each in valid], color=colour, label=own)
+        for each in points:
+            inside = FAINT if each["invalid_reasons"] else BAD if each["broken"] else colour
+            axes.plot([each["at"]], [max(each["p99_us"], 1)], marker="o", color=inside, linestyle="none")
+        if found["highest"]:
+            mark(axes, found["highest"], f"{found['highest']:,.0f}/s", colour)
+    for label, colour in (("outside", BAD), ("invalid run", FAINT)):
         axes.plot([], [], color=colour, marker="o", linestyle="none", label=label)
-    if found["highest"]:
-        mark(axes, found["highest"])
     rate_axis(axes, "requests/s that fell due")
     latency_scale(axes)
-
-
-@plot()
-def capacities(frames: Frames, searches: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the good responses of all stores over the rate that was offered."""
-    (axes,) = frames
-    highest = 0.0
-    for each, colour in zip(searches, LINES * len(searches), strict=False):
-        valid = sorted((one for one in each["points"] if not one["invalid_reasons"]), key=lambda one: float(one["at"]))
-        name = f"{each['name']} ({each['emulated']})" if each["emulated"] else each["name"]
-        own = [one["per_s"] * (1 - one["popular"]) for one in valid]
-        axes.plot([one["at"] for one in valid], own, color=colour, marker="o", label=name)
-        highest = max([highest, *(one["at"] for one in valid)])
-    axes.plot([0, highest], [0, highest], color=FAINT, linewidth=0.8)
-    count_scale(axes)
-    rate_axis(axes, "requests/s that fell due")
 
 
 @plot(1, 1, high=1.35)
@@ -177,12 +176,12 @@ def sweep(frames: Frames, found: Mapping[str, Any]) -> None:
             axes.axvline(found["knee"], color=LINES[3], linewidth=1, label="knee")
 
 
-def mark(axes: Axes, rate: float) -> None:
-    """Draw a line at a rate, with its number."""
-    axes.axvline(rate, color=LINES[3], linewidth=1)
+def mark(axes: Axes, at: float, words: str = "", colour: str = LINES[3]) -> None:
+    """Draw a line at a rate, or at what *words* name."""
+    axes.axvline(at, color=colour, linewidth=0.8)
     axes.annotate(
-        f"{rate:,.0f}/s", (rate, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
-        color=LINES[3],
+        words or f"{at:,.0f}/s", (at, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
+        textcoords="offset points", color=colour,
     )  # fmt: skip
 
 
@@ -212,13 +211,20 @@ def count_scale(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(COUNT)
 
 
-def _legend(axes: Axes) -> None:
-    """Name the lines above the frame, where some have names."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=6, borderaxespad=0.2, handlelength=1.4)
+def _legend(axes: Axes, letters: int) -> None:
+    """Name the lines above the frame, where some have names, as many in a line as it has room for."""
+    if labels := axes.get_legend_handles_labels()[1]:
+        columns = max(1, min(len(labels), letters // (max(map(len, labels)) + 6)))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0.2, handlelength=1.4)
 
 
-def _svg(figure: Figure) -> str:
+def _described(frames: Frames) -> str:
+    """Say in words what a plot shows, for those who do not see it; its figures stand in tables, too."""
+    names = [label for axes in frames for label in axes.get_legend_handles_labels()[1]]
+    return f"Plot{' of' * bool(names)} {', '.join(dict.fromkeys(names))} over {frames[-1].get_xlabel() or 'rows'}"
+
+
+def _svg(figure: Figure, kind: str, description: str) -> str:
     """Return the figure as an element of a page: the page's colours and font, and no ids that another plot has, too."""
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
@@ -229,4 +235,5 @@ def _svg(figure: Figure) -> str:
     text = text.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: var(--font)")
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
+    opening = rf'<svg class="{kind}" viewBox="\1" role="img" aria-label="{escaped(description)}">'
+    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, text, count=1)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram
 from bench.loadgen.result import Result
 from bench.measured import MIN_PAIRS, Measured, geometric, interval
 from bench.report import machine
+from bench.report.text import APART, NOTHING, Cell, Footnotes, Summary, format_us, latency_cell
 
 FORMAT = 2
 RATE, ERRORS = "rate", "errors"
@@ -116,6 +117,16 @@ class Series:
             return self.measured(metric)
         return Measured((), (), f"fewer than {ENOUGH_SAMPLES} answers lie beyond it")
 
+    def cell(self, percentile: str, footnotes: Footnotes) -> Cell:
+        """Write a percentile for the top of a report; a dash if its bounds leave it open."""
+        found = self.summary[percentile]
+        least_us, most_us = found["sent"]["mean"], found["mean"]
+        if most_us > APART * least_us:
+            between = f"{self.name}: {percentile} lies between {format_us(least_us)} and {format_us(most_us)}"
+            return footnotes.dash(f"{between}, because the generator was late")
+        shown, interval_text = latency_cell(found)
+        return shown, interval_text if found["enough_samples"] else f"of fewer than {ENOUGH_SAMPLES} beyond it"
+
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Each metric over all rounds, and of five rounds or more the 95 % interval of its mean over rounds.
@@ -185,6 +196,7 @@ class Report:
     broken: tuple[str, ...] = ()
     """What was measured and is not as it should be: errors, wrong lists, no rate inside the objective."""
 
+    summary: Summary = NOTHING
     extra: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=machine.describe)
 
@@ -195,6 +207,13 @@ class Report:
         return [
             f"{each.name}, {reason}" if several else reason for each in self.series for reason in each.invalid_reasons
         ]
+
+    @property
+    def complaints(self) -> list[str]:
+        """What a reader has to look out for, besides what the summary's sentence says."""
+        stopped = ["it was stopped before its end"] if self.interrupted else []
+        found = [*counted(self.invalid_reasons), *self.failures, *self.broken, *stopped]
+        return [each for each in found if each not in self.summary.sentence]
 
     @property
     def measured(self) -> bool:
@@ -211,6 +230,7 @@ class Report:
         return {
             "format": FORMAT,
             "kind": self.kind,
+            "summary": asdict(self.summary),
             "machine": self.machine,
             "configuration": self.configuration,
             "interrupted": self.interrupted,

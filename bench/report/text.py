@@ -1,4 +1,4 @@
-"""How figures are written: quantities with units, tables by group, and the few pieces of HTML of a report."""
+"""How figures are written: quantities with units, the top of a report, and the few pieces of its HTML."""
 
 import html
 import json
@@ -20,7 +20,11 @@ DIFFERENT, APART = 1.1, 10.0
 
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
-NONE, UNKNOWN, TOO_FAR = "none", "not known", "rounds differ too much for an interval"
+NONE, UNKNOWN, TOO_FAR = "none", "—", "rounds differ too much for an interval"
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+# A cell of a table: a text, or a figure and what stands smaller below it.
+Cell = str | tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,36 @@ class Line:
     name: str
     cells: tuple[str, ...]
     verdict: str = ""
+
+
+class Footnotes(list[str]):
+    """Why figures are unknown, each reason once; lives as long as a report is made."""
+
+    def dash(self, reason: str) -> str:
+        """Return what stands for an unknown figure: a dash, and the number of its reason."""
+        if reason not in self:
+            self.append(reason)
+        return UNKNOWN + str(self.index(reason) + 1).translate(SUPERSCRIPTS)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The reasons, with their numbers."""
+        return tuple(f"{str(number).translate(SUPERSCRIPTS)} {reason}" for number, reason in enumerate(self, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The top of a report: one sentence, three figures of each subject after its name, and notes on them."""
+
+    sentence: str
+    headings: tuple[str, ...] = ()
+    rows: tuple[tuple[Cell, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+    percentile: str = ""
+    """That of the objective, which the plot marks."""
+
+
+NOTHING = Summary("Nothing was measured.")
 
 
 def parse_seconds(text: str) -> float:
@@ -82,27 +116,39 @@ def format_bounds(least_us: float, most_us: float) -> str:
     return f"{UNKNOWN} ({between})" if most_us > APART * least_us else between
 
 
-def format_latency(found: Mapping[str, Any]) -> str:
+def latency_cell(found: Mapping[str, Any]) -> tuple[str, str]:
     """Write a latency's mean over rounds and its interval, as a series sums it up: both bounds if they differ."""
-    least = found["sent"]
-    if found["mean"] <= DIFFERENT * least["mean"]:
-        return format_interval(found["mean"], found["low"], found["high"])
-    shown = format_bounds(least["mean"], found["mean"])
-    if found["low"] is None:
-        return shown
-    known = found["high"] <= APART * found["mean"] and least["mean"] <= APART * least["low"]
-    return f"{shown} ({format_us(least['low'])} … {format_us(found['high'])})" if known else f"{shown} ({TOO_FAR})"
+    least, low, high = found["sent"]["mean"], found["sent"]["low"], found["high"]
+    if found["mean"] <= DIFFERENT * least:
+        return format_short_us(found["mean"]), _interval(found["mean"], found["low"], high)
+    if low is None:
+        return format_bounds(least, found["mean"]), ""
+    known = high <= APART * found["mean"] and least <= APART * low
+    return format_bounds(least, found["mean"]), f"{format_us(low)} … {format_us(high)}" if known else TOO_FAR
+
+
+def format_latency(found: Mapping[str, Any]) -> str:
+    """Write a latency and its interval in one line."""
+    return joined(latency_cell(found))
 
 
 def format_interval(mean_us: float, low_us: float | None, high_us: float | None) -> str:
     """Write a time and its interval, all in the unit that suits the time."""
+    return joined((format_short_us(mean_us), _interval(mean_us, low_us, high_us)))
+
+
+def _interval(mean_us: float, low_us: float | None, high_us: float | None) -> str:
     if low_us is None or high_us is None:
-        return format_short_us(mean_us)
+        return ""
     if high_us > APART * mean_us or mean_us > APART * low_us:
-        return f"{format_short_us(mean_us)} ({TOO_FAR})"
-    per, unit = (1, "µs") if mean_us < 1000 else (1000, "ms")
-    mean, low, high = (_three_digits(value / per) for value in (mean_us, low_us, high_us))
-    return f"{mean} {unit} ({low} … {high})"
+        return TOO_FAR
+    per = 1 if mean_us < 1000 else 1000
+    return f"{_three_digits(low_us / per)} … {_three_digits(high_us / per)}"
+
+
+def joined(cell: Cell) -> str:
+    """Write a cell in one line."""
+    return cell if isinstance(cell, str) else cell[0] + f" ({cell[1]})" * bool(cell[1])
 
 
 def format_both_us(ours_us: float | None, server_us: float | None) -> str:
@@ -150,6 +196,16 @@ def html_paragraphs(texts: Iterable[str]) -> str:
     return "".join(f"<p>{escaped(text)}</p>" for text in texts)
 
 
+def folded(heading: str, parts: Iterable[str]) -> str:
+    """Fold parts of a page away, below a heading that opens them."""
+    return f"<details><summary>{escaped(heading)}</summary>{''.join(parts)}</details>"
+
+
+def figure(plot: str, caption: str) -> str:
+    """Put a plot above the sentence that explains it."""
+    return f"<figure>{plot}<figcaption>{escaped(caption)}</figcaption></figure>"
+
+
 def tiles(shown: Iterable[tuple[object, str]]) -> str:
     """Make a row of tiles, each of a figure and a few words below it."""
     made = (f'<div class="tile"><b>{escaped(figure)}</b><span>{escaped(words)}</span></div>' for figure, words in shown)
@@ -168,19 +224,34 @@ def whole_page(title: str, below: str, parts: Iterable[str]) -> str:
     return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(body))
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """Make a table; the columns *numbers* are aligned as numbers are."""
-    right = set(numbers)
+def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: Iterable[int] = (), kind: str = "") -> str:
+    """Make a table; the columns *numbers* are aligned as numbers are, and a row of one cell heads those below it.
 
-    def line(kind: str, cells: Sequence[str]) -> str:
-        made = (
-            f"<{kind}{' class=n' if column in right else ''}>{escaped(cell)}</{kind}>"
-            for column, cell in enumerate(cells)
-        )
-        return f"<tr>{''.join(made)}</tr>"
+    The first column names the rows if it has no heading itself.
+    """
+    right, named = set(numbers), not headings[0]
 
-    head = f"<thead>{line('th', headings)}</thead>" if any(headings) else ""
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(line("td", row) for row in rows)}</tbody></table></div>'
+    def made(cell: Cell, column: int, heads: str = "") -> str:
+        value, below = (cell, "") if isinstance(cell, str) else cell
+        inside = escaped(value) + (f"<small>{escaped(below)}</small>" if below else "")
+        opening = f'th scope="{heads}"' if heads and value else "td"
+        return f"<{opening}{' class=n' * (column in right)}>{inside}</{opening[:2]}>"
+
+    def line(row: Sequence[Cell]) -> str:
+        if len(row) == 1:
+            return f'<tr><th scope="rowgroup" colspan="{len(headings)}">{escaped(row[0])}</th></tr>'
+        cells = (made(cell, column, "row" if named and not column else "") for column, cell in enumerate(row))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head = "".join(made(cell, column, "col") for column, cell in enumerate(headings))
+    bodies = [list[str]()]
+    for row in rows:
+        if len(row) == 1:
+            bodies.append([])
+        bodies[-1].append(line(row))
+    content = "".join(f"<tbody>{''.join(body)}</tbody>" for body in bodies if body)
+    shown = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
+    return f'<div class="scroll" tabindex="0"><table class="{kind}">{shown}{content}</table></div>'
 
 
 def grouped_table(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
@@ -189,21 +260,11 @@ def grouped_table(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> s
     The last column is for verdicts, where any line has one.
     """
     judged = any(line.get("verdict") for line in lines)
-
-    def row(line: Mapping[str, Any]) -> str:
-        verdict = f"<td>{escaped(line['verdict'])}</td>" if judged else ""
-        return f"<tr><td>{escaped(line['name'])}</td>{_cells('td', line['cells'])}{verdict}</tr>"
-
-    bodies = list[str]()
+    rows = list[Sequence[Cell]]()
     for group, members in groupby(lines, key=lambda line: str(line["group"])):
-        rows = "".join(map(row, members))
-        bodies.append(f'<tbody><tr><th colspan="{len(names) + 1 + judged}">{escaped(group)}</th></tr>{rows}</tbody>')
-    head = f"<thead><tr><th></th>{_cells('th', names)}{'<th>verdict</th>' * judged}</tr></thead>"
-    return f'<div class="scroll"><table class="grouped">{head}{"".join(bodies)}</table></div>'
-
-
-def _cells(kind: str, cells: Sequence[str]) -> str:
-    return "".join(f"<{kind} class=n>{escaped(cell)}</{kind}>" for cell in cells)
+        rows.append((group,))
+        rows += [(line["name"], *line["cells"], *([line.get("verdict", "")] * judged)) for line in members]
+    return table(("", *names, *["verdict"] * judged), rows, range(1, len(names) + 1), "grouped")
 
 
 def write(path: Path, text: str) -> None:

@@ -9,7 +9,18 @@ import numpy as np
 from bench.loadgen.result import LAG_BOUND_US
 from bench.report.plots import BAD, FAINT, LINES, Frames, latency_scale, plot, rate_axis
 from bench.report.report import Report
-from bench.report.text import escaped, format_us, paragraphs, section, table
+from bench.report.text import (
+    UNKNOWN,
+    Cell,
+    Footnotes,
+    Summary,
+    figure,
+    format_us,
+    html_paragraphs,
+    paragraphs,
+    section,
+    table,
+)
 
 # What ends a search that found what it looked for.
 RU = "RU/s"
@@ -17,7 +28,6 @@ RU = "RU/s"
 SPENT = 0.95
 # The mark of results that did not come from Azure.
 LABEL = "local emulator, not Azure"
-NONE = "-"
 
 HEADINGS = (
     "RU/s", "a read costs", "accepted", "predicted", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",
@@ -41,6 +51,7 @@ FOUND = (
     "Accepted: the reads a second that were not refused, at the highest rate inside the objective. Predicted: by the "
     "planner's charges. Spent: the RU that answers were charged with at that rate, of the level."
 )
+TOP = "accepted", "predicted", "cost of a read"
 KNEES = "Below the knee every read is answered. Beyond it the rest is refused, and no more are answered."
 
 
@@ -158,15 +169,29 @@ class SweepResult:
                 "method": [*([EMULATED] if emulated else []), *paragraphs(METHOD)],
                 "ru": {"label": LABEL if emulated else None, "found": found},
             },
+            summary=_summary(self.subject, found),
         )
 
 
-def notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return sentences on what the cells leave out."""
-    lines = [_not_spent(each) for each in found if not each["spent"]]
-    if any(each["best"] and each["best"]["late"] for each in found):
-        lines.append("* The generator came late in this trial (lag p99 above 1 ms): its latencies are not the store's.")
-    return lines
+def _summary(subject: str, found: Sequence[Mapping[str, Any]]) -> Summary:
+    """Say what the highest level accepted, and three figures of each search."""
+    footnotes, rows = Footnotes(), list[tuple[Cell, ...]]()
+    for each in found:
+        best, predicted = each["best"], f"{each['predicted']:,.1f}/s"
+        name = f"{each['ru']:,} RU/s"
+        if best is None:
+            rows.append((name, footnotes.dash(_not_spent(each)), predicted, footnotes.dash(_not_spent(each))))
+        else:
+            accepted = f"{best['ok_rate']:,.1f}/s", "" if each["spent"] else "at least"
+            rows.append((name, accepted, (predicted, f"off by {each['off']:+.1%}"), f"{best['charge_ru']:.2f} RU"))
+    spent = max((each for each in found if each["spent"]), key=lambda each: float(each["ru"]), default=None)
+    sentence = "No RU/s were used up, so it is not known what they accept."
+    if spent is not None:
+        where = f"a {subject}" if subject == LABEL else subject
+        than = f"{abs(spent['off']):.1%} {'less' if spent['off'] < 0 else 'more'} than predicted"
+        accepted_s = f"{spent['best']['ok_rate']:,.0f} reads/s"
+        sentence = f"{spent['ru']:,} RU/s accept {accepted_s} on {where}, {than}."
+    return Summary(sentence, TOP, tuple(rows), footnotes.lines)
 
 
 def _not_spent(one: Mapping[str, Any]) -> str:
@@ -177,7 +202,8 @@ def row(one: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of a search; a * marks latencies that a late generator spoilt."""
     best = one["best"]
     if best is None:
-        return f"{one['ru']:,}", NONE, NONE, f"{one['predicted']:,.1f}/s", *(NONE,) * (len(HEADINGS) - 4)
+        unknown = (UNKNOWN,) * (len(HEADINGS) - 4)
+        return f"{one['ru']:,}", UNKNOWN, UNKNOWN, f"{one['predicted']:,.1f}/s", *unknown
     late = " *" if best["late"] else ""
     return (
         f"{one['ru']:,}",
@@ -193,17 +219,44 @@ def row(one: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def levels(swept: Mapping[str, Any]) -> str:
+    """Draw what each search accepted, beside what was predicted, and say what that is."""
+    return figure(_levels_plot(swept["found"]), FOUND)
+
+
 def sections(swept: Mapping[str, Any]) -> list[str]:
     """Lay out what only a sweep has to show on its page: the table, and the knee of each search."""
-    label = f" ({swept['label']})" if swept["label"] else ""
     found = swept["found"]
-    below = "".join(f'<p class="soft">{escaped(each)}</p>' for each in notes(found))
+    lines = [_not_spent(each) for each in found if not each["spent"]]
+    if any(each["best"] and each["best"]["late"] for each in found):
+        lines.append("* The generator came late in this trial (lag p99 above 1 ms): its latencies are not the store's.")
     shown = table(HEADINGS, map(row, found), numbers=range(len(HEADINGS)))
-    parts = [section(f"What was accepted{label}", shown + below, FOUND)]
+    parts = [section("What was accepted", shown + html_paragraphs(lines), FOUND)]
     for each in found:
-        heading = f"The knee at {each['ru']:,} RU/s{label}"
-        parts.append(section(heading, _knee_plot(each), KNEES if each is found[0] else ""))
+        said = KNEES if each is found[0] else ""
+        parts.append(section(f"The knee at {each['ru']:,} RU/s", _knee_plot(each), said))
     return parts
+
+
+@plot()
+def _levels_plot(frames: Frames, found: Sequence[Mapping[str, Any]]) -> None:
+    """Draw each search as a row: what was accepted, and what was predicted."""
+    (axes,) = frames
+    rows = range(len(found))
+    axes.plot(
+        [each["predicted"] for each in found],
+        rows,
+        color=FAINT,
+        marker="|",
+        markersize=16,
+        linestyle="none",
+        label="predicted",
+    )
+    accepted = [each["best"]["ok_rate"] if each["best"] else float("nan") for each in found]
+    axes.plot(accepted, rows, color=LINES[0], marker="o", linestyle="none", label="accepted")
+    axes.set_yticks(rows, [f"{each['ru']:,} RU/s" for each in found])
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    rate_axis(axes, "reads/s")
 
 
 @plot(1, 1, high=1.1)

@@ -1,4 +1,4 @@
-"""The comparison of stores, from its options to its report: which differences are real, and the raw figures."""
+"""The comparison of stores, from its options to its report: which is faster and cheaper, and the raw figures."""
 
 import math
 import time
@@ -12,20 +12,19 @@ from bench import answers
 from bench.errors import BenchMisused
 from bench.loadgen.capacity import parse_objective
 from bench.loadgen.keys import Uniform, Zipf
-from bench.measured import FASTER, MIN_PAIRS
+from bench.measured import CHEAPER, FASTER, MIN_PAIRS, NO_DIFFERENCE, Finding
 from bench.options import StoresOptions
+from bench.planner.prices import load as load_prices
 from bench.progress import ProgressDisplay
-from bench.report.report import ERRORS, WHILE_WRITTEN, Report, Series, series
-from bench.report.text import paragraphs, parse_rate, parse_seconds
+from bench.report.report import ERRORS, WHILE_WRITTEN, Report, series
+from bench.report.text import NOTHING, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
 from bench.stores.results import ComparisonResult, RoundResult, StoreResult
 from bench.stores.rounds import PUBLISHING_SHARE, Settings, StoreComparison
 from bench.stores.setup import FILL_SHARE, Setup, own_stores, prepared_stores
-from bench.stores.table import Column, table_lines
+from bench.stores.table import Column, both_us, by_rounds, stored_item, table_lines, top_row
 from stores.cosmos.url import Throughput, parse
 from stores.urls import scheme_of
-
-DECIDING_METRIC = "p99"
 
 # What a budget is reckoned with: setting up and the report, and for each store and round reads without a service and a
 # trial release.
@@ -47,9 +46,8 @@ other, then dropped instead of committed. Encoding and compressing lists come be
 pause in which it is dropped. The publisher has the lowest priority, on the service's core. Redis is as durable as it is
 set up to be.
 
-The CPU of a million reads is that of the service and of the store's server at this rate; an idle or a busier one uses
-another amount a read. A price beside it is that CPU at the price of a CPU-hour that was given, and no bill: a machine
-is paid for whether it is busy or not, and memory is not in it.
+The CPU of a read is that of the service and of the store's server at this rate; an idle or a busier one uses another
+amount a read.
 """
 CAPACITY_METHOD = """
 On the way to the highest rate, the rate is doubled until the objective breaks, then the gap is halved until it is 5 %
@@ -58,6 +56,10 @@ from whose core was full, or from refused reads.
 
 RU are all that Cosmos DB's responses reported to the service: of lookups, and of its reads of the catalogue.
 """
+COST = (
+    "Cost of a billion reads at this rate: CPU at {price}; of Cosmos DB also the RU/s that the rate needs, provisioned "
+    "manually, at the list price. It is no bill: memory and idle machines are not in it."
+)
 FEW_SAMPLES = "* marks a percentile with fewer than 10 samples beyond it in all rounds together."
 BOUNDS = (
     "Two times with 'to' between them are bounds: from when requests were sent, and from when they were due; the "
@@ -149,20 +151,21 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
     columns = [_column(each, kept) for each in result.stores]
     shown = [each for each in columns if each.emulated is None]
     checked = answers.total(each.checked for each in result.stores)
-    objective = parse_objective(options.slo)
-    names = [each.candidate.name for each in result.stores]
+    objective, footnotes = parse_objective(options.slo), Footnotes()
+    unjudged = _unjudged(columns, len(kept))
     broken = [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
     broken += [
-        f"{each.reads.name}: {sentence}"
+        f"{each.name}: {sentence}"
         for each in columns
         if each.rounds
         for sentence in objective.errors_beyond(fmean(each.reads.values(ERRORS)))
     ]
     broken += [
-        f"{each.candidate.name}: no rate was inside the objective {objective}"
-        for each in result.stores
-        if options.find_max and (each.capacity is None or each.capacity.best is None)
+        f"{each.name}: no rate was inside the objective {objective}"
+        for each in columns
+        if options.find_max and each.best is None
     ]
+    lines = table_lines(columns, setup.manifest, options, footnotes, judged=not unjudged) if kept else []
     return Report(
         kind="reference" if options.reference else "stores",
         configuration=options.to_json()
@@ -179,13 +182,14 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
         interrupted=result.interrupted,
         failures=_too_few(options, result) if kept else ("no round was made",),
         broken=tuple(broken),
+        summary=_summary(options, setup, result, columns, unjudged) if kept else NOTHING,
         extra={
             "comparison": {
-                "stores": [*([reference.COLUMN] if options.reference else []), *names],
-                "lines": [asdict(line) for line in table_lines(columns, setup.manifest, options)] if kept else [],
-                "verdicts": verdicts([each.reads for each in shown], result),
+                "stores": [*([reference.COLUMN] if options.reference else []), *(each.name for each in columns)],
+                "heads": [*([reference.COLUMN] if options.reference else []), *(each.head for each in columns)],
+                "lines": [asdict(line) for line in lines],
                 "left_out": left_out,
-                "notes": [FEW_SAMPLES, BOUNDS, *([result.placement] if result.placement else [])],
+                "notes": [*footnotes.lines, FEW_SAMPLES, BOUNDS, *([result.placement] if result.placement else [])],
                 "method": _method(options, setup, emulated=len(shown) < len(columns)),
                 "capacity": [_raw_capacity(each) for each in result.stores if each.capacity],
             },
@@ -198,6 +202,72 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
 def _needed(options: StoresOptions) -> int:
     """Return how many rounds are needed: those of a verdict, or fewer if fewer were requested."""
     return min(MIN_PAIRS, options.repeat or MIN_PAIRS)
+
+
+def _unjudged(columns: Sequence[Column], rounds: int) -> str:
+    """Say why there are no verdicts, of an invalid run or of too few rounds; empty if there are some."""
+    if rounds < MIN_PAIRS:
+        return f"{MIN_PAIRS} rounds or more show what is chance, and {rounds} count" + "s" * (rounds == 1)
+    reasons = [f"{one.name}, {reason}" for one in columns for each in one.rounds for reason in each.invalid_reasons]
+    return f"the run is invalid: {reasons[0]}" if reasons else ""
+
+
+def _summary(
+    options: StoresOptions, setup: Setup, result: ComparisonResult, columns: Sequence[Column], unjudged: str
+) -> Summary:
+    """Answer first: which store is faster and takes less CPU, then three figures of each."""
+    footnotes, objective = Footnotes(), parse_objective(options.slo)
+    percentile, item_bytes = objective.percentile, stored_item(setup.manifest)
+    rows = tuple(top_row(column, percentile, options, item_bytes, footnotes) for column in columns)
+    listed = load_prices().cpu_hour
+    price = f"{listed.usd:g} USD an hour ({listed.basis}, {listed.date}; --cpu-hour replaces it)"
+    given = f"{options.cpu_hour} USD an hour"
+    notes = [*footnotes.lines, COST.format(price=price if options.cpu_hour is None else given)]
+    notes += [
+        f"{each.name}: the highest rate inside {objective} is {each.best[0].at:,.0f} requests/s; it was "
+        f"{each.store.capacity.ending(emulated=each.emulated is not None)}."
+        for each in columns
+        if each.best and each.store.capacity
+    ]
+    needed = max((each.rounds for each in _differences(columns, percentile)), default=0)
+    notes += [f"{result.more_time(needed)}."] if needed and not unjudged else []
+    headings = percentile, "CPU a request", "cost of a billion reads"
+    return Summary(_answer(columns, percentile, unjudged), headings, rows, tuple(notes), percentile)
+
+
+def _differences(columns: Sequence[Column], percentile: str) -> list[Finding]:
+    """Compare the latency and the CPU of each store with those of the first; emulators are left out."""
+    first, *others = [each for each in columns if each.emulated is None] or columns[:1]
+    return [
+        found
+        for other in others
+        for found in (
+            first.reads.latency(percentile).beside(other.reads.latency(percentile)),
+            by_rounds(both_us)(first, other),
+        )
+    ]
+
+
+def _answer(columns: Sequence[Column], percentile: str, unjudged: str) -> str:
+    """Say in one sentence which store is faster and which takes less CPU, or why that is not known."""
+    names = [each.name for each in columns if each.emulated is None]
+    if len(names) < 2:
+        return "There is one store whose speed could be measured, so there is nothing to compare."
+    if unjudged:
+        return f"It is not known which store is faster, because {unjudged}."
+    subjects = ((other, what) for other in names[1:] for what in (f"at {percentile}", "in CPU"))
+    found = zip(_differences(columns, percentile), subjects, strict=True)
+    sentence = "; ".join(_part(one, names[0], other, what) for one, (other, what) in found)
+    return f"{sentence[0].upper() if sentence.startswith('at ') else sentence[0]}{sentence[1:]}."
+
+
+def _part(found: Finding, first: str, other: str, what: str) -> str:
+    words = CHEAPER if what == "in CPU" else FASTER
+    if found.because:
+        return f"{what} it is not known whether {first} or {other} is {words.better}, because {found.because}"
+    if not found.real:
+        return f"{what} there is {NO_DIFFERENCE} ({found.range})"
+    return found.sentence(first, other, words._replace(better=f"{words.better} {what}"))
 
 
 def _too_few(options: StoresOptions, result: ComparisonResult) -> tuple[str, ...]:
@@ -217,17 +287,6 @@ def _method(options: StoresOptions, setup: Setup, *, emulated: bool) -> list[str
         *paragraphs(METHOD),
         *(paragraphs(CAPACITY_METHOD) if options.find_max else []),
     ]
-
-
-def verdicts(reads: Sequence[Series], result: ComparisonResult) -> list[str]:
-    """Say of each store but the first whether its p99 through the service differs from the first one's."""
-    sentences = list[str]()
-    for one in reads[1:]:
-        found = reads[0].latency(DECIDING_METRIC).beside(one.latency(DECIDING_METRIC))
-        told = found.sentence(reads[0].name, one.name, FASTER)
-        more = f". {result.more_time(found.rounds)}" if found.rounds else ""
-        sentences.append(f"{DECIDING_METRIC} through {reads[0].name} and {one.name}: {told}{more}")
-    return sentences
 
 
 def _valid_rounds(result: ComparisonResult, enough: int) -> tuple[list[int], list[str]]:

@@ -209,16 +209,18 @@ def compare(
 
 
 def _print_verdict(verdict: "Verdict") -> None:
-    from bench.report.text import format_us
+    """Print what it comes to, then each metric."""
+    from bench.report.comparison import format_change
+    from bench.report.text import UNKNOWN, format_us
 
+    left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
+    out.print(f"By {verdict.pairs} pairs of rounds{left_out}: {verdict.sentence}.")
     rows = []
     for each in verdict.changes:
         values = [
             f"{value:,.0f}/s" if each.metric == "rate" else format_us(value) for value in (each.before, each.after)
         ]
-        change = f"{each.interval.mean:+.1%}", each.finding.range if each.finding.changes else "—"
+        change = format_change(each.interval.mean), each.finding.range if each.finding.changes else UNKNOWN
         decides = "decides: " if each.metric == verdict.decides else ""
         rows.append((each.metric, *values, *change, decides + each.verdict))
     out.print(table(("", "A", "B", "change", "95 % interval", "verdict"), rows))
-    left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
-    out.print(f"{verdict.pairs} pairs of rounds{left_out}; {verdict.sentence}")

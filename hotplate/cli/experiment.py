@@ -1,6 +1,6 @@
 """What the verbs of the bench share: flags made of an experiment's options, errors, and printing its report."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -78,7 +78,7 @@ def add_experiment(
             else:
                 print_report(made)
                 *some, last = (f"{name}{ending}" for ending in endings if runs is not None or ending != ".hdr")
-                out.print(f"written to {', '.join(some)} and {last}")
+                out.print(f"The rest is in {', '.join(some)} and {last}.")
             raise typer.Exit(0 if made.valid else REFUSED if made.measured else FAILED)
 
         verb.__doc__ = (run.__doc__ or "") + EXIT_CODES
@@ -105,81 +105,19 @@ def bench_errors() -> Iterator[None]:
 
 
 def print_report(report: "Report") -> None:
-    """Print a report for a person: its comparison, or its runs, and what was found besides."""
-    from bench.report.report import counted
+    """Print a report for a person: its sentence, three figures of each subject, and what there is to look out for."""
+    from bench.report.text import joined
 
-    if compared := report.extra.get("comparison"):
-        _print_comparison(compared)
-    elif swept := report.extra.get("ru"):
-        _print_sweep(swept)
-    else:
-        _print_runs(report)
+    top = report.summary
+    out.print(top.sentence)
+    if top.rows:
+        out.print(table(("", *top.headings), [[joined(cell) for cell in row] for row in top.rows]))
+    for note in top.notes:
+        out.print(note)
     if checked := report.extra.get("checked"):
         wrong = f"{checked['wrong']} wrong, {checked['fallback']} fell back to the popular list"
         out.print(f"{checked['compared']} lists compared with the store's: {wrong}")
         for example in checked["examples"]:
             out.print(f"  {example}")
-    for reason in (*(counted(report.invalid_reasons) if compared else ()), *report.failures):
-        out.print(f"INVALID: {reason}")
-    for reason in report.broken:
-        out.print(f"NOT GOOD: {reason}")
-    if report.interrupted:
-        out.print("stopped before its end")
-
-
-def _print_comparison(compared: Mapping[str, Any]) -> None:
-    from bench.report.report import counted
-
-    group, rows = "", list[tuple[str, ...]]()
-    for line in compared["lines"]:
-        if line["group"] != group:
-            group = line["group"]
-            rows.append((group, *("" for _ in compared["stores"]), ""))
-        rows.append((f"  {line['name']}", *line["cells"], line["verdict"]))
-    out.print(table(("", *compared["stores"], "verdict"), rows))
-    sentences = counted(compared["left_out"])
-    endings = (each["ending"] for each in compared["capacity"])
-    for sentence in (*compared["notes"], *compared["verdicts"], *endings, *sentences):
-        out.print(sentence)
-
-
-def _print_sweep(swept: Mapping[str, Any]) -> None:
-    from bench.ru.report import HEADINGS, notes, row
-
-    if swept["label"]:
-        out.print(swept["label"])
-    out.print(table(HEADINGS, map(row, swept["found"])))
-    for note in notes(swept["found"]):
-        out.print(note)
-
-
-def _print_runs(report: "Report") -> None:
-    from bench.loadgen.capacity import highest_text
-    from bench.loadgen.result import run_text
-    from bench.report.text import format_latency
-
-    for each in report.series:
-        for one in each.rounds:
-            out.print(run_text(one.facts))
-        if len(each.rounds) > 1:
-            rows = [(name, format_latency(found)) for name, found in each.summary.items() if name != "rate"]
-            out.print(table(("latency", "mean of rounds, 95 % interval"), rows))
-    for kind, headings in (("search", ("rate", "answers/s")), ("sweep", ("batch", "users/s"))):
-        if found := report.extra.get(kind):
-            rows_of_points = [_point(point) for point in found["points"]]
-            out.print(table((*headings, "p50", "p99", "errors", "popular", ""), rows_of_points))
-            out.print(f"highest: {highest_text(found)}" if kind == "search" else f"knee: {found['knee'] or 'none'}")
-
-
-def _point(point: Mapping[str, Any]) -> tuple[str, ...]:
-    from bench.loadgen.result import at_least
-    from bench.report.text import format_us
-
-    return (
-        f"{point['at']:,.0f}",
-        f"{at_least(point)}{point['per_s']:,.0f}",
-        *(format_us(float(point[f"{name}_us"])) for name in ("p50", "p99")),
-        f"{point['error_share']:.2%}",
-        f"{point['popular']:.1%}",
-        "; ".join([*point["invalid_reasons"], *point["broken"]]),
-    )
+    for reason in report.complaints:
+        out.print(f"{'NOT GOOD' if reason in report.broken else 'INVALID'}: {reason}")

@@ -1,6 +1,7 @@
 """The comparison of stores: from end to end at a small size, and what it refuses, leaves out and never shows."""
 
 import asyncio
+import html
 import io
 import json
 import shutil
@@ -20,6 +21,7 @@ from bench.errors import BenchFailed
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.schedule import constant
+from bench.measured import MIN_PAIRS
 from bench.options import StoresOptions
 from bench.process import Server, redis_serving
 from bench.progress import ProgressDisplay, progress_display
@@ -88,15 +90,10 @@ def test_without_urls_it_starts_what_it_needs_and_leaves_a_report(
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     done = run_stores(*SMALL, "--users", "500", "--cpu-hour", "0.04", "--out", tmp_path / "found")
     assert done.returncode in {0, 1}, done.stderr  # 1 where the machine was too busy for a valid round
-    for word in (
-        "file://",
-        "redis://",
-        "Without a service, 64 keys a call",
-        "p99.99",
-        "a million reads",
-        "p99 of reads meanwhile",
-    ):
+    for word in ("file://", "redis://", "CPU a request", "cost of a billion"):
         assert word in done.stdout
+    for word in ("Without a service, 64 keys a call", "p99.99", "p99 of reads meanwhile"):
+        assert word in (tmp_path / "found.html").read_text()
     assert list(scratch.iterdir()) == []
     facts = json.loads((tmp_path / "found.json").read_text())
     assert facts["comparison"]["stores"] == ["file://", "redis://"]
@@ -423,10 +420,12 @@ def store_result(name: str, url: str, runs: list[Result]) -> StoreResult:
     return StoreResult(candidate, tuple(map(one_round, runs)), memory, CheckResult(5, 0, 0, ()))
 
 
-def summary(*results: StoreResult, cpu_hour: float | None = None) -> Report:
+def summary(*results: StoreResult, cpu_hour: float | None = None, slo: str = StoresOptions().slo) -> Report:
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
     setup = Setup(tuple(each.candidate for each in results), manifest, ("1",), started_here=True)
-    return report(StoresOptions(cpu_hour=cpu_hour, repeat=2), setup, ComparisonResult(results, interrupted=False))
+    return report(
+        StoresOptions(cpu_hour=cpu_hour, repeat=2, slo=slo), setup, ComparisonResult(results, interrupted=False)
+    )
 
 
 def cells(made: Report) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -437,7 +436,7 @@ def test_an_emulators_times_are_nowhere_in_the_report() -> None:
     runs = [a_run(0.002), a_run(0.003), a_run(0.0025)]
     made = summary(store_result("file://", "file:///a", runs), store_result("cosmos+http://", EMULATED, runs))
     found = cells(made)
-    timed = {key for key, row in found.items() if row[1] == "local emulator, not Azure"}
+    timed = {key for key, row in found.items() if row[1] == "—"}
     assert {("Through the service", "p99"), ("Without a service, 1 key a call", "a call, median")} <= timed
     assert {("Publishing", "lists/s"), ("Publishing", "p99 of reads meanwhile")} <= timed
     assert found["CPU a request", "service"][1] == "50 µs"
@@ -445,17 +444,26 @@ def test_an_emulators_times_are_nowhere_in_the_report() -> None:
     assert not any("µs" in row[1] or "ms" in row[1] for key, row in found.items() if key[0] not in ours)
     assert {line["verdict"] for line in made.extra["comparison"]["lines"]} == {""}  # one store is shown
     assert [each.name for each in made.series] == ["file://", "file://, while lists are written"]
-    assert "none of its times are shown" in page(made)
+    head, latency, cpu, cost = made.summary.rows[1]
+    assert (head, latency, cpu) == (
+        ("cosmos+http://", "local emulator, not Azure"), "—", ("50 µs", "of the service alone"),
+    )  # fmt: skip
+    assert cost[1] == "1.00 RU a read"
+    text = page(made)
+    assert "none of its times are shown" in text
+    assert text.count("local emulator, not Azure") == 2  # at the head of its row, and of its column
 
 
-def test_a_million_reads_are_priced_only_by_a_price_that_was_given() -> None:
+def test_reads_are_priced_by_the_price_that_was_given_or_else_by_the_list() -> None:
     one = store_result("file://", "file:///a", [a_run(0.002)])
-    key = ("CPU a request", "a million reads, + server's")
-    assert cells(summary(one))[key] == ("60 CPU-s",)
-    assert cells(summary(one, cpu_hour=0.06))[key] == ("60 CPU-s, price 0.001",)
+    assert summary(one).summary.rows[0][2:] == (("60 µs", "50 + 10 µs of its server"), "0.80 USD")  # 0.048 an hour
+    assert summary(one, cpu_hour=0.06).summary.rows[0][3] == "1.0 USD"
     unknown = store_result("x://", "x://a", [a_run(0.002)])
     rounds = tuple(replace(one, reads=replace(one.reads, server_cpu_s=None)) for one in unknown.rounds)
-    assert cells(summary(replace(unknown, rounds=rounds)))[key] == ("not known",)
+    made = summary(replace(unknown, rounds=rounds))
+    assert made.summary.rows[0][2:] == (("50 µs", "of the service alone"), "—¹")
+    assert made.summary.notes[0].startswith("¹ x://: the store's server is elsewhere")
+    assert cells(made)["CPU a request", "both"] == ("—¹",)
 
 
 def test_a_round_that_is_invalid_for_one_store_counts_for_none() -> None:
@@ -468,15 +476,33 @@ def test_a_round_that_is_invalid_for_one_store_counts_for_none() -> None:
     assert sentence.startswith("round 2 is left out: redis://")
     assert [len(each.rounds) for each in made.series[:2]] == [2, 2]
     assert not made.invalid_reasons
-    assert "every round that counts; left out, as they did not: 1." in page(made)
+    assert sentence in html.unescape(page(made))
     bad = summary(store_result("a", "file:///a", [good, good]), store_result("b", "redis://b", [late, late]))
     assert bad.invalid_reasons
+    assert bad.summary.sentence.startswith("It is not known which store is faster, because ")
+    assert {line["verdict"] for line in bad.extra["comparison"]["lines"]} == {""}
     assert bad.extra["comparison"]["left_out"] == []
 
 
 def judged(first: list[Result], second: list[Result]) -> dict[tuple[str, str], str]:
     made = summary(store_result("a", "file:///a", first), store_result("b", "redis://b", second))
     return {(line["group"], line["name"]): line["verdict"] for line in made.extra["comparison"]["lines"]}
+
+
+def test_the_answer_is_one_sentence() -> None:
+    def answer(*runs: list[Result], slo: str = "p50=60ms") -> str:
+        stores = [store_result(name, f"file:///{name}", each) for name, each in zip("abc", runs, strict=False)]
+        return summary(*stores, slo=slo).summary.sentence
+
+    fast, slow = ([a_run(us * each) for each in (1.0, 1.01, 1.0, 1.02, 1.0)] for us in (0.002, 0.004))
+    assert answer(fast, slow).startswith(
+        "a is faster at p50: b takes 2 to 2 times as long; in CPU there is no difference"
+    )
+    assert answer(slow, fast).startswith("b is faster at p50: a takes 2 to 2 times as long")
+    assert answer(fast, fast, slo="p99.9=60ms").startswith(
+        "At p99.9 it is not known whether a or b is faster, because fewer than 10 answers lie beyond it; in CPU "
+    )
+    assert answer(fast).startswith("There is one store")
 
 
 def verdict_on_p50(first: list[float], second: list[float]) -> str:
@@ -498,23 +524,25 @@ def test_too_few_rounds_are_complained_of_once() -> None:
     one = store_result("a", "file:///a", [a_run(0.002)])
     made = summary(one, store_result("b", "redis://b", [a_run(0.004)]))
     assert {line["verdict"] for line in made.extra["comparison"]["lines"]} == {""}
-    (sentence,) = made.extra["comparison"]["verdicts"]
-    assert sentence.endswith(": — (fewer than five rounds)")
+    few = (
+        f"It is not known which store is faster, because {MIN_PAIRS} rounds or more show what is chance, and 1 counts."
+    )
+    assert made.summary.sentence == few
 
 
-def test_each_figure_ends_with_a_verdict_or_with_why_there_is_none() -> None:
+def test_each_figure_that_was_measured_in_each_round_has_a_verdict() -> None:
     quick, slow = ([a_run(each) for each in (one, 1.05 * one, one, one, one)] for one in (0.002, 0.004))
     found = judged(quick, slow)
     unjudged = {name for (_, name), verdict in found.items() if not verdict}
     assert unjudged == {
         "CPU stolen by the host", "generator: waited for its core", "generator: its core taken away",
         "generator: late, at p99", "load generator", "the store's server", "keys and values a list",
+        "service, files aside",
     }  # fmt: skip
     assert found["Through the service", "p99.99"] == "— (fewer than 10 answers lie beyond it)"
     assert found["Through the service", "good answers/s"].startswith("no difference that matters")
     assert found["Through the service", "errors and drops"] == "no difference that matters"
     assert found["CPU a request", "service"].startswith("no difference that matters")
-    assert found["Memory, and room in the store", "service, files aside"] == "— (it was measured once)"
     assert found["Publishing", "lists/s"].startswith("no difference that matters")
 
 
@@ -532,4 +560,4 @@ def test_cells_are_short() -> None:
     assert text.format_both_us(0.9, 0.0) == "0.9 µs"
     assert text.format_count(1_134_567) == "1,130,000"
     assert text.format_bytes(0) == "none"
-    assert text.format_bytes(None) == "not known"
+    assert text.format_bytes(None) == "—"

@@ -32,7 +32,7 @@ def test_the_page_holds_all_that_it_needs_and_titles_are_text(facts: dict[str, A
     assert "&lt;b&gt;data&lt;/b&gt;.csv" in text
     assert not {"\x1b", "\u202e"} & set(text)
     assert HOSTILE[-60:] not in text
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 8  # each plot for a wide and a narrow page
     assert "#0a000" not in text
     assert "prefers-color-scheme: dark" in text
     assert "default-src 'none'" in text
@@ -50,7 +50,7 @@ def test_its_first_line_is_the_verdict(facts: dict[str, Any]) -> None:
 
 def test_a_model_without_an_evaluation_has_a_page_too(facts: dict[str, Any]) -> None:
     text = page(facts | {"subjects": [], "split": None, "tuning": None})
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 4
 
 
 @pytest.mark.soak
