@@ -1,1 +1,1 @@
-"""Drills: faults on a test instance under load, and whether what the runbook promises holds meanwhile."""
+"""Drills: faults on a test instance under load, and whether the service keeps what the runbook promises."""

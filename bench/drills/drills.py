@@ -1,4 +1,4 @@
-"""The drills: what each does to the first tier of a test instance, who notices, and what is promised meanwhile."""
+"""The drills: what each does to the first tier of a test instance, who notices, and what is promised during it."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ DAMAGED_EVERY = 10
 # For how long a store is away while it is restored: longer than two reports of a worker, so operators see it.
 AWAY_S = 2.5
 
-# A fault lasts as long as its block. What is put right at its end is what the runbook says to do.
+# A fault lasts as long as its block. At its end it does what the runbook says to do.
 Fault = Callable[[Instance], AbstractAsyncContextManager[None]]
 
 
@@ -155,7 +155,7 @@ async def _misbehaving(instance: Instance, kind: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _lost(instance: Instance) -> AsyncIterator[None]:
-    """Kill a Redis, which has saved what it holds, and start it again; let nobody reach an emulator in between."""
+    """Kill a Redis, which has saved what it holds, and start it again; refuse all connections to an emulator."""
     tier = instance.first
     if isinstance(tier, RedisTier):
         tier.server.execute("SAVE")

@@ -123,7 +123,7 @@ def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStr
     wanted = f"round_up(reads_ru{' + publish_ru_s' * in_place}, {MANUAL_STEP})"
     before = "have_ru" if inputs.have_ru else ""
     alternative = before if in_place else "publish_ru_s"
-    ledger.input("partitions", partitions, "partitions", "as many as they come to, so that both agree")
+    ledger.input("partitions", partitions, "partitions", "as many as follow from it: both agree")
     _skew(ledger, inputs, partitions, keys)
     ledger.derive("reads_plain_ru", "RU/s", "reads_s * mean_read_ru")
     ledger.derive("reads_ru", "RU/s", "reads_plain_ru * skew / ru_utilisation")

@@ -91,7 +91,7 @@ def fullest_zipf_share(keys: int, exponent: float, partitions: int, entries: int
 
     The hash of a key places it, and is not known beforehand: this is the mean over all places. The
     hottest key is counted as it is, and what all others add to a partition as normal with their variance, by one
-    integral; it is within 3 % of the mean of random placements. What one placement has, only its own keys show.
+    integral; it is within 3 % of the mean of random placements. Only the keys themselves show what one placement has.
     """
     groups = popularity(keys, exponent)
     stay = characteristic_time(keys, exponent, entries)

@@ -78,7 +78,7 @@ def count_keys(source: str, users: Iterable[str], cache_entries: int) -> KeyStre
 
 
 def read_keys(path: Path, cache_entries: int) -> KeyStream:
-    """Count the users of a file, one a line. Raises PlanMisused for one that cannot be read, or names nobody."""
+    """Count the users of a file, one a line. Raises PlanMisused for one that cannot be read, or names no user."""
     try:
         with path.open(encoding="utf-8") as lines:
             return count_keys(path.name, (line.strip() for line in lines if line.strip()), cache_entries)
