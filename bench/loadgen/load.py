@@ -44,7 +44,7 @@ class Paths:
     def __post_init__(self) -> None:
         """Refuse what is not a path."""
         if not self.paths:
-            raise BenchMisused("A path to request is missing.")
+            raise BenchMisused("a path to request is missing.")
         for path in self.paths:
             check_path(path)
 

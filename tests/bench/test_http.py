@@ -65,7 +65,6 @@ def test_a_measurement_leaves_a_report_in_three_forms(service: Service, store: P
     assert all(one["ok"] == 60 and one["errors"] == {} for one in series["rounds"])
     assert set(series["rounds"][0]["seen"]["source"]) == {"personal", "popular"}
     assert len(series["rounds"][0]["usage"]) == 2
-    assert series["summary"]["p99"]["low"] <= series["summary"]["p99"]["mean"] <= series["summary"]["p99"]["high"]
     assert report["checked"]["compared"] == 300
     assert report["machine"]["commit"]
     assert name.with_suffix(".hdr").read_text().count("HISTFAAA") == 5
@@ -76,6 +75,8 @@ def test_a_measurement_leaves_a_report_in_three_forms(service: Service, store: P
     assert "What is measured, and what is not" in page
     compared = bench("compare", name.with_suffix(".json"), name.with_suffix(".json"))
     valid = sum(one["valid"] for one in series["rounds"])
+    p99 = series["summary"]["p99"]
+    assert valid < 5 or p99["low"] <= p99["mean"] <= p99["high"]
     assert compared.returncode == (0 if valid == 5 else 2), compared.stderr
     assert ("no difference that matters" in compared.stdout) is (valid == 5)
 

@@ -340,7 +340,7 @@ def test_a_latency_is_written_as_what_is_known_of_it() -> None:
     [
         ({"url": "ftp://127.0.0.1:1"}, "target"),
         ({"url": "http://127.0.0.1:1/path"}, "target"),
-        ({"paths": []}, "no path"),
+        ({"paths": []}, "a path to request is missing"),
         ({"paths": ["v1"]}, "starts with /"),
         ({"paths": ["/a\r\nX: y"]}, "percent-encode"),
         ({"headers": {"X-Name": "ü"}}, "percent-encode"),

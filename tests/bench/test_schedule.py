@@ -142,7 +142,7 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         ({"batch": "0"}, "one user or more"),
         ({"score": True}, "--score says where batches go"),
         ({"users": None}, "--users N"),
-        ({"users": 0}, "no key"),
+        ({"users": 0}, "a key to request is missing"),
         ({"zipf": -1.0}, "exponent"),
         ({"hot": "80%"}, "REQUESTS:USERS"),
         ({"hot": "100%:20%"}, "between 0 and 1"),
