@@ -14,16 +14,20 @@ LOWEST_US, HIGHEST_US, DIGITS = 1, 60_000_000, 3
 # Samples that must lie beyond a percentile for it to be more than an anecdote.
 ENOUGH_SAMPLES = 10
 
+# What reports read of each histogram, many times: found together, because each search takes 10 ms.
+USUAL_PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
+
 Times: TypeAlias = Sequence[float] | NDArray[np.floating]
 
 
 class Histogram:
     """How often each latency was seen; what is longer than 60 s counts as 60 s."""
 
-    __slots__ = ("_hdr",)
+    __slots__ = ("_found_us", "_hdr")
 
     def __init__(self) -> None:
         self._hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
+        self._found_us = dict[float, float]()
 
     @classmethod
     def of(cls, seconds: Times) -> "Histogram":
@@ -71,8 +75,11 @@ class Histogram:
 
     def percentiles_us(self, percents: Sequence[float]) -> list[float]:
         """Return microseconds for each of *percents*, 0 … 100, which ascend."""
-        found = self._hdr.get_percentile_to_value_dict(list(percents))
-        return [min(float(found.get(percent, 0)), self.max_us) for percent in percents]
+        if not self._found_us.keys() >= {*percents}:
+            wanted = sorted({*percents, *USUAL_PERCENTS})
+            found = self._hdr.get_percentile_to_value_dict(wanted)
+            self._found_us |= {percent: min(float(found.get(percent, 0)), self.max_us) for percent in wanted}
+        return [self._found_us[percent] for percent in percents]
 
     def has_enough_samples(self, percent: float) -> bool:
         """Return whether enough samples lie beyond *percent* for it to mean something."""
