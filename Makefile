@@ -76,13 +76,13 @@ image-check: .venv/dev ## the images built without an engine, and tried; takes r
 	$(BIN)/python -m k8s.image.check
 
 bench: .venv/dev ## the figures, printed and added to bench/history.jsonl; OPTIONS=--short takes 3 minutes, and adds nothing
-	$(BIN)/python -m bench.micro $(OPTIONS)
+	$(BIN)/python -m hotplate.bench.micro $(OPTIONS)
 
 figures: .venv/dev ## the tables of README and docs/figures.md, made of bench/history.jsonl
-	$(BIN)/python -m bench.micro --tables
+	$(BIN)/python -m hotplate.bench.micro --tables
 
 quality: .venv/dev ## how good the lists are, on both data sets and every split, printed and written into the docs
-	$(BIN)/python -m bench.micro.quality
+	$(BIN)/python -m hotplate.bench.micro.quality
 
 site: .venv/site ## the documentation as a site, in dist/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

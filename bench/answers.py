@@ -7,15 +7,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import orjson
 
-from bench.loadgen.recorder import Sample
-from stores.catalogue import ReleaseId
-from stores.compression import load_decode
-from stores.connect import connect
-from stores.encoding import OFFSET_BYTES, cut, decode
-from stores.errors import StoreError
-from stores.keys import OVERALL, POPULAR, USER
-from stores.store import Reader
-from stores.verification import load_manifest
+from hotplate.bench.loadgen.recorder import Sample
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.compression import load_decode
+from hotplate.stores.connect import connect
+from hotplate.stores.encoding import OFFSET_BYTES, cut, decode
+from hotplate.stores.errors import StoreError
+from hotplate.stores.keys import OVERALL, POPULAR, USER
+from hotplate.stores.store import Reader
+from hotplate.stores.verification import load_manifest
 
 DEFAULT_N = 10
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from bench.answers import check_answers
-from bench.errors import BenchMisused
-from bench.loadgen import schedule
-from bench.loadgen.capacity import (
+from hotplate.bench.answers import check_answers
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.loadgen import schedule
+from hotplate.bench.loadgen.capacity import (
     Objective,
     Point,
     batch_point,
@@ -21,17 +21,17 @@ from bench.loadgen.capacity import (
     knee,
     parse_objective,
 )
-from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from bench.loadgen.load import KEY, Gets, Load, Paths, Posts, send_one
-from bench.loadgen.recorder import Sample
-from bench.loadgen.result import Result, at_least
-from bench.loadgen.schedule import Arrivals
-from bench.loadgen.workers import WorkerPool
-from bench.options import HttpOptions
-from bench.progress import ProgressDisplay
-from bench.report.page import Runs
-from bench.report.report import ERRORS, RATE, Report, counted, series
-from bench.report.text import (
+from hotplate.bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
+from hotplate.bench.loadgen.load import KEY, Gets, Load, Paths, Posts, send_one
+from hotplate.bench.loadgen.recorder import Sample
+from hotplate.bench.loadgen.result import Result, at_least
+from hotplate.bench.loadgen.schedule import Arrivals
+from hotplate.bench.loadgen.workers import WorkerPool
+from hotplate.bench.options import HttpOptions
+from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.report.page import Runs
+from hotplate.bench.report.report import ERRORS, RATE, Report, counted, series
+from hotplate.bench.report.text import (
     NOTHING,
     UNKNOWN,
     Cell,
@@ -43,9 +43,9 @@ from bench.report.text import (
     parse_seconds,
     parse_share,
 )
-from stores.connect import connect
-from stores.keys import USER
-from stores.urls import redacted
+from hotplate.stores.connect import connect
+from hotplate.stores.keys import USER
+from hotplate.stores.urls import redacted
 
 DEFAULT_RATE = "1k"
 

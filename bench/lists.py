@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stores.encoding import Item, encode
-from stores.keys import OVERALL, POPULAR, USER
-from stores.store import Plan, Row
+from hotplate.stores.encoding import Item, encode
+from hotplate.stores.keys import OVERALL, POPULAR, USER
+from hotplate.stores.store import Plan, Row
 
 ITEMS, DISTINCT, BATCH = 9_000, 4_096, 4_096
 

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from stores.options import Argument, Flag
-from stores.urls import redacted
+from hotplate.stores.options import Argument, Flag
+from hotplate.stores.urls import redacted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -130,7 +130,7 @@ class StoresOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepOptions:
-    """Options of `bench ru`, as they were given; `bench.ru.run.plan` checks them."""
+    """Options of `bench ru`, as they were given; `hotplate.bench.ru.run.plan` checks them."""
 
     account: Annotated[
         str,

@@ -10,9 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bench.loadgen.recorder import Progress
-from bench.loadgen.result import LAG_BOUND_US
-from bench.report.text import format_us
+from hotplate.bench.loadgen.recorder import Progress
+from hotplate.bench.loadgen.result import LAG_BOUND_US
+from hotplate.bench.report.text import format_us
 
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 60

@@ -7,32 +7,32 @@ The public names: programs import them from here. Each is loaded when it is firs
 TYPE_CHECKING = False  # type checkers know it by name; `typing` would delay the command, and every program
 if TYPE_CHECKING:
     from hotplate.cli.run import run_pipeline as run
+    from hotplate.offline.errors import DataError, GateFailed, SettingError
+    from hotplate.offline.evaluate.splits import SplitOptions
+    from hotplate.offline.export import to_implicit
+    from hotplate.offline.input.columns import Columns
+    from hotplate.offline.job import TrainReport, TrainSettings, publish, train
+    from hotplate.offline.lists import ListSettings
+    from hotplate.offline.model import Model
+    from hotplate.offline.model import load as load_model
+    from hotplate.offline.publish import PublishSettings, Written
+    from hotplate.offline.rules import Rules
+    from hotplate.offline.train.als import ALSParams
+    from hotplate.offline.train.ease import EASEParams
+    from hotplate.offline.train.neighbours import NeighbourParams
+    from hotplate.offline.train.popularity import PopularityParams, Recency
+    from hotplate.offline.train.tuning import TuneOptions
     from hotplate.releases import activate, copy, prune, rollback, verify
-    from offline.errors import DataError, GateFailed, SettingError
-    from offline.evaluate.splits import SplitOptions
-    from offline.export import to_implicit
-    from offline.input.columns import Columns
-    from offline.job import TrainReport, TrainSettings, publish, train
-    from offline.lists import ListSettings
-    from offline.model import Model
-    from offline.model import load as load_model
-    from offline.publish import PublishSettings, Written
-    from offline.rules import Rules
-    from offline.train.als import ALSParams
-    from offline.train.ease import EASEParams
-    from offline.train.neighbours import NeighbourParams
-    from offline.train.popularity import PopularityParams, Recency
-    from offline.train.tuning import TuneOptions
-    from serve.api.app import mount
-    from serve.lists import Lists, Recommendations
-    from serve.lists import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
-    from serve.reader import FoldInUnavailable, NotReady
-    from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
-    from stores.catalogue import dump as dump_catalogue
-    from stores.catalogue import parse as parse_catalogue
-    from stores.connect import connect
-    from stores.encoding import Item
-    from stores.errors import (
+    from hotplate.serve.api.app import mount
+    from hotplate.serve.lists import Lists, Recommendations
+    from hotplate.serve.lists import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
+    from hotplate.serve.reader import FoldInUnavailable, NotReady
+    from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+    from hotplate.stores.catalogue import dump as dump_catalogue
+    from hotplate.stores.catalogue import parse as parse_catalogue
+    from hotplate.stores.connect import connect
+    from hotplate.stores.encoding import Item
+    from hotplate.stores.errors import (
         CanaryRunning,
         CatalogueUnreadable,
         NotInMemory,
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
         StoreThrottled,
         StoreUnavailable,
     )
-    from stores.keys import META
-    from stores.store import (
+    from hotplate.stores.keys import META
+    from hotplate.stores.store import (
         Diagnosed,
         Finding,
         Level,
@@ -137,28 +137,35 @@ __all__ = [
 _HOMES = {
     "hotplate.cli.run": ("run",),
     "hotplate.releases": ("activate", "copy", "prune", "rollback", "verify"),
-    "offline.errors": ("DataError", "GateFailed", "SettingError"),
-    "offline.evaluate.splits": ("SplitOptions",),
-    "offline.input.columns": ("Columns",),
-    "offline.job": ("TrainReport", "TrainSettings", "publish", "train"),
-    "offline.lists": ("ListSettings",),
-    "offline.publish": ("PublishSettings", "Written"),
-    "offline.rules": ("Rules",),
-    "offline.train.als": ("ALSParams",),
-    "offline.train.ease": ("EASEParams",),
-    "offline.train.neighbours": ("NeighbourParams",),
-    "offline.train.popularity": ("PopularityParams", "Recency"),
-    "offline.train.tuning": ("TuneOptions",),
-    "offline.export": ("to_implicit",),
-    "offline.model": ("Model", "load_model"),
-    "serve.api.app": ("mount",),
-    "serve.lists": ("Lists", "Recommendations", "open"),
-    "serve.reader": ("FoldInUnavailable", "NotReady"),
-    "stores.catalogue": ("Catalogue", "DraftRef", "ReleaseId", "ReleaseRef", "dump_catalogue", "parse_catalogue"),
-    "stores.connect": ("connect",),
-    "stores.encoding": ("Item",),
-    "stores.keys": ("META",),
-    "stores.store": (
+    "hotplate.offline.errors": ("DataError", "GateFailed", "SettingError"),
+    "hotplate.offline.evaluate.splits": ("SplitOptions",),
+    "hotplate.offline.input.columns": ("Columns",),
+    "hotplate.offline.job": ("TrainReport", "TrainSettings", "publish", "train"),
+    "hotplate.offline.lists": ("ListSettings",),
+    "hotplate.offline.publish": ("PublishSettings", "Written"),
+    "hotplate.offline.rules": ("Rules",),
+    "hotplate.offline.train.als": ("ALSParams",),
+    "hotplate.offline.train.ease": ("EASEParams",),
+    "hotplate.offline.train.neighbours": ("NeighbourParams",),
+    "hotplate.offline.train.popularity": ("PopularityParams", "Recency"),
+    "hotplate.offline.train.tuning": ("TuneOptions",),
+    "hotplate.offline.export": ("to_implicit",),
+    "hotplate.offline.model": ("Model", "load_model"),
+    "hotplate.serve.api.app": ("mount",),
+    "hotplate.serve.lists": ("Lists", "Recommendations", "open"),
+    "hotplate.serve.reader": ("FoldInUnavailable", "NotReady"),
+    "hotplate.stores.catalogue": (
+        "Catalogue",
+        "DraftRef",
+        "ReleaseId",
+        "ReleaseRef",
+        "dump_catalogue",
+        "parse_catalogue",
+    ),
+    "hotplate.stores.connect": ("connect",),
+    "hotplate.stores.encoding": ("Item",),
+    "hotplate.stores.keys": ("META",),
+    "hotplate.stores.store": (
         "Diagnosed",
         "Finding",
         "Level",
@@ -194,7 +201,7 @@ if not TYPE_CHECKING:  # so that type checkers see the imports above, and no oth
 
             value = version("hotplate")
         else:
-            home = next((module for module, names in _HOMES.items() if name in names), "stores.errors")
+            home = next((module for module, names in _HOMES.items() if name in names), "hotplate.stores.errors")
             value = getattr(import_module(home), _KNOWN_AS.get(name, name))
         globals()[name] = value
         return value

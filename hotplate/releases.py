@@ -9,14 +9,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from stores import lifecycle, transfer, verification
-from stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
-from stores.connect import run_between, run_on
-from stores.errors import ReleaseCorrupt, ReleaseNotFound
-from stores.lifecycle import WriteResult
-from stores.manifest import Manifest
-from stores.store import Store
-from stores.verification import unreported
+from hotplate.stores import lifecycle, transfer, verification
+from hotplate.stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
+from hotplate.stores.connect import run_between, run_on
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.lifecycle import WriteResult
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.store import Store
+from hotplate.stores.verification import unreported
 
 Progress = Callable[[int, int], None]
 

@@ -21,12 +21,12 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from stores import catalogue as changes
-from stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
-from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
-from stores.lifecycle import begin as begin_release
-from stores.lifecycle import prune, publish, take_over
-from stores.store import Diagnosed, Level, LocalReader, Plan, Row, Store
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
+from hotplate.stores.lifecycle import begin as begin_release
+from hotplate.stores.lifecycle import prune, publish, take_over
+from hotplate.stores.store import Diagnosed, Level, LocalReader, Plan, Row, Store
 
 __all__ = ("OpenStore", "StoreContract")
 

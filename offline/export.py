@@ -6,11 +6,11 @@ from implicit.cpu.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, ItemItemRecommender, TFIDFRecommender
 from implicit.recommender_base import RecommenderBase
 
-from offline.errors import DataError
-from offline.model import Model
-from offline.train.als import Factors, SparkParams
-from offline.train.ease import EASE
-from offline.train.neighbours import Neighbours, nearest
+from hotplate.offline.errors import DataError
+from hotplate.offline.model import Model
+from hotplate.offline.train.als import Factors, SparkParams
+from hotplate.offline.train.ease import EASE
+from hotplate.offline.train.neighbours import Neighbours, nearest
 
 # Without their `fit`, all that distinguishes them is how they were fitted.
 _RECOMMENDERS = {

@@ -21,14 +21,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from offline.errors import SettingError
-from offline.list_encoder import MAX_LENGTH
-from offline.measurement import Measurement, overlaps
-from stores.catalogue import ReleaseRef
-from stores.errors import ReleaseCorrupt, ReleaseNotFound
-from stores.manifest import Manifest
-from stores.store import Reader
-from stores.verification import DEPTH, load_manifest
+from hotplate.offline.errors import SettingError
+from hotplate.offline.list_encoder import MAX_LENGTH
+from hotplate.offline.measurement import Measurement, overlaps
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.store import Reader
+from hotplate.stores.verification import DEPTH, load_manifest
 
 # Metrics of which less is better.
 _LESS_IS_BETTER = ("rmse", "mae")

@@ -15,35 +15,35 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from offline.errors import DataError, SettingError
-from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
-from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.gates import failures, recorded
-from offline.input.columns import Columns
-from offline.input.files import Format, digest, named_paths
-from offline.input.filters import parse_filter
-from offline.input.interactions import Interactions, read_interactions
-from offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
-from offline.list_encoder import check_length
-from offline.lists import ListSettings, ModelLists
-from offline.model import LEFT_OUT, Model, check_target, is_model, load, save
-from offline.publish import PublishSettings, Written, timed
-from offline.publish import publish as publish_lists
-from offline.registry import Registry
-from offline.rules import Rules
-from offline.train.als import ALSParams
-from offline.train.engine import Params, as_options, described, engine_of, fit
-from offline.train.popularity import PopularityParams, most_popular, popular_by_segment
-from offline.train.tuning import Search, TuneOptions, digest_of, tune
-from stores.catalogue import DraftRef, ReleaseId, State
-from stores.connect import run_on
-from stores.errors import CanaryRunning, ReleaseConflict
-from stores.folders import LOCK, flush, take_lock
-from stores.lifecycle import activate, new_id, prune
-from stores.manifest import Manifest
-from stores.runs import claim, give_up, held
-from stores.store import Store
-from stores.verification import load_manifest
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
+from hotplate.offline.gates import failures, recorded
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.input.files import Format, digest, named_paths
+from hotplate.offline.input.filters import parse_filter
+from hotplate.offline.input.interactions import Interactions, read_interactions
+from hotplate.offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
+from hotplate.offline.list_encoder import check_length
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import LEFT_OUT, Model, check_target, is_model, load, save
+from hotplate.offline.publish import PublishSettings, Written, timed
+from hotplate.offline.publish import publish as publish_lists
+from hotplate.offline.registry import Registry
+from hotplate.offline.rules import Rules
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.engine import Params, as_options, described, engine_of, fit
+from hotplate.offline.train.popularity import PopularityParams, most_popular, popular_by_segment
+from hotplate.offline.train.tuning import Search, TuneOptions, digest_of, tune
+from hotplate.stores.catalogue import DraftRef, ReleaseId, State
+from hotplate.stores.connect import run_on
+from hotplate.stores.errors import CanaryRunning, ReleaseConflict
+from hotplate.stores.folders import LOCK, flush, take_lock
+from hotplate.stores.lifecycle import activate, new_id, prune
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.runs import claim, give_up, held
+from hotplate.stores.store import Store
+from hotplate.stores.verification import load_manifest
 
 # After a cut in time there must be so many users to test, or the split is drawn at random.
 _FEWEST_TESTED = 10

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import orjson
 import polars as pl
 
-from offline.errors import SettingError
-from stores.encoding import MAX_OFFSET, SEPARATOR, USUAL_CUT
-from stores.errors import StoreMisused
-from stores.store import Row
+from hotplate.offline.errors import SettingError
+from hotplate.stores.encoding import MAX_OFFSET, SEPARATOR, USUAL_CUT
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.store import Row
 
 # The longest list that the service answers.
 MAX_LENGTH = 1000
@@ -72,7 +72,7 @@ class ListEncoder:
             )
 
     def rows(self, kind: str, lists: RankedLists) -> list[Row]:
-        """Return a row of each list, its key of *kind* and its body as `stores.encoding` says.
+        """Return a row of each list, its key of *kind* and its body as `hotplate.stores.encoding` says.
 
         Raises StoreMisused for a score that is not finite.
         """

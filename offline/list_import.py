@@ -16,16 +16,32 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from offline.errors import DataError
-from offline.input import notes
-from offline.input.columns import choose_columns
-from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
-from offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, read_titles, with_whole_numbers
-from offline.list_encoder import ListEncoder, RankedLists, check_length
-from offline.measurement import Items, Observe, ignore
-from stores.keys import ITEM, OVERALL, POPULAR, USER
-from stores.manifest import MAX_POPULAR_LISTS
-from stores.store import Plan, Row
+from hotplate.offline.errors import DataError
+from hotplate.offline.input import notes
+from hotplate.offline.input.columns import choose_columns
+from hotplate.offline.input.files import (
+    DataFile,
+    Format,
+    data_errors,
+    find_files,
+    fingerprint,
+    input_files,
+    named_paths,
+)
+from hotplate.offline.input.tables import (
+    Rows,
+    Table,
+    TableShape,
+    id_reasons,
+    open_tables,
+    read_titles,
+    with_whole_numbers,
+)
+from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
+from hotplate.offline.measurement import Items, Observe, ignore
+from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
+from hotplate.stores.manifest import MAX_POPULAR_LISTS
+from hotplate.stores.store import Plan, Row
 
 # Rows that are sorted at once: about 150 MB with ids of ten characters.
 PARTITION_ROWS = 1_000_000

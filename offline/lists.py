@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from offline.errors import DataError, SettingError
-from offline.evaluate.evaluation import as_published
-from offline.input.matrix import Floats, Indices
-from offline.list_encoder import ListEncoder, RankedLists, check_length
-from offline.measurement import Items, Observe, ignore
-from offline.model import Model, Users
-from offline.rules import RuledLists, Rules
-from offline.train.als import Factors, SparkParams
-from offline.train.engine import engine_of
-from stores.factors import PIECE_BYTES, Description, Entry, description_row, pieces
-from stores.keys import ITEM, OVERALL, POPULAR, USER
-from stores.store import Plan, Row
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.evaluation import as_published
+from hotplate.offline.input.matrix import Floats, Indices
+from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
+from hotplate.offline.measurement import Items, Observe, ignore
+from hotplate.offline.model import Model, Users
+from hotplate.offline.rules import RuledLists, Rules
+from hotplate.offline.train.als import Factors, SparkParams
+from hotplate.offline.train.engine import engine_of
+from hotplate.stores.factors import PIECE_BYTES, Description, Entry, description_row, pieces
+from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
+from hotplate.stores.store import Plan, Row
 
 _BATCH = 4096
 # Six decimals distinguish about what float32 does, in half the bytes.

@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from offline.input.matrix import Indices
-from offline.list_encoder import MAX_LENGTH
-from stores.catalogue import ReleaseRef
-from stores.compression import load_decode
-from stores.encoding import Decode, Item, cut, decode
-from stores.errors import ReleaseCorrupt, StoreError
-from stores.keys import USER
-from stores.manifest import Manifest
-from stores.store import Reader
+from hotplate.offline.input.matrix import Indices
+from hotplate.offline.list_encoder import MAX_LENGTH
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.compression import load_decode
+from hotplate.stores.encoding import Decode, Item, cut, decode
+from hotplate.stores.errors import ReleaseCorrupt, StoreError
+from hotplate.stores.keys import USER
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.store import Reader
 
 # So many users are compared with the live release: the mean is then known to within 0.01.
 SAMPLED_USERS = 5_000

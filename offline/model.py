@@ -17,14 +17,14 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError
-from offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
-from offline.train.als import ALSParams, Factors, SparkParams
-from offline.train.ease import EASE, EASEParams
-from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
-from offline.train.neighbours import NeighbourParams, Neighbours
-from offline.train.popularity import Popular, Popularity, PopularityParams
-from stores.folders import LOCK, flush, marked, scratch_folder
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams
+from hotplate.offline.train.ease import EASE, EASEParams
+from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
+from hotplate.offline.train.neighbours import NeighbourParams, Neighbours
+from hotplate.offline.train.popularity import Popular, Popularity, PopularityParams
+from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
 
 # Of the folder; changes when an older hotplate could not read it.
 FORMAT = 2

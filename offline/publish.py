@@ -8,18 +8,18 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
-from offline.errors import GateFailed
-from offline.gates import Gate, Verdict, check, depth_of, failures, judge, parse_gates, record, recorded
-from offline.measurement import Items, Measurement, Observe, ignore
-from offline.threads import DaemonThreads
-from stores import lifecycle
-from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
-from stores.compression import default_encoding
-from stores.errors import CanaryRunning
-from stores.lifecycle import WriteResult, prune
-from stores.manifest import Manifest
-from stores.parts import Assignment, OtherWriters, WrittenPart
-from stores.store import Observer, Plan, Reader, Row, Store
+from hotplate.offline.errors import GateFailed
+from hotplate.offline.gates import Gate, Verdict, check, depth_of, failures, judge, parse_gates, record, recorded
+from hotplate.offline.measurement import Items, Measurement, Observe, ignore
+from hotplate.offline.threads import DaemonThreads
+from hotplate.stores import lifecycle
+from hotplate.stores.catalogue import DraftRef, ReleaseId, ReleaseRef
+from hotplate.stores.compression import default_encoding
+from hotplate.stores.errors import CanaryRunning
+from hotplate.stores.lifecycle import WriteResult, prune
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart
+from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 
 Progress = Callable[[int, int], None]
 
@@ -121,8 +121,8 @@ async def publish(
     keeps what gates said. They compare with what is live in *live_in*, by default in *store*. *observer* hears what
     those were charged who write parts of a PartedSource. *on_progress* is called with (lists written, lists in all).
     Raises SettingError, before anything is written, for gates that cannot be judged; StoreError as
-    `stores.lifecycle.publish` does. The steps are the seconds that lists were waited for, gates were judged, the
-    release was activated and others were erased.
+    `hotplate.stores.lifecycle.publish` does. The steps are the seconds that lists were waited for, gates were judged,
+    the release was activated and others were erased.
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
     review = _Review(source, settings, store, live_in or store, steps) if settings.gates else None

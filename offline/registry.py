@@ -24,12 +24,12 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from offline.errors import DataError, SettingError
-from offline.model import code_versions, describe, replaced_folder
-from stores.catalogue import ReleaseId
-from stores.connect import default_url
-from stores.folders import LOCK, flush
-from stores.urls import redacted, scheme_of
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.model import code_versions, describe, replaced_folder
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import default_url
+from hotplate.stores.folders import LOCK, flush
+from hotplate.stores.urls import redacted, scheme_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STAGE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")

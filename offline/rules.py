@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from offline.errors import DataError, SettingError, require_at_least
-from offline.input.columns import choose_columns
-from offline.input.files import Format, data_errors, find_files
-from offline.input.filters import parse_half_life
-from offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, decay
-from offline.input.tables import open_tables, with_whole_numbers
-from offline.model import Model
-from offline.train.engine import with_recency
-from offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
-from stores.keys import OVERALL
+from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.input.columns import choose_columns
+from hotplate.offline.input.files import Format, data_errors, find_files
+from hotplate.offline.input.filters import parse_half_life
+from hotplate.offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, decay
+from hotplate.offline.input.tables import open_tables, with_whole_numbers
+from hotplate.offline.model import Model
+from hotplate.offline.train.engine import with_recency
+from hotplate.offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
+from hotplate.stores.keys import OVERALL
 
 # The first depth of a ranking under a cap, in lists; those that are still short are ranked so many times deeper again.
 _FIRST_DEPTH, _DEEPER = 2, 4

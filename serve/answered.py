@@ -37,6 +37,6 @@ class Answered(NamedTuple):
     """The name of the caller's key."""
 
     user: str | None = None
-    """Whose list it is about; for `serve.processes.access_log` alone, which hashes it."""
+    """Whose list it is about; for `hotplate.serve.processes.access_log` alone, which hashes it."""
 
     found: Found | None = None

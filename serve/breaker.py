@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from stores.throttle import Backoff
+from hotplate.stores.throttle import Backoff
 
 # How many failures in a row open a breaker.
 FAILURES = 5

@@ -6,8 +6,8 @@ a key has no list is believed for ABSENT_S only, as a replica may be behind, or 
 
 from collections.abc import Callable, Sequence
 
-from stores.errors import StoreError
-from stores.store import Slot
+from hotplate.stores.errors import StoreError
+from hotplate.stores.store import Slot
 
 # How long a key counts as absent.
 ABSENT_S = 10.0

@@ -16,11 +16,11 @@ from typing import Generic, TypeVar
 
 import orjson
 
-from serve.errors import ServiceMisused
-from serve.watched import WatchedFiles
-from stores.encoding import cut, cut_without, encode_id, ids_of
-from stores.errors import StoreMisused
-from stores.keys import ITEM, USER, check_id
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.watched import WatchedFiles
+from hotplate.stores.encoding import cut, cut_without, encode_id, ids_of
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.keys import ITEM, USER, check_id
 
 MAX_BYTES = 16 << 20
 # After how many lines a reader pauses; and for how long a thread other than the loop's does, so requests seldom wait

@@ -15,18 +15,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
-from stores.catalogue import ReleaseRef
-from stores.encoding import OFFSET_BYTES, Checksum, Item
-from stores.errors import ReleaseCorrupt, StoreThrottled
-from stores.factors import Description, piece_key, read_description, read_piece
-from stores.keys import FACTORS
-from stores.manifest import Manifest
-from stores.store import Reader, read_one
-from stores.urls import extra_installed
-from stores.verification import read_present
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.encoding import OFFSET_BYTES, Checksum, Item
+from hotplate.stores.errors import ReleaseCorrupt, StoreThrottled
+from hotplate.stores.factors import Description, piece_key, read_description, read_piece
+from hotplate.stores.keys import FACTORS
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.store import Reader, read_one
+from hotplate.stores.urls import extra_installed
+from hotplate.stores.verification import read_present
 
 if TYPE_CHECKING:
-    from serve.item_factors import ItemFactors
+    from hotplate.serve.item_factors import ItemFactors
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class FoldIn:
     async def _load_pieces(
         self, reader: Reader, release: ReleaseRef, manifest: Manifest, description: Description
     ) -> Loaded:
-        from serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy, an extra
+        from hotplate.serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy, an extra
 
         factors, check = ItemFactors(description), Checksum(manifest.release).open
         keys = [piece_key(number) for number in range(description.pieces)]

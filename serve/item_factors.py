@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from stores.encoding import Item, encode_id
-from stores.errors import ReleaseCorrupt
-from stores.factors import Description, Entry
+from hotplate.stores.encoding import Item, encode_id
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.factors import Description, Entry
 
 # As published lists have them.
 DECIMALS = 6
@@ -20,7 +20,7 @@ DECIMALS = 6
 ROWS_AT_ONCE = 4096
 # How many of the best are looked at first, and how many times as many next if too few of them may be in the list.
 FIRST_DEPTH, DEEPER = 64, 8
-# Spark's engine gives an item that a user has more weight than one that they lack; see `offline.train.als`.
+# Spark's engine gives an item that a user has more weight than one that they lack; see `hotplate.offline.train.als`.
 LEAST_CONFIDENCE = 1.001
 
 Rows = npt.NDArray[np.intp]

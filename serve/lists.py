@@ -8,14 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from serve.deny_list import DenyListFile, DenyListInvalid
-from serve.processes.states import Reporter
-from serve.reader import DEFAULT_N, EncodedList, TieredReader, open_reader
-from serve.settings import BUDGET_S
-from serve.watched import following
-from stores.encoding import Item, decode
-from stores.errors import StoreMisused
-from stores.keys import OVERALL, check_id
+from hotplate.serve.deny_list import DenyListFile, DenyListInvalid
+from hotplate.serve.processes.states import Reporter
+from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader, open_reader
+from hotplate.serve.settings import BUDGET_S
+from hotplate.serve.watched import following
+from hotplate.stores.encoding import Item, decode
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.keys import OVERALL, check_id
 
 # How long opened lists wait for a release to serve.
 READY_S = 10.0
@@ -102,7 +102,7 @@ class Lists:
 
     def prometheus_text(self) -> bytes:
         """Return what the service has on `/metrics`, of this process; serve it where only operators read."""
-        from serve.processes.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client, which not everybody needs
+        from hotplate.serve.processes.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client, which not everybody needs
 
         return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from serve.releases.canary import ServedCanary
-from serve.releases.release import ServedRelease
-from serve.telemetry.spans import RequestSpan, sampled_requests
-from serve.tiers import ReleasesSplit, Tier, loop_time
-from stores.encoding import is_empty
-from stores.errors import StoreError
-from stores.store import Slot
+from hotplate.serve.releases.canary import ServedCanary
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
+from hotplate.serve.tiers import ReleasesSplit, Tier, loop_time
+from hotplate.stores.encoding import is_empty
+from hotplate.stores.errors import StoreError
+from hotplate.stores.store import Slot
 
 log = logging.getLogger(__name__)
 

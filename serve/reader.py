@@ -10,22 +10,22 @@ from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-from serve.deny_list import DenyListFile
-from serve.fold_in import FoldIn
-from serve.lookups import Deadline, Lookups, Origin
-from serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, Role
-from serve.releases.release import ServedRelease
-from serve.settings import BUDGET_S
-from serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_time, tier_names
-from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.encoding import Item, encode, is_empty
-from stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
-from stores.keys import ITEM, OVERALL, USER
-from stores.store import LocalReader, Reader, Slot
+from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.fold_in import FoldIn
+from hotplate.serve.lookups import Deadline, Lookups, Origin
+from hotplate.serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, Role
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.settings import BUDGET_S
+from hotplate.serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_time, tier_names
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.encoding import Item, encode, is_empty
+from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
+from hotplate.stores.keys import ITEM, OVERALL, USER
+from hotplate.stores.store import LocalReader, Reader, Slot
 
 if TYPE_CHECKING:
-    from serve.item_factors import ItemFactors
+    from hotplate.serve.item_factors import ItemFactors
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import orjson
 
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from serve.telemetry.settings import TelemetrySettings
+    from hotplate.serve.telemetry.settings import TelemetrySettings
 
 
 # What the reads of one request may take, all stores together.

@@ -8,18 +8,25 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
-from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
-from serve.cache import NOT_CACHED, Cache
-from serve.metrics import CACHE_HIT, CACHE_MISS, LOOKUP_OUTCOMES, ROLES, Metrics
-from serve.releases.canary import BothCounts, Counts
-from serve.releases.follower import Follower
-from serve.releases.release import ServedRelease
-from serve.telemetry.spans import sampled_requests, traced
-from stores.catalogue import ReleaseRef
-from stores.deadlines import TaskDeadlines
-from stores.errors import NotInMemory, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.store import LocalReader, Reader, Slot
-from stores.urls import scheme_of
+from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
+from hotplate.serve.cache import NOT_CACHED, Cache
+from hotplate.serve.metrics import CACHE_HIT, CACHE_MISS, LOOKUP_OUTCOMES, ROLES, Metrics
+from hotplate.serve.releases.canary import BothCounts, Counts
+from hotplate.serve.releases.follower import Follower
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.telemetry.spans import sampled_requests, traced
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.deadlines import TaskDeadlines
+from hotplate.stores.errors import (
+    NotInMemory,
+    PartUnavailable,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreError,
+    StoreUnavailable,
+)
+from hotplate.stores.store import LocalReader, Reader, Slot
+from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +73,12 @@ class StoreObserver:
         self._metrics = metrics
 
     def charged(self, ru: float) -> None:
-        """See `stores.store.Observer`."""
+        """See `hotplate.stores.store.Observer`."""
         if ru:  # a 429 and an error cost nothing
             self._metrics.observe_charge(self._tier, ru)
 
     def failed(self, kind: str) -> None:
-        """See `stores.store.Observer`."""
+        """See `hotplate.stores.store.Observer`."""
         self._metrics.count_attempt(self._tier, kind)
 
 

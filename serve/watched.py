@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from serve.errors import ServiceMisused
+from hotplate.serve.errors import ServiceMisused
 
 log = logging.getLogger(__name__)
 

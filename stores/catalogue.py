@@ -1,7 +1,8 @@
 """The catalogue: all control state of a store in one small record, and the pure functions that change it.
 
-A change is a function from catalogue to catalogue; `stores.lifecycle` applies it by compare-and-set. Releases stand in
-the order of their last commit or activation. Every time is the store's (`Catalogue.now`), in seconds since the epoch.
+A change is a function from catalogue to catalogue; `hotplate.stores.lifecycle` applies it by compare-and-set. Releases
+stand in the order of their last commit or activation. Every time is the store's (`Catalogue.now`), in seconds since the
+epoch.
 
     draft → ready → live → superseded → dropping
                       └──→ withdrawn ──────┘        what a rollback or a repair left: never a rollback's target again
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple, NewType, TypeVar
 import orjson
 from xxhash import xxh3_64_hexdigest
 
-from stores.errors import CanaryRunning, CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
+from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 With `zstd` each list is compressed alone, with a dictionary trained on the release's own first lists. The
 dictionary is the row `meta:dictionary`, written before any list; an empty one says that there were too few lists to
 train on, and that they are compressed without. Popular lists are compressed like all others, `meta` rows never are.
-What is in a value: `stores.encoding`.
+What is in a value: `hotplate.stores.encoding`.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from itertools import islice
 
 import zstandard
 
-from stores import encoding
-from stores.catalogue import ReleaseRef
-from stores.encoding import (
+from hotplate.stores import encoding
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
     HEADER_BYTES,
     NO_OFFSET,
@@ -24,10 +24,10 @@ from stores.encoding import (
     Decode,
     is_empty,
 )
-from stores.errors import HEAL, ReleaseCorrupt, StoreMisused
-from stores.keys import DICTIONARY, META, POPULAR
-from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import LocalReader, Plan, Reader, Row, Store, read_one
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused
+from hotplate.stores.keys import DICTIONARY, META, POPULAR
+from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
+from hotplate.stores.store import LocalReader, Plan, Reader, Row, Store, read_one
 
 LEVEL = 3
 
@@ -98,7 +98,9 @@ class Encoder:
         if key.startswith(META):
             return NO_OFFSET + body
         if len(body) < OFFSET_BYTES or body >= _NO_BODY:
-            raise StoreMisused(f"the value of {key!r} is not a body of a list; encode it with `stores.encoding`")
+            raise StoreMisused(
+                f"the value of {key!r} is not a body of a list; encode it with `hotplate.stores.encoding`"
+            )
         size = len(body) - OFFSET_BYTES
         if size > MAX_LIST_BYTES:
             raise StoreMisused(f"the list of {key!r} has {size} bytes, at most {MAX_LIST_BYTES} are read")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
-from stores.errors import StoreMisused
-from stores.file import store as file_store
-from stores.memory import MemoryStore
-from stores.store import Observer, Store
-from stores.urls import extra_installed, redacted, scheme_of, split
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.file import store as file_store
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Observer, Store
+from hotplate.stores.urls import extra_installed, redacted, scheme_of, split
 
 T = TypeVar("T")
 
@@ -43,12 +43,12 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     if scheme == "file":
         return file_store.open_url(url)
     if scheme in REDIS:
-        from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
+        from hotplate.stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
 
         return redis.open_url(url)
     if scheme in COSMOS:
         with extra_installed("cosmos"):
-            from stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above
+            from hotplate.stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above
 
             return cosmos.open_url(url, observer)
     for entry in entry_points(group=GROUP, name=scheme):
@@ -120,8 +120,8 @@ def share_of(url: str, writers: int) -> str:
     if scheme_of(url) not in COSMOS:
         return url
     with extra_installed("cosmos"):
-        from stores.cosmos import containers  # noqa: PLC0415 -- as above
-        from stores.cosmos.url import parse  # noqa: PLC0415 -- as above
+        from hotplate.stores.cosmos import containers  # noqa: PLC0415 -- as above
+        from hotplate.stores.cosmos.url import parse  # noqa: PLC0415 -- as above
 
     address = parse(url)
     written = containers.writing_throughput(address)

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from statistics import median
 
-from stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, State
-from stores.errors import ReleaseCorrupt, StoreError, StoreFull
-from stores.lifecycle import check_nothing_to_rebuild
-from stores.manifest import Manifest
-from stores.servable import read_servable
-from stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
-from stores.verification import named
+from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, State
+from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreFull
+from hotplate.stores.lifecycle import check_nothing_to_rebuild
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.servable import read_servable
+from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
+from hotplate.stores.verification import named
 
 # How far the store's clock may be from ours.
 MAX_SKEW_S = 2.0

@@ -21,7 +21,7 @@ from typing import TypedDict
 import orjson
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from stores.errors import ReleaseCorrupt, StoreMisused
+from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 
 SEPARATOR = b",\n"
 
@@ -44,7 +44,7 @@ _ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 # From a stored value to its opened body, given its key; raises ReleaseCorrupt.
 Decode = Callable[[str, bytes], bytes]
 
-# The encodings of a release's lists: `json` as here, `zstd` the same and compressed by `stores.compression`.
+# The encodings of a release's lists: `json` as here, `zstd` the same and compressed by `hotplate.stores.compression`.
 ENCODINGS = ("json", "zstd")
 
 

@@ -5,10 +5,10 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.manifest import Manifest
-from stores.memory import MemoryStore
-from stores.store import BATCH_ROWS, Diagnosed, Estimate, Plan, ProvisionedStore, PublishCounts, Row, Store
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import BATCH_ROWS, Diagnosed, Estimate, Plan, ProvisionedStore, PublishCounts, Row, Store
 
 
 async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:

@@ -25,7 +25,7 @@ from socket import gethostname
 import zstandard
 from xxhash import xxh3_64_hexdigest, xxh32_hexdigest
 
-from stores.folders import flush
+from hotplate.stores.folders import flush
 
 SUFFIX = ".events.zst"
 # A segment is closed once it has so many bytes, or its first event is so old.

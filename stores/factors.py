@@ -16,9 +16,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from stores.errors import ReleaseCorrupt
-from stores.keys import FACTORS
-from stores.store import Row
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.keys import FACTORS
+from hotplate.stores.store import Row
 
 # Redis and LMDB would take more; one of Cosmos DB costs some hundred request units to write, as it is.
 PIECE_BYTES = 64 << 10

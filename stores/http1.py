@@ -14,8 +14,8 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from stores.deadlines import Deadlines
-from stores.throttle import Backoff
+from hotplate.stores.deadlines import Deadlines
+from hotplate.stores.throttle import Backoff
 
 Tag = TypeVar("Tag")
 # Why a request has no response: no connection, one that ended, bytes that are not a response, or none in time.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import orjson
 
-from stores.errors import StoreMisused
+from hotplate.stores.errors import StoreMisused
 
 USER = "user:"
 ITEM = "item:"

@@ -1,7 +1,7 @@
 """The life of releases, written once over any store: begin, write, commit, activate, canary, roll back, prune.
 
-A step is a pure function of `stores.catalogue`, applied by compare-and-set until no rival comes first; whether a swap
-whose reply was lost was made is settled here, for all stores.
+A step is a pure function of `hotplate.stores.catalogue`, applied by compare-and-set until no rival comes first; whether
+a swap whose reply was lost was made is settled here, for all stores.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from stores import catalogue as changes
-from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
-from stores.compression import EncodedRows, encode_rows
-from stores.encoding import Checksum
-from stores.errors import (
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.compression import EncodedRows, encode_rows
+from hotplate.stores.encoding import Checksum
+from hotplate.stores.errors import (
     CanaryRunning,
     CatalogueUnreadable,
     ReleaseConflict,
@@ -29,12 +29,12 @@ from stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from stores.manifest import Manifest, Tally, compare, describe
-from stores.parts import Assignment, OtherWriters, put_part, sum_up
-from stores.servable import read_servable
-from stores.store import Plan, ProvisionedStore, Row, Store, WriterLocked
-from stores.throttle import Backoff
-from stores.verification import Progress, load_manifest, named, unreported, verify
+from hotplate.stores.manifest import Manifest, Tally, compare, describe
+from hotplate.stores.parts import Assignment, OtherWriters, put_part, sum_up
+from hotplate.stores.servable import read_servable
+from hotplate.stores.store import Plan, ProvisionedStore, Row, Store, WriterLocked
+from hotplate.stores.throttle import Backoff
+from hotplate.stores.verification import Progress, load_manifest, named, unreported, verify
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +100,11 @@ async def publish(
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
 
     While another release is the canary it stays ready, and the result says so; with *end_canary*, that ends instead.
-    *batches* are rows of bodies, as `stores.encoding` makes them of lists, and `meta` rows of any bytes; *plan* counts
-    keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or an interrupt
-    gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume* continues, given
-    the same rows again, until the next `prune` after its lease has lapsed: what was acknowledged is not put again. With
-    a draft to *resume* the caller is its writer; a run's is left by an interrupt, too.
+    *batches* are rows of bodies, as `hotplate.stores.encoding` makes them of lists, and `meta` rows of any bytes;
+    *plan* counts keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or
+    an interrupt gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume*
+    continues, given the same rows again, until the next `prune` after its lease has lapsed: what was acknowledged is
+    not put again. With a draft to *resume* the caller is its writer; a run's is left by an interrupt, too.
     *about* goes into the manifest; it is not asked for if a resumed draft has its manifest already. *others* write
     the rows that are not among *batches*, after those, and *plan* counts theirs, too. *on_progress* is called with
     (lists written, lists in all).

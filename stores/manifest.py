@@ -7,11 +7,11 @@ from typing import Any
 import orjson
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
-from stores.catalogue import ReleaseId
-from stores.encoding import ENCODINGS, HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum
-from stores.errors import HEAL, ReleaseCorrupt
-from stores.keys import ITEM, MANIFEST, META, OVERALL, POPULAR, USER, check_kind
-from stores.store import Row
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.encoding import ENCODINGS, HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum
+from hotplate.stores.errors import HEAL, ReleaseCorrupt
+from hotplate.stores.keys import ITEM, MANIFEST, META, OVERALL, POPULAR, USER, check_kind
+from hotplate.stores.store import Row
 
 FORMAT = 2
 MAX_POPULAR_LISTS = 1001

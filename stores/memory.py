@@ -5,10 +5,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict
-from stores.keys import META
-from stores.store import LocalReader, Plan, Row, Slot, not_found, sealed, taken_over
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.errors import ReleaseConflict
+from hotplate.stores.keys import META
+from hotplate.stores.store import LocalReader, Plan, Row, Slot, not_found, sealed, taken_over
 
 
 @dataclass(slots=True)

@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from stores.catalogue import DraftRef
-from stores.compression import Encoder
-from stores.encoding import Checksum
-from stores.keys import META
-from stores.manifest import Tally
-from stores.store import Row, Store
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.compression import Encoder
+from hotplate.stores.encoding import Checksum
+from hotplate.stores.keys import META
+from hotplate.stores.manifest import Tally
+from hotplate.stores.store import Row, Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from stores import catalogue as changes
-from stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, State
-from stores.errors import (
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.errors import (
     CatalogueUnreadable,
     ReleaseConflict,
     ReleaseCorrupt,
@@ -19,12 +19,12 @@ from stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from stores.keys import MANIFEST
-from stores.lifecycle import is_sealed, scale_up_again
-from stores.manifest import Manifest, read_manifest, release_in
-from stores.servable import read_servable
-from stores.store import Store, read_one
-from stores.verification import verify
+from hotplate.stores.keys import MANIFEST
+from hotplate.stores.lifecycle import is_sealed, scale_up_again
+from hotplate.stores.manifest import Manifest, read_manifest, release_in
+from hotplate.stores.servable import read_servable
+from hotplate.stores.store import Store, read_one
+from hotplate.stores.verification import verify
 
 # Is called with (the release that is read, its rows read, its rows in all).
 OnProgress = Callable[[ReleaseId, int, int], None]

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from stores import catalogue as changes
-from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State
-from stores.connect import connect
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
-from stores.lifecycle import RUNNER, change, lease
-from stores.store import Store
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
+from hotplate.stores.lifecycle import RUNNER, change, lease
+from hotplate.stores.store import Store
 
 # How often a store is looked at in which another run has a draft.
 _WAIT_POLL_S = 1.0

@@ -2,21 +2,21 @@
 
 What is read: the manifest, the dictionary, the popular lists and the sample that was drawn when the release was
 published; of a store that keeps files, their size, too. It shows that a release can be read, and takes a bounded time.
-It does not show that the release is complete: `stores.verification.verify` does.
+It does not show that the release is complete: `hotplate.stores.verification.verify` does.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stores.catalogue import ReleaseRef
-from stores.compression import load_decode
-from stores.encoding import Checksum, Decode, is_empty
-from stores.errors import HEAL, ReleaseCorrupt, StoreUnavailable
-from stores.keys import META, OVERALL, POPULAR
-from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import Diagnosed, Reader
-from stores.verification import load_manifest, read_present
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.compression import load_decode
+from hotplate.stores.encoding import Checksum, Decode, is_empty
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreUnavailable
+from hotplate.stores.keys import META, OVERALL, POPULAR
+from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
+from hotplate.stores.store import Diagnosed, Reader
+from hotplate.stores.verification import load_manifest, read_present
 
 # How long the reads may take in all, in seconds.
 DEADLINE_S = 30.0

@@ -1,7 +1,7 @@
 """The store contract: what a backend must offer, as two small Protocols and the values that cross them.
 
-Policy (publish, activate, roll back, prune, verify) is written once, in `stores.lifecycle`, over this contract. A
-backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gives its own time.
+Policy (publish, activate, roll back, prune, verify) is written once, in `hotplate.stores.lifecycle`, over this
+contract. A backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gives its own time.
 """
 
 from abc import ABC, abstractmethod
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 
 # How many rows a store acknowledges together, if it keeps a list of their keys.
 BATCH_ROWS = 1000

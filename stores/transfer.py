@@ -7,15 +7,24 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
-from stores.compression import EncodedRows
-from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
-from stores.estimate import estimate
-from stores.keys import MANIFEST, META
-from stores.lifecycle import COPIER, DRAFT_POLL_S, WriteResult, become_writer, begin, go_live, scale_down, write
-from stores.manifest import Manifest, Tally, compare
-from stores.store import Estimate, Plan, Row, Store
-from stores.verification import load_manifest, verify
+from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.compression import EncodedRows
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.estimate import estimate
+from hotplate.stores.keys import MANIFEST, META
+from hotplate.stores.lifecycle import (
+    COPIER,
+    DRAFT_POLL_S,
+    WriteResult,
+    become_writer,
+    begin,
+    go_live,
+    scale_down,
+    write,
+)
+from hotplate.stores.manifest import Manifest, Tally, compare
+from hotplate.stores.store import Estimate, Plan, Row, Store
+from hotplate.stores.verification import load_manifest, verify
 
 log = logging.getLogger(__name__)
 

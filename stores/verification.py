@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from stores.catalogue import ReleaseRef
-from stores.compression import load_decode, read_ids
-from stores.encoding import Checksum, Decode
-from stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused
-from stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
-from stores.manifest import Manifest, Tally, compare, read_manifest
-from stores.store import Diagnosed, Reader, Row, Store, read_one
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.compression import load_decode, read_ids
+from hotplate.stores.encoding import Checksum, Decode
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused
+from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
+from hotplate.stores.manifest import Manifest, Tally, compare, read_manifest
+from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 
 VERIFY_CHUNK = 1000
 

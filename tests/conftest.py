@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from stores.connect import connect
-from stores.file.store import LmdbStore
-from stores.memory import MemoryStore
-from stores.store import Store
+from hotplate.stores.connect import connect
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Store
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.redis_cluster import RedisCluster, running_cluster

@@ -1,9 +1,11 @@
 """The arrows of the house: who may import whom, held by looking at the imports and at `sys.modules`."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,10 @@ MAY_IMPORT = {
     "bench/micro": {"stores", "offline", "serve", "hotplate"},
     "hotplate": {"stores", "offline", "serve", "bench"},
 }
+FOLDERS = set(ROOMS) - {"hotplate"}
+# A module by its bare name, as it may stand in a string, a comment or a page; and how a folder is imported.
+NAMED = r"(?<![\w./-])(stores|offline|serve|bench)\.([a-z_]\w*)"
+IMPORTED = r"(?m)\bfrom (stores|offline|serve|bench) import |^\s*import (stores|offline|serve|bench)$"
 HEAVY = {"numpy", "scipy", "implicit", "polars", "azure", "redis", "matplotlib", "jwt", "opentelemetry"}
 
 
@@ -30,7 +36,15 @@ def modules_of(folder: str) -> list[Path]:
 
 def name_of(module: Path) -> str:
     parts = module.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return name if parts[0] == "hotplate" else f"hotplate.{name}"
+
+
+def room_of(name: str) -> str | None:
+    """Return the room of the module that is imported as *name*, None for a module of others."""
+    package, _, rest = name.partition(".")
+    room = rest.partition(".")[0]
+    return None if package != "hotplate" else room if room in ROOMS else "hotplate"
 
 
 def imports_of(module: Path) -> set[str]:
@@ -50,16 +64,29 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
     for module in modules_of(room):
         inside = module.relative_to(ROOT).parts
         own = "bench/micro" if inside[:2] == ("bench", "micro") else room
-        rooms = {name.partition(".")[0] for name in imports_of(module)} & set(ROOMS)
-        strangers = rooms - MAY_IMPORT[own] - {room}
+        strangers = {room_of(name) for name in imports_of(module)} - MAY_IMPORT[own] - {room, None}
         assert not strangers, f"{module.relative_to(ROOT)} imports {strangers}"
 
 
 def test_the_emulator_stands_by_itself() -> None:
     for module in modules_of("bench/cosmos_emulator"):
-        rooms = {name for name in imports_of(module) if name.partition(".")[0] in ROOMS}
-        own = {name for name in rooms if f"{name}.".startswith(("bench.cosmos_emulator.", "stores.cosmos.charges."))}
+        rooms = {name for name in imports_of(module) if room_of(name)}
+        own = {
+            name
+            for name in rooms
+            if f"{name}.".startswith(("hotplate.bench.cosmos_emulator.", "hotplate.stores.cosmos.charges."))
+        }
         assert rooms == own, f"{module.relative_to(ROOT)} imports {rooms - own}"
+
+
+def test_nothing_is_imported_or_named_by_its_bare_name() -> None:
+    folders = [ROOT / name for name in (*ROOMS, "k8s", "tests", "docs", ".ci", ".github")]
+    for file in [*ROOT.glob("*"), *(file for folder in folders for file in folder.rglob("*"))]:
+        if file.is_file() and "__pycache__" not in file.parts:
+            text = file.read_text(errors="replace")
+            bare = {(room, name) for room, name in re.findall(NAMED, text) if find_spec(f"hotplate.{room}.{name}")}
+            assert not bare, f"{file.relative_to(ROOT)} names {bare} without hotplate"
+            assert not re.search(IMPORTED, text), f"{file.relative_to(ROOT)} imports one"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -79,18 +106,24 @@ def test_no_test_imports_another() -> None:
 
 @pytest.mark.parametrize("room", ["stores", "serve", "hotplate"])
 def test_importing_a_light_room_loads_nothing_heavy(room: str) -> None:
-    of_extras = ("stores.redis", "stores.cosmos", "serve.item_factors", "serve.telemetry.sdk")
+    of_extras = (
+        "hotplate.stores.redis",
+        "hotplate.stores.cosmos",
+        "hotplate.serve.item_factors",
+        "hotplate.serve.telemetry.sdk",
+    )
     extras = (*of_extras, "hotplate.testing", "hotplate.__main__", "hotplate.cli.evaluation_page")
     names = [name_of(module) for module in modules_of(room)]
     names = [name for name in names if not name.startswith(extras)]
-    program = f"import sys, {', '.join(names)}; print(*sorted(m for m in sys.modules if '.' not in m))"
+    program = f"import sys, {', '.join(names)}; print(*sys.modules)"
     loaded = set(
         subprocess.run(
             [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT
         ).stdout.split()
     )
-    assert not loaded & HEAVY
-    assert room == "hotplate" or not loaded & ({*ROOMS, "typer"} - {room, "stores"})
+    assert not {name.partition(".")[0] for name in loaded} & (HEAVY | FOLDERS)
+    others = {"typer", "hotplate.cli", *(f"hotplate.{folder}" for folder in FOLDERS)}
+    assert room == "hotplate" or not loaded & (others - {f"hotplate.{room}", "hotplate.stores"})
 
 
 def test_a_verb_loads_the_modules_of_no_other() -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from bench.cosmos_emulator.documents import Document, Documents, resource_id
-from bench.cosmos_emulator.errors import OWNER_RESOURCE_NOT_FOUND, HttpError, bad_request
-from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
-from bench.cosmos_emulator.partitions import Partitions, Throughput
-from bench.cosmos_emulator.policies import IndexingPolicy, UniqueKeys
-from stores.cosmos.charges import Charges
+from hotplate.bench.cosmos_emulator.documents import Document, Documents, resource_id
+from hotplate.bench.cosmos_emulator.errors import OWNER_RESOURCE_NOT_FOUND, HttpError, bad_request
+from hotplate.bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
+from hotplate.bench.cosmos_emulator.partitions import Partitions, Throughput
+from hotplate.bench.cosmos_emulator.policies import IndexingPolicy, UniqueKeys
+from hotplate.stores.cosmos.charges import Charges
 
 T = TypeVar("T")
 

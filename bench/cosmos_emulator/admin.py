@@ -18,13 +18,13 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from bench.cosmos_emulator.account import Account, Container
-from bench.cosmos_emulator.arm import PREFIX as ARM_PREFIX
-from bench.cosmos_emulator.arm import ResourceManager
-from bench.cosmos_emulator.auth import DATA_AUDIENCE, ROLES, TOKEN_LIFE_S, Issuer
-from bench.cosmos_emulator.errors import HttpError, bad_request
-from bench.cosmos_emulator.http import Request, Response, error_response, parse_json
-from bench.cosmos_emulator.service import Service
+from hotplate.bench.cosmos_emulator.account import Account, Container
+from hotplate.bench.cosmos_emulator.arm import PREFIX as ARM_PREFIX
+from hotplate.bench.cosmos_emulator.arm import ResourceManager
+from hotplate.bench.cosmos_emulator.auth import DATA_AUDIENCE, ROLES, TOKEN_LIFE_S, Issuer
+from hotplate.bench.cosmos_emulator.errors import HttpError, bad_request
+from hotplate.bench.cosmos_emulator.http import Request, Response, error_response, parse_json
+from hotplate.bench.cosmos_emulator.service import Service
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from urllib.parse import parse_qs, unquote
 
 import orjson
 
-from bench.cosmos_emulator import resources
-from bench.cosmos_emulator.auth import ACCOUNT, ARM_AUDIENCE, OPERATOR
-from bench.cosmos_emulator.errors import CODES, HttpError, bad_request
-from bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_object
-from bench.cosmos_emulator.service import Service
+from hotplate.bench.cosmos_emulator import resources
+from hotplate.bench.cosmos_emulator.auth import ACCOUNT, ARM_AUDIENCE, OPERATOR
+from hotplate.bench.cosmos_emulator.errors import CODES, HttpError, bad_request
+from hotplate.bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_object
+from hotplate.bench.cosmos_emulator.service import Service
 
 log = logging.getLogger(__name__)
 

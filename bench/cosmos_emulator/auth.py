@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from bench.cosmos_emulator.errors import (
+from hotplate.bench.cosmos_emulator.errors import (
     DATA_PERMISSION_MISSING,
     METADATA_PERMISSION_MISSING,
     TOKEN_AUDIENCE_INVALID,
@@ -26,7 +26,7 @@ from bench.cosmos_emulator.errors import (
     EmulatorMisused,
     HttpError,
 )
-from bench.cosmos_emulator.http import Request
+from hotplate.bench.cosmos_emulator.http import Request
 
 # A request whose date is further off than this is refused, as the service does.
 MAX_CLOCK_SKEW_S = 15 * 60

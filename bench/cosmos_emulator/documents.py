@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.partitions import Partition
+from hotplate.bench.cosmos_emulator.partitions import Partition
 
 SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
 serial_of = attrgetter("serial")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 import orjson
 
-from bench.cosmos_emulator.errors import (
+from hotplate.bench.cosmos_emulator.errors import (
     OWNER_RESOURCE_NOT_FOUND,
     PARTITION_KEY_RANGE_GONE,
     REQUEST_RATE_TOO_LARGE,
@@ -18,7 +18,7 @@ from bench.cosmos_emulator.errors import (
     HttpError,
     bad_request,
 )
-from bench.cosmos_emulator.http import Request, Response
+from hotplate.bench.cosmos_emulator.http import Request, Response
 
 # Status and substatus by kind.
 ERRORS = {

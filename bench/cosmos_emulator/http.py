@@ -14,7 +14,7 @@ from typing import Any
 import httptools
 import orjson
 
-from bench.cosmos_emulator.errors import CODES, HttpError, bad_request
+from hotplate.bench.cosmos_emulator.errors import CODES, HttpError, bad_request
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 TOO_LARGE = "Request size is too large: a request has at most 2 MB."

@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Account, Container, check_ttl
-from bench.cosmos_emulator.documents import Document, resource_id, without_system_properties
-from bench.cosmos_emulator.errors import (
+from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Account, Container, check_ttl
+from hotplate.bench.cosmos_emulator.documents import Document, resource_id, without_system_properties
+from hotplate.bench.cosmos_emulator.errors import (
     COLLECTION_RID_MISMATCH,
     PARTITION_KEY_MISMATCH,
     PARTITION_KEY_RANGE_GONE,
@@ -22,11 +22,11 @@ from bench.cosmos_emulator.errors import (
     HttpError,
     bad_request,
 )
-from bench.cosmos_emulator.http import Request, Response, parse_json, parse_object
-from bench.cosmos_emulator.partition_keys import HEADER, KeyValue, encode
-from bench.cosmos_emulator.partitions import Partition
-from bench.cosmos_emulator.patch import apply_patch
-from bench.cosmos_emulator.sql import is_fulfilled
+from hotplate.bench.cosmos_emulator.http import Request, Response, parse_json, parse_object
+from hotplate.bench.cosmos_emulator.partition_keys import HEADER, KeyValue, encode
+from hotplate.bench.cosmos_emulator.partitions import Partition
+from hotplate.bench.cosmos_emulator.patch import apply_patch
+from hotplate.bench.cosmos_emulator.sql import is_fulfilled
 
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023

@@ -9,8 +9,8 @@ from typing import Any
 
 import mmh3
 
-from bench.cosmos_emulator.errors import bad_request
-from bench.cosmos_emulator.http import parse_json
+from hotplate.bench.cosmos_emulator.errors import bad_request
+from hotplate.bench.cosmos_emulator.http import parse_json
 
 HEADER = b"x-ms-documentdb-partitionkey"
 

@@ -9,8 +9,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from math import ceil, floor
 
-from bench.cosmos_emulator.errors import PARTITION_KEY_RANGE_GONE, REQUEST_RATE_TOO_LARGE, HttpError
-from bench.cosmos_emulator.partition_keys import boundary
+from hotplate.bench.cosmos_emulator.errors import PARTITION_KEY_RANGE_GONE, REQUEST_RATE_TOO_LARGE, HttpError
+from hotplate.bench.cosmos_emulator.partition_keys import boundary
 
 PARTITION_RU, INITIAL_PARTITION_RU = 10_000, 6_000
 

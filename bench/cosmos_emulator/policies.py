@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.documents import UniqueValue
-from bench.cosmos_emulator.errors import bad_request
+from hotplate.bench.cosmos_emulator.documents import UniqueValue
+from hotplate.bench.cosmos_emulator.errors import bad_request
 
 DEFAULT_POLICY: dict[str, Any] = {
     "indexingMode": "consistent",

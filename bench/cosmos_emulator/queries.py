@@ -18,14 +18,14 @@ from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.documents import Document
-from bench.cosmos_emulator.errors import CROSS_PARTITION_QUERY_NOT_SERVABLE, HttpError, bad_request
-from bench.cosmos_emulator.http import Response, parse_object
-from bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
-from bench.cosmos_emulator.partition_keys import HEADER, UNDEFINED, encode
-from bench.cosmos_emulator.partitions import Partition
-from bench.cosmos_emulator.policies import IndexingPolicy
-from bench.cosmos_emulator.sql import ALWAYS, Node, Parameters, Query, conditions_by_id, evaluate, parse, rank
+from hotplate.bench.cosmos_emulator.documents import Document
+from hotplate.bench.cosmos_emulator.errors import CROSS_PARTITION_QUERY_NOT_SERVABLE, HttpError, bad_request
+from hotplate.bench.cosmos_emulator.http import Response, parse_object
+from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
+from hotplate.bench.cosmos_emulator.partition_keys import HEADER, UNDEFINED, encode
+from hotplate.bench.cosmos_emulator.partitions import Partition
+from hotplate.bench.cosmos_emulator.policies import IndexingPolicy
+from hotplate.bench.cosmos_emulator.sql import ALWAYS, Node, Parameters, Query, conditions_by_id, evaluate, parse, rank
 
 ETAG = re.compile(r'"?(\d{1,18})"?')
 INCREMENTAL = ("incremental feed", "incremental")

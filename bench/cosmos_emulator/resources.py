@@ -5,15 +5,15 @@ from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.account import Account, Container, Database, Offer, check_ttl
-from bench.cosmos_emulator.documents import resource_id
-from bench.cosmos_emulator.errors import HttpError, bad_request
-from bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_json, parse_object
-from bench.cosmos_emulator.items import ALREADY_EXISTS
-from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
-from bench.cosmos_emulator.partitions import Partitions, Throughput
-from bench.cosmos_emulator.policies import IndexingPolicy, UniqueKeys
-from bench.cosmos_emulator.queries import parse_query, select
+from hotplate.bench.cosmos_emulator.account import Account, Container, Database, Offer, check_ttl
+from hotplate.bench.cosmos_emulator.documents import resource_id
+from hotplate.bench.cosmos_emulator.errors import HttpError, bad_request
+from hotplate.bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_json, parse_object
+from hotplate.bench.cosmos_emulator.items import ALREADY_EXISTS
+from hotplate.bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
+from hotplate.bench.cosmos_emulator.partitions import Partitions, Throughput
+from hotplate.bench.cosmos_emulator.policies import IndexingPolicy, UniqueKeys
+from hotplate.bench.cosmos_emulator.queries import parse_query, select
 
 OFFER_HEADER = b"x-ms-offer-throughput"
 AUTOSCALE_HEADER = b"x-ms-cosmos-offer-autopilot-settings"

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import uvloop
 
-from bench.cosmos_emulator.account import CONSISTENCIES, Account
-from bench.cosmos_emulator.admin import Admin, Monitor
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
-from bench.cosmos_emulator.errors import EmulatorMisused
-from bench.cosmos_emulator.http import Connection
-from bench.cosmos_emulator.service import Service
-from stores.cosmos.charges import OURS, load
+from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, Account
+from hotplate.bench.cosmos_emulator.admin import Admin, Monitor
+from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
+from hotplate.bench.cosmos_emulator.errors import EmulatorMisused
+from hotplate.bench.cosmos_emulator.http import Connection
+from hotplate.bench.cosmos_emulator.service import Service
+from hotplate.stores.cosmos.charges import OURS, load
 
 log = logging.getLogger(__name__)
 

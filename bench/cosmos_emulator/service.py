@@ -11,13 +11,13 @@ from urllib.parse import unquote
 
 import orjson
 
-from bench.cosmos_emulator import items, queries, resources
-from bench.cosmos_emulator.account import Account
-from bench.cosmos_emulator.auth import Authenticator, authorize
-from bench.cosmos_emulator.errors import WRITE_FORBIDDEN, HttpError, bad_request
-from bench.cosmos_emulator.faults import Faults
-from bench.cosmos_emulator.http import Request, Response, error_response
-from bench.cosmos_emulator.items import RequestContext, context_of
+from hotplate.bench.cosmos_emulator import items, queries, resources
+from hotplate.bench.cosmos_emulator.account import Account
+from hotplate.bench.cosmos_emulator.auth import Authenticator, authorize
+from hotplate.bench.cosmos_emulator.errors import WRITE_FORBIDDEN, HttpError, bad_request
+from hotplate.bench.cosmos_emulator.faults import Faults
+from hotplate.bench.cosmos_emulator.http import Request, Response, error_response
+from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
 
 log = logging.getLogger(__name__)
 

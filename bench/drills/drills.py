@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bench.drills.instance import TIERS, USERS, CosmosTier, FileTier, Instance, RedisTier, key_of, put_back
-from bench.drills.proxy import Proxy
-from bench.errors import BenchMisused
-from bench.process import redis_installed
-from bench.stores.server import opened
-from stores.transfer import copy, repair
+from hotplate.bench.drills.instance import TIERS, USERS, CosmosTier, FileTier, Instance, RedisTier, key_of, put_back
+from hotplate.bench.drills.proxy import Proxy
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.process import redis_installed
+from hotplate.bench.stores.server import opened
+from hotplate.stores.transfer import copy, repair
 
 # An answer of a store that is delayed comes after so many times the budget of a request.
 LATE = 4

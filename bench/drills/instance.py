@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from bench.drills.proxy import Proxy, through
-from bench.process import RedisServer, Server, emulator_serving, free_port, redis_serving, service_serving
-from bench.stores.server import opened
-from stores.catalogue import ReleaseId
-from stores.encoding import Item, encode
-from stores.keys import OVERALL, POPULAR, USER
-from stores.lifecycle import publish
-from stores.store import Plan, Row
-from stores.transfer import copy
+from hotplate.bench.drills.proxy import Proxy, through
+from hotplate.bench.process import RedisServer, Server, emulator_serving, free_port, redis_serving, service_serving
+from hotplate.bench.stores.server import opened
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.encoding import Item, encode
+from hotplate.stores.keys import OVERALL, POPULAR, USER
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.transfer import copy
 
 USERS, LIST_LENGTH, BYTES_PER_ITEM = 100, 20, 100
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self
 
-from bench.answers import check_answers
-from bench.drills.drills import Drill, Metric
-from bench.drills.instance import USERS, Instance, key_of, started
-from bench.drills.verdict import (
+from hotplate.bench.answers import check_answers
+from hotplate.bench.drills.drills import Drill, Metric
+from hotplate.bench.drills.instance import USERS, Instance, key_of, started
+from hotplate.bench.drills.verdict import (
     AFTER,
     BEFORE,
     FAULT,
@@ -26,13 +26,13 @@ from bench.drills.verdict import (
     judge,
     phase_of,
 )
-from bench.errors import BenchFailed, BenchMisused
-from bench.loadgen.keys import InTurn, Keys
-from bench.loadgen.load import KEY, Gets, Load
-from bench.loadgen.result import Result
-from bench.loadgen.workers import WorkerPool
-from bench.process import read_samples
-from stores.keys import USER
+from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.loadgen.keys import InTurn, Keys
+from hotplate.bench.loadgen.load import KEY, Gets, Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.workers import WorkerPool
+from hotplate.bench.process import read_samples
+from hotplate.stores.keys import USER
 
 PATH = f"/v1/recommendations/{KEY}"
 CONNECTIONS = 16

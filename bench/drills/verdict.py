@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.answers import CheckResult
-from bench.loadgen.result import Result, merged, spread
-from bench.report.text import format_bounds
-from bench.stores.setup import EMULATED_SCHEMES, EMULATOR
+from hotplate.bench.answers import CheckResult
+from hotplate.bench.loadgen.result import Result, merged, spread
+from hotplate.bench.report.text import format_bounds
+from hotplate.bench.stores.setup import EMULATED_SCHEMES, EMULATOR
 
 BEFORE, FAULT, AFTER = PHASES = "before", "fault", "after"
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from bench.errors import BenchMisused
-from bench.loadgen.histogram import Histogram
-from bench.loadgen.result import SENT_BOUND, Result, at_least
-from bench.report.text import format_us, parse_seconds, parse_share
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.loadgen.histogram import Histogram
+from hotplate.bench.loadgen.result import SENT_BOUND, Result, at_least
+from hotplate.bench.report.text import format_us, parse_seconds, parse_share
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
 ERRORS, THROTTLED = "errors", "throttled"

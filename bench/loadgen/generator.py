@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from bench.loadgen.absence import Absence, ProcessUsage, measure_usage
-from bench.loadgen.load import Load
-from bench.loadgen.recorder import Progress, Recorder
-from bench.loadgen.result import COUNTED, SUMMED, Result
-from bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
-from stores.http1 import Connection, Kind
+from hotplate.bench.loadgen.absence import Absence, ProcessUsage, measure_usage
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.recorder import Progress, Recorder
+from hotplate.bench.loadgen.result import COUNTED, SUMMED, Result
+from hotplate.bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
+from hotplate.stores.http1 import Connection, Kind
 
 # How often requests are checked for those out of time.
 SWEEP_S = 0.02
@@ -222,7 +222,7 @@ class Generator:
         await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port, ssl=self._tls)
 
     def on_ready(self, connection: LoadConnection) -> None:
-        """See `stores.http1.ConnectionListener`."""
+        """See `hotplate.stores.http1.ConnectionListener`."""
         if connection not in self._open:
             self._open.add(connection)
             self._recorder.opened += 1
@@ -232,7 +232,7 @@ class Generator:
             self._idle.append(connection)
 
     def on_response(self, connection: LoadConnection, tag: Sent) -> None:
-        """See `stores.http1.ConnectionListener`."""
+        """See `hotplate.stores.http1.ConnectionListener`."""
         due, request = tag
         now_s = self._clock()
         self._note(now_s if self._next_s is None else self._start_s + self._next_s, now_s)
@@ -255,7 +255,7 @@ class Generator:
             self._failed(kind)
 
     def on_failure(self, tag: Sent, kind: Kind) -> None:
-        """See `stores.http1.ConnectionListener`."""
+        """See `hotplate.stores.http1.ConnectionListener`."""
         del tag  # an error has no latency
         self._failed(kind)
 
@@ -264,7 +264,7 @@ class Generator:
         self._again()
 
     def on_closed(self, connection: LoadConnection, *, unsolicited: bool) -> None:
-        """See `stores.http1.ConnectionListener`."""
+        """See `hotplate.stores.http1.ConnectionListener`."""
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.errors import BenchMisused
+from hotplate.bench.errors import BenchMisused
 
 # Keys drawn at a time, as due times are in `schedule`.
 BLOCK = 256

@@ -10,11 +10,11 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from bench.errors import BenchFailed, BenchMisused
-from bench.loadgen.keys import Keys
-from bench.loadgen.schedule import Arrivals, constant
-from stores.http1 import ConnectionPool, RequestFailed, Response
-from stores.urls import redacted
+from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.loadgen.keys import Keys
+from hotplate.bench.loadgen.schedule import Arrivals, constant
+from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
+from hotplate.stores.urls import redacted
 
 # What stands for an id in a path.
 KEY = "{key}"

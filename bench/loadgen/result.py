@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.loadgen.absence import AWAY_S, ProcessUsage
-from bench.loadgen.histogram import Histogram, Times
-from bench.loadgen.recorder import Sample, Second
-from bench.measured import STOLEN
-from bench.report.text import APART, DIFFERENT, format_bounds, format_us
+from hotplate.bench.loadgen.absence import AWAY_S, ProcessUsage
+from hotplate.bench.loadgen.histogram import Histogram, Times
+from hotplate.bench.loadgen.recorder import Sample, Second
+from hotplate.bench.measured import STOLEN
+from hotplate.bench.report.text import APART, DIFFERENT, format_bounds, format_us
 
 # A run is invalid below this share of sent requests, or above this share of a core.
 SENT_BOUND, CPU_BOUND = 0.99, 0.95

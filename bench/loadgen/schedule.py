@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.errors import BenchMisused
+from hotplate.bench.errors import BenchMisused
 
 # Due times made at a time: far cheaper than one by one, and not so many that the next request is late for it.
 BLOCK = 256

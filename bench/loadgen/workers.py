@@ -15,12 +15,12 @@ from typing import Self
 
 import uvloop
 
-from bench.errors import BenchFailed
-from bench.loadgen.generator import Generator
-from bench.loadgen.load import Load
-from bench.loadgen.recorder import Progress
-from bench.loadgen.result import Result, merged
-from bench.process import Channel, on_core, raised_priority, receive, start_worker, stop_process
+from hotplate.bench.errors import BenchFailed
+from hotplate.bench.loadgen.generator import Generator
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.recorder import Progress
+from hotplate.bench.loadgen.result import Result, merged
+from hotplate.bench.process import Channel, on_core, raised_priority, receive, start_worker, stop_process
 
 # From when all are ready to the first due request.
 AHEAD_S = 0.05
@@ -48,7 +48,7 @@ class WorkerPool:
     def __init__(self, processes: int = 1, *, core: int | None = None) -> None:
         with ExitStack() as stack:
             self._core = None if core is None else stack.enter_context(on_core(core))
-            self._workers = [start_worker("bench.loadgen.workers:work_until_closed") for _ in range(processes)]
+            self._workers = [start_worker("hotplate.bench.loadgen.workers:work_until_closed") for _ in range(processes)]
         self._priority = ""
 
     def __enter__(self) -> Self:

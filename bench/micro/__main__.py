@@ -1,4 +1,4 @@
-"""`python -m bench.micro`: measure the figures, print them with their goals, and add them to the history of runs."""
+"""`python -m hotplate.bench.micro`: measure the figures, print them with their goals, and keep them in the history."""
 
 import argparse
 import json
@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import commands, history, publishing, remote, serving
-from bench.micro.harness import Effort, Figure, Outcome, Unmeasured, at_most
-from bench.report import machine
+from hotplate.bench.micro import commands, history, publishing, remote, serving
+from hotplate.bench.micro.harness import Effort, Figure, Outcome, Unmeasured, at_most
+from hotplate.bench.report import machine
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
 # Columns without a terminal that would set them.
@@ -146,7 +146,9 @@ def table(outcomes: Sequence[Outcome], title: str) -> Table:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; SystemExit(2) for what makes no sense."""
     default = Effort()
-    parser = argparse.ArgumentParser(prog="python -m bench.micro", description="Measure the figures of hotplate.")
+    parser = argparse.ArgumentParser(
+        prog="python -m hotplate.bench.micro", description="Measure the figures of hotplate."
+    )
     parser.add_argument("--only", choices=list(BENCHMARKS), action="append", help="run this one; may be repeated")
     parser.add_argument("--short", action="store_true", help="take about 3 minutes; goals are for the usual form")
     parser.add_argument("--rounds", type=int, help=f"rounds per figure ({default.rounds}; with --short {SHORT.rounds})")

@@ -1,8 +1,8 @@
 """What training costs at least: polars and implicit called as plainly as can be, with nothing kept and nothing checked.
 
-`python -m bench.micro.bare_training FILE FACTORS` reads pairs of user and item, holds a quarter back, fits, measures,
-compares with nearest neighbours and popularity, fits on everything, and computes every user's list and every item's.
-Parameters, splits' shares, neighbours and the last solve of the users' factors are those of hotplate.
+`python -m hotplate.bench.micro.bare_training FILE FACTORS` reads pairs of user and item, holds a quarter back, fits,
+measures, compares with nearest neighbours and popularity, fits on everything, and computes every user's list and every
+item's. Parameters, splits' shares, neighbours and the last solve of the users' factors are those of hotplate.
 """
 
 import sys
@@ -18,7 +18,7 @@ from implicit.nearest_neighbours import TFIDFRecommender
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from bench.micro.training_data import LOG_COLUMNS, RETAIL_COLUMNS, RETAIL_RECIPE
+from hotplate.bench.micro.training_data import LOG_COLUMNS, RETAIL_COLUMNS, RETAIL_RECIPE
 
 K, LIST_LENGTH, AT_ONCE = 10, 20, 4096
 MIN_PAIRS = 5

@@ -20,15 +20,15 @@ from aiohttp.payload import Payload
 from aiohttp.test_utils import make_mocked_request
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.lists import Shape, key_of
-from bench.micro.publishing import publish_to
-from bench.micro.servers import LIST_LENGTH, id_of
-from serve.api.handlers import Handler, Handlers
-from serve.api.parameters import BATCH_MEDIA, JSON
-from serve.api.scoring import Scoring
-from serve.lists import Lists, open_lists
-from stores.catalogue import ReleaseRef
-from stores.file.store import LmdbStore
+from hotplate.bench.lists import Shape, key_of
+from hotplate.bench.micro.publishing import publish_to
+from hotplate.bench.micro.servers import LIST_LENGTH, id_of
+from hotplate.serve.api.handlers import Handler, Handlers
+from hotplate.serve.api.parameters import BATCH_MEDIA, JSON
+from hotplate.serve.api.scoring import Scoring
+from hotplate.serve.lists import Lists, open_lists
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.file.store import LmdbStore
 
 COUNT = 1_000
 USERS = int(os.environ.get("BENCH_USERS", "100000"))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.process import RedisServer, Server, free_port, serving
+from hotplate.bench.process import RedisServer, Server, free_port, serving
 
 WRK_CONNECTIONS = 64
 # Written by nginx itself, or again for each response.

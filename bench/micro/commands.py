@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from bench.micro.bare_import import LENGTH
-from bench.micro.harness import Candidate, Candidates, Case, Effort, Round, Skipped, at_most, require_room
-from bench.micro.servers import HOTPLATE, by_generator, gets, hotplate_serving, keys_of
-from bench.micro.spent import run
-from bench.micro.training_data import RETAIL, RETAIL_OPTIONS, write_log
-from bench.process import Server, on_core
+from hotplate.bench.micro.bare_import import LENGTH
+from hotplate.bench.micro.harness import Candidate, Candidates, Case, Effort, Round, Skipped, at_most, require_room
+from hotplate.bench.micro.servers import HOTPLATE, by_generator, gets, hotplate_serving, keys_of
+from hotplate.bench.micro.spent import run
+from hotplate.bench.micro.training_data import RETAIL, RETAIL_OPTIONS, write_log
+from hotplate.bench.process import Server, on_core
 
 # Interactions of the log for each user of a release: a million make a log of ten million.
 LOG_PER_USER = 10
 # Of ALS, by default; bare calls have to be given it.
 FACTORS = 256
 # Its threads sleep while they wait, as ours do: without that it would take more CPU for nothing.
-BARE_TRAINING = ("env", "OMP_WAIT_POLICY=passive", sys.executable, "-m", "bench.micro.bare_training")
-BARE_IMPORT = (sys.executable, "-m", "bench.micro.bare_import")
+BARE_TRAINING = ("env", "OMP_WAIT_POLICY=passive", sys.executable, "-m", "hotplate.bench.micro.bare_training")
+BARE_IMPORT = (sys.executable, "-m", "hotplate.bench.micro.bare_import")
 # Items of imported lists, and the bytes of disk for a row: the file, what is sorted, and both stores.
 ITEMS, ROOM = 20_000, 160
 # How many times as many users the large release has, those of the small one, and how long their lists are.

@@ -44,7 +44,7 @@ async def serve(port: int, stall_s: float) -> None:
 
 def main() -> None:
     """Take the port, and how long it does not respond in each second."""
-    parser = argparse.ArgumentParser(prog="python -m bench.micro.generator", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m hotplate.bench.micro.generator", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--stall", type=float, default=0.0, help="seconds at the beginning of each second")
     options = parser.parse_args()

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import uvloop
 from aiohttp import web
 
-from bench.micro.servers import ROUTE, fetch, id_of
-from bench.process import Server, free_port, serving
+from hotplate.bench.micro.servers import ROUTE, fetch, id_of
+from hotplate.bench.process import Server, free_port, serving
 
 # Few enough lists for the dict and the processor's cache.
 COPIED = [id_of(user) for user in range(1_000)]
@@ -19,7 +19,7 @@ COPIED = [id_of(user) for user in range(1_000)]
 def peer_serving(like: Server) -> Iterator[Server]:
     """Run it on the first core, with copies of a service's responses for COPIED."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.micro.http_peer", "--port", str(port), "--like", like.url]
+    command = [sys.executable, "-m", "hotplate.bench.micro.http_peer", "--port", str(port), "--like", like.url]
     with serving(command, port, ROUTE + COPIED[0]) as peer:
         must_be_alike(like.url + ROUTE + COPIED[0], peer.url + ROUTE + COPIED[0])
         yield peer
@@ -35,7 +35,7 @@ def must_be_alike(url: str, other: str) -> None:
 
 def main() -> None:
     """Copy the responses, then serve them until stopped."""
-    parser = argparse.ArgumentParser(prog="python -m bench.micro.http_peer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m hotplate.bench.micro.http_peer", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--like", required=True, metavar="URL", help="the server whose responses are copied")
     options = parser.parse_args()

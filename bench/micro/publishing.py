@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.lists import Shape
-from bench.micro.harness import Candidates, Case, Effort, Round, Stopwatch, at_most, require_room
-from stores.catalogue import ReleaseRef
-from stores.connect import connect
-from stores.lifecycle import publish
-from stores.store import Row
+from hotplate.bench.lists import Shape
+from hotplate.bench.micro.harness import Candidates, Case, Effort, Round, Stopwatch, at_most, require_room
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.connect import connect
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Row
 
 # Bytes of disk that must be free per byte of keys and values: large values leave pages partly empty.
 ROOM = 2.0

@@ -1,4 +1,4 @@
-"""`python -m bench.micro.quality`: how good the lists are of what comes after a cut in time, and of random draws."""
+"""`python -m hotplate.bench.micro.quality`: how good the lists are, by cuts in time and by random draws."""
 
 import json
 import subprocess
@@ -15,21 +15,21 @@ import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from bench.micro.history import page_with
-from bench.micro.servers import HOTPLATE
-from bench.micro.training_data import DATA
-from bench.report import machine
-from offline.evaluate.evaluation import fit_parts, recommend_all
-from offline.evaluate.metrics import measure_users
-from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.input.columns import Columns
-from offline.input.interactions import read_interactions
-from offline.input.matrix import Matrix, UserItems, Weighing, to_matrix
-from offline.train.als import ALSParams
-from offline.train.ease import EASEParams
-from offline.train.engine import Params, params_from
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
+from hotplate.bench.micro.history import page_with
+from hotplate.bench.micro.servers import HOTPLATE
+from hotplate.bench.micro.training_data import DATA
+from hotplate.bench.report import machine
+from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
+from hotplate.offline.evaluate.metrics import measure_users
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.matrix import Matrix, UserItems, Weighing, to_matrix
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Params, params_from
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams
 
 PAGE = machine.ROOT / "docs" / "evaluation.md"
 CORE = 5

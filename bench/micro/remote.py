@@ -17,18 +17,18 @@ from azure.cosmos import PartitionKey
 from azure.cosmos.aio import CosmosClient
 from redis import Redis
 
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-from bench.lists import Shape
-from bench.loadgen.load import Gets
-from bench.micro.c_peers import missing, webdis_serving
-from bench.micro.harness import Candidates, Case, Effort, Round, Skipped, Stopwatch, at_least, at_most
-from bench.micro.publishing import publish_to
-from bench.micro.servers import LIST_LENGTH, gets, hotplate_serving, keys_of, saturated
-from bench.process import REDIS_MISSING, emulator_serving, on_core, redis_installed, redis_serving
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import parse
-from stores.encoding import OFFSET_BYTES
-from stores.keys import USER
+from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from hotplate.bench.lists import Shape
+from hotplate.bench.loadgen.load import Gets
+from hotplate.bench.micro.c_peers import missing, webdis_serving
+from hotplate.bench.micro.harness import Candidates, Case, Effort, Round, Skipped, Stopwatch, at_least, at_most
+from hotplate.bench.micro.publishing import publish_to
+from hotplate.bench.micro.servers import LIST_LENGTH, gets, hotplate_serving, keys_of, saturated
+from hotplate.bench.process import REDIS_MISSING, emulator_serving, on_core, redis_installed, redis_serving
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import parse
+from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.keys import USER
 
 # webdis's lists lie there: plain strings, without a release.
 PLAIN = "plain:"
@@ -76,11 +76,11 @@ class ChargeSum:
         self.failures = 0
 
     def charged(self, ru: float) -> None:
-        """See `stores.store.Observer`."""
+        """See `hotplate.stores.store.Observer`."""
         self.ru += ru
 
     def failed(self, kind: str) -> None:
-        """See `stores.store.Observer`."""
+        """See `hotplate.stores.store.Observer`."""
         del kind
         self.failures += 1
 

@@ -11,16 +11,16 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.lists import key_of
-from bench.loadgen.generator import run
-from bench.loadgen.keys import Keys, Uniform
-from bench.loadgen.load import Gets, Load
-from bench.loadgen.result import Result
-from bench.loadgen.schedule import constant
-from bench.micro.c_peers import missing, run_wrk
-from bench.micro.harness import Candidate, Round
-from bench.process import Server, service_serving
-from stores.keys import USER
+from hotplate.bench.lists import key_of
+from hotplate.bench.loadgen.generator import run
+from hotplate.bench.loadgen.keys import Keys, Uniform
+from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.schedule import constant
+from hotplate.bench.micro.c_peers import missing, run_wrk
+from hotplate.bench.micro.harness import Candidate, Round
+from hotplate.bench.process import Server, service_serving
+from hotplate.stores.keys import USER
 
 ROUTE = "/v1/recommendations/"
 # What a client of an application programming interface sends besides the request line and Host.

@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from bench.lists import Shape
-from bench.loadgen.keys import Keys, Uniform
-from bench.loadgen.load import Load
-from bench.micro.c_peers import missing, nginx_serving
-from bench.micro.harness import Candidate, Candidates, Case, Effort, Goal, Round, at_least, at_most
-from bench.micro.http_peer import COPIED, must_be_alike, peer_serving
-from bench.micro.publishing import publish_to
-from bench.micro.servers import (
+from hotplate.bench.lists import Shape
+from hotplate.bench.loadgen.keys import Keys, Uniform
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.micro.c_peers import missing, nginx_serving
+from hotplate.bench.micro.harness import Candidate, Candidates, Case, Effort, Goal, Round, at_least, at_most
+from hotplate.bench.micro.http_peer import COPIED, must_be_alike, peer_serving
+from hotplate.bench.micro.publishing import publish_to
+from hotplate.bench.micro.servers import (
     LIST_LENGTH,
     WARMUP_S,
     by_generator,
@@ -34,9 +34,9 @@ from bench.micro.servers import (
     path_of,
     saturated,
 )
-from bench.process import Server, on_core
-from serve.access.keys import READ, create
-from stores.catalogue import ReleaseId
+from hotplate.bench.process import Server, on_core
+from hotplate.serve.access.keys import READ, create
+from hotplate.stores.catalogue import ReleaseId
 
 TITLED = Shape(1_000, items=LIST_LENGTH, title_chars=17)
 # The plainest aiohttp has these, because all requests are the same to it.

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench.report.machine import ROOT, environment
+from hotplate.bench.report.machine import ROOT, environment
 
 
 def run(command: Sequence[str]) -> dict[str, float]:
@@ -19,7 +19,7 @@ def run(command: Sequence[str]) -> dict[str, float]:
 
     Returns its wall time, the CPU time of all its threads and children, and the most memory that it had.
     """
-    starter = [sys.executable, "-m", "bench.micro.spent", *command]
+    starter = [sys.executable, "-m", "hotplate.bench.micro.spent", *command]
     ended = subprocess.run(  # noqa: S603 -- our own commands
         starter, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from bench.report.machine import ROOT
+from hotplate.bench.report.machine import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
 RETAIL = DATA / "online-retail" / "online_retail.parquet"

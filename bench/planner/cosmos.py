@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from bench.planner.demand import fullest_zipf_share, write_charge
-from bench.planner.figures import Figure, Ledger, round_up
-from bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
-from bench.planner.prices import HOURS_A_MONTH
-from stores.cosmos.charges import Charges, even_rows, publish_ru
-from stores.cosmos.url import (
+from hotplate.bench.planner.demand import fullest_zipf_share, write_charge
+from hotplate.bench.planner.figures import Figure, Ledger, round_up
+from hotplate.bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
+from hotplate.bench.planner.prices import HOURS_A_MONTH
+from hotplate.stores.cosmos.charges import Charges, even_rows, publish_ru
+from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
     INITIAL_PARTITION_RU,
@@ -23,7 +23,7 @@ from stores.cosmos.url import (
 )
 
 if TYPE_CHECKING:
-    from bench.planner.key_stream import KeyStream
+    from hotplate.bench.planner.key_stream import KeyStream
 
 GB = 1000**3
 PARTITION_GB = 50

@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import erfc, exp, expm1, inf, log, sqrt
 from typing import NamedTuple
 
-from stores.cosmos.charges import Charges
+from hotplate.stores.cosmos.charges import Charges
 
 # Ranks that are computed one by one; beyond them, keys are grouped whose probabilities differ by about GROUP_WIDTH.
 EXACT_RANKS = 1_000

@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchMisused
-from stores.cosmos.charges import SYSTEM_BYTES
+from hotplate.bench.errors import BenchMisused
+from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 
 if TYPE_CHECKING:
-    from stores.manifest import Manifest
+    from hotplate.stores.manifest import Manifest
 
 CONSISTENCIES = ("eventual", "prefix", "session", "bounded", "strong")
 CAPACITIES = ("manual", "autoscale", "serverless")
@@ -42,7 +42,7 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 # Of a row's key in a release: what stands before the id.
 KEY_BYTES = len("user:")
-# Of `bench.report.report`, whose import would need the extra `bench`.
+# Of `hotplate.bench.report.report`, whose import would need the extra `bench`.
 REPORT_FORMAT = 2
 
 

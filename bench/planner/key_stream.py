@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
-from bench.planner.inputs import Layer, PlanMisused
-from stores.cosmos.items import name_of
-from stores.keys import USER
+from hotplate.bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
+from hotplate.bench.planner.inputs import Layer, PlanMisused
+from hotplate.stores.cosmos.items import name_of
+from hotplate.stores.keys import USER
 
 
 @dataclass(frozen=True, slots=True)

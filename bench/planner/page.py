@@ -5,13 +5,13 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from bench.planner.figures import Figure, rounded, two_digits
-from bench.planner.inputs import HOURS, KNOWN, hourly_shares
-from bench.planner.plan import Plan
-from bench.planner.review import NOT_PRICED, BreakEven, PlanReport
-from bench.report import text
-from bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
-from bench.report.text import escaped, html_paragraphs, paragraphs, section, table
+from hotplate.bench.planner.figures import Figure, rounded, two_digits
+from hotplate.bench.planner.inputs import HOURS, KNOWN, hourly_shares
+from hotplate.bench.planner.plan import Plan
+from hotplate.bench.planner.review import NOT_PRICED, BreakEven, PlanReport
+from hotplate.bench.report import text
+from hotplate.bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
+from hotplate.bench.report.text import escaped, html_paragraphs, paragraphs, section, table
 
 PRICE = "usd_"
 TILES = (

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.planner.cosmos import GB, derive_costs, derive_demand, is_possible
-from bench.planner.demand import CacheHits, cache_hits, hottest_share
-from bench.planner.figures import Figure, Ledger
-from bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
-from bench.planner.prices import HOURS_A_MONTH, Price, Prices, Size
-from stores.cosmos.charges import Charges
+from hotplate.bench.planner.cosmos import GB, derive_costs, derive_demand, is_possible
+from hotplate.bench.planner.demand import CacheHits, cache_hits, hottest_share
+from hotplate.bench.planner.figures import Figure, Ledger
+from hotplate.bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
+from hotplate.bench.planner.prices import HOURS_A_MONTH, Price, Prices, Size
+from hotplate.stores.cosmos.charges import Charges
 
 if TYPE_CHECKING:
-    from bench.planner.key_stream import KeyStream
+    from hotplate.bench.planner.key_stream import KeyStream
 
 ITEM_BYTES = len('{"id":"","score":0.1234}')
 TITLE_BYTES = len(',"title":""')
@@ -22,7 +22,7 @@ SEPARATOR_BYTES = len(",\n")
 QUOTES, TITLE_QUOTES = 6, 4
 # An item of Cosmos DB without its id and its list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
-# As `stores.redis.store` has them, which needs the extra `redis`; a test compares the two.
+# As `hotplate.stores.redis.store` has them, which needs the extra `redis`; a test compares the two.
 REDIS_ROW_BYTES, REDIS_ALLOCATED = 80, 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
 # Below this a cluster cannot elect a primary: https://redis.io/docs/latest/operate/oss_and_stack/management/scaling/

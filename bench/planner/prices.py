@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchMisused
+from hotplate.bench.errors import BenchMisused
 
 OURS = Path(__file__).with_name("prices.toml")
 # How reliable a price is: by the word in the file, and as people read it; and how far off it may well be, if the file

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.planner.cosmos import CONTROL_RU
-from bench.planner.figures import Figure, Range, format_value, two_digits
-from bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
-from bench.planner.plan import Plan
-from stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
+from hotplate.bench.planner.cosmos import CONTROL_RU
+from hotplate.bench.planner.figures import Figure, Range, format_value, two_digits
+from hotplate.bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
+from hotplate.bench.planner.plan import Plan
+from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
 REPORT_FORMAT = 2
 

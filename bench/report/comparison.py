@@ -7,10 +7,10 @@ pairs would differ "really". The others are shown, and decide nothing.
 from dataclasses import dataclass
 from typing import Any
 
-from bench.errors import BenchMisused
-from bench.measured import AHEAD, FASTER, MIN_PAIRS, MORE_ERRORS, TIMES, Finding, Interval, change
-from bench.report.report import ERRORS, METRICS, RATE, Report, Series
-from bench.report.text import TOO_FAR
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.measured import AHEAD, FASTER, MIN_PAIRS, MORE_ERRORS, TIMES, Finding, Interval, change
+from hotplate.bench.report.report import ERRORS, METRICS, RATE, Report, Series
+from hotplate.bench.report.text import TOO_FAR
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.loadgen.capacity import PERCENTS
-from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
-from bench.loadgen.result import Result
-from bench.report import plots
-from bench.report.report import WHILE_WRITTEN, Report, Series
-from bench.report.text import (
+from hotplate.bench.loadgen.capacity import PERCENTS
+from hotplate.bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.report import plots
+from hotplate.bench.report.report import WHILE_WRITTEN, Report, Series
+from hotplate.bench.report.text import (
     Cell,
     caution,
     escaped,
@@ -89,7 +89,7 @@ def _plot(report: Report) -> str:
     extra = report.extra
     rounds = [each for each in report.series if each.rounds and not each.name.endswith(WHILE_WRITTEN)]
     if swept := extra.get("ru"):
-        from bench.ru.report import levels  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
+        from hotplate.bench.ru.report import levels  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
 
         return levels(swept)
     if found := extra.get("sweep"):
@@ -111,7 +111,7 @@ def _details(report: Report) -> list[str]:
     elif len(rounds) == 1:
         parts.append(_percentiles(rounds[0]))
     if swept := extra.get("ru"):
-        from bench.ru.report import sections  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
+        from hotplate.bench.ru.report import sections  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
 
         parts += sections(swept)
     if "sweep" not in extra:

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bench.loadgen.capacity import PERCENTS
-from bench.report.report import Series
-from bench.report.text import escaped, format_us
+from hotplate.bench.loadgen.capacity import PERCENTS
+from hotplate.bench.report.report import Series
+from hotplate.bench.report.text import escaped, format_us
 
 INK, FAINT, BAD = "#010101", "#020202", "#030303"
 LINES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")

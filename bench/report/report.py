@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchMisused
-from bench.loadgen.capacity import PERCENTS
-from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram
-from bench.loadgen.result import Result
-from bench.measured import MIN_PAIRS, Measured, geometric, interval
-from bench.report import machine
-from bench.report.text import APART, NOTHING, Cell, Footnotes, Summary, format_us, latency_cell
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.loadgen.capacity import PERCENTS
+from hotplate.bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.measured import MIN_PAIRS, Measured, geometric, interval
+from hotplate.bench.report import machine
+from hotplate.bench.report.text import APART, NOTHING, Cell, Footnotes, Summary, format_us, latency_cell
 
 FORMAT = 2
 RATE, ERRORS = "rate", "errors"
@@ -252,7 +252,7 @@ class Report:
 
 
 def read(path: Path) -> Report:
-    """Read what `bench.report.page.keep` wrote. Raises BenchMisused for another file, OSError for none."""
+    """Read what `hotplate.bench.report.page.keep` wrote. Raises BenchMisused for another file, OSError for none."""
     try:
         facts = json.loads(path.read_bytes())
         if facts["format"] != FORMAT:

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from bench.errors import BenchMisused
+from hotplate.bench.errors import BenchMisused
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from bench.errors import BenchFailed, BenchMisused
-from bench.loadgen.capacity import TOO_MANY_REQUESTS
-from bench.planner.prices import Prices
-from bench.ru.report import LABEL
-from bench.ru.requests import CHARGE, STRONG, UPSERT, builder
-from bench.ru.run import hours_touched
-from bench.ru.sandbox import AccountSandbox, Items, sandbox
-from bench.stores.setup import emulator_label
-from stores.cosmos.charges import KB, Charges
-from stores.cosmos.requests import RequestBuilder, partition_key_header
-from stores.cosmos.url import MANUAL_MIN, Address, Throughput, parse
-from stores.http1 import Response
-from stores.urls import redacted
+from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.loadgen.capacity import TOO_MANY_REQUESTS
+from hotplate.bench.planner.prices import Prices
+from hotplate.bench.ru.report import LABEL
+from hotplate.bench.ru.requests import CHARGE, STRONG, UPSERT, builder
+from hotplate.bench.ru.run import hours_touched
+from hotplate.bench.ru.sandbox import AccountSandbox, Items, sandbox
+from hotplate.bench.stores.setup import emulator_label
+from hotplate.stores.cosmos.charges import KB, Charges
+from hotplate.stores.cosmos.requests import RequestBuilder, partition_key_header
+from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Throughput, parse
+from hotplate.stores.http1 import Response
+from hotplate.stores.urls import redacted
 
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
 # The largest item has 2 MB; one of 1 MB takes a second of the container's throughput and more.

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.loadgen.result import LAG_BOUND_US
-from bench.report.plots import BAD, FAINT, LINES, Frames, latency_scale, plot, rate_axis
-from bench.report.report import Report
-from bench.report.text import (
+from hotplate.bench.loadgen.result import LAG_BOUND_US
+from hotplate.bench.report.plots import BAD, FAINT, LINES, Frames, latency_scale, plot, rate_axis
+from hotplate.bench.report.report import Report
+from hotplate.bench.report.text import (
     UNKNOWN,
     Cell,
     Footnotes,
@@ -78,12 +78,12 @@ class Trial:
 
     @property
     def inside(self) -> bool:
-        """See `bench.loadgen.capacity.Attempted`."""
+        """See `hotplate.bench.loadgen.capacity.Attempted`."""
         return not self.unclear and not self.violations and not self.stopped
 
     @property
     def unclear(self) -> bool:
-        """See `bench.loadgen.capacity.Attempted`."""
+        """See `hotplate.bench.loadgen.capacity.Attempted`."""
         return bool(self.invalid_reasons) and not self.violations
 
     @property

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from bench.errors import BenchMisused
-from bench.loadgen.keys import InTurn, Keys
-from bench.ru.sandbox import Items
-from stores.cosmos.requests import KeySigner, RequestBuilder
-from stores.cosmos.url import KEY, Address
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.loadgen.keys import InTurn, Keys
+from hotplate.bench.ru.sandbox import Items
+from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
+from hotplate.stores.cosmos.url import KEY, Address
 
 # The header of a response that has its charge in RU.
 CHARGE = "x-ms-request-charge"
@@ -19,7 +19,7 @@ EVENTUAL, STRONG = "Eventual", "Strong"
 
 @dataclass(frozen=True, slots=True)
 class KeyedRequests:
-    """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.load.Requests`."""
+    """Requests made beforehand, in the order in which keys are drawn; see `hotplate.bench.loadgen.load.Requests`."""
 
     by_key: Mapping[str, bytes]
     keys: Keys

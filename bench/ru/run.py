@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
-from bench.errors import BenchFailed, BenchMisused
-from bench.loadgen.capacity import TOO_MANY_REQUESTS, Objective, disturbances, parse_objective, search
-from bench.loadgen.histogram import Histogram
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from bench.loadgen.workers import OnProgress, WorkerPool
-from bench.options import SweepOptions
-from bench.planner.prices import Prices
-from bench.progress import ProgressDisplay
-from bench.report.text import parse_rate, parse_seconds
-from bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest
-from bench.ru.requests import CHARGE, KeyedRequests, builder, reads_in_turn
-from bench.ru.sandbox import AccountSandbox, Items, sandbox
-from bench.stores.setup import emulator_label
-from stores.cosmos.charges import KB
-from stores.cosmos.charges import load as load_charges
-from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Address, Throughput, parse
-from stores.urls import redacted
+from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.loadgen.capacity import TOO_MANY_REQUESTS, Objective, disturbances, parse_objective, search
+from hotplate.bench.loadgen.histogram import Histogram
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.workers import OnProgress, WorkerPool
+from hotplate.bench.options import SweepOptions
+from hotplate.bench.planner.prices import Prices
+from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.report.text import parse_rate, parse_seconds
+from hotplate.bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest
+from hotplate.bench.ru.requests import CHARGE, KeyedRequests, builder, reads_in_turn
+from hotplate.bench.ru.sandbox import AccountSandbox, Items, sandbox
+from hotplate.bench.stores.setup import emulator_label
+from hotplate.stores.cosmos.charges import KB
+from hotplate.stores.cosmos.charges import load as load_charges
+from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Address, Throughput, parse
+from hotplate.stores.urls import redacted
 
 ITEMS = 500
 PRECISION = 0.01
@@ -107,11 +107,11 @@ class Generator(Protocol):
     """Whatever makes a run of a load: processes of the load generator, or a simulation."""
 
     def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
-        """See `bench.loadgen.workers.WorkerPool`."""
+        """See `hotplate.bench.loadgen.workers.WorkerPool`."""
 
 
 def classify(status: int, body: bytes) -> str | None:
-    """Tell 429s from other refusals; see `bench.loadgen.load.Check`."""
+    """Tell 429s from other refusals; see `hotplate.bench.loadgen.load.Check`."""
     del body
     return None if status < 400 else THROTTLED if status == TOO_MANY_REQUESTS else OTHER
 

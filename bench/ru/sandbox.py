@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
-from bench.errors import BenchFailed
-from bench.loadgen.load import send_one
-from stores.cosmos.charges import KB
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.items import Account
-from stores.cosmos.requests import DEADLINE_S
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Address, Throughput
-from stores.errors import StoreError, StoreThrottled
-from stores.http1 import Response
+from hotplate.bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
+from hotplate.bench.errors import BenchFailed
+from hotplate.bench.loadgen.load import send_one
+from hotplate.stores.cosmos.charges import KB
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.items import Account
+from hotplate.stores.cosmos.requests import DEADLINE_S
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Address, Throughput
+from hotplate.stores.errors import StoreError, StoreThrottled
+from hotplate.stores.http1 import Response
 
 # How the name of every container begins that a sweep creates, and so of all that it ever changes or drops.
 PREFIX = "hotplate-bench-"

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from bench.errors import BenchFailed
-from bench.process import Channel, on_core, receive, start_worker, stop_process
-from bench.report.machine import environment
-from bench.stores.server import StoreServer, difference, opened, store_server
-from stores.catalogue import ReleaseId, ReleaseRef
-from stores.compression import EncodedRows
-from stores.keys import USER
-from stores.lifecycle import begin, write
-from stores.manifest import Manifest, Tally
-from stores.store import Plan, Row, Store
+from hotplate.bench.errors import BenchFailed
+from hotplate.bench.process import Channel, on_core, receive, start_worker, stop_process
+from hotplate.bench.report.machine import environment
+from hotplate.bench.stores.server import StoreServer, difference, opened, store_server
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.compression import EncodedRows
+from hotplate.stores.keys import USER
+from hotplate.stores.lifecycle import begin, write
+from hotplate.stores.manifest import Manifest, Tally
+from hotplate.stores.store import Plan, Row, Store
 
 # In production a publisher has a machine of its own; here it takes what the service leaves of the service's core.
 NICENESS = 19
@@ -146,7 +146,9 @@ def trial_publisher(settings: dict[str, str], release: ReleaseId, lists: int) ->
     *settings* name the store in HOTPLATE_STORE: not an argument, which others see, as it may hold a password.
     """
     with on_core(0):
-        process, channel = start_worker("bench.stores.publication:publish_on_command", environment() | settings)
+        process, channel = start_worker(
+            "hotplate.bench.stores.publication:publish_on_command", environment() | settings
+        )
     try:
         channel.send((release, lists))
         publisher = TrialPublisher(channel)

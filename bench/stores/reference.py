@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bench.options import PUBLISHED_MEDIAN_MS, PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, THINK_S
-from bench.planner.figures import round_up
-from bench.planner.prices import HOURS_A_MONTH, Prices
-from stores.cosmos.charges import Charges
-from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
+from hotplate.bench.options import PUBLISHED_MEDIAN_MS, PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, THINK_S
+from hotplate.bench.planner.figures import round_up
+from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
+from hotplate.stores.cosmos.charges import Charges
+from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 
 SOURCE = "https://learn.microsoft.com/azure/architecture/ai-ml/architecture/real-time-recommendation"
 DATE = "2018-12-12"

@@ -8,23 +8,23 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from bench import answers
-from bench.errors import BenchMisused
-from bench.loadgen.capacity import parse_objective
-from bench.loadgen.keys import Uniform, Zipf
-from bench.measured import CHEAPER, FASTER, MIN_PAIRS, NO_DIFFERENCE, Finding
-from bench.options import StoresOptions
-from bench.planner.prices import load as load_prices
-from bench.progress import ProgressDisplay
-from bench.report.report import ERRORS, WHILE_WRITTEN, Report, series
-from bench.report.text import NOTHING, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
-from bench.stores import reference
-from bench.stores.results import ComparisonResult, RoundResult, StoreResult
-from bench.stores.rounds import PUBLISHING_SHARE, Settings, StoreComparison
-from bench.stores.setup import FILL_SHARE, Setup, own_stores, prepared_stores
-from bench.stores.table import Column, both_us, by_rounds, stored_item, table_lines, top_row
-from stores.cosmos.url import Throughput, parse
-from stores.urls import scheme_of
+from hotplate.bench import answers
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.loadgen.capacity import parse_objective
+from hotplate.bench.loadgen.keys import Uniform, Zipf
+from hotplate.bench.measured import CHEAPER, FASTER, MIN_PAIRS, NO_DIFFERENCE, Finding
+from hotplate.bench.options import StoresOptions
+from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.report.report import ERRORS, WHILE_WRITTEN, Report, series
+from hotplate.bench.report.text import NOTHING, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
+from hotplate.bench.stores import reference
+from hotplate.bench.stores.results import ComparisonResult, RoundResult, StoreResult
+from hotplate.bench.stores.rounds import PUBLISHING_SHARE, Settings, StoreComparison
+from hotplate.bench.stores.setup import FILL_SHARE, Setup, own_stores, prepared_stores
+from hotplate.bench.stores.table import Column, both_us, by_rounds, stored_item, table_lines, top_row
+from hotplate.stores.cosmos.url import Throughput, parse
+from hotplate.stores.urls import scheme_of
 
 # What a budget is reckoned with: setting up and the report, and for each store and round reads without a service and a
 # trial release.

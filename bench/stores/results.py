@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from bench.answers import CheckResult
-from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, first_outside, point
-from bench.loadgen.result import Result
-from bench.stores.publication import TrialResult
-from bench.stores.setup import Candidate
+from hotplate.bench.answers import CheckResult
+from hotplate.bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, first_outside, point
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.stores.publication import TrialResult
+from hotplate.bench.stores.setup import Candidate
 
 # From this share of popular lists on, users do not get the lists that they have: outside the objective.
 POPULAR_BOUND = 0.01

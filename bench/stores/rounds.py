@@ -17,20 +17,20 @@ from typing import TypeVar
 import numpy as np
 import uvloop
 
-from bench.answers import check_answers
-from bench.errors import BenchFailed
-from bench.loadgen.absence import measure_stolen
-from bench.loadgen.capacity import Objective, Point, search
-from bench.loadgen.keys import Draw, Keys
-from bench.loadgen.load import Gets, Load
-from bench.loadgen.recorder import Sample
-from bench.loadgen.schedule import constant
-from bench.loadgen.workers import WorkerPool
-from bench.options import StoresOptions
-from bench.process import on_core, own_memory_bytes, read_metrics
-from bench.progress import ProgressDisplay
-from bench.stores.publication import TrialPublisher, trial_publisher
-from bench.stores.results import (
+from hotplate.bench.answers import check_answers
+from hotplate.bench.errors import BenchFailed
+from hotplate.bench.loadgen.absence import measure_stolen
+from hotplate.bench.loadgen.capacity import Objective, Point, search
+from hotplate.bench.loadgen.keys import Draw, Keys
+from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.loadgen.recorder import Sample
+from hotplate.bench.loadgen.schedule import constant
+from hotplate.bench.loadgen.workers import WorkerPool
+from hotplate.bench.options import StoresOptions
+from hotplate.bench.process import on_core, own_memory_bytes, read_metrics
+from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.stores.publication import TrialPublisher, trial_publisher
+from hotplate.bench.stores.results import (
     Capacity,
     ComparisonResult,
     LookupResult,
@@ -42,13 +42,13 @@ from bench.stores.results import (
     StoreResult,
     capacity_point,
 )
-from bench.stores.server import StoreServer, difference, opened
-from bench.stores.setup import Candidate, Setup, store_settings
-from stores.catalogue import ReleaseId, ReleaseRef
-from stores.errors import StoreError, StoreThrottled
-from stores.keys import USER
-from stores.store import Store
-from stores.urls import scheme_of
+from hotplate.bench.stores.server import StoreServer, difference, opened
+from hotplate.bench.stores.setup import Candidate, Setup, store_settings
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.errors import StoreError, StoreThrottled
+from hotplate.stores.keys import USER
+from hotplate.stores.store import Store
+from hotplate.stores.urls import scheme_of
 
 PATH = "/v1/recommendations/{key}"
 BATCHES = (1, 8, 64)

@@ -8,10 +8,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from bench.process import EMULATOR_METRICS, read_metrics
-from stores.connect import connect
-from stores.store import Store
-from stores.urls import scheme_of
+from hotplate.bench.process import EMULATOR_METRICS, read_metrics
+from hotplate.stores.connect import connect
+from hotplate.stores.store import Store
+from hotplate.stores.urls import scheme_of
 
 
 @asynccontextmanager
@@ -78,7 +78,7 @@ def _folder_bytes(folder: Path) -> int:
 def _redis_info(url: str, section: str, *names: str) -> float:
     from redis import Redis  # noqa: PLC0415 -- an extra: only who measures Redis needs it
 
-    from stores.redis.url import parse  # noqa: PLC0415 -- as above
+    from hotplate.stores.redis.url import parse  # noqa: PLC0415 -- as above
 
     at = parse(url)
     where: dict[str, Any] = (
@@ -93,7 +93,7 @@ def _redis_info(url: str, section: str, *names: str) -> float:
 
 def _emulator_metric(url: str, name: str, *, own_database: bool = False) -> float | None:
     """Add up a metric of our emulator; None where another server, or none, is there."""
-    from stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
+    from hotplate.stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
 
     at = parse(url)
     own = {"container": f"{at.database}/"} if own_database else {}

@@ -11,10 +11,10 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from bench.errors import BenchFailed, BenchMisused
-from bench.lists import Shape
-from bench.options import StoresOptions
-from bench.process import (
+from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.lists import Shape
+from hotplate.bench.options import StoresOptions
+from hotplate.bench.process import (
     REDIS_MISSING,
     STORE_CORE,
     Server,
@@ -23,18 +23,18 @@ from bench.process import (
     redis_serving,
     service_serving,
 )
-from bench.progress import ProgressDisplay
-from bench.report.text import parse_seconds
-from bench.stores.publication import FIRST_LISTS, first_user_rows, lists_a_second
-from bench.stores.server import StoreServer, opened, store_server
-from stores.catalogue import ReleaseRef
-from stores.keys import USER
-from stores.lifecycle import publish
-from stores.manifest import Manifest
-from stores.store import Row, Store
-from stores.transfer import copy
-from stores.urls import redacted, scheme_of
-from stores.verification import load_manifest
+from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.report.text import parse_seconds
+from hotplate.bench.stores.publication import FIRST_LISTS, first_user_rows, lists_a_second
+from hotplate.bench.stores.server import StoreServer, opened, store_server
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.keys import USER
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.store import Row, Store
+from hotplate.stores.transfer import copy
+from hotplate.stores.urls import redacted, scheme_of
+from hotplate.stores.verification import load_manifest
 
 EMULATOR = "local emulator, not Azure"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}

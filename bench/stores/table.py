@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TypeVar
 
-from bench.loadgen.capacity import PERCENTS, Point, parse_objective
-from bench.loadgen.histogram import Histogram
-from bench.measured import AHEAD, CHEAPER, FASTER, Finding, Measured, Words, geometric, middle
-from bench.options import StoresOptions
-from bench.planner.figures import two_digits
-from bench.planner.prices import HOURS_A_MONTH
-from bench.planner.prices import load as load_prices
-from bench.report.report import ERRORS, RATE, Series
-from bench.report.text import (
+from hotplate.bench.loadgen.capacity import PERCENTS, Point, parse_objective
+from hotplate.bench.loadgen.histogram import Histogram
+from hotplate.bench.measured import AHEAD, CHEAPER, FASTER, Finding, Measured, Words, geometric, middle
+from hotplate.bench.options import StoresOptions
+from hotplate.bench.planner.figures import two_digits
+from hotplate.bench.planner.prices import HOURS_A_MONTH
+from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.report.report import ERRORS, RATE, Series
+from hotplate.bench.report.text import (
     NONE,
     UNKNOWN,
     Cell,
@@ -29,13 +29,13 @@ from bench.report.text import (
     format_us,
     parse_rate,
 )
-from bench.stores.reference import NOT_PUBLISHED, Needs, format_month, needs, published_cells
-from bench.stores.results import PublishRun, RoundResult, ServiceRun, StoreResult
-from bench.stores.rounds import BATCHES
-from stores.cosmos.charges import KB
-from stores.cosmos.charges import load as load_charges
-from stores.cosmos.url import Throughput
-from stores.manifest import Manifest
+from hotplate.bench.stores.reference import NOT_PUBLISHED, Needs, format_month, needs, published_cells
+from hotplate.bench.stores.results import PublishRun, RoundResult, ServiceRun, StoreResult
+from hotplate.bench.stores.rounds import BATCHES
+from hotplate.stores.cosmos.charges import KB
+from hotplate.stores.cosmos.charges import load as load_charges
+from hotplate.stores.cosmos.url import Throughput
+from hotplate.stores.manifest import Manifest
 
 T = TypeVar("T")
 

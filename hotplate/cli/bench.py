@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.options import REFERENCE, HttpOptions, StoresOptions, SweepOptions
+from hotplate.bench.options import REFERENCE, HttpOptions, StoresOptions, SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
 from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import (
@@ -23,10 +23,10 @@ from hotplate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from bench.progress import ProgressDisplay
-    from bench.report.comparison import Verdict
-    from bench.report.page import Runs
-    from bench.report.report import Report
+    from hotplate.bench.progress import ProgressDisplay
+    from hotplate.bench.report.comparison import Verdict
+    from hotplate.bench.report.page import Runs
+    from hotplate.bench.report.report import Report
 
 app = Verbs(
     no_args_is_help=True,
@@ -42,7 +42,7 @@ def http(options: HttpOptions, display: "ProgressDisplay") -> "tuple[Report, Run
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
     file:///var/lib/hotplate
     """
-    from bench.http import make_plan, measure
+    from hotplate.bench.http import make_plan, measure
 
     return measure(make_plan(options), display)
 
@@ -58,7 +58,7 @@ def stores(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Report,
 
     Example: hotplate bench stores file:///var/lib/hotplate redis://cache:6379/0 --rate 5k --cpu-hour 0.04
     """
-    from bench.stores.report import compare_stores
+    from hotplate.bench.stores.report import compare_stores
 
     return compare_stores(options, display), None
 
@@ -80,8 +80,8 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Repo
 
 def _confirm_cost(options: SweepOptions) -> None:
     """Print what a sweep of an account costs, and go on only if that is confirmed."""
-    from bench.planner.prices import load
-    from bench.ru.run import account_cost, plan
+    from hotplate.bench.planner.prices import load
+    from hotplate.bench.ru.run import account_cost, plan
 
     for line in account_cost(plan(options), load()):
         err.print(line)
@@ -90,7 +90,7 @@ def _confirm_cost(options: SweepOptions) -> None:
 
 def _confirm(*, yes: bool) -> None:
     """Go on only if that is confirmed."""
-    from bench.errors import BenchMisused
+    from hotplate.bench.errors import BenchMisused
 
     if yes:
         return
@@ -112,7 +112,7 @@ def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
-    from bench.ru.run import plan, sweep
+    from hotplate.bench.ru.run import plan, sweep
 
     return sweep(plan(options), display).report, None
 
@@ -144,10 +144,10 @@ def charges(
     """
     require_folder(written)
     with bench_errors():
-        from bench.planner.prices import load as load_prices
-        from bench.report.text import write
-        from bench.ru.charges import account_regions, measure, plan
-        from stores.cosmos.charges import load as load_charges
+        from hotplate.bench.planner.prices import load as load_prices
+        from hotplate.bench.report.text import write
+        from hotplate.bench.ru.charges import account_regions, measure, plan
+        from hotplate.stores.cosmos.charges import load as load_charges
 
         planned, ours = plan(store, sizes), load_charges()
         for line in planned.lines(ours, load_prices(), account_regions(planned), time()):
@@ -195,9 +195,9 @@ def compare(
     Example: hotplate bench compare before.json after.json --metric p99
     """
     with bench_errors():
-        from bench.report.comparison import compare as compare_series
-        from bench.report.comparison import sole_series
-        from bench.report.report import read
+        from hotplate.bench.report.comparison import compare as compare_series
+        from hotplate.bench.report.comparison import sole_series
+        from hotplate.bench.report.report import read
 
         first, second = (sole_series(str(path), read(path)) for path in (before, after))
         verdict = compare_series(first, second, metric)
@@ -210,8 +210,8 @@ def compare(
 
 def _print_verdict(verdict: "Verdict") -> None:
     """Print what it comes to, then each metric."""
-    from bench.report.comparison import format_change
-    from bench.report.text import UNKNOWN, format_us
+    from hotplate.bench.report.comparison import format_change
+    from hotplate.bench.report.text import UNKNOWN, format_us
 
     left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
     out.print(f"By {verdict.pairs} pairs of rounds{left_out}: {verdict.sentence}.")

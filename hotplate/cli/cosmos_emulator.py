@@ -11,7 +11,7 @@ import orjson
 from hotplate.cli.terminal import Json, option, out
 
 if TYPE_CHECKING:
-    from bench.cosmos_emulator.server import RunningEmulator, Settings
+    from hotplate.bench.cosmos_emulator.server import RunningEmulator, Settings
 
 _option = partial(option, prefix="COSMOS_EMULATOR_")
 _port = partial(_option, at_least=0, at_most=65535)
@@ -55,12 +55,12 @@ def cosmos_emulator(
 
     Example: hotplate cosmos-emulator --port 8081 --key-file account.key
     """
-    from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-    from bench.cosmos_emulator.errors import EmulatorMisused
-    from bench.cosmos_emulator.server import Settings, serve
-    from bench.errors import BenchMisused
+    from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+    from hotplate.bench.cosmos_emulator.errors import EmulatorMisused
+    from hotplate.bench.cosmos_emulator.server import Settings, serve
+    from hotplate.bench.errors import BenchMisused
 
-    logging.getLogger("bench.cosmos_emulator").addHandler(logging.StreamHandler())
+    logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
     settings = Settings(
         host, port, second_region, key, key_file, consistency, charges, tls, certificate, entra_issuer, faults
@@ -83,7 +83,7 @@ def _print_ready(emulator: "RunningEmulator", settings: "Settings", *, as_json: 
     if len(emulator.ports) > 1:
         lines.append(f"second region, for reads: port {emulator.ports[1]}")
     if not settings.key_file:
-        lines.append("from bench.cosmos_emulator.auth import WELL_KNOWN_KEY  # the published key of emulators")
+        lines.append("from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY  # the published key of emulators")
     lines.append(f'client = azure.cosmos.CosmosClient("{endpoint}", {key})')
     lines.append(f"metrics: {endpoint}__emulation/metrics, faults: {endpoint}__emulation/faults")
     out.print("\n".join(lines))

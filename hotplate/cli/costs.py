@@ -5,13 +5,13 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated
 
 from hotplate.cli.terminal import chosen_store, err, out, print_json, table
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from bench.planner.prices import Prices
-    from stores.store import Bill, Estimate, Plan, Provisioned, Store
+    from hotplate.bench.planner.prices import Prices
+    from hotplate.stores.store import Bill, Estimate, Plan, Provisioned, Store
 
 HOUR_S = 3600
 
@@ -24,7 +24,7 @@ DryRun = Annotated[bool, Flag("Write nothing; print what would be made and cost.
 
 def limit_ru(url: str | None, max_ru: int | None) -> str | None:
     """Return the store's URL with what may be spent there; StoreMisused if nothing is paid by request units."""
-    from stores.connect import with_max_ru
+    from hotplate.stores.connect import with_max_ru
 
     return url if max_ru is None else with_max_ru(chosen_store(url), max_ru)
 
@@ -48,7 +48,7 @@ def publish_usd(prices: "Prices", bill: "Bill", request_units: float, began: flo
 
 def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
     """Return what a month of throughput costs."""
-    from bench.planner.prices import HOURS_A_MONTH
+    from hotplate.bench.planner.prices import HOURS_A_MONTH
 
     return hourly_usd(prices, provisioned) * HOURS_A_MONTH
 
@@ -57,8 +57,8 @@ def print_estimate(
     found: "Estimate", url: str | None, *, as_json: bool, more: "Mapping[str, object] | None" = None
 ) -> None:
     """Print the estimate of a publish that would begin now; *more* is added to what is printed as JSON."""
-    from bench.planner.prices import load
-    from stores.urls import redacted
+    from hotplate.bench.planner.prices import load
+    from hotplate.stores.urls import redacted
 
     where, began, prices = redacted(chosen_store(url)), time(), load()
     if as_json:
@@ -149,10 +149,10 @@ class Spending:
 
     def watch(self, store: "Store", plan: "Plan | None" = None, *, quiet: bool = False) -> None:
         """Count what *store* spends from now on; print how long *plan* will take, if that is long."""
-        from stores.store import ProvisionedStore
+        from hotplate.stores.store import ProvisionedStore
 
         if isinstance(store, ProvisionedStore):
-            from bench.planner.prices import load
+            from hotplate.bench.planner.prices import load
 
             self._bill, self._prices, self._typical_ru = store.bill(), load(), store.typical_ru
             self._began_at, self._began = monotonic(), time()

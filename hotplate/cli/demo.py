@@ -10,7 +10,7 @@ from urllib.parse import quote
 from hotplate.cli.publish import PublishFlags, publish
 from hotplate.cli.terminal import interruptible, out, progress_bars
 from hotplate.cli.train import print_report
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 
 def demo(
@@ -24,12 +24,12 @@ def demo(
 
     Example: hotplate demo --data clicks.csv
     """
-    from offline.input.sample import sample
-    from offline.job import TrainSettings, train
-    from serve.connections.listeners import reserve
-    from serve.processes.supervisor import serve as run
-    from serve.settings import Settings, configure_logging
-    from stores.folders import temporary_folder
+    from hotplate.offline.input.sample import sample
+    from hotplate.offline.job import TrainSettings, train
+    from hotplate.serve.connections.listeners import reserve
+    from hotplate.serve.processes.supervisor import serve as run
+    from hotplate.serve.settings import Settings, configure_logging
+    from hotplate.stores.folders import temporary_folder
 
     with temporary_folder("demo") as folder:
         reserve(host, port).close()  # a port in use is better reported before the training than after

@@ -10,7 +10,7 @@ from hotplate.cli.experiment import bench_errors
 from hotplate.cli.terminal import REFUSED, Json, err, interruptible_loop, option, out, print_json
 
 if TYPE_CHECKING:
-    from bench.drills.verdict import Verdict
+    from hotplate.bench.drills.verdict import Verdict
 
 _option = partial(option, prefix="DRILL_", show_default=True)
 
@@ -66,9 +66,9 @@ def drill(
     Example: hotplate drill lost-tier throttling --tiers cosmos,file --duration 10s
     """
     with bench_errors():
-        from bench.drills.drills import DRILLS, choose
-        from bench.drills.run import DrillOptions, run_drills
-        from bench.report.text import parse_rate, parse_seconds
+        from hotplate.bench.drills.drills import DRILLS, choose
+        from hotplate.bench.drills.run import DrillOptions, run_drills
+        from hotplate.bench.report.text import parse_rate, parse_seconds
 
         kinds = tuple(tiers.split(",")) if tiers else ()
         chosen = choose(names or (), kinds)
@@ -92,7 +92,7 @@ def drill(
             verdicts = asyncio.run(run_drills(chosen, options, status.update, on_verdict))
     broken = sum(not verdict.kept for verdict in verdicts)
     if as_json:
-        from bench.report.machine import describe
+        from hotplate.bench.report.machine import describe
 
         made = [verdict.to_json() for verdict in verdicts]
         print_json({"kept": not broken, "machine": describe(), "drills": made, "left_out": left_out})

@@ -22,17 +22,17 @@ from hotplate.cli.terminal import (
     with_store,
 )
 from hotplate.cli.train import metric_rows
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import polars as pl
 
-    from offline.evaluate.candidate import Candidate, LiveRelease, Truth
-    from offline.evaluate.list_evaluation import Comparison, Evaluator, ListEvaluation
-    from offline.evaluate.report import ReadLive
-    from stores.store import Store
+    from hotplate.offline.evaluate.candidate import Candidate, LiveRelease, Truth
+    from hotplate.offline.evaluate.list_evaluation import Comparison, Evaluator, ListEvaluation
+    from hotplate.offline.evaluate.report import ReadLive
+    from hotplate.stores.store import Store
 
 
 class ListsFirst(TyperGroup):
@@ -121,9 +121,9 @@ def lightgcn(
     """
     from dataclasses import asdict
 
-    from offline.evaluate.list_evaluation import evaluate_files
-    from offline.train.engine import described, engine_of
-    from offline.train.tuning import TuneOptions
+    from hotplate.offline.evaluate.list_evaluation import evaluate_files
+    from hotplate.offline.train.engine import described, engine_of
+    from hotplate.offline.train.tuning import TuneOptions
 
     with progress_bars() as report:
         searched = TuneOptions(engine=engine, max_pairs=None)
@@ -150,7 +150,7 @@ def report(
 
     Example: hotplate evaluate report model --out report.html --store file:///var/lib/hotplate
     """
-    from offline.evaluate.report import gather
+    from hotplate.offline.evaluate.report import gather
 
     if as_json:
         print_json(interruptible(lambda: gather(model, _live_reader(store), at_random=at_random)))
@@ -215,8 +215,8 @@ def _hold(
     delimiter: str | None,
 ) -> "tuple[Evaluator, list[Candidate]]":
     """Read a truth, the lists of *origins* for its users, and what these had before: *train*, or what a model knows."""
-    from offline.evaluate.candidate import read_history, read_truth
-    from offline.evaluate.list_evaluation import Evaluator
+    from hotplate.offline.evaluate.candidate import read_history, read_truth
+    from hotplate.offline.evaluate.list_evaluation import Evaluator
 
     choices = read_truth(truth, named, delimiter)
     candidates = [_candidate(origin, choices.pairs, k, scored, delimiter) for origin in origins]
@@ -229,11 +229,11 @@ def _hold(
 def _candidate(
     origin: str, pairs: "pl.DataFrame", k: int, named: "Mapping[str, str | None]", delimiter: str | None
 ) -> "Candidate":
+    from hotplate.offline.evaluate.candidate import from_files, from_model, from_release
+    from hotplate.offline.input.files import Format
+    from hotplate.offline.model import is_model, load
     from hotplate.releases import find_release
-    from offline.evaluate.candidate import from_files, from_model, from_release
-    from offline.input.files import Format
-    from offline.model import is_model, load
-    from stores.urls import redacted
+    from hotplate.stores.urls import redacted
 
     if "://" in origin:
         url, _, release = origin.partition("#")
@@ -253,7 +253,7 @@ def _live_reader(url: str | None) -> "ReadLive | None":
     """Return what reads the live release of a store; None if no store was named."""
     if url is None:
         return None
-    from offline.evaluate.candidate import read_live
+    from hotplate.offline.evaluate.candidate import read_live
 
     def read(users: "Sequence[str]", k: int) -> "LiveRelease | None":
         return with_store(url, lambda opened: read_live(opened, users, k))

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from bench.report import text
-from bench.report.plots import COUNT, FAINT, LINES, Frames, count_scale, plot
-from bench.report.text import caution, escaped, grouped_table, html_paragraphs, section, table, tiles, whole_page
+from hotplate.bench.report import text
+from hotplate.bench.report.plots import COUNT, FAINT, LINES, Frames, count_scale, plot
+from hotplate.bench.report.text import (
+    caution,
+    escaped,
+    grouped_table,
+    html_paragraphs,
+    section,
+    table,
+    tiles,
+    whole_page,
+)
 
 Facts = Mapping[str, Any]
 
@@ -43,7 +52,7 @@ it.
 
 
 def page(facts: Facts) -> str:
-    """Lay out the whole file, of what `offline.evaluate.report` gathers."""
+    """Lay out the whole file, of what `hotplate.offline.evaluate.report` gathers."""
     verdict = facts["verdict"]
     described = facts["description"]
     parts = [_verdict(verdict), _tiles(facts)]

@@ -10,7 +10,7 @@ from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import Json, option, out, print_json, progress_bars, table
 
 if TYPE_CHECKING:
-    from serve.events.report import Row
+    from hotplate.serve.events.report import Row
 
 app = Verbs(
     no_args_is_help=True,
@@ -42,8 +42,8 @@ def ship(
 
     Example: hotplate events ship /var/lib/hotplate/events --to /backup/events
     """
-    from serve.events.shipment import ship as ship_segments
-    from stores.urls import redacted
+    from hotplate.serve.events.shipment import ship as ship_segments
+    from hotplate.stores.urls import redacted
 
     with progress_bars() as on_progress:
         shipped = ship_segments(folder, to, partial(on_progress, "ship"))
@@ -69,7 +69,7 @@ def report(
 
     Example: hotplate events report /var/lib/hotplate/events
     """
-    from serve.events.report import report as count
+    from hotplate.serve.events.report import report as count
 
     with progress_bars() as on_progress:
         found = count(source, partial(on_progress, "report"))

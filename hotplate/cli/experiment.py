@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from bench.options import HOW
+from hotplate.bench.options import HOW
 from hotplate.cli.options import build, parameter, parameters_of, signed
 from hotplate.cli.terminal import (
     FAILED,
@@ -24,9 +24,9 @@ from hotplate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from bench.progress import ProgressDisplay
-    from bench.report.page import Runs
-    from bench.report.report import Report
+    from hotplate.bench.progress import ProgressDisplay
+    from hotplate.bench.report.page import Runs
+    from hotplate.bench.report.report import Report
 
 Options = TypeVar("Options")
 Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
@@ -64,8 +64,8 @@ def add_experiment(
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
             require_folder(name)
             with bench_errors():
-                from bench.progress import progress_display
-                from bench.report.page import keep
+                from hotplate.bench.progress import progress_display
+                from hotplate.bench.report.page import keep
 
                 chosen = build(options, preset | given)
                 if confirm is not None:
@@ -106,7 +106,7 @@ def bench_errors() -> Iterator[None]:
 
 def print_report(report: "Report") -> None:
     """Print a report for a person: its sentence, three figures of each subject, and what there is to look out for."""
-    from bench.report.text import joined
+    from hotplate.bench.report.text import joined
 
     top = report.summary
     out.print(top.sentence)

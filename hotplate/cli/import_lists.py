@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from hotplate.cli.publish import ReleaseFlags, publish_lists
 from hotplate.cli.terminal import TextFormat
-from stores.options import Argument, Flag
+from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -54,9 +54,9 @@ def import_lists(
 
     Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.input.files import named_paths
-    from offline.list_import import ImportedLists, ImportSettings
-    from stores.folders import temporary_folder
+    from hotplate.offline.input.files import named_paths
+    from hotplate.offline.list_import import ImportedLists, ImportSettings
+    from hotplate.stores.folders import temporary_folder
 
     options = flags.to_options()
     columns = {role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")}

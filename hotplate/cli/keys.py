@@ -8,7 +8,7 @@ import typer
 
 from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import Json, err, option, out, print_json, table
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 app = Verbs(
     no_args_is_help=True,
@@ -53,7 +53,7 @@ def create(
 
     Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
     """
-    from serve.access.keys import create as create_key
+    from hotplate.serve.access.keys import create as create_key
 
     made = create_key(keys, name, scope or [], rate)
     if as_json:
@@ -69,7 +69,7 @@ def list_clients(keys: KeysFile, as_json: Json = False) -> None:
 
     Example: hotplate keys list --keys /etc/hotplate/keys.json
     """
-    from serve.access.keys import StoredKey, load
+    from hotplate.serve.access.keys import StoredKey, load
 
     def day(key: StoredKey | None) -> str:
         return "" if key is None else time.strftime("%Y-%m-%d", time.gmtime(key.created_at))
@@ -110,7 +110,7 @@ def revoke(
 
     Example: hotplate keys revoke web --primary --keys /etc/hotplate/keys.json
     """
-    from serve.access.keys import revoke as revoke_key
+    from hotplate.serve.access.keys import revoke as revoke_key
 
     kinds = {"primary": primary, "secondary": secondary}
     kind = None if primary == secondary else next(kind for kind, chosen in kinds.items() if chosen)

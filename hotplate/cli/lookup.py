@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table, with_store
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from serve.lists import Recommendations
-    from stores.store import Store
+    from hotplate.serve.lists import Recommendations
+    from hotplate.stores.store import Store
 
 
 def lookup(
@@ -23,8 +23,8 @@ def lookup(
 
     Example: hotplate lookup 12347 -n 5
     """
-    from serve.lists import Lists
-    from serve.reader import TieredReader
+    from hotplate.serve.lists import Lists
+    from hotplate.serve.reader import TieredReader
 
     async def read(opened: "Store") -> "Recommendations":
         reader = TieredReader({"store": opened}, budget_s=10.0)

@@ -64,7 +64,8 @@ def main() -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # verbs speak for themselves; `serve` sets its log up
     waiting = logging.StreamHandler()
     waiting.setFormatter(logging.Formatter("hotplate: %(message)s"))
-    for name in ("stores.lifecycle", "stores.transfer", "stores.redis"):  # what is waited for, or may yet be lost
+    # What is waited for, or may yet be lost.
+    for name in ("hotplate.stores.lifecycle", "hotplate.stores.transfer", "hotplate.stores.redis"):
         logging.getLogger(name).addHandler(waiting)
     try:
         command(sys.argv[1:])()

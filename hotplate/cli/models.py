@@ -8,12 +8,12 @@ import typer
 
 from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import Json, interruptible, out, print_json, table
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from offline.registry import Entry, Registry
+    from hotplate.offline.registry import Entry, Registry
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def tag(
 
     Example: hotplate models tag shop@3 approved=yes --stage production
     """
-    from offline.errors import SettingError
+    from hotplate.offline.errors import SettingError
 
     if not tags and stage is None:
         raise SettingError("there is nothing to change; give tags, as approved=yes, or --stage")
@@ -119,7 +119,7 @@ def pull(
 
 def in_registry(url: str | None, act: "Callable[[Registry], T]") -> T:
     """Do something with the registry at *url*, by default the one in the user's own data folder."""
-    from offline.registry import Registry
+    from hotplate.offline.registry import Registry
 
     return interruptible(lambda: act(Registry(url)))
 
@@ -131,7 +131,7 @@ def is_reference(model: Path) -> bool:
 
 def parse_tags(given: list[str]) -> dict[str, str]:
     """Read tags as KEY=VALUE; SettingError for anything else."""
-    from offline.errors import SettingError
+    from hotplate.offline.errors import SettingError
 
     tags = dict[str, str]()
     for each in given:

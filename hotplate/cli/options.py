@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from hotplate.cli.terminal import option
-from stores.options import Argument, Flag
+from hotplate.stores.options import Argument, Flag
 
 T = TypeVar("T")
 # What a whole number may end with, and what stands for a value of a type in the help.

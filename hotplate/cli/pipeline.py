@@ -20,8 +20,8 @@ from hotplate.cli.terminal import chosen_store
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
-    from offline.gates import Gate
-    from offline.job import Job, TrainSettings
+    from hotplate.offline.gates import Gate
+    from hotplate.offline.job import Job, TrainSettings
 
 # What a run decides itself, and a pipeline has no say in.
 _OF_TRAIN: dict[str, Any] = {"model": Path(), "master": None, "as_json": False}
@@ -53,7 +53,7 @@ class PipelineFile:
         """
         from typer.exceptions import TyperException
 
-        from offline.errors import SettingError
+        from hotplate.offline.errors import SettingError
 
         values = self.values(table, command, taken)
         try:
@@ -69,7 +69,7 @@ class PipelineFile:
 
     def values(self, table: str, command: "TyperCommand", taken: Iterable[str]) -> dict[str, Any]:
         """Return the values of a table by parameter of *command*, as texts; SettingError for a key that is unknown."""
-        from offline.errors import SettingError
+        from hotplate.offline.errors import SettingError
 
         known = {key: one for key, one in _keys(command).items() if one.name not in set(taken)}
         values = dict[str, Any]()
@@ -91,7 +91,7 @@ class PipelineFile:
 
 def read_pipeline(path: Path) -> PipelineFile:
     """Read a pipeline file; SettingError for what is not TOML, or has other tables than a pipeline's."""
-    from offline.errors import SettingError
+    from hotplate.offline.errors import SettingError
 
     try:
         tables = tomllib.loads(path.read_text())
@@ -113,13 +113,13 @@ def read_pipeline(path: Path) -> PipelineFile:
 
 def read_job(pipeline: PipelineFile) -> "Job":
     """Return what a file says to do; SettingError for what makes no sense."""
-    from offline.errors import SettingError
-    from offline.gates import parse_gates, read_gates
-    from offline.input.filters import parse_half_life
-    from offline.job import Job, Registration
-    from offline.lists import ListSettings
-    from offline.publish import PublishSettings
-    from offline.rules import read_rules, require_both
+    from hotplate.offline.errors import SettingError
+    from hotplate.offline.gates import parse_gates, read_gates
+    from hotplate.offline.input.filters import parse_half_life
+    from hotplate.offline.job import Job, Registration
+    from hotplate.offline.lists import ListSettings
+    from hotplate.offline.publish import PublishSettings
+    from hotplate.offline.rules import read_rules, require_both
 
     trained = pipeline.parameters("train", command_of(train.train), _OF_TRAIN)
     published = pipeline.parameters("publish", command_of(publish.publish), _OF_PUBLISH)
@@ -170,8 +170,8 @@ def read_job(pipeline: PipelineFile) -> "Job":
 
 def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
     """Raise SettingError for gates on metrics that no training measures, rather than when one is over."""
-    from offline.evaluate.evaluation import metric_names
-    from offline.gates import check
+    from hotplate.offline.evaluate.evaluation import metric_names
+    from hotplate.offline.gates import check
 
     is_evaluated = bool(training.test) or training.split is not None
     measured = {table: dict.fromkeys(names, 0.0) for table, names in metric_names().items()} if is_evaluated else None
@@ -180,8 +180,8 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
 
 def _check_factors(training: "TrainSettings", where: str) -> None:
     """Raise SettingError if a training may end with an engine that has no factors to fold visitors in with."""
-    from offline.errors import SettingError
-    from offline.train.als import ALSParams
+    from hotplate.offline.errors import SettingError
+    from hotplate.offline.train.als import ALSParams
 
     searched = training.tuning
     has_factors = isinstance(training.params, ALSParams) if searched is None else searched.engine == "als"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.planner import inputs
+from hotplate.bench.planner import inputs
 from hotplate.cli.terminal import REFUSED, Json, option, out, print_json, require_folder, table, with_store
 
 if TYPE_CHECKING:
-    from bench.planner.inputs import Layer
-    from bench.planner.key_stream import KeyStream
-    from bench.planner.plan import Plan
-    from bench.planner.review import Baseline, Growth, PlanReport
+    from hotplate.bench.planner.inputs import Layer
+    from hotplate.bench.planner.key_stream import KeyStream
+    from hotplate.bench.planner.plan import Plan
+    from hotplate.bench.planner.review import Baseline, Growth, PlanReport
 
 MEASURED, OUTPUT = "Measured, not assumed", "What is printed and written"
 # Widths of the columns of words and of values.
@@ -81,10 +81,10 @@ def plan(
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
-    from bench.planner import prices as price_list
-    from bench.planner.plan import calculate
-    from bench.planner.review import growth, read_baseline, review
-    from stores.cosmos import charges as cosmos_charges
+    from hotplate.bench.planner import prices as price_list
+    from hotplate.bench.planner.plan import calculate
+    from hotplate.bench.planner.review import growth, read_baseline, review
+    from hotplate.stores.cosmos import charges as cosmos_charges
 
     if source and check:
         raise inputs.PlanMisused("--check brings its own inputs; leave --from out")
@@ -146,7 +146,7 @@ def _layers(
 ) -> "tuple[list[Layer], KeyStream | None]":
     """Return the inputs of each place that was named, each winning over those before it, and the users requested."""
     from hotplate.cli.releases import find_manifest
-    from stores.urls import redacted
+    from hotplate.stores.urls import redacted
 
     layers = [baseline.layer] if baseline else []
     if release is not None:
@@ -156,18 +156,18 @@ def _layers(
         layers.append(inputs.from_report(report, inputs.merge([*layers, *command_line]).inputs.p99_ms))
     if keys_file is None:
         return [*layers, *command_line], None
-    from bench.planner.key_stream import read_keys
+    from hotplate.bench.planner.key_stream import read_keys
 
     keys = read_keys(keys_file, inputs.merge([*layers, *command_line]).inputs.cache_entries)
     return [*layers, keys.layer(), *command_line], keys
 
 
 def _write_files(reviewed: "PlanReport", compared: "Baseline | None", report: Path | None, save: Path | None) -> None:
-    from bench.planner.review import BOUND_PERCENT, to_toml
-    from bench.report.text import write
+    from hotplate.bench.planner.review import BOUND_PERCENT, to_toml
+    from hotplate.bench.report.text import write
 
     if report is not None:
-        from bench.planner.page import write_files
+        from hotplate.bench.planner.page import write_files
 
         write_files(reviewed, report)
     if save is not None:
@@ -183,8 +183,8 @@ def _print_growth(grown: "list[Growth]", baseline: "Baseline") -> None:
 
 
 def _print_report(report: "PlanReport") -> None:
-    from bench.planner.figures import two_digits
-    from bench.planner.review import NOT_PRICED
+    from hotplate.bench.planner.figures import two_digits
+    from hotplate.bench.planner.review import NOT_PRICED
 
     made = report.plan
     for group, lines in made.outline():
@@ -213,7 +213,7 @@ def _print_report(report: "PlanReport") -> None:
 
 
 def _print_formulas(made: "Plan", name: str) -> None:
-    from bench.planner.figures import explain
+    from hotplate.bench.planner.figures import explain
 
     for depth, figure in explain(made.figures, name):
         formula = f" = {figure.formula}" if figure.formula else ""

@@ -23,18 +23,18 @@ from hotplate.cli.terminal import (
     table,
     with_store,
 )
-from stores.options import Argument, Flag
+from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from offline.gates import Verdict
-    from offline.lists import ModelLists
-    from offline.publish import ListSource, Progress, PublishSettings, Written
-    from stores.catalogue import ReleaseId
-    from stores.lifecycle import WriteResult
-    from stores.manifest import Manifest
-    from stores.store import Estimate, Plan, Store
+    from hotplate.offline.gates import Verdict
+    from hotplate.offline.lists import ModelLists
+    from hotplate.offline.publish import ListSource, Progress, PublishSettings, Written
+    from hotplate.stores.catalogue import ReleaseId
+    from hotplate.stores.lifecycle import WriteResult
+    from hotplate.stores.manifest import Manifest
+    from hotplate.stores.store import Estimate, Plan, Store
 
 
 Encoding = Literal["json", "zstd"]
@@ -56,7 +56,7 @@ class PublishOptions:
     as_json: bool
 
     def __post_init__(self) -> None:
-        from stores.errors import StoreMisused
+        from hotplate.stores.errors import StoreMisused
 
         if self.dry_run and self.settings.resume is not None:
             raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
@@ -88,8 +88,8 @@ class ReleaseFlags:
 
     def to_options(self) -> PublishOptions:
         """Return the options of the publish; raises SettingError for gates and StoreMisused for a URL."""
-        from offline.gates import read_gates
-        from offline.publish import PublishSettings
+        from hotplate.offline.gates import read_gates
+        from hotplate.offline.publish import PublishSettings
 
         url, bounds = limit_ru(self.store, self.max_ru), read_gates(self.gates, self.gate)
         how = PublishSettings(self.encoding, self.activate, self.keep, self.resume, bounds, self.force, self.end_canary)
@@ -137,10 +137,10 @@ def publish(
 
     Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.lists import ListSettings, ModelLists
-    from offline.model import load
-    from offline.rules import read_rules
-    from stores.folders import temporary_folder
+    from hotplate.offline.lists import ListSettings, ModelLists
+    from hotplate.offline.model import load
+    from hotplate.offline.rules import read_rules
+    from hotplate.stores.folders import temporary_folder
 
     options, master = flags.to_options(), flags.master
     names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
@@ -170,9 +170,9 @@ def _computed_on(master: str | None, options: PublishOptions) -> "Iterator[Calla
     if master is None:
         yield lambda lists: lists
         return
-    from offline.errors import SettingError
-    from offline.spark.publication import SparkLists, check_store
-    from offline.spark.session import SUBMITTED, spark_session
+    from hotplate.offline.errors import SettingError
+    from hotplate.offline.spark.publication import SparkLists, check_store
+    from hotplate.offline.spark.session import SUBMITTED, spark_session
 
     if options.dry_run:
         raise SettingError("A dry run writes to a stand-in of the store in this process; leave out --master.")
@@ -213,7 +213,7 @@ def write_lists(
 
     *imported* names the files of the lists, if they were not computed here; the rows that were read are counted.
     """
-    from offline.publish import publish, timed
+    from hotplate.offline.publish import publish, timed
 
     with_store(options.store, _check_store)
     spending, loading = Spending(), dict[str, float]()
@@ -233,8 +233,8 @@ def write_lists(
 
 async def _check_store(store: "Store") -> None:
     """Raise StoreError for a store that cannot be read, before any work is done for it; print what it warns of."""
-    from stores.errors import StoreError
-    from stores.store import Diagnosed
+    from hotplate.stores.errors import StoreError
+    from hotplate.stores.store import Diagnosed
 
     await store.catalogue()
     try:
@@ -249,9 +249,9 @@ async def _estimate(
     lists: "ListSource", options: PublishOptions, report: "Progress", store: "Store"
 ) -> "tuple[Estimate, WriteResult]":
     """Write to a stand-in for *store*; what is live is read from the store itself."""
-    from offline.publish import publish
-    from stores.compression import default_encoding
-    from stores.estimate import estimate
+    from hotplate.offline.publish import publish
+    from hotplate.stores.compression import default_encoding
+    from hotplate.stores.estimate import estimate
 
     # No gate refuses anything in a dry run.
     how = replace(options.settings, encoding=options.settings.encoding or default_encoding(store), force=True)
@@ -269,8 +269,8 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
 
     Raises GateFailed or CanaryRunning if gates or a canary would keep the release from going live.
     """
-    from offline.errors import GateFailed
-    from offline.gates import failures, recorded
+    from hotplate.offline.errors import GateFailed
+    from hotplate.offline.gates import failures, recorded
 
     _, verdicts = recorded(simulated.manifest)
     more = {"gates": verdicts} if verdicts else {}
@@ -285,7 +285,7 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
 
 def _print_release(written: "Written", spending: Spending, options: PublishOptions, imported: str | None) -> None:
     """Print what was written, what gates said, what was erased afterwards, and what it cost."""
-    from offline.gates import recorded
+    from hotplate.offline.gates import recorded
 
     manifest, live = written.result.manifest, options.settings.activate and written.refused is None
     read: dict[str, Any] = {"rows": 0, "left_out": {}, "notes": []}
@@ -350,6 +350,6 @@ def _print_gates(verdicts: "list[Verdict]", *, forced: bool) -> None:
 
 def plan_of(manifest: "Manifest") -> "Plan":
     """Return how many rows and bytes a release has, as a plan."""
-    from stores.store import Plan
+    from hotplate.stores.store import Plan
 
     return Plan(manifest.rows, manifest.bytes)

@@ -24,14 +24,14 @@ from hotplate.cli.terminal import (
     with_store,
     with_stores,
 )
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from stores.catalogue import Catalogue, Release, ReleaseRef
-    from stores.lifecycle import WriteResult
-    from stores.manifest import Manifest
-    from stores.store import Estimate, Store
-    from stores.verification import Difference, ScrubResult
+    from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef
+    from hotplate.stores.lifecycle import WriteResult
+    from hotplate.stores.manifest import Manifest
+    from hotplate.stores.store import Estimate, Store
+    from hotplate.stores.verification import Difference, ScrubResult
 
 app = Verbs(
     no_args_is_help=True,
@@ -88,7 +88,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
-    from stores.catalogue import ReleaseId
+    from hotplate.stores.catalogue import ReleaseId
 
     async def read(opened: "Store") -> "tuple[Manifest, Catalogue]":
         return await find_manifest(opened, release), await opened.catalogue()
@@ -174,9 +174,9 @@ def canary(
 
     With a guard: hotplate releases canary --watch http://127.0.0.1:8090
     """
-    from serve.releases.canary_watch import watch as watch_over
-    from stores.catalogue import ReleaseId
-    from stores.lifecycle import start_canary
+    from hotplate.serve.releases.canary_watch import watch as watch_over
+    from hotplate.stores.catalogue import ReleaseId
+    from hotplate.stores.lifecycle import start_canary
 
     if release is None and watch is None:
         raise typer.BadParameter("give the RELEASE to try, or --watch URL")
@@ -204,8 +204,8 @@ def promote(
 
     Example: hotplate releases promote 20261121T064200Z-09c1
     """
-    from stores.catalogue import ReleaseId
-    from stores.lifecycle import promote as act
+    from hotplate.stores.catalogue import ReleaseId
+    from hotplate.stores.lifecycle import promote as act
 
     expected = None if release is None else ReleaseId(release)
     release = with_store(store, lambda opened: act(opened, expected, force=force))
@@ -218,8 +218,8 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
 
     Example: hotplate releases abort 20261121T064200Z-09c1
     """
-    from stores.catalogue import ReleaseId
-    from stores.lifecycle import abort as act
+    from hotplate.stores.catalogue import ReleaseId
+    from hotplate.stores.lifecycle import abort as act
 
     expected = None if release is None else ReleaseId(release)
     release = with_store(store, lambda opened: act(opened, expected))
@@ -272,10 +272,10 @@ def copy(
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from hotplate.releases import find_release
-    from stores.store import Estimate
-    from stores.transfer import copy as copy_release
-    from stores.transfer import estimate_copy
-    from stores.verification import load_manifest
+    from hotplate.stores.store import Estimate
+    from hotplate.stores.transfer import copy as copy_release
+    from hotplate.stores.transfer import estimate_copy
+    from hotplate.stores.verification import load_manifest
 
     target, spending = limit_ru(target, max_ru) or target, Spending()
 
@@ -322,9 +322,9 @@ def verify(
     Example: hotplate releases verify --store redis://localhost:6379/0 --sample 1000
     """
     from hotplate.releases import as_damage, find_release
-    from stores.store import Diagnosed
-    from stores.verification import sample as read_sample
-    from stores.verification import verify as check
+    from hotplate.stores.store import Diagnosed
+    from hotplate.stores.verification import sample as read_sample
+    from hotplate.stores.verification import verify as check
 
     if every_row and sample is not None:
         raise typer.BadParameter("give --all or --sample, not both")
@@ -365,8 +365,8 @@ def scrub(
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """
     from hotplate.releases import as_damage, find_release
-    from stores.errors import ReleaseCorrupt
-    from stores.verification import scrub as read
+    from hotplate.stores.errors import ReleaseCorrupt
+    from hotplate.stores.verification import scrub as read
 
     with progress_bars() as on_progress:
 
@@ -399,7 +399,7 @@ def repair(
     Example: hotplate releases repair --from redis://localhost:6379/0 --store file:///var/lib/hotplate
     """
     from hotplate.releases import find_release
-    from stores.transfer import repair as write_anew
+    from hotplate.stores.transfer import repair as write_anew
 
     with progress_bars() as on_progress:
 
@@ -427,7 +427,7 @@ def diff(
     Example: hotplate releases diff 20261120T064200Z-7f3a 20261121T064200Z-09c1
     """
     from hotplate.releases import as_damage, find_release
-    from stores.verification import diff as compare
+    from hotplate.stores.verification import diff as compare
 
     async def read(opened: "Store") -> "Difference":
         one, other = await find_release(opened, first), await find_release(opened, second)
@@ -463,7 +463,7 @@ def _difference_to_json(found: "Difference", first: str, second: str) -> dict[st
 async def find_manifest(store: "Store", release: str | None) -> "Manifest":
     """Return the manifest of the release that was named, or of the live one."""
     from hotplate.releases import find_release
-    from stores.verification import load_manifest
+    from hotplate.stores.verification import load_manifest
 
     return await load_manifest(store, await find_release(store, release))
 

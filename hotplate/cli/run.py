@@ -17,9 +17,9 @@ from hotplate.cli.pipeline import command_of, read_job, read_pipeline
 from hotplate.cli.terminal import REFUSED, err, interruptible_loop, option, out, progress_bars, table, text_on_stderr
 
 if TYPE_CHECKING:
-    from offline.job import Job
-    from offline.lists import ModelLists
-    from offline.publish import PublishSettings, Written
+    from hotplate.offline.job import Job
+    from hotplate.offline.lists import ModelLists
+    from hotplate.offline.publish import PublishSettings, Written
 
 DAY_S = 86_400
 PREFIX = "RUN_"
@@ -29,7 +29,7 @@ _OF_RUN = ("pipeline", "check")
 
 def _take_defaults(context: typer.Context, path: Path) -> Path:
     """Have the options of `hotplate run` default to the table [run] of the pipeline, if that can be read."""
-    from offline.errors import SettingError
+    from hotplate.offline.errors import SettingError
 
     with suppress(SettingError):  # `run` reads it again
         pipeline = read_pipeline(path)
@@ -89,7 +89,7 @@ def run(
 
     Example: hotplate run nightly.toml
     """
-    from offline.job import Attempt
+    from hotplate.offline.job import Attempt
 
     file = read_pipeline(pipeline)
     file.values("run", command_of(run), _OF_RUN)
@@ -114,7 +114,7 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
     gate or a canary keeps the release from going live. A call that was cut off is resumed by the next one. Raises
     SettingError for a pipeline that makes no sense, DataError for data that cannot be used, and StoreError.
     """
-    from offline.job import Attempt
+    from hotplate.offline.job import Attempt
 
     path = Path(pipeline)
     given = command_of(run).make_context("run", [str(path)]).params
@@ -134,14 +134,14 @@ def _write_lists(lists: "ModelLists", store: str, settings: "PublishSettings") -
 
 def _default_folder(pipeline: Path) -> Path:
     """Return the pipeline's own folder in the user's data directory; two of one name have two."""
-    from stores.connect import default_url
+    from hotplate.stores.connect import default_url
 
     place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
     return Path(default_url().removeprefix("file://")).with_name("hotplate-runs") / f"{pipeline.stem}-{place}"
 
 
 def _print_steps(job: "Job", folder: Path) -> None:
-    from stores.urls import redacted
+    from hotplate.stores.urls import redacted
 
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.publishing.bounds)
     publishes = f"lists of {job.lists.length} to {redacted(job.store)}"

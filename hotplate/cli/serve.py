@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from hotplate.cli.terminal import chosen_store, err
-from serve.settings import LOGS, Settings, configure_logging
-from stores.options import Flag
+from hotplate.serve.settings import LOGS, Settings, configure_logging
+from hotplate.stores.options import Flag
 
 
 def serve(
@@ -21,12 +21,12 @@ def serve(
 
     Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
     """
-    from serve.errors import ServiceMisused
-    from serve.processes.supervisor import Addresses
-    from serve.processes.supervisor import serve as run
-    from serve.telemetry.settings import read_telemetry
-    from stores.errors import StoreMisused
-    from stores.urls import redacted
+    from hotplate.serve.errors import ServiceMisused
+    from hotplate.serve.processes.supervisor import Addresses
+    from hotplate.serve.processes.supervisor import serve as run
+    from hotplate.serve.telemetry.settings import read_telemetry
+    from hotplate.stores.errors import StoreMisused
+    from hotplate.stores.urls import redacted
 
     urls = tuple(map(chosen_store, settings.stores)) if settings.stores else (chosen_store(None),)
     if any(url.startswith("memory:") for url in urls):
@@ -53,7 +53,7 @@ def check_networks(given: Iterable[str]) -> None:
     """Raise StoreMisused for what is not a network, as 10.0.0.0/8 is."""
     from ipaddress import ip_network
 
-    from stores.errors import StoreMisused
+    from hotplate.stores.errors import StoreMisused
 
     for network in given:
         try:

@@ -21,15 +21,15 @@ from hotplate.cli.terminal import (
     table,
     with_store,
 )
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from stores.catalogue import Catalogue
-    from stores.file.backup import BackupResult
-    from stores.file.store import LmdbStore
-    from stores.manifest import Manifest
-    from stores.rebuild import Survey
-    from stores.store import Store
+    from hotplate.stores.catalogue import Catalogue
+    from hotplate.stores.file.backup import BackupResult
+    from hotplate.stores.file.store import LmdbStore
+    from hotplate.stores.manifest import Manifest
+    from hotplate.stores.rebuild import Survey
+    from hotplate.stores.store import Store
 
 DAY_S = 86_400
 
@@ -51,9 +51,9 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
 
     Example: hotplate store doctor --store redis://localhost:6379/0
     """
-    from stores.doctor import examine
-    from stores.store import Level
-    from stores.urls import redacted
+    from hotplate.stores.doctor import examine
+    from hotplate.stores.store import Level
+    from hotplate.stores.urls import redacted
 
     found = with_store(store, examine)
     where, counts = redacted(chosen_store(store)), Counter(each.level for each in found)
@@ -81,7 +81,7 @@ def backup(
 
     Example: hotplate store backup /backup/hotplate-monday --store file:///var/lib/hotplate
     """
-    from stores.file.backup import backup as copy_all
+    from hotplate.stores.file.backup import backup as copy_all
 
     with progress_bars() as on_progress:
 
@@ -105,7 +105,7 @@ def restore(
 
     Example: hotplate store restore /backup/hotplate-monday --store file:///var/lib/hotplate --over
     """
-    from stores.file.backup import restore as put_back
+    from hotplate.stores.file.backup import restore as put_back
 
     with progress_bars() as on_progress:
 
@@ -135,10 +135,10 @@ def rebuild(
 
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
-    from stores.catalogue import Catalogue, ReleaseId
-    from stores.errors import StoreError
-    from stores.rebuild import rebuild as write_catalogue
-    from stores.rebuild import survey
+    from hotplate.stores.catalogue import Catalogue, ReleaseId
+    from hotplate.stores.errors import StoreError
+    from hotplate.stores.rebuild import rebuild as write_catalogue
+    from hotplate.stores.rebuild import survey
 
     wanted = None if live is None else ReleaseId(live)
     with progress_bars() as on_progress:
@@ -158,7 +158,7 @@ def rebuild(
 
 def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str, *, as_json: bool) -> None:
     """Print what a store holds, and what became of it."""
-    from stores.urls import redacted
+    from hotplate.stores.urls import redacted
 
     now, states = found.now, {}
     if rebuilt is not None:
@@ -207,8 +207,8 @@ def _gates(manifest: "Manifest") -> str:
 
 def _folder_store(opened: "Store") -> "LmdbStore":
     """Return the store, if it is a folder; StoreMisused for any other."""
-    from stores.errors import StoreMisused
-    from stores.file.store import LmdbStore
+    from hotplate.stores.errors import StoreMisused
+    from hotplate.stores.file.store import LmdbStore
 
     if not isinstance(opened, LmdbStore):
         raise StoreMisused(

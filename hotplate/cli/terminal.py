@@ -28,13 +28,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from stores.options import Flag
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
-    from offline.input.files import Format
-    from stores.store import Observer, Store
+    from hotplate.offline.input.files import Format
+    from hotplate.stores.store import Observer, Store
 
 T = TypeVar("T")
 # Reports (stage, done, total) of long work.
@@ -102,8 +102,8 @@ class TextFormat:
 
     def to_format(self) -> "Format":
         """Return what files are read by."""
-        from offline.input.columns import NULL_VALUES
-        from offline.input.files import Format
+        from hotplate.offline.input.columns import NULL_VALUES
+        from hotplate.offline.input.files import Format
 
         given = NULL_VALUES if self.null_values is None else self.null_values.split(",")
         return Format(self.delimiter, self.header, given)
@@ -201,7 +201,7 @@ def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
 
 def require_folder(report: Path | None) -> None:
     """Raise BenchMisused for a *report* that has no folder to go to."""
-    from bench.errors import BenchMisused
+    from hotplate.bench.errors import BenchMisused
 
     if report is not None and not report.parent.is_dir():
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
@@ -212,8 +212,8 @@ def chosen_store(url: str | None) -> str:
 
     An empty variable is as much a mistake as an empty option, but typer ignores it.
     """
-    from stores.connect import default_url
-    from stores.errors import StoreMisused
+    from hotplate.stores.connect import default_url
+    from hotplate.stores.errors import StoreMisused
 
     if url == "" or (url is None and os.environ.get(STORE_VARIABLE) == ""):
         raise StoreMisused(
@@ -225,7 +225,7 @@ def chosen_store(url: str | None) -> str:
 
 def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
     """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
-    from stores.connect import run_on
+    from hotplate.stores.connect import run_on
 
     with interruptible_loop():
         return run_on(chosen_store(url), act, observer)
@@ -235,7 +235,7 @@ def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
     """Run *act* on two stores, *observer* counting at the target; StoreMisused if they are one and the same."""
-    from stores.connect import run_between
+    from hotplate.stores.connect import run_between
 
     with interruptible_loop():
         return run_between(chosen_store(source), chosen_store(target), act, observer)
@@ -247,7 +247,7 @@ def interruptible(work: Callable[[], T]) -> T:
     Interrupted, it ends at its next line of Python and cleans up; if that takes too long, it is left to end with the
     process. The next run has to remove what it has written.
     """
-    from offline.threads import DaemonThreads
+    from hotplate.offline.threads import DaemonThreads
 
     if threading.current_thread() is not threading.main_thread():
         return work()
@@ -289,10 +289,10 @@ class _TextColumn(ProgressColumn):
 
 def _sentence(error: BaseException) -> tuple[str, int]:
     """Return the sentence and exit code of an expected error; anything else is a defect, and raised."""
-    from bench.errors import BenchFailed, BenchMisused
-    from offline.errors import DataError, GateFailed, SettingError
-    from serve.errors import EventsFailed, ServiceMisused
-    from stores.errors import CanaryRunning, StoreError, StoreMisused
+    from hotplate.bench.errors import BenchFailed, BenchMisused
+    from hotplate.offline.errors import DataError, GateFailed, SettingError
+    from hotplate.serve.errors import EventsFailed, ServiceMisused
+    from hotplate.stores.errors import CanaryRunning, StoreError, StoreMisused
 
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
         return str(error), MISUSED

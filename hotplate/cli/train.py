@@ -21,13 +21,13 @@ from hotplate.cli.terminal import (
     progress_bars,
     table,
 )
-from stores.options import Argument, Flag
+from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
-    from offline.evaluate.evaluation import Evaluation
-    from offline.job import TrainReport, TrainSettings
-    from offline.train.engine import Engine, Params
-    from offline.train.tuning import Search, TuneOptions
+    from hotplate.offline.evaluate.evaluation import Evaluation
+    from hotplate.offline.job import TrainReport, TrainSettings
+    from hotplate.offline.train.engine import Engine, Params
+    from hotplate.offline.train.tuning import Search, TuneOptions
 
 
 # The panels of `--help`.
@@ -133,10 +133,10 @@ def train(
 
 def settings_of(given: TrainOptions) -> "TrainSettings":
     """Return what the options say; SettingError for what makes no sense."""
-    from offline.evaluate.splits import SplitOptions
-    from offline.input.columns import Columns
-    from offline.input.filters import parse_event_weights, parse_half_life
-    from offline.job import AutoSplit, TrainSettings
+    from hotplate.offline.evaluate.splits import SplitOptions
+    from hotplate.offline.input.columns import Columns
+    from hotplate.offline.input.filters import parse_event_weights, parse_half_life
+    from hotplate.offline.job import AutoSplit, TrainSettings
 
     roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
     params, tuning = _choice(given)
@@ -163,7 +163,7 @@ def settings_of(given: TrainOptions) -> "TrainSettings":
 
 def print_training(settings: "TrainSettings", model: Path, *, as_json: bool = False) -> "TrainReport":
     """Train as *settings* say, write the folder *model*, and print and return what came of it."""
-    from offline.job import train as train_model
+    from hotplate.offline.job import train as train_model
 
     with progress_bars() as on_progress:
         report = interruptible(lambda: train_model(settings, model, on_progress, err.print))
@@ -179,12 +179,12 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
     """Keep a session of Spark open if it is to train; SettingError if there is a master for another engine."""
     if engine != "spark":
         if master is not None:
-            from offline.errors import SettingError
+            from hotplate.offline.errors import SettingError
 
             raise SettingError(f"--master {master} is for --engine spark; give both or none.")
         yield
         return
-    from offline.spark.session import spark_session
+    from hotplate.offline.spark.session import spark_session
 
     with spark_session(master):
         yield
@@ -192,11 +192,11 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
 
 def _choice(given: TrainOptions) -> "tuple[Params, TuneOptions | None]":
     """Return the parameters, and what is searched for better ones: nothing, where any are named."""
-    from offline.errors import SettingError
-    from offline.train.als import ALSParams, SparkParams
-    from offline.train.cells import read_grid
-    from offline.train.engine import PARAMS, option_of
-    from offline.train.tuning import TuneOptions
+    from hotplate.offline.errors import SettingError
+    from hotplate.offline.train.als import ALSParams, SparkParams
+    from hotplate.offline.train.cells import read_grid
+    from hotplate.offline.train.engine import PARAMS, option_of
+    from hotplate.offline.train.tuning import TuneOptions
 
     own = {field.name for kind in PARAMS.values() for field in fields(kind)} - {"seed", "recency", "half_life_days"}
     found = {name: getattr(given, option_of(name).replace("-", "_")) for name in sorted(own)}
@@ -229,9 +229,9 @@ def _choice(given: TrainOptions) -> "tuple[Params, TuneOptions | None]":
 
 def _recency(given: TrainOptions) -> "dict[str, Any]":
     """Return what is said of recency and of popularity of late, by the names of parameters."""
-    from offline.errors import SettingError
-    from offline.input.filters import parse_half_life
-    from offline.train.popularity import Recency
+    from hotplate.offline.errors import SettingError
+    from hotplate.offline.input.filters import parse_half_life
+    from hotplate.offline.train.popularity import Recency
 
     gamma, found = given.recency_gamma, dict[str, Any]()
     if given.recency is not None:
@@ -245,7 +245,7 @@ def _recency(given: TrainOptions) -> "dict[str, Any]":
 
 
 def _flags(names: Iterable[str]) -> str:
-    from offline.train.engine import option_of
+    from hotplate.offline.train.engine import option_of
 
     return " and ".join(f"--{option_of(name)}" for name in sorted(names))
 
@@ -319,7 +319,7 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 
 def _print_search(search: "Search", seconds: float) -> None:
     """Print what a search found, next to the defaults, and what it took."""
-    from offline.train.engine import described
+    from hotplate.offline.train.engine import described
 
     best, usual = search.trials[search.best], search.usual
     found = [f"{described(best.params)}: nDCG@{search.k} {best.ndcg:.4f} on the inner split"]

@@ -84,7 +84,7 @@ def check_files(image: Image) -> None:
     for pattern in _UNWANTED:
         expect(not (left := list(image.root.glob(pattern))), f"it holds {left}")
     bytecode = "opt/hotplate/lib/python3.11/site-packages/{}/__pycache__/__init__.cpython-311.pyc"
-    for package in ("aiohttp", "serve", "stores"):
+    for package in ("aiohttp", "hotplate/serve", "hotplate/stores"):
         expect((image.root / bytecode.format(package)).exists(), f"{package} has no bytecode")
 
 

@@ -96,8 +96,8 @@ class Builder:
             else:
                 for source in instruction.words({})[:-1]:
                     for path in self.context_files(instruction, source):
-                        digest.update(f"{path.relative_to(self.context)} {path.stat().st_mode:o}".encode())
-                        digest.update(path.read_bytes())
+                        digest.update(f"{path.relative_to(self.context)} {path.lstat().st_mode:o}".encode())
+                        digest.update(bytes(path.readlink()) if path.is_symlink() else path.read_bytes())
         return digest.hexdigest()
 
     def stage_root(self, name: str) -> Path:
@@ -107,7 +107,7 @@ class Builder:
     def context_files(self, instruction: Instruction, source: str) -> list[Path]:
         """Return the files of the context that a source of COPY means, without those that .dockerignore keeps out."""
         start = self.context / source
-        paths = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
+        paths = [start] if start.is_file() else sorted(filter(_is_file_or_link, start.rglob("*")))
         found = [path for path in paths if not ignored(self._patterns, path.relative_to(self.context).as_posix())]
         if not found:
             raise instruction.error(f"{source} is not in the context (see .dockerignore)")
@@ -174,7 +174,7 @@ class _Execution:
         for source in sources:
             if "from" in instruction.options:
                 origin = self._builder.stage_root(instruction.options["from"]) / source.lstrip("/")
-                files = [path for path in origin.rglob("*") if path.is_symlink() or not path.is_dir()] or [origin]
+                files = [path for path in origin.rglob("*") if _is_file_or_link(path)] or [origin]
             else:
                 origin = self._builder.context / source
                 files = self._builder.context_files(instruction, source)
@@ -191,6 +191,10 @@ class _Execution:
     def _inside(self, path: str) -> Path:
         directory = Path(str(self._image.config.get("WorkingDir", "/")))
         return self._image.root / (directory / path).relative_to("/")
+
+
+def _is_file_or_link(path: Path) -> bool:
+    return path.is_symlink() or not path.is_dir()  # as COPY takes a link for itself
 
 
 def _debian(name: str, cache: Path) -> tuple[Image, str]:

@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from offline.errors import DataError
-from offline.input.columns import choose_columns
-from offline.input.files import Format, data_errors, find_files
-from offline.input.matrix import Matrix, to_matrix
-from offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, with_whole_numbers
-from offline.list_encoder import MAX_LENGTH
-from offline.list_import import read_scored
-from offline.measurement import read_lists
-from offline.model import Model
-from stores.catalogue import ReleaseRef
-from stores.compression import load_decode
-from stores.encoding import Item
-from stores.errors import ReleaseCorrupt
-from stores.keys import OVERALL, POPULAR, USER
-from stores.store import Reader
-from stores.verification import load_manifest
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.columns import choose_columns
+from hotplate.offline.input.files import Format, data_errors, find_files
+from hotplate.offline.input.matrix import Matrix, to_matrix
+from hotplate.offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, with_whole_numbers
+from hotplate.offline.list_encoder import MAX_LENGTH
+from hotplate.offline.list_import import read_scored
+from hotplate.offline.measurement import read_lists
+from hotplate.offline.model import Model
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.compression import load_decode
+from hotplate.stores.encoding import Item
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.keys import OVERALL, POPULAR, USER
+from hotplate.stores.store import Reader
+from hotplate.stores.verification import load_manifest
 
 _ROLES = ("user", "item")
 _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from offline.errors import SettingError, require_at_least
-from offline.evaluate.metrics import (
+from hotplate.offline.errors import SettingError, require_at_least
+from hotplate.offline.evaluate.metrics import (
     RANKING,
     Interval,
     ListMetrics,
@@ -23,16 +23,16 @@ from offline.evaluate.metrics import (
     measure_lists,
     measure_users,
 )
-from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.input.matrix import Indices, Matrix, users_per_item
-from offline.list_encoder import check_length
-from offline.model import Model
-from offline.rules import RuledLists, Rules
-from offline.train.als import SparkParams
-from offline.train.engine import Engine, Params, Ranker, engine_of, fit
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
-from stores.keys import OVERALL
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
+from hotplate.offline.input.matrix import Indices, Matrix, users_per_item
+from hotplate.offline.list_encoder import check_length
+from hotplate.offline.model import Model
+from hotplate.offline.rules import RuledLists, Rules
+from hotplate.offline.train.als import SparkParams
+from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
+from hotplate.stores.keys import OVERALL
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
 # Makes [users, k] from what was learnt of a split: the users' own lists, and what they are served.

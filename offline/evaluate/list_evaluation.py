@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError
-from offline.evaluate.candidate import Candidate, Truth, from_model, read_lines
-from offline.evaluate.evaluation import recommend_all
-from offline.evaluate.metrics import (
+from hotplate.offline.errors import DataError
+from hotplate.offline.evaluate.candidate import Candidate, Truth, from_model, read_lines
+from hotplate.offline.evaluate.evaluation import recommend_all
+from hotplate.offline.evaluate.metrics import (
     RANKING,
     Interval,
     ListMetrics,
@@ -25,13 +25,13 @@ from offline.evaluate.metrics import (
     measure_ratings,
     measure_users,
 )
-from offline.evaluate.splits import Parts, SplitOptions
-from offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
-from offline.list_encoder import check_length
-from offline.model import Model
-from offline.train.engine import PARAMS, Params, fit
-from offline.train.popularity import Popularity, by_popularity, most_popular
-from offline.train.tuning import TuneOptions, tune
+from hotplate.offline.evaluate.splits import Parts, SplitOptions
+from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
+from hotplate.offline.list_encoder import check_length
+from hotplate.offline.model import Model
+from hotplate.offline.train.engine import PARAMS, Params, fit
+from hotplate.offline.train.popularity import Popularity, by_popularity, most_popular
+from hotplate.offline.train.tuning import TuneOptions, tune
 
 
 @dataclass(frozen=True, slots=True)

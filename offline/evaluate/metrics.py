@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from offline.input.matrix import Indices, Mask, UserItems, cells_of, users_per_item
+from hotplate.offline.input.matrix import Indices, Mask, UserItems, cells_of, users_per_item
 
 Interval = tuple[float, float]
 Values = npt.NDArray[np.float64]

@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from offline.errors import DataError
-from offline.evaluate.candidate import LiveRelease
-from offline.evaluate.evaluation import evaluate
-from offline.evaluate.metrics import measure_lists
-from offline.evaluate.splits import IN_TIME, SplitOptions
-from offline.gates import protocol
-from offline.input.matrix import Floats, Indices, users_per_item
-from offline.measurement import common
-from offline.model import Model, describe, load
-from offline.train.popularity import PopularityParams, by_popularity
+from hotplate.offline.errors import DataError
+from hotplate.offline.evaluate.candidate import LiveRelease
+from hotplate.offline.evaluate.evaluation import evaluate
+from hotplate.offline.evaluate.metrics import measure_lists
+from hotplate.offline.evaluate.splits import IN_TIME, SplitOptions
+from hotplate.offline.gates import protocol
+from hotplate.offline.input.matrix import Floats, Indices, users_per_item
+from hotplate.offline.measurement import common
+from hotplate.offline.model import Model, describe, load
+from hotplate.offline.train.popularity import PopularityParams, by_popularity
 
 FORMAT = 1
 # Of so many users lists are computed for the report; more would hardly change what it says of them.

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from offline.errors import DataError, SettingError, require_at_least
-from offline.input.matrix import (
+from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.input.matrix import (
     NO_TIME,
     History,
     Mask,

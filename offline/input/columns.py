@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 import polars as pl
 
-from offline.errors import DataError
+from hotplate.offline.errors import DataError
 
 # Longer ids are refused by the stores.
 MAX_ID_BYTES = 256

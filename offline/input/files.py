@@ -12,9 +12,9 @@ from urllib.parse import unquote
 import polars as pl
 import xxhash
 
-from offline.errors import DataError, SettingError
-from offline.input.columns import NULL_VALUES
-from stores.folders import temporary_folder
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.columns import NULL_VALUES
+from hotplate.stores.folders import temporary_folder
 
 Kind = Literal["text", "json", "parquet", "events"]
 

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import polars as pl
 
-from offline.errors import SettingError
-from offline.input.columns import find_column, number_in
-from offline.input.tables import Table
+from hotplate.offline.errors import SettingError
+from hotplate.offline.input.columns import find_column, number_in
+from hotplate.offline.input.tables import Table
 
 _FILTER = re.compile(
     r"\s*(?P<column>[^<>=!~]*[^<>=!~\s])\s*(?P<operator>>=|<=|==|!=|!~|=|~|>|<)(?P<value>.*)", re.DOTALL

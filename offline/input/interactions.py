@@ -10,15 +10,39 @@ from typing import NamedTuple
 
 import polars as pl
 
-from offline.errors import DataError, SettingError
-from offline.input import notes
-from offline.input.cancellations import take_back
-from offline.input.columns import MAX_ID_BYTES, Columns, choose_columns, is_numbered, is_time, time_of, usual_column
-from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
-from offline.input.filters import Filter, parse_filter
-from offline.input.matrix import Weighing, Weighting
-from offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, read_titles, with_whole_numbers
-from stores.event_log import SegmentReader
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input import notes
+from hotplate.offline.input.cancellations import take_back
+from hotplate.offline.input.columns import (
+    MAX_ID_BYTES,
+    Columns,
+    choose_columns,
+    is_numbered,
+    is_time,
+    time_of,
+    usual_column,
+)
+from hotplate.offline.input.files import (
+    DataFile,
+    Format,
+    data_errors,
+    find_files,
+    fingerprint,
+    input_files,
+    named_paths,
+)
+from hotplate.offline.input.filters import Filter, parse_filter
+from hotplate.offline.input.matrix import Weighing, Weighting
+from hotplate.offline.input.tables import (
+    Rows,
+    Table,
+    TableShape,
+    id_reasons,
+    open_tables,
+    read_titles,
+    with_whole_numbers,
+)
+from hotplate.stores.event_log import SegmentReader
 
 # What an event has; the release, its role and the position are there for filters.
 _EVENT_FIELDS: dict[str, pl.DataType] = {

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError, require_at_least
+from hotplate.offline.errors import DataError, require_at_least
 
 # scipy publishes no types: a float32 csr_matrix, canonical (summed, no zeros, sorted), users by items.
 UserItems = Any

@@ -5,9 +5,9 @@ from datetime import datetime
 
 import polars as pl
 
-from offline.input.columns import DATES, DAYS, EXCEL_DAYS, NUMBER, is_numbered, usual_column
-from offline.input.files import data_errors
-from offline.input.tables import Table
+from hotplate.offline.input.columns import DATES, DAYS, EXCEL_DAYS, NUMBER, is_numbered, usual_column
+from hotplate.offline.input.files import data_errors
+from hotplate.offline.input.tables import Table
 
 # Of a column with more values the values are hardly kinds of events.
 _MAX_EVENTS = 20

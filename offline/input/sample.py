@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from offline.errors import require_at_least
+from hotplate.offline.errors import require_at_least
 
 _STYLES = (
     "Amber Ashen Brushed Classic Copper Coral Crimson Folding Frosted Golden Granite Hammered Indigo Ivory Linen Maple "

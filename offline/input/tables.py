@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from offline.errors import DataError
-from offline.input.columns import MAX_ID_BYTES, choose_columns, is_numbered, number_in, time_layouts, time_of
-from offline.input.files import DataFile, Format, data_errors, find_files
-from offline.input.text import scan_text
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.columns import MAX_ID_BYTES, choose_columns, is_numbered, number_in, time_layouts, time_of
+from hotplate.offline.input.files import DataFile, Format, data_errors, find_files
+from hotplate.offline.input.text import scan_text
 
 # A whole number as pandas writes one of a column that has missing values, and as everybody else does.
 _FLOAT_ID = re.compile(r"-?(?:0|[1-9]\d*)\.0")

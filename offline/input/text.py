@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from offline.errors import DataError, SettingError
-from offline.input.columns import is_data, numbered
-from offline.input.files import DataFile, Format, data_errors, suffix
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.columns import is_data, numbered
+from hotplate.offline.input.files import DataFile, Format, data_errors, suffix
 
 # What a file of this name holds, and how it begins.
 _GZIP, _ZSTD = ("gzip data", b"\x1f\x8b\x08"), ("zstd data", b"\x28\xb5\x2f\xfd")

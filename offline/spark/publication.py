@@ -16,20 +16,27 @@ from py4j.protocol import Py4JError
 from pyspark import AccumulatorParam, Broadcast
 from pyspark.sql import SparkSession
 
-from offline.errors import SettingError
-from offline.input.matrix import Indices
-from offline.lists import ModelLists
-from offline.measurement import Counts, Items, Measurement, Observe, ignore
-from offline.publish import PartedSource, Progress, prefetched
-from offline.spark.ranking import Block, Blocks, rows_of
-from offline.spark.session import cause_of, is_local
-from offline.threads import DaemonThreads
-from stores.connect import connect, share_of
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreMisused, StoreUnavailable
-from stores.manifest import Tally
-from stores.parts import Assignment, WrittenPart, write_part
-from stores.store import Observer, Plan, Row
-from stores.urls import redacted, scheme_of
+from hotplate.offline.errors import SettingError
+from hotplate.offline.input.matrix import Indices
+from hotplate.offline.lists import ModelLists
+from hotplate.offline.measurement import Counts, Items, Measurement, Observe, ignore
+from hotplate.offline.publish import PartedSource, Progress, prefetched
+from hotplate.offline.spark.ranking import Block, Blocks, rows_of
+from hotplate.offline.spark.session import cause_of, is_local
+from hotplate.offline.threads import DaemonThreads
+from hotplate.stores.connect import connect, share_of
+from hotplate.stores.errors import (
+    ReleaseConflict,
+    ReleaseNotFound,
+    StoreError,
+    StoreFull,
+    StoreMisused,
+    StoreUnavailable,
+)
+from hotplate.stores.manifest import Tally
+from hotplate.stores.parts import Assignment, WrittenPart, write_part
+from hotplate.stores.store import Observer, Plan, Row
+from hotplate.stores.urls import redacted, scheme_of
 
 # What is observed of users' lists.
 Observed = tuple[Sequence[str], Indices, Indices]

@@ -7,10 +7,10 @@ in another run, too. Users are multiplied with the factors of all items batch by
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, overload
 
-from offline.lists import ModelLists
-from offline.measurement import Observe, ignore
-from offline.model import Users
-from stores.store import Row
+from hotplate.offline.lists import ModelLists
+from hotplate.offline.measurement import Observe, ignore
+from hotplate.offline.model import Users
+from hotplate.stores.store import Row
 
 # A block has so many users or items, or more if there would be too many blocks.
 _LEAST, _MOST_BLOCKS = 1_000, 2_000

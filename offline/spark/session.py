@@ -12,8 +12,8 @@ from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from offline.errors import DataError, SettingError
-from stores.file.memory import room_bytes
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.stores.file.memory import room_bytes
 
 # The master that `spark-submit` was given, which says where to run itself.
 SUBMITTED = "submitted"

@@ -8,10 +8,10 @@ from py4j.protocol import Py4JJavaError
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 
-from offline.errors import DataError
-from offline.input.matrix import Floats, UserItems, check_user_items
-from offline.spark.session import cause_of
-from offline.train.als import Factors, SparkParams, confidences
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.matrix import Floats, UserItems, check_user_items
+from hotplate.offline.spark.session import cause_of
+from hotplate.offline.train.als import Factors, SparkParams, confidences
 
 # The data alone say how many blocks there are, because the start of the fit is drawn by block: however many executors
 # there are, the same seed then learns the same, but for the order of sums.

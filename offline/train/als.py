@@ -18,10 +18,10 @@ from implicit.cpu.als import AlternatingLeastSquares
 from implicit.recommender_base import ModelFitError
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.errors import DataError, SettingError, require_at_least
-from offline.input.matrix import Floats, Indices, UserItems, check_user_items
-from offline.train import ranking
-from offline.train.popularity import Recency
+from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user_items
+from hotplate.offline.train import ranking
+from hotplate.offline.train.popularity import Recency
 
 # Bounds the memory that folding in takes besides the factors.
 _SOLVED_AT_ONCE = 50_000

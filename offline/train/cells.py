@@ -10,12 +10,12 @@ from typing import Any, get_args
 
 import numpy as np
 
-from offline.errors import DataError, SettingError
-from offline.train.als import ALSParams, SparkParams
-from offline.train.ease import EASEParams
-from offline.train.engine import Engine, Params, engine_of, params_class
-from offline.train.neighbours import NeighbourParams, NeighbourWeighting
-from offline.train.popularity import PopularityParams
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.train.als import ALSParams, SparkParams
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Engine, Params, engine_of, params_class
+from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
+from hotplate.offline.train.popularity import PopularityParams
 
 # Each is the best of the others on some real data and split; regularization and alpha only work together.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from offline.errors import DataError
-from offline.input.matrix import UserItems
-from offline.train.als import ALSParams
-from offline.train.ease import EASEParams
-from offline.train.neighbours import NeighbourParams
-from stores.file.memory import room_bytes
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.matrix import UserItems
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.stores.file.memory import room_bytes
 
 _INDEX_BYTES, _NUMBER_BYTES = 4, 4
 

@@ -8,10 +8,10 @@ import numpy as np
 from scipy.linalg import lapack
 from scipy.sparse import csr_matrix, diags_array
 
-from offline.errors import SettingError
-from offline.input.matrix import Floats, Indices, UserItems, check_user_items
-from offline.train import ranking
-from offline.train.popularity import Recency
+from hotplate.offline.errors import SettingError
+from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user_items
+from hotplate.offline.train import ranking
+from hotplate.offline.train.popularity import Recency
 
 # A user counts by the square root of what they have: between one vote for each user and one for each pair.
 _USER_POWER = -0.25

@@ -4,19 +4,19 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Literal, TypeAlias
 
-from offline.errors import DataError
-from offline.input.matrix import Floats, Times, UserItems
-from offline.train import als, ease, neighbours, popularity
-from offline.train.als import ALSParams, Factors, SparkParams
-from offline.train.cost import check_memory, fit_bytes
-from offline.train.ease import EASE, EASEParams
-from offline.train.neighbours import NeighbourParams, Neighbours
-from offline.train.popularity import Popularity, PopularityParams, Recency
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.matrix import Floats, Times, UserItems
+from hotplate.offline.train import als, ease, neighbours, popularity
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams
+from hotplate.offline.train.cost import check_memory, fit_bytes
+from hotplate.offline.train.ease import EASE, EASEParams
+from hotplate.offline.train.neighbours import NeighbourParams, Neighbours
+from hotplate.offline.train.popularity import Popularity, PopularityParams, Recency
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams
-# What an engine has learnt, of which lists are made as `offline.train.ranking` says. Rows of users and columns of items
-# are those of the matrix that it learnt from, or of the users that were folded in.
+# What an engine has learnt, of which lists are made as `hotplate.offline.train.ranking` says. Rows of users and columns
+# of items are those of the matrix that it learnt from, or of the users that were folded in.
 Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
 
 PARAMS: dict[Engine, type[Params]] = {
@@ -110,7 +110,7 @@ def fit(
         case ALSParams():
             ranker = als.fit(user_items, params, on_iteration)
         case SparkParams():
-            from offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
+            from hotplate.offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
 
             ranker = training.fit(user_items, params, on_iteration)
         case EASEParams():

@@ -11,10 +11,10 @@ from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, Item
 from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix
 
-from offline.errors import SettingError, require_at_least
-from offline.input.matrix import Floats, Indices, UserItems, check_user_items, users_per_item
-from offline.train import ranking
-from offline.train.popularity import Recency
+from hotplate.offline.errors import SettingError, require_at_least
+from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user_items, users_per_item
+from hotplate.offline.train import ranking
+from hotplate.offline.train.popularity import Recency
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
 _RECOMMENDERS = {

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from offline.errors import DataError, SettingError, require_at_least
-from offline.input.matrix import Floats, Indices, Matrix, Times, UserItems, check_user_items, decay
-from offline.train import ranking
+from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.input.matrix import Floats, Indices, Matrix, Times, UserItems, check_user_items, decay
+from hotplate.offline.train import ranking
 
 # The service keeps every popular list in memory.
 MAX_SEGMENTS = 1000

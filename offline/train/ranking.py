@@ -8,8 +8,8 @@ import numpy.typing as npt
 from implicit.cpu.topk import topk
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.errors import require_at_least
-from offline.input.matrix import Allowed, Floats, Indices, UserItems
+from hotplate.offline.errors import require_at_least
+from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 
 # Bounds what a row of lists takes at once; `topk` has a hundred rows of scores at a time on each core.
 _RANKED_AT_ONCE = 4096

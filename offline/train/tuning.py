@@ -12,16 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from offline.errors import DataError, SettingError, require_at_least
-from offline.evaluate.evaluation import fit_parts, recommend_all
-from offline.evaluate.metrics import Values, measure_users
-from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.input.matrix import History, Times, UserItems, part
-from offline.train.als import ALSParams
-from offline.train.cells import beyond, default_cells, draw
-from offline.train.cost import fit_bytes, fit_s, rank_s
-from offline.train.engine import Engine, Params, Ranker, described, engine_of, params_from, recency_of, with_recency
-from offline.train.popularity import PopularityParams, Recency
+from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
+from hotplate.offline.evaluate.metrics import Values, measure_users
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
+from hotplate.offline.input.matrix import History, Times, UserItems, part
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.cells import beyond, default_cells, draw
+from hotplate.offline.train.cost import fit_bytes, fit_s, rank_s
+from hotplate.offline.train.engine import (
+    Engine,
+    Params,
+    Ranker,
+    described,
+    engine_of,
+    params_from,
+    recency_of,
+    with_recency,
+)
+from hotplate.offline.train.popularity import PopularityParams, Recency
 
 # Above so many pairs a search takes minutes to hours, so it must be requested.
 MAX_PAIRS = 1_000_000

@@ -16,13 +16,13 @@ from typing import Protocol
 
 from multidict import istr
 
-from serve.access.keys import EVENTS, READ, SCOPES, digest_of, load
-from serve.access.rates import Bucket, SharedRates
-from serve.access.uses import LastUses
-from serve.api.problems import Problem
-from serve.errors import ServiceMisused
-from serve.settings import Settings
-from serve.watched import WatchedFiles
+from hotplate.serve.access.keys import EVENTS, READ, SCOPES, digest_of, load
+from hotplate.serve.access.rates import Bucket, SharedRates
+from hotplate.serve.access.uses import LastUses
+from hotplate.serve.api.problems import Problem
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.settings import Settings
+from hotplate.serve.watched import WatchedFiles
 
 API_KEY, AUTHORIZATION = istr("X-API-Key"), istr("Authorization")
 BEARER = "bearer "
@@ -52,7 +52,7 @@ class Caller:
 
 
 class Tokens(Protocol):
-    """Verifies tokens of somebody else's, as `serve.access.oidc.TokenVerifier` does."""
+    """Verifies tokens of somebody else's, as `hotplate.serve.access.oidc.TokenVerifier` does."""
 
     async def caller(self, token: str, digest: bytes) -> Caller:
         """Return who sent a token, known by its *digest*; raises a Problem if it is not valid."""

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from serve.errors import KeysUnreadable, ServiceMisused
-from stores.folders import flush, take_lock
+from hotplate.serve.errors import KeysUnreadable, ServiceMisused
+from hotplate.stores.folders import flush, take_lock
 
 SCOPES = (READ, EVENTS, ADMIN) = "read", "events", "admin"
 FORMAT = 1

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import orjson
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from serve.access.auth import Caller, is_loopback, refused_credential
-from serve.access.keys import NAME, SCOPES
-from serve.api.problems import Problem
-from serve.errors import ServiceMisused
+from hotplate.serve.access.auth import Caller, is_loopback, refused_credential
+from hotplate.serve.access.keys import NAME, SCOPES
+from hotplate.serve.api.problems import Problem
+from hotplate.serve.errors import ServiceMisused
 
 if TYPE_CHECKING:
     from jwt import PyJWK

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from time import monotonic
 
-from serve.access.keys import MAX_CLIENTS, Client
+from hotplate.serve.access.keys import MAX_CLIENTS, Client
 
 # How much a bucket holds, as a client's requests come in bursts.
 BURST_S = 1.0

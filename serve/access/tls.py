@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from serve.errors import ServiceMisused
-from serve.settings import Settings
-from serve.watched import WatchedFiles
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.settings import Settings
+from hotplate.serve.watched import WatchedFiles
 
 # How long a client may take over its handshake.
 HANDSHAKE_S = 10.0

@@ -9,7 +9,7 @@ import time
 
 from xxhash import xxh3_64_intdigest
 
-from serve.access.keys import MAX_CLIENTS
+from hotplate.serve.access.keys import MAX_CLIENTS
 
 # Four times as many as a file may name, as the cells of clients that are gone are not given back.
 CELLS = 4 * MAX_CLIENTS

@@ -14,21 +14,21 @@ from urllib.parse import unquote
 from aiohttp import web
 from multidict import istr
 
-from serve.access.auth import Caller, Guard, scope_of
-from serve.answered import Answered
-from serve.api.cors import Cors
-from serve.api.handlers import FOUND, Handler, Handlers, found_in
-from serve.api.openapi import Documents
-from serve.api.parameters import FOLD_IN
-from serve.api.problems import ClientGone, Problem, internal_error, not_ready
-from serve.api.scoring import Scoring, refusal
-from serve.events.route import EventsHandler, settled
-from serve.lists import Lists
-from serve.metrics import OTHER
-from serve.processes.access_log import AccessLog, report
-from serve.reader import NotReady, TieredReader
-from serve.telemetry.spans import RequestSpan, Tracer, working_for
-from serve.watched import following
+from hotplate.serve.access.auth import Caller, Guard, scope_of
+from hotplate.serve.answered import Answered
+from hotplate.serve.api.cors import Cors
+from hotplate.serve.api.handlers import FOUND, Handler, Handlers, found_in
+from hotplate.serve.api.openapi import Documents
+from hotplate.serve.api.parameters import FOLD_IN
+from hotplate.serve.api.problems import ClientGone, Problem, internal_error, not_ready
+from hotplate.serve.api.scoring import Scoring, refusal
+from hotplate.serve.events.route import EventsHandler, settled
+from hotplate.serve.lists import Lists
+from hotplate.serve.metrics import OTHER
+from hotplate.serve.processes.access_log import AccessLog, report
+from hotplate.serve.reader import NotReady, TieredReader
+from hotplate.serve.telemetry.spans import RequestSpan, Tracer, working_for
+from hotplate.serve.watched import following
 
 log = logging.getLogger(__name__)
 

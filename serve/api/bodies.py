@@ -2,8 +2,8 @@
 
 from aiohttp import hdrs, web
 
-from serve.api.parameters import MAX_BODY_BYTES
-from serve.api.problems import CLOSE, ClientGone, Problem
+from hotplate.serve.api.parameters import MAX_BODY_BYTES
+from hotplate.serve.api.problems import CLOSE, ClientGone, Problem
 
 
 def check_body(request: web.BaseRequest) -> None:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from stores.errors import StoreMisused
+from hotplate.stores.errors import StoreMisused
 
 # What a page may send and read beyond what every page may.
 REQUEST_HEADERS = "Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-Id, X-Request-Timeout-Ms"

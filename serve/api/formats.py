@@ -17,8 +17,8 @@ import msgspec
 import orjson
 import zstandard
 
-from serve.api.parameters import ARROW, CSV, JSON, MSGPACK
-from serve.api.problems import Problem
+from hotplate.serve.api.parameters import ARROW, CSV, JSON, MSGPACK
+from hotplate.serve.api.problems import Problem
 
 CONTENT_TYPES = {CSV: "text/csv; charset=utf-8; header=present"}
 # What a row says of its user, before the item's own columns.

@@ -9,9 +9,9 @@ import orjson
 from aiohttp import hdrs, web
 from xxhash import xxh3_64_hexdigest
 
-from serve.answered import Found
-from serve.api.bodies import read_body
-from serve.api.formats import (
+from hotplate.serve.answered import Found
+from hotplate.serve.api.bodies import read_body
+from hotplate.serve.api.formats import (
     CONTENT_TYPES,
     Compressor,
     compressor,
@@ -21,7 +21,7 @@ from serve.api.formats import (
     load,
     media_type,
 )
-from serve.api.parameters import (
+from hotplate.serve.api.parameters import (
     ALL_FIELDS,
     BATCH_MEDIA,
     FOLD_IN,
@@ -37,15 +37,15 @@ from serve.api.parameters import (
     parse_fold_in,
     parse_id,
 )
-from serve.api.problems import Problem, overloaded
-from serve.processes.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
-from serve.reader import EncodedList, FoldInUnavailable, TieredReader
-from serve.watched import WatchedFiles
-from stores.encoding import encode_id, without_titles
-from stores.errors import StoreThrottled
+from hotplate.serve.api.problems import Problem, overloaded
+from hotplate.serve.processes.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
+from hotplate.serve.reader import EncodedList, FoldInUnavailable, TieredReader
+from hotplate.serve.watched import WatchedFiles
+from hotplate.stores.encoding import encode_id, without_titles
+from hotplate.stores.errors import StoreThrottled
 
 if TYPE_CHECKING:
-    from serve.events.writer import EventWriter
+    from hotplate.serve.events.writer import EventWriter
 
 PRIVATE = "private, no-cache"
 # What is the same for everybody may be kept by a CDN; a release that goes live is seen a minute later there.

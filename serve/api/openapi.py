@@ -11,11 +11,11 @@ from aiohttp import web
 from msgspec import Struct
 from xxhash import xxh3_64_hexdigest
 
-from serve.api.parameters import JSON, OPERATIONS, BatchBody, FoldInBody, Id, NoQuery, Operation, QueryParser
-from serve.api.problems import CONTENT_TYPE, Problem
-from serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody, SwaggerQuery
-from serve.events import records as events
-from serve.events.records import EventsBody
+from hotplate.serve.api.parameters import JSON, OPERATIONS, BatchBody, FoldInBody, Id, NoQuery, Operation, QueryParser
+from hotplate.serve.api.problems import CONTENT_TYPE, Problem
+from hotplate.serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody, SwaggerQuery
+from hotplate.serve.events import records as events
+from hotplate.serve.events.records import EventsBody
 
 Schema = dict[str, Any]
 

@@ -13,10 +13,10 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, inspect
 
-from serve.api.problems import Problem, bad_parameter
-from serve.reader import DEFAULT_N, Status
-from stores.errors import StoreMisused
-from stores.keys import MAX_ID_BYTES, OVERALL, check_id
+from hotplate.serve.api.problems import Problem, bad_parameter
+from hotplate.serve.reader import DEFAULT_N, Status
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.keys import MAX_ID_BYTES, OVERALL, check_id
 
 MAX_N = 1000
 # How many users one POST may name, and how many items it may request for all of them.

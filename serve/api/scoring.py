@@ -14,14 +14,14 @@ import orjson
 from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from serve.api.bodies import read_body
-from serve.api.formats import content_coding
-from serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, result_head
-from serve.api.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Canary, Count, Id, Item, QueryParser
-from serve.api.problems import Problem, bad_parameter
-from serve.reader import DEFAULT_N, EncodedList, TieredReader
-from stores.errors import StoreMisused, StoreUnavailable
-from stores.keys import MAX_ID_BYTES, check_id
+from hotplate.serve.api.bodies import read_body
+from hotplate.serve.api.formats import content_coding
+from hotplate.serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, result_head
+from hotplate.serve.api.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Canary, Count, Id, Item, QueryParser
+from hotplate.serve.api.problems import Problem, bad_parameter
+from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
+from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
 SCORE_EXAMPLE = {"data": [{"user": "42", "n": 10}, {"user": "43", "n": 10}]}
 # How many rows are answered before other requests get their turn.

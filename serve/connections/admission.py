@@ -13,7 +13,7 @@ from math import inf
 from time import monotonic, thread_time
 from typing import NamedTuple, TypeVar
 
-from serve.api.problems import ClientGone, Problem, overloaded
+from hotplate.serve.api.problems import ClientGone, Problem, overloaded
 
 T = TypeVar("T")
 

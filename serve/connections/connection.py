@@ -6,13 +6,13 @@ from math import inf
 from time import monotonic
 from typing import Protocol, cast
 
-from serve.api.bodies import unreadable
-from serve.api.problems import CLOSE, Problem, overloaded
-from serve.connections.adapter import Handler
-from serve.connections.lane import END, LATER, Lane
-from serve.connections.limits import Counted, Registry
-from serve.connections.refusals import AnswerWriter
-from serve.metrics import Metrics
+from hotplate.serve.api.bodies import unreadable
+from hotplate.serve.api.problems import CLOSE, Problem, overloaded
+from hotplate.serve.connections.adapter import Handler
+from hotplate.serve.connections.lane import END, LATER, Lane
+from hotplate.serve.connections.limits import Counted, Registry
+from hotplate.serve.connections.refusals import AnswerWriter
+from hotplate.serve.metrics import Metrics
 
 # What is not counted if it comes at once.
 SMALL = 4096

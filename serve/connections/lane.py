@@ -23,22 +23,22 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_hexdigest
 
-from serve.access.auth import Caller, bearer
-from serve.access.keys import READ
-from serve.answered import Answered
-from serve.api.app import Dispatcher, is_request_id
-from serve.api.formats import media_type
-from serve.api.handlers import NO_STORE, PRIVATE, found_in, is_known, list_head, releases
-from serve.api.parameters import JSON, LIST_MEDIA
-from serve.api.problems import Problem
-from serve.connections.limits import Counted
-from serve.connections.refusals import AnswerWriter
-from serve.metrics import request_cell
-from serve.processes.access_log import report
-from serve.reader import DEFAULT_N, EncodedList, NotReady
-from serve.telemetry.spans import RequestSpan, working_for
-from stores.catalogue import ReleaseRef
-from stores.keys import ITEM, OVERALL, USER
+from hotplate.serve.access.auth import Caller, bearer
+from hotplate.serve.access.keys import READ
+from hotplate.serve.answered import Answered
+from hotplate.serve.api.app import Dispatcher, is_request_id
+from hotplate.serve.api.formats import media_type
+from hotplate.serve.api.handlers import NO_STORE, PRIVATE, found_in, is_known, list_head, releases
+from hotplate.serve.api.parameters import JSON, LIST_MEDIA
+from hotplate.serve.api.problems import Problem
+from hotplate.serve.connections.limits import Counted
+from hotplate.serve.connections.refusals import AnswerWriter
+from hotplate.serve.metrics import request_cell
+from hotplate.serve.processes.access_log import report
+from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady
+from hotplate.serve.telemetry.spans import RequestSpan, working_for
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.keys import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
 # How many header blocks, and lines of headers, are remembered that are the same in request after request; and how many

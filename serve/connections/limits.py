@@ -9,9 +9,9 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from serve.connections.acceptor import room_for_connections
-from serve.metrics import Metrics
-from serve.settings import Limits
+from hotplate.serve.connections.acceptor import room_for_connections
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.settings import Limits
 
 # Each tick of the sweep looks over one of so many slices of the connections, each of them once a second.
 SLICES, TICK_S = 10, 0.1

@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Protocol, cast
 from aiohttp import web
 from multidict import istr
 
-from serve.access.tls import HANDSHAKE_S
-from serve.api.app import CLIENT_GONE, RequestIds
-from serve.api.bodies import check_body, read_body, unreadable
-from serve.api.cors import Cors
-from serve.api.handlers import StreamedResponse
-from serve.api.problems import CLOSE, Problem, internal_error
-from serve.connections.acceptor import Acceptor
-from serve.connections.adapter import Handler, is_usual, until_written, wrong_version
-from serve.connections.admission import Admission
-from serve.connections.connection import Connection
-from serve.connections.limits import Registry, source_of
-from serve.connections.refusals import AnswerWriter
-from serve.metrics import OTHER, Metrics
-from serve.reader import read_within
-from serve.settings import Limits
+from hotplate.serve.access.tls import HANDSHAKE_S
+from hotplate.serve.api.app import CLIENT_GONE, RequestIds
+from hotplate.serve.api.bodies import check_body, read_body, unreadable
+from hotplate.serve.api.cors import Cors
+from hotplate.serve.api.handlers import StreamedResponse
+from hotplate.serve.api.problems import CLOSE, Problem, internal_error
+from hotplate.serve.connections.acceptor import Acceptor
+from hotplate.serve.connections.adapter import Handler, is_usual, until_written, wrong_version
+from hotplate.serve.connections.admission import Admission
+from hotplate.serve.connections.connection import Connection
+from hotplate.serve.connections.limits import Registry, source_of
+from hotplate.serve.connections.refusals import AnswerWriter
+from hotplate.serve.metrics import OTHER, Metrics
+from hotplate.serve.reader import read_within
+from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
-    from serve.connections.lane import Lane
+    from hotplate.serve.connections.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ Work = Callable[[], Awaitable[web.Response]]
 
 
 class Responder(Protocol):
-    """Answers the requests of a server's connections, as `serve.api.app.Dispatcher` does."""
+    """Answers the requests of a server's connections, as `hotplate.serve.api.app.Dispatcher` does."""
 
     metrics: Metrics
     request_ids: RequestIds

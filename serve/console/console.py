@@ -21,26 +21,26 @@ import orjson
 from aiohttp import web
 from msgspec import Struct
 
-from serve.access.auth import Guard
-from serve.access.keys import StoredKey, load
-from serve.api.app import Route, by_template
-from serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
-from serve.api.parameters import Count, Id, NoQuery, QueryParser, Segment
-from serve.api.problems import Problem, bad_parameter, not_ready
-from serve.console.figures import HISTORY_S, Fields, Sampler
-from serve.console.history import history_of
-from serve.errors import KeysUnreadable
-from serve.processes.shared_log import without_secrets
-from serve.processes.worker import Inheritance
-from serve.reader import DEFAULT_N, EncodedList, NotReady, TieredReader, open_reader
-from serve.settings import Limits, Settings
-from serve.tiers import tier_names
-from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.encoding import decode
-from stores.keys import OVERALL
-from stores.urls import redacted, scheme_of
-from stores.verification import diff
+from hotplate.serve.access.auth import Guard
+from hotplate.serve.access.keys import StoredKey, load
+from hotplate.serve.api.app import Route, by_template
+from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
+from hotplate.serve.api.parameters import Count, Id, NoQuery, QueryParser, Segment
+from hotplate.serve.api.problems import Problem, bad_parameter, not_ready
+from hotplate.serve.console.figures import HISTORY_S, Fields, Sampler
+from hotplate.serve.console.history import history_of
+from hotplate.serve.errors import KeysUnreadable
+from hotplate.serve.processes.shared_log import without_secrets
+from hotplate.serve.processes.worker import Inheritance
+from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady, TieredReader, open_reader
+from hotplate.serve.settings import Limits, Settings
+from hotplate.serve.tiers import tier_names
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.encoding import decode
+from hotplate.stores.keys import OVERALL
+from hotplate.stores.urls import redacted, scheme_of
+from hotplate.stores.verification import diff
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ MEDIA = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-FILES = files("serve.console") / "page"
+FILES = files("hotplate.serve.console") / "page"
 # How many pages are sent events at once, and how often.
 STREAMS, EVERY_S = 8, 1.0
 # How long two releases are compared before what was compared until then is the answer.

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from serve.access.auth import SCOPES_BY_ROUTE
-from serve.metrics import (
+from hotplate.serve.access.auth import SCOPES_BY_ROUTE
+from hotplate.serve.metrics import (
     BUCKETS_S,
     CACHED,
     ERROR,
@@ -22,7 +22,7 @@ from serve.metrics import (
     OUTCOMES,
     Metrics,
 )
-from serve.processes.states import WorkerState, service_status, status_now
+from hotplate.serve.processes.states import WorkerState, service_status, status_now
 
 # Over how many seconds a rate and a percentile are taken, and for how many there is a curve.
 WINDOW_S, HISTORY_S = 10, 300

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import orjson
 
-from serve.events.records import WrittenEvent
-from serve.metrics import IMPRESSION
-from stores.event_log import SUFFIX, SegmentReader
+from hotplate.serve.events.records import WrittenEvent
+from hotplate.serve.metrics import IMPRESSION
+from hotplate.stores.event_log import SUFFIX, SegmentReader
 
 # How many events of a user are shown, and how long is looked for them.
 EVENTS, READ_S = 20, 1.0

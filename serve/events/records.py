@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from serve.api.parameters import JSON, Id, Operation
-from serve.api.problems import bad_parameter
-from serve.metrics import CLICK, IMPRESSION, Role
-from stores.errors import StoreMisused
-from stores.keys import MAX_ID_BYTES, check_id
+from hotplate.serve.api.parameters import JSON, Id, Operation
+from hotplate.serve.api.problems import bad_parameter
+from hotplate.serve.metrics import CLICK, IMPRESSION, Role
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
 # One request: its body has no more than 1 MiB either, as all have.
 MAX_EVENTS = 1000

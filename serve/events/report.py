@@ -9,10 +9,10 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from serve.events.records import WrittenEvent
-from serve.events.shipment import Place
-from serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION
-from stores.event_log import SegmentReader
+from hotplate.serve.events.records import WrittenEvent
+from hotplate.serve.events.shipment import Place
+from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION
+from hotplate.stores.event_log import SegmentReader
 
 # Of a normal distribution: 95 % lie within so many standard deviations.
 Z = 1.96

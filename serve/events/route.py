@@ -10,15 +10,15 @@ from itertools import count
 import msgspec
 from aiohttp import web
 
-from serve.access.auth import credential_of
-from serve.api.bodies import read_body
-from serve.api.handlers import NO_STORE
-from serve.api.parameters import JSON, NoQuery, QueryParser
-from serve.api.problems import Problem, overloaded
-from serve.events.records import Event, EventsAnswer, WrittenEvent, parse_events, position_of
-from serve.events.writer import DiskFailed, EventWriter, QueueFull
-from serve.metrics import CLICK, CUSTOM, DISK_FAILED, DURABLE, IMPRESSION, LATE, QUEUE_FULL, Metrics, Role
-from stores.event_log import line_of
+from hotplate.serve.access.auth import credential_of
+from hotplate.serve.api.bodies import read_body
+from hotplate.serve.api.handlers import NO_STORE
+from hotplate.serve.api.parameters import JSON, NoQuery, QueryParser
+from hotplate.serve.api.problems import Problem, overloaded
+from hotplate.serve.events.records import Event, EventsAnswer, WrittenEvent, parse_events, position_of
+from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull
+from hotplate.serve.metrics import CLICK, CUSTOM, DISK_FAILED, DURABLE, IMPRESSION, LATE, QUEUE_FULL, Metrics, Role
+from hotplate.stores.event_log import line_of
 
 # How long a request waits for its commit: a disk that takes longer will be as slow for the next.
 COMMIT_S = 5.0

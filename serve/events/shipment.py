@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.errors import EventsFailed, ServiceMisused
-from stores.event_log import is_segment, recover, segments
-from stores.folders import flush, take_lock
-from stores.urls import redacted, scheme_of
+from hotplate.serve.errors import EventsFailed, ServiceMisused
+from hotplate.stores.event_log import is_segment, recover, segments
+from hotplate.stores.folders import flush, take_lock
+from hotplate.stores.urls import redacted, scheme_of
 
 # Held in the folder by the one shipment that runs.
 LOCK = ".ship.lock"

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from stores.event_log import MAX_SEGMENT_AGE_S, Segment, recover
+from hotplate.stores.event_log import MAX_SEGMENT_AGE_S, Segment, recover
 
 log = logging.getLogger(__name__)
 

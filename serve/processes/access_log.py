@@ -12,11 +12,11 @@ from typing import Literal
 
 import orjson
 
-from serve.answered import Answered
-from serve.errors import ServiceMisused
-from serve.metrics import METHODS, OTHER
-from serve.settings import Settings, timestamp
-from serve.telemetry.spans import RequestSpan
+from hotplate.serve.answered import Answered
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.metrics import METHODS, OTHER
+from hotplate.serve.settings import Settings, timestamp
+from hotplate.serve.telemetry.spans import RequestSpan
 
 # Where everything is slow, so many lines a second say it as well as all.
 SLOW_LINES_PER_S = 10

@@ -22,31 +22,31 @@ from aiohttp import web
 from msgspec import Struct
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from serve.access.auth import Guard, is_loopback
-from serve.access.keys import ADMIN
-from serve.api.app import RequestIds, Route, by_template, handler_of
-from serve.api.parameters import QueryParser
-from serve.api.problems import Problem, bad_parameter, internal_error
-from serve.connections.server import Server
-from serve.console.console import Console
-from serve.metrics import Metrics
-from serve.processes.exposition import Exposition
-from serve.processes.signals import WATCHED
-from serve.processes.states import ANSWERING, Reporter, WorkerState, service_status, status_now
-from serve.processes.worker import BACKLOG, Inheritance, reporting
-from serve.releases.canary import StoppedCanary
-from serve.tiers import tier_names
-from serve.watched import following
-from stores import catalogue as changes
-from stores.catalogue import Catalogue, ReleaseId
-from stores.connect import connect
-from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused
-from stores.lifecycle import abort, activate, promote, rollback, start_canary
-from stores.store import Store
-from stores.urls import redacted
+from hotplate.serve.access.auth import Guard, is_loopback
+from hotplate.serve.access.keys import ADMIN
+from hotplate.serve.api.app import RequestIds, Route, by_template, handler_of
+from hotplate.serve.api.parameters import QueryParser
+from hotplate.serve.api.problems import Problem, bad_parameter, internal_error
+from hotplate.serve.connections.server import Server
+from hotplate.serve.console.console import Console
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.processes.exposition import Exposition
+from hotplate.serve.processes.signals import WATCHED
+from hotplate.serve.processes.states import ANSWERING, Reporter, WorkerState, service_status, status_now
+from hotplate.serve.processes.worker import BACKLOG, Inheritance, reporting
+from hotplate.serve.releases.canary import StoppedCanary
+from hotplate.serve.tiers import tier_names
+from hotplate.serve.watched import following
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused
+from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_canary
+from hotplate.stores.store import Store
+from hotplate.stores.urls import redacted
 
 if TYPE_CHECKING:
-    from serve.telemetry.sdk.metric_report import MetricReport
+    from hotplate.serve.telemetry.sdk.metric_report import MetricReport
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def _metric_report(inherited: Inheritance) -> "MetricReport | None":
     settings = inherited.settings
     if settings.telemetry is None or not settings.telemetry.metrics:
         return None
-    from serve.telemetry.sdk.metric_report import MetricReport  # noqa: PLC0415 -- an extra
+    from hotplate.serve.telemetry.sdk.metric_report import MetricReport  # noqa: PLC0415 -- an extra
 
     report = MetricReport(settings.telemetry, inherited.metrics, settings.scheme)
     report.start()

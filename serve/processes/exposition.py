@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from serve.metrics import (
+from hotplate.serve.metrics import (
     BUCKETS_S,
     CANARY,
     CHARGE_CELLS,
@@ -26,7 +26,7 @@ from serve.metrics import (
     THROTTLED,
     Metrics,
 )
-from serve.processes.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, TierState, WorkerState
+from hotplate.serve.processes.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, TierState, WorkerState
 
 WORKER_STORE = ("worker", "store")
 # Where /proc/PID/stat has them, counted after the name of the process.

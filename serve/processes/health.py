@@ -16,7 +16,7 @@ from math import inf
 
 import orjson
 
-from serve.processes.states import ANSWERING, SILENT_S, SharedStates, service_status
+from hotplate.serve.processes.states import ANSWERING, SILENT_S, SharedStates, service_status
 
 # How many connections are open at once; the oldest gives way. How many wait to be accepted.
 CONNECTIONS, BACKLOG = 16, 64

@@ -17,10 +17,10 @@ from struct import Struct
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from serve.releases.release import ServedRelease
-from stores.catalogue import ReleaseRef
-from stores.errors import ReleaseCorrupt
-from stores.manifest import MAX_POPULAR_BYTES, Manifest
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from serve.releases.canary import StoppedCanary
-from serve.tiers import Tier
+from hotplate.serve.releases.canary import StoppedCanary
+from hotplate.serve.tiers import Tier
 
 if TYPE_CHECKING:
-    from serve.watched import WatchedFiles
+    from hotplate.serve.watched import WatchedFiles
 
 STARTING, READY, DEGRADED, NOT_READY, DRAINING = "starting", "ready", "degraded", "not ready", "draining"
 SILENT = "silent"

@@ -24,35 +24,35 @@ from typing import NamedTuple
 
 import uvloop
 
-from serve.access.auth import guard_of, is_loopback
-from serve.access.oidc import verifier_of
-from serve.access.tls import Certificate, certificate_of
-from serve.api.cors import Cors
-from serve.connections.acceptor import raise_descriptor_limit
-from serve.connections.adapter import check_aiohttp
-from serve.connections.listeners import reserve, share
-from serve.deny_list import DenyListFile, pause_beside_loop
-from serve.errors import ServiceMisused
-from serve.fold_in import load_numpy
-from serve.metrics import Metrics
-from serve.processes.access_log import read_secret
-from serve.processes.admin import administer
-from serve.processes.health import Health, HealthListener, Heartbeats
-from serve.processes.kept_lists import KeptLists
-from serve.processes.log_stream import LogStream
-from serve.processes.shared_log import SharedLog, SharedLogHandler
-from serve.processes.signals import STOPS, SignalQueue
-from serve.processes.states import SharedStates
-from serve.processes.worker import Inheritance, work
-from serve.settings import Settings
-from serve.telemetry.settings import TelemetrySettings
-from serve.tiers import tier_names
-from stores.connect import connect
-from stores.errors import StoreError
-from stores.event_log import Segment
-from stores.file.store import check_live_lockable, damaged_files, open_url
-from stores.throttle import Backoff
-from stores.urls import extra_installed, scheme_of
+from hotplate.serve.access.auth import guard_of, is_loopback
+from hotplate.serve.access.oidc import verifier_of
+from hotplate.serve.access.tls import Certificate, certificate_of
+from hotplate.serve.api.cors import Cors
+from hotplate.serve.connections.acceptor import raise_descriptor_limit
+from hotplate.serve.connections.adapter import check_aiohttp
+from hotplate.serve.connections.listeners import reserve, share
+from hotplate.serve.deny_list import DenyListFile, pause_beside_loop
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.fold_in import load_numpy
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.processes.access_log import read_secret
+from hotplate.serve.processes.admin import administer
+from hotplate.serve.processes.health import Health, HealthListener, Heartbeats
+from hotplate.serve.processes.kept_lists import KeptLists
+from hotplate.serve.processes.log_stream import LogStream
+from hotplate.serve.processes.shared_log import SharedLog, SharedLogHandler
+from hotplate.serve.processes.signals import STOPS, SignalQueue
+from hotplate.serve.processes.states import SharedStates
+from hotplate.serve.processes.worker import Inheritance, work
+from hotplate.serve.settings import Settings
+from hotplate.serve.telemetry.settings import TelemetrySettings
+from hotplate.serve.tiers import tier_names
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import StoreError
+from hotplate.stores.event_log import Segment
+from hotplate.stores.file.store import check_live_lockable, damaged_files, open_url
+from hotplate.stores.throttle import Backoff
+from hotplate.stores.urls import extra_installed, scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def serve(settings: Settings, announce: Callable[[Addresses], None]) -> None:
 def _load_exporters(settings: TelemetrySettings) -> None:
     """Load the exporters of telemetry here, so all processes share their code, and what is wrong is known now."""
     with extra_installed("telemetry"):
-        from serve.telemetry.sdk.exporters import exporters_for  # noqa: PLC0415 -- an extra
+        from hotplate.serve.telemetry.sdk.exporters import exporters_for  # noqa: PLC0415 -- an extra
 
     exporters_for(settings)
 

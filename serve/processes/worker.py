@@ -10,29 +10,29 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from serve.access.auth import Guard
-from serve.access.tls import Certificate
-from serve.api.app import Dispatcher
-from serve.connections.lane import Lane
-from serve.connections.server import Server
-from serve.deny_list import DenyListFile
-from serve.events.route import EventsHandler
-from serve.events.writer import EventWriter
-from serve.metrics import CANARY, LIVE, OTHER_RELEASE, Metrics, Role
-from serve.processes.access_log import open_access_log
-from serve.processes.kept_lists import KeptLists
-from serve.processes.log_stream import LogStream
-from serve.processes.shared_log import SharedLog
-from serve.processes.signals import WATCHED
-from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
-from serve.reader import NotReady, TieredReader, open_reader
-from serve.releases.scrubber import Scrubber
-from serve.settings import Settings
-from serve.telemetry.span_queue import SpanQueue, open_span_queue
-from serve.telemetry.spans import Tracer
-from serve.tiers import loop_time
-from serve.watched import WatchedFiles, following
-from stores.connect import connect
+from hotplate.serve.access.auth import Guard
+from hotplate.serve.access.tls import Certificate
+from hotplate.serve.api.app import Dispatcher
+from hotplate.serve.connections.lane import Lane
+from hotplate.serve.connections.server import Server
+from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.events.route import EventsHandler
+from hotplate.serve.events.writer import EventWriter
+from hotplate.serve.metrics import CANARY, LIVE, OTHER_RELEASE, Metrics, Role
+from hotplate.serve.processes.access_log import open_access_log
+from hotplate.serve.processes.kept_lists import KeptLists
+from hotplate.serve.processes.log_stream import LogStream
+from hotplate.serve.processes.shared_log import SharedLog
+from hotplate.serve.processes.signals import WATCHED
+from hotplate.serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
+from hotplate.serve.reader import NotReady, TieredReader, open_reader
+from hotplate.serve.releases.scrubber import Scrubber
+from hotplate.serve.settings import Settings
+from hotplate.serve.telemetry.span_queue import SpanQueue, open_span_queue
+from hotplate.serve.telemetry.spans import Tracer
+from hotplate.serve.tiers import loop_time
+from hotplate.serve.watched import WatchedFiles, following
+from hotplate.stores.connect import connect
 
 log = logging.getLogger(__name__)
 

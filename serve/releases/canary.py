@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from serve.releases.release import ServedRelease
-from stores.catalogue import Canary, ReleaseId
-from stores.keys import USER
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.stores.catalogue import Canary, ReleaseId
+from hotplate.stores.keys import USER
 
 # How many lists of the canary are looked up before it is judged.
 MIN_LOOKUPS = 100

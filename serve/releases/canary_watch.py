@@ -7,11 +7,11 @@ from urllib.request import Request, urlopen
 
 import orjson
 
-from serve.errors import ServiceMisused
-from stores.catalogue import ReleaseId
-from stores.errors import ReleaseConflict, ReleaseNotFound
-from stores.lifecycle import abort
-from stores.store import Store
+from hotplate.serve.errors import ServiceMisused
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
+from hotplate.stores.lifecycle import abort
+from hotplate.stores.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from serve.releases.canary import BothCounts, ServedCanary, StoppedCanary
-from serve.releases.release import ServedRelease, load
-from stores.catalogue import Catalogue, Release, ReleaseRef, follows
-from stores.errors import ReleaseNotFound, StoreError
-from stores.keys import MANIFEST
-from stores.store import Diagnosed, LocalReader, Polled, Reader, read_one
-from stores.throttle import Backoff
-from stores.verification import named
+from hotplate.serve.releases.canary import BothCounts, ServedCanary, StoppedCanary
+from hotplate.serve.releases.release import ServedRelease, load
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from hotplate.stores.errors import ReleaseNotFound, StoreError
+from hotplate.stores.keys import MANIFEST
+from hotplate.stores.store import Diagnosed, LocalReader, Polled, Reader, read_one
+from hotplate.stores.throttle import Backoff
+from hotplate.stores.verification import named
 
 if TYPE_CHECKING:
-    from serve.fold_in import FoldIn
+    from hotplate.serve.fold_in import FoldIn
 
 log = logging.getLogger(__name__)
 

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from serve.fold_in import FoldIn, Loaded
-from stores.catalogue import Release, ReleaseId, ReleaseRef
-from stores.encoding import Decode
-from stores.manifest import Manifest
-from stores.servable import read_servable
-from stores.store import Reader
+from hotplate.serve.fold_in import FoldIn, Loaded
+from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
+from hotplate.stores.encoding import Decode
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.servable import read_servable
+from hotplate.stores.store import Reader
 
 if TYPE_CHECKING:
-    from serve.item_factors import ItemFactors
+    from hotplate.serve.item_factors import ItemFactors
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
-from serve.metrics import Metrics
-from serve.releases.release import ServedRelease
-from serve.tiers import Tier
-from stores.catalogue import ReleaseRef
-from stores.errors import ReleaseCorrupt, StoreError
-from stores.store import Store
-from stores.verification import scrub
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.tiers import Tier
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import ReleaseCorrupt, StoreError
+from hotplate.stores.store import Store
+from hotplate.stores.verification import scrub
 
 log = logging.getLogger(__name__)
 

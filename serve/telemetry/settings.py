@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 from uuid import uuid4
 
-from serve.errors import ServiceMisused
-from serve.telemetry.spans import Sampling
-from stores.urls import secret
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.telemetry.spans import Sampling
+from hotplate.stores.urls import secret
 
 Destination = Literal["otlp", "azure-monitor"]
 

@@ -11,15 +11,15 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import Protocol
 
-from serve.metrics import SPANS_DROPPED, SPANS_EXPORTED, SPANS_FAILED
-from serve.telemetry.settings import TelemetrySettings
-from serve.telemetry.spans import Span
+from hotplate.serve.metrics import SPANS_DROPPED, SPANS_EXPORTED, SPANS_FAILED
+from hotplate.serve.telemetry.settings import TelemetrySettings
+from hotplate.serve.telemetry.spans import Span
 
 log = logging.getLogger(__name__)
 
 
 class Send(Protocol):
-    """Sends spans to a collector, as `serve.telemetry.sdk.exporters.SpanSender` does."""
+    """Sends spans to a collector, as `hotplate.serve.telemetry.sdk.exporters.SpanSender` does."""
 
     def send(self, spans: Sequence[Span]) -> bool:
         """Send them, and wait until that is done; whether it was."""
@@ -36,7 +36,7 @@ class SpanQueue:
     def __init__(
         self, sender: Send, count: Callable[[str, int], None], *, size: int, batch_size: int, delay_s: float
     ) -> None:
-        """Take what sends, and what counts spans by what became of them, one of `serve.metrics.SPANS`."""
+        """Take what sends, and what counts spans by what became of them, one of `hotplate.serve.metrics.SPANS`."""
         self._sender = sender
         self._count = count
         self._size = size
@@ -102,7 +102,7 @@ def open_span_queue(settings: TelemetrySettings | None, count: Callable[[str, in
     """Return the queue of a worker; None if there are no traces."""
     if settings is None or not settings.traces:
         return None
-    from serve.telemetry.sdk.exporters import SpanSender  # noqa: PLC0415 -- an extra
+    from hotplate.serve.telemetry.sdk.exporters import SpanSender  # noqa: PLC0415 -- an extra
 
     return SpanQueue(
         SpanSender(settings),

@@ -14,9 +14,9 @@ from random import getrandbits
 from time import perf_counter, time_ns
 from typing import NamedTuple, TypeVar
 
-from serve.answered import Answered
-from serve.metrics import METHODS, OTHER
-from stores.traces import Attribute, TracedCall, traced_call
+from hotplate.serve.answered import Answered
+from hotplate.serve.metrics import METHODS, OTHER
+from hotplate.stores.traces import Attribute, TracedCall, traced_call
 
 T = TypeVar("T")
 

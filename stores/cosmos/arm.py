@@ -27,11 +27,11 @@ from azure.mgmt.cosmosdb.models import (
     ThroughputSettingsUpdateParameters,
 )
 
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind, first_line
-from stores.cosmos.items import DEFINITION
-from stores.cosmos.requests import default_credential
-from stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
-from stores.errors import StoreError, StoreMisused
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind, first_line
+from hotplate.stores.cosmos.items import DEFINITION
+from hotplate.stores.cosmos.requests import default_credential
+from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
+from hotplate.stores.errors import StoreError, StoreMisused
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential

@@ -12,9 +12,9 @@ from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
-from stores.errors import StoreMisused
-from stores.manifest import SAMPLE_ROWS
-from stores.store import BATCH_ROWS, Plan, PublishCounts
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.manifest import SAMPLE_ROWS
+from hotplate.stores.store import BATCH_ROWS, Plan, PublishCounts
 
 OURS = Path(__file__).with_name("charges.toml")
 KB = 1024

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
-from stores.cosmos.errors import ContainerMissing
-from stores.cosmos.rest import RestClient
-from stores.cosmos.retry import Retrier
-from stores.cosmos.url import KEY, SERVERLESS_BYTES, SERVERLESS_RU, Address, Offer, Throughput
-from stores.errors import StoreFull, StoreMisused, StoreUnavailable
-from stores.store import Plan
-from stores.urls import extra_installed
+from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.retry import Retrier
+from hotplate.stores.cosmos.url import KEY, SERVERLESS_BYTES, SERVERLESS_RU, Address, Offer, Throughput
+from hotplate.stores.errors import StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.store import Plan
+from hotplate.stores.urls import extra_installed
 
 # Also how long new throughput settles: what was spent in a second counts against what the second has at its end.
 POLL_S = 1.0
@@ -31,8 +31,8 @@ ReadOffer = Callable[[str], Awaitable[Offer | None]]
 class Containers(Protocol):
     """One database and its containers: made, scaled and dropped. Each method makes one attempt; errors are `Items`'.
 
-    Implemented by the account itself for its key (`stores.cosmos.control`), by Azure Resource Manager for Entra ID
-    (`stores.cosmos.arm`), and by the simulated account of a dry run.
+    Implemented by the account itself for its key (`hotplate.stores.cosmos.control`), by Azure Resource Manager for
+    Entra ID (`hotplate.stores.cosmos.arm`), and by the simulated account of a dry run.
     """
 
     async def create_database(self) -> bool:
@@ -72,11 +72,11 @@ def open_containers(address: Address, client: RestClient) -> Containers:
     """
     with extra_installed("cosmos"):
         if address.arm is not None:
-            from stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- only who publishes without a key needs it
+            from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- only who publishes without a key needs it
 
             return ArmContainers(address, address.arm)
         if address.key is not None:
-            from stores.cosmos.control import AccountContainers  # noqa: PLC0415 -- only who publishes needs it
+            from hotplate.stores.cosmos.control import AccountContainers  # noqa: PLC0415 -- only who publishes needs it
 
             return AccountContainers(address, client)
     raise StoreMisused(

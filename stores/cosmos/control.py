@@ -27,13 +27,13 @@ from azure.cosmos.aio import CosmosClient, DatabaseProxy
 from azure.cosmos.documents import ConnectionPolicy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
 
-from stores.cosmos.errors import ContainerMissing, ResponseTranslator, object_in
-from stores.cosmos.items import DEFINITION
-from stores.cosmos.requests import DEADLINE_S
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Address, Offer, Throughput
-from stores.errors import StoreError
-from stores.http1 import RequestFailed, Response
+from hotplate.stores.cosmos.errors import ContainerMissing, ResponseTranslator, object_in
+from hotplate.stores.cosmos.items import DEFINITION
+from hotplate.stores.cosmos.requests import DEADLINE_S
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Address, Offer, Throughput
+from hotplate.stores.errors import StoreError
+from hotplate.stores.http1 import RequestFailed, Response
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds

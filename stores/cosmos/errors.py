@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 
 import orjson
 
-from stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled
-from stores.http1 import RequestFailed, Response
-from stores.store import Observer
+from hotplate.stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled
+from hotplate.stores.http1 import RequestFailed, Response
+from hotplate.stores.store import Observer
 
 T = TypeVar("T")
 

@@ -1,10 +1,10 @@
-"""What a publish into Cosmos DB will take: request units, by `stores.cosmos.charges`, and what is made and paid for."""
+"""What a publish into Cosmos DB takes: request units by `hotplate.stores.cosmos.charges`, and what is paid for."""
 
-from stores.cosmos.charges import READING, WRITING, Charges, publish_ru
-from stores.cosmos.containers import check_room, serving_throughput, writing_throughput
-from stores.cosmos.items import CONTROL
-from stores.cosmos.url import MANUAL_MIN, SERVERLESS_RU, Address, Offer, Throughput, minimum_ru
-from stores.store import Bill, Estimate, Plan, Provisioned, PublishCounts
+from hotplate.stores.cosmos.charges import READING, WRITING, Charges, publish_ru
+from hotplate.stores.cosmos.containers import check_room, serving_throughput, writing_throughput
+from hotplate.stores.cosmos.items import CONTROL
+from hotplate.stores.cosmos.url import MANUAL_MIN, SERVERLESS_RU, Address, Offer, Throughput, minimum_ru
+from hotplate.stores.store import Bill, Estimate, Plan, Provisioned, PublishCounts
 
 
 def bill_of(address: Address, stored_bytes: int = 0) -> Bill:

@@ -2,12 +2,12 @@
 
 from urllib.parse import urlsplit
 
-from stores.cosmos.errors import ContainerMissing, CosmosUnavailable
-from stores.cosmos.items import CATALOGUE, CONTROL, Items
-from stores.cosmos.url import KEY, Address
-from stores.errors import StoreError
-from stores.store import Finding, Level
-from stores.urls import LOOPBACK
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
+from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, Items
+from hotplate.stores.cosmos.url import KEY, Address
+from hotplate.stores.errors import StoreError
+from hotplate.stores.store import Finding, Level
+from hotplate.stores.urls import LOOPBACK
 
 # No version of an item has this etag, so a replacement by it never takes place.
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from stores.catalogue import DraftRef, ReleaseRef
-from stores.cosmos.charges import SYSTEM_BYTES
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull
-from stores.http1 import Response
-from stores.keys import check_kind
+from hotplate.stores.catalogue import DraftRef, ReleaseRef
+from hotplate.stores.cosmos.charges import SYSTEM_BYTES
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull
+from hotplate.stores.http1 import Response
+from hotplate.stores.keys import check_kind
 
 Item = dict[str, Any]
 

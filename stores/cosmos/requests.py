@@ -19,10 +19,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from stores.cosmos.errors import CosmosUnavailable, ResponseTranslator, first_line
-from stores.cosmos.url import KEY, Address
-from stores.errors import StoreMisused
-from stores.http1 import RequestFailed, Response, Transport
+from hotplate.stores.cosmos.errors import CosmosUnavailable, ResponseTranslator, first_line
+from hotplate.stores.cosmos.url import KEY, Address
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.http1 import RequestFailed, Response, Transport
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken

@@ -2,7 +2,7 @@
 
 A read that meets a sick region is tried once more in another, or in the same if all that failed was a connection
 that had idled for long; any request is tried once more with another token if the service refuses the one it had.
-There are no other retries here: the store decides when and how often (`stores.cosmos.retry`).
+There are no other retries here: the store decides when and how often (`hotplate.stores.cosmos.retry`).
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from stores.cosmos.errors import (
+from hotplate.stores.cosmos.errors import (
     SESSION_NOT_AVAILABLE,
     ContainerMissing,
     CosmosUnavailable,
@@ -27,8 +27,8 @@ from stores.cosmos.errors import (
     item_in,
     object_in,
 )
-from stores.cosmos.items import Account, Item, ItemWritten, VersionedItem
-from stores.cosmos.requests import (
+from hotplate.stores.cosmos.items import Account, Item, ItemWritten, VersionedItem
+from hotplate.stores.cosmos.requests import (
     DEADLINE_S,
     Credential,
     Endpoint,
@@ -39,13 +39,13 @@ from stores.cosmos.requests import (
     default_credential,
     partition_key_header,
 )
-from stores.cosmos.topology import AccountTopology, Region
-from stores.cosmos.traces import note_response
-from stores.cosmos.url import Address, Offer, Throughput, minimum_ru
-from stores.errors import StoreError, StoreMisused
-from stores.http1 import ConnectionPool, Response, Transport, start
-from stores.store import Observer
-from stores.traces import TracedCall, traced_call
+from hotplate.stores.cosmos.topology import AccountTopology, Region
+from hotplate.stores.cosmos.traces import note_response
+from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
+from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.http1 import ConnectionPool, Response, Transport, start
+from hotplate.stores.store import Observer
+from hotplate.stores.traces import TracedCall, traced_call
 
 # At most, to one endpoint: enough for 2,500 reads/s from a continent away, at 50 ms each.
 CONNECTIONS = 128

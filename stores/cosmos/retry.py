@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from typing import TypeVar
 
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
-from stores.throttle import Backoff
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
+from hotplate.stores.throttle import Backoff
 
 T = TypeVar("T")
 

@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
-from stores.catalogue import DraftRef, ReleaseRef
-from stores.cosmos.charges import Charges
-from stores.cosmos.errors import ContainerMissing
-from stores.cosmos.items import (
+from hotplate.stores.catalogue import DraftRef, ReleaseRef
+from hotplate.stores.cosmos.charges import Charges
+from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.items import (
     STATE,
     Item,
     Items,
@@ -26,11 +26,11 @@ from stores.cosmos.items import (
     to_item,
     value_of,
 )
-from stores.cosmos.requests import DEADLINE_S
-from stores.cosmos.retry import Retrier, for_each
-from stores.errors import ReleaseConflict, StoreUnavailable
-from stores.keys import META, Span, bounds, merged, pack
-from stores.store import BATCH_ROWS, Row, not_found, sealed, taken_over
+from hotplate.stores.cosmos.requests import DEADLINE_S
+from hotplate.stores.cosmos.retry import Retrier, for_each
+from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
+from hotplate.stores.keys import META, Span, bounds, merged, pack
+from hotplate.stores.store import BATCH_ROWS, Row, not_found, sealed, taken_over
 
 # The two kinds of series of batches: only the first, which each part has of its own, says where to resume.
 ROWS, METAS = "rows", "metas"

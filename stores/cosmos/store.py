@@ -9,14 +9,14 @@ from typing import Any
 
 import orjson
 
-from stores import catalogue as catalogue_record
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.cosmos import containers, examination
-from stores.cosmos.charges import load, typical_ru
-from stores.cosmos.containers import Containers, ReadOffer, create_with_database, open_containers
-from stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
-from stores.cosmos.estimate import bill_of, estimate_publish
-from stores.cosmos.items import (
+from hotplate.stores import catalogue as catalogue_record
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.cosmos import containers, examination
+from hotplate.stores.cosmos.charges import load, typical_ru
+from hotplate.stores.cosmos.containers import Containers, ReadOffer, create_with_database, open_containers
+from hotplate.stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
+from hotplate.stores.cosmos.estimate import bill_of, estimate_publish
+from hotplate.stores.cosmos.items import (
     CATALOGUE,
     CONTAINER,
     CONTROL,
@@ -31,15 +31,15 @@ from stores.cosmos.items import (
     to_item,
     value_of,
 )
-from stores.cosmos.requests import DEADLINE_S
-from stores.cosmos.rest import RestClient
-from stores.cosmos.retry import RateLimiter, Retrier
-from stores.cosmos.rows import ReleaseRows
-from stores.cosmos.traces import describe
-from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
-from stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
-from stores.http1 import Response, when_done
-from stores.store import (
+from hotplate.stores.cosmos.requests import DEADLINE_S
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.retry import RateLimiter, Retrier
+from hotplate.stores.cosmos.rows import ReleaseRows
+from hotplate.stores.cosmos.traces import describe
+from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
+from hotplate.stores.http1 import Response, when_done
+from hotplate.stores.store import (
     Bill,
     Diagnosed,
     Estimate,
@@ -54,7 +54,7 @@ from stores.store import (
     not_found,
     taken_over,
 )
-from stores.traces import traced_call
+from hotplate.stores.traces import traced_call
 
 # With less time left, a lookup is not tried again.
 MIN_RETRY_S = 0.001
@@ -448,7 +448,7 @@ class _CatalogueItem:
 
 
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
-    """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores.cosmos.url`."""
+    """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores/cosmos/url.py`."""
     address = parse(url)
     client = RestClient(address, observer)
     read_offer = client.offer if address.key is not None and address.arm is None else None

@@ -8,11 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from stores.cosmos.errors import TRANSIENT, CosmosUnavailable, Kind, MalformedResponse, ResponseTranslator, object_in
-from stores.cosmos.items import Account
-from stores.cosmos.requests import DEADLINE_S, Endpoint
-from stores.errors import StoreError
-from stores.throttle import Backoff
+from hotplate.stores.cosmos.errors import (
+    TRANSIENT,
+    CosmosUnavailable,
+    Kind,
+    MalformedResponse,
+    ResponseTranslator,
+    object_in,
+)
+from hotplate.stores.cosmos.items import Account
+from hotplate.stores.cosmos.requests import DEADLINE_S, Endpoint
+from hotplate.stores.errors import StoreError
+from hotplate.stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from stores.cosmos.errors import CHARGE_HEADER
-from stores.cosmos.url import Address
-from stores.http1 import Response
-from stores.traces import TracedCall
+from hotplate.stores.cosmos.errors import CHARGE_HEADER
+from hotplate.stores.cosmos.url import Address
+from hotplate.stores.http1 import Response
+from hotplate.stores.traces import TracedCall
 
 CHARGE = "azure.cosmosdb.operation.request_charge"
 REGIONS = "azure.cosmosdb.operation.contacted_regions"

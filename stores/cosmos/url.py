@@ -13,8 +13,8 @@ from math import ceil
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from stores.errors import StoreMisused
-from stores.urls import LOOPBACK, certificate, parameters, redacted, secret, split
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.urls import LOOPBACK, certificate, parameters, redacted, secret, split
 
 PARTITION_RU = 10_000
 INITIAL_PARTITION_RU = 6_000

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from stores.catalogue import Catalogue, Release, ReleaseId, State, abort
-from stores.errors import (
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, State, abort
+from hotplate.stores.errors import (
     CatalogueUnreadable,
     ReleaseConflict,
     ReleaseCorrupt,
@@ -23,10 +23,10 @@ from stores.errors import (
     StoreFull,
     StoreMisused,
 )
-from stores.file.catalogue import CatalogueFile
-from stores.file.release import READ_CHUNK, check_whole, translated
-from stores.file.store import LmdbStore
-from stores.folders import LOCK, flush, scratch_folder
+from hotplate.stores.file.catalogue import CatalogueFile
+from hotplate.stores.file.release import READ_CHUNK, check_whole, translated
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.folders import LOCK, flush, scratch_folder
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_128_digest
 
-from stores.errors import ReleaseCorrupt
+from hotplate.stores.errors import ReleaseCorrupt
 
 BLOCK_BYTES = 1 << 16
 

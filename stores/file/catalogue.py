@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stores import catalogue as catalogue_record
-from stores.catalogue import Catalogue
-from stores.errors import CatalogueUnreadable, ReleaseConflict, StoreUnavailable
-from stores.file.release import translated
-from stores.folders import flush, take_lock
+from hotplate.stores import catalogue as catalogue_record
+from hotplate.stores.catalogue import Catalogue
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreUnavailable
+from hotplate.stores.file.release import translated
+from hotplate.stores.folders import flush, take_lock
 
 LOCK_TIMEOUT_S = 5.0
 

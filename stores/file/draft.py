@@ -22,13 +22,13 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 import lmdb
 
-from stores.catalogue import DraftRef
-from stores.errors import ReleaseConflict, StoreFull
-from stores.file import block_sums, memory
-from stores.file.release import translated
-from stores.folders import flush
-from stores.keys import MANIFEST, META
-from stores.store import Row, not_found, sealed, taken_over
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.errors import ReleaseConflict, StoreFull
+from hotplate.stores.file import block_sums, memory
+from hotplate.stores.file.release import translated
+from hotplate.stores.folders import flush
+from hotplate.stores.keys import MANIFEST, META
+from hotplate.stores.store import Row, not_found, sealed, taken_over
 
 T = TypeVar("T")
 

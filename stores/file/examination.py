@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from stores.store import Finding, Level
+from hotplate.stores.store import Finding, Level
 
 # Kinds of file systems over a network, where locks, renames and memory maps are not what they are on a disk.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")

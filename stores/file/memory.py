@@ -12,7 +12,7 @@ import resource
 from math import inf
 from pathlib import Path
 
-from stores.errors import StoreUnavailable
+from hotplate.stores.errors import StoreUnavailable
 
 # Of the free memory, the share that may be taken: the rest is for what grows in between.
 SHARE_OF_ROOM = 0.9

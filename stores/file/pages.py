@@ -18,9 +18,9 @@ from typing import NamedTuple, Protocol
 
 import lmdb
 
-from stores.errors import NotInMemory
-from stores.file.block_sums import BLOCK_BYTES
-from stores.keys import KINDS
+from hotplate.stores.errors import NotInMemory
+from hotplate.stores.file.block_sums import BLOCK_BYTES
+from hotplate.stores.keys import KINDS
 
 LEAST_PAGE_BYTES = 4096
 

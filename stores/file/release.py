@@ -24,10 +24,18 @@ from typing import ParamSpec, TypeVar
 
 import lmdb
 
-from stores.errors import HEAL, NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
-from stores.file import block_sums, memory
-from stores.file.pages import Meta, PagedFile, keys_between, read_meta
-from stores.store import Row, Slot
+from hotplate.stores.errors import (
+    HEAL,
+    NotInMemory,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
+from hotplate.stores.file import block_sums, memory
+from hotplate.stores.file.pages import Meta, PagedFile, keys_between, read_meta
+from hotplate.stores.store import Row, Slot
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """The embedded store, `file://`: one LMDB file a release in a folder, shared by all processes of one machine.
 
-DIR/catalogue.json              swapped by lock, write, fsync, rename, fsync of the folder (`stores.file.catalogue`)
-DIR/releases/INCARNATION.mdb    a sealed release (`stores.file.release`)
-DIR/releases/INCARNATION.draft  while it is written, with the lock of its writer, INCARNATION.lock (`stores.file.draft`)
+DIR/catalogue.json              swapped by lock, write, fsync, rename, fsync of the folder (`catalogue.py`)
+DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
+DIR/releases/INCARNATION.draft  while it is written, with the lock of its writer, INCARNATION.lock (`draft.py`)
 
 A draft is sealed by a rename, and a sealed file is only ever mapped read-only or unlinked, so a reader that has it
 mapped keeps it whole. What can wait for the disk runs in threads: leases are renewed in between.
@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreMisused, StoreUnavailable
-from stores.file import examination, memory
-from stores.file.catalogue import CatalogueFile
-from stores.file.draft import DraftFile, check_room, file_bytes, held, lock_path, open_draft
-from stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
-from stores.store import (
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.errors import NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreMisused, StoreUnavailable
+from hotplate.stores.file import examination, memory
+from hotplate.stores.file.catalogue import CatalogueFile
+from hotplate.stores.file.draft import DraftFile, check_room, file_bytes, held, lock_path, open_draft
+from hotplate.stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
+from hotplate.stores.store import (
     Diagnosed,
     Finding,
     LocalReader,
@@ -32,7 +32,7 @@ from stores.store import (
     WriterLocked,
     taken_over,
 )
-from stores.urls import redacted
+from hotplate.stores.urls import redacted
 
 # How soon a changed catalogue is seen: to read one small file costs a few microseconds.
 POLL_S = 0.1

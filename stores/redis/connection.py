@@ -16,10 +16,10 @@ from redis import exceptions as foreign
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
-from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
-from stores.redis.url import Address, Role
-from stores.store import Slot
-from stores.throttle import Backoff
+from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.url import Address, Role
+from hotplate.stores.store import Slot
+from hotplate.stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -6,21 +6,21 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from stores import catalogue as catalogue_record
-from stores.catalogue import Catalogue, DraftRef
-from stores.errors import ReleaseConflict, StoreError
-from stores.redis.connection import Sender, role_of
-from stores.redis.keys import Keys
-from stores.redis.replication import send_replicated
-from stores.redis.states import check_owned
-from stores.redis.topology import Nodes
-from stores.redis.url import Role
+from hotplate.stores import catalogue as catalogue_record
+from hotplate.stores.catalogue import Catalogue, DraftRef
+from hotplate.stores.errors import ReleaseConflict, StoreError
+from hotplate.stores.redis.connection import Sender, role_of
+from hotplate.stores.redis.keys import Keys
+from hotplate.stores.redis.replication import send_replicated
+from hotplate.stores.redis.states import check_owned
+from hotplate.stores.redis.topology import Nodes
+from hotplate.stores.redis.url import Role
 
 # How often the catalogue is read if no message says that it changed.
 POLL_S = 1.0
 
 # SWAP takes the key of the catalogue; the expected version in three parts, the new record and the channel. A user who
-# may not publish may swap. For why it deletes first see `stores.redis.states`.
+# may not publish may swap. For why it deletes first see `hotplate.stores.redis.states`.
 SWAP = """
 local stored = redis.call('GET', KEYS[1])
 local version = {store_id = '', generation = 0, token = ''}

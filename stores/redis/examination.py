@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
-from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
-from stores.redis.connection import PipelinedConnection, Reconnector, connected
-from stores.redis.keys import Keys, ReleaseKeys
-from stores.redis.topology import Endpoint, Topology
-from stores.redis.url import Address
-from stores.store import Finding, Level, Plan
-from stores.urls import LOOPBACK
+from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected
+from hotplate.stores.redis.keys import Keys, ReleaseKeys
+from hotplate.stores.redis.topology import Endpoint, Topology
+from hotplate.stores.redis.url import Address
+from hotplate.stores.store import Finding, Level, Plan
+from hotplate.stores.urls import LOOPBACK
 
 TIMEOUT_S = 5.0
 

@@ -14,15 +14,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from stores.catalogue import DraftRef, ReleaseRef, State
-from stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError
-from stores.keys import Span, bounds, merged, unpack
-from stores.redis.connection import Sender
-from stores.redis.control import Control
-from stores.redis.keys import BATCHES, MAX_KEYS, Keys
-from stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
-from stores.redis.topology import Nodes
-from stores.throttle import AdaptiveThrottle
+from hotplate.stores.catalogue import DraftRef, ReleaseRef, State
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError
+from hotplate.stores.keys import Span, bounds, merged, unpack
+from hotplate.stores.redis.connection import Sender
+from hotplate.stores.redis.control import Control
+from hotplate.stores.redis.keys import BATCHES, MAX_KEYS, Keys
+from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
+from hotplate.stores.redis.topology import Nodes
+from hotplate.stores.throttle import AdaptiveThrottle
 
 log = logging.getLogger(__name__)
 

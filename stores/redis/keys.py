@@ -5,7 +5,7 @@
 {PREFIX}:incarnations             a set: the incarnations that hold data, from their creation until they are erased
 PREFIX:{INCARNATION.B}:KIND:ID    one row, a plain string without an expiry: a draft's lease decides, not a timer
 PREFIX:{INCARNATION.B}:@state     `draft:WRITER` or `sealed`; a release exists as long as these keys do
-PREFIX:{INCARNATION.0}:@keys      a list: the keys of each acknowledged batch, packed by `stores.keys`
+PREFIX:{INCARNATION.0}:@keys      a list: the keys of each acknowledged batch, packed by `hotplate.stores.keys`
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which may come at any time
 PREFIX:{INCARNATION.0}:@points    a hash: the last acknowledged key of each part, and how many batches are listed
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
-from stores.catalogue import DraftRef, ReleaseRef
+from hotplate.stores.catalogue import DraftRef, ReleaseRef
 
 BUCKETS = 256
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol, cast
 
-from stores.catalogue import ReleaseRef
-from stores.deadlines import Deadlines
-from stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.redis.connection import Reconnector, Redirected, Sender
-from stores.redis.keys import BUCKETS, MAX_KEYS, Keys
-from stores.redis.states import SEALED, unsealed
-from stores.redis.topology import Endpoint, Nodes, uncovered
-from stores.store import Slot, not_found
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.deadlines import Deadlines
+from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.redis.connection import Reconnector, Redirected, Sender
+from hotplate.stores.redis.keys import BUCKETS, MAX_KEYS, Keys
+from hotplate.stores.redis.states import SEALED, unsealed
+from hotplate.stores.redis.topology import Endpoint, Nodes, uncovered
+from hotplate.stores.store import Slot, not_found
 
 _Replies = asyncio.Future[list[Slot]]
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stores.errors import StoreMisused
-from stores.redis.connection import Sender
-from stores.store import Finding, Level
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.redis.connection import Sender
+from hotplate.stores.store import Finding, Level
 
 # How long the end of a publish waits for all replicas, which may be behind by what it wrote last.
 SEAL_WAIT_S = 3.0

@@ -16,11 +16,11 @@ from operator import itemgetter
 from typing import NamedTuple
 from weakref import WeakSet
 
-from stores.errors import StoreError, StoreMisused, StoreUnavailable
-from stores.redis.connection import PipelinedConnection, Reconnector, connected, role_of
-from stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
-from stores.redis.url import Address, Read, Role, SentinelAddress, show
-from stores.store import Finding, Level
+from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, role_of
+from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
+from hotplate.stores.redis.url import Address, Read, Role, SentinelAddress, show
+from hotplate.stores.store import Finding, Level
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ has written is not stopped by `maxmemory`, and deleting counts as writing. A ful
 draft up, or nothing would free its memory.
 """
 
-from stores.catalogue import DraftRef, ReleaseRef
-from stores.errors import ReleaseNotFound
-from stores.store import not_found, sealed, taken_over
+from hotplate.stores.catalogue import DraftRef, ReleaseRef
+from hotplate.stores.errors import ReleaseNotFound
+from hotplate.stores.store import not_found, sealed, taken_over
 
 # The state of a release that takes no more rows; that of a draft is `draft:WRITER`.
 SEALED = b"sealed"

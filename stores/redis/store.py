@@ -7,10 +7,10 @@ order in a cluster, if nothing changes two slots at once:
 create    the inventory names the incarnation; the first step is claimed, which decides who writes; then the others,
           each from the state that was read of it before the first was seen to be still ours. A writer that was
           replaced before it had claimed all cannot claim one more.
-put       see `stores.redis.writer`.
+put       see `hotplate.stores.redis.writer`.
 seal      the first step is sealed, after which nothing can be claimed; then the others, each after the last of its
           rows, and the replicas are waited for. A node that lost the end of what it was sent has lost this, too.
-erase     the states go first, then what the lists name, or what a search finds; see `stores.redis.inventory`.
+erase     the states go first, then what the lists name, or what a search finds; see `hotplate.stores.redis.inventory`.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef, gained
-from stores.errors import StoreError
-from stores.redis import examination, replication
-from stores.redis.connection import PipelinedConnection, Reconnector, Sender, connected
-from stores.redis.control import Control
-from stores.redis.inventory import Inventory
-from stores.redis.keys import Keys
-from stores.redis.lookups import ClusterLookups, Lookups, ServerLookups
-from stores.redis.sentinel import Sentinels
-from stores.redis.states import CLAIM, REPLACE, SEALED, check_owned, state_of, unsealed
-from stores.redis.topology import ONLY, Nodes, OnlyServer, Servers, Topology
-from stores.redis.url import Address, ClusterAddress, SentinelAddress, parse, parse_cluster, parse_sentinel
-from stores.redis.writer import Batches, RowsLost, Scripts, Transactions, Writer, with_retries
-from stores.store import (
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, gained
+from hotplate.stores.errors import StoreError
+from hotplate.stores.redis import examination, replication
+from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Sender, connected
+from hotplate.stores.redis.control import Control
+from hotplate.stores.redis.inventory import Inventory
+from hotplate.stores.redis.keys import Keys
+from hotplate.stores.redis.lookups import ClusterLookups, Lookups, ServerLookups
+from hotplate.stores.redis.sentinel import Sentinels
+from hotplate.stores.redis.states import CLAIM, REPLACE, SEALED, check_owned, state_of, unsealed
+from hotplate.stores.redis.topology import ONLY, Nodes, OnlyServer, Servers, Topology
+from hotplate.stores.redis.url import Address, ClusterAddress, SentinelAddress, parse, parse_cluster, parse_sentinel
+from hotplate.stores.redis.writer import Batches, RowsLost, Scripts, Transactions, Writer, with_retries
+from hotplate.stores.store import (
     Diagnosed,
     Finding,
     Level,
@@ -42,8 +42,8 @@ from stores.store import (
     not_found,
     sealed,
 )
-from stores.traces import traced_call
-from stores.urls import scheme_of
+from hotplate.stores.traces import traced_call
+from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from redis.cluster import parse_cluster_slots
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
-from stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
-from stores.redis.connection import PipelinedConnection, Reconnector, Redirected, Resolver, Sender
-from stores.redis.url import Address, ClusterAddress, show
-from stores.throttle import Backoff
+from hotplate.stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Redirected, Resolver, Sender
+from hotplate.stores.redis.url import Address, ClusterAddress, show
+from hotplate.stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
-from stores.errors import StoreMisused
-from stores.traces import TracedCall
-from stores.urls import certificate, parameters, redacted, secret, split
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.traces import TracedCall
+from hotplate.stores.urls import certificate, parameters, redacted, secret, split
 
 PORT, SENTINEL_PORT = 6379, 26379
 PREFIX = "hotplate"

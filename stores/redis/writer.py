@@ -11,16 +11,16 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from stores.catalogue import DraftRef
-from stores.errors import StoreMisused, StoreUnavailable
-from stores.keys import META, pack
-from stores.redis.connection import Reconnector, Redirected, Sender, translated
-from stores.redis.keys import BATCHES, META_POINT, Keys
-from stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
-from stores.redis.states import check_owned, state_of
-from stores.redis.topology import Endpoint, Nodes, uncovered
-from stores.store import Row
-from stores.throttle import AdaptiveThrottle
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.keys import META, pack
+from hotplate.stores.redis.connection import Reconnector, Redirected, Sender, translated
+from hotplate.stores.redis.keys import BATCHES, META_POINT, Keys
+from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
+from hotplate.stores.redis.states import check_owned, state_of
+from hotplate.stores.redis.topology import Endpoint, Nodes, uncovered
+from hotplate.stores.store import Row
+from hotplate.stores.throttle import AdaptiveThrottle
 
 T = TypeVar("T")
 

@@ -11,15 +11,15 @@ import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
-from bench.errors import BenchMisused
-from bench.loadgen.absence import ProcessUsage
-from bench.loadgen.capacity import Objective, Point, find_max, first_outside, highest, highest_text, knee
-from bench.loadgen.histogram import HIGHEST_US, Histogram, log_of
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from bench.measured import CHEAPER, Finding, Measured, change, geometric, interval, middle
-from bench.report.comparison import compare, sole_series
-from bench.report.report import Report, Round, Series, read
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.loadgen.absence import ProcessUsage
+from hotplate.bench.loadgen.capacity import Objective, Point, find_max, first_outside, highest, highest_text, knee
+from hotplate.bench.loadgen.histogram import HIGHEST_US, Histogram, log_of
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.measured import CHEAPER, Finding, Measured, change, geometric, interval, middle
+from hotplate.bench.report.comparison import compare, sole_series
+from hotplate.bench.report.report import Report, Round, Series, read
 from tests.support.virtual import simulate
 
 

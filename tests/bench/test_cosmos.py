@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.lists import Shape
-from bench.stores.rounds import look_up
-from bench.stores.server import store_server
-from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.lifecycle import publish
-from stores.store import Row
+from hotplate.bench.lists import Shape
+from hotplate.bench.stores.rounds import look_up
+from hotplate.bench.stores.server import store_server
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Row
 from tests.support.command import hotplate
 from tests.support.cosmos_account import emulated_account
 from tests.support.redis_server import RedisServer

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.answers import CheckResult
-from bench.drills.drills import DRILLS, Drill, choose
-from bench.drills.instance import Instance
-from bench.drills.run import DrillOptions, run_drills
-from bench.drills.verdict import AFTER, BEFORE, FAULT, Movement, Objective, Observation, Phase, Verdict, judge
-from bench.errors import BenchMisused
-from bench.process import redis_installed
+from hotplate.bench.answers import CheckResult
+from hotplate.bench.drills.drills import DRILLS, Drill, choose
+from hotplate.bench.drills.instance import Instance
+from hotplate.bench.drills.run import DrillOptions, run_drills
+from hotplate.bench.drills.verdict import AFTER, BEFORE, FAULT, Movement, Objective, Observation, Phase, Verdict, judge
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.process import redis_installed
 from tests.support.command import failed, hotplate
 
 NAMES = ("latency", "errors", "disconnects", "lost-tier", "corruption", "old-snapshot", "throttling")
@@ -85,7 +85,7 @@ def test_users_keep_their_own_lists_only_where_another_tier_has_them() -> None:
 
 
 def test_a_drill_of_redis_without_a_server_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.drills.drills.redis_installed", lambda: False)
+    monkeypatch.setattr("hotplate.bench.drills.drills.redis_installed", lambda: False)
     failed(hotplate("drill", "lost-tier", "--tiers", "redis,file"), "no redis-server is on the PATH", code=2)
 
 

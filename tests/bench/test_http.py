@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.answers import check_samples
-from bench.errors import BenchFailed
-from bench.loadgen.keys import Keys, Uniform
-from bench.loadgen.load import Gets, Load
-from bench.loadgen.recorder import Progress, Sample
-from bench.loadgen.workers import WorkerPool
-from bench.progress import spark, together
-from bench.report.report import Report
-from stores.connect import connect
-from stores.memory import MemoryStore
+from hotplate.bench.answers import check_samples
+from hotplate.bench.errors import BenchFailed
+from hotplate.bench.loadgen.keys import Keys, Uniform
+from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.loadgen.recorder import Progress, Sample
+from hotplate.bench.loadgen.workers import WorkerPool
+from hotplate.bench.progress import spark, together
+from hotplate.bench.report.report import Report
+from hotplate.stores.connect import connect
+from hotplate.stores.memory import MemoryStore
 from tests.support.command import hotplate
 from tests.support.service import Service, a_list, publish_lists, running
 from tests.support.soak import SEED, scaled
@@ -187,7 +187,7 @@ def test_what_was_measured_and_is_not_good_is_told_from_what_was_not_measured() 
 
 
 def test_without_the_sdk_of_azure_everything_else_is_measured() -> None:
-    measured = "bench.http, bench.stores.report, bench.report.page, hotplate.cli.experiment"
+    measured = "hotplate.bench.http, hotplate.bench.stores.report, hotplate.bench.report.page, hotplate.cli.experiment"
     program = f"import sys; sys.modules['azure'] = None; import {measured}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr == ""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.lists import DISTINCT, Shape
-from stores.encoding import OFFSET_BYTES, decode
+from hotplate.bench.lists import DISTINCT, Shape
+from hotplate.stores.encoding import OFFSET_BYTES, decode
 
 
 @pytest.mark.parametrize("shape", [Shape(10, items=1), Shape(10, items=20), Shape(10, items=20, title_chars=84)])

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from bench.loadgen.absence import Absence, ProcessUsage, measure_stolen, measure_usage
-from bench.loadgen.capacity import batch_point, knee
-from bench.loadgen.generator import drive
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result, run_text
-from bench.report.comparison import compare
-from bench.report.report import series
-from bench.report.text import format_bounds, format_latency
+from hotplate.bench.loadgen.absence import Absence, ProcessUsage, measure_stolen, measure_usage
+from hotplate.bench.loadgen.capacity import batch_point, knee
+from hotplate.bench.loadgen.generator import drive
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result, run_text
+from hotplate.bench.report.comparison import compare
+from hotplate.bench.report.report import series
+from hotplate.bench.report.text import format_bounds, format_latency
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)

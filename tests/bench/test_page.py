@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.http import summary
-from bench.loadgen.capacity import Objective
-from bench.loadgen.load import Load
-from bench.loadgen.schedule import constant
-from bench.report.page import page
-from bench.report.report import Report, series
+from hotplate.bench.http import summary
+from hotplate.bench.loadgen.capacity import Objective
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.schedule import constant
+from hotplate.bench.report.page import page
+from hotplate.bench.report.report import Report, series
 from tests.support import browser
 from tests.support.page import Outline, opened
 from tests.support.virtual import simulate

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.process import Server, free_port, raised_priority, serving
-from bench.report import machine
+from hotplate.bench.process import Server, free_port, raised_priority, serving
+from hotplate.bench.report import machine
 
-CLAIM = "import sys; from bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
+CLAIM = "import sys; from hotplate.bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
 
 # Three processes that share 64 MB, which the first has written and the others only inherit.
 SHARED = """
@@ -32,7 +32,7 @@ def test_a_port_that_was_found_is_given_to_no_other_process_even_before_a_server
 
 def test_a_claim_ends_with_its_process() -> None:
     found = subprocess.run(
-        [sys.executable, "-c", "from bench.process import free_port; print(free_port())"],
+        [sys.executable, "-c", "from hotplate.bench.process import free_port; print(free_port())"],
         capture_output=True,
         text=True,
         check=True,

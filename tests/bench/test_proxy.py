@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from bench.drills.proxy import through
+from hotplate.bench.drills.proxy import through
 from tests.support.streams import listening
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.answers import CheckResult
-from bench.loadgen.capacity import PERCENTS, parse_objective
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from bench.options import PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, REFERENCE, THINK_S, StoresOptions
-from bench.planner.prices import load as load_prices
-from bench.process import Server
-from bench.report.page import page
-from bench.report.report import Report
-from bench.stores.reference import COLUMN, needs
-from bench.stores.report import parse_settings, provisioned, report
-from bench.stores.results import (
+from hotplate.bench.answers import CheckResult
+from hotplate.bench.loadgen.capacity import PERCENTS, parse_objective
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.options import PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, REFERENCE, THINK_S, StoresOptions
+from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.process import Server
+from hotplate.bench.report.page import page
+from hotplate.bench.report.report import Report
+from hotplate.bench.stores.reference import COLUMN, needs
+from hotplate.bench.stores.report import parse_settings, provisioned, report
+from hotplate.bench.stores.results import (
     Capacity,
     ComparisonResult,
     Memory,
@@ -31,12 +31,12 @@ from bench.stores.results import (
     StoreResult,
     capacity_point,
 )
-from bench.stores.rounds import request_units
-from bench.stores.server import UNKNOWN_SERVER
-from bench.stores.setup import Candidate, Setup
-from stores.catalogue import ReleaseId
-from stores.cosmos.charges import load
-from stores.manifest import Manifest
+from hotplate.bench.stores.rounds import request_units
+from hotplate.bench.stores.server import UNKNOWN_SERVER
+from hotplate.bench.stores.setup import Candidate, Setup
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.cosmos.charges import load
+from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate
 from tests.support.cosmos_server import emulator
 from tests.support.service import a_list, publish_lists
@@ -66,7 +66,7 @@ def test_the_preset_is_the_comparisons_verb_with_other_defaults(
         chosen.append(options)
         return Report(kind="stores", configuration={}, series=(), failures=("nothing was measured",))
 
-    monkeypatch.setattr("bench.stores.report.compare_stores", note)
+    monkeypatch.setattr("hotplate.bench.stores.report.compare_stores", note)
     for verb in ("stores", "reference"):
         assert hotplate("bench", verb, "--zipf", "0.9", "--out", tmp_path / "found").returncode == 1
     assert chosen == [StoresOptions(zipf=0.9), replace(REFERENCE, zipf=0.9)]

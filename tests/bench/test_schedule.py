@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.errors import BenchMisused
-from bench.http import make_plan, parse_arrivals
-from bench.loadgen.capacity import parse_objective
-from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from bench.loadgen.load import Gets, Paths, Posts, for_part
-from bench.loadgen.schedule import Arrivals, Piece, constant, ramp, steps
-from bench.options import HttpOptions
-from bench.report.text import parse_seconds
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.http import make_plan, parse_arrivals
+from hotplate.bench.loadgen.capacity import parse_objective
+from hotplate.bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
+from hotplate.bench.loadgen.load import Gets, Paths, Posts, for_part
+from hotplate.bench.loadgen.schedule import Arrivals, Piece, constant, ramp, steps
+from hotplate.bench.options import HttpOptions
+from hotplate.bench.report.text import parse_seconds
 
 
 def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:

@@ -16,21 +16,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.answers import CheckResult
-from bench.errors import BenchFailed
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from bench.loadgen.schedule import constant
-from bench.measured import MIN_PAIRS
-from bench.options import StoresOptions
-from bench.process import Server, redis_serving
-from bench.progress import ProgressDisplay, progress_display
-from bench.report import text
-from bench.report.page import page
-from bench.report.report import Report, counted, read
-from bench.stores.publication import TrialResult, write_trial
-from bench.stores.report import compare_stores, parse_settings, report
-from bench.stores.results import (
+from hotplate.bench.answers import CheckResult
+from hotplate.bench.errors import BenchFailed
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.schedule import constant
+from hotplate.bench.measured import MIN_PAIRS
+from hotplate.bench.options import StoresOptions
+from hotplate.bench.process import Server, redis_serving
+from hotplate.bench.progress import ProgressDisplay, progress_display
+from hotplate.bench.report import text
+from hotplate.bench.report.page import page
+from hotplate.bench.report.report import Report, counted, read
+from hotplate.bench.stores.publication import TrialResult, write_trial
+from hotplate.bench.stores.report import compare_stores, parse_settings, report
+from hotplate.bench.stores.results import (
     ComparisonResult,
     LookupResult,
     Memory,
@@ -39,16 +39,16 @@ from bench.stores.results import (
     ServiceRun,
     StoreResult,
 )
-from bench.stores.rounds import BATCHES, StoreComparison
-from bench.stores.server import UNKNOWN_SERVER, store_server
-from bench.stores.setup import Candidate, MadeUpLists, Setup, copy_progress, emulator_label, store_names
-from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
-from stores.connect import connect
-from stores.errors import ReleaseNotFound
-from stores.manifest import Manifest
-from stores.memory import MemoryStore
-from stores.store import Row
-from stores.verification import load_manifest
+from hotplate.bench.stores.rounds import BATCHES, StoreComparison
+from hotplate.bench.stores.server import UNKNOWN_SERVER, store_server
+from hotplate.bench.stores.setup import Candidate, MadeUpLists, Setup, copy_progress, emulator_label, store_names
+from hotplate.stores.catalogue import DraftRef, ReleaseId, ReleaseRef
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import ReleaseNotFound
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Row
+from hotplate.stores.verification import load_manifest
 from tests.support.command import hotplate
 from tests.support.service import a_list, publish_lists
 from tests.support.virtual import simulate
@@ -191,9 +191,9 @@ def compared_in_virtual_time(
     urls = tuple(f"file://{folder}/{number}" for number in range(len(answers_s)))
     services = [f"http://simulated:{number + 1}" for number in range(len(answers_s))]
     pool = VirtualPool(clock, dict(zip(services, answers_s, strict=True)), seed)
-    monkeypatch.setattr("bench.stores.rounds.time", clock)
-    monkeypatch.setattr("bench.stores.report.time", clock)
-    monkeypatch.setattr("bench.stores.rounds.WorkerPool", lambda **_: pool)
+    monkeypatch.setattr("hotplate.bench.stores.rounds.time", clock)
+    monkeypatch.setattr("hotplate.bench.stores.report.time", clock)
+    monkeypatch.setattr("hotplate.bench.stores.rounds.WorkerPool", lambda **_: pool)
     options = StoresOptions(urls=urls, budget=budget, rate="100", direct=False, warmup="0s")
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
     candidates = tuple(
@@ -253,7 +253,7 @@ async def test_so_many_lists_are_made_up_as_the_slowest_store_takes_in_a_share_o
 ) -> None:
     clock = types.SimpleNamespace(now_s=0.0, process_time=lambda: 0.0)
     clock.perf_counter = lambda: clock.now_s
-    monkeypatch.setattr("bench.stores.publication.time", clock)
+    monkeypatch.setattr("hotplate.bench.stores.publication.time", clock)
     stores = [PacedStore(clock, 100_000), PacedStore(clock, 500)]
     options, urls = StoresOptions(users=20_000), {"quick": "memory://quick", "slow": "memory://slow"}
     made_up = MadeUpLists(options, ProgressDisplay(None))
@@ -273,7 +273,7 @@ def test_a_copy_that_would_take_most_of_the_budget_ends_with_the_one_that_would_
 ) -> None:
     clock = types.SimpleNamespace(now_s=0.0)
     clock.monotonic = lambda: clock.now_s
-    monkeypatch.setattr("bench.stores.setup.time", clock)
+    monkeypatch.setattr("hotplate.bench.stores.setup.time", clock)
     on_progress = copy_progress("cosmos+http://", StoresOptions(), ProgressDisplay(None))
     clock.now_s = 4.0
     on_progress(1_000, 100_000)  # too early to tell
@@ -297,7 +297,7 @@ def test_ctrl_c_while_stores_are_filled_ends_with_a_report(monkeypatch: pytest.M
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.stores.report.prepared_stores", interrupted)
+    monkeypatch.setattr("hotplate.bench.stores.report.prepared_stores", interrupted)
     found = compare_stores(StoresOptions(urls=("file:///a", "file:///b")), ProgressDisplay(None))
     assert found.interrupted
     assert "nothing was measured yet" in page(found)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from bench.loadgen.schedule import constant
-from bench.measured import CANNOT_TELL, FASTER, MATTERS, NO_DIFFERENCE, UNKNOWN
-from bench.report.report import series
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.schedule import constant
+from hotplate.bench.measured import CANNOT_TELL, FASTER, MATTERS, NO_DIFFERENCE, UNKNOWN
+from hotplate.bench.report.report import series
 from tests.support.soak import scaled
 from tests.support.virtual import VirtualLoop, simulate
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from bench.loadgen.schedule import constant
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.schedule import constant
 from tests.support.virtual import VirtualLoop, simulate
 
 URL = "http://simulated:80"

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from offline.input.sample import sample
-from stores.file.store import LmdbStore
+from hotplate.offline.input.sample import sample
+from hotplate.stores.file.store import LmdbStore
 from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running

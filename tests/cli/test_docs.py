@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from bench.micro.__main__ import parse
+from hotplate.bench.micro.__main__ import parse
 from hotplate.cli.evaluate import ListsFirst
 from hotplate.cli.main import command
 from tests.support.paths import ROOT
@@ -25,7 +25,7 @@ FOREIGN = {"--capabilities", "--scope", "--benchmark-timer"}
 BEFORE = re.compile(r"^(?:\w+=\S+ |taskset -c \d+ )*")
 # What may stand behind one: the file that it prints to, and that it is not waited for.
 BEHIND = re.compile(r" >\S+| &$")
-OF_MICRO = ["python", "-m", "bench.micro"]
+OF_MICRO = ["python", "-m", "hotplate.bench.micro"]
 
 
 def blocks(page: Path) -> Iterator[str]:
@@ -56,7 +56,7 @@ def check(words: list[str], *, complete: bool) -> None:
     match words:
         case ["hotplate", *arguments]:
             parse_verb(VERBS, arguments, complete=complete)
-        case ["python", "-m", "bench.micro", *arguments]:
+        case ["python", "-m", "hotplate.bench.micro", *arguments]:
             parse(arguments)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), f"no module {module}"
@@ -126,8 +126,8 @@ def headings(page: Path) -> set[str]:
         "hotplate publish model --keep many",
         "hotplate publish --store URL",
         "make benchmark",
-        "python -m bench.nothing",
-        "python -m bench.micro --only nothing",
+        "python -m hotplate.bench.nothing",
+        "python -m hotplate.bench.micro --only nothing",
     ],
 )
 def test_a_command_that_does_not_exist_is_found(line: str) -> None:

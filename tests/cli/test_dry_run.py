@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from hotplate.cli.costs import Spending, format_duration, format_slow, hours_begun
-from offline.input.sample import sample
-from stores import lifecycle as life
-from stores.store import Bill, Plan, Provisioned, Row
+from hotplate.offline.input.sample import sample
+from hotplate.stores import lifecycle as life
+from hotplate.stores.store import Bill, Plan, Provisioned, Row
 from tests.support.command import failed, hotplate
 from tests.support.cosmos_account import Account
 from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hotplate.cli.evaluation_page import page
-from offline.evaluate.report import gather
+from hotplate.offline.evaluate.report import gather
 from tests.support.evaluated import HOSTILE, evaluated_model
 from tests.support.page import Outline, opened
 

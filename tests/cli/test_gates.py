@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.input.sample import sample
-from offline.model import load, save
-from offline.train.als import Factors
+from hotplate.offline.input.sample import sample
+from hotplate.offline.model import load, save
+from hotplate.offline.train.als import Factors
 from tests.support.command import failed, hotplate
 from tests.support.paths import ROOT
 

@@ -17,10 +17,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from stores.catalogue import DraftRef, State
-from stores.errors import StoreUnavailable
-from stores.file.store import LmdbStore
-from stores.store import Row
+from hotplate.stores.catalogue import DraftRef, State
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.store import Row
 from tests.support.command import failed, hotplate
 from tests.support.service import a_list, publish_lists
 from tests.support.stores import lapse
@@ -151,7 +151,7 @@ def at_second_put(action: Callable[[], None]) -> Iterator[None]:
         await put(self, draft, rows, part)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("offline.list_import._BATCH", 100)
+        patch.setattr("hotplate.offline.list_import._BATCH", 100)
         patch.setattr(LmdbStore, "put", act_or_put)
         yield
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from hotplate.cli.terminal import interruptible
-from offline.input.sample import sample
-from stores.folders import scratch_folder
+from hotplate.offline.input.sample import sample
+from hotplate.stores.folders import scratch_folder
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
 from tests.support.service import a_list, publish_lists

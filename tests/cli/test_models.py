@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offline.model import save
+from hotplate.offline.model import save
 from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard_model
 

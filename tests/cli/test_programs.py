@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import hotplate
-from offline.input.sample import sample
-from stores.memory import MemoryStore
+from hotplate.offline.input.sample import sample
+from hotplate.stores.memory import MemoryStore
 from tests.support.paths import ROOT
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stores.errors import ReleaseConflict, StoreUnavailable
-from stores.lifecycle import publish
-from stores.redis.store import open_url
-from stores.store import Plan, Row
+from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.redis.store import open_url
+from hotplate.stores.store import Plan, Row
 from tests.support.command import failed, hotplate
 from tests.support.redis_server import RedisServer, running
 from tests.support.service import a_list, publish_lists

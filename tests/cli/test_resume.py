@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stores import lifecycle as life
-from stores.catalogue import ReleaseId
-from stores.connect import connect
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
 from tests.support.stores import lapse
 
 if TYPE_CHECKING:

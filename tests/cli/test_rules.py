@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offline.input.sample import sample
+from hotplate.offline.input.sample import sample
 from tests.support.command import failed, hotplate
 
 

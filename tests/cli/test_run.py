@@ -23,14 +23,14 @@ import pytest
 
 from hotplate.__main__ import main
 from hotplate.cli.terminal import with_store
-from offline.input.sample import sample
-from offline.job import opened
-from offline.registry import Registry
-from stores.catalogue import Catalogue, DraftRef, ReleaseId
-from stores.errors import StoreUnavailable
-from stores.folders import LOCK, take_lock
-from stores.memory import MemoryStore
-from stores.runs import claim, held
+from hotplate.offline.input.sample import sample
+from hotplate.offline.job import opened
+from hotplate.offline.registry import Registry
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.folders import LOCK, take_lock
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.runs import claim, held
 from tests.support.command import failed, hotplate
 from tests.support.redis_server import running
 from tests.support.soak import SEED, scaled
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["hotplate.cli.main", "offline.job", "offline.publish", "stores.redis.store"])
+_context.set_forkserver_preload(
+    ["hotplate.cli.main", "hotplate.offline.job", "hotplate.offline.publish", "hotplate.stores.redis.store"]
+)
 
 
 @pytest.fixture(params=["file", "redis"])
@@ -157,10 +159,10 @@ def interrupt(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        "offline.job.train",
-        "stores.lifecycle.verify",
-        "stores.lifecycle.activate",
-        "offline.job.RunFolder.finish",
+        "hotplate.offline.job.train",
+        "hotplate.stores.lifecycle.verify",
+        "hotplate.stores.lifecycle.activate",
+        "hotplate.offline.job.RunFolder.finish",
     ],
 )
 def test_a_run_that_was_cut_off_ends_in_the_same_release_with_the_model_that_it_had(
@@ -189,7 +191,7 @@ def test_a_draft_that_was_begun_with_other_lists_is_given_up_and_begun_anew(
 
     pipeline = write_pipeline(tmp_path, folder_url)
     with monkeypatch.context() as patch:
-        patch.setattr("stores.lifecycle.verify", away)
+        patch.setattr("hotplate.stores.lifecycle.verify", away)
         cut_off = hotplate("run", pipeline)
     left = summary_of(cut_off)
     assert (cut_off.returncode, "give the same command again" in left["error"]) == (1, True)
@@ -219,7 +221,7 @@ def test_a_model_is_registered_once_and_has_its_stage_only_when_gates_have_let_i
     registered = '[registry]\nname = "shop"\nregistry = "models"\nstage = "production"\ntag = "owner=search"'
     pipeline = write_pipeline(tmp_path, folder_url, registered)
     with monkeypatch.context() as patch:
-        patch.setattr("offline.registry.Registry.record_release", interrupt)
+        patch.setattr("hotplate.offline.registry.Registry.record_release", interrupt)
         assert hotplate("run", pipeline).returncode == 130
     done = summary_of(hotplate("run", pipeline))
     write_pipeline(tmp_path, folder_url, registered + "\n[gates]\ncoverage = 1.0")
@@ -253,7 +255,8 @@ def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
 def test_a_lock_that_a_killed_attempt_leaves_for_an_instant_is_waited_for(
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offline.job._STARTING_S", 60, raising=False)  # the instant may be long on a busy machine
+    # The instant may be long on a busy machine.
+    monkeypatch.setattr("hotplate.offline.job._STARTING_S", 60, raising=False)
     pipeline = write_pipeline(tmp_path, folder_url)
     (tmp_path / "work").mkdir()
     lock = take_lock(tmp_path / "work" / LOCK, 0o600, 0)
@@ -264,7 +267,8 @@ def test_a_lock_that_a_killed_attempt_leaves_for_an_instant_is_waited_for(
 
 
 def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.lifecycle.LEASE_S", 0.03)  # how often it is renewed; it runs for as long as ever
+    # How often it is renewed; it runs for as long as ever.
+    monkeypatch.setattr("hotplate.stores.lifecycle.LEASE_S", 0.03)
     draft = with_store(url, lambda store: claim(store, "mine", ReleaseId("20261120T064200Z-7f3a")))
     assert draft is not None
     (begun,) = catalogue_of(url).releases
@@ -283,8 +287,8 @@ class Silent(MemoryStore):
 def test_a_store_that_never_answers_is_not_waited_for_once_its_lease_is_held_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stores.runs.connect", lambda _: Silent())
-    monkeypatch.setattr("stores.runs._CLOSE_S", 0.01)
+    monkeypatch.setattr("hotplate.stores.runs.connect", lambda _: Silent())
+    monkeypatch.setattr("hotplate.stores.runs._CLOSE_S", 0.01)
     with held("memory://", DraftRef(ReleaseId("20261120T064200Z-7f3a"), "incarnation", "writer")):
         pass
 

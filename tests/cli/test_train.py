@@ -6,9 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from offline.input.sample import sample
-from offline.train.engine import as_options
-from offline.train.neighbours import NeighbourParams
+from hotplate.offline.input.sample import sample
+from hotplate.offline.train.engine import as_options
+from hotplate.offline.train.neighbours import NeighbourParams
 from tests.support.command import failed, hotplate
 
 GRID = """

@@ -117,16 +117,19 @@ def test_what_is_not_understood_is_an_error_that_names_the_line(line: str, sente
 def test_stages_copy_from_each_other_and_are_built_once(tmp_path: Path) -> None:
     (tmp_path / "debian-bookworm").mkdir()
     (tmp_path / "context").mkdir()
-    (tmp_path / "context/.dockerignore").write_text("*\n!kept\n")
+    (tmp_path / "context/.dockerignore").write_text("*\n!kept\n!linked\n")
     (tmp_path / "context/kept").write_text("first")
+    (tmp_path / "context/linked").mkdir()
+    (tmp_path / "context/linked/back").symlink_to("..")
     text = (
-        "FROM debian:bookworm-slim AS one\nWORKDIR /work\nCOPY kept ./\n"
+        "FROM debian:bookworm-slim AS one\nWORKDIR /work\nCOPY kept ./\nCOPY linked linked/\n"
         "FROM debian:bookworm-slim AS two\nARG NAME=x\nENV NAME=$NAME \\\n  # a comment within\n  OTHER=y\n"
         'COPY --from=one /work /there\nUSER 1:1\nCMD ["a"]\n'
     )
     builder = Builder(parse(text), tmp_path / "context", tmp_path)
     image = builder.build("two")
     assert (image.root / "there/kept").read_text() == "first"
+    assert str((image.root / "there/linked/back").readlink()) == ".."
     assert image.environment() | {"PATH": ""} == {"PATH": "", "NAME": "x", "OTHER": "y"}
     assert image.config["Cmd"] == ["a"]
     (image.root / "marked").touch()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.drills.drills import DRILLS
+from hotplate.bench.drills.drills import DRILLS
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
 from tests.support.kubernetes import tool

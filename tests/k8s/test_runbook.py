@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.access.keys import create
+from hotplate.serve.access.keys import create
 from tests.support.command import hotplate
 from tests.support.kubernetes import tool
 from tests.support.monitoring import RUNBOOK

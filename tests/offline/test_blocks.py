@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from offline.lists import ListSettings, ModelLists
-from offline.measurement import Measurement
-from offline.rules import Rules
-from offline.spark import ranking
-from offline.spark.ranking import Blocks, rows_of
-from offline.train.ease import EASEParams
-from offline.train.engine import Params, fit
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
-from stores.store import Row
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.measurement import Measurement
+from hotplate.offline.rules import Rules
+from hotplate.offline.spark import ranking
+from hotplate.offline.spark.ranking import Blocks, rows_of
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Params, fit
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams
+from hotplate.stores.store import Row
 from tests.support.interactions import checkerboard_model
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 

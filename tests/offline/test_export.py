@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import hotplate
-from offline.model import save
-from offline.train.ease import EASEParams
-from offline.train.engine import Params, fit
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
+from hotplate.offline.model import save
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Params, fit
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams
 from tests.support.interactions import ROUNDING, checkerboard_model
 
 

@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.errors import SettingError
-from offline.gates import check, parse_gates, read_gates, recorded
-from offline.list_import import ImportedLists, ImportSettings
-from offline.lists import ListSettings, ModelLists
-from offline.measurement import Items, Measurement, overlaps
-from offline.model import Model
-from offline.publish import PublishSettings, publish
-from offline.train.als import Factors
-from stores.catalogue import State
-from stores.errors import ReleaseCorrupt, StoreUnavailable
-from stores.memory import MemoryStore
-from stores.store import Slot, Store
-from stores.verification import diff, load_manifest
+from hotplate.offline.errors import SettingError
+from hotplate.offline.gates import check, parse_gates, read_gates, recorded
+from hotplate.offline.list_import import ImportedLists, ImportSettings
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.measurement import Items, Measurement, overlaps
+from hotplate.offline.model import Model
+from hotplate.offline.publish import PublishSettings, publish
+from hotplate.offline.train.als import Factors
+from hotplate.stores.catalogue import State
+from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Slot, Store
+from hotplate.stores.verification import diff, load_manifest
 from tests.support.interactions import checkerboard_model
 from tests.support.stores import lapse, ref_of
 
@@ -89,7 +89,7 @@ def test_counts_are_those_of_the_lists_however_they_come(lists: list[list[int]],
 @given(LISTS, st.integers(1, 5), st.integers(1, 20))
 def test_the_same_users_are_sampled_however_they_come(lists: list[list[int]], cuts: int, others: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("offline.measurement.SAMPLED_USERS", 4)
+        patch.setattr("hotplate.offline.measurement.SAMPLED_USERS", 4)
         one, other = (measured(lists, each, depth=3).sample() for each in (cuts, others))
     assert one == other
     assert len(one) == min(4, sum(map(bool, lists)))
@@ -277,7 +277,7 @@ async def test_a_live_release_that_cannot_be_compared_with_fails_its_gates(monke
     async def damaged(*_: object, **__: object) -> object:
         raise ReleaseCorrupt("its manifest is damaged")
 
-    monkeypatch.setattr("offline.gates.load_manifest", damaged)
+    monkeypatch.setattr("hotplate.offline.gates.load_manifest", damaged)
     failed = await publish(source(others), store, how)
     assert f"the live release {live} cannot be read (its manifest is damaged)" in str(failed.refused)
 
@@ -297,7 +297,7 @@ async def test_a_damaged_list_of_the_live_release_is_passed_over(monkeypatch: py
 
 
 async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offline.lists._BATCH", 5)
+    monkeypatch.setattr("hotplate.offline.lists._BATCH", 5)
     store, bounds = MemoryStore(), gates(users_with_lists=1, coverage=1, overlap=0.9)
     await publish(source(model()), store)
     put, left = store.put, 7

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offline.errors import DataError, SettingError
-from offline.evaluate.splits import SplitKind, SplitOptions, split
-from offline.input.columns import Columns
-from offline.input.sample import sample
-from offline.job import TrainReport, TrainSettings, train
-from offline.model import load
-from offline.rules import RuledLists, Rules
-from offline.train.als import ALSParams
-from offline.train.engine import Params, Ranker, fit
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams, most_popular
-from offline.train.tuning import TuneOptions, tune
-from stores.keys import OVERALL
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.input.sample import sample
+from hotplate.offline.job import TrainReport, TrainSettings, train
+from hotplate.offline.model import load
+from hotplate.offline.rules import RuledLists, Rules
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.engine import Params, Ranker, fit
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams, most_popular
+from hotplate.offline.train.tuning import TuneOptions, tune
+from hotplate.stores.keys import OVERALL
 
 PARAMS = ALSParams(factors=16, iterations=5)
 
@@ -236,7 +236,7 @@ def test_what_a_killed_training_had_finished_is_not_done_again(
     sample(150, 60).write_csv(tmp_path / "sample.csv")
     killed(tmp_path, *instant)
     made: list[str] = []
-    for module in ("offline.evaluate.evaluation", "offline.job"):
+    for module in ("hotplate.offline.evaluate.evaluation", "hotplate.offline.job"):
         monkeypatch.setattr(f"{module}.fit", counting(made, module.rpartition(".")[2]))
     report = train(searched(tmp_path), tmp_path / "model")
     assert made == fits

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline import list_encoder
-from offline.list_encoder import ListEncoder, RankedLists
-from stores.encoding import NO_OFFSET, Item, encode
-from stores.errors import StoreMisused
-from stores.store import Row
+from hotplate.offline import list_encoder
+from hotplate.offline.list_encoder import ListEncoder, RankedLists
+from hotplate.stores.encoding import NO_OFFSET, Item, encode
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.store import Row
 from tests.support.property import deepen
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline import list_import
-from offline.errors import DataError, SettingError
-from offline.input.columns import NULL_VALUES
-from offline.list_import import ImportedLists, ImportSettings
-from offline.lists import ListSettings, ModelLists
-from offline.publish import PublishSettings, publish
-from stores.catalogue import DraftRef
-from stores.encoding import OFFSET_BYTES, decode
-from stores.errors import StoreUnavailable
-from stores.memory import MemoryStore
-from stores.store import Row
-from stores.verification import verify
+from hotplate.offline import list_import
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.columns import NULL_VALUES
+from hotplate.offline.list_import import ImportedLists, ImportSettings
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.publish import PublishSettings, publish
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.encoding import OFFSET_BYTES, decode
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Row
+from hotplate.stores.verification import verify
 from tests.support.interactions import checkerboard_model
 from tests.support.soak import SEED, scaled
 
@@ -227,7 +227,7 @@ def test_a_temporary_disk_that_is_too_small_is_reported_before_anything_is_sorte
 
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
 async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
-    monkeypatch.setattr("offline.lists._BATCH", 5)
+    monkeypatch.setattr("hotplate.offline.lists._BATCH", 5)
     model, store = checkerboard_model(), MemoryStore()
     put, left = store.put, 3
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.errors import DataError
-from offline.input.matrix import to_matrix
-from offline.input.sample import sample
-from offline.model import Model, load, save
-from offline.train.als import ALSParams, Factors, fit
-from offline.train.ease import EASEParams
-from offline.train.engine import Params, described
-from offline.train.engine import fit as fit_engine
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
-from stores.folders import LOCK
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.matrix import to_matrix
+from hotplate.offline.input.sample import sample
+from hotplate.offline.model import Model, load, save
+from hotplate.offline.train.als import ALSParams, Factors, fit
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Params, described
+from hotplate.offline.train.engine import fit as fit_engine
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
+from hotplate.stores.folders import LOCK
 
 PARAMS = ALSParams(factors=4, iterations=2)
 
@@ -156,7 +156,7 @@ def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("offline.model.np.savez", fail)
+    monkeypatch.setattr("hotplate.offline.model.np.savez", fail)
     with pytest.raises(DataError, match=r"cannot be written to .*: No space left on device"):
         save(replace(model, metrics=None), tmp_path / "model")
     assert load(tmp_path / "model").metrics == {"k": 10}
@@ -166,7 +166,7 @@ def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
 SAVER = """
 import sys
 from pathlib import Path
-from offline.model import load, save
+from hotplate.offline.model import load, save
 model = load(Path(sys.argv[1]))
 print("loaded", flush=True)
 sys.stdin.readline()
@@ -180,7 +180,7 @@ import sys, time
 from itertools import count
 from unittest.mock import patch
 from pathlib import Path
-from offline.model import load, np, save
+from hotplate.offline.model import load, np, save
 model = load(Path(sys.argv[1]))
 owner, name, call = {"parts": (np, "savez", 1), "renames": (Path, "rename", 3), "end": (Path, "rename", 4)}[sys.argv[3]]
 original, calls = getattr(owner, name), count(1)

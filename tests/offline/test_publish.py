@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.errors import SettingError
-from offline.input.matrix import Matrix
-from offline.lists import ListSettings, ModelLists
-from offline.model import Model, load, save
-from offline.publish import PublishSettings, publish
-from offline.train.ease import EASEParams
-from offline.train.engine import Params, fit
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
-from stores.encoding import OFFSET_BYTES, decode
-from stores.errors import StoreFull
-from stores.file.store import LmdbStore
-from stores.memory import MemoryStore
-from stores.store import Row
-from stores.verification import verify
+from hotplate.offline.errors import SettingError
+from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import Model, load, save
+from hotplate.offline.publish import PublishSettings, publish
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Params, fit
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams
+from hotplate.stores.encoding import OFFSET_BYTES, decode
+from hotplate.stores.errors import StoreFull
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Row
+from hotplate.stores.verification import verify
 from tests.support.interactions import checkerboard_model
 
 
@@ -125,7 +125,7 @@ async def test_a_ready_release_is_not_live() -> None:
 async def test_a_disk_that_is_too_small_is_reported_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.file.store.file_bytes", lambda _rows, _bytes: 1 << 60)
+    monkeypatch.setattr("hotplate.stores.file.store.file_bytes", lambda _rows, _bytes: 1 << 60)
     store = LmdbStore(tmp_path)
     with pytest.raises(StoreFull, match="needs about"):
         await publish(ModelLists(checkerboard_model(), ListSettings()), store)

@@ -2,16 +2,16 @@
 
 import pytest
 
-from bench.micro.quality import reference_split
-from offline.evaluate.evaluation import evaluate, evaluate_engine
-from offline.evaluate.splits import Parts, SplitOptions
-from offline.input.columns import Columns
-from offline.input.interactions import read_interactions
-from offline.input.matrix import Matrix, to_matrix
-from offline.train.als import ALSParams
-from offline.train.engine import described
-from offline.train.neighbours import NeighbourParams
-from offline.train.tuning import Search, TuneOptions, tune
+from hotplate.bench.micro.quality import reference_split
+from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine
+from hotplate.offline.evaluate.splits import Parts, SplitOptions
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.matrix import Matrix, to_matrix
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.engine import described
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.tuning import Search, TuneOptions, tune
 from tests.support.paths import DATA
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"

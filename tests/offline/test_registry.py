@@ -17,13 +17,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from offline.errors import DataError, SettingError
-from offline.model import load, save
-from offline.registry import Registry
-from stores.catalogue import ReleaseId
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.model import load, save
+from hotplate.offline.registry import Registry
+from hotplate.stores.catalogue import ReleaseId
 from tests.support.interactions import checkerboard_model
 
-REGISTER = "import sys; from pathlib import Path; from offline.registry import Registry; "
+REGISTER = "import sys; from pathlib import Path; from hotplate.offline.registry import Registry; "
 
 
 @pytest.fixture(scope="module")

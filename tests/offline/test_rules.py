@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError, SettingError
-from offline.input.matrix import NO_TIME, History, Indices
-from offline.lists import ListSettings, ModelLists
-from offline.model import Model
-from offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
-from offline.train.neighbours import NeighbourParams
-from offline.train.neighbours import fit as fit_neighbours
-from offline.train.popularity import Popularity, PopularityParams
-from stores.encoding import OFFSET_BYTES, decode
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.matrix import NO_TIME, History, Indices
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import Model
+from hotplate.offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.neighbours import fit as fit_neighbours
+from hotplate.offline.train.popularity import Popularity, PopularityParams
+from hotplate.stores.encoding import OFFSET_BYTES, decode
 from tests.support.interactions import checkerboard_model
 
 SIZE = 20

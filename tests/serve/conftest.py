@@ -2,7 +2,7 @@
 
 import pytest
 
-from stores.memory import MemoryStore
+from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.breaker import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker
+from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker
 from tests.support.clock import FakeClock
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 
-from serve.cache import ABSENT_S, ENTRY_BYTES, NOT_CACHED, SHARDS, Cache
-from serve.deny_list import DenyListFile
-from serve.metrics import LOOKUPS
-from serve.reader import EncodedList, TieredReader
-from stores.catalogue import ReleaseRef
-from stores.encoding import OFFSET_BYTES
-from stores.errors import StoreUnavailable
-from stores.memory import MemoryStore
-from stores.store import Reader, Slot
+from hotplate.serve.cache import ABSENT_S, ENTRY_BYTES, NOT_CACHED, SHARDS, Cache
+from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.metrics import LOOKUPS
+from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Reader, Slot
 from tests.support.clock import FakeClock
 from tests.support.property import depths, explore
 from tests.support.readers import until

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from redis.crc import key_slot
 
-from stores.catalogue import ReleaseRef
-from stores.connect import connect
-from stores.errors import ReleaseNotFound
-from stores.keys import USER
-from stores.redis.keys import Keys
-from stores.store import Store
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import ReleaseNotFound
+from hotplate.stores.keys import USER
+from hotplate.stores.redis.keys import Keys
+from hotplate.stores.store import Store
 from tests.support.failover import Publisher, Watch, watched
 from tests.support.readers import USERS, lists
 from tests.support.redis_cluster import PRIMARIES, RedisCluster, running_cluster

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import hotplate
-from serve.deny_list import MAX_BYTES, DenyList, DenyListFile, DenyListInvalid, parse
-from serve.reader import TieredReader
-from stores.encoding import NO_OFFSET, OFFSET_BYTES, body_of, decode, encode_id
-from stores.memory import MemoryStore
+from hotplate.serve.deny_list import MAX_BYTES, DenyList, DenyListFile, DenyListInvalid, parse
+from hotplate.serve.reader import TieredReader
+from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, body_of, decode, encode_id
+from hotplate.stores.memory import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
@@ -183,7 +183,7 @@ def test_a_file_is_read_once_it_is_no_longer_written_to(tmp_path: Path) -> None:
 READS_TWICE = """
 import sys
 from pathlib import Path
-from serve.deny_list import DenyListFile
+from hotplate.serve.deny_list import DenyListFile
 
 def resident():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))

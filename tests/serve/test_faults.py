@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.drills.proxy import Proxy, through
+from hotplate.bench.drills.proxy import Proxy, through
 from tests.support.readers import lists, reading, until, until_read
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running

@@ -21,30 +21,30 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 import hotplate
-from offline.errors import SettingError
-from offline.input.interactions import read_interactions
-from offline.input.matrix import UserItems, to_matrix
-from offline.lists import ListSettings, ModelLists
-from offline.model import Model
-from offline.publish import PublishSettings, publish
-from offline.rules import Rules
-from offline.train.als import ALSParams, Factors, SparkParams, fit
-from offline.train.neighbours import NeighbourParams
-from offline.train.neighbours import fit as fit_neighbours
-from offline.train.popularity import most_popular
-from serve import fold_in
-from serve.deny_list import DenyListFile
-from serve.item_factors import ItemFactors
-from serve.metrics import LOOKUPS
-from serve.reader import FoldedIn, FoldInUnavailable, TieredReader
-from stores.encoding import OFFSET_BYTES, Item, decode, encode_id
-from stores.errors import StoreMisused, StoreThrottled
-from stores.factors import Description, Entry, read_description, read_piece
-from stores.file.store import LmdbStore
-from stores.keys import FACTORS
-from stores.lifecycle import activate, prune
-from stores.memory import MemoryStore
-from stores.store import Reader
+from hotplate.offline.errors import SettingError
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.matrix import UserItems, to_matrix
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import Model
+from hotplate.offline.publish import PublishSettings, publish
+from hotplate.offline.rules import Rules
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams, fit
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.neighbours import fit as fit_neighbours
+from hotplate.offline.train.popularity import most_popular
+from hotplate.serve import fold_in
+from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.item_factors import ItemFactors
+from hotplate.serve.metrics import LOOKUPS
+from hotplate.serve.reader import FoldedIn, FoldInUnavailable, TieredReader
+from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode_id
+from hotplate.stores.errors import StoreMisused, StoreThrottled
+from hotplate.stores.factors import Description, Entry, read_description, read_piece
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.keys import FACTORS
+from hotplate.stores.lifecycle import activate, prune
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Reader
 from tests.support.interactions import checkerboard_model
 from tests.support.paths import DATA
 from tests.support.remote import RemoteStore

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hotplate
-from stores.file.store import LmdbStore
+from hotplate.stores.file.store import LmdbStore
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.service import a_list, publish_lists, publish_to
@@ -39,7 +39,7 @@ def modules_after(program: str) -> set[str]:
 
 
 def test_importing_hotplate_loads_nothing_and_opening_lists_no_web_framework() -> None:
-    rooms = {"serve", "stores", "offline", "bench"}
+    rooms = {f"hotplate.{room}" for room in ("serve", "stores", "offline", "bench")}
     heavy = {"aiohttp", "numpy", "lmdb", "orjson", "typer", "rich", "prometheus_client", "redis", "uvloop"}
     assert not modules_after("import hotplate") & (rooms | heavy)
     needed = {"lmdb", "orjson"}

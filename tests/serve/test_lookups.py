@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from serve.breaker import FAILURES, PAUSE_S
-from serve.reader import EncodedList, NotReady, TieredReader, read_within
-from serve.tiers import loop_time
-from stores.catalogue import ReleaseRef
-from stores.encoding import OFFSET_BYTES
-from stores.errors import ReleaseCorrupt, StoreUnavailable
-from stores.memory import MemoryStore
-from stores.store import Reader, Slot
+from hotplate.serve.breaker import FAILURES, PAUSE_S
+from hotplate.serve.reader import EncodedList, NotReady, TieredReader, read_within
+from hotplate.serve.tiers import loop_time
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Reader, Slot
 from tests.support.clock import FakeClock
 from tests.support.remote import DamagedStore, RemoteStore, publish
 from tests.support.virtual import virtual

@@ -4,16 +4,16 @@ import asyncio
 
 import pytest
 
-from serve.breaker import FAILURES, PAUSE_S
-from serve.lists import Lists
-from serve.metrics import LOOKUPS
-from serve.reader import EncodedList, NotReady, TieredReader, read_within
-from serve.tiers import loop_time
-from stores import lifecycle as life
-from stores.encoding import OFFSET_BYTES
-from stores.errors import ReleaseCorrupt, StoreUnavailable
-from stores.memory import MemoryStore
-from stores.store import Reader
+from hotplate.serve.breaker import FAILURES, PAUSE_S
+from hotplate.serve.lists import Lists
+from hotplate.serve.metrics import LOOKUPS
+from hotplate.serve.reader import EncodedList, NotReady, TieredReader, read_within
+from hotplate.serve.tiers import loop_time
+from hotplate.stores import lifecycle as life
+from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Reader
 from tests.support.clock import FakeClock
 from tests.support.remote import DamagedStore, RemoteStore, publish
 from tests.support.stores import ref_of

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from serve.api.cors import Cors
-from stores.errors import StoreMisused
+from hotplate.serve.api.cors import Cors
+from hotplate.stores.errors import StoreMisused
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
 ODD = ["a,b", 'quo"te', "\\", "é", "😀", "a b+c", "%2C", "\n"]

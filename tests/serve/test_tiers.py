@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from serve.breaker import FAILURES, FAILURES_OF_PARTS
-from serve.lists import Lists
-from serve.reader import TieredReader
-from serve.tiers import LOG_EVERY_S, StoreObserver, Tier, tier_names
-from stores.errors import ReleaseNotFound, StoreThrottled
-from stores.memory import MemoryStore
+from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS
+from hotplate.serve.lists import Lists
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.tiers import LOG_EVERY_S, StoreObserver, Tier, tier_names
+from hotplate.stores.errors import ReleaseNotFound, StoreThrottled
+from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.remote import KeyByKeyStore, RemoteStore, publish
 from tests.support.virtual import virtual
@@ -64,7 +64,7 @@ async def test_a_store_that_answers_nothing_at_all_has_its_circuit_opened_in_the
         await reader.personal_many(["0", "1", "2", "3"])
     assert tier.breaker.is_open
     assert tier.error == "circuit open after repeated failures: this one could not be read"
-    assert [record.levelname for record in caplog.records if record.name == "serve.tiers"] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.name == "hotplate.serve.tiers"] == ["WARNING"]
 
 
 @virtual
@@ -85,10 +85,10 @@ async def test_a_circuit_that_opens_time_and_again_does_not_fill_the_log(
     logged = ["cosmos: circuit open after repeated failures: not now", "cosmos: circuit closed, the store answers"]
     for _ in range(3):
         await open_and_close()
-    assert [record.getMessage() for record in caplog.records if record.name == "serve.tiers"] == logged
+    assert [record.getMessage() for record in caplog.records if record.name == "hotplate.serve.tiers"] == logged
     await asyncio.sleep(LOG_EVERY_S)
     await open_and_close()
-    assert [record.getMessage() for record in caplog.records if record.name == "serve.tiers"] == 2 * logged
+    assert [record.getMessage() for record in caplog.records if record.name == "hotplate.serve.tiers"] == 2 * logged
 
 
 @virtual

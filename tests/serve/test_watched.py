@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.access.keys import create
-from serve.watched import WatchedFiles
+from hotplate.serve.access.keys import create
+from hotplate.serve.watched import WatchedFiles
 from tests.support.redis_server import certify
 from tests.support.service import a_list, publish_lists, running
 

@@ -5,9 +5,20 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from stores import catalogue as changes
-from stores.catalogue import GRACE_S, LEASE_S, Canary, Catalogue, DraftRef, ReleaseId, State, dump, follows, parse
-from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import (
+    GRACE_S,
+    LEASE_S,
+    Canary,
+    Catalogue,
+    DraftRef,
+    ReleaseId,
+    State,
+    dump,
+    follows,
+    parse,
+)
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
 
 A, B, C = ReleaseId("a"), ReleaseId("b"), ReleaseId("c")
 

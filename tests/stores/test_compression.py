@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from serve.releases.follower import Follower
-from stores import lifecycle as life
-from stores.catalogue import ReleaseId
-from stores.compression import (
+from hotplate.serve.releases.follower import Follower
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.compression import (
     DICTIONARY_BYTES,
     FEWEST_LISTS,
     MAX_LIST_BYTES,
@@ -23,7 +23,7 @@ from stores.compression import (
     load_decode,
     train,
 )
-from stores.encoding import (
+from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
     HEADER_BYTES,
     NO_OFFSET,
@@ -34,12 +34,12 @@ from stores.encoding import (
     encode,
     is_empty,
 )
-from stores.errors import ReleaseCorrupt, StoreMisused
-from stores.keys import DICTIONARY
-from stores.manifest import MAX_POPULAR_BYTES
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Store
-from stores.verification import load_manifest
+from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
+from hotplate.stores.keys import DICTIONARY
+from hotplate.stores.manifest import MAX_POPULAR_BYTES
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.verification import load_manifest
 from tests.support.property import deepen
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, as_bodies, batches, on_every_store, ref_of

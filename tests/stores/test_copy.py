@@ -5,18 +5,18 @@ from functools import partial
 
 import pytest
 
-from stores import catalogue as changes
-from stores import lifecycle as life
-from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
-from stores.compression import EncodedRows, encode_rows
-from stores.encoding import Checksum
-from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
-from stores.lifecycle import change
-from stores.manifest import Manifest, Tally, describe
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Store
-from stores.transfer import copy
-from stores.verification import diff, sample, verify
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
+from hotplate.stores.compression import EncodedRows, encode_rows
+from hotplate.stores.encoding import Checksum
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.lifecycle import change
+from hotplate.stores.manifest import Manifest, Tally, describe
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.transfer import copy
+from hotplate.stores.verification import diff, sample, verify
 from tests.support.clock import FakeClock
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, batches, lapse, on_every_store, published_rows, published_values, ref_of
@@ -118,7 +118,7 @@ async def test_every_store_resumes_after_what_it_acknowledged(open_store: OpenSt
 
 
 @on_every_store
-@pytest.mark.parametrize("step", ["stores.lifecycle.verify", "stores.catalogue.commit"])
+@pytest.mark.parametrize("step", ["hotplate.stores.lifecycle.verify", "hotplate.stores.catalogue.commit"])
 async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_row(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

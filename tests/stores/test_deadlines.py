@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from stores.deadlines import TICK_S, TaskDeadlines
+from hotplate.stores.deadlines import TICK_S, TaskDeadlines
 from tests.support.virtual import virtual
 
 

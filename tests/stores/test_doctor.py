@@ -11,13 +11,13 @@ from typing import cast
 
 import pytest
 
-from stores import lifecycle as life
-from stores.catalogue import DraftRef, ReleaseId, State
-from stores.doctor import examine
-from stores.errors import StoreFull, StoreUnavailable
-from stores.file.store import LmdbStore
-from stores.memory import MemoryStore
-from stores.store import Diagnosed, Finding, Level, Plan, Row, Slot, Store
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import DraftRef, ReleaseId, State
+from hotplate.stores.doctor import examine
+from hotplate.stores.errors import StoreFull, StoreUnavailable
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Row, Slot, Store
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list
@@ -237,6 +237,6 @@ async def test_a_folder_that_may_only_be_read_serves_and_one_that_may_not_even_b
 
 
 async def test_a_folder_on_a_network_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.file.examination._kind", lambda _: "nfs4")
+    monkeypatch.setattr("hotplate.stores.file.examination._kind", lambda _: "nfs4")
     level, sentence = await one(LmdbStore(tmp_path), "file system")
     assert (level, "local disk" in sentence) == (Level.WARNING, True)

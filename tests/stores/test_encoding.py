@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.encoding import (
+from hotplate.stores.encoding import (
     HEADER_BYTES,
     NO_OFFSET,
     OFFSET_BYTES,
@@ -20,7 +20,7 @@ from stores.encoding import (
     encode,
     is_empty,
 )
-from stores.errors import ReleaseCorrupt, StoreMisused
+from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 from tests.support.property import deepen
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from stores import lifecycle as life
-from stores.encoding import HEADER_BYTES
-from stores.errors import StoreFull
-from stores.estimate import estimate
-from stores.file.store import LmdbStore
-from stores.manifest import Manifest
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Store
-from stores.transfer import copy, estimate_copy
+from hotplate.stores import lifecycle as life
+from hotplate.stores.encoding import HEADER_BYTES
+from hotplate.stores.errors import StoreFull
+from hotplate.stores.estimate import estimate
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.transfer import copy, estimate_copy
 from tests.support.stores import as_bodies, batches
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]

@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stores import event_log
-from stores.event_log import SUFFIX, Segment, SegmentReader, line_of, recover, segments
+from hotplate.stores import event_log
+from hotplate.stores.event_log import SUFFIX, Segment, SegmentReader, line_of, recover, segments
 
 COMMITS = st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=4), min_size=1, max_size=6)
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stores import lifecycle as life
-from stores.catalogue import DraftRef, ReleaseId
-from stores.compression import encode_rows
-from stores.encoding import HEADER_BYTES, Checksum
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
-from stores.factors import (
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import DraftRef, ReleaseId
+from hotplate.stores.compression import encode_rows
+from hotplate.stores.encoding import HEADER_BYTES, Checksum
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.factors import (
     PIECE_BYTES,
     Description,
     Entry,
@@ -21,11 +21,11 @@ from stores.factors import (
     read_description,
     read_piece,
 )
-from stores.keys import FACTORS
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Store
-from stores.transfer import copy
-from stores.verification import scrub, verify
+from hotplate.stores.keys import FACTORS
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.transfer import copy
+from hotplate.stores.verification import scrub, verify
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, as_bodies, on_every_store, published_values, ref_of
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stores.folders import LOCK, scratch_folder
+from hotplate.stores.folders import LOCK, scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OWNER = """
 import sys, time
 from pathlib import Path
-from stores.folders import scratch_folder
+from hotplate.stores.folders import scratch_folder
 with scratch_folder(Path(sys.argv[1]), "lists-") as folder:
     (folder / "part").mkdir()
     (folder / "part" / "rows").write_text("some")
@@ -81,7 +81,7 @@ def test_where_files_cannot_be_locked_nothing_is_swept(tmp_path: Path, monkeypat
     def fail(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("stores.folders.fcntl.flock", fail)
+    monkeypatch.setattr("hotplate.stores.folders.fcntl.flock", fail)
     with scratch_folder(tmp_path, "lists-") as first, scratch_folder(tmp_path, "lists-") as second:
         assert set(tmp_path.iterdir()) == {first, second}
     assert list(tmp_path.iterdir()) == []

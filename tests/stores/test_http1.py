@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stores.http1 import Connection, ConnectionPool, RequestFailed, Response, start, when_done
+from hotplate.stores.http1 import Connection, ConnectionPool, RequestFailed, Response, start, when_done
 from tests.support.streams import listening
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
@@ -139,7 +139,7 @@ async def test_a_late_answer_is_dropped_and_its_connection_used_again() -> None:
 
 
 async def test_late_answers_are_waited_for_on_few_connections_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.http1.LATE_S", 0.05)
+    monkeypatch.setattr("hotplate.stores.http1.LATE_S", 0.05)
     async with serving(b"", b"", ANSWER) as (pool, _):
         for _ in range(2):
             with pytest.raises(RequestFailed, match="timeout"):
@@ -151,7 +151,7 @@ async def test_late_answers_are_waited_for_on_few_connections_and_not_for_ever(m
 
 
 async def test_idle_connections_beyond_the_need_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.http1.IDLE_S", 0.02)
+    monkeypatch.setattr("hotplate.stores.http1.IDLE_S", 0.02)
     async with serving(ANSWER) as (pool, heard):
         await asyncio.gather(*(pool.request(REQUEST, 5) for _ in range(2)))
         while pool._open:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.keys import Span, bounds, merged, pack, unpack
+from hotplate.stores.keys import Span, bounds, merged, pack, unpack
 from tests.support.property import deepen
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

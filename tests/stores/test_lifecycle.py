@@ -8,13 +8,13 @@ import pytest
 from hypothesis import Phase, seed
 from hypothesis.stateful import run_state_machine_as_test
 
-from serve.releases import follower
-from stores import catalogue as changes
-from stores import lifecycle as life
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
-from stores.errors import StoreError
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Store
+from hotplate.serve.releases import follower
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from hotplate.stores.errors import StoreError
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Store
 from tests.support.interleaved import Interleaved, InterleavedOnDisk, ServerLike, on_cosmos, on_redis
 from tests.support.property import depth
 from tests.support.soak import SEED, long, scaled

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stores.file.store import LmdbStore
-from stores.lifecycle import publish
-from stores.store import Plan, Row
-from stores.verification import verify
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.soak import scaled
 from tests.support.stores import batches, lapse, published_rows, ref_of
@@ -25,12 +25,12 @@ PLAN = Plan(len(ROWS), 2_500_000)
 JOB = """
 import asyncio, json, sys
 from pathlib import Path
-from stores.encoding import body_of
-from stores.errors import StoreError
-from stores.lifecycle import publish
-from stores.transfer import copy
-from stores.file.store import LmdbStore
-from stores.store import Plan, Row
+from hotplate.stores.encoding import body_of
+from hotplate.stores.errors import StoreError
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.transfer import copy
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.store import Plan, Row
 
 async def batches():
     yield [Row("popular:", body_of(b"{}"))]

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores import lifecycle as life
-from stores.catalogue import ReleaseId
-from stores.connect import share_of
-from stores.errors import StoreUnavailable
-from stores.lifecycle import publish
-from stores.manifest import Tally
-from stores.parts import Assignment, OtherWriters, WrittenPart, write_part
-from stores.store import Plan, Row, Store
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import share_of
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.manifest import Tally
+from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart, write_part
+from hotplate.stores.store import Plan, Row, Store
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, as_bodies, batches, lapse, published_rows
 

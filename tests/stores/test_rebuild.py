@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from stores import catalogue as changes
-from stores import lifecycle as life
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, State
-from stores.connect import connect
-from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
-from stores.file.store import LmdbStore
-from stores.keys import MANIFEST
-from stores.rebuild import rebuild, survey
-from stores.store import Plan, Row, Store
-from stores.verification import verify
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.keys import MANIFEST
+from hotplate.stores.rebuild import rebuild, survey
+from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.redis_server import RedisServer
 from tests.support.stores import OpenStore, batches, published_rows

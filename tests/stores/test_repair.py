@@ -7,16 +7,16 @@ from itertools import pairwise
 
 import pytest
 
-from stores import catalogue as changes
-from stores import lifecycle as life
-from stores import verification
-from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, ReleaseRef, State
-from stores.encoding import OFFSET_BYTES, Checksum, body_of
-from stores.errors import ReleaseConflict, ReleaseCorrupt
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Store
-from stores.transfer import copy, repair
-from stores.verification import scrub, verify
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
+from hotplate.stores import verification
+from hotplate.stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, ReleaseRef, State
+from hotplate.stores.encoding import OFFSET_BYTES, Checksum, body_of
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.transfer import copy, repair
+from hotplate.stores.verification import scrub, verify
 from tests.support.clock import FakeClock
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, batches, lapse, on_every_store, published_rows, ref_of

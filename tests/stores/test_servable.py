@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from serve.releases.follower import Follower
-from stores import lifecycle as life
-from stores.catalogue import ReleaseId, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseCorrupt, StoreUnavailable
-from stores.file.store import LmdbStore
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Slot, Store
-from stores.verification import load_manifest
+from hotplate.serve.releases.follower import Follower
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, StoreUnavailable
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Slot, Store
+from hotplate.stores.verification import load_manifest
 from tests.support.service import a_list
 from tests.support.stores import batches, ref_of
 from tests.support.virtual import virtual

@@ -2,12 +2,12 @@
 
 import pytest
 
-from stores import catalogue as changes
-from stores import lifecycle as life
-from stores.catalogue import LEASE_S, Catalogue, ReleaseId, State
-from stores.errors import ReleaseConflict, StoreUnavailable
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Store
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import LEASE_S, Catalogue, ReleaseId, State
+from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Store
 from tests.support.clock import FakeClock
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, batches, on_every_store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stores.store import Row
+from hotplate.stores.store import Row
 from tests.support.paths import ROOT
 from tests.support.service import a_list
 from tests.support.stores import as_bodies
@@ -57,8 +57,8 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
     assert "no releases yet" in empty.stdout
     lists = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
     program = (
-        "import asyncio; from stores.connect import connect; from stores.lifecycle import publish;"
-        "from stores.store import Plan, Row\n"
+        "import asyncio; from hotplate.stores.connect import connect; from hotplate.stores.lifecycle import publish;"
+        "from hotplate.stores.store import Plan, Row\n"
         f"async def rows():\n    yield {as_bodies(lists)!r}\n"
         f"asyncio.run(publish(connect({url!r}), rows(), plan=Plan(2, 100), about={{}}))"
     )

@@ -1,6 +1,6 @@
 """The throttle of a writer, and back-off, on a clock that the test holds."""
 
-from stores.throttle import MIN_SHARE, AdaptiveThrottle, Backoff
+from hotplate.stores.throttle import MIN_SHARE, AdaptiveThrottle, Backoff
 from tests.support.clock import FakeClock
 
 SIZE = 600_000

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stores.connect import connect, with_max_ru
-from stores.errors import StoreError, StoreMisused
-from stores.urls import redacted, scheme_of, split
+from hotplate.stores.connect import connect, with_max_ru
+from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.urls import redacted, scheme_of, split
 from tests.support.command import hotplate
 
 SCHEMES = ("redis", "rediss", "unix", "cosmos", "cosmos+http", "cosmos+https", "file", "postgres", "REDIS", "")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stores.cosmos.charges import KB, OURS, Charges, load
+from hotplate.stores.cosmos.charges import KB, OURS, Charges, load
 
 
 @dataclass(frozen=True, slots=True)

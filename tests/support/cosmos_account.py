@@ -12,9 +12,9 @@ from urllib.request import Request, urlopen
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Address, Throughput, parse
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Address, Throughput, parse
 from tests.support.cosmos_server import Emulator, emulator
 
 NAME = "user.YQ"

@@ -17,12 +17,12 @@ from urllib.parse import quote, unquote
 
 import orjson
 
-from bench.cosmos_emulator.account import Account
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
-from bench.cosmos_emulator.http import Request, Response
-from bench.cosmos_emulator.server import RunningEmulator, Settings, running
-from bench.cosmos_emulator.service import Service
-from stores.cosmos.charges import load
+from hotplate.bench.cosmos_emulator.account import Account
+from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
+from hotplate.bench.cosmos_emulator.http import Request, Response
+from hotplate.bench.cosmos_emulator.server import RunningEmulator, Settings, running
+from hotplate.bench.cosmos_emulator.service import Service
+from hotplate.stores.cosmos.charges import load
 from tests.support.paths import ROOT
 
 

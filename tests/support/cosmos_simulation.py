@@ -7,20 +7,20 @@ from typing import Any, TypeVar
 
 import orjson
 
-from bench.cosmos_emulator.account import Account, Container
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
-from bench.cosmos_emulator.http import Request, render
-from bench.cosmos_emulator.service import Service
-from stores.catalogue import ReleaseId
-from stores.cosmos.charges import load
-from stores.cosmos.errors import ContainerMissing
-from stores.cosmos.items import CONTROL, DEFINITION, container_of
-from stores.cosmos.requests import Endpoint
-from stores.cosmos.rest import RestClient
-from stores.cosmos.store import CosmosStore
-from stores.cosmos.url import Offer, Throughput, parse
-from stores.http1 import RequestFailed, Response
-from stores.store import Observer, Row
+from hotplate.bench.cosmos_emulator.account import Account, Container
+from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
+from hotplate.bench.cosmos_emulator.http import Request, render
+from hotplate.bench.cosmos_emulator.service import Service
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.cosmos.charges import load
+from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.items import CONTROL, DEFINITION, container_of
+from hotplate.stores.cosmos.requests import Endpoint
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.url import Offer, Throughput, parse
+from hotplate.stores.http1 import RequestFailed, Response
+from hotplate.stores.store import Observer, Row
 from tests.support.stores import as_bodies, ref
 from tests.support.virtual import in_virtual_time
 

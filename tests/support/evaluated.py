@@ -3,13 +3,13 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from offline.evaluate.evaluation import evaluate
-from offline.evaluate.splits import SplitOptions
-from offline.input.matrix import Matrix
-from offline.model import Model, save
-from offline.train import neighbours
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams, most_popular
+from hotplate.offline.evaluate.evaluation import evaluate
+from hotplate.offline.evaluate.splits import SplitOptions
+from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.model import Model, save
+from hotplate.offline.train import neighbours
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams, most_popular
 from tests.support.interactions import checkerboard
 
 HOSTILE = "</td><script>alert(1)</script>\x1b[31m\u202e" + "long " * 50

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stores.event_log import SUFFIX, SegmentReader
+from hotplate.stores.event_log import SUFFIX, SegmentReader
 
 
 def body(*ids: str, kind: str = "click", **more: object) -> bytes:

@@ -2,7 +2,7 @@
 
 import struct
 
-from stores.factors import Description, Entry, description_row, pieces
+from hotplate.stores.factors import Description, Entry, description_row, pieces
 
 
 def factor_rows(*ids: str) -> dict[str, bytes]:

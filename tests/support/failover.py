@@ -5,13 +5,13 @@ import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
-from serve.reader import EncodedList, TieredReader
-from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.errors import StoreError, StoreUnavailable
-from stores.lifecycle import publish
-from stores.store import Plan, Row
-from stores.verification import verify
+from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.verification import verify
 from tests.support.readers import USERS, WAIT_S, lists, reading, until
 from tests.support.stores import as_bodies, ref_of
 

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from offline.input.interactions import Interactions
-from offline.input.matrix import Matrix, UserItems, to_matrix
-from offline.model import Model
-from offline.train.als import ALSParams, fit
-from offline.train.popularity import Popular, most_popular
+from hotplate.offline.input.interactions import Interactions
+from hotplate.offline.input.matrix import Matrix, UserItems, to_matrix
+from hotplate.offline.model import Model
+from hotplate.offline.train.als import ALSParams, fit
+from hotplate.offline.train.popularity import Popular, most_popular
 
 # A score is a float32 sum of a few products of up to about 1, and each kernel of a BLAS adds them in its own order. The
 # sum then differs by a few times 1.2e-7, the step of a float32 at 1, however near to 0 it is.

@@ -28,23 +28,33 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from serve.releases.follower import Follower
-from serve.releases.release import ServedRelease
-from stores import lifecycle as life
-from stores import transfer
-from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State, follows
-from stores.connect import connect
-from stores.cosmos.containers import open_containers
-from stores.cosmos.rest import RestClient
-from stores.cosmos.store import CosmosStore
-from stores.encoding import OFFSET_BYTES, Item, encode
-from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
-from stores.file.store import LmdbStore
-from stores.http1 import ConnectionPool
-from stores.keys import OVERALL
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Slot, Store, not_found
-from stores.verification import verify
+from hotplate.serve.releases.follower import Follower
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.stores import lifecycle as life
+from hotplate.stores import transfer
+from hotplate.stores.catalogue import (
+    GRACE_S,
+    LEASE_S,
+    Catalogue,
+    DraftRef,
+    Release,
+    ReleaseId,
+    ReleaseRef,
+    State,
+    follows,
+)
+from hotplate.stores.connect import connect
+from hotplate.stores.cosmos.containers import open_containers
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.http1 import ConnectionPool
+from hotplate.stores.keys import OVERALL
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Slot, Store, not_found
+from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.redis_server import RedisServer
 from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, Stepped, StepwiseLoop, sleep

@@ -9,15 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from serve.access.auth import Guard, Tokens
-from serve.api.app import Dispatcher
-from serve.connections.connection import Connection
-from serve.connections.lane import Lane
-from serve.connections.server import Server
-from serve.processes.access_log import AccessLog
-from serve.reader import TieredReader
-from serve.settings import Limits
-from serve.telemetry.spans import Tracer
+from hotplate.serve.access.auth import Guard, Tokens
+from hotplate.serve.api.app import Dispatcher
+from hotplate.serve.connections.connection import Connection
+from hotplate.serve.connections.lane import Lane
+from hotplate.serve.connections.server import Server
+from hotplate.serve.processes.access_log import AccessLog
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.settings import Limits
+from hotplate.serve.telemetry.spans import Tracer
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 # What differs from one answer to the next, and is no server's choice.

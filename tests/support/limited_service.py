@@ -103,8 +103,8 @@ def allow_files(count: int) -> bool:
 
 
 def main() -> None:
-    from serve.processes.supervisor import serve  # noqa: PLC0415 -- only the command serves
-    from serve.settings import Limits, Settings, configure_logging  # noqa: PLC0415 -- only the command serves
+    from hotplate.serve.processes.supervisor import serve  # noqa: PLC0415 -- only the command serves
+    from hotplate.serve.settings import Limits, Settings, configure_logging  # noqa: PLC0415 -- only the command serves
 
     options = json.loads(sys.argv[1])
     configure_logging()

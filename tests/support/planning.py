@@ -1,9 +1,9 @@
 """A plan from a few inputs, by our own prices and charges."""
 
-from bench.planner import prices
-from bench.planner.inputs import Layer, merge
-from bench.planner.plan import Plan, calculate
-from stores.cosmos import charges as cosmos_charges
+from hotplate.bench.planner import prices
+from hotplate.bench.planner.inputs import Layer, merge
+from hotplate.bench.planner.plan import Plan, calculate
+from hotplate.stores.cosmos import charges as cosmos_charges
 
 # Bytes of a list whose item stays under 1 KB, so that a read costs 1 RU and a new item 5.
 SMALL = 700

@@ -17,8 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from hotplate.cli.main import command
-from stores.connect import connect
-from stores.errors import StoreMisused
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import StoreMisused
 from tests.support.kubernetes import Object
 
 VERBS = cast("TyperGroup", typer.main.get_command(command()))  # of an app of several verbs it makes a group

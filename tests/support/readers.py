@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from serve.reader import EncodedList, TieredReader, open_reader
+from hotplate.serve.reader import EncodedList, TieredReader, open_reader
 from tests.support.service import a_list
 
 # For how long a condition is waited for, on however busy a machine.

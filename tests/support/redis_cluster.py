@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from redis.crc import key_slot
 
-from bench.process import free_port
+from hotplate.bench.process import free_port
 from tests.support.redis_server import RedisServer, certify, find_binary
 
 SLOTS, PRIMARIES = 16384, 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from bench.process import free_port
+from hotplate.bench.process import free_port
 from tests.support.redis_server import RedisServer, certify, find_binary
 
 NAME = "shop"

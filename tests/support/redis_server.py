@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from bench.process import free_port
+from hotplate.bench.process import free_port
 from tests.support.paths import ROOT
 
 

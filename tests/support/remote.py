@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
-from stores import lifecycle as life
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
-from stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
-from stores.memory import MemoryStore
-from stores.store import Diagnosed, Observer, Plan, Row, Slot
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from hotplate.stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Diagnosed, Observer, Plan, Row, Slot
 from tests.support.stores import as_bodies
 
 

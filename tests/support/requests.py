@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from random import Random
 
-from serve.connections.lane import BITS
+from hotplate.serve.connections.lane import BITS
 
 HOST = b"Host: shop\r\n"
 GET = b"GET /v1/recommendations/1 HTTP/1.1\r\n" + HOST + b"\r\n"

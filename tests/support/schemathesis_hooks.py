@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 import schemathesis
 
-from serve.api.parameters import MAX_BATCH_ITEMS, MAX_BODY_BYTES
-from serve.settings import Limits
-from stores.keys import MAX_ID_BYTES
+from hotplate.serve.api.parameters import MAX_BATCH_ITEMS, MAX_BODY_BYTES
+from hotplate.serve.settings import Limits
+from hotplate.stores.keys import MAX_ID_BYTES
 
 
 def fits(value: object) -> bool:

@@ -15,10 +15,10 @@ from typing import Any
 
 from aiohttp import web
 
-from stores.connect import connect
-from stores.encoding import OFFSET_BYTES, Item, encode
-from stores.lifecycle import publish
-from stores.store import Plan, Row, Store
+from hotplate.stores.connect import connect
+from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Plan, Row, Store
 from tests.support.stores import as_bodies
 
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")

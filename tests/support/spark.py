@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.input.matrix import Matrix
-from offline.model import Model
-from offline.train.als import ALSParams, Factors
-from offline.train.popularity import most_popular
-from stores.encoding import OFFSET_BYTES, decode
-from stores.store import Row
+from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.model import Model
+from hotplate.offline.train.als import ALSParams, Factors
+from hotplate.offline.train.popularity import most_popular
+from hotplate.stores.encoding import OFFSET_BYTES, decode
+from hotplate.stores.store import Row
 
 
 def model_of(users: int, items: int = 50, factors: int = 8) -> Model:

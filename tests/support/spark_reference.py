@@ -5,8 +5,8 @@ from implicit.cpu._als import least_squares_cg
 from scipy.sparse import csr_matrix, hstack
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.input.matrix import Floats, Indices, UserItems
-from offline.train.als import Factors, SparkParams, confidences
+from hotplate.offline.input.matrix import Floats, Indices, UserItems
+from hotplate.offline.train.als import Factors, SparkParams, confidences
 
 
 def overlap(one: Indices, other: Indices) -> float:

@@ -14,10 +14,10 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import StoreError, StoreUnavailable
-from stores.http1 import Response, Transport
-from stores.store import Plan, Reader, Row, Slot, Store, WriterLocked
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.http1 import Response, Transport
+from hotplate.stores.store import Plan, Reader, Row, Slot, Store, WriterLocked
 
 T = TypeVar("T")
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
+from hotplate.stores.encoding import OFFSET_BYTES, Checksum, body_of
+from hotplate.stores.keys import META
+from hotplate.stores.lifecycle import change
+from hotplate.stores.store import Row, Store
+from hotplate.stores.verification import load_manifest
 from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, write
-from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
-from stores.encoding import OFFSET_BYTES, Checksum, body_of
-from stores.keys import META
-from stores.lifecycle import change
-from stores.store import Row, Store
-from stores.verification import load_manifest
 
 __all__ = (
     "COSMOS", "FIRST", "SECOND", "OpenStore", "as_bodies", "batches", "begin", "draft_of", "lapse", "on_every_store",

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import lmdb
 import pytest
 
-from stores.file import catalogue as catalogue_file
-from stores.file.draft import DraftFile
+from hotplate.stores.file import catalogue as catalogue_file
+from hotplate.stores.file.draft import DraftFile
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 import re
 
-from bench.process import claim_port, free_port
+from hotplate.bench.process import claim_port, free_port
 
 
 def transcript(page: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from bench.loadgen.generator import Generator, LoadConnection
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
+from hotplate.bench.loadgen.generator import Generator, LoadConnection
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -6,8 +6,8 @@ from typing import cast
 from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.trace.export import SpanExporter
 
-from serve.errors import ServiceMisused
-from serve.telemetry.settings import CONNECTION_STRING
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.telemetry.settings import CONNECTION_STRING
 
 # Else they would report on themselves to their makers, fetch settings from there, and send our resource by a
 # tracer provider, which does not exist here. What is set already holds.

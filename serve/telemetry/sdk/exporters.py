@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from serve.telemetry.settings import TelemetrySettings
-from serve.telemetry.spans import Span
-from stores.urls import extra_installed
+from hotplate.serve.telemetry.settings import TelemetrySettings
+from hotplate.serve.telemetry.spans import Span
+from hotplate.stores.urls import extra_installed
 
 SCOPE = InstrumentationScope("hotplate", version("hotplate"))
 # They log each failure, and each request: the queue says it once, and counts.
@@ -42,7 +42,7 @@ def exporters_for(settings: TelemetrySettings) -> Exporters:
     if settings.destination == "otlp":
         return Exporters(OTLPSpanExporter, OTLPMetricExporter)
     with extra_installed("azure-monitor"):
-        from serve.telemetry.sdk import azure_monitor  # noqa: PLC0415 -- an extra of its own
+        from hotplate.serve.telemetry.sdk import azure_monitor  # noqa: PLC0415 -- an extra of its own
 
     string = settings.connection_string or ""
     azure_monitor.check(string)
@@ -70,7 +70,7 @@ class SpanSender:
         self._resource = make_resource(settings, **{"process.pid": os.getpid()})
 
     def send(self, spans: Sequence[Span]) -> bool:
-        """See `serve.telemetry.span_queue.Send`."""
+        """See `hotplate.serve.telemetry.span_queue.Send`."""
         made = [
             ReadableSpan(
                 span.name,
@@ -92,7 +92,7 @@ class SpanSender:
         return self._exporter.export(made) is SpanExportResult.SUCCESS
 
     def close(self) -> None:
-        """See `serve.telemetry.span_queue.Send`."""
+        """See `hotplate.serve.telemetry.span_queue.Send`."""
         self._exporter.shutdown()
 
 

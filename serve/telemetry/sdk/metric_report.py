@@ -19,10 +19,10 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
 )
 
-from serve.metrics import BUCKETS_RU, BUCKETS_S, OTHER, REQUESTS, Metrics
-from serve.telemetry.sdk.exporters import SCOPE, exporters_for, make_resource
-from serve.telemetry.settings import TelemetrySettings
-from serve.telemetry.spans import system_of
+from hotplate.serve.metrics import BUCKETS_RU, BUCKETS_S, OTHER, REQUESTS, Metrics
+from hotplate.serve.telemetry.sdk.exporters import SCOPE, exporters_for, make_resource
+from hotplate.serve.telemetry.settings import TelemetrySettings
+from hotplate.serve.telemetry.spans import system_of
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
-from stores.cosmos.charges import KB, Charges, load
-from stores.errors import StoreMisused
+from hotplate.stores.cosmos.charges import KB, Charges, load
+from hotplate.stores.errors import StoreMisused
 from tests.support.charge_table import Row, compare, documented, markdown
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct

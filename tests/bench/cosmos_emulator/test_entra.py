@@ -5,8 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
-from bench.cosmos_emulator.arm import OPERATION_S, RESOURCE_GROUP, SUBSCRIPTION, ResourceManager
-from bench.cosmos_emulator.auth import (
+from hotplate.bench.cosmos_emulator.arm import OPERATION_S, RESOURCE_GROUP, SUBSCRIPTION, ResourceManager
+from hotplate.bench.cosmos_emulator.auth import (
     ARM_AUDIENCE,
     CONTRIBUTOR,
     DATA_AUDIENCE,
@@ -17,7 +17,7 @@ from bench.cosmos_emulator.auth import (
     Authenticator,
     Issuer,
 )
-from bench.cosmos_emulator.http import Request, Response
+from hotplate.bench.cosmos_emulator.http import Request, Response
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, substatus
 

@@ -10,8 +10,8 @@ from azure.cosmos import ContainerProxy, CosmosClient, DatabaseProxy, PartitionK
 from azure.cosmos import aio as cosmos
 from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosHttpResponseError
 
-from bench.cosmos_emulator.http import Response
-from bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.http import Response
+from hotplate.bench.cosmos_emulator.server import Settings
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, Emulator, emulator_thread
 

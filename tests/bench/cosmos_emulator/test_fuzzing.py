@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from hypothesis import strategies as st
 
-from bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.server import Settings
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, emulator_thread, signed
 from tests.support.property import depths, explore

@@ -8,8 +8,8 @@ from itertools import pairwise
 import orjson
 from hypothesis import strategies as st
 
-from bench.cosmos_emulator.http import Connection, Request, Response
-from bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.http import Connection, Request, Response
+from hotplate.bench.cosmos_emulator.server import Settings
 from tests.support.cosmos_server import emulator_thread
 from tests.support.property import depths, explore
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.server import Settings
 from tests.support.cosmos_server import emulator_thread
 from tests.support.npm import installed
 from tests.support.paths import ROOT

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from azure.cosmos import PartitionKey
 
-from bench.cosmos_emulator.errors import HttpError
-from bench.cosmos_emulator.partition_keys import effective_key
-from bench.cosmos_emulator.partitions import Budget, Partitions, Throughput
-from stores.cosmos.url import minimum_ru
+from hotplate.bench.cosmos_emulator.errors import HttpError
+from hotplate.bench.cosmos_emulator.partition_keys import effective_key
+from hotplate.bench.cosmos_emulator.partitions import Budget, Partitions, Throughput
+from hotplate.stores.cosmos.url import minimum_ru
 
 START = 1000.0
 LATER = START + 0.25

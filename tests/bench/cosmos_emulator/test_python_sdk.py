@@ -11,8 +11,8 @@ from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey, ThroughputP
 from azure.cosmos import aio as cosmos
 from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosHttpResponseError
 
-from bench.cosmos_emulator.server import Settings
-from bench.cosmos_emulator.service import Service
+from hotplate.bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.service import Service
 from tests.support.cosmos_server import Emulator, emulator_thread
 from tests.support.soak import scaled
 

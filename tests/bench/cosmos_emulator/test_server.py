@@ -11,8 +11,8 @@ from azure.core.credentials import AccessToken
 from azure.cosmos import CosmosClient, PartitionKey
 from azure.cosmos.exceptions import CosmosHttpResponseError
 
-from bench.cosmos_emulator.errors import EmulatorMisused
-from bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.errors import EmulatorMisused
+from hotplate.bench.cosmos_emulator.server import Settings
 from tests.support.cosmos_server import emulator, emulator_thread
 
 

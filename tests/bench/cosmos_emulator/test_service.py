@@ -6,11 +6,11 @@ from typing import Any
 import orjson
 import pytest
 
-from bench.cosmos_emulator.admin import Monitor
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-from bench.cosmos_emulator.errors import EmulatorMisused
-from bench.cosmos_emulator.faults import Faults
-from bench.cosmos_emulator.http import Response
+from hotplate.bench.cosmos_emulator.admin import Monitor
+from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from hotplate.bench.cosmos_emulator.errors import EmulatorMisused
+from hotplate.bench.cosmos_emulator.faults import Faults
+from hotplate.bench.cosmos_emulator.http import Response
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, signed, substatus
 

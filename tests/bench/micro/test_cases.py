@@ -10,14 +10,12 @@ from pathlib import Path
 import lmdb
 import polars as pl
 import pytest
-from hatchling.builders.wheel import WheelBuilder
 
-from bench.micro import __main__ as command
-from bench.micro import c_peers, commands, servers, spent
-from bench.micro.harness import Candidates, Case, Effort, Figure, Skipped, Unmeasured, at_most
-from bench.process import free_port, serving
-from stores.encoding import HEADER_BYTES
-from tests.support.paths import ROOT
+from hotplate.bench.micro import __main__ as command
+from hotplate.bench.micro import c_peers, commands, servers, spent
+from hotplate.bench.micro.harness import Candidates, Case, Effort, Figure, Skipped, Unmeasured, at_most
+from hotplate.bench.process import free_port, serving
+from hotplate.stores.encoding import HEADER_BYTES
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
 # What is also measured by the fast tests; the others take longer.
@@ -139,12 +137,6 @@ def test_a_misuse_of_the_command_exits_with_2(wrong: list[str]) -> None:
     assert stopped.value.code == 2
 
 
-def test_the_wheel_has_what_measures_services_and_not_what_measures_a_checkout() -> None:
-    files = {one.distribution_path for one in WheelBuilder(str(ROOT)).recurse_included_files()}
-    assert "bench/http.py" in files
-    assert not {file for file in files if file.startswith(("bench/micro/", "bench/history"))}
-
-
 def test_an_import_and_bare_calls_write_the_same_lists(tmp_path: Path) -> None:
     lists, store, bare = tmp_path / "lists.csv", tmp_path / "store", tmp_path / "bare.mdb"
     commands.write_lists(lists, users=50)
@@ -190,7 +182,7 @@ def test_nginx_gives_the_response_that_it_was_given() -> None:
 @pytest.mark.skipif(c_peers.missing("wrk") is not None, reason="no wrk on this machine")
 def test_wrk_sends_the_requests_that_it_is_given_and_its_errors_are_ours() -> None:
     port, request = free_port(), b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
-    with serving([sys.executable, "-m", "bench.micro.generator", "--port", str(port)], port, "/") as one:
+    with serving([sys.executable, "-m", "hotplate.bench.micro.generator", "--port", str(port)], port, "/") as one:
         count, duration_s = c_peers.run_wrk(one.url, [request], 0.1)
         assert duration_s == 1
         assert count > 1

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.micro import __main__ as command
-from bench.micro.history import TIMES, Run, page_with, shown, table
+from hotplate.bench.micro import __main__ as command
+from hotplate.bench.micro.history import TIMES, Run, page_with, shown, table
 
 RATIO, CPU = "x: a / b: rate", "x: a: CPU"
 

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bench.micro import quality
-from bench.micro.quality import (
+from hotplate.bench.micro import quality
+from hotplate.bench.micro.quality import (
     DATA_SETS,
     PAGE,
     PIECES,
@@ -19,7 +19,7 @@ from bench.micro.quality import (
     reference_split,
     time_rows,
 )
-from offline.input.matrix import to_matrix
+from hotplate.offline.input.matrix import to_matrix
 
 
 class Known(Trainings):

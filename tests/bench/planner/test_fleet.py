@@ -7,10 +7,10 @@ from statistics import fmean
 
 import pytest
 
-from bench.loadgen.keys import Keys, Zipf
-from bench.planner.demand import cache_hits, fullest_zipf_share
-from bench.planner.inputs import PlanMisused
-from bench.planner.key_stream import count_keys, read_keys
+from hotplate.bench.loadgen.keys import Keys, Zipf
+from hotplate.bench.planner.demand import cache_hits, fullest_zipf_share
+from hotplate.bench.planner.inputs import PlanMisused
+from hotplate.bench.planner.key_stream import count_keys, read_keys
 from tests.support.command import hotplate
 from tests.support.planning import a_plan
 

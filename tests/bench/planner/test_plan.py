@@ -4,12 +4,12 @@ from math import ceil, exp, log
 
 import pytest
 
-from bench.planner import prices
-from bench.planner.demand import cache_hits, hottest_share, popularity, write_charge
-from bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES
-from bench.planner.review import cost_at, find_break_even, find_savings, warnings
-from stores.cosmos import charges as cosmos_charges
-from stores.cosmos.items import item_bytes, name_of, to_item
+from hotplate.bench.planner import prices
+from hotplate.bench.planner.demand import cache_hits, hottest_share, popularity, write_charge
+from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES
+from hotplate.bench.planner.review import cost_at, find_break_even, find_savings, warnings
+from hotplate.stores.cosmos import charges as cosmos_charges
+from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
 
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
@@ -256,7 +256,7 @@ def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -
 
 
 def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
-    redis = pytest.importorskip("stores.redis.examination")
+    redis = pytest.importorskip("hotplate.stores.redis.examination")
     assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis.ROW_BYTES, redis.ALLOCATED)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from bench.planner.figures import Figure, explain, round_up
-from bench.planner.inputs import KNOWN, SHAPES, Layer, PlanMisused, hourly_shares, merge
-from bench.planner.review import find_savings, growth, read_baseline, to_toml
+from hotplate.bench.planner.figures import Figure, explain, round_up
+from hotplate.bench.planner.inputs import KNOWN, SHAPES, Layer, PlanMisused, hourly_shares, merge
+from hotplate.bench.planner.review import find_savings, growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
 

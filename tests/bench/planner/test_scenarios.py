@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.planner.review import cost_at, review, warnings
+from hotplate.bench.planner.review import cost_at, review, warnings
 from tests.support.planning import a_plan
 
 # https://learn.microsoft.com/azure/cosmos-db/understand-your-bill (2022-03-31), in USD: an RU/s for an hour, a million

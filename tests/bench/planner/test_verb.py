@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from bench.loadgen.load import Load
-from bench.loadgen.schedule import constant
-from bench.planner.figures import format_value
-from bench.planner.inputs import KNOWN, Layer, PlanMisused, from_report, merge
-from bench.planner.page import page
-from bench.planner.prices import OURS, PricesUnreadable, load
-from bench.planner.review import review
-from bench.report.report import Report, series
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.schedule import constant
+from hotplate.bench.planner.figures import format_value
+from hotplate.bench.planner.inputs import KNOWN, Layer, PlanMisused, from_report, merge
+from hotplate.bench.planner.page import page
+from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
+from hotplate.bench.planner.review import review
+from hotplate.bench.report.report import Report, series
 from tests.support.command import hotplate
 from tests.support.page import Outline, opened
 from tests.support.paths import ROOT

@@ -7,13 +7,13 @@ from typing import TypeVar
 
 import pytest
 
-from bench.cosmos_emulator.server import Settings
-from bench.errors import BenchMisused
-from bench.planner.prices import load as load_prices
-from bench.ru.charges import ChargesPlan, MeasuredCharges, measure, plan
-from stores.cosmos.charges import load
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.rest import RestClient
+from hotplate.bench.cosmos_emulator.server import Settings
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges, measure, plan
+from hotplate.stores.cosmos.charges import load
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.rest import RestClient
 from tests.support.command import hotplate
 from tests.support.cosmos_server import emulator_thread
 

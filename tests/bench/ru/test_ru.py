@@ -7,19 +7,19 @@ from math import ceil
 import orjson
 import pytest
 
-from bench.cosmos_emulator.partitions import Budget
-from bench.errors import BenchMisused
-from bench.loadgen.capacity import parse_objective, search
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from bench.options import SweepOptions
-from bench.planner.prices import load as load_prices
-from bench.report.page import page
-from bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest, row
-from bench.ru.requests import CHARGE, builder, reads_in_turn
-from bench.ru.run import assess, classify, cost, limit, plan
-from bench.ru.sandbox import Items, partition_of
-from stores.cosmos.url import parse as parse_url
+from hotplate.bench.cosmos_emulator.partitions import Budget
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.loadgen.capacity import parse_objective, search
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.options import SweepOptions
+from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.report.page import page
+from hotplate.bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest, row
+from hotplate.bench.ru.requests import CHARGE, builder, reads_in_turn
+from hotplate.bench.ru.run import assess, classify, cost, limit, plan
+from hotplate.bench.ru.sandbox import Items, partition_of
+from hotplate.stores.cosmos.url import parse as parse_url
 from tests.support.cosmos_server import Direct
 from tests.support.virtual import simulate
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.ru.sandbox import PREFIX, sandbox
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Throughput, parse
+from hotplate.bench.ru.sandbox import PREFIX, sandbox
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Throughput, parse
 from tests.support.command import hotplate
 from tests.support.cosmos_server import Emulator, emulator
 

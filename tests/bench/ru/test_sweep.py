@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from bench.loadgen.workers import OnProgress
-from bench.options import SweepOptions
-from bench.progress import ProgressDisplay
-from bench.ru.report import RU, SweepResult
-from bench.ru.run import Sweep, plan
-from bench.ru.sandbox import AccountSandbox, Items
-from stores.cosmos.url import Throughput, parse
-from stores.http1 import Response
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.workers import OnProgress
+from hotplate.bench.options import SweepOptions
+from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.ru.report import RU, SweepResult
+from hotplate.bench.ru.run import Sweep, plan
+from hotplate.bench.ru.sandbox import AccountSandbox, Items
+from hotplate.stores.cosmos.url import Throughput, parse
+from hotplate.stores.http1 import Response
 from tests.support.cosmos_server import Direct, signed
 from tests.support.virtual import VirtualLoop, simulate
 

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.errors import SettingError
-from offline.evaluate.evaluation import (
+from hotplate.offline.errors import SettingError
+from hotplate.offline.evaluate.evaluation import (
     evaluate,
     evaluate_engine,
     evaluate_parts,
     metric_names,
     recommend_all,
 )
-from offline.evaluate.metrics import RANKING, as_served, interval, measure_users
-from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
-from offline.input.matrix import History, Matrix, UserItems
-from offline.train.als import ALSParams
-from offline.train.engine import fit
-from offline.train.popularity import PopularityParams
+from hotplate.offline.evaluate.metrics import RANKING, as_served, interval, measure_users
+from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
+from hotplate.offline.input.matrix import History, Matrix, UserItems
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.engine import fit
+from hotplate.offline.train.popularity import PopularityParams
 
 PARAMS = ALSParams(factors=4, iterations=3)
 

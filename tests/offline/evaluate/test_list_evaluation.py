@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from offline.errors import DataError
-from offline.evaluate.candidate import (
+from hotplate.offline.errors import DataError
+from hotplate.offline.evaluate.candidate import (
     Candidate,
     Truth,
     from_files,
@@ -16,13 +16,13 @@ from offline.evaluate.candidate import (
     read_history,
     read_truth,
 )
-from offline.evaluate.list_evaluation import Evaluator, evaluate_files
-from offline.input.matrix import to_matrix
-from offline.lists import ListSettings, ModelLists
-from offline.publish import PublishSettings, publish
-from offline.train.als import ALSParams
-from offline.train.engine import fit
-from stores.memory import MemoryStore
+from hotplate.offline.evaluate.list_evaluation import Evaluator, evaluate_files
+from hotplate.offline.input.matrix import to_matrix
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.publish import PublishSettings, publish
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.engine import fit
+from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.interactions import checkerboard_model
 

@@ -14,10 +14,10 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.evaluate.metrics import RANKING, interval, measure_lists, measure_users
-from offline.evaluate.splits import SplitOptions, split
-from offline.input.matrix import Indices, UserItems
-from offline.train.als import Factors
+from hotplate.offline.evaluate.metrics import RANKING, interval, measure_lists, measure_users
+from hotplate.offline.evaluate.splits import SplitOptions, split
+from hotplate.offline.input.matrix import Indices, UserItems
+from hotplate.offline.train.als import Factors
 from tests.support.soak import scaled
 
 Case = tuple[list[list[int]], list[set[int]], int, int]

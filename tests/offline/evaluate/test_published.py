@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offline.evaluate.splits import SplitOptions
-from offline.input.columns import Columns
-from offline.job import TrainSettings, train
-from offline.lists import ListSettings, ModelLists
-from offline.model import load
-from offline.rules import Rules
-from offline.train.als import ALSParams
-from offline.train.engine import Params
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
+from hotplate.offline.evaluate.splits import SplitOptions
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.job import TrainSettings, train
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import load
+from hotplate.offline.rules import Rules
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.engine import Params
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 Row = tuple[str, str, int]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.evaluate.metrics import measure_ratings
+from hotplate.offline.evaluate.metrics import measure_ratings
 
 ratings = st.lists(st.tuples(st.floats(-5, 10), st.sampled_from([0.5, 1, 2.5, 4, 5])), min_size=2, max_size=30).filter(
     lambda pairs: len({actual for _, actual in pairs}) > 1

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.evaluate.candidate import read_live
-from offline.evaluate.metrics import RANKING
-from offline.evaluate.report import gather, live_subject, subjects_of, verdict_on
-from offline.evaluate.splits import SplitKind, SplitOptions
-from offline.input.sample import sample
-from offline.job import TrainSettings, train
-from offline.lists import ListSettings, ModelLists
-from offline.model import load
-from offline.publish import publish
-from offline.train.neighbours import NeighbourParams
-from stores.memory import MemoryStore
+from hotplate.offline.evaluate.candidate import read_live
+from hotplate.offline.evaluate.metrics import RANKING
+from hotplate.offline.evaluate.report import gather, live_subject, subjects_of, verdict_on
+from hotplate.offline.evaluate.splits import SplitKind, SplitOptions
+from hotplate.offline.input.sample import sample
+from hotplate.offline.job import TrainSettings, train
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import load
+from hotplate.offline.publish import publish
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.evaluated import evaluated_model
 

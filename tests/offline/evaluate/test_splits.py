@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError, SettingError
-from offline.evaluate.splits import IN_TIME, SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
-from offline.input.cancellations import take_back
-from offline.input.matrix import NEVER, NO_TIME, History, UserItems, Weighing, Weighting, cells_of
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.splits import IN_TIME, SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
+from hotplate.offline.input.cancellations import take_back
+from hotplate.offline.input.matrix import NEVER, NO_TIME, History, UserItems, Weighing, Weighting, cells_of
 from tests.support.soak import scaled
 
 Times = npt.NDArray[np.int64]

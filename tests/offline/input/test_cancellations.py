@@ -10,13 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from offline.errors import DataError
-from offline.evaluate.splits import SplitOptions, split
-from offline.input.columns import Columns
-from offline.input.interactions import read_interactions
-from offline.input.matrix import Matrix, UserItems, to_matrix
-from offline.job import TrainSettings, train
-from offline.train.popularity import PopularityParams
+from hotplate.offline.errors import DataError
+from hotplate.offline.evaluate.splits import SplitOptions, split
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.matrix import Matrix, UserItems, to_matrix
+from hotplate.offline.job import TrainSettings, train
+from hotplate.offline.train.popularity import PopularityParams
 from tests.support.interactions import pairs_of
 from tests.support.soak import scaled
 

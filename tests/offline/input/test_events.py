@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.errors import SettingError
-from offline.input.interactions import read_interactions
-from offline.job import TrainSettings, train
-from offline.train.als import ALSParams
-from stores.event_log import Segment, line_of, segments
+from hotplate.offline.errors import SettingError
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.job import TrainSettings, train
+from hotplate.offline.train.als import ALSParams
+from hotplate.stores.event_log import Segment, line_of, segments
 from tests.support.interactions import pairs_of
 
 WEIGHTS = {"click": 1.0, "buy": 5.0}

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 import zstandard
 
-from offline.errors import DataError
-from offline.input.columns import Columns
-from offline.input.files import Format, find_files
-from offline.input.interactions import read_interactions
-from offline.input.tables import open_tables
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.input.files import Format, find_files
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.tables import open_tables
 
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.errors import DataError, SettingError
-from offline.input.files import DataFile
-from offline.input.filters import Filter, parse_event_weights, parse_filter, parse_half_life
-from offline.input.tables import Table
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.files import DataFile
+from hotplate.offline.input.filters import Filter, parse_event_weights, parse_filter, parse_half_life
+from hotplate.offline.input.tables import Table
 
 FRAME = pl.DataFrame(
     {

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from offline.errors import DataError, SettingError
-from offline.input.columns import NULL_VALUES, Columns
-from offline.input.files import Format
-from offline.input.interactions import read_interactions
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.columns import NULL_VALUES, Columns
+from hotplate.offline.input.files import Format
+from hotplate.offline.input.interactions import read_interactions
 from tests.support.interactions import pairs_of
 from tests.support.soak import scaled
 

@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 import zstandard
 
-from offline.errors import DataError, SettingError
-from offline.input.columns import Columns
-from offline.input.files import Format
-from offline.input.interactions import read_interactions
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.input.files import Format
+from hotplate.offline.input.interactions import read_interactions
 from tests.support.interactions import pairs_of
 
 MOVIES = [(196, 242, 3, 881250949), (186, 302, 3, 891717742), (196, 377, 1, 878887116), (22, 242, 2, 880606923)]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.errors import DataError, SettingError
-from offline.input.matrix import decay, known_pairs, to_matrix
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.matrix import decay, known_pairs, to_matrix
 from tests.support.soak import scaled
 
 

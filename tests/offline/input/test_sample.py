@@ -2,11 +2,11 @@
 
 import pytest
 
-from offline.errors import SettingError
-from offline.evaluate.evaluation import evaluate
-from offline.input.matrix import to_matrix
-from offline.input.sample import sample
-from offline.train.als import ALSParams
+from hotplate.offline.errors import SettingError
+from hotplate.offline.evaluate.evaluation import evaluate
+from hotplate.offline.input.matrix import to_matrix
+from hotplate.offline.input.sample import sample
+from hotplate.offline.train.als import ALSParams
 
 
 def test_a_sample_is_the_same_for_the_same_seed() -> None:

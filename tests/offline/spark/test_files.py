@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from offline.lists import ListSettings, ModelLists
-from offline.model import save
-from offline.publish import publish
-from offline.spark.publication import SparkLists
-from offline.spark.session import spark_session
-from stores.connect import connect
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import save
+from hotplate.offline.publish import publish
+from hotplate.offline.spark.publication import SparkLists
+from hotplate.offline.spark.session import spark_session
+from hotplate.stores.connect import connect
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from offline.lists import ListSettings, ModelLists
-from offline.model import Model, save
-from offline.publish import PublishSettings, publish
-from offline.spark import ranking
-from offline.spark.publication import SparkLists
-from offline.spark.session import spark_session
-from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.errors import ReleaseConflict, StoreUnavailable
-from stores.lifecycle import take_over
-from stores.store import Row
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import Model, save
+from hotplate.offline.publish import PublishSettings, publish
+from hotplate.offline.spark import ranking
+from hotplate.offline.spark.publication import SparkLists
+from hotplate.offline.spark.session import spark_session
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
+from hotplate.stores.lifecycle import take_over
+from hotplate.stores.store import Row
 from tests.support.cosmos_account import Account
 from tests.support.interactions import checkerboard_model
 from tests.support.redis_server import RedisServer

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from offline.errors import DataError, SettingError
-from offline.evaluate.evaluation import recommend_all
-from offline.evaluate.metrics import measure_users
-from offline.evaluate.splits import SplitOptions, split
-from offline.input.columns import Columns
-from offline.input.interactions import read_interactions
-from offline.input.matrix import to_matrix
-from offline.model import load
-from offline.spark.session import check_master, spark_session
-from offline.train.als import ALSParams, Factors, SparkParams, solve
-from offline.train.engine import fit
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.evaluation import recommend_all
+from hotplate.offline.evaluate.metrics import measure_users
+from hotplate.offline.evaluate.splits import SplitOptions, split
+from hotplate.offline.input.columns import Columns
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.matrix import to_matrix
+from hotplate.offline.model import load
+from hotplate.offline.spark.session import check_master, spark_session
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams, solve
+from hotplate.offline.train.engine import fit
 from tests.support.interactions import checkerboard
 from tests.support.paths import DATA, ROOT
 from tests.support.spark_reference import fit_by_implicit, overlap

@@ -7,9 +7,9 @@ import pytest
 from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.errors import DataError, SettingError
-from offline.input.matrix import Indices
-from offline.train.als import ALSParams, Factors, fit
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.matrix import Indices
+from hotplate.offline.train.als import ALSParams, Factors, fit
 from tests.support.interactions import checkerboard
 
 SIZE = 50
@@ -38,7 +38,7 @@ def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(factor
 def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, factors: Factors) -> None:
     whole, _ = factors.recommend(checkerboard(SIZE), everyone(), 6)
     alike, _ = factors.similar_items(everyone(), 6)
-    monkeypatch.setattr("offline.train.ranking._RANKED_AT_ONCE", 7)
+    monkeypatch.setattr("hotplate.offline.train.ranking._RANKED_AT_ONCE", 7)
     assert (factors.recommend(checkerboard(SIZE), everyone(), 6)[0] == whole).all()
     assert (factors.similar_items(everyone(), 6)[0] == alike).all()
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.errors import DataError, SettingError
-from offline.train.als import ALSParams
-from offline.train.cells import beyond, default_cells, draw, read_grid
-from offline.train.ease import EASEParams
-from offline.train.engine import Engine, Params, engine_of
-from offline.train.neighbours import NeighbourParams, NeighbourWeighting
-from offline.train.popularity import PopularityParams
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.cells import beyond, default_cells, draw, read_grid
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Engine, Params, engine_of
+from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
+from hotplate.offline.train.popularity import PopularityParams
 
 ALS = ALSParams()
 

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError
-from offline.input.matrix import UserItems
-from offline.train import cost, tuning
-from offline.train.als import ALSParams
-from offline.train.cost import check_memory, fit_bytes, fit_s, rank_s
-from offline.train.ease import EASEParams
-from offline.train.engine import fit
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.matrix import UserItems
+from hotplate.offline.train import cost, tuning
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.cost import check_memory, fit_bytes, fit_s, rank_s
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import fit
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams
 from tests.support.interactions import checkerboard
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from offline.errors import SettingError
-from offline.input.matrix import Floats
-from offline.train.ease import EASEParams, fit
+from hotplate.offline.errors import SettingError
+from hotplate.offline.input.matrix import Floats
+from hotplate.offline.train.ease import EASEParams, fit
 
 REGULARIZATION = 3.0
 

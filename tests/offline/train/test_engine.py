@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError, SettingError
-from offline.input.matrix import Floats, Indices, Times, UserItems
-from offline.train.als import ALSParams
-from offline.train.ease import EASEParams
-from offline.train.engine import Params, Ranker, as_options, described, engine_of, fit, params_from
-from offline.train.neighbours import NeighbourParams, NeighbourWeighting
-from offline.train.popularity import PopularityParams, Recency, recent_popularity
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.matrix import Floats, Indices, Times, UserItems
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Params, Ranker, as_options, described, engine_of, fit, params_from
+from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
+from hotplate.offline.train.popularity import PopularityParams, Recency, recent_popularity
 from tests.support.interactions import ROUNDING, checkerboard
 
 SIZE = 50

@@ -9,8 +9,8 @@ from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFID
 from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix
 
-from offline.errors import SettingError
-from offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit, nearest
+from hotplate.offline.errors import SettingError
+from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit, nearest
 
 IMPLICIT = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
 USERS = np.arange(40, dtype=np.int32)
@@ -62,7 +62,7 @@ def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighb
 def test_the_nearest_of_a_row_are_its_highest_and_of_equals_the_first(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offline.train.neighbours._CUT_AT_ONCE", 5)
+    monkeypatch.setattr("hotplate.offline.train.neighbours._CUT_AT_ONCE", 5)
     generator = np.random.default_rng(seed)
     table = generator.integers(1, 4, (12, 12)) * (generator.random((12, 12)) < 0.7).astype(np.float64)
     for neighbours in (1, 3, 12):

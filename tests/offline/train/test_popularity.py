@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 
-from offline.errors import DataError, SettingError
-from offline.input.matrix import to_matrix
-from offline.train.popularity import most_popular, popular_by_segment
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.matrix import to_matrix
+from hotplate.offline.train.popularity import most_popular, popular_by_segment
 
 PAIRS = pl.DataFrame(
     {

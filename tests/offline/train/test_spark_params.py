@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.errors import DataError, SettingError
-from offline.export import to_implicit
-from offline.train.als import ALSParams, Factors, SparkParams, confidences, solve
-from offline.train.cells import read_grid
-from offline.train.engine import as_options, described, engine_of, params_from
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.export import to_implicit
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, solve
+from hotplate.offline.train.cells import read_grid
+from hotplate.offline.train.engine import as_options, described, engine_of, params_from
 from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard
 from tests.support.spark import model_of

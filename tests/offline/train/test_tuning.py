@@ -11,21 +11,21 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError, SettingError
-from offline.evaluate.evaluation import evaluate_engine, fit_parts
-from offline.evaluate.metrics import Values
-from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
-from offline.input.interactions import read_interactions
-from offline.input.matrix import Matrix, to_matrix
-from offline.input.sample import sample
-from offline.train import tuning
-from offline.train.als import ALSParams
-from offline.train.cost import fit_s, rank_s
-from offline.train.ease import EASEParams
-from offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
-from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams, Recency
-from offline.train.tuning import Search, Trial, TuneOptions, tune
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.evaluation import evaluate_engine, fit_parts
+from hotplate.offline.evaluate.metrics import Values
+from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.matrix import Matrix, to_matrix
+from hotplate.offline.input.sample import sample
+from hotplate.offline.train import tuning
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.cost import fit_s, rank_s
+from hotplate.offline.train.ease import EASEParams
+from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams, Recency
+from hotplate.offline.train.tuning import Search, Trial, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
 WEAK = replace(SMALL, factors=1, regularization=1e6)
@@ -119,7 +119,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         search(matrix, tuning=options, journal=journal, on_trial=stop)
     journal.write_text(journal.read_text() + '{"key": "cut')
-    monkeypatch.setattr("offline.train.tuning.fit_parts", fit_of(whole.trials[5:]))
+    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(whole.trials[5:]))
     resumed = search(matrix, tuning=options, journal=journal)
     assert [each.params for each in resumed.trials] == [each.params for each in whole.trials]
     assert [(each.ndcg, each.se) for each in resumed.trials] == [(each.ndcg, each.se) for each in whole.trials]
@@ -215,7 +215,7 @@ def test_recency_is_searched_with_the_best_of_each_engine_on_a_split_in_time_and
     metrics = [evaluate_engine(parts, best.params, 5).metrics for parts in drawn]
     ndcg = np.average([each.ndcg for each in metrics], weights=[each.users for each in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
-    monkeypatch.setattr("offline.train.tuning.fit_parts", fit_of(()))
+    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(()))
     assert search(fashions, SplitOptions("by-time"), **settings).to_json() == found.to_json()
     assert recency_of(params_from("ease", found.to_json()["trials"][found.best]["params"])) == recency_of(best.params)
 
@@ -225,7 +225,7 @@ def test_a_recency_that_does_not_help_is_soon_left(fashions: Matrix, monkeypatch
         recent = getattr(ranker, "recent", None)
         return np.ones(9) * (1 if recent is None else recent.mean())
 
-    monkeypatch.setattr("offline.train.tuning._ndcg", worse_with_it)
+    monkeypatch.setattr("hotplate.offline.train.tuning._ndcg", worse_with_it)
     found = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="ease"))
     gammas = [recency.gamma for each in found.trials if (recency := recency_of(each.params)) is not None]
     assert min(gammas) == 0.125
@@ -296,7 +296,7 @@ def test_a_split_by_time_is_searched_at_two_cuts_each_before_the_end_of_what_may
 def test_what_is_too_dear_is_left_out_and_said_unless_everything_is_wanted(
     matrix: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offline.train.tuning._BUDGET_BYTES", 5_000)
+    monkeypatch.setattr("hotplate.offline.train.tuning._BUDGET_BYTES", 5_000)
     notices: list[str] = []
     found = search(matrix, tuning=TuneOptions(), defaults=SMALL, on_notice=notices.append)
     assert {engine_of(each.params) for each in found.left_out} == {"als", "ease"}
@@ -305,8 +305,8 @@ def test_what_is_too_dear_is_left_out_and_said_unless_everything_is_wanted(
     assert "als (factors 8, regularization 30, alpha 4), 0 s and 0.0 GB; " in notices[1]
     assert notices[1].endswith("; --tune 0 tries everything")
     assert {each["engine"] for each in found.to_json()["left_out"]} == {"als", "ease"}
-    monkeypatch.setattr("offline.train.tuning._BUDGET_BYTES", 6.5e8)
-    monkeypatch.setattr("offline.train.tuning._BUDGET_S", 0.001)
+    monkeypatch.setattr("hotplate.offline.train.tuning._BUDGET_BYTES", 6.5e8)
+    monkeypatch.setattr("hotplate.offline.train.tuning._BUDGET_S", 0.001)
     dear = search(matrix, tuning=TuneOptions(), defaults=SMALL)
     assert EASEParams(20.0) in [each.params for each in dear.trials]
     assert ALSParams(40, 30.0, 6.0, 3) in [each.params for each in dear.left_out]
@@ -352,8 +352,8 @@ def test_of_many_users_and_items_some_users_are_ranked(matrix: Matrix, monkeypat
         return ndcg(ranker, parts, k)
 
     ndcg = tuning._ndcg
-    monkeypatch.setattr("offline.train.tuning._ndcg", counted)
-    monkeypatch.setattr("offline.train.tuning._RANKED", 20 * matrix.user_items.shape[1])
+    monkeypatch.setattr("hotplate.offline.train.tuning._ndcg", counted)
+    monkeypatch.setattr("hotplate.offline.train.tuning._RANKED", 20 * matrix.user_items.shape[1])
     search(matrix)
     assert tested == [20] * len(CELLS)
 

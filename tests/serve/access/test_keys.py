@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.access.keys import MAX_CLIENTS, create, load
-from serve.errors import KeysUnreadable, ServiceMisused
-from serve.watched import WatchedFiles
+from hotplate.serve.access.keys import MAX_CLIENTS, create, load
+from hotplate.serve.errors import KeysUnreadable, ServiceMisused
+from hotplate.serve.watched import WatchedFiles
 from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.service import Service, a_list, publish_lists, running
 

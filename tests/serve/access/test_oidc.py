@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-import serve.access.oidc
-from serve.access.auth import Guard
-from serve.access.keys import ADMIN, READ, create
-from serve.access.oidc import TokenVerifier, verifier_of
-from serve.api.problems import Problem
-from serve.errors import ServiceMisused
+import hotplate.serve.access.oidc
+from hotplate.serve.access.auth import Guard
+from hotplate.serve.access.keys import ADMIN, READ, create
+from hotplate.serve.access.oidc import TokenVerifier, verifier_of
+from hotplate.serve.api.problems import Problem
+from hotplate.serve.errors import ServiceMisused
 from tests.support.issuer import AUDIENCE, Issuer, rsa_key, running_issuer
 from tests.support.service import a_list, publish_lists, running
 
@@ -164,7 +164,7 @@ async def test_a_new_key_of_the_issuer_is_taken_up_and_a_withdrawn_one_forgotten
     issuer.keys = {"second": rsa_key()}
     assert await admitted(guard, old)
     assert (await refusal(guard, issuer.token("second"))).status == 401  # the issuer was asked just now
-    monkeypatch.setattr(serve.access.oidc, "REFRESH_S", 0.0)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "REFRESH_S", 0.0)
     assert await admitted(guard, issuer.token("second"))
     assert "does not publish" in (await refusal(guard, old)).detail
 
@@ -172,8 +172,8 @@ async def test_a_new_key_of_the_issuer_is_taken_up_and_a_withdrawn_one_forgotten
 async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serve.access.oidc, "REFRESH_S", 0.0)
-    monkeypatch.setattr(serve.access.oidc, "RETRY_S", 0.0)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "REFRESH_S", 0.0)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "RETRY_S", 0.0)
     good = issuer.document("/keys")
     path = "/.well-known/openid-configuration"
     for wrong in (
@@ -193,7 +193,7 @@ async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
     issuer.documents = {"/keys": good}
     assert await admitted(guard, issuer.token())
     issuer.documents = {path: b""}
-    monkeypatch.setattr(serve.access.oidc, "FRESH_S", 0.0)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FRESH_S", 0.0)
     caplog.clear()
     for n in range(3):
         assert await admitted(guard, issuer.token(sub=str(n)))
@@ -203,7 +203,7 @@ async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
 async def test_an_issuer_that_never_answers_is_waited_for_a_moment_only(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve.access.oidc, "FETCH_S", 0.1)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 0.1)
     issuer.pause_s = 1.0
     problem = await refusal(guard, issuer.token())
     assert (problem.status, problem.headers["Retry-After"]) == (503, "5")
@@ -212,8 +212,8 @@ async def test_an_issuer_that_never_answers_is_waited_for_a_moment_only(
 async def test_all_who_need_a_key_wait_for_the_same_fetch_from_an_issuer_that_hangs(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve.access.oidc, "FETCH_S", 0.2)
-    monkeypatch.setattr(serve.access.oidc, "RETRY_S", 0.2)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 0.2)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "RETRY_S", 0.2)
     issuer.pause_s = 0.4
     waiting = [status_of(guard, issuer.token(sub=str(n))) for n in range(20)]
     assert await asyncio.gather(*waiting) == [503] * 20
@@ -231,8 +231,8 @@ async def test_a_fetch_goes_on_for_others_when_the_caller_who_began_it_is_gone(i
 async def test_a_verdict_is_remembered_until_the_token_expires_and_their_number_is_bounded(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve.access.oidc, "MAX_VERDICTS", 3)
-    monkeypatch.setattr(serve.access.oidc, "LEEWAY_S", 0)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "MAX_VERDICTS", 3)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "LEEWAY_S", 0)
     verifier = TokenVerifier(issuer.url, AUDIENCE)
     guard = Guard(anonymous=frozenset(), tokens=verifier)
     for n in range(10):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.access.auth import Guard
-from serve.access.keys import MAX_CLIENTS, Client, create
-from serve.access.rates import SharedRates
-from serve.api.problems import Problem
+from hotplate.serve.access.auth import Guard
+from hotplate.serve.access.keys import MAX_CLIENTS, Client, create
+from hotplate.serve.access.rates import SharedRates
+from hotplate.serve.api.problems import Problem
 from tests.support.service import a_list, publish_lists, running
 
 RATE = 200.0

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from serve.access.keys import create, revoke
+from hotplate.serve.access.keys import create, revoke
 from tests.support.command import hotplate
 from tests.support.issuer import AUDIENCE, running_issuer
 from tests.support.leaks import files_in, leaked

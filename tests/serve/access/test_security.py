@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import serve.access.auth
-from serve.access.auth import Guard, guard_of, is_loopback
-from serve.access.keys import SCOPES, create, digest_of
-from serve.api.problems import Problem
-from serve.errors import ServiceMisused
-from serve.settings import Settings
+import hotplate.serve.access.auth
+from hotplate.serve.access.auth import Guard, guard_of, is_loopback
+from hotplate.serve.access.keys import SCOPES, create, digest_of
+from hotplate.serve.api.problems import Problem
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.settings import Settings
 from tests.support.command import failed, hotplate_process
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
@@ -94,7 +94,7 @@ async def test_a_key_is_found_by_its_hash_alone_and_compared_in_constant_time(tm
     guard = Guard(tmp_path / "keys.json", anonymous=frozenset())
     assert (await guard.admit({"X-API-Key": key}, "read")).name == "web"
     assert list(guard._callers) == [sha256(key.encode()).digest()]
-    assert vars(serve.access.auth)["compare_digest"] is hmac.compare_digest
+    assert vars(hotplate.serve.access.auth)["compare_digest"] is hmac.compare_digest
     guard._callers[digest_of(WRONG)] = guard._callers[digest_of(key)]  # as if two hashes met in the table
     with pytest.raises(Problem, match="not known"):
         await guard.admit({"X-API-Key": WRONG}, "read")

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.access.tls import Certificate, expiry
-from serve.errors import ServiceMisused
+from hotplate.serve.access.tls import Certificate, expiry
+from hotplate.serve.errors import ServiceMisused
 from tests.support.command import failed, hotplate_process
 from tests.support.redis_server import certify
 from tests.support.service import Service, a_list, publish_lists, running

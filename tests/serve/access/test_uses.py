@@ -3,8 +3,8 @@
 import os
 import time
 
-from serve.access import uses
-from serve.access.uses import LastUses
+from hotplate.serve.access import uses
+from hotplate.serve.access.uses import LastUses
 
 
 def test_what_one_process_records_all_others_see() -> None:

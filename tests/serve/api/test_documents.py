@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 import hotplate
-from serve.api.openapi import document
+from hotplate.serve.api.openapi import document
 from tests.support.browser import opened
 from tests.support.factors import factor_rows
 from tests.support.service import Service, a_list, publish_lists, running, running_app

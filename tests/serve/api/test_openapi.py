@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.access.keys import create
+from hotplate.serve.access.keys import create
 from tests.support.factors import factor_rows
 from tests.support.paths import ROOT
 from tests.support.service import Service, a_list, publish_lists, running

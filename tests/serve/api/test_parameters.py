@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serve.api.parameters import (
+from hotplate.serve.api.parameters import (
     OPERATIONS,
     REMEMBERED_CHARS,
     ListQuery,
@@ -17,7 +17,7 @@ from serve.api.parameters import (
     SegmentQuery,
     parse_batch,
 )
-from serve.api.problems import Problem
+from hotplate.serve.api.problems import Problem
 
 PARSER = QueryParser(SegmentQuery, "GET /v1/popular")
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)

@@ -12,9 +12,9 @@ import pytest
 from aiohttp import ClientSession, web
 
 import hotplate
-from serve.access.keys import create
-from serve.api.problems import Problem
-from serve.api.scoring import Score, refusal
+from hotplate.serve.access.keys import create
+from hotplate.serve.api.problems import Problem
+from hotplate.serve.api.scoring import Score, refusal
 from tests.support.redis_server import running as running_redis
 from tests.support.scoring_client import PARALLEL, Endpoint, JobFailed, Row, ScoringJob, discover
 from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, running_app, serving

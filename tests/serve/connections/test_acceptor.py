@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from serve.connections.acceptor import Acceptor
+from hotplate.serve.connections.acceptor import Acceptor
 
 
 class Scarce:

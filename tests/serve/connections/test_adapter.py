@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from serve import connections
-from serve.connections import adapter
-from serve.connections.connection import Connection
-from serve.errors import ServiceMisused
-from serve.reader import TieredReader
-from stores.memory import MemoryStore
+from hotplate.serve import connections
+from hotplate.serve.connections import adapter
+from hotplate.serve.connections.connection import Connection
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.reader import TieredReader
+from hotplate.stores.memory import MemoryStore
 from tests.support.lane import MemoryTransport, Pair
 from tests.support.remote import publish
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from serve.api.app import Dispatcher
-from serve.api.problems import ClientGone, Problem
-from serve.connections.admission import IDLE_TICK_S, TICK_S, Admission
-from serve.connections.server import Server
-from serve.reader import TieredReader
-from stores.memory import MemoryStore
+from hotplate.serve.api.app import Dispatcher
+from hotplate.serve.api.problems import ClientGone, Problem
+from hotplate.serve.connections.admission import IDLE_TICK_S, TICK_S, Admission
+from hotplate.serve.connections.server import Server
+from hotplate.serve.reader import TieredReader
+from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.limited_service import WAIT_S, limited, memory_mb, shed, until
 from tests.support.remote import RemoteStore, publish

@@ -7,9 +7,9 @@ from time import monotonic
 
 import pytest
 
-from serve.connections.connection import Connection
-from serve.reader import TieredReader
-from stores.memory import MemoryStore
+from hotplate.serve.connections.connection import Connection
+from hotplate.serve.reader import TieredReader
+from hotplate.stores.memory import MemoryStore
 from tests.support.lane import MemoryTransport, Pair
 from tests.support.remote import publish
 

@@ -16,20 +16,20 @@ import orjson
 import pytest
 from hypothesis import strategies as st
 
-from serve.access.auth import Caller, refused_credential
-from serve.access.keys import create
-from serve.api.app import Dispatcher
-from serve.connections.connection import Connection
-from serve.connections.lane import FRAMES, REMEMBERED, Lane
-from serve.connections.server import Server
-from serve.deny_list import DenyListFile
-from serve.processes.access_log import AccessLog
-from serve.reader import TieredReader
-from serve.settings import Limits
-from stores.catalogue import ReleaseRef
-from stores.lifecycle import publish
-from stores.memory import MemoryStore
-from stores.store import Plan, Row, Slot
+from hotplate.serve.access.auth import Caller, refused_credential
+from hotplate.serve.access.keys import create
+from hotplate.serve.api.app import Dispatcher
+from hotplate.serve.connections.connection import Connection
+from hotplate.serve.connections.lane import FRAMES, REMEMBERED, Lane
+from hotplate.serve.connections.server import Server
+from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.processes.access_log import AccessLog
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.settings import Limits
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row, Slot
 from tests.support.lane import TURNS, MemoryTransport, Pair, differ_by_socket, exchange
 from tests.support.property import depths, explore
 from tests.support.remote import RemoteStore
@@ -230,7 +230,7 @@ def test_the_lane_refuses_byte_for_byte_as_aiohttp_does_and_counts_and_logs_the_
     keys = tmp_path / "keys.json"
     good, slow = create(keys, "web", ["read"]).key, create(keys, "slow", ["read"], 0.4).key
     operator = create(keys, "operator", ["admin"]).key
-    monkeypatch.setattr("serve.access.rates.monotonic", lambda: 1000.0)  # so that Retry-After is the same
+    monkeypatch.setattr("hotplate.serve.access.rates.monotonic", lambda: 1000.0)  # so that Retry-After is the same
     sent = [
         GET[:-2] + header + b"X-Request-Id: page-17/2\r\n\r\n"
         for key in (None, "wrong", "a.b.c", good, slow, operator, good, slow, slow)

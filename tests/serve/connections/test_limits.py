@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from serve.access.keys import create
-from serve.connections.limits import source_of
+from hotplate.serve.access.keys import create
+from hotplate.serve.connections.limits import source_of
 from tests.support.limited_service import (
     MB,
     WAIT_S,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.process import free_port
+from hotplate.bench.process import free_port
 from tests.support.paths import ROOT
 from tests.support.service import Service, a_list, publish_lists, running
 

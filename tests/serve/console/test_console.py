@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, ClientSession
 
-from serve.access.keys import create
-from serve.api.openapi import PAGE_POLICY
-from serve.console.console import FILES, STREAMS, compare, shown_settings
-from serve.settings import Settings
-from stores.catalogue import ReleaseId
+from hotplate.serve.access.keys import create
+from hotplate.serve.api.openapi import PAGE_POLICY
+from hotplate.serve.console.console import FILES, STREAMS, compare, shown_settings
+from hotplate.serve.settings import Settings
+from hotplate.stores.catalogue import ReleaseId
 from tests.support.service import Service, a_list, publish_lists, running
 
 

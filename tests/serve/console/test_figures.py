@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.console.figures import Sampler, percentile_ms
-from serve.metrics import BUCKETS_S, Metrics
-from serve.processes.states import READY, TierState, WorkerState
+from hotplate.serve.console.figures import Sampler, percentile_ms
+from hotplate.serve.metrics import BUCKETS_S, Metrics
+from hotplate.serve.processes.states import READY, TierState, WorkerState
 
 times = st.lists(st.floats(0, 5, exclude_max=True), min_size=1, max_size=50)
 

@@ -7,10 +7,10 @@ from typing import get_args
 
 import msgspec
 
-from serve.console.history import EVENTS, history_of
-from serve.events.records import WrittenEvent
-from serve.metrics import CLICK, IMPRESSION, Role
-from stores.event_log import Segment, line_of
+from hotplate.serve.console.history import EVENTS, history_of
+from hotplate.serve.events.records import WrittenEvent
+from hotplate.serve.metrics import CLICK, IMPRESSION, Role
+from hotplate.stores.event_log import Segment, line_of
 
 ROLE: Role = get_args(Role)[0]
 

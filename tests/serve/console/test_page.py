@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.access.keys import create
-from serve.console.console import FILES
+from hotplate.serve.access.keys import create
+from hotplate.serve.console.console import FILES
 from tests.support.browser import Page, opened
 from tests.support.npm import installed
 from tests.support.service import Service, a_list, publish_lists, running

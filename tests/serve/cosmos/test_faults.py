@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.drills.proxy import Proxy, through
-from serve.reader import TieredReader
+from hotplate.bench.drills.proxy import Proxy, through
+from hotplate.serve.reader import TieredReader
 from tests.support.cosmos_account import Account
 from tests.support.readers import USERS, WAIT_S, lists, reading, until, until_read
 from tests.support.service import publish_to

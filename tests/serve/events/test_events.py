@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.process import read_samples
-from serve.access.keys import create
-from serve.api.app import Dispatcher
-from serve.api.openapi import document
-from serve.reader import open_reader
+from hotplate.bench.process import read_samples
+from hotplate.serve.access.keys import create
+from hotplate.serve.api.app import Dispatcher
+from hotplate.serve.api.openapi import document
+from hotplate.serve.reader import open_reader
 from tests.support.event_log import body, written
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 

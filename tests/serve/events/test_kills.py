@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stores.event_log import SegmentReader, segments
+from hotplate.stores.event_log import SegmentReader, segments
 from tests.support.event_log import body, ids
 from tests.support.service import Service, publish_lists, running
 from tests.support.soak import scaled

@@ -8,10 +8,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from serve.errors import EventsFailed, ServiceMisused
-from serve.events.report import Row, report
-from serve.events.shipment import ship
-from stores.event_log import Segment, line_of, segments
+from hotplate.serve.errors import EventsFailed, ServiceMisused
+from hotplate.serve.events.report import Row, report
+from hotplate.serve.events.shipment import ship
+from hotplate.stores.event_log import Segment, line_of, segments
 from tests.support.command import failed, hotplate
 from tests.support.event_log import ids, written
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, web
 
-from bench.process import read_metrics
-from serve.api.problems import Problem
-from serve.events.route import EventsHandler, settled
-from serve.events.writer import MAX_QUEUED_BYTES, EventWriter, QueueFull
-from serve.metrics import Metrics
-from stores.event_log import line_of, segments
+from hotplate.bench.process import read_metrics
+from hotplate.serve.api.problems import Problem
+from hotplate.serve.events.route import EventsHandler, settled
+from hotplate.serve.events.writer import MAX_QUEUED_BYTES, EventWriter, QueueFull
+from hotplate.serve.metrics import Metrics
+from hotplate.stores.event_log import line_of, segments
 from tests.support.event_log import body, ids, written
 from tests.support.service import publish_lists, running, running_app
 from tests.support.small_disk import small_disk
@@ -93,7 +93,7 @@ async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_di
         writer._queued_bytes = MAX_QUEUED_BYTES
         assert await report("full") == (503, True, "more events come than can be written; these were not")
         writer._queued_bytes = 0
-        monkeypatch.setattr("serve.events.route.COMMIT_S", 0)
+        monkeypatch.setattr("hotplate.serve.events.route.COMMIT_S", 0)
         status, retries, said = await report("late")
         assert (status, retries) == (503, True)
         assert "they may be" in said

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import pytest
 
-from serve.access.keys import create
-from serve.processes.access_log import SLOW_LINES_PER_S
+from hotplate.serve.access.keys import create
+from hotplate.serve.processes.access_log import SLOW_LINES_PER_S
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, running
 
 

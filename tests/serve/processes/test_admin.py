@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.metrics import METHODS
+from hotplate.serve.metrics import METHODS
 from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running
 
 

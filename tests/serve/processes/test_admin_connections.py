@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.access.keys import create
+from hotplate.serve.access.keys import create
 from tests.support.limited_service import WAIT_S, limited, until
 from tests.support.redis_server import certify
 from tests.support.service import Service, a_list, publish_lists, running

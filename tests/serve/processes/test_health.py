@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.access.keys import create
+from hotplate.serve.access.keys import create
 from tests.support.limited_service import limited
 from tests.support.redis_server import certify
 from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running
@@ -150,8 +150,8 @@ def test_a_service_under_nohup_goes_on_when_its_terminal_is_gone(folder: Path) -
 # A parent whose patience with silent workers is short, and workers that SIGUSR1 sends into an endless loop.
 IMPATIENT = """
 import runpy, signal, sys
-import serve.processes.supervisor as supervisor
-import serve.processes.worker as worker
+import hotplate.serve.processes.supervisor as supervisor
+import hotplate.serve.processes.worker as worker
 supervisor.STUCK_S = 5.0
 def endless_loop(*_):
     while True:
@@ -207,8 +207,8 @@ class Clock:
 
 
 def test_silence_counts_only_while_the_parent_listens() -> None:
-    from serve.processes.health import LOOK_S, START_S, Heartbeats  # noqa: PLC0415 -- later than what it is compared with
-    from serve.processes.states import SharedStates, WorkerState  # noqa: PLC0415 -- as above
+    from hotplate.serve.processes.health import LOOK_S, START_S, Heartbeats  # noqa: PLC0415 -- later than what it is compared with
+    from hotplate.serve.processes.states import SharedStates, WorkerState  # noqa: PLC0415 -- as above
 
     states, clock = SharedStates(2, 1), Clock()
     heartbeats = Heartbeats(states, clock)
@@ -248,7 +248,7 @@ def test_silence_counts_only_while_the_parent_listens() -> None:
 @contextmanager
 def listening(clock: Clock) -> Iterator[tuple[int, Callable[[], None]]]:
     """Listen on any free port until the block ends; yield that, and what answers all that has come until now."""
-    from serve.processes.health import HealthListener  # noqa: PLC0415 -- as above
+    from hotplate.serve.processes.health import HealthListener  # noqa: PLC0415 -- as above
 
     with selectors.PollSelector() as selector, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.processes.log_stream import MOST_WAITING_BYTES, LogStream
+from hotplate.serve.processes.log_stream import MOST_WAITING_BYTES, LogStream
 
 LINE = "x" * 199 + "\n"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stores.errors import StoreUnavailable
-from stores.file.memory import check_lockable
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.file.memory import check_lockable
 from tests.support.page_cache import absent_pages, evict
 from tests.support.service import LAUNCHER, publish_lists, running
 
@@ -55,7 +55,7 @@ def test_what_is_served_is_locked_in_memory_on_request(store: Path) -> None:
 def test_a_service_that_may_not_lock_what_is_live_does_not_start(store: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     program = (
-        "import resource, sys; from stores.file import memory; memory._may_lock_all = lambda proc: False; "
+        "import resource, sys; from hotplate.stores.file import memory; memory._may_lock_all = lambda proc: False; "
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536)); sys.argv[0] = 'hotplate'; "
         "from hotplate.__main__ import main; main()"
     )

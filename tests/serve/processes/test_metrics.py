@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.metrics import BUCKETS_S, ROUTES, STORE_START, Metrics
-from serve.processes.exposition import Exposition
-from serve.processes.states import Reporter
-from serve.tiers import Tier
-from stores.memory import MemoryStore
+from hotplate.serve.metrics import BUCKETS_S, ROUTES, STORE_START, Metrics
+from hotplate.serve.processes.exposition import Exposition
+from hotplate.serve.processes.states import Reporter
+from hotplate.serve.tiers import Tier
+from hotplate.stores.memory import MemoryStore
 
 
 def families(metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:

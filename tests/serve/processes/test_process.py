@@ -14,15 +14,15 @@ from typing import cast
 import pytest
 
 from hotplate.cli.terminal import print_error
-from serve.connections.listeners import CannotListen, _why_not, reserve
-from serve.errors import ServiceMisused
-from serve.processes.states import SharedStates, WorkerState
-from serve.processes.supervisor import serve
-from serve.processes.worker import _prepared
-from serve.reader import NotReady, TieredReader
-from serve.settings import Settings
-from stores.catalogue import ReleaseId
-from stores.file.store import LmdbStore
+from hotplate.serve.connections.listeners import CannotListen, _why_not, reserve
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.processes.states import SharedStates, WorkerState
+from hotplate.serve.processes.supervisor import serve
+from hotplate.serve.processes.worker import _prepared
+from hotplate.serve.reader import NotReady, TieredReader
+from hotplate.serve.settings import Settings
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.file.store import LmdbStore
 from tests.support.service import Service, a_list, publish_lists, running, serving
 from tests.support.virtual import VirtualLoop, in_virtual_time
 

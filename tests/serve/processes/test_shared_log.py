@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.processes.shared_log import LINES, LogLine, SharedLog, SharedLogHandler, without_secrets
+from hotplate.serve.processes.shared_log import LINES, LogLine, SharedLog, SharedLogHandler, without_secrets
 
 KEY = "hp_" + "Ab9-_" * 8
 

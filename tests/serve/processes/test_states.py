@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from serve.processes.states import (
+from hotplate.serve.processes.states import (
     DETAIL_CHARS,
     RELEASES,
     WARNING_CHARS,
@@ -15,8 +15,8 @@ from serve.processes.states import (
     TierState,
     WorkerState,
 )
-from serve.reader import TieredReader
-from stores.memory import MemoryStore
+from hotplate.serve.reader import TieredReader
+from hotplate.stores.memory import MemoryStore
 from tests.support.remote import publish
 
 

@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.errors import ServiceMisused
-from serve.metrics import CANARY, LIVE, Metrics
-from serve.processes.exposition import Exposition
-from serve.processes.states import Reporter
-from serve.reader import EncodedList, TieredReader
-from serve.releases.canary import MIN_LOOKUPS, Counts, ServedCanary, worse
-from serve.releases.canary_watch import watch
-from serve.releases.follower import CANARY_S
-from stores import lifecycle as life
-from stores.catalogue import GRACE_S, Canary, ReleaseId
-from stores.encoding import OFFSET_BYTES
-from stores.errors import StoreUnavailable
-from stores.memory import MemoryStore
-from stores.transfer import copy
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.metrics import CANARY, LIVE, Metrics
+from hotplate.serve.processes.exposition import Exposition
+from hotplate.serve.processes.states import Reporter
+from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.serve.releases.canary import MIN_LOOKUPS, Counts, ServedCanary, worse
+from hotplate.serve.releases.canary_watch import watch
+from hotplate.serve.releases.follower import CANARY_S
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import GRACE_S, Canary, ReleaseId
+from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.transfer import copy
 from tests.support.clock import FakeClock
 from tests.support.lane import Pair, exchange
 from tests.support.remote import RemoteStore, publish
@@ -203,7 +203,7 @@ async def test_the_fast_lane_and_aiohttp_say_alike_which_release_is_the_canary(
     memory: MemoryStore, remote: RemoteStore, monkeypatch: pytest.MonkeyPatch, *, is_remote: bool
 ) -> None:
     # It is not judged, because the canary lacks lists and would be stopped.
-    monkeypatch.setattr("serve.releases.follower.CANARY_S", 3600.0)
+    monkeypatch.setattr("hotplate.serve.releases.follower.CANARY_S", 3600.0)
     live, canary = await with_canary(memory, users=range(USERS // 2))
     reader = TieredReader({"tier": remote if is_remote else memory}, budget_s=30.0)
     async with Pair(reader) as pair:

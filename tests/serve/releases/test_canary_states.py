@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from xxhash import xxh3_64_intdigest
 
-from serve.reader import EncodedList, TieredReader
-from stores import lifecycle as life
-from stores.catalogue import GRACE_S, Catalogue, ReleaseId
-from stores.encoding import OFFSET_BYTES
-from stores.errors import ReleaseConflict, ReleaseNotFound
-from stores.memory import MemoryStore
-from stores.store import Store
+from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
+from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Store
 from tests.support.clock import FakeClock
 from tests.support.property import depth
 from tests.support.remote import RemoteStore, publish

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from serve.reader import TieredReader
-from stores.catalogue import ReleaseId
-from stores.file.store import LmdbStore
-from stores.keys import MANIFEST
-from stores.lifecycle import activate
-from stores.memory import MemoryStore
+from hotplate.serve.reader import TieredReader
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.keys import MANIFEST
+from hotplate.stores.lifecycle import activate
+from hotplate.stores.memory import MemoryStore
 from tests.support.readers import until
 from tests.support.remote import publish
 from tests.support.service import a_list, publish_lists, serving

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.loadgen.generator import drive
-from bench.loadgen.load import Load
-from bench.loadgen.result import Result
-from stores.catalogue import ReleaseId
-from stores.encoding import is_empty
-from stores.file.store import LmdbStore
-from stores.lifecycle import activate, prune, rollback
+from hotplate.bench.loadgen.generator import drive
+from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.encoding import is_empty
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.lifecycle import activate, prune, rollback
 from tests.support.readers import USERS, lists, reading, until
 from tests.support.service import publish_lists, running
 from tests.support.soak import scaled

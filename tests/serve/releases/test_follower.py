@@ -8,14 +8,14 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from serve.releases.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower
-from serve.releases.release import ServedRelease
-from stores import lifecycle as life
-from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
-from stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, body_of
-from stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreUnavailable
-from stores.keys import MANIFEST
-from stores.memory import MemoryStore
+from hotplate.serve.releases.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
+from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, body_of
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.keys import MANIFEST
+from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore, backup, publish, restore
 from tests.support.stores import lapse, ref_of

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.releases.follower import Follower
-from stores.file.store import LmdbStore
-from stores.lifecycle import publish
-from stores.store import Plan, Row, read_one
+from hotplate.serve.releases.follower import Follower
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Plan, Row, read_one
 from tests.support.stores import batches
 
 ROWS = [Row("popular:", b"{}"), Row("user:1", b"{}")]

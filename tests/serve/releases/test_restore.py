@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from stores import catalogue as changes
-from stores import lifecycle as life
-from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.errors import ReleaseConflict, ReleaseNotFound
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from tests.support.command import hotplate
 from tests.support.readers import lists, until
 from tests.support.service import Service, publish_to, running, serving

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.lists import Lists
-from serve.reader import TieredReader
-from serve.releases.scrubber import PAUSE_S, Scrubber
-from stores import lifecycle as life
-from stores.memory import MemoryStore
+from hotplate.serve.lists import Lists
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases.scrubber import PAUSE_S, Scrubber
+from hotplate.stores import lifecycle as life
+from hotplate.stores.memory import MemoryStore
 from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 from opentelemetry import semconv
 
-from bench.process import free_port
-from serve.errors import ServiceMisused
-from serve.metrics import Metrics
-from serve.reader import TieredReader, open_reader
-from serve.telemetry.sdk.exporters import SpanSender, exporters_for
-from serve.telemetry.sdk.metric_report import MetricReport
-from serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
-from serve.telemetry.spans import Sampling, Span, Tracer
-from stores.errors import StoreUnavailable
-from stores.memory import MemoryStore
+from hotplate.bench.process import free_port
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.reader import TieredReader, open_reader
+from hotplate.serve.telemetry.sdk.exporters import SpanSender, exporters_for
+from hotplate.serve.telemetry.sdk.metric_report import MetricReport
+from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
+from hotplate.serve.telemetry.spans import Sampling, Span, Tracer
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.memory import MemoryStore
 from tests.support.collector import Collector, collector
 from tests.support.cosmos_account import Account
 from tests.support.lane import Pair, exchange

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from serve.telemetry.span_queue import SpanQueue
-from serve.telemetry.spans import Span
+from hotplate.serve.telemetry.span_queue import SpanQueue
+from hotplate.serve.telemetry.spans import Span
 
 
 def a_span(number: int) -> Span:

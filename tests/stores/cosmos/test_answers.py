@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import orjson
 import pytest
 
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Offer, Throughput, parse
-from stores.errors import StoreFull
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Offer, Throughput, parse
+from hotplate.stores.errors import StoreFull
 from tests.support.cosmos_account import Counted
 from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal, scripted
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from stores import lifecycle as life
-from stores.cosmos.errors import ContainerMissing
-from stores.cosmos.retry import CONTAINER_VISIBLE_S
-from stores.errors import StoreError
-from stores.store import Plan, Row
+from hotplate.stores import lifecycle as life
+from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.retry import CONTAINER_VISIBLE_S
+from hotplate.stores.errors import StoreError
+from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n}", b"%d" % n) for n in range(10))]

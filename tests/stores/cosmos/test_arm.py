@@ -15,10 +15,10 @@ from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.mgmt.cosmosdb import CosmosDBManagementClient
 
-from stores.cosmos.arm import ArmContainers
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
-from stores.cosmos.url import Address, Offer, Throughput, parse
-from stores.errors import StoreMisused
+from hotplate.stores.cosmos.arm import ArmContainers
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
+from hotplate.stores.cosmos.url import Address, Offer, Throughput, parse
+from hotplate.stores.errors import StoreMisused
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
-from stores.cosmos.items import VersionedItem
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Address, Offer, Throughput
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
+from hotplate.stores.cosmos.items import VersionedItem
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Address, Offer, Throughput
 from tests.support.cosmos_account import Account, Counted, with_container
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}

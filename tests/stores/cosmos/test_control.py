@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Throughput, parse
-from stores.errors import StoreUnavailable
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.errors import CosmosUnavailable
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Throughput, parse
+from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account, Counted, with_container
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from azure.core.credentials import AccessToken
 
-from stores.catalogue import ReleaseId
-from stores.cosmos.arm import ArmContainers
-from stores.cosmos.containers import Containers, open_containers
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.rest import RestClient
-from stores.cosmos.store import CosmosStore, open_url
-from stores.cosmos.url import KEY, parse
-from stores.encoding import OFFSET_BYTES, Checksum
-from stores.errors import StoreError, StoreMisused
-from stores.lifecycle import activate, prune, publish, rollback
-from stores.store import Level, Plan, Row
-from stores.verification import verify
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.cosmos.arm import ArmContainers
+from hotplate.stores.cosmos.containers import Containers, open_containers
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.errors import CosmosUnavailable
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.store import CosmosStore, open_url
+from hotplate.stores.cosmos.url import KEY, parse
+from hotplate.stores.encoding import OFFSET_BYTES, Checksum
+from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.lifecycle import activate, prune, publish, rollback
+from hotplate.stores.store import Level, Plan, Row
+from hotplate.stores.verification import verify
 from tests.support.command import failed, hotplate_process
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of

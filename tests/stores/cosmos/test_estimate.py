@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from stores import lifecycle as life
-from stores.cosmos.charges import load, typical_ru
-from stores.cosmos.estimate import bill_of
-from stores.cosmos.items import container_of
-from stores.cosmos.url import parse
-from stores.errors import ReleaseCorrupt
-from stores.estimate import estimate
-from stores.manifest import Manifest
-from stores.memory import MemoryStore
-from stores.store import Estimate, Plan, Provisioned, Row, Store
-from stores.transfer import copy, estimate_copy
+from hotplate.stores import lifecycle as life
+from hotplate.stores.cosmos.charges import load, typical_ru
+from hotplate.stores.cosmos.estimate import bill_of
+from hotplate.stores.cosmos.items import container_of
+from hotplate.stores.cosmos.url import parse
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.estimate import estimate
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Estimate, Plan, Provisioned, Row, Store
+from hotplate.stores.transfer import copy, estimate_copy
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.planning import a_plan
 from tests.support.stores import as_bodies, ref_of

@@ -2,12 +2,12 @@
 
 import secrets
 
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-from stores.connect import connect
-from stores.cosmos import examination
-from stores.cosmos.url import parse
-from stores.doctor import examine
-from stores.store import Finding, Level
+from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from hotplate.stores.connect import connect
+from hotplate.stores.cosmos import examination
+from hotplate.stores.cosmos.url import parse
+from hotplate.stores.doctor import examine
+from hotplate.stores.store import Finding, Level
 from tests.support.cosmos_account import Account
 from tests.support.service import a_list, publish_to
 

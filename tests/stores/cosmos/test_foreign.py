@@ -18,14 +18,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from bench.cosmos_emulator.server import make_certificate
-from stores.catalogue import ReleaseId
-from stores.connect import connect
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.items import container_of, name_of, to_item, value_of
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Throughput, parse
+from hotplate.bench.cosmos_emulator.server import make_certificate
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.errors import CosmosUnavailable
+from hotplate.stores.cosmos.items import container_of, name_of, to_item, value_of
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Throughput, parse
 from tests.support.npm import installed
 from tests.support.stores import ref
 

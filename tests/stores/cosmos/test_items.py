@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.catalogue import ReleaseId, ReleaseRef
-from stores.cosmos.charges import load
-from stores.cosmos.items import (
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.cosmos.charges import load
+from hotplate.stores.cosmos.items import (
     DEFINITION,
     MAX_ITEM_BYTES,
     STATE,
@@ -17,10 +17,10 @@ from stores.cosmos.items import (
     to_item,
     value_of,
 )
-from stores.cosmos.requests import NAME
-from stores.cosmos.rows import METAS, ROWS
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
-from stores.keys import KINDS, MAX_ID_BYTES
+from hotplate.stores.cosmos.requests import NAME
+from hotplate.stores.cosmos.rows import METAS, ROWS
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
+from hotplate.stores.keys import KINDS, MAX_ID_BYTES
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
 

@@ -7,19 +7,19 @@ import sys
 
 import pytest
 
-from stores import lifecycle as life
-from stores.catalogue import State
-from stores.connect import connect
-from stores.store import Plan
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import State
+from hotplate.stores.connect import connect
+from hotplate.stores.store import Plan
 from tests.support.cosmos_account import Account, Counted
 from tests.support.cosmos_simulation import ROWS, batches
 from tests.support.stores import lapse, ref_of
 
 PUBLISHER = """
 import asyncio, sys
-from stores.connect import connect
-from stores.lifecycle import publish
-from stores.store import Plan
+from hotplate.stores.connect import connect
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Plan
 from tests.support.cosmos_simulation import ROWS, batches
 
 async def acknowledged():

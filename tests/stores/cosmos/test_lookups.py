@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from stores.catalogue import ReleaseId
-from stores.cosmos.items import container_of, name_of
-from stores.cosmos.requests import DEADLINE_S
-from stores.cosmos.retry import UNAVAILABLE_S
-from stores.cosmos.store import CosmosStore
-from stores.errors import ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
-from stores.store import Plan, Row
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.cosmos.items import container_of, name_of
+from hotplate.stores.cosmos.requests import DEADLINE_S
+from hotplate.stores.cosmos.retry import UNAVAILABLE_S
+from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
+from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.stores import draft_of, ref
 

@@ -4,15 +4,15 @@ import asyncio
 
 import pytest
 
-from stores import lifecycle as life
-from stores.catalogue import ReleaseId
-from stores.cosmos.items import container_of, name_of
-from stores.cosmos.store import CosmosStore
-from stores.errors import ReleaseCorrupt
-from stores.memory import MemoryStore
-from stores.store import Plan, Row
-from stores.transfer import copy, repair
-from stores.verification import scrub, verify
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.cosmos.items import container_of, name_of
+from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.transfer import copy, repair
+from hotplate.stores.verification import scrub, verify
 from tests.support.cosmos_simulation import ROWS, SimulatedAccount, batches, with_simulation
 from tests.support.stores import published_rows, ref_of
 

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 import orjson
 import pytest
 
-from bench.process import free_port
-from stores.cosmos.errors import CosmosUnavailable, MalformedResponse
-from stores.cosmos.rest import RestClient
-from stores.cosmos.topology import MAX_FAILURES, Location, account_properties
-from stores.cosmos.url import parse
-from stores.http1 import RequestFailed, Response
+from hotplate.bench.process import free_port
+from hotplate.stores.cosmos.errors import CosmosUnavailable, MalformedResponse
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.topology import MAX_FAILURES, Location, account_properties
+from hotplate.stores.cosmos.url import parse
+from hotplate.stores.http1 import RequestFailed, Response
 from tests.support.cosmos_account import Account, Counted, with_container
 from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted
 from tests.support.virtual import VirtualLoop, in_virtual_time
@@ -25,8 +25,8 @@ EAST, WEST = "Emulated East", "Emulated West"
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let regions that were left be looked at soon."""
-    monkeypatch.setattr("stores.cosmos.topology.PROBE_PAUSE_S", (0.05, 0.1))
-    monkeypatch.setattr("stores.cosmos.topology.MIN_REFRESH_INTERVAL_S", 0.0)
+    monkeypatch.setattr("hotplate.stores.cosmos.topology.PROBE_PAUSE_S", (0.05, 0.1))
+    monkeypatch.setattr("hotplate.stores.cosmos.topology.MIN_REFRESH_INTERVAL_S", 0.0)
 
 
 @pytest.fixture

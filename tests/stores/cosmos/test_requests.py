@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
-from stores.cosmos.url import EMULATOR_KEY
-from stores.errors import StoreMisused
+from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
+from hotplate.stores.cosmos.url import EMULATOR_KEY
+from hotplate.stores.errors import StoreMisused
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import signed
 

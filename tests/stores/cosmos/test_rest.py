@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.drills.proxy import through
-from stores.cosmos.control import AccountContainers
-from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import parse
-from stores.errors import StoreMisused
+from hotplate.bench.drills.proxy import through
+from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.errors import CosmosUnavailable
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import parse
+from hotplate.stores.errors import StoreMisused
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import ITEM, NAME, Account, Counted, emulated_account, filled
 
@@ -55,7 +55,7 @@ async def test_the_error_names_a_clock_that_is_an_hour_off(
 async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothing(
     account: Account, observer: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.http1.STALE_S", -1.0)
+    monkeypatch.setattr("hotplate.stores.http1.STALE_S", -1.0)
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = RestClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
@@ -115,5 +115,7 @@ async def test_a_closed_client_opens_nothing_again(account: Account, observer: C
 
 
 def test_nothing_of_azure_is_imported_for_a_key() -> None:
-    program = "import sys, stores.cosmos.rest; print([name for name in sys.modules if name.startswith('azure')])"
+    program = (
+        "import sys, hotplate.stores.cosmos.rest; print([name for name in sys.modules if name.startswith('azure')])"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"

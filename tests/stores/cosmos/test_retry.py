@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from stores import lifecycle as life
-from stores.catalogue import ReleaseId
-from stores.cosmos.containers import POLL_S, writing_throughput
-from stores.cosmos.retry import BURST_S, RateLimiter
-from stores.cosmos.url import Throughput, parse
-from stores.store import Plan, Row
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.cosmos.containers import POLL_S, writing_throughput
+from hotplate.stores.cosmos.retry import BURST_S, RateLimiter
+from hotplate.stores.cosmos.url import Throughput, parse
+from hotplate.stores.store import Plan, Row
 from tests.support.clock import FakeClock
 from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
 from tests.support.stores import as_bodies, draft_of, ref

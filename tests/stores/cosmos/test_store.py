@@ -10,17 +10,17 @@ from functools import partial
 
 import pytest
 
-from stores import catalogue as changes
-from stores import lifecycle as life
-from stores.catalogue import GRACE_S, Catalogue, ReleaseId
-from stores.connect import connect
-from stores.cosmos.containers import open_containers
-from stores.cosmos.items import CONTROL
-from stores.cosmos.rest import RestClient
-from stores.cosmos.store import CosmosStore
-from stores.cosmos.url import Throughput, parse
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from stores.store import Diagnosed, Plan, ProvisionedStore, Row
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.cosmos.containers import open_containers
+from hotplate.stores.cosmos.items import CONTROL
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.url import Throughput, parse
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.store import Diagnosed, Plan, ProvisionedStore, Row
 from tests.support.cosmos_account import Account
 from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
 from tests.support.stores import begin, draft_of, ref, step
@@ -254,13 +254,15 @@ def test_a_url_opens_nothing_by_itself() -> None:
 
 def test_an_extra_that_is_not_installed_is_named() -> None:
     url = "cosmos+http://127.0.0.1:9/d"
-    program = f"import sys; sys.modules['httptools'] = None\nfrom stores.connect import connect; connect({url!r})"
+    program = (
+        f"import sys; sys.modules['httptools'] = None\nfrom hotplate.stores.connect import connect; connect({url!r})"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert re.search(r"StoreMisused: httptools\S* is not installed.*'hotplate\[cosmos\]'$", done.stderr.strip())
 
 
 def test_a_control_plane_that_is_not_installed_is_named_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "stores.cosmos.control", None)
+    monkeypatch.setitem(sys.modules, "hotplate.stores.cosmos.control", None)
     address = parse("cosmos+http://127.0.0.1:9/d", {})
     with pytest.raises(StoreMisused, match=r"is not installed; install it with: pip install 'hotplate\[cosmos\]'"):
         open_containers(address, RestClient(address))
@@ -270,9 +272,9 @@ def test_a_worker_that_only_serves_never_imports_the_control_plane(cosmos_http: 
     """Reads by key, follows, and looks for warnings, as `serve` does."""
     program = """
 import asyncio, sys
-from stores import lifecycle
-from stores.catalogue import ReleaseRef
-from stores.connect import connect
+from hotplate.stores import lifecycle
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.connect import connect
 
 async def main():
     store = connect(sys.argv[1])

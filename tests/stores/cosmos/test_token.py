@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from azure.core.credentials import AccessToken
 
-from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.requests import TOKEN_PAUSE_S
-from stores.cosmos.rest import RestClient
-from stores.cosmos.url import Address
+from hotplate.stores.cosmos.errors import CosmosUnavailable
+from hotplate.stores.cosmos.requests import TOKEN_PAUSE_S
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import Address
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import NAME, Account, Counted, emulated_account, filled
 from tests.support.entra import Issued

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from stores import catalogue as changes
-from stores import lifecycle as life
-from stores.catalogue import DraftRef, ReleaseId
-from stores.cosmos.items import STATE, Item, ItemWritten, container_of
-from stores.cosmos.store import CosmosStore
-from stores.errors import ReleaseConflict
-from stores.store import Plan, Row
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import DraftRef, ReleaseId
+from hotplate.stores.cosmos.items import STATE, Item, ItemWritten, container_of
+from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.errors import ReleaseConflict
+from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.stores import begin, draft_of, lapse, ref
 

@@ -6,14 +6,14 @@ from functools import partial
 
 import pytest
 
-from stores import lifecycle as life
-from stores.catalogue import ReleaseId
-from stores.cosmos.errors import CosmosThrottled, CosmosUnavailable
-from stores.cosmos.items import container_of
-from stores.cosmos.retry import THROTTLED_S, UNAVAILABLE_S
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
-from stores.store import Plan, Row
-from stores.verification import verify
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.cosmos.errors import CosmosThrottled, CosmosUnavailable
+from hotplate.stores.cosmos.items import container_of
+from hotplate.stores.cosmos.retry import THROTTLED_S, UNAVAILABLE_S
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import ROWS, SimulatedAccount, batches, with_simulation
 from tests.support.soak import scaled
 from tests.support.stores import draft_of, published_rows, ref, ref_of

@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from stores.catalogue import LEASE_S, ReleaseId, State, follows
-from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
-from stores.file import backup as backups
-from stores.file.backup import backup, restore
-from stores.file.store import LmdbStore
-from stores.lifecycle import abort, activate, begin, prune, publish, rollback, start_canary
-from stores.store import Plan, Row
-from stores.verification import verify
+from hotplate.stores.catalogue import LEASE_S, ReleaseId, State, follows
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
+from hotplate.stores.file import backup as backups
+from hotplate.stores.file.backup import backup, restore
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.lifecycle import abort, activate, begin, prune, publish, rollback, start_canary
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.stores import batches, published_rows, ref_of
 
@@ -154,8 +154,8 @@ async def test_a_disk_without_room_is_refused_with_the_numbers(
 KILLED = """
 import asyncio, sys
 from pathlib import Path
-from stores.file.backup import backup
-from stores.file.store import LmdbStore
+from hotplate.stores.file.backup import backup
+from hotplate.stores.file.store import LmdbStore
 
 def on_progress(done, total):
     print(done, flush=True)
@@ -257,7 +257,7 @@ async def test_what_is_being_pruned_is_put_back_under_another_incarnation(
         raise ReleaseConflict("stopped between marking and erasing")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stores.lifecycle._drop", stop)
+        patch.setattr("hotplate.stores.lifecycle._drop", stop)
         with pytest.raises(ReleaseConflict, match="stopped"):
             await prune(store, keep=0)
     assert (await restore(target, store, over=True)).copied_bytes > 0
@@ -349,7 +349,7 @@ async def test_a_restore_that_ends_before_its_last_step_changes_nothing_that_is_
         raise StoreFull("ended")
 
     with monkeypatch.context() as patch:
-        patch.setattr("stores.file.catalogue.CatalogueFile.replace", end)
+        patch.setattr("hotplate.stores.file.catalogue.CatalogueFile.replace", end)
         with pytest.raises(StoreFull, match="ended"):
             await restore(target, store, over=True)
     assert await store.catalogue() == before

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from stores.catalogue import DraftRef, ReleaseId
-from stores.errors import ReleaseCorrupt, ReleaseNotFound
-from stores.file import block_sums
-from stores.file.store import LmdbStore, damaged_files
-from stores.lifecycle import publish
-from stores.store import Diagnosed, LocalReader, Plan, Row
-from stores.verification import verify
+from hotplate.stores.catalogue import DraftRef, ReleaseId
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.file import block_sums
+from hotplate.stores.file.store import LmdbStore, damaged_files
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Diagnosed, LocalReader, Plan, Row
+from hotplate.stores.verification import verify
 from tests.support.soak import SEED, scaled
 from tests.support.stores import batches, ref_of
 
@@ -294,9 +294,9 @@ async def test_a_release_that_was_published_and_then_damaged_is_refused_by_verif
 READER = """
 import asyncio, random, sys
 from pathlib import Path
-from stores.catalogue import ReleaseRef
-from stores.errors import ReleaseCorrupt
-from stores.file.store import LmdbStore
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.file.store import LmdbStore
 
 async def main(folder, release, changes, seed):
     path, draw = folder / "releases" / f"{release.incarnation}.mdb", random.Random(seed)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from stores.catalogue import LEASE_S, State
-from stores.errors import StoreFull
-from stores.file.store import LmdbStore
-from stores.lifecycle import activate, prune, publish, rollback
-from stores.store import Plan, Row
-from stores.verification import verify
+from hotplate.stores.catalogue import LEASE_S, State
+from hotplate.stores.errors import StoreFull
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.lifecycle import activate, prune, publish, rollback
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.small_disk import small_disk
 from tests.support.stores import batches
@@ -105,11 +105,11 @@ async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some
 LIMITED = """
 import asyncio, resource, sys
 from pathlib import Path
-from stores.errors import StoreFull
-from stores.encoding import body_of
-from stores.lifecycle import publish
-from stores.file.store import LmdbStore
-from stores.store import Plan, Row
+from hotplate.stores.errors import StoreFull
+from hotplate.stores.encoding import body_of
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.store import Plan, Row
 
 async def batches():
     yield [Row("popular:", body_of(b"{}"))]

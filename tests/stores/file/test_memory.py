@@ -10,17 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve.reader import TieredReader
-from stores.catalogue import ReleaseRef
-from stores.errors import NotInMemory, ReleaseCorrupt, StoreMisused, StoreUnavailable
-from stores.file import memory
-from stores.file import release as release_module
-from stores.file.memory import check_lockable, mapped_at, room_bytes
-from stores.file.pages import PagedFile
-from stores.file.release import ReleaseFile
-from stores.file.store import LmdbStore, check_live_lockable
-from stores.lifecycle import publish
-from stores.store import Plan, Row
+from hotplate.serve.reader import TieredReader
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import NotInMemory, ReleaseCorrupt, StoreMisused, StoreUnavailable
+from hotplate.stores.file import memory
+from hotplate.stores.file import release as release_module
+from hotplate.stores.file.memory import check_lockable, mapped_at, room_bytes
+from hotplate.stores.file.pages import PagedFile
+from hotplate.stores.file.release import ReleaseFile
+from hotplate.stores.file.store import LmdbStore, check_live_lockable
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Plan, Row
 from tests.support.page_cache import PAGE, absent_pages, evict
 from tests.support.soak import SEED
 from tests.support.stores import batches, ref_of

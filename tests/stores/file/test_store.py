@@ -10,16 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from stores.catalogue import ReleaseRef
-from stores.connect import connect, default_url
-from stores.errors import CatalogueUnreadable, ReleaseCorrupt, StoreFull, StoreMisused, StoreUnavailable
-from stores.file import catalogue as catalogue_file
-from stores.file.draft import file_bytes
-from stores.file.store import LmdbStore
-from stores.lifecycle import prune, publish
-from stores.memory import MemoryStore
-from stores.store import Plan, Row
-from stores.urls import redacted
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.connect import connect, default_url
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.file import catalogue as catalogue_file
+from hotplate.stores.file.draft import file_bytes
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.lifecycle import prune, publish
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.urls import redacted
 from tests.support.clock import FakeClock
 from tests.support.stores import as_bodies, batches, ref_of
 
@@ -119,7 +119,7 @@ async def test_the_estimated_size_of_a_file_suffices_and_is_not_far_off(tmp_path
 
 
 async def test_more_rows_than_planned_are_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.file.draft.FIRST_MAP_BYTES", 1 << 16)
+    monkeypatch.setattr("hotplate.stores.file.draft.FIRST_MAP_BYTES", 1 << 16)
     store = LmdbStore(tmp_path)
     manifest = (await publish(store, batches(ROWS[:400]), plan=Plan(1, 1), about={})).manifest
     assert manifest.counts["user"] == 399

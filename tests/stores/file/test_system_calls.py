@@ -7,12 +7,12 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull
-from stores.file import block_sums
-from stores.file.catalogue import CatalogueFile
-from stores.file.store import LmdbStore
-from stores.store import Plan, Row
+from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull
+from hotplate.stores.file import block_sums
+from hotplate.stores.file.catalogue import CatalogueFile
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.store import Plan, Row
 from tests.support.system_calls import Killed, Process, Schedule, finish, patch_calls, run, schedules
 
 ID = ReleaseId("20261120T064200Z-aaaa")

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, succeed
-from stores.errors import ReleaseConflict, ReleaseNotFound
-from stores.file.draft import DraftFile
-from stores.file.store import LmdbStore
-from stores.keys import MANIFEST
-from stores.lifecycle import begin, publish
-from stores.memory import MemoryStore
-from stores.store import Plan, Row
-from stores.transfer import copy
+from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, succeed
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
+from hotplate.stores.file.draft import DraftFile
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.keys import MANIFEST
+from hotplate.stores.lifecycle import begin, publish
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.transfer import copy
 from tests.support.clock import FakeClock
 from tests.support.stores import as_bodies, batches
 
@@ -34,12 +34,12 @@ DEADLINE_S = 60
 WRITER = """
 import asyncio, json, sys
 from pathlib import Path
-from stores.catalogue import DraftRef
-from stores.errors import StoreError
-from stores.file.draft import DraftFile
-from stores.file.store import LmdbStore
-from stores.keys import MANIFEST
-from stores.store import Plan, Row
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.errors import StoreError
+from hotplate.stores.file.draft import DraftFile
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.keys import MANIFEST
+from hotplate.stores.store import Plan, Row
 
 async def main():
     store, draft = LmdbStore(Path(sys.argv[1])), DraftRef(*sys.argv[2:5])

@@ -6,19 +6,26 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hotplate.serve.breaker import FAILURES
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.connect import connect
+from hotplate.stores.doctor import examine
+from hotplate.stores.errors import (
+    PartUnavailable,
+    ReleaseConflict,
+    ReleaseNotFound,
+    StoreError,
+    StoreMisused,
+    StoreUnavailable,
+)
+from hotplate.stores.lifecycle import activate, prune, publish, rollback
+from hotplate.stores.redis.keys import BUCKETS, Keys
+from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.topology import Endpoint, Layout, Topology
+from hotplate.stores.redis.url import parse_cluster
+from hotplate.stores.store import Level, Plan, Row
+from hotplate.stores.verification import scrub, verify
 from hotplate.testing import OpenStore, StoreContract
-from serve.breaker import FAILURES
-from stores.catalogue import DraftRef
-from stores.connect import connect
-from stores.doctor import examine
-from stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
-from stores.lifecycle import activate, prune, publish, rollback
-from stores.redis.keys import BUCKETS, Keys
-from stores.redis.store import RedisStore, open_url
-from stores.redis.topology import Endpoint, Layout, Topology
-from stores.redis.url import parse_cluster
-from stores.store import Level, Plan, Row
-from stores.verification import scrub, verify
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import SLOTS, RedisCluster
 from tests.support.redis_server import RedisServer, users_of_the_guide

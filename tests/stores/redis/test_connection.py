@@ -13,13 +13,13 @@ import hiredis
 import pytest
 from redis.asyncio.connection import Connection
 
-from stores.catalogue import ReleaseRef
-from stores.errors import StoreMisused, StoreUnavailable
-from stores.redis.connection import PipelinedConnection, Reconnector
-from stores.redis.store import RedisStore, open_url
-from stores.redis.topology import ONLY
-from stores.redis.url import Address, Role, parse
-from stores.store import Plan, Row
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.redis.connection import PipelinedConnection, Reconnector
+from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.topology import ONLY
+from hotplate.stores.redis.url import Address, Role, parse
+from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import RedisServer
 from tests.support.stores import FIRST, draft_of, ref, write
 from tests.support.streams import listening
@@ -122,7 +122,7 @@ class Moving:
 async def test_a_server_that_has_moved_is_followed_without_a_pause(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.connection.FIRST_PAUSE_S", 3600.0)
+    monkeypatch.setattr("hotplate.stores.redis.connection.FIRST_PAUSE_S", 3600.0)
     there = parse(redis_server.url())
     moving = Moving(replace(there, port=1))
     kept = Reconnector(moving, 60.0)
@@ -161,7 +161,7 @@ async def test_whatever_fails_in_a_connection_ends_it_and_is_logged(
     subscription = Reconnector(parse(redis_server.url()), 60.0, on_message=fail)
     first = await subscription.connection()
     await first.send_command(b"SUBSCRIBE", channel)
-    with caplog.at_level(logging.WARNING, "stores.redis"):
+    with caplog.at_level(logging.WARNING, "hotplate.stores.redis"):
         redis_server.execute_command("PUBLISH", channel, "1")
         async with asyncio.timeout(SOON_S):
             while first.error is None:

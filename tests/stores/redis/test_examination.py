@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from stores import lifecycle as life
-from stores.connect import connect
-from stores.doctor import examine
-from stores.redis import examination
-from stores.redis.url import parse
-from stores.store import Finding, Level, Plan, Row
+from hotplate.stores import lifecycle as life
+from hotplate.stores.connect import connect
+from hotplate.stores.doctor import examine
+from hotplate.stores.redis import examination
+from hotplate.stores.redis.url import parse
+from hotplate.stores.store import Finding, Level, Plan, Row
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer, running
 from tests.support.service import a_list, publish_to

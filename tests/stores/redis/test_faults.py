@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.drills.proxy import Proxy, through
-from stores import catalogue as changes
-from stores.catalogue import DraftRef
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
-from stores.lifecycle import activate, prune, publish, rollback
-from stores.redis.connection import FIRST_PAUSE_S, MAX_PAUSE_S
-from stores.redis.keys import BUCKETS
-from stores.redis.store import RedisStore, open_url
-from stores.store import Plan, Row, Slot
-from stores.verification import verify
+from hotplate.bench.drills.proxy import Proxy, through
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
+from hotplate.stores.lifecycle import activate, prune, publish, rollback
+from hotplate.stores.redis.connection import FIRST_PAUSE_S, MAX_PAUSE_S
+from hotplate.stores.redis.keys import BUCKETS
+from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.store import Plan, Row, Slot
+from hotplate.stores.verification import verify
 from tests.support.redis_server import RedisServer, running
 from tests.support.stores import (
     FIRST,
@@ -317,10 +317,10 @@ async def test_a_publish_outlives_a_reset_and_loses_and_repeats_nothing(remote: 
 
 PUBLISHER = """
 import asyncio, sys
-from stores.connect import connect
-from stores.encoding import body_of
-from stores.lifecycle import publish
-from stores.store import Plan, Row
+from hotplate.stores.connect import connect
+from hotplate.stores.encoding import body_of
+from hotplate.stores.lifecycle import publish
+from hotplate.stores.store import Plan, Row
 
 async def batches():
     yield [Row("popular:", body_of(b"{}"))]

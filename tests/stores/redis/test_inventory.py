@@ -12,11 +12,11 @@ from typing import cast
 import pytest
 import redis
 
-from stores.catalogue import ReleaseRef, State
-from stores.connect import connect
-from stores.errors import StoreError
-from stores.lifecycle import prune, publish
-from stores.store import Plan, Row, Store
+from hotplate.stores.catalogue import ReleaseRef, State
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import StoreError
+from hotplate.stores.lifecycle import prune, publish
+from hotplate.stores.store import Plan, Row, Store
 from tests.support.redis_server import RedisServer, running
 from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
 
@@ -114,7 +114,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
         made.reached.set()
         await made.ended.wait()
 
-    monkeypatch.setattr("stores.throttle.AdaptiveThrottle.pause_s", lambda *_: PAUSE_S)
+    monkeypatch.setattr("hotplate.stores.throttle.AdaptiveThrottle.pause_s", lambda *_: PAUSE_S)
     monkeypatch.setattr(asyncio, "sleep", paused)
     return made
 

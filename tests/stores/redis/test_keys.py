@@ -3,8 +3,8 @@
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from stores.catalogue import ReleaseRef
-from stores.redis.keys import BUCKETS, KEPT, Keys
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.redis.keys import BUCKETS, KEPT, Keys
 from tests.support.stores import FIRST
 
 INCARNATION = "0123456789ab"

@@ -8,16 +8,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import hiredis
 import pytest
 
+from hotplate.stores.catalogue import ReleaseId, commit
+from hotplate.stores.doctor import examine
+from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
+from hotplate.stores.lifecycle import change
+from hotplate.stores.redis.lookups import ServerLookups
+from hotplate.stores.redis.sentinel import Sentinels
+from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.url import parse_sentinel
+from hotplate.stores.store import Finding, Level, Plan, Row
 from hotplate.testing import StoreContract
-from stores.catalogue import ReleaseId, commit
-from stores.doctor import examine
-from stores.errors import ReleaseNotFound, StoreUnavailable
-from stores.lifecycle import change
-from stores.redis.lookups import ServerLookups
-from stores.redis.sentinel import Sentinels
-from stores.redis.store import RedisStore, open_url
-from stores.redis.url import parse_sentinel
-from stores.store import Finding, Level, Plan, Row
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment, wait
 from tests.support.stores import FIRST, SECOND, OpenStore, begin, draft_of, ref, write
 from tests.support.streams import listening

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 import pytest
 from redis import exceptions as foreign
 
-from stores import catalogue as changes
-from stores.catalogue import DraftRef, ReleaseId
-from stores.connect import connect
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from stores.lifecycle import activate, prune, publish, rollback
-from stores.redis.connection import translated
-from stores.redis.keys import BUCKETS
-from stores.redis.store import RedisStore, open_url
-from stores.redis.writer import MAX_ROWS
-from stores.store import Plan, Row
-from stores.verification import scrub, verify
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import DraftRef, ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.lifecycle import activate, prune, publish, rollback
+from hotplate.stores.redis.connection import translated
+from hotplate.stores.redis.keys import BUCKETS
+from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.writer import MAX_ROWS
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.verification import scrub, verify
 from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.stores import FIRST, SECOND, batches, begin, draft_of, ref, scanned, step, write
 
@@ -157,7 +157,7 @@ async def test_a_draft_that_is_sealed_or_erased_while_it_is_written_takes_no_mor
 async def test_a_change_is_announced_and_need_not_be_polled_for(
     redis: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.control.POLL_S", 3600.0)
+    monkeypatch.setattr("hotplate.stores.redis.control.POLL_S", 3600.0)
     reader = open_url(redis_server.url(prefix=prefix))
     await begin(redis, FIRST)
     watched = reader.changes()
@@ -174,7 +174,7 @@ async def test_a_change_is_announced_and_need_not_be_polled_for(
 async def test_a_user_who_may_not_subscribe_still_sees_a_change(
     redis: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.control.POLL_S", 0.02)
+    monkeypatch.setattr("hotplate.stores.redis.control.POLL_S", 0.02)
     redis_server.execute_command("ACL", "SETUSER", prefix, "on", ">open", f"~*{prefix}*", "resetchannels", "+@all")
     limited = open_url(redis_server.url(prefix=prefix, user=f"{prefix}:open@"))
     await begin(limited, FIRST)
@@ -189,7 +189,7 @@ async def test_a_user_who_may_not_subscribe_still_sees_a_change(
 async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.control.POLL_S", 3600.0)
+    monkeypatch.setattr("hotplate.stores.redis.control.POLL_S", 3600.0)
     urls = users_of_the_guide(prefix, redis_server.execute_command, redis_server.url)
     publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
     rows, plan = [Row("popular:", b"{}"), *USERS[:2]], Plan(3, 100)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stores.connect import connect
-from stores.errors import StoreMisused
-from stores.redis.url import Read, parse, parse_sentinel
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.redis.url import Read, parse, parse_sentinel
 
 
 def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
@@ -81,9 +81,9 @@ def test_nothing_that_can_be_printed_shows_the_password() -> None:
 
 
 def test_without_redis_py_the_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith(("stores.redis.", "redis"))]:
+    for name in [name for name in sys.modules if name.startswith(("hotplate.stores.redis.", "redis"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("stores.redis.store", raising=False)  # what the package was given by an import before
+    monkeypatch.delattr("hotplate.stores.redis.store", raising=False)  # what the package was given by an import before
     for name in ("redis", "redis.asyncio", "redis.asyncio.connection", "redis.exceptions"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError) as caught:

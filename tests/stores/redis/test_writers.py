@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.drills.proxy import through
-from stores.catalogue import DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreUnavailable
-from stores.redis.keys import BUCKETS
-from stores.redis.store import RedisStore, open_url
-from stores.redis.writer import MAX_ROWS, RowsLost, with_retries
-from stores.store import Plan, Row
+from hotplate.bench.drills.proxy import through
+from hotplate.stores.catalogue import DraftRef, ReleaseRef
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreUnavailable
+from hotplate.stores.redis.keys import BUCKETS
+from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.writer import MAX_ROWS, RowsLost, with_retries
+from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST

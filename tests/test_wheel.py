@@ -1,0 +1,100 @@
+"""The wheel: it has one top-level name, and works in an application that has packages of the rooms' names."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
+
+from tests.support.paths import ROOT
+
+# Packages of the application's own by their names, and a module in each; hotplate has each of them, too.
+MODULES = {"stores": "encoding", "offline": "model", "serve": "lists", "bench": "process"}
+OWN = sorted(f"{room}.{module}" for room, module in MODULES.items())
+APPLICATION = f"""
+import asyncio, os, sys
+import {", ".join(OWN)}
+import hotplate
+from hotplate.cli.main import command
+
+STORE = f"file://{{os.getcwd()}}/store"
+
+def run(*arguments):
+    command(arguments)(arguments, standalone_mode=False)
+
+async def read():
+    async with hotplate.open(STORE) as lists:
+        print(*(item["id"] for item in lists.popular(n=1).items))
+
+run("train", "clicks.csv", "--engine", "popularity", "--no-tune", "--out", "model")
+run("publish", "model", "--store", STORE)
+run("lookup", "u1", "--store", STORE)
+run("plan", "--users", "1000", "--peak-rps", "10")
+asyncio.run(read())
+print(*({", ".join(f"{name}.OWNER" for name in OWN)}))
+print(*sorted(name for name in sys.modules if name.partition(".")[0] in {tuple(MODULES)}))
+print(hotplate.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("wheel")))))
+
+
+def contents(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def test_the_wheel_has_every_file_of_the_rooms_below_one_name_but_not_what_measures_a_checkout(wheel: Path) -> None:
+    found = [path for folder in ("hotplate", *MODULES) for path in (ROOT / folder).rglob("*") if path.is_file()]
+    names = [path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts]
+    kept = [name for name in names if not name.startswith(("bench/micro/", "bench/history"))]
+    assert contents(wheel) == {name if name.startswith("hotplate/") else f"hotplate/{name}" for name in kept}
+
+
+def test_a_wheel_made_of_the_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path)))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert contents(Path(next(WheelBuilder(str(source)).build(directory=str(tmp_path))))) == contents(wheel)
+
+
+@pytest.mark.parametrize("regular", [True, False], ids=["with __init__.py", "without __init__.py"])
+def test_an_application_with_packages_of_the_same_names_publishes_and_reads(
+    wheel: Path, tmp_path: Path, *, regular: bool
+) -> None:
+    installed, application = tmp_path / "installed", tmp_path / "application"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    for room, module in MODULES.items():
+        (application / room).mkdir(parents=True)
+        (application / room / f"{module}.py").write_text("OWNER = 'application'\n")
+        if regular:
+            (application / room / "__init__.py").touch()
+    clicks = [f"u{user},i{user * step % 9}" for user in range(20) for step in range(1, 6)]
+    (application / "clicks.csv").write_text("\n".join(["user,item", *clicks]))
+    # -S: the checkout is installed here too, by a file that only `site` reads.
+    path = [str(installed), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", APPLICATION],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=application,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, popular, owners, bare, origin = done.stdout.splitlines()
+    assert re.fullmatch(r"i\d", popular)
+    assert owners.split() == ["application"] * 4
+    assert bare.split() == sorted([*MODULES, *OWN])
+    assert origin == f"{installed}/hotplate/__init__.py"
