@@ -112,7 +112,8 @@ def explain(figures: Mapping[str, Figure], name: str) -> Iterator[tuple[int, Fig
     yield from walk(figures[name], 0)
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Range:
     """A sum of money by its prices, and what it is if each of them is as low, or as high, as it may well be."""
 
     low: float

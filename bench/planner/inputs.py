@@ -374,7 +374,7 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
     whole = known.type in (int, int | None)
     expected = "a whole number" if whole else "a number"
     try:
-        number = _parsed(value) if isinstance(value, str) else float(_number(value))
+        number = _parsed(value)
     except (TypeError, ValueError) as error:
         raise PlanMisused(f"{label} is {value!r}, and must be {expected}") from error
     if not low <= number <= high or number == float("inf"):
@@ -385,30 +385,25 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
     return int(number) if whole else number
 
 
-def _parsed(text: str) -> float:
-    """Read a number as people write it: 2_000_000, 500k, 20M, 1.5G."""
-    factor = THOUSANDS.get(text[-1:], 1.0)
-    return float((text[:-1] if factor > 1 else text).replace("_", "")) * factor
-
-
-def _number(value: object) -> float:
+def _parsed(value: object) -> float:
+    """Return a number, or one as people write it: 2_000_000, 500k, 20M, 1.5G."""
+    if isinstance(value, str):
+        factor = THOUSANDS.get(value[-1:], 1.0)
+        return float((value[:-1] if factor > 1 else value).replace("_", "")) * factor
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
-    return value
+    return float(value)
 
 
 def _profile(value: object, label: str) -> str | tuple[float, ...]:
+    listed = value.split(",") if isinstance(value, str) and "," in value else value
     try:
-        if isinstance(value, str) and "," not in value:
-            hourly_shares(value)
-            return value
-        listed = value.split(",") if isinstance(value, str) else value
-        if not isinstance(listed, list | tuple):
+        if isinstance(listed, list | tuple):
+            listed = tuple(float(each) for each in listed)
+        elif not isinstance(listed, str):
             raise PlanMisused(f"profile is {value!r}; it takes a shape's name, or 24 numbers")
-        rates = tuple(float(each) for each in listed)
-        hourly_shares(rates)
+        hourly_shares(listed)
     except ValueError as error:  # PlanMisused is one
         sentence = str(error) if isinstance(error, PlanMisused) else f"profile is {value!r}; it takes 24 numbers"
         raise PlanMisused(sentence.replace("profile", label, 1)) from error
-    else:
-        return rates
+    return listed

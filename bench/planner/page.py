@@ -1,17 +1,16 @@
 """A plan as one HTML file that loads nothing else: figures and their formulas, curves, savings, assumptions."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from hotplate.bench.planner.figures import Figure, rounded, two_digits
+from hotplate.bench.planner.figures import rounded
 from hotplate.bench.planner.inputs import HOURS, KNOWN, hourly_shares
 from hotplate.bench.planner.plan import Plan
 from hotplate.bench.planner.review import NOT_PRICED, BreakEven, PlanReport
 from hotplate.bench.report import text
 from hotplate.bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
-from hotplate.bench.report.text import escaped, html_paragraphs, paragraphs, section, table
+from hotplate.bench.report.text import Cell, html_paragraphs, paragraphs, section, table
 
 PRICE = "usd_"
 TILES = (
@@ -51,13 +50,10 @@ def page(report: PlanReport) -> str:
         _figures(report),
     ]
     if report.savings:
-        rows = [
-            (each.change, two_digits(each.cosmos_saves), two_digits(each.redis_saves), each.drawback)
-            for each in report.savings
-        ]
         headings = ["with one thing changed", "Cosmos DB saves", "Redis saves", "drawback"]
-        parts.append(section("What would save money", table(headings, rows, (1, 2)), "USD a month, pods included."))
-    parts += [_inputs(report), _prices(report), _formulas(plan.figures.values())]
+        advice = table(headings, report.advice(), (1, 2))
+        parts.append(section("What would save money", advice, "USD a month, pods included."))
+    parts += [_inputs(report), _prices(report), _formulas(report)]
     parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
     title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
     return text.whole_page(title, f"{report.date:%Y-%m-%d} · prices of {report.prices_file}", parts)
@@ -70,21 +66,16 @@ def _between(report: PlanReport, name: str) -> str:
 
 
 def _figures(report: PlanReport) -> str:
-    bodies = []
+    rows = list[tuple[str, ...]]()
     for group, lines in report.plan.outline():
-        rows = "".join(
-            f"<tr><td>{escaped(words)}</td><td class=n>{escaped(report.shown(figure))}</td>"
-            f"<td><code>{escaped(figure.name)}</code></td></tr>"
-            for words, figure in lines
-        )
-        bodies.append(f'<tbody><tr><th colspan="3">{escaped(group)}</th></tr>{rows}</tbody>')
-    return section("What it will take", _scrolled(f'<table class="grouped">{"".join(bodies)}</table>'))
+        rows += [(group,), *((words, report.shown(figure), figure.name) for words, figure in lines)]
+    return section("What it will take", table(("", "", ""), rows, (1,), "grouped"))
 
 
 def _inputs(report: PlanReport) -> str:
     figures = report.plan.figures
     rows = [
-        [name, _described(figures[name], known.metadata["description"]), figures[name].source]
+        (name, (str(figures[name]), known.metadata["description"]), figures[name].source)
         for name, known in KNOWN.items()
         if name in figures
     ]
@@ -104,36 +95,20 @@ def _prices(report: PlanReport) -> str:
     return section("Prices", table(["price", "USD", "", "age", "where from"], rows, (1,)), lead)
 
 
-def _formulas(figures: Iterable[Figure]) -> str:
+def _formulas(report: PlanReport) -> str:
     """Show each figure with its formula, its operands and its source."""
-    rows = "".join(
-        f"<tr><td>{escaped(each.name)}</td>{_value(each)}"
-        f"<td><code>{escaped(each.formula)}</code><br><span class=soft>{escaped(_operands(each))}</span></td></tr>"
-        for each in figures
-        if each.name not in KNOWN and not each.name.startswith(PRICE)
-    )
-    return section(
-        "Why", _scrolled(f"<table><tbody>{rows}</tbody></table>"), "Every figure, its formula and its inputs."
-    )
+    rows = list[tuple[Cell, ...]]()
+    for name, figure in report.plan.figures.items():
+        if name not in KNOWN and not name.startswith(PRICE):
+            operands = ", ".join(f"{each.name} {each}" for each in figure.operands)
+            source = f"({figure.source})" if figure.source and operands else figure.source
+            rows.append((name, str(figure), (figure.formula, f"{operands} {source}".strip())))
+    return section("Why", table(("figure", "value", "formula"), rows), "Every figure, its formula and its inputs.")
 
 
 def _scrolled(content: str) -> str:
     """Let what is too wide for a telephone be scrolled, and not shrink until nobody can read it."""
     return f'<div class="scroll">{content}</div>'
-
-
-def _value(figure: Figure) -> str:
-    numeric = "" if isinstance(figure.value, str) else " class=n"  # a text is long, and may wrap
-    return f"<td{numeric}>{escaped(figure)}</td>"
-
-
-def _described(figure: Figure, description: str) -> str:
-    return f"{figure}{':' if isinstance(figure.value, str) else ''} {description}"
-
-
-def _operands(figure: Figure) -> str:
-    operands = ", ".join(f"{each.name} {each}" for each in figure.operands)
-    return f"{operands} ({figure.source})" if figure.source and operands else operands or figure.source
 
 
 @plot()

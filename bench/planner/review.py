@@ -9,11 +9,9 @@ from typing import Any
 
 from hotplate.bench.planner.cosmos import CONTROL_RU
 from hotplate.bench.planner.figures import Figure, Range, format_value, two_digits
-from hotplate.bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
+from hotplate.bench.planner.inputs import KNOWN, REPORT_FORMAT, Inputs, Layer, PlanMisused, read_toml
 from hotplate.bench.planner.plan import Plan
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
-
-REPORT_FORMAT = 2
 
 # What an account may also cost, or save, and no figure holds.
 NOT_PRICED = (
@@ -42,8 +40,6 @@ BOUND_PERCENT = 10.0
 # The table of a baseline's file that holds its figures and their bound.
 CHECK = "check"
 
-Change = tuple[str, str, dict[str, Any]]
-
 
 @dataclass(frozen=True, slots=True)
 class CostPoint:
@@ -59,16 +55,6 @@ class CostPoint:
     def redis_wins(self) -> bool:
         """Whether Redis is the cheaper one, by the prices as they stand."""
         return self.redis is not None and self.redis.value < self.cosmos.value
-
-    @property
-    def redis_may_win(self) -> bool:
-        """Whether Redis is the cheaper one, or prices are not known well enough to say that it is not."""
-        return self.redis is not None and self.redis.low <= self.cosmos.high
-
-    @property
-    def redis_surely_wins(self) -> bool:
-        """Whether Redis is the cheaper one, however far its price may be off."""
-        return self.redis is not None and self.redis.high < self.cosmos.low
 
     @property
     def sentence(self) -> str:
@@ -110,17 +96,7 @@ class BreakEven:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        points = [
-            {
-                "rps": each.rps,
-                "capacity": each.capacity,
-                "cosmos": each.cosmos._asdict(),
-                "redis": each.redis and each.redis._asdict(),
-            }
-            for each in self.points
-        ]
-        rates = {"rps": self.rps, "may_from": self.may_from, "surely_from": self.surely_from}
-        return rates | {"sentence": self.sentence, "points": points}
+        return asdict(self) | {"sentence": self.sentence}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +165,13 @@ class PlanReport:
         cost = self.cost(figure.name) if figure.unit == "USD/month" else None
         return str(figure) if cost is None else f"{cost} {figure.unit}"
 
+    def advice(self) -> list[tuple[str, str, str, str]]:
+        """Return change, what it saves with Cosmos DB and with Redis, and drawback of each saving."""
+        return [
+            (each.change, two_digits(each.cosmos_saves), two_digits(each.redis_saves), each.drawback)
+            for each in self.savings
+        ]
+
     def prices(self) -> list[tuple[str, str, str, str]]:
         """Return name, USD, basis and age of each price that the plan rests on."""
         plan, today = self.plan, self.date.date()
@@ -245,7 +228,12 @@ def find_break_even(plan: Plan) -> BreakEven:
     while points[-1].rps < high:
         points.append(cost_at(plan, min(high, points[-1].rps * step)))
 
-    def crossing(holds: Callable[[CostPoint], bool]) -> float | None:
+    def crossing(wins: Callable[[Range, Range], bool]) -> float | None:
+        """Return the rate from which Redis wins over Cosmos DB; None if it always does, or never."""
+
+        def holds(point: CostPoint) -> bool:
+            return point.redis is not None and wins(point.redis, point.cosmos)
+
         crossed = next((place for place, each in enumerate(points) if holds(each)), 0)
         if not crossed:
             return None
@@ -257,9 +245,9 @@ def find_break_even(plan: Plan) -> BreakEven:
 
     return BreakEven(
         tuple(points),
-        crossing(lambda point: point.redis_wins),
-        crossing(lambda point: point.redis_may_win),
-        crossing(lambda point: point.redis_surely_wins),
+        crossing(lambda redis, cosmos: redis.value < cosmos.value),
+        crossing(lambda redis, cosmos: redis.low <= cosmos.high),
+        crossing(lambda redis, cosmos: redis.high < cosmos.low),
     )
 
 
@@ -282,7 +270,8 @@ def _range(name: str, low: Plan, plan: Plan, high: Plan) -> Range | None:
 def find_savings(plan: Plan) -> list[Saving]:
     """Try each change by itself and return those that save something, the most first."""
     found = list[Saving]()
-    for change, drawback, inputs in _changes(plan.inputs):
+    changes = (_list_changes, _container_changes, _publishing_changes)
+    for change, drawback, inputs in (one for changes_of in changes for one in changes_of(plan.inputs)):
         changed = plan.with_inputs(**inputs)
         cosmos, redis = (_saved(plan, changed, name) for name in ("cosmos_total", "redis_total"))
         if max(cosmos, redis) >= LEAST_SAVING:
@@ -295,13 +284,7 @@ def _saved(plan: Plan, changed: Plan, name: str) -> float:
     return before - after if isinstance(before, float) and isinstance(after, float) else 0.0
 
 
-def _changes(inputs: Inputs) -> Iterator[Change]:
-    yield from _list_changes(inputs)
-    yield from _container_changes(inputs)
-    yield from _publishing_changes(inputs)
-
-
-def _list_changes(inputs: Inputs) -> Iterator[Change]:
+def _list_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
     def with_size(factor: float, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 -- inputs by name
         return changes if inputs.list_bytes is None else changes | {"list_bytes": inputs.list_bytes * factor}
 
@@ -319,7 +302,7 @@ def _list_changes(inputs: Inputs) -> Iterator[Change]:
         yield f"an in-process cache of {entries:,} lists", drawback, {"cache_entries": entries}
 
 
-def _container_changes(inputs: Inputs) -> Iterator[Change]:
+def _container_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
     if inputs.indexing == "default":
         yield "no indexing", "no queries, which a lookup never makes", {"indexing": "none"}
     if inputs.consistency in ("bounded", "strong"):
@@ -334,7 +317,7 @@ def _container_changes(inputs: Inputs) -> Iterator[Change]:
             yield f"{capacity}, not {inputs.capacity}", drawback, {"capacity": capacity}
 
 
-def _publishing_changes(inputs: Inputs) -> Iterator[Change]:
+def _publishing_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
     longer = min(inputs.refresh_hours / 2, inputs.window_hours * 4)
     if inputs.publish_ru is not None:
         half = max(1, inputs.publish_ru // 2)
@@ -437,24 +420,16 @@ def growth(plan: Plan, baseline: Baseline) -> list[Growth]:
 
 def to_toml(plan: Plan, bound_percent: float = BOUND_PERCENT) -> str:
     """Write a plan as a baseline: the inputs that are not defaults, each with its source, and the figures to check."""
-    lines = [
-        f"{name} = {_toml_value(getattr(plan.inputs, name))}  # {_printable(source)}"
-        for name, source in plan.sourced.sources.items()
-    ]
+    lines = list[str]()
+    for name, source in plan.sourced.sources.items():
+        value = json.dumps(getattr(plan.inputs, name))  # JSON of these is TOML, too
+        lines.append(f"{name} = {value}  # {''.join(each if each.isprintable() else ' ' for each in source)}")
     lines += ["", f"[{CHECK}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK}.agreed]"]
     for name in BASELINE_FIGURES:
         value = plan.figures[name].value
         if isinstance(value, int | float):
             lines.append(f"{name} = {value:.6g}  # {plan.figures[name].unit}")
     return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: object) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)  # JSON of these is TOML, too
-
-
-def _printable(source: str) -> str:
-    return "".join(each if each.isprintable() else " " for each in source)
 
 
 def _is_number(value: object) -> bool:

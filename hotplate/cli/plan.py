@@ -183,7 +183,6 @@ def _print_growth(grown: "list[Growth]", baseline: "Baseline") -> None:
 
 
 def _print_report(report: "PlanReport") -> None:
-    from hotplate.bench.planner.figures import two_digits
     from hotplate.bench.planner.review import NOT_PRICED
 
     made = report.plan
@@ -195,11 +194,7 @@ def _print_report(report: "PlanReport") -> None:
     out.print(report.break_even.sentence)
     if report.savings:
         out.print()
-        savings = [
-            (each.change, two_digits(each.cosmos_saves), two_digits(each.redis_saves), each.drawback)
-            for each in report.savings
-        ]
-        out.print(table(("saves, USD/month", "Cosmos DB", "Redis", "drawback"), savings))
+        out.print(table(("saves, USD/month", "Cosmos DB", "Redis", "drawback"), report.advice()))
     out.print()
     out.print(table(("prices", "USD", "", "age"), report.prices()))
     out.print("prices that are quoted or assumed were not checked; put yours in a file for --prices")
