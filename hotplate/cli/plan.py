@@ -1,15 +1,17 @@
 """`hotplate plan`: what a load will take, what it will cost, and why."""
 
 import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotplate.bench.planner import inputs
-from hotplate.cli.terminal import REFUSED, Json, option, out, print_json, require_folder, table, with_store
+from hotplate.cli.options import parameter, signed
+from hotplate.cli.terminal import REFUSED, Json, out, print_json, require_folder, table, with_store
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from hotplate.bench.planner.inputs import Layer
@@ -21,55 +23,43 @@ MEASURED, OUTPUT = "Measured, not assumed", "What is printed and written"
 # Widths of the columns of words and of values.
 WORDS, VALUE = 38, 18
 
-_option = partial(option, prefix="PLAN_", show_default=False)
-
 
 def plan(
     *,
     assume: Annotated[
-        list[str] | None,
-        _option(
-            "--set",
+        tuple[str, ...],
+        Flag(
             "Set any other input; docs/sizing.md lists them. May be given several times.",
+            name="set",
             metavar="NAME=VALUE",
         ),
-    ] = None,
+    ] = (),
     source: Annotated[
-        Path | None, _option("--from", "Take inputs from this TOML file. A flag wins over it.", panel=MEASURED)
+        Path | None, Flag("Take inputs from this TOML file. A flag wins over it.", MEASURED, name="from")
     ] = None,
-    from_report: Annotated[
-        Path | None, _option("--from-report", "Take what `hotplate bench` measured from its report.", panel=MEASURED)
-    ] = None,
+    from_report: Annotated[Path | None, Flag("Take what `hotplate bench` measured from its report.", MEASURED)] = None,
     keys_file: Annotated[
         Path | None,
-        _option(
-            "--keys-file",
-            "Take hits of a cache, and skew, from the users in this file, one a line, as they were requested.",
-            panel=MEASURED,
+        Flag(
+            "Take hits of a cache, and skew, from the users in this file, one a line, as they were requested.", MEASURED
         ),
     ] = None,
     from_release: Annotated[
-        str | None,
-        _option("--from-release", "Take the sizes of the live release of the store at this URL.", panel=MEASURED),
+        str | None, Flag("Take the sizes of the live release of the store at this URL.", MEASURED)
     ] = None,
     prices: Annotated[
-        Path | None,
-        _option("--prices", "Use your own prices, in the form of our bench/planner/prices.toml.", panel=MEASURED),
+        Path | None, Flag("Use your own prices, in the form of our bench/planner/prices.toml.", MEASURED)
     ] = None,
     charges: Annotated[
-        Path | None,
-        _option("--charges", "Use your own RU charges, in the form of our stores/cosmos/charges.toml.", panel=MEASURED),
+        Path | None, Flag("Use your own RU charges, in the form of our stores/cosmos/charges.toml.", MEASURED)
     ] = None,
-    why: Annotated[str | None, _option("--why", "Explain one figure, by its name.", panel=OUTPUT)] = None,
+    why: Annotated[str | None, Flag("Explain one figure, by its name.", OUTPUT)] = None,
     check: Annotated[
-        Path | None,
-        _option("--check", "Exit with 3 if a figure exceeds that of this saved plan by more than 10 %.", panel=OUTPUT),
+        Path | None, Flag("Exit with 3 if a figure exceeds that of this saved plan by more than 10 %.", OUTPUT)
     ] = None,
-    save: Annotated[
-        Path | None, _option("--save", "Write inputs and figures to a file for --check.", panel=OUTPUT)
-    ] = None,
+    save: Annotated[Path | None, Flag("Write inputs and figures to a file for --check.", OUTPUT)] = None,
     report: Annotated[
-        Path | None, _option("--out", "Write the report to this name with .json and .html.", panel=OUTPUT)
+        Path | None, Flag("Write the report to this name with .json and .html.", OUTPUT, name="out")
     ] = None,
     as_json: Json = False,
     **flags: str | None,
@@ -92,7 +82,7 @@ def plan(
         require_folder(path)
     file, prices, charges = source or check, prices or price_list.OURS, charges or cosmos_charges.OURS
     baseline = None if file is None else read_baseline(file)
-    layers, keys = _layers(baseline, _command_line(assume or [], flags), from_release, from_report, keys_file)
+    layers, keys = _layers(baseline, _command_line(assume, flags), from_release, from_report, keys_file)
     made = calculate(inputs.merge(layers), price_list.load(prices), cosmos_charges.load(charges), keys)
     if why is not None and why not in made.figures:
         raise inputs.PlanMisused(f"--why: there is no figure {why!r}; there are {', '.join(made.figures)}")
@@ -111,21 +101,21 @@ def plan(
         raise typer.Exit(REFUSED)
 
 
-def _signature() -> inspect.Signature:
-    """Return the signature of `plan` with a text option in the place of **flags for each input that has a panel."""
-    own = [each for each in inspect.signature(plan).parameters.values() if each.name != "flags"]
-    kind = inspect.Parameter.KEYWORD_ONLY
+def _parameters() -> Iterator[inspect.Parameter]:
+    """Yield the parameters of `plan`, with a text in the place of **flags for each input that has a panel."""
+    for each in inspect.signature(plan).parameters.values():
+        if each.name != "flags":
+            yield parameter(each.name, each.annotation, each.default, "PLAN_")
     for name, known in inputs.KNOWN.items():
         if panel := known.metadata["panel"]:
-            flag = _option(f"--{name.replace('_', '-')}", inputs.flag_help(known), panel=panel)
-            own.append(inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, flag]))
-    return inspect.Signature(own)
+            # A text, because inputs come from files, too, and one sentence refuses them all.
+            yield parameter(name, Annotated[str | None, Flag(inputs.flag_help(known), panel)], None, "PLAN_")
 
 
-plan.__signature__ = _signature()  # type: ignore[attr-defined]  # what inspect.signature, and so typer, looks for
+signed(plan, list(_parameters()))
 
 
-def _command_line(assume: list[str], flags: dict[str, str | None]) -> "list[Layer]":
+def _command_line(assume: Sequence[str], flags: dict[str, str | None]) -> "list[Layer]":
     """Return the inputs of --set and those of flags, which win over them."""
     values = dict[str, object]()
     for each in assume:
