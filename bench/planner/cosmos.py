@@ -185,15 +185,16 @@ def derive_costs(ledger: Ledger, inputs: Inputs) -> None:
     _manual(ledger, inputs)
     _autoscale(ledger, inputs)
     _serverless(ledger, inputs)
-    costs = {name: ledger.number(f"{name}_cost") for name in CAPACITIES if is_possible(ledger.figures, f"{name}_cost")}
+    costs = possible_costs(ledger.figures)
     cheapest = min(costs, key=lambda name: costs[name])
     formula = f"the least of {' and '.join(f'{name}_cost' for name in costs)}: {cheapest}"
     ledger.derive("cheapest_cost", "USD/month", formula, costs[cheapest])
 
 
-def is_possible(figures: Mapping[str, Figure], cost: str) -> bool:
-    """Return whether a cost is a sum, and not the reason why there is none."""
-    return not isinstance(figures[cost].value, str)
+def possible_costs(figures: Mapping[str, Figure]) -> dict[str, float]:
+    """Return what each way to pay for RU/s costs in a month, of those that are possible."""
+    costs = {name: figures[f"{name}_cost"].value for name in CAPACITIES}
+    return {name: cost for name, cost in costs.items() if isinstance(cost, int | float)}
 
 
 def _manual(ledger: Ledger, inputs: Inputs) -> None:

@@ -137,9 +137,12 @@ class Inputs:
         "room for what happens within the hour", low=0.05,
     )  # fmt: skip
     capacity: str = _cosmos(
-        "", "how Cosmos DB is paid for in the plan's total", "manual", "its cost is known beforehand",
+        "",
+        "how Cosmos DB is paid for in the plan's total",
+        "manual",
+        "its cost is known beforehand",
         choices=CAPACITIES,
-    )  # fmt: skip
+    )
     have_ru: int | None = _cosmos("RU/s", "provisioned by hand today", None, low=1)
 
     request_ms: float = _input(

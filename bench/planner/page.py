@@ -40,7 +40,10 @@ def page(report: PlanReport) -> str:
     inputs = plan.inputs
     parts = [
         text.caution("Look out:", report.warnings) if report.warnings else "",
-        text.tiles((plan.figures[name], f"{words}{_between(report, name)}") for name, words in TILES),
+        text.tiles(
+            (plan.figures[name], f"{words}, {report.costs[name].between}" if name in report.costs else words)
+            for name, words in TILES
+        ),
         section(
             "Which store, at which rate",
             _scrolled(cost_plot(report.break_even, inputs.peak_rps)),
@@ -57,12 +60,6 @@ def page(report: PlanReport) -> str:
     parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
     title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
     return text.whole_page(title, f"{report.date:%Y-%m-%d} · prices of {report.prices_file}", parts)
-
-
-def _between(report: PlanReport, name: str) -> str:
-    """Return the range of a sum of money, as words below it."""
-    cost = report.cost(name)
-    return "" if cost is None or report.plan.figures[name].unit != "USD/month" else f", {cost.between}"
 
 
 def _figures(report: PlanReport) -> str:

@@ -1,15 +1,15 @@
 """The plan: sizes, workload, Cosmos DB, Redis and pods for one set of inputs, and the figures that are shown."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hotplate.bench.planner.cosmos import GB, derive_costs, derive_demand, is_possible
+from hotplate.bench.planner.cosmos import GB, derive_costs, derive_demand, possible_costs
 from hotplate.bench.planner.demand import CacheHits, cache_hits, hottest_share
 from hotplate.bench.planner.figures import Figure, Ledger
-from hotplate.bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
-from hotplate.bench.planner.prices import HOURS_A_MONTH, Price, Prices, Size
+from hotplate.bench.planner.inputs import KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
+from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, Size
 from hotplate.stores.cosmos.charges import Charges
 
 if TYPE_CHECKING:
@@ -102,15 +102,9 @@ class Plan:
         return value if isinstance(value, int | float) else 0.0
 
     @property
-    def capacities(self) -> dict[str, float]:
-        """What each way to pay for RU/s costs in a month, of those that are possible."""
-        costs = {name: self.figures[f"{name}_cost"].value for name in CAPACITIES}
-        return {name: cost for name, cost in costs.items() if isinstance(cost, int | float)}
-
-    @property
     def cheapest(self) -> str:
         """The cheapest way to pay for RU/s."""
-        costs = self.capacities
+        costs = possible_costs(self.figures)
         return min(costs, key=lambda name: costs[name])
 
     @property
@@ -147,10 +141,11 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges, keys: "K
     if inputs.redis_node_gb is not None:
         _derive_cluster(ledger)
     for total, cost in (("cosmos_total", f"{inputs.capacity}_cost"), ("redis_total", "redis_cost")):
-        if is_possible(ledger.figures, cost):
-            ledger.derive(total, "USD/month", f"{cost} + pods_cost")
+        value = ledger.figures[cost].value
+        if isinstance(value, str):
+            ledger.input(total, value, "", cost)
         else:
-            ledger.input(total, ledger.figures[cost].value, "", cost)
+            ledger.derive(total, "USD/month", f"{cost} + pods_cost")
     if inputs.have_ru is not None:
         _derive_today(ledger, inputs)
     return Plan(sourced, prices, charges, ledger.figures, keys)
@@ -163,10 +158,8 @@ def _enter_inputs(ledger: Ledger, sourced: SourcedInputs, prices: Prices) -> Non
         if value is not None:
             shown = _format_profile(value) if name == "profile" else value
             ledger.input(name, shown, known.metadata["unit"], sourced.source(name))
-    for each in fields(prices):
-        price = getattr(prices, each.name)
-        if isinstance(price, Price):
-            ledger.input(f"usd_{each.name}", price.usd, f"a {price.per}", price.provenance)
+    for name, price in prices.by_name().items():
+        ledger.input(f"usd_{name}", price.usd, f"a {price.per}", price.provenance)
 
 
 def _format_profile(profile: str | tuple[float, ...]) -> str:

@@ -86,15 +86,18 @@ class Prices:
     redis: tuple[Size, ...]
     """From the smallest to the largest."""
 
+    def by_name(self) -> dict[str, Price]:
+        """Return the prices but those of sizes of Redis."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "redis"}
+
     def ru_hours(self, ru_hours: float, *, autoscale: bool = False, regions: int = 1) -> float:
         """Return USD for RU/s by the hour: 400 RU/s for 2 hours are 800."""
         return ru_hours / 100 * self.ru_hour.usd * (self.autoscale_factor.usd if autoscale else 1) * regions
 
     def moved(self, direction: int) -> "Prices":
         """Return all prices as high (1), or as low (-1), as they may well be."""
-        names = [each.name for each in fields(self) if each.name != "redis"]
         sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)
-        return replace(self, redis=sizes, **{name: getattr(self, name).moved(direction) for name in names})
+        return replace(self, redis=sizes, **{name: each.moved(direction) for name, each in self.by_name().items()})
 
     def serverless_ru(self, ru: float) -> float:
         """Return USD for RU that were used without any being provisioned."""
@@ -107,12 +110,8 @@ def load(path: Path = OURS) -> Prices:
         tables = tomllib.loads(path.read_text())
         per_gb = _price(tables["redis_gb_hour"], "redis_gb_hour")
         sizes = [_size(each, per_gb, tables.get("redis_quoted", {})) for each in tables["redis"]]
-        names = ("ru_hour", "autoscale_factor", "serverless_million_ru", "storage_gb_month", "cpu_hour")
-        return Prices(
-            **{name: _price(tables[name], name) for name in names},
-            redis_gb_hour=per_gb,
-            redis=tuple(sorted(sizes, key=lambda size: size.gb)),
-        )
+        prices = {each.name: _price(tables[each.name], each.name) for each in fields(Prices) if each.name != "redis"}
+        return Prices(**prices, redis=tuple(sorted(sizes, key=lambda size: size.gb)))
     except OSError as error:
         raise PricesUnreadable(f"{path}: {error.strerror}") from error
     except KeyError as error:

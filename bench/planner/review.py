@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -143,9 +143,8 @@ class PlanReport:
     """A plan and what follows from it; lives as long as it takes to print or to write it."""
 
     plan: Plan
-    low: Plan
-    high: Plan
-    """The same with all prices as low, and as high, as they may well be."""
+    costs: Mapping[str, Range]
+    """Each sum of money by its name, and what it is with all prices as low, and as high, as they may well be."""
 
     here: CostPoint
     """Both stores at the plan's own rate."""
@@ -156,13 +155,9 @@ class PlanReport:
     prices_file: str
     date: datetime
 
-    def cost(self, name: str) -> Range | None:
-        """Return a sum of money with its range; None for what is none."""
-        return _range(name, self.low, self.plan, self.high)
-
     def shown(self, figure: Figure) -> str:
         """Format a figure; a sum of money with its range."""
-        cost = self.cost(figure.name) if figure.unit == "USD/month" else None
+        cost = self.costs.get(figure.name)
         return str(figure) if cost is None else f"{cost} {figure.unit}"
 
     def advice(self) -> list[tuple[str, str, str, str]]:
@@ -175,7 +170,7 @@ class PlanReport:
     def prices(self) -> list[tuple[str, str, str, str]]:
         """Return name, USD, basis and age of each price that the plan rests on."""
         plan, today = self.plan, self.date.date()
-        used = {each.name: getattr(plan.prices, each.name) for each in fields(plan.prices) if each.name != "redis"}
+        used = plan.prices.by_name()
         for size in plan.prices.redis:
             if size.name == plan.size_name:
                 used["redis_node_hour"] = size.hour
@@ -184,7 +179,6 @@ class PlanReport:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         figures = self.plan.figures
-        costs = {name: self.cost(name) for name, figure in figures.items() if figure.unit == "USD/month"}
         return {
             "format": REPORT_FORMAT,
             "kind": "plan",
@@ -199,17 +193,15 @@ class PlanReport:
             "advice": [asdict(each) for each in self.savings],
             "inputs": [figures[name].to_json() for name in KNOWN if name in figures],
             "figures": [each.to_json() for name, each in figures.items() if name not in KNOWN],
-            "ranges": {name: [cost.low, cost.high] for name, cost in costs.items() if cost},
+            "ranges": {name: [cost.low, cost.high] for name, cost in self.costs.items()},
         }
 
 
 def review(plan: Plan, prices_file: Path) -> PlanReport:
     """Derive what follows from a plan."""
-    low, high = plan.with_prices(-1), plan.with_prices(1)
     return PlanReport(
         plan,
-        low,
-        high,
+        ranges(plan),
         cost_at(plan, plan.inputs.peak_rps),
         find_break_even(plan),
         tuple(find_savings(plan)),
@@ -254,17 +246,15 @@ def find_break_even(plan: Plan) -> BreakEven:
 def cost_at(plan: Plan, rps: float) -> CostPoint:
     """Return both costs at a rate."""
     there = plan.with_inputs(peak_rps=rps)
-    plans = there.with_prices(-1), there, there.with_prices(1)
-    cosmos = _range(f"{there.cheapest}_cost", *plans)
-    if cosmos is None:
-        raise RuntimeError("the cheapest capacity has a cost")
-    return CostPoint(rps, cosmos, there.cheapest, _range("redis_cost", *plans))
+    costs = ranges(there)
+    return CostPoint(rps, costs[f"{there.cheapest}_cost"], there.cheapest, costs.get("redis_cost"))
 
 
-def _range(name: str, low: Plan, plan: Plan, high: Plan) -> Range | None:
-    values = [each.figures[name].value if name in each.figures else None for each in (low, plan, high)]
-    numbers = [value for value in values if isinstance(value, int | float)]
-    return Range(*numbers) if len(numbers) == len(values) else None
+def ranges(plan: Plan) -> dict[str, Range]:
+    """Return each sum of money with what it is if all prices are as low, or as high, as they may well be."""
+    plans = plan.with_prices(-1), plan, plan.with_prices(1)
+    sums = [name for name, figure in plan.figures.items() if figure.unit == "USD/month"]
+    return {name: Range(*(each.number(name) for each in plans)) for name in sums}
 
 
 def find_savings(plan: Plan) -> list[Saving]:
