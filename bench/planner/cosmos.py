@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from hotplate.bench.planner.demand import fullest_zipf_share, write_charge
+from hotplate.bench.planner.demand import fullest_zipf_share
 from hotplate.bench.planner.figures import Figure, Ledger, round_up
 from hotplate.bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH
@@ -80,7 +80,8 @@ def _charges(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
     replaced = inputs.publishing == "in-place"
     indexed = "indexed_terms" if terms else "no terms, as indexing says"
     formula = f"charge of {'replacing' if replaced else 'creating'} an item of item_bytes with {indexed}, by publishing"
-    written = write_charge(charges, item_bytes, terms=terms, replaced=replaced)
+    size = round(item_bytes)
+    written = charges.replace(size, size, terms, terms) if replaced else charges.create(size, terms)
     ledger.derive("list_write_ru", "RU", formula, written, source=CHARGES)
 
 

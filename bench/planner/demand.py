@@ -10,8 +10,6 @@ from functools import lru_cache
 from math import erfc, exp, expm1, inf, log, sqrt
 from typing import NamedTuple
 
-from hotplate.stores.cosmos.charges import Charges
-
 # Ranks that are computed one by one; beyond them, keys are grouped whose probabilities differ by about GROUP_WIDTH.
 EXACT_RANKS = 1_000
 GROUP_WIDTH = 1.01
@@ -119,9 +117,3 @@ def _mean_of_largest(ahead: float, count: int) -> float:
 
 def _normal(x: float) -> float:
     return 0.5 * erfc(-x / SQRT_2)
-
-
-def write_charge(charges: Charges, item_bytes: float, *, terms: int = 0, replaced: bool = False) -> float:
-    """Return the charge of writing one list; if it replaces another, all of its terms change."""
-    size = round(item_bytes)
-    return charges.replace(size, size, terms, terms) if replaced else charges.create(size, terms)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from math import ceil, floor, log10
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Value = float | str | None
@@ -33,14 +33,8 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; the operands by name."""
-        return {
-            "name": self.name,
-            "value": self.value,
-            "unit": self.unit,
-            "formula": self.formula,
-            "source": self.source,
-            "of": [operand.name for operand in self.operands],
-        }
+        plain = {name: getattr(self, name) for name in ("name", "value", "unit", "formula", "source")}
+        return plain | {"of": [operand.name for operand in self.operands]}
 
 
 class Ledger:
@@ -58,11 +52,11 @@ class Ledger:
 
         A *value* is given if the formula is words, or another module has the arithmetic.
         """
-        calculation = _compiled(formula)
-        operands = {each: self.figures[each] for each in calculation.names if each in self.figures}
+        names, code = _compiled(formula)
+        operands = {each: self.figures[each] for each in names if each in self.figures}
         if value is None:
             values = {each: operand.value for each, operand in operands.items()}
-            value = eval(calculation.code, FUNCTIONS, values)  # noqa: S307 -- formulas are constants of ours
+            value = eval(code or formula, FUNCTIONS, values)  # noqa: S307 -- formulas are constants of ours
         self.figures[name] = Figure(name, value, unit, formula, source, tuple(operands.values()))
         return value
 
@@ -83,19 +77,14 @@ FUNCTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class _Calculation(NamedTuple):
-    names: tuple[str, ...]
-    code: CodeType | str
-
-
 @cache
-def _compiled(formula: str) -> _Calculation:
-    """Parse a formula, as a break-even calculates a hundred plans; one of words stays as it is."""
+def _compiled(formula: str) -> tuple[tuple[str, ...], CodeType | None]:
+    """Parse a formula, as a break-even calculates a hundred plans: its names, and its code if it is not words."""
     names = tuple(dict.fromkeys(NAME.findall(formula)))
     try:
-        return _Calculation(names, compile(formula, "formula", "eval"))
+        return names, compile(formula, "formula", "eval")
     except SyntaxError:
-        return _Calculation(names, formula)
+        return names, None
 
 
 def explain(figures: Mapping[str, Figure], name: str) -> Iterator[tuple[int, Figure]]:

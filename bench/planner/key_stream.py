@@ -13,16 +13,15 @@ from hotplate.stores.keys import USER
 
 @dataclass(frozen=True, slots=True)
 class KeyStream:
-    """A stream of requested users, counted; *missed* are those that a cache let through, and their times."""
+    """A stream of requested users, counted; *missed* says where those that a cache let through lie, and their times."""
 
     source: str
     requests: int
     hottest: float
     """The share of all requests that the most frequent user has."""
 
-    missed: Counter[str] = field(repr=False)
+    missed: Counter[int] = field(repr=False)
     _shares: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
-    _places: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def hit_rate(self) -> float:
@@ -40,11 +39,9 @@ class KeyStream:
         Items are placed by the service's own hash of their ids.
         """
         if partitions not in self._shares:
-            if not self._places:
-                self._places.update((user, place_of(user)) for user in self.missed)
             counts = Counter[int]()
-            for user, times in self.missed.items():
-                counts[self._places[user] * partitions // V2_SPAN] += times
+            for place, times in self.missed.items():
+                counts[place * partitions // V2_SPAN] += times
             self._shares[partitions] = max(counts.values()) / self.missed.total()
         return self._shares[partitions]
 
@@ -74,7 +71,8 @@ def count_keys(source: str, users: Iterable[str], cache_entries: int) -> KeyStre
                 held.popitem(last=False)
     if not counts:
         raise PlanMisused(f"{source} names no user; it takes one a line, in the order of their requests")
-    return KeyStream(source, counts.total(), max(counts.values()) / counts.total(), missed)
+    places = Counter({place_of(user): times for user, times in missed.items()})
+    return KeyStream(source, counts.total(), max(counts.values()) / counts.total(), places)
 
 
 def read_keys(path: Path, cache_entries: int) -> KeyStream:

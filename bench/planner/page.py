@@ -1,7 +1,5 @@
 """A plan as one HTML file that loads nothing else: figures and their formulas, curves, savings, assumptions."""
 
-from pathlib import Path
-
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from hotplate.bench.planner.figures import rounded
@@ -29,11 +27,6 @@ what it is if each price is as low, or as high, as it may well be.
 """
 
 
-def write_files(report: PlanReport, name: Path) -> None:
-    """Write *name*.json and *name*.html, each whole or not at all."""
-    text.write_report(name, report.to_json(), page(report))
-
-
 def page(report: PlanReport) -> str:
     """Lay out the whole file."""
     plan = report.plan
@@ -46,10 +39,10 @@ def page(report: PlanReport) -> str:
         ),
         section(
             "Which store, at which rate",
-            _scrolled(cost_plot(report.break_even, inputs.peak_rps)),
+            cost_plot(report.break_even, inputs.peak_rps),
             f"At this plan's rate: {report.here.sentence}. Over the rates: {report.break_even.sentence}.",
         ),
-        section("A day", _scrolled(day_plot(plan)), f"For Cosmos DB, {plan.cheapest} is the cheapest."),
+        section("A day", day_plot(plan), f"For Cosmos DB, {plan.cheapest} is the cheapest."),
         _figures(report),
     ]
     if report.savings:
@@ -101,11 +94,6 @@ def _formulas(report: PlanReport) -> str:
             source = f"({figure.source})" if figure.source and operands else figure.source
             rows.append((name, str(figure), (figure.formula, f"{operands} {source}".strip())))
     return section("Why", table(("figure", "value", "formula"), rows), "Every figure, its formula and its inputs.")
-
-
-def _scrolled(content: str) -> str:
-    """Let what is too wide for a telephone be scrolled, and not shrink until nobody can read it."""
-    return f'<div class="scroll">{content}</div>'
 
 
 @plot()

@@ -107,11 +107,6 @@ class Plan:
         costs = possible_costs(self.figures)
         return min(costs, key=lambda name: costs[name])
 
-    @property
-    def size_name(self) -> str:
-        """The name of the chosen size of Redis."""
-        return str(self.figures["redis_size"].value)
-
     def outline(self) -> Iterator[tuple[str, list[tuple[str, Figure]]]]:
         """Yield the figures that a person is shown, group by group, each with its words; no group without figures."""
         for group, lines in OUTLINE.items():

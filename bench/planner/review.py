@@ -9,9 +9,11 @@ from typing import Any
 
 from hotplate.bench.planner.cosmos import CONTROL_RU
 from hotplate.bench.planner.figures import Figure, Range, format_value, two_digits
-from hotplate.bench.planner.inputs import KNOWN, REPORT_FORMAT, Inputs, Layer, PlanMisused, read_toml
+from hotplate.bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
 from hotplate.bench.planner.plan import Plan
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
+
+REPORT_FORMAT = 2
 
 # What an account may also cost, or save, and no figure holds.
 NOT_PRICED = (
@@ -172,7 +174,7 @@ class PlanReport:
         plan, today = self.plan, self.date.date()
         used = plan.prices.by_name()
         for size in plan.prices.redis:
-            if size.name == plan.size_name:
+            if size.name == plan.figures["redis_size"].value:
                 used["redis_node_hour"] = size.hour
         return [(f"usd_{name}", f"{each.usd:g}", each.basis, each.age(today)) for name, each in used.items()]
 
@@ -321,12 +323,8 @@ def _publishing_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, An
         yield "no release kept besides the live one", "no rollback", {"kept": 0}
 
 
-def warnings(plan: Plan) -> list[str]:
-    """Return what to look out for: limits, partitions, and what the plan leaves open."""
-    return [*_limit_warnings(plan), *_partition_warnings(plan), *_open_questions(plan)]
-
-
-def _limit_warnings(plan: Plan) -> Iterator[str]:
+def warnings(plan: Plan) -> Iterator[str]:
+    """Yield what to look out for: limits, partitions, and what the plan leaves open."""
     inputs = plan.inputs
     hot = plan.number("hot_key_ru")
     if hot > PARTITION_RU:
@@ -343,6 +341,11 @@ def _limit_warnings(plan: Plan) -> Iterator[str]:
         yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
     if hours > inputs.refresh_hours:
         yield f"a publish takes {hours:,.1f} hours, and the next begins after {inputs.refresh_hours:g}"
+    yield from _partition_warnings(plan)
+    if inputs.p99_ms is not None and inputs.pod_rps is None:
+        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give a measurement with --from-report"
+    if inputs.zipf is None and inputs.hot_share is None:
+        yield "all users are taken as equally busy; --zipf 0.9, say, shows what a hot one does to its partition"
 
 
 def _partition_warnings(plan: Plan) -> Iterator[str]:
@@ -362,14 +365,6 @@ def _partition_warnings(plan: Plan) -> Iterator[str]:
             f"what once had {plan.number('highest_ru'):,.0f} RU/s has {created:,.0f} partitions for life, and "
             f"{needed:,.0f} would do; a new container has fewer"
         )
-
-
-def _open_questions(plan: Plan) -> Iterator[str]:
-    inputs = plan.inputs
-    if inputs.p99_ms is not None and inputs.pod_rps is None:
-        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give a measurement with --from-report"
-    if inputs.zipf is None and inputs.hot_share is None:
-        yield "all users are taken as equally busy; --zipf 0.9, say, shows what a hot one does to its partition"
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -412,8 +407,8 @@ def to_toml(plan: Plan, bound_percent: float = BOUND_PERCENT) -> str:
     """Write a plan as a baseline: the inputs that are not defaults, each with its source, and the figures to check."""
     lines = list[str]()
     for name, source in plan.sourced.sources.items():
-        value = json.dumps(getattr(plan.inputs, name))  # JSON of these is TOML, too
-        lines.append(f"{name} = {value}  # {''.join(each if each.isprintable() else ' ' for each in source)}")
+        given = json.dumps(getattr(plan.inputs, name))  # JSON of these is TOML, too
+        lines.append(f"{name} = {given}  # {''.join(each if each.isprintable() else ' ' for each in source)}")
     lines += ["", f"[{CHECK}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK}.agreed]"]
     for name in BASELINE_FIGURES:
         value = plan.figures[name].value

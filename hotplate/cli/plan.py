@@ -154,12 +154,12 @@ def _layers(
 
 def _write_files(reviewed: "PlanReport", compared: "Baseline | None", report: Path | None, save: Path | None) -> None:
     from hotplate.bench.planner.review import BOUND_PERCENT, to_toml
-    from hotplate.bench.report.text import write
+    from hotplate.bench.report.text import write, write_report
 
     if report is not None:
-        from hotplate.bench.planner.page import write_files
+        from hotplate.bench.planner.page import page
 
-        write_files(reviewed, report)
+        write_report(report, reviewed.to_json(), page(reviewed))
     if save is not None:
         write(save, to_toml(reviewed.plan, compared.bound_percent if compared else BOUND_PERCENT))
 

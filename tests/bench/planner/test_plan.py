@@ -6,10 +6,9 @@ import pytest
 
 from hotplate.bench.planner import prices
 from hotplate.bench.planner.cosmos import possible_costs
-from hotplate.bench.planner.demand import cache_hits, hottest_share, popularity, write_charge
+from hotplate.bench.planner.demand import cache_hits, hottest_share, popularity
 from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES
 from hotplate.bench.planner.review import cost_at, find_break_even, find_savings, warnings
-from hotplate.stores.cosmos import charges as cosmos_charges
 from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
 
@@ -235,13 +234,6 @@ def test_from_some_rate_on_redis_is_cheaper() -> None:
     assert not cost_at(plan, found.rps / 1.01).redis_wins
     assert cost_at(plan, found.rps).redis_wins
     assert "Redis is cheaper" in found.sentence
-
-
-def test_the_arithmetic_stands_alone() -> None:
-    charges = cosmos_charges.load()
-    # 1 KB: 5 RU to write, and 10 terms of 0.2; replaced, both ways.
-    assert write_charge(charges, 1_024, terms=10) == pytest.approx(7)
-    assert write_charge(charges, 1_024, terms=10, replaced=True) == pytest.approx(14)
 
 
 @pytest.mark.parametrize(("encoding", "titles"), [("json", 0), ("json", 12), ("zstd", 0)])
