@@ -150,5 +150,5 @@ def format_value(value: Value, unit: str) -> str:
     else:
         number = f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
     if number == "1" and unit.endswith("s") and "/" not in unit:
-        unit = unit[:-1]
+        unit = f"{unit[:-3]}y" if unit.endswith("ies") else unit[:-1]
     return f"{number} {unit}".strip()

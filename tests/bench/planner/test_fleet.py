@@ -66,6 +66,7 @@ def test_a_cluster_has_primaries_by_memory_or_by_what_a_core_answers() -> None:
     assert plan.number("cluster_nodes") == 10
     assert plan.number("cluster_lost_share") == 0.2
     assert a_plan(redis_node_gb=26).number("cluster_primaries") == 3
+    assert str(a_plan(redis_node_gb=26).figures["cluster_by_memory"]) == "1 primary"
     assert "cluster_primaries" not in a_plan().figures
 
 
