@@ -109,7 +109,7 @@ def test_without_urls_it_starts_what_it_needs_and_leaves_a_report(
         assert each["memory_bytes"]["service"] > 1_000_000
     assert facts["stores"][1]["rounds"][0]["server_cpu_us"] > 0
     text = (tmp_path / "found.html").read_text()
-    assert "Which differences are real" in text
+    assert f"<h1>{html.escape(facts['summary']['sentence'])}</h1>" in text
     assert "no network, no TLS" in text
     assert not (tmp_path / "found.hdr").exists()
     assert read(tmp_path / "found.json").kind == "stores"
