@@ -34,12 +34,15 @@ class Verb(TyperCommand):
                 one.process_value = partial(_process_count, one.process_value)  # type: ignore[method-assign]  # typer has no hook
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 -- of types that typer keeps private
-        """Print the help; the rule of the environment is said once, at its end."""
+        """Print the help; the rule of the environment is said once, at its end, with the variables that it misses."""
         options: list[Any] = [one for one in self.get_params(ctx) if one.opts[0].startswith("-")]
         named = [one for one in options if one.envvar]
         if named:
             without = ", ".join(_longest(one) for one in self.params if one in options and one not in named)
-            self.epilog = f"The environment sets options, too: {named[0].envvar} is {_longest(named[0])}."
+            prefix = named[0].envvar.removesuffix(_variable(named[0]))
+            said = [named[0], *(one for one in named[1:] if one.envvar != prefix + _variable(one))]
+            pairs = ", ".join(f"{one.envvar} is {_longest(one)}" for one in said)
+            self.epilog = f"The environment sets options, too: {pairs}."
             self.epilog += f" It cannot set {without}." if without else ""
         for one in options:
             one.metavar = one.metavar or METAVARS.get(_kind_of(one))
@@ -159,3 +162,8 @@ def _longest(parameter: Any) -> str:  # noqa: ANN401 -- typer's own
     """Return the name of an option as people would spell it."""
     names: list[str] = parameter.opts
     return max(names, key=len)
+
+
+def _variable(parameter: Any) -> str:  # noqa: ANN401 -- typer's own
+    """Return the variable of an option, without what all variables of its verb begin with."""
+    return _longest(parameter).strip("-").replace("-", "_").upper()
