@@ -115,6 +115,10 @@ class StoreContract:
         assert (found.generation, found.live, found.releases) == (0, None, ())
         assert found.now > 0
 
+    async def test_a_store_says_how_many_keys_one_call_should_carry(self, store: Store) -> None:
+        assert store.batch >= 1
+        assert store.coalesce >= 1
+
     async def test_what_was_put_is_read_in_order_by_another_process(self, open_handle: OpenStore) -> None:
         await write(open_handle(), FIRST, ROWS)
         reader = open_handle()
