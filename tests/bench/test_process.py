@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -73,13 +74,17 @@ def test_a_priority_is_raised_as_far_as_allowed_and_taken_back(
         assert (policy == os.SCHED_RR) is (got == "real-time priority")
         assert got or (policy, niceness) == before
     assert priority(sleeper.pid) == before
+    with pytest.raises(KeyboardInterrupt), raised_priority([sleeper.pid]):
+        raise KeyboardInterrupt
+    assert priority(sleeper.pid) == before
 
 
-def test_without_the_right_to_real_time_priority_it_is_a_niceness_or_nothing(
-    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
+def test_without_real_time_priority_it_is_a_niceness_or_nothing(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object) -> None:
-        raise PermissionError
+        raise OSError(number, os.strerror(number))
 
     set_to = list[int]()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
