@@ -175,7 +175,7 @@ def raised_priority(pids: Sequence[int]) -> Iterator[str]:
 
 
 def _raise(pids: Sequence[int]) -> str:
-    with suppress(OSError):  # not only EPERM: a sandbox that has no real-time priority says EINVAL
+    with suppress(OSError):  # not only EPERM: a sandbox without real-time priority says EINVAL
         for pid in pids:
             os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
         return "real-time priority"

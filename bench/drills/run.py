@@ -119,6 +119,8 @@ async def _observe(
         await load.windows(BEFORE)
         on_stage(drill.what)
         looks = [await _look(instance, metrics)]
+        if metrics and not looks[0].values:  # a rise could not be seen
+            raise BenchFailed("the service's metrics could not be read before the fault; is the machine too busy?")
         load.phase = FAULT
         async with drill.fault(instance):
             await _look_on(instance, metrics, looks, options)

@@ -17,7 +17,7 @@ from hotplate.bench.drills.drills import DRILLS, Drill, choose
 from hotplate.bench.drills.instance import Instance
 from hotplate.bench.drills.run import DrillOptions, run_drills
 from hotplate.bench.drills.verdict import AFTER, BEFORE, FAULT, Movement, Objective, Observation, Phase, Verdict, judge
-from hotplate.bench.errors import BenchMisused
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.process import redis_installed
 from tests.support.command import failed, hotplate
 
@@ -175,6 +175,19 @@ def test_a_service_that_dies_breaks_its_promises_and_the_next_drill_has_another(
         assert {"every request is answered", "the service stays ready", "hotplate_degraded rises"} <= broken
         assert "all is as before within 1 s" in broken
     assert sum(text.startswith("starting") for text in said) == 2
+
+
+def test_a_drill_is_not_judged_by_metrics_that_could_not_be_read_before_the_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_busy(_url: str) -> list[object]:
+        raise TimeoutError
+
+    monkeypatch.setattr("hotplate.bench.drills.run.read_samples", too_busy)
+    drills = [drill for drill in DRILLS if drill.name == "corruption"]
+    options = DrillOptions(tiers=("file",), rate=50, duration_s=0.1, recover_s=30)
+    with pytest.raises(BenchFailed, match="before the fault"):
+        asyncio.run(run_drills(drills, options, lambda _: None, lambda _: None))
 
 
 def test_a_quantity_of_nothing_is_refused() -> None:
