@@ -11,14 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import redis
+from packaging.requirements import Requirement
 
 from hotplate.offline.input.sample import sample
 from hotplate.stores.file.store import LmdbStore
 from tests.support.command import failed, hotplate, hotplate_process
+from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_lists, publish_to
@@ -229,6 +233,14 @@ def test_the_help_of_a_verb_fits_two_screens_and_says_once_what_the_environment_
 def test_the_help_names_each_variable_that_its_first_does_not_show_how_to_spell(verb: str, said: str) -> None:
     shown = " ".join(hotplate(*verb.split(), "--help", COLUMNS="200").stdout.split())
     assert f"The environment sets options, too: {said}" in shown
+
+
+def test_only_the_typer_is_allowed_whose_private_parts_the_command_knows() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (needed,) = (Requirement(each) for each in dependencies if each.startswith("typer"))
+    major, minor, _ = version("typer").split(".")
+    near = [int(minor) - 1, int(minor), int(minor) + 1]
+    assert [each for each in near if needed.specifier.contains(f"{major}.{each}.0")] == [int(minor)]
 
 
 def test_a_count_may_end_with_k_or_m_wherever_it_comes_from(tmp_path: Path) -> None:
