@@ -272,13 +272,11 @@ class _Measurement:
             checked = asyncio.run(check_answers(plan.store, self._samples))
             extra["checked"] = asdict(checked)
             broken += [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
-        batches = zip(self._swept, results, strict=False)
+        shown = [series(f"batch {found.at:g}", [one]) for found, one in zip(self._swept, results, strict=False)]
         made = Report(
             kind="http",
             configuration=plan.configuration,
-            series=tuple(series(f"batch {found.at:g}", [result]) for found, result in batches)
-            if plan.batches
-            else (series(plan.load.url, results),),
+            series=tuple(shown) if plan.batches else (series(plan.load.url, results),),
             interrupted=self.interrupted,
             failures=tuple(failures),
             broken=tuple(broken),

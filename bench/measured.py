@@ -100,6 +100,12 @@ def change(before: Sequence[float], after: Sequence[float]) -> Interval | None:
     return found and Interval(*map(math.expm1, found))
 
 
+def between(low: float, high: float, form: str) -> str:
+    """Write a range as the format *form* writes its two numbers; one of them if both are written alike."""
+    least, most = form.format(low), form.format(high)
+    return least if least == most else f"{least} to {most}"
+
+
 class Words(NamedTuple):
     """The name of the better of two, and the words for having more of something."""
 
@@ -153,7 +159,7 @@ class Finding(NamedTuple):
         """The lowest and the highest in a text, if they say anything."""
         if not self.shares and (self.high > TIMES - 1 or self.low < 1 / TIMES - 1):
             return "more than ten times"
-        return f"{self.low:+.2%} to {self.high:+.2%}" if self.shares else f"{self.low:+.0%} to {self.high:+.0%}"
+        return between(self.low, self.high, "{:+.2%}" if self.shares else "{:+.0%}")
 
     def sentence(self, first: str, second: str, words: Words) -> str:
         """Write the verdict on two subjects."""
@@ -161,14 +167,15 @@ class Finding(NamedTuple):
             return f"{CANNOT_TELL} {self.because}" if self.changes else f"{UNKNOWN} ({self.because})"
         if self.shares:
             better, least, most = (first, self.low, self.high) if self.low > 0 else (second, -self.high, -self.low)
-            by = f"{better} has fewer, by {least:.2%} to {most:.2%} of all requests"
+            by = f"{better} has fewer, by {between(least, most, '{:.2%}')} of all requests"
             return NO_DIFFERENCE if self.negligible else by
         if not self.real:
             return f"{NO_DIFFERENCE} ({self.range})"
         less, more, low, high = first, second, self.low, self.high
         if self.high < 0:
             less, more, low, high = second, first, 1 / (1 + self.high) - 1, 1 / (1 + self.low) - 1
-        by = f"{low:.0%} to {high:.0%} {words.more}" if low < 1 else f"{1 + low:.3g} to {1 + high:.3g} {words.times}"
+        percents, times = between(low, high, "{:.0%}"), between(1 + low, 1 + high, "{:.3g}")
+        by = f"{percents} {words.more}" if low < 1 else f"{times} {words.times}"
         return f"{less if words.less_is_better else more} is {words.better}: {more} {words.takes} {by}"
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.measured import AHEAD, FASTER, MIN_PAIRS, MORE_ERRORS, TIMES, Finding, Interval, change
 from hotplate.bench.report.report import ERRORS, METRICS, RATE, Report, Series
-from hotplate.bench.report.text import TOO_FAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,10 @@ class Change:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, `change` being the mean."""
-        values = {"metric": self.metric, "before": self.before, "after": self.after}
-        return values | {
+        return {
+            "metric": self.metric,
+            "before": self.before,
+            "after": self.after,
             "change": self.interval.mean,
             "low": self.interval.low,
             "high": self.interval.high,
@@ -86,7 +87,7 @@ class Verdict:
         if not found.real:
             return found.verdict
         change = "a regression" if found.worse else "an improvement"
-        return f"{change}: {found.metric} changed by {_percent(found.interval)}"
+        return f"{change}: {found.metric} changed by {format_change(found.interval.mean)} ({found.finding.range})"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -149,10 +150,3 @@ def format_change(mean: float) -> str:
     if 1 / TIMES - 1 < mean < TIMES - 1:
         return f"{mean:+.1%}"
     return f"{TIMES} x or more" if mean > 0 else f"to 1/{TIMES} or less"
-
-
-def _percent(found: Interval) -> str:
-    wide = found.high > TIMES - 1 or found.low < 1 / TIMES - 1
-    return (
-        f"{format_change(found.mean)} ({TOO_FAR if wide else f'95 % interval {found.low:+.1%} to {found.high:+.1%}'})"
-    )

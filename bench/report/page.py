@@ -14,22 +14,21 @@ from hotplate.bench.loadgen.result import Result
 from hotplate.bench.report import plots
 from hotplate.bench.report.report import WHILE_WRITTEN, Report, Series
 from hotplate.bench.report.text import (
-    Cell,
     caution,
     escaped,
     figure,
     folded,
-    format_bounds,
-    format_latency,
     format_us,
     grouped_table,
     html_paragraphs,
+    latency_cell,
     paragraphs,
     section,
     table,
     whole_page,
     write_report,
-)  # fmt: skip
+)
+from hotplate.bench.ru.report import knee
 
 # Runs, each with the epoch second of its start.
 Runs = Sequence[tuple[float, Result]]
@@ -63,7 +62,7 @@ when they were due. The truth lies between the two. Answers that were errors hav
 percentiles together.
 
 Histograms hold 3 digits from 1 µs to 60 s. A percentile with fewer than {ENOUGH_SAMPLES} samples beyond it is
-marked, as it is an anecdote.
+marked, because it is an anecdote.
 
 The mean of rounds is the geometric one of the middle three fifths, and an interval is that mean's, of 95 %. It speaks
 of chance within this measurement, not of another machine, another day or another load.
@@ -88,10 +87,8 @@ def _plot(report: Report) -> str:
     """Draw what the sentence is about: the search or the sweep that was asked for, or else the latencies."""
     extra = report.extra
     rounds = [each for each in report.series if each.rounds and not each.name.endswith(WHILE_WRITTEN)]
-    if swept := extra.get("ru"):
-        from hotplate.bench.ru.report import levels  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
-
-        return levels(swept)
+    if swept := extra.get("ru", {}).get("found"):
+        return knee(swept[-1])
     if found := extra.get("sweep"):
         return figure(plots.sweep(found), SWEEP)
     if found := extra.get("search"):
@@ -110,10 +107,7 @@ def _details(report: Report) -> list[str]:
             parts.append(section("The way to the highest rate", plots.search(searches), SEARCH))
     elif len(rounds) == 1:
         parts.append(_percentiles(rounds[0]))
-    if swept := extra.get("ru"):
-        from hotplate.bench.ru.report import sections  # noqa: PLC0415 -- it takes the SDK of Azure, which nothing else does
-
-        parts += sections(swept)
+    parts += [knee(each) for each in extra.get("ru", {}).get("found", [])[:-1]]
     if "sweep" not in extra:
         lasting = [each for each in rounds if not each.name.endswith(WHILE_WRITTEN)]
         parts += [section(f"Second by second: {each.name}", plots.timeline(each)) for each in lasting]
@@ -123,19 +117,9 @@ def _details(report: Report) -> list[str]:
 
 
 def _percentiles(shown: Series) -> str:
-    summary, pooled = shown.summary, shown.histogram
-    several = len(shown.rounds) > 1
-    rows = list[Sequence[Cell]]()
-    for name in PERCENTS:
-        found = summary[name]
-        note = "" if found["enough_samples"] else f"fewer than {ENOUGH_SAMPLES} samples beyond it"
-        spread = [format_latency(found)] if several else []
-        rows.append([name, format_bounds(found["sent"]["pooled"], found["pooled"]), *spread, note])
-    rows.append(["mean", format_us(pooled.mean_us), *([""] if several else []), "says little about latencies"])
-    headings = ["", "all rounds", *(["mean of rounds, 95 % interval"] if several else []), ""]
-    return section(
-        "Latency", table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
-    )
+    rows = [(name, latency_cell(shown.summary[name])) for name in PERCENTS]
+    heading = "mean of rounds, 95 % interval" if len(shown.rounds) > 1 else "latency"
+    return section("Latency", table(("", heading), rows, (1,)), f"{shown.histogram.count:,} good answers.")
 
 
 def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:

@@ -124,8 +124,7 @@ class Series:
         if most_us > APART * least_us:
             between = f"{self.name}: {percentile} lies between {format_us(least_us)} and {format_us(most_us)}"
             return footnotes.dash(f"{between}, because the generator was late")
-        shown, interval_text = latency_cell(found)
-        return shown, interval_text if found["enough_samples"] else f"of fewer than {ENOUGH_SAMPLES} beyond it"
+        return latency_cell(found)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -165,13 +164,10 @@ class Series:
 
 def series(name: str, results: Iterable[Result]) -> Series:
     """Make a series of the results of its rounds."""
-    return Series(
-        name,
-        tuple(
-            Round(each.to_json(), Histogram.of(each.latencies_s), Histogram.of(each.sent_latencies_s))
-            for each in results
-        ),
+    rounds = (
+        Round(each.to_json(), Histogram.of(each.latencies_s), Histogram.of(each.sent_latencies_s)) for each in results
     )
+    return Series(name, tuple(rounds))
 
 
 def counted(reasons: Iterable[str]) -> list[str]:
@@ -260,17 +256,10 @@ def read(path: Path) -> Report:
         return Report(
             kind=facts["kind"],
             configuration=facts["configuration"],
-            series=tuple(
-                Series(
-                    each["name"],
-                    tuple(_read_round(one) for one in each["rounds"]),
-                )
-                for each in facts["series"]
-            ),
+            series=tuple(Series(each["name"], tuple(map(_read_round, each["rounds"]))) for each in facts["series"]),
             interrupted=facts["interrupted"],
             failures=tuple(facts["failures"]),
             broken=tuple(facts.get("broken", ())),
-            extra={},
             machine=facts["machine"],
         )
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:

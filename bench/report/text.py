@@ -21,20 +21,11 @@ DIFFERENT, APART = 1.1, 10.0
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 NONE, UNKNOWN, TOO_FAR = "none", "—", "rounds differ too much for an interval"
+TOO_FEW_BEYOND = "of too few samples beyond it"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 # A cell of a table: a text, or a figure and what stands smaller below it.
 Cell = str | tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a grouped table: a figure, with a cell for each subject, and what it says of them."""
-
-    group: str
-    name: str
-    cells: tuple[str, ...]
-    verdict: str = ""
 
 
 class Footnotes(list[str]):
@@ -118,6 +109,11 @@ def format_bounds(least_us: float, most_us: float) -> str:
 
 def latency_cell(found: Mapping[str, Any]) -> tuple[str, str]:
     """Write a latency's mean over rounds and its interval, as a series sums it up: both bounds if they differ."""
+    shown, interval = _latency(found)
+    return shown, interval if found["enough_samples"] else TOO_FEW_BEYOND
+
+
+def _latency(found: Mapping[str, Any]) -> tuple[str, str]:
     least, low, high = found["sent"]["mean"], found["sent"]["low"], found["high"]
     if found["mean"] <= DIFFERENT * least:
         return format_short_us(found["mean"]), _interval(found["mean"], found["low"], high)
@@ -255,15 +251,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: Iter
 
 
 def grouped_table(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
-    """Make one table of lines, given as plain values, so the columns of all groups are aligned.
+    """Make one table of lines, each with `group`, `name`, `cells` and `verdict`, so all columns are aligned.
 
     The last column is for verdicts, where any line has one.
     """
-    judged = any(line.get("verdict") for line in lines)
+    judged = any(line["verdict"] for line in lines)
     rows = list[Sequence[Cell]]()
     for group, members in groupby(lines, key=lambda line: str(line["group"])):
         rows.append((group,))
-        rows += [(line["name"], *line["cells"], *([line.get("verdict", "")] * judged)) for line in members]
+        rows += [(line["name"], *line["cells"], *[line["verdict"]] * judged) for line in members]
     return table(("", *names, *["verdict"] * judged), rows, range(1, len(names) + 1), "grouped")
 
 

@@ -9,18 +9,7 @@ import numpy as np
 from hotplate.bench.loadgen.result import LAG_BOUND_US
 from hotplate.bench.report.plots import BAD, FAINT, LINES, Frames, latency_scale, plot, rate_axis
 from hotplate.bench.report.report import Report
-from hotplate.bench.report.text import (
-    UNKNOWN,
-    Cell,
-    Footnotes,
-    Summary,
-    figure,
-    format_us,
-    html_paragraphs,
-    paragraphs,
-    section,
-    table,
-)
+from hotplate.bench.report.text import Cell, Footnotes, Summary, figure, paragraphs
 
 # What ends a search that found what it looked for.
 RU = "RU/s"
@@ -28,10 +17,6 @@ RU = "RU/s"
 SPENT = 0.95
 # The mark of results that did not come from Azure.
 LABEL = "local emulator, not Azure"
-
-HEADINGS = (
-    "RU/s", "a read costs", "accepted", "predicted", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",
-)  # fmt: skip
 
 METHOD = """
 Open loop, evenly spaced, one attempt a request: a 429 is counted, never retried. Retries would hide throttling in the
@@ -47,12 +32,9 @@ EMULATED = (
     "Requests went to an emulator, which charges by the same coefficients as the planner. That they agree shows "
     "nothing of Azure, and the latencies are not Azure's."
 )
-FOUND = (
-    "Accepted: the reads a second that were not refused, at the highest rate inside the objective. Predicted: by the "
-    "planner's charges. Spent: the RU that answers were charged with at that rate, of the level."
-)
 TOP = "accepted", "predicted", "cost of a read"
-KNEES = "Below the knee every read is answered. Beyond it the rest is refused, and no more are answered."
+KNEE = "below it every read is answered. Beyond it the rest is refused, and no more are answered."
+LATE = "the generator was late there (lag p99 above 1 ms), so the latencies at the knee are not the store's."
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +110,6 @@ class Finding:
             "predicted": self.predicted,
             "best": best and best.to_json(),
             "off": best and best.ok_rate / self.predicted - 1,
-            "utilisation": best and best.spent_ru / self.ru,
-            "per_100_ru": best and best.ok_rate / self.ru * 100,
             "limit": self.limit,
             "spent": self.spent,
             "trials": [each.to_json() for each in self.trials],
@@ -162,10 +142,9 @@ class SweepResult:
             configuration=self.configuration,
             series=(),
             interrupted=self.interrupted,
-            failures=tuple(map(_not_spent, (each for each in found if not each["spent"]))),
+            failures=tuple(_not_spent(each) for each in found if not each["spent"]),
             extra={
                 "subject": self.subject,
-                "holds": "Every search was ended by the RU/s: at the best rate 95 % of them or more were spent.",
                 "method": [*([EMULATED] if emulated else []), *paragraphs(METHOD)],
                 "ru": {"label": LABEL if emulated else None, "found": found},
             },
@@ -198,65 +177,10 @@ def _not_spent(one: Mapping[str, Any]) -> str:
     return f"{one['ru']:,} RU/s were not spent, because the search was ended by: {one['limit']}"
 
 
-def row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a search; a * marks latencies that a late generator spoilt."""
-    best = one["best"]
-    if best is None:
-        unknown = (UNKNOWN,) * (len(HEADINGS) - 4)
-        return f"{one['ru']:,}", UNKNOWN, UNKNOWN, f"{one['predicted']:,.1f}/s", *unknown
-    late = " *" if best["late"] else ""
-    return (
-        f"{one['ru']:,}",
-        f"{best['charge_ru']:.2f} RU",
-        f"{best['ok_rate']:,.1f}/s",
-        f"{one['predicted']:,.1f}/s",
-        f"{one['off']:+.1%}",
-        f"{one['utilisation']:.1%}",
-        format_us(best["p50_us"]) + late,
-        format_us(best["p99_us"]) + late,
-        f"{best['throttled']:.2%}",
-        f"{one['per_100_ru']:.1f}/s",
-    )
-
-
-def levels(swept: Mapping[str, Any]) -> str:
-    """Draw what each search accepted, beside what was predicted, and say what that is."""
-    return figure(_levels_plot(swept["found"]), FOUND)
-
-
-def sections(swept: Mapping[str, Any]) -> list[str]:
-    """Lay out what only a sweep has to show on its page: the table, and the knee of each search."""
-    found = swept["found"]
-    lines = [_not_spent(each) for each in found if not each["spent"]]
-    if any(each["best"] and each["best"]["late"] for each in found):
-        lines.append("* The generator came late in this trial (lag p99 above 1 ms): its latencies are not the store's.")
-    shown = table(HEADINGS, map(row, found), numbers=range(len(HEADINGS)))
-    parts = [section("What was accepted", shown + html_paragraphs(lines), FOUND)]
-    for each in found:
-        said = KNEES if each is found[0] else ""
-        parts.append(section(f"The knee at {each['ru']:,} RU/s", _knee_plot(each), said))
-    return parts
-
-
-@plot()
-def _levels_plot(frames: Frames, found: Sequence[Mapping[str, Any]]) -> None:
-    """Draw each search as a row: what was accepted, and what was predicted."""
-    (axes,) = frames
-    rows = range(len(found))
-    axes.plot(
-        [each["predicted"] for each in found],
-        rows,
-        color=FAINT,
-        marker="|",
-        markersize=16,
-        linestyle="none",
-        label="predicted",
-    )
-    accepted = [each["best"]["ok_rate"] if each["best"] else float("nan") for each in found]
-    axes.plot(accepted, rows, color=LINES[0], marker="o", linestyle="none", label="accepted")
-    axes.set_yticks(rows, [f"{each['ru']:,} RU/s" for each in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
-    rate_axis(axes, "reads/s")
+def knee(found: Mapping[str, Any]) -> str:
+    """Draw the knee of a search, and say what that is."""
+    late = found["best"] and found["best"]["late"]
+    return figure(_knee_plot(found), f"The knee at {found['ru']:,} RU/s: {LATE if late else KNEE}")
 
 
 @plot(1, 1, high=1.1)

@@ -53,7 +53,6 @@ def published_cells(charges: Charges, prices: Prices, item_bytes: float) -> Mapp
         ("Closed loop", "good answers/s"): f"{PUBLISHED_RATE:g}",
         ("Closed loop", "p50"): f"≈ {PUBLISHED_MEDIAN_MS:g} ms",
         ("Closed loop", "service: share of a core"): "12 vCPU in 3 nodes",
-        ("Highest rate inside the objective", f"times {PUBLISHED_RATE:g} requests/s"): "1",
         ("Request units", "provisioned"): f"{PUBLISHED_RU:,} RU/s",
         ("Request units", "used in the closed loop"): f"{needed.used_ru:,.0f} RU/s, inferred",
         ("Request units", "of what was provisioned"): f"{needed.used_ru / PUBLISHED_RU:.1%}, inferred",

@@ -19,10 +19,10 @@ from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.report.report import ERRORS, WHILE_WRITTEN, Report, series
 from hotplate.bench.report.text import NOTHING, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
 from hotplate.bench.stores import reference
-from hotplate.bench.stores.results import ComparisonResult, RoundResult, StoreResult
+from hotplate.bench.stores.results import Capacity, ComparisonResult, StoreResult
 from hotplate.bench.stores.rounds import PUBLISHING_SHARE, Settings, StoreComparison
 from hotplate.bench.stores.setup import FILL_SHARE, Setup, own_stores, prepared_stores
-from hotplate.bench.stores.table import Column, both_us, by_rounds, stored_item, table_lines, top_row
+from hotplate.bench.stores.table import Column, both_us, by_rounds, judged_columns, stored_item, table_lines, top_row
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.urls import scheme_of
 
@@ -60,11 +60,7 @@ COST = (
     "Cost of a billion reads at this rate: CPU at {price}; of Cosmos DB also the RU/s that the rate needs, provisioned "
     "manually, at the list price. It is no bill: memory and idle machines are not in it."
 )
-FEW_SAMPLES = "* marks a percentile with fewer than 10 samples beyond it in all rounds together."
-BOUNDS = (
-    "Two times with 'to' between them are bounds: from when requests were sent, and from when they were due; the "
-    "generator was late, and the truth lies between. A verdict is right 95 times in 100: of twenty, one may be wrong."
-)
+CHANCE = "A verdict is right 95 times in 100: of twenty, one may be wrong."
 LOOPBACK = (
     "The stores were started on this machine: no network, no TLS, no replica, and a Redis that keeps nothing on disk. "
     "A network adds its round trip to every read of a remote store, and nothing to one of files; give the URLs of real "
@@ -105,12 +101,8 @@ def parse_settings(options: StoresOptions) -> Settings:
         raise BenchMisused("the same store is given twice")
     if options.encoding not in ENCODINGS:
         raise BenchMisused(f"an encoding is {' or '.join(ENCODINGS)}, not {options.encoding!r}")
-    if (
-        (options.repeat or 1) < 1
-        or options.users < 1
-        or (options.closed_users or 1) < 1
-        or (options.emulator_ru or 1) < 1
-    ):
+    counts = options.repeat, options.users, options.closed_users, options.emulator_ru
+    if any(each is not None and each < 1 for each in counts):
         raise BenchMisused("--repeat, --users, --closed-users and --emulator-ru must be 1 or more")
     if options.cpu_hour is not None and options.cpu_hour <= 0:
         raise BenchMisused("--cpu-hour must be above zero")
@@ -166,6 +158,7 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
         if options.find_max and each.best is None
     ]
     lines = table_lines(columns, setup.manifest, options, footnotes, judged=not unjudged) if kept else []
+    published = [reference.COLUMN] if options.reference else []
     return Report(
         kind="reference" if options.reference else "stores",
         configuration=options.to_json()
@@ -185,13 +178,17 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
         summary=_summary(options, setup, result, columns, unjudged) if kept else NOTHING,
         extra={
             "comparison": {
-                "stores": [*([reference.COLUMN] if options.reference else []), *(each.name for each in columns)],
-                "heads": [*([reference.COLUMN] if options.reference else []), *(each.head for each in columns)],
-                "lines": [asdict(line) for line in lines],
+                "stores": [*published, *(each.name for each in columns)],
+                "heads": [*published, *(each.head for each in columns)],
+                "lines": lines,
                 "left_out": left_out,
-                "notes": [*footnotes.lines, FEW_SAMPLES, BOUNDS, *([result.placement] if result.placement else [])],
+                "notes": [*footnotes.lines, CHANCE, *([result.placement] if result.placement else [])],
                 "method": _method(options, setup, emulated=len(shown) < len(columns)),
-                "capacity": [_raw_capacity(each) for each in result.stores if each.capacity],
+                "capacity": [
+                    _raw_capacity(each.name, each.emulated, each.store.capacity)
+                    for each in columns
+                    if each.store.capacity
+                ],
             },
             "checked": asdict(checked),
             "stores": [_raw_store(each) for each in result.stores],
@@ -224,40 +221,37 @@ def _summary(
     given = f"{options.cpu_hour} USD an hour"
     notes = [*footnotes.lines, COST.format(price=price if options.cpu_hour is None else given)]
     notes += [
-        f"{each.name}: the highest rate inside {objective} is {each.best[0].at:,.0f} requests/s; it was "
-        f"{each.store.capacity.ending(emulated=each.emulated is not None)}."
+        f"{each.name}: the highest rate inside {objective} is {each.best[0].at:,.0f} requests/s "
+        f"(limit: {found.limit}); it was {found.ending(emulated=each.emulated is not None)}."
         for each in columns
-        if each.best and each.store.capacity
+        if each.best and (found := each.store.capacity)
     ]
-    needed = max((each.rounds for each in _differences(columns, percentile)), default=0)
+    needed = max((found.rounds for _, _, found in _differences(columns, percentile)), default=0)
     notes += [f"{result.more_time(needed)}."] if needed and not unjudged else []
     headings = percentile, "CPU a request", "cost of a billion reads"
     return Summary(_answer(columns, percentile, unjudged), headings, rows, tuple(notes), percentile)
 
 
-def _differences(columns: Sequence[Column], percentile: str) -> list[Finding]:
-    """Compare the latency and the CPU of each store with those of the first; emulators are left out."""
-    first, *others = [each for each in columns if each.emulated is None] or columns[:1]
-    return [
-        found
-        for other in others
-        for found in (
-            first.reads.latency(percentile).beside(other.reads.latency(percentile)),
-            by_rounds(both_us)(first, other),
-        )
-    ]
+def _differences(columns: Sequence[Column], percentile: str) -> list[tuple[str, str, Finding]]:
+    """Compare the latency and the CPU of each store with those of the first, each as name, subject and finding."""
+    first, *others = judged_columns(columns)
+    found = list[tuple[str, str, Finding]]()
+    for other in others:
+        latency = first.reads.latency(percentile).beside(other.reads.latency(percentile))
+        found.append((other.name, f"at {percentile}", latency))
+        found.append((other.name, "in CPU", by_rounds(both_us)(first, other)))
+    return found
 
 
 def _answer(columns: Sequence[Column], percentile: str, unjudged: str) -> str:
     """Say in one sentence which store is faster and which takes less CPU, or why that is not known."""
-    names = [each.name for each in columns if each.emulated is None]
-    if len(names) < 2:
+    found = _differences(columns, percentile)
+    if not found:
         return "There is one store whose speed could be measured, so there is nothing to compare."
     if unjudged:
         return f"It is not known which store is faster, because {unjudged}."
-    subjects = ((other, what) for other in names[1:] for what in (f"at {percentile}", "in CPU"))
-    found = zip(_differences(columns, percentile), subjects, strict=True)
-    sentence = "; ".join(_part(one, names[0], other, what) for one, (other, what) in found)
+    first = judged_columns(columns)[0].name
+    sentence = "; ".join(_part(finding, first, other, what) for other, what, finding in found)
     return f"{sentence[0].upper() if sentence.startswith('at ') else sentence[0]}{sentence[1:]}."
 
 
@@ -319,7 +313,7 @@ def _column(store: StoreResult, kept: Sequence[int]) -> Column:
     )
 
 
-def _raw_store(store: StoreResult) -> dict[str, Any]:
+def _raw_store(store: StoreResult) -> Mapping[str, Any]:
     """Return all that was measured of a store but its runs' histograms, which the series hold."""
     return {
         "name": store.candidate.name,
@@ -327,39 +321,21 @@ def _raw_store(store: StoreResult) -> dict[str, Any]:
         "emulated": store.candidate.emulated,
         "memory_bytes": asdict(store.memory),
         "checked": asdict(store.checked),
-        "rounds": [_raw_round(each) for each in store.rounds],
-    }
-
-
-def _raw_round(one: RoundResult) -> Mapping[str, Any]:
-    return {
-        "direct": {str(size): asdict(each) for size, each in one.lookups.items()},
-        "service_cpu_us": one.reads.service_cpu_us,
-        "server_cpu_us": one.reads.server_cpu_us,
-        "ru_s": one.reads.ru_s,
-        "stolen": one.reads.result.stolen,
-        "disturbance": one.reads.result.disturbance,
-        "invalid_reasons": one.invalid_reasons,
-        "trial": one.publishing and asdict(one.publishing.trial),
-        "lists_per_s_meanwhile": one.publishing and one.publishing.lists_per_s,
-        "invalid_reasons_meanwhile": one.publishing and one.publishing.reads.result.invalid_reasons,
-    }
-
-
-def _raw_capacity(store: StoreResult) -> Mapping[str, Any]:
-    capacity, emulated = store.capacity, store.candidate.emulated
-    if capacity is None:
-        return {}
-    return {
-        "name": store.candidate.name,
-        "emulated": emulated,
-        "highest": capacity.best and capacity.best[0].at,
-        "limit": capacity.limit,
-        "ending": f"{store.candidate.name}: {capacity.ending(emulated=emulated is not None)}",
-        "points": [
-            point.to_json()
-            | {"service_share": run.service_share, "server_share": run.server_share, "ru_s": run.ru_s}
-            | {"throttled": run.request_units and run.request_units.throttled}
-            for point, run in capacity.attempts
+        "rounds": [
+            {
+                "direct": {str(size): asdict(found) for size, found in each.lookups.items()},
+                "service_cpu_us": each.reads.service_cpu_us,
+                "server_cpu_us": each.reads.server_cpu_us,
+                "ru_s": each.reads.ru_s,
+                "invalid_reasons": each.invalid_reasons,
+                "trial": each.publishing and asdict(each.publishing.trial),
+            }
+            for each in store.rounds
         ],
     }
+
+
+def _raw_capacity(name: str, emulated: str | None, found: Capacity) -> Mapping[str, Any]:
+    points = [point.to_json() | {"service_share": run.service_share, "ru_s": run.ru_s} for point, run in found.attempts]
+    highest = found.best and found.best[0].at
+    return {"name": name, "emulated": emulated, "highest": highest, "limit": found.limit, "points": points}

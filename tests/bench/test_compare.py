@@ -231,7 +231,17 @@ def test_a_difference_that_is_sure_and_small_does_not_matter() -> None:
     found = Measured(first, first).beside(Measured(second, second))
     assert found.low > 0
     assert not found.real
-    assert found.sentence("A", "B", CHEAPER) == "no difference that matters (+3% to +3%)"
+    assert found.sentence("A", "B", CHEAPER) == "no difference that matters (+3%)"
+
+
+def test_a_range_whose_ends_are_written_alike_is_one_figure() -> None:
+    def verdict(first: float, second: float) -> str:
+        return (
+            Measured([first] * 5, [first] * 5).beside(Measured([second] * 5, [second] * 5)).sentence("A", "B", CHEAPER)
+        )
+
+    assert verdict(1.0, 1.6) == "A is cheaper: B takes 60% more"
+    assert verdict(5.0, 1.0) == "B is cheaper: A takes 5 times as much"
 
 
 def test_an_interval_that_says_nothing_is_not_written() -> None:
@@ -249,7 +259,7 @@ def test_what_is_not_known_of_one_is_not_compared() -> None:
     assert known.beside(Measured(zero, zero)).because == "it was zero in some rounds"
     four = Measured(five[:4], five[:4])
     assert four.beside(four).sentence("A", "B", CHEAPER) == "— (fewer than five rounds)"
-    assert known.beside(known).sentence("A", "B", CHEAPER) == "no difference that matters (+0% to +0%)"
+    assert known.beside(known).sentence("A", "B", CHEAPER) == "no difference that matters (+0%)"
 
 
 def test_more_errors_are_a_regression_however_fast_the_others_were() -> None:

@@ -330,6 +330,7 @@ async def test_a_late_generator_gives_bounds_and_an_invalid_run_only_where_these
 
 def test_a_latency_is_written_as_what_is_known_of_it() -> None:
     found = {"mean": 8_610.0, "low": 4_510.0, "high": 16_500.0, "sent": {"mean": 2_100.0, "low": 1_900.0}}
+    found |= {"enough_samples": True}
     assert format_latency(found) == "2.1 ms to 8.61 ms (1.9 ms … 16.5 ms)"
     assert format_latency({**found, "sent": {"mean": 8_500.0, "low": 4_400.0}}) == "8.61 ms (4.51 … 16.5)"
     assert format_bounds(100.0, 3_000.0) == "— (100 µs to 3 ms)"

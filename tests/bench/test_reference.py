@@ -191,16 +191,17 @@ def test_an_emulators_latencies_are_not_shown_and_its_request_units_are() -> Non
     assert found["stores"] == [COLUMN, "file://", "cosmos+http://"]
     by_name = {(line["group"].partition(":")[0], line["name"]): line["cells"] for line in found["lines"]}
     assert by_name["Closed loop", "p50"] == ("≈ 60 ms", "3.4 ms", "—")
-    assert by_name["Closed loop", "good answers/s"] == ("180", "200.0", "200.0")
+    assert by_name["Closed loop", "good answers/s"] == ("180", "200", "200")
     assert by_name["Through the service", "p99"][2] == "—"
-    assert by_name["Highest rate inside the objective", "p99 there"][2] == "—"
-    assert by_name["Highest rate inside the objective", "best rate"] == ("not published", "200/s", "200/s")
     assert by_name["Request units", "used in the closed loop"] == ("180 RU/s, inferred", "none", "200 RU/s")
     assert by_name["Request units", "of what was provisioned"] == ("1.6%, inferred", "none", "1.8%")
     assert by_name["Request units", "what 180 requests/s need"] == ("400 RU/s, inferred", "none", "400 RU/s")
     assert [each.name for each in made.series] == ["file://, closed loop", "file://"]
     text = page(made)
-    assert "file://: the highest rate inside p99 ≤ 60 ms, errors ≤ 0.1 % is 200 requests/s" in text
+    assert "file://: the highest rate inside p99 ≤ 60 ms, errors ≤ 0.1 % is 200 requests/s (limit: " in text
+    emulated = next(note for note in made.summary.notes if note.startswith("cosmos+http://: "))
+    assert "is 200 requests/s (limit: the service's core)" in emulated
+    assert "ms" not in emulated.partition("is 200 requests/s")[2]
     assert "over requests/s that fell due" in text  # the search of the store whose times are its own
     assert "learn.microsoft.com/azure/architecture" in text
     assert made.valid

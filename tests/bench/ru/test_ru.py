@@ -15,7 +15,7 @@ from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.report.page import page
-from hotplate.bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest, row
+from hotplate.bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest
 from hotplate.bench.ru.requests import CHARGE, builder, reads_in_turn
 from hotplate.bench.ru.run import assess, classify, cost, limit, plan
 from hotplate.bench.ru.sandbox import Items, partition_of
@@ -153,8 +153,7 @@ def test_a_search_on_an_emulator_is_reported_with_its_label() -> None:
     assert made.valid
     facts = made.report.extra["ru"]
     assert facts["label"] == "local emulator, not Azure"
-    cells = row(facts["found"][0])
-    assert cells[:6] == ("400", "1.00 RU", "397.5/s", "400.0/s", "-0.6%", "99.4%")
+    assert made.report.summary.rows == (("400 RU/s", ("397.5/s", ""), ("400.0/s", "off by -0.6%"), "1.00 RU"),)
     assert made.report.summary.sentence == (
         "400 RU/s accept 398 reads/s on a local emulator, not Azure, 0.6% less than predicted."
     )
@@ -169,15 +168,12 @@ def test_a_request_that_was_refused_is_not_counted_as_bought() -> None:
     assert trial.inside
     assert trial.throttled == pytest.approx(0.005, abs=0.001)
     made = swept(found_at_400(trial, tried(500, 400, 1.0)))
-    cells = row(made.report.extra["ru"]["found"][0])
-    assert cells[2:5] == ("400.0/s", "400.0/s", "+0.0%")
-    assert cells[-1] == "100.0/s"
+    assert made.report.summary.rows[0][1:3] == (("400.0/s", ""), ("400.0/s", "off by +0.0%"))
 
 
 def test_request_units_that_were_not_spent_are_no_success() -> None:
     made = swept(found_at_400(tried(240, 400, 1.0, delay_s=0.06)))
     assert not made.valid
-    cells = row(made.report.extra["ru"]["found"][0])
-    assert cells[2:5] == ("—", "400.0/s", "—")
+    assert made.report.summary.rows[0][1:] == ("—¹", "400.0/s", "—¹")
     assert "p99 60 ms, bound 50 ms" in page(made.report)
     assert not swept(found_at_400(), interrupted=True).valid
