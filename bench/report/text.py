@@ -109,18 +109,17 @@ def format_bounds(least_us: float, most_us: float) -> str:
 
 def latency_cell(found: Mapping[str, Any]) -> tuple[str, str]:
     """Write a latency's mean over rounds and its interval, as a series sums it up: both bounds if they differ."""
-    shown, interval = _latency(found)
-    return shown, interval if found["enough_samples"] else TOO_FEW_BEYOND
-
-
-def _latency(found: Mapping[str, Any]) -> tuple[str, str]:
-    least, low, high = found["sent"]["mean"], found["sent"]["low"], found["high"]
-    if found["mean"] <= DIFFERENT * least:
-        return format_short_us(found["mean"]), _interval(found["mean"], found["low"], high)
-    if low is None:
-        return format_bounds(least, found["mean"]), ""
-    known = high <= APART * found["mean"] and least <= APART * low
-    return format_bounds(least, found["mean"]), f"{format_us(low)} … {format_us(high)}" if known else TOO_FAR
+    mean, low, high, sent = found["mean"], found["low"], found["high"], found["sent"]
+    both = mean > DIFFERENT * sent["mean"]
+    shown = format_bounds(sent["mean"], mean) if both else format_short_us(mean)
+    if not found["enough_samples"]:
+        return shown, TOO_FEW_BEYOND
+    if not both:
+        return shown, _interval(mean, low, high)
+    if sent["low"] is None:
+        return shown, ""
+    known = high <= APART * mean and sent["mean"] <= APART * sent["low"]
+    return shown, f"{format_us(sent['low'])} … {format_us(high)}" if known else TOO_FAR
 
 
 def format_latency(found: Mapping[str, Any]) -> str:

@@ -79,13 +79,11 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     count = "as many rounds as fit" if options.repeat is None else f"{options.repeat} rounds"
     rounds = f"{count}, of {settings.duration_s:.1f} s for each store"
     display.say(f"{rounds}: about {options.budget} in all{', then the highest rates' * options.find_max}")
-    started_here = not options.urls
     try:
         with ExitStack() as stack:
             urls = list(options.urls) or stack.enter_context(own_stores(options.emulator_ru))
-            prepared = prepared_stores(urls, options, display)
-            setup = stack.enter_context(prepared)
-            publishing = started_here if options.publish is None else options.publish
+            setup = stack.enter_context(prepared_stores(urls, options, display))
+            publishing = not options.urls if options.publish is None else options.publish
             result = StoreComparison(setup, settings, display).run(publishing=publishing)
             return report(options, setup, result)
     except KeyboardInterrupt:
@@ -184,11 +182,7 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
                 "left_out": left_out,
                 "notes": [*footnotes.lines, CHANCE, *([result.placement] if result.placement else [])],
                 "method": _method(options, setup, emulated=len(shown) < len(columns)),
-                "capacity": [
-                    _raw_capacity(each.name, each.emulated, each.store.capacity)
-                    for each in columns
-                    if each.store.capacity
-                ],
+                "capacity": [_raw_capacity(each, found) for each in columns if (found := each.store.capacity)],
             },
             "checked": asdict(checked),
             "stores": [_raw_store(each) for each in result.stores],
@@ -335,7 +329,7 @@ def _raw_store(store: StoreResult) -> Mapping[str, Any]:
     }
 
 
-def _raw_capacity(name: str, emulated: str | None, found: Capacity) -> Mapping[str, Any]:
+def _raw_capacity(column: Column, found: Capacity) -> Mapping[str, Any]:
     points = [point.to_json() | {"service_share": run.service_share, "ru_s": run.ru_s} for point, run in found.attempts]
-    highest = found.best and found.best[0].at
-    return {"name": name, "emulated": emulated, "highest": highest, "limit": found.limit, "points": points}
+    named = {"name": column.name, "emulated": column.emulated}
+    return named | {"highest": found.best and found.best[0].at, "limit": found.limit, "points": points}
