@@ -250,15 +250,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: Iter
 
 
 def grouped_table(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
-    """Make one table of lines, each with `group`, `name`, `cells` and `verdict`, so all columns are aligned.
+    """Make one table of lines, each with `group`, `name`, `cells` and maybe `verdict`, so all columns are aligned.
 
     The last column is for verdicts, where any line has one.
     """
-    judged = any(line["verdict"] for line in lines)
+    judged = any(line.get("verdict") for line in lines)
     rows = list[Sequence[Cell]]()
     for group, members in groupby(lines, key=lambda line: str(line["group"])):
         rows.append((group,))
-        rows += [(line["name"], *line["cells"], *[line["verdict"]] * judged) for line in members]
+        rows += [(line["name"], *line["cells"], *[line.get("verdict", "")] * judged) for line in members]
     return table(("", *names, *["verdict"] * judged), rows, range(1, len(names) + 1), "grouped")
 
 
