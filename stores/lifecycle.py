@@ -184,8 +184,10 @@ async def take_over(store: Store, release: ReleaseId) -> DraftRef:
 async def become_writer(store: Store, draft: DraftRef) -> None:
     """Make the writer of *draft* the one of the catalogue; ReleaseConflict if the writer before may live.
 
-    A store that knows is asked first, because a writer that loses its entry loses its draft, too.
+    A store that knows is asked before the swap, because a writer that loses its entry loses its draft, too. It is asked
+    only once the lease has lapsed: the lock that it takes for that would refuse a writer that has just begun.
     """
+    changes.take_over(await store.catalogue(), draft)
     async with store.taking_over(draft) if isinstance(store, WriterLocked) else nullcontext():
         await change(store, partial(changes.take_over, draft=draft))
 

@@ -105,7 +105,7 @@ async def repair(
 
 async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
     """Begin a draft, or become the writer of one whose lease has lapsed; None where the release is there."""
-    waiting = False
+    waiting, lapsed = False, None
     while True:
         found = await target.catalogue()
         entry = _entry(found, release)
@@ -120,7 +120,9 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
             found = await target.catalogue()
             entry = _entry(found, release)
             if entry is not None and entry.state is State.DRAFT and (entry.lease_until or 0.0) <= found.now:
-                raise  # its writer is stopped, which may be for ever
+                if entry == lapsed:
+                    raise  # its writer is stopped, which may be for ever; another one would have become it by now
+                lapsed = entry
             if not waiting:
                 log.warning("release %s is being copied by another process; waiting for it", release)
                 waiting = True

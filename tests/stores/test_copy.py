@@ -1,20 +1,22 @@
 """Resuming and copying: nothing that was acknowledged is written again, and what arrives is what was sent."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
+from hotplate.stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, State
 from hotplate.stores.compression import EncodedRows, encode_rows
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import change
 from hotplate.stores.manifest import Manifest, Tally, describe
 from hotplate.stores.memory import MemoryStore
-from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.store import Plan, Row, Store, WriterLocked
 from hotplate.stores.transfer import copy
 from hotplate.stores.verification import diff, sample, verify
 from tests.support.clock import FakeClock
@@ -306,3 +308,61 @@ async def test_a_copy_that_was_cut_off_cannot_be_finished_with_other_lists(clock
     with pytest.raises(ReleaseConflict, match="is a copy that was cut off"):
         await life.publish(target, resume=live, batches=batches(ROWS[:3], 100), plan=Plan(3, 100), about={})
     assert (await copy(source, target, live)).rows == TOTAL
+
+
+class Locked(MemoryStore, WriterLocked):
+    """Knows whether a writer lives by a lock, as files do; and who holds it."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.holder: str | None = None
+
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        async with self.taking_over(draft):
+            await super().create(draft, plan)
+
+    @asynccontextmanager
+    async def taking_over(self, draft: DraftRef) -> AsyncIterator[None]:
+        if self.holder is not None:
+            raise ReleaseConflict(f"release {draft.id} is being written by {self.holder}")
+        self.holder = draft.writer
+        try:
+            await asyncio.sleep(0)
+            yield
+        finally:
+            self.holder = None
+
+    async def catalogue(self) -> Catalogue:
+        await asyncio.sleep(0)
+        return await super().catalogue()
+
+
+async def test_a_writer_that_has_just_begun_is_not_locked_out_by_one_that_would_take_its_place(
+    clock: FakeClock,
+) -> None:
+    store = Locked(clock)
+    begun = await life.begin(store, ReleaseId("20261120T064200Z-7f3a"))
+    late = begun._replace(writer="late")
+    refused, created = await asyncio.gather(
+        life.become_writer(store, late), create_while(store, begun), return_exceptions=True
+    )
+    assert isinstance(refused, ReleaseConflict)
+    assert "whose lease runs" in str(refused)
+    assert created is None
+
+
+async def create_while(store: Store, draft: DraftRef) -> None:
+    """Create a draft at each instant of what another one does meanwhile."""
+    for _ in range(10):
+        await store.create(draft, Plan(1, 100))
+        await asyncio.sleep(0)
+
+
+async def test_of_two_copies_that_wait_for_a_dead_one_the_second_waits_for_the_first(clock: FakeClock) -> None:
+    source, target = MemoryStore(clock), Locked(clock)
+    release = await publish(source)
+    await life.begin(target, release, copies=True)
+    await lapse(target)
+    ends = await asyncio.gather(*(copy(source, target, release) for _ in range(2)))
+    assert sorted(end.rows for end in ends) == [0, TOTAL]
+    assert await published_rows(target, release) == await published_rows(source, release)
