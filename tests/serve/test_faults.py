@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import hotplate
 from hotplate.bench.drills.proxy import Proxy, through
 from tests.support.readers import lists, reading, until, until_read
 from tests.support.redis_server import RedisServer
@@ -109,3 +110,15 @@ async def test_a_service_that_starts_with_redis_dead_serves_from_a_local_tier_or
 
         await until(is_ready, "the service is not ready")
         assert alone.get("/v1/recommendations/1").json["tier"] == "redis"
+
+
+async def test_a_wrong_password_is_named_without_the_password_and_serves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with redis_running(folder, password="right") as redis, pytest.raises(hotplate.NotReady, match="password") as caught:
+        async with hotplate.open(redis.url(user=":wrong-secret@"), timeout_s=0.7):  # it is tried several times
+            raise AssertionError("it cannot be read")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "wrong-secret" not in caplog.text + str(caught.value)

@@ -14,8 +14,10 @@ from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.memory import MemoryStore
+from hotplate.stores.redis.store import open_url
 from hotplate.stores.store import Plan, Row, Slot, Store
 from hotplate.stores.verification import load_manifest
+from tests.support.redis_server import RedisServer
 from tests.support.service import a_list
 from tests.support.stores import batches, ref_of
 from tests.support.virtual import virtual
@@ -95,6 +97,21 @@ async def test_a_file_that_nobody_can_read_is_not_made_live_and_workers_that_sta
 
 
 @verbs
+async def test_redis_that_lost_every_row_is_not_made_live(redis_server: RedisServer, verb: Verb) -> None:
+    store = open_url(redis_server.url(prefix=f"lost-{verb.__name__}"))
+    target, live = await two_releases(store)
+    incarnation = (await ref_of(store, target)).incarnation
+    names = redis_server.execute_command("KEYS", f"*{incarnation}*:*:*")
+    rows = [name for name in names if not name.split("}:")[1].startswith("@")]
+    assert len(rows) > len(ROWS)
+    redis_server.execute_command("DEL", *rows)
+    with pytest.raises(ReleaseCorrupt, match=r"has no manifest.*--force overrides this"):
+        await verb(store, target)
+    assert ((await store.catalogue()).live, (await store.catalogue()).canary) == (live, None)
+    await store.close()
+
+
+@verbs
 @pytest.mark.parametrize("lost", ["meta:manifest", "popular:", "user:"])
 async def test_a_release_without_its_manifest_its_popular_list_or_most_of_its_rows_is_refused_unless_forced(
     verb: Verb, lost: str
@@ -157,6 +174,16 @@ async def test_a_canary_that_cannot_be_read_is_not_promoted() -> None:
     with pytest.raises(ReleaseCorrupt, match="cannot be served"):
         await life.promote(store)
     assert (await store.catalogue()).live == live
+
+
+async def test_a_canary_is_promoted_only_if_it_is_the_one_that_was_seen() -> None:
+    store = MemoryStore()
+    await publish(store)
+    seen, other = await publish(store, live=False), await publish(store, live=False)
+    await life.start_canary(store, other, 5)
+    with pytest.raises(ReleaseConflict, match=f"release {seen} is not the canary any more"):
+        await life.promote(store, seen)
+    assert await life.promote(store, other) == other
 
 
 async def test_a_publish_leaves_a_running_canary_alone_and_its_release_ready() -> None:
