@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP_INSTALL := .ci/pip-install $(BIN)/python
 # Workers have servers of their own; one that has nothing left to do takes tests over from another. The fast tests wait
 # for half of their time, so that there are more workers than cores.
-PYTEST := $(BIN)/python -m pytest --dist worksteal --benchmark-disable
+PYTEST := $(BIN)/python -m pytest --dist worksteal
 # The workers and hundreds of commands load the same modules, which would be compiled for each.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -14,7 +14,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 
-.PHONY: help demo test fast soak check lint types k8s-check spark-test image sbom push notes image-check bench figures quality site lock clean
+.PHONY: help demo test fast soak check lint types k8s-check spark-test wheel image sbom push notes image-check bench figures quality site lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -51,6 +51,11 @@ spark-test: .venv/dev ## learning, ranking and publishing on Spark, with executo
 	@.ci/debian-packages
 	@if .ci/java; then $(MAKE) .venv/spark && $(PYTEST) -n 1 -m spark --timeout 600 tests/offline/spark; \
 	    else case ",$$HOTPLATE_REQUIRE," in *,java,*) exit 1;; esac; fi
+
+wheel: .venv/demo ## the wheel, in dist/, installed and tried in an environment of its own
+	@rm -f dist/hotplate-*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	.ci/try-wheel $(PYTHON) dist/hotplate-$(VERSION)-py3-none-any.whl
 
 image: ## the images, by ENGINE=docker or podman
 	$(ENGINE) build --file k8s/Dockerfile --target serve --build-arg REVISION=$(REVISION) --tag hotplate:$(VERSION) .
@@ -92,7 +97,7 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench \
 	    --extra azure-monitor --group build --group dev \
 	    --constraint requirements/demo.lock -o requirements/dev.lock
-	$(LOCK) pyproject.toml --group k8s --constraint requirements/dev.lock -o requirements/k8s.lock
+	$(LOCK) pyproject.toml --extra server --group k8s --constraint requirements/dev.lock -o requirements/k8s.lock
 	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra events --extra azure-monitor \
 	    --constraint requirements/dev.lock -o requirements/serve.lock
 	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra events --extra azure-monitor --extra offline --extra bench \
@@ -133,5 +138,5 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 	@touch $@
 
 clean: ## remove the environment, caches and results
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks dist bench-results.json
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench-results.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,9 +8,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import orjson
 
 from hotplate.bench.loadgen.recorder import Sample
+from hotplate.bench.stores.server import opened
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import load_decode
-from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, cut, decode
 from hotplate.stores.errors import StoreError
 from hotplate.stores.keys import OVERALL, POPULAR, USER
@@ -48,11 +48,8 @@ class ReceivedList:
 
 async def check_answers(url: str, samples: Sequence[Sample]) -> CheckResult:
     """Compare every list in *samples* with the one that the store at *url* holds for the release that it names."""
-    store = connect(url)
-    try:
+    async with opened(url) as store:
         return await check_samples(store, samples)
-    finally:
-        await store.close()
 
 
 async def check_samples(store: Reader, samples: Sequence[Sample]) -> CheckResult:

@@ -1,7 +1,6 @@
 """One measurement of a service over HTTP, from its options to the report: rounds, a search, or a sweep of batches."""
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -9,41 +8,17 @@ from typing import Any
 
 from hotplate.bench.answers import check_answers
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.loadgen import schedule
-from hotplate.bench.loadgen.capacity import (
-    Objective,
-    Point,
-    batch_point,
-    find_max,
-    first_outside,
-    highest,
-    highest_text,
-    knee,
-    parse_objective,
-)
-from hotplate.bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from hotplate.bench.loadgen.load import KEY, Gets, Load, Paths, Posts, send_one
+from hotplate.bench.loadgen import capacity
+from hotplate.bench.loadgen.keys import Draw, InTurn, Keys, Uniform, Zipf
+from hotplate.bench.loadgen.load import KEY, Gets, Load, Posts, send_one
 from hotplate.bench.loadgen.recorder import Sample
 from hotplate.bench.loadgen.result import Result, at_least
-from hotplate.bench.loadgen.schedule import Arrivals
 from hotplate.bench.loadgen.workers import WorkerPool
-from hotplate.bench.options import HttpOptions
+from hotplate.bench.options import HttpOptions, require_positive
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.report.page import Runs
+from hotplate.bench.report import text
 from hotplate.bench.report.report import ERRORS, RATE, Report, counted, series
-from hotplate.bench.report.text import (
-    NOTHING,
-    UNKNOWN,
-    Cell,
-    Footnotes,
-    Summary,
-    format_us,
-    joined,
-    parse_rate,
-    parse_seconds,
-    parse_share,
-)
-from hotplate.stores.connect import connect
+from hotplate.bench.stores.server import opened
 from hotplate.stores.keys import USER
 from hotplate.stores.urls import redacted
 
@@ -60,50 +35,41 @@ OBSERVED = ("source", "tier", "release")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be measured: `load`, `rounds` times, after a warm-up that is not counted.
+    """What is to be measured, and the options that were read for it.
 
     With `find_max` the highest rate inside the `objective` is looked for first, from the load's own rate on, and the
     rounds are made at that; otherwise the objective only bounds errors. With `batches`, POSTs for so many of the `keys`
-    each are made instead, 20 at a time, to be scored where `score` is set. With a `store` the responses that the load
-    keeps as samples are compared with what that holds.
+    each are made instead. With a `store` the responses that the load keeps as samples are compared with what it holds.
     """
 
+    options: HttpOptions
     load: Load
-    rounds: int = 1
-    warmup_s: float = 0.0
-    processes: int = 1
-    objective: Objective
-    find_max: bool = False
-    batches: Sequence[int] = ()
-    score: bool = False
-    keys: Keys | None = None
-    store: str | None = None
-    configuration: Mapping[str, Any]
+    warmup_s: float
+    objective: capacity.Objective
+    batches: Sequence[int]
+    keys: Keys | None
 
 
 def make_plan(options: HttpOptions) -> Plan:
     """Read the options. Raises BenchMisused for what makes no sense, StoreError if no users can be read."""
-    _only_one(
-        {"--rate": options.rate, "--ramp": options.ramp, "--steps": options.steps, "--closed": options.closed or None}
-    )
+    _only_one({"--rate": options.rate, "--closed": options.closed or None})
     _only_one({"--keys-file": options.keys_file, "--users": options.users})
     _only_one({"--find-max": options.find_max or None, "--batch": options.batch, "--closed": options.closed or None})
     if options.score and not options.batch:
         raise BenchMisused("--score says where batches go: give their sizes, as --batch 50,200,500,1000,2000")
-    if options.repeat < 1 or options.processes < 1 or options.backlog < 1:
-        raise BenchMisused("--repeat, --processes and --backlog must be 1 or more")
-    arrivals = parse_arrivals(options)
+    require_positive({"--repeat": options.repeat, "--processes": options.processes, "--backlog": options.backlog})
     keys = parse_keys(options) if options.batch or KEY in options.path else None
     load = Load(
         url=options.url,
-        requests=Paths([options.path]) if keys is None else Gets(options.path, keys),
-        arrivals=arrivals,
-        duration_s=parse_seconds(options.duration),
-        think_s=parse_seconds(options.think),
+        requests=Gets(options.path, keys),
+        rate=None if options.closed else text.parse_rate(options.rate or DEFAULT_RATE),
+        seed=options.seed if options.poisson else None,
+        duration_s=text.parse_seconds(options.duration),
+        think_s=text.parse_seconds(options.think),
         connections=options.connections,
         headers=_headers(options.headers),
         spin=options.spin,
-        timeout_s=parse_seconds(options.timeout),
+        timeout_s=text.parse_seconds(options.timeout),
         backlog=options.backlog,
         observe=OBSERVED,
     )
@@ -111,33 +77,13 @@ def make_plan(options: HttpOptions) -> Plan:
         load = replace(load, sample_every=_sample_every(load, batched=options.batch is not None))
     load.share(options.processes - 1, options.processes)  # refuses more processes than connections
     return Plan(
+        options=options,
         load=load,
-        rounds=options.repeat,
-        warmup_s=parse_seconds(options.warmup),
-        processes=options.processes,
-        objective=parse_objective(options.slo),
-        find_max=options.find_max,
+        warmup_s=text.parse_seconds(options.warmup),
+        objective=capacity.parse_objective(options.slo),
         batches=_sizes(options.batch) if options.batch else (),
-        score=options.score,
         keys=keys,
-        store=options.store,
-        configuration=options.to_json(),
     )
-
-
-def parse_arrivals(options: HttpOptions) -> Arrivals | None:
-    """Read when requests fall due; None for a closed loop."""
-    duration_s, seed = parse_seconds(options.duration), options.seed if options.poisson else None
-    if options.closed:
-        return None
-    if options.ramp is not None:
-        first, colon, last = options.ramp.partition(":")
-        if not colon:
-            raise BenchMisused(f"a ramp is written FROM:TO, as 100:5k, not {options.ramp!r}")
-        return schedule.ramp(parse_rate(first), parse_rate(last), duration_s, seed)
-    if options.steps is not None:
-        return schedule.steps([parse_rate(each) for each in options.steps.split(",")], duration_s, seed)
-    return schedule.constant(parse_rate(options.rate or DEFAULT_RATE), duration_s, seed)
 
 
 def parse_keys(options: HttpOptions) -> Keys:
@@ -150,30 +96,17 @@ def parse_keys(options: HttpOptions) -> Keys:
         ids = asyncio.run(_users_in(options.store))
     else:
         raise BenchMisused("say whose lists to request: --users N, --keys-file FILE or --store URL")
-    return Keys(tuple(ids), _draw(options), parse_share(options.unknown), options.seed)
+    in_turn_or_uniform = InTurn() if options.keys_file is not None else Uniform()
+    draw: Draw = in_turn_or_uniform if options.zipf is None else Zipf(options.zipf)
+    return Keys(tuple(ids), draw, text.parse_share(options.unknown), options.seed)
 
 
 async def _users_in(url: str) -> list[str]:
-    store = connect(url)
-    try:
+    async with opened(url) as store:
         live = (await store.catalogue()).live_ref
         if live is None:
             raise BenchMisused(f"nothing is live in {redacted(url)}, so it has no users whose lists could be requested")
         return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]
-    finally:
-        await store.close()
-
-
-def _draw(options: HttpOptions) -> Draw:
-    _only_one({"--zipf": options.zipf, "--hot": options.hot})
-    if options.zipf is not None:
-        return Zipf(options.zipf)
-    if options.hot is not None:
-        requests, colon, keys = options.hot.partition(":")
-        if not colon:
-            raise BenchMisused(f"a hot set is written REQUESTS:USERS, as 80%:20%, not {options.hot!r}")
-        return HotSet(parse_share(requests), parse_share(keys))
-    return InTurn() if options.keys_file is not None else Uniform()
 
 
 def _headers(given: Sequence[str]) -> Mapping[str, str]:
@@ -197,7 +130,7 @@ def _sample_every(load: Load, *, batched: bool) -> int:
     """Keep about COMPARED responses a round, by a number that no cycle of keys is likely to share."""
     if batched:
         return 41
-    expected = load.schedule.rate * load.duration_s if load.schedule else 100 * COMPARED
+    expected = load.rate * load.duration_s if load.rate else 100 * COMPARED
     return max(1, int(expected / COMPARED)) | 1
 
 
@@ -207,17 +140,17 @@ def _only_one(given: Mapping[str, object]) -> None:
         raise BenchMisused(f"{' and '.join(names)} exclude each other")
 
 
-def measure(plan: Plan, display: ProgressDisplay) -> tuple[Report, Runs]:
+def measure(plan: Plan, display: ProgressDisplay) -> Report:
     """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed if nothing answers."""
     load = plan.load
     send_one(load.url, next(load.rendered()), load.timeout_s, load.ca)
-    with WorkerPool(plan.processes) as pool:
+    with WorkerPool(plan.options.processes) as pool:
         made = _Measurement(plan, pool, display)
         try:
             made.run()
         except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
             made.interrupted = True
-    return made.report(), made.runs
+    return made.report()
 
 
 class _Measurement:
@@ -227,55 +160,55 @@ class _Measurement:
         self._plan = plan
         self._pool = pool
         self._display = display
-        self._swept = list[Point]()
-        self._searched = list[Point]()
+        self._swept = list[capacity.Point]()
+        self._searched = list[capacity.Point]()
         self._samples = list[Sample]()
-        self.runs = list[tuple[float, Result]]()
+        self._kept = list[Result]()
         self.interrupted = False
 
     def run(self) -> None:
         """Make all runs."""
         plan, load = self._plan, self._plan.load
         if plan.warmup_s:
-            self._run("warm-up", for_seconds(load, plan.warmup_s))
+            self._run("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
         if plan.batches:
             self._sweep_batches()
             return
-        if plan.find_max:
+        if plan.options.find_max:
             self._find_max(load, plan.objective)
-            if (found := highest(self._searched)) is None:
+            if (found := capacity.highest(self._searched)) is None:
                 return
-            load = replace(load, arrivals=at_rate(load, found.at))
-        for number in range(1, plan.rounds + 1):
+            load = replace(load, rate=found.at)
+        for number in range(1, plan.options.repeat + 1):
             if not self.interrupted:
-                self._run_and_keep(f"round {number} of {plan.rounds}", load)
+                self._run_and_keep(f"round {number} of {plan.options.repeat}", load)
 
     def report(self) -> Report:
         """Sum up what was measured until now, with a series of all rounds, or one for each size of batch."""
-        plan, best, results = self._plan, highest(self._searched), [result for _, result in self.runs]
+        plan, best, results = self._plan, capacity.highest(self._searched), self._kept
         failures = [] if results or self._searched else ["nothing was measured"]
         due = sum(each.due for each in results)
         broken = plan.objective.errors_beyond((due - sum(each.ok for each in results)) / max(1, due))
         extra = dict[str, Any]()
         if self._searched:
             points = [each.to_json() for each in self._searched]
-            ended = first_outside(self._searched)
+            ended = capacity.first_outside(self._searched)
             extra["search"] = {"objective": str(plan.objective), "highest": best and best.at, "points": points}
             extra["search"]["at_least"] = "; ".join(ended.invalid_reasons) if ended and ended.unclear else ""
             broken += [] if best else [f"no rate was inside the objective {plan.objective}"]
         if self._swept:
-            most, points = knee(self._swept), [each.to_json() for each in self._swept]
+            most, points = capacity.knee(self._swept), [each.to_json() for each in self._swept]
             extra["sweep"] = {"parallel": PARALLEL, "knee": most and most.at, "points": points}
             bounds = [f"at batch {each.at:g} {each.at_least}" for each in self._swept if each.at_least]
             failures += [f"the knee is not known: {each}" for each in bounds[:1]]
-        if plan.store:
-            checked = asyncio.run(check_answers(plan.store, self._samples))
+        if store := plan.options.store:
+            checked = asyncio.run(check_answers(store, self._samples))
             extra["checked"] = asdict(checked)
             broken += [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
         shown = [series(f"batch {found.at:g}", [one]) for found, one in zip(self._swept, results, strict=False)]
         made = Report(
             kind="http",
-            configuration=plan.configuration,
+            configuration=plan.options.to_json(),
             series=tuple(shown) if plan.batches else (series(plan.load.url, results),),
             interrupted=self.interrupted,
             failures=tuple(failures),
@@ -284,14 +217,14 @@ class _Measurement:
         )
         return replace(made, summary=summary(made, plan.objective))
 
-    def _find_max(self, load: Load, objective: Objective) -> None:
-        if load.schedule is None:
+    def _find_max(self, load: Load, objective: capacity.Objective) -> None:
+        if load.rate is None:
             raise BenchMisused("a search needs an open loop: a closed one sends no more than is answered")
 
         def attempt(rate: float) -> Result:
-            return self._run(f"{rate:,.0f} requests/s", replace(load, rate=None, arrivals=at_rate(load, rate)))
+            return self._run(f"{rate:,.0f} requests/s", replace(load, rate=rate))
 
-        self._searched += find_max(attempt, objective, load.schedule.rate)
+        self._searched += capacity.find_max(attempt, objective, load.rate)
 
     def _sweep_batches(self) -> None:
         plan = self._plan
@@ -300,15 +233,13 @@ class _Measurement:
         for size in plan.batches:
             if self.interrupted:
                 return
-            requests = Posts(plan.keys, size, score=plan.score)
-            load = replace(plan.load, requests=requests, rate=None, arrivals=None, connections=PARALLEL)
-            self._swept.append(batch_point(size, self._run_and_keep(f"batch {size}", load)))
+            requests = Posts(plan.keys, size, score=plan.options.score)
+            load = replace(plan.load, requests=requests, rate=None, connections=PARALLEL)
+            self._swept.append(capacity.batch_point(size, self._run_and_keep(f"batch {size}", load)))
 
     def _run_and_keep(self, name: str, load: Load) -> Result:
-        started_at = time.time()
-        result = self._run(name, load)
-        self.runs.append((started_at, result))
-        return result
+        self._kept.append(self._run(name, load))
+        return self._kept[-1]
 
     def _run(self, name: str, load: Load) -> Result:
         self._display.start(name, load.duration_s)
@@ -318,11 +249,11 @@ class _Measurement:
         return result
 
 
-def summary(made: Report, objective: Objective) -> Summary:
+def summary(made: Report, objective: capacity.Objective) -> text.Summary:
     """Say in one sentence what was found, with three figures of the service, or of each size of batch."""
-    percentile, footnotes, sweep = objective.percentile, Footnotes(), made.extra.get("sweep")
+    percentile, footnotes, sweep = objective.percentile, text.Footnotes(), made.extra.get("sweep")
     rounds = [each for each in made.series if each.rounds]
-    rows, headings = list[tuple[Cell, ...]](), (percentile, "good answers/s", "errors and drops")
+    rows, headings = list[tuple[text.Cell, ...]](), (percentile, "good answers/s", "errors and drops")
     for each in rounds:
         least = "at least " * bool(each.at_least)
         rate = f"{least}{fmean(each.values(RATE)):,.0f}", each.at_least
@@ -333,7 +264,7 @@ def summary(made: Report, objective: Objective) -> Summary:
             (
                 f"batch of {one['at']:g}",
                 (f"{at_least(one)}{one['per_s']:,.0f}", f"errors {one['error_share']:.2%}" * bool(one["error_share"])),
-                (format_us(one["p99_us"]), f"p50 {format_us(one['p50_us'])}"),
+                (text.format_us(one["p99_us"]), f"p50 {text.format_us(one['p50_us'])}"),
                 f"{one['popular']:.1%}",
             )
             for one in sweep["points"]
@@ -343,22 +274,11 @@ def summary(made: Report, objective: Objective) -> Summary:
     elif sweep:
         sentence = f"The smallest batch that gives 90% of the most users/s is {sweep['knee'] or 'not known'}."
     elif found := made.extra.get("search"):
-        sentence = f"The highest rate inside {objective} is {highest_text(found)}."
+        sentence = f"The highest rate inside {objective} is {capacity.highest_text(found)}."
     elif rounds:
         _, latency, answers, _ = rows[0]
-        shown = "not known" if str(latency).startswith(UNKNOWN) else joined(latency)
-        sentence = f"{percentile} is {shown} at {joined(answers)} good answers/s."
+        shown = "not known" if str(latency).startswith(text.UNKNOWN) else text.joined(latency)
+        sentence = f"{percentile} is {shown} at {text.joined(answers)} good answers/s."
     else:
-        return NOTHING
-    return Summary(sentence, headings, tuple(rows), footnotes.lines, percentile)
-
-
-def at_rate(load: Load, rate: float) -> Arrivals:
-    """Return arrivals at another, constant rate, spaced as those of *load* are."""
-    return schedule.constant(rate, load.duration_s, load.schedule.seed if load.schedule else None)
-
-
-def for_seconds(load: Load, duration_s: float) -> Load:
-    """Shorten a load, at its mean rate, and keep nothing of its responses."""
-    arrivals = schedule.constant(load.schedule.rate, duration_s, load.schedule.seed) if load.schedule else None
-    return replace(load, rate=None, arrivals=arrivals, duration_s=duration_s, sample_every=0)
+        return text.NOTHING
+    return text.Summary(sentence, headings, tuple(rows), footnotes.lines, percentile)

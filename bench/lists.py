@@ -9,7 +9,12 @@ from hotplate.stores.encoding import Item, encode
 from hotplate.stores.keys import OVERALL, POPULAR, USER
 from hotplate.stores.store import Plan, Row
 
-ITEMS, DISTINCT, BATCH = 9_000, 4_096, 4_096
+ITEMS = 9_000
+DISTINCT = 4_096
+BATCH = 4_096
+
+# Times as many items are drawn as a list has, because the same one may be drawn again.
+SPARE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +50,11 @@ class Shape:
         Different items by a Zipf law, popular ones in more of the lists, and scores of four digits, best first.
         """
         rng = np.random.default_rng(0)
-        weights = 1 / np.arange(10, ITEMS + 10)
-        weights /= weights.sum()
-        return [
-            encode(
-                map(
-                    _item,
-                    rng.choice(ITEMS, self.items, replace=False, p=weights).tolist(),
-                    np.sort(rng.uniform(0.1, 1.0, self.items).round(4))[::-1].tolist(),
-                )
-            )
-            for _ in range(DISTINCT)
-        ]
+        summed = np.cumsum(1 / np.arange(10, ITEMS + 10))
+        drawn = np.searchsorted(summed, rng.random((DISTINCT, SPARE * self.items)) * summed[-1])
+        scores = -np.sort(-rng.uniform(0.1, 1.0, (DISTINCT, self.items)).round(4))
+        lists = (list(dict.fromkeys(row))[: self.items] for row in drawn.tolist())
+        return [encode(map(_item, *one)) for one in zip(lists, scores.tolist(), strict=True)]
 
     def batches(self, values: Sequence[bytes]) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes."""

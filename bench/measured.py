@@ -28,7 +28,8 @@ LEFT_OUT = 0.2
 QUANTILE = 0.98
 
 # So much more or less does not matter for a choice between two; and of all requests, with no good answer.
-MATTERS, MORE_ERRORS = 0.1, 0.001
+MATTERS = 0.1
+MORE_ERRORS = 0.001
 
 # A change that may be so many times as much, or as little, says nothing.
 TIMES = 10
@@ -42,7 +43,9 @@ MOST_TIMES = 60
 # So many more are proposed than the arithmetic says, because the next rounds may differ by more.
 SPARE = 1.2
 
-NO_DIFFERENCE, CANNOT_TELL, UNKNOWN = "no difference that matters", "cannot tell, because", "—"
+NO_DIFFERENCE = "no difference that matters"
+CANNOT_TELL = "cannot tell, because"
+UNKNOWN = "—"
 A_MACHINE = "a machine with a core to spare would do"
 
 

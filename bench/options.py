@@ -1,9 +1,11 @@
 """What each experiment can be configured with; the command's flags, defaults and help are these fields."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from hotplate.bench.errors import BenchMisused
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 
@@ -11,7 +13,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 # The panels of `--help`.
-WHEN, WHAT, HOW = "When requests fall due", "What is requested", "How it is measured"
+WHEN = "When requests fall due"
+WHAT = "What is requested"
+HOW = "How it is measured"
 
 
 def _plain(options: "DataclassInstance", unless: tuple[object, ...] = (None, False), **shown: object) -> dict[str, Any]:
@@ -22,14 +26,19 @@ def _plain(options: "DataclassInstance", unless: tuple[object, ...] = (None, Fal
     }
 
 
+def require_positive(given: Mapping[str, float | None]) -> None:
+    """Refuse a number that is zero or less, with the flag that it was given by."""
+    for flag, value in given.items():
+        if value is not None and value <= 0:
+            raise BenchMisused(f"{flag} must be above zero, and is {value:g}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions:
     """Options of `bench http`, as they were given; None if one was not."""
 
     url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
     rate: Annotated[str | None, Flag("Requests/s, as 500 or 2k. By default 1k.", WHEN)] = None
-    ramp: Annotated[str | None, Flag("Go from one rate to another, as 100:5k.", WHEN)] = None
-    steps: Annotated[str | None, Flag("Send at several rates for equal times, as 1k,2k,4k.", WHEN)] = None
     poisson: Annotated[bool, Flag("Let requests arrive at random, as those of independent users do.", WHEN)] = False
     closed: Annotated[
         bool,
@@ -44,7 +53,6 @@ class HttpOptions:
         Flag("The store behind the service. Its users are requested, and a sample of responses is compared.", WHAT),
     ] = None
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law with this exponent, as 0.99.", WHAT)] = None
-    hot: Annotated[str | None, Flag("Send a share of the requests to a share of the users, as 80%:20%.", WHAT)] = None
     unknown: Annotated[str, Flag("The share of requests for users who have no list, as 5%.", WHAT)] = "0%"
     path: Annotated[str, Flag("The path to GET; {key} stands for a user.", WHAT)] = "/v1/recommendations/{key}"
     headers: Annotated[
@@ -87,7 +95,8 @@ class StoresOptions:
     poisson: Annotated[bool, Flag("Let requests arrive at random, as those of independent users do.", WHEN)] = False
     duration: Annotated[str, Flag("The duration of the reads of one store in one round.", WHEN)] = "1s"
     closed_users: Annotated[
-        int | None, Flag("Also let so many users send in a closed loop, in each round, with pauses of --think.", WHEN)
+        int | None,
+        Flag("Also let so many users send in a closed loop, in each round, with pauses of --think.", WHEN),
     ] = None
     think: Annotated[str, Flag("With --closed-users: the mean pause after a response.", WHEN)] = "1s"
     users: Annotated[
@@ -152,7 +161,10 @@ class SweepOptions:
 
 
 # The published load: 200 users who sent 180 requests/s, at a median of some 60 ms, to a container of 11,000 RU/s.
-PUBLISHED_USERS, PUBLISHED_RATE, PUBLISHED_MEDIAN_MS, PUBLISHED_RU = 200, 180.0, 60.0, 11_000
+PUBLISHED_USERS = 200
+PUBLISHED_RATE = 180.0
+PUBLISHED_MEDIAN_MS = 60.0
+PUBLISHED_RU = 11_000
 
 # The pause that makes 200 users who wait 60 ms send 180 requests/s, by Little's law: inferred, not published.
 THINK_S = round(PUBLISHED_USERS / PUBLISHED_RATE - PUBLISHED_MEDIAN_MS / 1000, 2)

@@ -12,8 +12,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -49,7 +50,9 @@ CPU_CLOCK = 2
 
 # The service has the first core and the load generator the second. A store's server runs with the generator, unless it
 # is to leave that a core of its own: then on the third, or with the service if there are two.
-REDIS_CORE, STORE_CORE = 1, 2
+SERVICE_CORE = 0
+GENERATOR_CORE = 1
+STORE_CORE = 2
 
 # What is taken if real-time priority is not allowed.
 NICENESS = -10
@@ -75,9 +78,13 @@ class Server:
         """Add up the anonymous memory of its processes; a page that they share counts once, a file's page does not."""
         return sum(own_memory_bytes(pid) for pid in self._processes())
 
-    def largest_memory_bytes(self) -> int:
-        """Return what the largest of its processes has of its own: a worker, as a service has more than that one."""
-        return max((own_memory_bytes(pid) for pid in self._processes()), default=0)
+    def move_to(self, number: int) -> None:
+        """Keep it, with all of its threads, on the *number*-th core from now on, as `on_core` counts them."""
+        cores = {_core(number)}
+        for pid in self._processes():
+            for thread in Path("/proc").glob(f"{pid}/task/*"):
+                with suppress(ProcessLookupError):  # it may have ended
+                    os.sched_setaffinity(int(thread.name), cores)
 
     def _processes(self) -> Iterator[int]:
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -119,11 +126,6 @@ class RedisServer:
         """Name a deployment in it."""
         return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}"
 
-    def cpu_s(self) -> float:
-        """Add up the CPU time, user and system, of all its threads; to the microsecond."""
-        info = self.execute("INFO", "cpu")
-        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
-
     def is_ready(self) -> bool:
         """Return whether it answers yet."""
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
@@ -145,14 +147,18 @@ def on_core(number: int) -> Iterator[int | None]:
 
     Counting goes round: of two cores the third is the first.
     """
-    allowed = sorted(os.sched_getaffinity(0))
-    core = allowed[number % len(allowed)] if len(allowed) > 1 else None
-    if core is not None:
-        os.sched_setaffinity(0, {core})
+    allowed = os.sched_getaffinity(0)
+    core = _core(number)
+    os.sched_setaffinity(0, {core})
     try:
-        yield core
+        yield core if len(allowed) > 1 else None
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def _core(number: int) -> int:
+    allowed = sorted(os.sched_getaffinity(0))
+    return allowed[number % len(allowed)]
 
 
 @contextmanager
@@ -188,35 +194,52 @@ def _raise(pids: Sequence[int]) -> str:
 
 @contextmanager
 def serving(
-    command: Sequence[str],
-    port: int,
-    path: str,
-    settings: Mapping[str, str] | None = None,
-    *,
-    core: int = 0,
-    scheme: str = "http",
+    command: Sequence[str], port: int, path: str, *, core: int = SERVICE_CORE, scheme: str = "http"
 ) -> Iterator[Server]:
     """Run *command* on a core until the block ends; the block begins once *path* is answered with 200.
 
-    *settings* are added to its environment. Raises BenchFailed, with what the server printed, if that fails.
+    Raises BenchFailed, with what the server printed, if that fails.
     """
     url = f"{scheme}://127.0.0.1:{port}"
-    with _running(command, environment() | dict(settings or {}), lambda: _answers(url + path), core) as process:
+    with _running(command, environment(), lambda: _answers(url + path), core) as process:
         yield Server(url, process.pid)
 
 
 @contextmanager
-def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+def service_serving(command: Sequence[str], path: str) -> Iterator[Server]:
     """Run *command*, a `hotplate serve`, on free ports of loopback, as `serving` does."""
-    port, admin_port = free_port(), free_port()
-    options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
-    options += ["--workers", "1", "--drain-delay", "0"]
-    with serving([*command, *options], port, path, settings) as server:
-        yield replace(server, admin_url=f"http://127.0.0.1:{admin_port}")
+    with services_serving(command, path, [{}]) as (server,):
+        yield server
 
 
 @contextmanager
-def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
+def services_serving(
+    command: Sequence[str], path: str, settings: Sequence[Mapping[str, str]]
+) -> Iterator[list[Server]]:
+    """Run *command*, a `hotplate serve`, once with each of *settings*, as `service_serving` does.
+
+    They start at the same time, each on a core, and move to the service's core once all are ready.
+    """
+    with ExitStack() as stack:
+        servers, waits = list[Server](), list[Callable[[], None]]()
+        for number, each in enumerate(settings):
+            port, admin_port = free_port(), free_port()
+            options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
+            options += ["--workers", "1", "--drain-delay", "0"]
+            url, env = f"http://127.0.0.1:{port}", environment() | dict(each)
+            is_ready = partial(_answers, url + path)
+            process, wait = stack.enter_context(_started([*command, *options], env, is_ready, SERVICE_CORE + number))
+            servers.append(Server(url, process.pid, f"http://127.0.0.1:{admin_port}"))
+            waits.append(wait)
+        for wait in waits:
+            wait()
+        for server in servers[1:]:
+            server.move_to(SERVICE_CORE)
+        yield servers
+
+
+@contextmanager
+def emulator_serving(*options: str, core: int = GENERATOR_CORE) -> Iterator[Server]:
     """Run the emulator of Cosmos DB on loopback until the block ends; *options* are those of its verb."""
     port = free_port()
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
@@ -227,7 +250,7 @@ def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
 
 @contextmanager
 def redis_serving(
-    folder: Path | None = None, port: int | None = None, *, core: int = REDIS_CORE
+    folder: Path | None = None, port: int | None = None, *, core: int = GENERATOR_CORE
 ) -> Iterator[RedisServer]:
     """Run a redis-server that writes nothing to disk, on a core, until the block ends.
 
@@ -304,19 +327,32 @@ def _running(
     command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """Run *command* in a process group of its own, from when it is ready until the block ends."""
+    with _started(command, env, is_ready, core) as (process, wait):
+        wait()
+        yield process
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
+) -> "Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]":
+    """Run *command* until the block ends; the second of the pair waits until it is ready, or raises BenchFailed."""
     with tempfile.TemporaryFile() as output:
         with on_core(core):
             process = subprocess.Popen(  # noqa: S603 -- our own commands
                 command, cwd=ROOT, env=env, stdout=output, stderr=output, process_group=0
             )
-        try:
-            until = time.monotonic() + READY_WITHIN_S
+        until = time.monotonic() + READY_WITHIN_S
+
+        def wait() -> None:
             while not is_ready():
                 if process.poll() is not None or time.monotonic() > until:
                     output.seek(0)
                     raise BenchFailed(f"{' '.join(command)} does not start: {output.read().decode()[-2000:]}")
                 time.sleep(0.02)
-            yield process
+
+        try:
+            yield process, wait
         finally:
             process.terminate()
             stop_process(process, group=True)

@@ -1,6 +1,5 @@
 """What a person sees while a measurement runs: how far it is, and how the last half second went."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,8 +13,6 @@ from hotplate.bench.loadgen.recorder import Progress
 from hotplate.bench.loadgen.result import LAG_BOUND_US
 from hotplate.bench.report.text import format_us
 
-BARS = "▁▂▃▄▅▆▇█"
-KEPT = 60
 TO_STOP = "Ctrl-C ends it with a report"
 
 # What the progress of several processes adds up, and of what it is the longest.
@@ -31,7 +28,6 @@ class ProgressDisplay:
         self._name = ""
         self._duration_s = 1.0
         self._before: Progress | None = None
-        self._tail = deque[float](maxlen=KEPT)
 
     def start(self, name: str, duration_s: float) -> None:
         """A phase begins: it is named at once, also if nothing is known of it until it ends."""
@@ -56,7 +52,6 @@ class ProgressDisplay:
         if self._live is None:
             return
         now = together(parts)
-        self._tail.append(now.p99_us)
         self._live.update(self._drawn(now))
         self._before = now
 
@@ -68,7 +63,7 @@ class ProgressDisplay:
         late = Text(format_us(now.lag_p99_us), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
         grid.add_row("good answers/s", f"{rate:,.0f}", "p50", format_us(now.p50_us), "in flight", f"{now.in_flight:,}")
         grid.add_row("errors", f"{now.failed:,}", "p99", format_us(now.p99_us), "waiting", f"{now.waiting:,}")
-        grid.add_row("dropped", f"{now.dropped:,}", "p99 so far", spark(self._tail), "lag p99", late)
+        grid.add_row("dropped", f"{now.dropped:,}", "", "", "lag p99", late)
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40))
         head = Text(f"{self._name}  {now.elapsed_s:.0f} of {self._duration_s:.0f} s   {TO_STOP}")
@@ -89,9 +84,3 @@ def together(parts: Sequence[Progress]) -> Progress:
     """Add up the progress of the processes; of times take the longest, which errs on the safe side."""
     sums = {name: sum(getattr(part, name) for part in parts) for name in SUMMED}
     return Progress(**sums, **{name: max(getattr(part, name) for part in parts) for name in LONGEST})
-
-
-def spark(values: Sequence[float]) -> str:
-    """Draw values as a line of bars, the highest full."""
-    most = max(values, default=0.0) or 1.0
-    return "".join(BARS[min(len(BARS) - 1, int(value / most * len(BARS)))] for value in values)

@@ -7,13 +7,13 @@ The public names: programs import them from here. Each is loaded when it is firs
 TYPE_CHECKING = False  # type checkers know it by name; `typing` would delay the command, and every program
 if TYPE_CHECKING:
     from hotplate.cli.run import run_pipeline as run
+    from hotplate.client import Answer, AsyncClient, Client, ClientError, RequestRefused, ServiceUnavailable
     from hotplate.offline.errors import DataError, GateFailed, SettingError
     from hotplate.offline.evaluate.splits import SplitOptions
-    from hotplate.offline.export import to_implicit
     from hotplate.offline.input.columns import Columns
-    from hotplate.offline.job import TrainReport, TrainSettings, publish, train
+    from hotplate.offline.job import publish
     from hotplate.offline.lists import ListSettings
-    from hotplate.offline.model import Model
+    from hotplate.offline.model import Model, to_implicit
     from hotplate.offline.model import load as load_model
     from hotplate.offline.publish import PublishSettings, Written
     from hotplate.offline.rules import Rules
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from hotplate.offline.train.neighbours import NeighbourParams
     from hotplate.offline.train.popularity import PopularityParams, Recency
     from hotplate.offline.train.tuning import TuneOptions
+    from hotplate.offline.training import TrainReport, TrainSettings, train
     from hotplate.releases import activate, copy, prune, rollback, verify
     from hotplate.serve.api.app import mount
-    from hotplate.serve.lists import Lists, Recommendations
-    from hotplate.serve.lists import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
+    from hotplate.serve.embedded import Lists, Recommendations
+    from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
     from hotplate.serve.reader import FoldInUnavailable, NotReady
+    from hotplate.serve.sync_lists import SyncLists, open_sync
     from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
     from hotplate.stores.catalogue import dump as dump_catalogue
     from hotplate.stores.catalogue import parse as parse_catalogue
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         CatalogueUnreadable,
         NotInMemory,
         PartUnavailable,
+        RefusedByGates,
         ReleaseConflict,
         ReleaseCorrupt,
         ReleaseNotFound,
@@ -58,7 +61,6 @@ if TYPE_CHECKING:
         Row,
         Slot,
         Store,
-        WriterLocked,
     )
 
     __version__: str
@@ -66,9 +68,13 @@ if TYPE_CHECKING:
 __all__ = [
     "META",
     "ALSParams",
+    "Answer",
+    "AsyncClient",
     "CanaryRunning",
     "Catalogue",
     "CatalogueUnreadable",
+    "Client",
+    "ClientError",
     "Columns",
     "DataError",
     "Diagnosed",
@@ -94,13 +100,16 @@ __all__ = [
     "Reader",
     "Recency",
     "Recommendations",
+    "RefusedByGates",
     "ReleaseConflict",
     "ReleaseCorrupt",
     "ReleaseId",
     "ReleaseNotFound",
     "ReleaseRef",
+    "RequestRefused",
     "Row",
     "Rules",
+    "ServiceUnavailable",
     "SettingError",
     "Slot",
     "SplitOptions",
@@ -110,10 +119,10 @@ __all__ = [
     "StoreMisused",
     "StoreThrottled",
     "StoreUnavailable",
+    "SyncLists",
     "TrainReport",
     "TrainSettings",
     "TuneOptions",
-    "WriterLocked",
     "Written",
     "__version__",
     "activate",
@@ -123,6 +132,7 @@ __all__ = [
     "load_model",
     "mount",
     "open",
+    "open_sync",
     "parse_catalogue",
     "prune",
     "publish",
@@ -133,51 +143,34 @@ __all__ = [
     "verify",
 ]
 
-# The module of each public name, and what it is called there if that differs.
+# The public names of each module, errors aside, and what they are called there if that differs.
 _HOMES = {
-    "hotplate.cli.run": ("run",),
-    "hotplate.releases": ("activate", "copy", "prune", "rollback", "verify"),
-    "hotplate.offline.errors": ("DataError", "GateFailed", "SettingError"),
-    "hotplate.offline.evaluate.splits": ("SplitOptions",),
-    "hotplate.offline.input.columns": ("Columns",),
-    "hotplate.offline.job": ("TrainReport", "TrainSettings", "publish", "train"),
-    "hotplate.offline.lists": ("ListSettings",),
-    "hotplate.offline.publish": ("PublishSettings", "Written"),
-    "hotplate.offline.rules": ("Rules",),
-    "hotplate.offline.train.als": ("ALSParams",),
-    "hotplate.offline.train.ease": ("EASEParams",),
-    "hotplate.offline.train.neighbours": ("NeighbourParams",),
-    "hotplate.offline.train.popularity": ("PopularityParams", "Recency"),
-    "hotplate.offline.train.tuning": ("TuneOptions",),
-    "hotplate.offline.export": ("to_implicit",),
-    "hotplate.offline.model": ("Model", "load_model"),
-    "hotplate.serve.api.app": ("mount",),
-    "hotplate.serve.lists": ("Lists", "Recommendations", "open"),
-    "hotplate.serve.reader": ("FoldInUnavailable", "NotReady"),
-    "hotplate.stores.catalogue": (
-        "Catalogue",
-        "DraftRef",
-        "ReleaseId",
-        "ReleaseRef",
-        "dump_catalogue",
-        "parse_catalogue",
-    ),
-    "hotplate.stores.connect": ("connect",),
-    "hotplate.stores.encoding": ("Item",),
-    "hotplate.stores.keys": ("META",),
-    "hotplate.stores.store": (
-        "Diagnosed",
-        "Finding",
-        "Level",
-        "LocalReader",
-        "Observer",
-        "Plan",
-        "Reader",
-        "Row",
-        "Slot",
-        "Store",
-        "WriterLocked",
-    ),
+    "hotplate.cli.run": "run",
+    "hotplate.client": "Answer AsyncClient Client ClientError RequestRefused ServiceUnavailable",
+    "hotplate.releases": "activate copy prune rollback verify",
+    "hotplate.offline.errors": "DataError GateFailed SettingError",
+    "hotplate.offline.evaluate.splits": "SplitOptions",
+    "hotplate.offline.input.columns": "Columns",
+    "hotplate.offline.job": "publish",
+    "hotplate.offline.training": "TrainReport TrainSettings train",
+    "hotplate.offline.lists": "ListSettings",
+    "hotplate.offline.publish": "PublishSettings Written",
+    "hotplate.offline.rules": "Rules",
+    "hotplate.offline.train.als": "ALSParams",
+    "hotplate.offline.train.ease": "EASEParams",
+    "hotplate.offline.train.neighbours": "NeighbourParams",
+    "hotplate.offline.train.popularity": "PopularityParams Recency",
+    "hotplate.offline.train.tuning": "TuneOptions",
+    "hotplate.offline.model": "Model load_model to_implicit",
+    "hotplate.serve.api.app": "mount",
+    "hotplate.serve.embedded": "Lists Recommendations open",
+    "hotplate.serve.reader": "FoldInUnavailable NotReady",
+    "hotplate.serve.sync_lists": "SyncLists open_sync",
+    "hotplate.stores.catalogue": "Catalogue DraftRef ReleaseId ReleaseRef dump_catalogue parse_catalogue",
+    "hotplate.stores.connect": "connect",
+    "hotplate.stores.encoding": "Item",
+    "hotplate.stores.keys": "META",
+    "hotplate.stores.store": "Diagnosed Finding Level LocalReader Observer Plan Reader Row Slot Store",
 }
 _KNOWN_AS = {
     "dump_catalogue": "dump",
@@ -201,8 +194,15 @@ if not TYPE_CHECKING:  # so that type checkers see the imports above, and no oth
 
             value = version("hotplate")
         else:
-            home = next((module for module, names in _HOMES.items() if name in names), "hotplate.stores.errors")
-            value = getattr(import_module(home), _KNOWN_AS.get(name, name))
+            home = next((module for module, names in _HOMES.items() if name in names.split()), "hotplate.stores.errors")
+            try:
+                value = getattr(import_module(home), _KNOWN_AS.get(name, name))
+            except ModuleNotFoundError as error:
+                from hotplate.stores.extras import install_command  # noqa: PLC0415 -- as above
+
+                command = install_command("offline" if home.startswith("hotplate.offline") else "server")
+                message = f"hotplate.{name} needs {error.name}, which is not installed; install it with: {command}"
+                raise ModuleNotFoundError(message, name=error.name) from error
         globals()[name] = value
         return value
 

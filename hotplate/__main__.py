@@ -19,8 +19,12 @@ def main() -> None:
             signal.signal(signal.SIGINT, _interrupt)
         if sys.argv[1:2] == ["run"]:  # which cleans up if a scheduler ends it
             signal.signal(signal.SIGTERM, _terminate)
-        from hotplate.cli.main import main as run  # noqa: PLC0415 -- as above
+        try:
+            from hotplate.cli.main import main as run  # noqa: PLC0415 -- as above
+        except ModuleNotFoundError as error:  # a site has the client alone
+            from hotplate.stores.extras import install_command  # noqa: PLC0415 -- as above
 
+            sys.exit(f"{error.name} is not installed; install it with: {install_command('server')}")
         try:
             run()
         except SystemExit as end:
@@ -51,7 +55,7 @@ def _terminate(_number: int, frame: "FrameType | None") -> None:
 
 
 def _leave_threads_behind(end: SystemExit) -> None:
-    """End at once if a daemon thread is at work: to come back from C while Python shuts down would abort it."""
+    """End at once if a daemon thread lives: if it returned from C while Python shuts down, the process would abort."""
     import threading  # noqa: PLC0415 -- as above
 
     if any(thread.daemon for thread in threading.enumerate()):

@@ -8,26 +8,29 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from hotplate.stores import lifecycle, transfer, verification
 from hotplate.stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
 from hotplate.stores.connect import run_between, run_on
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
-from hotplate.stores.lifecycle import WriteResult
 from hotplate.stores.manifest import Manifest
+from hotplate.stores.publication import WriteResult
 from hotplate.stores.store import Store
 from hotplate.stores.verification import unreported
 
 Progress = Callable[[int, int], None]
 
 
-def activate(store: str | Store, release: str, *, end_canary: bool = False, force: bool = False) -> None:
+def activate(store: str | Store, release: str, *, end_canary: bool = False, force: bool = False) -> bool:
     """Make *release* live, once its manifest, its popular lists and a sample of its rows were read.
 
-    Raises CanaryRunning while another release is the canary, unless *end_canary* is true; ReleaseNotFound; and
-    ReleaseConflict for a draft. Raises ReleaseCorrupt if the release cannot be read, unless *force* is true.
+    Return whether it was not live before. Raises CanaryRunning while another release is the canary, unless
+    *end_canary* is true; ReleaseNotFound; and ReleaseConflict for a draft. Raises RefusedByGates if gates refused the
+    release, and ReleaseCorrupt if it cannot be read, unless *force* is true.
     """
-    run_on(store, lambda it: lifecycle.activate(it, ReleaseId(release), end_canary=end_canary, force=force))
+    act = partial(lifecycle.activate, end_canary=end_canary, force=force, though_refused=force)
+    return run_on(store, lambda it: act(it, ReleaseId(release)))
 
 
 def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
@@ -71,9 +74,9 @@ def copy(
 
     The copy is checked against the manifest. A release that the target has already is verified, and repaired if rows
     are missing or damaged. A copy that was interrupted goes on if it is called again. The result has the manifest, the
-    numbers of *rows* written now and *skipped*, and in *held_back* why a canary kept the copy from going live.
-    *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under that
-    id, ReleaseCorrupt if the source is damaged, and StoreMisused if both stores are the same.
+    numbers of *rows* written now and *skipped*, and in *held_back* why a canary or its gates kept the copy from going
+    live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under
+    that id, ReleaseCorrupt if the source is damaged, and StoreMisused if both stores are the same.
     """
 
     async def act(it: Store, other: Store) -> WriteResult:

@@ -8,7 +8,7 @@ GateFailed               the lists were written, and are not good enough to go l
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hotplate.stores.lifecycle import WriteResult
+    from hotplate.stores.publication import WriteResult
 
 
 class DataError(Exception):

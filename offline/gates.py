@@ -36,9 +36,13 @@ _LESS_IS_BETTER = ("rmse", "mae")
 _NO_METRICS = ("split", "params", "baselines", "as_trained")
 
 # What a gate looks at: a metric of the evaluation, its loss, or something of the lists.
-_METRIC, _DROP = "metric", "drop"
-_COVERAGE, _USERS, _SHORTEST = "coverage", "users_with_lists", "shortest_list"
-_OVERLAP, _POPULAR = "overlap", "popular_share"
+_METRIC = "metric"
+_DROP = "drop"
+_COVERAGE = "coverage"
+_USERS = "users_with_lists"
+_SHORTEST = "shortest_list"
+_OVERLAP = "overlap"
+_POPULAR = "popular_share"
 _OF_LISTS = (_COVERAGE, _USERS, _SHORTEST, _OVERLAP, _POPULAR)
 _AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 
@@ -59,15 +63,15 @@ class Gate:
         is_ceiling = self.subject == _METRIC and _is_better_below(self.metric)
         return is_ceiling or self.subject in (_DROP, _POPULAR)
 
-    def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> "Verdict":
+    def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> "GateVerdict":
         """Return what the gate says of *measured*; if that is None, *note* says why, and *passed* decides."""
         if measured is not None:
             passed = measured <= self.bound if self.at_most else measured >= self.bound
-        return Verdict(self.name, measured, self.bound, self.at_most, passed, note)
+        return GateVerdict(self.name, measured, self.bound, self.at_most, passed, note)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateVerdict:
     """What one gate says; kept in the manifest. If nothing could be *measured*, it is None, and *note* says why."""
 
     gate: str
@@ -141,7 +145,7 @@ async def judge(
     lists: Measurement,
     reader: Reader,
     live: ReleaseRef | None,
-) -> list[Verdict]:
+) -> list[GateVerdict]:
     """Return what each gate says of the evaluation *metrics*, of *lists*, and of both against *live* in *reader*.
 
     If nothing is live, gates that compare with it pass; they fail if the live release cannot be used. Raises StoreError
@@ -165,25 +169,24 @@ def depth_of(gates: Sequence[Gate]) -> int:
     return max((gate.depth for gate in gates if gate.subject == _OVERLAP), default=0)
 
 
-def failures(verdicts: Sequence[Verdict]) -> str:
+def failures(verdicts: Sequence[GateVerdict]) -> str:
     """Name the gates that failed, with what was measured, as part of a sentence."""
     return "; ".join(str(verdict) for verdict in verdicts if not verdict.passed)
 
 
-def record(verdicts: Sequence[Verdict], live: ReleaseRef | None, *, forced: bool) -> dict[str, Any]:
+def record(verdicts: Sequence[GateVerdict], live: ReleaseRef | None, *, forced: bool) -> dict[str, Any]:
     """Return what the manifest says of the gates."""
     against = None if live is None else live.id
     return {"forced": forced, "against": against, "verdicts": [asdict(verdict) for verdict in verdicts]}
 
 
-def recorded(manifest: Manifest) -> tuple[bool, list[Verdict]]:
+def recorded(manifest: Manifest) -> tuple[bool, list[GateVerdict]]:
     """Return whether a release was forced, and what its gates said; nothing if it had none."""
     found = manifest.about.get("gates", {"forced": False, "verdicts": []})
-    return found["forced"], [Verdict(**verdict) for verdict in found["verdicts"]]
+    return found["forced"], [GateVerdict(**verdict) for verdict in found["verdicts"]]
 
 
-def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> Verdict:
-    """Judge a gate that needs no other release."""
+def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
     if gate.subject == _METRIC:
         before = _value(_numbers((metrics or {}).get("as_trained")), gate.metric)
         note = "" if before is None else f"as published; {before:.4g} in training"
@@ -198,8 +201,7 @@ def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measuremen
 
 async def _against(
     gates: Sequence[Gate], metrics: Mapping[str, Any] | None, lists: Measurement, reader: Reader, live: ReleaseRef
-) -> dict[str, Verdict]:
-    """Judge gates that compare with the live release."""
+) -> dict[str, GateVerdict]:
     manifest, sample = await load_manifest(reader, live), lists.sample()
     depths = [gate.depth for gate in gates if gate.subject == _OVERLAP]
     users, shares = await overlaps(reader, live, manifest, sample, depths) if depths else (0, {})
@@ -215,7 +217,7 @@ async def _against(
     return verdicts
 
 
-def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest) -> Verdict:
+def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest) -> GateVerdict:
     """Judge the relative loss of a metric, which is below 0 if it got better."""
     before_metrics = live.about.get("metrics") or {}
     now, before = (_value(_numbers(each), gate.metric) for each in (metrics, before_metrics))

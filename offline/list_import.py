@@ -265,11 +265,10 @@ def _popular(scored: Rows | None, users: SortedLists, numbers: ItemNumbers, leng
 def sort_lists(
     scored: Rows, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
-    """
-    Sort rows into files in a new *folder*: by owner, then highest score, then item; at most *length* items per owner.
+    """Sort rows into files in a new *folder*: by owner, highest score and item; at most *length* items per owner.
 
     Items get their *numbers*. *on_progress* is called with (rows done, twice the rows), because each is handled twice.
-    Raises DataError if the disk is too small, before anything is written, or gets full.
+    Raises DataError if the disk is too small (then nothing is written) or gets full.
     """
     _check_free_space(scored, folder.parent)
     folder.mkdir()
@@ -340,7 +339,6 @@ def _bounds(scored: Rows) -> pl.Series:
 
 
 def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
-    """Write each row into the folder of its partition."""
     # Computed here, because inside a query it would not stream: the whole file would be in memory.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
     numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)

@@ -1,13 +1,14 @@
 """The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys.
 
-Where visitors are to be folded in, the factors of the items come after them, as `meta` rows.
+If visitors are to be folded in, the factors of the items come after them, as `meta` rows. For other processes a model
+is divided into blocks, each the lists of some users or items.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -28,6 +29,9 @@ _BATCH = 4096
 # Six decimals distinguish about what float32 does, in half the bytes.
 _DECIMALS = 6
 _SCORE_BYTES = 8
+# A block has so many users or items, or more if there would be too many blocks.
+_LEAST_IN_BLOCK = 1_000
+_MOST_BLOCKS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +203,52 @@ class ModelLists:
 def _ranges(start: int, stop: int) -> Iterator[Indices]:
     for first in range(start, stop, _BATCH):
         yield np.arange(first, min(first + _BATCH, stop), dtype=np.int32)
+
+
+class Block(NamedTuple):
+    """What one task computes: lists of the items from *start* to *stop*, or those of *users*."""
+
+    part: int
+    start: int
+    stop: int
+    users: Users | None
+
+
+class Blocks(Sequence[Block]):
+    """All blocks of a model, each made when it is taken; numbered from 1 in the order of the rows' keys.
+
+    Only the size of the model decides how it is divided, so a block is the same in every attempt, on every executor
+    and in every run.
+    """
+
+    def __init__(self, lists: ModelLists) -> None:
+        self._model = lists.model
+        self._spans = [(start, stop, False) for start, stop in _spans(len(self._model.matrix.item_ids))]
+        self.of_items = len(self._spans)
+        self._spans += [(start, stop, True) for start, stop in _spans(len(self._model.matrix.user_ids))]
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @overload
+    def __getitem__(self, at: int) -> Block: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Block]: ...
+    def __getitem__(self, at: int | slice) -> Block | list[Block]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        start, stop, is_of_users = self._spans[at]
+        return Block(at % len(self) + 1, start, stop, self._model.users(start, stop) if is_of_users else None)
+
+
+def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Iterator[list[Row]]:
+    """Compute the rows of a block, in the order of their keys, by what *lists*, of no users, have in common."""
+    if block.users is None:
+        return lists.similar(block.start, block.stop)
+    return lists.for_users(block.users).personal(observe)
+
+
+def _spans(count: int) -> Iterator[tuple[int, int]]:
+    step = max(_LEAST_IN_BLOCK, -(-count // _MOST_BLOCKS))
+    for start in range(0, count, step):
+        yield start, min(start + step, count)

@@ -40,7 +40,7 @@ class Items(NamedTuple):
     catalogue: int | None
 
 
-class Counts(NamedTuple):
+class ListCounts(NamedTuple):
     """What a Measurement has counted: how many *times* each of some *items* is listed, and the lists *sampled*."""
 
     users: int
@@ -80,13 +80,13 @@ class Measurement:
         if self.depth:
             self._sample(users, items, lengths)
 
-    def counts(self) -> "Counts":
+    def counts(self) -> ListCounts:
         """Return what was counted, without the items, to be counted in elsewhere."""
         self._trim()
         listed = np.flatnonzero(self._times)
-        return Counts(self.users, self.users_with_lists, self.shortest, listed, self._times[listed], self._sampled)
+        return ListCounts(self.users, self.users_with_lists, self.shortest, listed, self._times[listed], self._sampled)
 
-    def merge(self, counts: "Counts") -> None:
+    def merge(self, counts: ListCounts) -> None:
         """Count in what was counted elsewhere, of other users, and of the same items."""
         self.users += counts.users
         self.users_with_lists += counts.users_with_lists

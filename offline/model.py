@@ -1,4 +1,4 @@
-"""The model folder: everything that a training writes and that publishing reads."""
+"""The model folder: everything that a training writes and that publishing reads; and models as implicit has them."""
 
 import errno
 import json
@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from implicit._nearest_neighbours import NearestNeighboursScorer
+from implicit.cpu.als import AlternatingLeastSquares
+from implicit.recommender_base import RecommenderBase
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError
@@ -22,8 +25,9 @@ from hotplate.offline.input.matrix import Floats, History, Matrix, UserItems, We
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.ease import EASE, EASEParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
-from hotplate.offline.train.neighbours import NeighbourParams, Neighbours
+from hotplate.offline.train.neighbours import RECOMMENDERS, NeighbourParams, Neighbours, nearest
 from hotplate.offline.train.popularity import Popular, Popularity, PopularityParams
+from hotplate.stores.errors import reason_of
 from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
 
 # Of the folder; changes when an older hotplate could not read it.
@@ -202,7 +206,7 @@ def describe(path: Path) -> dict[str, Any]:
         found = description.get("format") if isinstance(description, dict) else None
         if found != FORMAT:
             raise DataError(
-                f"The model {path} has the format {found!r}, and this hotplate reads {FORMAT}; train it again."
+                f"The model {path} has the format {found or 'unknown'}; this hotplate reads {FORMAT}: train it again."
             )
         params_from(description["engine"], description["params"])
         for name, size in description["files"].items():
@@ -211,6 +215,43 @@ def describe(path: Path) -> dict[str, Any]:
                     f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
                 )
     return description
+
+
+def to_implicit(model: Model) -> RecommenderBase:
+    """Return a fitted model of implicit that recommends what *model* does; its arrays are copies.
+
+    Factors become an `implicit.cpu.als.AlternatingLeastSquares`, neighbours the class of their weighting in
+    `implicit.nearest_neighbours`. Users and items are rows and columns of `model.matrix.user_items`; neighbours need it
+    as float64. Raises DataError for EASE and popularity, which implicit does not have, and for factors that Spark
+    learnt.
+    """
+    ranker = model.ranker
+    if isinstance(ranker, Neighbours):
+        made = RECOMMENDERS[ranker.params.weighting](K=ranker.params.neighbours)
+        made.similarity = nearest(ranker.similarity, ranker.params.neighbours).astype(np.float64)
+        made.scorer = NearestNeighboursScorer(made.similarity)
+        return made
+    if isinstance(ranker, EASE):
+        raise DataError("implicit has no EASE; the weights of an EASE model are `model.ranker.weights`.")
+    if not isinstance(ranker, Factors):
+        raise DataError(
+            "implicit has no model of popularity; the counts of a popularity model are `model.ranker.counts`."
+        )
+    params = ranker.params
+    if isinstance(params, SparkParams):
+        raise DataError(
+            "implicit has no regularization that grows with interactions, by which Spark learnt this model; its arrays "
+            "are `model.ranker.user_factors` and `model.ranker.item_factors`."
+        )
+    made = AlternatingLeastSquares(
+        factors=params.factors,
+        regularization=params.regularization,
+        alpha=params.alpha,
+        iterations=params.iterations,
+        random_state=params.seed,
+    )
+    made.user_factors, made.item_factors = ranker.user_factors.copy(), ranker.item_factors.copy()
+    return made
 
 
 def code_versions() -> dict[str, Any]:
@@ -333,4 +374,6 @@ def _load_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"The model {path} is incomplete or damaged ({error}); train or copy it again.") from error
+        raise DataError(
+            f"The model {path} is incomplete or damaged ({reason_of(error)}); train or copy it again."
+        ) from error

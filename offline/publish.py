@@ -9,16 +9,17 @@ from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 from hotplate.offline.errors import GateFailed
-from hotplate.offline.gates import Gate, Verdict, check, depth_of, failures, judge, parse_gates, record, recorded
+from hotplate.offline.gates import Gate, GateVerdict, check, depth_of, failures, judge, parse_gates, record, recorded
 from hotplate.offline.measurement import Items, Measurement, Observe, ignore
 from hotplate.offline.threads import DaemonThreads
-from hotplate.stores import lifecycle
+from hotplate.stores import publication
 from hotplate.stores.catalogue import DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
-from hotplate.stores.errors import CanaryRunning
-from hotplate.stores.lifecycle import WriteResult, prune
+from hotplate.stores.errors import HeldBack
+from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart
+from hotplate.stores.publication import WriteResult
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 
 Progress = Callable[[int, int], None]
@@ -103,7 +104,7 @@ class Written:
     seconds: float
     erased: list[ReleaseId]
     steps: dict[str, float]
-    refused: GateFailed | CanaryRunning | None = None
+    refused: GateFailed | HeldBack | None = None
 
 
 async def publish(
@@ -121,7 +122,7 @@ async def publish(
     keeps what gates said. They compare with what is live in *live_in*, by default in *store*. *observer* hears what
     those were charged who write parts of a PartedSource. *on_progress* is called with (lists written, lists in all).
     Raises SettingError, before anything is written, for gates that cannot be judged; StoreError as
-    `hotplate.stores.lifecycle.publish` does. The steps are the seconds that lists were waited for, gates were judged,
+    `hotplate.stores.publication.publish` does. The steps are the seconds that lists were waited for, gates were judged,
     the release was activated and others were erased.
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
@@ -135,13 +136,14 @@ async def publish(
         others = OtherWriters(sample, write)
     else:
         rows, others = source.batches(ignore if lists is None else lists.add), None
-    result = await lifecycle.publish(
+    result = await publication.publish(
         store,
         prefetched(rows, steps),
         plan=source.plan(),
         about=source.about() if review is None else review.about,
         encoding=encoding,
         live=settings.activate if review is None else review.goes_live,
+        refused_by=None if review is None else review.refused_by,
         end_canary=settings.end_canary,
         resume=ReleaseId(resume) if isinstance(resume, str) else resume,
         others=others,
@@ -168,7 +170,7 @@ class _Review:
         self._origin, items = source.about(), source.items()
         check(self._gates, self._origin.get("metrics"), knows_catalogue=items.catalogue is not None)
         self.lists = Measurement(items, depth_of(self._gates))
-        self._judged: tuple[ReleaseRef | None, list[Verdict]] | None = None
+        self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
 
     async def about(self) -> dict[str, Any]:
         """Return what the manifest says of the release's origin, and what the gates said, once all is measured."""
@@ -179,6 +181,13 @@ class _Review:
         """Return whether the release is to go live, and no gate keeps it from that."""
         return not await self.refusal(manifest) and self._settings.activate
 
+    async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
+        """Name the gates that failed now, or at the attempt that wrote the manifest; none for a forced release."""
+        _, verdicts = await self._judge()
+        is_forced = self._settings.force and recorded(manifest)[0]
+        now = () if is_forced else tuple(each.gate for each in verdicts if not each.passed)
+        return tuple(dict.fromkeys((*manifest.refused_by, *now)))
+
     async def refusal(self, manifest: Manifest) -> str:
         """Say which gates failed, and what to do; nothing if none did, or the release is forced and records that."""
         live, verdicts = await self._judge()
@@ -186,10 +195,10 @@ class _Review:
         stays = "" if live is None else f", and {live.id} still is"
         return failed and (
             f"{failed}; release {manifest.release} was written and is not live{stays}; publish again "
-            f"with --force, or activate it by hand: hotplate releases activate {manifest.release}"
+            f"with --force, or activate it by hand: hotplate releases activate --force {manifest.release}"
         )
 
-    async def _judge(self) -> tuple[ReleaseRef | None, list[Verdict]]:
+    async def _judge(self) -> tuple[ReleaseRef | None, list[GateVerdict]]:
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).live_ref

@@ -47,7 +47,7 @@ _ORIGIN = (
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class PublishedRelease:
     """A release that was published from a model: its id, the URL of its store without secrets, and when."""
 
     id: str
@@ -70,7 +70,7 @@ class Entry:
     origin: dict[str, Any]
     tags: dict[str, str]
     stages: tuple[str, ...] = ()
-    releases: tuple[Release, ...] = ()
+    releases: tuple[PublishedRelease, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -301,7 +301,7 @@ def _origin(model: Path) -> dict[str, Any]:
 
 def _apply(entry: Entry, changes: Mapping[str, dict[str, Any]]) -> Entry:
     """Return *entry* with what came later; *changes* by path, in order."""
-    tags, stages, releases = dict(entry.tags), set[str](), list[Release]()
+    tags, stages, releases = dict(entry.tags), set[str](), list[PublishedRelease]()
     for path, change in changes.items():
         if not path.startswith(f"{entry.name}/"):
             continue
@@ -311,7 +311,7 @@ def _apply(entry: Entry, changes: Mapping[str, dict[str, Any]]) -> Entry:
         elif own and "tags" in change:
             tags |= change["tags"]
         elif own and "release" in change:
-            releases.append(Release(**change["release"], published_at=change["at"]))
+            releases.append(PublishedRelease(**change["release"], published_at=change["at"]))
     return replace(entry, tags=tags, stages=tuple(sorted(stages)), releases=tuple(releases))
 
 

@@ -23,7 +23,8 @@ from hotplate.offline.train.popularity import Popular, Popularity, by_popularity
 from hotplate.stores.keys import OVERALL
 
 # The first depth of a ranking under a cap, in lists; those that are still short are ranked so many times deeper again.
-_FIRST_DEPTH, _DEEPER = 2, 4
+_FIRST_DEPTH = 2
+_DEEPER = 4
 # How many ranked items are held at once, which bounds the memory that deep rankings take.
 _CELLS = 1 << 22
 # Scores are float32: larger boosts of large scores would be infinite.
@@ -36,8 +37,7 @@ Ranked = tuple[Indices, Floats]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """
-    What lists must hold to besides being good; raises SettingError for what makes no sense. Lives as the command does.
+    """What lists must hold to besides being good; SettingError for what makes no sense. Lives as the command does.
 
     available         the ids of the only items that may be recommended; None for all
     excluded          the ids of items that may not be

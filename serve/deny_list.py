@@ -25,25 +25,26 @@ from hotplate.stores.keys import ITEM, USER, check_id
 MAX_BYTES = 16 << 20
 # After how many lines a reader pauses; and for how long a thread other than the loop's does, so requests seldom wait
 # for the lock of the interpreter.
-LINES_AT_ONCE, TURN_S = 64, 2e-4
+LINES_AT_ONCE = 64
+PAUSE_S = 2e-4
 
 
-Id = TypeVar("Id", str, bytes)
+AnyId = TypeVar("AnyId", str, bytes)
 
 
 class DenyListInvalid(ServiceMisused):
     """The file of a deny-list cannot be used; the text names the line, but no id, because ids may be personal."""
 
 
-class Ids(Generic[Id]):
+class Ids(Generic[AnyId]):
     """Ids in two blocks of memory: 16 to 32 bytes each, and the ids as they stand in lists.
 
     A set takes three times as much, and to free one of a million objects stops the process for a tenth of a second.
     """
 
-    def __init__(self, encode: Callable[[Id], bytes], most: int = 0) -> None:
+    def __init__(self, encode: Callable[[AnyId], bytes], most: int = 0) -> None:
         """Make room for *most* ids; *encode* returns what `encode_id` does."""
-        self._encode: Callable[[Id], bytes] = encode
+        self._encode: Callable[[AnyId], bytes] = encode
         self._mask = (1 << (4 * most).bit_length()) - 1
         self._starts = array("I", bytes(4 * (self._mask + 1)))
         """Where an id starts in the text, at the place that its hash says, or the next free one; 0 if there is none."""
@@ -56,7 +57,7 @@ class Ids(Generic[Id]):
     def __contains__(self, one: object) -> bool:
         return self.has_any((one,))  # type: ignore[arg-type]  # what is not an id is not found
 
-    def has_any(self, ids: Iterable[Id]) -> bool:
+    def has_any(self, ids: Iterable[AnyId]) -> bool:
         """Return whether one of *ids* is among these; takes some 60 ns for each that is not."""
         starts, mask = self._starts, self._mask
         for one in ids:
@@ -67,7 +68,7 @@ class Ids(Generic[Id]):
                 place = (place + 1) & mask
         return False
 
-    def add(self, one: Id) -> None:
+    def add(self, one: AnyId) -> None:
         """Add an id, once."""
         if one not in self:
             place = hash(one) & self._mask
@@ -97,7 +98,7 @@ class DenyList:
 def pause_beside_loop() -> None:
     """Let a loop have its turn, if this is another thread."""
     if threading.current_thread() is not threading.main_thread():
-        time.sleep(TURN_S)
+        time.sleep(PAUSE_S)
 
 
 def parse(content: bytes, pause: Callable[[], None] = pause_beside_loop) -> DenyList:

@@ -18,11 +18,11 @@ from weakref import WeakValueDictionary
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, Checksum, Item
 from hotplate.stores.errors import ReleaseCorrupt, StoreThrottled
+from hotplate.stores.extras import extra_installed
 from hotplate.stores.factors import Description, piece_key, read_description, read_piece
 from hotplate.stores.keys import FACTORS
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader, read_one
-from hotplate.stores.urls import extra_installed
 from hotplate.stores.verification import read_present
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MAX_BYTES = 512 << 20
 # How many pieces are read at once, so no other read of the store has to wait for long.
 PIECES_AT_ONCE = 16
 # How many visitors wait for the thread at most: with 5 ms for each, longer than anybody should.
-MOST_WAITING = 16
+MAX_WAITING = 16
 # Set for numpy's linear algebra before it is loaded: its threads would take the cores of other workers.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -73,7 +73,7 @@ class FoldIn:
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> Loaded:
         """Read the factors of a release; raises StoreError where the store cannot be read.
 
-        Damage costs the release only its factors.
+        If they are damaged, the release does without them.
         """
         known = self._loaded.get(manifest.digest)
         if known is not None:
@@ -126,7 +126,7 @@ class FoldIn:
         excluded: Collection[bytes],
     ) -> list[Item]:
         """Compute a list; see `ItemFactors.recommend`. Raises StoreThrottled if too many others wait."""
-        if self._waiting >= MOST_WAITING:
+        if self._waiting >= MAX_WAITING:
             raise StoreThrottled("more visitors come than can be folded in", 1.0)
         self._waiting += 1
         try:

@@ -19,7 +19,8 @@ DECIMALS = 6
 # How many rows are converted at once, which bounds the memory that it takes besides the factors.
 ROWS_AT_ONCE = 4096
 # How many of the best are looked at first, and how many times as many next if too few of them may be in the list.
-FIRST_DEPTH, DEEPER = 64, 8
+FIRST_DEPTH = 64
+DEPTH_GROWTH = 8
 # Spark's engine gives an item that a user has more weight than one that they lack; see `hotplate.offline.train.als`.
 LEAST_CONFIDENCE = 1.001
 
@@ -110,7 +111,7 @@ class ItemFactors:
                 best = best[_are_first(categories[best], most)]
             if len(best) >= n:
                 return best[:n]
-            depth = min(depth * DEEPER, len(scores))
+            depth = min(depth * DEPTH_GROWTH, len(scores))
 
     def _solve(self, own: Rows, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Return the factors of somebody who has the items *own*: (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC."""

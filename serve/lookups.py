@@ -1,7 +1,7 @@
-"""Lookups of single keys: all of one turn of the event loop, from all connections, are read together, tier by tier.
+"""The walk over the tiers: keys are read in one tier after the other, by turns of the event loop or for one request.
 
-A turn costs one task, one deadline and one call of the store, however many requests it has. Callers who want a key
-that is being read already wait for the same read.
+All single keys of one turn, from all connections, are read together: a turn costs one task, one deadline and one call
+of the store, however many requests it has. Callers who want a key that is being read already wait for the same read.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from hotplate.serve.releases.canary import ServedCanary
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
-from hotplate.serve.tiers import ReleasesSplit, Tier, loop_time
+from hotplate.serve.tiers import ReadResult, ReleasesSplit, Tier, loop_time
 from hotplate.stores.encoding import is_empty
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import ReleaseCorrupt, StoreError
 from hotplate.stores.store import Slot
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ Origin = tuple[Tier, ServedRelease]
 # Hands those who wait for a key what was read of it: a list, and the tier and release that it is of; None for a list
 # if that release has none; None for both if no tier could be read.
 Settle = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
+# Takes all that was read of one tier's release for a request with many keys.
+TakeAll = Callable[[Tier, Sequence[str], ReadResult], None]
 
 
 class Deadline(NamedTuple):
@@ -43,15 +45,21 @@ class Deadline(NamedTuple):
 class _Batch(Generic[Waiter]):
     """Keys that are read together, or were, before tiers of other sizes had them read in parts."""
 
-    waiting: dict[str, list[Waiter]]
-    """Who waits, by key; a key leaves it once it is settled."""
-
     deadline: Deadline
+    waiting: dict[str, list[Waiter]]
+    """Who waits, by key; a key leaves it once it is settled. Empty if the keys are one request's."""
+
+    take_all: TakeAll | None = None
+    """For the keys of one request, whose answer is of one release: the first tier that can be read has all of them."""
+
     spans: dict[str, list[RequestSpan]] | None = None
     """The sampled requests among those who wait, by key."""
 
     missed: dict[str, list[Origin]] = field(default_factory=dict)
     """The tiers that have no list of a key, with their releases."""
+
+    failure: StoreError | None = None
+    """Why keys of one request could not be read, if that may pass."""
 
     def has_missed(self, key: str, served: ServedRelease) -> bool:
         """Return whether a tier with the release of *served* has no list of *key*."""
@@ -73,8 +81,6 @@ class Lookups(Generic[Waiter]):
         """The keys of this turn that have no waiter yet."""
 
         self._turn_spans: dict[str, list[RequestSpan]] | None = None
-        """The sampled requests of this turn, by key."""
-
         self._waiting = dict[str, list[Waiter]]()
         self._served = list[ServedRelease | ServedCanary | None]()
         """The releases that the reads which may be joined are of."""
@@ -103,7 +109,14 @@ class Lookups(Generic[Waiter]):
 
     async def read(self, key: str, waiter: Waiter, deadline: Deadline) -> None:
         """Read one key alone, for a caller with a deadline of its own, and settle its waiter."""
-        await self._read(_Batch({key: [waiter]}, deadline), [key], 0)
+        await self._read(_Batch(deadline, {key: [waiter]}), [key])
+
+    async def read_many(
+        self, keys: Sequence[str], deadline: Deadline, take_all: TakeAll
+    ) -> tuple[Sequence[str], StoreError | None]:
+        """Read the keys of one request; return those that no tier could be read for, and why, if that may pass."""
+        batch = _Batch[Waiter](deadline, {}, take_all)
+        return await self._walk(batch, keys, 0, set()), batch.failure
 
     async def close(self) -> None:
         """Wait for what is being read, which ends with the budget."""
@@ -113,45 +126,50 @@ class Lookups(Generic[Waiter]):
     async def _read_turn(self) -> None:
         keys, self._turn = self._turn, []
         spans, self._turn_spans = self._turn_spans, None
-        batch = _Batch(self._waiting, Deadline(loop_time() + self._budget_s, hurried=False), spans)
-        size = self._tiers[0].keys_a_call
-        self._start(batch, keys[size:], 0)
-        await self._read(batch, keys[:size], 0)
-
-    def _start(self, batch: _Batch[Waiter], keys: Sequence[str], index: int) -> None:
-        """Read keys from the tier at *index* on, in as many calls as that tier takes, at the same time."""
-        size = self._tiers[index].keys_a_call if index < len(self._tiers) else max(1, len(keys))
-        for start in range(0, len(keys), size):
-            self._spawn(self._read(batch, keys[start : start + size], index))
+        deadline = Deadline(loop_time() + self._budget_s, hurried=False)
+        await self._read(_Batch(deadline, self._waiting, spans=spans), keys)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
 
-    async def _read(self, batch: _Batch[Waiter], keys: Sequence[str], index: int) -> None:
-        """Read keys in one tier after the other, and settle all of them, whatever happens."""
+    async def _read(self, batch: _Batch[Waiter], keys: Sequence[str], first: int = 0) -> None:
+        """Read keys from the tier at *first* on, and settle all of them, whatever happens."""
+        handed_on = set[str]()
         try:
-            for place in range(index, len(self._tiers)):
-                tier = self._tiers[place]
-                if place:  # the first was asked for it before it came here
-                    keys = self._take_at_hand(batch, keys, tier)
-                if len(keys) > tier.keys_a_call:
-                    self._start(batch, keys, place)
-                    keys = ()
-                elif len(keys) > 1 and tier.breaker.is_open:
-                    self._start(batch, keys[1:], place + 1)  # one of them is enough to probe a store
-                    keys = keys[:1]
-                if not keys:
-                    return
-                keys = await self._read_tier(batch, keys, place)
+            keys = await self._walk(batch, keys, first, handed_on)
         except Exception:
             log.exception("a lookup failed")
         finally:
             for key in keys:
-                if waiters := batch.waiting.pop(key, None):
+                if key not in handed_on and (waiters := batch.waiting.pop(key, None)):
                     missed = batch.missed.get(key)
                     self._settle(key, waiters, missed[0] if missed else None, None)
+
+    async def _walk(self, batch: _Batch[Waiter], keys: Sequence[str], first: int, handed_on: set[str]) -> Sequence[str]:
+        """Read keys in one tier after the other, and return those without a list that were not *handed_on*.
+
+        Keys of many requests are read in as many calls as each tier takes, at the same time, by tasks of their own.
+        """
+        for place in range(first, len(self._tiers)):
+            tier = self._tiers[place]
+            if batch.take_all is None:
+                if place:  # the first was asked for it before it came here
+                    keys = self._take_at_hand(batch, keys, tier)
+                size = tier.keys_a_call
+                handed_on.update(keys[size:])
+                for start in range(size, len(keys), size):
+                    self._spawn(self._read(batch, keys[start : start + size], place))
+                keys = keys[:size]
+                if len(keys) > 1 and tier.breaker.is_open:  # one of them is enough to probe a store
+                    handed_on.update(keys[1:])
+                    self._spawn(self._read(batch, keys[1:], place + 1))
+                    keys = keys[:1]
+            if not keys:
+                break
+            keys = await self._read_tier(batch, keys, place)
+        return keys
 
     def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
         """Settle what a tier has without a wait, and return the other keys."""
@@ -163,35 +181,37 @@ class Lookups(Generic[Waiter]):
             rest += self._take(batch, (tier, served), group, [tier.get(served, key) for key in group])
         return rest
 
-    async def _read_tier(self, batch: _Batch[Waiter], keys: Sequence[str], index: int) -> Sequence[str]:
-        """Read keys in one tier, each in its release, settle those that it has, and return the other keys."""
-        groups = self._tiers[index].follower.grouped(keys)
-        if len(groups) == 1:
-            return await self._read_group(batch, *groups[0], index)
-        if not groups:
-            return keys
-        rests = await asyncio.gather(*(self._read_group(batch, *group, index) for group in groups))
-        return [key for rest in rests for key in rest]
-
-    async def _read_group(
-        self, batch: _Batch[Waiter], served: ServedRelease, keys: Sequence[str], index: int
+    async def _read_tier(
+        self, batch: _Batch[Waiter], keys: Sequence[str], place: int, served: ServedRelease | None = None
     ) -> Sequence[str]:
-        """Read keys in one release of a tier."""
-        tier = self._tiers[index]
+        """Read keys in one tier, in *served* or each in its release, take what was read, and return the other keys."""
+        tier = self._tiers[place]
+        if served is None:
+            groups = tier.follower.grouped(keys)
+            if len(groups) != 1:
+                rests = await asyncio.gather(*(self._read_tier(batch, group, place, one) for one, group in groups))
+                return [key for rest in rests for key in rest] if groups else keys
+            served = groups[0][0]
         missed = {key for key in keys if batch.has_missed(key, served)} if batch.missed else set[str]()
         wanted = [key for key in keys if key not in missed] if missed else keys
         if not wanted:
             return keys
-        timeout_s = batch.deadline.share_s(len(self._tiers) - index)
+        timeout_s = batch.deadline.share_s(len(self._tiers) - place)
         if batch.spans is not None:
             sampled_requests.set(tuple(span for key in wanted for span in batch.spans.get(key, ())))
+        read = tier.read if batch.take_all is None else tier.read_through
         try:
-            served, slots = await tier.read(served, wanted, timeout_s, hurried=batch.deadline.hurried)
+            result = await read(served, wanted, timeout_s, hurried=batch.deadline.hurried)
         except ReleasesSplit:
-            return await self._read_tier(batch, keys, index)
-        except StoreError:
+            return await self._read_tier(batch, keys, place)
+        except StoreError as error:
+            if batch.take_all is not None and not isinstance(error, ReleaseCorrupt):
+                batch.failure = error
             return keys
-        return [*missed, *self._take(batch, (tier, served), wanted, slots)]
+        if batch.take_all is not None:
+            batch.take_all(tier, wanted, result)
+            return ()
+        return [*missed, *self._take(batch, (tier, result.served), wanted, result.slots)]
 
     def _take(self, batch: _Batch[Waiter], origin: Origin, keys: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
         """Settle the lists among *slots*, note what the tier does not have, and return the keys without a list."""

@@ -38,12 +38,12 @@ SOURCES = ("personal", "similar", "popular", "fold-in")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
 # The role of a release while there is a canary; an event may also name another release.
-Role = Literal["live", "canary", "other"]
+ReleaseRole = Literal["live", "canary", "other"]
 LIVE: Final = "live"
 CANARY: Final = "canary"
 OTHER_RELEASE: Final = "other"
-ROLES: tuple[Role, ...] = (LIVE, CANARY)
-EVENT_ROLES: tuple[Role, ...] = (*ROLES, OTHER_RELEASE)
+ROLES: tuple[ReleaseRole, ...] = (LIVE, CANARY)
+EVENT_ROLES: tuple[ReleaseRole, ...] = (*ROLES, OTHER_RELEASE)
 THROTTLED = "throttled"
 # Of what a response is charged; a read of a list is 1 to 3.
 BUCKETS_RU = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
@@ -64,7 +64,8 @@ POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
 SPANS = (SPANS_EXPORTED, SPANS_FAILED, SPANS_DROPPED) = "exported", "failed", "dropped"
 
 # One over the last bound, and the sum.
-HISTOGRAM_CELLS, CHARGE_CELLS = len(BUCKETS_S) + 2, len(BUCKETS_RU) + 2
+HISTOGRAM_CELLS = len(BUCKETS_S) + 2
+CHARGE_CELLS = len(BUCKETS_RU) + 2
 
 LOOKUPS = {labels: n for n, labels in enumerate(product(SOURCES, LOOKUP_OUTCOMES))}
 REQUESTS = {labels: len(LOOKUPS) + n * HISTOGRAM_CELLS for n, labels in enumerate(product(ROUTES, METHODS, CODES))}
@@ -142,7 +143,7 @@ class Metrics:
         """Count lookups that could be answered without a read of a tier's store; *outcome* is one of CACHED."""
         self._own[self.cached[tier, outcome]] += lists
 
-    def count_canary(self, tier: str, role: Role, outcome: str, lists: int = 1) -> None:
+    def count_canary(self, tier: str, role: ReleaseRole, outcome: str, lists: int = 1) -> None:
         """Count users' lists while a tier has a canary: of that, or of the live release."""
         self._own[self.canary[tier, role, outcome]] += lists
 
@@ -181,7 +182,7 @@ class Metrics:
         """Count events of one of EVENT_TYPES by what became of them."""
         self._own[self.events[kind, outcome]] += events
 
-    def count_listed(self, kind: str, role: Role, position: int | None, items: int) -> None:
+    def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:
         """Count items of a list that were shown or chosen, the first of them at *position* and each behind the last."""
         own = self._own
         if position is None:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.lookups import Deadline, Lookups, Origin
-from hotplate.serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, Role
+from hotplate.serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, ReleaseRole
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.settings import BUDGET_S
-from hotplate.serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_time, tier_names
+from hotplate.serve.tiers import ReadResult, StoreObserver, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import Item, encode, is_empty
-from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.keys import ITEM, OVERALL, USER
 from hotplate.stores.store import LocalReader, Reader, Slot
 
@@ -140,7 +140,7 @@ class TieredReader:
             raise RuntimeError("these stores are open already, as when lists are both mounted and entered")
         for tier in self.tiers:
             task = asyncio.create_task(tier.follower.run(warm=self.warm))
-            task.add_done_callback(_log_defect)
+            task.add_done_callback(partial(log_defect, "a live release is not followed any more"))
             self.following.append(task)
         return self
 
@@ -296,33 +296,25 @@ class TieredReader:
         self, keys: Sequence[str], segment: str, deadline: Deadline, *, must_read: bool
     ) -> list[EncodedList]:
         """Return users' lists, in order; those whose release a tier cannot read are read in the next tier."""
-        found = dict[str, EncodedList]()
-        failure: StoreError | None = None
-        for index, tier in enumerate(self.tiers):
-            left = [key for key in keys if key not in found] if found else keys
-            share_s = deadline.share_s(len(self.tiers) - index)
-            results = await _read_groups(tier, left, share_s, hurried=deadline.hurried)
-            if not found and len(results) == 1 and isinstance(results[0][1], ReadResult):
-                return self._lists(tier, results[0][1], keys, segment)
-            for group, read in results:
-                if isinstance(read, ReadResult):
-                    found |= zip(group, self._lists(tier, read, group, segment), strict=True)
-                elif not isinstance(read, ReleaseCorrupt):  # that does not pass: a retry would not help
-                    failure = read
-            if len(found) == len(keys):
-                break
-        missing = [key for key in keys if key not in found]
-        if missing:
-            first = [self._first(segment, "error", key) for key in missing]
+        parts = list[tuple[Sequence[str], list[EncodedList]]]()
+
+        def take_all(tier: Tier, group: Sequence[str], read: ReadResult) -> None:
+            parts.append((group, self._lists(tier, read, group, segment)))
+
+        unread, failure = await self._lookups.read_many(keys, deadline, take_all)
+        if unread:
+            lists = [self._first(segment, "error", key) for key in unread]
             if must_read and (failure is not None or self.first_served is None):
                 raise StoreUnavailable("no store can be read for now") from failure
-            for key, one in zip(missing, first, strict=True):
+            for key, one in zip(unread, lists, strict=True):
                 self._count_error(one, key)
-            found |= zip(missing, first, strict=True)
+            parts.append((unread, lists))
+        if len(parts) == 1 and parts[0][0] is keys:
+            return parts[0][1]
+        found = {key: one for group, lists in parts for key, one in zip(group, lists, strict=True)}
         return [found[key] for key in keys]
 
     def _lists(self, tier: Tier, read: ReadResult, keys: Sequence[str], segment: str) -> list[EncodedList]:
-        """Return what was read of one release as lists, and count it."""
         lists = [
             EncodedList(tier.name, read.served, "personal", slot)
             if isinstance(slot, bytes) and not is_empty(slot)
@@ -406,9 +398,8 @@ class TieredReader:
             self._count_canary(tier, found.served, ERROR)
 
     def _count_canary(self, tier: Tier, served: ServedRelease, outcome: int, lists: int = 1) -> None:
-        """Count users' lists by role, where the tier has a canary."""
         if tier.follower.canary is not None:
-            role: Role = CANARY if served.is_canary else LIVE
+            role: ReleaseRole = CANARY if served.is_canary else LIVE
             self.metrics.count_canary(tier.name, role, LOOKUP_OUTCOMES[outcome], lists)
 
     def _first(self, segment: str = OVERALL, status: Status = "ok", key: str = "") -> EncodedList:
@@ -452,25 +443,6 @@ def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
         future.set_result(found)
 
 
-async def _read_groups(
-    tier: Tier, keys: Sequence[str], timeout_s: float, *, hurried: bool
-) -> list[tuple[Sequence[str], ReadResult | StoreError]]:
-    """Read keys in one tier, each in its release; an error takes the place of a result."""
-
-    async def read(served: ServedRelease, group: Sequence[str]) -> list[tuple[Sequence[str], ReadResult | StoreError]]:
-        try:
-            return [(group, await tier.read_through(served, group, timeout_s, hurried=hurried))]
-        except ReleasesSplit:
-            return await _read_groups(tier, group, timeout_s, hurried=hurried)
-        except StoreError as error:
-            return [(group, error)]
-
-    groups = tier.follower.grouped(keys)
-    if len(groups) == 1:
-        return await read(*groups[0])
-    return [each for found in await asyncio.gather(*(read(*group) for group in groups)) for each in found]
-
-
 def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> EncodedList:
     return EncodedList(tier, served, "popular", served.popular.get(segment) or served.popular[OVERALL], status)
 
@@ -484,6 +456,7 @@ async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: 
             task.cancel()
 
 
-def _log_defect(task: asyncio.Task[None]) -> None:
+def log_defect(what: str, task: asyncio.Task[None]) -> None:
+    """Log *what* follows from the error of a task that should have no end of its own; nothing if it was cancelled."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a live release is not followed any more", exc_info=error)
+        log.error(what, exc_info=error)

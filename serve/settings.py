@@ -64,7 +64,7 @@ class Limits:
     """From a request's first byte to the end of its body."""
 
     write_s: float = 10.0
-    """For the client to take the next WRITE_STEP bytes of what is ready for it."""
+    """For the client to take the next WRITE_STEP_BYTES bytes of what is ready for it."""
 
     header_bytes: int = 16_384
     """The whole header of one request."""
@@ -113,6 +113,14 @@ class Settings:
     admin_store: Annotated[
         str | None, Flag("A store that may be written: operators activate releases there.", OPERATORS, metavar="URL")
     ] = None
+    prometheus: Annotated[
+        str | None,
+        Flag(
+            "A Prometheus that scrapes all pods: the console draws their last hour from it.", OPERATORS, metavar="URL"
+        ),
+    ] = None
+    """Its parameter `match` selects their series, as http://prometheus:9090?match=namespace="shop"."""
+
     access_log_share: Annotated[
         float,
         Flag("Log this share of the requests.", LOGS, "access-log", metavar="SHARE", at_least=0, at_most=1),

@@ -10,8 +10,19 @@ from typing import NamedTuple
 
 from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from hotplate.serve.cache import NOT_CACHED, Cache
-from hotplate.serve.metrics import CACHE_HIT, CACHE_MISS, LOOKUP_OUTCOMES, ROLES, Metrics
-from hotplate.serve.releases.canary import BothCounts, Counts
+from hotplate.serve.errors import ERRORS, ServiceFinding
+from hotplate.serve.metrics import (
+    CACHE_HIT,
+    CACHE_MISS,
+    CLICK,
+    IMPRESSION,
+    LOOKUP_OUTCOMES,
+    POSITIONS,
+    ROLES,
+    Metrics,
+    ReleaseRole,
+)
+from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
@@ -110,13 +121,19 @@ class Tier:
         self._open_is_logged = False
 
     @property
-    def error(self) -> str | None:
-        """What is wrong with this tier, in a sentence; None while all is well."""
-        if self.follower.last_error is not None:
-            return self.follower.last_error
+    def findings(self) -> list[ServiceFinding]:
+        """What is wrong with this tier, ERRORS first: `Follower.findings`, its circuit, damage in what is served."""
+        found = self.follower.findings
         if self.breaker.is_open:
-            return self._open_because
-        return next((self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage), None)
+            found.append(ServiceFinding("circuit", self._open_because))
+        damage = (self._damage.get(one.ref) for one in self.follower.all_served)
+        found += [ServiceFinding("damage", sentence) for sentence in damage if sentence is not None]
+        return sorted(found, key=lambda finding: finding.source not in ERRORS)
+
+    @property
+    def error(self) -> str | None:
+        """Why lists cannot be read, or not all of them, in a sentence; None while all can."""
+        return next((finding.sentence for finding in self.findings if finding.source in ERRORS), None)
 
     @property
     def cache_bytes(self) -> int | None:
@@ -264,7 +281,6 @@ class Tier:
             log.error("%s: %s", self.name, self._damage[served.ref], exc_info=cause)
 
     def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
-        """Take note of a value that was to be answered, and is damaged."""
         self._metrics.count_corrupt(self.name)
         self.report_damage(served, error, cause)
 
@@ -332,22 +348,22 @@ class Tier:
         return groups[0][0] if groups else gone
 
     async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
+        """Read keys in several calls at once: if nothing of one can be read, the others need not fail."""
         size = self._reader.batch
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-        read = await asyncio.gather(*(self._try_read_batch(served, batch, deadline) for batch in batches))
-        first = read[0][0]
-        if isinstance(first, StoreError) and all(isinstance(slot, StoreError) for slots in read for slot in slots):
-            raise first
-        return [slot for slots in read for slot in slots]
 
-    async def _try_read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
-        """Read one batch of several: if nothing of it can be read, the others need not fail."""
-        try:
-            return await self._read_batch(served, keys, deadline)
-        except ReleaseNotFound:
-            raise
-        except StoreError as error:
-            return [error] * len(keys)
+        async def slots_of(batch: Sequence[str]) -> list[Slot]:
+            try:
+                return await self._read_batch(served, batch, deadline)
+            except ReleaseNotFound:
+                raise  # at once, so that there is time to read them of the next release
+            except StoreError as error:
+                return [error] * len(batch)
+
+        slots = [slot for found in await asyncio.gather(*map(slots_of, batches)) for slot in found]
+        if isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
+            raise slots[0]
+        return slots
 
     async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
         started, outcome = perf_counter(), "error"
@@ -370,6 +386,12 @@ class Tier:
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
-    return BothCounts(
-        *(Counts(*(metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)) for role in ROLES)
-    )
+    """Add up lookups of a tier, and events, which are of all tiers; a list is shown if its first place is."""
+
+    def counts_of(role: ReleaseRole) -> ReleaseCounts:
+        hit, miss, error = (metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)
+        (shown,) = metrics.total(metrics.listed[IMPRESSION, role, POSITIONS[0]])
+        clicks = sum(metrics.total(metrics.listed[CLICK, role, POSITIONS[0]], len(POSITIONS)))
+        return ReleaseCounts(hit, miss, error, shown, clicks)
+
+    return BothCounts(*map(counts_of, ROLES))

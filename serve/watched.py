@@ -65,7 +65,7 @@ class WatchedFiles:
         """Load the files; raises ServiceMisused, whatever the reader raises, and for a pipe, which blocks a reader."""
         for path in self._paths:
             if path.exists() and not path.is_file():
-                raise ServiceMisused(f"{path} is not a regular file; name one, because it is read again and again")
+                raise ServiceMisused(f"{path} is not a regular file; give one, because it is read again and again")
         try:
             return self._load()
         except ServiceMisused:
@@ -74,7 +74,6 @@ class WatchedFiles:
             raise self._unusable(error) from error
 
     def _use(self, use: Callable[[], None], version: Signature, info: int, warning: int) -> None:
-        """Put what was loaded of a version into use."""
         try:
             use()
         except Exception as error:  # noqa: BLE001 -- what it raises must end neither the parent nor a worker
@@ -84,7 +83,6 @@ class WatchedFiles:
         log.log(info, "loaded %s again, because it has changed", self.name)
 
     def _refuse(self, error: ServiceMisused, version: Signature, warning: int) -> None:
-        """Keep what is in use, and remember why this version is not."""
         self._failed = version
         if self.warning != str(error):
             self.warning = str(error)

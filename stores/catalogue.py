@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NewType, TypeVar
 import orjson
 from xxhash import xxh3_64_hexdigest
 
-from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
+from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, reason_of
 
 T = TypeVar("T")
 
@@ -86,6 +86,11 @@ class Release:
 
     superseded_at: float | None = None
     lease_until: float | None = None
+    refused_by: tuple[str, ...] = ()
+    """The gates that keep it from going live, until somebody overrides that."""
+
+    canary_stopped: str = ""
+    """In what a service found it worse than the live release, when it was the canary last; empty if it did not."""
 
     @property
     def ref(self) -> ReleaseRef:
@@ -253,16 +258,25 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     return _with(catalogue, replace(entry, writer=draft.writer, lease_until=catalogue.now + LEASE_S))
 
 
-def commit(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Make a draft ready: complete, verified, not yet live. One that repairs takes the place of what it repairs."""
+def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = ()) -> Catalogue:
+    """Make a draft ready: complete, verified, not yet live; *refused_by* names the gates that failed.
+
+    One that repairs takes the place of what it repairs.
+    """
     entry = catalogue.entry(draft.incarnation)
     if entry is not None and entry.writer == draft.writer and entry.state not in (State.DRAFT, State.DROPPING):
         return catalogue  # a swap whose reply was lost
-    ready = replace(_owned(catalogue, draft), state=State.READY, lease_until=None)
+    ready = replace(_owned(catalogue, draft), state=State.READY, lease_until=None, refused_by=refused_by)
     others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
     for place, other in enumerate(others):
         if other.id == draft.id and other.state not in (State.DRAFT, State.DROPPING, State.WITHDRAWN):
-            repaired = replace(ready, state=other.state, superseded_at=other.superseded_at)
+            repaired = replace(
+                other,
+                incarnation=ready.incarnation,
+                created_at=ready.created_at,
+                writer=ready.writer,
+                canary_stopped="",
+            )
             damaged = replace(other, state=State.WITHDRAWN, superseded_at=catalogue.now)
             return replace(catalogue, releases=(*others[:place], damaged, repaired, *others[place + 1 :]))
     return replace(catalogue, releases=(*others, ready))
@@ -283,15 +297,14 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = Fal
             f"release {canary.release} is the canary, of {canary.percent:g} %, so {release} stays {entry.state}; "
             f"promote or abort the canary first, or end it with --end-canary"
         )
-    ended = _without_canary(catalogue)
-    return _last(_retire(ended, State.SUPERSEDED), replace(entry, state=State.LIVE, superseded_at=None))
+    return _live(_retire(_without_canary(catalogue), State.SUPERSEDED), replace(entry, refused_by=()))
 
 
 def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Catalogue:
     """Show a committed release to *percent* of the users, or change the share of the one that is shown.
 
     A user who is among 5 % is among 10 % of the same release, too. Raises ReleaseConflict for a draft, for what is
-    live, if nothing is, and while another release is the canary.
+    live, if nothing is, while another release is the canary, and for a canary that was stopped.
     """
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.DRAFT:
@@ -304,7 +317,12 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Ca
         raise ReleaseConflict(
             f"release {canary.release} is the canary, of {canary.percent:g} %; promote or abort it before another"
         )
-    return replace(catalogue, canary=Canary(release, percent, salt=release))
+    if canary is not None and entry.canary_stopped:
+        raise ReleaseConflict(
+            f"release {release} is the canary, and was stopped: {entry.canary_stopped}; abort it, and start it again"
+        )
+    begun = catalogue if canary is not None else _with(catalogue, replace(entry, canary_stopped=""))
+    return replace(begun, canary=Canary(release, percent, salt=release))
 
 
 def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
@@ -312,12 +330,23 @@ def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     return activate(_with_canary(catalogue, expected), expected)
 
 
-def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
+def stop_canary(catalogue: Catalogue, expected: Release, finding: str) -> Catalogue:
+    """Note that the canary is worse than the live release: from then on all services show that one to all users.
+
+    *expected* is its entry as it was judged. If it is not the canary any more, nothing is changed.
+    """
+    entry = catalogue.canary_entry
+    return _with(catalogue, replace(entry, canary_stopped=finding)) if entry == expected else catalogue
+
+
+def abort(catalogue: Catalogue, expected: ReleaseId, finding: str = "") -> Catalogue:
     """End the canary, so all users see the live release; ReleaseConflict as for `promote`.
 
     Its release stays ready. It counts as having left service now, so those who still read it have their grace.
+    *finding* says in what it is worse than the live release, if it is aborted for that.
     """
-    return _without_canary(_with_canary(catalogue, expected))
+    ended = _without_canary(_with_canary(catalogue, expected))
+    return _with(ended, replace(ended.find(expected), canary_stopped=finding)) if finding else ended
 
 
 def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
@@ -332,8 +361,7 @@ def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
         raise ReleaseNotFound(
             "there is no earlier release to roll back to; `hotplate releases list` shows the releases"
         )
-    ended = _without_canary(catalogue)
-    return _last(_retire(ended, State.WITHDRAWN), replace(previous[-1], state=State.LIVE, superseded_at=None))
+    return _live(_retire(_without_canary(catalogue), State.WITHDRAWN), previous[-1])
 
 
 def prune(
@@ -456,8 +484,10 @@ def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
     )
 
 
-def _last(catalogue: Catalogue, changed: Release) -> Catalogue:
-    others = (entry for entry in catalogue.releases if entry.incarnation != changed.incarnation)
+def _live(catalogue: Catalogue, entry: Release) -> Catalogue:
+    """Make *entry* live, and the last one, in the place of what was retired."""
+    others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
+    changed = replace(entry, state=State.LIVE, superseded_at=None, canary_stopped="")
     return replace(catalogue, releases=(*others, changed))
 
 
@@ -473,6 +503,7 @@ def dump(catalogue: Catalogue) -> bytes:
             "canary": catalogue.canary,
             "entries": catalogue.releases,
             "checksum": _checksum(catalogue),
+            "refusals": _marks(catalogue),
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
     )
@@ -502,10 +533,10 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
             canary=_canary(fields["canary"]),
             now=now,
         )
-        stated, checksum = fields["live"], fields["checksum"]
+        stated, sums = fields["live"], (fields["checksum"], fields.get("refusals"))
         canary = catalogue.canary_entry
     except (ValueError, KeyError, TypeError, AttributeError, ReleaseNotFound) as error:
-        raise unreadable(f"cannot be read ({error!r})") from error
+        raise unreadable(f"cannot be read: {reason_of(error)}") from error
     living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
     incarnations = {entry.incarnation for entry in catalogue.releases}
     if (
@@ -515,7 +546,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
     ):
         raise unreadable("contradicts itself")
-    if checksum != _checksum(catalogue):
+    if sums != (_checksum(catalogue), _marks(catalogue)):
         raise unreadable("is damaged: its checksum is wrong")
     return catalogue
 
@@ -539,6 +570,16 @@ def _checksum(catalogue: Catalogue) -> str:
     return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries)))
 
 
+def _marks(catalogue: Catalogue) -> str | None:
+    """Sum up what gates refused and why canaries were stopped: hotplate 0.2 reads a catalogue without it."""
+    found = [
+        (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
+        for entry in catalogue.releases
+        if entry.refused_by or entry.canary_stopped
+    ]
+    return xxh3_64_hexdigest(orjson.dumps(found)) if found else None
+
+
 def _release(fields: dict[str, Any]) -> Release:
     return Release(
         id=ReleaseId(_typed(fields["id"], str)),
@@ -548,6 +589,8 @@ def _release(fields: dict[str, Any]) -> Release:
         writer=_typed(fields["writer"], str),
         superseded_at=_optional_time(fields["superseded_at"]),
         lease_until=_optional_time(fields["lease_until"]),
+        refused_by=tuple(_typed(gate, str) for gate in _typed(fields.get("refused_by", []), list)),
+        canary_stopped=_typed(fields.get("canary_stopped", ""), str),
     )
 
 
@@ -566,5 +609,5 @@ def _optional_time(value: float | None) -> float | None:
 
 def _typed(value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is not {kind.__name__}")
+        raise ValueError(f"{value!r} is not {kind.__name__}")  # noqa: TRY004 -- of a record, and not of a caller
     return value

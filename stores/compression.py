@@ -42,7 +42,8 @@ DICTIONARY_BYTES = 32 << 10
 FEWEST_LISTS = 100
 
 # The trainer's k and d, given because searching for them takes five times as long and saves nothing.
-SEGMENT_BYTES, MATCHED_BYTES = 1000, 8
+SEGMENT_BYTES = 1000
+MATCHED_BYTES = 8
 
 # Kinds of keys that are few: `meta` rows are not lists, and popular lists have a limit in all.
 _SPECIAL = (META, POPULAR)

@@ -11,10 +11,11 @@ from typing import TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
 from hotplate.stores.errors import StoreMisused
+from hotplate.stores.extras import extra_installed
 from hotplate.stores.file import store as file_store
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Observer, Store
-from hotplate.stores.urls import extra_installed, redacted, scheme_of, split
+from hotplate.stores.urls import redacted, scheme_of, split
 
 T = TypeVar("T")
 
@@ -43,9 +44,10 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     if scheme == "file":
         return file_store.open_url(url)
     if scheme in REDIS:
-        from hotplate.stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
+        with extra_installed("redis"):
+            from hotplate.stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
 
-        return redis.open_url(url)
+            return redis.open_url(url)
     if scheme in COSMOS:
         with extra_installed("cosmos"):
             from hotplate.stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above

@@ -8,20 +8,19 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 
 # How much later than requested a wait may be ended.
 TICK_S = 0.002
 
 
-class Deadlines(Generic[Item]):
+class Deadlines(Generic[T]):
     """Hands each item that is still there when its tick ends to *expire*; lives as long as its owner, on one loop."""
 
-    def __init__(self, expire: Callable[[Item], None]) -> None:
+    def __init__(self, expire: Callable[[T], None]) -> None:
         self._expire = expire
-        self._due = dict[int, set[Item]]()
+        self._due = dict[int, set[T]]()
 
-    def add(self, item: Item, at_s: float) -> set[Item]:
+    def add(self, item: T, at_s: float) -> set[T]:
         """Let *item* expire at a time of the loop's clock; who is done sooner discards it from the returned set."""
         tick = int(at_s / TICK_S) + 1
         due = self._due.get(tick)

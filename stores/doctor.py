@@ -10,9 +10,8 @@ from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, Rel
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreFull
 from hotplate.stores.lifecycle import check_nothing_to_rebuild
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.servable import read_servable
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
-from hotplate.stores.verification import named
+from hotplate.stores.verification import named, read_servable
 
 # How far the store's clock may be from ours.
 MAX_SKEW_S = 2.0

@@ -16,7 +16,7 @@ are known when a list is encoded, so lists are bodies on their way into a store.
 import re
 from binascii import b2a_base64
 from collections.abc import Callable, Container, Iterable
-from typing import TypedDict
+from typing import Required, TypedDict
 
 import orjson
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
@@ -26,7 +26,8 @@ from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 SEPARATOR = b",\n"
 
 # How many bytes of a value are its checksum, and of a body its offset.
-CHECKSUM_BYTES, OFFSET_BYTES = 8, 4
+CHECKSUM_BYTES = 8
+OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 
 # How many items the offset is of: as many as are served by default.
@@ -49,9 +50,9 @@ ENCODINGS = ("json", "zstd")
 
 
 class Item(TypedDict, total=False):
-    """One entry of a list; an item without a title has no `title`."""
+    """One item of a list; `fields` of a request leaves out its score and title, and not every item has a title."""
 
-    id: str
+    id: Required[str]
     score: float
     title: str
 

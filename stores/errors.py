@@ -10,7 +10,9 @@ StoreError
 ├── ReleaseNotFound         no such release, or no longer
 ├── NotInMemory             what a local store was to read at once is on its disk: read it with `get_many`
 ├── ReleaseConflict         somebody else changed the catalogue first, or the release's state forbids it
-│   └── CanaryRunning       a release stays ready, because another one is the canary
+│   └── HeldBack            a release stays ready: somebody has to decide first
+│       ├── CanaryRunning   another one is the canary
+│       └── RefusedByGates  its own gates refused it
 └── ReleaseCorrupt          the rows do not add up to what the manifest says
 """
 
@@ -70,9 +72,27 @@ class ReleaseConflict(StoreError):
     """The catalogue was changed by somebody else first, or the release's state forbids the step."""
 
 
-class CanaryRunning(ReleaseConflict):
+class HeldBack(ReleaseConflict):
+    """A release that was to go live stays as it is, until somebody decides otherwise."""
+
+
+class CanaryRunning(HeldBack):
     """Another release is the canary, and would end; the one that was to go live stays as it is."""
+
+
+class RefusedByGates(HeldBack):
+    """Gates refused the release when it was published, and nobody has overridden that."""
 
 
 class ReleaseCorrupt(StoreError):
     """Counts, bytes or digest of the rows differ from the manifest."""
+
+
+def reason_of(error: Exception) -> str:
+    """Say in plain words why a record could not be read."""
+    match error:
+        case KeyError():
+            return f"it has no {error}"
+        case TypeError() | AttributeError():
+            return "it is not of the form that hotplate writes"
+    return str(error)

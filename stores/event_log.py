@@ -25,11 +25,12 @@ from socket import gethostname
 import zstandard
 from xxhash import xxh3_64_hexdigest, xxh32_hexdigest
 
-from hotplate.stores.folders import flush
+from hotplate.stores.folders import flush, is_at
 
 SUFFIX = ".events.zst"
 # A segment is closed once it has so many bytes, or its first event is so old.
-MAX_SEGMENT_BYTES, MAX_SEGMENT_AGE_S = 8 << 20, 300.0
+MAX_SEGMENT_BYTES = 8 << 20
+MAX_SEGMENT_AGE_S = 300.0
 # If a folder is shared by several machines, a lock may hold on one of them only. A segment of another machine is
 # taken for that of a dead writer only once every living one would long have closed it.
 ORPHAN_S = 6 * MAX_SEGMENT_AGE_S
@@ -52,7 +53,7 @@ def line_of(event: bytes) -> bytes:
     return b"%b %b\n" % (xxh3_64_hexdigest(event).encode(), event)
 
 
-class Segment:
+class LogSegment:
     """A segment as its writer has it: appended to by one thread until it is closed."""
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +69,7 @@ class Segment:
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
             # An empty file without a lock may be taken for a dead writer's, and removed.
-            if _locked(self._descriptor) and _is_at(self._descriptor, self._path):
+            if _locked(self._descriptor) and is_at(self._descriptor, self._path):
                 break
             os.close(self._descriptor)
         flush(folder)
@@ -90,7 +91,7 @@ class Segment:
         while left:
             left = left[os.write(self._descriptor, left) :]
         _sync(self._descriptor)
-        if not _is_at(self._descriptor, self._path):
+        if not is_at(self._descriptor, self._path):
             raise OSError(errno.ESTALE, "somebody else has closed the segment", str(self._path))
         self.bytes += count
 
@@ -165,7 +166,7 @@ def recover(folder: Path) -> list[Path]:
         except FileNotFoundError:
             continue  # its writer has just closed it
         try:
-            if _locked(descriptor) and _is_at(descriptor, path):
+            if _locked(descriptor) and is_at(descriptor, path):
                 reader = SegmentReader(path.read_bytes())
                 for _ in reader:
                     pass
@@ -177,7 +178,7 @@ def recover(folder: Path) -> list[Path]:
 
 def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
     """Give a segment the name of a closed one, or remove it if it has nothing; return what there is now."""
-    if not _is_at(descriptor, path):
+    if not is_at(descriptor, path):
         return []  # somebody else has closed it
     if whole_bytes == 0:
         path.unlink()
@@ -217,12 +218,3 @@ def _locked(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is the one that lies at *path* now."""
-    try:
-        there, held = path.stat(), os.fstat(descriptor)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)

@@ -17,10 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK = ".lock"
-# What comes after the prefix: today's marks, and those of `tempfile`, by which scratch was named before it was locked.
-_MARK = re.compile(r"\d+-[0-9a-f]{8}|[a-z0-9_]{8}")
-# Without a lock a folder is an older version's, or its owner was killed before it held one; no write takes so long.
-_UNLOCKED_S = 86_400.0
+# What comes after the prefix.
+_MARK = re.compile(r"\d+-[0-9a-f]{8}")
 # How often a lock that another process holds is tried again.
 _LOCK_POLL_S = 0.002
 
@@ -41,7 +39,7 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
         yield folder
     finally:
         try:
-            if _is_at(lock, folder):
+            if is_at(lock, folder / LOCK):
                 # A thread that was left behind, in the middle of a long write, finds it no more.
                 _remove(folder.rename(_new(parent, prefix)))
         finally:
@@ -87,6 +85,15 @@ def take_lock(path: Path, mode: int, timeout_s: float) -> int:
         raise
 
 
+def is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is the one that lies at *path* now."""
+    try:
+        there, held = path.stat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
 def flush(path: Path) -> None:
     """Make what a file holds, or the renames inside a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -104,7 +111,7 @@ def _sweep(parent: Path, prefix: str) -> None:
     """Remove the folders of *prefix* whose owners are dead; what cannot be removed is left where it is."""
     for folder in marked(parent, prefix):
         with suppress(OSError):
-            if (folder / LOCK).exists() or folder.stat().st_mtime + _UNLOCKED_S < time.time():
+            if (folder / LOCK).exists():
                 lock = _lock(folder, required=True)
                 if lock is not None:
                     try:
@@ -133,19 +140,10 @@ def _lock(folder: Path, *, required: bool) -> int | None:
         if required:
             os.close(descriptor)
             raise
-    if not _is_at(descriptor, folder):
+    if not is_at(descriptor, folder / LOCK):
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _is_at(lock: int, folder: Path) -> bool:
-    """Return whether *lock* is the one that lies in *folder* now."""
-    try:
-        there, held = (folder / LOCK).stat(), os.fstat(lock)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
 
 def _remove(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 client over raw connections: keep-alive, one request in flight on each, a deadline for each.
 
-It parses responses (httptools) and leaves requests to the caller, who knows their bytes. `Connection` reports to a
-listener what becomes of each request, which is all that a load generator wants; `ConnectionPool` makes that an
+It parses responses (httptools) and leaves requests to the caller, who knows their bytes. `ClientConnection` reports to
+a listener what becomes of each request, which is all that a load generator wants; `ConnectionPool` makes that an
 awaitable `request`.
 """
 
@@ -9,7 +9,6 @@ import asyncio
 import re
 import ssl
 from collections import deque
-from collections.abc import Callable
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -66,20 +65,20 @@ class RequestFailed(Exception):
 class ConnectionListener(Protocol[Tag]):
     """The sender of requests; it is called back with the result of each."""
 
-    def on_ready(self, connection: "Connection[Tag]") -> None:
+    def on_ready(self, connection: "ClientConnection[Tag]") -> None:
         """The connection is open and has nothing in flight."""
 
-    def on_response(self, connection: "Connection[Tag]", tag: Tag) -> None:
+    def on_response(self, connection: "ClientConnection[Tag]", tag: Tag) -> None:
         """The request sent with *tag* has its whole response: `status`, `body` and `head` of the connection."""
 
     def on_failure(self, tag: Tag, kind: Kind) -> None:
         """The request sent with *tag* has no response, or none that can be parsed."""
 
-    def on_closed(self, connection: "Connection[Tag]", *, unsolicited: bool) -> None:
+    def on_closed(self, connection: "ClientConnection[Tag]", *, unsolicited: bool) -> None:
         """The connection is closed; *unsolicited*: because the server sent bytes that no request was in flight for."""
 
 
-class Connection(asyncio.Protocol, Generic[Tag]):
+class ClientConnection(asyncio.Protocol, Generic[Tag]):
     """A connection with at most one request in flight; lives until either side closes it.
 
     A response needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept as they
@@ -267,63 +266,15 @@ class Transport(Protocol):
 
 
 class Pending(asyncio.Future[Response]):
-    """The response to one request; after a cancellation it is dropped when it comes."""
+    """The response to one request, which is dropped when it comes if this is done by then."""
 
-    __slots__ = ("connection", "due", "idle_s", "listener", "pool")
+    __slots__ = ("connection", "idle_s")
 
-    due: "set[Pending]"
-    """Where its deadline is kept."""
+    connection: "ClientConnection[Pending] | None"
+    """The one that carries the request, once there is one."""
 
-    def __init__(self, pool: "ConnectionPool", loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self.pool = pool
-        self.connection: Connection[Pending] | None = None
-        """The one that carries the request, once there is one."""
-
-        self.idle_s = 0.0
-        """How long that had been idle."""
-
-        self.listener: Callable[[asyncio.Future[Response]], None] | None = None
-        """Called when it is done, not cancelled: at once, if a callback would cost another turn of the loop."""
-
-    def succeed(self, response: Response) -> None:
-        """Set the response."""
-        self.set_result(response)
-        self._end()
-
-    def fail(self, failure: RequestFailed) -> None:
-        """Set why there is none."""
-        self.set_exception(failure)
-        self._end()
-
-    def _end(self) -> None:
-        self.due.discard(self)
-        listener, self.listener = self.listener, None  # which may know us: a cycle would keep the response for long
-        if listener is not None:
-            listener(self)
-
-    def cancel(self, msg: object = None) -> bool:
-        if not super().cancel(msg):
-            return False
-        self.due.discard(self)
-        self.listener = None
-        self.pool.abandon(self)
-        return True
-
-
-def start(transport: Transport, message: bytes, timeout_s: float) -> asyncio.Future[Response]:
-    """Begin what `Transport.request` does, without a task where the transport needs none."""
-    if isinstance(transport, ConnectionPool):
-        return transport.start(message, timeout_s)
-    return asyncio.ensure_future(transport.request(message, timeout_s))
-
-
-def when_done(response: asyncio.Future[Response], listener: Callable[[asyncio.Future[Response]], None]) -> None:
-    """Have *listener* called, once, with what `start` has returned when that is done; it must not raise."""
-    if isinstance(response, Pending) and not response.done():
-        response.listener = listener
-    else:
-        response.add_done_callback(listener)
+    idle_s: float
+    """How long that had been idle."""
 
 
 class ConnectionPool:
@@ -334,9 +285,9 @@ class ConnectionPool:
         self._port = port
         self._size = size
         self._tls = tls
-        self._idle = deque[Connection[Pending]]()
-        self._open = set[Connection[Pending]]()
-        self._late = dict[Connection[Pending], asyncio.TimerHandle]()
+        self._idle = deque[ClientConnection[Pending]]()
+        self._open = set[ClientConnection[Pending]]()
+        self._late = dict[ClientConnection[Pending], asyncio.TimerHandle]()
         self._waiting = deque[tuple[bytes, Pending]]()
         self._opening = set[asyncio.Task[None]]()
         self._deadlines = Deadlines(self._expire)
@@ -349,14 +300,11 @@ class ConnectionPool:
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
         """See `Transport`; nothing is sent twice: only the caller knows whether that would do harm."""
-        return await self.start(message, timeout_s)
-
-    def start(self, message: bytes, timeout_s: float) -> Pending:
-        """Send a request as `request` does, and return what its response, or RequestFailed, will come to."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        pending = Pending(self, loop)
-        pending.due = self._deadlines.add(pending, now + timeout_s)
+        pending = Pending(loop=loop)
+        pending.connection, pending.idle_s = None, 0.0
+        due = self._deadlines.add(pending, now + timeout_s)
         if self._idle:
             connection = self._idle.pop()
             pending.idle_s = now - connection.sent_at
@@ -364,9 +312,15 @@ class ConnectionPool:
         else:
             self._waiting.append((message, pending))
             self._go_on(now)
-        return pending
+        try:
+            return await pending
+        except asyncio.CancelledError:
+            self._abandon(pending)
+            raise
+        finally:
+            due.discard(pending)
 
-    def _send(self, connection: Connection[Pending], message: bytes, pending: Pending, now: float) -> None:
+    def _send(self, connection: ClientConnection[Pending], message: bytes, pending: Pending, now: float) -> None:
         pending.connection, connection.sent_at = connection, now
         connection.send(message, pending)
 
@@ -386,10 +340,10 @@ class ConnectionPool:
     def _expire(self, pending: Pending) -> None:
         """Fail a request that should have had its response by now."""
         if not pending.done():
-            pending.fail(RequestFailed("timeout", self._host))
-            self.abandon(pending)
+            pending.set_exception(RequestFailed("timeout", self._host))
+            self._abandon(pending)
 
-    def abandon(self, pending: Pending) -> None:
+    def _abandon(self, pending: Pending) -> None:
         """Keep the connection of an abandoned request from others until its response has come."""
         connection = pending.connection
         if connection is None or connection.tag is not pending:
@@ -421,7 +375,9 @@ class ConnectionPool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_S):
-                await loop.create_connection(lambda: Connection[Pending](self), self._host, self._port, ssl=self._tls)
+                await loop.create_connection(
+                    lambda: ClientConnection[Pending](self), self._host, self._port, ssl=self._tls
+                )
         except OSError as error:  # a timeout is one, too, and so is what TLS refuses
             self._connect_error = error
             self._note_failure()
@@ -446,7 +402,7 @@ class ConnectionPool:
             if not pending.done():
                 failure = RequestFailed(kind, self._host, retry_after_s=retry_after_s)
                 failure.__cause__ = cause
-                pending.fail(failure)
+                pending.set_exception(failure)
 
     def _sweep_idle(self) -> None:
         loop = asyncio.get_running_loop()
@@ -458,7 +414,7 @@ class ConnectionPool:
         for connection in [one for one in self._idle if one.sent_at < before]:
             connection.close()
 
-    def on_ready(self, connection: Connection[Pending]) -> None:
+    def on_ready(self, connection: ClientConnection[Pending]) -> None:
         if self._late and (late := self._late.pop(connection, None)) is not None:
             late.cancel()
             if len(self._open) >= self._size:
@@ -472,12 +428,12 @@ class ConnectionPool:
                 return
         self._idle.append(connection)
 
-    def on_response(self, connection: Connection[Pending], tag: Pending) -> None:
+    def on_response(self, connection: ClientConnection[Pending], tag: Pending) -> None:
         if self._failing:
             self._failing = False
             self._backoff.reset()
         if not tag.done():
-            tag.succeed(Response(connection.status, connection.head, connection.body))
+            tag.set_result(Response(connection.status, connection.head, connection.body))
 
     def on_failure(self, tag: Pending, kind: Kind) -> None:
         connection = tag.connection
@@ -486,9 +442,9 @@ class ConnectionPool:
         stale = kind == "reset" and tag.idle_s > STALE_S and not connection.head
         if stale:
             self._drop_idle(connection.sent_at - STALE_S)  # these have probably ended, too
-        tag.fail(RequestFailed(kind, self._host, stale=stale))
+        tag.set_exception(RequestFailed(kind, self._host, stale=stale))
 
-    def on_closed(self, connection: Connection[Pending], *, unsolicited: bool) -> None:
+    def on_closed(self, connection: ClientConnection[Pending], *, unsolicited: bool) -> None:
         del unsolicited  # whatever it sent, it carries no request of ours
         self._open.discard(connection)
         if (late := self._late.pop(connection, None)) is not None:

@@ -53,7 +53,7 @@ def check_kind(kind: str) -> str:
     return kind
 
 
-class Span(NamedTuple):
+class KeySpan(NamedTuple):
     """Which keys a packed list covers, and where it lies; a tuple because a release has thousands."""
 
     first: str
@@ -82,7 +82,9 @@ def unpack(packed: bytes) -> list[str]:
     return keys
 
 
-async def merged(spans: Iterable[Span], fetch: Callable[[Span], Awaitable[bytes | None]]) -> AsyncIterator[list[str]]:
+async def merged(
+    spans: Iterable[KeySpan], fetch: Callable[[KeySpan], Awaitable[bytes | None]]
+) -> AsyncIterator[list[str]]:
     """Yield the keys of packed lists in ascending order, once each, about a list at a time.
 
     *fetch* reads one packed list; None if it is gone. Held are the keys of those lists that overlap: one for each

@@ -9,7 +9,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import ENCODINGS, HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum
-from hotplate.stores.errors import HEAL, ReleaseCorrupt
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, reason_of
 from hotplate.stores.keys import ITEM, MANIFEST, META, OVERALL, POPULAR, USER, check_kind
 from hotplate.stores.store import Row
 
@@ -123,6 +123,12 @@ class Manifest:
         return sum(self.counts.values())
 
     @property
+    def refused_by(self) -> tuple[str, ...]:
+        """The gates that failed when the release was published; none if it was forced."""
+        gates = self.about.get("gates") or {"forced": False, "verdicts": ()}
+        return () if gates["forced"] else tuple(each["gate"] for each in gates["verdicts"] if not each["passed"])
+
+    @property
     def key_row(self) -> Row:
         """The row that carries the manifest, the last that is written."""
         record = orjson.dumps({"format": FORMAT} | asdict(self))
@@ -177,7 +183,9 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
             about=dict(fields["about"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error!r}); {HEAL}") from error
+        raise ReleaseCorrupt(
+            f"the manifest of release {release} cannot be read ({reason_of(error)}); {HEAL}"
+        ) from error
     if manifest.encoding not in ENCODINGS:
         raise ReleaseCorrupt(
             f"release {release} is encoded in {manifest.encoding!r}; this one reads {', '.join(ENCODINGS)}: upgrade"
@@ -192,7 +200,7 @@ def release_in(value: bytes) -> ReleaseId:
     try:
         release = orjson.loads(value[HEADER_BYTES:])["release"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(f"the manifest cannot be read ({error!r})") from error
+        raise ReleaseCorrupt(f"the manifest cannot be read ({reason_of(error)})") from error
     if not isinstance(release, str):
         raise ReleaseCorrupt(f"the manifest cannot be read ({release!r} is not an id)")
     return ReleaseId(release)

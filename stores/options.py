@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 
 class Flag(NamedTuple):
-    """How the command shows a field: its help, panel, name if that is not the field's, and whether `env` sets it."""
+    """How the command shows a field: its help, panel, name if that is not the field's, and whether `env` sets it.
+
+    The variable begins with HOTPLATE_ and *prefix*.
+    """
 
     help: str
     panel: str | None = None
@@ -17,6 +20,7 @@ class Flag(NamedTuple):
     metavar: str | None = None
     at_least: float | None = None
     at_most: float | None = None
+    prefix: str = ""
 
 
 class Argument(NamedTuple):

@@ -1,7 +1,7 @@
 """A new catalogue, made from the sealed releases that a store holds, if the old one is lost or cannot be read.
 
-The data stay where they are: each release keeps its incarnation. The catalogue gets a `store_id` of its own, so
-running services follow it, and no work that was begun before can change it.
+The data stay where they are: each release keeps its incarnation. The catalogue gets a new `store_id`, so
+running services follow it, and work that was begun before cannot change it.
 """
 
 import secrets
@@ -12,6 +12,7 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import (
     CatalogueUnreadable,
+    RefusedByGates,
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
@@ -22,12 +23,11 @@ from hotplate.stores.errors import (
 from hotplate.stores.keys import MANIFEST
 from hotplate.stores.lifecycle import is_sealed, scale_up_again
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
-from hotplate.stores.servable import read_servable
 from hotplate.stores.store import Store, read_one
-from hotplate.stores.verification import verify
+from hotplate.stores.verification import read_servable, verify
 
 # Is called with (the release that is read, its rows read, its rows in all).
-OnProgress = Callable[[ReleaseId, int, int], None]
+OnRowsRead = Callable[[ReleaseId, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class Survey:
         if len(self.candidates) == 1:
             return self.candidates[0].ref.id
         servable = [found for found in self.candidates if found.refusal is None]
-        newest = [found for found in servable if found.damage is None] or servable
+        whole = [found for found in servable if found.damage is None] or servable
+        newest = [found for found in whole if not found.manifest.refused_by] or whole
         example = f", for example --live {newest[-1].ref.id}, the newest that is sound" if newest else ""
         raise StoreMisused(
             f"the store holds {len(self.candidates)} releases; say with --live ID which one is to be live{example}"
@@ -85,7 +86,7 @@ class Survey:
 
 
 async def survey(
-    store: Store, wanted: ReleaseId | None = None, on_progress: OnProgress = lambda _release, _done, _total: None
+    store: Store, wanted: ReleaseId | None = None, on_progress: OnRowsRead = lambda _release, _done, _total: None
 ) -> Survey:
     """Find the sealed releases that a store holds, and read every row of each.
 
@@ -116,12 +117,17 @@ async def survey(
 async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
     """Write a catalogue of what was *found*, in which *live* is live and the others are ready; return it.
 
-    Raises ReleaseCorrupt if *live* cannot be served, unless *force*; ReleaseConflict if somebody else has written a
-    catalogue since, as another rebuild does.
+    Raises ReleaseCorrupt if *live* cannot be served, and RefusedByGates if its manifest says that gates refused it,
+    unless *force*; ReleaseConflict if somebody else has written a catalogue since, as another rebuild does.
     """
     chosen = found.find(live)
     if chosen.refusal is not None and not force:
         raise ReleaseCorrupt(f"{chosen.refusal}; name another release with --live, or say --force to have it live")
+    if chosen.manifest.refused_by and not force:
+        raise RefusedByGates(
+            f"release {live} was refused by {', '.join(chosen.manifest.refused_by)} when it was published; "
+            f"name another release with --live, or say --force to have it live"
+        )
     await store.prepare(chosen.ref)
     new = changes.succeed(
         Catalogue(now=found.now),
@@ -173,7 +179,7 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     return read_manifest(release_in(value), value)
 
 
-async def _read(store: Store, found: FoundRelease, on_progress: OnProgress) -> FoundRelease:
+async def _read(store: Store, found: FoundRelease, on_progress: OnRowsRead) -> FoundRelease:
     """Read all of a release, and ask whether it can be served."""
     damage = refusal = None
     try:
@@ -200,7 +206,8 @@ def _entries(found: Survey, live: FoundRelease) -> list[Release]:
 
 
 def _entry(found: FoundRelease, state: State, superseded_at: float | None = None) -> Release:
-    return Release(*found.ref, state, found.manifest.created_at, superseded_at=superseded_at)
+    refused_by = found.manifest.refused_by if state is State.READY else ()
+    return Release(*found.ref, state, found.manifest.created_at, superseded_at=superseded_at, refused_by=refused_by)
 
 
 async def _token(store: Store) -> str:

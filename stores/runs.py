@@ -14,7 +14,8 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
-from hotplate.stores.lifecycle import RUNNER, change, lease
+from hotplate.stores.lifecycle import change
+from hotplate.stores.publication import RUNNER, lease
 from hotplate.stores.store import Store
 
 # How often a store is looked at in which another run has a draft.

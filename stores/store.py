@@ -1,13 +1,14 @@
 """The store contract: what a backend must offer, as two small Protocols and the values that cross them.
 
-Policy (publish, activate, roll back, prune, verify) is written once, in `hotplate.stores.lifecycle`, over this
-contract. A backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gives its own time.
+Policy (publish, activate, roll back, prune, verify) is written once, in `publication`, `lifecycle` and `verification`,
+over this contract. A backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gives its own time.
 """
 
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -196,24 +197,6 @@ class Store(Reader, Protocol):
         ...
 
 
-class Polled:
-    """Base class of a store that reads its catalogue time and again for `changes`, and notes when it last could."""
-
-    polled_at: float | None = None
-    """When the catalogue was last read for `changes`, by the monotonic clock, whether it had changed or not."""
-
-
-class WriterLocked(ABC):
-    """Base class of a store that knows whether the writer of a draft lives, because that holds a lock."""
-
-    @abstractmethod
-    def taking_over(self, draft: DraftRef) -> AbstractAsyncContextManager[None]:
-        """Let no other writer write *draft* until the block ends, in which its writer becomes the one of the catalogue.
-
-        Raises ReleaseConflict if the writer before lives, and changes nothing then.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class Provisioned:
     """Throughput that is paid for by the hour, whether it is used or not."""
@@ -328,6 +311,24 @@ class Observer(Protocol):
         """Note an attempt that failed, retried or not; *kind* is one of a few words of the store's own."""
 
 
+Attribute = str | int | float | tuple[str, ...]
+
+
+@dataclass(slots=True)
+class TracedCall:
+    """One call of a store that is traced: the store adds to it, and the tracer reads it."""
+
+    headers: bytes = b""
+    """The trace context as lines of a header, for stores that speak HTTP."""
+
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+    """By their names in OpenTelemetry's conventions: what a store has to say, other than how long it took."""
+
+
+# Few calls are traced, and only those have a TracedCall in their context.
+traced_call = ContextVar[TracedCall | None]("traced_call", default=None)
+
+
 class Level(StrEnum):
     """How much a finding matters."""
 
@@ -348,7 +349,11 @@ class Finding(NamedTuple):
 
 
 class Diagnosed(ABC):
-    """Base class of a store that can say whether it is fit to be read and written, and whether its data are whole."""
+    """Base class of a store that knows its own state: whether it is fit to be used, its data whole, a writer alive."""
+
+    polled_at: float | None = None
+    """When the catalogue was last read for `changes`, by the monotonic clock, changed or not; None if that is unknown.
+    """
 
     @abstractmethod
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
@@ -378,3 +383,19 @@ class Diagnosed(ABC):
         `verify` calls it before it reads any row.
         """
         del release
+
+    def taking_over(self, draft: DraftRef) -> AbstractAsyncContextManager[None]:
+        """Let no other writer write *draft* until the block ends, in which its writer becomes the one of the catalogue.
+
+        Raises ReleaseConflict if the writer before is known to live, as by a lock, and changes nothing then.
+        """
+        del draft
+        return nullcontext()
+
+
+async def warnings_of(reader: Reader) -> list[str]:
+    """Return what a store warns of, or that this cannot be read; nothing if it is not Diagnosed."""
+    try:
+        return await reader.warnings() if isinstance(reader, Diagnosed) else []
+    except StoreError as error:
+        return [f"the store's set-up cannot be read: {error}"]

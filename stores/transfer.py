@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,24 +12,13 @@ from hotplate.stores.compression import EncodedRows
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.estimate import estimate
 from hotplate.stores.keys import MANIFEST, META
-from hotplate.stores.lifecycle import (
-    COPIER,
-    DRAFT_POLL_S,
-    WriteResult,
-    become_writer,
-    begin,
-    go_live,
-    scale_down,
-    write,
-)
+from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare
+from hotplate.stores.publication import COPIER, DRAFT_POLL_S, WriteResult, become_writer, begin, go_live, write
 from hotplate.stores.store import Estimate, Plan, Row, Store
-from hotplate.stores.verification import load_manifest, verify
+from hotplate.stores.verification import OnProgress, load_manifest, read_rows, unreported, verify
 
 log = logging.getLogger(__name__)
-
-# How much of a release is copied at once.
-COPY_ROWS, COPY_BYTES = 1000, 4 << 20
 
 
 async def copy(
@@ -38,18 +27,20 @@ async def copy(
     release: ReleaseId,
     *,
     live: bool = True,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: OnProgress = unreported,
 ) -> WriteResult:
     """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
 
     A copy that was killed is continued from where it was acknowledged. If another process is making one, it is waited
     for, unless that process is stopped (ReleaseConflict).
     A release that the target has already is verified: if it is complete it is left as it is, and if not it is repaired.
-    The answer counts what was written and what existed, and says if it was repaired, or if a canary keeps it from going
-    live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if *target* holds other rows under
-    that id, ReleaseCorrupt if the source does not add up.
+    The answer counts what was written and what existed, and says if it was repaired, or what keeps it from going live:
+    a canary, or the gates that refused it, unless it was live in the source all the same. *on_progress* is called with
+    (rows, rows in all). Raises ReleaseConflict if *target* holds other rows under that id, ReleaseCorrupt if the source
+    does not add up.
     """
-    found = await _committed(source, release)
+    entry = await _committed(source, release)
+    found = entry.ref
     manifest = await load_manifest(source, found)
     draft = await _draft_of_copy(target, release)
     if draft is not None:
@@ -60,15 +51,13 @@ async def copy(
         log.warning("release %s is in the target, but rows of it are missing or damaged; it is repaired", release)
         written = replace(await repair(target, source, release, on_progress=on_progress), repaired=True)
     if live:
-        return await go_live(target, written)
+        return await go_live(target, written, though_refused=entry.state is not State.READY and not entry.refused_by)
     if written.rows:
         await scale_down(target, (await target.catalogue()).find(release).ref)
     return written
 
 
-async def _is_complete(
-    target: Store, release: ReleaseId, manifest: Manifest, on_progress: Callable[[int, int], None]
-) -> bool:
+async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:
     """Return whether *target* has every row of a release whole; ReleaseConflict if it has another under that id."""
     try:
         there = await verify(target, (await target.catalogue()).find(release).ref, on_progress=on_progress)
@@ -84,15 +73,15 @@ async def repair(
     source: Store,
     release: ReleaseId,
     *,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: OnProgress = unreported,
 ) -> WriteResult:
     """Write the rows of a damaged release again, out of another store that has it too; it is served all the time.
 
     The new incarnation takes the place of the damaged one, which is pruned once its grace has passed; readers switch to
     it within a refresh. Raises ReleaseConflict where *source* has other rows under that id.
     """
-    damaged = await _committed(store, release)
-    found = await _committed(source, release)
+    damaged = (await _committed(store, release)).ref
+    found = (await _committed(source, release)).ref
     manifest = await load_manifest(source, found)
     with suppress(ReleaseNotFound, ReleaseCorrupt):
         if await load_manifest(store, damaged) != manifest:
@@ -138,7 +127,7 @@ async def _write_copy(
     target: Store,
     draft: DraftRef,
     *,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
     prepare: bool = False,
 ) -> WriteResult:
     async def finish(tally: Tally) -> Manifest:
@@ -152,7 +141,7 @@ async def _write_copy(
 
 
 async def estimate_copy(
-    source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: Callable[[int, int], None]
+    source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: OnProgress
 ) -> Estimate:
     """Estimate `copy`; nothing is written. Raises ReleaseConflict where *target* has *release* already."""
     try:
@@ -171,36 +160,23 @@ async def estimate_copy(
     return await estimate(target, run, live=live)
 
 
-async def _committed(source: Store, release: ReleaseId) -> ReleaseRef:
+async def _committed(source: Store, release: ReleaseId) -> Release:
     entry = (await source.catalogue()).find(release)
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
-    return entry.ref
+    return entry
 
 
 async def _batches(
-    source: Store, release: ReleaseRef, manifest: Manifest, on_progress: Callable[[int, int], None]
+    source: Store, release: ReleaseRef, manifest: Manifest, on_progress: OnProgress
 ) -> AsyncIterator[list[Row]]:
-    """Yield the rows in the order of a scan; `meta` rows, which have batches of their own, where they stand."""
-    done, total = 0, manifest.rows
-    batch, size = list[Row](), 0
-    async for row in source.scan(release):
-        if row.key == MANIFEST:
-            continue
-        meta = row.key.startswith(META)
-        if batch and (meta or len(batch) == COPY_ROWS or size >= COPY_BYTES):
-            yield batch
-            done += len(batch)
-            on_progress(done, total)
-            batch, size = [], 0
-        if meta:
-            yield [row]
-            done += 1
-        else:
-            batch.append(row)
-            size += len(row.value)
-    yield batch
-    on_progress(total, total)
+    """Yield the rows in the order of a scan but for `meta` rows, which have batches of their own, and the manifest."""
+    total = manifest.rows
+    async for rows in read_rows(source, release, manifest, lambda done, _: on_progress(min(done, total), total)):
+        for row in rows:
+            if row.key.startswith(META) and row.key != MANIFEST:
+                yield [row]
+        yield [row for row in rows if not row.key.startswith(META)]
 
 
 def _entry(catalogue: Catalogue, release: ReleaseId) -> Release | None:

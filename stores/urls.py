@@ -1,8 +1,7 @@
 """What the URLs of stores have in common: redaction, query parameters, and secrets, which stay out of them."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -11,8 +10,8 @@ from hotplate.stores.errors import StoreMisused
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 # What ends the part of a URL that may be shown; a query can hold secrets. Behind an @ it may have begun already.
-END, END_BEHIND_AT = re.compile(r"[?#]"), re.compile(r"[?#&=;]")
-
+END = re.compile(r"[?#]")
+END_BEHIND_AT = re.compile(r"[?#&=;]")
 
 # The hosts that are this machine.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -81,14 +80,3 @@ def secret(name: str, environment: Mapping[str, str]) -> str | None:
         except OSError as error:
             raise StoreMisused(f"{name}_FILE names {path}, which cannot be read: {error.strerror}") from error
     return None
-
-
-@contextmanager
-def extra_installed(extra: str) -> Iterator[None]:
-    """Raise StoreMisused, with the command that installs the *extra*, if an import finds a module missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise StoreMisused(
-            f"{error.name} is not installed; install it with: pip install 'hotplate[{extra}]'"
-        ) from error

@@ -1,24 +1,33 @@
-"""Verification of a release, sampling of its lists and comparison with another, written once over any store."""
+"""Whether a release is whole, and whether it can be served; and how two releases differ. Written once over any store.
+
+Whether it can be served is one question with one answer, for everyone who is about to serve a release. What is read:
+the manifest, the dictionary, the popular lists and the sample that was drawn when the release was published; of a store
+that keeps files, their size, too. It shows that a release can be read, and takes a bounded time. It does not show that
+the release is complete: `verify` does.
+"""
 
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode, read_ids
-from hotplate.stores.encoding import Checksum, Decode
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused
+from hotplate.stores.encoding import Checksum, Decode, is_empty
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
-from hotplate.stores.manifest import Manifest, Tally, compare, read_manifest
+from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
 from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 
-VERIFY_CHUNK = 1000
+# How many rows, and about how many bytes of values, are read and handled together.
+CHUNK_ROWS = 1000
+CHUNK_BYTES = 4 << 20
 
 # How many damaged keys a sentence names, and how many are kept at most, however many there are.
-NAMED, KEPT = 3, 1000
+NAMED = 3
+KEPT = 1000
 
 # How many items of each list are compared: as many as are served by default.
 DEPTH = 10
@@ -28,8 +37,11 @@ POPULAR_ITEMS = (10, 100)
 # After how many users it is looked whether a comparison is to stop.
 STOP_EVERY = 100
 
-# Is called with (rows read, rows in all).
-Progress = Callable[[int, int], None]
+# How long the reads before a release is served may take in all.
+DEADLINE_S = 30.0
+
+# Is called with (done, in all), for example rows.
+OnProgress = Callable[[int, int], None]
 
 _Entry = tuple[bytes, list[str]]
 
@@ -38,12 +50,37 @@ def unreported(_done: int, _total: int) -> None:
     """Report no progress."""
 
 
-def never() -> bool:
-    """Stop nothing early."""
-    return False
+async def read_rows(
+    store: Store,
+    release: ReleaseRef,
+    manifest: Manifest,
+    on_progress: OnProgress = unreported,
+    *,
+    chunk_rows: int = CHUNK_ROWS,
+) -> AsyncIterator[list[Row]]:
+    """Yield all rows of a release, the manifest too, some at a time, each key once: a scan ascends, so a repeat shows.
+
+    *on_progress* is called with (rows handled, rows in all).
+    """
+    chunk, last = list[Row](), ""
+    size = done = 0
+    async for row in store.scan(release):
+        if row.key <= last:
+            continue
+        last = row.key
+        chunk.append(row)
+        size += len(row.value)
+        if len(chunk) == chunk_rows or size >= CHUNK_BYTES:
+            yield chunk
+            done += len(chunk)
+            on_progress(done, manifest.rows + 1)
+            chunk, size = [], 0
+            await asyncio.sleep(0)  # leases are renewed in between
+    yield chunk
+    on_progress(done + len(chunk), manifest.rows + 1)
 
 
-async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = unreported) -> Manifest:
+async def verify(store: Store, release: ReleaseRef, *, on_progress: OnProgress = unreported) -> Manifest:
     """Read every row of a sealed release and compare the sums with its manifest.
 
     Raises ReleaseCorrupt if they differ, which says the same as a scrub; and for damage between the rows, where the
@@ -52,34 +89,17 @@ async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = u
     if isinstance(store, Diagnosed):  # first, because a damaged release may not be fit to be walked through
         await store.check_integrity(release)
     manifest = await load_manifest(store, release)
-    tally, read = Tally(), 0
-    async for chunk in _chunks(store, release):
-        read += len(chunk)
-        on_progress(read, manifest.rows + 1)
-        _count(tally, chunk, release)
+    tally = Tally()
+    async for rows in read_rows(store, release, manifest, on_progress):
+        _count(tally, rows, release)
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
-        found = await _inspect(release, manifest, await load_decode(store, release, manifest), _chunks(store, release))
+        found = await _inspect(store, release, manifest)
         if found.is_whole:
             raise
         raise ReleaseCorrupt(f"of release {release.id}, {found.finding}") from error
     return manifest
-
-
-@dataclass(slots=True)
-class Damage:
-    """How many values are damaged, and the keys of the first KEPT of them; lives as long as one pass over rows."""
-
-    count: int = 0
-    keys: list[str] = field(default_factory=list)
-
-    def add(self, keys: Iterable[str]) -> None:
-        """Count keys of damaged values in."""
-        for key in keys:
-            self.count += 1
-            if len(self.keys) < KEPT:
-                self.keys.append(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,45 +133,39 @@ async def scrub(
     release: ReleaseRef,
     *,
     rows_per_s: float,
-    on_progress: Progress = unreported,
+    on_progress: OnProgress = unreported,
 ) -> ScrubResult:
     """Read every row of a release at a steady rate, gentle to those who are served; check each value, and count rows.
 
     What is missing is known by the manifest. Raises ReleaseCorrupt if the manifest or the dictionary is damaged, or if
     values are whole and yet are not those that were written.
     """
-    manifest = await load_manifest(store, release)
-    chunks = _paced(_chunks(store, release, max(1, min(VERIFY_CHUNK, int(rows_per_s / 10)))), rows_per_s)
-    return await _inspect(release, manifest, await load_decode(store, release, manifest), chunks, on_progress)
-
-
-async def _paced(chunks: AsyncIterator[list[Row]], rows_per_s: float) -> AsyncIterator[list[Row]]:
-    loop = asyncio.get_running_loop()
-    began, rows = loop.time(), 0
-    async for chunk in chunks:
-        yield chunk
-        rows += len(chunk)
-        await asyncio.sleep(began + rows / rows_per_s - loop.time())
+    return await _inspect(store, release, await load_manifest(store, release), rows_per_s, on_progress)
 
 
 async def _inspect(
+    store: Store,
     release: ReleaseRef,
     manifest: Manifest,
-    decode: Decode,
-    chunks: AsyncIterator[list[Row]],
-    on_progress: Progress = unreported,
+    rows_per_s: float | None = None,
+    on_progress: OnProgress = unreported,
 ) -> ScrubResult:
-    """Check each value of all rows of a release, and count rows; raises ReleaseCorrupt as `scrub` does."""
-    check, rows, tally, damage = Checksum(release.id).open, 0, Tally(), Damage()
-    async for chunk in chunks:
-        damage.add(row.key for row in chunk if not is_whole(row, decode, check))
+    decode, check = await load_decode(store, release, manifest), Checksum(release.id).open
+    loop, tally, damaged = asyncio.get_running_loop(), Tally(), list[str]()
+    began, rows, count = loop.time(), 0, 0
+    chunk_rows = CHUNK_ROWS if rows_per_s is None else max(1, min(CHUNK_ROWS, int(rows_per_s / 10)))
+    async for chunk in read_rows(store, release, manifest, on_progress, chunk_rows=chunk_rows):
+        found = [row.key for row in chunk if not _is_whole(row, decode, check)]
+        count += len(found)
+        damaged += found[: KEPT - len(damaged)]
         _count(tally, chunk, release)
         rows += len(chunk)
-        on_progress(rows, manifest.rows + 1)
-    missing = sum(max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items())
-    if not missing and not damage.count:
+        if rows_per_s is not None:
+            await asyncio.sleep(began + rows / rows_per_s - loop.time())
+    missing = sum(max(0, stated - tally.counts.get(kind, 0)) for kind, stated in manifest.counts.items())
+    if not missing and not count:
         compare(manifest, tally)
-    return ScrubResult(rows, manifest.rows + 1, missing, damage.count, damage.keys)
+    return ScrubResult(rows, manifest.rows + 1, missing, count, damaged)
 
 
 def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
@@ -162,7 +176,7 @@ def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
         raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); {HEAL}") from error
 
 
-def is_whole(row: Row, decode: Decode, check: Decode) -> bool:
+def _is_whole(row: Row, decode: Decode, check: Decode) -> bool:
     """Return whether a row's value is what was stored under its key.
 
     *check* opens `meta` rows, which are not compressed.
@@ -185,31 +199,6 @@ def _listed(keys: Sequence[str], count: int) -> str:
     listed = ", ".join(repr(key) for key in keys[:NAMED])
     more = f" and {count - NAMED:,} more" if count > NAMED else ""
     return f"damaged: {listed}{more}"
-
-
-async def _observed(store: Store, release: ReleaseRef, manifest: Manifest, on_progress: Progress) -> AsyncIterator[Row]:
-    """Yield the rows of a release, and report how many were read of all."""
-    done = 0
-    async for chunk in _chunks(store, release):
-        for row in chunk:
-            yield row
-        done += len(chunk)
-        on_progress(done, manifest.rows + 1)
-
-
-async def _chunks(store: Store, release: ReleaseRef, size: int = VERIFY_CHUNK) -> AsyncIterator[list[Row]]:
-    """Yield the rows of a release, *size* at a time, each key once: a scan ascends, so a repeated row shows."""
-    chunk, last = list[Row](), ""
-    async for row in store.scan(release):
-        if row.key <= last:
-            continue
-        last = row.key
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-            await asyncio.sleep(0)  # leases are renewed in between
-    yield chunk
 
 
 async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
@@ -236,6 +225,78 @@ async def read_present(
 
 
 @dataclass(frozen=True, slots=True)
+class Servable:
+    """What is read of a release before it is served; lives as long as it is served."""
+
+    manifest: Manifest
+    decode: Decode
+    """Opens every value but those of `meta` rows, given its key."""
+
+    popular: dict[str, bytes]
+    """Popular lists by segment, as opened bodies; `OVERALL` is always there, and none is empty."""
+
+    damaged: tuple[str, ...]
+    """Keys of popular lists and of the sample that are missing or damaged: too few to refuse the release."""
+
+
+async def read_servable(reader: Reader, release: ReleaseRef, *, deadline_s: float = DEADLINE_S) -> Servable:
+    """Read what a release needs to be served.
+
+    Raises ReleaseCorrupt if the file was cut, if the manifest, the dictionary or the popular list for everybody is
+    missing or damaged, or if more than half of the sample is, and more than one row; ReleaseNotFound if the data are
+    gone; StoreUnavailable if the store cannot be read in *deadline_s* (seconds).
+    """
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await _read_servable(reader, release)
+    except TimeoutError as error:
+        raise StoreUnavailable(
+            f"release {release.id} could not be read within {deadline_s:g} s; try again once the store is faster"
+        ) from error
+
+
+async def _read_servable(reader: Reader, release: ReleaseRef) -> Servable:
+    if isinstance(reader, Diagnosed):
+        await reader.check_size(release)
+    manifest = await load_manifest(reader, release)
+    decode = await load_decode(reader, release, manifest)
+    keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
+    bodies, damaged = await _open(reader, release, [*keys, *manifest.sample], decode)
+    unreadable = len(set(manifest.sample).intersection(damaged))
+    if unreadable > 1 and 2 * unreadable > len(manifest.sample):
+        raise ReleaseCorrupt(
+            f"release {release.id} cannot be read: {unreadable} of the {len(manifest.sample)} rows of its sample are "
+            f"missing or damaged; {HEAL}"
+        )
+    popular = {key.removeprefix(POPULAR): bodies[key] for key in keys if key in bodies and not is_empty(bodies[key])}
+    if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
+        raise ReleaseCorrupt(f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; publish again")
+    if OVERALL not in popular:
+        raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; publish again")
+    return Servable(manifest, decode, popular, tuple(damaged))
+
+
+async def _open(
+    reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode
+) -> tuple[dict[str, bytes], list[str]]:
+    """Return the bodies of rows, and the keys of those that are missing or damaged.
+
+    Raises ReleaseCorrupt if the popular list for everybody is one of them.
+    """
+    check, bodies, damaged = Checksum(release.id).open, dict[str, bytes](), list[str]()
+    async for key, value in read_present(reader, release, keys):
+        try:
+            if isinstance(value, ReleaseCorrupt):
+                raise value
+            bodies[key] = (check if key.startswith(META) else decode)(key, value)
+        except ReleaseCorrupt:
+            if key == POPULAR + OVERALL:
+                raise
+            damaged.append(key)
+    return bodies, damaged
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """How many lists of users and popular lists were sampled, all of which could be read."""
 
@@ -245,7 +306,7 @@ class Sample:
 
 
 async def sample(
-    store: Store, release: ReleaseRef, users: int, seed: int | None = None, *, on_progress: Progress = unreported
+    store: Store, release: ReleaseRef, users: int, seed: int | None = None, *, on_progress: OnProgress = unreported
 ) -> Sample:
     """Read the manifest, the popular lists and those of *users* random users; ReleaseCorrupt if one is damaged.
 
@@ -254,7 +315,7 @@ async def sample(
     manifest = await load_manifest(store, release)
     decode = await load_decode(store, release, manifest)
     draw = random.Random(seed)  # noqa: S311 -- picks examples, guards nothing
-    drawn = await _draw(_observed(store, release, manifest, on_progress), users, draw)
+    drawn = await _draw(read_rows(store, release, manifest, on_progress), users, draw)
     popular = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
     keys = popular + drawn
     async for key, value in read_present(store, release, keys):
@@ -264,11 +325,11 @@ async def sample(
     return Sample(manifest, len(drawn), len(popular))
 
 
-async def _draw(rows: AsyncIterator[Row], count: int, draw: random.Random) -> list[str]:
+async def _draw(chunks: AsyncIterator[list[Row]], count: int, draw: random.Random) -> list[str]:
     """Draw *count* keys of users, each as likely as any other, in one pass."""
     drawn, seen = list[str](), 0
-    async for key, _ in rows:
-        if key.startswith(USER):
+    async for rows in chunks:
+        for key in [key for key, _ in rows if key.startswith(USER)]:
             seen += 1
             if len(drawn) < count:
                 drawn.append(key)
@@ -303,8 +364,8 @@ async def diff(
     first: ReleaseRef,
     second: ReleaseRef,
     *,
-    on_progress: Progress = unreported,
-    stop: Callable[[], bool] = never,
+    on_progress: OnProgress = unreported,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Difference:
     """Compare two sealed releases of one store in one pass over both; memory grows with items, not with users.
 
@@ -352,12 +413,13 @@ async def _merged(
             left, right = await anext(one, None), await anext(other, None)
 
 
-async def _lists(store: Store, release: ReleaseRef, on_progress: Progress = unreported) -> AsyncIterator[_Entry]:
+async def _lists(store: Store, release: ReleaseRef, on_progress: OnProgress = unreported) -> AsyncIterator[_Entry]:
     manifest = await load_manifest(store, release)
     decode = await load_decode(store, release, manifest)
-    async for row in _observed(store, release, manifest, on_progress):
-        if row.key.startswith(USER):
-            yield row.key.encode(), read_ids(row, decode)[:DEPTH]
+    async for rows in read_rows(store, release, manifest, on_progress):
+        for row in rows:
+            if row.key.startswith(USER):
+                yield row.key.encode(), read_ids(row, decode)[:DEPTH]
 
 
 def _shares(items: Counter[str]) -> dict[int, float]:

@@ -1,19 +1,26 @@
 """The wheel: it has one top-level name, and works in an application that has packages of the rooms' names."""
 
+import asyncio
+import json
 import os
 import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
+from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
 import pytest
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
 
+from hotplate.stores import extras
 from tests.support.paths import ROOT
+from tests.support.service import publish_lists, running
 
 # Packages of the application's own by their names, and a module in each; hotplate has each of them, too.
 MODULES = {"stores": "encoding", "offline": "model", "serve": "lists", "bench": "process"}
@@ -98,3 +105,86 @@ def test_an_application_with_packages_of_the_same_names_publishes_and_reads(
     assert owners.split() == ["application"] * 4
     assert bare.split() == sorted([*MODULES, *OWN])
     assert origin == f"{installed}/hotplate/__init__.py"
+
+
+def required(found: Distribution, extras: frozenset[str] = frozenset()) -> dict[str, Distribution]:
+    """Return the distributions that one needs, by their names, with those that they need themselves."""
+    needed = dict[str, Distribution]()
+    for line in found.requires or ():
+        requirement = Requirement(line)
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):
+            other = distribution(requirement.name)
+            needed |= {requirement.name: other} | required(other, frozenset(requirement.extras))
+    return needed
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel and what it declares that it needs, without any extra; return its Python."""
+    environment = tmp_path_factory.mktemp("site")
+    venv.create(environment, symlinks=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    (about,) = packages.glob("hotplate-*.dist-info")
+    for found in required(PathDistribution(about)).values():
+        for name in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+            (packages / name).symlink_to(Path(str(found.locate_file(name))))
+    return environment / "bin" / "python"
+
+
+def test_a_site_needs_few_packages_and_shows_lists_with_them(site: Path, tmp_path: Path) -> None:
+    (packages,) = site.parents[1].glob("lib/python*/site-packages")
+    folders = {path.name for path in packages.iterdir() if "-info" not in path.name and path.is_dir()}
+    assert folders <= {"hotplate", "httpcore2", "h11", "anyio", "idna", "truststore", "__pycache__"}
+    program = """
+import asyncio, sys, hotplate
+with hotplate.Client(sys.argv[1], timeout_s=60) as client:
+    print(client.popular().source)
+async def main():
+    async with hotplate.AsyncClient(sys.argv[1], timeout_s=60) as client:
+        print((await client.recommendations("nobody")).source)
+asyncio.run(main())
+"""
+    asyncio.run(publish_lists(tmp_path / "store", {}))
+    with running(tmp_path / "store") as service:
+        done = subprocess.run([site, "-I", "-c", program, service.url], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["popular", "popular"]
+
+
+def test_a_site_that_wants_the_service_or_a_store_is_given_the_command_that_installs_it(site: Path) -> None:
+    serve = subprocess.run([site, "-I", "-m", "hotplate", "serve"], capture_output=True, text=True, check=False)
+    assert serve.returncode == 1
+    assert re.fullmatch(r"\w+ is not installed; install it with: pip install 'hotplate\[server\]'\n", serve.stderr)
+    for program, extra in {"hotplate.open('file:///x')": "server", "hotplate.train": "offline"}.items():
+        done = subprocess.run(
+            [site, "-I", "-c", f"import hotplate; {program}"], capture_output=True, text=True, check=False
+        )
+        assert f"which is not installed; install it with: pip install 'hotplate[{extra}]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "pip install 'hotplate[redis]'"),
+        ({"url": "file:///gone.whl", "archive_info": {}}, "pip install 'hotplate[redis]'"),
+        (
+            {"url": "https://wheels.example/h.whl", "archive_info": {}},
+            "pip install 'hotplate[redis] @ https://wheels.example/h.whl'",
+        ),
+        ({"url": ROOT.as_uri(), "dir_info": {}}, f"pip install '{ROOT}[redis]'"),
+        ({"url": ROOT.as_uri(), "dir_info": {"editable": True}}, f"pip install --editable '{ROOT}[redis]'"),
+    ],
+    ids=["an index", "a wheel that is gone", "a wheel", "a folder", "a checkout"],
+)
+def test_the_hint_adds_an_extra_to_hotplate_as_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: dict[str, object] | None, command: str
+) -> None:
+    about = tmp_path / "hotplate-9.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: hotplate\nVersion: 9\n")
+    if origin is not None:
+        (about / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert extras.install_command("redis") == command

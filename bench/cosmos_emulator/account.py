@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from hotplate.bench.cosmos_emulator.documents import Document, Documents, resource_id
-from hotplate.bench.cosmos_emulator.errors import OWNER_RESOURCE_NOT_FOUND, HttpError, bad_request
-from hotplate.bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
-from hotplate.bench.cosmos_emulator.partitions import Partitions, Throughput
-from hotplate.bench.cosmos_emulator.policies import IndexingPolicy, UniqueKeys
+from hotplate.bench.cosmos_emulator.documents import Document, Documents, IndexingPolicy, UniqueKeys, resource_id
+from hotplate.bench.cosmos_emulator.http import HttpError, Substatus, bad_request
+from hotplate.bench.cosmos_emulator.partitions import PartitionKeyDefinition, Partitions, Throughput
 from hotplate.stores.cosmos.charges import Charges
 
 T = TypeVar("T")
@@ -219,7 +217,7 @@ class Account:
 
 def _find(resources: Mapping[str, T], name: str, noun: str, *, is_owner: bool = False) -> T:
     if name not in resources:
-        substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
+        substatus = Substatus.OWNER_RESOURCE_NOT_FOUND if is_owner else 0
         raise HttpError(404, f"Resource Not Found: there is no such {noun}", substatus)
     return resources[name]
 

@@ -22,8 +22,7 @@ from hotplate.bench.cosmos_emulator.account import Account, Container
 from hotplate.bench.cosmos_emulator.arm import PREFIX as ARM_PREFIX
 from hotplate.bench.cosmos_emulator.arm import ResourceManager
 from hotplate.bench.cosmos_emulator.auth import DATA_AUDIENCE, ROLES, TOKEN_LIFE_S, Issuer
-from hotplate.bench.cosmos_emulator.errors import HttpError, bad_request
-from hotplate.bench.cosmos_emulator.http import Request, Response, error_response, parse_json
+from hotplate.bench.cosmos_emulator.http import HttpError, Request, Response, bad_request, error_response, parse_json
 from hotplate.bench.cosmos_emulator.service import Service
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,6 @@ class Monitor:
         self._account = account
         self._admitted_ru = dict[tuple[str, str], float]()
         self._was_saturated = False
-        self.saturated_s = 0.0
         self._hour = 0.0
         self.autoscale_ru = dict[str, float]()  # the highest of this hour of the clock, by the container's resource id
 
@@ -62,8 +60,6 @@ class Monitor:
                 reached = min(max(used, maximum / 10), maximum)
                 self.autoscale_ru[rid] = max(reached, self.autoscale_ru.get(rid, 0.0))
         is_saturated = cpu_s >= SATURATED_SHARE * elapsed_s
-        if is_saturated:
-            self.saturated_s += elapsed_s
         if is_saturated and not self._was_saturated:
             log.warning("the emulator itself is the limit: it used %.0f%% of its core", 100 * cpu_s / elapsed_s)
         self._was_saturated = is_saturated
@@ -116,8 +112,6 @@ class Metrics(Collector):
         autoscale_ru = self._monitor.autoscale_ru
         scaled = [((label_of(one),), autoscale_ru[one.rid]) for one in containers if one.rid in autoscale_ru]
         yield _family(Gauge, "autoscale_throughput", "RU/s that this hour is billed for, so far.", scaled, "container")
-        saturated = [((), self._monitor.saturated_s)]
-        yield _family(Counter, "saturated_seconds", "Seconds in which the emulator was the limit.", saturated)
         yield Counter("process_cpu_seconds", "CPU time of the emulator.", time.process_time())
         if STATM.exists():
             resident = int(STATM.read_text().split()[1]) * resource.getpagesize()

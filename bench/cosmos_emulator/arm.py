@@ -17,8 +17,15 @@ import orjson
 
 from hotplate.bench.cosmos_emulator import resources
 from hotplate.bench.cosmos_emulator.auth import ACCOUNT, ARM_AUDIENCE, OPERATOR
-from hotplate.bench.cosmos_emulator.errors import CODES, HttpError, bad_request
-from hotplate.bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_object
+from hotplate.bench.cosmos_emulator.http import (
+    CODES,
+    HttpError,
+    Request,
+    Response,
+    bad_request,
+    method_not_allowed,
+    parse_object,
+)
 from hotplate.bench.cosmos_emulator.service import Service
 
 log = logging.getLogger(__name__)
@@ -42,7 +49,9 @@ STATUS = re.compile(
     rf"{PREFIX}[^/]+/providers/Microsoft\.DocumentDB/locations/[^/]+/operationsStatus/([^/]+)", re.IGNORECASE
 )
 ACTIONS = {"GET": "read", "PUT": "write", "DELETE": "delete"}
-DATABASE, CONTAINER, THROUGHPUT = "database", "container", "throughput"
+DATABASE = "database"
+CONTAINER = "container"
+THROUGHPUT = "throughput"
 TYPES = {
     DATABASE: f"{ACCOUNT}/sqlDatabases",
     CONTAINER: f"{ACCOUNT}/sqlDatabases/containers",

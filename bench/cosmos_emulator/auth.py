@@ -16,17 +16,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.errors import (
-    DATA_PERMISSION_MISSING,
-    METADATA_PERMISSION_MISSING,
-    TOKEN_AUDIENCE_INVALID,
-    TOKEN_EXPIRED,
-    TOKEN_NOT_AUTHORIZED,
-    TOKEN_SIGNATURE_INVALID,
-    EmulatorMisused,
-    HttpError,
-)
-from hotplate.bench.cosmos_emulator.http import Request
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpError, Request, Substatus
 
 # A request whose date is further off than this is refused, as the service does.
 MAX_CLOCK_SKEW_S = 15 * 60
@@ -44,7 +34,9 @@ DATA_AUDIENCE = "https://cosmos.azure.com"
 ARM_AUDIENCE = "https://management.azure.com"
 
 # Cosmos DB Built-in Data Reader and Data Contributor, at the account's endpoint; Cosmos DB Operator, at ARM.
-READER, CONTRIBUTOR, OPERATOR = "reader", "contributor", "operator"
+READER = "reader"
+CONTRIBUTOR = "contributor"
+OPERATOR = "operator"
 ROLES = (READER, CONTRIBUTOR, OPERATOR)
 
 ACCOUNT = "Microsoft.DocumentDB/databaseAccounts"
@@ -94,14 +86,16 @@ class Issuer:
         """Return a token's roles; 401 for one that is another issuer's, expired, or for another audience."""
         payload, _, signature = token.encode().rpartition(b".")
         if not hmac.compare_digest(self._signature(payload), signature):
-            raise HttpError(401, "the token is not of this emulator's test issuer", TOKEN_SIGNATURE_INVALID)
+            raise HttpError(401, "the token is not of this emulator's test issuer", Substatus.TOKEN_SIGNATURE_INVALID)
         claims = orjson.loads(base64.urlsafe_b64decode(payload.partition(b".")[2] + b"=="))
         if claims["exp"] <= now:
             times = f"expired since [{_utc(claims['exp'])}]. Current server time is [{_utc(now)}]"
-            raise HttpError(401, f"Provided AAD token has been {times}. Please refresh the AAD token.", TOKEN_EXPIRED)
+            raise HttpError(
+                401, f"Provided AAD token has been {times}. Please refresh the AAD token.", Substatus.TOKEN_EXPIRED
+            )
         if claims["aud"] != audience:
             audiences = f"[{claims['aud']}]. This accepts tokens intended for [{audience}]"
-            raise HttpError(401, f"Provided AAD token is intended for {audiences}.", TOKEN_AUDIENCE_INVALID)
+            raise HttpError(401, f"Provided AAD token is intended for {audiences}.", Substatus.TOKEN_AUDIENCE_INVALID)
         return tuple(claims["roles"])
 
     def _signature(self, payload: bytes) -> bytes:
@@ -165,11 +159,11 @@ def authorize(roles: tuple[str, ...], operation: str, request: Request) -> None:
     """
     allowed = (CONTRIBUTOR,) if operation.startswith(WRITES) else (CONTRIBUTOR, READER)
     if "offer" in operation or (operation not in ACTIONS and operation.startswith(WRITES)):
-        line, substatus = f"{request.method} {request.path.rstrip('/')}", TOKEN_NOT_AUTHORIZED
+        line, substatus = f"{request.method} {request.path.rstrip('/')}", Substatus.TOKEN_NOT_AUTHORIZED
         reason = f"The given request [{line}] cannot be authorized by AAD token in data plane"
     elif set(roles).isdisjoint(allowed):
         action = ACTIONS.get(operation, f"{ACCOUNT}/readMetadata")
-        substatus = DATA_PERMISSION_MISSING if operation in ACTIONS else METADATA_PERMISSION_MISSING
+        substatus = Substatus.DATA_PERMISSION_MISSING if operation in ACTIONS else Substatus.METADATA_PERMISSION_MISSING
         principal = "principal [test] does not have required RBAC permissions"
         reason = f"Request is blocked because {principal} to perform action [{action}]"
     else:

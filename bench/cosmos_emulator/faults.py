@@ -10,34 +10,27 @@ from typing import Annotated, Literal
 import msgspec
 import orjson
 
-from hotplate.bench.cosmos_emulator.errors import (
-    OWNER_RESOURCE_NOT_FOUND,
-    PARTITION_KEY_RANGE_GONE,
-    REQUEST_RATE_TOO_LARGE,
-    EmulatorMisused,
-    HttpError,
-    bad_request,
-)
-from hotplate.bench.cosmos_emulator.http import Request, Response
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpError, Request, Response, Substatus, bad_request
 
 # Status and substatus by kind.
 ERRORS = {
-    "throttle": (429, REQUEST_RATE_TOO_LARGE),
+    "throttle": (429, Substatus.REQUEST_RATE_TOO_LARGE),
     "unavailable": (503, 0),
     "timeout": (408, 0),
     "retry-with": (449, 0),
-    "gone": (410, PARTITION_KEY_RANGE_GONE),
-    "missing": (404, OWNER_RESOURCE_NOT_FOUND),
+    "gone": (410, Substatus.PARTITION_KEY_RANGE_GONE),
+    "missing": (404, Substatus.OWNER_RESOURCE_NOT_FOUND),
     "unauthorized": (401, 0),
     "forbidden": (403, 0),
 }
 RESETS = ("reset", "region-gone")
 DELAYS = ("slow", "latency")
-Kind = Literal[
+FaultKind = Literal[
     "throttle", "unavailable", "timeout", "retry-with", "gone", "missing", "unauthorized", "forbidden", "reset",
     "region-gone", "slow", "latency",
 ]  # fmt: skip
-MAX_FAULTS, MAX_VALUES = 100, 1_000_000
+MAX_FAULTS = 100
+MAX_VALUES = 1_000_000
 Number = Annotated[float, msgspec.Meta(ge=0)]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
@@ -45,7 +38,7 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One fault; its fields are those of the JSON object that describes it."""
 
-    kind: Kind
+    kind: FaultKind
     share: Number = 1.0
     for_s: Number = 1e9
     delay_ms: Delay = 0.0

@@ -14,17 +14,16 @@ import orjson
 
 from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Account, Container, check_ttl
 from hotplate.bench.cosmos_emulator.documents import Document, resource_id, without_system_properties
-from hotplate.bench.cosmos_emulator.errors import (
-    COLLECTION_RID_MISMATCH,
-    PARTITION_KEY_MISMATCH,
-    PARTITION_KEY_RANGE_GONE,
-    READ_SESSION_NOT_AVAILABLE,
+from hotplate.bench.cosmos_emulator.http import (
     HttpError,
+    Request,
+    Response,
+    Substatus,
     bad_request,
+    parse_json,
+    parse_object,
 )
-from hotplate.bench.cosmos_emulator.http import Request, Response, parse_json, parse_object
-from hotplate.bench.cosmos_emulator.partition_keys import HEADER, KeyValue, encode
-from hotplate.bench.cosmos_emulator.partitions import Partition
+from hotplate.bench.cosmos_emulator.partitions import HEADER, KeyValue, Partition, encode
 from hotplate.bench.cosmos_emulator.patch import apply_patch
 from hotplate.bench.cosmos_emulator.sql import is_fulfilled
 
@@ -76,7 +75,7 @@ class RequestContext:
         range_id = self.request.headers.get(RANGE_HEADER)
         if range_id is not None and range_id.decode("latin-1") != partition.id:
             message = "the partition key lies in another range; read the ranges again"
-            raise HttpError(410, message, PARTITION_KEY_RANGE_GONE)
+            raise HttpError(410, message, Substatus.PARTITION_KEY_RANGE_GONE)
         return partition
 
     def key_value(self) -> KeyValue:
@@ -93,7 +92,7 @@ class RequestContext:
             lsn = progress.split("#")[1:2]
             if range_id == partition.id and lsn and lsn[0].isdecimal() and int(lsn[0][:18]) > partition.lsn:
                 message = "The read session is not available for the input session token."
-                raise HttpError(404, message, READ_SESSION_NOT_AVAILABLE)
+                raise HttpError(404, message, Substatus.READ_SESSION_NOT_AVAILABLE)
 
     def charge_error(self, partition: Partition, error: HttpError) -> HttpError:
         """Charge what a failed request cost, and add the headers of its partition."""
@@ -120,7 +119,7 @@ def context_of(account: Account, container: Container, request: Request, now: fl
     rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
     if rid is not None and rid.decode("latin-1") != container.rid:
         raise bad_request(
-            "the container was deleted and created again since its _rid was read", COLLECTION_RID_MISMATCH
+            "the container was deleted and created again since its _rid was read", Substatus.COLLECTION_RID_MISMATCH
         )
     level = account.consistency
     header = request.headers.get(b"x-ms-consistency-level")
@@ -251,7 +250,7 @@ def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, 
     key = encode(value)
     if encode(context.container.definition.of_item(item)) != key:
         message = "PartitionKey extracted from document doesn't match the one specified in the header."
-        raise bad_request(message, PARTITION_KEY_MISMATCH)
+        raise bad_request(message, Substatus.PARTITION_KEY_MISMATCH)
     return item_id, key
 
 

@@ -6,7 +6,7 @@ https://learn.microsoft.com/azure/cosmos-db/partial-document-update: at most 10 
 from math import isfinite
 from typing import Any
 
-from hotplate.bench.cosmos_emulator.errors import bad_request
+from hotplate.bench.cosmos_emulator.http import bad_request
 
 MAX_OPERATIONS = 10
 MAX_DEPTH = 128

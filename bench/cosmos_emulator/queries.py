@@ -18,13 +18,10 @@ from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.documents import Document
-from hotplate.bench.cosmos_emulator.errors import CROSS_PARTITION_QUERY_NOT_SERVABLE, HttpError, bad_request
-from hotplate.bench.cosmos_emulator.http import Response, parse_object
+from hotplate.bench.cosmos_emulator.documents import Document, IndexingPolicy
+from hotplate.bench.cosmos_emulator.http import HttpError, Response, Substatus, bad_request, parse_object
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
-from hotplate.bench.cosmos_emulator.partition_keys import HEADER, UNDEFINED, encode
-from hotplate.bench.cosmos_emulator.partitions import Partition
-from hotplate.bench.cosmos_emulator.policies import IndexingPolicy
+from hotplate.bench.cosmos_emulator.partitions import HEADER, UNDEFINED, Partition, encode
 from hotplate.bench.cosmos_emulator.sql import ALWAYS, Node, Parameters, Query, conditions_by_id, evaluate, parse, rank
 
 ETAG = re.compile(r'"?(\d{1,18})"?')
@@ -83,7 +80,7 @@ def query(context: RequestContext) -> Response:
             # Only SDKs can merge; some of them look for the plan in the error.
             details: dict[str, object] = {"additionalErrorInfo": orjson.dumps(plan(statement)).decode()}
             message = "The provided cross partition query can not be directly served by the gateway."
-            raise HttpError(400, message, CROSS_PARTITION_QUERY_NOT_SERVABLE, details=details)
+            raise HttpError(400, message, Substatus.CROSS_PARTITION_QUERY_NOT_SERVABLE, details=details)
     return _respond(page, is_feed=False)
 
 

@@ -6,18 +6,24 @@ from typing import Any
 import orjson
 
 from hotplate.bench.cosmos_emulator.account import Account, Container, Database, Offer, check_ttl
-from hotplate.bench.cosmos_emulator.documents import resource_id
-from hotplate.bench.cosmos_emulator.errors import HttpError, bad_request
-from hotplate.bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_json, parse_object
+from hotplate.bench.cosmos_emulator.documents import IndexingPolicy, UniqueKeys, resource_id
+from hotplate.bench.cosmos_emulator.http import (
+    HttpError,
+    Request,
+    Response,
+    bad_request,
+    method_not_allowed,
+    parse_json,
+    parse_object,
+)
 from hotplate.bench.cosmos_emulator.items import ALREADY_EXISTS
-from hotplate.bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
-from hotplate.bench.cosmos_emulator.partitions import Partitions, Throughput
-from hotplate.bench.cosmos_emulator.policies import IndexingPolicy, UniqueKeys
+from hotplate.bench.cosmos_emulator.partitions import PartitionKeyDefinition, Partitions, Throughput
 from hotplate.bench.cosmos_emulator.queries import parse_query, select
 
 OFFER_HEADER = b"x-ms-offer-throughput"
 AUTOSCALE_HEADER = b"x-ms-cosmos-offer-autopilot-settings"
-DEFAULT_RU, MAX_RU = 400, 1_000_000
+DEFAULT_RU = 400
+MAX_RU = 1_000_000
 MAX_ID_CHARS = 255
 SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
 NOT_EMULATED = (

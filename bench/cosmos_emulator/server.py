@@ -18,8 +18,7 @@ import uvloop
 from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, Account
 from hotplate.bench.cosmos_emulator.admin import Admin, Monitor
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
-from hotplate.bench.cosmos_emulator.errors import EmulatorMisused
-from hotplate.bench.cosmos_emulator.http import Connection
+from hotplate.bench.cosmos_emulator.http import Connection, EmulatorMisused
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.cosmos.charges import OURS, load
 
@@ -32,7 +31,7 @@ WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EmulatorSettings:
     """The settings of one emulator: its addresses and its account; read once, at the start."""
 
     host: str = "127.0.0.1"
@@ -75,7 +74,7 @@ class RunningEmulator:
 
 
 @asynccontextmanager
-async def running(settings: Settings, clock: Callable[[], float] = time.time) -> AsyncIterator[RunningEmulator]:
+async def running(settings: EmulatorSettings, clock: Callable[[], float] = time.time) -> AsyncIterator[RunningEmulator]:
     """Listen until the block ends."""
     if settings.consistency not in CONSISTENCIES:
         raise EmulatorMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
@@ -127,12 +126,12 @@ async def _tick(monitor: Monitor) -> None:
         last, last_cpu = now, cpu
 
 
-def serve(settings: Settings, on_ready: Callable[[RunningEmulator], None]) -> None:
+def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
     """Run an emulator until SIGINT or SIGTERM; *on_ready* is called once it listens."""
     uvloop.run(_serve(settings, on_ready))
 
 
-async def _serve(settings: Settings, on_ready: Callable[[RunningEmulator], None]) -> None:
+async def _serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -142,7 +141,7 @@ async def _serve(settings: Settings, on_ready: Callable[[RunningEmulator], None]
         await stopped.wait()
 
 
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
     """Make the TLS context of the listeners with a new key and certificate; None without TLS."""
     if not settings.tls:
         if settings.certificate is not None:

@@ -14,9 +14,8 @@ import orjson
 from hotplate.bench.cosmos_emulator import items, queries, resources
 from hotplate.bench.cosmos_emulator.account import Account
 from hotplate.bench.cosmos_emulator.auth import Authenticator, authorize
-from hotplate.bench.cosmos_emulator.errors import WRITE_FORBIDDEN, HttpError, bad_request
 from hotplate.bench.cosmos_emulator.faults import Faults
-from hotplate.bench.cosmos_emulator.http import Request, Response, error_response
+from hotplate.bench.cosmos_emulator.http import HttpError, Request, Response, Substatus, bad_request, error_response
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], Response]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ResourceRoute:
     """A path, parsed: the names in it, and the resource type and the link that are signed."""
 
     resource_type: str
@@ -52,18 +51,18 @@ class Route:
     is_feed: bool
 
 
-def route_of(path: str) -> Route:
+def route_of(path: str) -> ResourceRoute:
     """Parse a path as it was sent; 404 if no resource can be there."""
     return _cached_route(path) if len(path) <= MAX_CACHED_PATH_CHARS else _parse_route(path)
 
 
-def _parse_route(path: str) -> Route:
+def _parse_route(path: str) -> ResourceRoute:
     try:
         segments = [unquote(segment, errors="strict") for segment in path.strip("/").split("/")]
     except UnicodeDecodeError:
         raise bad_request("the path is not UTF-8") from None
     if segments == [""]:
-        return Route("", "", (), is_feed=False)
+        return ResourceRoute("", "", (), is_feed=False)
     is_feed = len(segments) % 2 == 1
     types, names = segments[0::2], tuple(segments[1::2])
     shape = "/".join(types)
@@ -74,13 +73,13 @@ def _parse_route(path: str) -> Route:
     link = "/".join(segments[:-1] if is_feed else segments)
     if types[-1] == "offers":
         link = "" if is_feed else names[0].lower()
-    return Route(types[-1], link, names, is_feed)
+    return ResourceRoute(types[-1], link, names, is_feed)
 
 
 _cached_route = lru_cache(16384)(_parse_route)
 
 
-def operation_of(request: Request, route: Route) -> str:
+def operation_of(request: Request, route: ResourceRoute) -> str:
     """Name the operation of a request, as metrics and faults name it."""
     noun = NOUNS[route.resource_type]
     if not route.is_feed:
@@ -138,7 +137,8 @@ class Service:
             log.exception("a request failed; this is a defect of the emulation")
             response = error_response(HttpError(500, "the emulation failed; see its log"))
         self.counts.count(operation, response.status, response.charge_ru)
-        response.headers["x-ms-activity-id"] = _activity_id(request)
+        given = request.headers.get(b"x-ms-activity-id", b"")
+        response.headers["x-ms-activity-id"] = given.decode() if ACTIVITY_ID.fullmatch(given) else str(uuid.uuid4())
         response.headers["date"] = self._http_date()
         return response
 
@@ -148,7 +148,7 @@ class Service:
             self._second, self._date = second, formatdate(second, usegmt=True)
         return self._date
 
-    def _run_with_faults(self, request: Request, route: Route, operation: str) -> Response:
+    def _run_with_faults(self, request: Request, route: ResourceRoute, operation: str) -> Response:
         now = self.account.clock()
         response = self.faults.before(request, operation, now)
         if response is None:
@@ -159,14 +159,14 @@ class Service:
             response.delay_s = self.faults.delay_s(request, operation, response, now)
         return response
 
-    def _run(self, request: Request, route: Route, operation: str) -> Response:
+    def _run(self, request: Request, route: ResourceRoute, operation: str) -> Response:
         now = self.account.clock()
         roles = self.authenticator.check(request, route.resource_type, route.link, now)
         if roles is not None:
             authorize(roles, operation, request)
         if request.region and not operation.startswith(READS):
             message = "The requested operation cannot be performed at this region: it is not the write region"
-            raise HttpError(403, message, WRITE_FORBIDDEN)
+            raise HttpError(403, message, Substatus.WRITE_FORBIDDEN)
         if operation == "read account":
             return self._read_account(request)
         if route.resource_type == "docs" and (run := ITEM_OPERATIONS.get(operation)) is not None:
@@ -201,9 +201,3 @@ class Service:
             "queryEngineConfiguration": '{"maxSqlQueryInputLength":524288,"enableSpatialIndexing":false}',
         }
         return Response(200, orjson.dumps(account))
-
-
-def _activity_id(request: Request) -> str:
-    """Return the caller's activity id, or a new one if it has none that is well formed."""
-    given = request.headers.get(b"x-ms-activity-id", b"")
-    return given.decode() if ACTIVITY_ID.fullmatch(given) else str(uuid.uuid4())

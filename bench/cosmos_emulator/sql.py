@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.errors import HttpError, bad_request
-from hotplate.bench.cosmos_emulator.partition_keys import UNDEFINED
+from hotplate.bench.cosmos_emulator.http import HttpError, bad_request
+from hotplate.bench.cosmos_emulator.partitions import UNDEFINED
 
 # The service takes queries of up to 512 KB.
 MAX_CHARS = 512 * 1024

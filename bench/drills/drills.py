@@ -24,6 +24,9 @@ CUT_AT_BYTES = 3
 # One of so many users has a list that is damaged.
 DAMAGED_EVERY = 10
 
+# The share of answers that stay users' own lists if a second tier has them.
+OWN_SHARE = 0.99
+
 # For how long a store is away while it is restored: longer than two reports of a worker, so operators see it.
 AWAY_S = 2.5
 
@@ -75,11 +78,15 @@ class Drill:
     """The share of answers that stay users' own lists if no other tier has them; the others are popular ones."""
 
     def tiers(self, requested: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return the tiers of its instance: those that are *requested*, or its own; none if it does not fit them."""
+        """Return the *requested* tiers, or the drill's own; none if it cannot be done to the first requested one."""
         if requested:
             return tuple(requested) if requested[0] in self.kinds else ()
         first = next(kind for kind in self.kinds if kind != "redis" or redis_installed())
         return (first,) if first == "file" else (first, "file")
+
+    def own_share(self, tiers: Sequence[str]) -> float:
+        """Return the share of answers that stay users' own lists: most if another tier has them."""
+        return OWN_SHARE if len(tiers) > 1 else self.own_alone
 
     def metrics_in(self, instance: Instance) -> list[Metric]:
         """Return the metrics that have to rise in an instance, with their labels as it has them."""
@@ -216,7 +223,8 @@ async def _restored(instance: Instance) -> AsyncIterator[None]:
         await copy(source, store, instance.newer)
 
 
-REMOTE, LOCAL = ("redis", "cosmos"), ("redis", "file")
+REMOTE = "redis", "cosmos"
+LOCAL = "redis", "file"
 DAMAGED = Metric("damaged lists", "hotplate_store_corrupt_total", OF_TIER)
 STALE = Metric("catalogue not read", "hotplate_catalogue_age_seconds", OF_TIER, by=2.0)
 OLDER = Metric("older release", "hotplate_release_info", OF_TIER | {"release": "{older}"})
@@ -224,17 +232,16 @@ THROTTLED = Metric("429s", "hotplate_store_throttled_total", OF_TIER)
 CUT = "every answer of the store is cut, and its connection closed"
 DAMAGE = f"every {DAMAGED_EVERY}th user's list is damaged in the store; then the release is repaired"
 SNAPSHOT = "an older snapshot of the store is put back; then the newer release is copied into it again"
-REFUSING, THROTTLING = (partial(_misbehaving, kind=kind) for kind in ("unavailable", "throttle"))
 
 DRILLS = (
     Drill("latency", f"the store answers {LATE} budgets late", REMOTE, _late, OUTAGE),
-    Drill("errors", "the store refuses every read", REMOTE, REFUSING, OUTAGE),
+    Drill("errors", "the store refuses every read", REMOTE, partial(_misbehaving, kind="unavailable"), OUTAGE),
     Drill("disconnects", CUT, REMOTE, _cut, OUTAGE),
     Drill("lost-tier", "the store is killed, and started again", REMOTE, _lost, (*OUTAGE, STALE)),
     Drill("corruption", DAMAGE, LOCAL, _damaged, (DAMAGED, UNREAD_LISTS, DEGRADED), own_alone=1 - 2 / DAMAGED_EVERY),
     Drill("old-snapshot", SNAPSHOT, LOCAL, _restored, (OLDER,)),
     Drill(
-        "throttling", "the store answers 429 to every request", ("cosmos",), THROTTLING,
+        "throttling", "the store answers 429 to every request", ("cosmos",), partial(_misbehaving, kind="throttle"),
         (THROTTLED, UNREAD_LISTS, CIRCUIT_OPEN, DEGRADED),
     ),
 )  # fmt: skip

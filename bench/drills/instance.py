@@ -21,11 +21,13 @@ from hotplate.bench.stores.server import opened
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import Item, encode
 from hotplate.stores.keys import OVERALL, POPULAR, USER
-from hotplate.stores.lifecycle import publish
+from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.transfer import copy
 
-USERS, LIST_LENGTH, BYTES_PER_ITEM = 100, 20, 100
+USERS = 100
+LIST_LENGTH = 20
+ITEM_BYTES = 100
 
 # What the emulator may spend: drills are not about what reads cost.
 EMULATED_RU = 6_000
@@ -196,7 +198,7 @@ async def _publish(published: str, tiers: Sequence[Tier], mark: str) -> ReleaseI
     async def batches() -> AsyncIterator[list[Row]]:
         yield [Row(key, _made_up(f"{mark}-{key}")) for key in (POPULAR + OVERALL, *map(key_of, range(USERS)))]
 
-    plan = Plan(USERS + 1, (USERS + 1) * LIST_LENGTH * BYTES_PER_ITEM)
+    plan = Plan(USERS + 1, (USERS + 1) * LIST_LENGTH * ITEM_BYTES)
     async with opened(published) as store:
         release = (await publish(store, batches(), plan=plan, about={}, encoding="zstd")).manifest.release
         for tier in tiers:

@@ -5,34 +5,28 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self
 
-from hotplate.bench.answers import check_answers
+from hotplate.bench.answers import CheckResult, check_answers
 from hotplate.bench.drills.drills import Drill, Metric
 from hotplate.bench.drills.instance import USERS, Instance, key_of, started
-from hotplate.bench.drills.verdict import (
-    AFTER,
-    BEFORE,
-    FAULT,
-    PHASES,
-    Movement,
-    Objective,
-    Observation,
-    Verdict,
-    judge,
-    phase_of,
-)
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.keys import InTurn, Keys
 from hotplate.bench.loadgen.load import KEY, Gets, Load
-from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.result import Result, merged, spread
 from hotplate.bench.loadgen.workers import WorkerPool
+from hotplate.bench.options import require_positive
 from hotplate.bench.process import read_samples
+from hotplate.bench.report.text import format_bounds
+from hotplate.bench.stores.setup import EMULATED_SCHEMES, EMULATOR
 from hotplate.stores.keys import USER
+
+# What a drill goes through.
+BEFORE, FAULT, AFTER = PHASES = "before", "fault", "after"
 
 PATH = f"/v1/recommendations/{KEY}"
 CONNECTIONS = 16
@@ -41,11 +35,13 @@ CONNECTIONS = 16
 ANSWER_TIMEOUT_S = 10.0
 
 # The load is made in windows, so it can go on for as long as a fault does; the first is for warming up.
-WINDOW_S, WINDOWS = 0.5, 2
+WINDOW_S = 0.5
+WINDOWS = 2
 WARM_UP = "warm-up"
 
 # How often metrics and readiness are looked at, and how long one look may take.
-LOOK_S, LOOK_TIMEOUT_S = 0.2, 10.0
+LOOK_S = 0.2
+LOOK_TIMEOUT_S = 10.0
 
 # So many answers in a row, of different users, show that the first tier answers again.
 IN_A_ROW = 10
@@ -53,8 +49,137 @@ IN_A_ROW = 10
 # What a p99 may take beyond the budget of all reads of a request.
 MARGIN_S = 0.2
 
-# The share of answers that stay users' own lists if a second tier has them.
-OWN_SHARE = 0.99
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The answers of one part of a drill. Its p99 lies between two: from when requests were sent, and were due."""
+
+    due: int
+    ok: int
+    errors: Mapping[str, int]
+    sources: Mapping[str, int]
+    tiers: Mapping[str, int]
+    p99_us: tuple[float, float]
+    late: str = ""
+    """What kept the load generator from its pace, if something did."""
+
+
+def phase_of(results: Sequence[Result]) -> Phase:
+    """Add up windows of load that followed each other."""
+    whole = merged(results)
+    least, most = (
+        found.p99 if (found := spread(each)) else 0.0 for each in (whole.sent_latencies_s, whole.latencies_s)
+    )
+    sources, tiers = whole.seen["source"], whole.seen["tier"]
+    return Phase(whole.due, whole.ok, whole.errors, sources, tiers, (least, most), whole.disturbance)
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A metric while a fault lasted: its value before, the highest that was seen, and when it was first higher."""
+
+    says: str
+    metric: str
+    before: float
+    highest: float
+    after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All that was seen of one drill: `unready` of `probes` requests of `/readyz` during the fault were not ready."""
+
+    phases: dict[str, Phase]
+    compared: CheckResult
+    probes: int
+    unready: int
+    movements: tuple[Movement, ...]
+    recovered_s: float | None
+    """From the end of the fault until all was as before; None if it was not in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise, whether it was kept, and what was found."""
+
+    promise: str
+    kept: bool
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrillVerdict:
+    """Whether a drill's promises were kept, each by itself and all of them."""
+
+    name: str
+    what: str
+    tiers: tuple[str, ...]
+    checks: tuple[Check, ...]
+    observed: Observation
+
+    @property
+    def kept(self) -> bool:
+        """Whether every promise was."""
+        return all(check.kept for check in self.checks)
+
+    @property
+    def sentence(self) -> str:
+        """Say in a line how it went."""
+        found = "; ".join(check.found for check in self.checks)
+        on = ", ".join(f"{tier}: {EMULATOR}" if tier in EMULATED_SCHEMES else tier for tier in self.tiers)
+        return f"{self.name} ({on}): {'kept' if self.kept else 'broken'}: {found}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return asdict(self) | {"kept": self.kept}
+
+
+def judge(observed: Observation, options: "DrillOptions", own_share: float) -> tuple[Check, ...]:
+    """Compare what was observed with what is promised; *own_share* of the answers during a fault are users' own."""
+    phases, fault, compared = observed.phases.values(), observed.phases[FAULT], observed.compared
+    due, ok = sum(each.due for each in phases), sum(each.ok for each in phases)
+    errors = sum((Counter(each.errors) for each in phases), Counter[str]())
+    failed = "".join(f", {count:,} {kind}" for kind, count in errors.items())
+    example = f" ({compared.examples[0]})" if compared.examples else ""
+    ready = f"/readyz 200 {observed.probes - observed.unready} of {observed.probes} times"
+    moved = [
+        Check(
+            f"{each.metric} rises",
+            each.after_s is not None,
+            f"{each.says} {'never' if each.after_s is None else f'after {each.after_s:.1f} s'}",
+        )
+        for each in observed.movements
+    ]
+    within, after_s = f"within {options.recover_s:g} s", observed.recovered_s
+    recovered = f"not as before {within}" if after_s is None else f"as before after {after_s:.1f} s"
+    return (
+        Check("every request is answered", 0 < due == ok, f"{ok:,} of {due:,} answered{failed}"),
+        Check(
+            "no answer is another list",
+            compared.compared > 0 == compared.wrong,
+            f"{compared.wrong:,} of {compared.compared:,} lists wrong{example}",
+        ),
+        _own_lists(fault, own_share),
+        _in_time(fault, options.p99_s or options.budget_s + MARGIN_S),
+        Check("the service stays ready", observed.unready == 0 < observed.probes, ready),
+        *moved,
+        Check(f"all is as before {within}", after_s is not None, recovered),
+    )
+
+
+def _own_lists(phase: Phase, least: float) -> Check:
+    answers = max(1, sum(phase.sources.values()))
+    own = phase.sources.get("personal", 0) / answers
+    tiers = ", ".join(f"{count / answers:.0%} {tier}" for tier, count in phase.tiers.items())
+    promise = f"{least:.0%} or more get their own list" if least else "what cannot be read is the popular list"
+    return Check(promise, own >= least, f"{own:.1%} own lists from {tiers}")
+
+
+def _in_time(phase: Phase, p99_s: float) -> Check:
+    found = f"p99 {format_bounds(*phase.p99_us)}"
+    if phase.p99_us[1] > p99_s * 1e6 and phase.late:
+        found += f" ({phase.late})"
+    return Check(f"p99 within {p99_s * 1000:g} ms", phase.p99_us[0] <= p99_s * 1e6, found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,28 +197,21 @@ class DrillOptions:
 
     def __post_init__(self) -> None:
         """Refuse what is not a quantity."""
-        for name in ("rate", "budget_s", "duration_s", "p99_s", "recover_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise BenchMisused(f"{name.removesuffix('_s')} must be above zero, and is {value:g}")
-
-    def objective(self, drill: Drill, tiers: Sequence[str]) -> Objective:
-        """Return what is promised: users keep their own lists if another tier has them."""
-        own_share = OWN_SHARE if len(tiers) > 1 else drill.own_alone
-        return Objective(own_share, self.p99_s or self.budget_s + MARGIN_S, self.recover_s)
+        quantities = {"--rate": self.rate, "--budget": self.budget_s, "--duration": self.duration_s}
+        require_positive(quantities | {"--p99": self.p99_s, "--recover": self.recover_s})
 
 
 async def run_drills(
     drills: Sequence[Drill],
     options: DrillOptions,
     on_stage: Callable[[str], None],
-    on_verdict: Callable[[Verdict], None],
-) -> list[Verdict]:
+    on_verdict: Callable[[DrillVerdict], None],
+) -> list[DrillVerdict]:
     """Make drills one after the other, each on an instance of its own; BenchFailed if one does not come up.
 
     *on_stage* is called with a sentence on what is done next.
     """
-    verdicts = list[Verdict]()
+    verdicts = list[DrillVerdict]()
     with WorkerPool() as pool:
         for drill in drills:
             kinds = drill.tiers(options.tiers)
@@ -104,8 +222,8 @@ async def run_drills(
                 load = SteadyLoad(instance, options.rate, pool)
                 observed = await _observe(drill, options, instance, load, lambda now: on_stage(f"{drill.name}: {now}"))  # noqa: B023 -- called within this turn
             tiers = tuple(tier.name for tier in instance.tiers)
-            checks = judge(observed, options.objective(drill, tiers))
-            verdicts.append(Verdict(drill.name, drill.what, tiers, checks, observed))
+            checks = judge(observed, options, drill.own_share(tiers))
+            verdicts.append(DrillVerdict(drill.name, drill.what, tiers, checks, observed))
             on_verdict(verdicts[-1])
     return verdicts
 

@@ -31,7 +31,8 @@ SCHEDSTAT = Path("/proc/self/schedstat")
 
 # Ticks of each core: user, nice, system, idle, iowait, irq, softirq, steal. User and nice hold that of guests.
 STAT = Path("/proc/stat")
-KINDS, STEAL = 8, 7
+KINDS = 8
+STEAL = 7
 
 
 class Absence:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.histogram import Histogram
@@ -11,7 +11,8 @@ from hotplate.bench.loadgen.result import SENT_BOUND, Result, at_least
 from hotplate.bench.report.text import format_us, parse_seconds, parse_share
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
-ERRORS, THROTTLED = "errors", "throttled"
+ERRORS = "errors"
+THROTTLED = "throttled"
 TOO_MANY_REQUESTS = 429
 USUAL_ERRORS = 0.001
 
@@ -104,25 +105,6 @@ NEAR = 0.9
 Measure = Callable[[float], Result]
 
 
-class Attempted(Protocol):
-    """The result of one attempt."""
-
-    @property
-    def inside(self) -> bool:
-        """Whether it is valid and kept the objective."""
-
-    @property
-    def unclear(self) -> bool:
-        """Whether it says nothing, because something other than the server was disturbed."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether somebody ended it early."""
-
-
-Attempt = TypeVar("Attempt", bound=Attempted)
-
-
 @dataclass(frozen=True, slots=True)
 class Point:
     """One run of a search or a sweep: `at` is its rate in requests/s, or its size of batch.
@@ -134,9 +116,7 @@ class Point:
     at: float
     per_s: float
     p50_us: float
-    p90_us: float
     p99_us: float
-    p999_us: float
     error_share: float
     popular: float
     invalid_reasons: tuple[str, ...]
@@ -176,14 +156,12 @@ def disturbances(result: Result, late_us: float = math.inf) -> Iterator[str]:
 def point(at: float, result: Result, *, invalid_reasons: Sequence[str] = (), broken: Sequence[str] = ()) -> Point:
     """Sum up a run of a search; its latencies are those from when requests were due."""
     sources = result.seen.get("source", {})
-    p50, p90, p99, p999 = Histogram.of(result.latencies_s).percentiles_us((50, 90, 99, 99.9))
+    p50, p99 = Histogram.of(result.latencies_s).percentiles_us((50, 99))
     return Point(
         at=at,
         per_s=result.ok_rate,
         p50_us=p50,
-        p90_us=p90,
         p99_us=p99,
-        p999_us=p999,
         error_share=result.error_share,
         popular=sources.get("popular", 0) / max(1, sum(sources.values())),
         invalid_reasons=STOPPED if result.interrupted else (*result.invalid_reasons, *invalid_reasons),
@@ -214,7 +192,7 @@ def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[P
     return search(attempt, start)
 
 
-def search(attempt: Callable[[float], Attempt], start: float, precision: float = PRECISION) -> Iterator[Attempt]:
+def search(attempt: Callable[[float], Point], start: float, precision: float = PRECISION) -> Iterator[Point]:
     """Double the rate from *start* until it is outside, then halve the gap until it is at most as wide as *precision*.
 
     An unclear attempt says nothing about the server, so it is made again, twice at most; a rate that stays unclear

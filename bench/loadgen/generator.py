@@ -16,7 +16,7 @@ from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.recorder import Progress, Recorder
 from hotplate.bench.loadgen.result import COUNTED, SUMMED, Result
 from hotplate.bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
-from hotplate.stores.http1 import Connection, Kind
+from hotplate.stores.http1 import ClientConnection, Kind
 
 # How often requests are checked for those out of time.
 SWEEP_S = 0.02
@@ -36,7 +36,7 @@ class Due(NamedTuple):
 # Of a request, and its bytes.
 Sent = tuple[Due, bytes]
 
-LoadConnection = Connection[Sent]
+LoadConnection = ClientConnection[Sent]
 Clock = Callable[[], float]
 
 # Awaited once the connections are open; returns when the run begins, by the generator's clock.
@@ -66,8 +66,7 @@ class Generator:
         self._keep_pace = keep_pace or (spin_until_due if load.spin else sleep_until_due)
         self._open_one = connect or self._connect_by_tcp
         self._requests = load.rendered()
-        self._schedule = load.schedule
-        self._dues = iter(()) if self._schedule is None else self._schedule.dues()
+        self._dues = load.dues()
         self._next_s: float | None = next(self._dues, None)
         self._open: set[LoadConnection] = set()
         self._idle: deque[LoadConnection] = deque()
@@ -117,7 +116,7 @@ class Generator:
 
     async def _traffic(self) -> None:
         self._end_s = self._start_s + self._load.duration_s
-        if self._schedule is None:
+        if self._load.rate is None:
             await asyncio.sleep(self._start_s - self._clock())
             for _ in range(self._load.connections):
                 self._offer_after(self._rng.random() * self._load.think_s if self._load.think_spread else 0.0)
@@ -125,7 +124,8 @@ class Generator:
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
             await self._keep_pace(self._offer_due)
-        while self._unfinished():  # noqa: ASYNC110 -- an event would cost something on every response
+        # An event would cost something on every response
+        while self._waiting or any(each.tag is not None for each in self._open):  # noqa: ASYNC110 -- as above
             await asyncio.sleep(LOOP_TICK_S)
 
     async def _finish(self, sweep: asyncio.Task[None]) -> None:
@@ -137,9 +137,6 @@ class Generator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _unfinished(self) -> bool:
-        return bool(self._waiting) or any(connection.tag is not None for connection in self._open)
 
     def _offer_due(self) -> float | None:
         """Offer all requests that are due by now; return when the next one is."""
@@ -211,7 +208,7 @@ class Generator:
     async def _establish(self) -> None:
         try:
             async with asyncio.timeout(self._load.timeout_s):
-                await self._open_one(lambda: Connection(self))
+                await self._open_one(lambda: ClientConnection(self))
         except OSError:  # a timeout is one, too
             self._recorder.refused += 1
             if self._waiting:
@@ -249,7 +246,7 @@ class Generator:
         if kind is None:
             absence = self._absence
             unread_s = absence.unread_s if due.absent_s is None else absence.total_s - due.absent_s
-            self._recorder.good(now_s - due.due_s, max(0.0, now_s - due.due_s - due.delay_s - unread_s))
+            self._recorder.good(due.due_s, now_s, due.delay_s + unread_s)
             self._again()
         else:
             self._failed(kind)
@@ -273,7 +270,7 @@ class Generator:
 
     def _again(self) -> None:
         """In a closed loop each end of a request makes the next one due, at once or after a pause for thought."""
-        if self._schedule is not None:
+        if self._load.rate is not None:
             return
         think_s, spread = self._load.think_s, self._load.think_spread
         self._offer_after(think_s * self._rng.uniform(1 - spread, 1 + spread) if spread else think_s)
@@ -295,7 +292,7 @@ class Generator:
         return Result(
             **counts,
             url=load.url,
-            requested_rate=None if self._schedule is None else self._schedule.rate,
+            requested_rate=load.rate and load.rate / load.parts,
             think_s=load.think_s,
             spin=load.spin,
             connections=load.connections,

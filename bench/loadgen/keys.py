@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,12 @@ BLOCK = 256
 Positions = NDArray[np.int64]
 
 
-class Draw(Protocol):
-    """A way to draw positions of a list; a value, so every process can draw its own."""
-
-    def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """Yield, without end, blocks of BLOCK positions below *count*."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class InTurn:
     """One after the other, over and over; no key is more popular than another, and caches see a worst case."""
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """See `Draw`."""
+        """Yield, without end, blocks of BLOCK positions below *count*."""
         first = int(rng.integers(count))
         for start in itertools.count(first, BLOCK):
             yield np.arange(start, start + BLOCK) % count
@@ -39,7 +31,7 @@ class Uniform:
     """Each as likely as any other."""
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """See `Draw`."""
+        """See `InTurn`."""
         while True:
             yield rng.integers(count, size=BLOCK)
 
@@ -56,40 +48,15 @@ class Zipf:
             raise BenchMisused(f"the exponent of zipf is above 0 and at most 10, not {self.exponent:g}")
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """See `Draw`."""
+        """See `InTurn`."""
         summed = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -self.exponent)
-        order = _shuffled(count)
+        order = np.random.default_rng(count).permutation(count)  # the same keys are popular in every process and run
         while True:
             yield order[np.searchsorted(summed, rng.random(BLOCK) * summed[-1], side="right")]
 
 
-@dataclass(frozen=True, slots=True)
-class HotSet:
-    """A share of the requests goes to a share of the keys, the rest to the others; 0.8 to 0.2, for example."""
-
-    of_requests: float
-    of_keys: float
-
-    def __post_init__(self) -> None:
-        """Refuse what are not shares."""
-        if not (0 < self.of_requests < 1 and 0 < self.of_keys < 1):
-            raise BenchMisused(f"shares lie between 0 and 1, not {self.of_requests:g} of requests, {self.of_keys:g}")
-
-    def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """See `Draw`."""
-        if count < 2:
-            raise BenchMisused("a hot set needs two keys or more")
-        hot = min(max(1, round(count * self.of_keys)), count - 1)
-        order = _shuffled(count)
-        while True:
-            among_hot = rng.integers(hot, size=BLOCK)
-            among_cold = rng.integers(hot, count, size=BLOCK)
-            yield order[np.where(rng.random(BLOCK) < self.of_requests, among_hot, among_cold)]
-
-
-def _shuffled(count: int) -> Positions:
-    """Decide which keys are the popular ones: the same ones in every process and every run."""
-    return np.random.default_rng(count).permutation(count)
+# A way to draw positions of a list; a value, so every process can draw its own.
+Draw: TypeAlias = InTurn | Uniform | Zipf
 
 
 @dataclass(frozen=True, slots=True)

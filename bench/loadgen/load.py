@@ -12,14 +12,15 @@ import orjson
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.keys import Keys
-from hotplate.bench.loadgen.schedule import Arrivals, constant
+from hotplate.bench.loadgen.schedule import dues
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
 
 # What stands for an id in a path.
 KEY = "{key}"
 
-BATCH_PATH, SCORE_PATH = "/v1/recommendations", "/score"
+BATCH_PATH = "/v1/recommendations"
+SCORE_PATH = "/score"
 
 T = TypeVar("T")
 
@@ -36,36 +37,17 @@ class Requests(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Paths:
-    """GETs of a few paths, one after the other."""
-
-    paths: Sequence[str]
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a path."""
-        if not self.paths:
-            raise BenchMisused("a path to request is missing.")
-        for path in self.paths:
-            check_path(path)
-
-    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """See `Requests`."""
-        tail = request_tail(host, headers)
-        return itertools.cycle([b"GET " + path.encode() + tail for path in self.paths])
-
-
-@dataclass(frozen=True, slots=True)
 class Gets:
     """GETs of one path, in which `{key}` is the id that was drawn; each has the next of the `varying` headers, too."""
 
     path: str
-    keys: Keys
+    keys: Keys | None = None
     varying: Sequence[Mapping[str, str]] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what is not a path with a {key} in it."""
+        """Refuse what is not a path, or has no {key} for keys."""
         check_path(self.path)
-        if KEY not in self.path:
+        if self.keys is not None and KEY not in self.path:
             raise BenchMisused(f"a path for keys has a {KEY} in it, and this is {self.path!r}")
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
@@ -73,7 +55,7 @@ class Gets:
         before, _, after = self.path.partition(KEY)
         head = f"GET {before}".encode()
         tails = [after.encode() + request_tail(host, {**headers, **changing}) for changing in self.varying or ({},)]
-        for key, tail in zip(self.keys, itertools.cycle(tails), strict=False):
+        for key, tail in zip(self.keys or itertools.repeat(""), itertools.cycle(tails), strict=False):
             yield head + quote(key, safe="").encode() + tail
 
 
@@ -141,22 +123,21 @@ def status_is_good(status: int, body: bytes) -> str | None:
 class Load:
     """A run to be made; may be run any number of times.
 
-    What: `paths` one after the other, or any other `requests`. When: a constant `rate` in requests/s for `duration_s`,
-    or any other `arrivals`; without either the loop is closed: each connection sends its next request when the last is
-    answered, or `think_s` later, give or take `think_spread` of that. A request out of its `timeout_s` is given up,
+    When: a constant `rate` in requests/s for `duration_s`, evenly spaced, or with a `seed` as independent users come;
+    without a rate the loop is closed: each connection sends its next request when the last is answered, or `think_s`
+    later, give or take `think_spread` of that. A request out of its `timeout_s` is given up,
     counted from when it was due; at most `backlog` due requests wait for one of the `connections`, and further ones are
     dropped. `check` judges every response, instead of its status alone; an exception from it ends the run.
     `observe` names string fields of a compact JSON body whose values are counted. Of each `sample_every` responses
     one is kept, to be looked at afterwards (0: none). `tally` names a header of responses whose numbers are added
     up. Over https the server's certificate must be good, by the system's authorities or those in the file `ca`.
-    `spin` keeps the pace to microseconds on a core of its own.
+    `spin` keeps the pace to microseconds on a core of its own. Of several processes each has its `part` of all `parts`.
     """
 
     url: str
-    paths: Sequence[str] = ()
-    requests: Requests | None = None
+    requests: Requests
     rate: float | None = None
-    arrivals: Arrivals | None = None
+    seed: int | None = None
     duration_s: float
     think_s: float = 0.0
     think_spread: float = 0.0
@@ -170,14 +151,14 @@ class Load:
     sample_every: int = 0
     tally: str = ""
     ca: str | None = None
+    part: int = 0
+    parts: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, with a sentence for each."""
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
             raise BenchMisused(f"The target must look like http://HOST:PORT or https://HOST:PORT, not {self.url!r}.")
-        if self.requests is None:
-            Paths(self.paths)
         for name, value in self.headers.items():
             check_text(name)
             check_text(value)
@@ -200,29 +181,27 @@ class Load:
         """Make what a connection is encrypted with; None for plain http."""
         return tls_of(self.url, self.ca)
 
-    @property
-    def schedule(self) -> Arrivals | None:
-        """When requests are due; None for a closed loop."""
-        if self.arrivals is not None or self.rate is None:
-            return self.arrivals
-        return constant(self.rate, self.duration_s)
+    def dues(self) -> Iterator[float]:
+        """Yield when requests are due, in seconds from the start; nothing for a closed loop."""
+        if self.rate is None:
+            return iter(())
+        return dues(self.rate, self.duration_s, self.seed, self.part, self.parts)
 
     def rendered(self) -> Iterator[bytes]:
         """Yield its requests, whole, without end."""
         host = self.url.partition("://")[2].rstrip("/")
-        return (self.requests or Paths(self.paths)).rendered(host, self.headers)
+        return self.requests.rendered(host, self.headers)
 
     def share(self, part: int, parts: int) -> "Load":
         """Return the load of one of *parts* processes; together they make the same run."""
-        schedule = self.schedule
         connections = self.connections // parts + (part < self.connections % parts)
         if connections == 0:
             raise BenchMisused(f"{parts} processes need a connection each, and there are {self.connections} in all")
         return replace(
             self,
-            requests=for_part(self.requests or Paths(self.paths), part),
-            rate=None,
-            arrivals=schedule and schedule.share(part, parts),
+            requests=for_part(self.requests, part),
+            part=part,
+            parts=parts,
             connections=connections,
             backlog=max(1, self.backlog // parts),
         )

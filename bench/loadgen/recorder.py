@@ -96,10 +96,11 @@ class Recorder:
         if found := self._number.search(head):
             self.tallied[status] = self.tallied.get(status, 0.0) + float(found[1])
 
-    def good(self, latency_s: float, sent_latency_s: float) -> None:
-        """Note the latency of a good response, from when its request was due and from when it was sent."""
+    def good(self, due_s: float, now_s: float, away_s: float) -> None:
+        """Note the latency of a good response: from when its request was due, and without what the generator lost."""
+        latency_s = now_s - due_s
         self._latencies_s.append(latency_s)
-        self._sent_latencies_s.append(sent_latency_s)
+        self._sent_latencies_s.append(max(0.0, latency_s - away_s))
 
     def mark(self) -> None:
         """Note that a second is over."""

@@ -13,10 +13,11 @@ from hotplate.bench.loadgen.absence import AWAY_S, ProcessUsage
 from hotplate.bench.loadgen.histogram import Histogram, Times
 from hotplate.bench.loadgen.recorder import Sample, Second
 from hotplate.bench.measured import STOLEN
-from hotplate.bench.report.text import APART, DIFFERENT, format_bounds, format_us
+from hotplate.bench.report.text import APART, format_us
 
 # A run is invalid below this share of sent requests, or above this share of a core.
-SENT_BOUND, CPU_BOUND = 0.99, 0.95
+SENT_BOUND = 0.99
+CPU_BOUND = 0.95
 
 # A run says nothing if it has neither of these percentiles.
 DECIDING = (50.0, 90.0, 99.0)
@@ -25,7 +26,8 @@ DECIDING = (50.0, 90.0, 99.0)
 LAG_BOUND_US = 1_000.0
 
 # From these shares on, of the time and of a core, one is named as what made the generator late.
-WAITED, BUSY = 0.005, 0.8
+WAITED = 0.005
+BUSY = 0.8
 
 # From this share of the time on that a closed loop waits for a core, its rate is a lower bound of the server's.
 STARVED = 0.05
@@ -243,35 +245,9 @@ class Result:
         }
 
 
-def run_text(facts: Mapping[str, Any]) -> str:
-    """Write one run, given as the values of `Result.to_json`, as a few lines for a person."""
-    rate, sent = facts["requested_rate"], facts["sent_latency_us"]
-    pace = "as fast as answers come" if rate is None else f"{rate:.0f} requests/s requested"
-    lines = [
-        f"{facts['url']}  {facts['mode']}, {pace}, {facts['connections']} connections, {facts['duration_s']:.2f} s",
-        "sent {sent}  ok {ok} ({least}{ok_rate:.0f}/s)  dropped {dropped}".format(**facts, least=at_least(facts)),
-        f"errors {_counts(facts['errors'])}  status {_counts(facts['statuses'])}",
-        f"latency  {_times(facts['latency_us'], sent)}",
-        *([facts["disturbance"]] if differ(facts["latency_us"], sent) else []),
-        *([facts["waiting"]] if facts["waiting"] else []),
-        f"lag      {_times(facts['lag_us'], facts['lag_us'])}",
-        "connections opened {opened}, refused {refused}, with unsolicited bytes {unsolicited}".format(**facts),
-        f"generator {facts['cpu_us_per_request']:.1f} µs CPU/request{', spinning' if facts['spin'] else ''}",
-    ]
-    lines += [f"{name}: {_counts(values)}" for name, values in facts["seen"].items()]
-    return "\n".join(lines + [f"INVALID: {reason}" for reason in facts["invalid_reasons"]])
-
-
 def at_least(facts: Mapping[str, Any]) -> str:
     """Return what stands before the rate of a run, or of a point of a sweep: a lower bound says so."""
     return "at least " if facts.get("at_least") else ""
-
-
-def differ(most_us: Mapping[str, float] | None, least_us: Mapping[str, float] | None) -> bool:
-    """Return whether a percentile's bounds are so far apart that both are worth showing."""
-    if most_us is None or least_us is None:
-        return False
-    return any(most_us[name] > DIFFERENT * least_us[name] for name in ("p50", "p90", "p99", "p999"))
 
 
 def merged(results: Sequence[Result]) -> Result:
@@ -319,14 +295,3 @@ def _second_to_json(second: Second) -> dict[str, Any]:
     latency = spread(second.latencies_s)
     counts = {name: getattr(second, name) for name in OF_A_SECOND} | {"ok": len(second.latencies_s)}
     return counts | {f"{name}_us": latency and getattr(latency, name) for name in ("p50", "p99", "max")}
-
-
-def _counts(counted: Mapping[Any, int]) -> str:
-    return " ".join(f"{key or '(none)'}={count}" for key, count in counted.items()) or "none"
-
-
-def _times(most_us: Mapping[str, float] | None, least_us: Mapping[str, float] | None) -> str:
-    if most_us is None or least_us is None:
-        return "-"
-    names = {"p50": "p50", "p90": "p90", "p99": "p99", "p99.9": "p999", "max": "max", "mean": "mean"}
-    return "  ".join(f"{shown} {format_bounds(least_us[name], most_us[name])}" for shown, name in names.items())

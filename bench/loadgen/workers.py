@@ -36,7 +36,8 @@ OnProgress = Callable[[Sequence[Progress]], None]
 
 # A worker sends the first once its connections are open; the second ends its run early. A number begins the run: the
 # time, by CLOCK_MONOTONIC, which all processes share.
-READY, STOP = "ready", "stop"
+READY = "ready"
+STOP = "stop"
 
 
 class WorkerPool:

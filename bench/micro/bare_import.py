@@ -16,11 +16,10 @@ ROWS_AT_ONCE = 10_000
 
 
 def main() -> int:
-    """Import the file that is the first argument into a new LMDB file, the second."""
+    """Import the CSV file that is the first argument into a new LMDB file, the second."""
     source, target = map(Path, sys.argv[1:])
-    scanned = pl.scan_parquet(source) if source.suffix == ".parquet" else pl.scan_csv(source, schema=COLUMNS)
-    rows = scanned.sort("user", "score", "item", descending=[False, True, False]).collect(engine="streaming")
-    written = append(encoded(rows), target)
+    rows = pl.scan_csv(source, schema=COLUMNS).sort("user", "score", "item", descending=[False, True, False])
+    written = append(encoded(rows.collect(engine="streaming")), target)
     return 0 if read_back(target) == written else 1
 
 

@@ -18,9 +18,12 @@ from implicit.nearest_neighbours import TFIDFRecommender
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from hotplate.bench.micro.training_data import LOG_COLUMNS, RETAIL_COLUMNS, RETAIL_RECIPE
-
-K, LIST_LENGTH, AT_ONCE = 10, 20, 4096
+RETAIL_COLUMNS = ("customer_id", "stock_code")
+RETAIL_RECIPE = (pl.col("quantity") > 0) & (pl.col("unit_price") > 0) & pl.col("stock_code").str.contains(r"^\d{5}")
+LOG_COLUMNS = ("user", "item")
+K = 10
+LIST_LENGTH = 20
+USERS_AT_ONCE = 4096
 MIN_PAIRS = 5
 
 
@@ -72,8 +75,8 @@ def train_on(everything: Any, factors: int) -> None:  # noqa: ANN401 -- as above
     print(ndcg(np.tile(popular, (len(tested), 1)), test, tested))
     model = fit(everything, factors)
     lists(model.recommend, everything, np.arange(everything.shape[0]), LIST_LENGTH)
-    for start in range(0, everything.shape[1], AT_ONCE):
-        model.similar_items(np.arange(start, min(start + AT_ONCE, everything.shape[1])), N=LIST_LENGTH + 1)
+    for start in range(0, everything.shape[1], USERS_AT_ONCE):
+        model.similar_items(np.arange(start, min(start + USERS_AT_ONCE, everything.shape[1])), N=LIST_LENGTH + 1)
 
 
 def fit(user_items: Any, factors: int) -> Any:  # noqa: ANN401 -- as above
@@ -86,7 +89,7 @@ def fit(user_items: Any, factors: int) -> Any:  # noqa: ANN401 -- as above
 
 def lists(recommend: Callable[..., Any], user_items: Any, users: Any, n: int) -> Any:  # noqa: ANN401 -- as above
     """Return the lists of *users*."""
-    parts = [users[start : start + AT_ONCE] for start in range(0, len(users), AT_ONCE)]
+    parts = [users[start : start + USERS_AT_ONCE] for start in range(0, len(users), USERS_AT_ONCE)]
     return np.concatenate([recommend(part, user_items[part], N=n)[0] for part in parts])
 
 

@@ -5,21 +5,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any, NamedTuple
 
 # What one candidate did in one round, by the names of UNITS.
 Round = Mapping[str, float]
 Candidate = Callable[[], Round]
-# Who takes part, by name, or the reason why one cannot.
-Candidates = Mapping[str, Candidate | str]
+# Who takes part, by name.
+Candidates = Mapping[str, Candidate]
+# Between the names of two in that of a figure which compares them.
+RATIO = " / "
 
-# How late the generator was, and the share of a latency from which on that is not the servers'.
-LAG, LATE = "lag p99", 0.2
+# How late the generator was.
+LAG = "lag p99"
+# The share of a latency from which on that is not the servers'.
+LATE = 0.2
 
 # Of a request, read, list or key, if it is not of a whole command.
 UNITS = {
@@ -56,30 +57,28 @@ class Effort:
     round_s: float = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What the median of a figure should be, the bounds included; in the figure's unit."""
+class Goal(NamedTuple):
+    """What the median of a figure should be at least, or at most; in the figure's unit."""
 
-    least: float = -inf
-    most: float = inf
+    sign: str
+    bound: float
 
     def __str__(self) -> str:
-        bounds = {"≥": self.least, "≤": self.most}
-        return ", ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if abs(bound) < inf)
+        return f"{self.sign} {self.bound:g}"
 
     def met(self, value: float) -> bool:
-        """Return whether *value* is inside."""
-        return self.least <= value <= self.most
+        """Return whether *value* reaches it."""
+        return value >= self.bound if self.sign == "≥" else value <= self.bound
 
 
 def at_least(bound: float) -> Goal:
     """Expect *bound* or more."""
-    return Goal(least=bound)
+    return Goal("≥", bound)
 
 
 def at_most(bound: float) -> Goal:
     """Expect *bound* or less."""
-    return Goal(most=bound)
+    return Goal("≤", bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,46 +122,46 @@ class Unmeasured:
 Outcome = Figure | Unmeasured
 
 
+class Line(NamedTuple):
+    """A line of docs/figures.md: what the figure is of, and its goal."""
+
+    what: str
+    goal: Goal | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Who takes part, goals of figures by name, and rows of docs/figures.md, which say what a figure is of.
+    """Who takes part, and the figures that are published, by name.
 
-    Names are `A: CPU` of one candidate, `A / B: CPU` and `A - B: CPU` of two, round by round. A case with *rounds*
+    Names are `A: CPU` of one candidate, and `A / B: CPU` of two, round by round. A case with *rounds*
     makes so many and none to warm up, because its data decide how long one takes.
     """
 
     name: str
     candidates: Callable[[Effort], AbstractContextManager[Candidates]]
-    goals: Mapping[str, Goal]
-    rows: Mapping[str, str]
+    rows: Mapping[str, Line]
     rounds: int = 0
 
     def measure(self, effort: Effort) -> list[Outcome]:
         """Let all candidates run, and return their figures and those that compare them."""
         try:
-            with self.candidates(effort) as given:
-                present = {name: one for name, one in given.items() if not isinstance(one, str)}
-                absent = {name: one for name, one in given.items() if isinstance(one, str)}
+            with self.candidates(effort) as present:
                 taken = interleave(present, self.rounds or effort.rounds, warm_up=not self.rounds)
         except Skipped as skipped:
             return [Unmeasured(self.name, str(skipped))]
         plain = [f"{name}: {quantity}" for name, rounds in taken.items() for quantity in rounds[0]]
-        return [self._outcome(name, taken, absent) for name in dict.fromkeys([*plain, *self.goals, *self.rows])]
+        return [self._outcome(name, taken) for name in dict.fromkeys([*plain, *self.rows])]
 
-    def _outcome(self, name: str, taken: Mapping[str, Sequence[Round]], absent: Mapping[str, str]) -> Outcome:
+    def _outcome(self, name: str, taken: Mapping[str, Sequence[Round]]) -> Outcome:
         sides, _, quantity = name.rpartition(": ")
-        ours, sign, theirs = split_sides(sides)
-        full = f"{self.name}: {name}"
-        for side in (ours, theirs):
-            if side in absent:
-                return Unmeasured(full, absent[side])
-        values = [one[quantity] for one in taken[ours]]
-        if sign:
+        ours, is_ratio, theirs = sides.partition(RATIO)
+        full, values, unit = f"{self.name}: {name}", [one[quantity] for one in taken[ours]], UNITS[quantity]
+        if is_ratio:
             if late := _late(quantity, [*taken[ours], *taken[theirs]]):
                 return Unmeasured(full, late)
-            pairs = zip(values, (one[quantity] for one in taken[theirs]), strict=True)
-            values = [one / other if sign == " / " else one - other for one, other in pairs]
-        return Figure(full, "ratio" if sign == " / " else UNITS[quantity], values, self.goals.get(name))
+            values = [value / other[quantity] for value, other in zip(values, taken[theirs], strict=True)]
+            unit = "ratio"
+        return Figure(full, unit, values, self.rows[name].goal if name in self.rows else None)
 
 
 def _late(quantity: str, rounds: Sequence[Round]) -> str:
@@ -173,17 +172,9 @@ def _late(quantity: str, rounds: Sequence[Round]) -> str:
     return f"the generator was late by {lag_ms:.2g} ms at p99, and {quantity} is {found_ms:.2g} ms: use a quiet machine"
 
 
-def split_sides(sides: str) -> tuple[str, str, str]:
-    """Split `A / B` or `A - B` into two names and the sign between; the last two are empty for one name."""
-    for sign in (" / ", " - "):
-        if sign in sides:
-            return sides.partition(sign)
-    return sides, "", ""
-
-
-def interleave(candidates: Mapping[str, Callable[[], T]], rounds: int, *, warm_up: bool = True) -> dict[str, list[T]]:
+def interleave(candidates: Candidates, rounds: int, *, warm_up: bool) -> dict[str, list[Round]]:
     """Run the candidates A B A B …, *rounds* times each, after one round to warm up, which is not kept."""
-    taken: dict[str, list[T]] = {name: [] for name in candidates}
+    taken: dict[str, list[Round]] = {name: [] for name in candidates}
     for number in range(rounds + warm_up):
         for name, measure in candidates.items():
             one = measure()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 
-from hotplate.bench.micro.harness import UNITS, Figure, split_sides
+from hotplate.bench.micro.harness import RATIO, UNITS, Figure
 from hotplate.bench.report.machine import ROOT
 
 HISTORY = ROOT / "bench" / "history.jsonl"
@@ -80,7 +80,7 @@ def shown(runs: Sequence[Run], figure: str) -> str:
     medians = [median(middle for middle, _, _ in group) for group in spans]
     inside = medians if spans[1:] else [value for span in spans[0] for value in span]
     sides, _, quantity = figure.rpartition(": ")
-    unit = "ratio" if split_sides(sides)[1] == " / " else UNITS[quantity]
+    unit = "ratio" if RATIO in sides else UNITS[quantity]
     span = f"{number(min(inside))} to {number(max(inside))}" if min(inside) < max(inside) else ""
     bracket = ": ".join(part for part in (FEW.get(len(spans), ""), span) if part)
     value = number(median(medians)) + {"ratio": f" {TIMES}", "/s": "/s"}.get(unit, f" {unit}")

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 
+from hotplate.bench.micro.commands import DATA
 from hotplate.bench.micro.history import page_with
 from hotplate.bench.micro.servers import HOTPLATE
-from hotplate.bench.micro.training_data import DATA
 from hotplate.bench.report import machine
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import measure_users
@@ -27,7 +27,7 @@ from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, UserItems, Weighing, to_matrix
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.ease import EASEParams
-from hotplate.offline.train.engine import Params, params_from
+from hotplate.offline.train.engine import Params, described, params_from
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 
@@ -45,7 +45,9 @@ FIXED: dict[str, Params] = {
     "EASE": EASEParams(),
     "ALS": ALSParams(),
 }
-BEFORE, RECENT, PERSONAL, TYPED = "searched without recency", "recent popularity", "best personal", "as typed"
+RECENT = "recent popularity"
+PERSONAL = "best personal"
+TYPED = "as typed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,6 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     is_popular = isinstance(typed, PopularityParams)
     columns = {
         **FIXED,
-        BEFORE: _best(each for each in trials if _is_plain(each)),
         RECENT: _best(each for each in trials if each["engine"] == "popularity"),
         PERSONAL: _best(each for each in trials if each["engine"] != "popularity") if is_popular else typed,
         TYPED: typed,
@@ -156,13 +157,7 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     served = evaluation["as_served"]
     low, high = served["intervals"]["ndcg"]
     ndcg = {name: float(value.mean()) for name, value in values.items()} | {TYPED: served["ndcg"]}
-    return Piece(len(values[TYPED]), ndcg, (high - low) / 2, described(report))
-
-
-def _is_plain(trial: dict[str, Any]) -> bool:
-    """Tell whether a trial could be made before there was recency and random walks."""
-    params = trial["params"]
-    return not (params.get("recency") or params.get("half_life_days") or params.get("weighting") == "rp3beta")
+    return Piece(len(values[TYPED]), ndcg, (high - low) / 2, _described(report))
 
 
 def _best(trials: Iterator[dict[str, Any]]) -> Params:
@@ -194,26 +189,17 @@ def draw_rows(data: DataSet, trainings: Trainings) -> Iterator[str]:
         value = report["evaluation"]["model"][draw.metric]
         popular = report["evaluation"]["baselines"].get("popularity", report["evaluation"]["model"])[draw.metric]
         low, high = report["evaluation"]["intervals"][draw.metric]
-        yield _row(data.name, draw.name, f"{popular:.4f}", f"{value:.4f} ± {(high - low) / 2:.4f}, {described(report)}")
+        yield _row(
+            data.name, draw.name, f"{popular:.4f}", f"{value:.4f} ± {(high - low) / 2:.4f}, {_described(report)}"
+        )
+
+
+def _described(report: dict[str, Any]) -> str:
+    return described(params_from(report["engine"], report["params"]))
 
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def described(report: dict[str, Any]) -> str:
-    """Name the engine of a report and its parameters, those of ALS as factors/regularization/alpha."""
-    params = {name: value for name, value in report["params"].items() if value is not None}
-    recency = params.pop("recency", None)
-    if report["engine"] == "als":
-        chosen = [f"{params['factors']}/{params['regularization']:g}/{params['alpha']:g}"]
-    elif report["engine"] == "neighbours" and params["weighting"] != "rp3beta":
-        chosen = [params["weighting"], str(params["neighbours"])]
-    else:
-        chosen = [f"{value:g}" if isinstance(value, float) else str(value) for value in params.values()]
-    if recency is not None:
-        chosen.append(f"recency {recency['half_life_days']:g} d ^ {recency['gamma']:g}")
-    return " ".join([report["engine"], *chosen])
 
 
 def reference_split(matrix: Matrix) -> Parts:
@@ -261,7 +247,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the tables, and write them into the docs if all data are there; always 0."""
     data_at = Path(arguments[0]) if arguments else DATA
     headings = (
-        ("data", "first pairs", "users", *FIXED, BEFORE, RECENT, PERSONAL, TYPED),
+        ("data", "first pairs", "users", *FIXED, RECENT, PERSONAL, TYPED),
         ("data", "random draw, which flatters", "popularity", TYPED),
     )
     tables = [[_row(*heading), "|" + "---|" * len(heading)] for heading in headings]

@@ -20,10 +20,10 @@ from redis import Redis
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
 from hotplate.bench.lists import Shape
 from hotplate.bench.loadgen.load import Gets
-from hotplate.bench.micro.c_peers import missing, webdis_serving
-from hotplate.bench.micro.harness import Candidates, Case, Effort, Round, Skipped, Stopwatch, at_least, at_most
-from hotplate.bench.micro.publishing import publish_to
-from hotplate.bench.micro.servers import LIST_LENGTH, gets, hotplate_serving, keys_of, saturated
+from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, Round, Skipped, Stopwatch, at_least, at_most
+from hotplate.bench.micro.in_process import publish_to
+from hotplate.bench.micro.peers import webdis_serving
+from hotplate.bench.micro.servers import LIST_LENGTH, gets, hotplate_serving, keys_of, missing, saturated
 from hotplate.bench.process import REDIS_MISSING, emulator_serving, on_core, redis_installed, redis_serving
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.url import parse
@@ -32,7 +32,8 @@ from hotplate.stores.keys import USER
 
 # webdis's lists lie there: plain strings, without a release.
 PLAIN = "plain:"
-DATABASE, CONTAINER = "d", "c"
+DATABASE = "d"
+CONTAINER = "c"
 # Makes items of 1,024 B as they are stored, with their system properties.
 PAD_BYTES = 788
 ITEMS = [f"user-{number:08d}" for number in range(200)]
@@ -153,19 +154,19 @@ CASES = (
     Case(
         "webdis",
         _webdis,
-        {"hotplate / webdis: rate": at_least(1.3)},
         {
-            "hotplate / webdis: rate": "a GET from Redis, compared with webdis on one thread: rate",
-            "hotplate: CPU": "the same: CPU",
+            "hotplate / webdis: rate": Line(
+                "a GET from Redis, compared with webdis on one thread: rate", at_least(1.3)
+            ),
+            "hotplate: CPU": Line("the same: CPU"),
         },
     ),
     Case(
         "cosmos_reads",
         _cosmos_reads,
-        {"hotplate: CPU": at_most(40), "hotplate / azure-cosmos: CPU": at_most(1 / 12)},
         {
-            "hotplate: CPU": "a point read from Cosmos DB (local emulator): CPU of our client",
-            "azure-cosmos: CPU": "the same: CPU of azure-cosmos as it comes",
+            "hotplate: CPU": Line("a point read from Cosmos DB (local emulator): CPU of our client", at_most(40)),
+            "azure-cosmos: CPU": Line("the same: CPU of azure-cosmos as it comes"),
         },
     ),
 )

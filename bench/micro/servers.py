@@ -1,12 +1,17 @@
 """The service on one core, and load on it from another: as much as it takes, or at a rate."""
 
+import re
+import shutil
+import subprocess
 import sys
+import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +21,6 @@ from hotplate.bench.loadgen.generator import run
 from hotplate.bench.loadgen.keys import Keys, Uniform
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.loadgen.schedule import constant
-from hotplate.bench.micro.c_peers import missing, run_wrk
 from hotplate.bench.micro.harness import Candidate, Round
 from hotplate.bench.process import Server, service_serving
 from hotplate.stores.keys import USER
@@ -34,6 +37,30 @@ ANYWHERE = "http://127.0.0.1"
 REQUESTED = 50_000
 # How long an open loop runs before it counts: the first of the seconds that a result has.
 WARMUP_S = 1.0
+WRK_CONNECTIONS = 64
+# wrk sends the requests of a file one after the other; each ends with the first empty line after it begins.
+SCRIPT = """\
+local requests, number = {{}}, 0
+local file = assert(io.open("{requests}", "rb"))
+for request in file:read("*a"):gmatch("(.-\\r\\n\\r\\n)") do requests[#requests + 1] = request end
+file:close()
+request = function()
+    number = number % #requests + 1
+    return requests[number]
+end
+"""
+_counted = re.compile(r"(\d+) requests in ")
+_failed = re.compile(r"Socket errors: .*|Non-2xx or 3xx responses: .*")
+
+
+def missing(name: str) -> str | None:
+    """Return why a program cannot be measured; None if it is installed."""
+    return None if executable(name) else f"{name} is not installed; on Debian or Ubuntu: apt-get install {name}"
+
+
+def executable(name: str) -> str | None:
+    """Find a program, also where those for administrators are, which are not on everybody's PATH."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
 def id_of(user: int) -> str:
@@ -53,10 +80,7 @@ def keys_of(users: int) -> Keys:
 
 
 def gets(
-    keys: Keys,
-    duration_s: float,
-    headers: Mapping[str, str] = HEADERS,
-    varying: Sequence[Mapping[str, str]] = (),
+    keys: Keys, duration_s: float, headers: Mapping[str, str] = HEADERS, varying: Sequence[Mapping[str, str]] = ()
 ) -> Load:
     """Return a closed loop of GETs for random users, each with the next of the *varying* headers, too."""
     requests = Gets(ROUTE + "{key}", keys, varying)
@@ -100,6 +124,24 @@ def _by_wrk(server: Server, load: Load) -> Round:
     return {"rate": count / duration_s, "CPU": (server.cpu_s() - before_s) * 1e6 / count}
 
 
+def run_wrk(url: str, requests: Iterable[bytes], duration_s: float) -> tuple[int, float]:
+    """Let wrk send *requests* over and over; return how many were answered well, and in how many seconds.
+
+    wrk counts in whole seconds. RuntimeError for a single error.
+    """
+    whole_s = max(1, round(duration_s))
+    with tempfile.TemporaryDirectory() as folder:
+        script, file = Path(folder) / "wrk.lua", Path(folder) / "requests"
+        file.write_bytes(b"".join(requests))
+        script.write_text(SCRIPT.format(requests=file))
+        command = ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{whole_s}", "-s", str(script), url]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- a known tool
+    counted, failed = _counted.search(ended.stdout), _failed.search(ended.stdout)
+    if counted is None or failed is not None:
+        raise RuntimeError(f"wrk printed {(ended.stdout + ended.stderr)[-500:]}")
+    return int(counted[1]), float(whole_s)
+
+
 def paced(server: Server, load: Load, rate: float) -> Round:
     """Request at a rate, as independent users come: latencies from when due, and how late the generator was.
 
@@ -107,10 +149,8 @@ def paced(server: Server, load: Load, rate: float) -> Round:
     sends its first request: that costs more than all others.
     """
     duration_s = load.duration_s + WARMUP_S
-    arrivals = constant(rate, duration_s, seed=1)
-    result, round_ = run_at(
-        server, replace(load, duration_s=duration_s, arrivals=arrivals, spin=True, backlog=10_000_000, timeout_s=60.0)
-    )
+    at_rate = replace(load, duration_s=duration_s, rate=rate, seed=1, spin=True, backlog=10_000_000, timeout_s=60.0)
+    result, round_ = run_at(server, at_rate)
     first, *others = result.seconds
     latencies_s = np.concatenate([second.latencies_s for second in others])
     return {**round_, **percentiles(latencies_s), "lag p99": float(np.percentile(result.lags_s[first.due :], 99)) * 1e3}

@@ -12,36 +12,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
 
 from hotplate.bench.lists import Shape
 from hotplate.bench.loadgen.keys import Keys, Uniform
 from hotplate.bench.loadgen.load import Load
-from hotplate.bench.micro.c_peers import missing, nginx_serving
-from hotplate.bench.micro.harness import Candidate, Candidates, Case, Effort, Goal, Round, at_least, at_most
-from hotplate.bench.micro.http_peer import COPIED, must_be_alike, peer_serving
-from hotplate.bench.micro.publishing import publish_to
-from hotplate.bench.micro.servers import (
-    LIST_LENGTH,
-    WARMUP_S,
-    by_generator,
-    fetch,
-    gets,
-    hotplate_serving,
-    keys_of,
-    paced,
-    path_of,
-    saturated,
-)
+from hotplate.bench.micro import servers
+from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, Round, Skipped, at_least, at_most
+from hotplate.bench.micro.in_process import publish_to
+from hotplate.bench.micro.peers import COPIED, aiohttp_serving, must_be_alike, nginx_serving
 from hotplate.bench.process import Server, on_core
 from hotplate.serve.access.keys import READ, create
 from hotplate.stores.catalogue import ReleaseId
 
-TITLED = Shape(1_000, items=LIST_LENGTH, title_chars=17)
+TITLED = Shape(1_000, items=servers.LIST_LENGTH, title_chars=17)
 # The plainest aiohttp has these, because all requests are the same to it.
 FEW = Keys(COPIED, Uniform())
-OURS, CHANGING = "hotplate", "hotplate, changing headers"
+OURS = "hotplate"
+CHANGING = "hotplate, changing headers"
 # A flip takes a while, because the release is read into memory first.
 FLIP_S = 3.0
 # Waits so many seconds, and POSTs to a URL.
@@ -56,11 +46,11 @@ urllib.request.urlopen(urllib.request.Request(sys.argv[2], method="POST")).close
 def _http_peer(effort: Effort) -> Iterator[Candidates]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         publish_to(f"file://{folder}", TITLED, TITLED.values())
-        service = stack.enter_context(hotplate_serving(f"file://{folder}"))
-        peer = stack.enter_context(peer_serving(service))
+        service = stack.enter_context(servers.hotplate_serving(f"file://{folder}"))
+        peer = stack.enter_context(aiohttp_serving(service))
         stack.enter_context(on_core(1))
-        load = gets(FEW, effort.round_s)
-        yield {OURS: by_generator(service, load), "aiohttp": by_generator(peer, load)}
+        load = servers.gets(FEW, effort.round_s)
+        yield {OURS: servers.by_generator(service, load), "aiohttp": servers.by_generator(peer, load)}
 
 
 # A GET among many users, with the key of a shop
@@ -79,61 +69,50 @@ class Shop:
 
 @contextmanager
 def _shop(effort: Effort) -> Iterator[Shop]:
-    shape = Shape(effort.users, LIST_LENGTH)
+    shape = Shape(effort.users, servers.LIST_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         store, keys, values = f"file://{folder}/store", Path(folder) / "keys.json", shape.values()
         releases = [publish_to(store, shape, values).release.id for _ in range(2)]
         key = create(keys, "shop", [READ]).key
         headers = {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key}
-        load = gets(keys_of(effort.users), effort.round_s, headers)
-        changing = gets(keys_of(effort.users), effort.round_s, headers, behind_a_proxy())
-        with hotplate_serving(store, "--keys", str(keys), "--anonymous", "--admin-store", store) as service:
+        load = servers.gets(servers.keys_of(effort.users), effort.round_s, headers)
+        changing = servers.gets(servers.keys_of(effort.users), effort.round_s, headers, behind_a_proxy())
+        with servers.hotplate_serving(store, "--keys", str(keys), "--anonymous", "--admin-store", store) as service:
             yield Shop(service, releases, {OURS: load, CHANGING: changing})
 
 
 def behind_a_proxy() -> tuple[Mapping[str, str], ...]:
     """Draw headers that a proxy adds to a request, each time others."""
     rng = random.Random(0)  # noqa: S311 -- spreads requests, guards nothing
-
-    def address() -> str:
-        return ".".join(str(rng.randrange(256)) for _ in range(4))
-
     return tuple(
-        {"X-Forwarded-For": address(), "traceparent": f"00-{rng.getrandbits(128):032x}-{rng.getrandbits(64):016x}-01"}
+        {
+            "X-Forwarded-For": str(IPv4Address(rng.getrandbits(32))),
+            "traceparent": f"00-{rng.getrandbits(128):032x}-{rng.getrandbits(64):016x}-01",
+        }
         for _ in range(4_096)
     )
 
 
-def _nginx_like(service: Server, stack: ExitStack) -> Server:
-    """Start nginx, which gives one of the service's responses; it ends with *stack*."""
-    nginx = stack.enter_context(nginx_serving(*fetch(service.url + path_of(0))))
-    must_be_alike(service.url + path_of(0), nginx.url)
-    return nginx
-
-
 @contextmanager
 def _hot_path(effort: Effort) -> Iterator[Candidates]:
+    if absent := servers.missing("nginx"):
+        raise Skipped(absent)
     with _shop(effort) as shop, ExitStack() as stack:
-        service, absent, loads = shop.service, missing("nginx"), shop.loads
-        nginx: Candidate | str = absent or saturated(_nginx_like(service, stack), loads[OURS])
+        url, loads = shop.service.url + servers.path_of(0), shop.loads
+        nginx = stack.enter_context(nginx_serving(*servers.fetch(url)))
+        must_be_alike(url, nginx.url)
         stack.enter_context(on_core(1))
-        yield {
-            OURS: saturated(service, loads[OURS]),
-            CHANGING: saturated(service, loads[CHANGING]),
-            "nginx": nginx,
-            "hotplate by hotplate bench": missing("wrk") or by_generator(service, loads[OURS]),
-        }
+        ours = {name: servers.saturated(shop.service, load) for name, load in loads.items()}
+        yield ours | {"nginx": servers.saturated(nginx, loads[OURS])}
 
 
 @contextmanager
 def _tail(effort: Effort) -> Iterator[Candidates]:
-    """Send half of what the service can take: to it, to nginx, and to it while another release goes live."""
-    with _shop(effort) as shop, ExitStack() as stack:
-        service, absent = shop.service, missing("nginx")
-        nginx = None if absent else _nginx_like(service, stack)
-        stack.enter_context(on_core(1))
+    """Send half of what the service can take, also while another release goes live."""
+    with _shop(effort) as shop, on_core(1):
+        service = shop.service
         load = replace(shop.loads[CHANGING], duration_s=max(FLIP_S, effort.round_s))
-        measure = saturated(service, shop.loads[CHANGING])
+        measure = servers.saturated(service, shop.loads[CHANGING])
         rate = median(measure()["rate"] for _ in range(3)) / 2
 
         def with_flip() -> Round:
@@ -141,53 +120,47 @@ def _tail(effort: Effort) -> Iterator[Candidates]:
             activated = shop.releases[-1]
             url = f"{service.admin_url}/v1/releases/{activated}/activate"
             # In a process of its own, so the generator need not stop for that.
-            flip = subprocess.Popen([sys.executable, "-c", FLIP, str(WARMUP_S + load.duration_s / 4), url])  # noqa: S603 -- our own
-            found = paced(service, load, rate)
+            flip = subprocess.Popen([sys.executable, "-c", FLIP, str(servers.WARMUP_S + load.duration_s / 4), url])  # noqa: S603 -- our own
+            found = servers.paced(service, load, rate)
             if flip.wait():
                 raise RuntimeError(f"POST {url} failed")
-            if activated.encode() not in fetch(service.url + path_of(0))[0]:
+            if activated.encode() not in servers.fetch(service.url + servers.path_of(0))[0]:
                 raise RuntimeError(f"the service does not serve {activated}, which was activated")
             return found
 
-        yield {
-            OURS: partial(paced, service, load, rate),
-            "nginx": absent or partial(paced, nginx or service, load, rate),
-            "with a flip": with_flip,
-        }
+        yield {OURS: partial(servers.paced, service, load, rate), "with a flip": with_flip}
 
 
 CASES = (
     Case(
         "http_peer",
         _http_peer,
-        {"hotplate / aiohttp: rate": at_least(0.75)},
         {
-            "hotplate / aiohttp: rate": "a GET on one core, compared with one route of aiohttp over a dict: rate",
-            "hotplate: CPU": "the same: CPU",
+            "hotplate / aiohttp: rate": Line(
+                "a GET on one core, compared with one route of aiohttp over a dict: rate", at_least(0.75)
+            ),
+            "hotplate: CPU": Line("the same: CPU"),
         },
     ),
     Case(
         "hot_path",
         _hot_path,
         {
-            "hotplate / nginx: rate": at_least(0.75),
-            "hotplate / nginx: CPU": at_most(1.4),
-            "hotplate by hotplate bench / hotplate: rate": Goal(0.9, 1.1),
-        },
-        {
-            "hotplate / nginx: rate": "a GET among 1,000,000 users, with a key, compared with nginx `return 200`: rate",
-            "hotplate: CPU": "the same: CPU",
-            "hotplate, changing headers / nginx: rate": "the same, if headers change in each request: rate",
-            "hotplate, changing headers: CPU": "the same: CPU",
+            "hotplate / nginx: rate": Line(
+                "a GET among 1,000,000 users, with a key, compared with nginx `return 200`: rate", at_least(0.75)
+            ),
+            "hotplate: CPU": Line("the same: CPU"),
+            "hotplate, changing headers / nginx: rate": Line("the same, if headers change in each request: rate"),
+            "hotplate, changing headers: CPU": Line("the same: CPU"),
         },
     ),
     Case(
         "tail",
         _tail,
-        {"hotplate / nginx: p99": at_most(1.25), "with a flip / hotplate: p99.9": at_most(2)},
         {
-            "hotplate / nginx: p99": "a GET at half load, compared with nginx: p99",
-            "with a flip / hotplate: p99.9": "a GET at half load during a flip, compared with no flip: p99.9",
+            "with a flip / hotplate: p99.9": Line(
+                "a GET at half load during a flip, compared with no flip: p99.9", at_most(2)
+            ),
         },
     ),
 )

@@ -2,33 +2,18 @@
 
 from collections.abc import Mapping
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from hotplate.bench.planner.demand import fullest_zipf_share
 from hotplate.bench.planner.figures import Figure, Ledger, round_up
 from hotplate.bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH
+from hotplate.stores.cosmos import url
 from hotplate.stores.cosmos.charges import Charges, even_rows, publish_ru
-from hotplate.stores.cosmos.url import (
-    AUTOSCALE_MIN,
-    AUTOSCALE_STEP,
-    INITIAL_PARTITION_RU,
-    MANUAL_MIN,
-    MANUAL_STEP,
-    MAX_RU,
-    PARTITION_RU,
-    SERVERLESS_BYTES,
-    SERVERLESS_RU,
-    minimum_ru,
-)
-
-if TYPE_CHECKING:
-    from hotplate.bench.planner.key_stream import KeyStream
 
 GB = 1000**3
 PARTITION_GB = 50
 # Of the container of the catalogue.
-CONTROL_RU = MANUAL_MIN
+CONTROL_RU = url.MANUAL_MIN
 # Consistency levels whose reads are charged twice.
 DOUBLED = ("bounded", "strong")
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
@@ -38,26 +23,26 @@ PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-th
 SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/serverless-performance, read 2026-11-22; no promise"
 DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-region: accounts since 2023-11-15"
 # A poll of the catalogue, as the store makes it: a read of about 1 KB.
-POLL_S, CATALOGUE_RU = 2.0, 1.0
+POLL_S = 2.0
+CATALOGUE_RU = 1.0
 # An autoscale range begins at a tenth of its top, and that much is always paid for.
 FLOOR = 10
 # Hours of a publish in which the old and the new live release are both scaled to serve.
 OVERLAP_HOURS = 1
 
 
-def derive_demand(ledger: Ledger, inputs: Inputs, charges: Charges, keys: "KeyStream | None") -> None:
+def derive_demand(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
     """Derive what is to be provisioned, whatever it costs, from the sizes and the workload in the ledger."""
     _charges(ledger, inputs, charges)
     _publishing(ledger, inputs, charges)
-    copies = "1 + kept + 1" if inputs.publishing == "release" else "1"
     ledger.derive("release_gb", "GB", f"rows * item_bytes / {GB}")
-    ledger.derive("copies", "releases", copies, source="live, kept and, while it is written, the next")
+    ledger.derive("copies", "releases", "1 + kept + 1", source="live, kept and, while it is written, the next")
     ledger.derive("stored_gb", "GB", "release_gb * copies")
-    _serving(ledger, inputs, keys)
+    _serving(ledger, inputs)
     ledger.derive("partitions_all", "partitions", "partitions * regions")
     _hot_key(ledger)
     ledger.derive("publishes", "a month", f"{HOURS_A_MONTH} / refresh_hours")
-    _together(ledger, inputs)
+    _together(ledger)
 
 
 def _charges(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
@@ -76,35 +61,26 @@ def _charges(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
     if inputs.write_ru is not None:
         ledger.derive("list_write_ru", "RU", "write_ru")
         return
-    terms = 0 if inputs.indexing == "none" else inputs.indexed_terms
-    replaced = inputs.publishing == "in-place"
-    indexed = "indexed_terms" if terms else "no terms, as indexing says"
-    formula = f"charge of {'replacing' if replaced else 'creating'} an item of item_bytes with {indexed}, by publishing"
-    size = round(item_bytes)
-    written = charges.replace(size, size, terms, terms) if replaced else charges.create(size, terms)
-    ledger.derive("list_write_ru", "RU", formula, written, source=CHARGES)
+    formula = "charge of creating an item of item_bytes without an index"
+    ledger.derive("list_write_ru", "RU", formula, charges.create(round(item_bytes), 0), source=CHARGES)
 
 
 def _publishing(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
     """Derive RU in all, RU/s reserved, and hours that one publish takes."""
-    if inputs.publishing == "in-place":
-        ledger.derive("publish_total_ru", "RU", "rows * list_write_ru")
-    else:
-        size, rows = round(ledger.number("item_bytes")), round(ledger.number("rows"))
-        ledger.derive("read_back_ru", "RU", "charge of a point read of item_bytes", charges.read(size), source=CHARGES)
-        rest = sum(publish_ru(charges, even_rows(rows, size)).values()) - rows * (
-            charges.create(size, 0) + charges.read(size)
-        )
-        formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
-        ledger.derive("publish_rest_ru", "RU", formula, rest, source=f"{CHARGES}; as --dry-run of publish has it")
-        ledger.derive("publish_total_ru", "RU", "rows * (list_write_ru + read_back_ru) + publish_rest_ru")
+    size, rows = round(ledger.number("item_bytes")), round(ledger.number("rows"))
+    ledger.derive("read_back_ru", "RU", "charge of a point read of item_bytes", charges.read(size), source=CHARGES)
+    lists_ru = rows * (charges.create(size, 0) + charges.read(size))
+    rest = sum(publish_ru(charges, even_rows(rows, size)).values()) - lists_ru
+    formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
+    ledger.derive("publish_rest_ru", "RU", formula, rest, source=f"{CHARGES}; as --dry-run of publish has it")
+    ledger.derive("publish_total_ru", "RU", "rows * (list_write_ru + read_back_ru) + publish_rest_ru")
     wanted = "publish_total_ru / (window_hours * 3600)" if inputs.publish_ru is None else "publish_ru"
-    least = MANUAL_MIN if inputs.publishing == "release" else MANUAL_STEP
-    ledger.derive("publish_ru_s", "RU/s", f"min({MAX_RU}, max({least}, round_up({wanted}, {MANUAL_STEP})))")
+    reserved = f"min({url.MAX_RU}, max({url.MANUAL_MIN}, round_up({wanted}, {url.MANUAL_STEP})))"
+    ledger.derive("publish_ru_s", "RU/s", reserved)
     ledger.derive("publish_hours", "hours", "publish_total_ru / publish_ru_s / 3600")
 
 
-def _serving(ledger: Ledger, inputs: Inputs, keys: "KeyStream | None") -> None:
+def _serving(ledger: Ledger, inputs: Inputs) -> None:
     """Derive the RU/s and the physical partitions of the container that is read.
 
     What the fullest partition needs depends on how many there are, and how many there are on what it needs, so the
@@ -115,36 +91,29 @@ def _serving(ledger: Ledger, inputs: Inputs, keys: "KeyStream | None") -> None:
     partitions = 0.0
     while needed > partitions:
         partitions = needed
-        needed = _serving_with(ledger, inputs, int(partitions), keys)
+        needed = _serving_with(ledger, inputs, int(partitions))
 
 
-def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStream | None") -> float:
+def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int) -> float:
     """Derive what serving takes with so many partitions; return how many a container that can give it has."""
-    in_place = inputs.publishing == "in-place"
-    wanted = f"round_up(reads_ru{' + publish_ru_s' * in_place}, {MANUAL_STEP})"
-    before = "have_ru" if inputs.have_ru else ""
-    alternative = before if in_place else "publish_ru_s"
     ledger.input("partitions", partitions, "partitions", "as many as follow from it: both agree")
-    _skew(ledger, inputs, partitions, keys)
+    _skew(ledger, inputs, partitions)
     ledger.derive("reads_plain_ru", "RU/s", "reads_s * mean_read_ru")
     ledger.derive("reads_ru", "RU/s", "reads_plain_ru * skew / ru_utilisation")
-    ledger.derive("highest_ru", "RU/s", f"max({alternative}, {wanted})" if alternative else wanted)
-    least = f"round_up(max({MANUAL_MIN}, release_gb, highest_ru / 100), {MANUAL_STEP})"
+    ledger.derive("highest_ru", "RU/s", f"max(publish_ru_s, round_up(reads_ru, {url.MANUAL_STEP}))")
+    least = f"round_up(max({url.MANUAL_MIN}, release_gb, highest_ru / 100), {url.MANUAL_STEP})"
     ledger.derive("least_ru", "RU/s", least, source=LIMITS)
-    ledger.derive("serve_ru", "RU/s", f"max(round_up(reads_ru, {MANUAL_STEP}), least_ru)")
+    ledger.derive("serve_ru", "RU/s", f"max(round_up(reads_ru, {url.MANUAL_STEP}), least_ru)")
     source = "what a container is created with"
-    ledger.derive("creation_ru", "RU/s", f"min({MAX_RU}, max(highest_ru, serve_ru))", source=source)
-    ledger.derive("new_partitions", "partitions", f"ceil(creation_ru / {INITIAL_PARTITION_RU})", source=PARTITIONS)
-    formula = f"max(new_partitions, partitions_by_gb, ceil(min({MAX_RU}, serve_ru) / {PARTITION_RU}))"
+    ledger.derive("creation_ru", "RU/s", f"min({url.MAX_RU}, max(highest_ru, serve_ru))", source=source)
+    ledger.derive("new_partitions", "partitions", f"ceil(creation_ru / {url.INITIAL_PARTITION_RU})", source=PARTITIONS)
+    formula = f"max(new_partitions, partitions_by_gb, ceil(min({url.MAX_RU}, serve_ru) / {url.PARTITION_RU}))"
     return ledger.derive("partitions", "partitions", formula, source="they stay, whatever RU/s are taken away")
 
 
-def _skew(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStream | None") -> None:
-    """Derive by how much the fullest partition exceeds an even share: counted, by the Zipf law, or by the hottest."""
-    if keys is not None:
-        formula = "partitions * the share that the fullest has of the users that the cache let through"
-        ledger.derive("skew", "", formula, partitions * keys.fullest_share(partitions), source=keys.source)
-    elif inputs.zipf is not None and inputs.hot_share is None and inputs.hit_rate is None:
+def _skew(ledger: Ledger, inputs: Inputs, partitions: int) -> None:
+    """Derive by how much the fullest partition exceeds an even share: by the Zipf law, or by the hottest."""
+    if inputs.zipf is not None and inputs.hot_share is None and inputs.hit_rate is None:
         users = max(1, round(ledger.number("users_then")))
         fullest = fullest_zipf_share(users, inputs.zipf, partitions, inputs.cache_entries)
         formula = "partitions * the share that the fullest has of users_then by zipf, mean over where they may lie"
@@ -161,12 +130,8 @@ def _hot_key(ledger: Ledger) -> None:
     ledger.derive("hot_partition_load", "share", "reads_plain_ru * skew / partitions / partition_ru")
 
 
-def _together(ledger: Ledger, inputs: Inputs) -> None:
+def _together(ledger: Ledger) -> None:
     """Derive what is provisioned in all while a release is published."""
-    if inputs.publishing == "in-place":
-        ledger.derive("containers", "containers", "1")
-        ledger.derive("together_ru", "RU/s", f"max(serve_ru, round_up(reads_ru + publish_ru_s, {MANUAL_STEP}))")
-        return
     ledger.derive("containers", "containers", "1 + kept + 1 + 1", source="live, kept, the next one, and control")
     source = "live, kept, draft and control, in the hours of a publish"
     ledger.derive("together_ru", "RU/s", f"serve_ru + kept * least_ru + creation_ru + {CONTROL_RU}", source=source)
@@ -174,8 +139,8 @@ def _together(ledger: Ledger, inputs: Inputs) -> None:
 
 def autoscale_top(wanted: float, highest: float, release_gb: float) -> int:
     """Return the top of an autoscale range that carries *wanted* RU/s and may be set after *highest*."""
-    least = minimum_ru(int(highest), int(release_gb * GB), autoscale=True)
-    return max(round_up(wanted, AUTOSCALE_STEP), AUTOSCALE_MIN, least)
+    least = url.minimum_ru(int(highest), int(release_gb * GB), autoscale=True)
+    return max(round_up(wanted, url.AUTOSCALE_STEP), url.AUTOSCALE_MIN, least)
 
 
 def derive_costs(ledger: Ledger, inputs: Inputs) -> None:
@@ -183,7 +148,7 @@ def derive_costs(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("storage_cost", "USD/month", "stored_gb * usd_storage_gb_month * regions")
     formula = f"pods * ceil(pod_cpus) * {CATALOGUE_RU:g} / {POLL_S:g}{' * 2' * (inputs.consistency in DOUBLED)}"
     ledger.derive("polls_ru", "RU/s", formula, source="each process of a pod polls the catalogue for a new release")
-    _manual(ledger, inputs)
+    _manual(ledger)
     _autoscale(ledger, inputs)
     _serverless(ledger, inputs)
     costs = possible_costs(ledger.figures)
@@ -198,17 +163,12 @@ def possible_costs(figures: Mapping[str, Figure]) -> dict[str, float]:
     return {name: cost for name, cost in costs.items() if isinstance(cost, int | float)}
 
 
-def _manual(ledger: Ledger, inputs: Inputs) -> None:
+def _manual(ledger: Ledger) -> None:
     """Derive the cost of manual throughput: each hour that was begun is billed at its highest RU/s."""
-    if inputs.publishing == "in-place":
-        ledger.derive("manual_ru_hours", "RU/s-hours", f"together_ru * {HOURS_A_MONTH}")
-    else:
-        ledger.derive(
-            "manual_ru_hours", "RU/s-hours",
-            f"(serve_ru + kept * least_ru + {CONTROL_RU}) * {HOURS_A_MONTH} + publishes * (creation_ru"
-            f" * ceil(publish_hours) + serve_ru * {OVERLAP_HOURS})",
-            source="live, kept and control all month; each publish its hours, and one in which two releases can serve",
-        )  # fmt: skip
+    formula = f"(serve_ru + kept * least_ru + {CONTROL_RU}) * {HOURS_A_MONTH}"
+    formula += f" + publishes * (creation_ru * ceil(publish_hours) + serve_ru * {OVERLAP_HOURS})"
+    source = "live, kept and control all month; each publish its hours, and one in which two releases can serve"
+    ledger.derive("manual_ru_hours", "RU/s-hours", formula, source=source)
     ledger.derive("manual_cost", "USD/month", "manual_ru_hours / 100 * usd_ru_hour * regions + storage_cost")
 
 
@@ -218,16 +178,12 @@ def _autoscale(ledger: Ledger, inputs: Inputs) -> None:
     Regions and partitions scale by themselves. Each hour is billed at what it reached, at least a tenth of the top:
     reads as they fall due, spread evenly over the regions, without headroom and without what is kept for a failover.
     """
-    in_place = inputs.publishing == "in-place"
     reads_ru, publish_ru, gb = (ledger.number(name) for name in ("reads_ru", "publish_ru_s", "release_gb"))
-    if not in_place:
-        formula = f"ceil(round_up(max({AUTOSCALE_MIN}, publish_ru_s), {AUTOSCALE_STEP}) / {PARTITION_RU})"
-        ledger.derive("autoscale_new_partitions", "partitions", formula, source=PARTITIONS)
-    wanted = reads_ru + (publish_ru if in_place else 0)
-    highest = autoscale_top(wanted if in_place else max(wanted, publish_ru), 0, 0)
-    top = autoscale_top(wanted, highest, gb)
-    held = f"reads_ru{' + publish_ru_s' * in_place}, in steps of {AUTOSCALE_STEP}"
-    formula = f"the least that holds {held}, and a tenth of publish_ru_s before it"
+    formula = f"ceil(round_up(max({url.AUTOSCALE_MIN}, publish_ru_s), {url.AUTOSCALE_STEP}) / {url.PARTITION_RU})"
+    ledger.derive("autoscale_new_partitions", "partitions", formula, source=PARTITIONS)
+    highest = autoscale_top(max(reads_ru, publish_ru), 0, 0)
+    top = autoscale_top(reads_ru, highest, gb)
+    formula = f"the least that holds reads_ru, in steps of {url.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
     source = "provisioned in each region; a tenth of the highest top ever is the lowest that may be set"
     ledger.derive("autoscale_top_ru", "RU/s", formula, top, source=source)
     now = ledger.derive("region_reads_ru", "RU/s", "peak_then / regions * (1 - hits) * mean_read_ru")
@@ -235,14 +191,11 @@ def _autoscale(ledger: Ledger, inputs: Inputs) -> None:
     reached = fmean([max(top / FLOOR, now * share) for share in hourly_shares(inputs.profile)])
     formula = f"the mean over the hours of profile of {larger}"
     ledger.derive("autoscale_mean_ru", "RU/s", formula, reached, source=DYNAMIC)
-    other = f"publishes * publish_ru_s * ceil(publish_hours) / {HOURS_A_MONTH}"
+    formula = "a tenth of the lowest top that may be set after publish_ru_s"
+    ledger.derive("autoscale_idle_ru", "RU/s", formula, autoscale_top(0, highest, gb) / FLOOR)
+    other = f"publishes * (publish_ru_s * ceil(publish_hours) + {OVERLAP_HOURS} * autoscale_mean_ru) / {HOURS_A_MONTH}"
+    other += " + kept * autoscale_idle_ru"
     control = f"{CONTROL_RU} * {HOURS_A_MONTH} / 100 * usd_ru_hour * regions"
-    if in_place:
-        control = "0"
-    else:
-        formula = "a tenth of the lowest top that may be set after publish_ru_s"
-        ledger.derive("autoscale_idle_ru", "RU/s", formula, autoscale_top(0, highest, gb) / FLOOR)
-        other += f" + kept * autoscale_idle_ru + publishes * {OVERLAP_HOURS} * autoscale_mean_ru / {HOURS_A_MONTH}"
     source = "publishes, what is kept, and hours in which two releases can serve, as a mean over the month"
     ledger.derive("autoscale_other_ru", "RU/s", other, source=source)
     usd = f"{HOURS_A_MONTH} / 100 * usd_ru_hour * usd_autoscale_factor * regions"
@@ -252,7 +205,7 @@ def _autoscale(ledger: Ledger, inputs: Inputs) -> None:
 
 def _serverless(ledger: Ledger, inputs: Inputs) -> None:
     """Derive the cost of serverless, which bills RU used; a text if regions, RU/s or time to publish forbid it."""
-    formula = f"{SERVERLESS_RU} * max(1, ceil(release_gb / {PARTITION_GB}))"
+    formula = f"{url.SERVERLESS_RU} * max(1, ceil(release_gb / {PARTITION_GB}))"
     ceiling = ledger.derive("serverless_ceiling_ru", "RU/s", formula, source=SERVERLESS)
     formula = "publish_total_ru / serverless_ceiling_ru / 3600"
     hours = ledger.derive("serverless_publish_hours", "hours", formula)
@@ -264,8 +217,8 @@ def _serverless(ledger: Ledger, inputs: Inputs) -> None:
         obstacles.append(f"{inputs.regions} regions, and serverless has one")
     if (reads_ru := ledger.number("reads_ru")) > ceiling:
         obstacles.append(f"{reads_ru:,.0f} RU/s for reads, above {ceiling:,}")
-    if (gb := ledger.number("release_gb")) > SERVERLESS_BYTES / GB:
-        obstacles.append(f"a release of {gb:,.0f} GB, and a container holds {SERVERLESS_BYTES / GB:,.0f}")
+    if (gb := ledger.number("release_gb")) > url.SERVERLESS_BYTES / GB:
+        obstacles.append(f"a release of {gb:,.0f} GB, and a container holds {url.SERVERLESS_BYTES / GB:,.0f}")
     if hours > inputs.refresh_hours:
         obstacles.append(f"a publish takes {hours:.1f} hours at {ceiling:,} RU/s")
     if obstacles:

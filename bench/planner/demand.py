@@ -1,4 +1,4 @@
-"""The arithmetic of demand: what a cache answers under a Zipf law, and what the hottest keys and partitions get.
+"""What a cache answers, and what the hottest users and partitions get, by a Zipf law.
 
 The hit rate is Che's approximation for keys by a Zipf law, independent requests and least recently used eviction. A key
 stays for a characteristic time T, counted in requests, with sum(1 - exp(-p T)) = entries; the hit rate is the sum of
@@ -15,7 +15,8 @@ EXACT_RANKS = 1_000
 GROUP_WIDTH = 1.01
 BISECTIONS = 60
 # How the mean of the largest of some normal values is integrated: so many standard deviations to each side, in steps.
-WIDTH, INTEGRAL_STEPS = 8.0, 400
+WIDTH = 8.0
+INTEGRAL_STEPS = 400
 SQRT_2 = sqrt(2)
 
 
@@ -89,7 +90,7 @@ def fullest_zipf_share(keys: int, exponent: float, partitions: int, entries: int
 
     The hash of a key places it, and is not known beforehand: this is the mean over all places. The
     hottest key is counted as it is, and what all others add to a partition as normal with their variance, by one
-    integral; it is within 3 % of the mean of random placements. Only the keys themselves show what one placement has.
+    integral; it is within 3 % of the mean of random placements.
     """
     groups = popularity(keys, exponent)
     stay = characteristic_time(keys, exponent, entries)

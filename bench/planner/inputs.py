@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
+from hotplate.stores.errors import reason_of
 
 if TYPE_CHECKING:
     from hotplate.stores.manifest import Manifest
 
 CONSISTENCIES = ("eventual", "prefix", "session", "bounded", "strong")
 CAPACITIES = ("manual", "autoscale", "serverless")
-LOAD, LISTS, COSMOS, SCALE = "The load", "The lists", "Cosmos DB and pods", "Past one machine"
+LOAD = "The load"
+LISTS = "The lists"
+COSMOS = "Cosmos DB and pods"
+SCALE = "Past one machine"
 REQUIRED = "give at least the users and the peak rate, as: hotplate plan --users 1000000 --peak-rps 500"
 
 HOURS = 24
 # The shapes of a day by name. They are made up, to have something to begin with; a shop's own log makes a better one.
 SHAPES: Mapping[str, tuple[float, ...]] = {
     "flat": (1.0,) * HOURS,
-    "office": (
-        0.05, 0.05, 0.05, 0.05, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0, 1.0, 0.95,
-        0.85, 0.95, 1.0, 1.0, 0.9, 0.7, 0.4, 0.25, 0.15, 0.1, 0.05, 0.05,
-    ),
     "evening": (
         0.35, 0.2, 0.12, 0.08, 0.07, 0.08, 0.12, 0.2, 0.3, 0.35, 0.4, 0.42,
         0.45, 0.45, 0.45, 0.48, 0.52, 0.6, 0.72, 0.88, 1.0, 1.0, 0.85, 0.6,
@@ -117,13 +117,7 @@ class Inputs:
     refresh_hours: float = _cosmos("hours", "from one publish to the next", 24.0, "daily", low=0.1)
     window_hours: float = _cosmos("hours", "that a publish may take", 1.0, "a guess", low=0.01)
     publish_ru: int | None = _cosmos("RU/s", "reserved for publishing; none: what the window needs", None, low=1)
-    publishing: str = _input(
-        "", "a container a release, or items replaced where they are", "release", "hotplate's way",
-        choices=("release", "in-place"),
-    )  # fmt: skip
     kept: int = _input("releases", "kept besides the live one, to roll back to", 1, "hotplate's default")
-    indexing: str = _input("", "policy of the containers", "none", "hotplate's way", choices=("none", "default"))
-    indexed_terms: int = _input("terms", "of an item that default indexing covers", 2, "its id and its list, one text")
     system_bytes: int = _input(
         "bytes",
         "that the service adds to an item",
@@ -268,8 +262,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def from_report(path: Path, p99_ms: float | None = None) -> Layer:
     """Read what `hotplate bench` measured: what a pod can answer, how long a request stays in it, and its CPU.
 
-    A report of whatever kind may also carry `measured`, inputs of a plan by name; `read_ru`, say. With *p99_ms*, only
-    rates that kept it count. Raises PlanMisused for a file that is not a valid report.
+    With *p99_ms*, only rates that kept it count. Raises PlanMisused for a file that is not a valid report.
     """
     try:
         facts = json.loads(path.read_bytes())
@@ -281,22 +274,18 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
         bound = facts.get("search", {}).get("at_least")
         source = f"{'at least (the load generator was at its limit)' if bound else 'measured'}: {path.name}, "
         source += f"{machine['cpu']}, {machine['cores']} cores, {str(machine['date'])[:10]}"
-        values = dict(facts.get("measured", {}))
-        if unknown := values.keys() - KNOWN.keys():
-            raise PlanMisused(
-                f"--from-report: {path} measured {', '.join(sorted(unknown))}, which is not an input of a plan"
-            )
+        values: dict[str, object] = {}
         rounds = [one for each in facts["series"] for one in each["rounds"] if one["latency_us"]]
         if facts["kind"] == "http":
-            values |= _measured_pod(facts, rounds, p99_ms, path)
+            values = _measured_pod(facts, rounds, p99_ms, path)
         if facts["kind"] == "stores" and rounds:
-            values |= _measured_service(facts)
+            values = _measured_service(facts)
     except OSError as error:
         raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         if isinstance(error, PlanMisused):
             raise
-        raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench ({error!r})") from error
+        raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: {reason_of(error)}") from error
     if not values:
         raise PlanMisused(f"--from-report: {path} holds nothing that a plan can use")
     return Layer(source, values, f"{{name!r}} in {path}")

@@ -133,8 +133,7 @@ def day_plot(frames: Frames, plan: Plan) -> None:
     now = plan.number("region_reads_ru")
     reached = [max(least, now * share) for share in hourly_shares(plan.inputs.profile)]
     axes.step(hours, reached, where="mid", color=LINES[1], label="autoscale, as reached by a region")
-    name = "together_ru" if plan.inputs.publishing == "in-place" else "serve_ru"
-    axes.axhline(plan.number(name), color=LINES[3], label="manual")
+    axes.axhline(plan.number("serve_ru"), color=LINES[3], label="manual")
     if "have_ru" in plan.figures:
         axes.axhline(plan.number("have_ru"), color=BAD, label="provisioned today")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hotplate.bench.planner.cosmos import GB, derive_costs, derive_demand, possible_costs
 from hotplate.bench.planner.demand import CacheHits, cache_hits, hottest_share
@@ -12,18 +12,17 @@ from hotplate.bench.planner.inputs import KEY_BYTES, KNOWN, Inputs, SourcedInput
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, Size
 from hotplate.stores.cosmos.charges import Charges
 
-if TYPE_CHECKING:
-    from hotplate.bench.planner.key_stream import KeyStream
-
 ITEM_BYTES = len('{"id":"","score":0.1234}')
 TITLE_BYTES = len(',"title":""')
 SEPARATOR_BYTES = len(",\n")
 # Quotes that an item of a list is written with, each of which takes a backslash inside of a JSON string.
-QUOTES, TITLE_QUOTES = 6, 4
+QUOTES = 6
+TITLE_QUOTES = 4
 # An item of Cosmos DB without its id and its list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
 # As `hotplate.stores.redis.store` has them, which needs the extra `redis`; a test compares the two.
-REDIS_ROW_BYTES, REDIS_ALLOCATED = 80, 1.08
+REDIS_ROW_BYTES = 80
+REDIS_ALLOCATED = 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
 # Below this a cluster cannot elect a primary: https://redis.io/docs/latest/operate/oss_and_stack/management/scaling/
 LEAST_PRIMARIES = 3
@@ -88,8 +87,6 @@ class Plan:
     prices: Prices = field(repr=False)
     charges: Charges = field(repr=False)
     figures: Mapping[str, Figure] = field(repr=False)
-    keys: "KeyStream | None" = field(default=None, repr=False)
-    """The users who were requested, if such a stream was given."""
 
     @property
     def inputs(self) -> Inputs:
@@ -116,20 +113,20 @@ class Plan:
     def with_inputs(self, **changes: Any) -> "Plan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
         """Return the plan calculated again with some inputs changed."""
         changed = SourcedInputs(replace(self.inputs, **changes), self.sourced.sources)
-        return calculate(changed, self.prices, self.charges, self.keys)
+        return calculate(changed, self.prices, self.charges)
 
     def with_prices(self, direction: int) -> "Plan":
         """Return the plan calculated again with all prices as high (1), or as low (-1), as they may well be."""
-        return calculate(self.sourced, self.prices.moved(direction), self.charges, self.keys)
+        return calculate(self.sourced, self.prices.moved(direction), self.charges)
 
 
-def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges, keys: "KeyStream | None" = None) -> Plan:
-    """Calculate a plan; pure: the same inputs, prices, charges and keys give the same figures."""
+def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Plan:
+    """Calculate a plan; pure: the same inputs, prices and charges give the same figures."""
     ledger, inputs = Ledger(), sourced.inputs
     _enter_inputs(ledger, sourced, prices)
     _derive_sizes(ledger, inputs)
-    _derive_workload(ledger, inputs, keys)
-    derive_demand(ledger, inputs, charges, keys)
+    _derive_workload(ledger, inputs)
+    derive_demand(ledger, inputs, charges)
     _derive_pods(ledger, inputs)
     derive_costs(ledger, inputs)
     _derive_redis(ledger, inputs, prices)
@@ -142,8 +139,8 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges, keys: "K
         else:
             ledger.derive(total, "USD/month", f"{cost} + pods_cost")
     if inputs.have_ru is not None:
-        _derive_today(ledger, inputs)
-    return Plan(sourced, prices, charges, ledger.figures, keys)
+        _derive_today(ledger)
+    return Plan(sourced, prices, charges, ledger.figures)
 
 
 def _enter_inputs(ledger: Ledger, sourced: SourcedInputs, prices: Prices) -> None:
@@ -188,7 +185,7 @@ def _derive_sizes(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("redis_row_bytes", "bytes", f"({formula}) * {REDIS_ALLOCATED}", source=source)
 
 
-def _derive_workload(ledger: Ledger, inputs: Inputs, keys: "KeyStream | None") -> None:
+def _derive_workload(ledger: Ledger, inputs: Inputs) -> None:
     """Derive users, rows and rates as they will have grown, and what of them reaches the store."""
     ledger.derive("growth", "", "(1 + growth_percent / 100) ** months")
     users = ledger.derive("users_then", "users", "users * growth")
@@ -197,11 +194,11 @@ def _derive_workload(ledger: Ledger, inputs: Inputs, keys: "KeyStream | None") -
     ledger.derive("peak_region", "requests/s", "peak_then * region_share")
     mean = fmean(hourly_shares(inputs.profile))
     ledger.derive("mean_of_peak", "share", "the mean of profile by its busiest hour", mean)
-    _derive_cache_hits(ledger, inputs, max(1, round(users)), keys)
+    _derive_cache_hits(ledger, inputs, max(1, round(users)))
     ledger.derive("reads_s", "reads/s", "peak_region * (1 - hits)")
 
 
-def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int, keys: "KeyStream | None") -> None:
+def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int) -> None:
     """Derive the hit rate of the cache, and the hottest user's share of what misses."""
     exponent = inputs.zipf or 0.0
     if inputs.hit_rate is not None:
@@ -219,10 +216,6 @@ def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int, keys: "KeyStr
     else:
         formula = "chance of the first of users_then, zipf"
         hottest = ledger.derive("hot_user", "share", formula, hottest_share(users, exponent))
-    if keys is not None:
-        formula = "the most frequent of the users that the cache let through"
-        ledger.derive("hot_read", "share", formula, keys.hottest_missed, source=keys.source)
-        return
     missed = hottest * (1 - cached.hottest_hit_rate) / (1 - hits) if hits < 1 else 0.0
     formula = "hot_user by the rest, if the cache answers the hottest as it does" if hits else "hot_user"
     ledger.derive("hot_read", "share", formula, missed)
@@ -295,11 +288,10 @@ def _derive_cluster(ledger: Ledger) -> None:
     ledger.derive("cluster_cost", "USD/month", formula)
 
 
-def _derive_today(ledger: Ledger, inputs: Inputs) -> None:
+def _derive_today(ledger: Ledger) -> None:
     """Compare what is provisioned by hand today with what its container needs."""
-    needed = "together_ru" if inputs.publishing == "in-place" else "serve_ru"
     source = "what is provisioned by hand today, less what is needed"
-    ledger.derive("over_ru", "RU/s", f"have_ru - {needed}", source=source)
+    ledger.derive("over_ru", "RU/s", "have_ru - serve_ru", source=source)
     for cost, ru in (("today_cost", "have_ru"), ("over_cost", "over_ru")):
         ledger.derive(cost, "USD/month", f"{ru} / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
     ledger.derive("today_use", "share", "reads_plain_ru / have_ru", source="reads in the busiest hour")

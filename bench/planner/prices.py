@@ -99,10 +99,6 @@ class Prices:
         sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)
         return replace(self, redis=sizes, **{name: each.moved(direction) for name, each in self.by_name().items()})
 
-    def serverless_ru(self, ru: float) -> float:
-        """Return USD for RU that were used without any being provisioned."""
-        return ru / 1e6 * self.serverless_million_ru.usd
-
 
 def load(path: Path = OURS) -> Prices:
     """Read a file of prices; PricesUnreadable names the file and what is wrong with it."""

@@ -9,11 +9,9 @@ from typing import Any
 
 from hotplate.bench.planner.cosmos import CONTROL_RU
 from hotplate.bench.planner.figures import Figure, Range, format_value, two_digits
-from hotplate.bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
+from hotplate.bench.planner.inputs import KNOWN, REPORT_FORMAT, Inputs, Layer, PlanMisused, read_toml
 from hotplate.bench.planner.plan import Plan
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
-
-REPORT_FORMAT = 2
 
 # What an account may also cost, or save, and no figure holds.
 NOT_PRICED = (
@@ -22,7 +20,8 @@ NOT_PRICED = (
 )  # fmt: skip
 
 # The rates at which both stores are compared, and how near to the break-even the search comes.
-LEAST_RPS, MOST_RPS = 1.0, 100_000.0
+LEAST_RPS = 1.0
+MOST_RPS = 100_000.0
 POINTS_A_DECADE = 12
 PRECISION = 1.005
 
@@ -31,7 +30,8 @@ SHOWN_LENGTH = 10
 # USD a month, below which a saving is left out.
 LEAST_SAVING = 0.01
 # The cache that is suggested: a share of the users, and at most so many.
-CACHED_SHARE, CACHED_MOST = 0.1, 100_000
+CACHED_SHARE = 0.1
+CACHED_MOST = 100_000
 
 # The figures that a baseline holds.
 BASELINE_FIGURES = (
@@ -295,8 +295,6 @@ def _list_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _container_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    if inputs.indexing == "default":
-        yield "no indexing", "no queries, which a lookup never makes", {"indexing": "none"}
     if inputs.consistency in ("bounded", "strong"):
         drawback = "a read may be older, but a release never changes"
         yield f"eventual consistency, not {inputs.consistency}", drawback, {"consistency": "eventual"}
@@ -317,9 +315,7 @@ def _publishing_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, An
     elif longer > inputs.window_hours:
         change = f"{longer:g} hours to publish, not {inputs.window_hours:g}"
         yield change, "lists are fresh that much later", {"window_hours": longer}
-    if inputs.publishing == "in-place":
-        yield "a container a release", "", {"publishing": "release"}
-    elif inputs.kept > 0:
+    if inputs.kept > 0:
         yield "no release kept besides the live one", "no rollback", {"kept": 0}
 
 
@@ -353,18 +349,11 @@ def _partition_warnings(plan: Plan) -> Iterator[str]:
     needed = max(plan.number("partitions_by_gb"), -(-plan.number("serve_ru") // INITIAL_PARTITION_RU))
     if created <= needed:
         return
-    share = plan.number("partition_ru")
-    if plan.inputs.publishing == "release":
-        yield (
-            f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, "
-            f"and {needed:,.0f} would do: of {plan.number('serve_ru'):,.0f} RU/s each then holds {share:,.0f}, which "
-            f"is all that a hot user has; publish more slowly to have fewer"
-        )
-    else:
-        yield (
-            f"what once had {plan.number('highest_ru'):,.0f} RU/s has {created:,.0f} partitions for life, and "
-            f"{needed:,.0f} would do; a new container has fewer"
-        )
+    yield (
+        f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, and "
+        f"{needed:,.0f} would do: of {plan.number('serve_ru'):,.0f} RU/s each then holds "
+        f"{plan.number('partition_ru'):,.0f}, which is all that a hot user has; publish more slowly to have fewer"
+    )
 
 
 def read_baseline(path: Path) -> Baseline:

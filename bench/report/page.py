@@ -1,37 +1,16 @@
-"""The files of a report: an HTML page that makes no requests, the JSON, and an HDR log.
+"""A report as an HTML page that makes no requests.
 
 The page answers first: one sentence, three figures of each subject, one plot. All the rest is folded away below.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hotplate.bench.loadgen.capacity import PERCENTS
-from hotplate.bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
-from hotplate.bench.loadgen.result import Result
-from hotplate.bench.report import plots
+from hotplate.bench.loadgen.histogram import ENOUGH_SAMPLES
+from hotplate.bench.report import plots, text
 from hotplate.bench.report.report import WHILE_WRITTEN, Report, Series
-from hotplate.bench.report.text import (
-    caution,
-    escaped,
-    figure,
-    folded,
-    format_us,
-    grouped_table,
-    html_paragraphs,
-    latency_cell,
-    paragraphs,
-    section,
-    table,
-    whole_page,
-    write_report,
-)
-from hotplate.bench.ru.report import knee
-
-# Runs, each with the epoch second of its start.
-Runs = Sequence[tuple[float, Result]]
 
 FOLDED = "All figures, how they were measured, and the machine"
 OPEN = (
@@ -48,13 +27,11 @@ COMPARED = (
 )
 SPECTRUM = (
     "How long responses took: the farther to the right, the fewer took longer. If there is a dotted line, it is a "
-    "lower bound, from when requests were sent."
+    "lower bound, from when requests were sent, and cut off where it falls below the frame."
 )
 SEARCH = "p99 over the requests/s that fell due. The knee is where it turns up; a vertical line is the highest rate."
-SWEEP = (
-    "Users with a list of their own, and latencies, over the users in a request. The knee is the smallest batch that "
-    "gives 90 % of the most users/s; larger ones add latency and hardly anything else. It was a closed loop."
-)
+KNEE = "below it every read is answered. Beyond it the rest is refused, and no more are answered."
+LATE = "the generator was late there (lag p99 above 1 ms), so the latencies at the knee are not the store's."
 LIMITS = f"""
 Latency is what the client sees, its own reading and the network's way included. Where the generator was late itself,
 two times stand with "to" between them: from when requests were sent, without what kept the generator away, and from
@@ -74,26 +51,31 @@ Where generator and server share a machine, each takes CPU and cache from the ot
 def page(report: Report) -> str:
     """Lay out the whole file."""
     facts, top = report.machine, report.summary
-    parts = [caution("Look out:", report.complaints) if report.complaints else ""]
+    parts = [text.caution("Look out:", report.complaints) if report.complaints else ""]
     if top.rows:
-        parts.append(table(("", *top.headings), top.rows, range(1, len(top.headings) + 1), "summary"))
-    parts += [f'<p class="note">{escaped(note)}</p>' for note in top.notes]
-    parts += [_plot(report), folded(FOLDED, _details(report))]
+        parts.append(text.table(("", *top.headings), top.rows, range(1, len(top.headings) + 1), "summary"))
+    parts += [f'<p class="note">{text.escaped(note)}</p>' for note in top.notes]
+    parts += [_plot(report), text.folded(FOLDED, _details(report))]
     below = f"hotplate bench {report.kind} · {facts['date'][:16].replace('T', ' ')} · {facts['cpu']}"
-    return whole_page(top.sentence, f"{below}, {facts['cores']} cores", parts)
+    return text.whole_page(top.sentence, f"{below}, {facts['cores']} cores", parts)
 
 
 def _plot(report: Report) -> str:
-    """Draw what the sentence is about: the search or the sweep that was asked for, or else the latencies."""
+    """Draw what the sentence is about: a search that was asked for, or else the latencies; of a sweep nothing."""
     extra = report.extra
     rounds = [each for each in report.series if each.rounds and not each.name.endswith(WHILE_WRITTEN)]
     if swept := extra.get("ru", {}).get("found"):
-        return knee(swept[-1])
-    if found := extra.get("sweep"):
-        return figure(plots.sweep(found), SWEEP)
+        return _knee(swept[-1])
     if found := extra.get("search"):
-        return figure(plots.search([found]), SEARCH)
-    return figure(plots.spectrum(rounds, report.summary.percentile), SPECTRUM) if rounds else ""
+        return text.figure(plots.search([found]), SEARCH)
+    if not rounds or "sweep" in extra:  # the latencies of a closed loop, which the table has
+        return ""
+    return text.figure(plots.spectrum(rounds, report.summary.percentile), SPECTRUM)
+
+
+def _knee(found: Mapping[str, Any]) -> str:
+    late = found["best"] and found["best"]["late"]
+    return text.figure(plots.knee(found), f"The knee at {found['ru']:,} RU/s: {LATE if late else KNEE}")
 
 
 def _details(report: Report) -> list[str]:
@@ -101,25 +83,27 @@ def _details(report: Report) -> list[str]:
     extra, parts = report.extra, list[str]()
     rounds = [each for each in report.series if each.rounds]
     if compared := extra.get("comparison"):
-        notes = html_paragraphs([*compared["notes"], *compared["left_out"]])
-        parts.append(section("All figures", grouped_table(compared["heads"], compared["lines"]) + notes, COMPARED))
+        notes = text.html_paragraphs([*compared["notes"], *compared["left_out"]])
+        parts.append(
+            text.section("All figures", text.grouped_table(compared["heads"], compared["lines"]) + notes, COMPARED)
+        )
         if searches := [each for each in compared["capacity"] if each["points"] and not each["emulated"]]:
-            parts.append(section("The way to the highest rate", plots.search(searches), SEARCH))
+            parts.append(text.section("The way to the highest rate", plots.search(searches), SEARCH))
     elif len(rounds) == 1:
         parts.append(_percentiles(rounds[0]))
-    parts += [knee(each) for each in extra.get("ru", {}).get("found", [])[:-1]]
+    parts += [_knee(each) for each in extra.get("ru", {}).get("found", [])[:-1]]
     if "sweep" not in extra:
         lasting = [each for each in rounds if not each.name.endswith(WHILE_WRITTEN)]
-        parts += [section(f"Second by second: {each.name}", plots.timeline(each)) for each in lasting]
+        parts += [text.section(f"Second by second: {each.name}", plots.timeline(each)) for each in lasting]
     if rounds:
         parts.append(_outcomes(rounds, extra))
     return [*parts, _method(report), _setting(report)]
 
 
 def _percentiles(shown: Series) -> str:
-    rows = [(name, latency_cell(shown.summary[name])) for name in PERCENTS]
+    rows = [(name, text.latency_cell(shown.summary[name])) for name in PERCENTS]
     heading = "mean of rounds, 95 % interval" if len(shown.rounds) > 1 else "latency"
-    return section("Latency", table(("", heading), rows, (1,)), f"{shown.histogram.count:,} good answers.")
+    return text.section("Latency", text.table(("", heading), rows, (1,)), f"{shown.histogram.count:,} good answers.")
 
 
 def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
@@ -140,12 +124,12 @@ def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
         rows.append(["lists beside the store's", "; ".join([counts, *checked["examples"]])])
     lags = [each["lag_us"] for each in facts if each["lag_us"]]
     if lags:
-        lag = [format_us(max(each[name] for each in lags)) for name in ("p50", "p99", "max")]
+        lag = [text.format_us(max(each[name] for each in lags)) for name in ("p50", "p99", "max")]
         rows.append(["lag of the generator, worst round", f"p50 {lag[0]}, p99 {lag[1]}, max {lag[2]}"])
     cpu = [each["cpu_us_per_request"] for each in facts]
     if cpu:
         rows.append(["CPU of the generator", f"{min(cpu):.1f} … {max(cpu):.1f} µs a request"])
-    return section("What became of the requests", table(["", ""], rows))
+    return text.section("What became of the requests", text.table(["", ""], rows))
 
 
 def _counted(counts: Iterable[Mapping[str, int]]) -> str:
@@ -155,30 +139,20 @@ def _counted(counts: Iterable[Mapping[str, int]]) -> str:
 
 def _method(report: Report) -> str:
     modes = {each.facts["mode"] for series in report.series for each in series.rounds}
-    loops = [text for mode, text in (("open loop", OPEN), ("closed loop", CLOSED)) if mode in modes]
+    loops = [loop for mode, loop in (("open loop", OPEN), ("closed loop", CLOSED)) if mode in modes]
     own = report.extra.get("method") or report.extra.get("comparison", {}).get("method", [])
-    return section("What is measured, and what is not", html_paragraphs([*own, *loops, *paragraphs(LIMITS)]))
+    return text.section(
+        "What is measured, and what is not", text.html_paragraphs([*own, *loops, *text.paragraphs(LIMITS)])
+    )
 
 
 def _setting(report: Report) -> str:
     shown = {**report.configuration, **report.machine}
-    rows = [
-        [name, ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else str(value)]
-        for name, value in shown.items()
-        if value not in (None, [], {}, "", False)
-    ]
-    return section("Configuration and machine", table(["", ""], rows))
+    rows = [[name, _written(value)] for name, value in shown.items() if value not in (None, [], {}, "", False)]
+    return text.section("Configuration and machine", text.table(["", ""], rows))
 
 
-def keep(report: Report, runs: Runs | None, name: Path) -> None:
-    """Write *name*.json, *name*.html and, of runs of one subject, *name*.hdr, each whole or not at all."""
-    write_report(name, report.to_json(), page(report), **({} if runs is None else {"hdr": hdr_log(runs)}))
-
-
-def hdr_log(runs: Runs) -> str:
-    """Write runs as an HDR log."""
-    return log_of(
-        (start_s + number, start_s + number + 1, Histogram.of(second.latencies_s))
-        for start_s, result in runs
-        for number, second in enumerate(result.seconds)
-    )
+def _written(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {one}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

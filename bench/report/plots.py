@@ -19,7 +19,9 @@ from hotplate.bench.loadgen.capacity import PERCENTS
 from hotplate.bench.report.report import Series
 from hotplate.bench.report.text import escaped, format_us
 
-INK, FAINT, BAD = "#010101", "#020202", "#030303"
+INK = "#010101"
+FAINT = "#020202"
+BAD = "#030303"
 LINES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
 
 # What matplotlib draws in, and the page's variable that takes its place.
@@ -52,10 +54,13 @@ STYLE: Any = {  # of a type that would name every setting of matplotlib
     "ytick.labelcolor": INK,
 }
 # Inches, by the class of the page's that shows it.
-WIDTHS, HIGH = {"wide": 9.0, "narrow": 4.4}, 3.4
+WIDTHS = {"wide": 9.0, "narrow": 4.4}
+HIGH = 3.4
 # Letters of a legend that fit into a line.
 LETTERS = {"wide": 110, "narrow": 48}
 TICKS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
+# The percentile from which on a spectrum begins: the few faster ones say little, and would stretch its axis.
+FASTEST = 1.0
 
 COUNT = "{x:,.0f}"
 
@@ -94,16 +99,20 @@ def spectrum(frames: Frames, shown: Sequence[Series], percentile: str = "") -> N
     """Draw latency over percentile; the scale stretches towards 100 %, where the slow responses are.
 
     Dotted is the lower bound of latencies, where it differs; a line marks the *percentile* that decides.
+    Nothing is drawn below what matters, because a lower bound falls to 1 µs if the generator was late.
     """
     (axes,) = frames
     most = max((each.histogram.count for each in shown), default=0)
+    begins_us = [each.histogram.percentiles_us([FASTEST])[0] for each in shown]
+    lowest_us = min(begins_us + [each.lower.percentiles_us([50])[0] for each in shown], default=0.0)
     for each, colour in zip(shown, LINES * len(shown), strict=False):
         both = (each.histogram, "solid", each.name), (each.lower, "dotted", None)
         for histogram, line, name in both[: 1 + (each.lower.mean_us < each.histogram.mean_us)]:
-            points = [(percent, us) for percent, us in histogram.spectrum() if percent < 100]
+            points = [(percent, us) for percent, us in histogram.spectrum() if percent < 100 and us >= lowest_us]
             at, us = [100 / (100 - percent) for percent, _ in points], [us for _, us in points]
             axes.plot(at, us, color=colour, linestyle=line, label=name if len(shown) > 1 else None)
     axes.set_xscale("log")
+    axes.set_xlim(left=1)
     ticks = [percent for percent in TICKS if most * (100 - percent) / 100 >= 1] or [50.0]
     axes.xaxis.set_major_locator(FixedLocator([100 / (100 - percent) for percent in ticks]))
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 - 100 / x:g} %")
@@ -155,25 +164,25 @@ def search(frames: Frames, searches: Sequence[Mapping[str, Any]]) -> None:
     latency_scale(axes)
 
 
-@plot(1, 1, high=1.35)
-def sweep(frames: Frames, found: Mapping[str, Any]) -> None:
-    """Draw users/s and latency over the size of a batch."""
+@plot(1, 1, high=1.1)
+def knee(frames: Frames, found: Mapping[str, Any]) -> None:
+    """Draw the trials of a level of RU/s over the rate that was offered: latencies above, the share of 429s below."""
     above, below = frames
-    points = sorted(found["points"], key=lambda each: float(each["at"]))
-    at, users_s = [each["at"] for each in points], [each["per_s"] for each in points]
-    above.plot(at, users_s, color=LINES[0], marker="o", label="users/s with a list of their own")
-    count_scale(above)
+    points = sorted((each for each in found["trials"] if not each["invalid_reasons"]), key=lambda each: each["at"])
+    at = [each["at"] for each in points]
     for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
-        below.plot(at, [max(each[f"{name}_us"], 1) for each in points], color=colour, marker="o", label=name)
-    latency_scale(below)
-    below.set_xscale("log")
-    below.xaxis.set_major_locator(FixedLocator(at))
-    below.xaxis.set_major_formatter(COUNT)
-    below.xaxis.set_minor_locator(NullLocator())
-    below.set_xlabel("users in a request")
-    if found["knee"]:
+        above.plot(at, [each[f"{name}_us"] for each in points], color=colour, marker="o", label=name)
+    latency_scale(above)
+    below.plot(at, [100 * each["throttled"] for each in points], color=BAD, marker="o", label="429s, measured")
+    drawn = np.linspace(0, max(at, default=1.0), 200)[1:]
+    expected = 100 * np.maximum(0, 1 - found["predicted"] / drawn)
+    below.plot(drawn, expected, color=FAINT, label="429s, if all partitions refuse alike")
+    below.set_ylim(bottom=0)
+    below.yaxis.set_major_formatter("{x:g} %")
+    rate_axis(below, "reads/s that fell due")
+    if found["best"]:
         for axes in frames:
-            axes.axvline(found["knee"], color=LINES[3], linewidth=1, label="knee")
+            axes.axvline(found["best"]["at"], color=LINES[3], linewidth=1)
 
 
 def mark(axes: Axes, at: float, words: str = "", colour: str = LINES[3]) -> None:

@@ -8,16 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hotplate.bench.errors import BenchMisused
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.capacity import PERCENTS
 from hotplate.bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.measured import MIN_PAIRS, Measured, geometric, interval
 from hotplate.bench.report import machine
 from hotplate.bench.report.text import APART, NOTHING, Cell, Footnotes, Summary, format_us, latency_cell
+from hotplate.stores.errors import reason_of
 
 FORMAT = 2
-RATE, ERRORS = "rate", "errors"
+RATE = "rate"
+ERRORS = "errors"
 
 # What rounds are summed up by: latencies in microseconds, and good responses per second.
 METRICS = (*PERCENTS, RATE)
@@ -248,7 +250,7 @@ class Report:
 
 
 def read(path: Path) -> Report:
-    """Read what `hotplate.bench.report.page.keep` wrote. Raises BenchMisused for another file, OSError for none."""
+    """Read what `hotplate.bench.report.page.keep` wrote. Raises BenchMisused for another file, BenchFailed for none."""
     try:
         facts = json.loads(path.read_bytes())
         if facts["format"] != FORMAT:
@@ -262,8 +264,12 @@ def read(path: Path) -> Report:
             broken=tuple(facts.get("broken", ())),
             machine=facts["machine"],
         )
+    except FileNotFoundError as error:
+        raise BenchFailed(
+            f"{path} does not exist; name the .json of a report, which `hotplate bench http URL --out NAME` writes"
+        ) from error
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BenchMisused(f"{path} is no report of hotplate bench ({error!r})") from error
+        raise BenchMisused(f"{path} is not a report of hotplate bench: {reason_of(error)}") from error
 
 
 def _read_round(facts: Mapping[str, Any]) -> Round:

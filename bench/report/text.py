@@ -16,11 +16,14 @@ from hotplate.bench.errors import BenchMisused
 TEMPLATE = Path(__file__).with_name("page.html")
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 # From so many times on, both bounds of a latency are shown, and a latency is not known.
-DIFFERENT, APART = 1.1, 10.0
+DIFFERENT = 1.1
+APART = 10.0
 
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
-NONE, UNKNOWN, TOO_FAR = "none", "—", "rounds differ too much for an interval"
+NONE = "none"
+UNKNOWN = "—"
+TOO_FAR = "rounds differ too much for an interval"
 TOO_FEW_BEYOND = "of too few samples beyond it"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -120,11 +123,6 @@ def latency_cell(found: Mapping[str, Any]) -> tuple[str, str]:
         return shown, ""
     known = high <= APART * mean and sent["mean"] <= APART * sent["low"]
     return shown, f"{format_us(sent['low'])} … {format_us(high)}" if known else TOO_FAR
-
-
-def format_latency(found: Mapping[str, Any]) -> str:
-    """Write a latency and its interval in one line."""
-    return joined(latency_cell(found))
 
 
 def format_interval(mean_us: float, low_us: float | None, high_us: float | None) -> str:
@@ -269,7 +267,7 @@ def write(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def write_report(name: Path, facts: Mapping[str, Any], page: str, **more: str) -> None:
-    """Write *name*.json and *name*.html, and files of *more* endings, each whole or not at all."""
-    for ending, text in {"json": json.dumps(facts, indent=1), "html": page, **more}.items():
+def write_report(name: Path, facts: Mapping[str, Any], page: str) -> None:
+    """Write *name*.json and *name*.html, each whole or not at all."""
+    for ending, text in {"json": json.dumps(facts, indent=1), "html": page}.items():
         write(name.with_name(f"{name.name}.{ending}"), text)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import ceil
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -17,10 +16,8 @@ import orjson
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.capacity import TOO_MANY_REQUESTS
 from hotplate.bench.planner.prices import Prices
-from hotplate.bench.ru.report import LABEL
-from hotplate.bench.ru.requests import CHARGE, STRONG, UPSERT, builder
-from hotplate.bench.ru.run import hours_touched
-from hotplate.bench.ru.sandbox import AccountSandbox, Items, sandbox
+from hotplate.bench.ru.run import container_cost
+from hotplate.bench.ru.sandbox import CHARGE, STRONG, UPSERT, AccountSandbox, Items, builder, sandbox
 from hotplate.bench.stores.setup import emulator_label
 from hotplate.stores.cosmos.charges import KB, Charges
 from hotplate.stores.cosmos.requests import RequestBuilder, partition_key_header
@@ -36,8 +33,10 @@ TIMES = 3
 # One query returns so many items of the smallest size, which shows the share that each adds.
 RETURNED = 20
 # Operations that find nothing, are refused, patch, query or read strongly, of small items; and what each costs, about.
-SMALL_OPERATIONS, SMALL_RU = 8, 12.0
-JSON, PATCH = b"content-type: application/json\r\n", b"content-type: application/json-patch+json\r\n"
+SMALL_OPERATIONS = 8
+SMALL_RU = 12.0
+JSON = b"content-type: application/json\r\n"
+PATCH = b"content-type: application/json-patch+json\r\n"
 QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
 ACROSS = b"x-ms-documentdb-query-enablecrosspartition: True\r\n"
 
@@ -74,18 +73,9 @@ class ChargesPlan:
         return TIMES * (sum(by_size) + SMALL_OPERATIONS * SMALL_RU) + RETURNED * (ours.create(sizes[0], 0) + 1)
 
     def lines(self, ours: Charges, prices: Prices, regions: int, now: float) -> list[str]:
-        """Say what it makes, takes and costs if it begins *now*, in seconds since 1970."""
+        """Say what it makes, costs and takes if it begins *now*, in seconds since 1970."""
         total_ru = self.total_ru(ours)
-        seconds = total_ru / MANUAL_MIN
-        hours = hours_touched(now, seconds)
-        usd = prices.ru_hours(MANUAL_MIN * hours, regions=regions)
-        made = f"a container of its own with {MANUAL_MIN} RU/s in {regions} region(s), then dropped"
-        took = f"some {total_ru:,.0f} RU in {ceil(seconds)} s or more; {usd:.3f} USD"
-        return [
-            f"{made}; the rest of the account is left alone",
-            f"{took}: an hour of the clock is billed whole, and this touches {hours}",
-            f"price: {prices.ru_hour.provenance}",
-        ]
+        return [*container_cost(MANUAL_MIN, regions, prices, now, total_ru / MANUAL_MIN), f"some {total_ru:,.0f} RU"]
 
 
 def plan(url: str, sizes: str = "") -> ChargesPlan:
@@ -165,7 +155,8 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
         on_progress("queries, conditions and what is not there")
         small = running.small(planned.sizes_kb[0], by_size)
     url = planned.address.shown
-    subject = redacted(url) if emulator_label(url) is None else f"{redacted(url)} ({LABEL})"
+    label = emulator_label(url)
+    subject = f"{redacted(url)} ({label})" if label else redacted(url)
     return MeasuredCharges(subject, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), by_size, small, ours)
 
 

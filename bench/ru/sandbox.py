@@ -1,4 +1,7 @@
-"""An account while it is measured: its containers, which are all dropped at the end, and the items that they hold."""
+"""An account while it is measured: its containers, dropped at the end, their items, and requests for these.
+
+Requests are signed beforehand, as a signature is good for 15 minutes.
+"""
 
 import asyncio
 import itertools
@@ -6,20 +9,21 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from hotplate.bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
-from hotplate.bench.errors import BenchFailed
+from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.load import send_one
 from hotplate.stores.cosmos.charges import KB
 from hotplate.stores.cosmos.control import AccountContainers
 from hotplate.stores.cosmos.items import Account
-from hotplate.stores.cosmos.requests import DEADLINE_S
+from hotplate.stores.cosmos.requests import DEADLINE_S, KeySigner, RequestBuilder
 from hotplate.stores.cosmos.rest import RestClient
-from hotplate.stores.cosmos.url import Address, Throughput
+from hotplate.stores.cosmos.url import KEY, Address, Throughput
 from hotplate.stores.errors import StoreError, StoreThrottled
 from hotplate.stores.http1 import Response
 
@@ -31,6 +35,11 @@ WRITERS = 16
 SCALED_WITHIN_S = 120.0
 POLL_S = 0.5
 DROP_TRIES = 5
+# The header of a response that has its charge in RU.
+CHARGE = "x-ms-request-charge"
+UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
+EVENTUAL = "Eventual"
+STRONG = "Strong"
 
 T = TypeVar("T")
 
@@ -66,7 +75,35 @@ class Items:
 
 def partition_of(name: str, parts: int) -> int:
     """Return which of *parts* even partitions holds the item whose id and partition key are *name*."""
-    return int(effective_key([name], 2), 16) * parts // V2_SPAN
+    return int(effective_key(name, 2), 16) * parts // V2_SPAN
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequests:
+    """Requests made beforehand, sent one after the other; see `hotplate.bench.loadgen.load.Requests`."""
+
+    requests: tuple[bytes, ...]
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """Yield requests over and over; host and headers are in them."""
+        del host, headers
+        return itertools.cycle(self.requests)
+
+
+def builder(address: Address, consistency: str = EVENTUAL, clock: Callable[[], float] = time.time) -> RequestBuilder:
+    """Return what signs requests; BenchMisused, which says what to do, if the account has no key."""
+    if address.key is None:
+        raise BenchMisused(
+            f"to create and drop a container of its own this needs the key of {address.shown}; give it as "
+            f"{KEY} or in a file as {KEY}_FILE"
+        )
+    signer = KeySigner(address.key, address.shown)
+    return RequestBuilder(urlsplit(address.endpoint).netloc, address.database, consistency, signer, clock)
+
+
+def reads_in_turn(signed: RequestBuilder, container: str, items: Items) -> SignedRequests:
+    """Make requests that read the items one after the other: no partition and no key gets more of them."""
+    return SignedRequests(tuple(signed.point_read(container, name) for name in items.ids))
 
 
 class AccountSandbox:

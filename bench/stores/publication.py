@@ -21,8 +21,8 @@ from hotplate.bench.stores.server import StoreServer, difference, opened, store_
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import EncodedRows
 from hotplate.stores.keys import USER
-from hotplate.stores.lifecycle import begin, write
 from hotplate.stores.manifest import Manifest, Tally
+from hotplate.stores.publication import begin, write
 from hotplate.stores.store import Plan, Row, Store
 
 # In production a publisher has a machine of its own; here it takes what the service leaves of the service's core.
@@ -33,18 +33,24 @@ BATCH_ROWS = 1000
 # A trial is of as many lists as take so long, so rounds are short whatever the store. How fast it is is measured by
 # trials of more and more lists, until one takes half of that.
 TRIAL_S = 0.5
-FIRST_LISTS, TIMES_MORE = 250, 4
+FIRST_LISTS = 250
+TIMES_MORE = 4
 STOP_WITHIN_S = 30.0
 
 # Commands to the process.
-ONCE, START, STOP = "once", "start", "stop"
+ONCE = "once"
+START = "start"
+STOP = "stop"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What writing one release took: CPU of this process and of the server, and the space that it had then."""
+    """What writing the lists of one release took, from the first one until all are durable, and the space they have.
+
+    What takes the same however many there are is left out, as making a container: a trial has few lists.
+    """
 
     lists: int
     wall_s: float
@@ -63,17 +69,18 @@ class _AbandonedError(Exception):
 
 async def write_trial(store: Store, server: StoreServer, rows: Sequence[Row]) -> TrialResult:
     """Write *rows* as a draft, seal it, measure that, and abandon it; readers never see it."""
-    stored, server_s = server.stored_bytes(), server.cpu_s()
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
-    results = list[TrialResult]()
+    stored, results = server.stored_bytes(), list[TrialResult]()
+    started = list[tuple[float, float, float | None]]()
     draft = await begin(store, ReleaseId(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"))
 
     async def batches() -> AsyncIterator[list[Row]]:
+        started.append((time.perf_counter(), time.process_time(), server.cpu_s()))
         for start in range(0, len(rows), BATCH_ROWS):
             yield list(rows[start : start + BATCH_ROWS])
 
     async def measure_and_abandon(_: Tally) -> Manifest:
         await store.seal(draft)
+        wall_s, cpu_s, server_s = started[0]
         took_s, used_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
         server_used_s, stored_more = difference(server.cpu_s(), server_s), difference(server.stored_bytes(), stored)
         results.append(TrialResult(len(rows), took_s, used_s, server_used_s, stored_more))

@@ -13,10 +13,10 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.capacity import parse_objective
 from hotplate.bench.loadgen.keys import Uniform, Zipf
 from hotplate.bench.measured import CHEAPER, FASTER, MIN_PAIRS, NO_DIFFERENCE, Finding
-from hotplate.bench.options import StoresOptions
+from hotplate.bench.options import StoresOptions, require_positive
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.report.report import ERRORS, WHILE_WRITTEN, Report, series
+from hotplate.bench.report.report import ERRORS, WHILE_WRITTEN, Report, counted, series
 from hotplate.bench.report.text import NOTHING, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
 from hotplate.bench.stores import reference
 from hotplate.bench.stores.results import Capacity, ComparisonResult, StoreResult
@@ -28,33 +28,28 @@ from hotplate.stores.urls import scheme_of
 
 # What a budget is reckoned with: setting up and the report, and for each store and round reads without a service and a
 # trial release.
-BESIDES_S, DIRECT_S, TRIAL_S = 30.0, 0.7, 1.5
+BESIDES_S = 15.0
+DIRECT_S = 0.3
+TRIAL_S = 1.5
 
 # To keep a budget reads of one store in a round are made shorter until so many rounds fit, but not than this.
-ROUNDS, SHORTEST_S = 12, 0.5
+ROUNDS = 20
+SHORTEST_S = 0.5
 ENCODINGS = ("json", "zstd")
 CLOSED_LOOP = ", closed loop"
 
 METHOD = """
-The store without a service: one caller on one core, each call waiting for the one before.
+The store without a service: one caller on one core, each call waiting for the one before. Through the service: hotplate
+serve with one worker over one store, on one core; every user as likely as any other unless --zipf says otherwise.
 
-Through the service: hotplate serve with one worker over one store, on one core; every user as likely as any other
-unless --zipf says otherwise.
-
-Room a list takes and publishing are of a trial release of the same stored bytes: written and made durable like any
-other, then dropped instead of committed. Encoding and compressing lists come before, and are not counted; nor is the
-pause in which it is dropped. The publisher has the lowest priority, on the service's core. Redis is as durable as it is
-set up to be.
-
-The CPU of a read is that of the service and of the store's server at this rate; an idle or a busier one uses another
-amount a read.
+Room a list takes and publishing are of a trial release of the same stored bytes, made durable and then dropped, by a
+publisher of the lowest priority on the service's core. Encoding, compressing, making a container and dropping it are
+not counted. Redis is as durable as it is set up to be.
 """
 CAPACITY_METHOD = """
-On the way to the highest rate, the rate is doubled until the objective breaks, then the gap is halved until it is 5 %
-wide. Popular lists instead of users' own ones break it, too, from 1 % of the responses on. What the limit was follows
-from whose core was full, or from refused reads.
-
-RU are all that Cosmos DB's responses reported to the service: of lookups, and of its reads of the catalogue.
+The rate is doubled until the objective breaks, then the gap is halved until it is 5 % wide. 1 % of popular lists
+instead of users' own ones break it, too. What the limit was follows from whose core was full, or from refused reads. RU
+are all that Cosmos DB's responses reported to the service: of lookups, and of its reads of the catalogue.
 """
 COST = (
     "Cost of a billion reads at this rate: CPU at {price}; of Cosmos DB also the RU/s that the rate needs, provisioned "
@@ -63,8 +58,7 @@ COST = (
 CHANCE = "A verdict is right 95 times in 100: of twenty, one may be wrong."
 LOOPBACK = (
     "The stores were started on this machine: no network, no TLS, no replica, and a Redis that keeps nothing on disk. "
-    "A network adds its round trip to every read of a remote store, and nothing to one of files; give the URLs of real "
-    "stores to see that."
+    "Give the URLs of real stores to see what a network adds."
 )
 ELSEWHERE = (
     "The stores were where their URLs say, and others may have used them meanwhile: what a server used is all that it "
@@ -99,25 +93,21 @@ def parse_settings(options: StoresOptions) -> Settings:
         raise BenchMisused("the same store is given twice")
     if options.encoding not in ENCODINGS:
         raise BenchMisused(f"an encoding is {' or '.join(ENCODINGS)}, not {options.encoding!r}")
-    counts = options.repeat, options.users, options.closed_users, options.emulator_ru
-    if any(each is not None and each < 1 for each in counts):
-        raise BenchMisused("--repeat, --users, --closed-users and --emulator-ru must be 1 or more")
-    if options.cpu_hour is not None and options.cpu_hour <= 0:
-        raise BenchMisused("--cpu-hour must be above zero")
+    rate, duration_s = parse_rate(options.rate), parse_seconds(options.duration)
+    require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
+    require_positive({"--repeat": options.repeat, "--users": options.users, "--emulator-ru": options.emulator_ru})
+    require_positive({"--closed-users": options.closed_users})
     budget_s = parse_seconds(options.budget)
-    settings = Settings(
+    return Settings(
         options=options,
-        rate=parse_rate(options.rate),
-        duration_s=min(parse_seconds(options.duration), max(SHORTEST_S, _fitting_s(options, budget_s))),
+        rate=rate,
+        duration_s=min(duration_s, max(SHORTEST_S, _fitting_s(options, budget_s))),
         ends_s=time.monotonic() + budget_s,
         think_s=parse_seconds(options.think),
         warmup_s=parse_seconds(options.warmup),
         draw=Uniform() if options.zipf is None else Zipf(options.zipf),
         objective=parse_objective(options.slo) if options.find_max else None,
     )
-    if settings.rate <= 0 or settings.duration_s <= 0:
-        raise BenchMisused("--rate and --duration must be above zero")
-    return settings
 
 
 def _fitting_s(options: StoresOptions, budget_s: float) -> float:
@@ -142,7 +132,8 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
     shown = [each for each in columns if each.emulated is None]
     checked = answers.total(each.checked for each in result.stores)
     objective, footnotes = parse_objective(options.slo), Footnotes()
-    unjudged = _unjudged(columns, len(kept))
+    unjudged, fewer = _unjudged(result, kept), _fewer(options, result, left_out)
+    failed = len(result.stores[0].rounds) < _needed(options)  # before a verdict was possible; later it is a note
     broken = [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
     broken += [
         f"{each.name}: {sentence}"
@@ -171,9 +162,13 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
             each for one in shown for each in (one.closed, one.reads, one.while_written) if each and each.rounds
         ),
         interrupted=result.interrupted,
-        failures=_too_few(options, result) if kept else ("no round was made",),
+        failures=tuple(fewer) if failed else (),
         broken=tuple(broken),
-        summary=_summary(options, setup, result, columns, unjudged) if kept else NOTHING,
+        summary=(
+            _summary(options, setup, result, columns, unjudged=unjudged, fewer=[] if failed else fewer)
+            if kept
+            else NOTHING
+        ),
         extra={
             "comparison": {
                 "stores": [*published, *(each.name for each in columns)],
@@ -195,16 +190,24 @@ def _needed(options: StoresOptions) -> int:
     return min(MIN_PAIRS, options.repeat or MIN_PAIRS)
 
 
-def _unjudged(columns: Sequence[Column], rounds: int) -> str:
+def _unjudged(result: ComparisonResult, kept: Sequence[int]) -> str:
     """Say why there are no verdicts, of an invalid run or of too few rounds; empty if there are some."""
-    if rounds < MIN_PAIRS:
-        return f"{MIN_PAIRS} rounds or more show what is chance, and {rounds} count" + "s" * (rounds == 1)
-    reasons = [f"{one.name}, {reason}" for one in columns for each in one.rounds for reason in each.invalid_reasons]
-    return f"the run is invalid: {reasons[0]}" if reasons else ""
+    if reasons := [reason for number, reason in result.invalid_rounds.items() if number in kept]:
+        made = len(result.stores[0].rounds)
+        return f"the run is invalid, with {made - len(result.invalid_rounds)} valid rounds of {made}: {reasons[0]}"
+    if len(kept) < MIN_PAIRS:
+        return f"{MIN_PAIRS} rounds or more show what is chance, and {len(kept)} count" + "s" * (len(kept) == 1)
+    return ""
 
 
 def _summary(
-    options: StoresOptions, setup: Setup, result: ComparisonResult, columns: Sequence[Column], unjudged: str
+    options: StoresOptions,
+    setup: Setup,
+    result: ComparisonResult,
+    columns: Sequence[Column],
+    *,
+    unjudged: str,
+    fewer: Sequence[str],
 ) -> Summary:
     """Answer first: which store is faster and takes less CPU, then three figures of each."""
     footnotes, objective = Footnotes(), parse_objective(options.slo)
@@ -213,7 +216,8 @@ def _summary(
     listed = load_prices().cpu_hour
     price = f"{listed.usd:g} USD an hour ({listed.basis}, {listed.date}; --cpu-hour replaces it)"
     given = f"{options.cpu_hour} USD an hour"
-    notes = [*footnotes.lines, COST.format(price=price if options.cpu_hour is None else given)]
+    notes = [f"{each[0].upper()}{each[1:]}." for each in fewer]
+    notes += [*footnotes.lines, COST.format(price=price if options.cpu_hour is None else given)]
     notes += [
         f"{each.name}: the highest rate inside {objective} is {each.best[0].at:,.0f} requests/s "
         f"(limit: {found.limit}); it was {found.ending(emulated=each.emulated is not None)}."
@@ -258,13 +262,19 @@ def _part(found: Finding, first: str, other: str, what: str) -> str:
     return found.sentence(first, other, words._replace(better=f"{words.better} {what}"))
 
 
-def _too_few(options: StoresOptions, result: ComparisonResult) -> tuple[str, ...]:
-    """Say how much more time it takes, where the budget ended it before there were rounds enough for a verdict."""
-    made, needed = len(result.stores[0].rounds), _needed(options)
-    if made >= needed or result.interrupted:
-        return ()
-    more = math.ceil(parse_seconds(options.budget) / 60 * (needed + 1) / made)
-    return (f"only {made} of {needed} rounds were made in the budget of {options.budget}: --budget {more}m would do",)
+def _fewer(options: StoresOptions, result: ComparisonResult, left_out: Sequence[str]) -> list[str]:
+    """Say that the budget ended it before all rounds were made, and what would do; and how many count, if not all."""
+    made, wanted, fewer = len(result.stores[0].rounds), options.repeat or MIN_PAIRS, list[str]()
+    if not made:
+        return ["no round was made"]
+    if made < wanted and not result.interrupted:
+        more = math.ceil(parse_seconds(options.budget) / 60 * (wanted + 1) / made)
+        too_short = f"the budget of {options.budget}: --budget {more}m would do"
+        fewer.append(f"only {made} of {wanted} rounds were made in {too_short}")
+    if left_out and (valid := made - len(left_out)) < (options.repeat or made):
+        than = f", fewer than --repeat {options.repeat}" if options.repeat else ""
+        fewer.append(f"{valid} of {made} rounds count{than}, because {'; '.join(counted(left_out))}")
+    return fewer
 
 
 def _method(options: StoresOptions, setup: Setup, *, emulated: bool) -> list[str]:
@@ -278,17 +288,15 @@ def _method(options: StoresOptions, setup: Setup, *, emulated: bool) -> list[str
 
 
 def _valid_rounds(result: ComparisonResult, enough: int) -> tuple[list[int], list[str]]:
-    """Choose the rounds that count: those valid for all stores, or all rounds where fewer than *enough* are."""
-    reasons = {
-        number: f"round {number + 1} is left out: {store.candidate.name}, {reason}"
-        for store in result.stores
-        for number, each in enumerate(store.rounds)
-        for reason in each.invalid_reasons
-    }
-    made = range(len(result.stores[0].rounds))
-    if len(made) - len(reasons) < enough:
+    """Choose the rounds that count: those valid for all stores, or all rounds where fewer than *enough* are.
+
+    Also say of each of the others why it is left out.
+    """
+    made, invalid = range(len(result.stores[0].rounds)), result.invalid_rounds
+    if len(made) - len(invalid) < enough:
         return list(made), []
-    return [number for number in made if number not in reasons], [reasons[number] for number in sorted(reasons)]
+    left_out = [f"round {number + 1} is left out: {reason}" for number, reason in invalid.items()]
+    return [number for number in made if number not in invalid], left_out
 
 
 def _column(store: StoreResult, kept: Sequence[int]) -> Column:

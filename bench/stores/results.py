@@ -1,13 +1,12 @@
 """What a comparison of stores measures: the results of a round, of a search for the highest rate, and of a store."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from hotplate.bench.answers import CheckResult
-from hotplate.bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, first_outside, point
+from hotplate.bench.loadgen.capacity import Objective, Point, disturbances, first_outside, point
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.stores.publication import TrialResult
 from hotplate.bench.stores.setup import Candidate
@@ -25,8 +24,6 @@ BESIDES_MIN = 1
 NO_FULL_CORE = "no core was full"
 STOPPED = "it was stopped"
 THE_GENERATOR = "the load generator"
-
-LATENCY_NAMES = re.compile("|".join(map(re.escape, PERCENTS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,25 +140,22 @@ class Capacity:
         return THE_GENERATOR if ended.unclear else limit_of(run)
 
     def ending(self, *, emulated: bool) -> str:
-        """Describe how the search ended; of an emulator without its latencies."""
+        """Describe how the search ended; of an emulator without the reason, which may be its latency."""
         if self.first_outside is None:
             return STOPPED
         ended, run = self.first_outside
-        reasons = ended.invalid_reasons if ended.unclear else ended.broken
-        if emulated:
-            reasons = tuple("its latency" if _names_a_latency(each) else each for each in reasons)
+        reasons = " and ".join(ended.invalid_reasons if ended.unclear else ended.broken)
         server = "" if run.server_share is None else f", the store's server {run.server_share:.0%}"
         units = run.request_units
         refused = f", {units.throttled:,.0f} reads refused with 429" if units else ""
         used = f"the service used {run.service_share:.0%} of its core{server}{refused}"
-        return f"outside at {ended.at:,.0f} requests/s by {' and '.join(reasons)}; {used}"
+        return f"outside at {ended.at:,.0f} requests/s{'' if emulated else f' by {reasons}'}; {used}"
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes in use after the last round: of the load generator, a store's service, and its server if it has one."""
+    """Bytes in use after the last round: of a store's service, and its server if it has one."""
 
-    generator: int
     service: int
     server: int | None
 
@@ -187,6 +181,17 @@ class ComparisonResult(NamedTuple):
 
     round_s: float = 0.0
     """How long a round took, with what lay between two."""
+
+    @property
+    def invalid_rounds(self) -> dict[int, str]:
+        """Why rounds are invalid, in order, by number from 0 on: a round has to be valid for all stores."""
+        reasons = {
+            number: f"{store.candidate.name}, {reason}"
+            for store in self.stores
+            for number, each in enumerate(store.rounds)
+            for reason in each.invalid_reasons
+        }
+        return dict(sorted(reasons.items()))
 
     def more_time(self, rounds: int) -> str:
         """Say in which time so many rounds are made, and by which budget."""
@@ -216,8 +221,3 @@ def limit_of(run: ServiceRun) -> str:
     if run.server_share is not None and run.server_share >= FULL_CORE:
         return "the store's server"
     return NO_FULL_CORE
-
-
-def _names_a_latency(sentence: str) -> bool:
-    """Return whether a sentence is about latencies of responses; the generator's own lag is none."""
-    return LATENCY_NAMES.search(sentence) is not None and not sentence.startswith("the generator")

@@ -24,24 +24,12 @@ from hotplate.bench.loadgen.capacity import Objective, Point, search
 from hotplate.bench.loadgen.keys import Draw, Keys
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.recorder import Sample
-from hotplate.bench.loadgen.schedule import constant
 from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import StoresOptions
-from hotplate.bench.process import on_core, own_memory_bytes, read_metrics
+from hotplate.bench.process import GENERATOR_CORE, SERVICE_CORE, on_core, read_metrics
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.stores import results
 from hotplate.bench.stores.publication import TrialPublisher, trial_publisher
-from hotplate.bench.stores.results import (
-    Capacity,
-    ComparisonResult,
-    LookupResult,
-    Memory,
-    PublishRun,
-    RequestUnits,
-    RoundResult,
-    ServiceRun,
-    StoreResult,
-    capacity_point,
-)
 from hotplate.bench.stores.server import StoreServer, difference, opened
 from hotplate.bench.stores.setup import Candidate, Setup, store_settings
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
@@ -54,7 +42,7 @@ PATH = "/v1/recommendations/{key}"
 BATCHES = (1, 8, 64)
 BATCHES_DRAWN = 2_000
 TRIAL_LISTS = 20_000
-LOOK_UP_S = 0.1
+LOOK_UP_S = 0.05
 
 # Lookups have a deadline: without one a store that refuses is waited for, as publishers do.
 LOOKUP_TIMEOUT_S = 1.0
@@ -65,13 +53,15 @@ REFUSING_S = 3.0
 # For each invalid round another one is made, at most so many: what disturbs three of them disturbs the next, too.
 MOST_EXTRA_ROUNDS = 2
 
-# The cores in use: the services have the first, the load generator has the second for itself.
-CORES, GENERATOR_CORE = 2, 1
+# The cores in use: that of the services and that of the load generator.
+CORES = 2
 
 WARMUP_CALLS = 50
 
-# What a budget keeps for after the rounds: reading memory, comparing answers, drawing the report.
-AFTER_S = 20.0
+# What a budget keeps for after the rounds, and more for each of them: starting Python before, and then reading memory,
+# comparing answers, drawing the report and ending servers.
+AFTER_S = 10.0
+AFTER_ROUND_S = 0.1
 
 # Responses of a run that are compared with the store.
 COMPARED = 100
@@ -87,7 +77,8 @@ START_RATE = 1_000.0
 ATTEMPT_S = 3.0
 
 # What a service's metrics call the request units that its reads were charged with, and the reads that were refused.
-CHARGED, READS = "hotplate_store_request_units_total", "hotplate_store_charged_responses_total"
+CHARGED = "hotplate_store_request_units_total"
+READS = "hotplate_store_charged_responses_total"
 THROTTLED = "hotplate_store_throttled_total"
 
 T = TypeVar("T")
@@ -118,14 +109,14 @@ class StoreComparison:
         self._setup = setup
         self._settings = settings
         self._display = display
-        self._rounds = {each.name: list[RoundResult]() for each in setup.candidates}
+        self._rounds = {each.name: list[results.RoundResult]() for each in setup.candidates}
         self._samples = {each.name: list[Sample]() for each in setup.candidates}
-        self._capacities = dict[str, Capacity]()
+        self._capacities = dict[str, results.Capacity]()
         self._interrupted = False
         self._round_s = 0.0
         """How long a round takes, with what lies between two."""
 
-    def run(self, *, publishing: bool) -> ComparisonResult:
+    def run(self, *, publishing: bool) -> results.ComparisonResult:
         """Make all rounds, or the whole ones until Ctrl-C."""
         with ExitStack() as stack:
             pool = stack.enter_context(WorkerPool(core=GENERATOR_CORE))
@@ -145,9 +136,8 @@ class StoreComparison:
             except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
                 self._interrupted = True
             self._display.start("comparing answers with the stores", 1.0)
-            generator = sum(own_memory_bytes(pid) for pid in pool.pids)
-            results = tuple(self._result(one, generator) for one in self._setup.candidates)
-            return ComparisonResult(results, self._interrupted, pool.placement, self._round_s)
+            found = tuple(self._result(one) for one in self._setup.candidates)
+            return results.ComparisonResult(found, self._interrupted, pool.placement, self._round_s)
 
     def _publisher(self, stack: ExitStack, one: Candidate) -> TrialPublisher:
         release = self._setup.manifest.release
@@ -160,7 +150,7 @@ class StoreComparison:
         rounds = self._settings.options.repeat or math.inf
         valid, made, first_s = 0, 0, time.monotonic()
         while valid < rounds and made < rounds + MOST_EXTRA_ROUNDS and not self._interrupted:
-            left_s = self._settings.ends_s - AFTER_S - time.monotonic()
+            left_s = self._settings.ends_s - AFTER_S - AFTER_ROUND_S * made - time.monotonic()
             if made and left_s < self._round_s:
                 return
             made += 1
@@ -169,11 +159,14 @@ class StoreComparison:
 
     def _run_round(self, name: str, number: int, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> bool:
         """Make a round, and keep it unless it was interrupted; return whether it was valid for all stores."""
-        lookups, closed = dict[str, dict[int, LookupResult]](), dict[str, ServiceRun]()
-        publishing, duration_s = dict[str, PublishRun](), self._settings.duration_s
+        lookups, closed = dict[str, dict[int, results.LookupResult]](), dict[str, results.ServiceRun]()
+        publishing, duration_s = dict[str, results.PublishRun](), self._settings.duration_s
         if self._settings.options.direct:
             stage = f"{name}, reads without a service"
-            lookups = self._each(number, stage, 1.0, lambda one: self._look_up(one, number))
+            batches, release = self._batches(number), self._setup.manifest.release
+            lookups = self._each(
+                number, stage, 1.0, lambda one: look_up(one.url, one.server, release, batches, LOOK_UP_S)
+            )
         if users := self._settings.options.closed_users:
             stage = f"{name}, {users} users"
             closed = self._each(
@@ -195,7 +188,7 @@ class StoreComparison:
         if self._interrupted:
             return False
         made = [
-            RoundResult(lookups.get(each, {}), closed.get(each), reads[each], publishing.get(each))
+            results.RoundResult(lookups.get(each, {}), closed.get(each), reads[each], publishing.get(each))
             for each in self._rounds
         ]
         for each, result in zip(self._rounds, made, strict=True):
@@ -204,21 +197,15 @@ class StoreComparison:
 
     def _each(self, number: int, stage: str, duration_s: float, measure: Callable[[Candidate], T]) -> dict[str, T]:
         """Measure each store, in the other order in every second round."""
-        results = dict[str, T]()
+        measured = dict[str, T]()
         for one in self._setup.candidates[:: -1 if number % 2 else 1]:
             self._display.start(f"{stage}: {one.name}", duration_s)
-            results[one.name] = measure(one)
-        return results
+            measured[one.name] = measure(one)
+        return measured
 
-    def _look_up(self, one: Candidate, number: int) -> dict[int, LookupResult]:
-        keys = iter(self._keys(number))
-        results = dict[int, LookupResult]()
-        for size in BATCHES:
-            batches = [[USER + user for user in itertools.islice(keys, size)] for _ in range(BATCHES_DRAWN)]
-            with on_core(0):
-                release = self._setup.manifest.release
-                results[size] = look_up(one.url, one.server, release, batches, LOOK_UP_S)
-        return results
+    def _batches(self, number: int) -> dict[int, list[list[str]]]:
+        keys = (USER + user for user in self._keys(number))
+        return {size: [list(itertools.islice(keys, size)) for _ in range(BATCHES_DRAWN)] for size in BATCHES}
 
     def _keys(self, seed: int) -> Keys:
         """Return the users of a round: the same for all stores, and others in the next one."""
@@ -228,7 +215,8 @@ class StoreComparison:
         settings = self._settings
         return replace(
             self._load(one, number),
-            arrivals=constant(settings.rate, duration_s, number if settings.options.poisson else None),
+            rate=settings.rate,
+            seed=number if settings.options.poisson else None,
             duration_s=duration_s,
             sample_every=max(1, int(settings.rate * duration_s / COMPARED)) | 1,
         )
@@ -242,7 +230,7 @@ class StoreComparison:
         requests, duration_s = Gets(PATH, self._keys(seed)), self._settings.duration_s
         return Load(url=one.service.url, requests=requests, duration_s=duration_s, observe=("source",))
 
-    def _read(self, pool: WorkerPool, one: Candidate, load: Load) -> ServiceRun:
+    def _read(self, pool: WorkerPool, one: Candidate, load: Load) -> results.ServiceRun:
         charged, service_s, server_s = _charged(one), one.service.cpu_s(), one.server.cpu_s()
         stolen = measure_stolen(CORES)
         result = pool.run(load, self._display.update)
@@ -253,8 +241,10 @@ class StoreComparison:
         self._interrupted = self._interrupted or result.interrupted
         units = None
         if charged is not None and charged_after is not None:
-            units = RequestUnits(*(after - before for after, before in zip(charged_after, charged, strict=True)))
-        return ServiceRun(
+            units = results.RequestUnits(
+                *(after - before for after, before in zip(charged_after, charged, strict=True))
+            )
+        return results.ServiceRun(
             replace(result, samples=()),
             service_after_s - service_s,
             difference(server_after_s, server_s),
@@ -262,73 +252,79 @@ class StoreComparison:
             one_core=self._setup.started_here and len(os.sched_getaffinity(0)) == CORES,
         )
 
-    def _publish(self, publisher: TrialPublisher, pool: WorkerPool, one: Candidate, number: int) -> PublishRun:
+    def _publish(self, publisher: TrialPublisher, pool: WorkerPool, one: Candidate, number: int) -> results.PublishRun:
         alone = publisher.write_one()
         publisher.start()
         reads = self._read(pool, one, self._open_load(one, number, self._settings.duration_s * PUBLISHING_SHARE))
-        return PublishRun(alone, reads, publisher.stop())
+        return results.PublishRun(alone, reads, publisher.stop())
 
     def _find_capacity(self, pool: WorkerPool, one: Candidate, objective: Objective) -> None:
-        attempts = list[tuple[Point, ServiceRun]]()
+        attempts = list[tuple[Point, results.ServiceRun]]()
 
         def attempt(rate: float) -> Point:
             duration_s = min(ATTEMPT_S, self._settings.duration_s)
             self._display.start(f"{one.name}, {rate:,.0f} requests/s", duration_s)
             run = self._read(pool, one, replace(self._load(one, round(rate)), rate=rate, duration_s=duration_s))
-            attempts.append((capacity_point(rate, run, objective), run))
+            attempts.append((results.capacity_point(rate, run, objective), run))
             return attempts[-1][0]
 
         for _ in search(attempt, START_RATE):
-            self._capacities[one.name] = Capacity(tuple(attempts))
+            self._capacities[one.name] = results.Capacity(tuple(attempts))
 
-    def _result(self, one: Candidate, generator: int) -> StoreResult:
-        memory = Memory(generator, one.service.memory_bytes(), one.server.memory_bytes())
+    def _result(self, one: Candidate) -> results.StoreResult:
+        memory = results.Memory(one.service.memory_bytes(), one.server.memory_bytes())
         checked = asyncio.run(check_answers(one.url, self._samples[one.name]))
-        return StoreResult(one, tuple(self._rounds[one.name]), memory, checked, self._capacities.get(one.name))
+        return results.StoreResult(one, tuple(self._rounds[one.name]), memory, checked, self._capacities.get(one.name))
 
 
-def _charged(one: Candidate) -> RequestUnits | None:
+def _charged(one: Candidate) -> results.RequestUnits | None:
     """Read what a store charged so far; the others' services are not kept busy with that beside each run."""
     return request_units(one.service.admin_url) if scheme_of(one.url).startswith("cosmos") else None
 
 
-def request_units(admin_url: str) -> RequestUnits | None:
+def request_units(admin_url: str) -> results.RequestUnits | None:
     """Read from a service's metrics what its reads were charged so far; None where its store charges nothing."""
     found = [read_metrics(f"{admin_url}/metrics", name) for name in (CHARGED, READS, THROTTLED)]
-    return RequestUnits(*map(sum, found)) if found[0] else None
+    return results.RequestUnits(*map(sum, found)) if found[0] else None
 
 
 def look_up(
-    url: str, server: StoreServer, release: ReleaseId, batches: Sequence[Sequence[str]], for_s: float
-) -> LookupResult:
-    """Read *batches* of keys, one call after the other, for a while. Raises BenchFailed if a list is missing."""
-    return uvloop.run(_look_up(url, server, release, batches, for_s))
+    url: str, server: StoreServer, release: ReleaseId, batches: Mapping[int, Sequence[Sequence[str]]], for_s: float
+) -> dict[int, results.LookupResult]:
+    """Read batches of keys of each size, one call after the other, for a while each, on the services' core.
+
+    Raises BenchFailed if a list is missing.
+    """
+
+    async def all_sizes() -> dict[int, results.LookupResult]:
+        async with opened(url) as store:
+            ref = (await store.catalogue()).find(release).ref
+            return {size: await _look_up(store, server, ref, some, for_s) for size, some in batches.items()}
+
+    with on_core(SERVICE_CORE):
+        return uvloop.run(all_sizes())
 
 
 async def _look_up(
-    url: str, server: StoreServer, release: ReleaseId, batches: Sequence[Sequence[str]], for_s: float
-) -> LookupResult:
+    store: Store, server: StoreServer, release: ReleaseRef, batches: Sequence[Sequence[str]], for_s: float
+) -> results.LookupResult:
     remaining = itertools.cycle(batches)
-    async with opened(url) as store:
-        ref = (await store.catalogue()).find(release).ref
-        warm_s = time.perf_counter() + for_s
-        for batch in itertools.islice(remaining, WARMUP_CALLS):
-            await _read_batch(store, ref, batch)
-            if time.perf_counter() > warm_s:
-                break
-        server_s, cpu_s, started_s = server.cpu_s(), time.process_time(), time.perf_counter()
-        ends_s = list[float]()
-        keys = 0
-        while not ends_s or ends_s[-1] < started_s + (for_s if keys else REFUSING_S):
-            keys += await _read_batch(store, ref, next(remaining))
-            ends_s.append(time.perf_counter())
-        if not keys:
-            raise BenchFailed(
-                "the store refused every read, as its throughput was used up; give it more for a comparison"
-            )
-        cpu_s, took_s = time.process_time() - cpu_s, ends_s[-1] - started_s
-        server_used_s = difference(await asyncio.to_thread(server.cpu_s), server_s)
-    return LookupResult(
+    warm_s = time.perf_counter() + for_s
+    for batch in itertools.islice(remaining, WARMUP_CALLS):
+        await _read_batch(store, release, batch)
+        if time.perf_counter() > warm_s:
+            break
+    server_s, cpu_s, started_s = server.cpu_s(), time.process_time(), time.perf_counter()
+    ends_s = list[float]()
+    keys = 0
+    while not ends_s or ends_s[-1] < started_s + (for_s if keys else REFUSING_S):
+        keys += await _read_batch(store, release, next(remaining))
+        ends_s.append(time.perf_counter())
+    if not keys:
+        raise BenchFailed("the store refused every read, as its throughput was used up; give it more for a comparison")
+    cpu_s, took_s = time.process_time() - cpu_s, ends_s[-1] - started_s
+    server_used_s = difference(await asyncio.to_thread(server.cpu_s), server_s)
+    return results.LookupResult(
         call_us=float(np.median(np.diff([started_s, *ends_s]))) * 1e6,
         keys_per_s=keys / took_s,
         cpu_us=cpu_s * 1e6 / keys,

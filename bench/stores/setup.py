@@ -11,26 +11,18 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
+from hotplate.bench import process
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import Shape
 from hotplate.bench.options import StoresOptions
-from hotplate.bench.process import (
-    REDIS_MISSING,
-    STORE_CORE,
-    Server,
-    emulator_serving,
-    redis_installed,
-    redis_serving,
-    service_serving,
-)
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.report.text import parse_seconds
 from hotplate.bench.stores.publication import FIRST_LISTS, first_user_rows, lists_a_second
 from hotplate.bench.stores.server import StoreServer, opened, store_server
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import USER
-from hotplate.stores.lifecycle import publish
 from hotplate.stores.manifest import Manifest
+from hotplate.stores.publication import publish
 from hotplate.stores.store import Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.urls import redacted, scheme_of
@@ -38,16 +30,19 @@ from hotplate.stores.verification import load_manifest
 
 EMULATOR = "local emulator, not Azure"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
-LIST_LENGTH, LIVE = 20, "of the live release"
+LIST_LENGTH = 20
+LIVE = "of the live release"
 
 # The share of the budget in which lists are made up and written into all stores, and how many show how fast that is.
-FILL_SHARE, MEASURED_LISTS = 0.2, 16_000
+FILL_SHARE = 0.2
+MEASURED_LISTS = 16_000
 
 # Each list is written, and read back before it goes live.
 PASSES = 2
 
 # The share of the budget that a copy of a release may take, and after how long it is foreseen.
-COPY_SHARE, FORESEEN_S = 0.5, 5.0
+COPY_SHARE = 0.5
+FORESEEN_S = 5.0
 
 # Settings that say how to connect to a store; all others of hotplate are kept away from what is measured.
 STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
@@ -70,7 +65,7 @@ class Candidate:
 
     name: str
     url: str
-    service: Server
+    service: process.Server
     server: StoreServer
 
     @property
@@ -101,13 +96,13 @@ class Setup:
 @contextmanager
 def own_stores(emulator_ru: int | None) -> Iterator[list[str]]:
     """Start a folder, a Redis and perhaps an emulator, if no stores are given; gone when the block ends."""
-    if not redis_installed():
-        raise BenchFailed(f"{REDIS_MISSING}, or give the URLs of the stores")
+    if not process.redis_installed():
+        raise BenchFailed(f"{process.REDIS_MISSING}, or give the URLs of the stores")
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
-        urls = [f"file://{folder}/store", stack.enter_context(redis_serving(core=STORE_CORE)).url()]
+        urls = [f"file://{folder}/store", stack.enter_context(process.redis_serving(core=process.STORE_CORE)).url()]
         if emulator_ru is not None:
-            emulator = stack.enter_context(emulator_serving(core=STORE_CORE))
+            emulator = stack.enter_context(process.emulator_serving(core=process.STORE_CORE))
             urls.append(f"cosmos+{emulator.url}/hotplate?ru={emulator_ru}")
         yield urls
 
@@ -123,13 +118,12 @@ def prepared_stores(urls: Sequence[str], options: StoresOptions, display: Progre
     manifest, ids, lists = asyncio.run(_share_release(urls, options, display))
     first = f"/v1/recommendations/{quote(ids[0], safe='')}"
     with ExitStack() as stack:
-        candidates = list[Candidate]()
-        for name, url in zip(store_names(urls), urls, strict=True):
-            display.start(f"starting the service of {name}", 1.0)
-            command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
-            service = stack.enter_context(service_serving(command, first, store_settings(url)))
-            candidates.append(Candidate(name, url, service, store_server(url)))
-        yield Setup(tuple(candidates), manifest, tuple(ids), not options.urls, lists)
+        display.start(f"starting {len(urls)} services", 1.0)
+        command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
+        services = stack.enter_context(process.services_serving(command, first, [store_settings(url) for url in urls]))
+        named = zip(store_names(urls), urls, services, strict=True)
+        candidates = tuple(Candidate(name, url, service, store_server(url)) for name, url, service in named)
+        yield Setup(candidates, manifest, tuple(ids), not options.urls, lists)
 
 
 def store_names(urls: Sequence[str]) -> list[str]:

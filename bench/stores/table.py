@@ -11,20 +11,8 @@ from hotplate.bench.options import StoresOptions
 from hotplate.bench.planner.figures import two_digits
 from hotplate.bench.planner.prices import HOURS_A_MONTH
 from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.report import text
 from hotplate.bench.report.report import ERRORS, RATE, Series
-from hotplate.bench.report.text import (
-    NONE,
-    UNKNOWN,
-    Cell,
-    Footnotes,
-    format_both_us,
-    format_bytes,
-    format_count,
-    format_interval,
-    format_latency,
-    format_short_us,
-    parse_rate,
-)
 from hotplate.bench.stores.reference import NOT_PUBLISHED, Needs, format_month, needs, published_cells
 from hotplate.bench.stores.results import PublishRun, RoundResult, ServiceRun, StoreResult
 from hotplate.bench.stores.rounds import BATCHES
@@ -62,7 +50,7 @@ class Column:
         return self.reads.name
 
     @property
-    def head(self) -> Cell:
+    def head(self) -> text.Cell:
         """What stands at the head of the column."""
         return (self.name, self.emulated) if self.emulated else self.name
 
@@ -121,7 +109,7 @@ def mean(write: Callable[[float], str], value: OfRound, words: Words | None = No
 def both_sides(ours_us: OfRound, server_us: OfRound) -> Figure:
     """Show the CPU of a client and of the store's server, and compare stores by the sum."""
     return Figure(
-        lambda column: format_both_us(column.mean(ours_us), column.mean(server_us)),
+        lambda column: text.format_both_us(column.mean(ours_us), column.mean(server_us)),
         by_rounds(lambda each: added(ours_us(each), server_us(each))),
         timed=True,
     )
@@ -138,7 +126,7 @@ def shown(value: Callable[[Column], T | None], write: Callable[[T], str], absent
 
 
 def table_lines(
-    columns: Sequence[Column], manifest: Manifest, options: StoresOptions, footnotes: Footnotes, *, judged: bool
+    columns: Sequence[Column], manifest: Manifest, options: StoresOptions, footnotes: text.Footnotes, *, judged: bool
 ) -> list[dict[str, Any]]:
     """Make the lines of the whole table; with the reference, the first cell of each line is the published figure."""
     item_bytes = stored_item(manifest)
@@ -146,7 +134,7 @@ def table_lines(
 
     def cell(figure: Figure, column: Column) -> str:
         if figure.timed and column.emulated:
-            return UNKNOWN
+            return text.UNKNOWN
         return figure.cell(column) or footnotes.dash(figure.unknown)
 
     def line(group: str, name: str, figure: Figure) -> dict[str, Any]:
@@ -170,9 +158,9 @@ def _groups(columns: Sequence[Column], options: StoresOptions, item_bytes: float
     groups |= {
         "Through the service": _service(),
         "CPU a request": {
-            "service": mean(format_short_us, lambda each: each.reads.service_cpu_us, CHEAPER, timed=False),
-            "the store's server": mean(format_short_us, lambda each: each.reads.server_cpu_us),
-            "both": mean(format_short_us, both_us, CHEAPER),
+            "service": mean(text.format_short_us, lambda each: each.reads.service_cpu_us, CHEAPER, timed=False),
+            "the store's server": mean(text.format_short_us, lambda each: each.reads.server_cpu_us),
+            "both": mean(text.format_short_us, both_us, CHEAPER),
         },
         "Memory, and room in the store": _memory(published=published),
     }
@@ -229,18 +217,18 @@ def added(ours: float | None, theirs: float | None) -> float | None:
 
 
 def top_row(
-    column: Column, percentile: str, options: StoresOptions, item_bytes: float, footnotes: Footnotes
-) -> tuple[Cell, ...]:
+    column: Column, percentile: str, options: StoresOptions, item_bytes: float, footnotes: text.Footnotes
+) -> tuple[text.Cell, ...]:
     """Return the three figures of a store: a latency, the CPU of a request, and what a billion reads cost.
 
     Of a store that is metered the CPU is the service's alone, and the cost is of that and of its RU/s.
     """
-    latency: Cell = UNKNOWN if column.emulated else column.reads.cell(percentile, footnotes)
+    latency: text.Cell = text.UNKNOWN if column.emulated else column.reads.cell(percentile, footnotes)
     service_us = column.mean(lambda each: each.reads.service_cpu_us) or 0.0
     server_us = column.mean(lambda each: each.reads.server_cpu_us)
-    prices, rate, throughput = load_prices(), parse_rate(options.rate), column.throughput
+    prices, rate, throughput = load_prices(), text.parse_rate(options.rate), column.throughput
     hour_usd = prices.cpu_hour.usd if options.cpu_hour is None else options.cpu_hour
-    alone = format_short_us(service_us), "of the service alone"
+    alone = text.format_short_us(service_us), "of the service alone"
     if throughput is not None:
         needed = needs(load_charges(), prices, item_bytes, rate, throughput.ru)
         of_units = needed.needed_month_usd / (rate * HOURS_A_MONTH * 3600) * 1e9
@@ -250,18 +238,18 @@ def top_row(
     if server_us is None:
         return column.head, latency, alone, footnotes.dash(f"{column.name}: {NOT_HERE}")
     cost = f"{two_digits((service_us + server_us) * 1e3 / 3600 * hour_usd)} USD"
-    below = f"{format_both_us(service_us, server_us)} of its server" if server_us else ""
-    return column.head, latency, (format_short_us(service_us + server_us), below), cost
+    below = f"{text.format_both_us(service_us, server_us)} of its server" if server_us else ""
+    return column.head, latency, (text.format_short_us(service_us + server_us), below), cost
 
 
 def _direct(size: int) -> Figures:
     def call(column: Column) -> str:
         calls_us = column.values(lambda each: each.lookups[size].call_us)
-        return format_interval(*(geometric(calls_us) or (fmean(calls_us), None, None)))
+        return text.format_interval(*(geometric(calls_us) or (fmean(calls_us), None, None)))
 
     return {
         "a call, median": Figure(call, by_rounds(lambda each: each.lookups[size].call_us), FASTER, timed=True),
-        "keys/s, one caller": mean(format_count, lambda each: each.lookups[size].keys_per_s, AHEAD),
+        "keys/s, one caller": mean(text.format_count, lambda each: each.lookups[size].keys_per_s, AHEAD),
         "CPU a key, + server's": both_sides(
             lambda each: each.lookups[size].cpu_us, lambda each: each.lookups[size].server_cpu_us
         ),
@@ -286,16 +274,16 @@ def _service() -> Figures:
 
 
 def _answers(choose: Callable[[Column], Series | None], *, timed: bool = True) -> Figures:
-    """Show the latencies, the rate and the errors of a series; the last two are *timed* in an open loop."""
+    """Show the latencies, rate and errors of a series; if its loop is open, rate and errors are *timed*."""
 
     def figure(metric: str, write: Callable[[Series], str], words: Words, *, timed: bool = True) -> Figure:
         return Figure(shown(choose, write), by_series(choose, metric), words, timed, NOT_VALID)
 
     def percentile(name: str) -> Figure:
-        return figure(name, lambda one: format_latency(one.summary[name]), FASTER)
+        return figure(name, lambda one: text.joined(text.latency_cell(one.summary[name])), FASTER)
 
     def rate(one: Series) -> str:
-        return "at least " * bool(one.at_least) + format_count(fmean(one.values(RATE)))
+        return "at least " * bool(one.at_least) + text.format_count(fmean(one.values(RATE)))
 
     def errors(one: Series) -> str:
         return f"{fmean(one.values(ERRORS)):.3%}"
@@ -311,8 +299,8 @@ def _memory(*, published: bool) -> Figures:
         return None if one.publishing is None else one.publishing.trial.per_list(one.publishing.trial.stored_bytes)
 
     figures = {
-        "service, files aside": Figure(lambda one: format_bytes(one.store.memory.service)),
-        "the store's server": Figure(shown(lambda one: one.store.memory.server, format_bytes), timed=True),
+        "service, files aside": Figure(lambda one: text.format_bytes(one.store.memory.service)),
+        "the store's server": Figure(shown(lambda one: one.store.memory.server, text.format_bytes), timed=True),
     }
     by_list = {"room a list takes": mean("{:,.0f} B".format, room, CHEAPER, timed=False)}
     return figures | by_list if published else figures
@@ -327,15 +315,15 @@ def _publishing() -> Figures:
         return None if used_s is None else used_s * 1e6
 
     return {
-        "lists/s": mean(format_count, of(lambda each: each.trial.lists / each.trial.wall_s), AHEAD),
+        "lists/s": mean(text.format_count, of(lambda each: each.trial.lists / each.trial.wall_s), AHEAD),
         "CPU a list, + server's": both_sides(of(lambda each: each.trial.cpu_s / each.trial.lists * 1e6), of(server_us)),
         "p99 of reads meanwhile": _answers(lambda one: one.while_written)["p99"],
-        "lists/s written meanwhile": mean(format_count, of(lambda each: each.lists_per_s), AHEAD),
+        "lists/s written meanwhile": mean(text.format_count, of(lambda each: each.lists_per_s), AHEAD),
     }
 
 
 def _request_units(options: StoresOptions, item_bytes: float) -> Figures:
-    rate = parse_rate(options.rate)
+    rate = text.parse_rate(options.rate)
 
     def run(one: RoundResult) -> ServiceRun:
         return one.closed or one.reads
@@ -357,11 +345,11 @@ def _request_units(options: StoresOptions, item_bytes: float) -> Figures:
 
     used = f"used in the {'closed' if options.closed_users else 'open'} loop"
     cells = {
-        "provisioned": shown(lambda one: one.throughput, provisioned, NONE),
-        "a read": shown(lambda one: one.mean(lambda each: run(each).read_ru), "{:.2f} RU".format, NONE),
-        used: shown(lambda one: one.mean(lambda each: run(each).ru_s), ru_s, NONE),
-        "of what was provisioned": shown(share, "{:.1%}".format, NONE),
-        f"what {rate:g} requests/s need": shown(of_needs, lambda found: ru_s(found.needed_ru), NONE),
-        "a month of it, at the list price": shown(of_needs, format_month, NONE),
+        "provisioned": shown(lambda one: one.throughput, provisioned, text.NONE),
+        "a read": shown(lambda one: one.mean(lambda each: run(each).read_ru), "{:.2f} RU".format, text.NONE),
+        used: shown(lambda one: one.mean(lambda each: run(each).ru_s), ru_s, text.NONE),
+        "of what was provisioned": shown(share, "{:.1%}".format, text.NONE),
+        f"what {rate:g} requests/s need": shown(of_needs, lambda found: ru_s(found.needed_ru), text.NONE),
+        "a month of it, at the list price": shown(of_needs, format_month, text.NONE),
     }
     return {name: Figure(cell) for name, cell in cells.items()}

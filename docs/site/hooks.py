@@ -43,6 +43,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     return LINK.sub(rewritten, markdown)
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """Let those who use the keyboard scroll wide blocks of code."""
+    return html.replace("<pre><span></span><code>", '<pre tabindex="0"><span></span><code>')
+
+
 def _in_repository(page: File, link: str) -> str:
     """Return what a page links to, from the root of the repository."""
     folder = PurePosixPath(PAGES.get(page.src_uri, f"docs/{page.src_uri}")).parent

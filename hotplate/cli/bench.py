@@ -25,7 +25,6 @@ from hotplate.cli.terminal import (
 if TYPE_CHECKING:
     from hotplate.bench.progress import ProgressDisplay
     from hotplate.bench.report.comparison import Verdict
-    from hotplate.bench.report.page import Runs
     from hotplate.bench.report.report import Report
 
 app = Verbs(
@@ -35,8 +34,8 @@ app = Verbs(
 )
 
 
-@add_experiment(app, HttpOptions, report="hotplate-bench", log=True)
-def http(options: HttpOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
+@add_experiment(app, HttpOptions, report="hotplate-bench")
+def http(options: HttpOptions, display: "ProgressDisplay") -> "Report":
     """Measure a service under a load that does not wait for it, and write a report.
 
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
@@ -48,7 +47,7 @@ def http(options: HttpOptions, display: "ProgressDisplay") -> "tuple[Report, Run
 
 
 @add_experiment(app, StoresOptions, report="hotplate-stores")
-def stores(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
+def stores(options: StoresOptions, display: "ProgressDisplay") -> "Report":
     """Compare stores: the same release, users and schedule, alone, behind a service, and while it is written.
 
     The stores take turns, round by round. A store that holds nothing is filled with the release of the others, and
@@ -60,11 +59,11 @@ def stores(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Report,
     """
     from hotplate.bench.stores.report import compare_stores
 
-    return compare_stores(options, display), None
+    return compare_stores(options, display)
 
 
 @add_experiment(app, StoresOptions, defaults=REFERENCE, report="hotplate-reference")
-def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
+def reference(options: StoresOptions, display: "ProgressDisplay") -> "Report":
     """Repeat the reference architecture's load test on each store, and go on to the highest rate.
 
     This is `hotplate bench stores` with other defaults: 200 users in a closed loop, with the pause that gives 180
@@ -104,7 +103,7 @@ def _confirm(*, yes: bool) -> None:
 
 
 @add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
-def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
+def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
     """Find how many reads an account accepts at each level of RU/s.
 
     It prints what it costs, asks, creates a container of its own, and drops it at the end, also after Ctrl-C.
@@ -114,7 +113,7 @@ def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs
     """
     from hotplate.bench.ru.run import plan, sweep
 
-    return sweep(plan(options), display).report, None
+    return sweep(plan(options), display)
 
 
 @app.command()

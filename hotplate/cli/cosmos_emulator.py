@@ -8,46 +8,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import orjson
 
-from hotplate.cli.terminal import Json, option, out
+from hotplate.cli.terminal import Json, out
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from hotplate.bench.cosmos_emulator.server import RunningEmulator, Settings
+    from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator
 
-_option = partial(option, prefix="COSMOS_EMULATOR_")
-_port = partial(_option, at_least=0, at_most=65535)
+_flag = partial(Flag, prefix="COSMOS_EMULATOR_")
+_port = partial(_flag, at_least=0, at_most=65535)
 
 
 def cosmos_emulator(
-    host: Annotated[str, _option("--host", "Listen on this address.")] = "127.0.0.1",
-    port: Annotated[int, _port("--port", "Listen on this port; 0 takes any free one.")] = 8081,
+    host: Annotated[str, _flag("Listen on this address.")] = "127.0.0.1",
+    port: Annotated[int, _port("Listen on this port; 0 takes any free one.")] = 8081,
     second_region: Annotated[
-        int | None,
-        _port(
-            "--second-region",
-            "Add a second region, for reads, that listens on this port; 0 takes any free one.",
-        ),
+        int | None, _port("Add a second region, for reads, that listens on this port; 0 takes any free one.")
     ] = None,
     key_file: Annotated[
-        Path | None,
-        _option("--key-file", "Read the account's key, in base64, from this file. The default is the published key."),
+        Path | None, _flag("Read the account's key, in base64, from this file. The default is the published key.")
     ] = None,
     consistency: Annotated[
         str,
-        _option(
-            "--consistency",
-            "Set the account's default consistency: Strong, BoundedStaleness, Session, ConsistentPrefix or Eventual.",
+        _flag(
+            "Set the account's default consistency: Strong, BoundedStaleness, Session, ConsistentPrefix or Eventual."
         ),
     ] = "Session",
-    tls: Annotated[bool, _option("--tls", "Serve HTTPS with a certificate that is made at the start.")] = False,
+    tls: Annotated[bool, _flag("Serve HTTPS with a certificate that is made at the start.")] = False,
     certificate: Annotated[
-        Path | None, _option("--certificate", "Write the certificate of --tls to this file, for clients to trust.")
+        Path | None, _flag("Write the certificate of --tls to this file, for clients to trust.")
     ] = None,
-    charges: Annotated[
-        Path | None, _option("--charges", "Charge by your own coefficients, in a file like our charges.toml.")
-    ] = None,
-    faults: Annotated[Path | None, _option("--faults", "Start with the faults of this JSON file.")] = None,
+    charges: Annotated[Path | None, _flag("Charge by your own coefficients, in a file like our charges.toml.")] = None,
+    faults: Annotated[Path | None, _flag("Start with the faults of this JSON file.")] = None,
     entra_issuer: Annotated[
-        bool, _option("--entra-issuer", "Issue test tokens at /__emulation/token to any caller, and accept them.")
+        bool, _flag("Issue test tokens at /__emulation/token to any caller, and accept them.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -56,13 +49,13 @@ def cosmos_emulator(
     Example: hotplate cosmos-emulator --port 8081 --key-file account.key
     """
     from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-    from hotplate.bench.cosmos_emulator.errors import EmulatorMisused
-    from hotplate.bench.cosmos_emulator.server import Settings, serve
+    from hotplate.bench.cosmos_emulator.http import EmulatorMisused
+    from hotplate.bench.cosmos_emulator.server import EmulatorSettings, serve
     from hotplate.bench.errors import BenchMisused
 
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
-    settings = Settings(
+    settings = EmulatorSettings(
         host, port, second_region, key, key_file, consistency, charges, tls, certificate, entra_issuer, faults
     )
     try:
@@ -71,7 +64,7 @@ def cosmos_emulator(
         raise BenchMisused(str(error)) from error
 
 
-def _print_ready(emulator: "RunningEmulator", settings: "Settings", *, as_json: bool) -> None:
+def _print_ready(emulator: "RunningEmulator", settings: "EmulatorSettings", *, as_json: bool) -> None:
     """Print where it listens, and how to connect; one line of JSON for programs."""
     if as_json:
         sys.stdout.write(orjson.dumps({"endpoint": emulator.endpoint, "ports": emulator.ports}).decode() + "\n")

@@ -42,7 +42,7 @@ def hourly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
 def publish_usd(prices: "Prices", bill: "Bill", request_units: float, began: float, seconds: float) -> float:
     """Return what is billed from the beginning to the end of a publish."""
     if not bill.writing:
-        return prices.serverless_ru(request_units)
+        return request_units / 1e6 * prices.serverless_million_ru.usd
     return hourly_usd(prices, bill.writing) * hours_begun(began, seconds)
 
 

@@ -25,7 +25,7 @@ def demo(
     Example: hotplate demo --data clicks.csv
     """
     from hotplate.offline.input.sample import sample
-    from hotplate.offline.job import TrainSettings, train
+    from hotplate.offline.training import TrainSettings, train
     from hotplate.serve.connections.listeners import reserve
     from hotplate.serve.processes.supervisor import serve as run
     from hotplate.serve.settings import Settings, configure_logging

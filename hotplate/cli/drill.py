@@ -1,18 +1,18 @@
 """`hotplate drill`: does a service hold what the runbook promises while its stores fail?"""
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotplate.cli.experiment import bench_errors
-from hotplate.cli.terminal import REFUSED, Json, err, interruptible_loop, option, out, print_json
+from hotplate.cli.terminal import REFUSED, Json, err, interruptible_loop, out, print_json
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from hotplate.bench.drills.verdict import Verdict
+    from hotplate.bench.drills.run import DrillVerdict
 
-_option = partial(option, prefix="DRILL_", show_default=True)
+PREFIX = "DRILL_"
 
 
 def drill(
@@ -27,31 +27,27 @@ def drill(
     ] = None,
     tiers: Annotated[
         str | None,
-        _option(
-            "--tiers",
+        Flag(
             "The stores of the test instance, of redis, cosmos (its emulator) and file; the first is disturbed. By "
             "default the one that a drill is made for, and file.",
             metavar="KIND,…",
-            show_default=False,
+            prefix=PREFIX,
         ),
     ] = None,
-    rate: Annotated[str, _option("--rate", "Requests/s through the service, as 300 or 1k.")] = "300",
+    rate: Annotated[str, Flag("Requests/s through the service, as 300 or 1k.", prefix=PREFIX)] = "300",
     duration: Annotated[
-        str, _option("--duration", "For how long a fault lasts at least; longer until operators see it.")
+        str, Flag("For how long a fault lasts at least; longer until operators see it.", prefix=PREFIX)
     ] = "3s",
     budget: Annotated[
-        str, _option("--budget", "What the service may spend on the reads of a request, as `serve --budget` has it.")
+        str,
+        Flag("What the service may spend on the reads of a request, as `serve --budget` has it.", prefix=PREFIX),
     ] = "50ms",
     p99: Annotated[
         str | None,
-        _option(
-            "--p99",
-            "What 99 % of the answers during a fault may take; by default the budget and 200 ms.",
-            show_default=False,
-        ),
+        Flag("What 99 % of the answers during a fault may take; by default the budget and 200 ms.", prefix=PREFIX),
     ] = None,
     recover: Annotated[
-        str, _option("--recover", "Within what time all must be as before once a fault is over.")
+        str, Flag("Within what time all must be as before once a fault is over.", prefix=PREFIX)
     ] = "30s",
     as_json: Json = False,
 ) -> None:
@@ -83,7 +79,7 @@ def drill(
         )
         with interruptible_loop(), err.status("") as status:
 
-            def show(verdict: "Verdict") -> None:
+            def show(verdict: "DrillVerdict") -> None:
                 status.stop()  # it takes over standard output
                 _print_verdict(verdict)
                 status.start()
@@ -103,7 +99,7 @@ def drill(
     raise typer.Exit(REFUSED if broken else 0)
 
 
-def _print_verdict(verdict: "Verdict") -> None:
+def _print_verdict(verdict: "DrillVerdict") -> None:
     out.print(verdict.sentence)
     for check in verdict.checks:
         if not check.kept:

@@ -21,7 +21,6 @@ from hotplate.cli.terminal import (
     table,
     with_store,
 )
-from hotplate.cli.train import metric_rows
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -263,6 +262,8 @@ def _live_reader(url: str | None) -> "ReadLive | None":
 
 def _print_evaluation(found: "ListEvaluation") -> None:
     from dataclasses import asdict
+
+    from hotplate.offline.evaluate.evaluation import metric_rows
 
     ranking = found.ranking
     missing = ranking.users - ranking.users_with_lists

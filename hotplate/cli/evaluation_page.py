@@ -20,6 +20,7 @@ from hotplate.bench.report.text import (
     tiles,
     whole_page,
 )
+from hotplate.offline.evaluate.evaluation import with_interval
 
 Facts = Mapping[str, Any]
 
@@ -107,7 +108,7 @@ def _metrics(facts: Facts) -> str:
         ("as served", "as_served", "served_intervals"),
     ):
         for name in dict.fromkeys(name for each in subjects for name in each[metrics]):
-            cells = [_with_interval(each[metrics].get(name), each[intervals].get(name)) for each in subjects]
+            cells = [with_interval(each[metrics].get(name), each[intervals].get(name)) for each in subjects]
             lines.append({"group": f"{group}, at {k}", "name": _name(name), "cells": cells})
     heading = [_subject(each) for each in subjects]
     shown = [name for name in RANKING if name in subjects[0]["metrics"]]
@@ -127,7 +128,7 @@ def _at_random(random: Facts) -> str:
 
 
 def _catalogue(catalogue: Facts) -> str:
-    rows = [[_name(name), _with_interval(value, None)] for name, value in catalogue["metrics"].items()]
+    rows = [[_name(name), with_interval(value, None)] for name, value in catalogue["metrics"].items()]
     of = f"Of the lists of {catalogue['users']:,} users, over {catalogue['items']:,} items."
     parts = [
         section("The long tail", long_tail(catalogue), LONG_TAIL),
@@ -220,12 +221,6 @@ def _subject(subject: Facts) -> str:
 
 def _name(metric: str) -> str:
     return NAMES.get(metric, metric.replace("_", " "))
-
-
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
 
 
 def _item(item: Facts) -> str:

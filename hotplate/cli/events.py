@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotplate.cli.options import Verbs
-from hotplate.cli.terminal import Json, option, out, print_json, progress_bars, table
+from hotplate.cli.terminal import Json, out, print_json, progress_bars, table
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from hotplate.serve.events.report import Row
+    from hotplate.serve.events.report import ListedItems
 
 app = Verbs(
     no_args_is_help=True,
@@ -24,13 +25,11 @@ def ship(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of `hotplate serve --events`.")],
     to: Annotated[
         str,
-        option(
-            "--to",
+        Flag(
             "Copy them to this folder, or any URL that fsspec knows, as abfs://container/events; other schemes than "
             "file:// and memory:// take a package of their own.",
-            prefix="EVENTS_",
             metavar="URL",
-            show_default=False,
+            prefix="EVENTS_",
         ),
     ],
     as_json: Json = False,
@@ -89,11 +88,11 @@ def report(
     out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), positions))
 
 
-def _cells(row: "Row") -> tuple[str, ...]:
+def _cells(row: "ListedItems") -> tuple[str, ...]:
     rate = "" if row.ctr is None else f"{row.ctr:.2%}"
     interval = "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}"
     return row.release or "none named", row.role, f"{row.impressions:,}", f"{row.clicks:,}", rate, interval
 
 
-def _plain(row: "Row") -> dict[str, object]:
+def _plain(row: "ListedItems") -> dict[str, object]:
     return {**row._asdict(), "ctr": row.ctr, "interval": row.interval}

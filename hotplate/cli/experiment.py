@@ -25,11 +25,10 @@ from hotplate.cli.terminal import (
 
 if TYPE_CHECKING:
     from hotplate.bench.progress import ProgressDisplay
-    from hotplate.bench.report.page import Runs
     from hotplate.bench.report.report import Report
 
 Options = TypeVar("Options")
-Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
+Run = Callable[[Options, "ProgressDisplay"], "Report"]
 # What a script reads; beneath the examples of each verb.
 EXIT_CODES = """
     Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped; 2 the
@@ -44,19 +43,15 @@ def add_experiment(
     *,
     report: str,
     defaults: Options | None = None,
-    log: bool = False,
     confirm: Callable[[Options], None] | None = None,
 ) -> Callable[[Run[Options]], Run[Options]]:
     """Make a verb of a function that takes *options*: each of their fields that has a Flag or an Argument is a flag.
 
     Defaults are those of the fields, or of *defaults*. The verb runs the function, writes and prints its report, and
-    exits by that: its help names the codes. *report* is where it goes, unless --out says otherwise; *log* promises an
-    HDR log.
-    *confirm* may refuse to go on, before anything is measured.
+    exits by that: its help names the codes. *report* is where it goes, unless --out says otherwise. *confirm* may
+    refuse to go on, before anything is measured.
     """
-    endings = [".json", ".html", *([".hdr"] if log else [])]
-    written = f"{', '.join(endings[:-1])} and {endings[-1]}"
-    where = option("--out", f"Write the report to this name with {written}.", prefix="BENCH_", panel=HOW)
+    where = option("--out", "Write the report to this name with .json and .html.", prefix="BENCH_", panel=HOW)
 
     def register(run: Run[Options]) -> Run[Options]:
         def verb(**given: Any) -> None:  # noqa: ANN401 -- typer converts each value to its field's type
@@ -65,20 +60,20 @@ def add_experiment(
             require_folder(name)
             with bench_errors():
                 from hotplate.bench.progress import progress_display
-                from hotplate.bench.report.page import keep
+                from hotplate.bench.report.page import page
+                from hotplate.bench.report.text import write_report
 
                 chosen = build(options, preset | given)
                 if confirm is not None:
                     confirm(chosen)
                 with interruptible_loop(), progress_display(err) as display:
-                    made, runs = run(chosen, display)
-            keep(made, runs, name)
+                    made = run(chosen, display)
+            write_report(name, made.to_json(), page(made))
             if as_json:
                 print_json(made.brief())
             else:
                 print_report(made)
-                *some, last = (f"{name}{ending}" for ending in endings if runs is not None or ending != ".hdr")
-                out.print(f"The rest is in {', '.join(some)} and {last}.")
+                out.print(f"The rest is in {name}.json and {name}.html.")
             raise typer.Exit(0 if made.valid else REFUSED if made.measured else FAILED)
 
         verb.__doc__ = (run.__doc__ or "") + EXIT_CODES

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hotplate.cli.options import Verbs
-from hotplate.cli.terminal import Json, err, option, out, print_json, table
+from hotplate.cli.terminal import Json, err, out, print_json, print_result, table
 from hotplate.stores.options import Flag
 
 app = Verbs(
@@ -26,22 +26,19 @@ def create(
     keys: KeysFile,
     scope: Annotated[
         list[str] | None,
-        option(
-            "--scope",
+        Flag(
             "What a new client may do: read, events or admin; may be given several times.",
-            prefix="KEYS_",
             metavar="SCOPE",
-            show_default=False,
+            prefix="KEYS_",
         ),
     ] = None,
     rate: Annotated[
         float | None,
-        option(
-            "--rate",
+        Flag(
             "How many requests a second a new client may send; by default as many as it likes.",
-            prefix="KEYS_",
             metavar="N",
             at_least=0.001,
+            prefix="KEYS_",
         ),
     ] = None,
     as_json: Json = False,
@@ -75,25 +72,21 @@ def list_clients(keys: KeysFile, as_json: Json = False) -> None:
         return "" if key is None else time.strftime("%Y-%m-%d", time.gmtime(key.created_at))
 
     clients = load(keys)
-    if as_json:
-        print_json(
-            [
-                {
-                    "name": client.name,
-                    "scopes": client.scopes,
-                    "rate": client.rate,
-                    "primary_created_at": client.primary and client.primary.created_at,
-                    "secondary_created_at": client.secondary and client.secondary.created_at,
-                }
-                for client in clients
-            ]
-        )
-        return
+    fields = [
+        {
+            "name": client.name,
+            "scopes": client.scopes,
+            "rate": client.rate,
+            "primary_created_at": client.primary and client.primary.created_at,
+            "secondary_created_at": client.secondary and client.secondary.created_at,
+        }
+        for client in clients
+    ]
     rows = [
         (client.name, ", ".join(client.scopes), client.rate, day(client.primary), day(client.secondary))
         for client in clients
     ]
-    out.print(table(("client", "scopes", "requests/s", "primary", "secondary"), rows))
+    print_result(fields, table(("client", "scopes", "requests/s", "primary", "secondary"), rows), as_json=as_json)
 
 
 @app.command()
@@ -115,9 +108,6 @@ def revoke(
     kinds = {"primary": primary, "secondary": secondary}
     kind = None if primary == secondary else next(kind for kind, chosen in kinds.items() if chosen)
     left = revoke_key(keys, name, kind)
-    if as_json:
-        print_json({"name": name, "revoked": kind or "all", "keys_left": 0 if left is None else len(left.digests())})
-    else:
-        out.print(f"revoked the {kind} key of {name}" if kind else f"revoked {name}")
-        if left is None and kind:
-            out.print(f"{name} had no other, and is gone")
+    fields = {"name": name, "revoked": kind or "all", "keys_left": 0 if left is None else len(left.digests())}
+    gone = [f"{name} had no other, and is gone"] if left is None and kind else []
+    print_result(fields, f"revoked the {kind} key of {name}" if kind else f"revoked {name}", *gone, as_json=as_json)

@@ -12,12 +12,18 @@ import typer
 from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import out, print_error
 
-# The modules of verbs, in the order of the help, and of those that have verbs of their own.
+# Verbs, in the order of the help, with their modules and functions; and the modules that have verbs of their own.
 _VERBS = {
-    **{name: name for name in ("demo", "train", "publish", "run")},
-    "import": "import_lists",
-    **{name: name for name in ("serve", "lookup", "plan", "drill")},
-    "cosmos-emulator": "cosmos_emulator",
+    "demo": ("demo", "demo"),
+    "train": ("train", "train"),
+    "publish": ("publish", "publish"),
+    "run": ("run", "run"),
+    "import": ("publish", "import_lists"),
+    "serve": ("serve", "serve"),
+    "lookup": ("serve", "lookup"),
+    "plan": ("plan", "plan"),
+    "drill": ("drill", "drill"),
+    "cosmos-emulator": ("cosmos_emulator", "cosmos_emulator"),
 }
 _GROUPS = ("evaluate", "models", "releases", "store", "keys", "events", "bench")
 
@@ -35,11 +41,12 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
     )
     app.callback()(hotplate)
     for name in wanted:
-        module = import_module(f"hotplate.cli.{_VERBS.get(name, name)}")
+        module, function = _VERBS.get(name, (name, "app"))
+        found = getattr(import_module(f"hotplate.cli.{module}"), function)
         if name in _VERBS:
-            app.command(name)(getattr(module, _VERBS[name]))
+            app.command(name)(found)
         else:
-            app.add_typer(module.app, name=name)
+            app.add_typer(found, name=name)
     return app
 
 
@@ -65,8 +72,8 @@ def main() -> None:
     waiting = logging.StreamHandler()
     waiting.setFormatter(logging.Formatter("hotplate: %(message)s"))
     # What is waited for, or may yet be lost.
-    for name in ("hotplate.stores.lifecycle", "hotplate.stores.transfer", "hotplate.stores.redis"):
-        logging.getLogger(name).addHandler(waiting)
+    for name in ("lifecycle", "publication", "transfer", "redis"):
+        logging.getLogger(f"hotplate.stores.{name}").addHandler(waiting)
     try:
         command(sys.argv[1:])()
     except KeyboardInterrupt:

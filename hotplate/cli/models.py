@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from hotplate.cli.options import Verbs
-from hotplate.cli.terminal import Json, interruptible, out, print_json, table
+from hotplate.cli.terminal import Json, interruptible, out, print_json, print_result, table
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -59,11 +59,9 @@ def list_models(
     Example: hotplate models list shop
     """
     entries = in_registry(registry, lambda opened: opened.entries(name))
-    if as_json:
-        print_json({"models": entries})
-        return
     headings = ("model", "version", "stages", "registered", "engine", "nDCG", "releases")
-    out.print(table(headings, map(_row, entries)) if entries else "the registry holds no models")
+    text = table(headings, map(_row, entries)) if entries else "the registry holds no models"
+    print_result({"models": entries}, text, as_json=as_json)
 
 
 @app.command()
@@ -111,10 +109,7 @@ def pull(
     Example: hotplate models pull shop@production --out model
     """
     entry = in_registry(registry, lambda opened: opened.pull(model, folder))
-    if as_json:
-        print_json(entry)
-    else:
-        out.print(f"{entry.reference} written to {folder}")
+    print_result(entry, f"{entry.reference} written to {folder}", as_json=as_json)
 
 
 def in_registry(url: str | None, act: "Callable[[Registry], T]") -> T:
@@ -150,7 +145,6 @@ def _row(entry: "Entry") -> tuple[object, ...]:
 
 
 def _show(entry: "Entry", *, as_json: bool) -> None:
-    """Print an entry from its data to its releases."""
     if as_json:
         print_json(asdict(entry))
         return

@@ -22,6 +22,15 @@ T = TypeVar("T")
 THOUSANDS = {"k": 1_000, "M": 1_000_000}
 METAVARS = {bool: " ", int: "N", float: "X", str: "TEXT", Path: "PATH"}
 COUNT = re.compile(rf"(\d+(?:\.\d+)?)([{''.join(THOUSANDS)}])")
+# How pydantic, which typer parses by, begins to refuse a value, and what people are told.
+PLAIN_WORDS = (
+    ("Value error, ", ""),
+    ("Input should be greater than or equal to", "it must be at least"),
+    ("Input should be less than or equal to", "it must be at most"),
+    ("Input should be a valid integer.*", "it must be a whole number"),
+    ("Input should be a (valid|finite) number.*", "it must be a number"),
+    ("Input should be a valid boolean.*", "it must be true or false"),
+)
 
 
 class Verb(TyperCommand):
@@ -30,8 +39,8 @@ class Verb(TyperCommand):
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 -- typer's own
         super().__init__(*args, **more)
         for one in self.params:
-            if _kind_of(one) is int:
-                one.process_value = partial(_process_count, one.process_value)  # type: ignore[method-assign]  # typer has no hook
+            process = partial(_process, one.process_value, is_count=_kind_of(one) is int)
+            one.process_value = process  # type: ignore[method-assign]  # typer has no hook
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 -- of types that typer keeps private
         """Print the help; the rule of the environment is said once, at its end, with the variables that it misses."""
@@ -130,7 +139,7 @@ def parameter(name: str, annotation: Any, default: Any, prefix: str = "") -> ins
         shown = option(
             flag,
             shown.help,
-            prefix=prefix,
+            prefix=shown.prefix or prefix,
             panel=shown.panel,
             env=shown.env,
             metavar=shown.metavar,
@@ -144,12 +153,16 @@ def parameter(name: str, annotation: Any, default: Any, prefix: str = "") -> ins
     return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, shown])
 
 
-def _process_count(process: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:  # noqa: ANN401 -- typer's own
-    """Parse a number that may end with a letter; what is no number stays as it is, and is refused by its parser."""
-    found = COUNT.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        return process(ctx, value)
-    return process(ctx, f"{float(found[1]) * THOUSANDS[found[2]]:.15g}")
+def _process(process: Callable[[Any, Any], Any], ctx: Any, value: Any, *, is_count: bool) -> Any:  # noqa: ANN401 -- typer's own
+    """Parse a value; a number may end with a letter. What its parser refuses is refused in plain words."""
+    found = COUNT.fullmatch(value) if is_count and isinstance(value, str) else None
+    plain = value if found is None else f"{float(found[1]) * THOUSANDS[found[2]]:.15g}"
+    try:
+        return process(ctx, plain)
+    except typer.BadParameter as error:
+        for refused, words in PLAIN_WORDS:
+            error.message = re.sub(refused, words, error.message, count=1)
+        raise
 
 
 def _kind_of(parameter: Any) -> Any:  # noqa: ANN401 -- typer's own

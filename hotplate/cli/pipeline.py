@@ -2,9 +2,8 @@
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import typer
 import xxhash
 
 from hotplate.cli import models, publish, train
-from hotplate.cli.costs import limit_ru
 from hotplate.cli.options import Verbs, build
 from hotplate.cli.terminal import chosen_store
 
@@ -21,7 +19,8 @@ if TYPE_CHECKING:
     from typer.core import TyperCommand
 
     from hotplate.offline.gates import Gate
-    from hotplate.offline.job import Job, TrainSettings
+    from hotplate.offline.job import Job
+    from hotplate.offline.training import TrainSettings
 
 # What a run decides itself, and a pipeline has no say in.
 _OF_TRAIN: dict[str, Any] = {"model": Path(), "master": None, "as_json": False}
@@ -114,15 +113,16 @@ def read_pipeline(path: Path) -> PipelineFile:
 def read_job(pipeline: PipelineFile) -> "Job":
     """Return what a file says to do; SettingError for what makes no sense."""
     from hotplate.offline.errors import SettingError
-    from hotplate.offline.gates import parse_gates, read_gates
+    from hotplate.offline.gates import parse_gates
     from hotplate.offline.input.filters import parse_half_life
     from hotplate.offline.job import Job, Registration
     from hotplate.offline.lists import ListSettings
-    from hotplate.offline.publish import PublishSettings
-    from hotplate.offline.rules import read_rules, require_both
+    from hotplate.offline.rules import require_both
 
     trained = pipeline.parameters("train", command_of(train.train), _OF_TRAIN)
     published = pipeline.parameters("publish", command_of(publish.publish), _OF_PUBLISH)
+    flags = build(publish.PublishFlags, published)
+    publishing = flags.to_options()
     registration, registered = None, None
     if pipeline.tables["registry"]:
         registered = pipeline.parameters("registry", command_of(models.register), _OF_REGISTER)
@@ -132,36 +132,30 @@ def read_job(pipeline: PipelineFile) -> "Job":
         tags = models.parse_tags(registered["tag"] or [])
         registration = Registration(registered["name"], registry, tags, registered["stage"])
     bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
-    given = read_gates(published["gates"], published["gate"] or ())
-    gates = tuple({gate.name: gate for gate in (*given, *bounds)}.values())
+    gates = tuple({gate.name: gate for gate in (*publishing.settings.bounds, *bounds)}.values())
     if trained["engine"] == "spark":
         raise SettingError(f"{pipeline.path}: a run learns on this machine; on Spark, train and publish by themselves.")
     training = train.settings_of(build(train.TrainOptions, trained))
     _check_gates(gates, training)
-    if published["fold_in"]:
+    if flags.fold_in:
         _check_factors(training, f"{pipeline.path}, [publish]")
-    require_both(published["max_per_category"], published["categories"])
-    if published["freshness"] is not None:
-        parse_half_life(published["freshness"])
-    url = chosen_store(limit_ru(published["store"], published["max_ru"]))
+    require_both(flags.max_per_category, flags.categories)
+    if flags.freshness is not None:
+        parse_half_life(flags.freshness)
+    url = chosen_store(publishing.store)
     inputs = [*_paths_in(trained.values()), *_paths_in(published.values())]
     if any(path.name == "-" for path in inputs):
         raise SettingError(
             f"{pipeline.path}: a run reads files, because it may read them again; standard input cannot be."
         )
     options = orjson.dumps([trained, published, registered, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
-
-    names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
     return Job(
         name=pipeline.name,
         store=url,
         training=training,
-        publishing=PublishSettings(
-            gates=gates,
-            **{name: published[name] for name in ("encoding", "activate", "keep", "force", "end_canary")},
-        ),
-        lists=ListSettings(published["list_length"], published["keep_seen"], fold_in=published["fold_in"]),
-        rules=partial(read_rules, **{name: published[name] for name in names}),
+        publishing=replace(publishing.settings, gates=gates),
+        lists=ListSettings(flags.list_length, flags.keep_seen, fold_in=flags.fold_in),
+        rules=flags.read_rules,
         registration=registration,
         inputs=inputs,
         options=xxhash.xxh3_128_hexdigest(options),
@@ -192,7 +186,6 @@ def _check_factors(training: "TrainSettings", where: str) -> None:
 
 
 def _paths_in(values: Iterable[Any]) -> list[Path]:
-    """Return the paths among parameters, and in lists of them."""
     flat = (each for value in values for each in (value if isinstance(value, list | tuple) else [value]))
     return [each for each in flat if isinstance(each, Path) and each != Path()]
 

@@ -15,13 +15,14 @@ from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from hotplate.bench.planner.inputs import Layer
-    from hotplate.bench.planner.key_stream import KeyStream
     from hotplate.bench.planner.plan import Plan
     from hotplate.bench.planner.review import Baseline, Growth, PlanReport
 
-MEASURED, OUTPUT = "Measured, not assumed", "What is printed and written"
+MEASURED = "Measured, not assumed"
+OUTPUT = "What is printed and written"
 # Widths of the columns of words and of values.
-WORDS, VALUE = 38, 18
+WORDS = 38
+VALUE = 18
 
 
 def plan(
@@ -38,12 +39,6 @@ def plan(
         Path | None, Flag("Take inputs from this TOML file. A flag wins over it.", MEASURED, name="from")
     ] = None,
     from_report: Annotated[Path | None, Flag("Take what `hotplate bench` measured from its report.", MEASURED)] = None,
-    keys_file: Annotated[
-        Path | None,
-        Flag(
-            "Take hits of a cache, and skew, from the users in this file, one a line, as they were requested.", MEASURED
-        ),
-    ] = None,
     from_release: Annotated[
         str | None, Flag("Take the sizes of the live release of the store at this URL.", MEASURED)
     ] = None,
@@ -82,8 +77,8 @@ def plan(
         require_folder(path)
     file, prices, charges = source or check, prices or price_list.OURS, charges or cosmos_charges.OURS
     baseline = None if file is None else read_baseline(file)
-    layers, keys = _layers(baseline, _command_line(assume, flags), from_release, from_report, keys_file)
-    made = calculate(inputs.merge(layers), price_list.load(prices), cosmos_charges.load(charges), keys)
+    layers = _layers(baseline, _command_line(assume, flags), from_release, from_report)
+    made = calculate(inputs.merge(layers), price_list.load(prices), cosmos_charges.load(charges))
     if why is not None and why not in made.figures:
         raise inputs.PlanMisused(f"--why: there is no figure {why!r}; there are {', '.join(made.figures)}")
     reviewed, compared = review(made, prices), baseline if check else None
@@ -128,13 +123,9 @@ def _command_line(assume: Sequence[str], flags: dict[str, str | None]) -> "list[
 
 
 def _layers(
-    baseline: "Baseline | None",
-    command_line: "list[Layer]",
-    release: str | None,
-    report: Path | None,
-    keys_file: Path | None,
-) -> "tuple[list[Layer], KeyStream | None]":
-    """Return the inputs of each place that was named, each winning over those before it, and the users requested."""
+    baseline: "Baseline | None", command_line: "list[Layer]", release: str | None, report: Path | None
+) -> "list[Layer]":
+    """Return the inputs of each place that was named, each winning over those before it."""
     from hotplate.cli.releases import find_manifest
     from hotplate.stores.urls import redacted
 
@@ -144,12 +135,7 @@ def _layers(
         layers.append(inputs.from_release(manifest, redacted(release)))
     if report is not None:
         layers.append(inputs.from_report(report, inputs.merge([*layers, *command_line]).inputs.p99_ms))
-    if keys_file is None:
-        return [*layers, *command_line], None
-    from hotplate.bench.planner.key_stream import read_keys
-
-    keys = read_keys(keys_file, inputs.merge([*layers, *command_line]).inputs.cache_entries)
-    return [*layers, keys.layer(), *command_line], keys
+    return [*layers, *command_line]
 
 
 def _write_files(reviewed: "PlanReport", compared: "Baseline | None", report: Path | None, save: Path | None) -> None:

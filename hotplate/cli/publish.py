@@ -1,7 +1,9 @@
-"""`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
+"""`hotplate publish` and `hotplate import`: from a model, or from lists that others computed, to a live release."""
 
+import signal
+import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +15,7 @@ from hotplate.cli.terminal import (
     Master,
     StageProgress,
     StoreUrl,
+    TextFormat,
     chosen_store,
     err,
     interruptible,
@@ -27,13 +30,14 @@ from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
-    from hotplate.offline.gates import Verdict
     from hotplate.offline.lists import ModelLists
     from hotplate.offline.publish import ListSource, Progress, PublishSettings, Written
+    from hotplate.offline.rules import Rules
     from hotplate.stores.catalogue import ReleaseId
-    from hotplate.stores.lifecycle import WriteResult
     from hotplate.stores.manifest import Manifest
+    from hotplate.stores.publication import WriteResult
     from hotplate.stores.store import Estimate, Plan, Store
 
 
@@ -44,6 +48,7 @@ EndCanary = Annotated[bool, Flag("Go live, and end a canary that runs.", env=Fal
 # The panels of `--help`.
 GATES = "What may keep the release from going live"
 RULES = "Business rules"
+INPUT = "How the lists are read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,27 @@ class PublishFlags(ReleaseFlags):
     ] = None
     pin: Annotated[Path | None, Flag("The items in this file come first in every list.", RULES, metavar="FILE")] = None
 
+    def read_rules(self) -> "Rules":
+        """Read the business rules from their files; raises DataError and SettingError as `read_rules` does."""
+        from hotplate.offline.rules import read_rules
+
+        names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
+        return read_rules(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportFlags(ReleaseFlags):
+    """What `import` is given."""
+
+    user_column: Annotated[str | None, Flag("The column of the user.", INPUT)] = None
+    item_column: Annotated[str | None, Flag("The column of the item.", INPUT)] = None
+    score_column: Annotated[str | None, Flag("The column of the score.", INPUT)] = None
+    title_column: Annotated[str | None, Flag("The column of the title.", INPUT)] = None
+    titles: Annotated[Path | None, Flag("A file of item and title, if the lists have no titles.", INPUT)] = None
+    popular: Annotated[Path | None, Flag("A file of popular items: item, score and perhaps segment.", INPUT)] = None
+    similar: Annotated[Path | None, Flag("A file of similar items: item, other item, score.", INPUT)] = None
+    text: TextFormat = field(default_factory=TextFormat)
+
 
 def publish(
     model: Annotated[
@@ -139,13 +165,10 @@ def publish(
     """
     from hotplate.offline.lists import ListSettings, ModelLists
     from hotplate.offline.model import load
-    from hotplate.offline.rules import read_rules
     from hotplate.stores.folders import temporary_folder
 
     options, master = flags.to_options(), flags.master
-    names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
-    rules = read_rules(**{name: getattr(flags, name) for name in names})
-    settings = ListSettings(flags.list_length, flags.keep_seen, rules, flags.fold_in)
+    settings = ListSettings(flags.list_length, flags.keep_seen, flags.read_rules(), flags.fold_in)
 
     def read(folder: Path, report: StageProgress) -> ModelLists:
         return ModelLists(load(folder), settings).measure(partial(report, "measure"))
@@ -162,6 +185,54 @@ def publish(
     with temporary_folder("model") as scratch, _computed_on(master, options) as source:
         entry = in_registry(flags.registry, lambda opened: opened.pull(str(model), scratch / "model"))
         publish_lists(lambda report: source(read(scratch / "model", report)), options, on_written=record)
+
+
+def import_lists(
+    lists: Annotated[
+        list[Path],
+        Argument(
+            "Files of user, item and score: CSV, TSV, JSON lines (.gz and .zst too), Parquet, or folders of them; - is "
+            "standard input.",
+            "LISTS",
+        ),
+    ],
+    flags: ImportFlags,
+) -> None:
+    """Publish lists that you have already: rows of user, item and score, in any order, as many as the disk holds.
+
+    Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores. Exits with 3 if a gate,
+    or a canary that runs, keeps the release from going live.
+
+    Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
+
+    Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
+    """
+    from hotplate.offline.input.files import named_paths
+    from hotplate.offline.list_import import ImportedLists, ImportSettings
+    from hotplate.stores.folders import temporary_folder
+
+    options = flags.to_options()
+    columns = {role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")}
+    settings = ImportSettings(
+        *(lists[0], lists[1:], flags.popular, flags.similar, flags.titles),
+        *(columns, flags.text.to_format(), flags.list_length),
+    )
+    with _exit_on_sigterm(), temporary_folder("import") as scratch:
+        publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, named_paths(lists))
+
+
+@contextmanager
+def _exit_on_sigterm() -> "Iterator[None]":
+    """End by an exception, so the temporary folder is removed and the draft given up."""
+
+    def stop(number: int, _: "FrameType | None") -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -215,34 +286,27 @@ def write_lists(
     """
     from hotplate.offline.publish import publish, timed
 
-    with_store(options.store, _check_store)
+    store = with_store(options.store, _check_store)
     spending, loading = Spending(), dict[str, float]()
     with progress_bars(spending.progress) as on_progress:
         with timed(loading, "load"):
             lists = interruptible(lambda: read(on_progress))
-
-        async def write(store: "Store") -> "Written":
-            spending.watch(store, lists.plan(), quiet=options.as_json)
-            how, report = options.settings, partial(on_progress, "publish")
-            return await publish(lists, store, how, observer=spending, on_progress=report)
-
+        spending.watch(store, lists.plan(), quiet=options.as_json)
+        how, report = options.settings, partial(on_progress, "publish")
+        write = partial(publish, lists, settings=how, observer=spending, on_progress=report)
         written = with_store(options.store, write, spending)
     _print_release(written, spending, options, imported)
     return replace(written, steps=loading | written.steps)
 
 
-async def _check_store(store: "Store") -> None:
-    """Raise StoreError for a store that cannot be read, before any work is done for it; print what it warns of."""
-    from hotplate.stores.errors import StoreError
-    from hotplate.stores.store import Diagnosed
+async def _check_store(store: "Store") -> "Store":
+    """Return *store*, after printing what it warns of; StoreError, before any work is done, if it cannot be read."""
+    from hotplate.stores.store import warnings_of
 
     await store.catalogue()
-    try:
-        warnings = await store.warnings() if isinstance(store, Diagnosed) else []
-    except StoreError as error:
-        warnings = [f"the store's set-up cannot be read: {error}"]
-    for sentence in warnings:
+    for sentence in await warnings_of(store):
         err.print(f"warning: {sentence}")
+    return store
 
 
 async def _estimate(
@@ -276,7 +340,7 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
     more = {"gates": verdicts} if verdicts else {}
     print_estimate(estimated, options.store, as_json=options.as_json, more=more)
     if not options.as_json:
-        _print_gates(verdicts, forced=options.settings.force)
+        print_gates(simulated.manifest, forced=options.settings.force)
     if not options.settings.force and (failed := failures(verdicts)):
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
     if simulated.held_back is not None:
@@ -312,7 +376,7 @@ def _print_release(written: "Written", spending: Spending, options: PublishOptio
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
     _print_rules(manifest.about.get("rules", {}))
     _print_metrics(manifest.about.get("metrics"))
-    _print_gates(verdicts, forced=forced)
+    print_gates(manifest, forced=forced)
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed")
     spending.print_totals(plan_of(manifest))
@@ -332,17 +396,17 @@ def _print_metrics(metrics: "dict[str, Any] | None") -> None:
         out.print(f"  as published, nDCG@{metrics['k']} is {now:.4f}; in training it was {before:.4f}")
 
 
-def _print_gates(verdicts: "list[Verdict]", *, forced: bool) -> None:
-    """Print a line for each gate; nothing if there were none."""
+def print_gates(manifest: "Manifest", *, forced: bool) -> None:
+    """Print a line for each gate of a release; nothing if there were none."""
     rows = [
         (
-            verdict.gate,
-            "" if verdict.measured is None else f"{verdict.measured:.4g}",
-            f"{'≤' if verdict.at_most else '≥'} {verdict.bound:.4g}",
-            "passed" if verdict.passed else "forced" if forced else "failed",
-            verdict.note,
+            verdict["gate"],
+            "" if verdict["measured"] is None else f"{verdict['measured']:.4g}",
+            f"{'≤' if verdict['at_most'] else '≥'} {verdict['bound']:.4g}",
+            "passed" if verdict["passed"] else "forced" if forced else "failed",
+            verdict["note"],
         )
-        for verdict in verdicts
+        for verdict in (manifest.about.get("gates") or {}).get("verdicts", ())
     ]
     if rows:
         out.print(table(("gate", "measured", "bound", "", ""), rows))

@@ -1,5 +1,6 @@
 """`hotplate releases`: list, show, activate, rollback, canary, prune, copy, verify, scrub, repair and diff."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -9,7 +10,7 @@ import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.options import Verbs
-from hotplate.cli.publish import EndCanary, Keep, plan_of
+from hotplate.cli.publish import EndCanary, Keep, plan_of, print_gates
 from hotplate.cli.terminal import (
     REFUSED,
     Json,
@@ -19,6 +20,7 @@ from hotplate.cli.terminal import (
     interruptible_loop,
     out,
     print_json,
+    print_result,
     progress_bars,
     table,
     with_store,
@@ -28,8 +30,8 @@ from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef
-    from hotplate.stores.lifecycle import WriteResult
     from hotplate.stores.manifest import Manifest
+    from hotplate.stores.publication import WriteResult
     from hotplate.stores.store import Estimate, Store
     from hotplate.stores.verification import Difference, ScrubResult
 
@@ -41,6 +43,8 @@ app = Verbs(
 )
 
 DAY_S = 86_400
+# What facts of a release's origin are called in its table, if not as in its manifest.
+ORIGIN = {"hotplate": "made by hotplate", "data": "fingerprint of data", "rows": "rows read"}
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
 IfCanary = Annotated[
@@ -50,6 +54,9 @@ IfCanary = Annotated[
         help="The release that you saw as the canary: if another one is by now, nothing is done.",
         show_default=False,
     ),
+]
+ForceActivated = Annotated[
+    bool, Flag("Do it even if gates refused the release, or no service could serve it.", name="force", env=False)
 ]
 ForceServed = Annotated[bool, Flag("Do it even if no service could serve the release.", name="force", env=False)]
 ReleaseOrLive = Annotated[
@@ -84,34 +91,45 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Show the manifest of a release: its rows, bytes, encoding, digest and origin; and what it is in this store.
+    """Show a release: its state, model, rows, quality next to the live release's before it, gates, and its origin.
+
+    --json has all that its manifest holds.
 
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
     from hotplate.stores.catalogue import ReleaseId
 
-    async def read(opened: "Store") -> "tuple[Manifest, Catalogue]":
-        return await find_manifest(opened, release), await opened.catalogue()
+    async def read(opened: "Store") -> "tuple[Manifest, Catalogue, Manifest | None]":
+        manifest, found = await find_manifest(opened, release), await opened.catalogue()
+        return manifest, found, None if as_json else await _manifest_before(opened, found, found.find(manifest.release))
 
-    manifest, found = with_store(store, read)
+    manifest, found, before = with_store(store, read)
     entry, canary = found.find(ReleaseId(release)), found.canary
     if as_json:
         percent = canary.percent if canary is not None and canary.release == release else None
-        print_json(asdict(manifest) | {"state": entry.state, "canary_percent": percent})
+        marks = {name: getattr(entry, name) for name in ("state", "refused_by", "canary_stopped")}
+        print_json(asdict(manifest) | marks | {"canary_percent": percent})
         return
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())
+    about = dict(manifest.about)
+    params = ", ".join(f"{name} {value}" for name, value in (about.get("params") or {}).items())
     facts = [
         ("release", manifest.release),
         ("state", _state(found, entry)),
+        *([("canary stopped", entry.canary_stopped)] if entry.canary_stopped else []),
         ("written", _time(manifest.created_at)),
-        ("rows", counts),
-        ("bytes", f"{manifest.bytes:,}"),
-        ("encoding", manifest.encoding),
+        ("engine", ": ".join(filter(None, (about.pop("engine", ""), params)))),
+        ("rows", ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())),
+        ("bytes", f"{manifest.bytes:,}, {manifest.encoding}"),
         ("digest", manifest.digest),
-        ("segments", len(manifest.segments)),
-        *manifest.about.items(),
+        *(
+            (ORIGIN.get(name, name.replace("_", " ")), value)
+            for name, value in about.items()
+            if isinstance(value, str | int | float)
+        ),
     ]
     out.print(table(("", ""), facts))
+    _print_quality(manifest, before)
+    print_gates(manifest, forced=(about.get("gates") or {}).get("forced", False))
 
 
 @app.command()
@@ -119,21 +137,22 @@ def activate(
     release: ReleaseArgument,
     store: StoreUrl = None,
     end_canary: EndCanary = False,
-    force: ForceServed = False,
+    force: ForceActivated = False,
     as_json: Json = False,
 ) -> None:
     """Make a committed release live.
 
-    Its manifest, popular lists and a sample of its rows are read first. While another release is the canary it stays as
-    it is, and the exit code is 3.
+    Its manifest, popular lists and a sample of its rows are read first. While another release is the canary, or
+    if gates refused it when it was published, it stays as it is, and the exit code is 3.
 
     Example: hotplate releases activate 20261120T064200Z-7f3a
     """
     from hotplate.releases import activate as act
 
     with interruptible_loop():
-        act(chosen_store(store), release, end_canary=end_canary, force=force)
-    _print_outcome({"live": release}, f"{release} is live", as_json=as_json)
+        changed = act(chosen_store(store), release, end_canary=end_canary, force=force)
+    sentence = f"{release} is live" if changed else f"{release} was live already, and nothing was changed"
+    print_result({"live": release}, sentence, as_json=as_json)
 
 
 @app.command()
@@ -148,7 +167,7 @@ def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json =
 
     with interruptible_loop():
         release = act(chosen_store(store), force=force)
-    _print_outcome({"live": release}, f"{release} is live again", as_json=as_json)
+    print_result({"live": release}, f"{release} is live again", as_json=as_json)
 
 
 @app.command()
@@ -161,7 +180,7 @@ def canary(
     watch: Annotated[
         str | None, Flag("The admin listener of a service: wait, and end a canary that it finds worse.", metavar="URL")
     ] = None,
-    force: ForceServed = False,
+    force: ForceActivated = False,
     key: Annotated[str | None, Flag("An operator's key for --watch.", metavar="KEY")] = None,
     as_json: Json = False,
 ) -> None:
@@ -174,7 +193,7 @@ def canary(
 
     With a guard: hotplate releases canary --watch http://127.0.0.1:8090
     """
-    from hotplate.serve.releases.canary_watch import watch as watch_over
+    from hotplate.serve.processes.canary_watch import watch as watch_over
     from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.lifecycle import start_canary
 
@@ -183,22 +202,22 @@ def canary(
 
     async def act(opened: "Store") -> "str | None":
         if release is not None:
-            await start_canary(opened, ReleaseId(release), percent, force=force)
+            await start_canary(opened, ReleaseId(release), percent, force=force, though_refused=force)
             if not (as_json and watch):
                 fields = {"canary": {"release": release, "percent": percent}}
-                _print_outcome(fields, f"{percent:g} % of the users see {release}", as_json=as_json)
+                print_result(fields, f"{percent:g} % of the users see {release}", as_json=as_json)
         return None if watch is None else await watch_over(opened, watch, key)
 
     finding = with_store(store, act)
     if watch is not None:
         sentence = finding or "the canary was promoted or aborted by others"
-        _print_outcome({"canary": None, "worse": finding}, sentence, as_json=as_json)
+        print_result({"canary": None, "worse": finding}, sentence, as_json=as_json)
     raise typer.Exit(REFUSED if finding else 0)
 
 
 @app.command()
 def promote(
-    release: IfCanary = None, store: StoreUrl = None, force: ForceServed = False, as_json: Json = False
+    release: IfCanary = None, store: StoreUrl = None, force: ForceActivated = False, as_json: Json = False
 ) -> None:
     """Make the canary live.
 
@@ -208,8 +227,8 @@ def promote(
     from hotplate.stores.lifecycle import promote as act
 
     expected = None if release is None else ReleaseId(release)
-    release = with_store(store, lambda opened: act(opened, expected, force=force))
-    _print_outcome({"live": release}, f"{release} is live", as_json=as_json)
+    release = with_store(store, lambda opened: act(opened, expected, force=force, though_refused=force))
+    print_result({"live": release}, f"{release} is live", as_json=as_json)
 
 
 @app.command()
@@ -223,7 +242,7 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
 
     expected = None if release is None else ReleaseId(release)
     release = with_store(store, lambda opened: act(opened, expected))
-    _print_outcome({"canary": None, "aborted": release}, f"{release} is not the canary any more", as_json=as_json)
+    print_result({"canary": None, "aborted": release}, f"{release} is not the canary any more", as_json=as_json)
 
 
 @app.command()
@@ -247,7 +266,7 @@ def prune(
         report = partial(on_progress, "prune")
         dropped = act(chosen_store(store), keep=keep, grace_s=grace, keep_ready_s=keep_ready_s, on_progress=report)
     sentences = "\n".join(f"erased {release}" for release in dropped) or "nothing to erase"
-    _print_outcome({"erased": dropped}, sentences, as_json=as_json)
+    print_result({"erased": dropped}, sentences, as_json=as_json)
 
 
 @app.command()
@@ -295,7 +314,7 @@ def copy(
     live = activate and done.held_back is None
     counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
     state = f"{'live' if live else 'ready'}{', repaired' if done.repaired else ''}"
-    _print_outcome(
+    print_result(
         {"release": done.manifest, "live": live} | counts | spending.to_json(),
         f"{done.manifest.release} is {state}: {done.rows:,} rows written, {done.skipped:,} had been written before",
         as_json=as_json,
@@ -322,7 +341,7 @@ def verify(
     Example: hotplate releases verify --store redis://localhost:6379/0 --sample 1000
     """
     from hotplate.releases import as_damage, find_release
-    from hotplate.stores.store import Diagnosed
+    from hotplate.stores.store import warnings_of
     from hotplate.stores.verification import sample as read_sample
     from hotplate.stores.verification import verify as check
 
@@ -331,7 +350,7 @@ def verify(
 
     async def check_release(opened: "Store") -> "tuple[Manifest, str, list[str]]":
         chosen = await find_release(opened, release)
-        warnings = await opened.warnings() if isinstance(opened, Diagnosed) else []
+        warnings = await warnings_of(opened)
         with as_damage(chosen):
             if sample is None:
                 manifest = await check(opened, chosen, on_progress=report)
@@ -342,11 +361,9 @@ def verify(
     with progress_bars() as on_progress:
         report = partial(on_progress, "verify")
         manifest, finding, warnings = with_store(store, check_release)
-    if as_json:
-        print_json({"release": manifest, "sampled": sample, "warnings": warnings})
-        return
-    out.print(f"{manifest.release} {finding}")
-    for warning in warnings:
+    facts = {"release": manifest, "sampled": sample, "warnings": warnings}
+    print_result(facts, f"{manifest.release} {finding}", as_json=as_json)
+    for warning in () if as_json else warnings:
         err.print(f"warning: {warning}")
 
 
@@ -378,7 +395,7 @@ def scrub(
         chosen, found = with_store(store, act)
     if not found.is_whole:
         raise ReleaseCorrupt(f"of release {chosen.id}, {found.finding}")
-    _print_outcome(
+    print_result(
         {"release": chosen.id, "rows": found.rows, "damaged": []},
         f"{chosen.id} is whole: {found.rows:,} rows",
         as_json=as_json,
@@ -408,7 +425,7 @@ def repair(
             return await write_anew(damaged, opened, chosen.id, on_progress=partial(on_progress, "repair"))
 
         done = with_stores(source, chosen_store(store), act)
-    _print_outcome(
+    print_result(
         {"release": done.manifest, "rows_written": done.rows},
         f"{done.manifest.release} is repaired: {done.rows:,} rows written again",
         as_json=as_json,
@@ -468,18 +485,39 @@ async def find_manifest(store: "Store", release: str | None) -> "Manifest":
     return await load_manifest(store, await find_release(store, release))
 
 
-def _print_outcome(fields: object, sentence: str, *, as_json: bool) -> None:
-    """Print the outcome of a verb, for people or as JSON."""
-    if as_json:
-        print_json(fields)
-    else:
-        out.print(sentence)
+async def _manifest_before(store: "Store", found: "Catalogue", entry: "Release") -> "Manifest | None":
+    """Read the manifest of the latest release that was live before; None if there is none, or it cannot be read."""
+    from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
+    from hotplate.stores.verification import load_manifest
+
+    served = [each for each in found.releases if each.state in ("live", "superseded")]
+    before = [each for each in served if each.created_at < entry.created_at]
+    with suppress(ReleaseCorrupt, ReleaseNotFound):
+        return await load_manifest(store, before[-1].ref) if before else None
+    return None
+
+
+def _print_quality(manifest: "Manifest", before: "Manifest | None") -> None:
+    """Print the metrics of a release, next to those of the one before; nothing if it was not evaluated."""
+    now, then = ((each.about if each else {}).get("metrics") or {} for each in (manifest, before))
+    compared = then.get("model", {})
+    rows = [
+        (name, f"{value:.4f}", f"{compared[name]:.4f}" if isinstance(compared.get(name), float) else "")
+        for name, value in now.get("model", {}).items()
+        if isinstance(value, float)
+    ]
+    if rows:
+        is_comparable = all(now.get(name) == then.get(name) for name in ("split", "k"))
+        heading = "" if before is None or not compared else before.release
+        remark = "" if is_comparable or not heading else ", measured in another way"
+        out.print(table((f"quality at {now.get('k')}", "this release", heading + remark), rows))
 
 
 def _state(found: "Catalogue", entry: "Release") -> str:
-    if found.canary is None or found.canary_entry != entry:
-        return entry.state
-    return f"{entry.state}, canary of {found.canary.percent:g} %"
+    state = f"refused by {', '.join(entry.refused_by)}" if entry.refused_by and entry.state == "ready" else entry.state
+    if found.canary is not None and found.canary_entry == entry:
+        state = f"{state}, canary of {found.canary.percent:g} %"
+    return f"{state}, canary stopped" if entry.canary_stopped else state
 
 
 def _time(seconds: float | None) -> str | None:

@@ -1,7 +1,7 @@
 """`hotplate run`: from data to a live release in one job, one at a time for a store, resumed if it was cut off."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,20 @@ import xxhash
 
 from hotplate.cli import publish, train
 from hotplate.cli.pipeline import command_of, read_job, read_pipeline
-from hotplate.cli.terminal import REFUSED, err, interruptible_loop, option, out, progress_bars, table, text_on_stderr
+from hotplate.cli.terminal import REFUSED, err, interruptible_loop, out, progress_bars, table, text_on_stderr
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from hotplate.offline.job import Job
     from hotplate.offline.lists import ModelLists
     from hotplate.offline.publish import PublishSettings, Written
 
 DAY_S = 86_400
 PREFIX = "RUN_"
+PUSH_TIMEOUT_S = 10.0
+OUTCOMES = ("published", "unchanged", "refused", "failed", "interrupted")
 # Options of `hotplate run` that its own table may not have.
 _OF_RUN = ("pipeline", "check")
 
@@ -52,31 +57,23 @@ def run(
     ],
     work: Annotated[
         Path | None,
-        option(
-            "--work",
+        Flag(
             "Keep what is done so far in this folder. By default it is the pipeline's own in your data directory.",
-            prefix=PREFIX,
             metavar="DIR",
+            prefix=PREFIX,
         ),
     ] = None,
-    wait: Annotated[
-        float,
-        option("--wait", "Wait this many seconds for the end of another run.", prefix=PREFIX, at_least=0),
-    ] = 0.0,
+    wait: Annotated[float, Flag("Wait this many seconds for the end of another run.", at_least=0, prefix=PREFIX)] = 0.0,
     keep_ready: Annotated[
-        float,
-        option(
-            "--keep-ready", "Erase releases that were not activated within this many days.", prefix=PREFIX, at_least=0
-        ),
+        float, Flag("Erase releases that were not activated within this many days.", at_least=0, prefix=PREFIX)
     ] = 7.0,
     push: Annotated[
-        str | None, option("--push", "Push metrics to the Pushgateway at this URL.", prefix=PREFIX, metavar="URL")
+        str | None, Flag("Push metrics to the Pushgateway at this URL.", metavar="URL", prefix=PREFIX)
     ] = None,
     textfile: Annotated[
-        Path | None,
-        option("--textfile", "Write metrics to this file, for node_exporter to read.", prefix=PREFIX, metavar="FILE"),
+        Path | None, Flag("Write metrics to this file, for node_exporter to read.", metavar="FILE", prefix=PREFIX)
     ] = None,
-    check: Annotated[bool, option("--check", "Read the pipeline, print its steps, and do nothing.", env=False)] = False,
+    check: Annotated[bool, Flag("Read the pipeline, print its steps, and do nothing.", env=False)] = False,
 ) -> None:
     """Train, evaluate, publish, check gates, activate and prune, as a file says; one job, fit for cron.
 
@@ -159,7 +156,6 @@ def _print_steps(job: "Job", folder: Path) -> None:
 
 @contextmanager
 def _printed(summary: dict[str, Any]) -> Iterator[None]:
-    """Print the summary at the end, however that comes."""
     try:
         yield
     finally:
@@ -169,8 +165,6 @@ def _printed(summary: dict[str, Any]) -> Iterator[None]:
 @contextmanager
 def _metrics_sent(summary: dict[str, Any], push: str | None, textfile: Path | None) -> Iterator[None]:
     """Complete the summary at the end, however that comes, and send metrics; what cannot be sent is a warning."""
-    from hotplate.cli.run_metrics import push_metrics, write_metrics
-
     try:
         yield
     except BaseException as error:
@@ -179,9 +173,49 @@ def _metrics_sent(summary: dict[str, Any], push: str | None, textfile: Path | No
         raise
     finally:
         summary["ended_at"] = time()
-        for target, send in ((textfile, write_metrics), (push, push_metrics)):
+        for target, send in ((textfile, _write_metrics), (push, _push_metrics)):
             try:
                 if target is not None:
-                    send(target, summary)  # type: ignore[arg-type]  # each has its own kind of target
+                    send(str(target), summary)
             except (OSError, ValueError) as error:
                 err.print(f"hotplate: the metrics could not be sent to {target}: {error}")
+
+
+def _push_metrics(url: str, summary: Mapping[str, Any]) -> None:
+    """Replace what the Pushgateway at *url* has of this pipeline; OSError or ValueError if it cannot be."""
+    from prometheus_client import push_to_gateway
+
+    push_to_gateway(url, "hotplate_run", _registry(summary), {"pipeline": summary["pipeline"]}, timeout=PUSH_TIMEOUT_S)
+
+
+def _write_metrics(path: str, summary: Mapping[str, Any]) -> None:
+    from prometheus_client import write_to_textfile
+
+    write_to_textfile(path, _registry(summary))
+
+
+def _registry(summary: Mapping[str, Any]) -> "CollectorRegistry":
+    from prometheus_client import CollectorRegistry, Gauge
+
+    registry, pipeline = CollectorRegistry(), summary["pipeline"]
+
+    def gauge(name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"hotplate_run_{name}", text, ("pipeline", *labels), registry=registry)
+
+    if summary.get("succeeded_at"):
+        succeeded = gauge("last_success_timestamp_seconds", "When a run last ended as it should.")
+        succeeded.labels(pipeline).set(summary["succeeded_at"])
+    ended = gauge("last_timestamp_seconds", "When a run last ended, however it did.")
+    ended.labels(pipeline).set(summary["ended_at"])
+    outcome = gauge("outcome", "1 for how the last run ended.", "outcome")
+    for each in OUTCOMES:
+        outcome.labels(pipeline, each).set(summary["outcome"] == each)
+    duration = gauge("duration_seconds", "How long each step of the last run took.", "step")
+    for step, seconds in summary.get("seconds", {}).items():
+        duration.labels(pipeline, step).set(seconds)
+    quality = gauge("metric", "What the model of the last run was measured to be worth.", "metric")
+    for name, value in summary.get("metrics", {}).items():
+        quality.labels(pipeline, name).set(value)
+    failed = gauge("gates_failed", "How many gates said no.")
+    failed.labels(pipeline).set(sum(not gate["passed"] for gate in summary.get("gates", ())))
+    return registry

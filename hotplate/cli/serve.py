@@ -1,13 +1,19 @@
-"""`hotplate serve`: the HTTP service."""
+"""`hotplate serve` and `hotplate lookup`: the HTTP service, and what it would answer one user."""
 
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from hotplate.cli.terminal import chosen_store, err
+import typer
+
+from hotplate.cli.terminal import Json, StoreUrl, chosen_store, err, print_result, table, with_store
 from hotplate.serve.settings import LOGS, Settings, configure_logging
 from hotplate.stores.options import Flag
+
+if TYPE_CHECKING:
+    from hotplate.serve.embedded import Recommendations
+    from hotplate.stores.store import Store
 
 
 def serve(
@@ -60,3 +66,34 @@ def check_networks(given: Iterable[str]) -> None:
             ip_network(network)
         except ValueError as error:
             raise StoreMisused(f"--trusted-proxy takes a network, as 10.0.0.0/8: {error}") from None
+
+
+def lookup(
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user's id, exactly as in the interactions.")],
+    store: StoreUrl = None,
+    n: Annotated[int, Flag("Show this many items.", name="-n", at_least=1, at_most=1000)] = 10,
+    segment: Annotated[str, Flag("Fall back to the popular list of this segment.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show the list that the service would answer for one user.
+
+    Example: hotplate lookup 12347 -n 5
+    """
+    from hotplate.serve.embedded import Lists
+    from hotplate.serve.reader import TieredReader
+    from hotplate.stores.keys import check_id
+
+    async def read(opened: "Store") -> "Recommendations":
+        reader = TieredReader({"store": opened}, budget_s=10.0)
+        await reader.tiers[0].follower.refresh()
+        return Lists(reader).decoded(await reader.personal(check_id(user), segment), n)
+
+    found = with_store(store, read)
+    canary = {"canary": True} if found.canary else {}
+    rows = [(item["id"], item["score"], item.get("title")) for item in found.items]
+    print_result(
+        {"user": user, "release": found.release, **canary, "source": found.source, "items": found.items},
+        f"{user}: {found.source}, release {found.release}{', the canary' if found.canary else ''}",
+        table(("item", "score", "title"), rows),
+        as_json=as_json,
+    )

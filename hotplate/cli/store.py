@@ -17,6 +17,7 @@ from hotplate.cli.terminal import (
     chosen_store,
     out,
     print_json,
+    print_result,
     progress_bars,
     table,
     with_store,
@@ -57,14 +58,13 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
 
     found = with_store(store, examine)
     where, counts = redacted(chosen_store(store)), Counter(each.level for each in found)
-    if as_json:
-        fit = not counts[Level.ERROR]
-        print_json({"store": where, "fit": fit, "findings": [each._asdict() for each in found]})
-    else:
-        out.print(where)
-        for each in found:
-            out.print(f"{each.level:<8} {each.subject:<12} {each.sentence}")
-        out.print(f"{counts[Level.ERROR]} errors, {counts[Level.WARNING]} warnings")
+    print_result(
+        {"store": where, "fit": not counts[Level.ERROR], "findings": [each._asdict() for each in found]},
+        where,
+        *(f"{each.level:<8} {each.subject:<12} {each.sentence}" for each in found),
+        f"{counts[Level.ERROR]} errors, {counts[Level.WARNING]} warnings",
+        as_json=as_json,
+    )
     raise typer.Exit(FAILED if counts[Level.ERROR] else 0)
 
 
@@ -122,7 +122,7 @@ def rebuild(
     live: Annotated[
         str | None, Flag("The release to make live; needed if there are several.", env=False, metavar="RELEASE")
     ] = None,
-    force: Annotated[bool, Flag("Make it live although it cannot be served as it is.", env=False)] = False,
+    force: Annotated[bool, Flag("Make it live although gates refused it, or it cannot be served.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
     """Write a new catalogue from the releases that the store holds, if the old one is lost or cannot be read.
@@ -157,7 +157,6 @@ def rebuild(
 
 
 def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str, *, as_json: bool) -> None:
-    """Print what a store holds, and what became of it."""
     from hotplate.stores.urls import redacted
 
     now, states = found.now, {}
@@ -219,8 +218,6 @@ def _folder_store(opened: "Store") -> "LmdbStore":
 
 
 def _print_copied(done: "BackupResult", what: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(done)
-        return
     live = f"{done.live} is live" if done.live else "nothing is live"
-    out.print(f"{what}: {len(done.releases)} releases, {done.copied_bytes / 1e6:,.1f} MB copied; {live} in it")
+    text = f"{what}: {len(done.releases)} releases, {done.copied_bytes / 1e6:,.1f} MB copied; {live} in it"
+    print_result(done, text, as_json=as_json)

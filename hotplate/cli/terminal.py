@@ -45,10 +45,16 @@ STORE_VARIABLE = "HOTPLATE_STORE"
 
 # How often Ctrl-C is looked for, which not every system brings to the thread that waits; and how long work that was
 # interrupted may clean up: the command has a second to end.
-INTERRUPT_POLL_S, CLEAN_UP_S = 0.1, 0.5
+INTERRUPT_POLL_S = 0.1
+CLEAN_UP_S = 0.5
+
+# How many characters of a table's first column stand in one line, however narrow the terminal is.
+WIDEST_ID = 24
 
 # Exit codes: something failed, the command was misused, and a gate or a running canary said no.
-FAILED, MISUSED, REFUSED = 1, 2, 3
+FAILED = 1
+MISUSED = 2
+REFUSED = 3
 # Which extra brings which module.
 EXTRAS = {
     "fsspec": "events",
@@ -56,6 +62,7 @@ EXTRAS = {
     "httptools": "bench", "hdrh": "bench", "matplotlib": "bench", "mmh3": "bench",
     "redis": "redis", "azure": "cosmos", "jwt": "oidc",
     "pyspark": "spark", "py4j": "spark", "pyarrow": "arrow",
+    "aiohttp": "server", "lmdb": "server", "msgspec": "server", "prometheus_client": "server", "uvloop": "server",
 }  # fmt: skip
 
 
@@ -109,14 +116,7 @@ class TextFormat:
         return Format(self.delimiter, self.header, given)
 
 
-Master = Annotated[
-    str | None,
-    option(
-        "--master",
-        "Spark: local[2], spark://HOST:7077, yarn, submitted.",
-        metavar="URL",
-    ),
-]
+Master = Annotated[str | None, Flag("Spark: local[2], spark://HOST:7077, yarn, submitted.", metavar="URL")]
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -127,13 +127,24 @@ def print_json(value: object) -> None:
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_to_plain).decode() + "\n")
 
 
+def print_result(fields: object, *text: object, as_json: bool) -> None:
+    """Print what a verb came to: one JSON object, or sentences and tables for people."""
+    if as_json:
+        print_json(fields)
+        return
+    for each in text:
+        out.print(each)
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Make a plain table."""
+    """Make a plain table, in which ids of the first column are not broken: people copy them."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        grid.add_column(heading, overflow="fold")
-    for row in rows:
-        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    for place, heading in enumerate(headings):
+        longest = max((len(row[0]) for row in cells), default=0)
+        grid.add_column(heading, overflow="fold", no_wrap=place == 0 and longest <= WIDEST_ID)
+    for row in cells:
+        grid.add_row(*row)
     return grid
 
 
@@ -149,7 +160,9 @@ def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes
 def print_error(error: BaseException, *, as_json: bool) -> int:
     """Print an error as one sentence on standard error and return its exit code."""
     sentence, code = _sentence(error)
-    if sentence.partition(" ")[0].isalpha():  # a path, a URL or a name stays as it is
+    first = sentence.partition(" ")[0]
+    given = {each.rpartition("=")[2] for each in sys.argv[2:]} | set(os.environ.values())
+    if first.isalpha() and first not in given:  # a path, a URL or a name stays as it is
         sentence = sentence[:1].upper() + sentence[1:]
     if not sentence.endswith("?"):
         sentence = sentence.rstrip(".") + "."
@@ -292,16 +305,17 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from hotplate.bench.errors import BenchFailed, BenchMisused
     from hotplate.offline.errors import DataError, GateFailed, SettingError
     from hotplate.serve.errors import EventsFailed, ServiceMisused
-    from hotplate.stores.errors import CanaryRunning, StoreError, StoreMisused
+    from hotplate.stores.errors import HeldBack, StoreError, StoreMisused
+    from hotplate.stores.extras import install_command
 
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
         return str(error), MISUSED
-    if isinstance(error, GateFailed | CanaryRunning):
+    if isinstance(error, GateFailed | HeldBack):
         return str(error), REFUSED
     if isinstance(error, StoreError | DataError | BenchFailed | EventsFailed):
         return str(error), FAILED
     if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
-        return f"{missing} is not installed; install it with: pip install 'hotplate[{EXTRAS[missing]}]'", FAILED
+        return f"{missing} is not installed; install it with: {install_command(EXTRAS[missing])}", FAILED
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED
     raise error

@@ -1,6 +1,6 @@
 """`hotplate train`: from interactions to a model folder."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
@@ -25,9 +25,9 @@ from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from hotplate.offline.evaluate.evaluation import Evaluation
-    from hotplate.offline.job import TrainReport, TrainSettings
     from hotplate.offline.train.engine import Engine, Params
     from hotplate.offline.train.tuning import Search, TuneOptions
+    from hotplate.offline.training import TrainReport, TrainSettings
 
 
 # The panels of `--help`.
@@ -136,7 +136,7 @@ def settings_of(given: TrainOptions) -> "TrainSettings":
     from hotplate.offline.evaluate.splits import SplitOptions
     from hotplate.offline.input.columns import Columns
     from hotplate.offline.input.filters import parse_event_weights, parse_half_life
-    from hotplate.offline.job import AutoSplit, TrainSettings
+    from hotplate.offline.training import AutoSplit, TrainSettings
 
     roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
     params, tuning = _choice(given)
@@ -163,7 +163,7 @@ def settings_of(given: TrainOptions) -> "TrainSettings":
 
 def print_training(settings: "TrainSettings", model: Path, *, as_json: bool = False) -> "TrainReport":
     """Train as *settings* say, write the folder *model*, and print and return what came of it."""
-    from hotplate.offline.job import train as train_model
+    from hotplate.offline.training import train as train_model
 
     with progress_bars() as on_progress:
         report = interruptible(lambda: train_model(settings, model, on_progress, err.print))
@@ -283,6 +283,8 @@ def _print_read(data: "Mapping[str, Any]") -> None:
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
+    from hotplate.offline.evaluate.evaluation import metric_rows
+
     shown = [evaluation.model, *evaluation.baselines]
     tested = evaluation.model.metrics
     kind = "given test data" if evaluation.split is None else f"{evaluation.split.kind} split"
@@ -304,21 +306,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
         out.print(table(headings, metric_rows([asdict(each.as_served) for each in shown])))
 
 
-def metric_rows(measured: "Sequence[Mapping[str, Any]]") -> "Iterator[tuple[str, ...]]":
-    """Yield a row for each metric, with a column for each engine, whose figures and `intervals` are by their names."""
-    for name, value in measured[0].items():
-        if isinstance(value, float):
-            yield name, *(_with_interval(each.get(name), each.get("intervals", {}).get(name)) for each in measured)
-
-
-def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
-
-
 def _print_search(search: "Search", seconds: float) -> None:
-    """Print what a search found, next to the defaults, and what it took."""
     from hotplate.offline.train.engine import described
 
     best, usual = search.trials[search.best], search.usual

@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hotplate import __version__
-from k8s.image.dockerfile import parse
-from k8s.image.root import Builder, Image, locked, why_not
+from k8s.image.root import Builder, Image, locked, parse, why_not
 
 REPOSITORY = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hotplate" / "image"
@@ -38,7 +37,8 @@ def main() -> int:
             check_files(image)
             check_contents(image, name)
             check_version(image)
-            print(f"{name}: {megabytes(image.root)} MB")
+            size = sum(path.lstat().st_size for path in image.root.rglob("*") if not path.is_dir())
+            print(f"{name}: {size // 1_000_000} MB")
         check_numpy(images)
         data = Path(scratch) / "data"
         data.mkdir()
@@ -222,11 +222,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def megabytes(root: Path) -> int:
-    """Return what the files of an image take, in MB."""
-    return sum(path.lstat().st_size for path in root.rglob("*") if not path.is_dir()) // 1_000_000
 
 
 if __name__ == "__main__":

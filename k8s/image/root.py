@@ -1,4 +1,7 @@
-"""Images without a container engine: a Dockerfile's stages, executed in folders that chroot and unshare make roots."""
+"""Images without a container engine: a Dockerfile's stages, executed in folders that chroot and unshare make roots.
+
+Of the language only what k8s/Dockerfile has is understood; anything else is an error.
+"""
 
 import fcntl
 import hashlib
@@ -7,16 +10,22 @@ import os
 import re
 import shlex
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from k8s.image.dockerfile import DockerfileError, Instruction, Stage, ignored
-
+# Each instruction, and the options that it may have here.
+INSTRUCTIONS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(["FROM", "RUN", "LABEL", "ENV", "ARG", "WORKDIR", "USER"], frozenset()),
+    **dict.fromkeys(["STOPSIGNAL", "ENTRYPOINT", "CMD", "EXPOSE"], frozenset()),
+    "COPY": frozenset({"from"}),
+    "HEALTHCHECK": frozenset({"interval", "timeout", "start-period", "retries"}),
+}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What an image of Debian that is called slim leaves out.
 _NOT_IN_SLIM = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "var/cache/apt", "var/lib/apt")
@@ -24,6 +33,100 @@ _NOT_IN_SLIM = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/l
 _MACHINE = "/run/machine"
 Config = dict[str, Any]
 """The `config` object of an OCI image: Env, User, Entrypoint, Cmd, Labels, …."""
+
+
+class DockerfileError(ValueError):
+    """What the file says makes no sense, or is not understood here; the sentence names the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction, its lines joined; *value* is what follows its options."""
+
+    name: str
+    options: Mapping[str, str]
+    value: str
+    line: int
+
+    def error(self, problem: object) -> DockerfileError:
+        """Make the error that names this instruction."""
+        return DockerfileError(f"line {self.line}, {self.name}: {problem}")
+
+    def words(self, variables: Mapping[str, str]) -> list[str]:
+        """Split the value as a shell would, and put variables in; KeyError for one that is not known."""
+        return [string.Template(word).substitute(variables) for word in shlex.split(self.value)]
+
+    def pairs(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """Read NAME=VALUE pairs; ValueError for anything else."""
+        return dict(word.split("=", 1) for word in self.words(variables))
+
+    def command(self) -> list[str]:
+        """Read a command: a JSON array, or else a line for the shell; ValueError for half an array."""
+        value = self.value.removeprefix("CMD ")  # of a HEALTHCHECK
+        words: list[str] = json.loads(value) if value.startswith("[") else ["/bin/sh", "-c", value]
+        return words
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one FROM begins: the image or stage that it starts from, and what is done to it."""
+
+    name: str
+    base: str
+    instructions: list[Instruction] = field(default_factory=list)
+
+
+def parse(text: str) -> dict[str, Stage]:
+    """Return the stages of a Dockerfile by name; raises DockerfileError for what is not understood."""
+    stages: dict[str, Stage] = {}
+    stage: Stage | None = None
+    for instruction in _instructions(text):
+        if instruction.name == "FROM":
+            match = re.fullmatch(r"(\S+) AS ([a-z][a-z0-9-]*)", instruction.value)
+            if match is None:
+                raise instruction.error("takes IMAGE AS NAME")
+            stage = stages[match[2]] = Stage(match[2], match[1])
+        elif stage is None:
+            raise instruction.error("nothing stands before the first FROM")
+        else:
+            stage.instructions.append(instruction)
+    return stages
+
+
+def _instructions(text: str) -> list[Instruction]:
+    found, parts, first = [], list[str](), 0
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        first = first if parts else number
+        parts.append(stripped.removesuffix("\\").strip())
+        if not stripped.endswith("\\"):
+            found.append(_instruction(" ".join(parts), first))
+            parts = []
+    return found
+
+
+def _instruction(text: str, line: int) -> Instruction:
+    name, _, value = text.partition(" ")
+    options: dict[str, str] = {}
+    while match := re.match(r"--([a-z-]+)(?:=(\S+))?\s+", value):
+        options[match[1]] = match[2] or ""
+        value = value[match.end() :]
+    instruction = Instruction(name, options, value, line)
+    if name not in INSTRUCTIONS or not options.keys() <= INSTRUCTIONS[name]:
+        raise instruction.error(f"{text!r} is not known here")
+    return instruction
+
+
+def ignored(patterns: str, path: str) -> bool:
+    """Say whether a .dockerignore keeps *path*, relative to the context, out of it: the last line that fits decides."""
+    out = False
+    for line in map(str.strip, patterns.splitlines()):
+        regex = re.escape(line.removeprefix("!")).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        if line and not line.startswith("#") and re.fullmatch(f"{regex}(?:/.*)?", path):
+            out = not line.startswith("!")
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +191,6 @@ class Builder:
         return image, key
 
     def _key(self, before: str, instruction: Instruction) -> str:
-        """Hash an instruction with all that it depends on."""
         digest = hashlib.sha256(f"{before} {instruction.options} {instruction.name} {instruction.value}".encode())
         if instruction.name == "COPY":
             if "from" in instruction.options:
@@ -99,10 +201,6 @@ class Builder:
                         digest.update(f"{path.relative_to(self.context)} {path.lstat().st_mode:o}".encode())
                         digest.update(bytes(path.readlink()) if path.is_symlink() else path.read_bytes())
         return digest.hexdigest()
-
-    def stage_root(self, name: str) -> Path:
-        """Return the root of a stage that another copies from."""
-        return self._image(name)[0].root
 
     def context_files(self, instruction: Instruction, source: str) -> list[Path]:
         """Return the files of the context that a source of COPY means, without those that .dockerignore keeps out."""
@@ -125,23 +223,25 @@ class _Execution:
     def all(self, instructions: Sequence[Instruction]) -> None:
         """Execute instructions in order; raises DockerfileError for the first that fails."""
         for instruction in instructions:
-            self._one(instruction)
-
-    def _one(self, instruction: Instruction) -> None:
-        variables = self._image.environment() | self._arguments
-        match instruction.name:
-            case "RUN":
-                self._run(instruction)
-            case "COPY":
-                self._copy(instruction, variables)
-            case "ARG":
-                self._arguments |= instruction.pairs(variables)
-            case _:
-                self._configure(instruction, variables)
+            variables = self._image.environment() | self._arguments
+            try:
+                match instruction.name:
+                    case "RUN":
+                        self._run(instruction)
+                    case "COPY":
+                        self._copy(instruction, variables)
+                    case _:
+                        self._configure(instruction, variables)
+            except DockerfileError:
+                raise
+            except (KeyError, ValueError) as error:
+                raise instruction.error(repr(error)) from error
 
     def _configure(self, instruction: Instruction, variables: Mapping[str, str]) -> None:
         config = self._image.config
         match instruction.name:
+            case "ARG":
+                self._arguments |= instruction.pairs(variables)
             case "ENV":
                 environment = self._image.environment() | instruction.pairs(variables)
                 config["Env"] = [f"{name}={value}" for name, value in environment.items()]
@@ -158,8 +258,10 @@ class _Execution:
                 config["StopSignal"] = instruction.value
             case "ENTRYPOINT" | "CMD":
                 config[instruction.name.title()] = instruction.command()
-            case "HEALTHCHECK":
-                config["Healthcheck"] = {"Test": ["CMD", *instruction.after("CMD").command()], **instruction.options}
+            case "HEALTHCHECK" if instruction.value.startswith("CMD "):
+                config["Healthcheck"] = {"Test": ["CMD", *instruction.command()], **instruction.options}
+            case _:
+                raise ValueError(f"{instruction.value} is not understood here")
 
     def _run(self, instruction: Instruction) -> None:
         settings, mounts = _machine()
@@ -173,7 +275,7 @@ class _Execution:
         into_folder = target.endswith("/") or len(sources) > 1
         for source in sources:
             if "from" in instruction.options:
-                origin = self._builder.stage_root(instruction.options["from"]) / source.lstrip("/")
+                origin = self._builder.build(instruction.options["from"]).root / source.lstrip("/")
                 files = [path for path in origin.rglob("*") if _is_file_or_link(path)] or [origin]
             else:
                 origin = self._builder.context / source

@@ -3,9 +3,10 @@
 Also of lists as they are published: under rules, at their length, and with what users have if that is kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,29 @@ class Evaluation:
             },
         }
 
+    def _repr_html_(self) -> str:
+        """Return the metrics of the model and its baselines as a table, for a cell of a notebook."""
+        shown = [self.model, *self.baselines]
+        rows = [("", "model", *(each.engine for each in self.baselines))]
+        rows += metric_rows([each.to_json() for each in shown])
+        cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+        about = f"{self.test_pairs:,} pairs of {self.model.metrics.users:,} users held back, measured at {self.k}"
+        return f"<p>{about} (± half of the 95 % interval)</p><table><tr>{'</tr><tr>'.join(cells)}</tr></table>"
+
+
+def metric_rows(measured: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each metric, with a column for each engine, whose figures and `intervals` are by their names."""
+    for name, value in measured[0].items():
+        if isinstance(value, float):
+            yield name, *(with_interval(each.get(name), each.get("intervals", {}).get(name)) for each in measured)
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """Return a metric with half of its interval of 95 %, if there is one; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
+
 
 def require_seeds(options: SplitOptions, seeds: int) -> None:
     """Raise SettingError for no seeds, and for several of a split that is not drawn."""
@@ -136,8 +160,7 @@ def evaluate(
     make: MakeLists | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation | None:
-    """
-    Learn from the train part, recommend *k* items that a user does not have there, and measure them on the test part.
+    """Learn from the train part, recommend *k* items that users do not have there, and measure them on the test part.
 
     That is done for each piece of a log that is split by time, and with several *seeds* for as many splits, drawn by
     the seed of *options* and those that follow it. Users without a list are served what is *popular*, unless *make*

@@ -62,7 +62,7 @@ class ListEvaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MetricChange:
     """One metric of two lists; *interval* is of the difference, user by user, and None if it cannot be said."""
 
     metric: str
@@ -86,7 +86,7 @@ class Comparison:
     b: str
     k: int
     users: int
-    changes: tuple[Change, ...]
+    changes: tuple[MetricChange, ...]
 
     @property
     def verdict(self) -> str:
@@ -110,7 +110,7 @@ class Comparison:
         return {"sentence": self.sentence, "verdict": self.verdict, **asdict(self), "changes": changes}
 
     @property
-    def _decisive(self) -> Change:
+    def _decisive(self) -> MetricChange:
         return next(change for change in self.changes if change.metric == "ndcg")
 
 
@@ -195,7 +195,8 @@ class Evaluator:
         a, b = (measure_users(self._lists(each), self._test) for each in (one, other))
         means = asdict(a.metrics), asdict(b.metrics)
         changes = (
-            Change(name, means[0][name], means[1][name], interval(b.values[name] - a.values[name])) for name in RANKING
+            MetricChange(name, means[0][name], means[1][name], interval(b.values[name] - a.values[name]))
+            for name in RANKING
         )
         return Comparison(one.origin, other.origin, self._k, len(a.users), tuple(changes))
 
@@ -239,6 +240,5 @@ def _numbers(ids: pl.Series, known: pl.Enum) -> Indices:
 
 
 def _most_popular(history: UserItems) -> Indices:
-    """Return the items that anybody had."""
     counts = users_per_item(history)
     return by_popularity(counts)[: np.count_nonzero(counts)]

@@ -131,7 +131,9 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     k = recommended.shape[1]
     users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
     liked = np.diff(test.indptr)[users]
-    hits = _hits(recommended, test, users)
+    lists = recommended[users]
+    listed = users.astype(np.int64)[:, None] * test.shape[1] + lists
+    hits = (lists >= 0) & np.isin(listed, cells_of(test))
     ranks = np.arange(1, k + 1)
     found = hits.sum(axis=1)
     possible = np.minimum(liked, k)
@@ -146,16 +148,8 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
         "mrr": (hits / ranks).max(axis=1),
         "hit_rate": (found > 0).astype(np.float64),
     }
-    with_list: Mask = np.any(recommended[users] >= 0, axis=1)
+    with_list: Mask = np.any(lists >= 0, axis=1)
     return UserMetrics(k, users, with_list, values)
-
-
-def _hits(recommended: Indices, test: UserItems, users: Indices) -> Mask:
-    """Return [users, k]: whether the item at that rank of the list is among the user's test items."""
-    lists = recommended[users]
-    listed = users.astype(np.int64)[:, None] * test.shape[1] + lists
-    hits: Mask = (lists >= 0) & np.isin(listed, cells_of(test))
-    return hits
 
 
 def as_served(lists: Indices, popular: Indices) -> Indices:
@@ -167,8 +161,7 @@ def as_served(lists: Indices, popular: Indices) -> Indices:
 
 
 def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
-    """
-    Measure *lists* [lists, k], -1 where one ends, by the interactions *train* [users, items] that they were made from.
+    """Measure *lists* [lists, k], -1 where one ends, by the interactions *train* [users, items] behind them.
 
     Diversity is of lists with two items or more, of 1,000 at most.
     """

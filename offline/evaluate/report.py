@@ -206,7 +206,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ModelVerdict:
     """One sentence, whether the model is the best of all, and what else has to be known of that."""
 
     sentence: str
@@ -247,10 +247,10 @@ def _subject(name: str, role: Role, record: Mapping[str, Any], metrics: Mapping[
     )
 
 
-def verdict_on(subjects: Sequence[Subject], k: int) -> Verdict:
+def verdict_on(subjects: Sequence[Subject], k: int) -> ModelVerdict:
     """Say whether the model ranks better than all others, by nDCG, plain and as served; who is ahead is named."""
     if not subjects:
-        return Verdict("It is not known how good this model is: it was trained without an evaluation", False, ())
+        return ModelVerdict("It is not known how good this model is: it was trained without an evaluation", False, ())
     model, *others = subjects
     live = [each for each in others if each.role == "live"]
     baselines = sorted((each for each in others if each.role == "baseline"), key=_plain, reverse=True)
@@ -270,7 +270,7 @@ def verdict_on(subjects: Sequence[Subject], k: int) -> Verdict:
         _beside_live(each, model, k) for each in live
     ]
     beaten = ahead or equal or any(_is_ahead(each, model) for each in live if not each.note)
-    return Verdict(sentence, bool(baselines) and not beaten, tuple(remarks))
+    return ModelVerdict(sentence, bool(baselines) and not beaten, tuple(remarks))
 
 
 def _figures(model: Subject, baselines: Sequence[Subject], k: int, *, served: bool = False) -> str:
@@ -292,7 +292,6 @@ def _is_ahead(other: Subject, model: Subject) -> bool:
 
 
 def _chance(other: Subject, model: Subject, k: int) -> str:
-    """Say how sure the difference is."""
     low, high = other.lead or (0, 0)
     sure = "" if low > 0 or high < 0 else "; chance may be all of that"
     lead = f"nDCG@{k} {_plain(model) - _plain(other):+.4f} (95 %: {low:+.4f} to {high:+.4f})"

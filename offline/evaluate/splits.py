@@ -27,7 +27,8 @@ IN_TIME: frozenset[SplitKind] = frozenset({"by-time", "by-user-time", "leave-las
 _MIN_HELD_OUT_ITEMS = 5
 _TARGET_SHARE = 0.2
 # Of three pieces of a log the first two end where 60 and 80 % of the pairs have come.
-_PIECE_STEP, _MOST_PIECES = 0.2, 5
+_PIECE_STEP = 0.2
+_MOST_PIECES = 5
 
 
 @dataclass(frozen=True, slots=True)

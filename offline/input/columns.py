@@ -28,7 +28,10 @@ _TIME_FORMATS = (
 # A format that reads an earlier time from a text does not fit: it takes a year of two digits for one of four.
 _FIRST_TIME = datetime(1900, 1, 1)  # noqa: DTZ001 -- times are naive UTC throughout
 # The formats of times that are numbers: the first, counted from 1970, unless most lie in the range of another.
-NUMBER, DAYS, EXCEL_DAYS, DATES = "number", "days since 1970", "Excel's serial days", "dates such as 20261120"
+NUMBER = "number"
+DAYS = "days since 1970"
+EXCEL_DAYS = "Excel's serial days"
+DATES = "dates such as 20261120"
 # From 1990 to 2050.
 _NUMBER_RANGES = {DAYS: (7_305, 29_585), EXCEL_DAYS: (32_874, 55_154), DATES: (19_900_101, 20_501_231)}
 _EXCEL_EPOCH_DAYS = 25_569
@@ -82,8 +85,7 @@ class Columns:
 
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
-    """
-    Return the column that *name* means: itself, the only one that differs from it in case, or the one of that number.
+    """Return the column that *name* means: itself, the only one that differs in case, or the one of that number.
 
     Raises DataError, which lists the columns of *source* and the closest match, when there is none.
     """
@@ -175,8 +177,7 @@ def time_layouts(values: pl.Series) -> list[str]:
 
 
 def time_of(name: str, dtype: pl.DataType, layout: str | None) -> pl.Expr | None:
-    """
-    Return the column as a naive UTC time in microseconds, null if it cannot be read; None if it is not a time at all.
+    """Return the column as a naive UTC time in microseconds, null if it cannot be read; None if it is not a time.
 
     *layout* is the format of a column of texts or numbers. NUMBER counts from 1970 in seconds, milli-, micro- or
     nanoseconds, recognized by their size.

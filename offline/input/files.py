@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 import polars as pl
@@ -18,7 +18,20 @@ from hotplate.stores.folders import temporary_folder
 
 Kind = Literal["text", "json", "parquet", "events"]
 
+
+@runtime_checkable
+class Frame(Protocol):
+    """A table of polars, Arrow or pandas, by the Arrow PyCapsule interface."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return its rows as a stream of Arrow's."""
+
+
+Source = Path | Frame
+
 STANDARD_INPUT = Path("-")
+# How messages name files that are copies, by the copies' names.
+_COPIES = {STANDARD_INPUT.name: "standard input", ".frame": "the data frame"}
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt"), "text"),
     # MovieLens' and RecBole's.
@@ -70,7 +83,7 @@ class DataFile:
 
     def __str__(self) -> str:
         """Return how messages name the file."""
-        return "standard input" if self.is_standard_input else str(self.path)
+        return _COPIES.get(self.path.name, str(self.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +101,22 @@ class Format:
 
 
 @contextmanager
-def input_files(paths: Sequence[Path]) -> Iterator[list[DataFile]]:
-    """
-    Yield the files at *paths*, as `find_files` does; `-` is standard input, copied to a file for as long as this lasts.
+def input_files(paths: Sequence[Source]) -> Iterator[list[DataFile]]:
+    """Yield the files at *paths*, as `find_files` does.
+
+    `-` is standard input. It and frames are copied to files until the block ends.
 
     Raises DataError as `find_files` does, SettingError for a file that is given twice.
     """
     with ExitStack() as stack:
         files = list[DataFile]()
         for path in paths:
-            files += [stack.enter_context(_spooled())] if path == STANDARD_INPUT else find_files(path)
+            if isinstance(path, pl.LazyFrame):
+                raise DataError("A lazy data frame cannot be read; give what its collect() returns.")
+            if isinstance(path, Frame):
+                files.append(stack.enter_context(_written(path)))
+            else:
+                files += [stack.enter_context(_spooled())] if path == STANDARD_INPUT else find_files(path)
         places = set[Path]()
         for file in files:
             if file.path.resolve() in places:
@@ -106,10 +125,31 @@ def input_files(paths: Sequence[Path]) -> Iterator[list[DataFile]]:
         yield files
 
 
-def named_paths(paths: Sequence[Path]) -> str:
+def named_paths(paths: Sequence[Source]) -> str:
     """Return how messages name the input at *paths*."""
-    names = ["standard input" if path == STANDARD_INPUT else str(path) for path in paths]
+    names = [_COPIES[".frame"] if isinstance(path, Frame) else _COPIES.get(str(path), str(path)) for path in paths]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
+
+
+@contextmanager
+def _written(frame: Frame) -> Iterator[DataFile]:
+    with temporary_folder("input") as folder:
+        path = folder / ".frame"
+        with data_errors(_COPIES[path.name]):
+            try:
+                _of_polars(frame).write_parquet(path)
+            except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are of these
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise DataError(f"The data frame cannot be read: {reason}; give each column one type.") from error
+        yield DataFile(path, "parquet")
+
+
+def _of_polars(frame: Any) -> pl.DataFrame:  # noqa: ANN401 -- pandas is not installed with hotplate
+    try:
+        return pl.DataFrame(frame)
+    except ImportError:  # one of pandas, of which polars copies columns of numbers alone without pyarrow
+        filled = frame.astype(object).where(frame.notna(), None)
+        return pl.DataFrame({str(name): filled[name].to_list() for name in frame.columns})
 
 
 @contextmanager

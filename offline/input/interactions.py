@@ -12,7 +12,6 @@ import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input import notes
-from hotplate.offline.input.cancellations import take_back
 from hotplate.offline.input.columns import (
     MAX_ID_BYTES,
     Columns,
@@ -25,6 +24,7 @@ from hotplate.offline.input.columns import (
 from hotplate.offline.input.files import (
     DataFile,
     Format,
+    Source,
     data_errors,
     find_files,
     fingerprint,
@@ -57,6 +57,8 @@ _FUTURE = "in the future"
 _MOST_OTHER_TIMES = 0.02
 # Of the rows that a refusal is about, so many are shown.
 _SHOWN = 3
+# Sums of quantities such as 0.1 are exact to so many decimals.
+_DECIMALS = 6
 # Fewer than polars takes by default: as fast, and with less memory.
 _ROWS_AT_ONCE = 20_000
 
@@ -100,7 +102,7 @@ class Interactions:
 
 
 def read_interactions(
-    *paths: Path,
+    *paths: Source,
     columns: Columns | None = None,
     form: Format | None = None,
     event_weights: Mapping[str, float] | None = None,
@@ -110,6 +112,8 @@ def read_interactions(
     half_life: timedelta | None = None,
 ) -> Interactions:
     """Read the files, or the folders of files of one kind, at *paths*, all of the same columns; `-` is standard input.
+
+    Data frames may be among them.
 
     A row weighs what its weight column says, or its event by *event_weights*, or else 1. With `columns.count` the
     different values in that column count 1 each, at the time of their first row. *weighting* and *half_life* say how
@@ -368,6 +372,53 @@ def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_canc
         return log
     cancelled = ids.filter(pl.col("quantity") < 0).group_by(key).agg(quantity).collect(engine="streaming")
     return take_back(pl.concat([log, cancelled], how="diagonal"))
+
+
+def take_back(log: pl.DataFrame) -> pl.DataFrame:
+    """Return the purchases of *log*, less what was cancelled.
+
+    *log* is [user, item, weight, quantity, and perhaps time]; a quantity below zero is a cancellation. It takes its
+    quantity back from the latest purchase of the same user and item up to its time, then from the one before that.
+    A rest without a purchase is ignored. Rows without a time come before all others; without times all are of one
+    moment.
+
+    Returned is [user, item, weight, and if there are times: time, ended]. A purchase weighs in proportion to what is
+    left of it. The part that was taken back is a row of its own, which *ended* at the time of the cancellation; null
+    if it was not cancelled.
+    """
+    pair, moment = ["user", "item"], ["time"] if "time" in log.columns else []
+    cancelled = log.filter(pl.col("quantity") < 0).select(pair).unique()
+    # Within a moment, purchases come before cancellations.
+    descending = [False] * len(pair + moment) + [True]
+    touched = log.join(cancelled, on=pair, how="semi").sort(*pair, *moment, "quantity", descending=descending)
+    times = touched.get_column("time").to_list() if moment else [None] * touched.height
+    quantities = touched.get_column("quantity").to_list()
+    pieces = list[tuple[int, float, object]]()
+    standing = list[tuple[int, float]]()
+    begins = touched.select(pl.struct(pair).rle_id()).to_series().diff().fill_null(1).to_list()
+    for row, (begin, quantity) in enumerate(zip(begins, quantities, strict=True)):
+        if begin:
+            pieces += [(bought, left, None) for bought, left in standing]
+            standing = []
+        if quantity > 0:
+            standing.append((row, quantity))
+        wanted = -quantity
+        while wanted > 0 and standing:
+            bought, left = standing.pop()
+            taken = min(left, wanted)
+            if times[bought] != times[row]:  # else it never stood
+                pieces.append((bought, taken, times[row]))
+            wanted, left = round(wanted - taken, _DECIMALS), round(left - taken, _DECIMALS)
+            if left > 0:
+                standing.append((bought, left))
+    pieces += [(bought, left, None) for bought, left in standing]
+    rows, parts, ended = zip(*pieces, strict=True) if pieces else ((), (), ())
+    found = touched[list(rows)].with_columns(
+        pl.col("weight") * pl.Series(parts, dtype=pl.Float64) / pl.col("quantity"),
+        *(pl.Series("ended", ended, dtype=log.schema["time"]) for _ in moment),
+    )
+    others = log.join(cancelled, on=pair, how="anti")
+    return pl.concat([others, found], how="diagonal").drop("quantity")
 
 
 def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.DataFrame:

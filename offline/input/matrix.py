@@ -115,7 +115,6 @@ class History:
         return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
 
     def _standing(self) -> "History":
-        """Return the rows that were not cancelled."""
         return self if self.ended is None else self._only(self.ended == NEVER)
 
     def _bounds(self, until: Until) -> Any:  # noqa: ANN401 -- one number or one for each row
@@ -184,12 +183,12 @@ class Matrix:
 def to_matrix(
     log: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1, weighing: Weighing | None = None
 ) -> Matrix:
-    """Build the matrix of *log* [user, item, weight, and perhaps time and ended], in any order.
+    """Build the matrix of *log* [user, item, weight, and perhaps time and ended]; its rows are in any order.
 
-    Ids are text or categorical. Without times, or if all are null, a pair has one row. *ended* says when a row was
-    cancelled. Users with fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out,
-    again and again until none is (the k-core). Raises DataError when nothing is left or a weight does not fit,
-    SettingError for a minimum below 1.
+    Ids are text or categorical. If no row has a time, each pair has one row. *ended* says when a row was cancelled.
+    Users with fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out until there
+    are none (the k-core). Raises DataError if too little is left or a weight does not fit 32 bits, SettingError if a
+    minimum is below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
@@ -300,7 +299,6 @@ def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
 
 
 def _present(user_items: UserItems) -> tuple[Mask, Mask]:
-    """Return which users and which items have pairs."""
     return np.diff(user_items.indptr) > 0, users_per_item(user_items) > 0
 
 
@@ -344,7 +342,6 @@ def _history(log: pl.DataFrame, cells: Times, shape: tuple[int, int], weighing: 
 
 
 def _starts(cells: Times) -> Times:
-    """Return where each cell begins."""
     return np.flatnonzero(np.concatenate(([True], cells[1:] != cells[:-1]))[: len(cells)])
 
 

@@ -15,7 +15,8 @@ from hotplate.offline.input.columns import is_data, numbered
 from hotplate.offline.input.files import DataFile, Format, data_errors, suffix
 
 # What a file of this name holds, and how it begins.
-_GZIP, _ZSTD = ("gzip data", b"\x1f\x8b\x08"), ("zstd data", b"\x28\xb5\x2f\xfd")
+_GZIP = ("gzip data", b"\x1f\x8b\x08")
+_ZSTD = ("zstd data", b"\x28\xb5\x2f\xfd")
 _COMPRESSED = {".gz": _GZIP, ".zst": _ZSTD, ".zstd": _ZSTD}
 # How files begin that are often given another's name.
 _OTHER_KINDS = {
@@ -41,8 +42,7 @@ _TYPED_NAME = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")
 
 
 def scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
-    """
-    Scan *file*, whose rows are checked from end to end before, and return the number of the first row of data, from 1.
+    """Check all rows of *file*, and return its scan and the number of its first row of data, from 1.
 
     All columns are text, '' if a value is absent. Without a header they are named `column_1` and so on. A file that
     begins with `{` holds JSON lines. Raises DataError for what cannot be read, with the row if there is one.
@@ -159,7 +159,6 @@ def _lines(file: Path, *, lossy: bool = False) -> pl.LazyFrame:
 
 
 def _all_lines(file: DataFile) -> Iterator[str]:
-    """Yield the lines of *file*; its size does not matter."""
     for batch in _lines(file.path).select("line").collect_batches(maintain_order=True):
         yield from batch.get_column("line")
 

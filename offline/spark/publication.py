@@ -18,10 +18,9 @@ from pyspark.sql import SparkSession
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.matrix import Indices
-from hotplate.offline.lists import ModelLists
-from hotplate.offline.measurement import Counts, Items, Measurement, Observe, ignore
+from hotplate.offline.lists import Block, Blocks, ModelLists, rows_of
+from hotplate.offline.measurement import Items, ListCounts, Measurement, Observe, ignore
 from hotplate.offline.publish import PartedSource, Progress, prefetched
-from hotplate.offline.spark.ranking import Block, Blocks, rows_of
 from hotplate.offline.spark.session import cause_of, is_local
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores.connect import connect, share_of
@@ -209,7 +208,7 @@ class _MeasuredPart(NamedTuple):
     """What an executor did: what it wrote, counts of its users' lists if gates want them, and what it was charged."""
 
     written: WrittenPart
-    counts: Counts | None
+    counts: ListCounts | None
     charges: _Charges
 
 

@@ -15,7 +15,8 @@ from hotplate.offline.train.als import Factors, SparkParams, confidences
 
 # The data alone say how many blocks there are, because the start of the fit is drawn by block: however many executors
 # there are, the same seed then learns the same, but for the order of sums.
-_PAIRS_PER_BLOCK, _BLOCKS = 500_000, (2, 1000)
+_PAIRS_PER_BLOCK = 500_000
+_BLOCKS = (2, 1000)
 
 
 def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:

@@ -45,7 +45,7 @@ def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int
 class ALSParams:
     """Hyperparameters of the fit; raises SettingError for values that make no sense.
 
-    The defaults are measured ones: the library's own rank below plain popularity on sparse data.
+    The defaults are measured: those of the library rank below plain popularity on sparse data.
     """
 
     factors: int = 256

@@ -44,7 +44,7 @@ class EASE:
     recent: Floats | None = None
 
     floor: ClassVar[float] = 0.0
-    recommend, similar_items = ranking.recommend, ranking.similar_items
+    recommend, similar_items, fold_in = ranking.recommend, ranking.similar_items, ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
@@ -59,10 +59,6 @@ class EASE:
     def alike(self, items: Indices) -> Floats:
         """Return how much each of *items* speaks for the others."""
         return self.weights[items]
-
-    def fold_in(self, user_items: UserItems) -> "EASE":  # noqa: ARG002 -- lists come of the items alone
-        """Return itself: what a user has is all that a list is made of."""
-        return self
 
 
 def fit(user_items: UserItems, params: EASEParams) -> EASE:

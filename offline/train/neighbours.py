@@ -17,7 +17,8 @@ from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
-_RECOMMENDERS = {
+# Of implicit; without their `fit`, all that distinguishes them is how they were fitted.
+RECOMMENDERS = {
     "tfidf": TFIDFRecommender,
     "bm25": BM25Recommender,
     "cosine": CosineRecommender,
@@ -65,7 +66,7 @@ class Neighbours:
     """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     floor: ClassVar[float] = 0.0
-    recommend, similar_items = ranking.recommend, ranking.similar_items
+    recommend, similar_items, fold_in = ranking.recommend, ranking.similar_items, ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
@@ -80,10 +81,6 @@ class Neighbours:
         """Return the neighbours of *items*."""
         return self.similarity[items].toarray()
 
-    def fold_in(self, user_items: UserItems) -> "Neighbours":  # noqa: ARG002 -- lists come of the items alone
-        """Return itself: what a user has is all that a list is made of."""
-        return self
-
     @cached_property
     def _nearest(self) -> Any:  # noqa: ANN401 -- as above
         """The similarities of the nearest neighbours; kept, for lists are made batch by batch."""
@@ -95,7 +92,7 @@ def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     check_user_items(user_items)
     kept = min(max(params.neighbours, _KEPT), user_items.shape[1])
     weighted, scale = _walks(user_items, params) if params.weighting == "rp3beta" else (user_items, None)
-    recommender = _RECOMMENDERS[params.weighting](K=kept)
+    recommender = RECOMMENDERS[params.weighting](K=kept)
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # 0 / 0, see below
         warnings.simplefilter("ignore", ParameterWarning)  # it converts a matrix of its own making
         recommender.fit(weighted, show_progress=False)

@@ -90,7 +90,7 @@ class Popularity:
 
     recent: ClassVar[None] = None
     floor: ClassVar[float] = 0.0
-    recommend, similar_items = ranking.recommend, ranking.similar_items
+    recommend, similar_items, fold_in = ranking.recommend, ranking.similar_items, ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
@@ -105,10 +105,6 @@ class Popularity:
     def alike(self, items: Indices) -> Floats:
         """Return no similar items, for popularity compares none."""
         return np.zeros((len(items), len(self.counts)), dtype=np.float32)
-
-    def fold_in(self, user_items: UserItems) -> "Popularity":  # noqa: ARG002 -- it is the same for everybody
-        """Return itself: only what is left out depends on a user."""
-        return self
 
 
 def fit(user_items: UserItems, params: PopularityParams, times: Times | None = None) -> Popularity:

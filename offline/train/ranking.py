@@ -1,7 +1,7 @@
 """Lists from scores: what is left out of them, recency, and the order of equals, once for all engines."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 _RANKED_AT_ONCE = 4096
 # A table of scores, float32 or float64.
 Table = npt.NDArray[Any]
+RankerT = TypeVar("RankerT")
 
 
 class Scorer(Protocol):
@@ -82,6 +83,11 @@ def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = 
         return table
 
     return _best(score, items, ranker, min(n, ranker.shape[1] - 1), allowed)
+
+
+def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
+    """Fold users in where lists are made of nothing but what a user has: the ranker stays as it is."""
+    return ranker
 
 
 class _Queries:

@@ -19,14 +19,16 @@ from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Times, UserItems, part
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.cells import beyond, default_cells, draw
-from hotplate.offline.train.cost import fit_bytes, fit_s, rank_s
 from hotplate.offline.train.engine import (
     Engine,
     Params,
     Ranker,
     described,
     engine_of,
+    fit_bytes,
+    fit_s,
     params_from,
+    rank_s,
     recency_of,
     with_recency,
 )
@@ -43,14 +45,17 @@ _EXTENSIONS = 3
 _HALF_LIVES = (2.0, 8.0)
 _FIRST_GAMMA = 1.0
 _STEP = 2.0
-_SHORTEST, _LONGEST = 0.125, 512.0
-_LEAST_GAMMA, _MOST_GAMMA = 0.125, 4.0
+_SHORTEST_DAYS = 0.125
+_LONGEST_DAYS = 512.0
+_LEAST_GAMMA = 0.125
+_MOST_GAMMA = 4.0
 # As a rule an engine has so many trials with recency: the first two, four around the better one, three around the next.
 _RECENT_TRIALS = 9
 # A split by time is searched at so many cuts: with one, a week decides for the next.
 _CUTS = 2
 # What a search takes at most, by estimate, unless more is wanted: seconds of a core for its cells, and memory for each.
-_BUDGET_S, _BUDGET_BYTES = 45.0, 650e6
+_BUDGET_S = 45.0
+_BUDGET_BYTES = 650e6
 # A trial ranks at most so many pairs of user and item, over all cuts; of more, some users are drawn.
 _RANKED = 100_000_000
 
@@ -297,8 +302,7 @@ class _Trials:
 
 
 def _climb(params: Params, run: Callable[[Sequence[Params]], list[Trial]]) -> None:
-    """
-    Try *params* with recency: half-lives first, then half-lives and powers around the best, as far as it gets better.
+    """Try *params* with recency: half-lives first, then those and powers around the best, as far as it gets better.
 
     Popularity has a half-life alone. *run* makes trials.
     """
@@ -313,7 +317,9 @@ def _climb(params: Params, run: Callable[[Sequence[Params]], list[Trial]]) -> No
         waiting = [
             (days, power)
             for days, power in near
-            if (days, power) not in tried and _SHORTEST <= days <= _LONGEST and _LEAST_GAMMA <= power <= _MOST_GAMMA
+            if (days, power) not in tried
+            and _SHORTEST_DAYS <= days <= _LONGEST_DAYS
+            and _LEAST_GAMMA <= power <= _MOST_GAMMA
         ]
 
 
@@ -377,7 +383,6 @@ def _exploring(params: Params) -> Params:
 
 
 def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
-    """Return the nDCG of each user that has test items."""
     return measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"]
 
 
@@ -394,7 +399,6 @@ def _worth(trial: Trial) -> float:
 
 
 def _ranked(trials: Sequence[Trial]) -> list[Params]:
-    """Return what was tried, the best first."""
     return [trial.params for trial in sorted(trials, key=lambda trial: -trial.ndcg)]
 
 
@@ -403,7 +407,6 @@ def _to_json(found: Trial | LeftOut) -> dict[str, Any]:
 
 
 def _estimate(cells: int, inner: SplitOptions, seconds: float) -> str:
-    """Say what a training will take."""
     return (
         f"searching {cells} cells on an inner {inner.kind} split, the evaluation and the last fit take about "
         f"{seconds:.0f} s, longer if the best lies at an edge; --no-tune skips the search"
@@ -411,7 +414,6 @@ def _estimate(cells: int, inner: SplitOptions, seconds: float) -> str:
 
 
 def _left_out(cells: Sequence[LeftOut]) -> str:
-    """Say which cells were not tried, and why."""
     named = "; ".join(
         f"{described(each.params)}, {each.seconds:,.0f} s and {each.bytes / 1e9:.1f} GB" for each in cells
     )

@@ -17,14 +17,14 @@ from typing import Protocol
 from multidict import istr
 
 from hotplate.serve.access.keys import EVENTS, READ, SCOPES, digest_of, load
-from hotplate.serve.access.rates import Bucket, SharedRates
-from hotplate.serve.access.uses import LastUses
-from hotplate.serve.api.problems import Problem
+from hotplate.serve.access.rates import Bucket, LastUses, SharedRates
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.problems import Problem
 from hotplate.serve.settings import Settings
 from hotplate.serve.watched import WatchedFiles
 
-API_KEY, AUTHORIZATION = istr("X-API-Key"), istr("Authorization")
+API_KEY = istr("X-API-Key")
+AUTHORIZATION = istr("Authorization")
 BEARER = "bearer "
 REALM = 'Bearer realm="hotplate"'
 # What a route takes, by its template: probes and descriptions nothing, and what is not named here `read`.
@@ -128,7 +128,12 @@ class Guard:
     def charge(self, caller: Caller, scope: str) -> None:
         """Count a request for something that takes *scope*; raises a Problem, 401, 403 or 429, as `admit` does."""
         if scope not in caller.scopes:
-            raise _no_credentials() if caller is self.anonymous else _missing_scope(scope)
+            if caller is self.anonymous:
+                detail = "this takes a key; send it as X-API-Key or as Authorization: Bearer"
+                raise Problem(401, "no-key", detail, {"WWW-Authenticate": REALM})
+            detail = f"this takes the scope {scope}, which the key lacks"
+            challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
+            raise Problem(403, "missing-scope", detail, {"WWW-Authenticate": challenge})
         if caller.bucket is not None and (wait_s := caller.bucket.take()) > 0:
             detail = "this client has sent all the requests that it may for now"
             raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
@@ -182,18 +187,6 @@ def bearer(given: str | None) -> str | None:
     return given[len(BEARER) :].strip()
 
 
-def _no_credentials() -> Problem:
-    detail = "this takes a key; send it as X-API-Key or as Authorization: Bearer"
-    return Problem(401, "no-key", detail, {"WWW-Authenticate": REALM})
-
-
 def refused_credential(name: str, detail: str) -> Problem:
     """Refuse a key or a token that is there, but no good; *name* is the problem's."""
     return Problem(401, name, detail, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})
-
-
-def _missing_scope(scope: str) -> Problem:
-    challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
-    return Problem(
-        403, "missing-scope", f"this takes the scope {scope}, which the key lacks", {"WWW-Authenticate": challenge}
-    )

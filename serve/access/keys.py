@@ -12,16 +12,19 @@ import re
 import secrets
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.stores.folders import flush, take_lock
+
+T = TypeVar("T")
 
 SCOPES = (READ, EVENTS, ADMIN) = "read", "events", "admin"
 FORMAT = 1
@@ -35,6 +38,9 @@ LOCK_TIMEOUT_S = 5.0
 # Names end in logs and in tables; this is what can stand there as it is.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# What msgspec calls kinds of JSON values, in words.
+KINDS = {"object": "an object", "array": "a list", "str": "a text", "int": "a whole number", "float": "a number",
+         "bool": "true or false"}  # fmt: skip
 
 
 class StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +92,22 @@ def load(path: Path) -> tuple[Client, ...]:
     try:
         return _parse(text)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise KeysUnreadable(f"the keys in {path} cannot be used: {error}") from None
+        what = _plain(error) if isinstance(error, msgspec.MsgspecError) else error
+        raise KeysUnreadable(f"the keys in {path} cannot be used: {what}") from None
+
+
+def _plain(error: msgspec.MsgspecError) -> str:
+    """Say what msgspec says of a file, in words and without a quotation of it."""
+    what, _, place = str(error).partition(" - at `$")
+    where = place.rstrip("`").removeprefix(".") or "the file"
+    if missing := re.fullmatch("Object missing required field `(.*)`", what):
+        return f"{where} has no {missing[1]}"
+    if "unknown field" in what:
+        return f"{where} has a field that it cannot have"
+    if kinds := re.fullmatch("Expected `(.*)`, got `(.*)`", what):
+        wanted, found = (" or ".join(KINDS.get(kind, kind) for kind in each.split(" | ")) for each in kinds.groups())
+        return f"{where} has to be {wanted}, and is {found}"
+    return f"{where} is out of range" if place else f"{where} is not JSON, or was cut off"
 
 
 def _parse(text: bytes) -> tuple[Client, ...]:
@@ -143,7 +164,8 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
         raise ServiceMisused(f"{min(strange)!r} is not a scope; there are {', '.join(SCOPES)}")
     key = PREFIX + urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
     stored = StoredKey(digest_of(key).hex(), int(time.time()))
-    with _changing(path) as clients:
+
+    def add(clients: dict[str, Client]) -> str:
         known = clients.get(name)
         if known is None:
             made, kind = Client(name, tuple(sorted(set(scopes), key=SCOPES.index)), rate, stored), "primary"
@@ -160,7 +182,9 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
         else:
             made, kind = msgspec.structs.replace(known, secondary=stored), "secondary"
         clients[name] = made
-    return CreatedKey(key, name, kind)
+        return kind
+
+    return CreatedKey(key, name, _change(path, add))
 
 
 def revoke(path: Path, name: str, kind: str | None = None) -> Client | None:
@@ -168,7 +192,8 @@ def revoke(path: Path, name: str, kind: str | None = None) -> Client | None:
 
     A secondary key becomes the primary if that is revoked. Raises ServiceMisused if there is no such key.
     """
-    with _changing(path) as clients:
+
+    def take(clients: dict[str, Client]) -> Client | None:
         known = clients.pop(name, None)
         if known is None:
             raise ServiceMisused(f"no client is named {name}; hotplate keys list names them")
@@ -182,30 +207,32 @@ def revoke(path: Path, name: str, kind: str | None = None) -> Client | None:
         clients[name] = msgspec.structs.replace(known, primary=left, secondary=None)
         return clients[name]
 
+    return _change(path, take)
 
-@contextmanager
-def _changing(path: Path) -> Iterator[dict[str, Client]]:
-    """Yield the clients by name, to be changed; written when the block ends well, by one process at a time."""
+
+def _change(path: Path, step: Callable[[dict[str, Client]], T]) -> T:
+    """Apply a change to the clients by name, by one process at a time; nothing is made or changed if it is refused."""
     path = Path(os.path.realpath(path))  # a link goes on pointing to it
+    _changed(path, step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_name(path.name + ".lock")):
-        clients = {client.name: client for client in load(path)} if path.exists() else {}
-        yield clients
-        changed = tuple(clients.values())
-        try:
-            _check(changed)
-        except ValueError as error:
-            raise ServiceMisused(f"{path} cannot be written: {error}") from None
-        _write(path, msgspec.json.format(msgspec.json.encode(_File(FORMAT, changed)), indent=2) + b"\n")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = take_lock(path, 0o600, LOCK_TIMEOUT_S)
+    lock = take_lock(path.with_name(path.name + ".lock"), 0o600, LOCK_TIMEOUT_S)
     try:
-        yield
+        result, changed = _changed(path, step)
+        _write(path, msgspec.json.format(msgspec.json.encode(_File(FORMAT, changed)), indent=2) + b"\n")
+        return result
     finally:
-        os.close(descriptor)
+        os.close(lock)
+
+
+def _changed(path: Path, step: Callable[[dict[str, Client]], T]) -> tuple[T, tuple[Client, ...]]:
+    clients = {client.name: client for client in load(path)} if path.exists() else {}
+    result = step(clients)
+    changed = tuple(clients.values())
+    try:
+        _check(changed)
+    except ValueError as error:
+        raise ServiceMisused(f"{path} cannot be written: {error}") from None
+    return result, changed
 
 
 def _write(path: Path, text: bytes) -> None:

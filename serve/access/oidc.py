@@ -16,8 +16,8 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from hotplate.serve.access.auth import Caller, is_loopback, refused_credential
 from hotplate.serve.access.keys import NAME, SCOPES
-from hotplate.serve.api.problems import Problem
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.problems import Problem
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -30,7 +30,9 @@ SCOPE_CLAIMS = ("scp", "scope", "roles")
 LEEWAY_S = 30
 FETCH_S = 5.0
 # How often the issuer is asked for keys at most, whatever tokens come, and while it has none; how long they last.
-REFRESH_S, RETRY_S, FRESH_S = 30.0, 5.0, 3600.0
+REFRESH_S = 30.0
+RETRY_S = 5.0
+FRESH_S = 3600.0
 MAX_DOCUMENT_BYTES = 1 << 20
 # How many verified tokens are remembered.
 MAX_VERDICTS = 10_000

@@ -1,4 +1,4 @@
-"""How many requests a second each client may send, counted over all workers together.
+"""What all workers share of each client: how many requests a second it may send, and when its key was last used.
 
 Each client with a rate has one bucket in memory that all workers share: a second's worth of tokens, one a request,
 filled again at the rate. A worker takes tokens for a few requests at a time, under a lock of the kernel's that is free
@@ -10,9 +10,12 @@ however unevenly the connections lie.
 import fcntl
 import mmap
 import os
+import time
 from collections.abc import Iterable
 from hashlib import sha256
 from time import monotonic
+
+from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.access.keys import MAX_CLIENTS, Client
 
@@ -22,6 +25,9 @@ BURST_S = 1.0
 HELD_SHARE = 0.02
 # How long a worker turns a client away that is out of credit while others hold the lock.
 BUSY_S = 0.001
+# How many clients' last uses are kept: four times as many as a file may name, because the cells of clients that are
+# gone are not given back.
+USES = 4 * MAX_CLIENTS
 
 
 class SharedRates:
@@ -118,3 +124,46 @@ class Bucket:
         self._shared.full_at[self._cell] = full_at + taken / self._rate
         self._held += taken - 1
         return 0.0
+
+
+class LastUses:
+    """When each client's key was last used; made before the workers, and forgotten when the service ends.
+
+    A request only marks its client in its own process. Once a second the marks become times, so to know costs the path
+    of a request a few nanoseconds, and nothing without keys. There are two arrays of USES cells of eight bytes: clients
+    by a hash of their names, and when they came last. Nothing is locked: where two processes take one cell for two new
+    clients in the same instant, one of the two finds another a second later.
+    """
+
+    def __init__(self) -> None:
+        cells = memoryview(mmap.mmap(-1, 2 * USES * 8))
+        self._owners = cells[: USES * 8].cast("Q")
+        self._times = cells[USES * 8 :].cast("d")
+        self.marked = set[str]()
+        """The clients of this process whose requests came since the last `record`."""
+
+    def record(self) -> None:
+        """Have the clients that are marked been here now."""
+        if not self.marked:
+            return
+        marked, self.marked = self.marked, set()
+        now = time.time()
+        for name in marked:
+            cell = self._cell(name)
+            if cell is not None:
+                self._times[cell] = now
+
+    def of(self, name: str) -> float | None:
+        """Return when a client came last, as Unix time; None if it has not since the service started."""
+        cell = self._cell(name)
+        return None if cell is None else self._times[cell] or None
+
+    def _cell(self, name: str) -> int | None:
+        """Return a client's cell, which becomes its own if it had none; None if all are taken."""
+        owner = xxh3_64_intdigest(name.encode()) or 1
+        for step in range(USES):
+            cell = (owner + step) % USES
+            if self._owners[cell] in (0, owner):
+                self._owners[cell] = owner
+                return cell
+        return None

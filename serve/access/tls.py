@@ -17,7 +17,8 @@ HANDSHAKE_S = 10.0
 # A certificate in PEM, by each of the labels that OpenSSL reads. After a trusted one stands what it is trusted for.
 _PEM = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
 # Tags of DER (X.690): a certificate's version, which may be left out, and a time with a year of two digits.
-_VERSION, _UTC_TIME = 0xA0, 0x17
+_VERSION = 0xA0
+_UTC_TIME = 0x17
 
 
 class Certificate:

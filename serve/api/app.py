@@ -15,27 +15,26 @@ from aiohttp import web
 from multidict import istr
 
 from hotplate.serve.access.auth import Caller, Guard, scope_of
-from hotplate.serve.answered import Answered
 from hotplate.serve.api.cors import Cors
+from hotplate.serve.api.events import EventsHandler, settled
 from hotplate.serve.api.handlers import FOUND, Handler, Handlers, found_in
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
-from hotplate.serve.api.problems import ClientGone, Problem, internal_error, not_ready
 from hotplate.serve.api.scoring import Scoring, refusal
-from hotplate.serve.events.route import EventsHandler, settled
-from hotplate.serve.lists import Lists
+from hotplate.serve.embedded import Lists
 from hotplate.serve.metrics import OTHER
-from hotplate.serve.processes.access_log import AccessLog, report
+from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready
 from hotplate.serve.reader import NotReady, TieredReader
-from hotplate.serve.telemetry.spans import RequestSpan, Tracer, working_for
-from hotplate.serve.watched import following
+from hotplate.serve.telemetry.access_log import AccessLog, report
+from hotplate.serve.telemetry.spans import Answered, RequestSpan, Tracer, working_for
 
 log = logging.getLogger(__name__)
 
 # The client has gone before the answer; proxies log this code for it.
 CLIENT_GONE = 499
 GIVEN_ID = istr("X-Request-Id")  # found faster than a str
-TRACEPARENT, TRACESTATE = istr("traceparent"), istr("tracestate")
+TRACEPARENT = istr("traceparent")
+TRACESTATE = istr("tracestate")
 USER_ROUTE = "/v1/recommendations/{user}"
 # Anything else would end in logs and headers.
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
@@ -44,7 +43,7 @@ is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 # Counts the connection of a request as one of its caller's. Raises Problem if there are too many.
 Claim = Callable[[web.BaseRequest, str], None]
 # Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
-Gate = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
+Admit = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ class Dispatcher:
         self.tracer = tracer
         self.metrics = reader.metrics
         self.draining = False
-        self.gate: Gate | None = None
+        self.admit: Admit | None = None
         """What a POST has to pass before its handler; None where the application around the service has its own."""
         self.claim: Claim | None = None
         """What the connection of a request with a key is counted by; None if there are no keys."""
@@ -175,10 +174,9 @@ class Dispatcher:
         self.draining = self.handlers.draining = True
 
     def _work(self, route: Route | None, request: web.BaseRequest, raw_id: str, query: str) -> Awaitable[web.Response]:
-        """Have the handler do its work, behind the gate if there is one for it."""
         handler = handler_of(route, request.method)
-        if self.gate is not None and request.method == "POST":
-            return settled(self.gate(request, partial(handler, request, raw_id, query)))
+        if self.admit is not None and request.method == "POST":
+            return settled(self.admit(request, partial(handler, request, raw_id, query)))
         return handler(request, raw_id, query)
 
     def answer(self, request: web.BaseRequest, path: str, query: str) -> Coroutine[Any, Any, web.Response]:
@@ -237,7 +235,6 @@ class Dispatcher:
 
 
 def _begin(tracer: Tracer, request: web.BaseRequest) -> RequestSpan | None:
-    """Begin the span of a request; None if it is not sampled."""
     headers = request.headers
     return tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
 
@@ -257,9 +254,8 @@ def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequ
     application's own to say, as by a middleware: no key is asked for here, and nothing is shed.
     """
     lists.reader.warm = True
-    watched = lists.reader.deny_list.watched
     dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins)
-    dispatcher.handlers.watched = watched
+    dispatcher.handlers.watched = lists.reader.deny_list.watched
 
     async def answer(request: web.Request) -> web.Response:
         resource = request.match_info.route.resource
@@ -268,7 +264,7 @@ def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequ
         return await dispatcher.answer(request, path, request.rel_url.raw_query_string)
 
     async def lifespan(_: web.Application) -> AsyncIterator[None]:
-        async with lists.reader, following(watched):
+        async with lists.followed():
             await lists.reader.wait_until_attempted()
             yield
 

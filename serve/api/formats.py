@@ -18,7 +18,7 @@ import orjson
 import zstandard
 
 from hotplate.serve.api.parameters import ARROW, CSV, JSON, MSGPACK
-from hotplate.serve.api.problems import Problem
+from hotplate.serve.problems import Problem
 
 CONTENT_TYPES = {CSV: "text/csv; charset=utf-8; header=present"}
 # What a row says of its user, before the item's own columns.
@@ -26,12 +26,13 @@ USER_COLUMNS = ("user", "status", "source", "tier", "release")
 # The end of an Arrow stream: a message of no bytes.
 _ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 # Zstd's own default; gzip's fastest, for its default takes five times as long and saves a tenth.
-ZSTD_LEVEL, GZIP_LEVEL = 3, 1
+ZSTD_LEVEL = 3
+GZIP_LEVEL = 1
 # How long a header may be to be understood at all.
 MAX_HEADER_CHARS = 1024
 
 # The items of an answer, and the results of a batch, as they come out of JSON.
-Fields = dict[str, Any]
+DecodedAnswer = dict[str, Any]
 
 
 class Compressor(Protocol):
@@ -85,7 +86,7 @@ def compressor(coding: str) -> Compressor:
 
 def encode_list(media: str, columns: Sequence[str], answer: bytes) -> bytes:
     """Return a single answer, which is JSON, in another form; *columns* are the fields of its items."""
-    fields: Fields = orjson.loads(answer)
+    fields: DecodedAnswer = orjson.loads(answer)
     if media == MSGPACK:
         return msgspec.msgpack.encode(fields)
     return _csv_rows([columns, *([item.get(name) for name in columns] for item in fields["items"])])
@@ -97,10 +98,10 @@ def encode_batch(
     """Yield a batch's answer bit by bit: *count* results in *pieces*, each result one user's JSON."""
     if media == JSON:
         return _json_batch(release, pieces)
-    decoded: Iterator[list[Fields]] = (orjson.loads(b"[" + b",".join(piece) + b"]") for piece in pieces)
+    decoded: Iterator[list[DecodedAnswer]] = (orjson.loads(b"[" + b",".join(piece) + b"]") for piece in pieces)
     if media == MSGPACK:
         return _msgpack_batch(release, count, decoded)
-    encode: Callable[[str, Sequence[str], Iterable[list[Fields]]], Iterator[bytes]]
+    encode: Callable[[str, Sequence[str], Iterable[list[DecodedAnswer]]], Iterator[bytes]]
     encode = _csv_batch if media == CSV else _arrow_batch
     return encode(release, columns, decoded)
 
@@ -114,7 +115,7 @@ def _json_batch(release: str, pieces: Iterable[list[bytes]]) -> Iterator[bytes]:
     yield b"]}"
 
 
-def _msgpack_batch(release: str, count: int, pieces: Iterable[list[Fields]]) -> Iterator[bytes]:
+def _msgpack_batch(release: str, count: int, pieces: Iterable[list[DecodedAnswer]]) -> Iterator[bytes]:
     encode = msgspec.msgpack.encode
     # A map of two entries, the second an array that says its length first, in 32 bits.
     yield b"\x82" + encode("release") + encode(release) + encode("results") + b"\xdd" + count.to_bytes(4, "big")
@@ -122,13 +123,13 @@ def _msgpack_batch(release: str, count: int, pieces: Iterable[list[Fields]]) -> 
         yield b"".join(map(encode, results))
 
 
-def _csv_batch(_: str, columns: Sequence[str], pieces: Iterable[list[Fields]]) -> Iterator[bytes]:
+def _csv_batch(_: str, columns: Sequence[str], pieces: Iterable[list[DecodedAnswer]]) -> Iterator[bytes]:
     yield _csv_rows([(*USER_COLUMNS, *columns)])
     for results in pieces:
         yield _csv_rows(zip(*_columns(results, columns), strict=True))
 
 
-def _arrow_batch(release: str, columns: Sequence[str], pieces: Iterable[list[Fields]]) -> Iterator[bytes]:
+def _arrow_batch(release: str, columns: Sequence[str], pieces: Iterable[list[DecodedAnswer]]) -> Iterator[bytes]:
     pa = import_module("pyarrow")  # heavy, an extra, wanted by few, and without types
 
     names = (*USER_COLUMNS, *columns)
@@ -143,7 +144,7 @@ def _arrow_batch(release: str, columns: Sequence[str], pieces: Iterable[list[Fie
     yield _ARROW_END
 
 
-def _columns(results: Sequence[Fields], columns: Sequence[str]) -> list[list[Any]]:
+def _columns(results: Sequence[DecodedAnswer], columns: Sequence[str]) -> list[list[Any]]:
     """Return the columns of a row for each item: those of its user, then its own."""
     users = [[one[name] for one in results for _ in one["items"]] for name in USER_COLUMNS]
     return users + [[item.get(name) for one in results for item in one["items"]] for name in columns]

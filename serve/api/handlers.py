@@ -9,8 +9,6 @@ import orjson
 from aiohttp import hdrs, web
 from xxhash import xxh3_64_hexdigest
 
-from hotplate.serve.answered import Found
-from hotplate.serve.api.bodies import read_body
 from hotplate.serve.api.formats import (
     CONTENT_TYPES,
     Compressor,
@@ -36,10 +34,13 @@ from hotplate.serve.api.parameters import (
     parse_batch,
     parse_fold_in,
     parse_id,
+    read_body,
 )
-from hotplate.serve.api.problems import Problem, overloaded
-from hotplate.serve.processes.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
+from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.problems import Problem, overloaded
 from hotplate.serve.reader import EncodedList, FoldInUnavailable, TieredReader
+from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
+from hotplate.serve.telemetry.spans import Found
 from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.encoding import encode_id, without_titles
 from hotplate.stores.errors import StoreThrottled
@@ -58,7 +59,9 @@ NO_STORE = "no-store"
 # An answer for many is made in pieces of so many items, between which other requests are served: a millisecond or two.
 PIECE_ITEMS = 1280
 # One with more bytes is sent while it is made; one with fewer is not worth compressing, or to leave the loop for it.
-STREAM_BYTES, COMPRESS_BYTES, THREAD_BYTES = 256 << 10, 1 << 10, 16 << 10
+STREAM_BYTES = 256 << 10
+COMPRESS_BYTES = 1 << 10
+THREAD_BYTES = 16 << 10
 
 PERSONAL = QueryParser(SegmentQuery, "GET /v1/recommendations/{user}")
 BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
@@ -67,7 +70,8 @@ SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
 POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
 
 # Which release lists are of; the second where some are of the canary.
-RELEASE, CANARY = "X-Hotplate-Release", "X-Hotplate-Canary"
+RELEASE = "X-Hotplate-Release"
+CANARY = "X-Hotplate-Canary"
 
 _NOTHING = frozenset[bytes]()
 
@@ -157,18 +161,17 @@ class Handlers:
         status = status_of(self._reader.tiers)
         if status == NOT_READY and self._reader.kept is not None:
             return DEGRADED
-        return DEGRADED if status == READY and self.warnings else status
+        return DEGRADED if status == READY and self.findings else status
 
     @property
-    def warnings(self) -> list[str]:
+    def findings(self) -> list[ServiceFinding]:
         """What is wrong with files whose last good version is in use, and with events."""
-        found = [each.warning for each in self.watched]
-        if self.writer is not None:
-            found.append(self.writer.warning)
-        return [warning for warning in found if warning]
+        found = [ServiceFinding("file", each.warning) for each in self.watched if each.warning]
+        if self.writer is not None and self.writer.warning:
+            found.append(ServiceFinding("events", self.writer.warning))
+        return found
 
     def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:
-        """Return the items that a request gets of a list."""
         items = self._reader.cut(encoded, n, excluded)
         return items if fields == ALL_FIELDS else without_titles(items, scores=fields == "id,score")
 
@@ -177,7 +180,7 @@ class Handlers:
         request: web.BaseRequest,
         subject: bytes,
         encoded: EncodedList,
-        query: ListQuery | SegmentQuery,
+        query: ListQuery,
         cache: str,
     ) -> web.Response:
         """Answer with a list, or with 304 where the caller says that it has just these bytes."""
@@ -194,7 +197,7 @@ class Handlers:
         request: web.BaseRequest,
         subject: bytes,
         encoded: EncodedList,
-        query: ListQuery | SegmentQuery | FoldInBody,
+        query: ListQuery | FoldInBody,
         cache: str,
     ) -> tuple[bytes, dict[str, str]]:
         """Return the body of an answer with a list, in the form that the caller likes best, and its headers."""

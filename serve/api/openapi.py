@@ -11,15 +11,18 @@ from aiohttp import web
 from msgspec import Struct
 from xxhash import xxh3_64_hexdigest
 
+from hotplate.serve.api import events
 from hotplate.serve.api.parameters import JSON, OPERATIONS, BatchBody, FoldInBody, Id, NoQuery, Operation, QueryParser
-from hotplate.serve.api.problems import CONTENT_TYPE, Problem
 from hotplate.serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody, SwaggerQuery
-from hotplate.serve.events import records as events
-from hotplate.serve.events.records import EventsBody
+from hotplate.serve.problems import CONTENT_TYPE, Problem
 
 Schema = dict[str, Any]
 
-HTML, TEXT, SCRIPT, STYLE, PNG = "text/html", "text/plain", "text/javascript", "text/css", "image/png"
+HTML = "text/html"
+TEXT = "text/plain"
+SCRIPT = "text/javascript"
+STYLE = "text/css"
+PNG = "image/png"
 # The page runs what this service serves, requests nothing elsewhere, and is shown inside no other page.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -44,7 +47,8 @@ PAGE = b"""<!DOCTYPE html>
 START = b'SwaggerUIBundle({url: "openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null});\n'
 BUNDLED = {"swagger-ui-bundle.js": SCRIPT, "swagger-ui.css": STYLE, "favicon-32x32.png": PNG}
 # The files of the page are kept by browsers for a week: they change with the program only.
-ALWAYS_ASKED, KEPT = "no-cache", "public, max-age=604800"
+ALWAYS_ASKED = "no-cache"
+KEPT = "public, max-age=604800"
 
 SCHEMAS, RESPONSES = "#/components/schemas/", "#/components/responses/"
 DESCRIPTION = """\
@@ -69,12 +73,13 @@ KEYS: Schema = {
     "Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "Bearer": {"type": "http", "scheme": "bearer"},
 }
-OPENAPI, DOCS = QueryParser(NoQuery, "GET /openapi.json"), QueryParser(NoQuery, "GET /docs")
+OPENAPI = QueryParser(NoQuery, "GET /openapi.json")
+DOCS = QueryParser(NoQuery, "GET /docs")
 EXAMPLES: dict[object, object] = {
     BatchBody: {"users": ["42", "43"], "n": 3},
     FoldInBody: {"items": ["42", {"id": "43", "weight": 2}], "n": 3},
     ScoreBody: SCORE_EXAMPLE,
-    EventsBody: events.EXAMPLE,
+    events.EventsBody: events.EXAMPLE,
 }
 
 
@@ -195,7 +200,6 @@ class _Schemas:
 
 
 def _operation(one: Operation, schemas: _Schemas) -> Schema:
-    """Describe one method of one route."""
     name = "_".join([one.method.lower(), *re.findall(r"\w+", one.path)])
     described: Schema = {"operationId": name, "summary": one.summary, "responses": _responses(one, schemas)}
     if parameters := [*_path_parameters(one, schemas), *_query_parameters(one)]:

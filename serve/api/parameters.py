@@ -1,6 +1,6 @@
 """What each route of the API takes and answers, as types: they validate requests, and OpenAPI is generated from them.
 
-Answers are written as bytes elsewhere; their types here describe them.
+Bodies are read here, too. Answers are written as bytes elsewhere; their types here describe them.
 """
 
 import re
@@ -11,22 +11,29 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
+from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Struct, UnsetType, inspect
 
-from hotplate.serve.api.problems import Problem, bad_parameter
+from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, Status
+from hotplate.stores.encoding import Item
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import MAX_ID_BYTES, OVERALL, check_id
 
 MAX_N = 1000
 # How many users one POST may name, and how many items it may request for all of them.
-MAX_USERS, MAX_BATCH_ITEMS = 2000, 20_000
+MAX_USERS = 2000
+MAX_BATCH_ITEMS = 20_000
 MAX_EXCLUDED = 200
 # How many items a visitor may have, and the most that one of them may weigh.
-MAX_BASKET, MAX_WEIGHT = 200, 1_000_000
+MAX_BASKET = 200
+MAX_WEIGHT = 1_000_000
 MAX_BODY_BYTES = 1 << 20
 
-JSON, CSV, MSGPACK, ARROW = "application/json", "text/csv", "application/msgpack", "application/vnd.apache.arrow.stream"
+JSON = "application/json"
+CSV = "text/csv"
+MSGPACK = "application/msgpack"
+ARROW = "application/vnd.apache.arrow.stream"
 # The forms that a single list and the lists of a batch are answered in, the first where the caller does not mind.
 LIST_MEDIA = (JSON, MSGPACK, CSV)
 BATCH_MEDIA = (*LIST_MEDIA, ARROW)
@@ -34,7 +41,9 @@ BATCH_MEDIA = (*LIST_MEDIA, ARROW)
 # How much of a wrong value its refusal repeats.
 SHOWN_CHARS = 40
 # How many fields a query may have, and which queries are remembered: most requests have one of a few.
-MAX_FIELDS, REMEMBERED, REMEMBERED_CHARS = 20, 1024, 64
+MAX_FIELDS = 20
+REMEMBERED = 1024
+REMEMBERED_CHARS = 64
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
@@ -72,12 +81,9 @@ class ListQuery(Struct, frozen=True):
     fields: Fields = ALL_FIELDS
 
 
-class SegmentQuery(Struct, frozen=True):
+class SegmentQuery(ListQuery, frozen=True):
     """The query of `GET /v1/recommendations/{user}` and `GET /v1/popular`."""
 
-    n: Count = DEFAULT_N
-    exclude: Excluded = ()
-    fields: Fields = ALL_FIELDS
     segment: Segment = OVERALL
 
 
@@ -121,19 +127,11 @@ class FoldInBody(Struct, frozen=True, forbid_unknown_fields=True):
     segment: Segment = OVERALL
 
 
-class Item(Struct, frozen=True):
-    """One item of a list; `fields` leaves out its score and title, and not every item has a title."""
-
-    id: Id
-    score: float | UnsetType = UNSET
-    title: str | UnsetType = UNSET
-
-
-Release = Annotated[str, Meta(description="The id of the release that the list is of.")]
-Canary = Annotated[
+ReleaseName = Annotated[str, Meta(description="The id of the release that the list is of.")]
+CanaryFlag = Annotated[
     bool, Meta(description="There and true where the release is the canary, which a share of the users see.")
 ]
-Tier = Annotated[str, Meta(description="The store that the list was read from.")]
+TierName = Annotated[str, Meta(description="The store that the list was read from.")]
 Source = Annotated[
     Literal["personal", "similar", "popular"],
     Meta(description="What the list is; `popular` if the user or item has no list of its own."),
@@ -147,34 +145,32 @@ UserStatus = Annotated[
 ]
 
 
-class PersonalAnswer(Struct, frozen=True):
-    """A user's list."""
-
-    user: Id
-    release: Release
-    source: Source
-    tier: Tier
-    items: list[Item]
-    canary: Canary | UnsetType = UNSET
-
-
-class SimilarAnswer(Struct, frozen=True):
-    """The items that are like one item."""
-
-    item: Id
-    release: Release
-    source: Source
-    tier: Tier
-    items: list[Item]
-
-
 class PopularAnswer(Struct, frozen=True):
     """A popular list."""
 
-    release: Release
+    release: ReleaseName
     source: Source
-    tier: Tier
+    tier: TierName
     items: list[Item]
+
+
+class SimilarAnswer(PopularAnswer, frozen=True):
+    """The items that are like one item."""
+
+    item: Id
+
+
+class PersonalAnswer(PopularAnswer, frozen=True):
+    """A user's list."""
+
+    user: Id
+    canary: CanaryFlag | UnsetType = UNSET
+
+
+class UserResult(PersonalAnswer, frozen=True, kw_only=True):
+    """One user's list in the answer for many."""
+
+    status: UserStatus
 
 
 class FoldInAnswer(Struct, frozen=True):
@@ -182,30 +178,18 @@ class FoldInAnswer(Struct, frozen=True):
 
     known: Annotated[int, Meta(description="How many different items of the body the release knows.")]
     unknown: Annotated[int, Meta(description="How many it does not know; they are ignored.")]
-    release: Release
+    release: ReleaseName
     source: Annotated[
         Literal["fold-in", "popular"], Meta(description="`popular` if no item is known, or nothing is left to show.")
     ]
-    tier: Tier
+    tier: TierName
     items: list[Item]
-
-
-class UserResult(Struct, frozen=True):
-    """One user's list in the answer for many."""
-
-    user: Id
-    status: UserStatus
-    release: Release
-    source: Source
-    tier: Tier
-    items: list[Item]
-    canary: Canary | UnsetType = UNSET
 
 
 class BatchAnswer(Struct, frozen=True):
     """The lists of many users, in the order of the request: of the live release, and some users' of the canary."""
 
-    release: Release
+    release: ReleaseName
     results: list[UserResult]
 
 
@@ -293,6 +277,41 @@ class QueryParser(Generic[AnyStruct]):
         return query
 
 
+def check_body(request: web.BaseRequest) -> None:
+    """Raise a Problem for a body that is refused before it is read."""
+    # A small one that is compressed may be a gigabyte unpacked.
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
+    if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
+        raise _too_large()
+
+
+async def read_body(request: web.BaseRequest) -> bytes:
+    """Return the body of a request; raises Problem, and ClientGone if the client hangs up inside it."""
+    check_body(request)
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large() from None
+    except web.RequestPayloadError as error:
+        raise unreadable(400, str(error)) from None
+    except ConnectionError:
+        raise ClientGone from None
+    if len(body) > MAX_BODY_BYTES:  # an application around the service may let more through
+        raise _too_large()
+    return body
+
+
+def unreadable(status: int, message: str | None) -> Problem:
+    """Refuse what aiohttp cannot read."""
+    reason = (message or "it is not HTTP/1.1").strip().partition("\n")[0].partition(":")[0][:200]
+    return Problem(status, "bad-request", f"the request cannot be read: {reason}", CLOSE)
+
+
+def _too_large() -> Problem:
+    return Problem(413, "body-too-large", f"a body has at most {MAX_BODY_BYTES} bytes; send several requests")
+
+
 def parse_batch(body: bytes) -> BatchBody:
     """Read the body of a request for many users; a Problem says what is wrong with it."""
     batch = _parse_body(body, BatchBody, "POST /v1/recommendations")
@@ -335,7 +354,7 @@ def parse_id(raw: str, name: str) -> str:
             raw = unquote_to_bytes(raw).decode()
         except UnicodeError:
             raise bad_parameter(f"the {name} id in the path is not percent-encoded UTF-8") from None
-    return _checked(raw, f"the {name} id in the path")
+    return checked_id(raw, f"the {name} id in the path")
 
 
 def _decoded(raw: str, what: str) -> str:
@@ -373,7 +392,6 @@ def _ids_in(pieces: Sequence[str], name: str) -> Iterator[str]:
 
 
 def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object, route: str) -> Problem:
-    """Say in a sentence what a value is, and must be."""
     fields = {one.name: one.type for one in _fields_of(struct)}
     if unknown := re.search("unknown field `(.*)`", str(error), re.DOTALL):
         return _unknown(unknown[1], route, fields)
@@ -391,7 +409,6 @@ def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object
 
 
 def _bound(kind: inspect.Type) -> str:
-    """Say what values a type has."""
     if isinstance(kind, inspect.Metadata):
         kind = kind.type
     match kind:
@@ -426,10 +443,11 @@ def _check_ids(ids: Sequence[str], name: str) -> None:
     """Refuse ids that have too many bytes, as the type counts characters."""
     for index, identifier in enumerate(ids):
         if len(identifier) * 4 > MAX_ID_BYTES:
-            _checked(identifier, f"{name}[{index}]")
+            checked_id(identifier, f"{name}[{index}]")
 
 
-def _checked(identifier: str, what: str) -> str:
+def checked_id(identifier: str, what: str) -> str:
+    """Return *identifier*; a Problem that calls it *what* if it is not an id."""
     try:
         return check_id(identifier)
     except StoreMisused as error:

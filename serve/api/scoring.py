@@ -14,12 +14,21 @@ import orjson
 from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from hotplate.serve.api.bodies import read_body
 from hotplate.serve.api.formats import content_coding
 from hotplate.serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, result_head
-from hotplate.serve.api.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Canary, Count, Id, Item, QueryParser
-from hotplate.serve.api.problems import Problem, bad_parameter
+from hotplate.serve.api.parameters import (
+    JSON,
+    MAX_BATCH_ITEMS,
+    MAX_USERS,
+    CanaryFlag,
+    Count,
+    Id,
+    QueryParser,
+    read_body,
+)
+from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
+from hotplate.stores.encoding import Item
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
@@ -29,7 +38,8 @@ ROWS_A_PIECE = 256
 # What passes after a while: too slow, too many, too busy, not there yet.
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 
-_OBJECT, _ARRAY = ord("{"), ord("[")
+_OBJECT = ord("{")
+_ARRAY = ord("[")
 
 User = Id | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -77,7 +87,7 @@ class Score(Struct, frozen=True):
     source: str | UnsetType = UNSET
     release: str | UnsetType = UNSET
     tier: str | UnsetType = UNSET
-    canary: Canary | UnsetType = UNSET
+    canary: CanaryFlag | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 
@@ -126,8 +136,8 @@ class Scoring:
         """`GET /swagger.json?version=`."""
         version = _SWAGGER.parse(raw_query).version
         prefix = request.rel_url.raw_path.removesuffix("/swagger.json")  # within another application there is one
-        signature = (swagger_2 if version in {"2", "2.0"} else openapi_3)(prefix)
-        return web.Response(body=orjson.dumps(signature), headers={"Content-Type": JSON, "Cache-Control": "no-cache"})
+        described = signature(prefix, swagger=version in {"2", "2.0"})
+        return web.Response(body=orjson.dumps(described), headers={"Content-Type": JSON, "Cache-Control": "no-cache"})
 
     async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /`: the process answers, with the word that the callers expect."""
@@ -198,9 +208,11 @@ def _row_of(raw: Raw) -> ScoreRow | bytes:
 
 
 # What both versions of the signature say alike.
-_TITLE, _VERSION = "hotplate", "1"  # the version of the signature, not of the program
+_TITLE = "hotplate"
+_VERSION = "1"  # of the signature, not of the program
 _BEARER = {"type": "apiKey", "name": "Authorization", "in": "header", "description": "For example: Bearer abc123"}
-_UP, _SCORED = "The service is up.", "One element for each row, in order."
+_UP = "The service is up."
+_SCORED = "One element for each row, in order."
 _FAILED = "The service could not answer. After 503, and only then, come again later."
 _OUTPUT_EXAMPLE = [
     {
@@ -214,73 +226,45 @@ _OUTPUT_EXAMPLE = [
 ]
 
 
-def swagger_2(prefix: str) -> dict[str, Any]:
-    """Return the signature of the routes below *prefix* in Swagger 2.0, in the words of Azure ML's own servers."""
-    failed = {"description": _FAILED, "schema": {"$ref": "#/definitions/ErrorResponse"}}
-    up = {"description": _UP, "schema": {"type": "string"}, "examples": {"text/plain": "Healthy"}}
-    scored = {"description": _SCORED, "schema": {"$ref": "#/definitions/ServiceOutput"}}
-    payload = {
-        "name": "serviceInputPayload",
-        "in": "body",
-        "required": True,
-        "description": "The rows to score.",
-        "schema": {"$ref": "#/definitions/ServiceInput"},
+def signature(prefix: str, *, swagger: bool) -> dict[str, Any]:
+    """Return the signature of the routes below *prefix*, in the words of Azure ML's own servers.
+
+    It is in Swagger 2.0, or else in OpenAPI 3.0.
+    """
+
+    def content(media: str, schema: dict[str, Any]) -> dict[str, Any]:
+        return {"schema": schema} if swagger else {"content": {media: {"schema": schema}}}
+
+    def defined(name: str) -> dict[str, Any]:
+        return content(JSON, {"$ref": f"#/{'definitions' if swagger else 'components/schemas'}/{name}"})
+
+    failed = {"description": _FAILED, **defined("ErrorResponse")}
+    up = {"description": _UP, **content("text/plain", {"type": "string"} | ({} if swagger else {"example": "Healthy"}))}
+    health = {"operationId": "ServiceHealthCheck", "responses": {"200": up, "default": failed}}
+    score = {
+        "operationId": "RunMLService",
+        "description": "Score the rows of a batch.",
+        "security": [{"Bearer": []}],
+        "responses": {"200": {"description": _SCORED, **defined("ServiceOutput")}, "default": failed},
     }
+    described = {
+        "info": {"title": _TITLE, "version": _VERSION},
+        "paths": {f"{prefix}/": {"get": health}, f"{prefix}/score": {"post": score}},
+    }
+    if not swagger:
+        score["requestBody"] = defined("ServiceInput") | {"required": True}
+        components = {"schemas": _definitions(), "securitySchemes": {"Bearer": _BEARER}}
+        return {"openapi": "3.0.3", **described, "components": components}
+    health["produces"], up["examples"] = ["text/plain"], {"text/plain": "Healthy"}
+    payload = {"name": "serviceInputPayload", "in": "body", "required": True, "description": "The rows to score."}
+    score["parameters"] = [payload | defined("ServiceInput")]
     return {
         "swagger": "2.0",
-        "info": {"title": _TITLE, "version": _VERSION},
+        **described,
         "consumes": [JSON],
         "produces": [JSON],
         "securityDefinitions": {"Bearer": _BEARER},
-        "paths": {
-            f"{prefix}/": {
-                "get": {
-                    "operationId": "ServiceHealthCheck",
-                    "produces": ["text/plain"],
-                    "responses": {"200": up, "default": failed},
-                }
-            },
-            f"{prefix}/score": {
-                "post": {
-                    "operationId": "RunMLService",
-                    "description": "Score the rows of a batch.",
-                    "security": [{"Bearer": []}],
-                    "parameters": [payload],
-                    "responses": {"200": scored, "default": failed},
-                }
-            },
-        },
         "definitions": _definitions(),
-    }
-
-
-def openapi_3(prefix: str) -> dict[str, Any]:
-    """Return the same in OpenAPI 3.0."""
-
-    def content(media: str, schema: dict[str, Any]) -> dict[str, Any]:
-        return {"content": {media: {"schema": schema}}}
-
-    def defined(name: str) -> dict[str, Any]:
-        return content(JSON, {"$ref": f"#/components/schemas/{name}"})
-
-    failed = {"description": _FAILED, **defined("ErrorResponse")}
-    up = {"description": _UP, **content("text/plain", {"type": "string", "example": "Healthy"})}
-    return {
-        "openapi": "3.0.3",
-        "info": {"title": _TITLE, "version": _VERSION},
-        "paths": {
-            f"{prefix}/": {"get": {"operationId": "ServiceHealthCheck", "responses": {"200": up, "default": failed}}},
-            f"{prefix}/score": {
-                "post": {
-                    "operationId": "RunMLService",
-                    "description": "Score the rows of a batch.",
-                    "security": [{"Bearer": []}],
-                    "requestBody": {"required": True, **defined("ServiceInput")},
-                    "responses": {"200": {"description": _SCORED, **defined("ServiceOutput")}, "default": failed},
-                }
-            },
-        },
-        "components": {"schemas": _definitions(), "securitySchemes": {"Bearer": _BEARER}},
     }
 
 

@@ -11,9 +11,9 @@ from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
-from hotplate.serve.api.problems import CLOSE, Problem
 from hotplate.serve.connections.lane import END
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.problems import CLOSE, Problem
 
 MAX_LINE_BYTES = 8190
 # For how long aiohttp reads what still comes of a request that is answered.

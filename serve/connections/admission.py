@@ -13,7 +13,7 @@ from math import inf
 from time import monotonic, thread_time
 from typing import NamedTuple, TypeVar
 
-from hotplate.serve.api.problems import ClientGone, Problem, overloaded
+from hotplate.serve.problems import ClientGone, Problem, overloaded
 
 T = TypeVar("T")
 
@@ -27,9 +27,11 @@ INTERVAL_S = 0.1
 TARGET_S = 0.015
 # How many batches run at once: one if they keep the loop busy, and one more at each tick in which it worked for less
 # than half of the time although batches wait, as where those that run wait for a store.
-FEWEST, MOST, IDLE_SHARE = 1, 64, 0.5
+MIN_RUNNING = 1
+MAX_RUNNING = 64
+IDLE_SHARE = 0.5
 # The most batches that wait, whatever their time.
-MOST_WAITING = 256
+MAX_WAITING = 256
 
 
 class _Waiting(NamedTuple):
@@ -43,7 +45,7 @@ class Admission:
     def __init__(self, count: Callable[[str], None]) -> None:
         """Take what is called with the reason of each refusal."""
         self._count = count
-        self._limit = FEWEST
+        self._limit = MIN_RUNNING
         self._running = 0
         self._waiting = deque[_Waiting]()
         self._begun = deque[asyncio.Future[None]]()
@@ -88,7 +90,7 @@ class Admission:
 
     @asynccontextmanager
     async def resumed(self) -> AsyncIterator[None]:
-        """Do more of a batch that has begun: it waits for a turn, before all that have not, and is never refused."""
+        """Go on with a batch: it waits for a turn, before all batches that have not begun, and is never refused."""
         if self._running < self._limit:
             self._run()
         else:
@@ -116,7 +118,7 @@ class Admission:
         now = monotonic()
         if not self._waiting:
             self._waiting_since = now
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MAX_WAITING:
             raise self._late()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(now, turn))
@@ -155,7 +157,6 @@ class Admission:
             turn.set_result(None)
 
     def _allowed_s(self, now: float) -> float:
-        """Return how long a batch may wait."""
         stands = self._waiting and now - self._waiting_since > INTERVAL_S
         return TARGET_S if stands or now - self._refused_at < INTERVAL_S else INTERVAL_S
 
@@ -173,14 +174,13 @@ class Admission:
         late_s, worked_s = now - self._due, cpu_s - self._cpu_s
         self._is_late = min(late_s, worked_s) > TICK_S
         if worked_s > IDLE_SHARE * (self._pause_s + late_s):
-            self._limit = max(FEWEST, self._limit * 3 // 4)
+            self._limit = max(MIN_RUNNING, self._limit * 3 // 4)
         elif self._waiting:
-            self._limit = min(MOST, self._limit + 1)
+            self._limit = min(MAX_RUNNING, self._limit + 1)
         self._measure_again(now, cpu_s, TICK_S if self._running or self._waiting else IDLE_TICK_S)
         self._hand_on()
 
     def _measure_soon(self) -> None:
-        """Measure often again, as there is a batch."""
         if self._pause_s > TICK_S and self._timer is not None:
             self._timer.cancel()
             self._measure_again(monotonic(), thread_time(), TICK_S)

@@ -6,26 +6,27 @@ from math import inf
 from time import monotonic
 from typing import Protocol, cast
 
-from hotplate.serve.api.bodies import unreadable
-from hotplate.serve.api.problems import CLOSE, Problem, overloaded
+from hotplate.serve.api.parameters import unreadable
 from hotplate.serve.connections.adapter import Handler
 from hotplate.serve.connections.lane import END, LATER, Lane
-from hotplate.serve.connections.limits import Counted, Registry
+from hotplate.serve.connections.limits import ConnectionRegistry, CountedConnection
 from hotplate.serve.connections.refusals import AnswerWriter
 from hotplate.serve.metrics import Metrics
+from hotplate.serve.problems import CLOSE, Problem, overloaded
 
 # What is not counted if it comes at once.
 SMALL = 4096
 # How much is read behind a request while the fast lane waits for a store.
 BEHIND_BYTES = 65_536
 # What a slow reader must take in `Limits.write_s`, and how long it has for it if answers fill half of their room.
-WRITE_STEP, HURRIED_WRITE_S = 65_536, 1.0
+WRITE_STEP_BYTES = 65_536
+HURRIED_WRITE_S = 1.0
 
 
 class Front(Protocol):
     """What a server shares with its connections."""
 
-    registry: Registry
+    registry: ConnectionRegistry
     writer: AnswerWriter
     metrics: Metrics
     lane: Lane | None
@@ -34,7 +35,7 @@ class Front(Protocol):
         """Bring in aiohttp for a connection, which *linger* closes a little later."""
 
 
-class Connection(Counted):
+class Connection(CountedConnection):
     """A protocol of asyncio that costs no timer and, until aiohttp is needed, nothing of aiohttp."""
 
     __slots__ = (
@@ -107,7 +108,6 @@ class Connection(Counted):
                 handler.end_body(unreadable(400, error))
 
     def _is_answered(self, data: bytes, now: float) -> bool:
-        """Have the fast lane answer a request, if it is one for that."""
         if self._lane is None or self._queued:
             return False
         answer = self._lane.answer(data, now, self, self._deliver)
@@ -248,7 +248,7 @@ class Connection(Counted):
         limits = self._registry.limits
         is_crowded = self._registry.bytes_in_flight > limits.bytes_in_flight // 2
         queued = self.transport.get_write_buffer_size()
-        if queued <= self._queued - WRITE_STEP:
+        if queued <= self._queued - WRITE_STEP_BYTES:
             self._registry.bytes_in_flight += queued - self._queued
             self._queued, self._stalled = queued, now
         elif now - self._stalled > min(limits.write_s, HURRIED_WRITE_S if is_crowded else inf):

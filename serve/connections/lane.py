@@ -25,25 +25,25 @@ from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
-from hotplate.serve.answered import Answered
 from hotplate.serve.api.app import Dispatcher, is_request_id
 from hotplate.serve.api.formats import media_type
 from hotplate.serve.api.handlers import NO_STORE, PRIVATE, found_in, is_known, list_head, releases
 from hotplate.serve.api.parameters import JSON, LIST_MEDIA
-from hotplate.serve.api.problems import Problem
-from hotplate.serve.connections.limits import Counted
+from hotplate.serve.connections.limits import CountedConnection
 from hotplate.serve.connections.refusals import AnswerWriter
 from hotplate.serve.metrics import request_cell
-from hotplate.serve.processes.access_log import report
+from hotplate.serve.problems import Problem
 from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady
-from hotplate.serve.telemetry.spans import RequestSpan, working_for
+from hotplate.serve.telemetry.access_log import report
+from hotplate.serve.telemetry.spans import Answered, RequestSpan, working_for
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
 # How many header blocks, and lines of headers, are remembered that are the same in request after request; and how many
 # ways to begin an answer, which are the same for all lists of a release.
-REMEMBERED, FRAMES = 1024, 64
+MAX_REMEMBERED = 1024
+MAX_FRAMES = 64
 # An answer that comes later.
 LATER = b""
 END = b"\r\n\r\n"
@@ -73,7 +73,8 @@ BITS = {way.encode(): bit for name, bit in _BITS.items() for way in (name, name.
 API_KEY, AUTHORIZATION, REQUEST_ID, KNOWN, HOST, ACCEPT, CONNECTION = (_BITS[one] for one in (*NAMES, *CONSTANT[:3]))
 IS_READ = API_KEY | AUTHORIZATION | REQUEST_ID | KNOWN
 IS_CONSTANT = sum(_BITS[name] for name in CONSTANT)
-TRACEPARENT, TRACESTATE = _BITS["traceparent"], _BITS["tracestate"]
+TRACEPARENT = _BITS["traceparent"]
+TRACESTATE = _BITS["tracestate"]
 # The bits of what says the same in each request of a client.
 IS_REMEMBERED = IS_CONSTANT | API_KEY | AUTHORIZATION
 
@@ -141,7 +142,9 @@ class Lane:
         self._lines = dict[bytes, tuple[int, str | None]]()
         self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _Frame]()
 
-    def answer(self, data: bytes, now: float, connection: Counted, deliver: Callable[[bytes], None]) -> bytes | None:
+    def answer(
+        self, data: bytes, now: float, connection: CountedConnection, deliver: Callable[[bytes], None]
+    ) -> bytes | None:
         """Return the whole answer to what came *now* on a connection; None for what is not the lane's.
 
         LATER if a store is to be read before: then *deliver* is called with the answer, in a later turn of the loop.
@@ -175,7 +178,6 @@ class Lane:
             return None
 
     def _refused(self, started: float, kind: _Kind, headers: _Headers, problem: Problem) -> bytes:
-        """Return the answer to a request whose caller is refused."""
         span = None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
         request_id, took_s = headers[1] or self._dispatcher.request_ids.new(), monotonic() - started
         self._observe(request_cell(kind.route, "GET", problem.status), took_s)
@@ -199,7 +201,6 @@ class Lane:
         return LATER
 
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:
-        """Return the answer to a request with a list."""
         started, kind, raw_id, n, (_, given_id, known, _, _), client, span = request
         served = encoded.served
         frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier))
@@ -226,7 +227,7 @@ class Lane:
     def _frame(self, kind: _Kind, encoded: EncodedList) -> _Frame:
         """Return what answers with lists of one source and release have in common."""
         served, source, tier = encoded.served, encoded.source, encoded.tier
-        if len(self._frames) >= FRAMES:
+        if len(self._frames) >= MAX_FRAMES:
             self._frames.clear()
         cache = kind.cache if source == kind.source else NO_STORE
         named = "".join(f"{name}: {release}\r\n" for name, release in releases((encoded,)).items())
@@ -259,7 +260,7 @@ class Lane:
         credential = key if key is not None else bearer(values.get(AUTHORIZATION))
         headers = credential, request_id, values.get(KNOWN), values.get(TRACEPARENT), values.get(TRACESTATE)
         if not seen & ~IS_REMEMBERED:
-            if len(self._blocks) >= REMEMBERED:
+            if len(self._blocks) >= MAX_REMEMBERED:
                 self._blocks.clear()
             self._blocks[block] = headers
         return headers
@@ -274,14 +275,13 @@ class Lane:
         if bit & IS_REMEMBERED:
             if bit & IS_CONSTANT and not _is_harmless(bit, value[1].decode()):
                 return None
-            if len(self._lines) >= REMEMBERED:
+            if len(self._lines) >= MAX_REMEMBERED:
                 self._lines.clear()
             self._lines[line] = found
         return found
 
 
 def _is_harmless(bit: int, value: str) -> bool:
-    """Return whether a header leaves the answer what it is."""
     if bit == CONNECTION:
         return value.lower() == "keep-alive"
     if bit == ACCEPT:

@@ -9,19 +9,20 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from hotplate.serve.connections.acceptor import room_for_connections
+from hotplate.serve.connections.listeners import room_for_connections
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.settings import Limits
 
 # Each tick of the sweep looks over one of so many slices of the connections, each of them once a second.
-SLICES, TICK_S = 10, 0.1
+SLICES = 10
+TICK_S = 0.1
 # How many connections beyond the limits are answered at once; others are closed without an answer.
 REFUSED_AT_ONCE = 32
 # For how long a refused client may send its request and read the answer: without that it would be reset.
 LINGER_S = 1.0
 
 
-class Counted(asyncio.Protocol):
+class CountedConnection(asyncio.Protocol):
     """What is counted of a connection."""
 
     __slots__ = ("_held", "_registry", "client", "is_open", "peers", "refusal", "source", "transport")
@@ -35,7 +36,7 @@ class Counted(asyncio.Protocol):
     close_if_idle: Callable[[], None]
     """Closes the connection if aiohttp has seen nothing of it."""
 
-    def __init__(self, registry: "Registry", source: Hashable, refusal: str) -> None:
+    def __init__(self, registry: "ConnectionRegistry", source: Hashable, refusal: str) -> None:
         self.source = source
         """What it is counted by."""
         self.refusal = refusal
@@ -45,7 +46,7 @@ class Counted(asyncio.Protocol):
         self.is_open = False
         """Whether its `transport` is there and not lost: with TLS once the handshake is done."""
         self.transport: asyncio.Transport
-        self.peers: set[Counted] = set()
+        self.peers: set[CountedConnection] = set()
         """The connections that are swept with it; empty if it is refused."""
         self._registry = registry
         self._held = 0
@@ -62,7 +63,7 @@ class Counted(asyncio.Protocol):
             self._registry.bytes_in_flight += count
 
 
-class Registry:
+class ConnectionRegistry:
     """All connections of a server, each counted against the limits; lives on the server's loop."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
@@ -75,8 +76,8 @@ class Registry:
         self._room = min(limits.connections, room_for_connections())
         self._trusted = [ip_network(network) for network in limits.trusted_proxies]
         # Every connection that is let in, and until when the refused stay.
-        self._slices: list[set[Counted]] = [set() for _ in range(SLICES)]
-        self._refused: dict[Counted, float] = {}
+        self._slices: list[set[CountedConnection]] = [set() for _ in range(SLICES)]
+        self._refused: dict[CountedConnection, float] = {}
         self._sources = Counter[Hashable]()
         self._clients = Counter[str]()
         self._added = self._ticks = 0
@@ -85,7 +86,7 @@ class Registry:
     def __len__(self) -> int:
         return sum(map(len, self._slices))
 
-    def __iter__(self) -> Iterator[Counted]:
+    def __iter__(self) -> Iterator[CountedConnection]:
         return chain.from_iterable(self._slices)
 
     @property
@@ -126,7 +127,7 @@ class Registry:
         oldest.give_way()
         return True
 
-    def add(self, connection: Counted) -> bool:
+    def add(self, connection: CountedConnection) -> bool:
         """Count a connection that was accepted; False if as many that are refused are open as may be."""
         if not connection.refusal:
             connection.peers = self._slices[self._added % SLICES]
@@ -139,11 +140,11 @@ class Registry:
             self.linger(connection)
         return True
 
-    def linger(self, connection: Counted) -> None:
+    def linger(self, connection: CountedConnection) -> None:
         """Close a connection a little later, so its client can read why."""
         self._refused.setdefault(connection, monotonic() + LINGER_S)
 
-    def remove(self, connection: Counted) -> None:
+    def remove(self, connection: CountedConnection) -> None:
         """Forget a connection."""
         self._refused.pop(connection, None)
         if connection in connection.peers:
@@ -151,7 +152,7 @@ class Registry:
             _uncount(self._sources, connection.source)
             self._disclaim(connection)
 
-    def claim(self, connection: Counted, client: str) -> bool:
+    def claim(self, connection: CountedConnection, client: str) -> bool:
         """Count a connection as a client's; False if that has too many."""
         if connection.client == client or connection not in connection.peers:
             return True
@@ -162,8 +163,7 @@ class Registry:
         self._clients[client] += 1
         return True
 
-    def _disclaim(self, connection: Counted) -> None:
-        """Count a connection for no client."""
+    def _disclaim(self, connection: CountedConnection) -> None:
         if connection.client:
             _uncount(self._clients, connection.client)
             connection.client = ""
@@ -194,7 +194,6 @@ def _ip_of(address: str) -> IPv4Address | IPv6Address:
 
 
 def _uncount(counts: Counter[Any], name: Hashable) -> None:
-    """Take one away, and forget a name without any."""
     counts[name] -= 1
     if not counts[name]:
         del counts[name]

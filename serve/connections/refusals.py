@@ -10,8 +10,8 @@ from aiohttp.helpers import rfc822_formatted_time
 
 from hotplate.serve.api.app import RequestIds
 from hotplate.serve.api.cors import Cors
-from hotplate.serve.api.problems import CONTENT_TYPE, Problem, overloaded
 from hotplate.serve.metrics import OTHER, Metrics
+from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded
 
 _origin = re.compile(rb"(?i)\r\norigin:[ \t]*([\x21-\x7e]+)[ \t]*\r\n").search
 

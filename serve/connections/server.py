@@ -15,17 +15,17 @@ from multidict import istr
 
 from hotplate.serve.access.tls import HANDSHAKE_S
 from hotplate.serve.api.app import CLIENT_GONE, RequestIds
-from hotplate.serve.api.bodies import check_body, read_body, unreadable
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.handlers import StreamedResponse
-from hotplate.serve.api.problems import CLOSE, Problem, internal_error
-from hotplate.serve.connections.acceptor import Acceptor
+from hotplate.serve.api.parameters import check_body, read_body, unreadable
 from hotplate.serve.connections.adapter import Handler, is_usual, until_written, wrong_version
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.connection import Connection
-from hotplate.serve.connections.limits import Registry, source_of
+from hotplate.serve.connections.limits import ConnectionRegistry, source_of
+from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.refusals import AnswerWriter
 from hotplate.serve.metrics import OTHER, Metrics
+from hotplate.serve.problems import CLOSE, Problem, internal_error
 from hotplate.serve.reader import read_within
 from hotplate.serve.settings import Limits
 
@@ -58,14 +58,14 @@ class Responder(Protocol):
         ...
 
 
-class Server(web.Server):
+class HttpServer(web.Server):
     """aiohttp's low-level server, without its router and middlewares, behind connections that are held to limits."""
 
     def __init__(self, dispatcher: Responder, limits: Limits | None = None) -> None:
         super().__init__(self._answer)
         self.dispatcher = dispatcher
         self.metrics = dispatcher.metrics
-        self.registry = Registry(limits or Limits(), self.metrics)
+        self.registry = ConnectionRegistry(limits or Limits(), self.metrics)
         self.admission = Admission(self.metrics.count_shed)
         self.writer = AnswerWriter(self.metrics, dispatcher.request_ids, dispatcher.cors)
         self.lane: Lane | None = None
@@ -91,7 +91,6 @@ class Server(web.Server):
         self.registry.stop()
 
     def _take(self, tls: ssl.SSLContext | None, accepted: socket.socket, address: str) -> None:
-        """Serve an accepted connection, or have it told that there are too many."""
         connection = Connection(self, source_of(address), self.registry.refusal(address))
         if not self.registry.add(connection):
             accepted.close()

@@ -9,17 +9,18 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from hotplate.serve.events.records import WrittenEvent
 from hotplate.serve.events.shipment import Place
+from hotplate.serve.events.writer import WrittenEvent
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION
 from hotplate.stores.event_log import SegmentReader
 
 # Of a normal distribution: 95 % lie within so many standard deviations.
 Z = 1.96
-MORE, UNKNOWN = "more", "unknown"
+MORE = "more"
+UNKNOWN = "unknown"
 
 
-class Row(NamedTuple):
+class ListedItems(NamedTuple):
     """Items shown and chosen out of one group: a release in a role, and in `by_position` a place in its lists, too."""
 
     release: str
@@ -45,7 +46,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class EventReport:
     """What all segments in one place say."""
 
     segments: int
@@ -55,11 +56,11 @@ class Report:
     duplicates: int
     damaged: int
     types: dict[str, int]
-    releases: list[Row]
-    by_position: list[Row]
+    releases: list[ListedItems]
+    by_position: list[ListedItems]
 
 
-def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Report:
+def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
     """Count the closed segments at *url*, a folder or any URL that fsspec knows; events of the same id count once.
 
     Takes about 100 bytes of memory for each event. Raises ServiceMisused and EventsFailed.
@@ -85,8 +86,8 @@ def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _to
                     counts[event.type == CLICK] += 1
         damaged += reader.damaged
         on_progress(number + 1, len(names))
-    by_position = [Row(*group, *counts) for group, counts in sorted(places.items(), key=lambda one: _order(*one[0]))]
-    return Report(len(names), len(seen), duplicates, damaged, dict(types), _added_up(by_position), by_position)
+    by_position = [ListedItems(*group, *places[group]) for group in sorted(places, key=_order)]
+    return EventReport(len(names), len(seen), duplicates, damaged, dict(types), _added_up(by_position), by_position)
 
 
 def _positions(event: WrittenEvent) -> Iterator[str]:
@@ -95,14 +96,15 @@ def _positions(event: WrittenEvent) -> Iterator[str]:
         yield UNKNOWN if position is None else str(position) if position <= COUNTED_POSITIONS else MORE
 
 
-def _order(release: str, role: str, position: str) -> tuple[str, str, bool, int, str]:
+def _order(group: tuple[str, str, str]) -> tuple[str, str, bool, int, str]:
+    release, role, position = group
     return release, role, not position.isdecimal(), int(position) if position.isdecimal() else 0, position
 
 
-def _added_up(rows: list[Row]) -> list[Row]:
+def _added_up(rows: list[ListedItems]) -> list[ListedItems]:
     totals = dict[tuple[str, str], list[int]]()
     for row in rows:
         counts = totals.setdefault((row.release, row.role), [0, 0])
         counts[0] += row.impressions
         counts[1] += row.clicks
-    return [Row(release, role, "all", *counts) for (release, role), counts in totals.items()]
+    return [ListedItems(release, role, "all", *counts) for (release, role), counts in totals.items()]

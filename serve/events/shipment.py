@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.stores.event_log import is_segment, recover, segments
@@ -44,7 +43,8 @@ class Place:
         except Exception as error:  # each file system has its own, which may hold secrets of the URL
             raise ServiceMisused(f"{self.shown} cannot be opened: {type(error).__name__}") from error
         self._root = root.rstrip("/")
-        self._is_local = "file" in _protocols(self._files)
+        protocols = self._files.protocol
+        self._is_local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
     def names(self) -> list[str]:
         """Return the names of the segments that are there, the oldest first; ServiceMisused for no folder."""
@@ -146,7 +146,3 @@ def _alone(folder: Path) -> Iterator[bytes]:
         yield token
     finally:
         os.close(descriptor)
-
-
-def _protocols(files: Any) -> tuple[str, ...]:  # noqa: ANN401 -- fsspec has no types
-    return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)

@@ -12,7 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from hotplate.stores.event_log import MAX_SEGMENT_AGE_S, Segment, recover
+import msgspec
+
+from hotplate.serve.metrics import ReleaseRole
+from hotplate.stores.event_log import MAX_SEGMENT_AGE_S, LogSegment, recover
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,22 @@ log = logging.getLogger(__name__)
 MAX_QUEUED_BYTES = 16 << 20
 # How long a stopping worker waits for its last commit.
 CLOSE_S = 3.0
+
+
+class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event as its line in a segment has it."""
+
+    id: str
+    time: float
+    type: str
+    user: str
+    items: tuple[str, ...]
+    role: ReleaseRole
+    """The role of its release in the service that took it: live, canary or other."""
+
+    release: str = ""
+    request_id: str = ""
+    position: int | None = None
 
 
 class QueueFull(Exception):
@@ -51,7 +70,7 @@ class EventWriter:
         self._loop = asyncio.get_running_loop()
         self._queued_bytes = 0
         self._queue = SimpleQueue[_Commit | None]()
-        self._segment: Segment | None = None
+        self._segment: LogSegment | None = None
         self.warning: str | None = None
         """Why events are refused, from the first that could not be written until one can be."""
 
@@ -103,7 +122,7 @@ class EventWriter:
     def _write(self, commits: Sequence[_Commit]) -> None:
         try:
             if self._segment is None:
-                self._segment = Segment(self._folder)
+                self._segment = LogSegment(self._folder)
             self._segment.append([commit.lines for commit in commits])
         except OSError as error:
             self._log_failure(error)

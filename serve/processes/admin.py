@@ -2,22 +2,22 @@
 
 It reads the workers' counters and states from shared memory, and opens stores of its own for what is requested of them,
 so neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are.
-The console is its page.
 """
 
 import asyncio
 import logging
+import math
 import re
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
-import orjson
 from aiohttp import web
 from msgspec import Struct
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -26,39 +26,44 @@ from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN
 from hotplate.serve.api.app import RequestIds, Route, by_template, handler_of
 from hotplate.serve.api.parameters import QueryParser
-from hotplate.serve.api.problems import Problem, bad_parameter, internal_error
-from hotplate.serve.connections.server import Server
-from hotplate.serve.console.console import Console
+from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.processes.exposition import Exposition
-from hotplate.serve.processes.signals import WATCHED
-from hotplate.serve.processes.states import ANSWERING, Reporter, WorkerState, service_status, status_now
-from hotplate.serve.processes.worker import BACKLOG, Inheritance, reporting
-from hotplate.serve.releases.canary import StoppedCanary
+from hotplate.serve.problems import Problem, bad_parameter, internal_error
+from hotplate.serve.processes.console import Console, json_of
+from hotplate.serve.processes.worker import BACKLOG, WATCHED, Inheritance, beside
+from hotplate.serve.releases.canary import MIN_LOOKUPS, SETTLE_S, StoppedCanary
+from hotplate.serve.releases.follower import LOG_EVERY_S
+from hotplate.serve.states import ANSWERING, Reporter, SharedStates, WorkerState, service_status, status_now
+from hotplate.serve.telemetry.exposition import Exposition, States
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import following
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, State
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused
-from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_canary
+from hotplate.stores.lifecycle import abort, activate, change, promote, rollback, start_canary
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
 if TYPE_CHECKING:
-    from hotplate.serve.telemetry.sdk.metric_report import MetricReport
+    from hotplate.serve.telemetry.export import MetricReport
 
 log = logging.getLogger(__name__)
 
 # How long a tier's catalogue is waited for.
 CATALOGUE_S = 5.0
+# How often it is looked whether a worker has stopped using a canary.
+STOPPED_POLL_S = 2.0
 # How long a request in progress is waited for when the service stops.
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 # How many connections are open at once: of operators, their tools, and what scrapes; and how many of one address. A new
 # one takes the place of one that is idle, because strangers can hold connections open, too. All else is as for workers.
-CONNECTIONS, PER_ADDRESS = 64, 16
+CONNECTIONS = 64
+PER_ADDRESS = 16
 RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
+# Whether it is done even if gates refused the release.
+Force = Literal["false", "true"]
 
 
 class RollbackQuery(Struct, frozen=True):
@@ -68,23 +73,36 @@ class RollbackQuery(Struct, frozen=True):
     """The release to leave: if it is not live, nothing is done, so the request may be repeated."""
 
 
-class CanaryEndQuery(Struct, frozen=True):
-    """The query of `POST /v1/releases/canary/promote` and of `POST /v1/releases/canary/abort`."""
+class ActivateQuery(Struct, frozen=True):
+    """The query of `POST /v1/releases/{id}/activate`."""
+
+    force: Force = "false"
+
+
+class AbortQuery(Struct, frozen=True):
+    """The query of `POST /v1/releases/canary/abort`."""
 
     if_canary: str = ""
     """The release that is meant: if another one is the canary by now, nothing is done."""
 
 
-class CanaryQuery(Struct, frozen=True):
+class PromoteQuery(AbortQuery, frozen=True):
+    """The query of `POST /v1/releases/canary/promote`."""
+
+    force: Force = "false"
+
+
+class CanaryQuery(ActivateQuery, frozen=True):
     """The query of `POST /v1/releases/{id}/canary`."""
 
     percent: str = ""
     """The share of the users who are to see the release, above 0 and below 100."""
 
 
+ACTIVATE = QueryParser(ActivateQuery, "POST /v1/releases/{id}/activate")
 CANARY = QueryParser(CanaryQuery, "POST /v1/releases/{id}/canary")
-PROMOTE = QueryParser(CanaryEndQuery, "POST /v1/releases/canary/promote")
-ABORT = QueryParser(CanaryEndQuery, "POST /v1/releases/canary/abort")
+PROMOTE = QueryParser(PromoteQuery, "POST /v1/releases/canary/promote")
+ABORT = QueryParser(AbortQuery, "POST /v1/releases/canary/abort")
 ROLLBACK = QueryParser(RollbackQuery, "POST /v1/releases/rollback")
 
 
@@ -115,10 +133,11 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     )
     inherited.log.use_slot(inherited.settings.workers)
     console = Console(inherited, guard)
-    server = Server(_Admin(inherited, host, guard, console), limits)
+    server = HttpServer(_Admin(inherited, host, guard, console), limits)
     report = _metric_report(inherited)
     beat = partial(inherited.states.write, inherited.settings.workers)
-    async with following(watched), console.running(), reporting(Reporter(()), beat):
+    stopping = _record_stopped_canaries(inherited.settings.admin_store, inherited.states)
+    async with following(watched), console.running(), beside(Reporter(()).run(beat)), beside(stopping):
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         await stop.wait()
         listening.close()
@@ -130,15 +149,43 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
 
 
 def _metric_report(inherited: Inheritance) -> "MetricReport | None":
-    """Begin to send the metrics of all workers; None where the settings say so."""
     settings = inherited.settings
     if settings.telemetry is None or not settings.telemetry.metrics:
         return None
-    from hotplate.serve.telemetry.sdk.metric_report import MetricReport  # noqa: PLC0415 -- an extra
+    from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
 
     report = MetricReport(settings.telemetry, inherited.metrics, settings.scheme)
     report.start()
     return report
+
+
+async def _record_stopped_canaries(url: str | None, states: SharedStates) -> None:
+    """Record in the admin store why workers stopped using its canary: then no service uses it, also after a restart."""
+    recorded, logged_at = set[StoppedCanary](), -math.inf
+    while url is not None:
+        await asyncio.sleep(STOPPED_POLL_S)
+        if not (stopped := set(states.stopped_canaries()) - recorded):
+            continue
+        try:
+            async with asyncio.timeout(CATALOGUE_S):
+                await _record(url, stopped)
+            recorded |= stopped
+        except Exception as error:  # noqa: BLE001 -- a later try may find what was missing, such as the file of a password
+            if time.monotonic() >= logged_at + LOG_EVERY_S:
+                logged_at = time.monotonic()
+                reason = str(error) or "no answer in time"
+                log.warning("that a canary was stopped cannot be recorded, and is tried again: %s", reason)
+
+
+async def _record(url: str, stopped: Iterable[StoppedCanary]) -> None:
+    store = connect(url)
+    try:
+        canary = (await store.catalogue()).canary_entry
+        findings = [each.finding for each in stopped if canary is not None and each.is_of(canary)]
+        if canary is not None and findings and not canary.canary_stopped:
+            await change(store, partial(changes.stop_canary, expected=canary, finding=findings[0]))
+    finally:
+        await store.close()
 
 
 class _Admin:
@@ -202,14 +249,14 @@ class _Admin:
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the admin process answers."""
-        return _json({"status": "alive"})
+        return json_of({"status": "alive"})
 
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /readyz`: what each worker serves, and what is wrong with it."""
         states = self._states.all()
         status = service_status(states)
         workers = [_worker(number, state) for number, state in enumerate(states)]
-        return _json({"status": status, "workers": workers}, 200 if status in ANSWERING else 503)
+        return json_of({"status": status, "workers": workers}, 200 if status in ANSWERING else 503)
 
     async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text, of all workers."""
@@ -219,51 +266,48 @@ class _Admin:
         """`GET /v1/releases`: the catalogue of each tier's store, read now."""
         urls, admin_url = self._settings.stores, self._settings.admin_store
         admin_urls = () if admin_url is None else (admin_url,)
-        found = await asyncio.gather(*map(_read_catalogue, (*urls, *admin_urls)))
+        read = partial(_read_catalogue, findings=_findings(self._states.all()))
+        found = await asyncio.gather(*map(read, (*urls, *admin_urls)))
         changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
         tiers = [
             {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
             for name, url, fields in zip(tier_names(urls), urls, found, strict=False)
         ]
-        return _json({"tiers": tiers})
+        return json_of({"tiers": tiers})
 
-    async def activate(self, _: web.BaseRequest, raw_id: str, __: str) -> web.Response:
-        """`POST /v1/releases/{id}/activate`: make a committed release live."""
-        release = ReleaseId(unquote(raw_id))
-
-        async def act(store: Store) -> ReleaseId:
-            await activate(store, release)
-            return release
-
-        return _json({"live": await self._change(act, "activated")})
+    async def activate(self, _: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
+        """`POST /v1/releases/{id}/activate?force=`: make a committed release live."""
+        release, force = ReleaseId(unquote(raw_id)), ACTIVATE.parse(raw_query).force == "true"
+        await self._change(partial(activate, release=release, though_refused=force), "activated", release)
+        return json_of({"live": release})
 
     async def start_canary(self, _: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/{id}/canary?percent=`: show a release to a share of the users, or change that."""
-        release, percent = ReleaseId(unquote(raw_id)), _percent(CANARY.parse(raw_query).percent)
-
-        async def act(store: Store) -> ReleaseId:
-            await start_canary(store, release, percent)
-            return release
-
-        await self._change(act, f"let {percent:g} % of the users see")
-        return _json({"canary": {"release": release, "percent": percent}})
+        """`POST /v1/releases/{id}/canary?percent=&force=`: show a release to a share of the users, or change that."""
+        query = CANARY.parse(raw_query)
+        release, percent = ReleaseId(unquote(raw_id)), _percent(query.percent)
+        act = partial(start_canary, release=release, percent=percent, though_refused=query.force == "true")
+        await self._change(act, f"let {percent:g} % of the users see", release)
+        return json_of({"canary": {"release": release, "percent": percent}})
 
     async def promote(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/canary/promote?if_canary=`: make the canary live."""
-        act = partial(promote, if_canary=_named(PROMOTE.parse(raw_query).if_canary))
-        return _json({"live": await self._change(act, "promoted")})
+        """`POST /v1/releases/canary/promote?if_canary=&force=`: make the canary live."""
+        query = PROMOTE.parse(raw_query)
+        act = partial(promote, if_canary=_named(query.if_canary), though_refused=query.force == "true")
+        return json_of({"live": await self._change(act, "promoted")})
 
     async def abort(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`POST /v1/releases/canary/abort?if_canary=`: let all users see the live release again."""
         act = partial(abort, if_canary=_named(ABORT.parse(raw_query).if_canary))
-        return _json({"canary": None, "aborted": await self._change(act, "aborted the canary,")})
+        return json_of({"canary": None, "aborted": await self._change(act, "aborted the canary,")})
 
     async def rollback(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`POST /v1/releases/rollback?if_live=`: make the release before the live one live again."""
         act = partial(rollback, if_live=_named(ROLLBACK.parse(raw_query).if_live))
-        return _json({"live": await self._change(act, "rolled back to")})
+        return json_of({"live": await self._change(act, "rolled back to")})
 
-    async def _change(self, act: Callable[[Store], Coroutine[Any, Any, ReleaseId]], what: str) -> ReleaseId:
+    async def _change(
+        self, act: Callable[[Store], Awaitable[ReleaseId | bool | None]], what: str, release: ReleaseId | None = None
+    ) -> ReleaseId | None:
         """Change the catalogue of the admin store, one change at a time; return the release that it is about."""
         if self._settings.admin_store is None:
             raise Problem(
@@ -277,7 +321,8 @@ class _Admin:
         async with self._acting:
             store = connect(self._settings.admin_store)
             try:
-                release = await act(store)
+                done = await act(store)
+                release = done if isinstance(done, str) else release
             finally:
                 await store.close()
         log.warning("an operator %s release %s over HTTP", what, release)
@@ -290,7 +335,11 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     tiers = [
         {"tier": tier.tier, "release": tier.release, "detail": tier.detail}
         | ({"warnings": tier.warnings} if tier.warnings else {})
-        | ({"canary_stopped": _stopped(tier.canary_stopped)} if tier.canary_stopped else {})
+        | (
+            {"canary_stopped": {name: value for name, value in stopped._asdict().items() if name != "writer"}}
+            if (stopped := tier.canary_stopped)
+            else {}
+        )
         for tier in state.tiers
     ]
     return {
@@ -303,17 +352,20 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     } | ({"warnings": state.warnings} if state.warnings else {})
 
 
-def _stopped(canary: StoppedCanary) -> dict[str, object]:
-    return {"release": canary.release, "finding": canary.finding}
+def _findings(states: States) -> dict[str, str]:
+    """Return by canary why a worker has stopped using it."""
+    stopped = (tier.canary_stopped for state in states if state is not None for tier in state.tiers)
+    return {one.release: one.finding for one in stopped if one is not None}
 
 
-async def _read_catalogue(url: str) -> dict[str, object]:
+async def _read_catalogue(url: str, findings: Mapping[str, str]) -> dict[str, object]:
     """Read a store's catalogue; if that fails, the error takes its place."""
     try:
         store = connect(url)
         try:
             async with asyncio.timeout(CATALOGUE_S):
-                return _catalogue(await store.catalogue())
+                found = await store.catalogue()
+                return _catalogue(found) | {"next": next_step(found, findings)}
         finally:
             await store.close()
     except TimeoutError:
@@ -329,6 +381,8 @@ def _catalogue(found: Catalogue) -> dict[str, object]:
             "state": entry.state,
             "created_at": entry.created_at,
             "superseded_at": entry.superseded_at,
+            "refused_by": entry.refused_by,
+            "canary_stopped": entry.canary_stopped,
         }
         for entry in found.releases
     ]
@@ -348,6 +402,47 @@ def _previous(found: Catalogue) -> ReleaseId | None:
     with suppress(ReleaseNotFound, ReleaseConflict):
         return None if found.live is None else changes.rollback(found, found.live).live
     return None
+
+
+def next_step(found: Catalogue, findings: Mapping[str, str]) -> str:
+    """Say in one sentence what there is to do next; *findings* says of canaries why they are not used any more."""
+    if found.canary is not None:
+        release, percent = found.canary.release, found.canary.percent
+        if finding := findings.get(release) or found.find(release).canary_stopped:
+            return f"Abort the canary {release}, which this service does not use any more: {finding}."
+        return (
+            f"Release {release} is the canary, to be seen by {percent:g} % of the users: it is judged from "
+            f"{MIN_LOOKUPS} lookups on, and by clicks after {SETTLE_S / 60:.0f} minutes, if events come in; then "
+            f"promote or abort it."
+        )
+    entries = [entry for entry in found.releases if entry.state is not State.DROPPING]
+    if not entries:
+        return "Nothing is published yet: train a model and publish it."
+    newest = max(entries, key=lambda entry: entry.created_at)
+    if newest.state is State.LIVE:
+        return f"The newest release, {newest.id}, is live."
+    return _step_after(newest, found)
+
+
+def _step_after(newest: Release, found: Catalogue) -> str:
+    name, stopped = f"Release {newest.id}", newest.canary_stopped
+    why = (
+        f"refused by {', '.join(newest.refused_by)}"
+        if newest.refused_by
+        else stopped and f"stopped as a canary: {stopped}"
+    )
+    match newest.state:
+        case State.DRAFT if (newest.lease_until or 0.0) > found.now:
+            return f"{name} is being written."
+        case State.DRAFT:
+            return f"{name} was begun and not finished: publish again, or continue it with --resume {newest.id}."
+        case State.READY if why:
+            return f"{name} was {why}; train again, or activate it all the same."
+    if found.live is None:
+        return f"{name} is {newest.state}, and nothing is live: activate it."
+    if newest.state is State.READY:
+        return f"{name} is ready: start a canary, or activate it."
+    return f"{found.live} is live, and the newer release {newest.id} is {newest.state}: train again, or activate that."
 
 
 def _named(given: str) -> ReleaseId | None:
@@ -378,7 +473,3 @@ def _store_problem(error: StoreError) -> Problem:
         case ReleaseConflict() | ReleaseCorrupt() | StoreMisused():
             return Problem(409, "conflict", str(error))
     return Problem(503, "store-failed", str(error), {"Retry-After": "5"})
-
-
-def _json(fields: dict[str, object], status: int = 200) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(fields), headers={"Content-Type": "application/json"})

@@ -16,12 +16,14 @@ from math import inf
 
 import orjson
 
-from hotplate.serve.processes.states import ANSWERING, SILENT_S, SharedStates, service_status
+from hotplate.serve.states import ANSWERING, SILENT_S, SharedStates, service_status
 
 # How many connections are open at once; the oldest gives way. How many wait to be accepted.
-CONNECTIONS, BACKLOG = 16, 64
+CONNECTIONS = 16
+BACKLOG = 64
 # How long a client may take over its request, and how large that is at most.
-REQUEST_S, REQUEST_BYTES = 5.0, 4096
+REQUEST_S = 5.0
+REQUEST_BYTES = 4096
 # For how long the first worker may say nothing after the service has started.
 START_S = 30.0
 # How much silence one look can add, however long ago the last one was: while this process was paused, it heard nothing.

@@ -28,7 +28,8 @@ _HEAD = Struct("<QQ")  # bytes of what is kept, and their checksum
 # Besides the lists there is the manifest. Memory that was never written to is not taken.
 _MAP_BYTES = MAX_POPULAR_BYTES + (1 << 20)
 # How often, and how far apart, a reader tries while another process writes.
-_TRIES, _TRY_S = 20, 0.01
+_TRIES = 20
+_TRY_S = 0.01
 
 
 class _Kept(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,31 +28,30 @@ from hotplate.serve.access.auth import guard_of, is_loopback
 from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
-from hotplate.serve.connections.acceptor import raise_descriptor_limit
 from hotplate.serve.connections.adapter import check_aiohttp
-from hotplate.serve.connections.listeners import reserve, share
+from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, share
 from hotplate.serve.deny_list import DenyListFile, pause_beside_loop
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.processes.access_log import read_secret
 from hotplate.serve.processes.admin import administer
 from hotplate.serve.processes.health import Health, HealthListener, Heartbeats
 from hotplate.serve.processes.kept_lists import KeptLists
-from hotplate.serve.processes.log_stream import LogStream
-from hotplate.serve.processes.shared_log import SharedLog, SharedLogHandler
-from hotplate.serve.processes.signals import STOPS, SignalQueue
-from hotplate.serve.processes.states import SharedStates
-from hotplate.serve.processes.worker import Inheritance, work
+from hotplate.serve.processes.logs import LogStream, SharedLog, SharedLogHandler
+from hotplate.serve.processes.prometheus import Prometheus
+from hotplate.serve.processes.worker import STOPS, WATCHED, Inheritance, work
 from hotplate.serve.settings import Settings
+from hotplate.serve.states import SharedStates
+from hotplate.serve.telemetry.access_log import read_secret
 from hotplate.serve.telemetry.settings import TelemetrySettings
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreError
-from hotplate.stores.event_log import Segment
+from hotplate.stores.event_log import LogSegment
+from hotplate.stores.extras import extra_installed
 from hotplate.stores.file.store import check_live_lockable, damaged_files, open_url
 from hotplate.stores.throttle import Backoff
-from hotplate.stores.urls import extra_installed, scheme_of
+from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,8 @@ STDERR = 2
 # How often the parent looks after its children and the files that it watches.
 TICK_S = 1.0
 # A child that has said nothing for so long is stuck, and replaced; and how long it then has to log its stack.
-STUCK_S, STACK_S = 30.0, 2.0
+STUCK_S = 30.0
+STACK_S = 2.0
 # What ends a process that reads a mapped file which was cut or is damaged.
 FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
 
@@ -113,6 +113,8 @@ def serve(settings: Settings, announce: Callable[[Addresses], None]) -> None:
     deny_list = DenyListFile(settings.deny_list)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)  # a wrong URL is better known here than in every worker
+    if settings.prometheus is not None:
+        Prometheus(settings.prometheus)  # likewise
     if settings.fold_in:
         load_numpy()  # once for all workers
     if settings.events:
@@ -162,7 +164,7 @@ def serve(settings: Settings, announce: Callable[[Addresses], None]) -> None:
 def _load_exporters(settings: TelemetrySettings) -> None:
     """Load the exporters of telemetry here, so all processes share their code, and what is wrong is known now."""
     with extra_installed("telemetry"):
-        from hotplate.serve.telemetry.sdk.exporters import exporters_for  # noqa: PLC0415 -- an extra
+        from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
 
     exporters_for(settings)
 
@@ -179,8 +181,8 @@ def cpus_of_workers(settings: Settings) -> list[set[int]]:
     usable = sorted(os.sched_getaffinity(0))
     if settings.workers > len(usable):
         raise ServiceMisused(
-            f"--pin-workers gives each worker a CPU of its own, and there are {len(usable)} for {settings.workers} "
-            f"workers; give at most --workers {len(usable)}"
+            f"--pin-workers needs a CPU for each of {settings.workers} workers, and only {len(usable)} can be used; "
+            f"give at most --workers {len(usable)}"
         )
     return [{cpu} for cpu in usable[: settings.workers]]
 
@@ -194,7 +196,7 @@ def _make_writable(events: Path) -> None:
     """Make the folder of events; ServiceMisused if nothing can be written to it, or files cannot be locked there."""
     try:
         events.mkdir(parents=True, exist_ok=True)
-        Segment(events).close()
+        LogSegment(events).close()
     except OSError as error:
         raise ServiceMisused(
             f"events cannot be written to {events}: {error.strerror}; name another folder with --events"
@@ -213,6 +215,45 @@ def _check_lockable(stores: Sequence[str]) -> None:
 def _run(child: Coroutine[None, None, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(child)
+
+
+class _SignalQueue:
+    """The signals that the parent has caught, as what a selector can wait for; lives as long as the parent."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        """Block the signals, and let *selector* see those that `waiting` lets through."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        self._reading, self._writing = socket.socketpair()
+        for end in (self._reading, self._writing):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        for number in WATCHED:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is with nohup
+                signal.signal(number, lambda _, __: None)  # so its number is written to the queue
+        selector.register(self._reading, selectors.EVENT_READ)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let signals through until the block ends."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+
+    def caught(self) -> list[signal.Signals]:
+        """Return the signals that were caught since the last call, in their order."""
+        try:
+            return [signal.Signals(number) for number in self._reading.recv(4096)]
+        except BlockingIOError:
+            return []
+
+    def leave(self) -> None:
+        """Forget the parent's signals in a child, which must not write into its queue; they stay blocked."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._reading.close()
+        self._writing.close()
 
 
 class _Supervisor:
@@ -244,7 +285,7 @@ class _Supervisor:
         self._lifeline, self._lifeline_held = os.pipe()
         selector = selectors.PollSelector()  # unlike epoll's it is nothing that children would share
         self._selector = selector
-        self._signals = SignalQueue(selector)
+        self._signals = _SignalQueue(selector)
         self._heartbeats = Heartbeats(inherited.states)
         self._health = Health(inherited.states, self._heartbeats)
         self._health_listener = HealthListener(listeners.health, selector, self._health.routes)

@@ -5,42 +5,49 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from hotplate.serve.access.auth import Guard
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.api.app import Dispatcher
+from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.lane import Lane
-from hotplate.serve.connections.server import Server
+from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.events.route import EventsHandler
 from hotplate.serve.events.writer import EventWriter
-from hotplate.serve.metrics import CANARY, LIVE, OTHER_RELEASE, Metrics, Role
-from hotplate.serve.processes.access_log import open_access_log
+from hotplate.serve.metrics import CANARY, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
 from hotplate.serve.processes.kept_lists import KeptLists
-from hotplate.serve.processes.log_stream import LogStream
-from hotplate.serve.processes.shared_log import SharedLog
-from hotplate.serve.processes.signals import WATCHED
-from hotplate.serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
-from hotplate.serve.reader import NotReady, TieredReader, open_reader
-from hotplate.serve.releases.scrubber import Scrubber
+from hotplate.serve.processes.logs import LogStream, SharedLog
+from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
+from hotplate.serve.scrubber import Scrubber
 from hotplate.serve.settings import Settings
-from hotplate.serve.telemetry.span_queue import SpanQueue, open_span_queue
+from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState
+from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
 from hotplate.serve.watched import WatchedFiles, following
 from hotplate.stores.connect import connect
 
+if TYPE_CHECKING:
+    from hotplate.serve.telemetry.export import SpanQueue
+
 log = logging.getLogger(__name__)
 
+# What ends a service; a terminal that goes away sends SIGHUP to all of its processes.
+STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+# The signals that are blocked from before the first fork on. A child takes them once it has handlers of its own; the
+# parent takes them only while it waits, so none of its work is interrupted.
+WATCHED = {signal.SIGCHLD, *STOPS}
 BACKLOG = 1024
 # How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
 LINGER_S = 0.5
-# How long a worker waits for a release before it listens, as long as another answers.
-PATIENCE_S, PATIENCE_POLL_S = 10.0, 0.1
+# How long a worker waits for a release before it listens, as long as another answers, and how often it looks.
+PATIENCE_S = 10.0
+PATIENCE_POLL_S = 0.1
 # How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
 ORPHAN_DRAIN_S = 0.5
 # How long a worker that has answered everything waits for its last spans to be sent.
@@ -121,27 +128,27 @@ async def work(
     settings, guard, certificate = inherited.settings, inherited.guard, inherited.certificate
     inherited.use_slot(number)
     reader = _open_reader(inherited)
-    spans = open_span_queue(settings.telemetry, inherited.metrics.count_spans)
+    spans = _span_queue(inherited)
     writer = EventWriter(settings.events) if settings.events else None
     dispatcher = _dispatcher(inherited, reader, spans, writer)
     handlers = dispatcher.handlers
-    server = Server(dispatcher, settings.limits)
-    dispatcher.gate = server.admit
+    server = HttpServer(dispatcher, settings.limits)
+    dispatcher.admit = server.admit
     if not settings.no_fast_lane:
         server.lane = Lane(dispatcher)
     dispatcher.claim = server.claim if guard.knows_clients else None
     stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers, lambda: certificate.expires_at if certificate else None)
     reporter.status = lambda: STARTING
-    reporter.warnings, reporter.watched = lambda: handlers.warnings, handlers.watched
+    reporter.findings = lambda: handlers.findings
     write = partial(_write, inherited, number, reader)
     async with (
-        _flushing(spans, lambda: ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S),
+        _flushing(spans, stop),
         reader,
         following(handlers.watched),
-        reporting(reporter, write),
+        beside(reporter.run(write)),
         _writing(writer),
-        _scrubbing(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0),
+        beside(_scrub(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0)),
     ):
         for task in reader.following:
             task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
@@ -178,7 +185,6 @@ async def work(
 
 
 def _open_reader(inherited: Inheritance) -> TieredReader:
-    """Open the stores, with what the settings say of reading them."""
     settings = inherited.settings
     reader = open_reader(
         settings.stores,
@@ -192,7 +198,32 @@ def _open_reader(inherited: Inheritance) -> TieredReader:
     reader.kept = inherited.kept.last()
     for tier in reader.tiers:
         tier.follower.lock_memory = settings.lock_memory
+        tier.follower.stopped_elsewhere = inherited.states.stopped_canaries
     return reader
+
+
+def _span_queue(inherited: Inheritance) -> "SpanQueue | None":
+    """Begin to send this worker's spans; None if there are no traces."""
+    telemetry = inherited.settings.telemetry
+    if telemetry is None or not telemetry.traces:
+        return None
+    from hotplate.serve.telemetry.export import SpanQueue, SpanSender  # noqa: PLC0415 -- an extra
+
+    return SpanQueue(SpanSender(telemetry), inherited.metrics.count_spans, telemetry)
+
+
+def _access_log(inherited: Inheritance) -> AccessLog | None:
+    """Return the access log that the settings request; None if they request none, so it costs nothing."""
+    settings = inherited.settings
+    if settings.access_log_share == 0 and settings.slow_request_ms is None:
+        return None
+    return AccessLog(
+        settings.access_log_share,
+        float("inf") if settings.slow_request_ms is None else settings.slow_request_ms / 1000,
+        users=settings.access_log_users,
+        secret=inherited.log_secret,
+        write=inherited.stderr.write,
+    )
 
 
 def _write(inherited: Inheritance, number: int, reader: TieredReader, state: WorkerState) -> None:
@@ -205,7 +236,7 @@ def _write(inherited: Inheritance, number: int, reader: TieredReader, state: Wor
 
 
 def _dispatcher(
-    inherited: Inheritance, reader: TieredReader, spans: SpanQueue | None, writer: EventWriter | None
+    inherited: Inheritance, reader: TieredReader, spans: "SpanQueue | None", writer: EventWriter | None
 ) -> Dispatcher:
     """Make what answers requests, with what looks at each of them on the way."""
     settings, tracer = inherited.settings, None
@@ -215,7 +246,7 @@ def _dispatcher(
         reader,
         inherited.guard,
         cors_origins=settings.cors_origins,
-        access_log=open_access_log(settings, inherited.log_secret, inherited.stderr.write),
+        access_log=_access_log(inherited),
         events=EventsHandler(writer, partial(_role_of, reader), inherited.metrics) if writer else None,
         tracer=tracer,
     )
@@ -233,13 +264,35 @@ async def _prepared(reader: TieredReader, states: SharedStates, number: int) -> 
             return
 
 
-def _role_of(reader: TieredReader, release: str) -> Role:
+def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
     """Return what a release is for this worker."""
     followers = [tier.follower for tier in reader.tiers]
     if any(one.served is not None and one.served.id == release for one in followers):
         return LIVE
     is_canary = any(one.canary is not None and one.canary.served.id == release for one in followers)
     return CANARY if is_canary else OTHER_RELEASE
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do what has no end of its own until the block ends."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(partial(log_defect, "work in the background has ended"))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _flushing(spans: "SpanQueue | None", stop: _Stop) -> AsyncIterator[None]:
+    """Send the last spans when the block has ended."""
+    try:
+        yield
+    finally:
+        if spans is not None:
+            await asyncio.to_thread(spans.close, ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S)
 
 
 @asynccontextmanager
@@ -252,44 +305,16 @@ async def _writing(writer: EventWriter | None) -> AsyncIterator[None]:
             await writer.close()
 
 
-@asynccontextmanager
-async def _flushing(spans: SpanQueue | None, within_s: Callable[[], float]) -> AsyncIterator[None]:
-    """Send the last spans when the block has ended."""
-    try:
-        yield
-    finally:
-        if spans is not None:
-            await asyncio.to_thread(spans.close, within_s())
-
-
-@asynccontextmanager
-async def reporting(reporter: Reporter, write: Callable[[WorkerState], None]) -> AsyncIterator[None]:
-    """Write the state of this process time and again until the block ends."""
-    task = asyncio.create_task(reporter.run(write))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@asynccontextmanager
-async def _scrubbing(settings: Settings, reader: TieredReader, *, rows_per_s: float) -> AsyncIterator[None]:
-    """Read what is served in the background until the block ends; at 0 rows a second nothing is read."""
+async def _scrub(settings: Settings, reader: TieredReader, *, rows_per_s: float) -> None:
+    """Read what is served in the background; at 0 rows a second nothing is read."""
     if rows_per_s == 0:
-        yield
         return
     names = (tier.name for tier in reader.tiers)
     stores = {name: connect(url) for name, url in zip(names, settings.stores, strict=True)}
-    task = asyncio.create_task(Scrubber(reader.tiers, stores, reader.metrics, rows_per_s).run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    await Scrubber(reader.tiers, stores, reader.metrics, rows_per_s).run()
 
 
-async def _linger(server: Server, drain_s: float) -> None:
+async def _linger(server: HttpServer, drain_s: float) -> None:
     """Wait until every keep-alive client has closed as requested, LINGER_S at most, and until the lane has answered."""
     now, registry = asyncio.get_running_loop().time, server.registry
     started = now()

@@ -8,16 +8,17 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.releases.canary import BothCounts, ServedCanary, StoppedCanary
 from hotplate.serve.releases.release import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.errors import ReleaseNotFound, StoreError
 from hotplate.stores.keys import MANIFEST
-from hotplate.stores.store import Diagnosed, LocalReader, Polled, Reader, read_one
+from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one, warnings_of
 from hotplate.stores.throttle import Backoff
 from hotplate.stores.verification import named
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from hotplate.serve.fold_in import FoldIn
 
 log = logging.getLogger(__name__)
+
+# Where findings of a store come from that stay until something else is followed, as they are listed.
+FOLLOWED: tuple[FindingSource, ...] = ("restored", "memory", "set-up", "canary")
 
 # An error of the same kind whose text changes, as one with the server's time in it does, is logged no more often.
 LOG_EVERY_S = 60.0
@@ -65,7 +69,9 @@ class Follower:
         self.canary: ServedCanary | None = None
         """What a share of the users see in the place of what is `served`."""
         self.canary_stopped: StoppedCanary | None = None
-        """The canary of the catalogue, if this process does not use it any more."""
+        """The canary of the catalogue, if it is not used any more."""
+        self.stopped_elsewhere: Callable[[], Iterable[StoppedCanary]] = tuple
+        """The canaries that other workers do not use any more: one that begins to serve has counted nothing yet."""
         self.last_error: str | None = None
         self.attempted = asyncio.Event()
         """Set once the store has been read for the first time, with whatever outcome."""
@@ -88,31 +94,33 @@ class Follower:
         self._older_since: float | None = None
         self._current = False
         self._current_at = time.monotonic()
-        self._restored: list[str] = []
         self._locked: list[ReleaseRef] = []
-        self._unlocked: list[str] = []
-        self._advice: list[str] = []
+        self._found: dict[FindingSource, list[str]] = {}
+        """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
         self._canary_named = asyncio.Event()
         """Set while the catalogue that is followed names a canary."""
-        self._canary_error: str | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._logged: type[StoreError] | None = None
         self._logged_at = 0.0
 
     @property
-    def warnings(self) -> list[str]:
-        """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
-        damaged = () if self.served is None else self.served.damaged
-        stopped = None if self.canary_stopped is None else str(self.canary_stopped)
-        said = [sentence for sentence in (stopped, self._canary_error, named(damaged) if damaged else None) if sentence]
-        return [*self._restored, *self._unlocked, *self._advice, *said]
+    def findings(self) -> list[ServiceFinding]:
+        """What is wrong with the store, and what could harm what is served of it."""
+        found = [ServiceFinding(source, sentence) for source in FOLLOWED for sentence in self._found.get(source, ())]
+        if self.last_error is not None:
+            found.insert(0, ServiceFinding("store", self.last_error))
+        if self.canary_stopped is not None:
+            found.append(ServiceFinding("canary", str(self.canary_stopped)))
+        if self.served is not None and self.served.damaged:
+            found.append(ServiceFinding("rows", named(self.served.damaged)))
+        return found
 
     @property
     def catalogue_age_s(self) -> float:
         """How long ago the store was last read and what is followed known to be what it has."""
         now = time.monotonic()
         current_at = now if self._current else self._current_at
-        polled_at = self._reader.polled_at if isinstance(self._reader, Polled) else None
+        polled_at = self._reader.polled_at if isinstance(self._reader, Diagnosed) else None
         return now - (current_at if polled_at is None else min(current_at, polled_at))
 
     async def run(self, *, warm: bool = False) -> None:
@@ -176,7 +184,7 @@ class Follower:
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _watch_canary(self) -> None:
-        """Stop using a canary that is worse than the live release, and load one again that could not be loaded."""
+        """Stop using a canary that is worse than the live release. If a canary could not be loaded, try again."""
         now = asyncio.get_running_loop().time
         while True:
             await self._canary_named.wait()
@@ -184,10 +192,23 @@ class Follower:
             if self.canary is None:
                 async with self._switching:
                     self.canary = None if self._seen is None else await self._load_canary(self._seen)
-            elif (finding := self.canary.judge(now(), self.canary_counts())) is not None:
-                served, self.canary = self.canary.served, None
-                self.canary_stopped = StoppedCanary(*served.ref, served.writer, finding)
-                log.warning("%s", self.canary_stopped, extra={"release": served.id})
+            elif self._seen is not None and not self._switching.locked() and (entry := self._seen.canary_entry):
+                finding = self.canary.judge(now(), self.canary_counts())
+                if self._is_stopped(entry) or (finding and self._stop(StoppedCanary.of(entry, finding))):
+                    self.canary = None
+
+    def _is_stopped(self, entry: Release) -> bool:
+        """Return whether the canary of *entry* was stopped, by the catalogue or a worker; if so, note why."""
+        if entry.canary_stopped:
+            return self._stop(StoppedCanary.of(entry, entry.canary_stopped))
+        known = self.stopped_elsewhere() if self.canary_stopped is None else [self.canary_stopped]
+        return any(self._stop(stopped) for stopped in known if stopped.is_of(entry))
+
+    def _stop(self, stopped: StoppedCanary) -> bool:
+        if self.canary_stopped != stopped:
+            self.canary_stopped = stopped
+            log.warning("%s", stopped, extra={"release": stopped.release})
+        return True
 
     def drop_canary(self, gone: ServedRelease) -> None:
         """Show all users the live release, as the canary is gone from the store; load it again if it comes back."""
@@ -224,16 +245,15 @@ class Follower:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
 
     async def _lock(self, reader: LocalReader, releases: list[ReleaseRef]) -> None:
-        """Lock releases in memory, and no others; what cannot be locked is served all the same, with a warning."""
         if releases == self._locked:
             return
-        self._locked, self._unlocked = releases, []
+        self._locked, self._found["memory"] = releases, []
         try:
             await reader.lock(*releases)
         except StoreError as error:
             named_ids = " and ".join(release.id for release in releases)
-            self._unlocked = [f"release {named_ids} is not locked in memory: {error}"]
-            log.warning("%s", self._unlocked[0])
+            self._found["memory"] = [f"release {named_ids} is not locked in memory: {error}"]
+            log.warning("%s", self._found["memory"][0])
 
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
         """Follow *found* if it is newer, or where the store turns out to be restored; an error leaves all as it was.
@@ -248,7 +268,8 @@ class Follower:
                 return False
             self._taken += 1
             seen = self._seen
-            if self._restored and seen is not None and not found.primary and found.generation > seen.generation:
+            restored = bool(self._found.get("restored"))
+            if restored and seen is not None and not found.primary and found.generation > seen.generation:
                 self._stale.set()  # a replica may still have what the primary has lost: ask that
             elif follows(found, seen):
                 await self._follow(found)
@@ -286,7 +307,7 @@ class Follower:
             if served.damaged:
                 log.warning("release %s is %s", served.id, named(served.damaged))
         self._seen = found
-        self._restored = []
+        self._found["restored"] = []
         self._note_current()
         if is_new:
             await self._read_advice()
@@ -299,10 +320,10 @@ class Follower:
         record, entry = found.canary, found.canary_entry
         if record is None or entry is None:
             self._canary_named.clear()
-            self.canary_stopped = self._canary_error = None
+            self.canary_stopped, self._found["canary"] = None, []
             return None
         self._canary_named.set()
-        if self.canary_stopped is not None and self.canary_stopped[:3] == (*entry.ref, entry.writer):
+        if self._is_stopped(entry):
             return None
         self.canary_stopped = None
         if self.canary is None or not self._is_canary(entry):
@@ -324,13 +345,13 @@ class Follower:
             sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
             self._set_canary_error(sentence, None if isinstance(error, StoreError) else error)
             return None
-        self._canary_error = None
+        self._found["canary"] = []
         return served
 
     def _set_canary_error(self, sentence: str, cause: Exception | None = None) -> None:
-        if sentence != self._canary_error:
+        if [sentence] != self._found.get("canary"):
             log.warning("%s", sentence, exc_info=cause)
-        self._canary_error = sentence
+        self._found["canary"] = [sentence]
 
     async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
         """Take a catalogue that is older, or is a replica's: ignore it, or follow it where the store was restored.
@@ -371,7 +392,7 @@ class Follower:
             f"the store was restored from an older copy at generation {found.generation}, after {seen.generation}; "
             f"release {found.live or 'none'} is live in it"
         )
-        self._restored = [sentence]
+        self._found["restored"] = [sentence]
         log.warning("%s", sentence)
         self.last_error = self._logged = None  # said just now, in other words
         if found.live is None:
@@ -405,7 +426,6 @@ class Follower:
         return False
 
     async def _live_gone(self, found: Catalogue) -> ReleaseNotFound | None:
-        """Return what says that the live release, which is served, is gone from the store."""
         if self.served is None or self.served.ref != found.live_ref or not await self._is_gone():
             return None
         return ReleaseNotFound(
@@ -413,19 +433,15 @@ class Follower:
         )
 
     async def _read_advice(self) -> None:
-        if not isinstance(self._reader, Diagnosed):
-            return
         try:
-            advice = await self._reader.warnings()
-        except StoreError as error:
-            advice = [f"the store's set-up cannot be read: {error}"]
+            advice = await warnings_of(self._reader)
         except Exception as error:
             log.exception("the store's set-up cannot be read")
             advice = [f"the store's set-up cannot be read: it failed with {type(error).__name__}"]
         for sentence in advice:
-            if sentence not in self._advice:
+            if sentence not in self._found.get("set-up", ()):
                 log.warning("%s", sentence)
-        self._advice = advice
+        self._found["set-up"] = advice
 
     def _report(self, error: Exception) -> None:
         """Take in what a reader raised; if that is not a StoreError, it is a defect, and its traceback is logged."""
@@ -438,7 +454,6 @@ class Follower:
             )
 
     def _set_error(self, error: StoreError | None, cause: Exception | None = None) -> None:
-        """Remember what is wrong, and log it if it is news."""
         text = None if error is None else str(error)
         if text == self.last_error:
             return

@@ -7,8 +7,8 @@ from hotplate.serve.fold_in import FoldIn, Loaded
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import Decode
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.servable import read_servable
 from hotplate.stores.store import Reader
+from hotplate.stores.verification import read_servable
 
 if TYPE_CHECKING:
     from hotplate.serve.item_factors import ItemFactors

@@ -68,8 +68,8 @@ def read_telemetry(
     connection_string = secret(CONNECTION_STRING, environment) if destination == "azure-monitor" else None
     if destination == "azure-monitor" and not connection_string:
         raise ServiceMisused(
-            f"--telemetry azure-monitor needs {CONNECTION_STRING}, which the portal shows with the Application "
-            f"Insights resource, or {CONNECTION_STRING}_FILE, a file with it"
+            f"--telemetry azure-monitor needs {CONNECTION_STRING}; the portal shows it with the Application Insights "
+            f"resource. Or name a file that holds it in {CONNECTION_STRING}_FILE"
         )
     size = _whole(environment, "OTEL_BSP_MAX_QUEUE_SIZE", 2048)
     preference = environment.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").lower()

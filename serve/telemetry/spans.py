@@ -1,8 +1,8 @@
-"""Spans: which requests are sampled, and what is recorded of them and of the calls of stores that they cause.
+"""What is recorded of an answered request, for its line in the access log and for its span, and of its calls of stores.
 
-The decision comes first: a request that is not sampled costs a random number, or a look at its `traceparent`. What is
-recorded of the others is plain, and made into spans of OpenTelemetry's SDK elsewhere, in a thread (`span_queue`). Names
-of attributes are those of the semantic conventions, and `hotplate.*` for what these do not know.
+Which requests are sampled is decided first: one that is not costs a random number, or a look at its `traceparent`.
+What is recorded of the others is plain, and made into spans of OpenTelemetry's SDK elsewhere, in a thread (`export`).
+Names of attributes are those of the semantic conventions, and `hotplate.*` for what these do not know.
 """
 
 import asyncio
@@ -14,9 +14,10 @@ from random import getrandbits
 from time import perf_counter, time_ns
 from typing import NamedTuple, TypeVar
 
-from hotplate.serve.answered import Answered
+import orjson
+
 from hotplate.serve.metrics import METHODS, OTHER
-from hotplate.stores.traces import Attribute, TracedCall, traced_call
+from hotplate.stores.store import Attribute, TracedCall, traced_call
 
 T = TypeVar("T")
 
@@ -32,9 +33,47 @@ _traceparent = re.compile(
     r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(?:-.*)?"
 ).fullmatch
 # Where the last digit of its flags is, and which have the bit for it.
-FLAG, SAMPLED = 54, frozenset("13579bdf")
+FLAG = 54
+SAMPLED = frozenset("13579bdf")
 # It goes on to stores, and out with spans; what it says is its vendor's.
 _tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
+
+
+class Found(NamedTuple):
+    """The list that an answer has: its release, the source and tier that it came from, and its items."""
+
+    release: str
+    source: str
+    tier: str
+    items: bytes
+    """As JSON, with commas between them."""
+
+    @property
+    def item_count(self) -> int:
+        """How many items there are."""
+        return len(orjson.loads(b"[%b]" % self.items))
+
+
+class Answered(NamedTuple):
+    """One answered request."""
+
+    route: str
+    """The template of its path, or OTHER."""
+
+    method: str
+    status: int
+    took_s: float
+    size: int | None
+    """Of the body, in bytes; None if that is not known beforehand."""
+
+    request_id: str
+    client: str | None
+    """The name of the caller's key."""
+
+    user: str | None = None
+    """Whose list it is about; for `hotplate.serve.telemetry.access_log` alone, which hashes it."""
+
+    found: Found | None = None
 
 
 class Sampling(NamedTuple):

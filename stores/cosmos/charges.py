@@ -28,17 +28,24 @@ NAME_BYTES = 40
 # The dictionary and the manifest are put by themselves.
 META_BATCHES = 2
 # An item with the packed keys of a batch, and each key in it; and the catalogue, about.
-BATCH_BYTES, KEY_BYTES, CATALOGUE_BYTES = 300, 4, 1024
+BATCH_BYTES = 300
+KEY_BYTES = 4
+CATALOGUE_BYTES = 1024
 
 # Requests of one publish beside those for its rows, from begin to prune. The catalogue is read, and swapped for begin,
 # commit and activation. The state is created, and replaced once (sealed). Read are the state, the manifest, the popular
 # list and the ends of the lists of keys. One container is made, its throughput is read twice (three metadata reads
 # each), and the containers are listed. For a release that is erased at the end, the catalogue is swapped twice more and
 # a container dropped; for the first one, the database and the container of the catalogue are made.
-CATALOGUE_READS, CATALOGUE_SWAPS = 10, 3
-STATE_WRITES, POINT_READS = 3, 14
-METADATA_WRITES, METADATA_READS = 1, 7
-ERASING_READS, ERASING_SWAPS, ERASING_WRITES = 2, 2, 1
+CATALOGUE_READS = 10
+CATALOGUE_SWAPS = 3
+STATE_WRITES = 3
+POINT_READS = 14
+METADATA_WRITES = 1
+METADATA_READS = 7
+ERASING_READS = 2
+ERASING_SWAPS = 2
+ERASING_WRITES = 1
 FIRST_WRITES = 1
 
 # What request units are spent on.

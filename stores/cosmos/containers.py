@@ -1,4 +1,4 @@
-"""The containers of releases: who makes, scales and drops them, and what throughput they have when.
+"""The containers of releases: who makes, scales and drops them, what throughput they have when, and what it costs.
 
 A container has much throughput while its release is written, enough while it is live, the least while it is only kept.
 """
@@ -8,13 +8,24 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
+from hotplate.stores.cosmos.charges import READING, WRITING, Charges, publish_ru
 from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.items import CONTROL
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.retry import Retrier
-from hotplate.stores.cosmos.url import KEY, SERVERLESS_BYTES, SERVERLESS_RU, Address, Offer, Throughput
+from hotplate.stores.cosmos.url import (
+    KEY,
+    MANUAL_MIN,
+    SERVERLESS_BYTES,
+    SERVERLESS_RU,
+    Address,
+    Offer,
+    Throughput,
+    minimum_ru,
+)
 from hotplate.stores.errors import StoreFull, StoreMisused, StoreUnavailable
-from hotplate.stores.store import Plan
-from hotplate.stores.urls import extra_installed
+from hotplate.stores.extras import extra_installed
+from hotplate.stores.store import Bill, Estimate, Plan, Provisioned, PublishCounts
 
 # Also how long new throughput settles: what was spent in a second counts against what the second has at its end.
 POLL_S = 1.0
@@ -29,10 +40,10 @@ ReadOffer = Callable[[str], Awaitable[Offer | None]]
 
 
 class Containers(Protocol):
-    """One database and its containers: made, scaled and dropped. Each method makes one attempt; errors are `Items`'.
+    """One database and its containers: made, scaled and dropped, by one attempt each, whose errors are `RestClient`'s.
 
-    Implemented by the account itself for its key (`hotplate.stores.cosmos.control`), by Azure Resource Manager for
-    Entra ID (`hotplate.stores.cosmos.arm`), and by the simulated account of a dry run.
+    Implemented by the account itself for its key (`hotplate.stores.cosmos.control`) and by Azure Resource Manager
+    for Entra ID (`hotplate.stores.cosmos.arm`).
     """
 
     async def create_database(self) -> bool:
@@ -179,3 +190,84 @@ async def warnings(address: Address, live: str | None, read_offer: ReadOffer) ->
             f"{wanted.ru:,}; activate the release again to scale it"
         )
     return found
+
+
+def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
+    """Return what a publish and its release are billed for."""
+    written, serving = writing_throughput(address), address.throughput
+    if written is None or serving is None:
+        return Bill(float(address.max_ru or SERVERLESS_RU))
+    control = Provisioned("catalogue", MANUAL_MIN)
+    kept = minimum_ru(written.ru, stored_bytes, autoscale=written.autoscale)
+    live = serving_throughput(serving, Offer(written, kept, pending=False))
+    return Bill(
+        float(address.max_ru or written.ru),
+        writing=(Provisioned("new release", written.ru, written.autoscale), control),
+        afterwards=(
+            Provisioned("live release", live.ru, live.autoscale),
+            Provisioned("release before it, kept", kept, written.autoscale),
+            control,
+        ),
+    )
+
+
+def estimate_publish(
+    address: Address, charges: Charges, plan: Plan, counts: PublishCounts, *, first: bool, live: bool
+) -> Estimate:
+    """Return what a publish of *plan* takes; see `ProvisionedStore.estimate`. Only rows wait for their share."""
+    check_room(address, plan)
+    bill = bill_of(address, plan.payload_bytes)
+    spent = publish_ru(charges, counts, first=first)
+    return Estimate(
+        plan.rows,
+        plan.payload_bytes,
+        fits=True,
+        makes=_makes(address, bill, first=first, live=live),
+        request_units=spent,
+        seconds=round((spent[WRITING] + spent[READING]) / bill.rate_ru, 3),
+        bill=bill,
+        notes=_notes(address, bill),
+    )
+
+
+def _makes(address: Address, bill: Bill, *, first: bool, live: bool) -> tuple[str, ...]:
+    """Say what a publish creates and scales."""
+    written = writing_throughput(address)
+    made = list[str]()
+    if first:
+        control = "serverless" if written is None else _described(Throughput(MANUAL_MIN))
+        made.append(f"the database {address.database}, unless it is there")
+        made.append(f"the container {CONTROL}, of the catalogue: {control}")
+    if written is None:
+        return *made, "the container of the release: serverless, nothing indexed"
+    plural = "s" if written.initial_partitions > 1 else ""
+    partitions = f"{written.initial_partitions} physical partition{plural}"
+    made.append(f"the container of the release: {_described(written)}, {partitions}, nothing indexed")
+    then = bill.afterwards[0 if live else 1].ru_s
+    if then != written.ru:
+        scaled = _described(Throughput(then, written.autoscale))
+        made.append(f"which is scaled to {scaled} before it {'goes live' if live else 'waits'}")
+    return tuple(made)
+
+
+def _notes(address: Address, bill: Bill) -> tuple[str, ...]:
+    """Say what was assumed, and what could go wrong."""
+    notes = list[str]()
+    if not bill.writing:
+        notes.append(f"assumed: a serverless container gives {bill.rate_ru:,.0f} RU/s, which is not guaranteed")
+    if address.key is None and address.arm is None:
+        notes.append(
+            "publishing will be refused: Entra ID alone cannot make containers; add resource_group= to the URL"
+        )
+    written, serving = writing_throughput(address), address.throughput
+    if written is not None and serving is not None and written.initial_partitions > serving.initial_partitions:
+        partitions, live_ru = written.initial_partitions, bill.afterwards[0].ru_s
+        notes.append(
+            f"a container that is made with {written.ru:,} RU/s has {partitions} physical partitions for good: "
+            f"once it serves with {live_ru:,} RU/s, one key can be read at {live_ru / partitions:,.0f} RU/s at most"
+        )
+    return tuple(notes)
+
+
+def _described(throughput: Throughput) -> str:
+    return f"{throughput.ru:,} RU/s, {'autoscale' if throughput.autoscale else 'manual'}"

@@ -38,7 +38,9 @@ MAX_MESSAGE_CHARACTERS = 300
 MAX_SKEW_S = 15 * 60
 
 SECRETS = re.compile(r"(?i)(sig(?:=|%3d)|type(?:=|%3d)(?:master|aad))\S*|[A-Za-z0-9+/_-]{40,}[=.A-Za-z0-9+/_-]*")
-SESSION_NOT_AVAILABLE, CONTAINER_BEING_CREATED, STORAGE_FULL = 1002, 1013, 1014
+SESSION_NOT_AVAILABLE = 1002
+CONTAINER_BEING_CREATED = 1013
+STORAGE_FULL = 1014
 REFUSED: tuple[str, Kind] = ("{where} refused ({codes}): {message}", "refused")
 TEMPORARY: tuple[str, Kind] = ("{where} cannot answer for now ({codes}): {message}", "unavailable")
 # Failures that another attempt may not meet: at once, or in another region.

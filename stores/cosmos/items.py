@@ -1,26 +1,24 @@
-"""Rows as items of Cosmos DB: their names, their form, their size; and what the store needs of its client.
+"""Rows as items of Cosmos DB: their names, their form, their size; and what reads and writes of them return.
 
 A row's id, which is its partition key, is `KIND.` and its ID in base64url: letters that need no escaping anywhere. All
 else in a container has a name without a dot. A value is text if it is valid UTF-8 and shorter so, else base64.
 """
 
-import asyncio
 import re
 from base64 import urlsafe_b64encode
 from binascii import Error as NotBase64
 from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import orjson
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull
-from hotplate.stores.http1 import Response
 from hotplate.stores.keys import check_kind
 
-Item = dict[str, Any]
+CosmosItem = dict[str, Any]
 
 # Of every container of ours: read by id only, so nothing is indexed. The service refuses a time to live with that.
 DEFINITION: dict[str, Any] = {
@@ -47,7 +45,7 @@ MAX_ITEM_BYTES = 2 << 20
 class VersionedItem(NamedTuple):
     """An item as it is now: None if there is none; its etag, and the service's clock in seconds."""
 
-    item: Item | None
+    item: CosmosItem | None
     etag: str
     now: float
 
@@ -69,69 +67,6 @@ class Account(NamedTuple):
     """Those that can be read, in the order in which lookups try them."""
 
 
-class StartedRead(Protocol):
-    """A point read under way. Most end with `take`, which costs no task; `finish` is for what takes more than that."""
-
-    response: asyncio.Future[Response]
-    """Done when there is something to take, or to finish."""
-
-    def take(self) -> Item | None:
-        """Return what the response brought; raises whatever it likes, and has done nothing, if that is not an item."""
-        ...
-
-    async def finish(self) -> Item | None:
-        """Return what `Items.read` would, or raise; to be called instead, or after `take` has raised."""
-        ...
-
-    def cut_off(self) -> None:
-        """Give up: its caller waits for it no longer."""
-        ...
-
-
-class Items(Protocol):
-    """The items of one database: `RestClient`, or the simulated account of a dry run.
-
-    Each method makes one attempt and raises StoreError: ContainerMissing where the container is not there,
-    CosmosThrottled for 429, CosmosUnavailable for what another attempt may mend. A response that is cut short or makes
-    no sense is `malformed`, never data. An instance belongs to one event loop and opens nothing before its first call.
-    """
-
-    async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> Item | None:
-        """Point-read one item from the nearest region that responds; None if there is none.
-
-        *fresh* is for publishers: it sees what this client wrote, from the region that takes writes.
-        """
-        ...
-
-    def start_read(self, container: str, name: str, timeout_s: float) -> StartedRead | None:
-        """Begin what `read` does; None if it must wait for something else first."""
-        ...
-
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, bool]:
-        """Read as `read` does, and return also whether the region that responded is the one that takes writes."""
-        ...
-
-    async def read_versioned(self, container: str, name: str) -> VersionedItem:
-        """Read an item with its version, as `read` does when fresh."""
-        ...
-
-    async def create(self, container: str, item: Item) -> ItemWritten:
-        """Write an item; not done where its id is taken."""
-        ...
-
-    async def replace(self, container: str, item: Item, etag: str) -> ItemWritten:
-        """Put an item in the place of the version *etag*; not done if that is no longer the one."""
-        ...
-
-    async def account(self) -> Account:
-        """Read what the account says of itself."""
-        ...
-
-    async def close(self) -> None:
-        """Give back connections; closing twice does nothing."""
-        ...
-
-
 @lru_cache(64)
 def container_of(release: ReleaseRef | DraftRef) -> str:
     """Return the container of a release, named by its incarnation; ReleaseNotFound if no release has such a name."""
@@ -150,7 +85,7 @@ def name_of(key: str) -> str:
     return f"{check_kind(kind if colon else '')}.{encoded.rstrip('=')}"
 
 
-def to_item(name: str, value: bytes) -> Item:
+def to_item(name: str, value: bytes) -> CosmosItem:
     """Return the item of a value, in the shorter of two forms."""
     try:
         text = value.decode()
@@ -161,7 +96,7 @@ def to_item(name: str, value: bytes) -> Item:
     return {"id": name, "b": b2a_base64(value, newline=False).decode()}
 
 
-def value_of(item: Item) -> bytes:
+def value_of(item: CosmosItem) -> bytes:
     """Return the value of an item; ReleaseCorrupt for an item that `to_item` did not make."""
     try:
         if (text := item.get("t")) is not None:
@@ -171,7 +106,7 @@ def value_of(item: Item) -> bytes:
         raise ReleaseCorrupt(f"the item {item.get('id')!r} was not written by hotplate; publish again") from error
 
 
-def item_bytes(item: Item) -> int:
+def item_bytes(item: CosmosItem) -> int:
     """Return the size that is stored and charged for; StoreFull if it is more than an item may have."""
     # What was read has the service's own properties among ours.
     ours = {name: value for name, value in item.items() if name[0] != "_"} if "_rid" in item else item

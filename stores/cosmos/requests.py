@@ -338,21 +338,10 @@ class Endpoint:
             response = await self.send(build, due_s)
         return response
 
-    async def send(
-        self,
-        build: Callable[[], bytes],
-        due_s: float,
-        *,
-        retry_stale: bool = False,
-        first: asyncio.Future[Response] | None = None,
-    ) -> Response:
-        """Send what *build* makes; with *retry_stale* once more if an idle connection had ended.
-
-        *first* stands in for the first attempt if that was started before.
-        """
-        loop = asyncio.get_running_loop()
+    async def send(self, build: Callable[[], bytes], due_s: float, *, retry_stale: bool = False) -> Response:
+        """Send what *build* makes; with *retry_stale* once more if an idle connection had ended."""
         try:
-            return await (self.transport.request(build(), due_s - loop.time()) if first is None else first)
+            return await self.transport.request(build(), due_s - asyncio.get_running_loop().time())
         except RequestFailed as failure:
             error = self._translator.no_response(failure)
             if not failure.stale or not retry_stale:

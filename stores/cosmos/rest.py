@@ -9,7 +9,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from hotplate.stores.cosmos.errors import (
+    CHARGE_HEADER,
     SESSION_NOT_AVAILABLE,
     ContainerMissing,
     CosmosUnavailable,
@@ -27,7 +28,7 @@ from hotplate.stores.cosmos.errors import (
     item_in,
     object_in,
 )
-from hotplate.stores.cosmos.items import Account, Item, ItemWritten, VersionedItem
+from hotplate.stores.cosmos.items import Account, CosmosItem, ItemWritten, VersionedItem
 from hotplate.stores.cosmos.requests import (
     DEADLINE_S,
     Credential,
@@ -40,12 +41,10 @@ from hotplate.stores.cosmos.requests import (
     partition_key_header,
 )
 from hotplate.stores.cosmos.topology import AccountTopology, Region
-from hotplate.stores.cosmos.traces import note_response
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError, StoreMisused
-from hotplate.stores.http1 import ConnectionPool, Response, Transport, start
-from hotplate.stores.store import Observer
-from hotplate.stores.traces import TracedCall, traced_call
+from hotplate.stores.http1 import ConnectionPool, Response, Transport
+from hotplate.stores.store import Observer, TracedCall, traced_call
 
 # At most, to one endpoint: enough for 2,500 reads/s from a continent away, at 50 ms each.
 CONNECTIONS = 128
@@ -59,6 +58,10 @@ CUT_OFF_SHARE = 0.5
 # When a region that lacks what we wrote has lost it, as in a failover, and is not just behind.
 SESSION_LOST_S = 10.0
 
+# Attributes of a traced read, by https://opentelemetry.io/docs/specs/semconv/db/cosmosdb/.
+CHARGE = "azure.cosmosdb.operation.request_charge"
+REGIONS = "azure.cosmosdb.operation.contacted_regions"
+
 JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
 UPSERT = JSON + b"x-ms-documentdb-is-upsert: True\r\n"
 QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
@@ -70,7 +73,12 @@ MakeTransport = Callable[[str], Transport]
 
 
 class RestClient:
-    """Reads and writes items of one database; see `Items`. Lives as long as its store, on one event loop."""
+    """Reads and writes items of one database. Lives as long as its store, on one event loop.
+
+    Each method makes one attempt and raises StoreError: ContainerMissing where the container is not there,
+    CosmosThrottled for 429, CosmosUnavailable for what another attempt may mend. A response that is cut short or makes
+    no sense is `malformed`, never data. Nothing is opened before the first call.
+    """
 
     def __init__(
         self,
@@ -98,81 +106,50 @@ class RestClient:
 
         self._topology = AccountTopology(connect(address.endpoint), address.region, connect, self._translator)
 
-    async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> Item | None:
+    async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> CosmosItem | None:
+        """Point-read one item from the nearest region that responds; None if there is none.
+
+        *fresh* is for publishers: it sees what this client wrote, from the region that takes writes.
+        """
         if fresh:
             response = await self._read_fresh(container, name, timeout_s)
             return None if response.status == 404 else self._translator.parse(lambda: item_in(response, name))
         return (await self._read_nearest(container, name, timeout_s))[0]
 
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, bool]:
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
+        """Read as `read` does, and return also whether the region that responded is the one that takes writes."""
         item, region = await self._read_nearest(container, name, timeout_s)
         return item, region.endpoint is self._topology.write_endpoint
 
-    def start_read(self, container: str, name: str, timeout_s: float) -> "_Read | None":
-        region = self._topology.nearest
-        if region is None or self._signer.needs_token():
-            return None
-        return self._start(region, container, name, asyncio.get_running_loop().time() + timeout_s)
-
-    def _start(self, region: Region, container: str, name: str, due_s: float) -> "_Read":
-        began_s = asyncio.get_running_loop().time()
-        endpoint = region.endpoint
-        call = traced_call.get()
-        message = endpoint.requests.point_read(container, name, b"" if call is None else call.headers)
-        response = start(endpoint.transport, message, due_s - began_s)
-        return _Read(self, container, name, region, began_s, due_s, response, call)
-
-    def take(self, read: "_Read") -> Item | None:
-        """See `StartedRead`; raises RequestFailed or MalformedResponse where `finish_read` knows better."""
-        response = read.response.result()
-        item = item_in(response, read.name) if response.status == 200 else None
-        if item is None and not is_absent(response):
-            raise MalformedResponse("no item")
-        if read.call is not None:
-            note_response(read.call, read.region.name, response)
-        self._translator.charge(response)
-        if read.region.failures:
-            self._topology.record_success(read.region)
-        return item
-
-    async def _read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, Region]:
+    async def _read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, Region]:
+        """Read in the nearest region, and if that is sick in another; return also who responded."""
         loop = asyncio.get_running_loop()
-        due_s = loop.time() + timeout_s
-        region = self._topology.nearest
+        began_s = loop.time()
+        due_s, region = began_s + timeout_s, self._topology.nearest
         if region is None or self._signer.needs_token():
             region = await self._topology.nearest_region(timeout_s)
             await region.endpoint.ensure_token(due_s - loop.time())
-        return await self.finish_read(self._start(region, container, name, due_s))
-
-    async def finish_read(self, read: "_Read") -> tuple[Item | None, Region]:
-        """Await a read's response, and read in another region if this one is sick; return also who responded."""
-        loop = asyncio.get_running_loop()
+            began_s = loop.time()
         try:
-            return await self._read_in(read.region, read, read.response), read.region
+            return await self._read_in(region, container, name, due_s), region
         except CosmosUnavailable as error:
-            other = self._topology.fail_over(read.region, error.kind, read.began_s)
-            if other is None or loop.time() > read.due_s - MIN_TIMEOUT_S:
+            other = self._topology.fail_over(region, error.kind, began_s)
+            if other is None or loop.time() > due_s - MIN_TIMEOUT_S:
                 raise
         except asyncio.CancelledError:
-            self.note_cut_off(read)
+            if loop.time() - began_s >= (due_s - began_s) * CUT_OFF_SHARE:
+                self._topology.fail_over(region, "timeout", began_s)
             raise
-        return await self._read_in(other, read), other
+        return await self._read_in(other, container, name, due_s), other
 
-    def note_cut_off(self, read: "_Read") -> None:
-        """Count a read that was cut off against its region, if it had had most of its time."""
-        if asyncio.get_running_loop().time() - read.began_s >= (read.due_s - read.began_s) * CUT_OFF_SHARE:
-            self._topology.fail_over(read.region, "timeout", read.began_s)
-
-    async def _read_in(
-        self, region: Region, read: "_Read", first: asyncio.Future[Response] | None = None
-    ) -> Item | None:
-        endpoint, container, name, call = region.endpoint, read.container, read.name, read.call
+    async def _read_in(self, region: Region, container: str, name: str, due_s: float) -> CosmosItem | None:
+        endpoint, call = region.endpoint, traced_call.get()
         build = partial(endpoint.requests.point_read, container, name, b"" if call is None else call.headers)
-        response = await endpoint.send(build, read.due_s, retry_stale=True, first=first)
-        if response.status == 401 and await endpoint.renew_token(response, read.due_s):
-            response = await endpoint.send(build, read.due_s)
+        response = await endpoint.send(build, due_s, retry_stale=True)
+        if response.status == 401 and await endpoint.renew_token(response, due_s):
+            response = await endpoint.send(build, due_s)
         if call is not None:
-            note_response(call, region.name, response)
+            _note_response(call, region.name, response)
         try:
             if response.status == 200:
                 self._translator.charge(response)
@@ -189,6 +166,7 @@ class RestClient:
         return item
 
     async def read_versioned(self, container: str, name: str) -> VersionedItem:
+        """Read an item with its version, as `read` does when fresh."""
         response = await self._read_fresh(container, name, DEADLINE_S)
         return self._translator.parse(lambda: _versioned(response, name))
 
@@ -210,19 +188,21 @@ class RestClient:
             return response
         raise self._error(response, container)
 
-    async def create(self, container: str, item: Item) -> ItemWritten:
+    async def create(self, container: str, item: CosmosItem) -> ItemWritten:
+        """Write an item; not done if its id is taken."""
         return await self._write("POST", container, item, JSON, failing=409)
 
-    async def upsert(self, container: str, item: Item) -> ItemWritten:
+    async def upsert(self, container: str, item: CosmosItem) -> ItemWritten:
         return await self._write("POST", container, item, UPSERT)
 
-    async def replace(self, container: str, item: Item, etag: str) -> ItemWritten:
+    async def replace(self, container: str, item: CosmosItem, etag: str) -> ItemWritten:
+        """Put an item in the place of the version *etag*; not done if that is no longer the one."""
         if not etag.isprintable():
             raise StoreMisused(f"{etag[:80]!r} cannot be the version of an item")
         return await self._write("PUT", container, item, JSON + b"if-match: %b\r\n" % etag.encode(), failing=412)
 
     async def _write(
-        self, verb: str, container: str, item: Item, headers: bytes, failing: int | None = None
+        self, verb: str, container: str, item: CosmosItem, headers: bytes, failing: int | None = None
     ) -> ItemWritten:
         """Write an item; *failing* is the status that says that its condition does not hold."""
         await self._topology.nearest_region(DEADLINE_S)
@@ -243,6 +223,7 @@ class RestClient:
         raise self._error(response, container)
 
     async def account(self) -> Account:
+        """Read what the account says of itself."""
         return await self._topology.refresh()
 
     async def offer(self, container: str) -> Offer | None:
@@ -293,6 +274,7 @@ class RestClient:
         return self._translator
 
     async def close(self) -> None:
+        """Give back connections; closing twice does nothing."""
         await self._topology.close()
         await self._signer.close()
 
@@ -317,31 +299,6 @@ class RestClient:
             if response.header(b"x-ms-substatus") == b"%d" % SESSION_NOT_AVAILABLE:
                 self._sessions.refuse(container, asyncio.get_running_loop().time())
         return error
-
-
-@dataclass(slots=True)
-class _Read:
-    """A point read in the nearest region, and when it began and ends by the loop's clock; see `StartedRead`."""
-
-    client: RestClient
-    container: str
-    name: str
-    region: Region
-    began_s: float
-    due_s: float
-    response: asyncio.Future[Response]
-    call: TracedCall | None
-    """The traced call that it is a part of."""
-
-    def take(self) -> Item | None:
-        return self.client.take(self)
-
-    async def finish(self) -> Item | None:
-        return (await self.client.finish_read(self))[0]
-
-    def cut_off(self) -> None:
-        if self.response.cancel():
-            self.client.note_cut_off(self)
 
 
 class SessionTokens:
@@ -409,47 +366,39 @@ def _versioned(response: Response, name: str) -> VersionedItem:
 
 
 def _first_id(offers: object) -> str | None:
-    if not isinstance(offers, list):
-        raise MalformedResponse("a list of offers that is not a list")
-    if not offers:
-        return None
-    offer = offers[0]
-    name = offer.get("id") if isinstance(offer, dict) else None
-    if not isinstance(name, str):
-        raise MalformedResponse("an offer without id")
-    return name
+    match offers:
+        case []:
+            return None
+        case [{"id": str(name)}, *_]:
+            return name
+    raise MalformedResponse("an invalid list of offers")
 
 
 def _names(listed: object) -> list[str]:
-    if not isinstance(listed, list):
-        raise MalformedResponse("a list of containers that is not a list")
-    return [_name(one) for one in listed]
-
-
-def _name(listed: object) -> str:
-    name = listed.get("id") if isinstance(listed, dict) else None
-    if not isinstance(name, str):
-        raise MalformedResponse("a container without id")
-    return name
+    match listed:
+        case list() if all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in listed):
+            return [one["id"] for one in listed]
+    raise MalformedResponse("an invalid list of containers")
 
 
 def _offer(resource: dict[str, Any], response: Response) -> Offer:
     """Parse an offer and the headers that came with it. Raises MalformedResponse."""
     content = resource.get("content")
-    if not isinstance(content, dict):
-        raise MalformedResponse("an offer without content")
-    settings = content.get("offerAutopilotSettings")
-    autoscale = isinstance(settings, dict)
-    ru = settings.get("maxThroughput") if isinstance(settings, dict) else content.get("offerThroughput")
-    if type(ru) is not int:
-        raise MalformedResponse("an offer without throughput")
-    parameters = content.get("offerMinimumThroughputParameters")
-    least = parameters.get("minThroughput") if isinstance(parameters, dict) else None
-    if type(least) is not int:
-        header = response.header(b"x-ms-cosmos-min-throughput") or b""
-        least = int(header) if header.isdigit() else minimum_ru(ru, 0, autoscale=autoscale)
+    match content:
+        case {"offerAutopilotSettings": {"maxThroughput": int(ru)}}:
+            throughput = Throughput(ru, autoscale=True)
+        case {"offerThroughput": int(ru), **others} if not isinstance(others.get("offerAutopilotSettings"), dict):
+            throughput = Throughput(ru)
+        case _:
+            raise MalformedResponse("an offer without throughput")
+    match content:
+        case {"offerMinimumThroughputParameters": {"minThroughput": int(least)}}:
+            minimum = least
+        case _:
+            header = response.header(b"x-ms-cosmos-min-throughput") or b""
+            minimum = int(header) if header.isdigit() else minimum_ru(ru, 0, autoscale=throughput.autoscale)
     pending = (response.header(b"x-ms-offer-replace-pending") or b"").lower() == b"true"
-    return Offer(Throughput(ru, autoscale), least, pending)
+    return Offer(throughput, minimum, pending)
 
 
 def _host(url: str) -> str:
@@ -485,3 +434,19 @@ def _tcp_transport(address: Address) -> MakeTransport:
         )
 
     return make_transport
+
+
+def _note_response(call: TracedCall, region: str, response: Response) -> None:
+    """Add what one response says, of a region that is called so."""
+    attributes = call.attributes
+    attributes["db.response.status_code"] = str(response.status)
+    regions = attributes.get(REGIONS, ())
+    if isinstance(regions, tuple) and region not in regions:
+        attributes[REGIONS] = (*regions, region)
+    sub_status = response.header(b"x-ms-substatus")
+    if sub_status is not None and sub_status[:9].isdigit():
+        attributes["azure.cosmosdb.response.sub_status_code"] = int(sub_status[:9])
+    charged = attributes.get(CHARGE, 0.0)
+    with suppress(ValueError):
+        if isinstance(charged, float):
+            attributes[CHARGE] = charged + float(response.header(CHARGE_HEADER) or 0)

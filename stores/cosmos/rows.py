@@ -16,8 +16,7 @@ from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.items import (
     STATE,
-    Item,
-    Items,
+    CosmosItem,
     ItemWritten,
     batch_name,
     container_of,
@@ -27,18 +26,21 @@ from hotplate.stores.cosmos.items import (
     value_of,
 )
 from hotplate.stores.cosmos.requests import DEADLINE_S
+from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.retry import Retrier, for_each
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.keys import META, Span, bounds, merged, pack
+from hotplate.stores.keys import META, KeySpan, bounds, merged, pack
 from hotplate.stores.store import BATCH_ROWS, Row, not_found, sealed, taken_over
 
 # The two kinds of series of batches: only the first, which each part has of its own, says where to resume.
-ROWS, METAS = "rows", "metas"
+ROWS = "rows"
+METAS = "metas"
 
 # How long a replica that is behind is given to catch up, before what it does not have counts as absent.
 REPLICA_LAGS_S = (0.02, 0.1)
 
-DRAFT, SEALED = "draft", "sealed"
+DRAFT = "draft"
+SEALED = "sealed"
 
 AnyRef = ReleaseRef | DraftRef
 
@@ -49,7 +51,7 @@ ConfirmWriter = Callable[[], Awaitable[None]]
 class ReleaseRows:
     """Writes, acknowledges and scans rows within a budget of request units; lives as long as its store."""
 
-    def __init__(self, items: Items, retrier: Retrier, charges: Charges) -> None:
+    def __init__(self, items: RestClient, retrier: Retrier, charges: Charges) -> None:
         self._items = items
         self._retrier = retrier
         self._charges = charges
@@ -151,18 +153,18 @@ class ReleaseRows:
         except ContainerMissing as error:
             raise not_found(release) from error
 
-    async def _spans(self, container: str, state: Item) -> list[Span]:
+    async def _spans(self, container: str, state: CosmosItem) -> list[KeySpan]:
         """Return which keys each acknowledged batch that counts reaches over: one read a batch."""
-        spans = list[Span]()
+        spans = list[KeySpan]()
 
         async def add(name: str, number: int) -> None:
-            spans.append(Span(*bounds(await self._packed(container, name, number)), name, number))
+            spans.append(KeySpan(*bounds(await self._packed(container, name, number)), name, number))
 
         for name, last in (await self._counted(container, state)).items():
             await for_each(range(1, last + 1), partial(add, name))
         return spans
 
-    async def _counted(self, container: str, state: Item) -> dict[str, int]:
+    async def _counted(self, container: str, state: CosmosItem) -> dict[str, int]:
         """Return the number of the last batch that counts of each series.
 
         `meta` comes last: it was acknowledged before the rows that follow it, so none of it is missed if a
@@ -208,11 +210,11 @@ class ReleaseRows:
                 f"publish again"
             )
 
-    async def _send(self, item: Item, write: Callable[[Item], Awaitable[ItemWritten]]) -> bool:
+    async def _send(self, item: CosmosItem, write: Callable[[CosmosItem], Awaitable[ItemWritten]]) -> bool:
         expected_ru = self._charges.create(item_bytes(item), 0)
         return (await self._retrier.with_budget(expected_ru, lambda: write(item), lambda done: done.charge_ru)).done
 
-    async def _state(self, release: AnyRef) -> Item:
+    async def _state(self, release: AnyRef) -> CosmosItem:
         """Return the item that says whether a release is a draft, and its parts; ReleaseNotFound without one."""
         try:
             container = container_of(release)
@@ -223,7 +225,9 @@ class ReleaseRows:
             raise not_found(release)
         return found
 
-    async def _change_state(self, draft: DraftRef, change: Callable[[Item], Item], *, unless: str = "") -> None:
+    async def _change_state(
+        self, draft: DraftRef, change: Callable[[CosmosItem], CosmosItem], *, unless: str = ""
+    ) -> None:
         """Replace the state by what *change* makes of it, by compare-and-set.
 
         Nothing happens if it is *unless* already. Raises ReleaseNotFound if there is none, ReleaseConflict if
@@ -262,13 +266,13 @@ class ReleaseRows:
         found = await self._read(container, name) or await self._read_again(container, name)
         return value_of(found or {"id": name})
 
-    async def _read(self, container: str, name: str) -> Item | None:
+    async def _read(self, container: str, name: str) -> CosmosItem | None:
         """Read an item as a publisher does, out of the budget."""
         return await self._retrier.with_budget(
             self._charges.read(0), lambda: self._items.read(container, name, DEADLINE_S, fresh=True), self._read_charge
         )
 
-    async def _read_again(self, container: str, name: str) -> Item | None:
+    async def _read_again(self, container: str, name: str) -> CosmosItem | None:
         """Read twice more what should be there: the replica that responded may be behind others."""
         for pause_s in REPLICA_LAGS_S:
             await asyncio.sleep(pause_s)
@@ -276,18 +280,18 @@ class ReleaseRows:
                 return found
         return None
 
-    def _read_charge(self, found: Item | None) -> float:
+    def _read_charge(self, found: CosmosItem | None) -> float:
         if found is None:
             return self._charges.not_found(strong=False)
         return self._charges.read(item_bytes(found))
 
 
-def _ours(item: Item) -> Item:
+def _ours(item: CosmosItem) -> CosmosItem:
     """Return an item without the properties of the service."""
     return {name: value for name, value in item.items() if name[0] != "_"}
 
 
-def _check_writer(draft: DraftRef, state: Item) -> None:
+def _check_writer(draft: DraftRef, state: CosmosItem) -> None:
     if state.get("writer") != draft.writer:
         raise taken_over(draft)
 
@@ -296,7 +300,7 @@ def _rows_kind(part: int) -> str:
     return f"{ROWS}-{part}" if part else ROWS
 
 
-def _series(kind: str, state: Item) -> str:
+def _series(kind: str, state: CosmosItem) -> str:
     """Return the series of the writer that the state names."""
     return _numbered(kind, state.get("claims", 0))
 

@@ -2,29 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from hotplate.stores.cosmos import containers, examination
+from hotplate.stores.cosmos import containers
 from hotplate.stores.cosmos.charges import load, typical_ru
 from hotplate.stores.cosmos.containers import Containers, ReadOffer, create_with_database, open_containers
 from hotplate.stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
-from hotplate.stores.cosmos.estimate import bill_of, estimate_publish
 from hotplate.stores.cosmos.items import (
     CATALOGUE,
     CONTAINER,
     CONTROL,
     DRAWN,
-    Item,
-    Items,
+    CosmosItem,
     ItemWritten,
-    StartedRead,
     container_of,
     item_bytes,
     name_of,
@@ -35,26 +32,25 @@ from hotplate.stores.cosmos.requests import DEADLINE_S
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.retry import RateLimiter, Retrier
 from hotplate.stores.cosmos.rows import ReleaseRows
-from hotplate.stores.cosmos.traces import describe
-from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
+from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
-from hotplate.stores.http1 import Response, when_done
 from hotplate.stores.store import (
     Bill,
     Diagnosed,
     Estimate,
     Finding,
+    Level,
     Observer,
     Plan,
-    Polled,
     ProvisionedStore,
     PublishCounts,
     Row,
     Slot,
     not_found,
     taken_over,
+    traced_call,
 )
-from hotplate.stores.traces import traced_call
+from hotplate.stores.urls import LOOPBACK
 
 # With less time left, a lookup is not tried again.
 MIN_RETRY_S = 0.001
@@ -62,13 +58,13 @@ MIN_RETRY_S = 0.001
 # How often a reader polls the catalogue: 0.5 RU/s for each process.
 POLL_S = 2.0
 
+# No version of an item has this etag, so a replacement by it never takes place.
+NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
+
 Version = tuple[str, int, str]
 
-# Reads one row by the name of its item, of which the first attempt may have been started.
-ReadSlot = Callable[[str, StartedRead | None], Coroutine[Any, Any, Slot]]
 
-
-class CosmosStore(Diagnosed, Polled, ProvisionedStore):
+class CosmosStore(Diagnosed, ProvisionedStore):
     """One database of one account; an instance belongs to one event loop and process."""
 
     batch = 64
@@ -79,7 +75,7 @@ class CosmosStore(Diagnosed, Polled, ProvisionedStore):
     def __init__(
         self,
         address: Address,
-        items: Items,
+        items: RestClient,
         open_containers: Callable[[], Containers],
         read_offer: ReadOffer | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -106,17 +102,14 @@ class CosmosStore(Diagnosed, Polled, ProvisionedStore):
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         container = container_of(release)
         if (call := traced_call.get()) is not None:
-            describe(call, self._address, container, keys)
-        names = [name_of(key) for key in keys]
+            self._address.describe(call, container, len(keys))
         if timeout_s is None:
-            attempt_s, read_slot = DEADLINE_S, partial(self._read_patiently, container)
+            read_slot = partial(self._read_patiently, container)
         else:
-            attempt_s = timeout_s
             read_slot = partial(self._read_in_time, container, timeout_s, self._clock() + timeout_s)
-        if len(keys) == 1:  # alone, it may as well be awaited
-            slots = [await read_slot(names[0], None)]
-        else:
-            slots = await self._read_slots(container, names, attempt_s, read_slot)
+        names = [name_of(key) for key in keys]  # which may raise, and a read that was made would never be awaited
+        reads = [read_slot(name) for name in names]  # alone, one needs no task
+        slots = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))
         failed = 0
         for slot in slots:
             if isinstance(slot, StoreError):
@@ -127,38 +120,16 @@ class CosmosStore(Diagnosed, Polled, ProvisionedStore):
             raise slots[0]
         return slots
 
-    async def _read_slots(
-        self, container: str, names: Sequence[str], attempt_s: float, read_slot: ReadSlot
-    ) -> list[Slot]:
-        """Point-read several keys side by side, without a task for those that one response is enough for."""
-
-        def read_on(name: str, read: StartedRead | None) -> asyncio.Task[Slot]:
-            return asyncio.create_task(read_slot(name, read))
-
-        lookup = _Lookup(len(names), read_on)
-        try:
-            for place, name in enumerate(names):
-                try:
-                    lookup.add(place, name, self._items.start_read(container, name, attempt_s))
-                except StoreError as error:
-                    lookup.slots[place] = error
-            return await lookup.result()
-        except BaseException:
-            lookup.cut_off()
-            raise
-
-    async def _read_in_time(
-        self, container: str, attempt_s: float, give_up_at: float, name: str, first: StartedRead | None
-    ) -> Slot:
+    async def _read_in_time(self, container: str, attempt_s: float, give_up_at: float, name: str) -> Slot:
         """Point-read one key as lookups do, so it holds up or fails no other.
 
         A failure that may pass is tried once more, and one that was sent to nobody, as connections are not opened for a
         moment after one has failed, again and again while there is time.
         """
-        reading, retried = first.finish() if first is not None else self._items.read(container, name, attempt_s), False
+        retried = False
         while True:
             try:
-                return _slot_of(await reading)
+                return _slot_of(await self._items.read(container, name, attempt_s))
             except (CosmosThrottled, CosmosUnavailable) as error:
                 pause_s = _retry_pause_s(error)
                 if retried or pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
@@ -167,18 +138,12 @@ class CosmosStore(Diagnosed, Polled, ProvisionedStore):
             except StoreError as error:
                 return error
             await asyncio.sleep(pause_s)
-            reading = self._items.read(container, name, min(attempt_s, give_up_at - self._clock()))
+            attempt_s = min(attempt_s, give_up_at - self._clock())
 
-    async def _read_patiently(self, container: str, name: str, first: StartedRead | None) -> Slot:
+    async def _read_patiently(self, container: str, name: str) -> Slot:
         """Point-read one key as publishers and operators do: as often, and for as long, as a write is tried."""
-
-        async def attempt() -> Item | None:
-            nonlocal first
-            begun, first = first, None
-            return await (self._items.read(container, name, DEADLINE_S) if begun is None else begun.finish())
-
         try:
-            return _slot_of(await self._retrier.call(attempt))
+            return _slot_of(await self._retrier.call(partial(self._items.read, container, name, DEADLINE_S)))
         except StoreError as error:
             return error
 
@@ -208,7 +173,20 @@ class CosmosStore(Diagnosed, Polled, ProvisionedStore):
         return await containers.warnings(self._address, None if live is None else container_of(live), self._offer)
 
     async def examine(self) -> list[Finding]:
-        return await examination.examine(self._address, self._items, await self.warnings())
+        address, warnings, account = self._address, await self.warnings(), await self._items.account()
+        regions = f"Cosmos DB, read in {', '.join(account.regions)}"
+        server = Finding(Level.OK, "server", regions)
+        if account.multiple_write_regions:
+            sentence = (
+                f"{regions}, written in several, so nothing can be compared and set; turn multi-region writes off"
+            )
+            server = Finding(Level.ERROR, "server", sentence)
+        throughput = [Finding(Level.WARNING, "throughput", sentence) for sentence in warnings]
+        if not throughput:
+            wanted = "serverless" if address.throughput is None else f"{address.throughput.ru:,} RU/s for what is live"
+            throughput = [Finding(Level.OK, "throughput", wanted)]
+        writing = await _examine_writing(address, self._items)
+        return [server, writing, _examine_control(address), *throughput, _examine_transport(address)]
 
     async def _offer(self, container: str) -> Offer | None:
         return await self._retrier.call(partial(self._read_offer or self._containers.offer, container))
@@ -314,7 +292,7 @@ class CosmosStore(Diagnosed, Polled, ProvisionedStore):
         return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
 
     def bill(self) -> Bill:
-        return bill_of(self._address)
+        return containers.bill_of(self._address)
 
     def typical_ru(self, plan: Plan) -> float:
         return typical_ru(self._charges, plan)
@@ -331,65 +309,13 @@ class CosmosStore(Diagnosed, Polled, ProvisionedStore):
         return item_bytes(to_item(name_of(row.key), row.value))
 
     def estimate(self, plan: Plan, counts: PublishCounts, *, first: bool, live: bool) -> Estimate:
-        return estimate_publish(self._address, self._charges, plan, counts, first=first, live=live)
-
-
-class _Lookup:
-    """Point reads of one call. Most take one response, and no task, which would cost as much as all else but sending.
-
-    A read that takes more goes on by *read_on*, in a task of its own, as soon as that shows: no key holds up another.
-    """
-
-    def __init__(self, count: int, read_on: Callable[[str, StartedRead | None], asyncio.Task[Slot]]) -> None:
-        self.slots: list[Slot] = [None] * count
-        self._read_on = read_on
-        self._reads = list[StartedRead]()
-        self._tasks = dict[int, asyncio.Task[Slot]]()
-        self._missing = 0
-        self._complete: asyncio.Future[None] | None = None
-
-    def add(self, place: int, name: str, read: StartedRead | None) -> None:
-        """Await one read more; one that could not be started begins in its task."""
-        if read is None:
-            self._tasks[place] = self._read_on(name, None)
-            return
-        self._reads.append(read)
-        self._missing += 1
-        when_done(read.response, partial(self._take, place, name, read))
-
-    def _take(self, place: int, name: str, read: StartedRead, response: asyncio.Future[Response]) -> None:
-        if response.cancelled():
-            return
-        try:
-            self.slots[place] = _slot_of(read.take())
-        except Exception:  # noqa: BLE001 -- whatever it is, the task meets it again, and treats or raises it
-            self._tasks[place] = self._read_on(name, read)
-        self._missing -= 1
-        if not self._missing and self._complete is not None and not self._complete.done():
-            self._complete.set_result(None)
-
-    async def result(self) -> list[Slot]:
-        """Return a slot for each read, once all are there."""
-        if self._missing:
-            self._complete = asyncio.get_running_loop().create_future()
-            await self._complete
-        if self._tasks:
-            for place, slot in zip(self._tasks, await asyncio.gather(*self._tasks.values()), strict=True):
-                self.slots[place] = slot
-        return self.slots
-
-    def cut_off(self) -> None:
-        """Give up what is not there yet."""
-        for read in self._reads:
-            read.cut_off()
-        for task in self._tasks.values():
-            task.cancel()
+        return containers.estimate_publish(self._address, self._charges, plan, counts, first=first, live=live)
 
 
 class _CatalogueItem:
     """The catalogue as one item of a small container of its own; lives as long as its store."""
 
-    def __init__(self, address: Address, items: Items, clock: Callable[[], float]) -> None:
+    def __init__(self, address: Address, items: RestClient, clock: Callable[[], float]) -> None:
         self._address = address
         self._items = items
         self._clock = clock
@@ -438,7 +364,7 @@ class _CatalogueItem:
         """Return the etag of a version, if that was read last."""
         return self._etags.get(version)
 
-    def _parse(self, item: Item | None, now: float) -> Catalogue:
+    def _parse(self, item: CosmosItem | None, now: float) -> Catalogue:
         if item is None:
             return Catalogue(now=now)
         return catalogue_record.parse(_record_in(item), now=now, where=self._address.shown)
@@ -455,7 +381,7 @@ def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     return CosmosStore(address, client, partial(open_containers, address, client), read_offer)
 
 
-def _slot_of(item: Item | None) -> Slot:
+def _slot_of(item: CosmosItem | None) -> Slot:
     try:
         return None if item is None else value_of(item)
     except StoreError as error:
@@ -469,13 +395,48 @@ def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
     return None
 
 
-def _record(catalogue: Catalogue) -> Item:
+def _record(catalogue: Catalogue) -> CosmosItem:
     return {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(catalogue))}
 
 
-def _record_in(item: Item) -> bytes:
+def _record_in(item: CosmosItem) -> bytes:
     return orjson.dumps(item.get("catalogue"))
 
 
 def _conflict() -> ReleaseConflict:
     return ReleaseConflict("the catalogue was changed by somebody else first")
+
+
+async def _examine_writing(address: Address, items: RestClient) -> Finding:
+    """Try to replace a version of the catalogue that never was: refused by its version, or for want of the right."""
+    try:
+        await items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
+    except ContainerMissing:
+        return Finding(Level.OK, "may publish", f"{address.shown} is empty, so this shows at the first publish")
+    except CosmosUnavailable as error:
+        if error.kind not in ("forbidden", "unauthorized"):
+            raise
+        return Finding(Level.WARNING, "may publish", f"no, which is right for a service; to publish: {error}")
+    except StoreError as error:
+        return Finding(Level.WARNING, "may publish", f"no: {error}")
+    return Finding(Level.OK, "may publish", "yes")
+
+
+def _examine_control(address: Address) -> Finding:
+    if address.arm is not None:
+        return Finding(Level.OK, "containers", "are made and dropped by Azure Resource Manager")
+    if address.key is not None:
+        return Finding(Level.OK, "containers", "are made and dropped with the account's key")
+    sentence = (
+        f"cannot be made, which is right for a service; to publish, add subscription= and resource_group= or {KEY}"
+    )
+    return Finding(Level.WARNING, "containers", sentence)
+
+
+def _examine_transport(address: Address) -> Finding:
+    parts = urlsplit(address.endpoint)
+    if parts.scheme == "https":
+        return Finding(Level.OK, "transport", "TLS, with a certificate that is verified")
+    if parts.hostname in LOOPBACK:
+        return Finding(Level.OK, "transport", "not encrypted, within this machine")
+    return Finding(Level.WARNING, "transport", "lists and tokens cross the network unencrypted; use https")

@@ -64,14 +64,16 @@ def account_properties(reported: dict[str, Any], account: str) -> AccountPropert
 def _locations(reported: object, *, secure: bool) -> tuple[Location, ...]:
     if not isinstance(reported, list) or not reported:
         raise MalformedResponse("an account without regions")
-    return tuple(_location(one if isinstance(one, dict) else {}, secure=secure) for one in reported)
+    return tuple(_location(one, secure=secure) for one in reported)
 
 
-def _location(reported: dict[str, object], *, secure: bool) -> Location:
+def _location(reported: object, *, secure: bool) -> Location:
     """Parse one region; what is sent to an account by https never goes on in the clear."""
-    name, url = reported.get("name"), reported.get("databaseAccountEndpoint")
-    if not isinstance(name, str) or not isinstance(url, str):
-        raise MalformedResponse("a region without name or endpoint")
+    match reported:
+        case {"name": str(name), "databaseAccountEndpoint": str(url)}:
+            pass
+        case _:
+            raise MalformedResponse("a region without name or endpoint")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -183,9 +185,9 @@ class AccountTopology:
             self._mark_healthy(region)
 
     def fail_over(self, region: Region, kind: Kind, began_at: float) -> Region | None:
-        """Note that a read, begun at *began_at*, failed in *region*; return another where another may do better.
+        """Note that a read, begun at *began_at*, failed in *region*; return another region if it may do better.
 
-        Of reads that time out together, one counts: a pause, be it our own, is not a slow region.
+        If overlapping reads time out, one counts: a pause, even our own, is not a slow region.
         """
         if kind == "timeout":
             now = asyncio.get_running_loop().time()

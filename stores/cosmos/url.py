@@ -14,18 +14,22 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from hotplate.stores.errors import StoreMisused
+from hotplate.stores.store import TracedCall
 from hotplate.stores.urls import LOOPBACK, certificate, parameters, redacted, secret, split
 
 PARTITION_RU = 10_000
 INITIAL_PARTITION_RU = 6_000
 DEFAULT_RU = 400
-MANUAL_MIN, MANUAL_STEP = 400, 100
-AUTOSCALE_MIN, AUTOSCALE_STEP = 1_000, 1_000
+MANUAL_MIN = 400
+MANUAL_STEP = 100
+AUTOSCALE_MIN = 1_000
+AUTOSCALE_STEP = 1_000
 MAX_RU = 1_000_000
 # What a serverless container spends in a second with one physical partition, and holds, by
 # https://learn.microsoft.com/azure/cosmos-db/serverless-performance. Each partition more gives as much; the rule of
 # 2022-12-01 gave 1,000 for each beyond five.
-SERVERLESS_RU, SERVERLESS_BYTES = 5_000, 10**12
+SERVERLESS_RU = 5_000
+SERVERLESS_BYTES = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,20 @@ class Address:
 
     arm: ArmAccount | None = None
     """Where containers are made, scaled and dropped through Azure Resource Manager; None: not there."""
+
+    def describe(self, call: TracedCall, container: str, keys: int) -> None:
+        """Say, by OpenTelemetry's conventions for Cosmos DB, how many keys are read where."""
+        server = urlsplit(self.endpoint)
+        call.attributes |= {
+            "db.operation.name": "read_item" if keys == 1 else "read_many_items",
+            "db.namespace": self.database,
+            "db.collection.name": container,
+            "server.address": server.hostname or "",
+            "azure.cosmosdb.connection.mode": "gateway",
+            "azure.cosmosdb.consistency.level": self.consistency,
+        }
+        if server.port is not None and server.port != 443:
+            call.attributes["server.port"] = server.port
 
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:

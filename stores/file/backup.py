@@ -27,11 +27,9 @@ from hotplate.stores.file.catalogue import CatalogueFile
 from hotplate.stores.file.release import READ_CHUNK, check_whole, translated
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder
+from hotplate.stores.verification import OnProgress, unreported
 
 T = TypeVar("T")
-
-# Called with (bytes copied, bytes in all).
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +41,12 @@ class BackupResult:
     copied_bytes: int
 
 
-async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = lambda _done, _total: None) -> BackupResult:
+async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unreported) -> BackupResult:
     """Copy all releases that are complete, and the catalogue, into a new folder.
 
     A release that is pruned during the backup is in it; a draft never is. Raises StoreMisused if *target* holds
-    anything, ReleaseCorrupt if a release is damaged, StoreFull with the numbers.
+    anything, ReleaseCorrupt if a release is damaged, StoreFull with the numbers. *on_progress* is called with (bytes
+    copied, bytes in all).
     """
     _check_new(target)
     async with _held(store) as (found, files):
@@ -68,7 +67,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = lambd
 async def restore(
     source: Path,
     store: LmdbStore,
-    on_progress: OnProgress = lambda _done, _total: None,
+    on_progress: OnProgress = unreported,
     *,
     over: bool = False,
 ) -> BackupResult:

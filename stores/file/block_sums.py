@@ -26,7 +26,8 @@ _MAGIC = b"hotplate"
 
 # The magic, bytes of the file before the sums, sum of its head; after them the sum of all sums and of these.
 _FOOTER = struct.Struct("<8sQ8s")
-_SUM_BYTES, _FOOTER_SUM_BYTES = 8, 16
+_SUM_BYTES = 8
+_FOOTER_SUM_BYTES = 16
 _END_BYTES = _FOOTER.size + _FOOTER_SUM_BYTES
 
 

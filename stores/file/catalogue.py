@@ -24,7 +24,8 @@ from hotplate.stores.folders import flush, take_lock
 LOCK_TIMEOUT_S = 5.0
 
 # How many times the size of a record is allocated for the next one, in whole blocks.
-ROOM, BLOCK_BYTES = 2, 4096
+ROOM = 2
+BLOCK_BYTES = 4096
 
 
 class CatalogueFile:

@@ -35,8 +35,10 @@ T = TypeVar("T")
 FIRST_MAP_BYTES = 1 << 30
 
 # LMDB keeps at least two rows on a page; a larger value gets whole pages of its own.
-PAGE_BYTES, PAGE_HEADER, NODE_HEADER = 4096, 16, 10
-MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER) // 2 - 4
+PAGE_BYTES = 4096
+PAGE_HEADER_BYTES = 16
+NODE_HEADER_BYTES = 10
+MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER_BYTES) // 2 - 4
 
 # How many rows are written at once: the pages of more do not stay in the processor's cache, and cost twice the time.
 TRANSACTION_ROWS = 1000
@@ -290,11 +292,11 @@ def file_bytes(rows: int, payload_bytes: int) -> int:
     """Estimate the size of a release file, from above: rows of the mean size, packed into LMDB's pages, and sums."""
     if rows == 0:
         return block_sums.HEAD_BYTES + block_sums.overhead(block_sums.HEAD_BYTES)
-    node = payload_bytes / rows + NODE_HEADER
+    node = payload_bytes / rows + NODE_HEADER_BYTES
     if node > MAX_NODE_BYTES:
-        row_bytes = math.ceil((node + PAGE_HEADER) / PAGE_BYTES) * PAGE_BYTES + 64.0
+        row_bytes = math.ceil((node + PAGE_HEADER_BYTES) / PAGE_BYTES) * PAGE_BYTES + 64.0
     else:
-        row_bytes = PAGE_BYTES / ((PAGE_BYTES - PAGE_HEADER) // node)
+        row_bytes = PAGE_BYTES / ((PAGE_BYTES - PAGE_HEADER_BYTES) // node)
     branches = 1.03
     size = 16 * PAGE_BYTES + int(rows * row_bytes * branches)
     return size + block_sums.overhead(size)

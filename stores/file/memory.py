@@ -9,6 +9,7 @@ import errno
 import mmap
 import os
 import resource
+import threading
 from math import inf
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from hotplate.stores.errors import StoreUnavailable
 SHARE_OF_ROOM = 0.9
 
 # From Linux's mman.h and capability.h.
-_POPULATE_READ, _LOCK_ON_FAULT = 22, 1
+_POPULATE_READ = 22
+_LOCK_ON_FAULT = 1
 _CAP_IPC_LOCK = 14
 
-_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name in ("madvise", "munlock", "mlock2"):
@@ -69,8 +72,13 @@ def unlock(address: int, size: int) -> None:
 
 
 def major_faults() -> int:
-    """Return how often this thread has waited for a page to be read from a disk."""
-    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_majflt
+    """Return how often this thread has waited for a page to be read from a disk; if it is not the main one, any thread.
+
+    Files of a loop in another thread are read by all threads: that is what `hotplate.open_sync` makes.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    whose = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF) if is_main else resource.RUSAGE_SELF
+    return resource.getrusage(whose).ru_majflt
 
 
 def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:

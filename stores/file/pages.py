@@ -4,6 +4,11 @@ LMDB follows a length or an offset wherever it points; on a damaged page that ma
 ends the process. And if a page is not in memory, a thread that touches it waits for the disk, and with it its whole
 event loop. Here every page is read alone, what does not fit on it is an error, and what is not in memory can be, too.
 The layout is that of LMDB 0.9, in the byte order of the machine.
+
+Measured with LMDB 0.9.36 of py-lmdb 3.0: of 400 bytes flipped on branches none ended the process, of 400 on the last 40
+pages 13 did, and of 300 in the heads of large values 36. After 200 flips anywhere 61 keys were absent, and by hand none
+after 60. If a tenth of the keys were on a disk of 60 reads a second, p99 of those in memory was 3.7 to 4.5 ms (two
+runs), and 34 to 43 ms by LMDB alone; on a quick disk it was 2.9 and 4.3 ms (one run).
 """
 
 import os
@@ -32,7 +37,9 @@ _META_MAGIC = 0xBEEFC0DE
 
 # The header of a page, of which only its kind and the end of its list of nodes matter here.
 _HEADER = struct.Struct("=10xHH2x")
-_BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
+_BRANCH = 1
+_LEAF = 2
+_OVERFLOW = 4
 
 # A node: the length of its value (on a branch the page below it, the flags being its highest bits), flags, the key's
 # length.

@@ -3,6 +3,7 @@
 Reading past the end of a truncated file kills the process (SIGBUS), and walking over a damaged page may: the size is
 checked before a file is mapped, and the sums of all of it before it is scanned. A single read of a damaged page is an
 error of that key, after which the file's one read transaction is begun again, for LMDB lets a failed one read nothing.
+Other threads may be reading in it, for stores of their own: then their keys are read again.
 
 Reading a page that is not in memory stops the thread until the disk has it, and with the thread all that its event loop
 has to do. If that happens, a file is read with care for a while: before LMDB reads a key, its page is looked for in
@@ -14,6 +15,7 @@ import asyncio
 import errno
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,10 +72,17 @@ SCANNED_BYTES = 16 << 20
 
 
 class ReleaseFile:
-    """A sealed release, mapped; lives until its last user closes it, for LMDB maps a file once a process."""
+    """A sealed release, mapped; lives until its last user closes it, for LMDB maps a file once a process.
+
+    A process that was forked while a file was mapped has that map, too, and LMDB refuses it another. It reads by that
+    map, in a transaction of its own, and keeps it: its parent may have been amid a read, for which closing would wait.
+    """
 
     _open: dict[tuple[int, int], "ReleaseFile"] = {}  # noqa: RUF012 -- by device and inode; the one map a process may have
     _closing: dict[tuple[int, int], Future[None]] = {}  # noqa: RUF012 -- those that their threads are to unmap
+    _inherited: dict[tuple[int, int], lmdb.Environment] = {}  # noqa: RUF012 -- the maps that this process was forked with
+    _process = os.getpid()
+    _locks: dict[int, threading.Lock] = {}  # noqa: RUF012 -- by process: its parent may have held its own at the fork
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
         """Map *path*; use `open`, which shares what is mapped already."""
@@ -83,7 +92,7 @@ class ReleaseFile:
         self._found_whole_at = float("-inf")
         self._meta = check_size(path)
         with translated(path):
-            self._env = lmdb.open(
+            self._env = self._inherited.get(identity) or lmdb.open(
                 str(path), subdir=False, readonly=True, lock=False, readahead=False, max_dbs=0, max_spare_txns=2
             )
             self._txn = self._env.begin()
@@ -102,23 +111,34 @@ class ReleaseFile:
         with translated(path):
             status = path.stat()
         identity = status.st_dev, status.st_ino
-        if closing := cls._closing.get(identity):
-            closing.result()
-        file = cls._open.get(identity)
-        if file is None:
-            file = cls._open[identity] = cls(path, identity)
-        file._users += 1
+        with cls._locked():
+            if cls._process != os.getpid():
+                cls._inherited = cls._inherited | {of: file._env for of, file in cls._open.items()}  # noqa: SLF001 -- its own
+                cls._open, cls._closing, cls._process = {}, {}, os.getpid()
+            if closing := cls._closing.get(identity):
+                closing.result()
+            file = cls._open.get(identity)
+            if file is None:
+                file = cls._open[identity] = cls(path, identity)
+            file._users += 1
         return file
 
-    def failed(self, key: str, error: Exception) -> StoreError:
-        """Return what the error of a read means, and make the next read possible."""
+    def failed(self, key: str, error: Exception) -> Slot:
+        """Return what the error of a read means, and make the next read possible.
+
+        If another read had failed in the same transaction, of another thread or of the same batch, read the key.
+        """
         if isinstance(error, lmdb.BadValsizeError):
             return StoreError(f"the key {key[:64]!r} is empty or longer than {MAX_KEY_BYTES} bytes")
-        if not self._damaged:
-            with translated(self.path):
-                self._txn.abort()
-                self._txn = self._env.begin()
-            self._choose_read()
+        try:
+            if not self._damaged:
+                self._txn = self._env.begin()  # the old one ends with the last read in it, in whichever thread
+                self._choose_read()
+            if isinstance(error, lmdb.BadTxnError):
+                with self._env.begin() as txn:
+                    return txn.get(_key_bytes(key))
+        except FAILURES as again:
+            error = again
         return self._corrupt(key, error)
 
     def _corrupt(self, key: str, error: Exception) -> ReleaseCorrupt:
@@ -157,7 +177,8 @@ class ReleaseFile:
     @contextmanager
     def _held(self) -> Iterator[None]:
         """Keep the file mapped until the block ends, even if it is closed before."""
-        self._users += 1
+        with self._locked():
+            self._users += 1
         try:
             yield
         finally:
@@ -271,13 +292,20 @@ class ReleaseFile:
         if time.monotonic() > self._found_whole_at + CHECK_HOLDS_S:
             await self.check()
 
+    @classmethod
+    def _locked(cls) -> threading.Lock:
+        return cls._locks.setdefault(os.getpid(), threading.Lock())
+
     def close(self) -> None:
         """Unmap the file when its last user in this process is done with it, in its thread: a large one takes long."""
-        self._users -= 1
-        if self._users == 0:
+        with self._locked():
+            self._users -= 1
+            if self._users:
+                return
             del self._open[self._identity]
-            closing = self._closing[self._identity] = self._thread.submit(self._unmap)
-            closing.add_done_callback(lambda _: self._closing.pop(self._identity, None))
+            for done in [identity for identity, closing in self._closing.items() if closing.done()]:
+                del self._closing[done]
+            self._closing[self._identity] = self._thread.submit(self._unmap)
             self._thread.shutdown(wait=False)
 
     async def closed(self) -> None:
@@ -291,7 +319,8 @@ class ReleaseFile:
             for start in range(0, self._meta.size, MAP_CHUNK):
                 memory.release(address + start, min(MAP_CHUNK, self._meta.size - start))
         self._txn.abort()
-        self._env.close()
+        if self._identity not in self._inherited:
+            self._env.close()
         os.close(self._file)
 
     def rows(self) -> Iterator[Row]:

@@ -31,7 +31,8 @@ CONNECT_TIMEOUT_S = 1.0
 STILL_S = 0.25
 
 # The first and the longest pause before a server that failed is tried again; until then callers fail at once.
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
+FIRST_PAUSE_S = 0.05
+MAX_PAUSE_S = 2.0
 
 
 class Redirected(StoreUnavailable):
@@ -74,23 +75,6 @@ MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[StoreError], str], .
 
 # What the parser gives if there is no whole reply.
 _MORE = object()
-
-
-class Sender(Protocol):
-    """What commands are sent by: a connection."""
-
-    @property
-    def where(self) -> str:
-        """See `PipelinedConnection`."""
-        ...
-
-    def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
-        """See `PipelinedConnection`."""
-        ...
-
-    def lose(self, reason: str) -> StoreUnavailable:
-        """See `PipelinedConnection`."""
-        ...
 
 
 class Resolver(Protocol):
@@ -146,14 +130,10 @@ class PipelinedConnection(asyncio.Protocol):
                 self._take_over(self._connection)
                 if self.address.role is not None:
                     await self._check_role(self.address.role)
-        except StoreUnavailable:
+        except BaseException as error:
             await self._disconnect()
-            raise
-        except Exception as error:  # whatever it is, callers wait for this
-            await self._disconnect()
-            raise StoreUnavailable(str(translated(error, self.where))) from error
-        except asyncio.CancelledError:
-            await self._disconnect()
+            if isinstance(error, Exception) and not isinstance(error, StoreUnavailable):
+                raise StoreUnavailable(str(translated(error, self.where))) from error  # callers wait for this
             raise
 
     def _take_over(self, opened: AbstractConnection) -> None:
@@ -335,6 +315,29 @@ class PipelinedConnection(asyncio.Protocol):
             self._writer.transport.abort()
 
 
+class Asking:
+    """A connection to a node that a slot is on its way to: it serves a key of that only to who says so."""
+
+    def __init__(self, connection: PipelinedConnection) -> None:
+        self._connection = connection
+        self.where = connection.where
+        self.lose = connection.lose
+
+    def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
+        """See `PipelinedConnection`."""
+        self._connection.send_command(b"ASKING").add_done_callback(_retrieved)
+        return self._connection.send_command(*args)
+
+
+def _retrieved(reply: asyncio.Future[Any]) -> None:
+    if not reply.cancelled():
+        reply.exception()
+
+
+# What commands are sent by.
+Sender = PipelinedConnection | Asking
+
+
 @asynccontextmanager
 async def connected(address: Address, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
     """Open a connection for as long as the block runs; raises StoreUnavailable."""
@@ -451,6 +454,11 @@ class Reconnector:
     def _record_failure(self, now: float, error: str) -> None:
         self._retry_at = now + self._backoff.next_s()
         self._error = error
+
+
+def fields_of(info: bytes) -> dict[str, str]:
+    """Understand the reply to INFO."""
+    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
 def role_of(greeting: object) -> str | None:

@@ -4,17 +4,23 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected
+from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
+from hotplate.stores.redis.control import UNGUARDED, replication_in
 from hotplate.stores.redis.keys import Keys, ReleaseKeys
 from hotplate.stores.redis.topology import Endpoint, Topology
 from hotplate.stores.redis.url import Address
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
+
+_ok = partial(Finding, Level.OK)
+_warning = partial(Finding, Level.WARNING)
+_error = partial(Finding, Level.ERROR)
 
 TIMEOUT_S = 5.0
 
@@ -26,7 +32,8 @@ MUCH_USED = 0.9
 
 # What a row takes besides its bytes, and what the allocator makes of it: within -10 and +13 % of `used_memory` for rows
 # of 0 to 9,000 bytes on Redis 7; the allocator rounds up to its next size.
-ROW_BYTES, ALLOCATED = 80, 1.08
+ROW_BYTES = 80
+ALLOCATED = 1.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +54,14 @@ class Memory:
         """Raise StoreFull, with the numbers, where *plan* does not fit into what is left."""
         beside = len(keys.heads[-1]) + ROW_BYTES
         needed = int((plan.payload_bytes + (plan.rows + len(keys.heads)) * beside) * ALLOCATED)
-        limit = self.maxmemory or self.machine
+        limit, remedy = self.maxmemory, "raise maxmemory"
+        if not limit:
+            limit, remedy = self.machine, "take a machine with more memory"
         if limit and self.used + needed > limit:
             raise StoreFull(
                 f"the release needs about {needed / 1e6:,.1f} MB in {where}, which has a limit of "
-                f"{limit / 1e6:,.1f} MB and uses {self.used / 1e6:,.1f} MB; raise maxmemory, prune old releases, "
-                f"or publish shorter lists"
+                f"{limit / 1e6:,.1f} MB and uses {self.used / 1e6:,.1f} MB; {remedy}, prune old releases, or "
+                f"publish shorter lists"
             )
 
     def warnings(self, where: str) -> list[str]:
@@ -65,12 +74,7 @@ class Memory:
 
 async def measure(reconnector: Reconnector) -> Memory:
     """Read it from the server, in one command; raises StoreError."""
-    return _memory(_fields(await reconnector.execute_command(b"INFO", b"memory")))
-
-
-def _fields(info: bytes) -> dict[str, str]:
-    """Understand the reply to INFO."""
-    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    return _memory(fields_of(await reconnector.execute_command(b"INFO", b"memory")))
 
 
 def _memory(fields: Mapping[str, str]) -> Memory:
@@ -88,20 +92,34 @@ async def examine(address: Address, keys: Keys) -> list[Finding]:
     return [*found[:2], *rights, *found[2:]]
 
 
+async def examine_replicas(address: Address) -> list[Finding]:
+    """Return what there is to say of a primary that should have replicas; raises StoreError."""
+    try:
+        async with connected(address, TIMEOUT_S) as connection:
+            found = replication_in(fields_of(await connection.send_command(b"INFO", b"replication")))
+    except StoreMisused as refused:
+        return [_warning("replicas", f"the server may not be asked about them: {refused}")]
+    if not found.replicas:
+        return [_error("replicas", "none follows the primary, so nothing can take over; add one")]
+    well = _ok("min-replicas", "the primary refuses writes that no replica would get")
+    guard = well if found.guarded else _warning("min-replicas", UNGUARDED)
+    return [_ok("replicas", f"{found.replicas} follow the primary"), guard]
+
+
 async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
     """Ask each primary of a cluster, and what it says of the others; raises StoreError if none can be reached."""
     await topology.load()
     home = topology.owner(key_slot(keys.catalogue.encode()))
     if home is None:
         sentence = "no node serves the slot of the catalogue; bring the node back, or give its slots to another"
-        return [Finding(Level.ERROR, "slots", sentence)]
+        return [_error("slots", sentence)]
     found = [*await _cluster(topology), *await _rights(topology.resolver(home), keys)]
     each = list[tuple[Endpoint, Finding]]()
     for node in topology.primaries:
         try:
             each += [(node, finding) for finding in await _examine_server(topology.resolver(node))]
         except StoreError as error:
-            each.append((node, Finding(Level.ERROR, "server", str(error))))
+            each.append((node, _error("server", str(error))))
     return found + _summed(each)
 
 
@@ -124,44 +142,44 @@ async def _cluster(topology: Topology) -> list[Finding]:
     for node in topology.primaries:
         try:
             async with connected(topology.resolver(node), TIMEOUT_S) as connection:
-                fields = _fields(await connection.send_command(b"CLUSTER", b"INFO"))
+                fields = fields_of(await connection.send_command(b"CLUSTER", b"INFO"))
                 full = await _setting(connection, b"cluster-require-full-coverage")
                 reads = await _setting(connection, b"cluster-allow-reads-when-down")
                 break
         except StoreMisused as refused:
-            return [Finding(Level.WARNING, "cluster", f"it may not be asked about itself: {refused}")]
+            return [_warning("cluster", f"it may not be asked about itself: {refused}")]
         except StoreError as unreachable:
             error = unreachable
     else:
-        return [Finding(Level.ERROR, "cluster", f"no primary answers: {error}")]
+        return [_error("cluster", f"no primary answers: {error}")]
     return [_state(fields), _slots(fields), _replicas(topology), _coverage(full, reads)]
 
 
 def _state(fields: Mapping[str, str]) -> Finding:
     sentence = f"{fields.get('cluster_size', '?')} primaries of {fields.get('cluster_known_nodes', '?')} nodes"
     if fields.get("cluster_state") == "ok":
-        return Finding(Level.OK, "cluster", sentence)
+        return _ok("cluster", sentence)
     sentence += ", and its state is fail: nodes refuse to answer; see `redis-cli --cluster check` and their logs"
-    return Finding(Level.ERROR, "cluster", sentence)
+    return _error("cluster", sentence)
 
 
 def _slots(fields: Mapping[str, str]) -> Finding:
     assigned, failed = (int(fields.get(f"cluster_slots_{which}", 0)) for which in ("assigned", "fail"))
     if assigned < SLOTS:
         sentence = f"{SLOTS - assigned:,} of {SLOTS:,} belong to no node; give them to nodes: redis-cli --cluster fix"
-        return Finding(Level.ERROR, "slots", sentence)
+        return _error("slots", sentence)
     if failed:
         sentence = f"{failed:,} of {SLOTS:,} are of nodes that have failed, whose users get popular lists"
-        return Finding(Level.ERROR, "slots", f"{sentence}; bring these back, or let replicas take over")
-    return Finding(Level.OK, "slots", f"all {SLOTS:,} are served")
+        return _error("slots", f"{sentence}; bring these back, or let replicas take over")
+    return _ok("slots", f"all {SLOTS:,} are served")
 
 
 def _replicas(topology: Topology) -> Finding:
     alone = [str(node) for node in topology.primaries if not topology.replicas(node)]
     if alone:
         sentence = f"{', '.join(alone)} have none, so what is on them is lost with them; add a replica to each"
-        return Finding(Level.WARNING, "replicas", sentence)
-    return Finding(Level.OK, "replicas", "each primary has at least one")
+        return _warning("replicas", sentence)
+    return _ok("replicas", "each primary has at least one")
 
 
 def _coverage(full: str | None, reads: str | None) -> Finding:
@@ -170,15 +188,15 @@ def _coverage(full: str | None, reads: str | None) -> Finding:
             "cluster-require-full-coverage is yes, so all nodes refuse to answer when one is lost; set it to no "
             "on each, and only the users on that node get popular lists"
         )
-        return Finding(Level.WARNING, "coverage", sentence)
+        return _warning("coverage", sentence)
     if reads == "no":
         sentence = (
             "cluster-allow-reads-when-down is no, so a node that does not hear most of the others for a moment "
             "answers no request; set it to yes on each, and its users keep their lists"
         )
-        return Finding(Level.WARNING, "coverage", sentence)
+        return _warning("coverage", sentence)
     known = "it may not be asked whether a lost node takes the others along" if full is None else "a lost node is alone"
-    return Finding(Level.OK, "coverage", known)
+    return _ok("coverage", known)
 
 
 async def _rights(address: Address, keys: Keys) -> list[Finding]:
@@ -191,9 +209,9 @@ async def _rights(address: Address, keys: Keys) -> list[Finding]:
 async def _examine_server(address: Address) -> list[Finding]:
     async with connected(address, TIMEOUT_S) as connection:
         try:
-            fields = _fields(await connection.send_command(b"INFO"))
+            fields = fields_of(await connection.send_command(b"INFO"))
         except StoreMisused as error:
-            return [Finding(Level.WARNING, "server", f"it may not be asked about itself: {error}")]
+            return [_warning("server", f"it may not be asked about itself: {error}")]
         persistence = _persistence(fields, await _setting(connection, b"save"))
     memory = _memory(fields)
     return [_server(fields), _role(fields), _room(memory), _eviction(memory), persistence]
@@ -204,9 +222,8 @@ async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
         await connection.send_command(b"MGET", keys.catalogue, keys.doctors)
         await connection.send_command(b"TIME")
     except StoreMisused as error:
-        sentence = f"no: {error}; docs/redis.md has the rights of a user that serves"
-        return Finding(Level.ERROR, "may read", sentence)
-    return Finding(Level.OK, "may read", "yes")
+        return _error("may read", f"no: {error}; docs/redis.md has the rights of a user that serves")
+    return _ok("may read", "yes")
 
 
 async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
@@ -221,24 +238,20 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
         await connection.send_command(b"WATCH", row)
         await connection.send_command(b"MULTI")
     except StoreMisused as error:  # then nothing more is sent: it would be done
-        return Finding(Level.WARNING, "may publish", f"no, as is right for a service: {error}")
+        return _warning("may publish", f"no, as is right for a service: {error}")
     sent = [connection.send_command(name, *arguments) for name, arguments in commands.items()]
     replies = await asyncio.gather(*sent, connection.send_command(b"DISCARD"), return_exceptions=True)
     refused = {name: reply for name, reply in zip(commands, replies, strict=False) if isinstance(reply, StoreError)}
     others = [str(error) for error in refused.values() if not isinstance(error, StoreMisused)]
     if others:  # a replica, or a server that is full or cannot save: not about rights
-        return Finding(Level.WARNING, "may publish", f"no: {others[0]}")
+        return _warning("may publish", f"no: {others[0]}")
     if refused.keys() - {"PUBLISH"}:
-        return Finding(
-            Level.WARNING,
-            "may publish",
-            f"no: this user may not {', '.join(refused)}, as is right for a service; docs/redis.md has the rights of "
-            f"one that publishes",
-        )
+        sentence = f"no: this user may not {', '.join(refused)}, as is right for a service"
+        return _warning("may publish", f"{sentence}; docs/redis.md has the rights of one that publishes")
     if refused:
         sentence = f"yes, but services see a change after a second only; give this user +publish and &{keys.changes}"
-        return Finding(Level.WARNING, "may publish", sentence)
-    return Finding(Level.OK, "may publish", "yes")
+        return _warning("may publish", sentence)
+    return _ok("may publish", "yes")
 
 
 async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
@@ -256,76 +269,62 @@ def _server(fields: Mapping[str, str]) -> Finding:
     parts = tuple(int(part) for part in fields.get("redis_version", "").split(".")[:2] if part.isdigit())
     sentence = f"{name} {stated}, {fields.get('redis_mode', 'standalone')}"
     if parts and parts < OLDEST:
-        return Finding(Level.WARNING, "server", f"{sentence}, older than what is tested; upgrade to 7")
-    return Finding(Level.OK, "server", sentence)
+        return _warning("server", f"{sentence}, older than what is tested; upgrade to 7")
+    return _ok("server", sentence)
 
 
 def _role(fields: Mapping[str, str]) -> Finding:
     if fields.get("role", "master") == "master":
-        return Finding(Level.OK, "role", f"primary, {fields.get('connected_slaves', '0')} replicas")
+        return _ok("role", f"primary, {fields.get('connected_slaves', '0')} replicas")
     if fields.get("master_link_status") != "up":
-        sentence = "a replica that has lost its primary, so it shows what was; mend the replication"
-        return Finding(Level.ERROR, "role", sentence)
-    return Finding(Level.WARNING, "role", "a replica: serve from it, and publish to its primary")
+        return _error("role", "a replica that has lost its primary, so it shows what was; mend the replication")
+    return _warning("role", "a replica: serve from it, and publish to its primary")
 
 
 def _room(memory: Memory) -> Finding:
     used = f"{memory.used / 1e6:,.1f} MB used"
     if memory.maxmemory == 0:
         of_machine = f" of the {memory.machine / 1e6:,.0f} MB of its machine" if memory.machine else ""
-        return Finding(Level.OK, "memory", f"{used}{of_machine}; maxmemory is not set")
+        return _ok("memory", f"{used}{of_machine}; maxmemory is not set")
     sentence = f"{used} of {memory.maxmemory / 1e6:,.1f} MB"
     if memory.used >= memory.maxmemory * MUCH_USED:
-        return Finding(Level.WARNING, "memory", f"{sentence}; raise maxmemory, or prune old releases")
-    return Finding(Level.OK, "memory", sentence)
+        return _warning("memory", f"{sentence}; raise maxmemory, or prune old releases")
+    return _ok("memory", sentence)
 
 
 def _eviction(memory: Memory) -> Finding:
     if not memory.evicts:
-        return Finding(Level.OK, "eviction", f"{memory.policy}: no list is ever dropped")
+        return _ok("eviction", f"{memory.policy}: no list is ever dropped")
     sentence = f"{memory.policy} drops lists in silence once memory is short; set maxmemory-policy to noeviction"
     if memory.maxmemory:
-        return Finding(Level.ERROR, "eviction", sentence)
-    return Finding(Level.WARNING, "eviction", f"{sentence}, before maxmemory is set")
+        return _error("eviction", sentence)
+    return _warning("eviction", f"{sentence}, before maxmemory is set")
 
 
 def _persistence(fields: Mapping[str, str], save_points: str | None) -> Finding:
-    failed = [
-        name
-        for name in ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
-        if fields.get(name, "ok") != "ok"
-    ]
+    saves = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
+    failed = [name for name in saves if fields.get(name, "ok") != "ok"]
     if failed:
-        sentence = (
-            f"the last save failed ({', '.join(failed)}), and the server may refuse to write; see its log and disk"
-        )
-        return Finding(Level.ERROR, "persistence", sentence)
+        sentence = f"the last save failed ({', '.join(failed)}), and the server may refuse to write"
+        return _error("persistence", f"{sentence}; see its log and disk")
     if fields.get("aof_enabled") == "1":
-        return Finding(Level.OK, "persistence", "appendonly: every change is on its disk within a second")
+        return _ok("persistence", "appendonly: every change is on its disk within a second")
     if save_points == "":
-        return Finding(
-            Level.WARNING,
-            "persistence",
-            "none: a restart loses all releases, and services answer popular lists until the next publish; set "
-            "appendonly yes, or save",
-        )
+        sentence = "none: a restart loses all releases, and services answer popular lists until the next publish"
+        return _warning("persistence", f"{sentence}; set appendonly yes, or save")
     age_s = max(0.0, time.time() - int(fields.get("rdb_last_save_time", 0)))
     when = "" if save_points is None else f" by {save_points}"
     changes = int(fields.get("rdb_changes_since_last_save", 0))
-    return Finding(
-        Level.OK, "persistence", f"snapshots{when}; the last {age_s:,.0f} s ago, {changes:,} changes since then"
-    )
+    return _ok("persistence", f"snapshots{when}; the last {age_s:,.0f} s ago, {changes:,} changes since then")
 
 
 def _transport(address: Address) -> Finding:
     if address.tls:
-        return Finding(Level.OK, "transport", "TLS, with a certificate that is verified")
+        return _ok("transport", "TLS, with a certificate that is verified")
     if address.path:
-        return Finding(Level.OK, "transport", "a socket on this machine")
+        return _ok("transport", "a socket on this machine")
     if address.host in LOOPBACK or address.host.startswith("127."):
-        return Finding(Level.OK, "transport", "not encrypted, within this machine")
+        return _ok("transport", "not encrypted, within this machine")
     if address.password is None:
-        return Finding(
-            Level.WARNING, "transport", "not encrypted and without a password; use rediss:// and an ACL user"
-        )
-    return Finding(Level.WARNING, "transport", "the password crosses the network unencrypted; use rediss://")
+        return _warning("transport", "not encrypted and without a password; use rediss:// and an ACL user")
+    return _warning("transport", "the password crosses the network unencrypted; use rediss://")

@@ -16,11 +16,10 @@ from typing import Any
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef, State
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError
-from hotplate.stores.keys import Span, bounds, merged, unpack
+from hotplate.stores.keys import KeySpan, bounds, merged, unpack
 from hotplate.stores.redis.connection import Sender
-from hotplate.stores.redis.control import Control
+from hotplate.stores.redis.control import CONTROL_WAIT_S, Control, wait_for_replicas
 from hotplate.stores.redis.keys import BATCHES, MAX_KEYS, Keys
-from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.topology import Nodes
 from hotplate.stores.throttle import AdaptiveThrottle
 
@@ -205,17 +204,17 @@ class Inventory:
             found.update(name[name.index(b"}:") + 2 :].decode() for name in names)
         yield sorted(found)
 
-    async def _packed(self, span: Span) -> bytes | None:
+    async def _packed(self, span: KeySpan) -> bytes | None:
         found: bytes | None = await self._nodes.execute_command(b"LINDEX", span.source, span.place)
         return found
 
-    async def _spans(self, release: ReleaseRef) -> list[Span]:
+    async def _spans(self, release: ReleaseRef) -> list[KeySpan]:
         """Return which keys each acknowledged batch covers: about 300 bytes for 500 rows."""
-        spans = list[Span]()
+        spans = list[KeySpan]()
         for source in self._keys.release(release).lists:
             start = 0
             while found := await self._nodes.execute_command(b"LRANGE", source, start, start + SPANS - 1):
-                spans += (Span(*bounds(packed), source, start + place) for place, packed in enumerate(found))
+                spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(found))
                 start += len(found)
         return spans
 

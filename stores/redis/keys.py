@@ -15,7 +15,7 @@ do.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from redis.crc import key_slot
@@ -73,18 +73,15 @@ class ReleaseKeys:
         heads, mask = self.heads, BUCKETS - 1
         return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
 
-    def located(self, keys: Iterable[str]) -> tuple[list[bytes], list[int]]:
+    def located(self, keys: Sequence[str]) -> tuple[list[bytes], list[int]]:
         """Return the names and the buckets of rows; a key that UTF-8 cannot express has a name that no row has."""
-        heads, names, buckets = self.raw_heads, list[bytes](), list[int]()
-        for key in keys:
-            try:
-                raw = key.encode()
-            except UnicodeEncodeError:
-                raw = key.encode(errors="surrogatepass")
-            bucket = xxh3_64_intdigest(raw) & (BUCKETS - 1)
-            names.append(heads[bucket] + raw)
-            buckets.append(bucket)
-        return names, buckets
+        heads, mask = self.raw_heads, BUCKETS - 1
+        try:
+            raw = [key.encode() for key in keys]
+        except UnicodeEncodeError:
+            raw = [key.encode(errors="surrogatepass") for key in keys]
+        buckets = [xxh3_64_intdigest(one) & mask for one in raw]
+        return [heads[bucket] + one for bucket, one in zip(buckets, raw, strict=True)], buckets
 
     def by_step(self, names: Iterable[bytes]) -> dict[str, list[bytes]]:
         """Return the names of rows by the first state of their step."""

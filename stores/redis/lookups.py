@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.deadlines import Deadlines
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis.connection import Reconnector, Redirected, Sender
+from hotplate.stores.redis.control import SEALED, unsealed
 from hotplate.stores.redis.keys import BUCKETS, MAX_KEYS, Keys
-from hotplate.stores.redis.states import SEALED, unsealed
 from hotplate.stores.redis.topology import Endpoint, Nodes, uncovered
 from hotplate.stores.store import Slot, not_found
 
@@ -25,18 +25,6 @@ class _Sent(NamedTuple):
     replies: _Replies
 
 
-class Lookups(Protocol):
-    """Reads rows; lives as long as its store, on one loop."""
-
-    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`."""
-        ...
-
-    async def close(self) -> None:
-        """Close what only lookups use."""
-        ...
-
-
 class ServerLookups:
     """Reads from one server, rows and the release's state in one command, or from a replica of it.
 
@@ -49,7 +37,7 @@ class ServerLookups:
         self._replica = replica
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Lookups`; a command is answered as a whole, so the caller's own time-out ends the wait."""
+        """See `Reader.get_many`; a command is answered as a whole, so the caller's own time-out ends the wait."""
         if len(keys) > MAX_KEYS:
             chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
             found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
@@ -91,7 +79,7 @@ class ClusterLookups:
         self._opening = set[asyncio.Task[None]]()
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Lookups`; a list is absent only if its bucket is sealed; else its node has lost something, or all."""
+        """See `Reader.get_many`; a list is absent only if its bucket is sealed: else its node has lost something."""
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         names = self._keys.release(release)
         if not keys and await self._nodes.execute_command(b"GET", names.state) is None:
@@ -226,3 +214,6 @@ class ClusterLookups:
     def _expire(self, replies: _Replies) -> None:
         if not replies.done():
             replies.set_exception(PartUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time"))
+
+
+RedisLookups = ServerLookups | ClusterLookups

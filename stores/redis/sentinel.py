@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, role_of
-from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
+from hotplate.stores.redis.control import CONTROL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.url import Address, Read, Role, SentinelAddress, show
 from hotplate.stores.store import Finding, Level
 
@@ -37,7 +37,8 @@ UNUSABLE = {"s_down", "o_down", "disconnected"}
 
 # For how long a replica may say that it is a primary before the sentinels do, and the pause before they are asked
 # again. If they never do, the sentinel that had begun a failover is gone, and the others make it a replica again.
-SETTLE_S, SETTLE_PAUSE_S = 10.0, 0.1
+SETTLE_S = 10.0
+SETTLE_PAUSE_S = 0.1
 
 # Of how many replies the quickest is taken for the latency of a server.
 PINGS = 3
@@ -129,10 +130,9 @@ class Sentinels:
 
     async def examine(self) -> list[Finding]:
         """Return what `store doctor` says of the sentinels themselves; never raises StoreError."""
+        findings, said = list[Finding](), dict[str, str]()
         sentinels = self._address.sentinels
-        found = await asyncio.gather(*(self._examine_one(sentinel) for sentinel in sentinels), return_exceptions=True)
-        findings = list[Finding]()
-        said = dict[str, str]()
+        found = await asyncio.gather(*map(self._examine_one, sentinels), return_exceptions=True)
         for sentinel, one in zip(sentinels, found, strict=True):
             if isinstance(one, BaseException):
                 findings.append(Finding(Level.WARNING, "sentinel", f"{one}; start it, or take it out of the URL"))
@@ -145,10 +145,9 @@ class Sentinels:
             advice = "a failover is under way, or they are cut off from each other"
             findings.append(Finding(Level.ERROR, "sentinels", f"they disagree about the primary: {sentence}; {advice}"))
         elif said:
-            sentence = (
-                f"{len(said)} of {len(sentinels)} answer, and say that the primary is {next(iter(said.values()))}"
-            )
-            findings.append(Finding(Level.OK, "sentinels", sentence))
+            answering = f"{len(said)} of {len(self._address.sentinels)} answer"
+            primary = next(iter(said.values()))
+            findings.append(Finding(Level.OK, "sentinels", f"{answering}, and say that the primary is {primary}"))
         return findings
 
     def _primary(self, state: State) -> Address:
@@ -197,13 +196,11 @@ class Sentinels:
             place, primary, replicas = await asyncio.gather(*sent)
         try:
             host, port = place
-            named = map(_fields, replicas)
-            usable = [each for each in named if UNUSABLE.isdisjoint(each["flags"].split(","))]
-            return State(
-                int(_fields(primary)["config-epoch"]),
-                (host.decode(), int(port)),
-                tuple((fields["ip"], int(fields["port"])) for fields in _linked(usable)),
-            )
+            usable = [each for each in map(_fields, replicas) if UNUSABLE.isdisjoint(each["flags"].split(","))]
+            # None is connected to a primary that has died.
+            linked = [each for each in usable if each.get("master-link-status") == "ok"] or usable
+            places = tuple((each["ip"], int(each["port"])) for each in linked)
+            return State(int(_fields(primary)["config-epoch"]), (host.decode(), int(port)), places)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{sentinel.shown} replied with something else than it was asked for") from error
 
@@ -314,8 +311,3 @@ async def _role(server: Address) -> str | None:
 def _fields(reply: Sequence[bytes]) -> dict[str, str]:
     """Understand names and values by turns."""
     return {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
-
-
-def _linked(replicas: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
-    """Return those that are connected to their primary; all if none is, as when that has died."""
-    return [fields for fields in replicas if fields.get("master-link-status") == "ok"] or replicas

@@ -20,14 +20,23 @@ from collections.abc import AsyncIterator, Sequence
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, gained
 from hotplate.stores.errors import StoreError
-from hotplate.stores.redis import examination, replication
-from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Sender, connected
-from hotplate.stores.redis.control import Control
+from hotplate.stores.redis import examination
+from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Sender
+from hotplate.stores.redis.control import (
+    CLAIM,
+    REPLACE,
+    SEALED,
+    Control,
+    check_owned,
+    send_replicated,
+    state_of,
+    unsealed,
+    wait_for_replicas,
+)
 from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.lookups import ClusterLookups, Lookups, ServerLookups
+from hotplate.stores.redis.lookups import ClusterLookups, RedisLookups, ServerLookups
 from hotplate.stores.redis.sentinel import Sentinels
-from hotplate.stores.redis.states import CLAIM, REPLACE, SEALED, check_owned, state_of, unsealed
 from hotplate.stores.redis.topology import ONLY, Nodes, OnlyServer, Servers, Topology
 from hotplate.stores.redis.url import Address, ClusterAddress, SentinelAddress, parse, parse_cluster, parse_sentinel
 from hotplate.stores.redis.writer import Batches, RowsLost, Scripts, Transactions, Writer, with_retries
@@ -36,13 +45,12 @@ from hotplate.stores.store import (
     Finding,
     Level,
     Plan,
-    Polled,
     Row,
     Slot,
     not_found,
     sealed,
+    traced_call,
 )
-from hotplate.stores.traces import traced_call
 from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
@@ -55,10 +63,11 @@ TIMEOUT_S = 5.0
 
 # For how long a batch is tried again while a server restarts or another one takes over. It is longer in a cluster,
 # which elects a replica after cluster-node-timeout, 15 s; create and seal are tried again there as well.
-RETRY_FOR_S, CLUSTER_RETRY_FOR_S = 10.0, 30.0
+RETRY_FOR_S = 10.0
+CLUSTER_RETRY_FOR_S = 30.0
 
 
-class RedisStore(Diagnosed, Polled):
+class RedisStore(Diagnosed):
     """One deployment in one database of a server, or in a cluster; an instance belongs to one event loop and process.
 
     Lookups, control and writing have a connection each to every server, so none waits behind another, opened when
@@ -90,8 +99,8 @@ class RedisStore(Diagnosed, Polled):
         self._writes = Nodes(self._servers, TIMEOUT_S)
         self._control = Control(self._nodes, keys)
         self._inventory = Inventory(self._nodes, keys, self._control)
-        self._lookups: Lookups
-        self._scans: Lookups
+        self._lookups: RedisLookups
+        self._scans: RedisLookups
         self._batches: Batches
         if self._clustered:
             self._lookups, self._scans = ClusterLookups(keys, self._reads), ClusterLookups(keys, self._nodes)
@@ -148,8 +157,7 @@ class RedisStore(Diagnosed, Polled):
         try:
             primary = await self._sentinels.resolve()
             findings += await examination.examine(primary, self._keys)
-            async with connected(primary, TIMEOUT_S) as connection:
-                return findings + await replication.examine(connection)
+            return findings + await examination.examine_replicas(primary)
         except StoreError as error:
             return [*findings, Finding(Level.ERROR, "primary", str(error))]
 
@@ -179,7 +187,7 @@ class RedisStore(Diagnosed, Polled):
         names = (*keys.steps[0], keys.points)
 
         async def claim(connection: Sender) -> bytes | None:
-            sent = replication.send_replicated(connection, b"EVAL", CLAIM, len(names), *names, state_of(draft))
+            sent = send_replicated(connection, b"EVAL", CLAIM, len(names), *names, state_of(draft))
             before: bytes | None = await sent
             return before
 
@@ -229,7 +237,7 @@ class RedisStore(Diagnosed, Polled):
         sealed_by = await self._nodes.run(keys.state, seal_first)
         used = list({sealed_by, *await asyncio.gather(*(self._seal_other(draft, step) for step in others))})
         is_replicated = self._clustered or self._sentinels is not None
-        waits = (replication.wait_for_replicas(connection) for connection in used)
+        waits = (wait_for_replicas(connection) for connection in used)
         for connection, found in zip(used, await asyncio.gather(*waits), strict=True):
             if found is not None and (is_replicated or found.acknowledged < found.replicas):
                 for sentence in found.shortfalls(connection.where):

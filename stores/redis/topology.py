@@ -9,14 +9,14 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from redis.cluster import parse_cluster_slots
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Redirected, Resolver, Sender
+from hotplate.stores.redis.connection import Asking, Reconnector, Redirected, Resolver, Sender, connected
 from hotplate.stores.redis.url import Address, ClusterAddress, show
 from hotplate.stores.throttle import Backoff
 
@@ -46,51 +46,12 @@ class Endpoint(NamedTuple):
         return show(self.host, self.port)
 
 
-class Servers(Protocol):
-    """Knows which server serves which slot."""
-
-    shown: str
-    """The URL without secrets, for sentences."""
-
-    version: int
-    """Grows with each change; 0 until that is known."""
-
-    @property
-    def primaries(self) -> Sequence[Endpoint]:
-        """The servers that serve slots, in the order of their addresses."""
-        ...
-
-    async def load(self) -> None:
-        """Wait until who serves what is known; raises StoreError if no server says it."""
-        ...
-
-    def owner(self, slot: int) -> Endpoint | None:
-        """Return who serves a slot; None if no server is known to, which is looked into."""
-        ...
-
-    def resolver(self, node: Endpoint) -> Resolver:
-        """Return what knows how to connect to a server."""
-        ...
-
-    def learn(self, redirected: Redirected, said_by: Endpoint) -> Endpoint:
-        """Take note of what a server said instead of a reply; return which server should be sent the command."""
-        ...
-
-    def suspect(self) -> None:
-        """Look into it, soon and in the background: something is not where it should be."""
-        ...
-
-    async def close(self) -> None:
-        """Stop looking."""
-        ...
-
-
 # The only server, wherever it is.
 ONLY = Endpoint("", 0)
 
 
 class OnlyServer:
-    """One server, or the one of several that takes writes: a cluster of one node."""
+    """One server, or the one of several that takes writes: a cluster of one node; see `Topology`."""
 
     version = 1
     primaries = (ONLY,)
@@ -108,7 +69,7 @@ class OnlyServer:
         return ONLY
 
     def resolver(self, node: Endpoint) -> Resolver:
-        """See `Servers`."""
+        """See `Topology`."""
         del node
         return self._resolver
 
@@ -248,23 +209,22 @@ class Topology:
         return list(dict.fromkeys([*known, *seeds]))
 
     async def _ask(self, node: Endpoint) -> Layout:
-        connection = PipelinedConnection(self.resolver(node), TIMEOUT_S)
-        await connection.open()
-        try:
-            reply = await connection.send_command(b"CLUSTER", b"SLOTS")
+        address = self.resolver(node)
+        async with connected(address, TIMEOUT_S) as connection:
+            try:
+                reply = await connection.send_command(b"CLUSTER", b"SLOTS")
+            except StoreUnavailable as error:
+                if "cluster support disabled" not in str(error):
+                    raise
+                sentence = f"{address.shown} is not a node of a cluster; write redis:// in the place of its scheme"
+                raise StoreMisused(sentence) from error
             try:
                 return _layout(reply, node)
             except (TypeError, ValueError, IndexError, KeyError) as error:
                 raise connection.lose("does not say who serves which slot") from error
-        except StoreUnavailable as error:
-            if "cluster support disabled" in str(error):
-                sentence = (
-                    f"{self.resolver(node).shown} is not a node of a cluster; write redis:// in the place of its scheme"
-                )
-                raise StoreMisused(sentence) from error
-            raise
-        finally:
-            await connection.close()
+
+
+Servers = OnlyServer | Topology
 
 
 class Nodes:
@@ -316,7 +276,7 @@ class Nodes:
                 raise uncovered(self.topology.shown, slot)
             try:
                 connection = await self.at(node).connection()
-                return await work(_Asking(connection) if ask else connection)
+                return await work(Asking(connection) if ask else connection)
             except Redirected as redirected:
                 target = self.topology.learn(redirected, node)
                 ask = target if redirected.asking else None
@@ -344,24 +304,6 @@ class Nodes:
             task.add_done_callback(self._closing.discard)
 
 
-class _Asking:
-    """A connection to a node that a slot is on its way to: it serves a key of that only to who says so."""
-
-    def __init__(self, connection: PipelinedConnection) -> None:
-        self._connection = connection
-
-    def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
-        self._connection.send_command(b"ASKING").add_done_callback(_retrieved)
-        return self._connection.send_command(*args)
-
-    @property
-    def where(self) -> str:
-        return self._connection.where
-
-    def lose(self, reason: str) -> StoreUnavailable:
-        return self._connection.lose(reason)
-
-
 def uncovered(shown: str, slot: int) -> PartUnavailable:
     """Return the error of a slot that no node serves."""
     return PartUnavailable(f"no node of {shown} serves slot {slot}; `hotplate store doctor` says more")
@@ -374,8 +316,3 @@ def _layout(reply: Any, node: Endpoint) -> Layout:  # noqa: ANN401 -- a reply is
         replicas[primary] = replicas.get(primary, frozenset()) | {Endpoint(*one) for one in servers["replicas"]}
         owners[start : end + 1] = [primary] * (end + 1 - start)
     return Layout(owners, replicas)
-
-
-def _retrieved(reply: asyncio.Future[Any]) -> None:
-    if not reply.cancelled():
-        reply.exception()

@@ -15,10 +15,11 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.traces import TracedCall
+from hotplate.stores.store import TracedCall
 from hotplate.stores.urls import certificate, parameters, redacted, secret, split
 
-PORT, SENTINEL_PORT = 6379, 26379
+PORT = 6379
+SENTINEL_PORT = 26379
 PREFIX = "hotplate"
 PASSWORD_VARIABLE = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
 SENTINEL_PASSWORD_VARIABLE = "HOTPLATE_REDIS_SENTINEL_PASSWORD"  # noqa: S105 -- as above

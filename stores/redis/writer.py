@@ -9,15 +9,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.keys import META, pack
 from hotplate.stores.redis.connection import Reconnector, Redirected, Sender, translated
+from hotplate.stores.redis.control import CONTROL_WAIT_S, check_owned, state_of, wait_for_replicas
 from hotplate.stores.redis.keys import BATCHES, META_POINT, Keys
-from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
-from hotplate.stores.redis.states import check_owned, state_of
 from hotplate.stores.redis.topology import Endpoint, Nodes, uncovered
 from hotplate.stores.store import Row
 from hotplate.stores.throttle import AdaptiveThrottle
@@ -25,7 +24,8 @@ from hotplate.stores.throttle import AdaptiveThrottle
 T = TypeVar("T")
 
 # How much one server is sent at once; ten thousand rows are slower, and keep readers waiting for 10 ms.
-MAX_ROWS, MAX_BYTES = 500, 1 << 20
+MAX_ROWS = 500
+MAX_BYTES = 1 << 20
 
 # The share of time that writing may take. With 2,000 reads a second at the same time on two cores: 200,000 rows a
 # second and a p99 of 0.7 ms; with all of the time, 340,000 and 1 to 3 ms; without a publish, 0.14 ms.
@@ -60,49 +60,8 @@ return state
 """
 
 
-class Batches(Protocol):
-    """Writes one batch of a draft after the other; lives as long as its store, on its own connections."""
-
-    async def write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
-        """Write rows of a *part*, or of none, and have their keys in the list *source*.
-
-        Returns how long to pause, in seconds; once tried again it changes nothing.
-        """
-        ...
-
-    async def check_kept(self, draft: DraftRef, connection: Sender) -> None:
-        """Raise RowsLost if rows are gone that were acknowledged, as after a failover, and that can be seen."""
-        ...
-
-    def forget(self, draft: DraftRef) -> None:
-        """Write a draft on from where the server says, whatever it acknowledged before."""
-        ...
-
-
 class RowsLost(StoreUnavailable):
     """Rows are gone that were acknowledged: to write them again, the publish must go on from its resume point."""
-
-
-class Writer:
-    """Puts batches, one at a time, at a rate that readers bear; lives as long as its store."""
-
-    def __init__(self, batches: Batches, nodes: Nodes, keys: Keys, retry_for_s: float) -> None:
-        """Take for how long a batch is tried again; what was written stays."""
-        self._batches = batches
-        self._nodes = nodes
-        self._keys = keys
-        self._retry_for_s = retry_for_s
-        self._lock = asyncio.Lock()
-
-    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a draft, in order; raises as `Store.put` does."""
-        meta = [row for row in rows if row.key.startswith(META)]
-        others = [row for row in rows if not row.key.startswith(META)] if meta else rows
-        for source, of, point in zip(self._keys.release(draft).lists, (others, meta), (part, None), strict=True):
-            for batch in _bounded(of, len(self._nodes.topology.primaries) or 1):
-                async with self._lock:
-                    write = partial(self._batches.write, draft, source, batch, point)
-                    await asyncio.sleep(await with_retries(write, self._retry_for_s))
 
 
 async def with_retries(step: Callable[[], Awaitable[T]], for_s: float) -> T:
@@ -139,7 +98,7 @@ def _packed(batch: Sequence[Row]) -> bytes:
 
 
 class Transactions:
-    """Writes a batch as one transaction on the server, or nothing; see `Batches`.
+    """Writes a batch as one transaction on the server, or nothing; lives as long as its store.
 
     That is WATCH, MULTI, MSET, RPUSH, HINCRBY, HSET, EXEC rather than a script with the same effect: 1.2 against 2.1 µs
     of the server's only thread a row of 587 bytes, because Lua copies every value once more. The client pays 1.2 µs a
@@ -155,7 +114,10 @@ class Transactions:
         """Of each draft by its incarnation, the last key of each part, and of `meta` rows, acknowledged here."""
 
     async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> None:
-        """See `Batches`; *sent* is the last key of a batch whose acknowledgement may have been lost."""
+        """Raise RowsLost if rows are gone that were acknowledged, as after a failover.
+
+        *sent* is the last key of a batch whose acknowledgement may have been lost.
+        """
         if not (points := self._points.get(draft.incarnation)):
             return
         keys = self._keys.release(draft)
@@ -170,11 +132,14 @@ class Transactions:
             raise RowsLost(f"{connection.where} has lost rows of release {draft.id} that it had acknowledged")
 
     def forget(self, draft: DraftRef) -> None:
-        """See `Batches`."""
+        """Write a draft on from where the server says, whatever it acknowledged before."""
         self._points.pop(draft.incarnation, None)
 
     async def write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
-        """See `Batches`; tried again if the state changed."""
+        """Write rows of a *part*, or of none, and have their keys in the list *source*; again if the state changed.
+
+        Returns how long to pause, in seconds; once tried again it changes nothing.
+        """
         keys, packed = self._keys.release(draft), _packed(batch)
         pairs = list[str | bytes]()
         for name, row in zip(keys.rows([row.key for row in batch]), batch, strict=True):
@@ -208,7 +173,7 @@ class Transactions:
 
 
 class Scripts:
-    """Writes a batch bucket by bucket, to all nodes at once; the slowest sets the pace. See `Batches`."""
+    """Writes a batch bucket by bucket, to all nodes at once; the slowest sets the pace. See `Transactions`."""
 
     def __init__(self, nodes: Nodes, keys: Keys) -> None:
         self._nodes = nodes
@@ -224,7 +189,7 @@ class Scripts:
         """Nothing is known."""
 
     async def write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
-        """See `Batches`."""
+        """See `Transactions`."""
         keys, listed = self._keys.release(draft), [row.key for row in batch]
         await self._note(draft, source, _packed(batch), b"", b"")
         by_node = dict[Endpoint, dict[int, list[tuple[bytes, bytes]]]]()
@@ -293,3 +258,28 @@ class Scripts:
         found = await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
         if found is not None and found.replicas and not found.acknowledged:
             self._alone.add(node)
+
+
+Batches = Transactions | Scripts
+
+
+class Writer:
+    """Puts batches, one at a time, at a rate that readers bear; lives as long as its store."""
+
+    def __init__(self, batches: Batches, nodes: Nodes, keys: Keys, retry_for_s: float) -> None:
+        """Take for how long a batch is tried again; what was written stays."""
+        self._batches = batches
+        self._nodes = nodes
+        self._keys = keys
+        self._retry_for_s = retry_for_s
+        self._lock = asyncio.Lock()
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
+        """Write rows of a draft, in order; raises as `Store.put` does."""
+        meta = [row for row in rows if row.key.startswith(META)]
+        others = [row for row in rows if not row.key.startswith(META)] if meta else rows
+        for source, of, point in zip(self._keys.release(draft).lists, (others, meta), (part, None), strict=True):
+            for batch in _bounded(of, len(self._nodes.topology.primaries) or 1):
+                async with self._lock:
+                    write = partial(self._batches.write, draft, source, batch, point)
+                    await asyncio.sleep(await with_retries(write, self._retry_for_s))

@@ -12,7 +12,7 @@ from hotplate.bench.stores.rounds import look_up
 from hotplate.bench.stores.server import store_server
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.lifecycle import publish
+from hotplate.stores.publication import publish
 from hotplate.stores.store import Row
 from tests.support.command import hotplate
 from tests.support.cosmos_account import emulated_account
@@ -66,7 +66,7 @@ def test_reads_beyond_the_throughput_are_a_measurement_and_no_failure() -> None:
         url = account.url("throttled", ru="400")
         release = fill(url)
         keys = [f"user:{number:08}" for number in range(20)]
-        found = look_up(url, store_server(url), release, [keys], 1.0)
+        found = look_up(url, store_server(url), release, {20: [keys]}, 1.0)[20]
         assert account.metric("hotplate_cosmos_emulator_requests_total")["read item", "429"] > 0
         assert found.keys_per_s > 0
 

@@ -15,9 +15,19 @@ from hypothesis import strategies as st
 from hotplate.bench.answers import CheckResult
 from hotplate.bench.drills.drills import DRILLS, Drill, choose
 from hotplate.bench.drills.instance import Instance
-from hotplate.bench.drills.run import DrillOptions, run_drills
-from hotplate.bench.drills.verdict import AFTER, BEFORE, FAULT, Movement, Objective, Observation, Phase, Verdict, judge
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.drills.run import (
+    AFTER,
+    BEFORE,
+    FAULT,
+    DrillOptions,
+    DrillVerdict,
+    Movement,
+    Observation,
+    Phase,
+    judge,
+    run_drills,
+)
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.process import redis_installed
 from tests.support.command import failed, hotplate
 
@@ -31,7 +41,6 @@ SEEN = Observation(
     movements=(Movement("degraded", "hotplate_degraded", 0.0, 1.0, 0.5),),
     recovered_s=1.0,
 )
-OBJECTIVE = Objective(own_share=0.99, p99_s=0.25, recover_s=30.0)
 
 
 def during(**changes: object) -> Observation:
@@ -40,7 +49,7 @@ def during(**changes: object) -> Observation:
 
 
 def test_a_drill_in_which_all_is_well_is_kept() -> None:
-    verdict = Verdict("errors", "", ("redis", "file"), judge(SEEN, OBJECTIVE), SEEN)
+    verdict = DrillVerdict("errors", "", ("redis", "file"), judge(SEEN, DrillOptions(), 0.99), SEEN)
     assert verdict.kept
     assert verdict.sentence == (
         "errors (redis, file): kept: 300 of 300 answered; 0 of 300 lists wrong; 100.0% own lists from 100% file; "
@@ -62,14 +71,14 @@ def test_a_drill_in_which_all_is_well_is_kept() -> None:
     ],
 )
 def test_each_promise_can_be_broken_by_itself(seen: Observation, broken: str) -> None:
-    assert [check.promise for check in judge(seen, OBJECTIVE) if not check.kept] == [broken]
+    assert [check.promise for check in judge(seen, DrillOptions(), 0.99) if not check.kept] == [broken]
 
 
 @given(least=st.floats(0, 1e6), more=st.floats(0, 1e6), bound_s=st.floats(1e-6, 1.0))
 def test_a_p99_is_broken_only_where_it_is_so_by_its_lower_bound(least: float, more: float, bound_s: float) -> None:
     (check,) = (
         each
-        for each in judge(during(p99_us=(least, least + more)), replace(OBJECTIVE, p99_s=bound_s))
+        for each in judge(during(p99_us=(least, least + more)), DrillOptions(p99_s=bound_s), 0.99)
         if each.promise.startswith("p99")
     )
     assert check.kept == (least <= bound_s * 1e6)
@@ -77,11 +86,9 @@ def test_a_p99_is_broken_only_where_it_is_so_by_its_lower_bound(least: float, mo
 
 def test_users_keep_their_own_lists_only_where_another_tier_has_them() -> None:
     (lost,), (damaged,) = choose(["lost-tier"], ()), choose(["corruption"], ())
-    options = DrillOptions()
-    assert options.objective(lost, ("redis", "file")).own_share == 0.99
-    assert options.objective(lost, ("redis",)).own_share == 0
-    assert options.objective(damaged, ("file",)).own_share == 0.8
-    assert options.objective(lost, ("redis",)).p99_s == pytest.approx(0.25)
+    assert lost.own_share(("redis", "file")) == 0.99
+    assert lost.own_share(("redis",)) == 0
+    assert damaged.own_share(("file",)) == 0.8
 
 
 def test_a_drill_of_redis_without_a_server_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,17 +107,16 @@ def test_drills_are_chosen_by_name_or_by_the_tiers_that_they_fit() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("flood",), "there is no drill 'flood'; there are latency,"),
+        (("flood",), "There is no drill 'flood'; there are latency,"),
         (("throttling", "--tiers", "redis,file"), "throttling cannot be done to redis; put cosmos first in --tiers"),
         (("--tiers", "redis,tape"), "--tiers takes redis, cosmos, file, separated by commas, and not 'tape'"),
         (("--tiers", "file,file"), "names a kind of store twice"),
-        (("--duration", "0s"), "duration must be above zero"),
+        (("--duration", "0s"), "--duration must be above zero"),
         (("--rate", "many"), "'many' is not a rate"),
     ],
 )
 def test_what_makes_no_sense_is_a_misuse(arguments: tuple[str, ...], part: str) -> None:
-    done = hotplate("drill", *arguments)
-    failed(done, part[0].upper() + part[1:] if part.startswith(("there", "throttling", "duration")) else part, code=2)
+    failed(hotplate("drill", *arguments), part, code=2)
 
 
 def test_the_help_names_every_drill_and_has_an_example() -> None:
@@ -188,8 +194,3 @@ def test_a_drill_is_not_judged_by_metrics_that_could_not_be_read_before_the_faul
     options = DrillOptions(tiers=("file",), rate=50, duration_s=0.1, recover_s=30)
     with pytest.raises(BenchFailed, match="before the fault"):
         asyncio.run(run_drills(drills, options, lambda _: None, lambda _: None))
-
-
-def test_a_quantity_of_nothing_is_refused() -> None:
-    with pytest.raises(BenchMisused, match="rate must be above zero, and is 0"):
-        DrillOptions(rate=0)

@@ -8,10 +8,11 @@ import pytest
 
 from hotplate.bench.http import summary
 from hotplate.bench.loadgen.capacity import Objective
-from hotplate.bench.loadgen.load import Load
-from hotplate.bench.loadgen.schedule import constant
+from hotplate.bench.loadgen.histogram import Histogram
+from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.report.page import page
-from hotplate.bench.report.report import Report, series
+from hotplate.bench.report.plots import spectrum
+from hotplate.bench.report.report import Report, Round, Series, series
 from tests.support import browser
 from tests.support.page import Outline, opened
 from tests.support.virtual import simulate
@@ -19,7 +20,7 @@ from tests.support.virtual import simulate
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    load = Load(url="http://simulated", paths=["/"], arrivals=constant(200, 3), duration_s=3)
+    load = Load(url="http://simulated", requests=Gets("/"), rate=200, duration_s=3)
     rounds = [simulate(load, lambda arrival_s: arrival_s + 0.002 + arrival_s % 0.003) for _ in range(3)]
     point = {"p50_us": 1000.0, "p99_us": 2000.0, "per_s": 100.0, "popular": 0.0, "invalid_reasons": [], "broken": []}
     objective = str(Objective({"p99": 5_000.0}))
@@ -51,7 +52,7 @@ def test_the_page_holds_all_that_it_needs(report: Report) -> None:
 
 
 def test_an_invalid_report_begins_with_that(report: Report) -> None:
-    load = Load(url="http://simulated", paths=["/"], arrivals=constant(100, 1), duration_s=1, connections=1, backlog=1)
+    load = Load(url="http://simulated", requests=Gets("/"), rate=100, duration_s=1, connections=1, backlog=1)
     jammed = simulate(load, lambda arrival_s: arrival_s + 0.5)
     made = Report(kind="http", configuration={}, series=(series("jammed", [jammed]),))
     sentence = summary(made, Objective({})).sentence
@@ -68,6 +69,15 @@ def test_a_browser_that_opens_the_page_makes_no_request(report: Report, tmp_path
     control = tmp_path / "control.html"
     control.write_text('<img src="http://127.0.0.1:9/seen.png">')
     assert opened(control, tmp_path, scheme=2) == ["http://127.0.0.1:9/seen.png"]
+
+
+def test_a_spectrum_begins_at_the_fastest_response_however_low_the_lower_bound_falls() -> None:
+    due = Histogram.of([0.0002 + 0.0001 * place for place in range(1_000)])
+    sent = Histogram.of([0.000001] * 100 + [0.0002 + 0.00009 * place for place in range(900)])
+    drawn = spectrum([Series("one", (Round({}, due, sent),))])
+    assert ">100 ms<" in drawn
+    assert ">1 ms<" in drawn
+    assert "µs<" not in drawn
 
 
 # What stands on the page: how much of it is seen without opening anything, and whether tables name their columns.

@@ -1,8 +1,8 @@
-import errno
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +53,20 @@ def test_a_page_that_forked_processes_share_is_counted_once() -> None:
     assert Server("", first.pid).memory_bytes() == 0
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_a_server_moves_to_another_core_with_all_of_its_threads() -> None:
+    program = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print(flush=True)"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        Server("", process.pid).move_to(1)
+        threads = [int(one.name) for one in Path(f"/proc/{process.pid}/task").iterdir()]
+        cores = [os.sched_getaffinity(thread) for thread in threads]
+        process.communicate()
+    assert cores == [{sorted(os.sched_getaffinity(0))[1]}] * 2
+
+
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
@@ -79,52 +93,10 @@ def test_a_priority_is_raised_as_far_as_allowed_and_taken_back(
     assert priority(sleeper.pid) == before
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
-def test_without_real_time_priority_it_is_a_niceness_or_nothing(
-    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    set_to = list[int]()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    restore = os.sched_setscheduler
-    monkeypatch.setattr(
-        os, "sched_setscheduler", lambda pid, policy, level: (refuse if policy else restore)(pid, policy, level)
-    )
-    monkeypatch.setattr(os, "setpriority", lambda _which, _pid, niceness: set_to.append(niceness))
-    with raised_priority([sleeper.pid]) as got:
-        assert got == "a niceness of -10"
-    assert set_to == [-10, os.getpriority(os.PRIO_PROCESS, sleeper.pid)]
-    monkeypatch.setattr(
-        os, "setpriority", lambda _which, _pid, niceness: (refuse if niceness < 0 else set_to.append)(niceness)
-    )
-    with raised_priority([sleeper.pid]) as got:
-        assert got == ""
-
-
-def test_on_one_core_no_priority_is_raised_and_one_that_died_is_no_error(
-    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = priority(sleeper.pid)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    with raised_priority([sleeper.pid]) as got:
-        assert (got, priority(sleeper.pid)) == ("", before)
-        sleeper.kill()
-        sleeper.wait()
-
-
 def test_a_server_that_does_not_start_is_an_error_with_its_own_words() -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such store')"]
     with pytest.raises(RuntimeError, match="no such store"), serving(command, free_port(), "/"):
         pass
-
-
-def test_the_machine_is_described() -> None:
-    described = machine.describe()
-    assert described["python"].startswith("3.")
-    assert "aiohttp" in described["versions"]
-    assert all(described[name] for name in ("date", "cpu", "cores"))
 
 
 def test_hotplates_own_settings_do_not_reach_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,15 @@
 
 import asyncio
 import json
-import threading
 import urllib.request
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from hotplate.bench.answers import CheckResult
 from hotplate.bench.loadgen.capacity import PERCENTS, parse_objective
-from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, REFERENCE, THINK_S, StoresOptions
 from hotplate.bench.planner.prices import load as load_prices
@@ -20,7 +18,7 @@ from hotplate.bench.process import Server
 from hotplate.bench.report.page import page
 from hotplate.bench.report.report import Report
 from hotplate.bench.stores.reference import COLUMN, needs
-from hotplate.bench.stores.report import parse_settings, provisioned, report
+from hotplate.bench.stores.report import parse_settings, report
 from hotplate.bench.stores.results import (
     Capacity,
     ComparisonResult,
@@ -31,7 +29,6 @@ from hotplate.bench.stores.results import (
     StoreResult,
     capacity_point,
 )
-from hotplate.bench.stores.rounds import request_units
 from hotplate.bench.stores.server import UNKNOWN_SERVER
 from hotplate.bench.stores.setup import Candidate, Setup
 from hotplate.stores.catalogue import ReleaseId
@@ -43,11 +40,6 @@ from tests.support.service import a_list, publish_lists
 from tests.support.virtual import simulate
 
 OBJECTIVE = parse_objective("p99=60ms,errors=0.1%")
-
-
-def test_two_hundred_users_send_the_published_rate_by_littles_law() -> None:
-    sent_rate = PUBLISHED_USERS / (THINK_S + 0.060)
-    assert sent_rate == pytest.approx(PUBLISHED_RATE, rel=0.002)
 
 
 def test_the_preset_is_the_published_load() -> None:
@@ -74,8 +66,9 @@ def test_the_preset_is_the_comparisons_verb_with_other_defaults(
 
 def test_pauses_differ_from_user_to_user_and_add_up_to_the_rate() -> None:
     thinking = Load(
-        url="http://h", paths=["/"], duration_s=60, connections=PUBLISHED_USERS, think_s=THINK_S, think_spread=0.5
-    )
+        url="http://h", requests=Gets("/"), duration_s=60, connections=PUBLISHED_USERS, think_s=THINK_S,
+        think_spread=0.5,
+    )  # fmt: skip
     found = simulate(thinking, lambda arrival_s: arrival_s + 0.060)
     assert found.ok_rate == pytest.approx(PUBLISHED_RATE, rel=0.02)
     most = max(second.due for second in found.seconds)
@@ -92,34 +85,13 @@ def test_what_the_rate_needs_is_a_small_part_of_what_was_provisioned() -> None:
 
 
 def test_a_read_costs_what_a_read_is_charged_where_one_answers_two_responses() -> None:
-    class Metrics(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            for name in ("request_units", "charged_responses"):
-                self.wfile.write(b'hotplate_store_%s_total{store="cosmos"} 198.0\n' % name.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
-        threading.Thread(target=server.serve_forever).start()
-        units = request_units(f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-    result = a_result()
-    assert result.ok == 200
-    assert ServiceRun(result, 0.1, None, units).read_ru == 1.0
-
-
-def test_what_is_provisioned_stands_in_the_url() -> None:
-    found = provisioned("cosmos+http://127.0.0.1:1/d?ru=11000")
-    assert found is not None
-    assert found.ru == 11_000
-    assert provisioned("redis://h:1/0") is None
+    assert ServiceRun(a_result(), 0.1, None, RequestUnits(198.0, 198.0, 0.0)).read_ru == 1.0
 
 
 def a_result(latency_s: float = 0.002, **changed: object) -> Result:
-    made = simulate(Load(url="http://h", paths=["/"], rate=200, duration_s=1), lambda arrival_s: arrival_s + latency_s)
+    made = simulate(
+        Load(url="http://h", requests=Gets("/"), rate=200, duration_s=1), lambda arrival_s: arrival_s + latency_s
+    )
     return replace(made, seen={"source": {"personal": made.ok}}, **changed)  # type: ignore[arg-type]  # fields by name
 
 
@@ -134,7 +106,7 @@ def a_store(name: str, url: str, *attempts: tuple[float, ServiceRun], throttled:
     return StoreResult(
         candidate,
         (RoundResult({}, run, run, None),),
-        Memory(1, 1, None),
+        Memory(1, None),
         CheckResult(5, 0, 0, ()),
         Capacity(tuple((capacity_point(rate, made, OBJECTIVE), made) for rate, made in attempts)),
     )

@@ -10,49 +10,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.http import make_plan, parse_arrivals
+from hotplate.bench.http import make_plan
 from hotplate.bench.loadgen.capacity import parse_objective
-from hotplate.bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from hotplate.bench.loadgen.load import Gets, Paths, Posts, for_part
-from hotplate.bench.loadgen.schedule import Arrivals, Piece, constant, ramp, steps
+from hotplate.bench.loadgen.keys import Draw, InTurn, Keys, Uniform, Zipf
+from hotplate.bench.loadgen.load import Gets, Load, Posts, for_part
+from hotplate.bench.loadgen.schedule import dues
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.report.text import parse_seconds
 
 
 def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:
-    assert list(constant(4, 1).dues()) == [0, 0.25, 0.5, 0.75]
-
-
-def test_a_ramp_and_steps_have_the_requests_of_their_rates() -> None:
-    dues = np.array(list(ramp(0, 200, 10).dues()))
-    assert len(dues) == 1000
-    assert (dues < 5).sum() == 250
-    dues = np.array(list(steps([10, 30], 4).dues()))
-    assert ((dues < 2).sum(), (dues >= 2).sum()) == (20, 60)
+    assert list(dues(4, 1)) == [0, 0.25, 0.5, 0.75]
 
 
 def test_poisson_arrivals_have_the_rate_the_spread_and_the_seed_that_were_requested() -> None:
-    dues = np.array(list(constant(500, 200, seed=3).dues()))
-    assert len(dues) == pytest.approx(100_000, rel=0.02)
-    gaps = np.diff(dues)
+    found = np.array(list(dues(500, 200, seed=3)))
+    assert len(found) == pytest.approx(100_000, rel=0.02)
+    gaps = np.diff(found)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.02)
-    assert list(constant(50, 2, seed=3).dues()) == list(constant(50, 2, seed=3).dues())
-    assert list(constant(50, 2, seed=3).dues()) != list(constant(50, 2, seed=4).dues())
+    assert list(dues(50, 2, seed=3)) == list(dues(50, 2, seed=3))
+    assert list(dues(50, 2, seed=3)) != list(dues(50, 2, seed=4))
 
 
-rates = st.floats(0.0, 500.0)
-pieces = st.builds(Piece, st.floats(0.1, 3.0), rates.filter(lambda rate: rate > 1), rates)
-
-
-@given(st.lists(pieces, min_size=1, max_size=4), st.integers(1, 4))
-def test_processes_share_a_schedule_without_losing_or_doubling_a_request(made: list[Piece], parts: int) -> None:
-    whole = Arrivals(tuple(made))
+@given(st.floats(1.0, 500.0), st.floats(0.1, 5.0), st.integers(1, 4))
+def test_processes_share_a_schedule_without_losing_or_doubling_a_request(
+    rate: float, duration_s: float, parts: int
+) -> None:
+    whole = Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=duration_s)
     shared = sorted(itertools.chain.from_iterable(whole.share(part, parts).dues() for part in range(parts)))
-    dues = list(whole.dues())
-    assert shared == pytest.approx(dues)
-    assert dues == sorted(dues)
-    assert all(0 <= due_s <= whole.duration_s + 1e-6 for due_s in dues)
-    assert whole.rate == pytest.approx(parts * whole.share(0, parts).rate)
+    found = list(whole.dues())
+    assert shared == pytest.approx(found)
+    assert found == sorted(found)
+    assert all(0 <= due_s <= duration_s for due_s in found)
+    assert len(found) == pytest.approx(rate * duration_s, abs=1)
 
 
 def drawn(draw: Draw, count: int, size: int = 40_000) -> Counter[str]:
@@ -65,8 +55,6 @@ def test_keys_are_drawn_as_requested() -> None:
     assert max(drawn(Uniform(), 10).values()) < 1.1 * 4_000
     zipf = [count for _, count in drawn(Zipf(1.0), 1000).most_common()]
     assert zipf[0] / zipf[9] == pytest.approx(10, rel=0.25)
-    hot = [count for _, count in drawn(HotSet(0.8, 0.1), 100).most_common()]
-    assert sum(hot[:10]) == pytest.approx(0.8 * 40_000, rel=0.02)
 
 
 def test_unknown_users_have_their_share_and_parts_draw_on_their_own() -> None:
@@ -106,11 +94,9 @@ def test_an_objective_is_read() -> None:
 
 
 def test_rates_are_read_as_schedules() -> None:
-    options = HttpOptions(url="http://h", rate="2k", duration="3s", poisson=True, seed=5)
-    assert parse_arrivals(options) == constant(2000, 3, 5)
-    assert parse_arrivals(HttpOptions(url="http://h", ramp="100:1k", duration="3s")) == ramp(100, 1000, 3)
-    assert parse_arrivals(HttpOptions(url="http://h", steps="1,2", duration="4")) == steps([1, 2], 4)
-    assert parse_arrivals(HttpOptions(url="http://h", closed=True)) is None
+    made = make_plan(HttpOptions(url="http://h", users=1, rate="2k", duration="3s", poisson=True, seed=5)).load
+    assert list(made.dues()) == list(dues(2000, 3, 5))
+    assert list(make_plan(HttpOptions(url="http://h", users=1, closed=True)).load.dues()) == []
 
 
 def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
@@ -123,9 +109,9 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
     )
     made = make_plan(options)
     assert made.load.headers == {"X-API-Key": "s3cret"}
-    assert "s3cret" not in str(made.configuration)
+    assert "s3cret" not in str(made.options.to_json())
     assert made.load.sample_every
-    assert isinstance(make_plan(HttpOptions(url="http://127.0.0.1:1", path="/livez")).load.requests, Paths)
+    assert make_plan(HttpOptions(url="http://127.0.0.1:1", path="/livez")).load.requests == Gets("/livez")
 
 
 @pytest.mark.parametrize(
@@ -133,8 +119,7 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
     [
         ({"rate": "fast"}, "a rate such as"),
         ({"rate": "0"}, "above zero"),
-        ({"rate": "1", "ramp": "1:2"}, "--rate and --ramp"),
-        ({"ramp": "1-2"}, "FROM:TO"),
+        ({"rate": "1", "closed": True}, "--rate and --closed"),
         ({"closed": True, "find_max": True}, "--find-max and --closed"),
         ({"find_max": True, "slo": "p98=1ms"}, "an objective is like"),
         ({"find_max": True, "slo": "errors=200%"}, "more than the whole"),
@@ -144,12 +129,9 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         ({"users": None}, "--users N"),
         ({"users": 0}, "a key to request is missing"),
         ({"zipf": -1.0}, "exponent"),
-        ({"hot": "80%"}, "REQUESTS:USERS"),
-        ({"hot": "100%:20%"}, "between 0 and 1"),
-        ({"hot": "80%:20%", "zipf": 1.0}, "exclude each other"),
         ({"headers": ["X-Key"]}, "NAME:VALUE"),
         ({"processes": 65}, "a connection each"),
-        ({"repeat": 0}, "1 or more"),
+        ({"repeat": 0}, "--repeat must be above zero, and is 0"),
         ({"duration": "0s"}, "above zero"),
         ({"url": "ftp://h"}, "http://HOST:PORT"),
     ],

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.loadgen.schedule import constant
 from hotplate.bench.measured import CANNOT_TELL, FASTER, MATTERS, NO_DIFFERENCE, UNKNOWN
 from hotplate.bench.report.report import series
 from tests.support.soak import scaled
@@ -53,7 +52,7 @@ def measured(store: Store, drift: float, chance: np.random.Generator) -> Result:
         loop.advance(chance.exponential(store.away_s))
         thief(loop)
 
-    load = Load(url="http://h", paths=["/"], arrivals=constant(RATE, DURATION_S), duration_s=DURATION_S)
+    load = Load(url="http://h", requests=Gets("/"), rate=RATE, duration_s=DURATION_S)
     return simulate(load, one_by_one, at_start=(lambda _: None) if math.isinf(store.between_s) else thief)
 
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.loadgen.schedule import constant
 from tests.support.virtual import VirtualLoop, simulate
 
 URL = "http://simulated:80"
@@ -27,7 +26,7 @@ def stalled_percentile_us(percent: float) -> float:
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["evenly spaced", "Poisson"])
 def test_an_open_loop_finds_the_percentiles_of_a_server_that_stalls(seed: int | None) -> None:
-    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 40, seed), duration_s=40, connections=200)
+    load = Load(url=URL, requests=Gets("/"), rate=1000, seed=seed, duration_s=40, connections=200)
     latency = simulate(load, stalls_each_second).latency
     assert latency is not None
     assert latency.p99 == pytest.approx(stalled_percentile_us(99), rel=0.02)
@@ -36,20 +35,20 @@ def test_an_open_loop_finds_the_percentiles_of_a_server_that_stalls(seed: int | 
 
 
 def test_a_closed_loop_on_the_same_server_does_not_see_the_stall() -> None:
-    result = simulate(Load(url=URL, paths=["/"], duration_s=40, connections=1), stalls_each_second)
+    result = simulate(Load(url=URL, requests=Gets("/"), duration_s=40, connections=1), stalls_each_second)
     assert result.mode == "closed loop"
     assert result.latency is not None
     assert result.latency.p99 < stalled_percentile_us(99) / 50
 
 
 def test_a_thinking_closed_loop_holds_its_users_and_not_its_rate() -> None:
-    load = Load(url=URL, paths=["/"], duration_s=40, connections=20, think_s=0.199)
+    load = Load(url=URL, requests=Gets("/"), duration_s=40, connections=20, think_s=0.199)
     result = simulate(load, lambda arrival_s: arrival_s + SERVICE_S)
     assert result.ok_rate == pytest.approx(100, rel=0.01)
 
 
 def test_few_connections_charge_the_wait_for_one_to_the_server() -> None:
-    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 40), duration_s=40, connections=2)
+    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=40, connections=2)
     result = simulate(load, stalls_each_second)
     assert result.latency is not None
     assert result.latency.p99 > stalled_percentile_us(99)
@@ -61,7 +60,7 @@ def starved(every_s: float) -> Result:
         loop.advance(0.02)  # 20 ms in which the process did not run
         loop.call_later(every_s, thief, loop)
 
-    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 10), duration_s=10)
+    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=10)
     return simulate(load, lambda arrival_s: arrival_s + SERVICE_S, at_start=thief)
 
 
@@ -84,7 +83,7 @@ def test_absences_shorten_only_the_latencies_whose_end_they_hid() -> None:
         loop.advance(0.002)
         loop.call_later(0.006, thief, loop)
 
-    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 5), duration_s=5, connections=200)
+    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=5, connections=200)
     found = simulate(load, lambda arrival_s: arrival_s + 0.022, at_start=thief)
     least = np.percentile(found.sent_latencies_s, (50, 90, 99))
     assert (least <= 0.02201).all()
@@ -97,7 +96,7 @@ def test_a_request_that_waits_for_a_connection_is_delayed_by_every_absence() -> 
         loop.advance(0.002)
         loop.call_later(0.006, thief, loop)
 
-    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 2), duration_s=2, connections=1)
+    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=2, connections=1)
     found = simulate(load, lambda arrival_s: arrival_s + 0.0009, at_start=thief)  # alone it would never wait
     assert np.percentile(found.latencies_s, 50) > 0.05
     assert np.percentile(found.sent_latencies_s, 99) <= 0.00091
@@ -110,7 +109,7 @@ def test_a_generator_that_hardly_ever_has_its_core_reports_an_invalid_run() -> N
 
 
 def test_a_generator_with_a_core_of_its_own_has_one_figure() -> None:
-    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 10), duration_s=10)
+    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=10)
     found = simulate(load, lambda arrival_s: arrival_s + SERVICE_S)
     assert found.valid
     assert found.disturbance == ""
@@ -118,7 +117,7 @@ def test_a_generator_with_a_core_of_its_own_has_one_figure() -> None:
 
 
 def test_a_run_is_reported_second_by_second() -> None:
-    load = Load(url=URL, paths=["/"], arrivals=constant(100, 5), duration_s=5)
+    load = Load(url=URL, requests=Gets("/"), rate=100, duration_s=5)
     result = simulate(load, stalls_each_second)
     assert [second.sent for second in result.seconds] == pytest.approx([100] * 5, abs=4)
     assert sum(len(second.latencies_s) for second in result.seconds) == result.ok == 500

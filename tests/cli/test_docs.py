@@ -20,12 +20,11 @@ from tests.support.paths import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERBS = cast("TyperGroup", typer.main.get_command(command()))  # of an app of several verbs it makes a group
 # Options of other tools that the docs name.
-FOREIGN = {"--capabilities", "--scope", "--benchmark-timer"}
+FOREIGN = {"--capabilities", "--enable-threads", "--scope"}
 # What may stand before a command: variables of its environment, and the core that it runs on.
 BEFORE = re.compile(r"^(?:\w+=\S+ |taskset -c \d+ )*")
 # What may stand behind one: the file that it prints to, and that it is not waited for.
 BEHIND = re.compile(r" >\S+| &$")
-OF_MICRO = ["python", "-m", "hotplate.bench.micro"]
 
 
 def blocks(page: Path) -> Iterator[str]:
@@ -121,28 +120,3 @@ def headings(page: Path) -> set[str]:
     """Return the headings of a page as links name them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "hotplate publsh model",
-        "hotplate releases forget ID",
-        "hotplate publish model --driver sdk",
-        "hotplate publish model --keep many",
-        "hotplate publish --store URL",
-        "make benchmark",
-        "python -m hotplate.bench.nothing",
-        "python -m hotplate.bench.micro --only nothing",
-    ],
-)
-def test_a_command_that_does_not_exist_is_found(line: str) -> None:
-    with pytest.raises((AssertionError, SystemExit)):
-        check(line.split(), complete=True)
-
-
-def test_the_pages_hold_commands_in_all_their_forms() -> None:
-    found = [words for page in PAGES for words in commands(blocks(page))]
-    assert len([words for words in found if words[0] == "hotplate"]) > 40
-    assert any("indexed_terms=11" in words for words in found), "lines that continue are left out"
-    assert any(words[:3] == OF_MICRO for page in PAGES for words in commands(spans(page)))

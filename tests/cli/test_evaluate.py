@@ -1,12 +1,18 @@
-"""`hotplate evaluate`: any lists against a truth, two against each other, and a model's report."""
+"""`hotplate evaluate`, and the evaluation of `hotplate train`: what is measured, and reports as text and as a page."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 
-from tests.support.command import failed, hotplate
-from tests.support.evaluated import evaluated_model
+from hotplate.cli.evaluation_page import page
+from hotplate.offline.evaluate.report import gather
+from tests.support.command import failed, hotplate, json_of, succeeded
+from tests.support.evaluated import HOSTILE, evaluated_model
+from tests.support.page import Outline
 
 
 @pytest.fixture
@@ -21,12 +27,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_lists_are_measured_and_the_name_of_the_verb_may_be_left_out(folder: Path) -> None:
     arguments = (folder / "good.csv", folder / "truth.csv", "--train", folder / "train.csv", "-k", "1")
-    done = hotplate("evaluate", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == hotplate("evaluate", "lists", *arguments).stdout
-    assert "30 pairs of 30 users, measured at 1" in done.stdout
-    assert "1 of 30 users have no list of their own" in done.stdout
-    found = json.loads(hotplate("evaluate", *arguments, "--json").stdout)
+    printed = succeeded("evaluate", *arguments)
+    assert printed == hotplate("evaluate", "lists", *arguments).stdout
+    assert "30 pairs of 30 users, measured at 1" in printed
+    assert "1 of 30 users have no list of their own" in printed
+    found = json_of("evaluate", *arguments)
     assert found["ranking"]["ndcg"] == pytest.approx(29 / 30)
     assert found["popularity"]["users"] == 30
     assert found["rating"] is None
@@ -37,25 +42,22 @@ def test_of_two_the_worse_exits_1(folder: Path) -> None:
     worse = hotplate("evaluate", "compare", folder / "good.csv", folder / "bad.csv", *truth)
     assert worse.returncode == 3
     assert "bad.csv is worse than" in worse.stdout
-    better = hotplate("evaluate", "compare", folder / "bad.csv", folder / "good.csv", *truth, "--json")
-    assert better.returncode == 0
-    assert json.loads(better.stdout)["verdict"] == "better"
+    better = succeeded("evaluate", "compare", folder / "bad.csv", folder / "good.csv", *truth, "--json")
+    assert json.loads(better)["verdict"] == "better"
 
 
 def test_a_model_and_its_release_are_lists_and_have_a_report(folder: Path) -> None:
     model, store, page = evaluated_model(folder), f"file://{folder / 'store'}", folder / "report.html"
     (folder / "choices.csv").write_text("user,item\n" + "".join(f"n{n:02},in{n:02}\n" for n in range(20)))
     assert hotplate("publish", model, "--store", store).returncode == 0
-    release = json.loads(hotplate("releases", "list", "--store", store, "--json").stdout)["live"]
+    release = json_of("releases", "list", "--store", store)["live"]
     for origin in (str(model), store, f"{store}#{release}"):
-        found = json.loads(hotplate("evaluate", origin, folder / "choices.csv", "-k", "2", "--json").stdout)
+        found = json_of("evaluate", origin, folder / "choices.csv", "-k", "2")
         assert found["ranking"]["hit_rate"] == 1
-    compared = hotplate("evaluate", "compare", model, model, "--truth", folder / "choices.csv")
-    assert compared.returncode == 0
-    assert "cannot tell" in compared.stdout
-    done = hotplate("evaluate", "report", model, "--out", page, "--store", store)
-    assert done.returncode == 0, done.stderr
-    assert "This neighbours model ranks better than" in done.stdout
+    compared = succeeded("evaluate", "compare", model, model, "--truth", folder / "choices.csv")
+    assert "cannot tell" in compared
+    printed = succeeded("evaluate", "report", model, "--out", page, "--store", store)
+    assert "This neighbours model ranks better than" in printed
     assert release in page.read_text()
     failed(hotplate("evaluate", f"{store}#other", folder / "choices.csv"), "other is not in this store")
 
@@ -73,10 +75,112 @@ def test_files_of_the_paper_on_lightgcn_are_learnt_from_and_tested_on_as_typed(t
     train.write_text("0 1 2\n1 1 3\n2 1 2\n3\n")
     test.write_text("0 3 9\n2 3\n7 1\n")
     arguments = ("evaluate", "lightgcn", train, test, "--engine", "popularity")
-    done = hotplate(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "popularity: Recall@20 0.5000, nDCG@20 0.5377" in done.stdout
-    found = json.loads(hotplate(*arguments, "--json").stdout)
+    printed = succeeded(*arguments)
+    assert "popularity: Recall@20 0.5000, nDCG@20 0.5377" in printed
+    found = json_of(*arguments)
     assert (found["engine"], found["ranking"]["users"], found["pairs"]) == ("popularity", 3, 4)
     test.write_text("0\n")
     failed(hotplate(*arguments), "has no pair; each of its lines is to be: user item item")
+
+
+FEW = ("--factors", "4", "--iterations", "2", "-k", "5")
+
+
+def clicks(folder: Path) -> Path:
+    """Write clicks of two kinds of users, some of whom come late."""
+    rng = np.random.default_rng(1)
+    user, item = np.nonzero(rng.random((80, 30)) < np.where(np.arange(30) % 2 == np.arange(80)[:, None] % 2, 0.6, 0.05))
+    time = 1_700_000_000 + np.where(user < 70, rng.integers(0, 1000, len(user)), rng.integers(2000, 3000, len(user)))
+    pl.DataFrame({"user": user, "item": item, "time": time}).write_csv(folder / "clicks.csv")
+    return folder / "clicks.csv"
+
+
+def test_engines_stand_side_by_side_and_users_without_a_list_as_they_are_served(tmp_path: Path) -> None:
+    printed = hotplate("train", clicks(tmp_path), "--out", tmp_path / "model", "--split", "by-time", *FEW).stdout
+    assert "by-time split: " in printed
+    heading, ndcg = (next(line for line in printed.splitlines() if word in line) for word in (" popularity ", "ndcg "))
+    assert heading.split() == ["model", "popularity", "neighbours"]
+    assert ndcg.count("±") == 3
+    assert "users have no list, and are served the popular one; as served:" in printed
+
+
+def test_several_seeds_are_means_over_splits_and_no_choice_in_time(tmp_path: Path) -> None:
+    data = clicks(tmp_path)
+    options = ("--split", "held-out-users", "--seeds", "3", *FEW)
+    facts = json_of("train", data, "--out", tmp_path / "model", *options)["evaluation"]
+    assert (facts["runs"], facts["intervals_over"]) == (3, "runs")
+    low, high = facts["intervals"]["ndcg"]
+    assert low < facts["model"]["ndcg"] < high
+    in_time = hotplate("train", data, "--out", tmp_path / "model", "--split", "leave-last", "--seeds", "2", *FEW)
+    failed(in_time, "The split leave-last is the same for every seed", code=2)
+
+
+def write_log(path: Path) -> Path:
+    """Write 40 days of clicks."""
+    rng = np.random.default_rng(3)
+    likes = np.where(np.arange(30) % 3 == np.arange(60)[:, None] % 3, 0.7, 0.1)
+    user, item = np.nonzero(rng.random((60, 30)) < likes)
+    day = rng.permutation(len(user)) * 40 // len(user)
+    pl.DataFrame({"user": user, "item": item, "time": 1_700_000_000 + day * 86_400}).write_csv(path)
+    return path
+
+
+def test_a_report_shows_a_random_draw_beside_the_split_by_time_and_says_that_it_flatters(tmp_path: Path) -> None:
+    log, model, page = write_log(tmp_path / "log.csv"), tmp_path / "model", tmp_path / "report.html"
+    options = ("--engine", "neighbours", "--no-tune", "-k", "5")
+    by_time = json_of("train", log, "--out", model, *options)["evaluation"]
+    drawn = ("train", log, "--out", tmp_path / "drawn", "--split", "by-item", "--json", *options)
+    at_random = json.loads(hotplate(*drawn).stdout)["evaluation"]
+    shown = hotplate("evaluate", "report", model, "--random", "--out", page)
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("neighbours "))
+    both = [f"{each['as_served']['ndcg']:.4f}" for each in (by_time, at_random)]
+    assert line.split() == ["neighbours", *both]
+    assert "at random (flatters)" in shown.stdout
+    written = page.read_text()
+    assert all(text in written for text in ("at random: flatters", "which flatters it", *both))
+    facts = json_of("evaluate", "report", model)
+    assert facts["random"] is None, "it takes a fit, so it is made if it is wanted"
+    failed(hotplate("evaluate", "report", tmp_path / "drawn", "--random"), "not evaluated on one", code=1)
+
+
+TRIALS = [
+    {"engine": engine, "params": {"factors": 8}, "iterations": 8, "ndcg": ndcg, "se": 0.01, "seconds": 0.5}
+    for engine, ndcg in (("als", 0.2), ("neighbours", 0.3), ("als", 0.25))
+]
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found = gather(evaluated_model(tmp_path_factory.mktemp("evaluated")))
+    return found | {"tuning": {"objective": "ndcg@5", "split": {}, "trials": TRIALS, "best": 1}}
+
+
+def test_the_page_holds_all_that_it_needs_and_titles_are_text(facts: dict[str, Any]) -> None:
+    text = page(facts)
+    outline = Outline()
+    outline.feed(text)
+    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
+    assert not outline.tags & {"script", "iframe", "object", "embed", "form", "b>data"}
+    assert "&lt;script&gt;alert(1)" in text
+    assert "&lt;b&gt;data&lt;/b&gt;.csv" in text
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert HOSTILE[-60:] not in text
+    assert text.count("<svg") == 8  # each plot for a wide and a narrow page
+    assert "#0a000" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "default-src 'none'" in text
+
+
+def test_its_first_line_is_the_verdict(facts: dict[str, Any]) -> None:
+    text = page(facts)
+    assert f"<h1>{facts['verdict']['sentence']}.</h1>" in text
+    assert 'class="verdict bad"' not in text
+    beaten = {"sentence": "Popularity ranks better than this <als> model", "good": False, "remarks": ()}
+    text = page(facts | {"verdict": beaten})
+    assert "<h1>Popularity ranks better than this &lt;als&gt; model.</h1>" in text
+    assert 'class="verdict bad"' in text
+
+
+def test_a_model_without_an_evaluation_has_a_page_too(facts: dict[str, Any]) -> None:
+    text = page(facts | {"subjects": [], "split": None, "tuning": None})
+    assert text.count("<svg") == 4

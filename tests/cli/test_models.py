@@ -1,12 +1,11 @@
 """`hotplate models`, and publishing from the registry: from data to the release that a model became, as typed."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from hotplate.offline.model import save
-from tests.support.command import failed, hotplate
+from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.interactions import checkerboard_model
 
 
@@ -25,15 +24,12 @@ def test_a_model_goes_from_a_folder_to_a_stage_to_a_release_and_all_of_it_is_on_
     assert "shop@1" in registered.stdout, registered.stderr
     tagged = hotplate("models", "tag", "shop@1", "checked=yes", "--stage", "production", "--registry", registry)
     assert "checked=yes, owner=search" in tagged.stdout
-    dry = hotplate("publish", "shop@production", "--registry", registry, "--store", store, "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    published = hotplate("publish", "shop@production", "--registry", registry, "--store", store, "--json")
-    assert published.returncode == 0, published.stderr
-    release = json.loads(published.stdout)["release"]["release"]
+    succeeded("publish", "shop@production", "--registry", registry, "--store", store, "--dry-run")
+    release = json_of("publish", "shop@production", "--registry", registry, "--store", store)["release"]["release"]
     shown = hotplate("models", "show", "shop@production", "--registry", registry)
     for part in ("fingerprint abc", "factors 8", "Python 3.", release, f"in {store}"):
         assert part in shown.stdout
-    (entry,) = json.loads(hotplate("models", "list", "--json", "--registry", registry).stdout)["models"]
+    (entry,) = json_of("models", "list", "--registry", registry)["models"]
     assert [each["id"] for each in entry["releases"]] == [release]
     assert "production" in hotplate("models", "list", "shop", "--registry", registry).stdout
     pulled = hotplate("models", "pull", "shop@1", "--out", tmp_path / "out", "--registry", registry)

@@ -1,17 +1,18 @@
 """The jobs as functions: what a notebook or a task of a scheduler calls."""
 
 import asyncio
-import re
 import subprocess
 import sys
+from ast import literal_eval
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 import hotplate
 from hotplate.offline.input.sample import sample
 from hotplate.stores.memory import MemoryStore
-from tests.support.paths import ROOT
+from tests.support.examples import examples
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +25,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+def test_the_example_that_loads_a_model_runs(tmp_path: Path) -> None:
+    clicks = sample(users=200, items=50).with_columns(pl.col("user").str.strip_prefix("u").str.strip_chars_start("0"))
+    clicks.write_csv(tmp_path / "clicks.csv")
+    settings = hotplate.TrainSettings(str(tmp_path / "clicks.csv"), params=hotplate.ALSParams(factors=8, iterations=2))
+    hotplate.train(settings, str(tmp_path / "model"))
+    (program,) = examples("docs/library.md", "Models")
+    program += "print(type(als).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    items, name = done.stdout.splitlines()
+    assert len(literal_eval(items)) == 10
+    assert name == "AlternatingLeastSquares"
+
+
 def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
     sample(users=200, items=50).write_csv(tmp_path / "clicks.csv")
-    page = (ROOT / "docs" / "library.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", page.partition("\n## Jobs\n")[2], re.DOTALL)
+    (program,) = examples("docs/library.md", "Jobs")
     url = f"file://{tmp_path / 'store'}"
     program = program.replace("file:///var/lib/hotplate", url)
     done = subprocess.run(

@@ -4,15 +4,21 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from hotplate.cli.terminal import table
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.lifecycle import publish
+from hotplate.stores.lifecycle import abort, start_canary
+from hotplate.stores.publication import publish
 from hotplate.stores.redis.store import open_url
 from hotplate.stores.store import Plan, Row
-from tests.support.command import failed, hotplate
+from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.redis_server import RedisServer, running
 from tests.support.service import a_list, publish_lists
 from tests.support.stores import as_bodies, lapse
@@ -37,7 +43,7 @@ def releases(store: Path, *, live: bool = True) -> str:
 
 
 def catalogue_of(url: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads(hotplate("releases", "list", "--json", "--store", url).stdout)
+    found: dict[str, object] = json_of("releases", "list", "--store", url)
     return found
 
 
@@ -67,8 +73,7 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     assert (found["live"], found["canary"]) == (live, {"release": canary, "percent": 5.0, "salt": canary})
     new = found["releases"][-1]["id"]  # type: ignore[index]  # JSON
     failed(hotplate("releases", "activate", new, "--store", url), "promote or abort the canary first", code=3)
-    copied = hotplate("releases", "copy", "--from", url, "--to", f"file://{tmp_path}/other", new)
-    assert copied.returncode == 0
+    succeeded("releases", "copy", "--from", url, "--to", f"file://{tmp_path}/other", new)
     assert hotplate("import", lists, "--end-canary", "--store", url).returncode == 0
     assert catalogue_of(url)["canary"] is None
 
@@ -81,6 +86,32 @@ def test_a_copy_leaves_the_canary_of_its_target_alone_and_exits_with_3(tmp_path:
     assert (done.returncode, json.loads(done.stdout)["live"]) == (3, False)
     found = catalogue_of(f"file://{target}")
     assert (found["live"], found["releases"][-1]["id"]) == (live, new)  # type: ignore[index]  # JSON
+
+
+def test_why_a_canary_was_stopped_is_in_the_list_and_shown(tmp_path: Path, url: str) -> None:
+    releases(tmp_path / "store")
+    canary, finding = ReleaseId(releases(tmp_path / "store", live=False)), "its lists have 7% to 30% fewer clicks"
+
+    async def stop() -> None:
+        store = connect(url)
+        await start_canary(store, canary, 5)
+        await abort(store, canary, finding)
+        await store.close()
+
+    asyncio.run(stop())
+    assert f"{canary}  ready, canary stopped" in hotplate("releases", "list", "--store", url).stdout
+    assert [one["canary_stopped"] for one in catalogue_of(url)["releases"]] == ["", finding]  # type: ignore[attr-defined]  # JSON
+    assert f"canary stopped  {finding}\n" in hotplate("releases", "show", canary, "--store", url).stdout
+    shown = json.loads(hotplate("releases", "show", canary, "--json", "--store", url).stdout)
+    assert shown["canary_stopped"] == finding
+
+
+def test_the_id_of_a_release_is_not_broken_on_a_narrow_terminal() -> None:
+    release, begun = "20261123T012922Z-93c1", "2026-11-23 01:29:22Z"
+    narrow = Console(width=40, file=StringIO())
+    narrow.print(table(("release", "state", "begun"), [(release, "refused by ndcg", begun)]))
+    assert isinstance(narrow.file, StringIO)
+    assert release in narrow.file.getvalue()
 
 
 def test_a_promotion_names_the_canary_that_was_seen(tmp_path: Path, url: str) -> None:
@@ -117,8 +148,7 @@ def test_what_a_store_warns_of_is_printed_before_it_is_filled(verb: str, tmp_pat
     if verb == "publish":
         (tmp_path / "clicks.csv").write_text("user,item\n" + "".join(f"{n},{n % 7}\n{n},{n % 5}\n" for n in range(30)))
         source = tmp_path / "model"
-        trained = hotplate("train", tmp_path / "clicks.csv", "--out", source, "--split", "none", "--factors", "4")
-        assert trained.returncode == 0, trained.stderr
+        succeeded("train", tmp_path / "clicks.csv", "--out", source, "--split", "none", "--factors", "4")
     with running(tmp_path, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
         done = hotplate(verb, source, "--store", server.url())
     assert done.returncode == 0

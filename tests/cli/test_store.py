@@ -1,11 +1,16 @@
-"""The verbs of `hotplate store`, end to end."""
+"""The verbs of `hotplate store`, end to end, and the recipe of the docs by which a copy of Redis is kept."""
 
 import asyncio
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
-from tests.support.command import failed, hotplate
-from tests.support.service import a_list, publish_lists
+import pytest
+
+from tests.support.command import failed, hotplate, json_of, succeeded
+from tests.support.redis_server import running
+from tests.support.service import a_list, publish_lists, publish_to
 
 
 def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(tmp_path: Path) -> None:
@@ -38,16 +43,16 @@ def test_the_doctor_says_without_a_traceback_that_a_store_is_away_and_never_show
 def test_a_store_is_backed_up_and_put_back(tmp_path: Path) -> None:
     store, copied = f"file://{tmp_path}/store", tmp_path / "copied"
     first = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
-    done = json.loads(hotplate("store", "backup", copied, "--store", store, "--json").stdout)
+    done = json_of("store", "backup", copied, "--store", store)
     assert (done["live"], done["releases"]) == (first, [first])
     assert "is complete" in hotplate("releases", "verify", "--store", f"file://{copied}").stdout
     second = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("b")}))
     failed(hotplate("store", "restore", copied, "--store", store), "holds a store already")
     printed = hotplate("store", "restore", copied, "--over", "--store", store).stdout
     assert f"{first} is live in it" in printed
-    listed = json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)
+    listed = json_of("releases", "list", "--store", store)
     assert (listed["live"], second in {entry["id"] for entry in listed["releases"]}) == (first, True)
-    done = json.loads(hotplate("store", "restore", copied, "--json", "--store", f"file://{tmp_path}/other").stdout)
+    done = json_of("store", "restore", copied, "--store", f"file://{tmp_path}/other")
     assert done["live"] == first
 
 
@@ -71,9 +76,7 @@ def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["release", first, second]
     assert "say with --live ID which one is to be live" in listed.stderr
     failed(hotplate("store", "rebuild", "--store", store, "--live", "none"), f"it holds {first}, {second}")
-    rebuilt = hotplate("store", "rebuild", "--store", store, "--live", first, "--json")
-    assert rebuilt.returncode == 0, rebuilt.stderr
-    printed = json.loads(rebuilt.stdout)
+    printed = json_of("store", "rebuild", "--store", store, "--live", first)
     assert (printed["live"], printed["not_taken_up"]) == (first, {})
     assert [(one["id"], one["state"], one["rows"], one["damage"], one["refusal"]) for one in printed["releases"]] == [
         (first, "live", 2, None, None),
@@ -86,11 +89,40 @@ def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_
 def test_the_only_release_becomes_live_and_what_its_gates_said_is_shown(tmp_path: Path) -> None:
     lists, store = tmp_path / "lists.csv", f"file://{tmp_path}/store"
     lists.write_text("user,item,score\n1,a,1.0\n1,b,0.5\n2,a,0.9\n")
-    done = hotplate("import", lists, "--store", store, "--gate", "shortest_list=2", "--force", "--json")
-    assert done.returncode == 0, done.stderr
+    succeeded("import", lists, "--store", store, "--gate", "shortest_list=2", "--force", "--json")
     (tmp_path / "store" / "catalogue.json").unlink()
-    rebuilt = hotplate("store", "rebuild", "--store", store)
-    assert rebuilt.returncode == 0, rebuilt.stderr
-    assert "shortest_list failed, forced" in rebuilt.stdout
-    assert "is live, in a new catalogue" in rebuilt.stdout
+    rebuilt = succeeded("store", "rebuild", "--store", store)
+    assert "shortest_list failed, forced" in rebuilt
+    assert "is live, in a new catalogue" in rebuilt
     assert "is complete" in hotplate("releases", "verify", "--store", store).stdout
+
+
+LISTS = {f"user:{n:03}": a_list(str(n), "x") for n in range(300)}
+
+
+def published(url: str, lists: dict[str, bytes]) -> str:
+    return asyncio.run(publish_to(url, lists))
+
+
+def looked_up(url: str, user: str) -> tuple[str, str, str]:
+    found = json_of("lookup", user, "--store", url)
+    return found["release"], found["source"], found["items"][0]["id"]
+
+
+def test_a_dump_of_redis_brings_it_back(tmp_path: Path) -> None:
+    redis_cli = shutil.which("redis-cli")
+    if redis_cli is None:
+        pytest.skip("no redis-cli on the PATH; on Debian or Ubuntu: apt-get install redis-tools")
+    with running(tmp_path) as server:
+        first = published(server.url(), LISTS)
+        dump = tmp_path / "backup.rdb"
+        subprocess.run([redis_cli, "-p", str(server.port), "--rdb", str(dump)], check=True, capture_output=True)
+        second = published(server.url(), {"user:007": a_list("z")})
+        assert looked_up(server.url(), "007") == (second, "personal", "z")
+        server.kill()
+        shutil.copy(dump, tmp_path / "dump.rdb")
+        server.start()
+        assert looked_up(server.url(), "007") == (first, "personal", "7")
+        assert hotplate("releases", "verify", "--store", server.url()).returncode == 0
+        third = published(server.url(), LISTS)
+        assert looked_up(server.url(), "008") == (third, "personal", "8")

@@ -1,7 +1,11 @@
-"""`hotplate train`: what is searched, what is named, and what the first line says."""
+"""`hotplate train`: what it makes of data, what is searched or named, and what its first line says."""
 
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -9,7 +13,7 @@ import pytest
 from hotplate.offline.input.sample import sample
 from hotplate.offline.train.engine import as_options
 from hotplate.offline.train.neighbours import NeighbourParams
-from tests.support.command import failed, hotplate
+from tests.support.command import failed, hotplate, json_of, succeeded
 
 GRID = """
 [[cell]]
@@ -49,20 +53,10 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
 
 def test_a_grid_of_ones_own_is_searched_and_gone_on_from(clicks: Path, tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text(GRID)
-    arguments: list[str | Path] = [
-        "train",
-        clicks,
-        "--out",
-        tmp_path / "model",
-        "--grid",
-        tmp_path / "grid.toml",
-        "--tune",
-        "1",
-    ]
-    done = hotplate(*arguments, "--seed", "3")
-    assert done.returncode == 0, done.stderr
-    assert "on the inner split; " in done.stdout
-    assert " 3 trials, " in done.stdout
+    arguments = ("train", clicks, "--out", tmp_path / "model", "--grid", tmp_path / "grid.toml", "--tune", "1")
+    printed = succeeded(*arguments, "--seed", "3")
+    assert "on the inner split; " in printed
+    assert " 3 trials, " in printed
     trials = json.loads((tmp_path / "model" / "model.json").read_text())["tuning"]["trials"]
     als = {"factors": 8, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 3, "recency": None}
     assert trials[0]["params"] == als
@@ -123,7 +117,7 @@ def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(click
             ["--engine", "als", "--neighbour-weighting", "bm25"],
             "--neighbour-weighting is not a parameter of the engine als",
         ),
-        (["--engine", "spark", "--tune", "5"], "Spark has no parameters to search"),
+        (["--engine", "spark", "--tune", "5"], "spark has no parameters to search"),
         (["--popular-half-life", "7d"], "--popular-half-life is not a parameter of the engine als"),
         (["--engine", "popularity", "--recency", "7d"], "--recency is not a parameter of the engine popularity"),
         (["--engine", "als", "--walk-alpha", "1"], "--walk-alpha is not a parameter of the engine als"),
@@ -140,3 +134,63 @@ def test_options_that_contradict_each_other_are_one_sentence(
     code = 1 if "--grid" in arguments else 2
     failed(hotplate("train", clicks, "--out", tmp_path / "model", *arguments), sentence, code=code)
     assert not (tmp_path / "model").exists()
+
+
+QUICK = ("--factors", "4", "--iterations", "2")
+
+
+def write(path: Path, *rows: str) -> Path:
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def trained(folder: Path, *arguments: str | Path) -> dict[str, Any]:
+    report: dict[str, Any] = json_of("train", *arguments, "--out", folder / "model", *QUICK)
+    return report
+
+
+def refused(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return hotplate("train", *arguments, "--out", folder / "model", *QUICK)
+
+
+def test_what_is_found_and_not_used_is_said_in_text_and_json(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,rating", "u.1,x,5", "U.1,y,3", "v,x,1", "v,NULL,1")
+    done = hotplate("train", file, "--out", tmp_path / "model", *QUICK, "--split", "none")
+    assert "note: the column 'rating' holds ratings" in done.stdout
+    assert "such as 'U.1' and 'u.1'; they are kept apart" in done.stdout
+    assert "1 left out: no item" in done.stdout
+    report = trained(tmp_path, file, "--split", "none", "--null-values", "y,None")
+    assert report["data"]["left_out"] == {"no item": 1}
+    assert [note.split()[2] for note in report["data"]["notes"]] == ["'rating'"]
+
+
+def test_standard_input_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1\t2\t3\t881250949\n2\t1\t3\t881250950\n")))
+    report = trained(tmp_path, "-", "--split", "none")
+    assert (report["users"], report["data"]["source"]) == (2, "standard input")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a,b\nc,d\n")))
+    assert trained(tmp_path, "-", "--no-header", "--split", "none")["pairs"] == 2
+
+
+def test_a_test_of_ones_own_is_what_is_measured_on(tmp_path: Path) -> None:
+    rows = [f"{user},{item}" for user in "uvwxyz" for item in "abcdef" if (ord(user) + ord(item)) % 3]
+    train = write(tmp_path / "train.csv", "user,item", *rows)
+    test = write(tmp_path / "test.csv", "user,item", "u,c", "v,b", "nobody,a", "u,nothing", rows[0], ",a")
+    report = trained(tmp_path, train, "--test", test, "-k", "3")
+    assert report["evaluation"]["split"] == {"kind": "given"}
+    assert report["evaluation"]["test_pairs"] == report["data"]["test"]["pairs"]
+    assert report["data"]["test"]["pairs_left_out"] == {
+        "unknown user": 1,
+        "unknown item": 1,
+        "pair that is learnt from": 6 - 3 - report["data"]["test"]["pairs"],
+    }
+    assert report["data"]["test"]["left_out"] == {"no user": 1}
+    assert report["pairs"] == len(rows)
+    done = hotplate("train", train, "--test", test, "--out", tmp_path / "model", *QUICK)
+    assert "1 pairs left out: unknown item" in done.stdout
+    assert "given test data" in done.stdout
+    strangers = write(tmp_path / "strangers.csv", "user,item", "x1,a", "x2,b")
+    assert "strangers.csv can be tested on, so there was no evaluation" in str(
+        trained(tmp_path, train, "--test", strangers)["note"]
+    )
+    failed(refused(tmp_path, train, "--test", write(tmp_path / "c.csv", "who,item", "u,a")), "has no column 'user'")

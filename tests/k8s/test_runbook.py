@@ -84,8 +84,3 @@ def test_a_request_is_answered_and_shows_what_it_is_for(line: str, ground: Groun
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
-
-
-def test_the_commands_are_found() -> None:
-    assert len(COMMANDS) > 12
-    assert len(REQUESTS) > 12

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline import lists as offline_lists
+from hotplate.offline.lists import Blocks, ListSettings, ModelLists, rows_of
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.rules import Rules
-from hotplate.offline.spark import ranking
-from hotplate.offline.spark.ranking import Blocks, rows_of
 from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, fit
 from hotplate.offline.train.neighbours import NeighbourParams
@@ -30,7 +29,7 @@ def shared(lists: ModelLists) -> ModelLists:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "_LEAST", 13)
+    monkeypatch.setattr(offline_lists, "_LEAST_IN_BLOCK", 13)
 
 
 @pytest.mark.parametrize("rules", [Rules(), RULES, FAVOURS], ids=["free", "ruled", "favouring"])
@@ -68,5 +67,5 @@ def test_what_is_counted_in_blocks_adds_up() -> None:
 
 
 def test_a_model_of_any_size_has_a_bounded_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "_MOST_BLOCKS", 3)
+    monkeypatch.setattr(offline_lists, "_MOST_BLOCKS", 3)
     assert len(Blocks(ModelLists(model_of(100), ListSettings()))) == 6

@@ -20,11 +20,10 @@ from hotplate.offline.measurement import Items, Measurement, overlaps
 from hotplate.offline.model import Model
 from hotplate.offline.publish import PublishSettings, publish
 from hotplate.offline.train.als import Factors
-from hotplate.stores.catalogue import State
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.memory import MemoryStore
-from hotplate.stores.store import Slot, Store
-from hotplate.stores.verification import diff, load_manifest
+from hotplate.stores.store import Slot
+from hotplate.stores.verification import diff
 from tests.support.interactions import checkerboard_model
 from tests.support.stores import lapse, ref_of
 
@@ -206,31 +205,6 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
 # what goes live
 
 
-@pytest.mark.parametrize("open_store", ["memory", "file", "redis"], indirect=True)
-async def test_a_spoilt_model_is_written_and_stays_out_while_the_good_one_stays_live(store: Store) -> None:
-    bounds = gates(drop__ndcg=0.1, coverage=0.1, users_with_lists=0.95, overlap=0.2)
-    good = (await publish(source(model(), 1), store, PublishSettings("zstd", gates=bounds))).result.manifest
-    assert all(verdict.passed for verdict in recorded(good)[1])
-    failed = await publish(source(spoilt(), 1), store, PublishSettings(gates=bounds))
-    written = failed.result.manifest.release
-    assert str(failed.refused) == (
-        f"gate overlap@10: 0 is below 0.2 (of 20 users, with {good.release}); release {written} was written and is "
-        f"not live, and {good.release} still is; publish again with --force, or activate it by hand: "
-        f"hotplate releases activate {written}"
-    )
-    found = await store.catalogue()
-    assert found.live == good.release
-    assert found.find(written).state is State.READY
-    kept = (await load_manifest(store, await ref_of(store, written))).about["gates"]
-    assert (kept["forced"], kept["against"]) == (False, good.release)
-    assert [each["gate"] for each in kept["verdicts"] if not each["passed"]] == ["overlap@10"]
-    forced = (await publish(source(spoilt(), 1), store, PublishSettings(gates=bounds, force=True))).result.manifest
-    assert (await store.catalogue()).live == forced.release
-    was_forced, verdicts = recorded(await load_manifest(store, await ref_of(store, forced.release)))
-    assert was_forced
-    assert [verdict.gate for verdict in verdicts if not verdict.passed] == ["overlap@10"]
-
-
 async def test_all_gates_that_fail_are_named_and_nothing_live_is_nothing_to_compare_with() -> None:
     store = MemoryStore()
     bounds = gates(ndcg=0.6, as_served__ndcg=0.4, drop__ndcg=0.1, shortest_list=6, overlap=1, popular_share=0)
@@ -336,10 +310,3 @@ async def test_a_draft_that_lacked_nothing_but_its_seal_is_judged_and_forced_onl
         written = await publish(source(model()), store, PublishSettings(gates=bounds, force=True, resume=draft))
         assert ("gate shortest_list: 5 is below 6" in str(written.refused)) == (not begun_with_force)
         assert (await store.catalogue()).live == (draft if begun_with_force else None)
-
-
-async def test_gates_that_make_no_sense_stop_a_publish_before_anything_is_written() -> None:
-    store = MemoryStore()
-    with pytest.raises(SettingError, match="nearest is ndcg"):
-        await publish(source(model()), store, PublishSettings(gates=gates(ndgc=0.5)))
-    assert (await store.catalogue()).releases == ()

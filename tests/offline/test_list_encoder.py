@@ -1,7 +1,6 @@
 """Thousands of lists encoded at once: the bytes are those of each list encoded item by item."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hotplate.offline.list_encoder import ListEncoder, RankedLists
 from hotplate.stores.encoding import NO_OFFSET, Item, encode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
-from tests.support.property import deepen
+from tests.support.property import explored
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 catalogues = st.lists(st.tuples(texts, st.none() | texts), min_size=1, max_size=6)
@@ -39,7 +38,7 @@ def item(identifier: str, title: str | None, score: float) -> Item:
     return Item(id=identifier, score=score) if title is None else Item(id=identifier, score=score, title=title)
 
 
-@given(catalogues, st.data())
+@explored(100, 1_000, catalogue=catalogues, data=st.data())
 def test_a_batch_has_the_bytes_of_its_lists_encoded_item_by_item(
     catalogue: list[tuple[str, str | None]], data: st.DataObject
 ) -> None:
@@ -79,9 +78,3 @@ def test_an_offset_that_four_digits_cannot_say_is_none() -> None:
 def test_a_score_that_json_cannot_say_is_refused_in_a_batch(score: float) -> None:
     with pytest.raises(StoreMisused, match="finite"):
         ListEncoder(["a"], [None]).rows("user:", ranked([[(0, 1.0), (0, score)]]))
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("property_test", [test_a_batch_has_the_bytes_of_its_lists_encoded_item_by_item])
-def test_thousands_of_batches_have_the_same_bytes(property_test: Callable[[], None]) -> None:
-    deepen(property_test, 1_000)

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hotplate
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import Model, load, save
-from hotplate.offline.train.als import ALSParams, Factors, fit
+from hotplate.offline.train.als import ALSParams, Factors
 from hotplate.offline.train.ease import EASEParams
-from hotplate.offline.train.engine import Params, described
-from hotplate.offline.train.engine import fit as fit_engine
+from hotplate.offline.train.engine import Params, described, fit
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.stores.folders import LOCK
+from tests.support.interactions import ROUNDING, checkerboard_model
 
 PARAMS = ALSParams(factors=4, iterations=2)
 
@@ -81,7 +82,7 @@ def test_what_is_saved_is_what_is_loaded(model: Model, tmp_path: Path) -> None:
 )
 def test_a_model_keeps_its_recency(params: Params, model: Model, tmp_path: Path) -> None:
     user_items, users = model.matrix.user_items, np.arange(50, dtype=np.int32)
-    ranker = fit_engine(user_items, params, times=model.matrix.times)
+    ranker = fit(user_items, params, times=model.matrix.times)
     save(replace(model, ranker=ranker, params=params), tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert loaded.params == params
@@ -91,7 +92,7 @@ def test_a_model_keeps_its_recency(params: Params, model: Model, tmp_path: Path)
         assert np.array_equal(one, other)
     everyday: Params
     everyday = PopularityParams() if isinstance(params, PopularityParams) else replace(params, recency=None)
-    plain = fit_engine(user_items, everyday).recommend(user_items, users, 8)
+    plain = fit(user_items, everyday).recommend(user_items, users, 8)
     assert not np.array_equal(plain[1], loaded.ranker.recommend(user_items, users, 8)[1])
 
 
@@ -122,18 +123,6 @@ def test_the_folder_describes_itself(model: Model, tmp_path: Path) -> None:
     assert not list((tmp_path / "model").glob("*.pkl"))
 
 
-def test_a_disk_that_is_full_is_named_and_keeps_no_half_of_a_model(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError("192000 requested and 76768 written")  # as numpy says it
-
-    monkeypatch.setattr("numpy.save", full)
-    with pytest.raises(DataError, match="the disk is full"):
-        save(model, tmp_path / "model")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_is_no_model_is_never_overwritten(model: Model, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="holds other things than a model"):
@@ -148,16 +137,24 @@ def test_what_is_no_model_is_never_overwritten(model: Model, tmp_path: Path) -> 
     assert load(tmp_path / "empty").params == PARAMS
 
 
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [
+        (("numpy.save", OSError("192000 requested and 76768 written")), "the disk is full"),  # as numpy says it
+        (("numpy.savez", OSError(28, "No space left on device")), "cannot be written to .*: No space left on device"),
+    ],
+)
 def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: tuple[str, OSError], sentence: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(model, tmp_path / "model")
+    call, error = failure
 
     def fail(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr("hotplate.offline.model.np.savez", fail)
-    with pytest.raises(DataError, match=r"cannot be written to .*: No space left on device"):
+    monkeypatch.setattr(call, fail)
+    with pytest.raises(DataError, match=sentence):
         save(replace(model, metrics=None), tmp_path / "model")
     assert load(tmp_path / "model").metrics == {"k": 10}
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
@@ -282,7 +279,7 @@ def test_parts_of_two_models_are_an_error(model: Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [('{"format": 1}', "has the format 1"), ("[]", "has the format None"), ('{"for', "is incomplete or damaged")],
+    [('{"format": 1}', "has the format 1"), ("[]", "has the format unknown"), ('{"for', "is incomplete or damaged")],
 )
 def test_a_model_of_another_format_is_refused(content: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(content)
@@ -295,3 +292,52 @@ def test_a_folder_that_is_missing_or_no_model_is_an_error(tmp_path: Path) -> Non
         load(tmp_path / "gone")
     with pytest.raises(DataError, match=r"is not a model: it has no model\.json"):
         load(tmp_path)
+
+
+def saved(params: Params | None, folder: Path) -> Path:
+    model = checkerboard_model()
+    if params is not None:
+        model = replace(model, ranker=fit(model.matrix.user_items, params), params=params)
+    save(model, folder)
+    return folder
+
+
+def test_a_loaded_model_is_its_arrays_with_the_ids_of_their_rows(tmp_path: Path) -> None:
+    model: hotplate.Model = hotplate.load_model(str(saved(None, tmp_path / "model")))
+    users, items = model.matrix.user_items.shape
+    assert (len(model.matrix.user_ids), len(model.matrix.item_ids)) == (users, items) == (20, 20)
+    found, scores = model.ranker.recommend(model.matrix.user_items, np.array([3], dtype=np.int32), 5)
+    assert found.shape == scores.shape == (1, 5)
+    assert found[0, 0] == 3  # the one that was withheld
+    with pytest.raises(hotplate.DataError, match="no model folder"):
+        hotplate.load_model(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        (None, "AlternatingLeastSquares"),
+        (NeighbourParams("tfidf", 3), "TFIDFRecommender"),
+        (NeighbourParams("bm25", 15), "BM25Recommender"),
+        (NeighbourParams("cosine", 15), "CosineRecommender"),
+        (NeighbourParams("rp3beta", 15), "ItemItemRecommender"),
+    ],
+)
+def test_what_is_exported_to_implicit_recommends_the_same(params: Params | None, name: str, tmp_path: Path) -> None:
+    model = hotplate.load_model(saved(params, tmp_path / "model"))
+    exported = hotplate.to_implicit(model)
+    assert type(exported).__name__ == name
+    user_items = model.matrix.user_items
+    _, expected = model.ranker.recommend(user_items, np.arange(20, dtype=np.int32), 5)
+    given = user_items if params is None else user_items.astype(np.float64)
+    for user in range(20):
+        _, scores = exported.recommend(user, given[user], N=5)
+        assert scores[: np.count_nonzero(expected[user])] == pytest.approx(
+            expected[user][expected[user] != 0], rel=1e-5, abs=ROUNDING
+        )
+
+
+@pytest.mark.parametrize(("params", "what"), [(PopularityParams(), "model of popularity"), (EASEParams(), "EASE")])
+def test_popularity_and_ease_are_not_implicits(params: Params, what: str, tmp_path: Path) -> None:
+    with pytest.raises(hotplate.DataError, match=f"implicit has no {what}"):
+        hotplate.to_implicit(hotplate.load_model(saved(params, tmp_path / "model")))

@@ -1,23 +1,14 @@
 """From a model to a release: whose lists, in which order, of which length, and what the rows say."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.offline.model import Model, load, save
-from hotplate.offline.publish import PublishSettings, publish
-from hotplate.offline.train.ease import EASEParams
-from hotplate.offline.train.engine import Params, fit
-from hotplate.offline.train.neighbours import NeighbourParams
-from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.model import Model
+from hotplate.offline.publish import publish
 from hotplate.stores.encoding import OFFSET_BYTES, decode
-from hotplate.stores.errors import StoreFull
-from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Row
 from hotplate.stores.verification import verify
@@ -97,36 +88,3 @@ async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> No
     assert reports[-1] == (42, 42)
     assert (await store.catalogue()).live == manifest.release
     assert manifest.bytes <= lists.plan().payload_bytes <= 4 * manifest.bytes
-
-
-@pytest.mark.parametrize(
-    ("params", "similar"), [(EASEParams(), 20), (NeighbourParams(neighbours=20), 20), (PopularityParams(), 0)]
-)
-async def test_a_model_of_any_engine_is_saved_loaded_and_published(
-    params: Params, similar: int, tmp_path: Path
-) -> None:
-    board = checkerboard_model()
-    model = replace(board, ranker=fit(board.matrix.user_items, params), params=params, tuning={"best": 0})
-    save(model, tmp_path / "model")
-    loaded = load(tmp_path / "model")
-    assert (loaded.params, loaded.tuning) == (params, {"best": 0})
-    assert rows_of(loaded) == rows_of(model)
-    store = MemoryStore()
-    manifest = (await publish(ModelLists(loaded, ListSettings()), store)).result.manifest
-    assert manifest.counts == {"popular": 2, "user": 20} | ({"item": similar} if similar else {})
-
-
-async def test_a_ready_release_is_not_live() -> None:
-    store = MemoryStore()
-    await publish(ModelLists(checkerboard_model(), ListSettings()), store, PublishSettings(activate=False))
-    assert (await store.catalogue()).live is None
-
-
-async def test_a_disk_that_is_too_small_is_reported_before_anything_is_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hotplate.stores.file.store.file_bytes", lambda _rows, _bytes: 1 << 60)
-    store = LmdbStore(tmp_path)
-    with pytest.raises(StoreFull, match="needs about"):
-        await publish(ModelLists(checkerboard_model(), ListSettings()), store)
-    assert (await store.catalogue()).releases == ()

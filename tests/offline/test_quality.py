@@ -2,10 +2,9 @@
 
 import pytest
 
-from hotplate.bench.micro.quality import reference_split
+from hotplate.bench.micro.quality import DATA_SETS, reference_split
 from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
-from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.train.als import ALSParams
@@ -14,7 +13,8 @@ from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.tuning import Search, TuneOptions, tune
 from tests.support.paths import DATA
 
-RETAIL = DATA / "online-retail" / "online_retail.parquet"
+RECIPE = DATA_SETS[1]
+RETAIL = DATA / RECIPE.file
 MOVIES = DATA / "movietweetings-100k"
 
 pytestmark = pytest.mark.soak
@@ -24,12 +24,7 @@ movies_are_here = pytest.mark.skipif(not MOVIES.exists(), reason=f"{MOVIES} is n
 
 @pytest.fixture(scope="module")
 def retail() -> Matrix:
-    interactions = read_interactions(
-        RETAIL,
-        columns=Columns(count="invoice_no"),
-        where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"],
-        weighting="binary",
-    )
+    interactions = read_interactions(RETAIL, columns=RECIPE.columns, where=RECIPE.where, weighting="binary")
     assert interactions.rows == 541_909
     assert interactions.titles["85123A"] == "WHITE HANGING HEART T-LIGHT HOLDER"
     return to_matrix(interactions.log, 5, 5)

@@ -196,11 +196,6 @@ def test_pinned_items_come_first_for_users_who_lack_them_and_other_rules_hold_fo
     assert lists_of(rules)[f"item:{IDS[0]}"] == lists_of(replace(rules, pinned=()))[f"item:{IDS[0]}"]
 
 
-def test_under_rules_the_popular_list_keeps_its_half_life() -> None:
-    model = replace(timed_model(), popular_half_life_days=0.25)
-    assert lists_of(Rules(excluded=frozenset({IDS[SIZE - 1]})), model)["popular:"][0] == IDS[SIZE - 2]
-
-
 def test_the_manifest_says_the_rules_and_what_they_name_in_vain() -> None:
     rules = Rules(frozenset({*IDS, "gone"}), frozenset({"never"}), {IDS[0]: "x"}, 3, 2, {"gone": 2.0}, pinned=(IDS[0],))
     assert RuledLists(MODEL, rules, 5, keep_seen=False).about() == {

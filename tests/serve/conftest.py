@@ -1,10 +1,14 @@
-"""The stores that tests of the reader and of the follower read."""
+"""The stores that tests of the reader, of the follower and of services read."""
+
+import asyncio
+from pathlib import Path
 
 import pytest
 
 from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore
+from tests.support.service import a_list, publish_lists
 
 
 @pytest.fixture
@@ -16,3 +20,10 @@ def memory(clock: FakeClock) -> MemoryStore:
 def remote(memory: MemoryStore) -> RemoteStore:
     """The same store, as if it were over a network."""
     return RemoteStore(memory)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store of files with a release that has a list for user 42."""
+    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))
+    return tmp_path / "store"

@@ -1,7 +1,10 @@
-"""Redis killed, stopped, slowed, cut off, filled or emptied: what its readers see."""
+"""Redis killed, stopped, slowed, cut off or emptied, and an emulated Cosmos DB that fails: what their readers see."""
 
 import asyncio
+import secrets
 import signal
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -10,10 +13,12 @@ import pytest
 
 import hotplate
 from hotplate.bench.drills.proxy import Proxy, through
-from tests.support.readers import lists, reading, until, until_read
+from hotplate.serve.reader import TieredReader
+from tests.support.cosmos_account import Account, emulated_account
+from tests.support.readers import USERS, WAIT_S, lists, reading, until_read
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
-from tests.support.service import a_list, publish_to, serving
+from tests.support.service import a_list, publish_to, serving, until
 
 
 @pytest.fixture
@@ -92,6 +97,15 @@ async def test_others_answer_during_a_fault_and_redis_after_it(
         assert proxy.accepted < 60, "a storm of connections"
 
 
+async def test_a_redis_that_is_emptied_leaves_popular_lists_until_the_next_publish(redis: RedisServer) -> None:
+    await publish_to(redis.url(), lists("r0"))
+    async with reading(redis.url()) as reader:
+        redis.execute_command("FLUSHALL")
+        await until_read(reader, "redis", "popular")
+        second = await publish_to(redis.url(), lists("r1"))
+        assert (await until_read(reader, "redis")).served.id == second
+
+
 async def test_a_service_that_starts_with_redis_dead_serves_from_a_local_tier_or_not_at_all(
     tmp_path: Path, redis: RedisServer
 ) -> None:
@@ -104,11 +118,7 @@ async def test_a_service_that_starts_with_redis_dead_serves_from_a_local_tier_or
     with serving(tmp_path, "--store", redis.url()) as alone:
         assert [alone.get(path).status for path in ("/v1/recommendations/1", "/readyz", "/livez")] == [503, 503, 200]
         redis.start()
-
-        async def is_ready() -> bool:
-            return alone.get("/readyz").status == 200
-
-        await until(is_ready, "the service is not ready")
+        until(alone.is_ready, "the service is not ready")
         assert alone.get("/v1/recommendations/1").json["tier"] == "redis"
 
 
@@ -122,3 +132,119 @@ async def test_a_wrong_password_is_named_without_the_password_and_serves_nothing
             raise AssertionError("it cannot be read")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "wrong-secret" not in caplog.text + str(caught.value)
+
+
+TIER = "cosmos+http"
+# Where an answer of some 930 bytes may be cut; its head has 530.
+IN_HEAD, IN_BODY = 100, 700
+# What the emulator does.
+COSMOS_FAULTS: dict[str, dict[str, object]] = {
+    "429": {"kind": "throttle"},
+    "503": {"kind": "unavailable"},
+    "reads of 1 s": {"kind": "slow", "delay_ms": 1000},
+    "connections cut": {"kind": "reset"},
+}
+
+
+@pytest.fixture(scope="module")
+def cosmos() -> Iterator[Account]:
+    """An account of this file's own, as it is disturbed; each test takes a database of its own."""
+    with emulated_account(None) as one:
+        yield one
+
+
+@pytest.fixture
+def url(cosmos: Account) -> Iterator[str]:
+    yield cosmos.url(secrets.token_hex(4))
+    cosmos.misbehave()
+
+
+def port_of(cosmos: Account) -> int:
+    return int(cosmos.emulator.endpoint.rsplit(":", 1)[1].rstrip("/"))
+
+
+@asynccontextmanager
+async def proxied(cosmos: Account, url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """Put a proxy before the account; the block gets it, and the URL that goes through it."""
+    async with through(port_of(cosmos)) as proxy:
+        yield proxy, url.replace(str(port_of(cosmos)), str(proxy.port))
+
+
+async def sources(reader: TieredReader) -> Counter[str]:
+    """Read the list of each user, one after the other; return how many came from where."""
+    return Counter([(await reader.personal(str(user))).source for user in range(USERS)])
+
+
+@pytest.mark.parametrize("fault", COSMOS_FAULTS)
+@with_and_without_another_tier
+async def test_others_answer_during_a_fault_of_an_account_and_the_account_after_it(
+    tmp_path: Path, cosmos: Account, url: str, fault: str, others: tuple[str, ...]
+) -> None:
+    await publish_to(url, lists("r0"))
+    await publish_to(f"file://{tmp_path}/store", lists("f0"))
+    async with reading(url, *(f"{scheme}://{tmp_path}/store" for scheme in others)) as reader:
+        await until_read(reader, TIER)
+        cosmos.misbehave(COSMOS_FAULTS[fault])
+        async with asyncio.timeout(WAIT_S):
+            while not reader.tiers[0].breaker.is_open:
+                await reader.personal("1")
+        await until_read(reader, *(("file", "personal") if others else (TIER, "popular")))
+        assert reader.tiers[0].error is not None
+        cosmos.misbehave()
+        await until_read(reader, TIER)
+
+
+@pytest.mark.parametrize("cut_at", [IN_HEAD, IN_BODY])
+async def test_an_answer_that_is_cut_is_read_again_and_never_taken_for_a_list(
+    cosmos: Account, url: str, cut_at: int
+) -> None:
+    await publish_to(url, lists("r0"))
+    async with proxied(cosmos, url) as (proxy, there):
+        async with reading(there, budget_s=WAIT_S) as reader:
+            await until_read(reader, TIER)
+            proxy.cut_at, proxy.cut_every = cut_at, 7
+            read = await sources(reader)
+            assert proxy.cuts > 5
+            assert read["popular"] <= proxy.cuts / 2, "a list that was cut was not read again"
+            proxy.cut_at, proxy.cut_every = None, 1
+        async with reading(there) as reader:
+            proxy.cut_at = cut_at
+            await until_read(reader, TIER, "popular")
+            proxy.cut_at = None
+            await until_read(reader, TIER)
+
+
+async def test_after_a_new_connection_was_cut_lookups_wait_for_the_next_rather_than_fail_for_want_of_one(
+    cosmos: Account, url: str
+) -> None:
+    await publish_to(url, lists("r0"))
+    async with proxied(cosmos, url) as (proxy, there), reading(there, budget_s=WAIT_S) as reader:
+        await until_read(reader, TIER)
+        proxy.reset()
+        proxy.cut_at = IN_HEAD
+        first = asyncio.create_task(reader.personal("0"))
+        while not proxy.cuts:
+            await asyncio.sleep(0)
+        proxy.cut_at = None
+        answers = await asyncio.gather(*(reader.personal(str(user)) for user in range(1, USERS)))
+        assert {answer.source for answer in answers} == {"personal"}
+        await first
+
+
+@pytest.mark.soak
+@pytest.mark.alone  # request units a second are compared with what is provisioned
+async def test_with_less_throughput_than_it_takes_all_is_spent_on_personal_lists_and_the_rest_are_popular(
+    cosmos: Account,
+) -> None:
+    url = cosmos.url(secrets.token_hex(4), ru="400")
+    await publish_to(url, {key: a_list(*(f"{key}-{n}" for n in range(500))) for key in lists("")})
+    async with reading(url, budget_s=0.5) as reader:
+        await until_read(reader, TIER)
+        found, before_ru, began = Counter[str](), cosmos.spent_ru(), time.monotonic()
+        while time.monotonic() - began < 4:
+            answers = await asyncio.gather(*(reader.personal(str(user)) for user in range(USERS)))
+            found += Counter(answer.source for answer in answers)
+            await asyncio.sleep(0.25)
+        rate_ru = (cosmos.spent_ru() - before_ru) / (time.monotonic() - began)
+    assert 0.5 < rate_ru / 400 < 1.3
+    assert 0.1 < found["personal"] / found.total() < 0.9

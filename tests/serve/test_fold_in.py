@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import struct
 import sys
 from collections import Counter
@@ -18,17 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 import hotplate
 from hotplate.offline.errors import SettingError
-from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import UserItems, to_matrix
+from hotplate.offline.input.matrix import UserItems
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.publish import PublishSettings, publish
 from hotplate.offline.rules import Rules
-from hotplate.offline.train.als import ALSParams, Factors, SparkParams, fit
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.neighbours import fit as fit_neighbours
 from hotplate.offline.train.popularity import most_popular
@@ -39,6 +38,7 @@ from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import FoldedIn, FoldInUnavailable, TieredReader
 from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode_id
 from hotplate.stores.errors import StoreMisused, StoreThrottled
+from hotplate.stores.extras import install_command
 from hotplate.stores.factors import Description, Entry, read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import FACTORS
@@ -46,12 +46,10 @@ from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Reader
 from tests.support.interactions import checkerboard_model
-from tests.support.paths import DATA
 from tests.support.remote import RemoteStore
 from tests.support.service import running, running_app
 
 ITEMS, FACTORS_EACH = 300, 32
-RATINGS = DATA / "movietweetings-100k" / "ratings.csv.gz"
 TOLERANCE = 1e-5
 few = settings(max_examples=15, deadline=None)
 
@@ -123,34 +121,6 @@ def of_implicit() -> AlternatingLeastSquares:
     return theirs
 
 
-def test_lists_are_those_of_implicit() -> None:
-    ids, scores = of_implicit().recommend(0, row_of({3: 1.0, 7: 2.0}), N=10, recalculate_user=True)
-    found = loaded_once().recommend({3: 1.0, 7: 2.0}, 10)
-    assert [item["id"] for item in found] == [f"i{number:03}" for number in ids]
-    assert [item["score"] for item in found] == pytest.approx(scores.tolist(), abs=TOLERANCE)
-
-
-@pytest.mark.soak
-@pytest.mark.skipif(not RATINGS.exists(), reason=f"{RATINGS} is not on this machine")
-def test_real_users_get_the_scores_of_implicit_from_256_factors() -> None:
-    matrix = to_matrix(read_interactions(RATINGS, weighting="binary").log, 5, 5)
-    params = ALSParams(iterations=3)
-    ranker = fit(matrix.user_items, params)
-    learnt = replace(checkerboard_model(), ranker=ranker, matrix=matrix, params=params)
-    factors = loaded(replace(learnt, popular=most_popular(matrix, 5), segments={}, titles={}))
-    theirs = AlternatingLeastSquares(
-        factors=params.factors, regularization=params.regularization, alpha=params.alpha, num_threads=1
-    )
-    theirs.item_factors = ranker.item_factors
-    for user in range(0, matrix.user_items.shape[0], 40):
-        row = matrix.user_items[user]
-        expected = theirs.item_factors @ theirs.recalculate_user(0, row)
-        with threadpool_limits(1, "blas"):  # as in the service
-            found = factors.recommend(dict(zip(row.indices.tolist(), row.data.tolist(), strict=True)), 100)
-        scores = [expected[matrix.item_ids.index(item["id"])] for item in found]
-        assert [item["score"] for item in found] == pytest.approx(scores, abs=TOLERANCE)
-
-
 @lru_cache
 def loaded_once(of: Callable[[], Model] = model) -> ItemFactors:
     return loaded(of())
@@ -211,16 +181,6 @@ def test_what_is_left_out_is_replaced_by_the_next_best(left_out: set[int], n: in
     assert found == [item for item in everything if int(item[1:]) not in left_out][:n]
 
 
-def test_rules_of_the_lists_hold() -> None:
-    categories = {f"i{number:03}": str(number % 3) for number in range(ITEMS - 1)}
-    rules = Rules(excluded=frozenset({"i001", "i002"}), categories=categories, max_per_category=2)
-    factors = loaded(model(), rules)
-    found = [item["id"] for item in factors.recommend(factors.known([("i001", None), ("i003", None)]), 50)]
-    assert len(found) in (6, 7)  # the last item has no category
-    assert not {"i001", "i002", "i003"} & set(found)
-    assert max(Counter(categories.get(item, item) for item in found).values()) == 2
-
-
 def test_a_list_that_its_categories_cannot_fill_is_computed_in_as_few_steps_as_one_that_they_can() -> None:
     factors, draw = ItemFactors(Description("als", 6000, 2, 1, 1.0, 2.0, 1.0, max_per_category=3)), random.Random(1)
     entries = [Entry(f"i{number}", category=number % 20) for number in range(6000)]
@@ -244,13 +204,16 @@ def test_a_list_that_its_categories_cannot_fill_is_computed_in_as_few_steps_as_o
 @given(st.sets(st.integers(0, ITEMS - 2)), st.integers(1, 70), st.integers(1, 5))
 def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: int, most: int) -> None:
     categories = {f"i{number:03}": str(number % 7) for number in range(ITEMS - 1)}
-    plain, factors = loaded_once(), loaded(model(), Rules(categories=categories, max_per_category=most))
+    rules = Rules(excluded=frozenset({"i001", "i002"}), categories=categories, max_per_category=most)
+    plain, factors = loaded_once(), loaded(model(), rules)
     excluded, taken, expected = (
         frozenset(encode_id(f"i{number:03}") for number in left_out),
         Counter[str](),
         list[str](),
     )
     for item in plain.recommend({0: 1.0}, ITEMS, frozenset(), excluded):
+        if item["id"] in rules.excluded:
+            continue
         taken[category := categories.get(item["id"], "none")] += 1
         if category == "none" or taken[category] <= most:
             expected.append(item["id"])
@@ -331,7 +294,7 @@ async def test_a_damaged_piece_costs_the_factors_and_nothing_else(memory: Memory
         release.rows[key] = release.rows[key][:-1] + bytes([release.rows[key][-1] ^ 1])
     reader = await opened(memory)
     assert (await reader.personal("a")).source == "personal"
-    assert key in reader.tiers[0].follower.warnings[0]
+    assert key in reader.tiers[0].follower.findings[0].sentence
     with pytest.raises(FoldInUnavailable):
         await reader.fold_in([("i003", None)], 5)
 
@@ -352,7 +315,7 @@ async def test_factors_are_in_memory_once_for_all_tiers_and_only_of_what_is_live
 
 
 async def test_what_the_thread_has_no_time_for_is_refused(memory: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_in, "MOST_WAITING", 3)
+    monkeypatch.setattr(fold_in, "MAX_WAITING", 3)
     await publish_model(memory, model())
     reader = await opened(memory)
     outcomes = await asyncio.gather(*(reader.fold_in([("i003", None)], 5) for _ in range(8)), return_exceptions=True)
@@ -390,27 +353,12 @@ async def test_no_answer_mixes_releases_while_they_change_under_load(tmp_path: P
     await store.close()
 
 
-async def test_as_a_library_it_says_what_it_cannot_take(tmp_path: Path) -> None:
-    store = LmdbStore(tmp_path)
-    await publish_model(store, model())
-    await store.close()
-    async with hotplate.open(f"file://{tmp_path}", fold_in=True) as lists:
-        assert (await lists.fold_in(["i003", "i004"], n=2)).source == "fold-in"
-        wrong = (lists.fold_in(["i003"], n=0), lists.fold_in([""]), lists.fold_in({"i003": 0.0}))
-        for each in (*wrong, lists.fold_in({"i003": float("nan")})):
-            with pytest.raises(hotplate.StoreMisused):
-                await each
-    async with hotplate.open(f"file://{tmp_path}") as lists:
-        with pytest.raises(hotplate.FoldInUnavailable):
-            await lists.fold_in(["i003"])
-
-
 def test_without_numpy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr(fold_in, "import_module", missing)
-    with pytest.raises(StoreMisused, match=r"pip install 'hotplate\[fold-in\]'"):
+    with pytest.raises(StoreMisused, match=re.escape(install_command("fold-in"))):
         TieredReader({}, fold_in=True)
 
 

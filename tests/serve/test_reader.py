@@ -1,19 +1,24 @@
-"""Reads over tiers that misbehave: inside the budget, never empty, never another release than the answer says."""
+"""Reads over tiers that misbehave: inside the budget, never empty, never another release than the answer says.
+
+Lookups of one turn of the loop are read together, once for each key, and each is answered as soon as its own is there.
+"""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from hotplate.serve.breaker import FAILURES, PAUSE_S
-from hotplate.serve.lists import Lists
+from hotplate.serve.embedded import Lists
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, NotReady, TieredReader, read_within
-from hotplate.serve.tiers import loop_time
-from hotplate.stores import lifecycle as life
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.tiers import ReadResult, Tier, loop_time
+from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.memory import MemoryStore
-from hotplate.stores.store import Reader
+from hotplate.stores.store import Reader, Slot
 from tests.support.clock import FakeClock
 from tests.support.remote import DamagedStore, RemoteStore, publish
 from tests.support.stores import ref_of
@@ -68,17 +73,6 @@ async def over_two_releases(first: RemoteStore, second: RemoteStore, *, users: r
 
 def brief(answer: EncodedList) -> tuple[str, str, bytes]:
     return answer.tier, answer.source, answer.body[OFFSET_BYTES:]
-
-
-@virtual
-async def test_before_any_release_nothing_is_ready_and_the_error_has_the_reason(remote: RemoteStore) -> None:
-    reader = await over(remote)
-    with pytest.raises(NotReady, match="nothing is live"):
-        await reader.personal("1")
-    with pytest.raises(NotReady):
-        await reader.personal_many(["1"])
-    with pytest.raises(NotReady):
-        reader.popular()
 
 
 @virtual
@@ -152,19 +146,22 @@ async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
     assert brief(await reader.personal("1")) == ("tier0", "popular", b"second")
 
 
+@pytest.mark.parametrize("failure", [StoreUnavailable("gone"), IndexError("pop from an empty deque")], ids=repr)
 @virtual
-async def test_the_next_tier_answers_when_the_first_fails_or_is_slow_and_the_answer_names_it(
-    remote: RemoteStore, fallback: RemoteStore
+async def test_the_next_tier_answers_when_the_first_is_slow_or_raises_whatever_and_the_answer_names_it(
+    remote: RemoteStore, fallback: RemoteStore, failure: Exception
 ) -> None:
     reader = await over_two_releases(remote, fallback)
     assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
-    remote.failure = StoreUnavailable("gone")
-    answer = await reader.personal("1")
-    assert brief(answer) == ("tier1", "personal", b"second for 1")
-    assert answer.served.id == reader.tiers[1].follower.served.id  # type: ignore[union-attr]  # it follows one
-    assert {one.tier for one in await reader.personal_many(["1", "2"])} == {"tier1"}
-    remote.failure, remote.delay_s = None, 30
+    remote.delay_s = 30
     assert brief(await asyncio.wait_for(reader.similar("1"), 5)) == ("tier1", "popular", b"second")
+    remote.delay_s, remote.failure = 0, failure
+    for _ in range(FAILURES):
+        answer = await reader.personal("1")
+        assert brief(answer) == ("tier1", "personal", b"second for 1")
+        assert answer.served.id == reader.tiers[1].follower.served.id  # type: ignore[union-attr]  # it follows one
+        assert {one.tier for one in await reader.personal_many(["1", "2", "3"])} == {"tier1"}
+    assert ("IndexError" if isinstance(failure, IndexError) else "gone") in str(reader.tiers[0].error)
 
 
 @virtual
@@ -243,27 +240,9 @@ async def test_a_probe_that_is_cancelled_does_not_keep_the_breaker_open_for_ever
             await asyncio.sleep(0.01)
 
 
-@virtual
-async def test_a_tier_that_never_answered_is_passed_over(remote: RemoteStore, fallback: RemoteStore) -> None:
-    remote.failure = StoreUnavailable("never there")
-    await publish(fallback.inner, "second")
-    reader = await over(remote, fallback)
-    assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
-    assert brief(reader.popular()) == ("tier1", "popular", b"second")
-    assert reader.tiers[0].error == "never there"
-    remote.failure = None
-    await publish(remote.inner, "first")
-    await reader.refresh()
-    assert (await reader.personal("1")).tier == "tier0"
-    await life.prune(fallback.inner)
-
-
-every_damage = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "raising", [ReleaseCorrupt("page 7 cannot be read"), RuntimeError("MDB_CORRUPTED")], ids=["corrupt", "foreign"]
 )
-
-
-@every_damage
 @virtual
 async def test_a_damaged_key_falls_through_to_the_next_tier_others_are_served_and_it_is_said_once(
     clock: FakeClock, fallback: RemoteStore, caplog: pytest.LogCaptureFixture, raising: Exception
@@ -288,19 +267,6 @@ async def test_a_damaged_key_falls_through_to_the_next_tier_others_are_served_an
     assert (reader.release(), reader.tiers[0].error) == (third, None)
 
 
-@every_damage
-@virtual
-async def test_a_store_alone_of_which_every_key_is_damaged_answers_popular(
-    clock: FakeClock, raising: Exception
-) -> None:
-    store = DamagedStore(clock)
-    await publish(store, "first")
-    reader = await over(store)
-    store.damaged, store.raising = frozenset({"user:1", "user:2"}), raising
-    assert brief(await reader.personal("1")) == ("tier0", "popular", b"first")
-    assert [one.source for one in await reader.personal_many(["1", "2"])] == ["popular", "popular"]
-
-
 @virtual
 async def test_a_damaged_value_of_a_remote_store_falls_through_too_and_its_circuit_stays_closed(
     remote: RemoteStore, fallback: RemoteStore
@@ -314,11 +280,247 @@ async def test_a_damaged_value_of_a_remote_store_falls_through_too_and_its_circu
     assert (await reader.personal("2")).tier == "tier0"
 
 
+class SlowPoints(RemoteStore):
+    """A store that reads key by key, one of which it is slow to read."""
+
+    coalesce = 1
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        await asyncio.sleep(BUDGET_S / 2 if "user:1" in keys else 0)
+        return await super().get_many(release, keys, timeout_s=timeout_s)
+
+
+def of_eight(clock: FakeClock) -> RemoteStore:
+    """Return a remote store that reads eight keys in one call."""
+    store = RemoteStore(MemoryStore(clock))
+    store.batch = store.coalesce = 8
+    return store
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> RemoteStore:
+    return of_eight(clock)
+
+
+@pytest.fixture
+def other(clock: FakeClock) -> RemoteStore:
+    return of_eight(clock)
+
+
+async def personal(reader: TieredReader, *users: object) -> list[EncodedList]:
+    return await asyncio.gather(*(reader.personal(str(user)) for user in users))
+
+
+def texts(answers: Sequence[EncodedList]) -> list[str]:
+    return [one.body[OFFSET_BYTES:].decode() for one in answers]
+
+
 @virtual
-async def test_whatever_a_remote_store_raises_the_next_tier_answers(remote: RemoteStore, fallback: RemoteStore) -> None:
-    reader = await over_two_releases(remote, fallback)
-    remote.failure = IndexError("pop from an empty deque")
+async def test_lookups_of_one_turn_are_one_read_and_of_more_than_a_call_takes_several_at_once(
+    store: RemoteStore,
+) -> None:
+    await publish(store.inner, "first", users=range(20))
+    reader = await over(store)
+    store.reads.clear()  # of the sample that is read before a release is served
+    assert texts(await personal(reader, *range(8))) == [f"first for {n}" for n in range(8)]
+    assert store.reads == [[f"user:{n}" for n in range(8)]]
+    store.delay_s = BUDGET_S / 2
+    started = loop_time()
+    assert {one.source for one in await personal(reader, *range(20))} == {"personal"}
+    assert loop_time() - started == pytest.approx(store.delay_s)
+    assert [len(keys) for keys in store.reads[1:]] == [8, 8, 4]
+
+
+@virtual
+async def test_who_wants_a_key_that_is_being_read_shares_the_read_also_in_a_later_turn(store: RemoteStore) -> None:
+    await publish(store.inner, "first", segments=1)
+    reader = await over(store)
+    store.delay_s = BUDGET_S / 2
+    early = [asyncio.create_task(reader.personal(user)) for user in ("1", "1", "nobody")]
+    await asyncio.sleep(BUDGET_S / 4)
+    late = [asyncio.create_task(reader.personal("1")), asyncio.create_task(reader.personal("nobody", "s0"))]
+    answers = await asyncio.gather(*early, *late)
+    assert texts(answers) == ["first for 1", "first for 1", "first", "first for 1", "0"]
+    assert store.reads == [["user:1", "user:nobody"]]
+    assert [counts[:2] for counts in [answers[0].served.lookups]] == [[3, 2]]
+
+
+@virtual
+async def test_a_lookup_after_a_flip_does_not_share_a_read_from_before_it(store: RemoteStore) -> None:
+    await publish(store.inner, "first")
+    reader = await over(store)
+    store.delay_s = BUDGET_S / 2
+    before = asyncio.create_task(reader.personal("1"))
+    await asyncio.sleep(BUDGET_S / 4)
+    await publish(store.inner, "second")
+    store.delay_s = 0
+    await reader.tiers[0].follower.refresh()
+    assert texts([await reader.personal("1"), await before]) == ["second for 1", "first for 1"]
+
+
+@virtual
+async def test_a_caller_that_hangs_up_leaves_the_others_their_lists(store: RemoteStore) -> None:
+    await publish(store.inner, "first")
+    reader = await over(store)
+    store.delay_s = BUDGET_S / 2
+    waiting = [asyncio.create_task(reader.personal(user)) for user in ("1", "1", "2")]
+    await asyncio.sleep(BUDGET_S / 4)
+    waiting[0].cancel()
+    waiting[2].cancel()
+    assert texts([await waiting[1]]) == ["first for 1"]
+    assert not reader.tiers[0].breaker.is_open
+
+
+@virtual
+async def test_one_slow_point_read_holds_up_only_its_own_key(clock: FakeClock) -> None:
+    store = SlowPoints(MemoryStore(clock))
+    await publish(store.inner, "first")
+    reader = await over(store)
+    started = loop_time()
+    slow = asyncio.create_task(reader.personal("1"))
+    assert texts(await personal(reader, 0, 2, 3)) == ["first for 0", "first for 2", "first for 3"]
+    assert loop_time() == started
+    assert texts([await slow]) == ["first for 1"]
+
+
+@virtual
+async def test_each_key_of_a_turn_falls_through_by_itself(store: RemoteStore, other: RemoteStore) -> None:
+    await publish(store.inner, "first", users=range(3))
+    await publish(other.inner, "second", users=range(5))
+    reader = await over(store, other)
+    store.broken_keys = {"user:1"}
+    answers = await personal(reader, 0, 1, 2, 3, "nobody")
+    assert texts(answers) == ["first for 0", "second for 1", "first for 2", "second for 3", "first"]
+    assert [one.tier for one in answers] == ["tier0", "tier1", "tier0", "tier1", "tier0"]
+    assert [one.status for one in answers] == ["ok"] * 4 + ["unknown"]
+    assert other.reads == [["user:1", "user:3", "user:nobody"]]
+
+
+@virtual
+async def test_lists_of_the_first_tier_do_not_wait_for_those_of_the_next(
+    store: RemoteStore, other: RemoteStore
+) -> None:
+    await publish(store.inner, "first", users=range(3))
+    await publish(other.inner, "second", users=range(5))
+    reader = await over(store, other)
+    other.delay_s = BUDGET_S / 4
+    started = loop_time()
+    slow = asyncio.create_task(reader.personal("4"))
+    assert texts(await personal(reader, 0, 1)) == ["first for 0", "first for 1"]
+    assert loop_time() == started
+    assert texts([await slow]) == ["second for 4"]
+
+
+@virtual
+async def test_one_lookup_of_a_turn_probes_a_store_and_the_others_do_not_wait_for_it(
+    store: RemoteStore, other: RemoteStore
+) -> None:
+    await publish(store.inner, "first")
+    await publish(other.inner, "second")
+    reader = await over(store, other)
+    store.failure = StoreUnavailable("gone")
     for _ in range(FAILURES):
-        assert (await reader.personal("1")).tier == "tier1"
-        assert {one.tier for one in await reader.personal_many(["1", "2", "3"])} == {"tier1"}
-    assert "IndexError" in str(reader.tiers[0].error)
+        await reader.personal("1")
+    store.failure, store.delay_s = None, BUDGET_S / 4
+    await asyncio.sleep(PAUSE_S[0])
+    started = loop_time()
+    probe, *others = [asyncio.create_task(reader.personal(str(n))) for n in range(5)]
+    assert {one.tier for one in await asyncio.gather(*others)} == {"tier1"}
+    assert loop_time() == started
+    assert (await probe).tier == "tier0"
+    assert not reader.tiers[0].breaker.is_open
+
+
+@virtual
+async def test_what_takes_no_wait_is_at_hand_and_the_rest_is_requested(clock: FakeClock, store: RemoteStore) -> None:
+    local = DamagedStore(clock)
+    reader = await over(local, store)
+    with pytest.raises(NotReady):
+        reader.at_hand("user:1", "personal")
+    await publish(local, "first", users=range(3))
+    await reader.tiers[0].follower.refresh()
+    found = reader.at_hand("user:1", "personal")
+    assert found is not None
+    assert (found.tier, found.source, found.status, texts([found])) == ("tier0", "personal", "ok", ["first for 1"])
+    unknown = reader.at_hand("user:9", "personal")
+    assert unknown is not None
+    assert (unknown.source, unknown.status) == ("popular", "unknown")
+    assert found.served.lookups == [1, 1, 0]
+    await publish(store.inner, "second", users=range(10))
+    await reader.tiers[1].follower.refresh()
+    local.damaged, local.raising = frozenset({"user:2"}), ReleaseCorrupt("page 7 cannot be read")
+    assert reader.at_hand("user:9", "personal") is None
+    assert reader.at_hand("user:2", "personal") is None
+    assert reader.tiers[0].error is None, "it is read, and counted, by the request"
+    delivered = list[EncodedList]()
+    for key in ("user:9", "user:2"):
+        reader.request(key, "personal", "", delivered.append)
+    assert not delivered
+    await asyncio.sleep(BUDGET_S)
+    assert texts(delivered) == ["second for 9", "second for 2"]
+    assert "page 7" in str(reader.tiers[0].error)
+
+
+@virtual
+async def test_a_request_never_fails_and_one_that_cannot_deliver_harms_no_other(store: RemoteStore) -> None:
+    await publish(store.inner, "first")
+    reader = await over(store)
+    delivered = list[EncodedList]()
+
+    def refuse(_: EncodedList) -> None:
+        raise RuntimeError("the connection is gone")
+
+    for user, deliver in (("1", refuse), ("1", delivered.append), ("2", delivered.append)):
+        reader.request(f"user:{user}", "personal", "", deliver)
+    await asyncio.sleep(BUDGET_S)
+    assert texts(delivered) == ["first for 1", "first for 2"]
+    store.failure = IndexError("a mistake of the store's")
+    reader.request("user:1", "personal", "", delivered.append)
+    await asyncio.sleep(BUDGET_S)
+    assert (delivered[-1].source, delivered[-1].status) == ("popular", "error")
+
+
+@virtual
+async def test_a_defect_in_one_read_of_a_turn_costs_the_other_reads_nothing(
+    store: RemoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(store.inner, "first", users=range(20))
+    reader = await over(store)
+    read = Tier.read
+
+    async def read_or_fail(
+        tier: Tier, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool
+    ) -> ReadResult:
+        if "user:0" in keys:
+            raise IndexError("a mistake of ours")
+        await asyncio.sleep(BUDGET_S / 4)
+        return await read(tier, served, keys, timeout_s, hurried=hurried)
+
+    monkeypatch.setattr(Tier, "read", read_or_fail)
+    assert [one.source for one in await personal(reader, *range(20))] == ["popular"] * 8 + ["personal"] * 12
+
+
+@virtual
+async def test_a_caller_in_a_hurry_waits_for_no_read_of_others(store: RemoteStore) -> None:
+    await publish(store.inner, "first")
+    reader = await over(store)
+    store.delay_s = BUDGET_S / 2
+    patient = asyncio.create_task(reader.personal("1"))
+    await asyncio.sleep(0)
+    started = loop_time()
+    with read_within(BUDGET_S / 4):
+        assert (await reader.personal("1")).status == "error"
+    assert loop_time() - started < BUDGET_S / 2
+    assert texts([await patient]) == ["first for 1"]
+
+
+@virtual
+async def test_stores_are_closed_once_what_was_requested_is_delivered(store: RemoteStore) -> None:
+    await publish(store.inner, "first")
+    reader = TieredReader({"remote": store}, budget_s=BUDGET_S)
+    async with reader:
+        await reader.wait_until_ready(1)
+        store.delay_s = BUDGET_S / 2
+        waiting = asyncio.create_task(reader.personal("1"))
+        await asyncio.sleep(0)
+    assert texts([await waiting]) == ["first for 1"]

@@ -1,20 +1,51 @@
-"""Tiers of stores that read key by key and report their attempts: a slow key fails alone, a scrape shows the cost."""
+"""Tiers of stores that report their attempts: a slow key fails alone, a scrape shows the cost; and their circuits."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS
-from hotplate.serve.lists import Lists
+from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker
+from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.tiers import LOG_EVERY_S, StoreObserver, Tier, tier_names
-from hotplate.stores.errors import ReleaseNotFound, StoreThrottled
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Observer, Slot
 from tests.support.clock import FakeClock
-from tests.support.remote import KeyByKeyStore, RemoteStore, publish
+from tests.support.remote import RemoteStore, publish
 from tests.support.virtual import virtual
 
 BUDGET_S = 0.2
+
+
+class KeyByKeyStore(RemoteStore):
+    """A remote store that reads each key by itself, reports that to an observer, and names what is too slow."""
+
+    coalesce = 1
+
+    def __init__(self, inner: MemoryStore) -> None:
+        super().__init__(inner)
+        self.slow_keys = set[str]()
+        self.observer: Observer | None = None
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        slots = await super().get_many(release, keys)
+        if self.slow_keys & set(keys):
+            await asyncio.sleep(timeout_s or 0)
+        late = StoreUnavailable("this one has no answer yet")
+        slots = [late if key in self.slow_keys else slot for key, slot in zip(keys, slots, strict=True)]
+        failed = [slot for slot in slots if isinstance(slot, StoreError)]
+        if self.observer is not None:
+            self.observer.charged(1.25 * len(slots))
+            for slot in failed:
+                self.observer.failed("throttled" if slot is late else "a word of its own")
+        if len(failed) == len(keys):
+            raise PartUnavailable(str(failed[0]))
+        return slots
 
 
 @pytest.fixture
@@ -117,16 +148,6 @@ async def test_an_answer_that_is_late_may_be_of_one_part_where_others_were(store
 
 
 @virtual
-async def test_an_answer_that_is_late_is_of_the_whole_store_where_none_was_of_a_part(clock: FakeClock) -> None:
-    store = RemoteStore(MemoryStore(clock))
-    reader, tier = await opened(store)
-    store.delay_s = 2 * BUDGET_S
-    for _ in range(FAILURES):
-        await reader.personal("1")
-    assert tier.breaker.is_open
-
-
-@virtual
 async def test_a_release_that_is_gone_concerns_every_key(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     store.failure = ReleaseNotFound("gone")
@@ -154,3 +175,86 @@ async def test_a_scrape_shows_what_was_paid_refused_and_failed_once_an_attempt_w
 
 def test_tiers_have_the_names_of_their_schemes_and_a_number_from_the_second_on() -> None:
     assert tier_names(["redis://a", "file:///b", "redis://c"]) == ["redis", "file", "redis-2"]
+
+
+@pytest.fixture
+def breaker(clock: FakeClock) -> Breaker:
+    return Breaker(clock, min_jitter=1.0)
+
+
+def fail(breaker: Breaker, times: int) -> None:
+    for _ in range(times):
+        assert breaker.allows()
+        breaker.failed()
+
+
+def test_it_opens_after_so_many_failures_in_a_row_and_a_success_starts_the_count_anew(breaker: Breaker) -> None:
+    fail(breaker, FAILURES - 1)
+    breaker.succeeded()
+    fail(breaker, FAILURES - 1)
+    before = breaker.is_open
+    fail(breaker, 1)
+    assert (before, breaker.is_open, breaker.allows()) == (False, True, False)
+
+
+def test_an_open_breaker_lets_one_probe_out_after_its_pause(breaker: Breaker, clock: FakeClock) -> None:
+    fail(breaker, FAILURES)
+    clock.now += PAUSE_S[0]
+    assert [breaker.allows() for _ in range(3)] == [True, False, False]
+    breaker.succeeded()
+    assert not breaker.is_open
+    assert all(breaker.allows() for _ in range(3))
+
+
+def test_the_pause_doubles_to_its_bound_and_is_short_again_after_a_success(breaker: Breaker, clock: FakeClock) -> None:
+    fail(breaker, FAILURES)
+    pauses = list[float]()
+    for _ in range(8):
+        started = clock.now
+        while not breaker.allows():
+            clock.now += 0.01
+        pauses.append(round(clock.now - started, 1))
+        breaker.failed()
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0]
+    clock.now += PAUSE_S[1]
+    assert breaker.allows()
+    breaker.succeeded()
+    fail(breaker, FAILURES)
+    clock.now += PAUSE_S[0]
+    assert breaker.allows()
+
+
+def test_a_probe_that_fails_is_enough_whatever_the_failure(breaker: Breaker, clock: FakeClock) -> None:
+    fail(breaker, FAILURES)
+    clock.now += PAUSE_S[0]
+    assert breaker.allows()
+    breaker.failed(FAILURES_OF_PARTS)
+    assert not breaker.allows()
+
+
+def test_failures_of_requests_sent_before_it_opened_do_not_lengthen_the_pause(
+    breaker: Breaker, clock: FakeClock
+) -> None:
+    for _ in range(FAILURES + 20):
+        breaker.failed()
+    clock.now += PAUSE_S[0]
+    assert breaker.allows()
+
+
+@given(st.lists(st.sampled_from(["allow", "ok", "fail", "wait"]), max_size=200))
+def test_whatever_happens_a_store_that_is_well_again_is_used_again(events: list[str]) -> None:
+    clock = FakeClock()
+    breaker = Breaker(clock)
+    waiting = 0
+    for event in events:
+        if event == "wait":
+            clock.now += 0.5
+        elif event == "allow":
+            waiting += breaker.allows()
+        elif waiting:
+            waiting -= 1
+            (breaker.succeeded if event == "ok" else breaker.failed)()
+    for _ in range(waiting):
+        breaker.failed()
+    clock.now += PAUSE_S[1]
+    assert breaker.allows()

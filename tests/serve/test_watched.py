@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from hotplate.serve.access.keys import create
 from hotplate.serve.watched import WatchedFiles
 from tests.support.redis_server import certify
-from tests.support.service import a_list, publish_lists, running
+from tests.support.service import a_list, publish_lists, running, until
 
 
 def fails(error: Exception) -> None:
@@ -85,9 +84,7 @@ def test_a_service_outlives_keys_that_are_nested_without_end_and_takes_a_certifi
         renewed = (other / "server.pem").read_text().replace(" CERTIFICATE-", " X509 CERTIFICATE-")
         (pair / "server.pem").write_text(renewed)
         keys.write_bytes(b'{"format": ' + b"[" * 100_000)
-        deadline = time.monotonic() + 60
-        while not (log := service.log.read_text()).count("server.pem again") or log.count("keys.json cannot be") != 1:
-            assert service.process.poll() is None, f"the service has ended: {log[-2000:]}"
-            assert time.monotonic() < deadline, log
-            time.sleep(0.05)
+        until(lambda: "server.pem again" in service.log.read_text(), "the certificate is not taken up")
+        until(lambda: service.log.read_text().count("keys.json cannot be") == 1, "it is not in the log, or too often")
+        assert service.process.poll() is None
         assert len(service.workers()) == 1

@@ -34,11 +34,6 @@ def evolved() -> Catalogue:
     return changes.begin(found, draft(C))
 
 
-def test_a_catalogue_reads_back() -> None:
-    assert parse(dump(evolved()), now=5.0, where="here") == evolved()
-    assert parse(dump(evolved()), now=5.0, where="here").now == 5.0
-
-
 def test_a_change_gains_what_it_commits_or_makes_live_and_nothing_that_it_leaves_or_gives_up() -> None:
     found, of_c = evolved(), draft(C).release
     committed = changes.commit(found, draft(C))
@@ -61,6 +56,7 @@ def test_a_change_gains_what_it_commits_or_makes_live_and_nothing_that_it_leaves
         {"generation": "4"},
         {"entries": [{}]},
         {"entries": None},
+        {"format": 1},
         {"format": 3},
         {"format": None},
     ],
@@ -92,7 +88,13 @@ def test_a_record_may_be_stored_as_numbers_and_fields_of_another_form() -> None:
     assert parse(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS), now=found.now, where="here") == found
 
 
-@pytest.mark.parametrize("record", [b"", b"{", b"[]", b"\xff", b'"x"', b"null"])
+OF_FORMAT_1 = orjson.dumps(
+    {"store_id": "s", "generation": 1, "token": "t", "live": "a", "canary": None}
+    | {"releases": [{"id": "a", "state": "live", "created_at": 7.0, "superseded_at": None, "lease_until": None}]}
+)
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[]", b"\xff", b'"x"', b"null", OF_FORMAT_1])
 def test_what_is_no_record_is_refused(record: bytes) -> None:
     with pytest.raises(CatalogueUnreadable):
         parse(record, now=0, where="here")
@@ -145,47 +147,6 @@ def test_a_draft_has_one_writer_and_another_only_once_the_lease_has_lapsed() -> 
     assert changes.take_over(changes.end_lease(evolved(), draft(C)), other).find_draft(C).writer == other.writer
 
 
-def test_each_step_leaves_a_catalogue_as_it_is_that_it_was_applied_to() -> None:
-    begun = evolved()
-    assert changes.begin(begun, draft(C)) == begun
-    committed = changes.commit(begun, draft(C))
-    assert changes.commit(committed, draft(C)) == committed
-    live = changes.activate(committed, C)
-    assert changes.activate(live, C) == live
-    assert changes.commit(live, draft(C)) == live
-
-
-def test_what_is_begun_beside_an_erased_release_of_its_id_is_another_incarnation() -> None:
-    dropping = changes.abandon(evolved(), draft(C))
-    again = changes.begin(dropping, draft(C, "again"))
-    ready = changes.commit(again, draft(C, "again"))
-    assert ready.find(C).incarnation == "again"
-    left = changes.forget(ready, draft(C).release)
-    assert [entry.incarnation for entry in left.releases if entry.id == C] == ["again"]
-    with pytest.raises(ReleaseConflict, match="exists already"):
-        changes.begin(ready, draft(C, "third"))
-
-
-def test_a_repair_takes_the_place_and_the_state_of_what_it_repairs() -> None:
-    for release, state in ((A, State.SUPERSEDED), (B, State.LIVE)):
-        found = evolved()
-        healed = draft(release, "healed")
-        with pytest.raises(ReleaseConflict, match="exists already"):
-            changes.begin(found, healed)
-        begun = changes.begin(found, healed, repairs=draft(release).incarnation)
-        assert begun.find(release).incarnation == draft(release).incarnation
-        done = changes.commit(begun, healed)
-        assert (done.find(release).incarnation, done.find(release).state, done.live) == ("healed", state, B)
-        damaged = done.entry(draft(release).incarnation)
-        assert damaged is not None
-        assert damaged.state is State.WITHDRAWN
-        assert changes.rollback(done, B).live == A
-        after = changes.prune(replace(done, now=done.now + GRACE_S), keep=1)
-        dropped = [entry.incarnation for entry in after.releases if entry.state is State.DROPPING]
-        assert draft(release).incarnation in dropped
-        assert "healed" not in dropped
-
-
 def test_ready_releases_stay_until_they_are_older_than_what_was_said() -> None:
     found = changes.commit(evolved(), draft(C))
     after = changes.activate(replace(found, now=200.0), A)
@@ -196,29 +157,37 @@ def test_ready_releases_stay_until_they_are_older_than_what_was_said() -> None:
         changes.prune(years_later, keep_ready_s=200.0).find(C)
 
 
-def test_of_what_was_live_before_the_latest_are_kept() -> None:
-    found = changes.activate(changes.commit(evolved(), draft(C)), C)
-    pruned = changes.prune(replace(found, now=found.now + GRACE_S), keep=1)
-    assert [entry.id for entry in pruned.releases if entry.state is State.DROPPING] == [A]
-
-
-def test_what_no_entry_names_is_dropped_and_what_one_names_is_not() -> None:
-    found = evolved()
-    pruned = changes.prune(found, present=["of-a", "of-c", "nobody's"])
-    assert [entry.incarnation for entry in pruned.releases if entry.state is State.DROPPING] == ["nobody's"]
-    assert changes.prune(found, present=["of-a", "of-b", "of-c"]) == found
-
-
 def with_canary(percent: float = 5) -> Catalogue:
-    """Return a catalogue in which b is live, a is superseded, and c, which is ready, is the canary."""
-    return changes.start_canary(changes.commit(evolved(), draft(C)), C, percent)
+    """Return a catalogue in which b is live, a is superseded, and c, which is ready and was refused, is the canary."""
+    return changes.start_canary(changes.commit(evolved(), draft(C), ("ndcg", "overlap@10")), C, percent)
 
 
-def test_a_canary_reads_back() -> None:
-    found = with_canary(2.5)
-    assert found.canary == Canary(C, 2.5, salt="c")
-    assert parse(dump(found), now=100.0, where="here") == found
-    assert found.served == (draft(B).release, draft(C).release)
+def test_hotplate_0_2_and_this_one_read_each_others_records() -> None:
+    marked = changes.stop_canary(with_canary(), with_canary().find(C), "worse")
+    fields = orjson.loads(dump(marked))
+    assert fields.pop("refusals")
+    for entry in fields["entries"]:
+        del entry["refused_by"], entry["canary_stopped"]
+    found = parse(orjson.dumps(fields), now=100.0, where="here")
+    assert (found.find(C).refused_by, found.find(C).canary_stopped) == ((), "")
+    assert orjson.loads(dump(found))["checksum"] == fields["checksum"] == orjson.loads(dump(marked))["checksum"]
+
+
+def test_why_a_canary_was_stopped_is_kept_until_its_release_is_live_or_the_canary_again() -> None:
+    running = with_canary()
+    stopped = changes.stop_canary(running, running.find(C), "fewer clicks")
+    assert parse(dump(stopped), now=100.0, where="here").find(C).canary_stopped == "fewer clicks"
+    with pytest.raises(ReleaseConflict, match="was stopped: fewer clicks; abort it, and start it again"):
+        changes.start_canary(stopped, C, 10)
+    for aborted in (changes.abort(stopped, C), changes.abort(running, C, "fewer clicks")):
+        assert (aborted.canary, aborted.find(C).canary_stopped) == (None, "fewer clicks")
+        again = changes.start_canary(replace(aborted, now=150.0), C, 5)
+        assert again.find(C).canary_stopped == changes.activate(aborted, C).find(C).canary_stopped == ""
+        assert changes.stop_canary(again, running.find(C), "what was found of the one before") == again
+    assert changes.abort(running, C).find(C).canary_stopped == ""
+    tampered = dump(stopped).replace(b"fewer clicks", b"more clicks!")
+    with pytest.raises(CatalogueUnreadable, match="checksum"):
+        parse(tampered, now=100.0, where="here")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +257,11 @@ def test_a_canary_is_not_pruned_before_its_grace_is_over() -> None:
 
 
 def test_a_repaired_canary_is_the_canary() -> None:
-    found, healed = with_canary(), draft(C, "healed")
-    done = changes.commit(changes.begin(found, healed, repairs=draft(C).incarnation), healed)
+    found, healed = with_canary(2.5), draft(C, "healed")
+    assert (found.canary, found.served) == (Canary(C, 2.5, salt="c"), (draft(B).release, draft(C).release))
+    assert parse(dump(found), now=5.0, where="here").now == 5.0
+    stopped = changes.stop_canary(found, found.find(C), "it could not be read")
+    done = changes.commit(changes.begin(stopped, healed, repairs=draft(C).incarnation), healed)
     assert (done.canary, done.served) == (found.canary, (draft(B).release, healed.release))
+    assert done.find(C).canary_stopped == ""
     assert parse(dump(done), now=100.0, where="here") == done

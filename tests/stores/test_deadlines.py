@@ -53,15 +53,6 @@ async def test_a_task_goes_on_after_its_read_was_ended() -> None:
 
 
 @virtual
-async def test_a_failure_passes_through() -> None:
-    async def failing() -> None:
-        raise ValueError("as it is")
-
-    with pytest.raises(ValueError, match="as it is"):
-        await TaskDeadlines().until(after(1), failing())
-
-
-@virtual
 async def test_a_task_that_is_cancelled_from_outside_is_cancelled() -> None:
     task = asyncio.create_task(TaskDeadlines().until(after(30), asyncio.sleep(30)))
     await asyncio.sleep(0)

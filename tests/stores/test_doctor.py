@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -12,25 +12,24 @@ from typing import cast
 import pytest
 
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import DraftRef, ReleaseId, State
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import StoreFull, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.memory import MemoryStore
-from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Row, Slot, Store
+from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Row, Store
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, as_bodies, batches
+from tests.support.stores import OpenStore
+from tests.support.stores import publish as publish_rows
 
 ROWS = [Row("popular:", a_list("p1")), Row("user:1", a_list("a", "b"))]
 
 
-async def publish(store: Store, *, live: bool = True) -> ReleaseId:
-    async def batches() -> AsyncIterator[Sequence[Row]]:
-        yield as_bodies(ROWS)
-
-    return (await life.publish(store, batches(), plan=Plan(2, 1_000), about={}, live=live)).manifest.release
+async def publish(store: Store) -> ReleaseId:
+    return await publish_rows(store, ROWS)
 
 
 async def one(store: object, subject: str, clock: Callable[[], float] = time.time) -> tuple[Level, str]:
@@ -76,7 +75,7 @@ async def test_the_clock_of_a_store_is_compared_with_ours(clock: FakeClock) -> N
 async def test_what_was_left_over_is_named_with_what_to_do(clock: FakeClock, tmp_path: Path) -> None:
     store = LmdbStore(tmp_path, clock)
     live = await publish(store)
-    draft = (await life.begin(store, ReleaseId("20260101T000000Z-0001"))).id
+    draft = (await publication.begin(store, ReleaseId("20260101T000000Z-0001"))).id
     assert (await one(store, "left over"))[0] == Level.OK
     clock.now += 61
     level, sentence = await one(store, "left over")
@@ -114,31 +113,21 @@ async def test_of_a_lost_catalogue_one_error_says_what_to_do_and_nothing_advises
     await store.close()
 
 
+async def test_of_much_data_that_no_catalogue_names_some_are_named_and_the_rest_is_counted() -> None:
+    store = MemoryStore()
+    await publish(store)
+    for number in range(7):
+        await store.create(DraftRef(ReleaseId("20250101T000000Z-0000"), f"{number:012x}", "someone"), Plan(1, 100))
+    level, sentence = await one(store, "left over")
+    assert (level, "000000000004 and 2 more" in sentence) == (Level.WARNING, True)
+
+
 async def test_drafts_alone_are_no_lost_catalogue(open_store: OpenStore) -> None:
     store = open_store()
     await store.create(DraftRef(ReleaseId("20250101T000000Z-0000"), "0123456789ab", "someone"), Plan(1, 100))
     found = await examine(store)
     assert Level.ERROR not in {each.level for each in found}, found
     assert [each.subject for each in found if "0123456789ab" in each.sentence] == ["left over"]
-
-
-class Listed(MemoryStore):
-    """Holds data that its catalogue does not know."""
-
-    def __init__(self, strangers: list[str]) -> None:
-        super().__init__()
-        self._strangers = strangers
-
-    async def incarnations(self) -> list[str]:
-        return self._strangers + [entry.ref.incarnation for entry in (await self.catalogue()).releases]
-
-
-async def test_of_much_data_that_no_catalogue_names_some_are_named_and_the_rest_is_counted() -> None:
-    store = Listed([f"{number:012x}" for number in range(7)])
-    await publish(store)
-    level, sentence = await one(store, "left over")
-    assert level == Level.WARNING
-    assert "000000000004 and 2 more" in sentence
 
 
 class Full(MemoryStore, Diagnosed):
@@ -163,32 +152,12 @@ async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> No
     assert [each.sentence for each in findings if each.level == Level.ERROR] == ["the cable is cut"]
 
 
-class Damaged(MemoryStore):
-    """Loses every row but the manifest."""
-
-    lost = False
-
-    async def get_many(self, release: object, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        slots = await super().get_many(release, keys, timeout_s=timeout_s)  # type: ignore[arg-type]  # a release
-        return [
-            slot if key.startswith("meta:") or not self.lost else None for key, slot in zip(keys, slots, strict=True)
-        ]
-
-
-async def test_a_live_release_that_has_lost_its_popular_list_is_an_error() -> None:
-    store = Damaged()
-    release = await publish(store)
-    store.lost = True
-    level, sentence = await one(store, "live")
-    assert (level, f"{release} has lost its row 'popular:'" in sentence) == (Level.ERROR, True)
-
-
 async def test_rows_that_the_live_release_and_the_canary_have_lost_are_named() -> None:
     store = MemoryStore()
     rows = [ROWS[0], *(Row(f"user:{n:03}", a_list("a")) for n in range(200))]
     for live in (True, False):
-        release = (await life.publish(store, batches(rows, 50), plan=Plan(201, 10_000), about={}, live=live)).manifest
-    await life.start_canary(store, release.release, 5)
+        release = await publish_rows(store, rows, live=live)
+    await life.start_canary(store, release, 5)
     assert {one.level for one in await examine(store)} == {Level.OK}
     for stored in store._releases.values():
         for n in range(0, 200, 5):
@@ -197,6 +166,10 @@ async def test_rows_that_the_live_release_and_the_canary_have_lost_are_named() -
     assert len(found) == 2
     for entry, one in zip((await store.catalogue()).served, found, strict=True):
         assert f"of {entry.id}, rows are missing or damaged: 'user:" in one.sentence
+    for stored in store._releases.values():
+        del stored.rows["popular:"]
+    sentences = [one.sentence for one in await examine(store) if one.level is Level.ERROR]
+    assert any("has lost its row 'popular:'" in sentence for sentence in sentences), sentences
 
 
 async def test_advice_of_a_store_of_somebody_elses_is_shown() -> None:
@@ -237,6 +210,6 @@ async def test_a_folder_that_may_only_be_read_serves_and_one_that_may_not_even_b
 
 
 async def test_a_folder_on_a_network_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.stores.file.examination._kind", lambda _: "nfs4")
+    monkeypatch.setattr("hotplate.stores.file.store._kind", lambda _: "nfs4")
     level, sentence = await one(LmdbStore(tmp_path), "file system")
     assert (level, "local disk" in sentence) == (Level.WARNING, True)

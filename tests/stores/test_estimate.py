@@ -1,11 +1,13 @@
 """Estimates of publishes into stores that are not paid for."""
 
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.encoding import HEADER_BYTES
 from hotplate.stores.errors import StoreFull
 from hotplate.stores.estimate import estimate
@@ -13,7 +15,6 @@ from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
-from hotplate.stores.transfer import copy, estimate_copy
 from tests.support.stores import as_bodies, batches
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]
@@ -21,7 +22,7 @@ PLAN = Plan(len(ROWS), sum(len(key) + len(value) for key, value in ROWS))
 
 
 async def publish(store: Store, *, plan: Plan = PLAN) -> Manifest:
-    manifest = (await life.publish(store, batches(ROWS, 100), plan=plan, about={})).manifest
+    manifest = (await publication.publish(store, batches(ROWS, 100), plan=plan, about={})).manifest
     await life.prune(store, keep=0)
     return manifest
 
@@ -38,23 +39,19 @@ async def test_rows_and_bytes_are_those_that_are_put_and_nothing_is_written(tmp_
     assert not (tmp_path / "new").exists()
 
 
-async def test_what_does_not_fit_is_refused_as_a_publish_would_be(tmp_path: Path) -> None:
+async def test_what_does_not_fit_is_refused_as_a_publish_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def too_much(store: Store) -> Manifest:
         return await publish(store, plan=Plan(10**9, 10**18))
 
-    with pytest.raises(StoreFull):
-        await estimate(LmdbStore(tmp_path), too_much, live=True)
-
-
-async def test_a_copy_is_estimated() -> None:
-    source, target = MemoryStore(), MemoryStore()
-    release = (await publish(source)).release
-    done = list[int]()
-    found = await estimate_copy(source, target, release, live=True, on_progress=lambda rows, _total: done.append(rows))
-    assert found.rows == len(ROWS) + 1
-    assert done[-1] == len(ROWS)
-    assert (await target.catalogue()).releases == ()
-    await copy(source, target, release)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    with pytest.raises(StoreFull, match=r"needs about .* in .*target"):
+        await estimate(LmdbStore(tmp_path / "target"), too_much, live=True)
+    with pytest.raises(StoreFull, match=r"a dry run writes .* set TMPDIR to a folder with more room"):
+        await estimate(MemoryStore(), too_much, live=True)
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 async def test_rows_come_back_from_the_stand_in_in_the_order_of_their_keys() -> None:
@@ -65,7 +62,7 @@ async def test_rows_come_back_from_the_stand_in_in_the_order_of_their_keys() -> 
             yield [Row("meta:dictionary", b"d")]
             yield as_bodies(ROWS)
 
-        manifest = (await life.publish(store, rows(), plan=PLAN, about={})).manifest
+        manifest = (await publication.publish(store, rows(), plan=PLAN, about={})).manifest
         live = (await store.catalogue()).live_ref
         assert live is not None
         seen.extend([row.key async for row in store.scan(live)])

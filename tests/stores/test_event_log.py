@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.stores import event_log
-from hotplate.stores.event_log import SUFFIX, Segment, SegmentReader, line_of, recover, segments
+from hotplate.stores.event_log import SUFFIX, LogSegment, SegmentReader, line_of, recover, segments
 
 COMMITS = st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=4), min_size=1, max_size=6)
 
 
-def commit(segment: Segment, texts: list[str]) -> list[str]:
+def commit(segment: LogSegment, texts: list[str]) -> list[str]:
     segment.append([line_of(json.dumps(text).encode()) for text in texts])
     return texts
 
@@ -38,7 +38,7 @@ def read(content: bytes) -> tuple[list[str], int]:
 @given(commits=COMMITS, data=st.data())
 def test_a_torn_segment_has_its_whole_frames_and_is_cut_to_them(commits: list[list[str]], data: st.DataObject) -> None:
     with TemporaryDirectory() as name:
-        folder, ends, segment = Path(name), [0], Segment(Path(name))
+        folder, ends, segment = Path(name), [0], LogSegment(Path(name))
         for texts in commits:
             commit(segment, texts)
             ends.append(segment.bytes)
@@ -75,7 +75,7 @@ def test_a_damaged_byte_costs_its_own_frame_and_nothing_false_is_read(
 
 
 def test_what_is_being_written_is_left_alone_and_what_its_writer_left_is_closed(tmp_path: Path) -> None:
-    segment = Segment(tmp_path)
+    segment = LogSegment(tmp_path)
     commit(segment, ["a"])
     (path,) = tmp_path.iterdir()
     assert (recover(tmp_path), segments(tmp_path), read(path.read_bytes())) == ([], [], (["a"], 0))
@@ -89,7 +89,7 @@ def test_what_is_being_written_is_left_alone_and_what_its_writer_left_is_closed(
 def test_what_another_machine_writes_counts_as_left_only_when_any_writer_would_have_closed_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segment = Segment(tmp_path)
+    segment = LogSegment(tmp_path)
     commit(segment, ["a"])
     (path,) = tmp_path.iterdir()
     fcntl.flock(segment._descriptor, fcntl.LOCK_UN)  # the lock of a machine that others do not see
@@ -108,7 +108,7 @@ def test_what_another_machine_writes_counts_as_left_only_when_any_writer_would_h
 def test_a_file_whose_name_has_a_time_that_is_none_is_left_alone(tmp_path: Path) -> None:
     odd = tmp_path / ".20261399T250000Z-00000000-00000000.events.zst"
     odd.write_bytes(b"")
-    segment = Segment(tmp_path)
+    segment = LogSegment(tmp_path)
     commit(segment, ["a"])
     os.close(segment._descriptor)
     try:
@@ -120,7 +120,7 @@ def test_a_file_whose_name_has_a_time_that_is_none_is_left_alone(tmp_path: Path)
 
 
 def test_a_segment_without_events_leaves_no_file(tmp_path: Path) -> None:
-    Segment(tmp_path).close()
+    LogSegment(tmp_path).close()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / f"notes{SUFFIX}").touch()
     assert segments(tmp_path) == recover(tmp_path) == []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import DraftRef, ReleaseId
 from hotplate.stores.compression import encode_rows
 from hotplate.stores.encoding import HEADER_BYTES, Checksum
@@ -25,7 +25,7 @@ from hotplate.stores.keys import FACTORS
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
-from hotplate.stores.verification import scrub, verify
+from hotplate.stores.verification import verify
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, as_bodies, on_every_store, published_values, ref_of
 
@@ -41,7 +41,7 @@ def rows_of_factors() -> list[Row]:
     return [*found, description_row(Description("als", len(ITEMS), 256, len(found), 30.0, 4.0, 1.0))]
 
 
-async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) -> life.WriteResult:
+async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) -> publication.WriteResult:
     rows = [Row("popular:", a_list("p1")), *(Row(f"user:{n:03}", a_list("1", "2")) for n in range(50))]
 
     async def batches() -> AsyncIterator[Sequence[Row]]:
@@ -50,7 +50,7 @@ async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) 
             yield [row]
 
     plan = Plan(len(rows) + len(rows_of_factors()), 300_000)
-    return await life.publish(store, batches(), plan=plan, about={}, encoding=encoding, resume=resume)
+    return await publication.publish(store, batches(), plan=plan, about={}, encoding=encoding, resume=resume)
 
 
 @settings(max_examples=25)
@@ -136,14 +136,3 @@ async def test_a_publish_that_was_cut_off_among_the_factors_goes_on() -> None:
     assert (written.manifest.release, written.manifest.counts["meta"]) == (draft.id, len(rows_of_factors()) + 1)
     assert written.skipped == 51 + 1  # the lists, and their dictionary
     assert (await verify(store, draft.ref)) == written.manifest
-
-
-async def test_a_damaged_piece_is_named() -> None:
-    store = MemoryStore()
-    release = (await publish(store, "zstd")).manifest.release
-    ref, key = await ref_of(store, release), piece_key(2)
-    for stored in store._releases.values():
-        stored.rows[key] = stored.rows[key][:-1] + b"!"
-    with pytest.raises(ReleaseCorrupt, match=key):
-        await verify(store, ref)
-    assert (await scrub(store, ref, rows_per_s=1e9)).damaged == [key]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.stores.keys import Span, bounds, merged, pack, unpack
+from hotplate.stores.keys import KeySpan, bounds, merged, pack, unpack
 from tests.support.property import deepen
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -22,10 +22,10 @@ def test_a_thousand_ordinary_keys_take_two_or_three_bytes_each() -> None:
 
 
 async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
-    async def fetch(span: Span) -> bytes:
+    async def fetch(span: KeySpan) -> bytes:
         return pack(batches[span.place])
 
-    spans = [Span(min(batch), max(batch), "a", index) for index, batch in enumerate(batches)]
+    spans = [KeySpan(min(batch), max(batch), "a", index) for index, batch in enumerate(batches)]
     return [found async for found in merged(spans, fetch)]
 
 
@@ -44,10 +44,10 @@ async def test_of_interleaved_parts_about_a_batch_is_merged_at_a_time() -> None:
 
 
 async def test_a_list_that_is_gone_is_left_out() -> None:
-    async def fetch(span: Span) -> bytes | None:
+    async def fetch(span: KeySpan) -> bytes | None:
         return None if span.place == 0 else pack(["b"])
 
-    found = [some async for some in merged([Span("a", "a", "s", 0), Span("b", "b", "s", 1)], fetch)]
+    found = [some async for some in merged([KeySpan("a", "a", "s", 0), KeySpan("b", "b", "s", 1)], fetch)]
     assert found == [["b"]]
 
 

@@ -4,19 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import share_of
-from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.lifecycle import publish
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.manifest import Tally
 from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart, write_part
+from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, as_bodies, batches, lapse, published_rows
+from tests.support.stores import FIRST, OpenStore, as_bodies, batches, draft_of, lapse, published_rows, ref, write
 
 POPULAR = [Row("popular:", a_list("a", "b", "c"))]
 PARTS = [[Row(f"user:{part}{n:03}", a_list(f"i{part}", f"j{n}", "k")) for n in range(60)] for part in range(1, 4)]
@@ -122,22 +120,14 @@ async def test_what_was_written_before_its_commit_is_summed_up_and_not_put_again
     await life.prune(store)
 
 
-KEYS = st.tuples(st.sampled_from(["user:", "item:", "popular:"]), st.text("ab", max_size=5)).map("".join)
-
-
-@given(st.lists(st.tuples(KEYS, st.integers(0, 2)), unique_by=lambda drawn: drawn[0]), st.permutations(range(3)))
-def test_the_sums_over_parts_are_those_over_all_rows_in_any_order(
-    drawn: list[tuple[str, int]], order: list[int]
-) -> None:
-    whole, merged, parts = Tally(), Tally(), [Tally() for _ in range(3)]
-    for key, part in sorted(drawn):
-        whole.add([Row(key, key.encode())])
-        parts[part].add([Row(key, key.encode())])
-    for part in order:
-        merged.merge(parts[part])
-    assert sorted(merged.segments) == whole.segments
-    merged.segments = whole.segments
-    assert merged == whole
+@on_shared_stores
+async def test_a_draft_that_is_sealed_or_erased_under_its_writer_takes_no_more(open_store: OpenStore) -> None:
+    writer, other = open_store(), open_store()
+    await write(writer, FIRST, PARTS[0], seal=False)
+    for step, refusal in ((other.seal(draft_of(FIRST)), ReleaseConflict), (other.erase(ref(FIRST)), ReleaseNotFound)):
+        await step
+        with pytest.raises(refusal):
+            await writer.put(draft_of(FIRST), PARTS[1])
 
 
 @pytest.mark.parametrize(

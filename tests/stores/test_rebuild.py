@@ -9,24 +9,33 @@ import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from hotplate.stores.errors import (
+    CatalogueUnreadable,
+    RefusedByGates,
+    ReleaseConflict,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreMisused,
+)
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import MANIFEST
 from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.verification import verify
-from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
+from tests.support.cosmos_simulation import SimulatedAccount, simulated
 from tests.support.redis_server import RedisServer
-from tests.support.stores import OpenStore, batches, published_rows
+from tests.support.service import refused_by
+from tests.support.stores import OpenStore, published_rows
+from tests.support.stores import publish as publish_rows
 
 on_every_rebuildable_store = pytest.mark.parametrize("open_store", ["file", "redis", "cosmos+http"], indirect=True)
 
 
 async def publish(store: Store, text: str, **about: object) -> ReleaseId:
-    done = await life.publish(store, batches(rows(text)), plan=Plan(3, 1000), about=dict(about))
-    return done.manifest.release
+    return await publish_rows(store, rows(text), about=about)
 
 
 def rows(text: str) -> list[Row]:
@@ -48,7 +57,7 @@ async def test_the_releases_of_a_store_are_found_without_its_catalogue_and_one_i
     open_store: OpenStore,
 ) -> None:
     store = open_store()
-    first, second = [await publish(store, text) for text in ("first", "second")]
+    first, second = await publish(store, "first"), await publish(store, "second", **refused_by("ndcg"))
     before = await spoil(store)
     found = await survey(open_store())
     assert {one.ref for one in found.releases} == {entry.ref for entry in before.releases}
@@ -57,11 +66,24 @@ async def test_the_releases_of_a_store_are_found_without_its_catalogue_and_one_i
     after = await open_store().catalogue()
     assert after == written
     assert (after.live_ref, after.find(second).state) == (before.find(first).ref, State.READY)
+    assert after.find(second).refused_by == ("ndcg",)
     assert after.store_id != before.store_id
     assert changes.follows(after, before)
     assert await published_rows(store, second) == rows("second")
-    await life.activate(store, second)
+    await life.activate(store, second, though_refused=True)
     assert await life.rollback(store) == first
+
+
+async def test_a_release_that_gates_refused_is_neither_proposed_nor_live_unless_forced(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "store")
+    good, bad = await publish(store, "good"), await publish(store, "bad", **refused_by("ndcg"))
+    await spoil(store)
+    found = await survey(store)
+    with pytest.raises(StoreMisused, match=f"for example --live {good}, the newest that is sound"):
+        found.only()
+    with pytest.raises(RefusedByGates, match="was refused by ndcg"):
+        await rebuild(store, found, bad)
+    assert (await rebuild(store, found, bad, force=True)).live == bad
 
 
 @on_every_rebuildable_store
@@ -70,7 +92,7 @@ async def test_a_writer_of_the_catalogue_before_can_change_nothing_and_its_draft
 ) -> None:
     store, writer = open_store(), open_store()
     live = await publish(store, "live")
-    draft = await life.begin(writer, ReleaseId("20991120T064200Z-aaaa"))
+    draft = await publication.begin(writer, ReleaseId("20991120T064200Z-aaaa"))
     await writer.create(draft, Plan(3, 1000))
     await writer.put(draft, rows("late"))
     before = await spoil(store)
@@ -195,13 +217,11 @@ async def test_redis_that_lost_all_but_its_releases_is_searched_for_them(redis_s
     await store.close()
 
 
-def test_a_rebuild_whose_reply_was_lost_was_made() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        live = await publish(store, "live")
-        await spoil(store)
-        found = await survey(store)
-        account.lose_answers = 1
-        assert await rebuild(store, found, live) == await store.catalogue()
-
-    with_simulation(work)
+@simulated
+async def test_a_rebuild_whose_reply_was_lost_was_made(account: SimulatedAccount) -> None:
+    store = account.store()
+    live = await publish(store, "live")
+    await spoil(store)
+    found = await survey(store)
+    account.lose_answers = 1
+    assert await rebuild(store, found, live) == await store.catalogue()

@@ -2,16 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
-from hotplate.stores import verification
-from hotplate.stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, ReleaseRef, State
-from hotplate.stores.encoding import OFFSET_BYTES, Checksum, body_of
+from hotplate.stores import publication, verification
+from hotplate.stores.catalogue import LEASE_S, ReleaseId, ReleaseRef, State
+from hotplate.stores.encoding import Checksum, body_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
@@ -19,15 +19,15 @@ from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import scrub, verify
 from tests.support.clock import FakeClock
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, batches, lapse, on_every_store, published_rows, ref_of
+from tests.support.stores import OpenStore, lapse, on_every_store, published_rows, ref_of
+from tests.support.stores import publish as publish_rows
 from tests.support.virtual import virtual
 
 ROWS = [Row("popular:", a_list("p")), *(Row(f"user:{n:03}", a_list(str(n))) for n in range(200))]
 
 
 async def publish(store: Store, rows: list[Row] = ROWS, *, live: bool = True) -> ReleaseId:
-    plan = Plan(len(rows), 10_000)
-    return (await life.publish(store, batches(rows, 50), plan=plan, about={}, live=live)).manifest.release
+    return await publish_rows(store, rows, 50, live=live)
 
 
 async def damaged(store: MemoryStore, release: ReleaseId, *keys: str) -> None:
@@ -66,15 +66,6 @@ async def test_a_scrub_finds_rows_that_are_missing() -> None:
     assert re.search(r"50 of 202 rows are missing and 1 of 152 rows are damaged: 'user:000'; .*repair", found.finding)
 
 
-async def test_a_scrub_finds_a_piece_of_the_factors_that_is_missing() -> None:
-    store = MemoryStore()
-    live = await publish(store, [*ROWS, Row("meta:factors", b"2 pieces"), Row("meta:factors:1", b"one")])
-    ref = await ref_of(store, live)
-    assert (await scrub(store, ref, rows_per_s=1e6)).rows == len(ROWS) + 3
-    del store._find(ref).rows["meta:factors:1"]
-    assert "1 of 204 rows are missing" in getattr(await scrub(store, ref, rows_per_s=1e6), "finding", "is whole")
-
-
 async def test_a_scrub_counts_no_row_twice() -> None:
     class Moving(MemoryStore):
         async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
@@ -100,42 +91,28 @@ async def test_rows_that_are_whole_and_are_others_than_were_written_are_found_by
         await scrub(store, await ref_of(store, live), rows_per_s=1e6)
 
 
-async def test_a_copy_onto_a_release_that_lost_rows_repairs_it() -> None:
+@pytest.mark.parametrize("live", [True, False], ids=["live", "kept"])
+@pytest.mark.parametrize(
+    "lost",
+    [["meta:manifest"], ["user:007"], [f"user:{n:03}" for n in range(50)]],
+    ids=["the manifest", "one row", "many rows"],
+)
+async def test_a_copy_onto_a_release_that_lost_rows_repairs_it(lost: list[str], *, live: bool) -> None:
     source, target = MemoryStore(), MemoryStore()
     release = await publish(source)
     await copy(source, target, release)
+    newest = release if live else await publish(target)
     before = await ref_of(target, release)
-    for n in range(50):
-        del target._find(before).rows[f"user:{n:03}"]
-    done = await copy(source, target, release)
-    assert done.rows == len(ROWS)
-    assert getattr(done, "repaired", False)
+    for key in lost:
+        del target._find(before).rows[key]
+    done = await copy(source, target, release, live=live)
+    assert (done.rows, done.repaired) == (len(ROWS), True)
     assert await published_rows(target, release) == await published_rows(source, release)
-    assert (await target.catalogue()).live_ref not in {None, before}
-    again = await copy(source, target, release)
-    assert (again.rows, again.repaired) == (0, False)
-
-
-@pytest.mark.parametrize("lost", ["meta:manifest", "user:007"])
-async def test_a_copy_repairs_what_is_kept_without_making_it_live(lost: str) -> None:
-    source, target = MemoryStore(), MemoryStore()
-    release = await publish(source)
-    await copy(source, target, release)
-    newer = await publish(target)
-    del target._find(await ref_of(target, release)).rows[lost]
-    assert (await copy(source, target, release, live=False)).rows == len(ROWS)
     found = await target.catalogue()
-    assert (found.live, found.find(release).state) == (newer, State.SUPERSEDED)
-    await verify(target, found.find(release).ref)
-
-
-async def test_a_value_that_lies_under_another_key_is_found() -> None:
-    store = MemoryStore()
-    live = await publish(store)
-    rows = store._find(await ref_of(store, live)).rows
-    rows["user:001"], rows["user:002"] = rows["user:002"], rows["user:001"]
-    found = await scrub(store, await ref_of(store, live), rows_per_s=1e6)
-    assert found.damaged == ["user:001", "user:002"]
+    assert (found.live, found.find(release).state) == (newest, State.LIVE if live else State.SUPERSEDED)
+    assert found.find(release).ref != before
+    again = await copy(source, target, release, live=live)
+    assert (again.rows, again.repaired) == (0, False)
 
 
 @virtual
@@ -186,13 +163,13 @@ async def test_a_repair_can_be_repeated_within_the_grace_of_the_first(clock: Fak
 async def test_what_heals_a_release_must_be_that_release() -> None:
     store, source = MemoryStore(), MemoryStore()
     live = await publish(store)
-    draft = await life.begin(source, live)
-    await life._abandon(source, draft)
+    draft = await publication.begin(source, live)
+    await publication._abandon(source, draft)
     other = await publish(source, ROWS[:3])
     with pytest.raises(Exception, match="is not in this store"):
         await repair(store, source, live)
     rows = source._releases.pop((await ref_of(source, other)).incarnation)
-    impostor = await life.begin(source, live)
+    impostor = await publication.begin(source, live)
     source._releases[impostor.incarnation] = rows
     rows.writer = impostor.writer
     await life.change(source, lambda found: changes.commit(found, impostor))
@@ -217,7 +194,7 @@ async def test_a_repair_that_fails_leaves_the_damaged_release_as_it_was(clock: F
 async def test_what_a_writer_left_that_lost_its_draft_is_pruned(open_store: OpenStore) -> None:
     store, late = open_store(), open_store()
     live = await publish(store)
-    draft = await life.begin(late, ReleaseId("20261120T064200Z-1a7e"))
+    draft = await publication.begin(late, ReleaseId("20261120T064200Z-1a7e"))
     await lapse(store)
     assert await life.prune(store) == [draft.id]
     await late.create(draft, Plan(1, 100))  # it was paused between the catalogue and the data
@@ -238,31 +215,18 @@ async def test_a_release_that_was_copied_back_survives_a_pruner_that_was_paused(
     (doomed,) = [entry for entry in marked.releases if entry.state is State.DROPPING]
     await life.prune(store, keep=0, grace_s=0.0)  # by another, while the first is paused
     await copy(source, store, first)
-    await life._drop(store, doomed.ref)
+    await life.drop(store, doomed.ref)
     assert (await store.catalogue()).live == first
     assert await published_rows(store, first) == ROWS
-
-
-async def test_a_ready_release_outlives_others_until_told_otherwise(clock: FakeClock) -> None:
-    store = MemoryStore(clock)
-    ready = await publish(store, live=False)
-    for _ in range(3):
-        clock.now += 10 * GRACE_S
-        await publish(store)
-    pruned = await life.prune(store)
-    assert ready not in pruned
-    assert len(pruned) == 1
-    assert await life.prune(store, keep_ready_s=40 * GRACE_S) == []
-    assert await life.prune(store, keep_ready_s=30 * GRACE_S) == [ready]
 
 
 @virtual
 async def test_a_draft_is_taken_over_once_its_lease_has_lapsed_and_not_while_it_is_renewed() -> None:
     loop = asyncio.get_running_loop()
     store = MemoryStore(loop.time)
-    draft = await life.begin(store, ReleaseId("20261120T064200Z-aaaa"))
+    draft = await publication.begin(store, ReleaseId("20261120T064200Z-aaaa"))
     began = loop.time()
-    taken = await life.take_over(store, draft.id)
+    taken = await publication.take_over(store, draft.id)
     assert loop.time() - began == pytest.approx(LEASE_S)
     assert (taken.incarnation, taken.writer == draft.writer) == (draft.incarnation, False)
 
@@ -273,42 +237,17 @@ async def test_a_draft_is_taken_over_once_its_lease_has_lapsed_and_not_while_it_
 
     keeping = asyncio.create_task(keep())
     with pytest.raises(ReleaseConflict, match="is being written by another process"):
-        await life.take_over(store, draft.id)
+        await publication.take_over(store, draft.id)
     keeping.cancel()
 
 
-@virtual
-async def test_of_two_copies_at_once_one_writes_and_the_other_waits_for_it() -> None:
-    clock = asyncio.get_running_loop().time
-    source, target = MemoryStore(clock), Slow(clock)
-    live = await publish(source)
-    results = await asyncio.gather(*(copy(source, target, live) for _ in range(3)))
-    assert sorted(result.rows for result in results) == [0, 0, len(ROWS)]
-    assert (await target.catalogue()).live == live
-    assert len(await target.incarnations()) == 1
-
-
-class Slow(MemoryStore):
-    """Takes its time for each put."""
-
-    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        await asyncio.sleep(30)
-        await super().put(draft, rows, part)
-
-
-async def test_a_value_of_another_release_is_no_value_of_this_one() -> None:
-    store = MemoryStore()
-    first, second = await publish(store), await publish(store)
-    one, other = [store._find(await ref_of(store, release)).rows for release in (first, second)]
-    assert Checksum(first).open("user:001", one["user:001"])[OFFSET_BYTES:] == a_list("1")
-    one["user:001"] = other["user:001"]
-    assert (await scrub(store, await ref_of(store, first), rows_per_s=1e6)).damaged == ["user:001"]
-
-
-def test_more_damage_than_is_kept_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_damage_than_is_kept_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "KEPT", 4)
-    keys, damage = [f"user:{n}" for n in range(9)], verification.Damage()
-    damage.add(keys)
-    assert (damage.count, damage.keys) == (9, keys[:4])
-    found = verification.ScrubResult(20, 20, 0, damage.count, damage.keys)
-    assert found.finding.startswith("9 of 20 rows are damaged: 'user:0', 'user:1', 'user:2' and 6 more; ")
+    monkeypatch.setattr(verification, "CHUNK_ROWS", 3)
+    store, keys = MemoryStore(), [f"user:{n:03}" for n in range(9)]
+    live = await publish(store)
+    await damaged(store, live, *keys)
+    found = await scrub(store, await ref_of(store, live), rows_per_s=1e6)
+    assert (found.count, found.damaged) == (9, keys[:4])
+    named = f"9 of {found.total:,} rows are damaged: 'user:000', 'user:001', 'user:002' and 6 more; "
+    assert found.finding.startswith(named)

@@ -3,23 +3,23 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hotplate.serve.releases.follower import Follower
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.memory import MemoryStore
-from hotplate.stores.redis.store import open_url
 from hotplate.stores.store import Plan, Row, Slot, Store
 from hotplate.stores.verification import load_manifest
-from tests.support.redis_server import RedisServer
 from tests.support.service import a_list
 from tests.support.stores import batches, ref_of
+from tests.support.stores import publish as publish_rows
 from tests.support.virtual import virtual
 
 ROWS = [
@@ -28,27 +28,21 @@ ROWS = [
     *(Row(f"user:{n:04}", a_list(str(n))) for n in range(1000)),
 ]
 
-Verb = Callable[..., Awaitable[None]]
+Verb = Callable[..., Awaitable[object]]
 
 
 async def publish(store: Store, *, live: bool = True) -> ReleaseId:
-    plan = Plan(len(ROWS), 100_000)
-    return (await life.publish(store, batches(ROWS, 500), plan=plan, about={}, live=live)).manifest.release
+    return await publish_rows(store, ROWS, live=live)
 
 
-async def activate(store: Store, release: ReleaseId, **options: Any) -> None:  # noqa: ANN401 -- the verb's own
-    await life.activate(store, release, **options)
-
-
-async def roll_back(store: Store, _: ReleaseId, **options: Any) -> None:  # noqa: ANN401 -- as above
-    await life.rollback(store, **options)
-
-
-async def show(store: Store, release: ReleaseId, **options: Any) -> None:  # noqa: ANN401 -- as above
-    await life.start_canary(store, release, 5, **options)
-
-
-verbs = pytest.mark.parametrize("verb", [activate, roll_back, show])
+verbs = pytest.mark.parametrize(
+    "verb",
+    [
+        pytest.param(life.activate, id="activate"),
+        pytest.param(lambda store, _, **options: life.rollback(store, **options), id="roll back"),
+        pytest.param(partial(life.start_canary, percent=5), id="show"),
+    ],
+)
 
 
 async def two_releases(store: Store) -> tuple[ReleaseId, ReleaseId]:
@@ -96,19 +90,35 @@ async def test_a_file_that_nobody_can_read_is_not_made_live_and_workers_that_sta
     await later.close()
 
 
-@verbs
-async def test_redis_that_lost_every_row_is_not_made_live(redis_server: RedisServer, verb: Verb) -> None:
-    store = open_url(redis_server.url(prefix=f"lost-{verb.__name__}"))
+async def test_a_canary_that_others_end_while_its_share_is_changed_is_not_started_again() -> None:
+    class EndedMeanwhile(MemoryStore):
+        async def prepare(self, release: ReleaseRef) -> None:
+            await super().prepare(release)
+            if (await self.catalogue()).canary is not None:
+                await life.abort(self, finding="fewer clicks")
+
+    store = EndedMeanwhile()
+    target, _ = await two_releases(store)
+    await life.start_canary(store, target, 5)
+    with pytest.raises(ReleaseConflict, match="is not the canary any more"):
+        await life.start_canary(store, target, 50)
+    found = await store.catalogue()
+    assert (found.canary, found.find(target).canary_stopped) == (None, "fewer clicks")
+
+
+async def test_a_release_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() -> None:
+    class PrunedMeanwhile(MemoryStore):
+        async def get_many(
+            self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+        ) -> list[Slot]:
+            await life.prune(self, grace_s=0.0, keep=0)
+            return await super().get_many(release, keys, timeout_s=timeout_s)
+
+    store = PrunedMeanwhile()
     target, live = await two_releases(store)
-    incarnation = (await ref_of(store, target)).incarnation
-    names = redis_server.execute_command("KEYS", f"*{incarnation}*:*:*")
-    rows = [name for name in names if not name.split("}:")[1].startswith("@")]
-    assert len(rows) > len(ROWS)
-    redis_server.execute_command("DEL", *rows)
-    with pytest.raises(ReleaseCorrupt, match=r"has no manifest.*--force overrides this"):
-        await verb(store, target)
-    assert ((await store.catalogue()).live, (await store.catalogue()).canary) == (live, None)
-    await store.close()
+    with pytest.raises(ReleaseConflict, match=f"release {target} was pruned meanwhile"):
+        await life.activate(store, target)
+    assert (await store.catalogue()).live == live
 
 
 @verbs
@@ -190,7 +200,7 @@ async def test_a_publish_leaves_a_running_canary_alone_and_its_release_ready() -
     store = MemoryStore()
     live, canary = await publish(store), await publish(store, live=False)
     await life.start_canary(store, canary, 5)
-    written = await life.publish(store, batches(ROWS, 500), plan=Plan(len(ROWS), 100_000), about={})
+    written = await publication.publish(store, batches(ROWS, 500), plan=Plan(len(ROWS), 100_000), about={})
     found = await store.catalogue()
     assert (found.live, found.canary and found.canary.release) == (live, canary)
     assert found.find(written.manifest.release).state == "ready"

@@ -1,5 +1,7 @@
 """A swap whose reply was lost is made once, whoever asks again; one that cannot be made says so."""
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 
 from hotplate.stores import catalogue as changes
@@ -7,17 +9,18 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import LEASE_S, Catalogue, ReleaseId, State
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
 from hotplate.stores.memory import MemoryStore
-from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.store import Row, Store
 from tests.support.clock import FakeClock
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, batches, on_every_store
+from tests.support.stores import OpenStore, on_every_store
+from tests.support.stores import publish as publish_rows
 from tests.support.virtual import virtual
 
 ROWS = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
 
 
 async def publish(store: Store) -> ReleaseId:
-    return (await life.publish(store, batches(ROWS), plan=Plan(2, 100), about={})).manifest.release
+    return await publish_rows(store, ROWS)
 
 
 class Lossy:
@@ -40,16 +43,17 @@ class Lossy:
 
 
 @on_every_store
-async def test_a_rollback_whose_reply_was_lost_is_made_once(
-    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("requests", [False, True], ids=["the reply", "the request"])
+async def test_a_rollback_of_which_something_was_lost_is_made_once(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, *, requests: bool
 ) -> None:
     store = open_store()
     _, second, _ = [await publish(store) for _ in range(3)]
-    lossy = Lossy(store, monkeypatch)
+    lossy = Lossy(store, monkeypatch, requests=requests)
     lossy.lose = {1}
     assert await life.rollback(store) == second
     assert (await store.catalogue()).live == second
-    assert lossy.swaps == 1
+    assert lossy.swaps == 1 + requests
 
 
 @on_every_store
@@ -64,15 +68,6 @@ async def test_a_publish_with_a_lost_reply_ends_as_any_other(
     found = await store.catalogue()
     assert [(entry.id, entry.state) for entry in found.releases] == [(live, State.LIVE)]
     assert lossy.swaps == 3
-
-
-@on_every_store
-async def test_a_request_that_was_lost_is_made_again(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store()
-    first, _ = [await publish(store) for _ in range(2)]
-    Lossy(store, monkeypatch, requests=True).lose = {1}
-    assert await life.rollback(store) == first
-    assert (await store.catalogue()).live == first
 
 
 @virtual
@@ -110,22 +105,26 @@ async def test_a_store_that_is_gone_after_a_swap_says_that_the_outcome_is_not_kn
     assert await store.catalogue() == found
 
 
-async def test_a_rollback_that_was_made_and_overtaken_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = MemoryStore()
-    first, second, third = [await publish(store) for _ in range(3)]
+def overtake(store: Store, monkeypatch: pytest.MonkeyPatch, step: Callable[[], Awaitable[object]]) -> None:
+    """Have somebody else take a step after the next swap, whose reply is then lost."""
     swap = store.swap
 
     async def overtaken(old: Catalogue, new: Catalogue) -> None:
         await swap(old, new)
         monkeypatch.setattr(store, "swap", swap)
-        await life.change(store, lambda found: changes.prune(found, 0, 0.0))
+        await step()
         raise StoreUnavailable("the reply was lost")
 
     monkeypatch.setattr(store, "swap", overtaken)
+
+
+async def test_a_rollback_that_was_made_and_overtaken_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    _, second, third = [await publish(store) for _ in range(3)]
+    overtake(store, monkeypatch, lambda: life.change(store, lambda found: changes.prune(found, 0, 0.0)))
     with pytest.raises(ReleaseConflict, match=f"{third} is no longer live"):
         await life.rollback(store)
     assert (await store.catalogue()).live == second
-    assert first != second
 
 
 async def test_an_activation_that_was_made_and_overtaken_does_not_undo_what_overtook_it(
@@ -133,39 +132,27 @@ async def test_an_activation_that_was_made_and_overtaken_does_not_undo_what_over
 ) -> None:
     store = MemoryStore()
     first, second, third = [await publish(store) for _ in range(3)]
-    swap = store.swap
-
-    async def overtaken(old: Catalogue, new: Catalogue) -> None:
-        await swap(old, new)
-        monkeypatch.setattr(store, "swap", swap)
-        await life.activate(store, second)
-        raise StoreUnavailable("the reply was lost")
-
-    monkeypatch.setattr(store, "swap", overtaken)
+    overtake(store, monkeypatch, lambda: life.activate(store, second))
     with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
         await life.activate(store, first)
     found = await store.catalogue()
-    assert [entry.id for entry in found.releases] == [third, first, second]
-    assert found.live == second
+    assert ([entry.id for entry in found.releases], found.live) == ([third, first, second], second)
 
 
 async def test_a_begin_that_was_made_and_dropped_before_its_reply_begins_another_incarnation(
     monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
     store = MemoryStore(clock)
-    swap, marked = store.swap, list[Catalogue]()
+    marked = list[Catalogue]()
 
-    async def paused(old: Catalogue, new: Catalogue) -> None:
-        await swap(old, new)
-        monkeypatch.setattr(store, "swap", swap)
+    async def mark() -> None:
         clock.now += LEASE_S + 1
         marked.append(await life.change(store, changes.prune))  # and is to erase it
-        raise StoreUnavailable("the reply was lost")
 
-    monkeypatch.setattr(store, "swap", paused)
+    overtake(store, monkeypatch, mark)
     live = await publish(store)
     (doomed,) = marked[0].releases
-    await life._drop(store, doomed.ref)
+    await life.drop(store, doomed.ref)
     found = await store.catalogue()
     assert [(entry.id, entry.state) for entry in found.releases] == [(live, State.LIVE)]
     assert found.releases[0].incarnation != doomed.incarnation

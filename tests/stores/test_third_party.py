@@ -1,5 +1,6 @@
 """A store of somebody else, in a distribution of its own: installed, held to the contract, and found by its URL."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -27,6 +28,13 @@ def run(installed: Path, *arguments: str | Path) -> subprocess.CompletedProcess[
         cwd=installed,
         env=os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "200"},
     )
+
+
+def command(installed: Path, *arguments: str | Path) -> str:
+    """Run a verb of the command, which succeeds, and return what it prints."""
+    done = run(installed, "-m", "hotplate", *arguments)
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,7 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
     assert "no releases yet" in empty.stdout
     lists = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
     program = (
-        "import asyncio; from hotplate.stores.connect import connect; from hotplate.stores.lifecycle import publish;"
+        "import asyncio; from hotplate.stores.connect import connect; from hotplate.stores.publication import publish;"
         "from hotplate.stores.store import Plan, Row\n"
         f"async def rows():\n    yield {as_bodies(lists)!r}\n"
         f"asyncio.run(publish(connect({url!r}), rows(), plan=Plan(2, 100), about={{}}))"
@@ -66,8 +74,21 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
     assert "live" in run(installed, "-m", "hotplate", "releases", "list", "--store", url).stdout
     assert '"a"' in run(installed, "-m", "hotplate", "lookup", "1", "--json", "--store", url).stdout
     for verb in (("store", "doctor"), ("releases", "scrub"), ("releases", "verify"), ("releases", "prune")):
-        done = run(installed, "-m", "hotplate", *verb, "--store", url)
-        assert done.returncode == 0, (verb, done.stdout, done.stderr)
+        assert command(installed, *verb, "--store", url)
+
+
+def test_a_dry_run_a_canary_and_a_plan_work_with_it(installed: Path, tmp_path: Path) -> None:
+    lists, url = tmp_path / "lists.csv", f"sqlite://{tmp_path}/lists.db"
+    lists.write_text("user,item,score\n1,a,2\n1,b,1\n2,a,1\n")
+    command(installed, "import", lists, "--store", url)
+    assert json.loads(command(installed, "import", lists, "--store", url, "--dry-run", "--json"))["fits"] is True
+    written = json.loads(command(installed, "import", lists, "--store", url, "--no-activate", "--json"))
+    release = written["release"]["release"]
+    command(installed, "releases", "canary", release, "--percent", "5", "--store", url)
+    assert json.loads(command(installed, "releases", "promote", "--json", "--store", url)) == {"live": release}
+    assert "room" in command(installed, "store", "doctor", "--store", url)
+    planned = json.loads(command(installed, "plan", "--from-release", url, "--peak-rps", "10", "--json"))
+    assert url in json.dumps(planned)
 
 
 def test_a_url_of_an_unknown_scheme_names_the_schemes_that_are_known(installed: Path) -> None:

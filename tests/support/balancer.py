@@ -7,23 +7,31 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from tests.support.service import status_of
+
 PROBE_S = 0.1
 Headers = Callable[[], Mapping[str, str]]
+# What a status and a body are counted as.
+Outcome = Callable[[int, bytes], str]
+
+
+def by_status(status: int, _: bytes) -> str:
+    return str(status)
 
 
 class Balancer:
     """Sends requests in turn, over connections that it keeps, to ports of this machine; made by `balanced`."""
 
-    def __init__(self, *ports: int, path: str, headers: Headers = dict) -> None:
+    def __init__(self, *ports: int, path: str, headers: Headers = dict, outcome: Outcome = by_status) -> None:
         self.ports = list(ports)
         self.ready = list(ports)
         self.outcomes = Counter[str]()
         self.over = threading.Event()
-        self._path, self._headers = path, headers
+        self._path, self._headers, self._outcome = path, headers, outcome
 
     def probe(self) -> None:
         while not self.over.wait(PROBE_S):
-            self.ready = [port for port in self.ports if _is_ready(port)]
+            self.ready = [port for port in self.ports if status_of(port, "/readyz") == 200]
 
     def send(self) -> None:
         turn = 0
@@ -41,8 +49,7 @@ class Balancer:
             try:
                 connection.request("GET", self._path, headers=dict(self._headers()))
                 response = connection.getresponse()
-                response.read()
-                outcome = str(response.status)
+                outcome = self._outcome(response.status, response.read())
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 outcome = type(error).__name__
@@ -56,21 +63,12 @@ def _was_closed(connection: http.client.HTTPConnection) -> bool:
     return connection.sock is not None and bool(select.select([connection.sock], [], [], 0)[0])
 
 
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 @contextmanager
-def balanced(*ports: int, path: str, callers: int = 3, headers: Headers = dict) -> Iterator[Balancer]:
+def balanced(
+    *ports: int, path: str, callers: int = 3, headers: Headers = dict, outcome: Outcome = by_status
+) -> Iterator[Balancer]:
     """Load the services on these ports by so many callers, who each wait 2 ms after an answer."""
-    balancer = Balancer(*ports, path=path, headers=headers)
+    balancer = Balancer(*ports, path=path, headers=headers, outcome=outcome)
     threads = [threading.Thread(target=balancer.probe)]
     threads += [threading.Thread(target=balancer.send) for _ in range(callers)]
     for thread in threads:

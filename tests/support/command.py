@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,20 @@ def hotplate(*arguments: str | Path, **environment: str) -> subprocess.Completed
         return _run(*arguments, **environment)
     with ThreadPoolExecutor(1) as thread:  # a verb runs a loop of its own, and a thread has at most one
         return thread.submit(_run, *arguments, **environment).result()
+
+
+def succeeded(*arguments: str | Path, **environment: str) -> str:
+    """Run the command in this process, where it has to succeed; return what it printed."""
+    done = hotplate(*arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def json_of(*arguments: str | Path, code: int = 0, **environment: str) -> Any:  # noqa: ANN401 -- JSON is what it is
+    """Run the command with --json in this process, where it has to exit with *code*; return what it printed."""
+    done = hotplate(*arguments, "--json", **environment)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
 
 
 def hotplate_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

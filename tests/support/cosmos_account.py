@@ -2,7 +2,7 @@
 
 import secrets
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import orjson
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.url import Address, Throughput, parse
 from tests.support.cosmos_server import Emulator, emulator
@@ -93,6 +95,13 @@ async def filled(account: Account) -> Address:
     await client.upsert("c", ITEM)
     await client.close()
     return address
+
+
+async def kind_of(work: Awaitable[object]) -> str:
+    """Return the kind of the error with which *work* must end."""
+    with pytest.raises(CosmosUnavailable) as error:
+        await work
+    return error.value.kind
 
 
 async def with_container(client: RestClient, address: Address, ru: int = 4000) -> AccountContainers:

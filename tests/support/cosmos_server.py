@@ -20,7 +20,7 @@ import orjson
 from hotplate.bench.cosmos_emulator.account import Account
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
 from hotplate.bench.cosmos_emulator.http import Request, Response
-from hotplate.bench.cosmos_emulator.server import RunningEmulator, Settings, running
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, running
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.cosmos.charges import load
 from tests.support.paths import ROOT
@@ -51,7 +51,7 @@ def emulator(*options: str) -> Iterator[Emulator]:
 
 
 @contextmanager
-def emulator_thread(settings: Settings) -> Iterator[tuple[Emulator, Service]]:
+def emulator_thread(settings: EmulatorSettings) -> Iterator[tuple[Emulator, Service]]:
     """Run an emulator in a thread of this process; its service may be inspected."""
     started = SimpleQueue[tuple[asyncio.AbstractEventLoop, RunningEmulator] | BaseException]()
     stopped = asyncio.Event()
@@ -112,6 +112,19 @@ class Direct:
         named = {"x-ms-documentdb-partitionkey": orjson.dumps([name]).decode("latin-1")}
         named |= {header.replace("_", "-"): value for header, value in headers.items()}
         return self.request(method, path, body, named)
+
+    def query(self, text: str, parameters: object = (), **headers: str) -> Response:
+        """Query the items of the container, across its partitions."""
+        named = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
+        named |= {header.replace("_", "-"): value for header, value in headers.items()}
+        return self.request("POST", "/dbs/d/colls/c/docs/", {"query": text, "parameters": parameters}, named)
+
+    def send(self, request: bytes) -> Response:
+        """Send a request as it stands on the wire, with its own signature."""
+        head, _, body = request.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        method, path, _ = first.split(" ")
+        return self.request(method, path, body or None, dict(line.split(": ", 1) for line in lines))
 
 
 def substatus(response: Response) -> tuple[int, int]:

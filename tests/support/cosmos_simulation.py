@@ -1,9 +1,10 @@
 """The store, its client and the emulated service in one process, where time passes only when all of them wait."""
 
 import asyncio
+import inspect
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
@@ -25,6 +26,7 @@ from tests.support.stores import as_bodies, ref
 from tests.support.virtual import in_virtual_time
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 BEGAN = 1_790_000_000.0
 
@@ -189,6 +191,18 @@ def with_simulation(work: Callable[[SimulatedAccount], Coroutine[Any, Any, T]]) 
                 await store.close()
 
     return in_virtual_time(whole)
+
+
+def simulated(test: Callable[Concatenate[SimulatedAccount, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test in virtual time with a simulated account, which is its first argument and not a fixture."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with_simulation(lambda account: test(account, *args, **kwargs))
+
+    signature = inspect.signature(test)
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    run.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]  # pytest reads it
+    return run
 
 
 async def batches(rows: Sequence[Row], size: int = 500) -> AsyncIterator[Sequence[Row]]:

@@ -2,10 +2,8 @@
 
 import asyncio
 import ssl
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -62,32 +60,3 @@ def url_of(server: Emulator, database: str, **options: object) -> str:
     query = {"ca": server.certificate, **options}
     host = server.endpoint.removeprefix("https://").rstrip("/")
     return f"cosmos://{host}/{database}?{urllib.parse.urlencode(query)}"
-
-
-class Issued:
-    """A credential that takes its tokens from the emulator, or fails, or gives what no longer counts."""
-
-    def __init__(self, endpoint: str, clock: Callable[[], float] = time.time) -> None:
-        self.endpoint = endpoint
-        self.clock = clock
-        self.requests = 0
-        self.error = ""
-        self.spoiled = False
-        self.closed = False
-        self.scopes = set[str]()
-
-    async def get_token(self, *scopes: str) -> AccessToken:
-        self.requests += 1
-        self.scopes |= set(scopes)
-        if self.error:
-            raise RuntimeError(self.error)
-        answer_json = orjson.loads(await asyncio.to_thread(self.page))
-        return AccessToken(answer_json["access_token"] + "x" * self.spoiled, int(self.clock()) + 3600)
-
-    def page(self) -> bytes:
-        with urllib.request.urlopen(f"{self.endpoint}__emulation/token", timeout=60) as answer:
-            answer_json: bytes = answer.read()
-        return answer_json
-
-    async def close(self) -> None:
-        self.closed = True

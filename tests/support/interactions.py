@@ -1,6 +1,7 @@
 """Interactions whose right recommendations can be proved."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -14,6 +15,13 @@ from hotplate.offline.train.popularity import Popular, most_popular
 # A score is a float32 sum of a few products of up to about 1, and each kernel of a BLAS adds them in its own order. The
 # sum then differs by a few times 1.2e-7, the step of a float32 at 1, however near to 0 it is.
 ROUNDING = 1e-6
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file, with the folders that it lies in; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
 
 
 def pairs_of(read: Interactions) -> list[tuple[str, str, float]]:

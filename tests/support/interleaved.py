@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -31,7 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.stores import lifecycle as life
-from hotplate.stores import transfer
+from hotplate.stores import publication, transfer
 from hotplate.stores.catalogue import (
     GRACE_S,
     LEASE_S,
@@ -56,7 +56,7 @@ from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Slot, Store, not_found
 from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, copied, put_back
 from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, Stepped, StepwiseLoop, sleep
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class Source(MemoryStore):
 
     async def _fill(self) -> None:
         for content in ("s0", "s1"):
-            done = await life.publish(self, batches_of(content), plan=PLAN, about={})
+            done = await publication.publish(self, batches_of(content), plan=PLAN, about={})
             self.contents[done.manifest.release] = content
 
 
@@ -177,7 +177,7 @@ class Interleaved(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         drawn = itertools.count(1)
         counted = SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :])
-        for module in (life, transfer):  # so that a history can be repeated
+        for module in (life, publication, transfer):  # so that a history can be repeated
             self.patch.setattr(module, "secrets", counted)
         self.patch.setattr(asyncio, "sleep", sleep)
         if Interleaved.source is None:
@@ -255,12 +255,8 @@ class Interleaved(RuleBasedStateMachine):
         process.start(follower.run())
 
     def finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run what waits for nothing but the store, as that in a dict never does."""
-        while True:
-            try:
-                work.send(None)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]  # untyped by its nature
+        """Run what waits for nothing but the store."""
+        return self.loop.finish(work)
 
     @initialize(past=st.lists(st.sampled_from(PAST), max_size=5), stops=st.integers(1, 48), goes_on=st.integers(1, 48))
     def something_is_live(self, past: list[str], stops: int, goes_on: int) -> None:
@@ -323,13 +319,13 @@ class Interleaved(RuleBasedStateMachine):
                 content = self.begun.get(draft.incarnation, content)
             else:
                 self.mixed.add(draft.id)
-            process.start(life.publish(store, batches_of(content), plan=PLAN, about={}, resume=draft.id))
+            process.start(publication.publish(store, batches_of(content), plan=PLAN, about={}, resume=draft.id))
         elif what == "copy":
             process.start(transfer.copy(self.source, store, copied))
         elif what == "repair":
             process.start(transfer.repair(store, self.source, copied))
         else:
-            process.start(life.publish(store, batches_of(content), plan=PLAN, about={}, live=what == "publish"))
+            process.start(publication.publish(store, batches_of(content), plan=PLAN, about={}, live=what == "publish"))
 
     @rule(what=st.sampled_from(OPERATIONS), which=st.integers(0, 5), turns=TURNS)
     def the_operator_starts(self, what: str, which: int, turns: bytes) -> None:
@@ -646,7 +642,7 @@ class Interleaved(RuleBasedStateMachine):
         assert follower._seen.version == self.truth.version
         canary = self.truth.canary_entry
         if canary is None or canary.incarnation not in self.lost | self.excused:
-            assert (follower.canary and follower.canary.record) == self.truth.canary, follower.warnings
+            assert (follower.canary and follower.canary.record) == self.truth.canary, follower.findings
 
     # At the end
 
@@ -698,9 +694,6 @@ class InterleavedOnDisk(Interleaved):
             self.folder = Path(tempfile.mkdtemp())
         return LmdbStore(self.folder / "store", self.clock)
 
-    def finish(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.loop.finish(work)
-
     async def save(self) -> Path:
         copy = Path(tempfile.mkdtemp(dir=self.folder))
         shutil.copytree(self.folder / "store", copy, dirs_exist_ok=True)
@@ -725,23 +718,11 @@ def on_redis(server: RedisServer) -> type[Interleaved]:
                 self.prefix = os.urandom(4).hex()
             return connect(server.url("redis", self.prefix))
 
-        def finish(self, work: Coroutine[Any, Any, T]) -> T:
-            return self.loop.finish(work)
-
         async def save(self) -> dict[bytes, bytes]:
-            keys = cast("list[bytes]", client.keys(f"*{self.prefix}*"))  # the client decodes nothing
-            with client.pipeline() as pipeline:
-                for key in keys:
-                    pipeline.dump(key)
-                return dict(zip(keys, pipeline.execute(), strict=True))
+            return copied(client, self.prefix)
 
         async def put_back(self, saved: dict[bytes, bytes]) -> None:
-            with client.pipeline() as pipeline:
-                for key in client.keys(f"*{self.prefix}*"):
-                    pipeline.delete(key)
-                for key, value in saved.items():
-                    pipeline.restore(key, 0, value)
-                pipeline.execute()
+            put_back(client, self.prefix, saved)
 
         async def close(self) -> None:
             await super().close()
@@ -766,9 +747,6 @@ def on_cosmos(account: Account) -> type[Interleaved]:
         def network(self, url: str) -> AwaitedTransport:
             parts = urlsplit(url)
             return AwaitedTransport(self.loop, ConnectionPool(str(parts.hostname), parts.port or 80))
-
-        def finish(self, work: Coroutine[Any, Any, T]) -> T:
-            return self.loop.finish(work)
 
         async def save(self) -> None:
             """Nothing: an account is restored as another account."""

@@ -5,18 +5,18 @@ import re
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from hotplate.serve.access.auth import Guard, Tokens
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.connection import Connection
 from hotplate.serve.connections.lane import Lane
-from hotplate.serve.connections.server import Server
-from hotplate.serve.processes.access_log import AccessLog
+from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
+from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
@@ -82,84 +82,79 @@ class MemoryTransport(asyncio.Transport):
         return 0
 
 
+@dataclass(kw_only=True)
 class Pair:
     """A context manager: *lane* and *plain* are servers, alike but for the lane, over a reader that it enters."""
 
-    def __init__(
-        self,
-        reader: TieredReader,
-        *,
-        keys: Path | None = None,
-        origins: Sequence[str] = (),
-        access_log: AccessLog | None = None,
-        tracer: Tracer | None = None,
-        tokens: Tokens | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        self._reader = reader
-        self._tokens, self._limits = tokens, limits
-        self._tracer = tracer
-        self._access_log = access_log
-        self._keys = keys
-        self._origins = origins
-        self._stack = AsyncExitStack()
-        self.dispatchers = list[Dispatcher]()
-        self.lane: Server
-        self.plain: Server
+    reader: TieredReader = field(kw_only=False)
+    keys: Path | None = None
+    origins: Sequence[str] = ()
+    access_log: AccessLog | None = None
+    tracer: Tracer | None = None
+    tokens: Tokens | None = None
+    limits: Limits | None = None
+    dispatchers: list[Dispatcher] = field(default_factory=list, init=False)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
+    lane: HttpServer = field(init=False)
+    plain: HttpServer = field(init=False)
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self._reader)
-        await self._reader.wait_until_ready(30)
+        await self.stack.enter_async_context(self.reader)
+        await self.reader.wait_until_ready(30)
         self.plain = self._server(fast=False)
         self.lane = self._server(fast=True)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
+    async def __aexit__(self, *_: object) -> None:
+        await self.stack.aclose()
 
-    def _server(self, *, fast: bool) -> Server:
-        anonymous = frozenset[str]() if self._keys else frozenset({"read"})
-        guard = Guard(self._keys, anonymous=anonymous, tokens=self._tokens)  # of its own, and so its rates
+    def _server(self, *, fast: bool) -> HttpServer:
+        anonymous = frozenset[str]() if self.keys else frozenset({"read"})
+        guard = Guard(self.keys, anonymous=anonymous, tokens=self.tokens)  # of its own, and so its rates
         dispatcher = Dispatcher(
-            self._reader, guard, cors_origins=self._origins, access_log=self._access_log, tracer=self._tracer
+            self.reader, guard, cors_origins=self.origins, access_log=self.access_log, tracer=self.tracer
         )
         self.dispatchers.append(dispatcher)
-        server = Server(dispatcher, self._limits)
-        dispatcher.gate = server.admit
+        server = HttpServer(dispatcher, self.limits)
+        dispatcher.admit = server.admit
         dispatcher.claim = server.claim if guard.knows_clients else None
         if fast:
             server.lane = Lane(dispatcher)
-        self._stack.push_async_callback(server.shutdown, 1)
+        self.stack.push_async_callback(server.shutdown, 1)
         return server
 
-    def listen(self, server: Server) -> int:
+    def listen(self, server: HttpServer) -> int:
         """Have one of the servers listen; return its port."""
         listening = socket.create_server(("127.0.0.1", 0))
-        self._stack.callback(server.listen(listening, 128).close)
+        self.stack.callback(server.listen(listening, 128).close)
         port: int = listening.getsockname()[1]
         return port
 
-    async def differ(self, *pieces: bytes, turns: int = TURNS) -> str | None:
-        """Send the same pieces to both servers, and after them a request that ends it; say how the answers differ."""
+    async def check(self, *pieces: bytes, turns: int = TURNS) -> None:
+        """Send the same pieces to both servers, and after them a request that ends it; fail if the answers differ."""
         for pause_s in (0.0, 0.01):  # again with time, where a thread or a batch's turn may have been waited for
             with_lane = await exchange(self.lane, pieces, pause_s, turns)
             without = await exchange(self.plain, pieces, pause_s, turns)
             if with_lane == without:
-                return None
-        return _difference(pieces, with_lane, without)
+                return
+        raise AssertionError(_difference(pieces, with_lane, without))
 
 
-async def exchange(server: Server, pieces: Sequence[bytes], pause_s: float = 0.0, turns: int = TURNS) -> bytes:
+def connected(server: HttpServer) -> tuple[Connection, MemoryTransport]:
+    """Connect to a server in memory; return its end and the client's."""
+    connection = Connection(server, "127.0.0.1", "")
+    transport = MemoryTransport(connection)
+    connection.connection_made(transport)
+    return connection, transport
+
+
+async def exchange(server: HttpServer, pieces: Sequence[bytes], pause_s: float = 0.0, turns: int = TURNS) -> bytes:
     """Send *pieces* one by one, each when the one before it was read; all that comes back, but for what varies.
 
     *turns* is how many turns of the loop come between two of them, and *pause_s* how long each turn takes in which an
     answer is waited for.
     """
-    connection = Connection(server, "127.0.0.1", "")
-    transport = MemoryTransport(connection)
-    connection.connection_made(transport)
+    _, transport = connected(server)
     for piece in (*pieces, LAST):
         transport.feed(piece)
         for _ in range(turns):
@@ -174,15 +169,15 @@ async def exchange(server: Server, pieces: Sequence[bytes], pause_s: float = 0.0
     return VARYING.sub(b"", bytes(transport.written)) + end
 
 
-async def differ_by_socket(lane_port: int, plain_port: int, *pieces: bytes) -> str | None:
-    """As `Pair.differ`, over sockets of this machine."""
+async def check_by_socket(lane_port: int, plain_port: int, *pieces: bytes) -> None:
+    """As `Pair.check`, over sockets of this machine."""
     for quiet_s in (QUIET_S, *[SURELY_QUIET_S] * ATTEMPTS):
         with_lane, without = await asyncio.gather(
             exchange_by_socket(lane_port, pieces, quiet_s), exchange_by_socket(plain_port, pieces, quiet_s)
         )
         if with_lane == without:
-            return None
-    return _difference(pieces, with_lane, without)
+            return
+    raise AssertionError(_difference(pieces, with_lane, without))
 
 
 async def exchange_by_socket(port: int, pieces: Sequence[bytes], quiet_s: float = QUIET_S) -> bytes:

@@ -11,14 +11,14 @@ import resource
 import socket
 import struct
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
-from tests.support.service import Answer, Service, parse_answer, started
+from hotplate.bench.process import read_samples
+from tests.support.service import Service, started
 
 WAIT_S = 30.0
 MB = 1 << 20
@@ -60,17 +60,16 @@ def shed(service: Service, reason: str) -> float:
 
 def counted(service: Service, name: str, **labels: str) -> float:
     """Add up what `/metrics` counts under *name*, of all series with these labels."""
-    families = text_string_to_metric_families(service.admin("/metrics").body.decode())
-    samples = (sample for family in families for sample in family.samples if sample.name == name)
-    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+    return sum(sample.value for sample in samples(service, name, **labels))
 
 
-def until(is_so: Callable[[], object], what: str) -> None:
-    """Wait until a condition holds; *what* says in a failure what did not come about."""
-    deadline = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < deadline, f"in {WAIT_S:.0f} s, {what}"
-        time.sleep(0.02)
+def samples(service: Service, name: str = "", **labels: str) -> list[Sample]:
+    """Return what `/metrics` says under *name*, or of everything, with these labels."""
+    return [
+        sample
+        for sample in read_samples(f"{service.admin_url}/metrics")
+        if name in {"", sample.name} and labels.items() <= sample.labels.items()
+    ]
 
 
 @contextmanager
@@ -83,15 +82,6 @@ def sockets(service: Service, count: int = 1) -> Iterator[list[socket.socket]]:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             opened.append(one)
         yield opened
-
-
-def answer_and_end(connection: socket.socket) -> Answer | None:
-    """Read until the service closes; the answer that it gave before, None where it said nothing."""
-    received = b""
-    while chunk := connection.recv(65_536):
-        received += chunk
-    assert received[:9] in {b"HTTP/1.1 ", b""}, received
-    return parse_answer(received) if received else None
 
 
 def allow_files(count: int) -> bool:

@@ -1,5 +1,6 @@
 """Property tests at two depths: a few examples in the fast suite, thousands with a new seed in the soak."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,27 @@ def depths(quick: int, soak: int) -> pytest.MarkDecorator:
     """Run a test with so many *examples* in the fast suite, and with so many in a soak of ten minutes."""
     deep = pytest.param(scaled(soak), id="soak", marks=pytest.mark.soak)
     return pytest.mark.parametrize("examples", [pytest.param(quick, id="quick"), deep])
+
+
+def explored(
+    quick: int, soak: int, **strategies: SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a property a test of so many draws of each strategy, as `depths` says; its other arguments are pytest's."""
+
+    def make(holds: Callable[..., None]) -> Callable[..., None]:
+        def test(examples: int, **fixtures: Any) -> None:  # noqa: ANN401 -- whatever pytest gives
+            def check(**drawn: Any) -> None:  # noqa: ANN401 -- whatever is drawn
+                holds(**fixtures, **drawn)
+
+            explore(check, examples, **strategies)
+
+        signature = inspect.signature(holds)
+        fixtures = [one for name, one in signature.parameters.items() if name not in strategies]
+        number = inspect.Parameter("examples", inspect.Parameter.KEYWORD_ONLY)
+        test.__signature__ = signature.replace(parameters=[*fixtures, number])  # type: ignore[attr-defined]  # pytest reads it
+        return depths(quick, soak)(test)  # type: ignore[no-any-return]  # a mark returns what it marks
+
+    return make
 
 
 def deepen(property_test: Callable[[], None], examples: int) -> None:

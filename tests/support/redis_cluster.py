@@ -2,7 +2,6 @@
 
 import secrets
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -62,11 +61,6 @@ class ClusterNode:
     @property
     def port(self) -> int:
         return self.server.port
-
-    @property
-    def pid(self) -> int:
-        assert self.server.process is not None
-        return self.server.process.pid
 
 
 @dataclass(slots=True)
@@ -147,18 +141,6 @@ class RedisCluster:
             for node in self.alive
             for _, _, *servers in node.server.execute_command("CLUSTER", "SLOTS")
         )
-
-    def kill(self, node: ClusterNode) -> None:
-        node.server.kill()
-
-    def restart(self, node: ClusterNode) -> None:
-        node.server.start()
-
-    def stop(self, node: ClusterNode) -> None:
-        node.server.send_signal(signal.SIGSTOP)
-
-    def resume(self, node: ClusterNode) -> None:
-        node.server.send_signal(signal.SIGCONT)
 
     def migrate(self, key: str, target: ClusterNode, *, between: Callable[[], None] = lambda: None) -> None:
         """Move a key's slot to another node, as `redis-cli --cluster reshard` does; call *between* after each key."""

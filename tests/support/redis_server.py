@@ -1,18 +1,20 @@
 """Real redis-servers on loopback for the tests that need one: plain, TLS and unix socket at once, nothing on disk."""
 
+import asyncio
 import ipaddress
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import hiredis
 import pytest
 import redis
 from cryptography import x509
@@ -33,6 +35,39 @@ def users_of_the_guide(prefix: str, execute: Callable[..., object], url_of: Call
             execute(*words)
             urls[words[2].rpartition("-")[2]] = url_of(prefix=prefix, user=f"{words[2]}:open@")
     return urls
+
+
+def array(*values: bytes) -> bytes:
+    """Return a reply of several values."""
+    return b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
+
+
+async def commands_in(reader: asyncio.StreamReader) -> AsyncIterator[list[bytes]]:
+    """Yield the commands that a client sends, for servers whose replies a test makes up."""
+    parser = hiredis.Reader(notEnoughData=Ellipsis)
+    while data := await reader.read(1 << 16):
+        parser.feed(data)
+        while (command := parser.gets()) is not Ellipsis:
+            yield command
+
+
+def copied(client: redis.Redis, prefix: str) -> dict[bytes, bytes]:
+    """Return all keys of a deployment with what is stored under them, as the server writes it."""
+    names = cast("list[bytes]", client.keys(f"*{prefix}*"))  # the client decodes nothing
+    with client.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.dump(name)
+        return dict(zip(names, pipeline.execute(), strict=True))
+
+
+def put_back(client: redis.Redis, prefix: str, copy: dict[bytes, bytes]) -> None:
+    """Replace all keys of a deployment by those of a copy."""
+    with client.pipeline(transaction=False) as pipeline:
+        for name in cast("list[bytes]", client.keys(f"*{prefix}*")):
+            pipeline.delete(name)
+        for name, value in copy.items():
+            pipeline.restore(name, 0, value)
+        pipeline.execute()
 
 
 @dataclass(slots=True)
@@ -82,6 +117,10 @@ class RedisServer:
         with redis.Redis(port=self.port, password=self.password, decode_responses=True) as client:
             return client.execute_command(*command)
 
+    def execute_everywhere(self, *command: str) -> list[object]:
+        """Execute a command as a cluster does on all of its nodes."""
+        return [self.execute_command(*command)]
+
     def calls(self, command: str) -> int:
         """How often the server ran a command since it started."""
         return int(self.execute_command("INFO", "commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
@@ -110,6 +149,19 @@ def running(folder: Path, *options: str, password: str | None = None) -> Iterato
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def replica_of(server: RedisServer, folder: Path) -> Iterator[RedisServer]:
+    """Run a replica until the block ends, which begins once it has all that the primary has."""
+    folder.mkdir()
+    server.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    with running(folder, "--replicaof", f"127.0.0.1 {server.port}") as replica:
+        deadline = time.monotonic() + 60
+        while replica.execute_command("INFO", "replication")["master_link_status"] != "up":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield replica
 
 
 def find_binary() -> str:

@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from copy import deepcopy
 from dataclasses import replace
 
-from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
-from hotplate.stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
+from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.memory import MemoryStore
-from hotplate.stores.store import Diagnosed, Observer, Plan, Row, Slot
+from hotplate.stores.store import Diagnosed, Plan, Row, Slot
 from tests.support.stores import as_bodies
 
 
@@ -26,9 +25,13 @@ class RemoteStore(Diagnosed):
         self.broken_keys = set[str]()
         self.broken_by: StoreError = StoreUnavailable("this one could not be read")
         self.advice: list[str] | None = []
+        self.reads = list[list[str]]()
+        """The keys of each read of users' lists."""
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s
+        if keys[:1] and keys[0].startswith("user:"):
+            self.reads.append(list(keys))
         await asyncio.sleep(self.delay_s)
         if self.failure:
             raise self.failure
@@ -70,48 +73,6 @@ class DamagedStore(MemoryStore):
         return super().get(release, key)
 
 
-def backup(memory: MemoryStore) -> MemoryStore:
-    """Copy all that a store holds."""
-    copy = MemoryStore(memory._clock, memory._catalogue)
-    copy._releases = deepcopy(memory._releases)
-    return copy
-
-
-def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = False) -> None:
-    """Let a store hold what a copy of it holds, as an operator does at night: no swap, and nothing else stays."""
-    memory._catalogue = copy._catalogue
-    if not only_catalogue:
-        memory._releases = deepcopy(copy._releases)
-    for watcher in memory._watchers:
-        watcher.set()
-
-
-class KeyByKeyStore(RemoteStore):
-    """A remote store that reads each key by itself, reports that to an observer, and names what is too slow."""
-
-    coalesce = 1
-
-    def __init__(self, inner: MemoryStore) -> None:
-        super().__init__(inner)
-        self.slow_keys = set[str]()
-        self.observer: Observer | None = None
-
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        slots = await super().get_many(release, keys)
-        if self.slow_keys & set(keys):
-            await asyncio.sleep(timeout_s or 0)
-        late = StoreUnavailable("this one has no answer yet")
-        slots = [late if key in self.slow_keys else slot for key, slot in zip(keys, slots, strict=True)]
-        failed = [slot for slot in slots if isinstance(slot, StoreError)]
-        if self.observer is not None:
-            self.observer.charged(1.25 * len(slots))
-            for slot in failed:
-                self.observer.failed("throttled" if slot is late else "a word of its own")
-        if len(failed) == len(keys):
-            raise PartUnavailable(str(failed[0]))
-        return slots
-
-
 async def publish(
     store: MemoryStore,
     name: str,
@@ -128,5 +89,5 @@ async def publish(
         yield as_bodies(popular)
         yield as_bodies([Row(f"user:{n}", f"{name} for {n}".encode()) for n in users])
 
-    written = await life.publish(store, batches(), plan=Plan(6, 100), about={}, live=live, resume=resume)
+    written = await publication.publish(store, batches(), plan=Plan(6, 100), about={}, live=live, resume=resume)
     return written.manifest.release

@@ -55,6 +55,8 @@ BODIES = ["{}", "0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n", GET.decode(), "GET ", "\
 # What is known to have gone wrong between servers: two readings of where a request ends, or of what it is.
 LINE = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n"
 CORPUS = [
+    GET,
+    REAL,
     LINE + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + GET,
     LINE + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + GET,
     LINE + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + GET,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,25 @@ from aiohttp import web
 
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
-from hotplate.stores.lifecycle import publish
+from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.stores import as_bodies
 
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
 # What options can override: any free ports, a stop without a delay, and each answer out of a store.
 DEFAULTS = ("--port", "0", "--admin-port", "0", "--health-port", "0", "--drain-delay", "0", "--cache-mb", "0")
+
+
+# How long a test waits for what is to come about.
+UNTIL_S = 60.0
+
+
+def until(is_so: Callable[[], object], what: str = "what is waited for does not come about") -> None:
+    """Wait until a condition holds; *what* says in a failure what did not come about."""
+    deadline = time.monotonic() + UNTIL_S
+    while not is_so():
+        assert time.monotonic() < deadline, f"in {UNTIL_S:.0f} s, {what}"
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,18 @@ def parse_answer(received: bytes) -> Answer:
     head, _, body = received.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     return Answer(int(status.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body)
+
+
+def status_of(port: int, path: str, method: str = "GET", *, timeout_s: float = UNTIL_S) -> int:
+    """Return the status of an answer over a connection of its own; 0 if it is cut or refused, or none comes in time."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        connection.request(method, path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
 
 
 @dataclass(slots=True)
@@ -96,6 +120,10 @@ class Service:
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.request("GET", path, None, **headers)
+
+    def is_ready(self) -> bool:
+        """Whether a worker says that it is ready; False, too, while the connection is cut or refused."""
+        return status_of(self.port, "/readyz") == 200
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -172,9 +200,17 @@ def a_list(*ids: str) -> bytes:
     return encode(items)[OFFSET_BYTES:]
 
 
-async def publish_lists(folder: Path, lists: dict[str, bytes], *, live: bool = True) -> str:
+def refused_by(*gates: str) -> dict[str, Any]:
+    """Return what the manifest says of a release that *gates* refused."""
+    verdict = {"measured": 0.1, "bound": 0.2, "at_most": False, "passed": False, "note": ""}
+    return {"gates": {"forced": False, "verdicts": [{"gate": gate} | verdict for gate in gates]}}
+
+
+async def publish_lists(
+    folder: Path, lists: dict[str, bytes], *, live: bool = True, about: dict[str, Any] | None = None
+) -> str:
     """Publish *lists* by key into the store in *folder*, and return the release."""
-    return await publish_to(f"file://{folder}", lists, live=live)
+    return await publish_through(connect(f"file://{folder}"), lists, live=live, about=about)
 
 
 async def publish_to(url: str, lists: dict[str, bytes], *, live: bool = True) -> str:
@@ -182,7 +218,9 @@ async def publish_to(url: str, lists: dict[str, bytes], *, live: bool = True) ->
     return await publish_through(connect(url), lists, live=live)
 
 
-async def publish_through(store: Store, lists: dict[str, bytes], *, live: bool = True) -> str:
+async def publish_through(
+    store: Store, lists: dict[str, bytes], *, live: bool = True, about: dict[str, Any] | None = None
+) -> str:
     """Publish as `publish_to` does, through a store that is closed at the end."""
     lists = {"popular:": a_list("p1", "p2", "p3"), **lists}
     rows = [Row(key, lists[key]) for key in sorted(lists, key=str.encode)]
@@ -190,7 +228,8 @@ async def publish_through(store: Store, lists: dict[str, bytes], *, live: bool =
     async def batches() -> AsyncIterator[Sequence[Row]]:
         yield as_bodies(rows)
 
+    plan = Plan(len(rows), 10_000)
     try:
-        return ((await publish(store, batches(), plan=Plan(len(rows), 10_000), about={}, live=live)).manifest).release
+        return (await publish(store, batches(), plan=plan, about=about or {}, live=live)).manifest.release
     finally:
         await store.close()

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.http1 import Response, Transport
-from hotplate.stores.store import Plan, Reader, Row, Slot, Store, WriterLocked
+from hotplate.stores.store import Diagnosed, Plan, Reader, Row, Slot, Store
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class Process:
         self.loop = loop
         self.watch = watch
         self.handle = store
-        self.store = _SteppedLocked(self, store) if isinstance(store, WriterLocked) else Stepped(self, store)
+        self.store = _SteppedDiagnosed(self, store) if isinstance(store, Diagnosed) else Stepped(self, store)
         self.free = False
         """Whether it runs without waiting to be let go."""
         self.killed = False
@@ -328,10 +328,14 @@ class Stepped:
         return reply
 
 
-class _SteppedLocked(Stepped, WriterLocked):
+class _SteppedDiagnosed(Stepped, Diagnosed):
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        assert isinstance(self._store, Diagnosed)
+        await self._store.check_room(draft, plan)
+
     @asynccontextmanager
     async def taking_over(self, draft: DraftRef) -> AsyncIterator[None]:
-        assert isinstance(self._store, WriterLocked)
+        assert isinstance(self._store, Diagnosed)
         taking = self._store.taking_over(draft)
         await self._do(taking.__aenter__)
         try:

@@ -2,20 +2,24 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
+from hotplate.stores.connect import connect
+from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.keys import META
-from hotplate.stores.lifecycle import change
-from hotplate.stores.store import Row, Store
+from hotplate.stores.store import Finding, Plan, Row, Store
 from hotplate.stores.verification import load_manifest
 from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, write
 
 __all__ = (
-    "COSMOS", "FIRST", "SECOND", "OpenStore", "as_bodies", "batches", "begin", "draft_of", "lapse", "on_every_store",
-    "published_rows", "published_values", "ref", "ref_of", "scanned", "step", "write",
+    "COSMOS", "FIRST", "SECOND", "OpenStore", "as_bodies", "batches", "begin", "draft_of", "lapse", "look",
+    "on_every_store", "publish", "published_rows", "published_values", "ref", "ref_of", "scanned", "step", "write",
 )  # fmt: skip
 
 COSMOS = ("cosmos+http", "cosmos+https")
@@ -37,6 +41,14 @@ async def batches(rows: Sequence[Row], size: int = 1) -> AsyncIterator[Sequence[
         yield as_bodies(rows[start : start + size])
 
 
+async def publish(store: Store, rows: Sequence[Row], size: int = 500, **options: Any) -> ReleaseId:  # noqa: ANN401 -- the verb's own
+    """Publish rows of lists, *size* at a time, by a plan that is exact; return the release."""
+    payload_bytes = sum(len(key) + len(value) for key, value in rows)
+    given: dict[str, Any] = {"plan": Plan(len(rows), payload_bytes), "about": {}, **options}
+    done = await publication.publish(store, batches(rows, size), **given)
+    return done.manifest.release
+
+
 async def ref_of(store: Store, release: ReleaseId) -> ReleaseRef:
     """Return a release that was published as stores are given it."""
     return (await store.catalogue()).find(release).ref
@@ -56,6 +68,15 @@ async def published_rows(store: Store, release: ReleaseId) -> list[Row]:
     return [Row(key, opened(key, value)[OFFSET_BYTES:]) for key, value in rows if key != "meta:manifest"]
 
 
+async def look(url: str) -> dict[str, Finding]:
+    """Examine the store at *url*; by subject."""
+    store = connect(url)
+    try:
+        return {each.subject: each for each in await examine(store)}
+    finally:
+        await store.close()
+
+
 async def lapse(store: Store) -> None:
     """Let the leases of all drafts lapse now, as a minute without their writers would."""
 
@@ -63,4 +84,4 @@ async def lapse(store: Store) -> None:
         entries = (replace(one, lease_until=0.0) if one.state is State.DRAFT else one for one in found.releases)
         return replace(found, releases=tuple(entries))
 
-    await change(store, lapsed)
+    await life.change(store, lapsed)

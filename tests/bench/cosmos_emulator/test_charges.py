@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from hotplate.stores.cosmos.charges import KB, Charges, load
+from hotplate.stores.cosmos.charges import KB, load
 from hotplate.stores.errors import StoreMisused
 from tests.support.charge_table import Row, compare, documented, markdown
 from tests.support.clock import FakeClock
@@ -83,10 +83,3 @@ def test_users_put_their_own_measurements_in_place(tmp_path: Path) -> None:
         load(own)
     with pytest.raises(StoreMisused, match=r"none\.toml"):
         load(tmp_path / "none.toml")
-
-
-def test_charges_grow_with_size() -> None:
-    charges: Charges = load()
-    for cost in (charges.read, lambda size: charges.create(size, 0)):
-        found = [cost(size) for size in range(100, 2 * 1024 * KB, 4099)]
-        assert found == sorted(found)

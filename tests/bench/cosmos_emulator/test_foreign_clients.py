@@ -11,7 +11,7 @@ from azure.cosmos import aio as cosmos
 from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosHttpResponseError
 
 from hotplate.bench.cosmos_emulator.http import Response
-from hotplate.bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, Emulator, emulator_thread
 
@@ -25,7 +25,7 @@ BULK = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Emulator]:
-    with emulator_thread(Settings(port=0)) as (made, _):
+    with emulator_thread(EmulatorSettings(port=0)) as (made, _):
         yield made
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from hypothesis import strategies as st
 
-from hotplate.bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, emulator_thread, signed
 from tests.support.property import depths, explore
@@ -79,10 +79,8 @@ def test_any_query_is_answered(examples: int) -> None:
     def check(text: str) -> None:
         direct = Direct(FakeClock())
         direct.item("POST", "a", {"id": "a", "n": [1, {"x": "y"}]})
-        fields = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
-        body = {"query": text, "parameters": [{"name": "@p", "value": 1}]}
-        for more in ({}, {"x-ms-cosmos-is-query-plan-request": "True"}):
-            assert direct.request("POST", "/dbs/d/colls/c/docs/", body, fields | more).status in (200, 400)
+        for more in ({}, {"x_ms_cosmos_is_query_plan_request": "True"}):
+            assert direct.query(text, [{"name": "@p", "value": 1}], **more).status in (200, 400)
 
     explore(check, examples, text=st.text(max_size=80) | st.lists(words_of_sql, max_size=25).map(" ".join))
 
@@ -132,7 +130,7 @@ def test_a_batch_happens_whole_or_not_at_all(examples: int) -> None:
 
 @depths(quick=10, soak=500)
 def test_a_real_server_outlives_what_is_cut_off(examples: int) -> None:
-    with emulator_thread(Settings(port=0)) as (server, _):
+    with emulator_thread(EmulatorSettings(port=0)) as (server, _):
         host, port = server.endpoint.removeprefix("http://").rstrip("/").split(":")
 
         def check(raw: bytes) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from azure.cosmos import PartitionKey
 
-from hotplate.bench.cosmos_emulator.errors import HttpError
-from hotplate.bench.cosmos_emulator.partition_keys import effective_key
-from hotplate.bench.cosmos_emulator.partitions import Budget, Partitions, Throughput
+from hotplate.bench.cosmos_emulator.http import HttpError
+from hotplate.bench.cosmos_emulator.partitions import Budget, Partitions, Throughput, effective_key
 from hotplate.stores.cosmos.url import minimum_ru
 
 START = 1000.0
@@ -21,7 +20,7 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
     total = 0.0
     for count in range(seconds * per_second):
         now = START + count / per_second
-        partition = partitions.of(effective_key([chosen.choice(keys)], 2))
+        partition = partitions.of(effective_key(chosen.choice(keys), 2))
         try:
             partition.admit(now, 0)
         except HttpError:
@@ -119,7 +118,7 @@ def test_keys_spread_evenly_over_ranges_that_have_no_gap(version: int) -> None:
     assert partitions.all[-1].maximum == "FF"
     for left, right in zip(partitions.all, partitions.all[1:], strict=False):
         assert left.maximum == right.minimum
-    held = [partitions.of(effective_key([f"user-{n}"], version)).id for n in range(9000)]
+    held = [partitions.of(effective_key(f"user-{n}", version)).id for n in range(9000)]
     assert all(850 < held.count(one.id) < 1150 for one in partitions.all)
 
 
@@ -131,7 +130,7 @@ def test_hashes_are_the_sdks_own(version: int) -> None:
     values += [chosen.uniform(-1e9, 1e9) for _ in range(50)]
     definition = PartitionKey("/id", version=version)
     for value in values:
-        assert effective_key([value], version) == str(definition._get_effective_partition_key_string([value])).upper()
+        assert effective_key(value, version) == str(definition._get_effective_partition_key_string([value])).upper()
 
 
 def test_the_least_throughput_follows_from_history_and_size() -> None:

@@ -11,8 +11,8 @@ from azure.core.credentials import AccessToken
 from azure.cosmos import CosmosClient, PartitionKey
 from azure.cosmos.exceptions import CosmosHttpResponseError
 
-from hotplate.bench.cosmos_emulator.errors import EmulatorMisused
-from hotplate.bench.cosmos_emulator.server import Settings
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from tests.support.cosmos_server import emulator, emulator_thread
 
 
@@ -58,7 +58,7 @@ def test_the_emulators_own_pages_and_options() -> None:
 
 def test_tls_can_be_verified_with_the_certificate_that_is_written(tmp_path: Path) -> None:
     certificate = tmp_path / "certificate.pem"
-    with emulator_thread(Settings(port=0, tls=True, certificate=certificate)) as (server, _):
+    with emulator_thread(EmulatorSettings(port=0, tls=True, certificate=certificate)) as (server, _):
         context = ssl.create_default_context(cafile=str(certificate))
         with urllib.request.urlopen(f"{server.endpoint}__emulation/metrics", context=context, timeout=60) as response:
             assert response.status == 200
@@ -67,12 +67,15 @@ def test_tls_can_be_verified_with_the_certificate_that_is_written(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(port=0, certificate=Path("never.pem")), "--certificate needs --tls"),
-        (Settings(port=0, consistency="Total"), "no such consistency: Total; there are Strong, BoundedStaleness"),
-        (Settings(port=0, key="???"), "not base64"),
-        (Settings(port=0, key=""), "empty"),
+        (EmulatorSettings(port=0, certificate=Path("never.pem")), "--certificate needs --tls"),
+        (
+            EmulatorSettings(port=0, consistency="Total"),
+            "no such consistency: Total; there are Strong, BoundedStaleness",
+        ),
+        (EmulatorSettings(port=0, key="???"), "not base64"),
+        (EmulatorSettings(port=0, key=""), "empty"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_before_it_listens(settings: Settings, message: str) -> None:
+def test_options_that_make_no_sense_are_refused_before_it_listens(settings: EmulatorSettings, message: str) -> None:
     with pytest.raises(EmulatorMisused, match=message), emulator_thread(settings):
         pass

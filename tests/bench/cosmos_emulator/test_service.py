@@ -8,9 +8,8 @@ import pytest
 
 from hotplate.bench.cosmos_emulator.admin import Monitor
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-from hotplate.bench.cosmos_emulator.errors import EmulatorMisused
 from hotplate.bench.cosmos_emulator.faults import Faults
-from hotplate.bench.cosmos_emulator.http import Response
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused, Response
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, signed, substatus
 
@@ -210,7 +209,6 @@ def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: p
     monitor = Monitor(direct.service.account)
     for cpu_s in (0.5, 0.95, 0.99, 0.2):
         monitor.tick(1.0, cpu_s)
-    assert monitor.saturated_s == 2.0
     assert [record.message for record in caplog.records] == [
         "the emulator itself is the limit: it used 95% of its core"
     ]
@@ -219,11 +217,11 @@ def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: p
 def test_a_query_can_be_for_a_part_of_a_partition(direct: Direct) -> None:
     for n in range(40):
         direct.item("POST", f"u{n}", {"id": f"u{n}"})
-    headers = {"content-type": "application/query+json", "x-ms-documentdb-partitionkeyrangeid": "0"}
     found = list[str]()
     for start, end in (("", "1F"), ("1f", "FF")):
-        within = headers | {"x-ms-start-epk": start, "x-ms-end-epk": end}
-        response = direct.request("POST", "/dbs/d/colls/c/docs/", {"query": "SELECT VALUE c.id FROM c"}, within)
+        response = direct.query(
+            "SELECT VALUE c.id FROM c", x_ms_documentdb_partitionkeyrangeid="0", x_ms_start_epk=start, x_ms_end_epk=end
+        )
         assert 5 < body_of(response)["_count"] < 35
         found += body_of(response)["Documents"]
     assert sorted(found) == sorted(f"u{n}" for n in range(40))
@@ -249,9 +247,7 @@ def test_a_query_can_be_for_a_part_of_a_partition(direct: Direct) -> None:
 def test_conditions_select_the_right_items(direct: Direct, condition: str, found: list[int]) -> None:
     for n in range(5):
         direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n, "o": {"x": [0, n]}})
-    headers = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
-    body = {"query": f"SELECT VALUE c.n FROM c WHERE {condition}", "parameters": [{"name": "@three", "value": "u3"}]}
-    response = direct.request("POST", "/dbs/d/colls/c/docs/", body, headers)
+    response = direct.query(f"SELECT VALUE c.n FROM c WHERE {condition}", [{"name": "@three", "value": "u3"}])
     assert body_of(response)["Documents"] == found
 
 
@@ -275,9 +271,7 @@ def test_a_condition_without_an_index_costs_what_it_loads(
     direct = Direct(clock, indexingPolicy=policy)
     for n in range(61):
         direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n, "m": n, "o": {"x": [n]}})
-    headers = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
-    body = {"query": f"SELECT VALUE c.n FROM c WHERE {condition}"}
-    response = direct.request("POST", "/dbs/d/colls/c/docs/", body, headers)
+    response = direct.query(f"SELECT VALUE c.n FROM c WHERE {condition}")
     assert body_of(response)["Documents"] == [7]
     assert response.charge_ru == pytest.approx(1.8 + 1 + 0.0529 * scanned, abs=0.01)
 

@@ -1,9 +1,7 @@
 """The history of figures: which runs count as one, what a figure is published as, and the tables of the docs."""
 
-import pytest
-
 from hotplate.bench.micro import __main__ as command
-from hotplate.bench.micro.history import TIMES, Run, page_with, shown, table
+from hotplate.bench.micro.history import TIMES, Run, shown
 
 RATIO, CPU = "x: a / b: rate", "x: a: CPU"
 
@@ -29,19 +27,6 @@ def test_runs_within_an_hour_on_one_machine_are_one() -> None:
 
 def test_only_the_latest_five_count() -> None:
     assert shown([run(f"2026-11-{day}", day) for day in range(10, 20)], RATIO) == f"17 {TIMES} (15 to 19)"
-
-
-def test_a_table_has_the_figures_that_there_are() -> None:
-    runs = [Run("2026-11-22", "EPYC", None, {CPU: (13.04, 13.04, 13.04)})]
-    rows = {RATIO: "a ratio", CPU: "a GET, compared with nginx: CPU"}
-    assert table(runs, rows).splitlines()[2:] == ["| a GET: CPU | nginx | 13 µs (one run) |"]
-
-
-def test_a_table_goes_between_its_marks() -> None:
-    page = "a\n<!-- written by make bread -->\nold\n<!-- up to here -->\nb\n"
-    assert page_with(page, "new\n", "bread") == page.replace("old", "new")
-    with pytest.raises(ValueError, match="has no lines"):
-        page_with("nothing", "new", "bread")
 
 
 def test_the_pages_have_the_tables_that_the_history_gives() -> None:

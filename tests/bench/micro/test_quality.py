@@ -1,7 +1,6 @@
 """`make quality`: the rows of draws and of pieces of a log, and data that are not there."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,49 +8,14 @@ import pytest
 
 from hotplate.bench.micro import quality
 from hotplate.bench.micro.quality import (
-    DATA_SETS,
     PAGE,
     PIECES,
     DataSet,
     Trainings,
-    described,
-    draw_rows,
     reference_split,
     time_rows,
 )
 from hotplate.offline.input.matrix import to_matrix
-
-
-class Known(Trainings):
-    """Trainings whose reports are known."""
-
-    def __init__(self) -> None:
-        self.commands = list[tuple[str, ...]]()
-
-    def report(self, *arguments: str) -> dict[str, Any]:
-        self.commands.append(arguments)
-        metrics = {"ndcg": 0.3020, "recall_at_k": 0.3020}
-        intervals = {name: [value - 0.01, value + 0.01] for name, value in metrics.items()}
-        params = {"factors": 512, "regularization": 30.0, "alpha": 6.0}
-        baselines = {"popularity": {"ndcg": 0.0631, "recall_at_k": 0.0723}}
-        found = {"model": metrics, "intervals": intervals, "baselines": baselines}
-        return {"engine": "als", "params": params, "evaluation": found}
-
-    def piece(self, share: float) -> Path:
-        return Path(f"first-{share:g}")
-
-    def reference(self) -> tuple[str, ...]:
-        return ("train", "--test", "test")
-
-
-def test_a_random_draw_has_its_metric_its_interval_and_that_of_popularity() -> None:
-    trainings = Known()
-    rows = list(draw_rows(DATA_SETS[1], trainings))
-    assert rows[1] == (
-        "| Online Retail | held-out users, 5 draws: recall@20 | 0.0723 | 0.3020 ± 0.0100, als 512/30/6 |"
-    )
-    assert trainings.commands[0] == ("train", "--test", "test", "-k", "10")
-    assert trainings.commands[2][-2:] == ("-k", "100")
 
 
 def test_pieces_of_a_log_are_trained_on_as_typed_and_compared_with_other_engines(tmp_path: Path) -> None:
@@ -85,11 +49,6 @@ def test_the_reference_draw_gives_its_numbers_to_the_pairs_by_user_and_item() ->
         last = max((pair for pair in pairs if pair[1] == item), key=lambda pair: draw[pair])[0]
         assert parts.test[:, [column]].nonzero()[0].tolist() == [matrix.user_ids.index(last)]
     assert parts.train.nnz + parts.test.nnz == matrix.user_items.nnz
-
-
-def test_an_engine_is_named_with_its_parameters() -> None:
-    report = {"engine": "neighbours", "params": {"weighting": "tfidf", "neighbours": 5}}
-    assert described(report) == "neighbours tfidf 5"
 
 
 def test_without_the_data_it_says_so_and_leaves_the_docs_alone(

@@ -101,6 +101,8 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
             "skew": 9 * (0.1 + 0.9 / 9),
             "serve_ru": 1_800,
             "partition_ru": 200,
+            "hot_key_load": 70 / 200,
+            "hot_partition_load": 0.7,
             "least_ru": 500,
             "manual_cost": manual(1_800, 500, 50_000) + storage(1_000),
         },
@@ -151,7 +153,10 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
     ),
     "busy for an hour, autoscale": (
         {"peak_rps": 7_000, "profile": [1] + [0] * 23},
-        {"autoscale_cost": autoscale((7_000 + 23 * 1_000) / 24, 100, 400) + storage(1_000)},
+        {
+            "autoscale_cost": autoscale(1_250, 100, 400) + storage(1_000),  # (7,000 + 23 * 1,000) / 24
+            "autoscale_most_cost": autoscale(1_250, 100, 400) + storage(1_000) + 8_750 * MONTH_H * RU_HOUR * AUTOSCALE,
+        },
     ),
     "strong reads": ({"peak_rps": 700, "consistency": "strong"}, {"mean_read_ru": 2, "serve_ru": 2_000}),
     "lists of 3.5 kB": (
@@ -161,7 +166,7 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
     ),
     "a year of growth behind a cache": (
         {"peak_rps": 7_000, "growth_percent": 2, "months": 12, "hit_rate": 0.5},
-        {"reads_ru": 7_000 * 1.02**12 * 0.5 / 0.7, "serve_ru": 6_400},
+        {"users_then": 1_000 * 1.02**12, "reads_ru": 7_000 * 1.02**12 * 0.5 / 0.7, "serve_ru": 6_400},
     ),
     "Redis by memory": (
         {"users": 100_000_000, "list_bytes": 877},  # 324 GB, of 80 %: 405; B500 has 480

@@ -1,30 +1,26 @@
 """The sweep's parts by arithmetic: items, requests, searches on a simulated limiter, costs and tables."""
 
 from dataclasses import replace
-from itertools import islice
 from math import ceil
 
-import orjson
 import pytest
 
 from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.loadgen.capacity import parse_objective, search
-from hotplate.bench.loadgen.load import Load
+from hotplate.bench.loadgen.capacity import STOPPED, Point, parse_objective, search
+from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.report.page import page
-from hotplate.bench.ru.report import LABEL, RU, Finding, SweepResult, Trial, highest
-from hotplate.bench.ru.requests import CHARGE, builder, reads_in_turn
-from hotplate.bench.ru.run import assess, classify, cost, limit, plan
-from hotplate.bench.ru.sandbox import Items, partition_of
-from hotplate.stores.cosmos.url import parse as parse_url
+from hotplate.bench.report.report import Report
+from hotplate.bench.ru.run import LevelResult, Trial, assess, classify, cost, limit, plan, report
+from hotplate.bench.ru.sandbox import CHARGE, Items
+from hotplate.bench.stores.setup import EMULATOR
 from tests.support.cosmos_server import Direct
 from tests.support.virtual import simulate
 
 URL = "cosmos+http://127.0.0.1:8081/bench"
-ADDRESS = parse_url(URL, {})
 OBJECTIVE = parse_objective("p99=50ms,throttled=1%")
 
 
@@ -40,37 +36,12 @@ def test_items_are_stored_at_the_size_that_they_name(size_kb: int) -> None:
     assert direct.container.documents.stored_bytes == 3 * size_kb * 1024
 
 
-def test_ids_take_turns_over_the_partitions_that_the_service_puts_them_in() -> None:
-    direct = Direct(lambda: 1_000_000_000.5, ru=11_000)
-    ids = Items(1, 40, 2).ids
-    found = [direct.container.partitions.of(direct.container.definition.effective(name)).id for name in ids]
-    assert found == ["0", "1"] * 20
-    assert [partition_of(name, 2) for name in ids] == [0, 1] * 20
-
-
-def test_requests_are_good_for_the_account_that_they_are_made_for() -> None:
-    now = 1_000_000_000.5
-    direct = Direct(lambda: now)
-    items = Items(1, 2, 1)
-    for body in items.bodies():
-        assert direct.item("POST", body["id"], body).status == 201
-    signed = builder(replace(ADDRESS, database="d"), clock=lambda: now)
-    for request in islice(reads_in_turn(signed, "c", items).rendered("", {}), 2):
-        assert sent(direct, request) == 200
-
-
-def sent(direct: Direct, request: bytes) -> int:
-    head, _, body = request.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
-    verb, path, _ = first.split(" ")
-    headers = dict(line.split(": ", 1) for line in lines)
-    return direct.request(verb, path, orjson.loads(body) if body else None, headers).status
-
-
 def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> Result:
     """Offer a rate to one partition's budget, in virtual time."""
     budget = Budget(ru)
-    load_ = Load(url="http://h", paths=["/"], rate=rate, duration_s=2, connections=500, check=classify, tally=CHARGE)
+    load_ = Load(
+        url="http://h", requests=Gets("/"), rate=rate, duration_s=2, connections=500, check=classify, tally=CHARGE
+    )
 
     def respond(now: float, _request: bytes) -> bytes:
         if budget.wait_ms(now):
@@ -85,31 +56,22 @@ def tried(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> T
     return assess(rate, limited(rate, ru, charge_ru, delay_s), OBJECTIVE)
 
 
-@pytest.mark.parametrize("charge_ru", [1.0, 4.76])
-def test_the_search_ends_where_the_request_units_do(charge_ru: float) -> None:
-    arithmetic = 400 / charge_ru
-    found = list(search(lambda rate: tried(rate, 400, charge_ru), arithmetic * 0.6, 0.02))
-    best = highest(found)
-    assert best is not None
-    assert best.rate == pytest.approx(arithmetic, rel=0.05)
-    assert best.spent_ru == pytest.approx(400, rel=0.05)
-    assert best.charge_ru == pytest.approx(charge_ru)
-    assert limit(found, OBJECTIVE) == RU
+def searched(charge_ru: float, start: float) -> tuple[Trial, ...]:
+    trials = list[Trial]()
 
+    def attempt(rate: float) -> Point:
+        trials.append(tried(rate, 400, charge_ru))
+        return trials[-1].point
 
-def test_429s_are_counted_each_and_not_as_errors() -> None:
-    trial = tried(800, 400, 1.0)
-    assert trial.throttled == pytest.approx(0.5, abs=0.01)
-    assert trial.failed == pytest.approx(0, abs=1e-9)
-    assert trial.ok_rate == pytest.approx(400, rel=0.01)
-    assert trial.violations == ("50.00% of the requests were throttled, bound 1.00%",)
+    assert list(search(attempt, start, 0.02))
+    return tuple(trials)
 
 
 def test_a_machine_that_cannot_spend_a_level_is_distinguished_from_one_that_has_spent_it() -> None:
     slow = tried(240, 400, 1.0, delay_s=0.06)
-    assert not slow.inside
+    assert not slow.point.inside
     assert limit([slow], OBJECTIVE) == "p99 60 ms, bound 50 ms"
-    assert limit([replace(slow, stopped=True)], OBJECTIVE) == "it was stopped"
+    assert limit([replace(slow, point=replace(slow.point, invalid_reasons=STOPPED))], OBJECTIVE) == "it was stopped"
 
 
 def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:
@@ -139,25 +101,25 @@ def test_what_makes_no_sense_is_refused(changed: dict[str, object], sentence: st
         plan(options(**changed))
 
 
-def found_at_400(*trials: Trial) -> Finding:
-    tried_there = trials or tuple(search(lambda rate: tried(rate, 400, 1.0), 240, 0.02))
-    return Finding(400, 400.0, tried_there, limit(tried_there, OBJECTIVE))
+def found_at_400(*trials: Trial) -> LevelResult:
+    tried_there = trials or searched(1.0, 240)
+    return LevelResult(400, 400.0, tried_there, limit(tried_there, OBJECTIVE))
 
 
-def swept(*found: Finding, interrupted: bool = False) -> SweepResult:
-    return SweepResult({}, LABEL, found, interrupted)
+def swept(*found: LevelResult, interrupted: bool = False) -> Report:
+    return report({}, EMULATOR, found, interrupted=interrupted)
 
 
 def test_a_search_on_an_emulator_is_reported_with_its_label() -> None:
     made = swept(found_at_400())
     assert made.valid
-    facts = made.report.extra["ru"]
+    facts = made.extra["ru"]
     assert facts["label"] == "local emulator, not Azure"
-    assert made.report.summary.rows == (("400 RU/s", ("397.5/s", ""), ("400.0/s", "off by -0.6%"), "1.00 RU"),)
-    assert made.report.summary.sentence == (
+    assert made.summary.rows == (("400 RU/s", ("397.5/s", ""), ("400.0/s", "off by -0.6%"), "1.00 RU"),)
+    assert made.summary.sentence == (
         "400 RU/s accept 398 reads/s on a local emulator, not Azure, 0.6% less than predicted."
     )
-    text = page(made.report)
+    text = page(made)
     assert "The knee at 400 RU/s" in text
     assert "nothing of Azure" in text
 
@@ -165,15 +127,15 @@ def test_a_search_on_an_emulator_is_reported_with_its_label() -> None:
 def test_a_request_that_was_refused_is_not_counted_as_bought() -> None:
     """At 402 requests/s of 1 RU each, 400 RU/s refuse half a percent, which the objective allows."""
     trial = tried(402, 400, 1.0)
-    assert trial.inside
+    assert trial.point.inside
     assert trial.throttled == pytest.approx(0.005, abs=0.001)
     made = swept(found_at_400(trial, tried(500, 400, 1.0)))
-    assert made.report.summary.rows[0][1:3] == (("400.0/s", ""), ("400.0/s", "off by +0.0%"))
+    assert made.summary.rows[0][1:3] == (("400.0/s", ""), ("400.0/s", "off by +0.0%"))
 
 
 def test_request_units_that_were_not_spent_are_no_success() -> None:
     made = swept(found_at_400(tried(240, 400, 1.0, delay_s=0.06)))
     assert not made.valid
-    assert made.report.summary.rows[0][1:] == ("—¹", "400.0/s", "—¹")
-    assert "p99 60 ms, bound 50 ms" in page(made.report)
+    assert made.summary.rows[0][1:] == ("—¹", "400.0/s", "—¹")
+    assert "p99 60 ms, bound 50 ms" in page(made)
     assert not swept(found_at_400(), interrupted=True).valid

@@ -14,8 +14,8 @@ from hotplate.bench.loadgen.result import Result
 from hotplate.bench.loadgen.workers import OnProgress
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.ru.report import RU, SweepResult
-from hotplate.bench.ru.run import Sweep, plan
+from hotplate.bench.report.report import Report
+from hotplate.bench.ru.run import RU, Sweep, plan
 from hotplate.bench.ru.sandbox import AccountSandbox, Items
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.http1 import Response
@@ -39,18 +39,10 @@ class Account(AccountSandbox):
         self.direct = Direct(lambda: self.began_s + self.elapsed())
         self.names = (f"c{number}" for number in count())
 
-    def answer(self, request: bytes) -> tuple[int, float, bytes]:
-        head, _, body = request.partition(b"\r\n\r\n")
-        first, *lines = head.decode().split("\r\n")
-        verb, path, _ = first.split(" ")
-        headers = dict(line.split(": ", 1) for line in lines)
-        made = self.direct.request(verb, path, body or None, headers)
-        return made.status, made.charge_ru, made.body
-
     def send(self, request: bytes) -> Response:
-        status, _, body = self.answer(request)
+        made = self.direct.send(request)
         self.began_s += 1  # the next trial begins with a whole second
-        return Response(status, b"", body)
+        return Response(made.status, b"", made.body)
 
     def create(self, throughput: Throughput) -> str:
         name = next(self.names)
@@ -93,8 +85,9 @@ class Simulation:
         account = self.account
 
         def respond(_now: float, request: bytes) -> bytes:
-            status, charge_ru, _ = account.answer(request)
-            return f"HTTP/1.1 {status} -\r\nContent-Length: 0\r\nx-ms-request-charge: {charge_ru:.2f}\r\n\r\n".encode()
+            made = account.direct.send(request)
+            head = f"HTTP/1.1 {made.status} -\r\nContent-Length: 0\r\nx-ms-request-charge: {made.charge_ru:.2f}\r\n\r\n"
+            return head.encode()
 
         def start_clock(loop: VirtualLoop) -> None:
             began_s = loop.time()
@@ -106,29 +99,29 @@ class Simulation:
         return result
 
 
-def swept(options: SweepOptions) -> SweepResult:
+def swept(options: SweepOptions) -> Report:
     account = Account()
     sweep = Sweep(plan(options), Simulation(account), ProgressDisplay(None))
     sweep.measure(account)
-    return sweep.result
+    return sweep.report
 
 
 def test_each_level_sustains_what_its_request_units_pay_for() -> None:
     made = swept(SweepOptions(account=URL, levels="400,500", duration="1s"))
     assert made.valid
-    assert [each.ru for each in made.found] == [400, 500]
-    for each in made.found:
-        assert each.best is not None
-        assert each.best.ok_rate == pytest.approx(each.ru, rel=0.05)
-        assert each.best.charge_ru == pytest.approx(1.0)
-        assert each.limit == RU
+    found = made.extra["ru"]["found"]
+    assert [each["ru"] for each in found] == [400, 500]
+    for each in found:
+        assert each["best"]["per_s"] == pytest.approx(each["ru"], rel=0.05)
+        assert each["best"]["charge_ru"] == pytest.approx(1.0)
+        assert each["limit"] == RU
 
 
 @pytest.mark.soak
 def test_a_level_of_two_partitions_sustains_what_the_planner_predicts() -> None:
     made = swept(SweepOptions(account=URL, levels="1k,7k", duration="1s"))
     assert made.valid
-    assert len(made.found) == 2
-    for each in made.found:
-        assert each.best is not None
-        assert each.best.ok_rate == pytest.approx(each.predicted, rel=0.05)
+    found = made.extra["ru"]["found"]
+    assert len(found) == 2
+    for each in found:
+        assert each["best"]["per_s"] == pytest.approx(each["predicted"], rel=0.05)

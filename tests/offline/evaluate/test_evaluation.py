@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.errors import SettingError
-from hotplate.offline.evaluate.evaluation import (
-    evaluate,
-    evaluate_engine,
-    evaluate_parts,
-    metric_names,
-    recommend_all,
-)
+from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine, evaluate_parts, metric_names, recommend_all
 from hotplate.offline.evaluate.metrics import RANKING, as_served, interval, measure_users
-from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Matrix, UserItems
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import fit
@@ -106,24 +99,6 @@ def test_several_seeds_give_means_and_the_intervals_of_students_t() -> None:
     leads = [run.leads[1].ndcg for run in runs if run is not None]
     assert found.leads[1].interval == pytest.approx(interval(leads))
     assert steps == [(done, 9) for done in range(1, 10)]
-
-
-def test_several_seeds_of_a_split_in_time_are_refused() -> None:
-    with pytest.raises(SettingError, match="by-time is the same for every seed; leave out --seeds"):
-        evaluate(matrix_of(board()), PARAMS, SplitOptions("by-time"), seeds=2)
-
-
-@pytest.mark.parametrize("k", [0, 1001])
-def test_lists_longer_than_are_served_are_not_measured(k: int) -> None:
-    with pytest.raises(SettingError, match=f"k is {k}; it must lie between 1 and 1000"):
-        evaluate(matrix_of(board()), PARAMS, SplitOptions("random"), k=k)
-
-
-@pytest.mark.parametrize("kind", ["by-time", "held-out-users"])
-def test_a_split_that_leaves_a_part_empty_is_no_evaluation(kind: SplitKind) -> None:
-    few = csr_matrix(np.eye(4, dtype=np.float32))
-    matrix = Matrix(list("abcd"), list("wxyz"), few, History.of(few, np.zeros(4, dtype=np.int64)))
-    assert evaluate(matrix, PARAMS, SplitOptions(kind)) is None
 
 
 def test_users_without_a_list_are_counted_with_zeros_and_are_served_the_popular_list() -> None:

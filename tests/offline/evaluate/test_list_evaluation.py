@@ -2,29 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.candidate import (
-    Candidate,
-    Truth,
-    from_files,
-    from_model,
-    from_release,
-    read_history,
-    read_truth,
-)
-from hotplate.offline.evaluate.list_evaluation import Evaluator, evaluate_files
-from hotplate.offline.input.matrix import to_matrix
-from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.offline.publish import PublishSettings, publish
-from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import fit
-from hotplate.stores.memory import MemoryStore
-from tests.support.clock import FakeClock
-from tests.support.interactions import checkerboard_model
+from hotplate.offline.evaluate.candidate import Candidate, from_files, read_history, read_truth
+from hotplate.offline.evaluate.list_evaluation import Evaluator
 
 TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
 LISTS = "user,item,score\nb,x,2\nb,y,1\na,x,4.5\na,q,9\nstranger,x,1\na,x,4\n"
@@ -81,35 +64,6 @@ def test_of_a_file_the_best_rows_of_the_users_of_the_truth_are_read(tmp_path: Pa
     assert set(found.predictions.rows()) == {(*pair, best[pair]) for pair in pairs.rows() if pair in best}
 
 
-async def test_a_model_and_its_release_have_the_same_figures() -> None:
-    model = checkerboard_model(8)
-    ids = model.matrix.user_ids
-    pairs = pl.DataFrame({"user": [*ids, "stranger"], "item": [*(f"i{one}" for one in ids), "in1"]})
-    store = MemoryStore(FakeClock())
-    await publish(ModelLists(model, ListSettings(5)), store, PublishSettings("zstd"))
-    release = (await store.catalogue()).live_ref
-    assert release is not None
-    assert from_model(model, "model", pairs.filter(pl.col("user") == "stranger"), 5).lists.is_empty()
-    computed = from_model(model, "model", pairs, 5)
-    served = await from_release(store, release, "store", pairs, 5)
-    assert served.lists.select("user", "item").equals(computed.lists.select("user", "item"))
-    evaluator = Evaluator(Truth(pairs, len(pairs), {}), [computed, served], 5, computed.history)
-    one, other = evaluator.evaluate(computed), evaluator.evaluate(served)
-    assert one.ranking == other.ranking
-    assert one.as_served == other.as_served
-    assert one.ranking.hit_rate == pytest.approx(8 / 9)
-    assert one.ranking.users_with_lists == 8
-    assert {each.interval for each in evaluator.compare(computed, served).changes} == {(0, 0)}
-
-
-def test_users_that_two_files_name_differently_are_an_error(tmp_path: Path) -> None:
-    truth, lists = written(tmp_path, truth="user,item\nA,x\n", lists=LISTS)
-    found = read_truth(truth, {})
-    made = from_files(lists, found.pairs, 2, {})
-    with pytest.raises(DataError, match=r"Of 1 users in the truth, none has a list in .*lists\.csv"):
-        Evaluator(found, [made], 2, None).evaluate(made)
-
-
 def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
     truth, lists = written(tmp_path, truth="user,item,stars\na,y,1\n", lists=LISTS)
     found = read_truth(truth, {"rating": "stars"})
@@ -128,46 +82,3 @@ def test_a_truth_is_read_with_what_is_left_out_counted(tmp_path: Path) -> None:
     path.write_text("user,item,rating\na,x,good\n")
     with pytest.raises(DataError, match="row 2, column 'rating': the rating 'good' is not a finite number"):
         read_truth(path, {"rating": "rating"})
-
-
-def test_the_same_lists_differ_by_nothing_and_better_ones_by_more(tmp_path: Path) -> None:
-    evaluator, lists = held(tmp_path)
-    assert evaluator.compare(lists, lists).verdict == "cannot tell"
-    pairs = pl.DataFrame({"user": [f"u{n}" for n in range(50)], "item": ["x"] * 50})
-    good = Candidate("good", pairs.with_columns(score=pl.lit(1.0)), pairs.clear())
-    bad = Candidate("bad", pairs.with_columns(item=pl.lit("y"), score=pl.lit(1.0)), pairs.clear())
-    evaluator = Evaluator(Truth(pairs, 50, {}), [good, bad], 1, None)
-    found = evaluator.compare(good, bad)
-    assert found.sentence == "bad is worse than good: nDCG@1 -1.0000 (95 %: -1.0000 to -1.0000)"
-    assert evaluator.compare(bad, good).verdict == "better"
-
-
-def test_figures_of_given_files_are_those_of_the_paper_on_lightgcn(tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
-    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
-    has = {user: set(rng.choice(60, rng.integers(3, 20), replace=False).tolist()) for user in range(50)}
-    held = {user: set(rng.choice(70, rng.integers(1, 30), replace=False).tolist()) for user in range(5, 55)}  # some new
-    for path, pairs in ((train, has), (test, held)):
-        path.write_text("".join(f"{user} {' '.join(map(str, sorted(items)))}\n" for user, items in pairs.items()))
-    with test.open("a") as file:
-        file.write("99\n")  # a user with nothing to test
-    params = ALSParams(factors=8, iterations=3)
-    found, _ = evaluate_files(train, test, params)
-    rows = [(str(user), str(item), 1.0) for user in has for item in has[user]]
-    matrix = to_matrix(pl.DataFrame(rows, ["user", "item", "weight"], orient="row"))
-    users = np.arange(50, dtype=np.int32)
-    lists, _ = fit(matrix.user_items, params).recommend(matrix.user_items, users, 60, keep_seen=True)
-    recalls, gains = [], []
-    for user, wanted in held.items():
-        ranked = list[int]()
-        if user in has:
-            row = lists[matrix.user_ids.index(str(user))]
-            ranked = [int(matrix.item_ids[column]) for column in row[row >= 0]]
-            ranked = [item for item in ranked if item not in has[user]][:20]
-        hits = np.isin(ranked, list(wanted)).astype(float)
-        recalls.append(hits.sum() / len(wanted))
-        best = (1 / np.log2(np.arange(2, 2 + min(20, len(wanted))))).sum()
-        gains.append((hits / np.log2(np.arange(2, 2 + len(hits)))).sum() / best)
-    assert found.ranking.recall == pytest.approx(np.mean(recalls))
-    assert found.ranking.ndcg == pytest.approx(np.mean(gains))
-    assert found.ranking.users == 50

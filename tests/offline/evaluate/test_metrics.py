@@ -1,24 +1,19 @@
-"""Metrics: what their definitions say, and what independent implementations of them give."""
+"""Metrics of lists and of ratings: what their definitions say, and what independent implementations give."""
 
 import itertools
 import math
 from dataclasses import asdict
 
-import implicit.evaluation
 import numpy as np
 import pytest
 import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from hotplate.offline.evaluate.metrics import RANKING, interval, measure_lists, measure_users
-from hotplate.offline.evaluate.splits import SplitOptions, split
+from hotplate.offline.evaluate.metrics import RANKING, interval, measure_lists, measure_ratings, measure_users
 from hotplate.offline.input.matrix import Indices, UserItems
-from hotplate.offline.train.als import Factors
-from tests.support.soak import scaled
+from tests.support.property import explored
 
 Case = tuple[list[list[int]], list[set[int]], int, int]
 
@@ -68,7 +63,8 @@ def by_definition(recommended: list[list[int]], liked: list[set[int]], k: int) -
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def check_metrics(case: Case) -> None:
+@explored(100, 500, case=cases())
+def test_the_metrics_are_what_their_definitions_say(case: Case) -> None:
     lists, liked, k, items = case
     recommended, test = np.array(lists, dtype=np.int32).reshape(len(liked), k), matrix_of(liked, items)
     metrics, users = measure_users(recommended, test).metrics, measure_users(recommended, test)
@@ -82,19 +78,6 @@ def check_metrics(case: Case) -> None:
     assert metrics.users_with_lists == sum(
         bool(wanted) and max(row) >= 0 for row, wanted in zip(lists, liked, strict=True)
     )
-
-
-@settings(deadline=None)  # a busy machine is no failure
-@given(cases())
-def test_the_metrics_are_what_their_definitions_say(case: Case) -> None:
-    check_metrics(case)
-
-
-@pytest.mark.soak
-@settings(deadline=None, max_examples=scaled(500))
-@given(cases())
-def test_hundreds_of_metrics_are_what_their_definitions_say(case: Case) -> None:
-    check_metrics(case)
 
 
 def random_case(users: int, items: int, k: int, seed: int) -> tuple[Indices, UserItems]:
@@ -130,18 +113,6 @@ def test_ranking_metrics_are_those_of_trec_eval(k: int) -> None:
     for ours, theirs in names.items():
         expected = [found[str(user)][theirs] for user in users.users]
         assert users.values[ours] == pytest.approx(expected, rel=1e-12)
-
-
-def test_ndcg_is_that_of_implicit() -> None:
-    rng = np.random.default_rng(7)
-    whole = csr_matrix((rng.random((60, 40)) < 0.3).astype(np.float32))
-    train, _, _, test = split(whole, None, SplitOptions("random", 0.3, seed=1))
-    with threadpool_limits(1, "blas"):
-        model = AlternatingLeastSquares(factors=4, random_state=1)
-        model.fit(train, show_progress=False)
-        wanted = implicit.evaluation.ranking_metrics_at_k(model, train, test, K=10, show_progress=False)
-    lists, _ = Factors(model.user_factors, model.item_factors).recommend(train, np.arange(60, dtype=np.int32), 10)
-    assert measure_users(lists, test).metrics.ndcg == pytest.approx(wanted["ndcg"])
 
 
 def test_no_user_with_test_items_is_the_callers_mistake() -> None:
@@ -188,15 +159,32 @@ def test_an_interval_is_the_textbooks() -> None:
     assert interval([1.0]) is None
 
 
-def test_an_interval_is_about_that_of_the_bootstrap() -> None:
-    values = np.random.default_rng(6).exponential(size=300)
-    draws = np.random.default_rng(7).integers(0, 300, (2000, 300))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    assert interval(values) == pytest.approx((low, high), rel=0.03)
+ratings = st.lists(st.tuples(st.floats(-5, 10), st.sampled_from([0.5, 1, 2.5, 4, 5])), min_size=2, max_size=30).filter(
+    lambda pairs: len({actual for _, actual in pairs}) > 1
+)
 
 
-def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(9)
-    found = [interval(rng.exponential(size=200)) for _ in range(2000)]
-    # Three standard errors of 2,000 draws are 0.015, and the interval of a skewed law is a little short.
-    assert 0.92 <= np.mean([each is not None and each[0] <= 1 <= each[1] for each in found]) <= 0.965
+@settings(deadline=None)  # a busy machine is no failure
+@given(ratings)
+def test_metrics_of_ratings_are_those_of_scikit_learn(pairs: list[tuple[float, float]]) -> None:
+    # Not above, because to import it takes a second, which every worker that collects the tests would spend.
+    from sklearn.metrics import (  # type: ignore[import-untyped]  # noqa: PLC0415 -- published without types; as said
+        explained_variance_score,
+        mean_absolute_error,
+        mean_squared_error,
+        r2_score,
+    )
+
+    predicted, actual = np.array(pairs).T
+    found = measure_ratings(predicted, actual)
+    assert found.rmse == pytest.approx(np.sqrt(mean_squared_error(actual, predicted)), rel=1e-9, abs=1e-9)
+    assert found.mae == pytest.approx(mean_absolute_error(actual, predicted), rel=1e-9, abs=1e-9)
+    assert found.r2 == pytest.approx(r2_score(actual, predicted), rel=1e-9, abs=1e-9)
+    assert found.explained_variance == pytest.approx(explained_variance_score(actual, predicted), rel=1e-9, abs=1e-9)
+
+
+def test_ratings_that_do_not_vary_are_explained_wholly_or_not_at_all() -> None:
+    constant = np.full(3, 4.0)
+    assert measure_ratings(constant, constant).r2 == 1
+    assert measure_ratings(constant + 1, constant).r2 == 0
+    assert measure_ratings(constant + 1, constant).explained_variance == 1

@@ -11,7 +11,6 @@ import pytest
 
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import Columns
-from hotplate.offline.job import TrainSettings, train
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load
 from hotplate.offline.rules import Rules
@@ -19,6 +18,7 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.training import TrainSettings, train
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 Row = tuple[str, str, int]
@@ -125,15 +125,3 @@ def test_a_test_from_a_file_is_kept_for_it_with_what_users_have(tmp_path: Path) 
     kept = published(tmp_path, length=20, keep_seen=True)
     assert kept["test_pairs"] > before["test_pairs"]
     assert kept["model"]["ndcg"] != before["model"]["ndcg"]
-
-
-def test_boosts_freshness_and_pins_are_in_the_figures(tmp_path: Path) -> None:
-    before = trained(tmp_path, ALSParams(factors=4, iterations=3))
-    for rules in (
-        Rules(boosts={"i00": 1e6, "i02": 1e5, "i01": 1e6}),
-        Rules(freshness_days=0.1),
-        Rules(pinned=("i00", "i01", "i02", "i03")),
-    ):
-        after = published(tmp_path, length=20, rules=rules)
-        assert after["as_trained"]["model"] == before["model"]
-        assert after["model"]["ndcg"] != before["model"]["ndcg"]

@@ -14,11 +14,11 @@ from hotplate.offline.evaluate.metrics import RANKING
 from hotplate.offline.evaluate.report import gather, live_subject, subjects_of, verdict_on
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions
 from hotplate.offline.input.sample import sample
-from hotplate.offline.job import TrainSettings, train
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load
 from hotplate.offline.publish import publish
 from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.training import TrainSettings, train
 from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.evaluated import evaluated_model
@@ -69,12 +69,6 @@ def test_a_lead_that_may_be_chance_is_said_to_be() -> None:
     assert verdict.sentence == "This als model ranks better than popularity: nDCG@10 0.3000 against 0.2000 (popularity)"
     found["baselines"]["popularity"]["model_leads_by"] = {"ndcg": 0.1, "interval": [-0.01, 0.2]}
     assert "chance may be all of that" in verdict_on(subjects_of(found), 10).remarks[0]
-
-
-def test_three_baselines_are_listed_as_in_a_sentence() -> None:
-    found = record(0.4, 0.4, dict.fromkeys(BASELINES, (0.2, 0.2)))
-    sentence = verdict_on(subjects_of(found), 10).sentence
-    assert sentence.startswith("This als model ranks better than popularity, neighbours and ease: ")
 
 
 def test_the_live_release_counts_where_it_was_measured_alike() -> None:

@@ -17,9 +17,9 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.splits import IN_TIME, SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
-from hotplate.offline.input.cancellations import take_back
+from hotplate.offline.input.interactions import take_back
 from hotplate.offline.input.matrix import NEVER, NO_TIME, History, UserItems, Weighing, Weighting, cells_of
-from tests.support.soak import scaled
+from tests.support.property import explored
 
 Times = npt.NDArray[np.int64]
 Case = tuple[UserItems, Times, float, int]
@@ -41,7 +41,9 @@ def weights(matrix: UserItems) -> dict[int, float]:
     return dict(zip(cells_of(matrix).tolist(), matrix.data.tolist(), strict=True))
 
 
-def check_nothing_is_lost(kind: SplitKind, case: Case) -> None:
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+@explored(20, 120, case=cases())
+def test_no_pair_is_lost_and_none_is_twice(kind: SplitKind, case: Case) -> None:
     user_items, times, test_share, seed = case
     options = SplitOptions(kind, test_share, seed=seed)
     parts = split(user_items, History.of(user_items, times), options)
@@ -63,21 +65,6 @@ def check_nothing_is_lost(kind: SplitKind, case: Case) -> None:
     assert weights(again.train) == learnt
 
 
-@pytest.mark.parametrize("kind", SPLIT_KINDS)
-@settings(deadline=None, max_examples=20)  # a busy machine is no failure
-@given(cases())
-def test_no_pair_is_lost_and_none_is_twice(kind: SplitKind, case: Case) -> None:
-    check_nothing_is_lost(kind, case)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("kind", SPLIT_KINDS)
-@settings(deadline=None, max_examples=scaled(120))
-@given(cases())
-def test_no_pair_of_hundreds_of_splits_is_lost(kind: SplitKind, case: Case) -> None:
-    check_nothing_is_lost(kind, case)
-
-
 @settings(deadline=None, max_examples=30)
 @given(cases())
 def test_each_group_is_split_by_the_share(case: Case) -> None:
@@ -95,21 +82,6 @@ def test_each_group_is_split_by_the_share(case: Case) -> None:
 
 def times_of(part: UserItems, user_items: UserItems, times: Times) -> Times:
     return times[np.isin(cells_of(user_items), cells_of(part))]
-
-
-@settings(deadline=None, max_examples=30)
-@given(cases())
-def test_a_cut_in_time_has_no_future_in_what_is_learnt_from(case: Case) -> None:
-    user_items, times, test_share, _ = case
-    parts = split(user_items, History.of(user_items, times), SplitOptions("by-time", test_share))
-    before, after = (times_of(part, user_items, times) for part in (parts.train, parts.test))
-    if len(before) and len(after):
-        assert before.max() < after.min()
-    # Only pairs of the moment of the cut may make the test smaller than its share.
-    wanted = user_items.nnz - max(1, round((1 - test_share) * user_items.nnz))
-    assert len(after) <= max(0, wanted)
-    if len(after) < wanted:
-        assert np.count_nonzero(before == before.max()) > wanted - len(after)
 
 
 @dataclass(frozen=True)
@@ -181,32 +153,39 @@ def weighed(cells: dict[int, list[Row]], weighing: Weighing) -> dict[int, float]
     return {cell: weight * scale for cell, weight in decayed.items()}
 
 
-def cuts(rows: list[Row], kind: SplitKind, test_share: float) -> tuple[dict[int, int], set[int]]:
+def cuts(rows: list[Row], options: SplitOptions) -> tuple[dict[int, int], set[int]]:
     """Return the cut of each user, and the pairs of the moment of the cut that are held back all the same."""
     first = {cell: left[0].time for cell, left in standing(rows).items()}
-    if kind == "by-time":
+    if options.kind == "by-time":
         ordered = sorted(first.values())
-        cut = ordered[max(0, round((1 - test_share) * len(ordered)) - 1)]
+        cut = ordered[max(0, round((1 - options.test_share) * len(ordered)) - 1)]
         return dict.fromkeys(range(4), cut), set()
     found, tied = dict[int, int](), set[int]()
     for user, group in groupby(sorted(first), key=lambda cell: cell // ITEMS):
         ordered_cells = sorted(group, key=lambda cell: (first[cell], cell))
         count = len(ordered_cells)
-        kept = round((1 - test_share) * count) if kind == "by-user-time" else count - 1 if count > 1 else count
+        of_last = count - options.last if count > options.last else count
+        kept = round((1 - options.test_share) * count) if options.kind == "by-user-time" else of_last
         if kept:
             found[user] = first[ordered_cells[kept - 1]]
             tied |= {cell for cell in ordered_cells[kept:] if first[cell] == found[user]}
     return found, tied
 
 
-def check_rows_after_the_cut(kind: SplitKind, weighing: Weighing, rows: list[Row], test_share: float) -> None:
+@pytest.mark.parametrize("kind", sorted(IN_TIME))
+@pytest.mark.parametrize("weighing", WEIGHINGS, ids=lambda each: f"{each.kind}-{each.half_life}")
+@explored(20, 120, rows=logs, test_share=st.floats(0.05, 0.95), last=st.integers(1, 4))
+def test_rows_after_the_cut_change_nothing_of_what_is_learnt(
+    kind: SplitKind, weighing: Weighing, rows: list[Row], test_share: float, last: int
+) -> None:
+    options = SplitOptions(kind, test_share, last=last)
     history = history_of(rows, weighing)
     everything = history.matrix()
-    parts = split(everything, history, SplitOptions(kind, test_share))
+    parts = split(everything, history, options)
     if not everything.nnz:
         assert parts.train.nnz == 0
         return
-    until, tied = cuts(rows, kind, test_share)
+    until, tied = cuts(rows, options)
     past = standing(row for row in rows if row.time <= until.get(row.cell // ITEMS, -1))
     wanted = {cell: weight for cell, weight in weighed(past, weighing).items() if cell not in tied}
     assert weights(parts.train) == pytest.approx(wanted, rel=1e-5)
@@ -214,43 +193,6 @@ def check_rows_after_the_cut(kind: SplitKind, weighing: Weighing, rows: list[Row
     assert parts.train_times.tolist() == [past[cell][0].time for cell in cells_of(parts.train).tolist()]
     assert not weights(parts.test).keys() & wanted.keys()
     assert weights(parts.test).keys() <= weights(everything).keys()
-
-
-@pytest.mark.parametrize("kind", sorted(IN_TIME))
-@pytest.mark.parametrize("weighing", WEIGHINGS, ids=lambda each: f"{each.kind}-{each.half_life}")
-@settings(deadline=None, max_examples=20)
-@given(logs, st.floats(0.05, 0.95))
-def test_rows_after_the_cut_change_nothing_of_what_is_learnt(
-    kind: SplitKind, weighing: Weighing, rows: list[Row], test_share: float
-) -> None:
-    check_rows_after_the_cut(kind, weighing, rows, test_share)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("kind", sorted(IN_TIME))
-@pytest.mark.parametrize("weighing", WEIGHINGS, ids=lambda each: f"{each.kind}-{each.half_life}")
-@settings(deadline=None, max_examples=scaled(120))
-@given(logs, st.floats(0.05, 0.95))
-def test_rows_after_the_cut_change_nothing_of_hundreds_of_logs(
-    kind: SplitKind, weighing: Weighing, rows: list[Row], test_share: float
-) -> None:
-    check_rows_after_the_cut(kind, weighing, rows, test_share)
-
-
-@pytest.mark.parametrize("kind", get_args(Weighting))
-def test_a_half_life_counts_from_the_cut_and_keeps_the_mean_weight(kind: Weighting) -> None:
-    day = 86_400_000_000
-    before = [Row(cell, cell * day, 1.0) for cell in range(12)]
-    years_later = [Row(cell, 5000 * day, 1.0) for cell in range(12, 16)]
-    found = {}
-    for half_life in (None, timedelta(days=4)):
-        history = history_of([*before, *years_later], Weighing(kind, half_life))
-        found[half_life] = split(history.matrix(), history, SplitOptions("by-time")).train.data
-    plain, decayed = found.values()
-    assert len(plain) == len(decayed) == 12
-    assert decayed.mean() == pytest.approx(plain.mean(), rel=1e-5)
-    assert decayed[-1] / decayed[-5] == pytest.approx(2, rel=1e-5), "four days are one half-life"
-    assert decayed[-1] > plain[-1], "the newest row that is learnt from weighs the most"
 
 
 def test_pieces_of_a_log_end_earlier_and_learn_only_from_what_came_before_their_own_cut() -> None:
@@ -282,30 +224,6 @@ def test_what_a_user_has_already_is_tested_only_if_repeats_are() -> None:
         for repeats in (False, True)
     ]
     assert tested == [[6, 7], [0, 6, 7]]
-
-
-def users_in_time(parts: Parts, user_items: UserItems, times: Times) -> list[tuple[list[tuple[int, int]], int]]:
-    """Return for each user the (time, item) of all pairs in order, and how many of them are tested."""
-    found = []
-    for user in range(user_items.shape[0]):
-        row = slice(user_items.indptr[user], user_items.indptr[user + 1])
-        pairs = sorted(zip(times[row].tolist(), user_items.indices[row].tolist(), strict=True))
-        tested = set(parts.test[user].indices.tolist())
-        assert {item for _, item in pairs[len(pairs) - len(tested) :]} == tested, "not the last ones"
-        found.append((pairs, len(tested)))
-    return found
-
-
-@settings(deadline=None, max_examples=30)
-@given(cases(), st.integers(1, 4))
-def test_the_last_pairs_of_each_user_are_held_back_and_ties_go_by_the_item(case: Case, last: int) -> None:
-    user_items, times, test_share, _ = case
-    share = split(user_items, History.of(user_items, times), SplitOptions("by-user-time", test_share))
-    for pairs, tested in users_in_time(share, user_items, times):
-        assert tested == len(pairs) - round((1 - test_share) * len(pairs))
-    few = split(user_items, History.of(user_items, times), SplitOptions("leave-last", last=last))
-    for pairs, tested in users_in_time(few, user_items, times):
-        assert tested == (last if len(pairs) > last else 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -359,12 +277,6 @@ def test_pairs_without_a_time_are_the_first() -> None:
     assert cells_of(by_time.test).tolist() == [2, 3]
     last = split(user_items, History.of(user_items, times), SplitOptions("leave-last"))
     assert cells_of(last.test).tolist() == [2, 6]
-
-
-def test_pairs_all_of_one_time_are_all_learnt_from_by_a_cut_in_time() -> None:
-    everything = csr_matrix(np.ones((3, 3), dtype=np.float32))
-    parts = split(everything, History.of(everything, np.full(9, 5)), SplitOptions("by-time"))
-    assert (parts.train.nnz, parts.test.nnz) == (9, 0)
 
 
 def test_given_parts_test_nothing_that_is_learnt_from() -> None:

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError
@@ -15,10 +14,10 @@ from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, UserItems, to_matrix
-from hotplate.offline.job import TrainSettings, train
 from hotplate.offline.train.popularity import PopularityParams
-from tests.support.interactions import pairs_of
-from tests.support.soak import scaled
+from hotplate.offline.training import TrainSettings, train
+from tests.support.interactions import pairs_of, write
+from tests.support.property import depths, explore
 
 LOG = """customer,product,quantity,date,invoice
 u,a,6,2026-01-01,1
@@ -40,9 +39,7 @@ v,d,-0.2,2026-01-03,C6
 
 
 def written(folder: Path, text: str = LOG) -> Path:
-    path = folder / "log.csv"
-    path.write_text(text)
-    return path
+    return write(folder / "log.csv", text)
 
 
 def test_a_cancellation_takes_back_what_was_bought_last_before_it_and_is_reported(tmp_path: Path) -> None:
@@ -139,19 +136,7 @@ def check_rows_after_the_cut(log: list[tuple[str, str, float, int]], minimum: in
     assert by_ids(parts.train, matrix) == pytest.approx(by_ids(before.user_items, before))
 
 
-@settings(deadline=None, max_examples=60)  # a busy machine is no failure
-@given(logs, st.integers(1, 2), st.floats(0.2, 0.8))
-@example(LEAK, 1, 0.4)
-def test_rows_after_a_cut_change_nothing_of_what_is_learnt_before_it_nor_who_is_in_the_matrix(
-    log: list[tuple[str, str, float, int]], minimum: int, test_share: float
-) -> None:
-    check_rows_after_the_cut(log, minimum, test_share)
-
-
-@pytest.mark.soak
-@settings(deadline=None, max_examples=scaled(500))
-@given(logs, st.integers(1, 2), st.floats(0.2, 0.8))
-def test_rows_after_a_cut_of_hundreds_of_logs_change_nothing_before_it(
-    log: list[tuple[str, str, float, int]], minimum: int, test_share: float
-) -> None:
-    check_rows_after_the_cut(log, minimum, test_share)
+@depths(60, 500)
+def test_rows_after_a_cut_change_nothing_of_what_is_learnt_before_it_nor_who_is_in_the_matrix(examples: int) -> None:
+    check_rows_after_the_cut(LEAK, 1, 0.4)
+    explore(check_rows_after_the_cut, examples, log=logs, minimum=st.integers(1, 2), test_share=st.floats(0.2, 0.8))

@@ -4,14 +4,11 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.job import TrainSettings, train
-from hotplate.offline.train.als import ALSParams
-from hotplate.stores.event_log import Segment, line_of, segments
+from hotplate.stores.event_log import LogSegment, line_of, segments
 from tests.support.interactions import pairs_of
 
 WEIGHTS = {"click": 1.0, "buy": 5.0}
@@ -31,7 +28,7 @@ def event(number: int, kind: str, user: str, *items: str, **more: object) -> Eve
 
 def segment(folder: Path, *events: Event) -> Path:
     folder.mkdir(exist_ok=True)
-    made = Segment(folder)
+    made = LogSegment(folder)
     made.append([line_of(json.dumps(each).encode()) for each in events])
     made.close()
     return segments(folder)[-1]
@@ -100,37 +97,3 @@ def test_a_filter_of_the_log_leaves_the_events_alone(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user,item,quantity\nu1,b,2\nu9,c,0\n")
     read = read_interactions(tmp_path / "log.csv", tmp_path / "events", event_weights=WEIGHTS, where=["quantity>0"])
     assert pairs_of(read) == [("u1", "b", 2.0), *PAIRS[1:]]
-
-
-def test_a_model_that_learns_from_events_too_beats_one_that_does_not(tmp_path: Path) -> None:
-    """Users have one of six tastes; the log says little of it, and clicks on what they were shown say more."""
-    random = np.random.default_rng(7)
-    tastes, items_each, users = 6, 20, 240
-    liked = {user: user % tastes * items_each + random.permutation(items_each) for user in range(users)}
-    log, test, events = ["user,item"], ["user,item"], list[Event]()
-    for user, items in liked.items():
-        strange = random.integers(0, tastes * items_each, 3)
-        log += [f"{user},{item}" for item in (*items[:2], *strange)]
-        test += [f"{user},{item}" for item in items[10:14]]
-        shown = [str(item) for item in (*items[2:8], *random.integers(0, tastes * items_each, 6))]
-        events.append(event(user * 10, "impression", str(user), *shown, position=1))
-        events += [event(user * 10 + n, "click", str(user), str(item)) for n, item in enumerate(items[2:6], start=1)]
-    (tmp_path / "log.csv").write_text("\n".join(log))
-    (tmp_path / "test.csv").write_text("\n".join(test))
-    segment(tmp_path / "events", *events)
-
-    def ndcg(name: str, *more: Path) -> float:
-        settings = TrainSettings(
-            tmp_path / "log.csv",
-            more=more,
-            event_weights=WEIGHTS if more else None,
-            split=None,
-            test=(tmp_path / "test.csv",),
-            params=ALSParams(factors=8, regularization=1.0, alpha=2.0, iterations=8),
-        )
-        evaluation = train(settings, tmp_path / name).evaluation
-        assert evaluation is not None
-        return evaluation.model.metrics.ndcg
-
-    with_events, without = ndcg("with", tmp_path / "events"), ndcg("without")
-    assert with_events > 1.3 * without > 0

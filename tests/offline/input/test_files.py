@@ -1,6 +1,7 @@
 """Bad input gets one sentence that says what and where, and what to do."""
 
 import gzip
+import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,12 @@ from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import Format, find_files
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.tables import open_tables
+from tests.support.interactions import write
 
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
+UNKNOWN = random.Random(1).randbytes(5000)
+MISNAMED = "custmer,product,plays\na,b,1\nc,d,1\n"
+SEGMENTS = f"user,item,when,segment\na,b,soon,{'s' * 300}\nc,d,later,t\n"
 
 
 def error_of(path: Path, **settings: object) -> str:
@@ -28,71 +33,106 @@ def error_of(path: Path, **settings: object) -> str:
     return message
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
+def parquet(frame: pl.DataFrame) -> bytes:
+    stream = io.BytesIO()
+    frame.write_parquet(stream)
+    return stream.getvalue()
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    assert "nowhere.csv does not exist" in error_of(tmp_path / "nowhere.csv")
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.csv.gz"])
-def test_an_empty_file(name: str, tmp_path: Path) -> None:
-    assert f"{name} is empty" in error_of(write(tmp_path / name, b""))
+def damaged(content: bytes) -> bytes:
+    """Change one byte in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
 
 
-def test_a_compressed_file_of_nothing(tmp_path: Path) -> None:
-    assert "a.csv.gz is empty" in error_of(write(tmp_path / "a.csv.gz", gzip.compress(b"")))
+FILES: list[tuple[str, str | bytes, str]] = [
+    ("a.csv", b"", "a.csv is empty"),
+    ("a.parquet", b"", "a.parquet is empty"),
+    ("a.csv.gz", b"", "a.csv.gz is empty"),
+    ("a.csv.gz", gzip.compress(b""), "a.csv.gz is empty"),
+    ("a.csv", "user,item\n", "a.csv has a header but no rows"),
+    ("a.parquet", parquet(pl.DataFrame({"user": ["a"], "item": ["b"]}).clear()), "a.parquet has a header but no rows"),
+    ("c.parquet", half(parquet(pl.read_csv(GOOD.encode()))), "c.parquet is cut in the middle"),
+    ("d.csv", GOOD[: GOOD.rindex(",")], "d.csv, row 501: too few fields, 2 where the first row has 3"),
+    (
+        "a.csv",
+        "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n",
+        "a.csv, row 3: too many fields, 4 where the first row has 3",
+    ),
+    (
+        "b.csv",
+        'user,item,weight\n"a",b,1\n"a,c",1\nb,c,1\n',
+        "b.csv, row 3: too few fields, 2 where the first row has 3",
+    ),
+    ("c.csv", 'user,item,title\nu,i,"two\nlines"\nv,j\n', "c.csv, row 4: too few fields, 2 where the first row has 3"),
+    ("a.csv", 'user,item,weight\na,b,1\na,"b,1\na,c,1\n', "a.csv, row 3: a quote is opened and not closed"),
+    ("a.csv.gz", damaged(gzip.compress(GOOD.encode())), "a.csv.gz is damaged"),
+    ("b.csv", "user,item\na,\x01\nb,c\n", "b.csv holds the control character 0x01"),
+    ("c.csv", "us\x01er,item\na,b\nb,c\n", "c.csv holds the control character 0x01"),
+    ("a.csv", UNKNOWN, "a.csv is not UTF-8 text, as its name says, but data of an unknown kind"),
+    ("b.csv", "user,item\na,b\n".encode("utf-16"), "but UTF-16 text"),
+    ("a.xlsx", b"PK", "a.xlsx is not of a known kind"),
+    ("a.parquet.gz", b"PAR1", "a.parquet.gz is not of a known kind"),
+    ("b.parquet", GOOD, "b.parquet is cut in the middle or is not a Parquet file"),
+    ("a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n", "a.csv, row 3: not UTF-8 text"),
+    ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
+    ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
+    ("a.csv", "user\na\n", "a.csv has a single column, 'user'"),
+    ("b.csv", "user,item,item\na,b,c\n", "b.csv has two columns named 'item' in its header (row 1)"),
+    ("c.csv", "\nuser,item\na,b\n", "c.csv begins with an empty line"),
+    ("a.parquet", parquet(pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]})), "The column 'user' of"),
+    ("a.csv", SEGMENTS, "holds a value of 300 bytes"),
+    *(
+        (
+            "a.csv",
+            f'user,item,weight\na,b,1\nc,d,"{weight}"\ne,f,2\n',
+            f"a.csv, row 3, column 'weight': the weight {weight!r} is not a finite number",
+        )
+        for weight in ("abc", "inf", "-inf", "1,5", "0x10", "1e400")
+    ),
+]
 
 
-def test_a_header_without_rows(tmp_path: Path) -> None:
-    assert "a.csv has a header but no rows" in error_of(write(tmp_path / "a.csv", "user,item\n"))
-    pl.DataFrame({"user": ["a"], "item": ["b"]}).clear().write_parquet(tmp_path / "a.parquet")
-    assert "a.parquet has a header but no rows" in error_of(tmp_path / "a.parquet")
+@pytest.mark.parametrize(("name", "content", "sentence"), FILES, ids=[f"{name}-{said}" for name, _, said in FILES])
+def test_a_file_that_cannot_be_used_is_one_sentence(
+    name: str, content: str | bytes, sentence: str, tmp_path: Path
+) -> None:
+    assert sentence in error_of(write(tmp_path / name, content))
 
 
-def test_a_file_cut_in_the_middle(tmp_path: Path) -> None:
-    packed = gzip.compress(GOOD.encode())
-    assert "a.csv.gz is cut in the middle" in error_of(write(tmp_path / "a.csv.gz", packed[: len(packed) // 2]))
-    frame = pl.read_csv(GOOD.encode())
-    for name in ("b.csv.zst", "c.parquet"):
-        if name.endswith("parquet"):
-            frame.write_parquet(tmp_path / name)
-        else:
-            frame.write_csv(tmp_path / name, compression="zstd")
-        whole = (tmp_path / name).read_bytes()
-        assert f"{name} is cut in the middle" in error_of(write(tmp_path / name, whole[: len(whole) // 2]))
-    message = error_of(write(tmp_path / "d.csv", GOOD[: GOOD.rindex(",")]))
-    assert "d.csv, row 501: too few fields, 2 where the first row has 3" in message
-
-
-def test_rows_with_too_many_or_too_few_fields(tmp_path: Path) -> None:
-    message = error_of(write(tmp_path / "a.csv", "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n"))
-    assert "a.csv, row 3: too many fields, 4 where the first row has 3" in message
-    message = error_of(write(tmp_path / "b.csv", 'user,item,weight\n"a",b,1\n"a,c",1\nb,c,1\n'))
-    assert "b.csv, row 3: too few fields, 2 where the first row has 3" in message
-    message = error_of(write(tmp_path / "c.csv", 'user,item,title\nu,i,"two\nlines"\nv,j\n'))
-    assert "c.csv, row 4: too few fields, 2 where the first row has 3" in message
-
-
-def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
-    message = error_of(write(tmp_path / "a.csv", 'user,item,weight\na,b,1\na,"b,1\na,c,1\n'))
-    assert "a.csv, row 3: a quote is opened and not closed" in message
-
-
-def test_damage_within_a_file(tmp_path: Path) -> None:
-    packed = bytearray(gzip.compress(GOOD.encode()))
-    packed[len(packed) // 2] ^= 255
-    assert "a.csv.gz is damaged" in error_of(write(tmp_path / "a.csv.gz", bytes(packed)))
-    assert "b.csv holds the control character 0x01" in error_of(write(tmp_path / "b.csv", "user,item\na,\x01\nb,c\n"))
-    assert "c.csv holds the control character 0x01" in error_of(write(tmp_path / "c.csv", "us\x01er,item\na,b\nb,c\n"))
+@pytest.mark.parametrize(
+    ("content", "settings", "sentence"),
+    [
+        (MISNAMED, {"columns": Columns(user="customer")}, "no column 'customer' for the user. Did you mean 'custmer'?"),
+        (MISNAMED, {"columns": Columns(user="custmer"), "event_weights": {"view": 1.0}}, "looks like the event"),
+        (MISNAMED, {"columns": Columns(user="plays", item="plays")}, "named for both the user and the item"),
+        (MISNAMED, {"columns": Columns(user="custmer"), "where": ["x>1"]}, "has no column 'x' for the filter 'x>1'"),
+        ("user,item\na,b\n", {"form": Format(";")}, "a.csv has no ';' in it"),
+        ("user,item\na,b\n", {"form": Format("é")}, "The delimiter 'é' cannot be used"),
+        ("user,item,weight\n,b,1\na,b,0\nc,d,5\n", {"where": ["weight<5"]}, "Nothing is left of the 3 rows of"),
+        (
+            "user,item,weight\n,b,1\na,b,0\nc,d,5\n",
+            {"where": ["weight<5"]},
+            ": 1 where weight<5, 1 no user, 1 weight zero or less;",
+        ),
+        ("user,item,when\na,b,soon\nc,d,x\n", {"columns": Columns(time="when")}, "The column 'when' of"),
+        (GOOD, {"titles": Path("gone.csv")}, "gone.csv does not exist"),
+    ],
+)
+def test_settings_that_do_not_fit_a_file_are_one_sentence(
+    content: str, settings: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    assert sentence in error_of(write(tmp_path / "a.csv", content), **settings)
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (random.Random(1).randbytes(5000), "data of an unknown kind"),
+        (UNKNOWN, "data of an unknown kind"),
         (b"\x01\x02\x03", "data of an unknown kind"),
         (b"PK\x03\x04" + bytes(300), "a ZIP archive"),
         (b"PAR1" + bytes(300), "a Parquet file"),
@@ -104,12 +144,6 @@ def test_what_is_not_compressed_though_its_name_says_so(tmp_path: Path, content:
     for name, kind in (("a.csv.gz", "gzip data"), ("a.csv.zst", "zstd data"), ("a.tsv.ZSTD", "zstd data")):
         message = error_of(write(tmp_path / name, content))
         assert f"{name} is not {kind}, as its name says, but {found}" in message
-
-
-def test_what_is_no_text_though_its_name_says_so(tmp_path: Path) -> None:
-    message = error_of(write(tmp_path / "a.csv", random.Random(1).randbytes(5000)))
-    assert "a.csv is not UTF-8 text, as its name says, but data of an unknown kind" in message
-    assert "but UTF-16 text" in error_of(write(tmp_path / "b.csv", "user,item\na,b\n".encode("utf-16")))
 
 
 def test_text_that_was_decompressed_on_the_way_is_read_whatever_its_name(tmp_path: Path) -> None:
@@ -129,17 +163,6 @@ def test_compressed_data_that_are_cut_anywhere_or_damaged(
         assert f"{name} is damaged" in error_of(write(tmp_path / name, whole[:size] + b"\xff" * 900)), size
 
 
-def test_a_kind_that_is_not_known(tmp_path: Path) -> None:
-    assert "a.xlsx is not of a known kind" in error_of(write(tmp_path / "a.xlsx", b"PK"))
-    assert "a.parquet.gz is not of a known kind" in error_of(write(tmp_path / "a.parquet.gz", b"PAR1"))
-    assert "b.parquet is cut in the middle or is not a Parquet file" in error_of(write(tmp_path / "b.parquet", GOOD))
-
-
-def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
-    message = error_of(write(tmp_path / "a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n"))
-    assert "a.csv, row 3: not UTF-8 text" in message
-
-
 def test_folders_that_cannot_be_read_as_one(tmp_path: Path) -> None:
     assert "holds no files" in error_of(tmp_path)
     write(tmp_path / "a.csv", GOOD)
@@ -151,67 +174,18 @@ def test_folders_that_cannot_be_read_as_one(tmp_path: Path) -> None:
     assert f"b.csv has the columns user, product, but {tmp_path / 'a.csv'} has user, item, weight" in message
 
 
-def test_a_column_that_is_missing_or_misnamed(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", "custmer,product,plays\na,b,1\nc,d,1\n")
-    message = error_of(file)
-    assert "No column of" in message
-    assert "looks like the user; name it 'user' or give --user-column." in message
-    assert "Its columns are: custmer, product, plays." in message
-    message = error_of(file, columns=Columns(user="customer"))
-    assert "a.csv has no column 'customer' for the user. Did you mean 'custmer'?" in message
-    assert "looks like the event" in error_of(file, columns=Columns(user="custmer"), event_weights={"view": 1.0})
-    assert "named for both the user and the item" in error_of(file, columns=Columns(user="plays", item="plays"))
-    assert "has no column 'x' for the filter 'x>1'" in error_of(file, columns=Columns(user="custmer"), where=["x>1"])
-
-
-def test_a_file_of_one_column_or_with_a_name_twice(tmp_path: Path) -> None:
-    assert "a.csv has a single column, 'user'" in error_of(write(tmp_path / "a.csv", "user\na\n"))
-    message = error_of(write(tmp_path / "b.csv", "user,item,item\na,b,c\n"))
-    assert "b.csv has two columns named 'item' in its header (row 1)" in message
-    assert "c.csv begins with an empty line" in error_of(write(tmp_path / "c.csv", "\nuser,item\na,b\n"))
-    message = error_of(write(tmp_path / "d.csv", "user,item\na,b\n"), form=Format(";"))
-    assert "The first row of" in message
-    assert "d.csv has no ';' in it" in message
-    assert "The delimiter 'é' cannot be used" in error_of(tmp_path / "d.csv", form=Format("é"))
-
-
-@pytest.mark.parametrize("weight", ["abc", "inf", "-inf", "1,5", "0x10", "1e400"])
-def test_a_weight_that_is_no_finite_number(weight: str, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", f'user,item,weight\na,b,1\nc,d,"{weight}"\ne,f,2\n')
-    assert f"a.csv, row 3, column 'weight': the weight {weight!r} is not a finite number" in error_of(file)
-
-
 def test_a_bad_weight_names_its_own_file_of_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", GOOD)
-    pl.DataFrame({"user": ["a", "b"], "item": ["c", "d"], "weight": [1.0, float("inf")]}).write_parquet(
-        tmp_path / "b.pq"
-    )
-    assert "b.pq, row 2, column 'weight': the weight inf" in error_of(tmp_path / "b.pq")
-    (tmp_path / "b.pq").unlink()
+    weights = pl.DataFrame({"user": ["a", "b"], "item": ["c", "d"], "weight": [1.0, float("inf")]})
+    alone = write(tmp_path / "b.pq", parquet(weights))
+    assert "b.pq, row 2, column 'weight': the weight inf" in error_of(alone)
+    alone.unlink()
     write(tmp_path / "b.csv", "user,item,weight\na,b,many\n")
     assert "b.csv, row 2, column 'weight': the weight 'many'" in error_of(tmp_path)
 
 
-def test_nothing_left_reports_where_it_went(tmp_path: Path) -> None:
-    message = error_of(write(tmp_path / "a.csv", "user,item,weight\n,b,1\na,b,0\nc,d,5\n"), where=["weight<5"])
-    assert "Nothing is left of the 3 rows of" in message
-    assert ": 1 where weight<5, 1 no user, 1 weight zero or less;" in message
-
-
-def test_columns_that_cannot_be_ids_or_times_or_segments(tmp_path: Path) -> None:
-    pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]}).write_parquet(tmp_path / "a.parquet")
-    assert "The column 'user' of" in error_of(tmp_path / "a.parquet")
-    file = write(tmp_path / "a.csv", f"user,item,when,segment\na,b,soon,{'s' * 300}\nc,d,later,t\n")
-    assert "holds a value of 300 bytes" in error_of(file)
-    assert "The column 'when' of" in error_of(
-        write(file, "user,item,when\na,b,soon\nc,d,x\n"), columns=Columns(time="when")
-    )
-
-
-def test_a_file_of_titles_that_does_not_fit(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", GOOD)
-    assert "gone.csv does not exist" in error_of(file, titles=tmp_path / "gone.csv")
+def test_a_file_of_titles_without_titles(tmp_path: Path) -> None:
     titles = write(tmp_path / "titles.csv", "item,genre\n1,x\n")
-    message = error_of(file, titles=titles)
+    message = error_of(write(tmp_path / "a.csv", GOOD), titles=titles)
     assert "titles.csv looks like the title" in message
     assert "Its columns are: item, genre" in message

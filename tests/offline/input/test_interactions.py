@@ -10,15 +10,15 @@ from typing import Literal
 
 import polars as pl
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES, Columns
 from hotplate.offline.input.files import Format
 from hotplate.offline.input.interactions import read_interactions
-from tests.support.interactions import pairs_of
-from tests.support.soak import scaled
+from tests.support.interactions import pairs_of, write
+from tests.support.property import explored
 
 ROWS = pl.DataFrame(
     {
@@ -30,11 +30,6 @@ ROWS = pl.DataFrame(
         "segment": ["x", "x", "y", "y", "y"],
     }
 )
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
 
 
 def written(folder: Path, fmt: str) -> Path:
@@ -93,26 +88,14 @@ some_ids = (
 some_weights = st.dictionaries(st.tuples(some_ids, some_ids), st.integers(1, 99), min_size=2)
 
 
-def check_round_trip(weights: dict[tuple[str, str], int], separator: str) -> None:
+@explored(50, 100, weights=some_weights, separator=st.sampled_from(",;\t|"))
+def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
     assume(len({user for user, _ in weights}) > 1 and len({item for _, item in weights}) > 1)
     rows = [(user, item, float(weight)) for (user, item), weight in sorted(weights.items())]
     with TemporaryDirectory() as folder:
         path = Path(folder, "rows.csv")
         pl.DataFrame(rows, ["user", "item", "weight"], orient="row").write_csv(path, separator=separator)
         assert pairs_of(read_interactions(path)) == rows
-
-
-@settings(deadline=None, max_examples=50)  # a busy machine is no failure
-@given(some_weights, st.sampled_from(",;\t|"))
-def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
-    check_round_trip(weights, separator)
-
-
-@pytest.mark.soak
-@settings(deadline=None, max_examples=scaled(100))
-@given(some_weights, st.sampled_from(",;\t|"))
-def test_hundreds_of_ids_survive_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
-    check_round_trip(weights, separator)
 
 
 def test_an_explicit_delimiter_wins_over_the_guess(tmp_path: Path) -> None:
@@ -269,14 +252,6 @@ def test_years_of_two_digits_are_read_as_such_and_reported(
     assert [f"are read as {layout}: they are from {first:%Y-%m-%d %H:%M}" in note for note in read.notes] == [True]
 
 
-@pytest.mark.parametrize("text", ["28-01-26", "28-01-26 12:29", "0026-05-26", "0001-01-01T00:00:00Z", "1899-12-31"])
-def test_a_format_does_not_fit_if_it_reads_a_year_before_1900(text: str, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", f"user,item,date\nu,i,{text}\nv,j,{text}\n")
-    assert read_interactions(file).time_range is None
-    with pytest.raises(DataError, match="The column 'date' of"):
-        read_interactions(file, columns=Columns(time="date"))
-
-
 def test_categories_booleans_and_dates_can_be_ids(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         {"user": pl.Series(["u", "v"], dtype=pl.Categorical), "item": ["2026-01-01", "2026-01-02"]}
@@ -305,13 +280,6 @@ def test_what_is_left_out_is_counted_by_the_first_reason(tmp_path: Path) -> None
         ("weight zero or less", 2),
     ]
     assert pairs_of(interactions) == [("u", "i", 1.0), ("v", "j", 2.0)]
-
-
-def test_events_weigh_as_given_and_unknown_ones_are_left_out(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", "user,item,event\nu,i,view\nu,i,buy\nv,j,view\nv,j,share\n")
-    interactions = read_interactions(file, event_weights={"view": 1, "buy": 5})
-    assert pairs_of(interactions) == [("u", "i", 6.0), ("v", "j", 1.0)]
-    assert interactions.left_out == {"unknown event": 1}
 
 
 def test_a_count_column_counts_its_different_values(tmp_path: Path) -> None:
@@ -402,7 +370,13 @@ def test_numbers_that_are_no_dates_among_dates_are_refused_with_their_rows(tmp_p
         read_interactions(write(tmp_path / "a.csv", "user,item,day\n" + rows), columns=Columns(time="day"))
 
 
-@pytest.mark.parametrize("text", ["soon", "3/20/26 4:05 PM", "3-Feb-2026", "2026-07", "46000,5", "28-01-26"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("soon", "3/20/26 4:05 PM", "3-Feb-2026", "2026-07", "46000,5", "28-01-26", "28-01-26 12:29"),
+        *("0026-05-26", "0001-01-01T00:00:00Z", "1899-12-31"),
+    ],
+)
 def test_a_guessed_column_without_times_is_passed_over_with_a_note(text: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", f'user,item,date\nu,i,\nv,j,"{text}"\n')
     read = read_interactions(file)

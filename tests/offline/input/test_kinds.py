@@ -15,16 +15,10 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import Format
 from hotplate.offline.input.interactions import read_interactions
-from tests.support.interactions import pairs_of
+from tests.support.interactions import pairs_of, write
 
 MOVIES = [(196, 242, 3, 881250949), (186, 302, 3, 891717742), (196, 377, 1, 878887116), (22, 242, 2, 880606923)]
 TIMES = (datetime(1997, 11, 7, 7, 18, 36), datetime(1998, 4, 4, 19, 22, 22))  # noqa: DTZ001 -- naive UTC
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def lines_of(separator: str) -> str:

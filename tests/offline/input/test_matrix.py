@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import decay, known_pairs, to_matrix
-from tests.support.soak import scaled
+from hotplate.offline.input.matrix import known_pairs, to_matrix
+from tests.support.property import explored
 
 
 def frame(pairs: dict[tuple[str, str], float]) -> pl.DataFrame:
@@ -37,7 +37,10 @@ ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=3)
 some_pairs = st.dictionaries(st.tuples(ids, ids), st.floats(0.1, 1e6), min_size=1, max_size=30)
 
 
-def check_core(pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int) -> None:
+@explored(100, 500, pairs=some_pairs, min_per_user=st.integers(1, 4), min_per_item=st.integers(1, 4))
+def test_the_core_is_what_leaving_out_one_by_one_gives(
+    pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int
+) -> None:
     wanted = naive_core(set(pairs), min_per_user, min_per_item)
     if len({user for user, _ in wanted}) < 2 or len({item for _, item in wanted}) < 2:
         with pytest.raises(DataError):
@@ -59,29 +62,14 @@ def check_core(pairs: dict[tuple[str, str], float], min_per_user: int, min_per_i
     assert matrix.items_left_out == len({item for _, item in pairs}) - len(matrix.item_ids)
 
 
-@settings(deadline=None)  # a busy machine is no failure
-@given(some_pairs, st.integers(1, 3), st.integers(1, 3))
-def test_the_core_is_what_leaving_out_one_by_one_gives(
-    pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int
-) -> None:
-    check_core(pairs, min_per_user, min_per_item)
-
-
-@pytest.mark.soak
-@settings(deadline=None, max_examples=scaled(500))
-@given(some_pairs, st.integers(1, 4), st.integers(1, 4))
-def test_hundreds_of_cores_are_what_leaving_out_one_by_one_gives(
-    pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int
-) -> None:
-    check_core(pairs, min_per_user, min_per_item)
-
-
 def test_nothing_left_and_one_left_are_errors() -> None:
     pairs = frame({("u", "i"): 1, ("u", "j"): 1, ("v", "i"): 1})
     with pytest.raises(DataError, match=r"Nothing is left of 3 pairs .* lower --min-per-user"):
         to_matrix(pairs, 3, 1)
     with pytest.raises(DataError, match="only one user, 'u'"):
         to_matrix(pairs, 2, 1)
+    with pytest.raises(DataError, match="only one item, 'i'"):
+        to_matrix(pairs, 1, 2)
     with pytest.raises(SettingError, match="min-per-item is 0"):
         to_matrix(pairs, 1, 0)
 
@@ -117,38 +105,8 @@ def test_pairs_from_elsewhere_are_placed_or_counted(
     assert known.unknown_items == len({item for _, item in others} - items)
 
 
-def test_who_cancelled_everything_is_in_the_matrix_of_evaluations_but_does_not_stand() -> None:
-    log = pl.DataFrame(
-        {
-            "user": ["u", "u", "v", "v", "w"],
-            "item": ["a", "b", "a", "b", "c"],
-            "weight": [1.0, 2.0, 1.0, 8.0, 1.0],
-            "time": [1, 1, 1, 1, 1],
-            "ended": [None, None, None, None, 2],
-        }
-    ).with_columns(pl.col("time", "ended").cast(pl.Datetime("us")))
-    matrix = to_matrix(log)
-    assert (matrix.user_ids, matrix.item_ids) == (["u", "v", "w"], ["a", "b", "c"])
-    assert matrix.user_items.toarray().tolist() == [[1, 2, 0], [1, 8, 0], [0, 0, 0]]
-    assert matrix.history is not None
-    assert matrix.history.until(1).matrix().toarray().tolist() == [[1, 2, 0], [1, 8, 0], [0, 0, 1]], "not cancelled yet"
-    standing = matrix.standing()
-    assert (standing.user_ids, standing.item_ids) == (["u", "v"], ["a", "b"])
-    assert standing.user_items.toarray().tolist() == [[1, 2], [1, 8]]
-    assert standing.times is not None
-    assert standing.times.tolist() == [1, 1, 1, 1]
-    assert (matrix.users_left_out, matrix.items_left_out, matrix.pairs_left_out) == (0, 0, 0)
-    assert known_pairs(log, matrix).left_out == {"pair that is learnt from": 4}, "the fifth was cancelled"
-
-
 def test_rows_that_all_lack_a_time_are_a_matrix_without_times() -> None:
     log = frame({("u", "i"): 1.0, ("v", "j"): 1.0})
     timeless = log.with_columns(time=pl.lit(None, pl.Datetime("us")))
     assert to_matrix(timeless).times is None
     assert to_matrix(timeless.with_columns(time=pl.Series([datetime(2026, 1, 1), None]))).times is not None  # noqa: DTZ001 -- naive UTC
-
-
-def test_half_is_left_after_each_half_life_but_never_nothing() -> None:
-    day = 86_400_000_000
-    assert decay(np.array([10, 9, 8, 0]) * day, 1.0) == pytest.approx([1, 0.5, 0.25, 0.5**10])
-    assert decay(np.array([10**6, 0]) * day, 1.0) == pytest.approx([1, 0.5**10])

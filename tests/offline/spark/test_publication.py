@@ -13,37 +13,23 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from hotplate.offline import lists as offline_lists
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, save
 from hotplate.offline.publish import PublishSettings, publish
-from hotplate.offline.spark import ranking
 from hotplate.offline.spark.publication import SparkLists
 from hotplate.offline.spark.session import spark_session
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.lifecycle import take_over
+from hotplate.stores.publication import take_over
 from hotplate.stores.store import Row
-from tests.support.cosmos_account import Account
-from tests.support.interactions import checkerboard_model
+from tests.support.cosmos_account import Account, Counted
 from tests.support.redis_server import RedisServer
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 from tests.support.stores import lapse, published_rows
 
 pytestmark = pytest.mark.spark
-
-
-class Charged:
-    """Adds up what is charged; see `Observer`."""
-
-    def __init__(self) -> None:
-        self.ru = 0.0
-
-    def charged(self, ru: float) -> None:
-        self.ru += ru
-
-    def failed(self, _kind: str) -> None:
-        """Count nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +45,7 @@ def url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "_LEAST", 100)
+    monkeypatch.setattr(offline_lists, "_LEAST_IN_BLOCK", 100)
 
 
 def lists_of(model: Model) -> ModelLists:
@@ -95,18 +81,6 @@ def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-
-
-@pytest.mark.usefixtures("small_blocks")
-async def test_executors_write_the_lists_that_one_process_does(session: SparkSession, url: str) -> None:
-    model, store = checkerboard_model(240), connect(url)
-    source = SparkLists(lists_of(model), session, url)
-    how = PublishSettings("json", gates={"users_with_lists": 1, "coverage": 0.5})
-    result = (await publish(source, store, how)).result
-    assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
-    assert result.manifest.counts == {"item": 240, "popular": 2, "user": 240}
-    assert (await store.catalogue()).live == result.manifest.release
-    await store.close()
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -182,7 +156,7 @@ async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
 async def test_executors_write_cosmos_too_and_what_they_were_charged_is_counted(
     session: SparkSession, cosmos_http: Account
 ) -> None:
-    model, url, charged = model_of(300), cosmos_http.url(secrets.token_hex(4), ru="30000"), Charged()
+    model, url, charged = model_of(300), cosmos_http.url(secrets.token_hex(4), ru="30000"), Counted()
     store = connect(url)
     source = SparkLists(lists_of(model), session, url)
     result = (await publish(source, store, PublishSettings("json"), observer=charged)).result

@@ -1,4 +1,7 @@
-"""ALS on Spark: right lists where they can be proved, implicit's own with the same objective, and the command."""
+"""ALS on Spark: right lists where they can be proved, implicit's own with the same objective, and the command.
+
+And the embedded store, which one process writes: lists of executors come to it through the driver.
+"""
 
 import shutil
 import subprocess
@@ -8,25 +11,69 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from implicit.cpu._als import least_squares_cg
 from pyspark.sql import SparkSession
+from scipy.sparse import csr_matrix, hstack
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
+from hotplate.bench.micro.quality import DATA_SETS
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import SplitOptions, split
-from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import to_matrix
-from hotplate.offline.model import load
+from hotplate.offline.input.matrix import Floats, Indices, UserItems, to_matrix
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import load, save
+from hotplate.offline.publish import publish
+from hotplate.offline.spark.publication import SparkLists
 from hotplate.offline.spark.session import check_master, spark_session
-from hotplate.offline.train.als import ALSParams, Factors, SparkParams, solve
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, solve
 from hotplate.offline.train.engine import fit
-from tests.support.interactions import checkerboard
+from hotplate.stores.connect import connect
+from tests.support.command import hotplate
+from tests.support.interactions import checkerboard, checkerboard_model
 from tests.support.paths import DATA, ROOT
-from tests.support.spark_reference import fit_by_implicit, overlap
+
+
+def overlap(one: Indices, other: Indices) -> float:
+    """Return which share of its lists [users, k] two models have in common."""
+    pairs = zip(one.tolist(), other.tolist(), strict=True)
+    return float(np.mean([len(set(ours) & set(theirs)) / one.shape[1] for ours, theirs in pairs]))
+
+
+def fit_by_implicit(user_items: UserItems, params: SparkParams) -> Factors:
+    """Learn with the objective of Spark by conjugate gradients, from a start of implicit's kind.
+
+    A constant regularization is all that implicit has. But a negative confidence is a dislike, and the dislike of an
+    item whose factors are a unit vector adds to the diagonal: one such for each factor adds what a user's own is.
+    """
+    generator = np.random.default_rng(params.seed)
+    users, items = (
+        generator.random((count, params.factors), dtype=np.float32) * np.float32(0.01) for count in user_items.shape
+    )
+    weights = confidences(user_items.data, params.alpha)
+    by_user = csr_matrix((weights, user_items.indices, user_items.indptr), shape=user_items.shape)
+    by_item = csr_matrix(by_user.T)
+    with threadpool_limits(1, "blas"):
+        for _ in range(params.iterations):
+            _solve(by_user, users, items, params)
+            _solve(by_item, items, users, params)
+    return Factors(users, items, params)
+
+
+def _solve(pairs: UserItems, factors: Floats, others: Floats, params: SparkParams) -> None:
+    """Improve *factors* by a few steps; the unit vectors stand in the product of all *others* with 1 already."""
+    own = params.reg_param * np.diff(pairs.indptr).astype(np.float32)
+    dislikes = csr_matrix(-np.repeat(own[:, None], params.factors, axis=1))
+    everything = csr_matrix(hstack([pairs, dislikes], format="csr", dtype=np.float32))
+    unit = np.eye(params.factors, dtype=np.float32)
+    least_squares_cg(everything, factors, np.vstack([others, unit]), 0.0, cg_steps=5)
+
 
 pytestmark = pytest.mark.spark
-RETAIL = DATA / "online-retail" / "online_retail.parquet"
+RECIPE = DATA_SETS[1]
+RETAIL = DATA / RECIPE.file
 SIZE = 50
 
 
@@ -50,12 +97,7 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
 @pytest.mark.usefixtures("session")
 @pytest.mark.skipif(not RETAIL.exists(), reason=f"there is no {RETAIL}")
 def test_on_online_retail_it_is_as_good_as_implicit_and_recommends_the_same() -> None:
-    read = read_interactions(
-        RETAIL,
-        columns=Columns(count="invoice_no"),
-        where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"],
-        weighting="binary",
-    )
+    read = read_interactions(RETAIL, columns=RECIPE.columns, where=RECIPE.where, weighting="binary")
     matrix = to_matrix(read.log, 5, 5, read.weighing)
     parts = split(matrix.user_items, None, SplitOptions("by-item"))
     params = SparkParams(factors=32, reg_param=0.1, alpha=2.0)
@@ -100,3 +142,21 @@ def test_without_java_a_sentence_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(DataError, match="apt-get install openjdk-17-jre-headless"), spark_session("local[2]"):
         pass
+
+
+async def test_files_are_written_through_a_local_driver(session: SparkSession, tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'store'}"
+    lists, store = ModelLists(checkerboard_model(40), ListSettings(length=10)), connect(url)
+    await publish(SparkLists(lists, session, url), store)
+    await store.close()
+    found = hotplate("lookup", "n0", "--store", url)
+    assert found.returncode == 0
+    assert "in0 " in found.stdout
+
+
+def test_executors_of_a_cluster_cannot_write_files_and_nothing_is_started_to_find_out(tmp_path: Path) -> None:
+    save(checkerboard_model(40), tmp_path / "model")
+    master = ("--master", "spark://nowhere:7077")
+    refused = hotplate("publish", tmp_path / "model", "--store", f"file://{tmp_path / 'store'}", *master)
+    assert refused.returncode == 2
+    assert "written by one process on one machine" in refused.stderr

@@ -1,16 +1,22 @@
-"""Fitting and ranking: a checkerboard, whose right recommendations can be proved, and every trap of the library."""
+"""ALS: what is its own beside what every engine promises, and its objective on Spark, as far as it is known without."""
 
-import warnings
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
-from implicit.cpu.als import AlternatingLeastSquares
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import Indices
-from hotplate.offline.train.als import ALSParams, Factors, fit
+from hotplate.offline.model import to_implicit
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit, solve
+from hotplate.offline.train.cells import read_grid
+from hotplate.offline.train.engine import as_options, described, engine_of, params_from
+from hotplate.stores.extras import install_command
+from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard
+from tests.support.spark import model_of
 
 SIZE = 50
 PARAMS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
@@ -23,16 +29,6 @@ def everyone() -> Indices:
 @pytest.fixture(scope="module")
 def factors() -> Factors:
     return fit(checkerboard(SIZE), PARAMS)
-
-
-def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(factors: Factors) -> None:
-    items, scores = factors.recommend(checkerboard(SIZE), everyone(), 1000)
-    assert items.shape == (SIZE, SIZE)
-    liked = SIZE // 2 - 1
-    assert (items[:, : SIZE - liked] >= 0).all()
-    assert (items[:, SIZE - liked :] == -1).all()
-    assert (scores[:, SIZE - liked :] == 0).all()
-    assert all(len(set(row[row >= 0])) == SIZE - liked for row in items)
 
 
 def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, factors: Factors) -> None:
@@ -61,38 +57,6 @@ def test_a_fit_is_the_same_for_the_same_seed_and_reports_every_iteration(factors
     assert not np.array_equal(other.item_factors, factors.item_factors)
 
 
-def test_the_factors_of_users_are_those_that_folding_in_gives(factors: Factors) -> None:
-    with threadpool_limits(1, "blas"):
-        model = AlternatingLeastSquares(factors=3, regularization=0.1, alpha=1.0)
-        model.item_factors = factors.item_factors
-        folded = model.recalculate_user(0, checkerboard(SIZE)[0])
-    assert np.allclose(folded, factors.user_factors[0], atol=1e-4)
-
-
-def test_a_fit_warns_of_nothing() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fit(checkerboard(SIZE), PARAMS)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("factors", 0),
-        ("iterations", 0),
-        ("regularization", -1.0),
-        ("regularization", float("nan")),
-        ("alpha", 0.0),
-        ("alpha", float("inf")),
-        ("seed", -1),
-        ("seed", 2**32),
-    ],
-)
-def test_parameters_that_make_no_sense_are_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(SettingError, match=f"{name} is {value}"):
-        ALSParams(**{name: value})  # type: ignore[arg-type]  # the wrong value is the point
-
-
 def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
     board = checkerboard(SIZE)
     board.data[:] = 3e38
@@ -104,3 +68,57 @@ def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
 def test_users_of_another_matrix_are_refused(factors: Factors) -> None:
     with pytest.raises(ValueError, match="was learnt from"):
         factors.recommend(checkerboard(SIZE)[:3], everyone(), 3)
+
+
+def test_als_on_spark_is_an_engine_of_its_own() -> None:
+    params = SparkParams(factors=8, reg_param=0.5, alpha=2)
+    assert engine_of(params) == "spark"
+    assert described(params) == "spark (factors 8, reg-param 0.5, alpha 2)"
+    assert as_options(params) == "--engine spark --factors 8 --reg-param 0.5 --alpha 2"
+    assert params_from("spark", {"factors": 8, "reg_param": 0.5, "alpha": 2}) == params
+
+
+def test_a_pair_weighs_what_it_does_for_implicit_and_always_more_than_none() -> None:
+    weights = np.array([0.001, 0.25, 1, 3], dtype=np.float32)
+    assert confidences(weights, 4.0)[2:].tolist() == [4, 12]
+    assert (confidences(weights, 4.0) > 1).all()
+
+
+def test_users_are_solved_with_a_regularization_for_each_of_their_items() -> None:
+    board = checkerboard(6)
+    generator = np.random.default_rng(1)
+    items = generator.normal(size=(6, 2)).astype(np.float32)
+    params = SparkParams(factors=2, reg_param=0.3, alpha=3.0)
+    found = Factors(np.zeros((6, 2), dtype=np.float32), items, params).fold_in(board)
+    assert (found.user_factors == solve(items, board, params)).all()
+    for user, row in enumerate(board.toarray()):
+        confidence = np.where(row > 0, 3.0, 1.0)
+        left = (items.T * confidence) @ items + 0.3 * (row > 0).sum() * np.eye(2)
+        right = items.T @ (confidence * (row > 0))
+        assert np.allclose(left @ found.user_factors[user], right, atol=1e-4)
+
+
+def test_factors_of_spark_are_no_model_of_implicit() -> None:
+    model = model_of(20)
+    assert isinstance(model.ranker, Factors)
+    learnt = replace(model, ranker=replace(model.ranker, params=SparkParams(factors=8)))
+    with pytest.raises(DataError, match="Spark"):
+        to_implicit(learnt)
+
+
+def test_parameters_of_spark_are_not_searched(tmp_path: Path) -> None:
+    grid = tmp_path / "cells.toml"
+    grid.write_text('[[cell]]\nengine = "spark"\n')
+    with pytest.raises(SettingError, match="not searched"):
+        read_grid(grid, ALSParams())
+
+
+@pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is installed")
+@pytest.mark.parametrize("command", [["train", "log.csv", "--engine", "spark", "--out"], ["publish"]])
+def test_without_the_extra_a_sentence_says_what_to_install(command: list[str], tmp_path: Path) -> None:
+    done = hotplate(*command, tmp_path / "model", "--master", "local[2]")
+    failed(done, f"is not installed; install it with: {install_command('spark')}")
+
+
+def test_a_master_is_for_spark_alone(tmp_path: Path) -> None:
+    failed(hotplate("train", "x.csv", "--master", "local[2]", "--out", tmp_path / "m"), "--engine spark", code=2)

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.errors import SettingError
 from hotplate.offline.input.matrix import Floats
 from hotplate.offline.train.ease import EASEParams, fit
 
@@ -73,9 +72,3 @@ def test_weights_of_other_items_are_refused() -> None:
     ranker = fit(csr_matrix(np.eye(4, dtype=np.float32)), EASEParams())
     with pytest.raises(ValueError, match="was learnt from"):
         ranker.recommend(csr_matrix(np.eye(5, dtype=np.float32)), np.arange(5, dtype=np.int32), 2)
-
-
-@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
-def test_a_regularization_that_makes_no_sense_is_refused(value: float) -> None:
-    with pytest.raises(SettingError, match="EASE needs it to be above zero"):
-        EASEParams(value)

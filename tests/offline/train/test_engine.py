@@ -1,19 +1,39 @@
-"""What every engine promises: on a checkerboard, whose right recommendations can be proved, and on its edges."""
+"""What every engine promises, on a checkerboard and on its edges; and popular lists, which all of them fall back to."""
 
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import Floats, Indices, Times, UserItems
-from hotplate.offline.train.als import ALSParams
+from hotplate.offline.input.matrix import Floats, Indices, Times, UserItems, to_matrix
+from hotplate.offline.train import engine, tuning
+from hotplate.offline.train.als import ALSParams, SparkParams
 from hotplate.offline.train.ease import EASEParams
-from hotplate.offline.train.engine import Params, Ranker, as_options, described, engine_of, fit, params_from
+from hotplate.offline.train.engine import (
+    Params,
+    Ranker,
+    as_options,
+    check_memory,
+    described,
+    engine_of,
+    fit,
+    fit_bytes,
+    fit_s,
+    params_from,
+    rank_s,
+)
 from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
-from hotplate.offline.train.popularity import PopularityParams, Recency, recent_popularity
+from hotplate.offline.train.popularity import (
+    PopularityParams,
+    Recency,
+    most_popular,
+    popular_by_segment,
+    recent_popularity,
+)
 from tests.support.interactions import ROUNDING, checkerboard
 
 SIZE = 50
@@ -203,6 +223,32 @@ def test_parameters_are_found_again_by_what_a_model_says(params: Params) -> None
         params_from("svd", {})
 
 
+INF, NAN = float("inf"), float("nan")
+WRONG: list[tuple[type[Params], str, object, str]] = [
+    *((ALSParams, name, 0, f"{name} is 0") for name in ("factors", "iterations", "alpha")),
+    *((ALSParams, name, -1, f"{name} is -1") for name in ("regularization", "seed")),
+    (ALSParams, "regularization", NAN, "regularization is nan"),
+    (ALSParams, "alpha", INF, "alpha is inf"),
+    (ALSParams, "seed", 2**32, f"seed is {2**32}"),
+    *((SparkParams, name, 0, name) for name in ("factors", "iterations", "alpha")),
+    (SparkParams, "alpha", INF, "alpha"),
+    (SparkParams, "reg_param", -1.0, "reg-param"),
+    (SparkParams, "seed", -1, "seed"),
+    *((EASEParams, "regularization", value, "EASE needs it to be above zero") for value in (0, -1, INF, NAN)),
+    (NeighbourParams, "weighting", "lift", "weighting is 'lift'; it must be one of tfidf, bm25, cosine"),
+    (NeighbourParams, "neighbours", 1, "neighbours is 1; it must be at least 2"),
+    (NeighbourParams, "walk_alpha", 0.0, "walk_alpha is 0.0 and walk_beta 0.3; both are at most 2"),
+]
+
+
+@pytest.mark.parametrize(("params", "name", "value", "sentence"), WRONG)
+def test_parameters_that_make_no_sense_are_refused_by_name(
+    params: type[Params], name: str, value: object, sentence: str
+) -> None:
+    with pytest.raises(SettingError, match=sentence):
+        params(**{name: value})  # type: ignore[arg-type]  # the wrong value is the point
+
+
 def with_times(board: UserItems) -> Times:
     """When each pair began, in days: those of higher items later, so that nearly all items differ in recency."""
     times: Times = (board.indices.astype(np.int64) // 2 + 3) * 86_400_000_000
@@ -254,3 +300,92 @@ def test_popularity_with_a_half_life_counts_users_by_the_age_of_their_pairs() ->
         assert scores_of(ranker, user_items, np.arange(1, dtype=np.int32))[0] == pytest.approx(counts)
         items, _ = ranker.recommend(user_items, np.arange(1, dtype=np.int32), 2, keep_seen=True)
         assert items.tolist() == [[0, 1]] if half_life is None else [[1, 0]]
+
+
+PAIRS = pl.DataFrame(
+    {
+        "user": ["u", "v", "w", "u", "v", "w", "u"],
+        "item": ["b", "b", "b", "c", "a", "a", "c2"],
+        "weight": [1.0] * 6 + [99],
+    }
+)
+
+
+def test_the_most_users_come_first_and_ties_are_in_order_of_id() -> None:
+    matrix = to_matrix(PAIRS)
+    popular = most_popular(matrix, 10)
+    assert [matrix.item_ids[item] for item in popular.items] == ["b", "a", "c", "c2"]
+    assert popular.scores.tolist() == [3, 2, 1, 1]
+    assert most_popular(matrix, 2).items.tolist() == popular.items[:2].tolist()
+
+
+def test_with_a_half_life_what_was_chosen_of_late_comes_first() -> None:
+    times = pl.Series([0, 1, 2, 90, 91, 92, 93], dtype=pl.Int64) * 86_400_000_000
+    matrix = to_matrix(PAIRS.with_columns(time=times.cast(pl.Datetime("us"))))
+    popular = most_popular(matrix, 10, half_life_days=1)
+    assert [matrix.item_ids[item] for item in popular.items] == ["c2", "a", "c", "b"]
+    assert popular.scores.tolist() == pytest.approx([1, 0.5 + 0.25, 0.125, 3 * 0.5**10])
+    assert most_popular(matrix, 10).items.tolist() == most_popular(to_matrix(PAIRS), 10).items.tolist()
+    with pytest.raises(DataError, match="A half-life needs times"):
+        most_popular(to_matrix(PAIRS), 10, half_life_days=1)
+
+
+def test_each_segment_has_its_own_list_of_known_items() -> None:
+    segments = pl.DataFrame(
+        {"segment": ["y", "x", "x", "x"], "item": ["b", "b", "a", "gone"], "weight": [1.0, 1.0, 2.0, 9.0]}
+    )
+    lists = popular_by_segment(segments, ["a", "b"], 5)
+    assert list(lists) == ["x", "y"]
+    assert lists["x"].items.tolist() == [0, 1]
+    assert lists["x"].scores.tolist() == [2, 1]
+    assert lists["y"].items.tolist() == [1]
+
+
+def test_too_many_segments_and_too_short_lists_are_refused() -> None:
+    segments = pl.DataFrame({"segment": [str(at) for at in range(1001)], "item": "a", "weight": 1.0})
+    with pytest.raises(DataError, match="has 1,001 different values; at most 1,000"):
+        popular_by_segment(segments, ["a"], 5)
+    with pytest.raises(SettingError, match="popular list is 0"):
+        most_popular(to_matrix(PAIRS), 0)
+
+
+def matrix(users: int, items: int, each: int) -> UserItems:
+    """Users who all have the first items."""
+    ends, indices = np.arange(users + 1) * each, np.tile(np.arange(each, dtype=np.int32), users)
+    return csr_matrix((np.ones(users * each, dtype=np.float32), indices, ends), shape=(users, items))
+
+
+def test_the_memory_of_a_fit_of_als_is_what_was_measured() -> None:
+    # A hundredth of the pairs of MovieLens 20M, and its users and items.
+    assert fit_bytes(ALSParams(128), matrix(138_493, 26_744, 2)) == pytest.approx(0.93e8, rel=0.02)
+    assert fit_bytes(ALSParams(2), matrix(3, 4, 3)) == 3 * (9 * 8 + 4 * 4) + 7 * 2 * 4
+
+
+def test_a_search_affords_ease_of_12_000_items() -> None:
+    assert fit_bytes(EASEParams(), matrix(2, 12_000, 2)) <= tuning._BUDGET_BYTES
+    assert 2 * fit_s(EASEParams(), matrix(2, 12_000, 2)) <= tuning._BUDGET_S
+
+
+def test_more_to_learn_takes_more_time_and_memory() -> None:
+    small, large = matrix(40, 30, 5), matrix(40, 60, 10)
+    for params in (ALSParams(8), EASEParams(), NeighbourParams(), PopularityParams()):
+        assert 0 < fit_s(params, small) < fit_s(params, large)
+        assert fit_bytes(params, small) <= fit_bytes(params, large)
+        assert 0 < rank_s(params, small) < rank_s(params, large)
+    assert fit_s(ALSParams(8), small) < fit_s(ALSParams(16), small)
+    assert rank_s(ALSParams(8), small) < rank_s(ALSParams(16), small)
+    assert rank_s(EASEParams(), small) < rank_s(EASEParams(), matrix(40, 30, 10)), "more pairs are summed up"
+
+
+def test_what_does_not_fit_is_refused_with_what_it_takes() -> None:
+    check_memory(1_000, "learn less", room=1_000)
+    with pytest.raises(DataError, match=r"takes about 7\.5 GB of memory, and 4\.0 GB are left; .* more, learn less\.$"):
+        check_memory(7_500_000_000, "learn less", room=4e9)
+
+
+def test_no_fit_begins_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    user_items = checkerboard(20)
+    monkeypatch.setattr(engine, "room_bytes", lambda: 100.0)
+    for params, instead in ((ALSParams(factors=2), "on a Spark cluster"), (EASEParams(), "with --engine als")):
+        with pytest.raises(DataError, match=f"Learning takes about .*{instead}"):
+            fit(user_items.astype(np.float32), params)

@@ -9,7 +9,6 @@ from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFID
 from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.errors import SettingError
 from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit, nearest
 
 IMPLICIT = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
@@ -86,31 +85,3 @@ def test_an_item_that_everybody_has_speaks_for_none_and_breaks_nothing() -> None
         assert np.isfinite(ranker.similarity.data).all()
         _, scores = ranker.recommend(user_items, np.arange(3, dtype=np.int32), 3)
         assert np.isfinite(scores).all()
-
-
-def test_users_who_all_have_all_items_but_one_are_compared_without_a_warning() -> None:
-    user_items = csr_matrix(np.array([[1, 0], [2, 0], [0, 1]], dtype=np.float32))
-    with warnings.catch_warnings(record=True) as raised:
-        warnings.simplefilter("always")
-        ranker = fit(user_items, NeighbourParams("tfidf", 2))
-    assert [str(each.message) for each in raised] == []
-    assert np.isfinite(ranker.similarity.data).all()
-
-
-def test_choices_that_make_no_sense_are_refused_by_name() -> None:
-    with pytest.raises(SettingError, match="weighting is 'lift'; it must be one of tfidf, bm25, cosine"):
-        NeighbourParams("lift")  # type: ignore[arg-type]  # the wrong value is the point
-    with pytest.raises(SettingError, match="neighbours is 1; it must be at least 2"):
-        NeighbourParams(neighbours=1)
-    with pytest.raises(SettingError, match=r"walk_alpha is 0.0 and walk_beta 0.3; both are at most 2"):
-        NeighbourParams("rp3beta", walk_alpha=0.0)
-
-
-def test_a_list_that_is_longer_than_there_are_items_to_recommend_ends_early() -> None:
-    user_items = csr_matrix((np.random.default_rng(1).random((20, 8)) < 0.6).astype(np.float32))
-    lists, scores = fit(user_items, NeighbourParams(neighbours=8)).recommend(user_items, USERS[:20], 8)
-    for user, (items, values) in enumerate(zip(lists, scores, strict=True)):
-        has = set(user_items[user].indices.tolist())
-        assert not has & set(items.tolist()), "a user is recommended what they have"
-        assert np.count_nonzero(items >= 0) <= 8 - len(has)
-        assert ((items >= 0) == (values > 0)).all()

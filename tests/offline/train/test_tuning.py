@@ -1,7 +1,6 @@
 """The search: on data whose best cell is known, what it may see, what it keeps, and which of equals it recommends."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,10 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import evaluate_engine, fit_parts
 from hotplate.offline.evaluate.metrics import Values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
-from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.train import tuning
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.cost import fit_s, rank_s
 from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.neighbours import NeighbourParams
@@ -97,14 +94,6 @@ def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(mat
     assert notices[0].startswith(f"searching {reports[0][1]} cells on an inner by-item split, the ")
 
 
-def test_draws_go_on_around_the_best_and_are_the_same_again(matrix: Matrix) -> None:
-    found = search(matrix, tuning=TuneOptions(CELLS, draws=2))
-    assert len(found.trials) == len(CELLS) + 2
-    again = search(matrix, tuning=TuneOptions(CELLS, draws=2))
-    assert [each.params for each in again.trials] == [each.params for each in found.trials]
-    assert [each.ndcg for each in again.trials] == [each.ndcg for each in found.trials]
-
-
 def test_a_search_that_was_stopped_goes_on_where_it_was(
     matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,49 +113,6 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
     assert [each.params for each in resumed.trials] == [each.params for each in whole.trials]
     assert [(each.ndcg, each.se) for each in resumed.trials] == [(each.ndcg, each.se) for each in whole.trials]
     assert resumed.best == whole.best
-
-
-def announced(matrix: Matrix, options: SplitOptions, journal: Path, **settings: object) -> int:
-    """Return the seconds that are announced if the first trial took 1,000 s."""
-    search(matrix, options, journal=journal, **settings)
-    lines = [json.loads(line) | {"seconds": 1000.0} for line in journal.read_text().splitlines()]
-    journal.write_text("\n".join(map(json.dumps, lines)))
-    notices: list[str] = []
-    search(matrix, options, journal=journal, on_notice=notices.append, **settings)
-    (seconds,) = re.findall(r"about (\d+) s", notices[0])
-    return int(seconds)
-
-
-def core_s(drawn: Sequence[Parts], params: Params, rankings: int = 1) -> float:
-    """Return the estimate of a fit and so many rankings on each split."""
-    rows = [parts.seen[np.flatnonzero(np.diff(parts.test.indptr))] for parts in drawn]
-    return sum(
-        fit_s(params, parts.train) + rankings * rank_s(params, has) for parts, has in zip(drawn, rows, strict=True)
-    )
-
-
-@pytest.mark.parametrize("evaluations", [0, 1, 3])
-def test_what_a_training_takes_is_said_with_its_evaluation_and_its_last_fit(
-    evaluations: int, matrix: Matrix, tmp_path: Path
-) -> None:
-    cells = (NeighbourParams(), ALSParams(factors=256, iterations=16))
-    options = SplitOptions("by-item")
-    said = announced(matrix, options, tmp_path / "trials", tuning=TuneOptions(cells), evaluations=evaluations)
-    drawn = [split(matrix.user_items, None, SplitOptions("by-item", seed=43))]
-    neighbours, als, tried = (core_s(drawn, params) for params in (*cells, replace(cells[1], iterations=8)))
-    later = evaluations * (neighbours + als) * 4 / 3 + als * (4 / 3) ** 2  # both have more pairs
-    assert said == pytest.approx(1000 * (neighbours + tried + later) / neighbours, abs=1)
-
-
-def test_what_a_training_takes_is_said_with_its_trials_of_recency(fashions: Matrix, tmp_path: Path) -> None:
-    said = announced(fashions, SplitOptions("by-time"), tmp_path / "trials", tuning=TuneOptions(engine="ease"))
-    drawn = [
-        split(fashions.user_items, fashions.history, SplitOptions("by-time", pieces=2, piece=piece))
-        for piece in range(2)
-    ]
-    # Three cells, then one more fit whose lists are made with nine recencies, and the last fit on more pairs.
-    one, recent = core_s(drawn, EASEParams()), core_s(drawn, EASEParams(), 9)
-    assert said == pytest.approx(1000 * (3 * one + recent + one / 2 * (4 / 3) ** 2) / one, abs=1)
 
 
 def fit_of(allowed: Sequence[Trial]) -> object:
@@ -283,16 +229,6 @@ def test_the_trial_with_the_highest_ndcg_is_recommended() -> None:
     assert ranked(als, trial(CELLS[3], 0.494)).best == 0
 
 
-def test_a_split_by_time_is_searched_at_two_cuts_each_before_the_end_of_what_may_be_learnt(fashions: Matrix) -> None:
-    found = search(fashions, SplitOptions("by-time"), tuning=TuneOptions((EASEParams(),)), k=5)
-    drawn = [split(fashions.user_items, fashions.history, each) for each in found.split.draws]
-    assert len(drawn) == 2
-    metrics = [evaluate_engine(parts, EASEParams(), 5).metrics for parts in drawn]
-    ndcg = np.average([each.ndcg for each in metrics], weights=[each.users for each in metrics])
-    assert found.trials[0].ndcg == pytest.approx(ndcg, abs=1e-6)
-    assert drawn[0].train.nnz < drawn[1].train.nnz < fashions.user_items.nnz
-
-
 def test_what_is_too_dear_is_left_out_and_said_unless_everything_is_wanted(
     matrix: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,35 +251,6 @@ def test_what_is_too_dear_is_left_out_and_said_unless_everything_is_wanted(
         assert search(matrix, tuning=wanted, defaults=SMALL).left_out == ()
 
 
-def write_catalogue(file: Path, users: int, items: int, pairs: int) -> None:
-    """Write *pairs* like Gowalla's, in LightGCN's split of it, as Parquet: few users have much, few items are popular.
-
-    Items lie on a ring. Users choose four fifths of theirs near their home, so only those near each other have
-    items in common, and the others anywhere; popular items are chosen more often in both cases.
-    """
-    rng = np.random.default_rng(0)
-    weights = rng.permutation((np.arange(items) + 10) ** -0.55)
-    ends = np.cumsum(weights / weights.sum())
-    has = np.minimum(8 * (1 + rng.pareto(1.42, users)), 800)
-    user = np.repeat(np.arange(users), np.ceil(1.6 * has * pairs / has.sum()).astype(np.int64))
-    home, reach = rng.random(users), has * rng.lognormal(0, 0.5, users) / items
-    near = (home[user] + reach[user] * rng.laplace(size=len(user))) % 1
-    place = np.where(rng.random(len(user)) < 4 / 5, near, rng.random(len(user)))
-    item = np.minimum(np.searchsorted(ends, place), items - 1)
-    frame = pl.DataFrame({"user": user, "item": item}).unique(maintain_order=True).sample(pairs, seed=0)
-    frame.select(pl.format("u{}", "user").alias("user"), pl.format("i{}", "item").alias("item")).write_parquet(file)
-
-
-def test_the_graph_engine_is_found_where_users_share_items_with_few_others(tmp_path: Path) -> None:
-    write_catalogue(tmp_path / "catalogue.parquet", users=3_000, items=4_000, pairs=81_000)
-    matrix = to_matrix(read_interactions(tmp_path / "catalogue.parquet", weighting="binary").log)
-    assert matrix.user_items.nnz == 81_000
-    found = search(matrix, tuning=TuneOptions(engine="neighbours"))
-    best = found.trials[found.best].params
-    assert isinstance(best, NeighbourParams)
-    assert best.weighting == "rp3beta"
-
-
 def test_of_many_users_and_items_some_users_are_ranked(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     tested: list[int] = []
 
@@ -363,17 +270,6 @@ def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matri
     found = search(heavy, tuning=TuneOptions((SMALL, PopularityParams())))
     assert found.trials[0].ndcg == 0
     assert found.trials[found.best].params == PopularityParams()
-
-
-def test_a_model_keeps_all_trials_as_json(matrix: Matrix) -> None:
-    found = search(matrix)
-    facts = json.loads(json.dumps(found.to_json()))
-    assert set(facts) == {"objective", "split", "trials", "left_out", "best"}
-    assert facts["objective"] == "ndcg@10"
-    assert facts["split"]["kind"] == "by-item"
-    assert set(facts["trials"][0]) == {"engine", "params", "iterations", "ndcg", "se", "seconds"}
-    assert [each["engine"] for each in facts["trials"]] == ["als", "als", "neighbours", "popularity"]
-    assert facts["best"] == found.best
 
 
 def test_too_few_pairs_are_not_searched_and_a_negative_number_of_draws_is_refused() -> None:

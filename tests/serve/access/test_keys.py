@@ -1,9 +1,7 @@
 """The file of keys, by the command that changes it and by the services that follow it."""
 
-import asyncio
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -11,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.access.keys import MAX_CLIENTS, create, load
+from hotplate.serve.access.keys import MAX_CLIENTS, create, load, revoke
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.watched import WatchedFiles
 from tests.support.command import failed, hotplate, hotplate_process
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import running, until
 
 USER = "/v1/recommendations/42"
 
@@ -23,21 +21,6 @@ USER = "/v1/recommendations/42"
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     return tmp_path / "keys.json"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tmp_path_factory.mktemp("keys") / "store"
-    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
-    return store
-
-
-def until(service: Service, status: int, key: str) -> None:
-    """Wait until the service answers *status* to a key."""
-    deadline = time.monotonic() + 60
-    while service.get(USER, X_API_Key=key).status != status:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_key_is_printed_once_and_only_its_hash_is_kept(keys: Path) -> None:
@@ -97,6 +80,16 @@ def test_misuse_is_one_sentence(keys: Path) -> None:
     failed(hotplate("keys", "create", "web", "--scope", "admin", "--keys", keys), "another scope or rate", code=2)
 
 
+def test_a_change_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "keys.json"
+    for name, scopes, rate in (("web", [], None), ("web", ["read"], 1e10)):
+        with pytest.raises(ServiceMisused):
+            create(file, name, scopes, rate)
+    with pytest.raises(ServiceMisused):
+        revoke(file, "web")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_processes_that_change_the_file_at_once_lose_nothing(keys: Path) -> None:
     def make(index: int) -> int:
         options = ("--scope", "read", "--keys", keys)
@@ -127,10 +120,19 @@ def a_client(name: str, digest: str = "0" * 64, **fields: object) -> dict[str, o
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "cannot be used"),
-        ("[]", "cannot be used"),
+        ("", "cannot be used: the file is not JSON, or was cut off$"),
+        (a_file()[:-1], "cannot be used: the file is not JSON, or was cut off$"),
+        ("[]", "cannot be used: the file has to be an object, and is a list$"),
+        ('{"format": "hp_secret"}', "cannot be used: format has to be a whole number, and is a text$"),
         (a_file(format=2), "its format is 2, and this version reads 1"),
-        (a_file(more=1), "unknown field"),
+        (a_file(hp_secret=1), "cannot be used: the file has a field that it cannot have$"),
+        (a_file({"name": "a"}), r"cannot be used: clients\[0\] has no scopes$"),
+        (a_file(a_client("a", rate="1")), r"clients\[0\]\.rate has to be a number or null, and is a text$"),
+        (
+            a_file(a_client("a", secondary={"sha256": True})),
+            r"secondary\.sha256 has to be a text, and is true or false$",
+        ),
+        (a_file(a_client("a", rate=7)).replace("7", "1e999"), r"clients\[0\]\.rate is out of range$"),
         (a_file(a_client("a"), a_client("a", "1" * 64)), "a client twice"),
         (a_file(a_client("a"), a_client("b")), "a key twice"),
         (a_file(a_client("a", scopes=["write"])), "the scopes of a are not of"),
@@ -157,19 +159,17 @@ def test_a_file_has_a_bounded_number_of_clients(keys: Path) -> None:
 def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder: Path, keys: Path) -> None:
     old = create(keys, "web", ["read"]).key
     with running(folder, "--keys", str(keys), "--workers", "2") as service:
-        assert service.get(USER, X_API_Key=old).status == 200
+
+        def status(key: str) -> int:
+            return service.get(USER, X_API_Key=key).status
+
+        assert status(old) == 200
         new = create(keys, "web", []).key
-        until(service, 200, new)
-        for _ in range(20):
-            assert service.get(USER, X_API_Key=old).status == 200
+        until(lambda: status(new) == 200)
+        assert all(status(old) == 200 for _ in range(20))
         hotplate("keys", "revoke", "web", "--primary", "--keys", keys)
-        until(service, 401, old)
-        deadline = time.monotonic() + 60
-        refusals = 0
-        while refusals < 20:  # in a row: the other worker has seen it, too
-            assert time.monotonic() < deadline
-            refusals = refusals + 1 if service.get(USER, X_API_Key=old).status == 401 else 0
-        assert service.get(USER, X_API_Key=new).status == 200
+        until(lambda: all(status(old) == 401 for _ in range(20)))  # the other worker has seen it, too
+        assert status(new) == 200
 
 
 def test_what_is_wrong_with_a_file_is_said_once_and_not_while_it_is_being_written(

@@ -1,11 +1,9 @@
-"""The rate of a client holds over all workers together, however unevenly its requests reach them."""
+"""What workers share of a client: its rate, however unevenly its requests reach them, and when its key was used."""
 
-import asyncio
 import os
 import signal
-import socket
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,77 +12,24 @@ import pytest
 
 from hotplate.serve.access.auth import Guard
 from hotplate.serve.access.keys import MAX_CLIENTS, Client, create
-from hotplate.serve.access.rates import SharedRates
-from hotplate.serve.api.problems import Problem
-from tests.support.service import a_list, publish_lists, running
+from hotplate.serve.access.rates import USES, LastUses, SharedRates
+from hotplate.serve.problems import Problem
+from tests.support.service import running, until
 
 RATE = 200.0
-SECONDS = 2.5
 
 
 def client(name: str, rate: float | None = RATE) -> Client:
     return Client(name, ("read",), rate)
 
 
-class Counted:
-    """What some callers got together, counted from when the client's first burst was used up."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._lock = threading.Lock()
-        self._started: float | None = None
-        self.admitted = self.refused = 0
-
-    def start(self) -> None:
-        with self._lock:
-            self._started = time.monotonic()
-            assert self.refused, "no caller was ever refused"
-            self.admitted = 0
-
-    def add(self, *, admitted: bool) -> None:
-        with self._lock:
-            self.admitted += admitted
-            self.refused += not admitted
-
-    def share(self) -> float:
-        """Return what was admitted as a share of what the rate allows."""
-        assert self._started is not None
-        return self.admitted / (self._rate * (time.monotonic() - self._started))
-
-
-def send_all(port: int, key: str, pause_s: float, count: Counted, stop: threading.Event) -> None:
-    request = b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\nX-API-Key: %b\r\n\r\n" % key.encode()
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        while not stop.is_set():
-            connection.sendall(request)
-            received = connection.recv(65536)
-            admitted = received.startswith(b"HTTP/1.1 200 ")
-            assert admitted or received.startswith(b"HTTP/1.1 429 ")
-            count.add(admitted=admitted)
-            time.sleep(pause_s)
-
-
-@pytest.mark.alone  # what is admitted is compared with the time that passes
-def test_a_rate_holds_over_four_workers_and_uneven_connections_within_a_twentieth(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))
-    keys = tmp_path / "keys.json"
-    key = create(keys, "web", ["read"], RATE).key
-    count, stop = Counted(RATE), threading.Event()
-    with running(tmp_path / "store", "--keys", str(keys), "--workers", "4") as service:
-        threads = [
-            threading.Thread(target=send_all, args=(service.port, key, pause_s, count, stop))
-            for pause_s in (0.0, 0.001, 0.01, 0.01, 0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2)
-        ]
-        for thread in threads:
-            thread.start()
-        time.sleep(1.0)  # in which the first burst is used up
-        count.start()
-        time.sleep(SECONDS)
-        share = count.share()
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert share == pytest.approx(1.0, abs=0.05)
+def test_a_rate_is_one_for_all_workers_of_a_service(folder: Path) -> None:
+    keys = folder.parent / "keys.json"
+    key = create(keys, "web", ["read"], 0.01).key
+    with running(folder, "--keys", str(keys), "--workers", "4") as service:
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 4, "they are not ready")
+        statuses = Counter(service.get("/v1/popular", X_API_Key=key).status for _ in range(40))
+    assert statuses == {200: 1, 429: 39}
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -99,7 +44,7 @@ def forked(work: Callable[[], None]) -> int:
     return pid
 
 
-@pytest.mark.alone  # as above
+@pytest.mark.alone  # what is admitted is compared with the time that passes
 def test_a_rate_holds_over_processes_that_take_as_fast_as_they_can() -> None:
     """One hardly ever, one now and then, two without a pause: as workers with few and many connections do."""
     shared, rate, seconds = SharedRates(4), 5_000.0, 1.5
@@ -172,10 +117,6 @@ def test_each_client_has_its_own_bucket_and_workers_agree_on_it_in_whatever_orde
         assert second[each.name].take() > 0.0
 
 
-def test_a_client_without_a_rate_has_no_bucket() -> None:
-    assert SharedRates(1).buckets([client("free", None)]) == {}
-
-
 def test_new_clients_get_the_places_of_those_that_are_gone() -> None:
     shared = SharedRates(1)
     for generation in range(3):
@@ -186,17 +127,6 @@ def test_new_clients_get_the_places_of_those_that_are_gone() -> None:
         assert all(again[each.name].take() > 0.0 for each in clients)
 
 
-async def test_a_refusal_says_when_to_come_again(tmp_path: Path) -> None:
-    keys = tmp_path / "keys.json"
-    key = create(keys, "slow", ["read"], 0.25).key
-    guard = Guard(keys, anonymous=frozenset())
-    assert (await guard.admit({"X-API-Key": key}, "read")).name == "slow"
-    with pytest.raises(Problem) as caught:
-        await guard.admit({"X-API-Key": key}, "read")
-    assert (caught.value.status, caught.value.name) == (429, "rate-limited")
-    assert 1 <= int(caught.value.headers["Retry-After"]) <= 4
-
-
 async def test_both_keys_of_a_client_share_its_rate(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     primary, secondary = (create(keys, "slow", scopes, rate).key for scopes, rate in ((["read"], 0.1), ([], None)))
@@ -204,3 +134,31 @@ async def test_both_keys_of_a_client_share_its_rate(tmp_path: Path) -> None:
     await guard.admit({"X-API-Key": primary}, "read")
     with pytest.raises(Problem, match="all the requests"):
         await guard.admit({"X-API-Key": secondary}, "read")
+
+
+def test_what_one_process_records_all_others_see() -> None:
+    shared = LastUses()
+    assert shared.of("web") is None
+
+    def record() -> None:
+        shared.marked.add("web")
+        shared.record()
+
+    os.waitpid(forked(record), 0)
+    found = shared.of("web")
+    assert found is not None
+    assert abs(time.time() - found) < 60
+    assert shared.of("batch") is None
+
+
+def test_a_full_table_forgets_nobody_and_takes_nobody_in() -> None:
+    shared = LastUses()
+    names = [f"client-{number}" for number in range(USES)]
+    shared.marked.update(names)
+    shared.record()
+    assert all(shared.of(name) for name in names)
+    assert shared.marked == set()
+    shared.marked.add("one too many")
+    shared.record()
+    assert shared.of("one too many") is None
+    assert shared.of(names[0])

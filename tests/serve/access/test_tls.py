@@ -1,11 +1,9 @@
 """TLS on the service's port, by a real client, while the certificate is renewed."""
 
-import asyncio
 import http.client
 import shutil
 import ssl
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,22 +11,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.serve.access.tls import Certificate, expiry
 from hotplate.serve.errors import ServiceMisused
-from tests.support.command import failed, hotplate_process
+from tests.support.limited_service import counted
 from tests.support.redis_server import certify
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import Service, running, until
 
 USER = "/v1/recommendations/42"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tmp_path_factory.mktemp("tls") / "store"
-    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
-    return store
 
 
 def certified(folder: Path) -> Path:
@@ -63,17 +53,8 @@ def expires_at(certificate: bytes) -> float:
     return x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp()
 
 
-def values(service: Service) -> dict[str, float]:
-    """Return the metrics by name, of one worker alone."""
-    families = text_string_to_metric_families(service.admin("/metrics").body.decode())
-    return {sample.name: sample.value for family in families for sample in family.samples}
-
-
 def wait_for(service: Service, metric: str, value: float) -> None:
-    deadline = time.monotonic() + 60
-    while values(service).get(metric) != value:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: counted(service, metric) == value)
 
 
 @pytest.mark.parametrize("years", [(2030, 2049), (2049, 2030), (2050, 2120), (2031,)])
@@ -134,10 +115,7 @@ def test_a_renewed_certificate_is_shown_to_new_clients_and_no_request_fails_mean
             thread.start()
         (tmp_path / "new").symlink_to(second)
         (tmp_path / "new").rename(tmp_path / "live")
-        deadline, seen = time.monotonic() + 60, 0
-        while seen < 20:  # in a row: both workers have taken it up
-            assert time.monotonic() < deadline
-            seen = seen + 1 if get(service)[1] == der(second) else 0
+        until(lambda: all(get(service)[1] == der(second) for _ in range(20)))  # both workers have taken it up
         stop.set()
         for thread in threads:
             thread.join()
@@ -156,17 +134,12 @@ def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder:
     authority = Path(shutil.copy(pair / "ca.pem", tmp_path / "ca.pem"))
     with running(folder, *options(pair)) as service:
         shutil.copy(other / "server.pem", pair / "server.pem")
-        deadline = time.monotonic() + 60
-        while "are not a certificate and its key" not in service.log.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: "are not a certificate and its key" in service.log.read_text())
         assert get(service, authority) == (200, first)
         wait_for(service, "hotplate_worker_unusable_files", 1)
         wait_for(service, "hotplate_certificate_expiry_timestamp_seconds", expires_at(first))
         shutil.copy(other / "server.key", pair / "server.key")
-        while get(service)[1] != der(other):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: get(service)[1] == der(other))
         wait_for(service, "hotplate_worker_unusable_files", 0)
         wait_for(service, "hotplate_certificate_expiry_timestamp_seconds", expires_at(der(other)))
         log = service.log.read_text()
@@ -174,10 +147,8 @@ def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder:
         assert "PRIVATE KEY" not in log
 
 
-def test_what_is_no_certificate_with_its_key_stops_the_start(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_certificate_with_its_key_stops_the_start(tmp_path: Path) -> None:
     pair, other = certified(tmp_path / "pair"), certified(tmp_path / "other")
-    command = ("serve", "--store", f"file://{folder}", "--port", "0")
-    failed(hotplate_process(*command, "--tls-cert", pair / "server.pem"), "both --tls-cert", code=2)
     with pytest.raises(ServiceMisused, match=r"server\.key: No such file"):
         Certificate(pair / "server.pem", tmp_path / "server.key")
     (tmp_path / "empty").touch()

@@ -1,7 +1,13 @@
-"""The OpenAPI document and its page: what a developer opens first."""
+"""What a developer opens first: the OpenAPI document, its page, and the programs of the integration page."""
 
 import asyncio
 import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +15,17 @@ import pytest
 from aiohttp import ClientSession, web
 
 import hotplate
+from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import document
+from hotplate.stores.factors import Description, Entry, description_row, pieces
 from tests.support.browser import opened
-from tests.support.factors import factor_rows
+from tests.support.paths import ROOT
+from tests.support.property import depths
 from tests.support.service import Service, a_list, publish_lists, running, running_app
+from tests.support.soak import SEED
 
+PAGE = (ROOT / "docs" / "integration.md").read_text()
+STATED = "127.0.0.1:8080"
 FILES = {
     "/docs/swagger-ui-bundle.js": "text/javascript",
     "/docs/swagger-ui.css": "text/css",
@@ -22,11 +34,20 @@ FILES = {
 }
 
 
+def factor_rows(*ids: str) -> dict[str, bytes]:
+    """Return the rows of factors, two of each item, as `publish_lists` takes rows."""
+    items = ((Entry(item, f"Title {item}"), struct.pack("<2f", 1.0, number)) for number, item in enumerate(ids))
+    rows = list(pieces(items))
+    description = Description("als", len(ids), 2, len(rows), regularization=1.0, alpha=2.0, weight=1.0)
+    return dict([*rows, description_row(description)])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents") / "store"
-    lists = {"user:42": a_list(*map(str, range(20))), "item:42": a_list("7")}
-    asyncio.run(publish_lists(folder, lists | factor_rows("42", "43", "44")))
+    lists = {f"user:{user}": a_list(*map(str, range(20))) for user in ("42", "0", "a/b", "é")}
+    lists |= {"item:42": a_list("7", "8"), "popular:France": a_list("vin", "pain")}
+    asyncio.run(publish_lists(folder, lists | factor_rows(*map(str, range(50)))))
     return folder
 
 
@@ -34,6 +55,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(folder: Path) -> Iterator[Service]:
     with running(folder, "--fold-in", "--events", str(folder.parent / "events")) as running_service:
         yield running_service
+
+
+@pytest.fixture(scope="module")
+def keyed(folder: Path) -> Iterator[tuple[Service, str]]:
+    """A service that takes a key, and the key."""
+    key = create(folder.parent / "keys.json", "explorer", ["read", "events"]).key
+    options = ("--fold-in", "--keys", str(folder.parent / "keys.json"), "--events", str(folder.parent / "log"))
+    with running(folder, *options) as service:
+        yield service, key
 
 
 async def test_the_page_sends_a_request_that_works_and_requests_nothing_elsewhere(
@@ -118,11 +148,6 @@ def test_the_files_of_the_page_are_kept_for_a_week(service: Service, path: str) 
     assert service.get(path, If_None_Match=f"W/{answer.headers['etag']}").status == 304
 
 
-@pytest.mark.parametrize("path", ["/docs/", "/docs/index.html", "/docs/..%2Fswagger-ui.css", "/docs/%2Fetc%2Fpasswd"])
-def test_no_other_file_is_served(service: Service, path: str) -> None:
-    assert service.get(path).status == 404
-
-
 async def test_inside_another_application_the_document_says_so(folder: Path) -> None:
     app = web.Application()
     hotplate.mount(app, "/recs", hotplate.open(f"file://{folder}"))
@@ -131,3 +156,62 @@ async def test_inside_another_application_the_document_says_so(folder: Path) -> 
             assert (await response.json())["servers"] == [{"url": "/recs"}]
         async with session.get(f"{origin}/recs/docs/start.js") as response:
             assert response.status == 200
+
+
+@depths(20, 120)
+@pytest.mark.timeout(3600)
+def test_schemathesis_finds_nothing(keyed: tuple[Service, str], tmp_path: Path, examples: int) -> None:
+    """Every route, with sense and with nonsense: each answer is as the document says."""
+    (service, key), seed = keyed, 1 if examples == 20 else SEED
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--checks", "all"]
+    command += ["--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure", "--no-color"]
+    command += ["--header", f"X-API-Key: {key}"]
+    settings = os.environ | {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, "\n".join(line[:500] for line in (done.stdout + done.stderr).splitlines())
+    assert '"level":"error"' not in service.log.read_text()
+
+
+def program(language: str, service: Service) -> str:
+    """Return what the page shows for a language, with the service's address and patience for a busy machine."""
+    (code,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    assert STATED in code
+    replaced = {
+        STATED: f"127.0.0.1:{service.port}",
+        "…": "key",
+        "timeout(250)": "timeout(60000)",
+    }
+    for shown, used in replaced.items():
+        code = code.replace(shown, used)
+    return str(code)
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not on the PATH")
+def test_the_lines_for_curl_get_a_list_and_a_batch(service: Service) -> None:
+    first, second = (line for line in program("sh", service).splitlines() if line)
+    if "--json" not in run("curl", "--help", "all"):
+        pytest.skip("this curl is older than 7.82")
+    assert [item["id"] for item in json.loads(run("sh", "-c", first))["items"]] == ["0", "1", "2"]
+    assert [one["source"] for one in json.loads(run("sh", "-c", second))["results"]] == ["personal", "popular"]
+
+
+def test_the_python_program_prints_a_list(service: Service) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.DOTALL)
+    assert STATED in code
+    code = code.replace(STATED, f"127.0.0.1:{service.port}").replace("…", "key").replace("0.25", "60")
+    assert run(sys.executable, "-c", code.replace("timeout_s=5", "")).strip() == "personal ['0', '1', '2']"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the PATH")
+def test_the_javascript_program_prints_a_list_and_goes_without_one_where_nothing_answers(
+    service: Service, tmp_path: Path
+) -> None:
+    module = tmp_path / "program.mjs"
+    module.write_text(program("js", service))
+    assert json.loads(run("node", str(module))) == ["0", "1", "2"]
+    module.write_text(program("js", service).replace(str(service.port), "1"))
+    assert json.loads(run("node", str(module))) == []

@@ -18,7 +18,7 @@ import zstandard
 
 from hotplate.serve.api.formats import content_coding, media_type
 from hotplate.serve.api.parameters import ARROW, BATCH_MEDIA, CSV, JSON, LIST_MEDIA, MSGPACK
-from hotplate.serve.api.problems import Problem
+from hotplate.serve.problems import Problem
 from tests.support.paths import ROOT
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
@@ -189,7 +189,7 @@ def test_without_pyarrow_arrow_is_refused_with_what_to_install() -> None:
         "import asyncio, sys\n"
         "sys.modules['pyarrow'] = None\n"
         "from hotplate.serve.api.formats import load\n"
-        "from hotplate.serve.api.problems import Problem\n"
+        "from hotplate.serve.problems import Problem\n"
         "try:\n    asyncio.run(load('application/vnd.apache.arrow.stream'))\n"
         "except Problem as problem:\n    print(problem.status, problem.detail)\n"
     )

@@ -1,7 +1,6 @@
 """The service below a prefix of somebody else's aiohttp application, and the example of it in docs/library.md."""
 
 import asyncio
-import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from aiohttp import ClientSession, web
 from yarl import URL
 
 import hotplate
-from tests.support.paths import ROOT
+from tests.support.examples import examples
 from tests.support.service import a_list, publish_lists, running_app
 
 LISTS = {f"user:{user}": a_list("a", "b", "c") for user in ("42", "a/b", "%FF", "..", "😀", "?n=1")}
@@ -112,7 +111,7 @@ async def test_a_deny_list_and_web_pages_of_other_origins_are_as_in_the_service(
 
 async def test_the_example_answers_both_its_own_route_and_the_services(tmp_path: Path) -> None:
     await publish_lists(tmp_path, LISTS)
-    example = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)[1]
+    (example,) = examples("docs/library.md", "In an aiohttp application")
     assert "file:///var/lib/hotplate" in example
     names: dict[str, Any] = {"__name__": "example"}
     exec(example.replace("/var/lib/hotplate", str(tmp_path)), names)  # the test is that it runs as it stands

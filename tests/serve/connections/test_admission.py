@@ -1,30 +1,24 @@
 """What a worker takes on and what it refuses: turns of batches, deadlines, clients that have gone, real overload."""
 
 import asyncio
-import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
 from math import inf
 from pathlib import Path
-from time import monotonic, thread_time
-from typing import Any
+from time import monotonic
 
 import pytest
-from aiohttp import ClientSession
 
-from hotplate.serve.api.app import Dispatcher
-from hotplate.serve.api.problems import ClientGone, Problem
 from hotplate.serve.connections.admission import IDLE_TICK_S, TICK_S, Admission
-from hotplate.serve.connections.server import Server
+from hotplate.serve.problems import ClientGone, Problem
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.memory import MemoryStore
-from tests.support.clock import FakeClock
-from tests.support.limited_service import WAIT_S, limited, memory_mb, shed, until
+from tests.support.lane import Pair, exchange
+from tests.support.limited_service import limited, memory_mb, shed
 from tests.support.remote import RemoteStore, publish
-from tests.support.service import Service, a_list, publish_lists
+from tests.support.service import Service, a_list, publish_lists, until
 
 
 class Gate:
@@ -81,149 +75,95 @@ async def test_the_loop_is_measured_seldom_until_a_batch_comes(monkeypatch: pyte
     assert len(pauses) == count
 
 
-def measured(test: Callable[[Gate], Coroutine[Any, Any, None]]) -> None:
-    async def run() -> None:
-        gate = Gate()
-        gate.admission.start()
-        try:
-            await test(gate)
-        finally:
-            gate.admission.stop()
-
-    asyncio.run(run())
+@pytest.fixture
+async def gate() -> AsyncIterator[Gate]:
+    """An admission that measures until the test ends."""
+    gate = Gate()
+    gate.admission.start()
+    yield gate
+    gate.admission.stop()
 
 
-def test_a_batch_waits_for_its_turn_and_the_oldest_is_next() -> None:
-    async def test(gate: Gate) -> None:
-        gate.end.set()
-        names = [gate.batch(name) for name in "abc"]
-        assert await asyncio.gather(*names) == ["a", "b", "c"]
-        assert gate.begun == ["a", "b", "c"]
-        assert not gate.counted
-
-    measured(test)
+async def test_a_batch_waits_for_its_turn_and_the_oldest_is_next(gate: Gate) -> None:
+    gate.end.set()
+    names = [gate.batch(name) for name in "abc"]
+    assert await asyncio.gather(*names) == ["a", "b", "c"]
+    assert gate.begun == ["a", "b", "c"]
+    assert not gate.counted
 
 
-def test_more_batches_begin_where_those_that_run_only_wait_for_a_store() -> None:
-    async def test(gate: Gate) -> None:
-        async with asyncio.timeout(20):
-            while len(gate.begun) < 4:
-                batches = [gate.batch(str(n)) for n in range(4)]
-                await asyncio.wait(batches, timeout=0.1)
-        gate.end.set()
-
-    measured(test)
+async def test_more_batches_begin_where_those_that_run_only_wait_for_a_store(gate: Gate) -> None:
+    async with asyncio.timeout(20):
+        while len(gate.begun) < 4:
+            batches = [gate.batch(str(n)) for n in range(4)]
+            await asyncio.wait(batches, timeout=0.1)
+    gate.end.set()
 
 
-def test_a_batch_that_waits_too_long_is_refused_and_says_when_to_come_back() -> None:
-    async def test(gate: Gate) -> None:
-        waiting = [gate.batch(str(n)) for n in range(100)]
-        async with asyncio.timeout(30):
-            while not gate.counted["batch_delay"]:
-                await asyncio.sleep(0.01)
-        gate.end.set()
-        errors = [one for one in await asyncio.gather(*waiting, return_exceptions=True) if isinstance(one, Problem)]
-        assert {(error.status, error.name) for error in errors} == {(503, "overloaded")}
-        pauses = {error.headers["Retry-After"] for error in errors}
-        assert len(pauses) > 1, "they would all come back together"
-        assert pauses <= {"1", "2", "3", "4"}
-
-    measured(test)
+async def test_a_batch_that_waits_too_long_is_refused_and_says_when_to_come_back(gate: Gate) -> None:
+    waiting = [gate.batch(str(n)) for n in range(100)]
+    async with asyncio.timeout(30):
+        while not gate.counted["batch_delay"]:
+            await asyncio.sleep(0.01)
+    gate.end.set()
+    errors = [one for one in await asyncio.gather(*waiting, return_exceptions=True) if isinstance(one, Problem)]
+    assert {(error.status, error.name) for error in errors} == {(503, "overloaded")}
+    pauses = {error.headers["Retry-After"] for error in errors}
+    assert len(pauses) > 1, "they would all come back together"
+    assert pauses <= {"1", "2", "3", "4"}
 
 
-def test_work_whose_client_has_gone_or_waits_no_longer_is_not_begun() -> None:
-    async def test(gate: Gate) -> None:
-        with pytest.raises(ClientGone):
-            await gate.batch("gone", is_gone=lambda: True)
-        with pytest.raises(Problem, match="has passed"):
-            await gate.batch("late", deadline=monotonic() - 1)
-        gate.end.set()
-        assert await gate.batch("next") == "next"
-        assert gate.begun == ["next"]
-        assert gate.counted == {"gone": 1, "deadline": 1}
-
-    measured(test)
+async def test_work_whose_client_has_gone_or_waits_no_longer_is_not_begun(gate: Gate) -> None:
+    with pytest.raises(ClientGone):
+        await gate.batch("gone", is_gone=lambda: True)
+    with pytest.raises(Problem, match="has passed"):
+        await gate.batch("late", deadline=monotonic() - 1)
+    gate.end.set()
+    assert await gate.batch("next") == "next"
+    assert gate.begun == ["next"]
+    assert gate.counted == {"gone": 1, "deadline": 1}
 
 
-def test_a_turn_is_not_lost_with_a_task_that_is_cancelled() -> None:
-    async def test(gate: Gate) -> None:
-        first, second = gate.batch("first"), gate.batch("second")
+async def test_a_turn_is_not_lost_with_a_task_that_is_cancelled(gate: Gate) -> None:
+    first, second = gate.batch("first"), gate.batch("second")
+    await asyncio.sleep(0)
+    second.cancel()
+    first.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+    gate.end.set()
+    assert await gate.batch("third") == "third"
+
+
+async def test_more_of_a_batch_that_has_begun_goes_before_those_that_wait(gate: Gate) -> None:
+    first, second = gate.batch("first"), gate.batch("second")
+    await asyncio.sleep(0)
+    more, dropped = gate.more_of("more"), gate.more_of("dropped")
+    await asyncio.sleep(0)
+    dropped.cancel()
+    gate.end.set()
+    await asyncio.gather(first, second, more)
+    assert gate.begun == ["first", "more", "second"]
+
+
+async def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing(gate: Gate) -> None:
+    for _ in range(5):
+        time.sleep(0.08)  # noqa: ASYNC251 -- the loop is to be late, as if others had the core
         await asyncio.sleep(0)
-        second.cancel()
-        first.cancel()
-        await asyncio.gather(first, second, return_exceptions=True)
-        gate.end.set()
-        assert await gate.batch("third") == "third"
-
-    measured(test)
+    gate.end.set()
+    assert await gate.batch("next") == "next"
+    assert not gate.counted
 
 
-def test_more_of_a_batch_that_has_begun_goes_before_those_that_wait() -> None:
-    async def test(gate: Gate) -> None:
-        first, second = gate.batch("first"), gate.batch("second")
-        await asyncio.sleep(0)
-        more, dropped = gate.more_of("more"), gate.more_of("dropped")
-        await asyncio.sleep(0)
-        dropped.cancel()
-        gate.end.set()
-        await asyncio.gather(first, second, more)
-        assert gate.begun == ["first", "more", "second"]
-
-    measured(test)
-
-
-def work_for(seconds: float) -> None:
-    until_s = thread_time() + seconds
-    while thread_time() < until_s:
-        pass
-
-
-def test_no_batch_begins_while_the_loop_is_late_and_one_begins_afterwards() -> None:
-    async def test(gate: Gate) -> None:
-        work_for(0.2)
-        await asyncio.sleep(0)
-        batch = gate.batch("first")
-        gate.end.set()
-        assert await batch == "first"
-
-    measured(test)
-
-
-def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing() -> None:
-    async def test(gate: Gate) -> None:
-        for _ in range(5):
-            time.sleep(0.08)  # noqa: ASYNC251 -- the loop is to be late, as if others had the core
-            await asyncio.sleep(0)
-        gate.end.set()
-        assert await gate.batch("next") == "next"
-        assert not gate.counted
-
-    measured(test)
-
-
-def test_lists_are_read_for_no_longer_than_their_caller_waits(clock: FakeClock) -> None:
-    async def test() -> None:
-        store = RemoteStore(MemoryStore(clock))
-        await publish(store.inner, "first")
-        async with AsyncExitStack() as stack:
-            reader = await stack.enter_async_context(TieredReader({"far": store}, budget_s=60))
-            await reader.wait_until_ready(WAIT_S)
-            store.delay_s = 120
-            listening = socket.create_server(("127.0.0.1", 0))
-            dispatcher = Dispatcher(reader)
-            server = Server(dispatcher)
-            dispatcher.gate = server.admit
-            stack.push_async_callback(server.shutdown, 1)
-            stack.callback(server.listen(listening, 8).close)
-            session = await stack.enter_async_context(ClientSession(headers={"X-Request-Timeout-Ms": "1000"}))
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/recommendations"
-            async with asyncio.timeout(WAIT_S):
-                async with session.get(f"{url}/1") as response:
-                    assert b'"source":"popular"' in await response.read()
-                async with session.post(url, json={"users": ["1"]}) as response:
-                    assert b'"status":"error"' in await response.read()
-
-    asyncio.run(test())
+async def test_lists_are_read_for_no_longer_than_their_caller_waits() -> None:
+    store = RemoteStore(MemoryStore())
+    await publish(store.inner, "first")
+    async with Pair(TieredReader({"far": store}, budget_s=60)) as pair:
+        store.delay_s = 120
+        headers = "HTTP/1.1\r\nHost: x\r\nX-Request-Timeout-Ms: 1000\r\nContent-Length:"
+        one = f"GET /v1/recommendations/1 {headers} 0\r\n\r\n".encode()
+        many = f'POST /v1/recommendations {headers} 15\r\n\r\n{{"users":["1"]}}'.encode()
+        assert b'"source":"popular"' in await exchange(pair.plain, [one], 0.2)
+        assert b'"status":"error"' in await exchange(pair.plain, [many], 0.2)
 
 
 def answered(service: Service) -> bool:

@@ -1,33 +1,45 @@
-"""One connection in memory: what it counts as a header, and what it does when a request comes behind another."""
+"""Connections in memory: what is a header, what comes behind another request; how aiohttp is used; and the acceptor."""
 
 import asyncio
+import re
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack
+from pathlib import Path
 from time import monotonic
 
+import orjson
 import pytest
+from aiohttp import web
 
+from hotplate.serve import connections
+from hotplate.serve.connections import adapter
 from hotplate.serve.connections.connection import Connection
+from hotplate.serve.connections.listeners import Acceptor
+from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.settings import Limits
+from hotplate.stores import publication
 from hotplate.stores.memory import MemoryStore
-from tests.support.lane import MemoryTransport, Pair
+from hotplate.stores.store import Plan, Row
+from tests.support.lane import MemoryTransport, Pair, connected
 from tests.support.remote import publish
+from tests.support.service import a_list
+from tests.support.stores import as_bodies, batches
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 BODY = b'{"users": ["1"]}' + b" " * 30_000
 POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+# Names that begin with an underscore, of an object other than this one.
+PRIVATE = re.compile(r"(?<!self)(?<!super\(\))\.(_[a-z]\w*)")
 
 
-@asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Connection, MemoryTransport]]:
-    """Give a connection to a server without the lane, and its other end."""
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
     store = MemoryStore()
     await publish(store, "first")
     async with Pair(TieredReader({"store": store})) as pair:
-        connection = Connection(pair.plain, "127.0.0.1", "")
-        transport = MemoryTransport(connection)
-        connection.connection_made(transport)
-        yield connection, transport
+        yield pair
 
 
 async def turns(count: int) -> None:
@@ -35,66 +47,133 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("between", range(12))
-def test_the_body_of_a_request_that_comes_behind_another_is_not_counted_as_a_header(between: int) -> None:
-    async def test() -> None:
-        async with connected() as (connection, transport):
-            transport.feed(GET)
-            transport.feed(POST)
-            await turns(between)
-            transport.feed(BODY[:20_000])
-            transport.feed(BODY[20_000:])
-            for _ in range(500):
-                await asyncio.sleep(0.001)
-                if transport.written.count(b"HTTP/1.1 ") == 2:
-                    break
-            assert b"HTTP/1.1 431 " not in transport.written
-            assert transport.written.count(b"HTTP/1.1 200 ") == 2
-            await turns(10)
-            connection.check(monotonic() + 20)  # more than a header may take, and less than an idle connection may
-            assert b"HTTP/1.1 408 " not in transport.written
-            assert not transport.is_closing()
-
-    asyncio.run(test())
+async def until_answered(transport: MemoryTransport, count: int) -> None:
+    """Wait until so many requests are answered, all of them with 200."""
+    async with asyncio.timeout(60):
+        while transport.written.count(b"HTTP/1.1 ") < count:
+            await asyncio.sleep(0.001)
+    assert transport.written.count(b"HTTP/1.1 200 ") == count
 
 
 @pytest.mark.parametrize("between", range(12))
-def test_a_piece_of_a_body_does_not_make_an_idle_connection_late(between: int) -> None:
-    async def test() -> None:
-        async with connected() as (connection, transport):
-            transport.feed(GET)
-            transport.feed(POST)
-            await turns(between)
-            transport.feed(BODY[:1_000])
-            await turns(2)
-            transport.feed(BODY[1_000:])
-            for _ in range(500):
-                await asyncio.sleep(0.001)
-                if transport.written.count(b"HTTP/1.1 ") == 2:
-                    break
-            await turns(10)
-            connection.check(monotonic() + 20)
-            assert b"HTTP/1.1 408 " not in transport.written
-            assert not transport.is_closing()
-
-    asyncio.run(test())
+@pytest.mark.parametrize(("cut", "pause"), [(20_000, 0), (1_000, 2)], ids=["large pieces", "a small piece first"])
+async def test_the_body_of_a_request_that_comes_behind_another_is_no_header_and_makes_no_idle_connection_late(
+    pair: Pair, between: int, cut: int, pause: int
+) -> None:
+    connection, transport = connected(pair.plain)
+    transport.feed(GET)
+    transport.feed(POST)
+    await turns(between)
+    transport.feed(BODY[:cut])
+    await turns(pause)
+    transport.feed(BODY[cut:])
+    await until_answered(transport, 2)
+    await turns(10)
+    connection.check(monotonic() + 20)  # more than a header may take, and less than an idle connection may
+    assert b"HTTP/1.1 408 " not in transport.written
+    assert not transport.is_closing()
 
 
-def test_the_time_for_a_body_begins_with_the_turn_of_its_request() -> None:
-    async def test() -> None:
-        async with connected() as (connection, transport):
-            transport.feed(GET)
-            connection.since -= 100  # as if its answer had taken long
-            transport.feed(POST)
-            await turns(20)
-            connection.check(monotonic())
-            await turns(10)
-            assert b"HTTP/1.1 408 " not in transport.written
-            transport.feed(BODY)
-            for _ in range(500):
-                await asyncio.sleep(0.001)
-                if transport.written.count(b"HTTP/1.1 200 ") == 2:
-                    break
-            assert transport.written.count(b"HTTP/1.1 200 ") == 2
+async def test_the_time_for_a_body_begins_with_the_turn_of_its_request(pair: Pair) -> None:
+    connection, transport = connected(pair.plain)
+    transport.feed(GET)
+    connection.since -= 100  # as if its answer had taken long
+    transport.feed(POST)
+    await turns(20)
+    connection.check(monotonic())
+    await turns(10)
+    assert b"HTTP/1.1 408 " not in transport.written
+    transport.feed(BODY)
+    await until_answered(transport, 2)
 
-    asyncio.run(test())
+
+async def test_no_request_is_lost_behind_one_that_offers_another_protocol(pair: Pair) -> None:
+    both = GET[:-2] + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n" + GET
+    for cut in range(len(both)):
+        _, transport = connected(pair.lane)
+        for piece in filter(None, (both[:cut], both[cut:])):
+            transport.feed(piece)
+            await turns(100)
+        answers = transport.written.count(b"HTTP/1.1 200 ")
+        assert transport.closed or answers == 2, f"cut at {cut}, {answers} requests of two are answered"
+        transport.close()
+
+
+async def test_of_requests_that_do_not_wait_for_answers_only_some_are_read_ahead(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    transport.feed(GET * 1000)
+    assert not transport.is_reading()
+    transport.feed(GET * 10)
+    await until_answered(transport, 1010)
+    assert transport.is_reading()
+
+
+async def test_the_lists_of_a_batch_count_as_in_flight_while_a_slow_reader_is_sent_them_and_no_longer() -> None:
+    store = MemoryStore()
+    users = [str(n) for n in range(500)]
+    lists = a_list(*(f"{n} {'x' * 100}" for n in range(20)))
+    rows = as_bodies([Row("popular:", lists), *sorted(Row(f"user:{user}", lists) for user in users)])
+    await publication.publish(store, batches(rows, 50), plan=Plan(len(rows), 1_000_000), about={})
+    body = orjson.dumps({"users": users, "n": 20})
+    request = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    least = 20 * 100 * len(users)
+    async with Pair(TieredReader({"store": store}), limits=Limits(bytes_in_flight=least)) as pair:
+        registry = pair.plain.registry
+
+        async def begin() -> tuple[Connection, MemoryTransport]:
+            """Send the batch, and stop to read once its answer begins."""
+            connection, transport = connected(pair.plain)
+            transport.feed(request)
+            while not transport.written:
+                await asyncio.sleep(0)
+            connection.pause_writing()
+            await turns(100)
+            return connection, transport
+
+        connection, transport = await begin()
+        sent = len(transport.written)
+        assert sent < least < registry.bytes_in_flight
+        _, other = await begin()
+        assert other.written.startswith(b"HTTP/1.1 503 ")
+        assert len(transport.written) == sent
+        connection.resume_writing()
+        while not transport.written.endswith(b"\r\n0\r\n\r\n"):
+            await asyncio.sleep(0.001)
+        assert len(transport.written) > least
+        assert registry.bytes_in_flight < least / 100, "they still count though they were taken"
+
+        _, gone = await begin()
+        assert registry.bytes_in_flight > least
+        gone.close()
+        await turns(100)
+        assert registry.bytes_in_flight < least / 100, "they still count though their reader is gone"
+
+
+def test_a_release_of_aiohttp_without_a_name_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter.check_aiohttp()
+    monkeypatch.delattr(web.RequestHandler, "_waiter")
+    with pytest.raises(ServiceMisused, match=r"aiohttp 3\.\S+ lacks _waiter, .*; install the release"):
+        adapter.check_aiohttp()
+
+
+def test_only_one_module_uses_private_names_and_it_checks_those_that_are_aiohttps() -> None:
+    folder = Path(str(connections.__file__)).parent
+    users = {file.name for file in folder.glob("*.py") if PRIVATE.search(file.read_text())}
+    assert users == {"adapter.py"}
+    inherited = set(re.findall(r"self\.(_[a-z]\w*)", (folder / "adapter.py").read_text()))
+    own = {"_header_end", "_linger", "_on_error"}
+    assert inherited - own <= set(adapter.PRIVATE)
+
+
+async def test_what_waits_to_be_accepted_when_the_port_closes_is_taken_and_not_reset() -> None:
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
+        taken = list[socket.socket]()
+        acceptor = Acceptor(listening, lambda accepted, _: taken.append(stack.enter_context(accepted)))
+        address = listening.getsockname()
+        waiting = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
+        acceptor.close()
+        acceptor.close()
+        assert len(taken) == len(waiting)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)

@@ -9,16 +9,16 @@ import fsspec
 import pytest
 
 from hotplate.serve.errors import EventsFailed, ServiceMisused
-from hotplate.serve.events.report import Row, report
+from hotplate.serve.events.report import ListedItems, report
 from hotplate.serve.events.shipment import ship
-from hotplate.stores.event_log import Segment, line_of, segments
+from hotplate.stores.event_log import LogSegment, line_of, segments
 from tests.support.command import failed, hotplate
 from tests.support.event_log import ids, written
 
 
 def segment(folder: Path, *names: str, **more: object) -> None:
     """Write a segment with events of these ids."""
-    made = Segment(folder)
+    made = LogSegment(folder)
     for name in names:
         event = {"id": name, "time": 1.0, "type": "click", "user": "u", "items": ["i"], "role": "live"} | more
         made.append([line_of(json.dumps(event).encode())])
@@ -46,7 +46,7 @@ def test_a_shipment_that_is_killed_anywhere_loses_nothing_and_the_next_one_compl
     source.mkdir()
     segment(source, "a", "b")
     segment(source, "c")
-    left = Segment(source)  # of a worker that was killed
+    left = LogSegment(source)  # of a worker that was killed
     left.append([line_of(b'{"id":"d"}')])
     os.close(left._descriptor)
     fsspec.filesystem("file")  # what is loaded takes no steps
@@ -112,7 +112,7 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     found = report(str(tmp_path))
     assert (found.segments, found.events, found.duplicates, found.damaged) == (6, 6, 1, 0)
     assert found.types == {"impression": 2, "click": 2, "buy": 2}
-    assert found.releases == [Row("r1", "live", "all", 12, 1), Row("r2", "canary", "all", 12, 1)]
+    assert found.releases == [ListedItems("r1", "live", "all", 12, 1), ListedItems("r2", "canary", "all", 12, 1)]
     positions = {(row.release, row.position): (row.impressions, row.clicks) for row in found.by_position}
     assert positions["r1", "2"] == (1, 1)
     assert positions["r2", "more"] == (2, 1)

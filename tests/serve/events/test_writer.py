@@ -1,31 +1,33 @@
-"""The writer: commits are shared, its queue is bounded, and a disk that fails is a refusal and no loss."""
+"""The writer: commits are shared, its queue is bounded; a disk that fails is a refusal, and no kill loses an event."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, web
 
-from hotplate.bench.process import read_metrics
-from hotplate.serve.api.problems import Problem
-from hotplate.serve.events.route import EventsHandler, settled
+from hotplate.serve.api.events import EventsHandler, settled
 from hotplate.serve.events.writer import MAX_QUEUED_BYTES, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
-from hotplate.stores.event_log import line_of, segments
+from hotplate.serve.problems import Problem
+from hotplate.stores.event_log import SegmentReader, line_of, segments
 from tests.support.event_log import body, ids, written
-from tests.support.service import publish_lists, running, running_app
+from tests.support.limited_service import counted
+from tests.support.property import depths
+from tests.support.service import Service, publish_lists, running, running_app, until
 from tests.support.small_disk import small_disk
 
 MB = 1 << 20
+CALLERS = 4
+EVENTS = 5
 AS_JSON = {"Content_Type": "application/json"}
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk", MB) as place:
-        yield place
 
 
 async def test_what_waits_at_once_is_committed_at_once_and_all_that_waits_at_a_stop(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_di
         writer._queued_bytes = MAX_QUEUED_BYTES
         assert await report("full") == (503, True, "more events come than can be written; these were not")
         writer._queued_bytes = 0
-        monkeypatch.setattr("hotplate.serve.events.route.COMMIT_S", 0)
+        monkeypatch.setattr("hotplate.serve.api.events.COMMIT_S", 0)
         status, retries, said = await report("late")
         assert (status, retries) == (503, True)
         assert "they may be" in said
@@ -104,11 +106,10 @@ async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_di
     assert counts == {"durable": 1, "queue_full": 1, "disk_failed": 0, "late": 1}
 
 
-def test_on_a_full_disk_events_are_refused_lists_are_answered_and_it_goes_on_by_itself(
-    tmp_path: Path, disk: Path
-) -> None:
+def test_on_a_full_disk_events_are_refused_lists_are_answered_and_it_goes_on_by_itself(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {}))
-    with running(tmp_path / "store", "--events", str(disk / "log")) as service:
+    disk = tmp_path / "disk"
+    with small_disk(disk, MB), running(tmp_path / "store", "--events", str(disk / "log")) as service:
         assert service.request("POST", "/v1/events", body("before"), **AS_JSON).status == 200
         with (disk / "filler").open("ab", buffering=0) as file, suppress(OSError):
             while True:
@@ -118,10 +119,61 @@ def test_on_a_full_disk_events_are_refused_lists_are_answered_and_it_goes_on_by_
             assert (refused.status, refused.headers["retry-after"]) == (503, "10")
             assert refused.json["type"] == "urn:hotplate:problem:events-not-written"
         assert service.get("/v1/popular").status == 200
-        failed = read_metrics(f"{service.admin_url}/metrics", "hotplate_events_total", outcome="disk_failed")
-        assert sum(failed) == 1500
+        assert counted(service, "hotplate_events_total", outcome="disk_failed") == 1500
         (disk / "filler").unlink()
         assert service.request("POST", "/v1/events", body("after"), **AS_JSON).status == 200
         log = service.log.read_text()
         assert (log.count("events cannot be written"), log.count("are written to")) == (1, 1)
-    assert ids(disk / "log") == {"before", "after"}
+        assert ids(disk / "log") == {"before", "after"}
+
+
+def report(service: Service, caller: int, durable: set[str], over: threading.Event) -> None:
+    """Report events until it is over; remember those that were answered."""
+    for request in count():
+        if over.is_set():
+            return
+        sent = [f"{caller}-{request}-{number}" for number in range(EVENTS)]
+        try:
+            answer = service.request("POST", "/v1/events", body(*sent), Content_Type="application/json")
+        except OSError:  # the worker was killed, and nobody knows
+            time.sleep(0.01)
+            continue
+        if answer.status == 200:
+            durable.update(sent)
+
+
+@depths(2, 10)
+def test_nothing_that_was_answered_is_lost_by_kills(tmp_path: Path, examples: int) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", {}))
+    over, durable = threading.Event(), [set[str]() for _ in range(CALLERS)]
+
+    def wait_for_more() -> None:
+        """Wait until more has been answered than before."""
+        before = sum(map(len, durable))
+        until(lambda: sum(map(len, durable)) >= before + 10 * EVENTS)
+
+    with running(tmp_path / "store", "--events", str(tmp_path / "log")) as service:
+        callers = [
+            threading.Thread(target=report, args=(service, number, durable[number], over)) for number in range(CALLERS)
+        ]
+        for caller in callers:
+            caller.start()
+        try:
+            for _ in range(examples):
+                wait_for_more()
+                for worker in service.workers():
+                    os.kill(worker, signal.SIGKILL)
+            wait_for_more()
+        finally:
+            over.set()
+            for caller in callers:
+                caller.join()
+        assert service.stop() == 0
+        assert service.log.read_text().count("was killed; its events are kept") == examples
+    assert set().union(*durable) <= ids(tmp_path / "log")
+    closed = segments(tmp_path / "log")
+    assert len(closed) == len(list((tmp_path / "log").iterdir())) == examples + 1
+    for path in closed:
+        reader = SegmentReader(path.read_bytes())
+        assert list(reader)
+        assert (reader.damaged, reader.whole_bytes) == (0, path.stat().st_size)

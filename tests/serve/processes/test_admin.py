@@ -1,25 +1,22 @@
 """The admin listener: what operators read of all workers, what they may change, and who is refused."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.serve.metrics import METHODS
-from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))
-    return tmp_path / "store"
+from hotplate.serve.processes.admin import next_step
+from hotplate.stores.catalogue import Canary, Catalogue, Release, ReleaseId, State
+from tests.support.limited_service import samples
+from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, refused_by, running, until
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +38,9 @@ def service(store: Path, releases: list[str]) -> Iterator[Service]:
         yield service
 
 
-def until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def metric(service: Service, name: str, **labels: str) -> dict[str, float]:
     """Return a metric's value by worker."""
-    text = service.admin("/metrics").body.decode()
-    return {
-        sample.labels["worker"]: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    }
+    return {one.labels["worker"]: one.value for one in samples(service, name, **labels)}
 
 
 def test_operators_read_what_each_worker_serves(service: Service, releases: list[str]) -> None:
@@ -99,13 +83,7 @@ def test_methods_that_nobody_knows_add_no_series(service: Service) -> None:
     for method, status in refused.items():
         assert service.request(method, "/v1/popular").status == status
     text = service.admin("/metrics").body.decode()
-    methods = {
-        sample.labels["method"]
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if "method" in sample.labels
-    }
-    assert methods <= {*METHODS}
+    assert {one.labels["method"] for one in samples(service) if "method" in one.labels} <= {*METHODS}
     assert 'code="405",method="other",route="/v1/popular"' in text
     assert 'code="400",method="other",route="other"' in text
 
@@ -127,7 +105,7 @@ def test_a_worker_that_is_stuck_cannot_hide(folder: Path) -> None:
         until(lambda: metric(service, "hotplate_worker_up") == {"0": 1.0, "1": 1.0})
 
 
-def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_of_each_worker(folder: Path) -> None:
+def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_and_the_service_goes_on_serving(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
         record = folder / "catalogue.json"
@@ -139,21 +117,14 @@ def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_of_each_worker
 
         replace(b"{")
         until(lambda: min(metric(service, "hotplate_catalogue_age_seconds").values()) > 3)
-        until(lambda: set(metric(service, "hotplate_degraded").values()) == {1.0})
+        until(lambda: metric(service, "hotplate_degraded") == {"0": 1.0, "1": 1.0})
+        ready = service.get("/readyz")
+        assert (ready.status, ready.json["status"]) == (200, "degraded")
+        assert service.get("/v1/recommendations/42").json["source"] == "personal"
         replace(good)
         until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
-
-
-def test_an_admin_process_that_dies_is_replaced_and_no_worker_notices(folder: Path) -> None:
-    with running(folder) as service:
-        workers = service.workers()
-        (admin,) = set(service.processes()) - set(workers)
-        os.kill(admin, signal.SIGKILL)
-        until(lambda: len(set(service.processes()) - {admin}) == 2)
-        assert service.admin("/livez").status == 200  # waited for it in the queue of the listener
-        assert service.workers() == workers
-        assert "admin process ended with -9" in service.log.read_text()
-        assert service.stop() == 0
+        until(lambda: [service.get("/readyz").json["status"] for _ in range(10)] == ["ready"] * 10)
+        assert service.log.read_text().count('"level":"warning"') == 2  # one of each worker
 
 
 def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: Service, releases: list[str]) -> None:
@@ -210,6 +181,117 @@ def test_a_rollback_that_names_what_it_leaves_may_be_repeated(service: Service, 
     (tier,) = service.admin("/v1/releases").json["tiers"]
     assert tier["live"] == first
     service.admin(f"/v1/releases/{second}/activate", "POST")
+
+
+def test_a_release_that_gates_refused_is_shown_and_goes_live_only_if_that_is_forced(tmp_path: Path) -> None:
+    asyncio.run(publish_lists(tmp_path, {"user:42": a_list("a")}))
+    bad = asyncio.run(publish_lists(tmp_path, {"user:42": a_list("z")}, live=False, about=refused_by("ndcg")))
+    with running(tmp_path, "--admin-store", f"file://{tmp_path}") as service:
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        assert [entry["refused_by"] for entry in tier["releases"]] == [[], ["ndcg"]]
+        assert tier["next"] == f"Release {bad} was refused by ndcg; train again, or activate it all the same."
+        paths = (f"{bad}/canary?percent=5&force=", "canary/promote?force=", f"{bad}/activate?force=")
+        for path, status in zip(paths, (409, 404, 409), strict=True):
+            assert service.admin(f"/v1/releases/{path}false", "POST").status == status
+        assert "refused by ndcg" in service.admin(f"/v1/releases/{bad}/activate", "POST").json["detail"]
+        assert service.admin(f"/v1/releases/{bad}/activate?force=yes", "POST").status == 400
+        for path in paths[:2]:
+            assert service.admin(f"/v1/releases/{path}true", "POST").status == 200
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        assert tier["live"] == bad
+
+
+def test_that_a_canary_was_stopped_and_why_is_seen_after_a_restart_too(tmp_path: Path) -> None:
+    users = [f"user:{n}" for n in range(200)]
+    live = asyncio.run(publish_lists(tmp_path, dict.fromkeys(users, a_list("a"))))
+    canary = asyncio.run(publish_lists(tmp_path, {"item:a": a_list("b")}, live=False))
+
+    def marked(service: Service) -> str:
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        found: str = next(entry["canary_stopped"] for entry in tier["releases"] if entry["release"] == canary)
+        return found
+
+    body = json.dumps({"users": [user.removeprefix("user:") for user in users]}).encode()
+    options = ("--workers", "2", "--admin-store", f"file://{tmp_path}")
+    with running(tmp_path, *options) as service:
+        service.admin(f"/v1/releases/{canary}/canary?percent=90", "POST")
+        until(lambda: b'"canary":true' in service.request("POST", "/v1/recommendations", body).body)
+        until(lambda: marked(service))
+        finding = marked(service)
+        assert "got the popular list" in finding
+    with running(tmp_path, *options) as service:
+        answer = service.request("POST", "/v1/recommendations", body)
+        assert {one["release"] for one in answer.json["results"]} == {live}
+        (shown,) = {each["finding"] for each in stopped_canaries(service)}
+        assert shown == marked(service) == finding
+        service.admin("/v1/releases/canary/abort", "POST")
+        until(lambda: not stopped_canaries(service))
+        assert marked(service) == finding
+
+
+def stopped_canaries(service: Service) -> list[dict[str, str]]:
+    tiers = [tier for worker in service.states() for tier in worker["tiers"]]
+    return [tier["canary_stopped"] for tier in tiers if "canary_stopped" in tier]
+
+
+def entry(release: str, state: State, at: float, **more: Any) -> Release:  # noqa: ANN401 -- any of its fields
+    return Release(ReleaseId(release), f"of-{release}", state, at, **more)
+
+
+OLD, NEW_LIVE = entry("old", State.LIVE, 1), entry("new", State.LIVE, 2)
+
+
+@pytest.mark.parametrize(
+    ("releases", "sentence"),
+    [
+        ((), "Nothing is published yet: train a model and publish it."),
+        ((entry("gone", State.DROPPING, 1),), "Nothing is published yet: train a model and publish it."),
+        ((OLD, entry("new", State.DRAFT, 2, lease_until=11)), "Release new is being written."),
+        (
+            (OLD, entry("new", State.DRAFT, 2, lease_until=10)),
+            "Release new was begun and not finished: publish again, or continue it with --resume new.",
+        ),
+        ((NEW_LIVE, entry("old", State.SUPERSEDED, 1)), "The newest release, new, is live."),
+        (
+            (OLD, entry("new", State.READY, 2, refused_by=("ndcg", "coverage"))),
+            "Release new was refused by ndcg, coverage; train again, or activate it all the same.",
+        ),
+        (
+            (OLD, entry("new", State.READY, 2, canary_stopped="it has fewer clicks")),
+            "Release new was stopped as a canary: it has fewer clicks; train again, or activate it all the same.",
+        ),
+        ((OLD, entry("new", State.READY, 2)), "Release new is ready: start a canary, or activate it."),
+        ((entry("new", State.READY, 2),), "Release new is ready, and nothing is live: activate it."),
+        (
+            (entry("new", State.WITHDRAWN, 2), OLD),
+            "old is live, and the newer release new is withdrawn: train again, or activate that.",
+        ),
+    ],
+)
+def test_what_is_next_is_said_in_a_sentence(releases: tuple[Release, ...], sentence: str) -> None:
+    assert next_step(Catalogue(releases=releases, now=10.0), {"new": "it was worse as a canary"}) == sentence
+
+
+@pytest.mark.parametrize(
+    ("findings", "sentence"),
+    [
+        (
+            {"other": "it was worse"},
+            (
+                "Release new is the canary, to be seen by 2.5 % of the users: it is judged from 100 lookups on, and "
+                "by clicks after 10 minutes, if events come in; then promote or abort it."
+            ),
+        ),
+        (
+            {"new": "its lists have fewer clicks"},
+            "Abort the canary new, which this service does not use any more: its lists have fewer clicks.",
+        ),
+    ],
+)
+def test_while_a_canary_runs_what_is_next_is_its_end(findings: dict[str, str], sentence: str) -> None:
+    releases = OLD, entry("new", State.READY, 2), entry("newer", State.READY, 3)
+    found = Catalogue(releases=releases, canary=Canary(ReleaseId("new"), 2.5, salt="new"))
+    assert next_step(found, findings) == sentence
 
 
 @pytest.mark.parametrize(
@@ -270,30 +352,22 @@ def test_a_page_of_another_site_changes_nothing(service: Service, releases: list
         (("--admin-host", "192.0.2.1"), "give --admin-host an address of this machine"),
         (("--health-port", "{taken}"), "choose another with --health-port or HOTPLATE_HEALTH_PORT"),
         (("--admin-store", "nosuch://x"), "nosuch"),
+        (("--host", "0.0.0.0"), "0.0.0.0 can be reached from other machines"),
+        (("--keys", "{folder}/none"), "none cannot be read"),
+        (("--deny-list", "{folder}/none"), "cannot be read: No such file"),
+        (("--deny-list", "{folder}/catalogue.json"), "line 1 is not an entry"),
+        (("--cors-origin", "*"), "'*' is not an origin"),
+        (("--tls-cert", "server.pem"), "both --tls-cert"),
     ],
 )
-def test_an_admin_listener_that_cannot_be_is_one_sentence(folder: Path, options: list[str], sentence: str) -> None:
+def test_a_service_that_cannot_start_says_why_in_one_sentence(
+    folder: Path, options: tuple[str, ...], sentence: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        given = [option.replace("{taken}", port) for option in options]
-        done = subprocess.run(
-            [
-                *LAUNCHER,
-                "--port",
-                "0",
-                "--admin-port",
-                "0",
-                "--health-port",
-                "0",
-                "--store",
-                f"file://{folder}",
-                *given,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        given = [option.format(taken=port, folder=folder) for option in options]
+        command = [*LAUNCHER, *DEFAULTS, "--store", f"file://{folder}", *given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in {1, 2}
     assert sentence in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -1,29 +1,20 @@
 """Connections to the admin listener: strangers who hold many of them open keep no operator out."""
 
-import asyncio
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
 
 from hotplate.serve.access.keys import create
-from tests.support.limited_service import WAIT_S, limited, until
+from tests.support.limited_service import WAIT_S, limited
 from tests.support.redis_server import certify
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import Service, running, status_of, until
 
 MOST = 64
 SHARE = 16
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("connections") / "store"
-    asyncio.run(publish_lists(folder, {"user:42": a_list("a")}))
-    return folder
 
 
 @contextmanager
@@ -40,16 +31,9 @@ def held(
         yield opened
 
 
-def status(service: Service, path: str = "/metrics") -> int:
+def status(service: Service) -> int:
     """Return the status that an operator gets over a connection of their own; 0 if it is cut."""
-    connection = HTTPConnection("127.0.0.1", service.admin_port, timeout=WAIT_S)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, HTTPException):
-        return 0
-    finally:
-        connection.close()
+    return status_of(service.admin_port, "/metrics")
 
 
 def are_open(connections: Sequence[socket.socket]) -> list[bool]:
@@ -73,22 +57,22 @@ def gave_way(connections: Sequence[socket.socket]) -> int:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HT", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-def test_an_operator_gets_in_beside_as_many_connections_as_there_may_be(store: Path, sent: bytes) -> None:
-    with limited(store, header_s=600) as service, held(service, MOST, sent):
+def test_an_operator_gets_in_beside_as_many_connections_as_there_may_be(folder: Path, sent: bytes) -> None:
+    with limited(folder, header_s=600) as service, held(service, MOST, sent):
         # The first may come while all that was sent is being answered.
         until(lambda: {status(service) for _ in range(5)} == {200}, "no operator gets in")
 
 
-def test_an_address_has_a_share_and_takes_none_of_anothers(store: Path) -> None:
-    with limited(store, header_s=600) as service, held(service, SHARE, source="127.0.0.2") as others:
+def test_an_address_has_a_share_and_takes_none_of_anothers(folder: Path) -> None:
+    with limited(folder, header_s=600) as service, held(service, SHARE, source="127.0.0.2") as others:
         assert status(service) == 200
         with held(service, SHARE + 4) as own:
             until(lambda: gave_way(own) in {4, 5}, "the oldest do not give way")  # the operator's may count still
             assert all(are_open(others))
 
 
-def test_all_addresses_together_leave_room_for_one_more(store: Path) -> None:
-    with limited(store, header_s=600) as service, ExitStack() as stack:
+def test_all_addresses_together_leave_room_for_one_more(folder: Path) -> None:
+    with limited(folder, header_s=600) as service, ExitStack() as stack:
         opened = [
             one
             for number in range(5)
@@ -98,20 +82,20 @@ def test_all_addresses_together_leave_room_for_one_more(store: Path) -> None:
         assert status(service) == 200
 
 
-def test_what_never_sends_a_byte_is_closed_as_soon_as_a_late_header_is(store: Path) -> None:
-    with limited(store, header_s=1.0) as service, held(service, 1) as silent:
+def test_what_never_sends_a_byte_is_closed_as_soon_as_a_late_header_is(folder: Path) -> None:
+    with limited(folder, header_s=1.0) as service, held(service, 1) as silent:
         assert status(service) == 200
         until(lambda: are_open(silent) == [False], "it is still open")
 
 
-def test_handshakes_that_never_end_keep_no_operator_out(store: Path, tmp_path: Path) -> None:
+def test_handshakes_that_never_end_keep_no_operator_out(folder: Path, tmp_path: Path) -> None:
     certify(tmp_path)
     key = create(tmp_path / "keys.json", "operator", ["admin"]).key
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     options = ("--admin-host", "0.0.0.0", "--keys", str(tmp_path / "keys.json"))
     tls = ("--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"))
-    with running(store, *options, *tls) as service, held(service, MOST):
+    with running(folder, *options, *tls) as service, held(service, MOST):
         for _ in range(3):
             raw = socket.create_connection(("127.0.0.1", service.admin_port), WAIT_S)
             try:

@@ -6,51 +6,26 @@ import selectors
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from hotplate.serve.access.keys import create
+from hotplate.serve.processes.health import LOOK_S, START_S, HealthListener, Heartbeats
+from hotplate.serve.states import SharedStates, WorkerState
+from tests.support.clock import FakeClock
 from tests.support.limited_service import limited
 from tests.support.redis_server import certify
-from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running
+from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running, status_of, until
 
 PATHS = ("/livez", "/readyz", "/health/live", "/health/ready")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tmp_path_factory.mktemp("health") / "store"
-    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
-    return store
-
-
-def until(is_so: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline, f"in 60 s, {what}"
-        time.sleep(0.05)
-
-
-def port_of_probes(service: Service) -> int:
-    """Return where a probe goes, which is the port of the workers as long as there is no other."""
-    return getattr(service, "health_port", service.port)
-
-
 def probe(service: Service, path: str, method: str = "GET") -> int:
     """Return the status that a probe is answered with; 0 for no answer within its time."""
-    connection = HTTPConnection("127.0.0.1", port_of_probes(service), timeout=2)
-    try:
-        connection.request(method, path)
-        return connection.getresponse().status
-    except OSError:
-        return 0
-    finally:
-        connection.close()
+    return status_of(service.health_port, path, method, timeout_s=2)
 
 
 def test_a_worker_that_hangs_shows_and_one_of_two_that_hangs_does_not_end_the_service(folder: Path) -> None:
@@ -93,7 +68,7 @@ def test_a_service_with_all_of_its_connections_taken_and_one_with_silent_probes_
 ) -> None:
     with limited(folder, connections=4) as service, ExitStack() as stack:
         until(lambda: probe(service, "/readyz") == 200, "it is not ready")
-        for port in [service.port] * 4 + [port_of_probes(service)] * 40:
+        for port in [service.port] * 4 + [service.health_port] * 40:
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         for _ in range(10):
             assert probe(service, "/livez") == probe(service, "/readyz") == 200
@@ -103,8 +78,14 @@ def test_a_service_without_a_release_lives_and_is_ready_only_once_there_is_one(t
     with running(tmp_path / "store", "--workers", "2") as service:
         for _ in range(10):
             assert (probe(service, "/livez"), probe(service, "/readyz")) == (200, 503)
+        answer = service.get("/v1/recommendations/42")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert "hotplate publish" in answer.json["detail"]
+        assert (service.get("/livez").status, service.get("/readyz").status) == (200, 503)
         asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))
         until(lambda: probe(service, "/readyz") == 200, "it is not ready")
+        until(service.is_ready)
+        assert service.get("/v1/recommendations/42").json["source"] == "personal"
 
 
 @contextmanager
@@ -122,16 +103,18 @@ def test_a_service_that_drains_lives_and_is_not_ready_whichever_signal_told_it(
     folder: Path, number: signal.Signals
 ) -> None:
     # Tests that run under nohup would have the service ignore SIGHUP, too.
-    with taken(number), running(folder, "--drain-delay", "600") as service:
-        until(lambda: probe(service, "/readyz") == 200, "it is not ready")
+    with taken(number), running(folder, "--workers", "2", "--drain-delay", "600") as service:
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
         service.process.send_signal(number)
-        until(lambda: probe(service, "/readyz") != 200, "it does not drain")
+        until(lambda: [state["status"] for state in service.states()] == ["draining"] * 2, "it does not drain")
+        until(lambda: probe(service, "/readyz") != 200, "probes do not say so")
         assert (probe(service, "/livez"), probe(service, "/readyz")) == (200, 503), service.process.poll()
-
-        def is_told() -> bool:
-            return service.get("/v1/recommendations/42").headers.get("connection") == "close"
-
-        until(is_told, "its workers do not end connections")
+        for _ in range(20):
+            ready = service.get("/readyz")
+            assert (ready.status, ready.json) == (503, {"status": "draining"})
+            answer = service.get("/v1/recommendations/42")
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert (service.get("/livez").status, service.admin("/readyz").status) == (200, 503)
         service.process.send_signal(signal.SIGINT)
         service.process.wait(60)
 
@@ -196,21 +179,8 @@ def test_an_admin_process_that_is_stuck_is_replaced(folder: Path) -> None:
         assert service.workers() == workers
 
 
-class Clock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_silence_counts_only_while_the_parent_listens() -> None:
-    from hotplate.serve.processes.health import LOOK_S, START_S, Heartbeats  # noqa: PLC0415 -- later than what it is compared with
-    from hotplate.serve.processes.states import SharedStates, WorkerState  # noqa: PLC0415 -- as above
-
-    states, clock = SharedStates(2, 1), Clock()
+def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
+    states = SharedStates(2, 1)
     heartbeats = Heartbeats(states, clock)
 
     def is_any_alive() -> bool:
@@ -246,10 +216,8 @@ def test_silence_counts_only_while_the_parent_listens() -> None:
 
 
 @contextmanager
-def listening(clock: Clock) -> Iterator[tuple[int, Callable[[], None]]]:
+def listening(clock: FakeClock) -> Iterator[tuple[int, Callable[[], None]]]:
     """Listen on any free port until the block ends; yield that, and what answers all that has come until now."""
-    from hotplate.serve.processes.health import HealthListener  # noqa: PLC0415 -- as above
-
     with selectors.PollSelector() as selector, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         health = HealthListener(listener, selector, {"/livez": lambda: (200, "alive")}, clock)
@@ -285,15 +253,14 @@ def connect(port: int, sent: bytes) -> socket.socket:
     ],
 )
 def test_whatever_is_sent_gets_one_answer_and_the_end(sent: bytes, status: int) -> None:
-    with listening(Clock()) as (port, answer), connect(port, sent) as connection:
+    with listening(FakeClock()) as (port, answer), connect(port, sent) as connection:
         answer()
         received = connection.recv(65_536)
         assert received.startswith(b"HTTP/1.1 %d " % status)
         assert b"Connection: close" in received
 
 
-def test_a_request_may_come_in_pieces_but_not_for_ever_and_the_oldest_of_many_gives_way() -> None:
-    clock = Clock()
+def test_a_request_may_come_in_pieces_but_not_for_ever_and_the_oldest_of_many_gives_way(clock: FakeClock) -> None:
     with listening(clock) as (port, answer), ExitStack() as stack:
         slow = stack.enter_context(connect(port, b"GET /li"))
         answer()

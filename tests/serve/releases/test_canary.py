@@ -3,26 +3,35 @@
 import asyncio
 import json
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 
+import numpy as np
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import CANARY, LIVE, Metrics
-from hotplate.serve.processes.exposition import Exposition
-from hotplate.serve.processes.states import Reporter
+from hotplate.serve.metrics import CANARY, CLICK, IMPRESSION, LIVE, Metrics, ReleaseRole
+from hotplate.serve.processes.canary_watch import watch
 from hotplate.serve.reader import EncodedList, TieredReader
-from hotplate.serve.releases.canary import MIN_LOOKUPS, Counts, ServedCanary, worse
-from hotplate.serve.releases.canary_watch import watch
+from hotplate.serve.releases.canary import (
+    MIN_LOOKUPS,
+    BothCounts,
+    ReleaseCounts,
+    ServedCanary,
+    click_change,
+    fewer_clicks,
+    worse,
+)
 from hotplate.serve.releases.follower import CANARY_S
+from hotplate.serve.states import Reporter, SharedStates
+from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import GRACE_S, Canary, ReleaseId
+from hotplate.stores.catalogue import GRACE_S, Canary, Release, ReleaseId, stop_canary
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.memory import MemoryStore
@@ -30,6 +39,7 @@ from hotplate.stores.transfer import copy
 from tests.support.clock import FakeClock
 from tests.support.lane import Pair, exchange
 from tests.support.remote import RemoteStore, publish
+from tests.support.service import running_app
 from tests.support.stores import ref_of
 from tests.support.virtual import virtual
 
@@ -138,11 +148,11 @@ async def test_a_canary_that_cannot_be_loaded_leaves_all_users_with_the_live_rel
     async with TieredReader({"tier": memory}) as reader:
         await reader.wait_until_ready(5)
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
-        assert "cannot be loaded" in reader.tiers[0].follower.warnings[0]
+        assert "cannot be loaded" in reader.tiers[0].follower.findings[0].sentence
         memory._releases[ref.incarnation] = kept
         await asyncio.sleep(2 * CANARY_S)
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, canary}
-        assert reader.tiers[0].follower.warnings == []
+        assert reader.tiers[0].follower.findings == []
 
 
 @virtual
@@ -167,7 +177,7 @@ async def test_a_process_stops_using_a_canary_that_is_worse_until_another_one_is
         assert tier.follower.canary is None
         await life.abort(memory)
         await tier.follower.refresh()
-        assert tier.follower.warnings == []
+        assert tier.follower.findings == []
         good = await publish(memory, "good", live=False, users=range(USERS))
         await life.start_canary(memory, good, 50)
         await tier.follower.refresh()
@@ -177,21 +187,101 @@ async def test_a_process_stops_using_a_canary_that_is_worse_until_another_one_is
 @pytest.mark.parametrize(
     ("live", "canary", "finding"),
     [
-        (Counts(900, 100, 0), Counts(90, 10, 0), None),
-        (Counts(900, 100, 0), Counts(60, 40, 0), "popular list"),
-        (Counts(900, 100, 0), Counts(30, 30, 0), None),
-        (Counts(1000, 0, 0), Counts(80, 0, 20), "not be read"),
-        (Counts(700, 0, 300), Counts(70, 0, 30), None),
-        (Counts(10**6, 0, 0), Counts(10**6 * 0.96, 10**6 * 0.04, 0), None),
-        (Counts(0, 0, 0), Counts(0, MIN_LOOKUPS, 0), None),
-        (Counts(0, 10**6, 0), Counts(10**6, 0, 0), None),
+        (ReleaseCounts(900, 100, 0), ReleaseCounts(90, 10, 0), None),
+        (ReleaseCounts(900, 100, 0), ReleaseCounts(60, 40, 0), "popular list"),
+        (ReleaseCounts(900, 100, 0), ReleaseCounts(30, 30, 0), None),
+        (ReleaseCounts(1000, 0, 0), ReleaseCounts(80, 0, 20), "not be read"),
+        (ReleaseCounts(700, 0, 300), ReleaseCounts(70, 0, 30), None),
+        (ReleaseCounts(10**6, 0, 0), ReleaseCounts(10**6 * 0.96, 10**6 * 0.04, 0), None),
+        (ReleaseCounts(0, 0, 0), ReleaseCounts(0, MIN_LOOKUPS, 0), None),
+        (ReleaseCounts(0, 10**6, 0), ReleaseCounts(10**6, 0, 0), None),
     ],
 )
 def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
-    live: Counts, canary: Counts, finding: str | None
+    live: ReleaseCounts, canary: ReleaseCounts, finding: str | None
 ) -> None:
     found = worse(live, canary)
     assert (found is None) if finding is None else (found is not None and finding in found)
+
+
+def clicked(rng: np.random.Generator, looks: int, canary_rate: float) -> Iterator[BothCounts]:
+    """Yield what is counted by each look: 5 % of the lists are the canary's, and a live list gets 0.05 clicks."""
+    shown = np.cumsum(rng.poisson((9_500, 500), (looks, 2)), axis=0)
+    clicks = np.cumsum(rng.poisson((9_500 * 0.05, 500 * canary_rate), (looks, 2)), axis=0)
+    for (live, canary), (of_live, of_canary) in zip(shown.tolist(), clicks.tolist(), strict=True):
+        yield BothCounts(ReleaseCounts(shown=live, clicks=of_live), ReleaseCounts(shown=canary, clicks=of_canary))
+
+
+def test_looking_every_second_does_not_make_chance_look_like_a_result() -> None:
+    rng, wrong, canaries = np.random.default_rng(1), 0, 200
+    for _ in range(canaries):
+        bounds = [found for counts in clicked(rng, 600, 0.05) if (found := click_change(counts, 0.05))]
+        assert bounds
+        wrong += any(low > 0 or high < 0 for low, high in bounds)
+    assert wrong <= 0.05 * canaries
+
+
+@pytest.mark.parametrize(("rate", "finding"), [(0.04, "fewer clicks"), (0.0, "fewer clicks"), (0.05, ""), (0.07, "")])
+def test_a_canary_that_gets_fewer_clicks_is_found(rate: float, finding: str) -> None:
+    found = {fewer_clicks(counts) for counts in clicked(np.random.default_rng(2), 300, rate)} - {None}
+    assert bool(found) is bool(finding)
+    assert all(finding in str(one) for one in found)
+
+
+@pytest.mark.parametrize("shown", [0, 10**6])
+def test_clicks_say_nothing_if_no_lists_are_reported_or_of_one_release_only(shown: int) -> None:
+    live = ReleaseCounts(shown=shown, clicks=10**5)
+    assert click_change(BothCounts(live, ReleaseCounts(clicks=10**5)), 0.05) is None
+    assert click_change(BothCounts(ReleaseCounts(clicks=10**5), live), 0.05) is None
+
+
+async def test_clicks_that_come_later_than_their_lists_stop_no_good_canary(memory: MemoryStore) -> None:
+    _, canary = await with_canary(memory)
+    async with TieredReader({"tier": memory}) as reader:
+        await reader.wait_until_ready(5)
+        found = reader.tiers[0].follower.canary
+        assert found is not None
+        shares, lists = [0.05] * 1_200 + [0.5] * 3_600, np.zeros((4_800, 2))
+        for second, share in enumerate(shares):
+            lists[second] = 1_000 * (1 - share), 1_000 * share
+        clicks = 0.05 * np.vstack([np.full((30, 2), (1_000, 0)), lists[:-30]])  # a half minute later
+        counted = [
+            BothCounts(*(ReleaseCounts(shown=shown, clicks=of_it) for shown, of_it in zip(*both, strict=True)))
+            for both in zip(lists.cumsum(axis=0).tolist(), clicks.cumsum(axis=0).tolist(), strict=True)
+        ]
+        for begins, ends in ((0, 1_200), (1_200, 4_800)):  # the start, and a change of the share
+            judged = ServedCanary(found.record, found.served, begins, counted[begins])
+            assert judged.click_rates(counted[begins + 1]) == (0, 0, 0, 0, None, None)
+            assert {judged.judge(now, counted[now]) for now in range(begins, ends)} == {None}, canary
+            assert judged.click_rates(counted[ends - 1]).low is not None
+
+
+async def test_a_canary_that_gets_fewer_clicks_is_not_used_any_more(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotplate.serve.releases.canary.SETTLE_S", 0.0)
+    live, canary = await with_canary(memory)
+    metrics = Metrics(1, ("tier",))
+    metrics.count_listed(CLICK, CANARY, 1, 5_000)  # of a canary before this one
+    async with TieredReader({"tier": memory}, metrics=metrics) as reader:
+        await reader.wait_until_ready(5)
+        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, canary}
+        both: tuple[tuple[ReleaseRole, int], ...] = ((LIVE, 500), (CANARY, 300))
+        for role, clicks in both:
+            for _ in range(10_000):
+                metrics.count_listed(IMPRESSION, role, 1, 10)
+            metrics.count_listed(CLICK, role, 3, clicks)
+        reporter = Reporter(reader.tiers)
+        (tier,) = reporter.state().tiers
+        assert tier.canary_clicks is not None
+        assert tier.canary_clicks[:4] == (10_000, 500, 10_000, 300)
+        text = Exposition(metrics, lambda: [reporter.state()]).text().decode()
+        assert 'hotplate_canary_click_change{bound="low",store="tier",worker="0"} -0.' in text
+        await asyncio.sleep(2 * CANARY_S)
+        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
+        (tier,) = reporter.state().tiers
+        assert tier.canary_stopped is not None
+        assert "300 clicks in 10,000 lists, and the live release 500 clicks" in tier.canary_stopped.finding
 
 
 def request_of(path: str, *headers: str) -> bytes:
@@ -210,10 +300,10 @@ async def test_the_fast_lane_and_aiohttp_say_alike_which_release_is_the_canary(
         chosen = set(of_canary(reader))
         for name in (*NAMES, "nobody", "somebody"):
             request = request_of(f"/v1/recommendations/{name}?n=1")
-            assert await pair.differ(request) is None
+            await pair.check(request)
             head, _, body = (await exchange(pair.lane, (request,))).partition(b"\r\n\r\n")
             tag = next(line for line in head.decode().split("\r\n") if line.startswith("ETag: "))[6:]
-            assert await pair.differ(request_of(f"/v1/recommendations/{name}?n=1", f"If-None-Match: {tag}")) is None
+            await pair.check(request_of(f"/v1/recommendations/{name}?n=1", f"If-None-Match: {tag}"))
             if name in chosen:
                 assert f"X-Hotplate-Release: {canary}\r\nX-Hotplate-Canary: {canary}\r\n" in head.decode()
                 assert b'"release":"%b","canary":true,' % canary.encode() in body
@@ -221,12 +311,12 @@ async def test_the_fast_lane_and_aiohttp_say_alike_which_release_is_the_canary(
                 assert f"X-Hotplate-Release: {live}\r\n" in head.decode()
                 assert b"anary" not in head + body.partition(b"HTTP/1.1")[0]
         for path in ("/v1/popular", "/v1/similar/1"):
-            assert await pair.differ(request_of(path)) is None
+            await pair.check(request_of(path))
         await life.promote(memory)
         await refreshed(reader)
         answer = await exchange(pair.lane, (request_of("/v1/recommendations/1?n=1"),))
         assert b"anary" not in answer.replace(b"canary for 1", b"")
-        assert await pair.differ(request_of("/v1/recommendations/1?n=1")) is None
+        await pair.check(request_of("/v1/recommendations/1?n=1"))
 
 
 async def test_a_batch_names_the_release_of_each_user_and_both_in_its_headers(memory: MemoryStore) -> None:
@@ -244,52 +334,57 @@ async def test_a_batch_names_the_release_of_each_user_and_both_in_its_headers(me
             assert results.count(b'"release":"%b","source"' % live.encode()) == USERS - len(chosen)
 
 
-@contextmanager
-def admin_listener(answer: Callable[[int], object], status: int = 200) -> Iterator[str]:
+@asynccontextmanager
+async def admin_listener(answer: Callable[[int], object], status: int = 200) -> AsyncIterator[str]:
     """Answer `/readyz`, and nothing else, with what *answer* returns for the number of the request; yield the URL."""
     looks = count()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            is_admitted = self.headers["X-API-Key"] == "key"
-            self.send_response(401 if not is_admitted else status if self.path == "/readyz" else 404)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer(next(looks))).encode())
+    async def readyz(request: web.Request) -> web.Response:
+        is_admitted = request.headers.get("X-API-Key") == "key"
+        return web.json_response(answer(next(looks)), status=status if is_admitted else 401)
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    app = web.Application()
+    app.router.add_get("/readyz", readyz)
+    async with running_app(app) as url:
+        yield f"{url}/"
 
 
-def workers(*stopped: str) -> object:
-    """Return what a service with a worker that has stopped using canaries says of itself."""
-    tiers = [{"tier": "redis", "canary_stopped": {"release": one, "finding": f"{one} is bad"}} for one in stopped]
+def workers(*stopped: tuple[Release, str]) -> object:
+    """Return what a service with a worker that has stopped using canaries, each for a reason, says of itself."""
+    tiers = [
+        {
+            "tier": "redis",
+            "canary_stopped": {
+                "release": one.id,
+                "incarnation": one.incarnation,
+                "superseded_at": one.superseded_at,
+                "finding": finding,
+            },
+        }
+        for one, finding in stopped
+    ]
     return {"status": "ready", "workers": [{"tiers": []}, {"tiers": [{"tier": "redis"}, *tiers]}]}
 
 
 @pytest.mark.parametrize("status", [200, 503])
 async def test_a_watch_ends_a_canary_that_a_worker_of_the_service_found_worse(memory: MemoryStore, status: int) -> None:
     live, canary = await with_canary(memory)
-    with admin_listener(lambda look: workers("another", *[canary][: look > 2]), status) as url:
-        async with asyncio.timeout(60):
-            finding = await watch(memory, url, "key", poll_s=0.01)
-    assert finding == f"release {canary} is not the canary any more: {canary} is bad"
+    judged = (await memory.catalogue()).find(canary)
+    others = (replace(judged, id=live), "another"), (replace(judged, superseded_at=1.0), "an earlier canary of it")
+    async with (
+        admin_listener(lambda look: workers(*others, *[(judged, "it is bad")][: look > 2]), status) as url,
+        asyncio.timeout(60),
+    ):
+        finding = await watch(memory, url, "key", poll_s=0.01)
+    assert finding == f"release {canary} is not the canary any more: it is bad"
     found = await memory.catalogue()
     assert (found.live, found.canary) == (live, None)
+    assert found.find(canary).canary_stopped == "it is bad"
 
 
 async def test_a_watch_ends_with_the_canary_and_says_what_is_wrong_with_its_url(memory: MemoryStore) -> None:
     await with_canary(memory)
-    with admin_listener(lambda _: workers()) as url:
+    async with admin_listener(lambda _: workers()) as url:
         with pytest.raises(ServiceMisused, match="--key"):
             await watch(memory, url, poll_s=0.01)
         watching = asyncio.create_task(watch(memory, url, "key", poll_s=0.01))
@@ -298,8 +393,9 @@ async def test_a_watch_ends_with_the_canary_and_says_what_is_wrong_with_its_url(
         await life.abort(memory)
         assert await watching is None
     await with_canary(memory)
-    with admin_listener(lambda _: ["something else"]) as url, pytest.raises(ServiceMisused, match="--watch"):
-        await watch(memory, url, "key", poll_s=0.01)
+    async with admin_listener(lambda _: ["something else"]) as url:
+        with pytest.raises(ServiceMisused, match="--watch"):
+            await watch(memory, url, "key", poll_s=0.01)
 
 
 @virtual
@@ -319,6 +415,47 @@ async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory:
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
 
 
+@virtual
+async def test_a_worker_does_not_use_a_canary_that_another_has_stopped(memory: MemoryStore) -> None:
+    live, canary = await with_canary(memory, users=range(USERS // 2))
+    states = SharedStates(2, 1)
+    async with TieredReader({"tier": memory}) as first, TieredReader({"tier": memory}) as second:
+        for number, reader in enumerate((first, second)):
+            await reader.wait_until_ready(5)
+            reader.tiers[0].follower.stopped_elsewhere = states.stopped_canaries
+            states.write(number, Reporter(reader.tiers).state())
+        for _ in range(10):
+            await first.personal_many(NAMES)
+        await asyncio.sleep(2 * CANARY_S)
+        assert of_canary(second)
+        states.write(0, Reporter(first.tiers).state())
+        await asyncio.sleep(2 * CANARY_S)
+        assert {one.served.id for one in await second.personal_many(NAMES)} == {live}
+        assert second.tiers[0].follower.canary_stopped == first.tiers[0].follower.canary_stopped is not None
+        await life.abort(memory)
+        await life.start_canary(memory, canary, 50)  # before the first has said that it uses it again
+        await refreshed(second)
+        assert of_canary(second)
+
+
+@virtual
+async def test_no_process_uses_a_canary_that_the_catalogue_says_was_stopped(memory: MemoryStore) -> None:
+    live, canary = await with_canary(memory)
+    async with TieredReader({"tier": memory}) as reader:
+        await reader.wait_until_ready(5)
+        assert of_canary(reader)
+        entry = (await memory.catalogue()).find(canary)
+        await life.change(memory, lambda found: stop_canary(found, entry, "it is bad"))
+        for each in (reader, TieredReader({"tier": memory})):  # one that runs, and one that begins
+            await refreshed(each)
+            assert {one.served.id for one in await each.personal_many(NAMES)} == {live}
+            (finding,) = each.tiers[0].follower.findings
+            assert (
+                finding.sentence
+                == f"release {canary} is the canary, and this service does not use it any more: it is bad"
+            )
+
+
 @pytest.mark.parametrize("is_remote", [True, False])
 @virtual
 async def test_a_canary_that_vanishes_costs_nobody_his_list_of_the_live_release(
@@ -334,7 +471,7 @@ async def test_a_canary_that_vanishes_costs_nobody_his_list_of_the_live_release(
         assert not reader.tiers[0].breaker.is_open
         assert {one.source for one in await reader.personal_many(NAMES)} == {"personal"}
         await asyncio.sleep(2 * CANARY_S)
-        assert f"release {canary} is the canary, and" in reader.tiers[0].follower.warnings[0]
+        assert f"release {canary} is the canary, and" in reader.tiers[0].follower.findings[0].sentence
 
 
 @pytest.mark.parametrize("is_remote", [True, False])

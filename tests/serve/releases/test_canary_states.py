@@ -15,15 +15,16 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.reader import EncodedList, TieredReader
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Store
 from tests.support.clock import FakeClock
-from tests.support.property import depth
+from tests.support.property import depth, depths
 from tests.support.remote import RemoteStore, publish
-from tests.support.soak import SEED, scaled
+from tests.support.soak import SEED
 
 T = TypeVar("T")
 
@@ -47,7 +48,9 @@ class Canaries(RuleBasedStateMachine):
         super().__init__()
         drawn = count()
         self.patch = pytest.MonkeyPatch()  # so that a history can be repeated
-        self.patch.setattr(life, "secrets", SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :]))
+        for module in (life, publication):
+            counted = SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :])
+            self.patch.setattr(module, "secrets", counted)
         self.clock = FakeClock()
         self.loop = asyncio.new_event_loop()
         self.store = MemoryStore(self.clock)
@@ -128,10 +131,6 @@ class Canaries(RuleBasedStateMachine):
         self.loop.close()
 
 
-def test_a_user_has_one_release_in_each_answer_and_the_same_in_every_process() -> None:
-    run_state_machine_as_test(Canaries, settings=depth(25, 40))
-
-
-@pytest.mark.soak
-def test_a_user_has_one_release_in_each_answer_in_thousands_of_histories() -> None:
-    run_state_machine_as_test(seed(SEED)(Canaries), settings=depth(scaled(150), 50))
+@depths(25, 150)
+def test_a_user_has_one_release_in_each_answer_and_the_same_in_every_process(examples: int) -> None:
+    run_state_machine_as_test(seed(SEED)(Canaries), settings=depth(examples, 45))

@@ -1,6 +1,5 @@
 """Damaged stores behind readers and services: who reads what is damaged gets another list, and nobody else does."""
 
-import asyncio
 import re
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import MANIFEST
 from hotplate.stores.lifecycle import activate
 from hotplate.stores.memory import MemoryStore
-from tests.support.readers import until
 from tests.support.remote import publish
-from tests.support.service import a_list, publish_lists, serving
+from tests.support.service import a_list, publish_lists, serving, until
 from tests.support.stores import ref_of
 
 PAGE = 4096
@@ -23,11 +21,8 @@ LEAF = b"\x02\x00"
 MANY = {f"user:{n:04}": a_list(*(f"item-{m}-{n}" for m in range(20))) for n in range(1000)}
 
 
-async def file_of(store: Path, release: str) -> Path:
-    opened = LmdbStore(store)
-    incarnation = (await ref_of(opened, ReleaseId(release))).incarnation
-    await opened.close()
-    return store / "releases" / f"{incarnation}.mdb"
+def files(store: Path) -> set[Path]:
+    return set(store.glob("releases/*.mdb"))
 
 
 def spoil_page_of(path: Path, key: str) -> None:
@@ -43,9 +38,9 @@ def spoil_page_of(path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("others", [0, 1], ids=["alone", "with another tier"])
 async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Path, others: int) -> None:
-    release = await publish_lists(tmp_path / "store", MANY)
+    await publish_lists(tmp_path / "store", MANY)
     await publish_lists(tmp_path / "other", MANY)
-    path = await file_of(tmp_path / "store", release)
+    (path,) = files(tmp_path / "store")
     urls = [f"file://{tmp_path}/{name}" for name in ("store", "other")][: 1 + others]
     named = [part for url in urls for part in ("--store", url)]
     with serving(tmp_path, *named) as service:
@@ -60,41 +55,28 @@ async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Pat
         assert {origins[key] for key in lost} == {("file-2", "personal") if others else ("file", "popular")}
         ready = service.get("/readyz")
         assert (ready.status, ready.json["status"]) == (200, "degraded")
-
-        async def is_told() -> bool:
-            (state,) = await asyncio.to_thread(service.states)
-            return "is damaged in this store" in str(state["tiers"][0]["detail"])
-
-        await until(is_told, "operators do not read of the damage")
+        until(lambda: "is damaged in this store" in str(service.states()[0]["tiers"][0]["detail"]), "nobody is told")
         assert f'hotplate_store_corrupt_total{{store="file"}} {len(lost)}.0' in service.admin("/metrics").body.decode()
         assert service.log.read_text().count('"level":"error"') == 1
         assert service.workers() == before
         second = await publish_lists(tmp_path / "store", MANY)
-
-        async def is_whole() -> bool:
-            (state,) = await asyncio.to_thread(service.states)
-            return (state["status"], state["release"]) == ("ready", second)
-
-        await until(is_whole, "the next release is not followed")
+        until(lambda: [(one["status"], one["release"]) for one in service.states()] == [("ready", second)])
 
 
 async def test_a_page_that_cannot_be_read_under_the_manifest_ends_no_worker(tmp_path: Path) -> None:
     store, other = tmp_path / "store", tmp_path / "other"
     await publish_lists(store, MANY)
+    live = files(store)
     release = await publish_lists(store, MANY, live=False)
+    (path,) = files(store) - live
     await publish_lists(other, MANY)
     with serving(tmp_path, "--store", f"file://{store}", "--store", f"file://{other}", "--workers", "2") as service:
         before = service.workers()
-        spoil_page_of(await file_of(store, release), MANIFEST)
+        spoil_page_of(path, MANIFEST)
         opened = LmdbStore(store)
         await activate(opened, ReleaseId(release), force=True)
         await opened.close()
-
-        async def is_said() -> bool:
-            states = [(await asyncio.to_thread(service.get, "/readyz")).json for _ in range(20)]
-            return all(state["status"] == "degraded" for state in states)
-
-        await until(is_said, "not every worker says that it cannot follow")
+        until(lambda: {service.get("/readyz").json["status"] for _ in range(20)} == {"degraded"})
         assert service.get("/v1/recommendations/0001").json["source"] == "personal"
         assert service.workers() == before
 

@@ -1,8 +1,9 @@
 """Following the live release of a store that misbehaves: what is served stays served."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import replace
 
 import orjson
@@ -11,23 +12,43 @@ import pytest
 from hotplate.serve.releases.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.keys import MANIFEST
 from hotplate.stores.memory import MemoryStore
+from hotplate.stores.store import Reader
 from tests.support.clock import FakeClock
-from tests.support.remote import RemoteStore, backup, publish, restore
+from tests.support.remote import RemoteStore, publish
 from tests.support.stores import lapse, ref_of
 from tests.support.virtual import virtual
 
 
+def backup(memory: MemoryStore) -> MemoryStore:
+    """Copy all that a store holds."""
+    copy = MemoryStore(memory._clock, memory._catalogue)
+    copy._releases = deepcopy(memory._releases)
+    return copy
+
+
+def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = False) -> None:
+    """Let a store hold what a copy of it holds, as an operator does at night: no swap, and nothing else stays."""
+    memory._catalogue = copy._catalogue
+    if not only_catalogue:
+        memory._releases = deepcopy(copy._releases)
+    for watcher in memory._watchers:
+        watcher.set()
+
+
 @asynccontextmanager
-async def following(remote: RemoteStore) -> AsyncIterator[Follower]:
+async def following(store: Reader, *, lock: bool = False, warm: bool = False) -> AsyncIterator[Follower]:
     """Follow a store until the block ends."""
-    follower = Follower(remote)
-    task = asyncio.create_task(follower.run())
-    await follower.attempted.wait()
+    follower = Follower(store)
+    follower.lock_memory = lock
+    task = asyncio.create_task(follower.run(warm=warm))
+    if not warm:
+        await follower.attempted.wait()
     yield follower
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -68,66 +89,59 @@ async def test_the_first_release_is_followed_as_soon_as_there_is_one(memory: Mem
         assert lists == {"": b"first", **{f"s{n}": b"%d" % n for n in range(5)}}
 
 
+Rows = dict[str, bytes]
+
+
+def changed(**fields: object) -> Callable[[Rows, ReleaseId], None]:
+    """Return what changes fields of a release's manifest."""
+
+    def change(rows: Rows, release: ReleaseId) -> None:
+        checksum = Checksum(release)
+        manifest = orjson.loads(checksum.open(MANIFEST, rows[MANIFEST])[OFFSET_BYTES:]) | fields
+        rows[MANIFEST] = checksum.seal(MANIFEST, NO_OFFSET + orjson.dumps(manifest))
+
+    return change
+
+
+def without(*keys: str) -> Callable[[Rows, ReleaseId], None]:
+    """Return what removes rows."""
+
+    def remove(rows: Rows, _: ReleaseId) -> None:
+        for key in keys:
+            del rows[key]
+
+    return remove
+
+
+def damage_popular(rows: Rows, _: ReleaseId) -> None:
+    rows["popular:"] += b"x"
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (changed(format=9), "upgrade"),
+        (changed(encoding="other"), "upgrade"),
+        (without("popular:"), "publish again"),
+        (without(MANIFEST), "publish again"),
+        (without("user:0", "user:1", "user:2"), "3 of the 5 rows of its sample are missing or damaged"),
+        (damage_popular, "'popular:' is damaged"),
+    ],
+    ids=["another format", "another encoding", "no popular list", "no manifest", "few rows", "a damaged popular list"],
+)
 @virtual
-async def test_flips_and_rollbacks_are_followed_and_a_ready_release_is_not(
-    memory: MemoryStore, remote: RemoteStore
+async def test_a_release_that_cannot_be_served_is_not_followed_and_the_next_is(
+    memory: MemoryStore, remote: RemoteStore, harm: Callable[[Rows, ReleaseId], None], reason: str
 ) -> None:
     async with following(remote) as follower:
         first = await followed(memory, follower)
         second = await publish(memory, "second", live=False)
-        await asyncio.sleep(0.05)
-        assert served(follower).id == first
-        await life.activate(memory, second)
-        await until(follower, second)
-        await life.rollback(memory)
-        await until(follower, first)
-
-
-@pytest.mark.parametrize("change", [{"format": 9}, {"encoding": "other"}])
-@virtual
-async def test_a_release_of_an_unknown_format_is_not_followed(
-    memory: MemoryStore, remote: RemoteStore, change: dict[str, object]
-) -> None:
-    async with following(remote) as follower:
-        first = await followed(memory, follower)
-        second = await publish(memory, "second", live=False)
-        rows, checksum = memory._find(await ref_of(memory, second)).rows, Checksum(second)
-        fields = orjson.loads(checksum.open(MANIFEST, rows[MANIFEST])[OFFSET_BYTES:]) | change
-        rows[MANIFEST] = checksum.seal(MANIFEST, NO_OFFSET + orjson.dumps(fields))
+        harm(memory._find(await ref_of(memory, second)).rows, second)
         await life.activate(memory, second, force=True)
-        assert "upgrade" in await until_error(follower)
+        assert reason in await until_error(follower)
         assert served(follower).id == first
-        third = await publish(memory, "third")
-        await until(follower, third)
+        await until(follower, await publish(memory, "third"))
         assert follower.last_error is None
-
-
-@pytest.mark.parametrize("lost", ["popular:", MANIFEST])
-@virtual
-async def test_a_release_that_has_lost_its_popular_list_or_its_manifest_is_not_followed(
-    memory: MemoryStore, remote: RemoteStore, lost: str
-) -> None:
-    async with following(remote) as follower:
-        first = await followed(memory, follower)
-        second = await publish(memory, "second", live=False, segments=2)
-        del memory._find(await ref_of(memory, second)).rows[lost]
-        await life.activate(memory, second, force=True)
-        assert "publish again" in await until_error(follower)
-        assert served(follower).id == first
-
-
-@virtual
-async def test_a_release_that_has_lost_most_rows_of_its_sample_is_not_followed(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    async with following(remote) as follower:
-        first = await followed(memory, follower)
-        second = await publish(memory, "second", live=False)
-        for user in range(3):
-            del memory._find(await ref_of(memory, second)).rows[f"user:{user}"]
-        await life.activate(memory, second, force=True)
-        assert "3 of the 5 rows of its sample are missing or damaged" in await until_error(follower)
-        assert served(follower).id == first
 
 
 @virtual
@@ -138,27 +152,12 @@ async def test_what_a_store_warns_of_is_reported_and_does_not_keep_a_release_fro
     follower = Follower(remote)
     await publish(memory, "first")
     await follower.refresh()
-    assert (follower.warnings, follower.last_error) == (remote.advice, None)
+    assert follower.findings == [("set-up", sentence) for sentence in remote.advice]
     remote.advice = None
     second = await publish(memory, "second")
     await follower.refresh()
     assert served(follower).id == second
-    assert "cannot be read" in follower.warnings[0]
-
-
-@virtual
-async def test_a_store_that_fails_un_serves_nothing_and_is_followed_again_when_it_is_back(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    async with following(remote) as follower:
-        first = await followed(memory, follower)
-        remote.failure = CatalogueUnreadable("the catalogue at nowhere cannot be read")
-        second = await publish(memory, "second")
-        await until_error(follower)
-        assert served(follower).id == first
-        remote.failure = None
-        await until(follower, second)
-        assert follower.last_error is None
+    assert "cannot be read" in follower.findings[0].sentence
 
 
 @virtual
@@ -177,18 +176,6 @@ async def test_an_error_whose_text_changes_with_each_attempt_does_not_fill_the_l
         await asyncio.sleep(10)
     assert caplog.records[-1].getMessage() == "something else"
     assert len(caplog.records) <= 3
-
-
-@virtual
-async def test_a_stale_catalogue_is_ignored(memory: MemoryStore, remote: RemoteStore) -> None:
-    async with following(remote) as follower:
-        await until(follower, await publish(memory, "first"))
-        older = await memory.catalogue()
-        second = await publish(memory, "second")
-        await until(follower, second)
-        await follower._take(older)
-        await follower._take(Catalogue())
-        assert served(follower).id == second
 
 
 @virtual
@@ -255,7 +242,7 @@ async def test_a_draft_that_came_back_by_a_restore_and_was_finished_with_other_l
 ) -> None:
     async with following(remote) as follower:
         await followed(memory, follower)
-        draft = await life.begin(memory, ReleaseId("twice"))
+        draft = await publication.begin(memory, ReleaseId("twice"))
         await lapse(memory)
         copy = backup(memory)
         await until(follower, await publish(memory, "once", resume=draft.id))
@@ -265,17 +252,6 @@ async def test_a_draft_that_came_back_by_a_restore_and_was_finished_with_other_l
         await asyncio.sleep(RESTORED_S + 2 * STALE_POLL_S)
         assert (once.ref, once.popular[""]) == (served(follower).ref, body_of(b"once"))
         assert served(follower).popular[""] == body_of(b"again")
-
-
-@virtual
-async def test_what_is_served_is_a_value(memory: MemoryStore, remote: RemoteStore) -> None:
-    async with following(remote) as follower:
-        await until(follower, await publish(memory, "first"))
-        served = follower.served
-        assert served is not None
-        await until(follower, await publish(memory, "second"))
-        assert replace(served) == served
-        assert served.popular[""] == body_of(b"first")
 
 
 async def elapsed_until(follower: Follower, release: ReleaseId) -> float:
@@ -304,16 +280,16 @@ async def test_a_store_restored_from_an_older_copy_without_the_release_is_follow
     async with following(remote) as follower:
         first = await restored(memory, follower, keeping_releases=False)
         assert await elapsed_until(follower, first) < STALE_POLL_S
-        assert (follower.last_error, len(follower.warnings)) == (None, 1)
+        assert [one.source for one in follower.findings] == ["restored"]
         await asyncio.sleep(100)
-    assert "restored from an older copy at generation" in follower.warnings[0]
+    assert "restored from an older copy at generation" in follower.findings[0].sentence
     assert [record.getMessage() for record in caplog.records if "restored from" in record.getMessage()] == [
-        follower.warnings[0]
+        follower.findings[0].sentence
     ]
 
 
 @virtual
-async def test_an_older_catalogue_put_back_by_hand_is_followed_after_thirty_seconds_and_degraded_until_then(
+async def test_an_older_catalogue_put_back_by_hand_is_followed_after_thirty_seconds_as_by_those_that_start_then(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
@@ -324,20 +300,11 @@ async def test_an_older_catalogue_put_back_by_hand_is_followed_after_thirty_seco
         assert "if that lasts" in str(follower.last_error)
         assert await elapsed_until(follower, first) < 1 + 2 * STALE_POLL_S
         assert follower.last_error is None
+        async with following(remote) as new:
+            assert served(follower) == replace(served(new), decode=served(follower).decode)
         third = await publish(memory, "third")
         await until(follower, third)
-        assert follower.warnings == []
-
-
-@virtual
-async def test_readers_that_ran_and_readers_that_start_agree_after_a_restore(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    async with following(remote) as old:
-        await restored(memory, old, keeping_releases=True)
-        async with following(remote) as new:
-            await asyncio.sleep(45)
-            assert served(old) == replace(served(new), decode=served(old).decode)
+        assert follower.findings == []
 
 
 @virtual
@@ -400,27 +367,16 @@ async def test_a_release_that_is_damaged_in_places_is_followed_and_says_where(
     async with following(remote) as follower:
         await followed(memory, follower)
         second = await publish(memory, "second", live=False, segments=2)
+        await asyncio.sleep(0.05)
+        assert served(follower).id != second, "it is not live yet"
         rows = memory._find(await ref_of(memory, second)).rows
         rows[key] += b"x"
         if lost:
             del rows[key]
         await life.activate(memory, second)
         await until(follower, second)
-        assert follower.warnings[0].startswith(f"damaged: {key!r}")
+        assert follower.findings[0].sentence.startswith(f"damaged: {key!r}")
         assert sorted(served(follower).popular) == (["", "s0"] if key == "popular:s1" else ["", "s0", "s1"])
-
-
-@virtual
-async def test_a_release_whose_popular_list_for_everybody_is_damaged_is_not_followed(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    async with following(remote) as follower:
-        first = await followed(memory, follower)
-        second = await publish(memory, "second", live=False)
-        memory._find(await ref_of(memory, second)).rows["popular:"] += b"x"
-        await life.activate(memory, second, force=True)
-        assert "'popular:' is damaged" in await until_error(follower)
-        assert served(follower).id == first
 
 
 @virtual
@@ -446,9 +402,11 @@ async def test_a_catalogue_of_the_same_generation_with_another_token_is_followed
         await followed(memory, follower)
         older = backup(memory)
         await until(follower, await publish(memory, "lost by a failover"))
-        restore(memory, older)
+        lost = await memory.catalogue()
+        restore(memory, older, only_catalogue=True)  # what is served is there still, and by itself no reason to follow
         other = await publish(memory, "written after the failover")
-        await until(follower, other)
+        assert (await memory.catalogue()).generation == lost.generation
+        assert await elapsed_until(follower, other) < 2 * SPREAD_S
         assert follower.last_error is None
 
 
@@ -468,37 +426,27 @@ async def test_a_store_restored_to_before_its_first_release_leaves_what_is_serve
         await until(follower, await publish(memory, "second"))
 
 
+@pytest.mark.parametrize("lost", ["catalogue", "release"])
 @virtual
-async def test_a_catalogue_that_vanished_is_an_error_until_it_is_back_and_un_serves_nothing(
-    memory: MemoryStore, remote: RemoteStore
+async def test_what_vanished_from_a_store_is_an_error_until_it_is_back_and_un_serves_nothing(
+    memory: MemoryStore, remote: RemoteStore, lost: str
 ) -> None:
     async with following(remote) as follower:
         first = await followed(memory, follower)
         copy = backup(memory)
-        restore(memory, MemoryStore())
-        assert "the catalogue is not in this store" in await until_error(follower)
+        if lost == "catalogue":
+            restore(memory, MemoryStore())
+            sentence = "the catalogue is not in this store"
+        else:
+            memory._releases.clear()
+            await follower.refresh()
+            sentence = f"release {first} is live, and is not in this store"
+        assert sentence in await until_error(follower)
         await asyncio.sleep(2 * RESTORED_S)
-        assert served(follower).id == first
+        assert (served(follower).id, sentence in str(follower.last_error)) == (first, True)
         restore(memory, copy)
         await asyncio.sleep(2 * STALE_POLL_S)
         assert (served(follower).id, follower.last_error) == (first, None)
-
-
-@virtual
-async def test_a_release_that_is_gone_while_its_catalogue_says_live_is_an_error_until_it_is_back(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    async with following(remote) as follower:
-        first = await followed(memory, follower)
-        copy = backup(memory)
-        memory._releases.clear()
-        await follower.refresh()
-        assert f"release {first} is live, and is not in this store" in str(follower.last_error)
-        await asyncio.sleep(2 * RESTORED_S)
-        assert (served(follower).id, "is not in this store" in str(follower.last_error)) == (first, True)
-        restore(memory, copy)
-        await asyncio.sleep(2 * STALE_POLL_S)
-        assert follower.last_error is None
 
 
 @virtual
@@ -535,6 +483,7 @@ async def test_a_slow_load_does_not_overwrite_what_was_followed_meanwhile(
     await slow
     assert served(follower).id == second
     await follower._take(older)
+    await follower._take(Catalogue())
     assert served(follower).id == second
 
 
@@ -553,20 +502,15 @@ class Locked(MemoryStore):
 @virtual
 async def test_a_canary_is_locked_in_memory_with_the_live_release_as_long_as_it_is_one(clock: FakeClock) -> None:
     store = Locked(clock)
-    follower = Follower(store)
-    follower.lock_memory = True
     live = await publish(store, "live")
-    following = asyncio.create_task(follower.run())
-    await until(follower, live)
-    canary = await publish(store, "canary", live=False)
-    await life.start_canary(store, canary, 50)
-    await asyncio.sleep(1)
-    assert list(store.locked) == [live, canary]
-    await life.promote(store)
-    await asyncio.sleep(1)
-    assert list(store.locked) == [canary]
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+    async with following(store, lock=True):
+        canary = await publish(store, "canary", live=False)
+        await life.start_canary(store, canary, 50)
+        await asyncio.sleep(1)
+        assert list(store.locked) == [live, canary]
+        await life.promote(store)
+        await asyncio.sleep(1)
+        assert list(store.locked) == [canary]
 
 
 @virtual
@@ -574,18 +518,13 @@ async def test_a_release_that_cannot_be_locked_in_memory_is_served_with_a_warnin
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Locked(clock)
-    follower = Follower(store)
-    follower.lock_memory = True
     store.large = await publish(store, "first")
-    following = asyncio.create_task(follower.run())
-    await asyncio.wait_for(follower.ready.wait(), 60)
-    assert follower.warnings == [f"release {store.large} is not locked in memory: it is too large"]
-    assert "is not locked in memory" in caplog.text
-    second = await publish(store, "second")
-    await until(follower, second)
-    assert follower.warnings == []
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+    async with following(store, lock=True) as follower:
+        assert follower.ready.is_set()
+        assert follower.findings == [("memory", f"release {store.large} is not locked in memory: it is too large")]
+        assert "is not locked in memory" in caplog.text
+        await until(follower, await publish(store, "second"))
+        assert follower.findings == []
 
 
 class Warmed(MemoryStore):
@@ -608,21 +547,18 @@ async def test_a_release_is_brought_into_memory_before_it_is_served_but_not_for_
     caplog.set_level("INFO")
     store = Warmed(clock)
     first = await publish(store, "first")
-    follower = Follower(store)
-    following = asyncio.create_task(follower.run(warm=True))
-    await asyncio.sleep(store.warm_s - 1)
-    assert (follower.ready.is_set(), follower.attempted.is_set()) == (False, False)
-    await asyncio.wait_for(follower.ready.wait(), 60)
-    assert f"release {first} was brought into memory in 5.0 s" in caplog.text
-    store.warm_s = 2 * WARM_S
-    second = await publish(store, "second")
-    await asyncio.sleep(WARM_S - 1)
-    assert served(follower).id == first
-    await asyncio.sleep(2)
-    assert (served(follower).id, store.warmed) == (second, 1)
-    assert f"release {second} is served before all of it is in memory" in caplog.text
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+    async with following(store, warm=True) as follower:
+        await asyncio.sleep(store.warm_s - 1)
+        assert (follower.ready.is_set(), follower.attempted.is_set()) == (False, False)
+        await asyncio.wait_for(follower.ready.wait(), 60)
+        assert f"release {first} was brought into memory in 5.0 s" in caplog.text
+        store.warm_s = 2 * WARM_S
+        second = await publish(store, "second")
+        await asyncio.sleep(WARM_S - 1)
+        assert served(follower).id == first
+        await asyncio.sleep(2)
+        assert (served(follower).id, store.warmed) == (second, 1)
+        assert f"release {second} is served before all of it is in memory" in caplog.text
 
 
 @virtual

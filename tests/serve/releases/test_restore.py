@@ -1,7 +1,4 @@
-"""Stores put back from an older copy, or with a catalogue that is rebuilt, while they are served.
-
-All readers follow what is there, and go on answering.
-"""
+"""Releases that change, and stores put back from an older copy or with a rebuilt catalogue, while they are served."""
 
 import asyncio
 import json
@@ -17,12 +14,16 @@ import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
+from hotplate.stores.file.store import LmdbStore
+from tests.support.balancer import balanced
 from tests.support.command import hotplate
-from tests.support.readers import lists, until
-from tests.support.service import Service, publish_to, running, serving
+from tests.support.readers import lists, reading
+from tests.support.service import UNTIL_S, Service, publish_lists, publish_to, running, serving, until
+from tests.support.soak import scaled
 
 
 @contextmanager
@@ -49,17 +50,15 @@ def requested(service: Service) -> Iterator[list[str]]:
     assert not failures, failures[:3]
 
 
-async def until_ready(service: Service, release: str) -> None:
+def until_ready(service: Service, release: str) -> None:
     """Wait until forty requests in a row, which reach every worker, are answered out of *release*, and all is ready."""
 
-    async def is_so() -> bool:
-        answers = [(await asyncio.to_thread(service.get, "/v1/recommendations/1")).json for _ in range(40)]
-        if {answer.get("release") for answer in answers} != {release}:
+    def is_so() -> bool:
+        if {service.get("/v1/recommendations/1").json.get("release") for _ in range(40)} != {release}:
             return False
-        states = await asyncio.to_thread(service.states)
-        return {(state["status"], state.get("release")) for state in states} == {("ready", release)}
+        return {(state["status"], state.get("release")) for state in service.states()} == {("ready", release)}
 
-    await until(is_so, f"{release} is not served by all")
+    until(is_so, f"{release} is not served by all")
 
 
 async def test_workers_follow_a_folder_put_back_from_an_older_copy_and_agree_with_those_that_start_later(
@@ -70,17 +69,17 @@ async def test_workers_follow_a_folder_put_back_from_an_older_copy_and_agree_wit
     shutil.copytree(store, copy)
     second = await publish_to(f"file://{store}", lists("r2"))
     with running(store, "--workers", "2") as service:
-        await until_ready(service, second)
+        until_ready(service, second)
         with requested(service) as releases:
             shutil.rmtree(store)
             shutil.copytree(copy, store)
-            await until_ready(service, first)
+            until_ready(service, first)
         assert set(releases) <= {first, second}
         with running(store) as later:
-            await until_ready(later, first)
+            until_ready(later, first)
         assert service.log.read_text().count("the store was restored from an older copy") == 2  # once a worker
         third = await publish_to(f"file://{store}", lists("r3"))
-        await until_ready(service, third)
+        until_ready(service, third)
     assert '"level":"error"' not in service.log.read_text()
 
 
@@ -101,25 +100,20 @@ async def test_a_catalogue_that_is_rebuilt_is_followed_by_all_workers_and_no_lon
     url = f"file://{tmp_path}/store"
     first, second = [await publish_to(url, lists(text)) for text in ("r1", "r2")]
     writer = connect(url)
-    draft = await life.begin(writer, ReleaseId("20991120T064200Z-aaaa"))
+    draft = await publication.begin(writer, ReleaseId("20991120T064200Z-aaaa"))
     before = await writer.catalogue()
     with serving(tmp_path, "--store", url, "--workers", "2") as service:
-        await until_ready(service, second)
+        until_ready(service, second)
         with requested(service) as releases:
             spoil(tmp_path / "store" / "catalogue.json", how)
-
-            async def is_degraded() -> bool:
-                states = await asyncio.to_thread(service.states)
-                return {state["status"] for state in states} == {"degraded"}
-
-            await until(is_degraded, "not every worker says that its catalogue is lost")
-            listed = await asyncio.to_thread(hotplate, "store", "rebuild", "--store", url, "--json")
+            until(lambda: {state["status"] for state in service.states()} == {"degraded"}, "a worker sees no loss")
+            listed = hotplate("store", "rebuild", "--store", url, "--json")
             assert listed.returncode == 2, listed.stderr
             assert [one["id"] for one in json.loads(listed.stdout)["releases"]] == [first, second]
             assert set(releases) == {second}
-            rebuilt = await asyncio.to_thread(hotplate, "store", "rebuild", "--store", url, "--live", first)
+            rebuilt = hotplate("store", "rebuild", "--store", url, "--live", first)
             assert rebuilt.returncode == 0, rebuilt.stderr
-            await until_ready(service, first)
+            until_ready(service, first)
         assert set(releases) == {first, second}
         with pytest.raises(ReleaseConflict):
             await writer.swap(before, replace(before, generation=before.generation + 1, token="late"))
@@ -127,30 +121,90 @@ async def test_a_catalogue_that_is_rebuilt_is_followed_by_all_workers_and_no_lon
             await life.change(writer, partial(changes.renew, draft=draft))
         await writer.close()
         third = await publish_to(url, lists("r3"))
-        await until_ready(service, third)
+        until_ready(service, third)
 
 
 async def test_a_deleted_folder_is_degraded_and_its_popular_lists_are_served_on(tmp_path: Path) -> None:
     store = tmp_path / "store"
     release = await publish_to(f"file://{store}", lists("r1"))
     with running(store, "--workers", "2") as service:
-        await until_ready(service, release)
+        until_ready(service, release)
         shutil.rmtree(store)
 
-        async def is_degraded() -> bool:
-            states = [(await asyncio.to_thread(service.get, "/readyz")).json["status"] for _ in range(20)]
-            return set(states) == {"degraded"}
+        def statuses() -> set[str]:
+            return {service.get("/readyz").json["status"] for _ in range(20)}
 
-        await until(is_degraded, "not every worker is degraded, of which no list was requested")
+        until(lambda: statuses() == {"degraded"}, "not every worker is degraded, of which no list was requested")
         with requested(service) as releases:
             for _ in range(100):
-                await asyncio.to_thread(service.get, "/v1/recommendations/1")
-            assert await is_degraded()
+                service.get("/v1/recommendations/1")
+            assert statuses() == {"degraded"}
         assert set(releases) == {release}
+        told = "the catalogue is not in this store"
+        until(lambda: all(told in str(state["tiers"][0]["detail"]) for state in service.states()), "nobody is told")
+        until_ready(service, await publish_to(f"file://{store}", lists("r2")))
 
-        async def is_told() -> bool:
-            details = [str(state["tiers"][0]["detail"]) for state in await asyncio.to_thread(service.states)]
-            return all("the catalogue is not in this store" in detail for detail in details)
 
-        await until(is_told, "operators do not read of it for each worker")
-        await until_ready(service, await publish_to(f"file://{store}", lists("r2")))
+async def test_a_live_file_that_is_removed_is_reported_and_its_lists_are_served_on(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}"
+    await publish_to(url, lists("r1"))
+    async with reading(url) as reader:
+        follower = reader.tiers[0].follower
+        first = follower.served
+        assert first is not None
+        path = tmp_path / "releases" / f"{first.ref.incarnation}.mdb"
+
+        async def until_reported(*, is_reported: bool) -> None:
+            async with asyncio.timeout(UNTIL_S):
+                while (follower.last_error is not None) is not is_reported:
+                    await asyncio.sleep(0.02)
+
+        aside = path.rename(tmp_path / "aside")
+        await until_reported(is_reported=True)
+        assert f"{path} was removed while release {first.id} is served" in str(follower.last_error)
+        assert (await reader.personal("1")).source == "personal"
+        aside.rename(path)
+        await until_reported(is_reported=False)
+        path.unlink()
+        await until_reported(is_reported=True)
+        second = await publish_to(url, lists("r2"))
+        await until_reported(is_reported=False)
+        assert (await reader.personal("1")).served.id == second
+
+
+async def flip(folder: Path, store: LmdbStore, number: int) -> str:
+    """Change the live release, by a publish, an activation or a rollback in turn; return it."""
+    if number % 3 == 0:
+        return await life.rollback(store)
+    release = await publish_lists(folder, lists(f"r{number}"), live=number % 3 == 1)
+    if number % 3 == 2:
+        await life.activate(store, ReleaseId(release))
+    return release
+
+
+def release_in(status: int, body: bytes) -> str:
+    """Return the release of an answer with a list that is not empty and all of one release."""
+    if status != 200 or b'"items":[{' not in body or body.count(b'"release"') != 1:
+        return f"{status} {body!r}"
+    return str(json.loads(body)["release"])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_flips_and_rollbacks_under_load_lose_not_one_request(tmp_path: Path, workers: str) -> None:
+    folder = tmp_path / "store"
+    seen = [await publish_lists(folder, lists("r0"))]
+    store = LmdbStore(folder)
+    with (
+        running(folder, "--workers", workers) as service,
+        balanced(service.port, path="/v1/recommendations/1", outcome=release_in) as personal,
+        balanced(service.port, path="/v1/recommendations/nobody", outcome=release_in) as popular,
+    ):
+        for number in range(1, scaled(6, least=3)):
+            seen.append(await flip(folder, store, number))
+            until(lambda: service.get("/v1/recommendations/1").json["release"] == seen[-1], "it is not followed")
+            await asyncio.sleep(1)  # the other worker follows, too
+            await life.prune(store, keep=1, grace_s=0)
+        assert '"level":"error"' not in service.log.read_text()
+    await store.close()
+    assert set(personal.outcomes) == set(popular.outcomes) == set(seen)

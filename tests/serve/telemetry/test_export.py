@@ -1,36 +1,153 @@
-"""What a collector sees: spans of the lane, of aiohttp and of stores with their parents, and the shared counters."""
+"""What a collector sees: spans with their parents, and the shared counters; and a queue that never waits."""
 
 import asyncio
+import gzip
 import importlib
 import json
 import logging
 import pkgutil
 import re
 import secrets
-import time
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry import semconv
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from hotplate.bench.process import free_port
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.reader import TieredReader, open_reader
-from hotplate.serve.telemetry.sdk.exporters import SpanSender, exporters_for
-from hotplate.serve.telemetry.sdk.metric_report import MetricReport
+from hotplate.serve.telemetry.export import MetricReport, SpanQueue, SpanSender, exporters_for
 from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.spans import Sampling, Span, Tracer
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.memory import MemoryStore
-from tests.support.collector import Collector, collector
 from tests.support.cosmos_account import Account
 from tests.support.lane import Pair, exchange
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore
-from tests.support.service import a_list, publish_lists, publish_through, publish_to, running
+from tests.support.service import a_list, publish_lists, publish_through, publish_to, running, until
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One span as it came."""
+
+    name: str
+    kind: int
+    trace_id: str
+    span_id: str
+    parent_id: str
+    state: str
+    attributes: dict[str, Any]
+    links: list[tuple[str, str]]
+    failed: bool
+
+
+@dataclass(slots=True)
+class Collector:
+    url: str
+    status: int = 200
+    spans: list[Received] = field(default_factory=list)
+    resources: list[dict[str, Any]] = field(default_factory=list)
+    points: dict[str, list[tuple[dict[str, Any], int, float]]] = field(default_factory=dict)
+    """By metric the attributes, count and sum of each series, of the latest report."""
+
+    envelopes: list[dict[str, Any]] = field(default_factory=list)
+    """What came for Azure Monitor."""
+
+    @property
+    def servers(self) -> list[Received]:
+        return [span for span in self.spans if span.kind == 2]
+
+    @property
+    def clients(self) -> list[Received]:
+        return [span for span in self.spans if span.kind == 3]
+
+    def take(self, path: str, body: bytes) -> None:
+        if path == "/v1/traces":
+            self._take_spans(ExportTraceServiceRequest.FromString(body))
+        elif path == "/v1/metrics":
+            self._take_metrics(ExportMetricsServiceRequest.FromString(body))
+        else:
+            self.envelopes += json.loads(body)
+
+    def _take_spans(self, request: ExportTraceServiceRequest) -> None:
+        for of_resource in request.resource_spans:
+            self.resources.append(_plain(of_resource.resource.attributes))
+            for span in (span for scope in of_resource.scope_spans for span in scope.spans):
+                self.spans.append(
+                    Received(
+                        span.name,
+                        span.kind,
+                        span.trace_id.hex(),
+                        span.span_id.hex(),
+                        span.parent_span_id.hex(),
+                        span.trace_state,
+                        _plain(span.attributes),
+                        [(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
+                        span.status.code == 2,
+                    )
+                )
+
+    def _take_metrics(self, request: ExportMetricsServiceRequest) -> None:
+        for metric in (m for r in request.resource_metrics for scope in r.scope_metrics for m in scope.metrics):
+            points = metric.histogram.data_points
+            assert all(len(point.bucket_counts) == len(point.explicit_bounds) + 1 for point in points)
+            self.points[metric.name] = [(_plain(point.attributes), point.count, point.sum) for point in points]
+
+
+@contextmanager
+def collector() -> Iterator[Collector]:
+    """Run a collector on any free port of loopback until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if made.status == 200:
+                made.take(self.path, gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+            answer = b'{"itemsReceived": 1, "itemsAccepted": 1, "errors": []}' if "track" in self.path else b""
+            self.send_response(made.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the name that it has there
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made = Collector(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _plain(attributes: Any) -> dict[str, Any]:  # noqa: ANN401 -- a container of protobuf's
+    return {one.key: _value(one.value) for one in attributes if isinstance(one, KeyValue)}
+
+
+def _value(value: AnyValue) -> Any:  # noqa: ANN401 -- whatever it is
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [_value(one) for one in value.array_value.values]
+    return getattr(value, str(kind))
+
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 HEADERS = f"Host: x\r\ntraceparent: 00-{TRACE}-{CALLER}-01\r\ntracestate: vendor=1\r\n\r\n"
@@ -90,13 +207,10 @@ def known_names() -> set[str]:
     return found
 
 
-async def remote(**behaviour: object) -> RemoteStore:
+async def remote() -> RemoteStore:
     memory = MemoryStore()
     await publish_through(memory, LISTS)
-    store = RemoteStore(memory)
-    for name, value in behaviour.items():
-        setattr(store, name, value)
-    return store
+    return RemoteStore(memory)
 
 
 def by_kind(spans: list[Span]) -> tuple[list[Span], list[Span]]:
@@ -227,10 +341,8 @@ def test_a_service_whose_collector_is_away_answers_and_stops_as_ever(
     with running(tmp_path / "store", "--telemetry", "otlp") as service:
         for _ in range(20):
             assert service.get("/v1/recommendations/1").json["source"] == "personal"
-        deadline = time.monotonic() + 60
-        while not re.search(rb'spans_total{outcome="(?:dropped|failed)"} [1-9]', service.admin("/metrics").body):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        lost = re.compile(rb'spans_total{outcome="(?:dropped|failed)"} [1-9]')
+        until(lambda: lost.search(service.admin("/metrics").body))
         assert b'hotplate_telemetry_spans_total{outcome="exported"} 0' in service.admin("/metrics").body
         assert service.stop() == 0
 
@@ -261,3 +373,66 @@ def azure(connection_string: str) -> TelemetrySettings:
     assert read is not None
     assert read.delta
     return read
+
+
+def a_span(number: int) -> Span:
+    return Span(str(number), True, 1, 2, None, None, 0, 1, {}, False)
+
+
+class Sender(SpanSender):
+    """Takes what is sent once it may, and fails where it shall."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.begun = threading.Event()
+        self.fails: Callable[[], bool] = lambda: False
+        self.sent = list[str]()
+
+    def send(self, spans: Sequence[Span]) -> bool:
+        self.begun.set()
+        self.may.wait(20)
+        if self.fails():
+            return False
+        self.sent += [span.name for span in spans]
+        return True
+
+    def close(self) -> None:
+        self.may.set()
+
+
+@contextmanager
+def queue(
+    sender: Sender, *, size: int = 100, batch_size: int = 10, delay_s: float = 60.0
+) -> Iterator[tuple[SpanQueue, Counter[str]]]:
+    counts = Counter[str]()
+    settings = replace(SETTINGS, queue_size=size, batch_size=batch_size, delay_s=delay_s)
+    made = SpanQueue(sender, lambda outcome, spans: counts.update({outcome: spans}), settings)
+    try:
+        yield made, counts
+    finally:
+        made.close(20)
+
+
+def test_what_finds_no_room_while_the_collector_is_slow_is_dropped_and_counted() -> None:
+    sender = Sender()
+    with queue(sender, size=5, batch_size=2) as (spans, counts):
+        spans.add(a_span(0))
+        spans.add(a_span(1))
+        assert sender.begun.wait(20)  # those two are being sent, and the queue is empty
+        for number in range(2, 10):
+            spans.add(a_span(number))
+        assert counts == {"dropped": 3}
+        sender.may.set()
+    assert sender.sent == [str(number) for number in range(7)]
+    assert counts == {"dropped": 3, "exported": 7}
+
+
+def test_a_collector_that_fails_costs_its_spans_and_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    sender = Sender()
+    sender.may.set()
+    sender.fails = lambda: True
+    with queue(sender, delay_s=0.001) as (spans, counts):
+        for number in range(4):
+            spans.add(a_span(number))
+    assert counts == {"failed": 4}
+    assert [record.message.partition(";")[0] for record in caplog.records] == ["the collector does not take traces"]

@@ -1,5 +1,6 @@
 """Which requests are sampled, by the SDK's own decisions, and what the settings of every SDK say here."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.processes.access_log import DAY_S, UserHashes, read_secret
 from hotplate.serve.processes.supervisor import serve
 from hotplate.serve.settings import Settings
+from hotplate.serve.telemetry.access_log import DAY_S, UserHashes, read_secret
 from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.spans import HALF, Sampling, Span, Tracer, system_of
 from hotplate.stores.errors import StoreMisused
+from hotplate.stores.extras import install_command
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -116,10 +118,12 @@ def test_a_setting_that_cannot_be_is_refused_in_a_sentence(environment: dict[str
 
 
 def test_without_its_extra_telemetry_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "hotplate.serve.telemetry.sdk.exporters", raising=False)
+    monkeypatch.delitem(sys.modules, "hotplate.serve.telemetry.export", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     found = Settings((f"file://{tmp_path}",), port=0, admin_port=0, health_port=0, telemetry=settings())
-    with pytest.raises(StoreMisused, match=r"is not installed; install it with: pip install 'hotplate\[telemetry\]'"):
+    with pytest.raises(
+        StoreMisused, match=re.escape(f"is not installed; install it with: {install_command('telemetry')}")
+    ):
         serve(found, lambda *_: None)
 
 

@@ -10,16 +10,10 @@ from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, Cos
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
 from hotplate.stores.errors import StoreFull
-from tests.support.cosmos_account import Counted
-from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal, scripted
+from tests.support.cosmos_account import Counted, kind_of
+from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal
 
 ITEM = b'{"id":"a","v":1}'
-
-
-@pytest.fixture
-async def raw() -> AsyncIterator[ScriptedServer]:
-    async with scripted() as made:
-        yield made
 
 
 @pytest.fixture
@@ -32,11 +26,8 @@ async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[RestCl
 @pytest.mark.parametrize(
     ("response", "kind"),
     [
-        (answer(200, ITEM)[:-3] + CUT, "reset"),
         (answer(200, ITEM + b"   ")[:-3] + CUT, "reset"),
         (answer(200, ITEM).replace(b"length: 16", b"length: 9"), "malformed"),
-        (answer(200, ITEM).replace(b"length: 16", b"length: x"), "malformed"),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n" + ITEM, "malformed"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n10\r\n" + ITEM + b"\r\n" + CUT, "reset"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + ITEM + CUT, "reset"),
         (b"\x16\x03\x01 not HTTP at all\r\n\r\n", "malformed"),
@@ -45,11 +36,8 @@ async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[RestCl
         (answer(200, b'{"id":"b","v":1}'), "malformed"),
         (answer(200, b'{"v":1}'), "malformed"),
         (answer(200, b""), "malformed"),
-        (answer(200, b"<html>Welcome to the hotel's network</html>"), "malformed"),
         (answer(200, ITEM).replace(b"charge: 1.00", b"charge: x"), "malformed"),
         (answer(200, ITEM).replace(b"charge: 1.00", b"charge: nan"), "malformed"),
-        (answer(200, ITEM).replace(b"charge: 1.00", b"charge: -1"), "malformed"),
-        (answer(404, b"<html>no such page</html>"), "malformed"),
         (answer(404, b'{"error":"not the service"}'), "malformed"),
         (answer(204, b""), "refused"),
         (answer(302, b"", b"location: /login\r\n"), "refused"),
@@ -71,9 +59,7 @@ async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
     raw: ScriptedServer, client: RestClient, observer: Counted, response: bytes, kind: str
 ) -> None:
     raw.responses = [response]
-    with pytest.raises(CosmosUnavailable) as error:
-        await client.read("c", "a", 2.0)
-    assert error.value.kind == kind
+    assert await kind_of(client.read("c", "a", 2.0)) == kind
     assert observer.kinds == [kind]
     raw.responses = [answer(200, ITEM)]
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
@@ -89,9 +75,7 @@ async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
 ) -> None:
     raw.responses = [response, answer(200, ITEM)]
     await client.account()
-    with pytest.raises(CosmosUnavailable) as error:
-        await client.read("c", "a", 0.05)
-    assert error.value.kind == "timeout"
+    assert await kind_of(client.read("c", "a", 0.05)) == "timeout"
     assert observer.kinds == ["timeout"]
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
@@ -103,9 +87,7 @@ async def test_an_answer_that_is_cut_anywhere_is_no_item(
     for length in range(len(whole)):
         raw.responses = [whole, whole[:length] + CUT]
         assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
-        with pytest.raises(CosmosUnavailable) as error:
-            await client.read("c", "a", 2.0)
-        assert error.value.kind == "reset"
+        assert await kind_of(client.read("c", "a", 2.0)) == "reset"
     assert observer.kinds == ["reset"] * len(whole)
 
 
@@ -127,9 +109,7 @@ async def test_nonsense_is_no_answer_to_anything_else_either(
     raw: ScriptedServer, client: RestClient, observer: Counted, send: Callable[[RestClient], Awaitable[object]]
 ) -> None:
     raw.responses = [answer(200, b"<html></html>")]
-    with pytest.raises(CosmosUnavailable) as error:
-        await send(client)
-    assert error.value.kind == "malformed"
+    assert await kind_of(send(client)) == "malformed"
     assert observer.kinds == ["malformed"]
 
 
@@ -200,9 +180,7 @@ async def test_an_account_that_makes_no_sense_is_malformed(
     raw: ScriptedServer, client: RestClient, properties: dict[str, object]
 ) -> None:
     raw.properties = properties
-    with pytest.raises(CosmosUnavailable) as error:
-        await client.read("c", "a", 2.0)
-    assert error.value.kind == "malformed"
+    assert await kind_of(client.read("c", "a", 2.0)) == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +248,4 @@ async def test_a_list_of_containers_that_is_none_is_malformed(
     raw: ScriptedServer, client: RestClient, body: bytes
 ) -> None:
     raw.responses = [answer(200, body)]
-    with pytest.raises(CosmosUnavailable) as error:
-        await client.containers()
-    assert error.value.kind == "malformed"
+    assert await kind_of(client.containers()) == "malformed"

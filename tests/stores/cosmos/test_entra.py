@@ -1,43 +1,28 @@
 """A store that is reached by Entra ID alone: items by the account, containers by Azure Resource Manager, no key."""
 
-import asyncio
 import secrets
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from azure.core.credentials import AccessToken
 
-from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.arm import ArmContainers
 from hotplate.stores.cosmos.containers import Containers, open_containers
 from hotplate.stores.cosmos.control import AccountContainers
-from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.rest import RestClient
-from hotplate.stores.cosmos.store import CosmosStore, open_url
+from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, parse
-from hotplate.stores.encoding import OFFSET_BYTES, Checksum
-from hotplate.stores.errors import StoreError, StoreMisused
-from hotplate.stores.lifecycle import activate, prune, publish, rollback
-from hotplate.stores.store import Level, Plan, Row
-from hotplate.stores.verification import verify
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.store import Level, Row
 from tests.support.command import failed, hotplate_process
-from tests.support.cosmos_server import Emulator, emulator
-from tests.support.entra import PLACE, Identity, token_of, url_of
+from tests.support.cosmos_server import Emulator
+from tests.support.entra import PLACE, Identity, url_of
 from tests.support.service import a_list, serving
-from tests.support.stores import batches, ref_of
+from tests.support.stores import publish
 
 ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d" % n) for n in range(100)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
-    certificate = tmp_path_factory.mktemp("entra") / "entra.pem"
-    with emulator("--tls", "--certificate", str(certificate), "--entra-issuer") as running:
-        yield replace(running, certificate=certificate)
 
 
 @asynccontextmanager
@@ -58,42 +43,10 @@ async def opened(server: Emulator, url: str, roles: str) -> AsyncIterator[Cosmos
         await store.close()
 
 
-async def release_of(store: CosmosStore, *, live: bool = True) -> ReleaseId:
-    return ((await publish(store, batches(ROWS), plan=Plan(len(ROWS), 10_000), about={}, live=live)).manifest).release
-
-
-async def lists(store: CosmosStore, release: ReleaseId, keys: Sequence[str]) -> list[bytes | None]:
-    """Read lists as they were published."""
-    slots, opened = await store.get_many(await ref_of(store, release), keys), Checksum(release).open
-    read = [slot for slot in slots if not isinstance(slot, StoreError)]
-    return [None if slot is None else opened(key, slot)[OFFSET_BYTES:] for key, slot in zip(keys, read, strict=True)]
-
-
-@pytest.mark.soak
-async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator) -> None:
-    url = url_of(server, f"db-{secrets.token_hex(4)}", ru=1000, **PLACE)
-    async with opened(server, url, "contributor,operator") as publisher:
-        first = await release_of(publisher)
-        second = await release_of(publisher, live=False)
-        await activate(publisher, second)
-        assert await rollback(publisher) == first
-        await activate(publisher, second)
-        await verify(publisher, await ref_of(publisher, second))
-        assert await publisher.warnings() == []
-        assert len(await publisher.incarnations()) == 2
-        assert await prune(publisher, keep=0, grace_s=0) == [first]
-        assert await publisher.incarnations() == [(await publisher.catalogue()).releases[0].incarnation]
-        assert (await publisher.catalogue()).live == second
-    reading = url_of(server, parse(url, {}).database)
-    async with opened(server, reading, "reader") as reader:
-        assert await lists(reader, second, ["user:007", "user:absent"]) == [b"list of 7", None]
-        assert await reader.warnings() == []
-
-
 async def test_the_doctor_says_what_an_identity_may_do_and_changes_nothing(server: Emulator) -> None:
     url = url_of(server, f"db-{secrets.token_hex(4)}", **PLACE)
     async with opened(server, url, "contributor,operator") as publisher:
-        await release_of(publisher)
+        await publish(publisher, ROWS)
         before = await publisher.catalogue()
         publishers = {each.subject: each for each in await publisher.examine()}
         async with opened(server, url_of(server, parse(url, {}).database), "reader") as reader:
@@ -108,26 +61,11 @@ async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(ser
     url = url_of(server, f"db-{secrets.token_hex(4)}")
     async with opened(server, url, "contributor,operator") as store:
         with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL") as refused:
-            await release_of(store)
+            await publish(store, ROWS)
         assert "HOTPLATE_COSMOS_KEY" in str(refused.value)
         with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL"):
             await store.incarnations()
         assert (await store.catalogue()).releases == ()
-
-
-async def test_the_error_of_an_identity_that_may_only_read_names_the_role(server: Emulator) -> None:
-    url = url_of(server, f"db-{secrets.token_hex(4)}", **PLACE)
-    async with opened(server, url, "reader,operator") as store:
-        with pytest.raises(CosmosUnavailable, match="Cosmos DB Built-in Data Contributor"):
-            await release_of(store)
-
-
-async def test_a_key_goes_to_the_account_for_everything(server: Emulator) -> None:
-    store = open_url(f"cosmos+{server.endpoint}db-{secrets.token_hex(4)}?ca={server.certificate}")
-    try:
-        assert await lists(store, await release_of(store), ["user:001"]) == [b"list of 1"]
-    finally:
-        await store.close()
 
 
 async def test_who_makes_containers_follows_the_url(server: Emulator) -> None:
@@ -144,30 +82,6 @@ async def test_who_makes_containers_follows_the_url(server: Emulator) -> None:
     with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL"):
         open_containers(replace(address, arm=None, key=None), client)
     await client.close()
-
-
-async def test_a_token_that_the_account_finds_expired_is_renewed_at_once(server: Emulator) -> None:
-    """Clocks differ: the credential says that its token lasts, the account that it has ended."""
-    moved_s = 0.0
-
-    class Stale(Identity):
-        async def get_token(self, *scopes: str, **_options: object) -> AccessToken:
-            self.scopes.append(scopes[0])
-            given = await asyncio.to_thread(token_of, server, scopes[0], "", -5 if len(self.scopes) == 1 else 3600)
-            return AccessToken(given.token, int(time.time()) + 3600)
-
-    identity = Stale(server)
-    address = parse(url_of(server, "db"), {})
-    client = RestClient(address, credential=identity, clock=lambda: time.time() + moved_s)
-    try:
-        with pytest.raises(CosmosUnavailable, match="expired since") as refused:
-            await client.account()
-        assert refused.value.kind == "unauthorized"
-        moved_s = 60.0  # no new token is requested right after the last
-        assert (await client.account()).regions
-        assert len(identity.scopes) == 2
-    finally:
-        await client.close()
 
 
 @pytest.mark.soak

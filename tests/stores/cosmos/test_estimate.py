@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pytest
 
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.cosmos.charges import load, typical_ru
-from hotplate.stores.cosmos.estimate import bill_of
+from hotplate.stores.cosmos.containers import bill_of
 from hotplate.stores.cosmos.items import container_of
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import ReleaseCorrupt
@@ -18,7 +19,7 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Estimate, Plan, Provisioned, Row, Store
 from hotplate.stores.transfer import copy, estimate_copy
-from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
+from tests.support.cosmos_simulation import SimulatedAccount, simulated, with_simulation
 from tests.support.planning import a_plan
 from tests.support.stores import as_bodies, ref_of
 
@@ -57,7 +58,7 @@ async def estimated(
 ) -> Estimate:
     async def run(simulated: Store) -> Manifest:
         about = made.about
-        result = await life.publish(
+        result = await publication.publish(
             simulated, made.rows(), plan=made.plan, about=about, encoding=made.encoding, live=live
         )
         await life.prune(simulated, keep=keep)
@@ -72,7 +73,7 @@ async def publish(
     """Publish and prune; return the RU that the service charged, and the seconds that passed."""
     store, loop = account.store(**options), asyncio.get_running_loop()
     before_ru, began = account.spent_ru(), loop.time()
-    await life.publish(store, made.rows(), plan=made.plan, about=made.about, encoding=made.encoding, live=live)
+    await publication.publish(store, made.rows(), plan=made.plan, about=made.about, encoding=made.encoding, live=live)
     await life.prune(store, keep=keep)
     return account.spent_ru() - before_ru, loop.time() - began
 
@@ -87,54 +88,51 @@ def held(made: Made, latency_s: float, *, ru: int, max_ru: int) -> tuple[Estimat
     return with_simulation(work)
 
 
-@pytest.mark.parametrize(("users", "max_ru"), [(40, 400), (300, 100), (300, 5900), (1200, 1000), (4000, 2000)])
-def test_a_publish_spends_what_the_dry_run_estimated_within_a_percent(users: int, max_ru: int) -> None:
-    found, spent_ru, seconds = held(made_up(users, seed=max_ru), 0.005, ru=6000, max_ru=max_ru)
+@pytest.mark.parametrize(
+    ("users", "max_ru", "ru", "latency_s"),
+    [
+        *((users, max_ru, 6000, 0.005) for users, max_ru in ((40, 400), (300, 100), (300, 5900), (4000, 2000))),
+        pytest.param(1200, 1000, 400, 0.0, id="all that the container has may be spent"),
+    ],
+)
+def test_a_publish_spends_what_the_dry_run_estimated_within_a_percent(
+    users: int, max_ru: int, ru: int, latency_s: float
+) -> None:
+    found, spent_ru, seconds = held(made_up(users, seed=max_ru), latency_s, ru=ru, max_ru=max_ru)
     assert found.total_ru == pytest.approx(spent_ru, rel=0.01)
     assert found.seconds is not None
     assert found.seconds == pytest.approx(seconds, rel=0.02, abs=1.5)
 
 
-def test_where_all_that_the_container_has_may_be_spent_refusals_add_little_time_and_no_request_unit() -> None:
-    found, spent_ru, seconds = held(made_up(), 0.0, ru=400, max_ru=1000)
-    assert found.total_ru == pytest.approx(spent_ru, rel=0.01)
-    assert found.seconds is not None
-    assert found.seconds == pytest.approx(seconds, rel=0.02, abs=1.5)
+@simulated
+async def test_later_publishes_are_estimated_as_well_and_looked_at_once(account: SimulatedAccount) -> None:
+    account.latency_s = 0.0
+    for number in range(5):
+        made, live = made_up(1200, seed=number), number != 3
+        before_ru = account.spent_ru()
+        found = await estimated(account, made, live=live, keep=0, ru=2000, max_ru=1000)
+        assert account.spent_ru() - before_ru == (1.0 if number else 0.0)  # one look at the catalogue
+        spent_ru, _ = await publish(account, made, live=live, keep=0, ru=2000, max_ru=1000)
+        assert found.total_ru == pytest.approx(spent_ru, rel=0.01), number
+        await asyncio.sleep(1000)  # the grace of what was superseded passes
+    assert account.answers(204, "delete container") > 0
 
 
-def test_later_publishes_are_estimated_as_well_and_looked_at_once() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        account.latency_s = 0.0
-        for number in range(5):
-            made, live = made_up(1200, seed=number), number != 3
-            before_ru = account.spent_ru()
-            found = await estimated(account, made, live=live, keep=0, ru=2000, max_ru=1000)
-            assert account.spent_ru() - before_ru == (1.0 if number else 0.0)  # one look at the catalogue
-            spent_ru, _ = await publish(account, made, live=live, keep=0, ru=2000, max_ru=1000)
-            assert found.total_ru == pytest.approx(spent_ru, rel=0.01), number
-            await asyncio.sleep(1000)  # the grace of what was superseded passes
-        assert account.answers(204, "delete container") > 0
-
-    with_simulation(work)
-
-
-def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        source, made = MemoryStore(account.now), made_up(300)
-        live = (await life.publish(source, made.rows(), plan=made.plan, about=made.about)).manifest.release
-        there = SimulatedAccount(asyncio.get_running_loop())
-        there.latency_s = 0.0
-        target = there.store(ru=2000, max_ru=1000)
-        found = await estimate_copy(source, target, live, live=True, on_progress=lambda _done, _total: None)
-        assert there.service.account.databases == {}
-        await copy(source, target, live)
-        assert found.total_ru == pytest.approx(there.spent_ru(), rel=0.01)
-        assert container_of(await ref_of(target, live)) in there.service.account.databases["d"].containers
-        await target.close()
-        with pytest.raises(ReleaseCorrupt, match="no popular list"):
-            await estimated(account, Made([as_bodies([Row("user:1", b"x")])], {}))
-
-    with_simulation(work)
+@simulated
+async def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused(account: SimulatedAccount) -> None:
+    source, made = MemoryStore(account.now), made_up(300)
+    live = (await publication.publish(source, made.rows(), plan=made.plan, about=made.about)).manifest.release
+    there = SimulatedAccount(asyncio.get_running_loop())
+    there.latency_s = 0.0
+    target = there.store(ru=2000, max_ru=1000)
+    found = await estimate_copy(source, target, live, live=True, on_progress=lambda _done, _total: None)
+    assert there.service.account.databases == {}
+    await copy(source, target, live)
+    assert found.total_ru == pytest.approx(there.spent_ru(), rel=0.01)
+    assert container_of(await ref_of(target, live)) in there.service.account.databases["d"].containers
+    await target.close()
+    with pytest.raises(ReleaseCorrupt, match="no popular list"):
+        await estimated(account, Made([as_bodies([Row("user:1", b"x")])], {}))
 
 
 def test_what_a_plan_says_of_a_publish_is_what_it_spends_and_takes() -> None:
@@ -149,26 +147,22 @@ def test_what_a_plan_says_of_a_publish_is_what_it_spends_and_takes() -> None:
     assert plan.number("publish_hours") * 3600 == pytest.approx(seconds, rel=0.03)
 
 
-def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        account.misbehave({"kind": "unavailable"})
-        found = await estimated(account, made_up(20))
-        assert "it could not be read" in found.notes[0]
-        assert any("unless it is there" in each for each in found.makes)
-
-    with_simulation(work)
+@simulated
+async def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note(account: SimulatedAccount) -> None:
+    account.misbehave({"kind": "unavailable"})
+    found = await estimated(account, made_up(20))
+    assert "it could not be read" in found.notes[0]
+    assert any("unless it is there" in each for each in found.makes)
 
 
-def test_what_would_be_made_comes_with_a_note_on_containers_that_begin_large() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        found = await estimated(account, made_up(20), ru=1000, max_ru=50_000)
-        assert "50,000 RU/s, manual, 9 physical partitions, nothing indexed" in " ".join(found.makes)
-        assert "scaled to 1,000 RU/s" in " ".join(found.makes)
-        assert any("9 physical partitions for good" in each and "111 RU/s" in each for each in found.notes)
-        assert found.bill is not None
-        assert found.bill.afterwards[1] == Provisioned("release before it, kept", 500)
-
-    with_simulation(work)
+@simulated
+async def test_what_would_be_made_comes_with_a_note_on_containers_that_begin_large(account: SimulatedAccount) -> None:
+    found = await estimated(account, made_up(20), ru=1000, max_ru=50_000)
+    assert "50,000 RU/s, manual, 9 physical partitions, nothing indexed" in " ".join(found.makes)
+    assert "scaled to 1,000 RU/s" in " ".join(found.makes)
+    assert any("9 physical partitions for good" in each and "111 RU/s" in each for each in found.notes)
+    assert found.bill is not None
+    assert found.bill.afterwards[1] == Provisioned("release before it, kept", 500)
 
 
 def test_what_is_billed_follows_the_url() -> None:

@@ -3,21 +3,12 @@
 import secrets
 
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-from hotplate.stores.connect import connect
-from hotplate.stores.cosmos import examination
+from hotplate.stores.cosmos.store import _examine_control, _examine_transport
 from hotplate.stores.cosmos.url import parse
-from hotplate.stores.doctor import examine
-from hotplate.stores.store import Finding, Level
+from hotplate.stores.store import Level
 from tests.support.cosmos_account import Account
 from tests.support.service import a_list, publish_to
-
-
-async def look(url: str) -> dict[str, Finding]:
-    store = connect(url)
-    try:
-        return {each.subject: each for each in await examine(store)}
-    finally:
-        await store.close()
+from tests.support.stores import look
 
 
 async def test_a_sound_account_has_no_warning_and_is_not_changed(account: Account) -> None:
@@ -46,9 +37,9 @@ def test_an_unencrypted_account_elsewhere_is_warned_of() -> None:
         ("cosmos+http://127.0.0.1:8081/shop", Level.OK),
         ("cosmos+https://cache.example:8081/shop", Level.OK),
     ):
-        assert examination._transport(parse(url, {"HOTPLATE_COSMOS_KEY": WELL_KNOWN_KEY})).level == level
+        assert _examine_transport(parse(url, {"HOTPLATE_COSMOS_KEY": WELL_KNOWN_KEY})).level == level
 
 
 def test_who_cannot_make_containers_is_told_how() -> None:
-    found = examination._control(parse("cosmos://account/shop", {}))
+    found = _examine_control(parse("cosmos://account/shop", {}))
     assert (found.level, "resource_group=" in found.sentence) == (Level.WARNING, True)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import State
 from hotplate.stores.connect import connect
 from hotplate.stores.store import Plan
@@ -18,7 +18,7 @@ from tests.support.stores import lapse, ref_of
 PUBLISHER = """
 import asyncio, sys
 from hotplate.stores.connect import connect
-from hotplate.stores.lifecycle import publish
+from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan
 from tests.support.cosmos_simulation import ROWS, batches
 
@@ -45,7 +45,7 @@ def started(url: str) -> subprocess.Popen[str]:
 async def test_a_killed_publish_is_continued_where_it_was_acknowledged(cosmos_http: Account, acknowledged: int) -> None:
     url = cosmos_http.url(f"killed{secrets.token_hex(4)}", ru="30000")
     store = connect(url)
-    live = ((await life.publish(store, batches(ROWS[:50]), plan=Plan(50, 1000), about={})).manifest).release
+    live = ((await publication.publish(store, batches(ROWS[:50]), plan=Plan(50, 1000), about={})).manifest).release
     with started(url) as publisher:
         assert publisher.stdin is not None
         assert publisher.stdout is not None
@@ -64,7 +64,7 @@ async def test_a_killed_publish_is_continued_where_it_was_acknowledged(cosmos_ht
     observer = Counted()
     store = connect(url, observer)
     await lapse(store)
-    written = await life.publish(store, batches(ROWS, 70), plan=Plan(len(ROWS), 1000), about={}, resume=draft)
+    written = await publication.publish(store, batches(ROWS, 70), plan=Plan(len(ROWS), 1000), about={}, resume=draft)
     assert acknowledged * 100 <= written.skipped <= (acknowledged + 1) * 100
     assert written.rows + written.skipped == len(ROWS)
     assert observer.ru < 7 * written.rows + 1.1 * len(ROWS) + 10 * 100 + 200, "rows were written twice"

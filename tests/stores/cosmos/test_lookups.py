@@ -9,9 +9,9 @@ from hotplate.stores.cosmos.items import container_of, name_of
 from hotplate.stores.cosmos.requests import DEADLINE_S
 from hotplate.stores.cosmos.retry import UNAVAILABLE_S
 from hotplate.stores.cosmos.store import CosmosStore
-from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
+from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from hotplate.stores.store import Plan, Row
-from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
+from tests.support.cosmos_simulation import SimulatedAccount, simulated
 from tests.support.stores import draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
@@ -32,163 +32,146 @@ def partition_of(account: SimulatedAccount, key: str) -> str:
     return container.partitions.of(container.definition.effective(name_of(key))).id
 
 
-def test_a_slow_partition_holds_up_only_its_own_keys() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
-        account.misbehave({"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ})
-        began = loop.time()
-        slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
-        assert loop.time() - began <= 0.0501
-        for key, slot in zip(KEYS, slots, strict=True):
-            if partition_of(account, key) == "0":
-                assert isinstance(slot, StoreUnavailable)
-            else:
-                assert slot == key.encode()
-        assert {partition_of(account, key) for key in KEYS} == {"0", "1"}
-
-    with_simulation(work)
+@simulated
+async def test_a_slow_partition_holds_up_only_its_own_keys(account: SimulatedAccount) -> None:
+    store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
+    account.misbehave({"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ})
+    began = loop.time()
+    slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
+    assert loop.time() - began <= 0.0501
+    for key, slot in zip(KEYS, slots, strict=True):
+        if partition_of(account, key) == "0":
+            assert isinstance(slot, PartUnavailable), "which opens no circuit for the others"
+        else:
+            assert slot == key.encode()
+    assert {partition_of(account, key) for key in KEYS} == {"0", "1"}
 
 
-def test_a_throttled_key_fails_alone_and_at_once_where_waiting_would_be_too_long() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, loop = await filled(account), asyncio.get_running_loop()
-        account.misbehave({"kind": "throttle", "share": 0.5, "retry_after_ms": 900, "operation": READ})
-        began = loop.time()
-        slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
-        assert loop.time() - began <= 0.011
-        refused = [slot for slot in slots if isinstance(slot, StoreThrottled)]
-        assert 5 < len(refused) < 35
-        assert [slot for slot in slots if slot not in refused] == [
-            key.encode() for key, slot in zip(KEYS, slots, strict=True) if slot not in refused
-        ]
+@simulated
+async def test_a_throttled_key_fails_alone_and_at_once_where_waiting_would_be_too_long(
+    account: SimulatedAccount,
+) -> None:
+    store, loop = await filled(account), asyncio.get_running_loop()
+    account.misbehave({"kind": "throttle", "share": 0.5, "retry_after_ms": 900, "operation": READ})
+    began = loop.time()
+    slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
+    assert loop.time() - began <= 0.011
+    refused = [slot for slot in slots if isinstance(slot, StoreThrottled)]
+    assert 5 < len(refused) < 35
+    assert all(isinstance(slot, PartUnavailable) for slot in refused), "which opens no circuit for the others"
+    assert [slot for slot in slots if slot not in refused] == [
+        key.encode() for key, slot in zip(KEYS, slots, strict=True) if slot not in refused
+    ]
 
-    with_simulation(work)
 
-
-def test_a_throttled_key_is_read_once_more_where_the_time_allows() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, loop = await filled(account), asyncio.get_running_loop()
-        account.misbehave({"kind": "throttle", "for_s": 0.02, "retry_after_ms": 30, "operation": READ})
-        began = loop.time()
-        assert await store.get_many(ref(R), KEYS[:1], timeout_s=0.05) == [b"user:0"]
-        assert loop.time() - began == pytest.approx(0.04, abs=0.001)
-        account.misbehave({"kind": "throttle", "retry_after_ms": 10, "operation": READ})
-        throttled = account.answers(429)
-        with pytest.raises(StoreThrottled):
-            await store.get_many(ref(R), KEYS[:1], timeout_s=0.05)
-        assert account.answers(429) == throttled + 2
-
-    with_simulation(work)
+@simulated
+async def test_a_throttled_key_is_read_once_more_where_the_time_allows(account: SimulatedAccount) -> None:
+    store, loop = await filled(account), asyncio.get_running_loop()
+    account.misbehave({"kind": "throttle", "for_s": 0.02, "retry_after_ms": 30, "operation": READ})
+    began = loop.time()
+    assert await store.get_many(ref(R), KEYS[:1], timeout_s=0.05) == [b"user:0"]
+    assert loop.time() - began == pytest.approx(0.04, abs=0.001)
+    account.misbehave({"kind": "throttle", "retry_after_ms": 10, "operation": READ})
+    throttled = account.answers(429)
+    with pytest.raises(StoreThrottled):
+        await store.get_many(ref(R), KEYS[:1], timeout_s=0.05)
+    assert account.answers(429) == throttled + 2
 
 
 @pytest.mark.parametrize("kind", ["unavailable", "retry-with", "gone", "reset"])
-def test_a_failure_is_tried_once_more_at_once(kind: str) -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = await filled(account)
-        account.misbehave({"kind": kind, "share": 0.3, "operation": READ})
-        slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
-        failed = sum(isinstance(slot, StoreError) for slot in slots)
-        assert failed < 10, "about one in ten fails twice, and a third would fail once"
-        account.misbehave({"kind": kind, "operation": READ})
-        with pytest.raises(StoreUnavailable):
-            await store.get_many(ref(R), KEYS)
-
-    with_simulation(work)
+@simulated
+async def test_a_failure_is_tried_once_more_at_once(account: SimulatedAccount, kind: str) -> None:
+    store = await filled(account)
+    account.misbehave({"kind": kind, "share": 0.3, "operation": READ})
+    slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
+    failed = sum(isinstance(slot, StoreError) for slot in slots)
+    assert failed < 10, "about one in ten fails twice, and a third would fail once"
+    account.misbehave({"kind": kind, "operation": READ})
+    with pytest.raises(StoreUnavailable):
+        await store.get_many(ref(R), KEYS)
 
 
-def test_a_container_that_was_dropped_under_its_readers_is_a_release_that_is_gone() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = await filled(account)
-        await account.store().erase(ref(R))
-        for keys in (KEYS, KEYS[:1]):
-            with pytest.raises(ReleaseNotFound, match=f"release {R} is not in this store"):
-                await store.get_many(ref(R), keys, timeout_s=0.05)
+@simulated
+async def test_a_container_that_was_dropped_under_its_readers_is_a_release_that_is_gone(
+    account: SimulatedAccount,
+) -> None:
+    store = await filled(account)
+    await account.store().erase(ref(R))
+    for keys in (KEYS, KEYS[:1]):
+        with pytest.raises(ReleaseNotFound, match=f"release {R} is not in this store"):
+            await store.get_many(ref(R), keys, timeout_s=0.05)
 
-    with_simulation(work)
 
-
-def test_a_row_that_another_program_wrote_fails_alone() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = await filled(account)
-        _, etag, _ = await store._items.read_versioned(container_of(ref(R)), name_of(KEYS[1]))
-        assert (await store._items.replace(container_of(ref(R)), {"id": name_of(KEYS[1]), "foreign": 1}, etag)).done
-        first, second, third = await store.get_many(ref(R), KEYS[:3])
-        assert (first, third) == (b"user:0", b"user:2")
-        assert isinstance(second, StoreError)
-        assert "was not written by hotplate" in str(second)
-
-    with_simulation(work)
+@simulated
+async def test_a_row_that_another_program_wrote_fails_alone(account: SimulatedAccount) -> None:
+    store = await filled(account)
+    _, etag, _ = await store._items.read_versioned(container_of(ref(R)), name_of(KEYS[1]))
+    assert (await store._items.replace(container_of(ref(R)), {"id": name_of(KEYS[1]), "foreign": 1}, etag)).done
+    first, second, third = await store.get_many(ref(R), KEYS[:3])
+    assert (first, third) == (b"user:0", b"user:2")
+    assert isinstance(second, StoreError)
+    assert "was not written by hotplate" in str(second)
 
 
 @pytest.mark.parametrize("keys", [KEYS[:1], KEYS], ids=["one key", "many keys"])
 @pytest.mark.parametrize(
     "fault", [{"kind": "retry-with"}, {"kind": "unavailable"}, {"kind": "throttle"}, {"kind": "slow", "delay_ms": 9000}]
 )
-def test_a_read_without_a_deadline_is_as_patient_as_a_write(fault: dict[str, object], keys: list[str]) -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = await filled(account)
-        account.misbehave({**fault, "for_s": 8, "operation": READ})
-        [slots] = await asyncio.gather(store.get_many(ref(R), keys), return_exceptions=True)
-        assert slots == [key.encode() for key in keys]
+@simulated
+async def test_a_read_without_a_deadline_is_as_patient_as_a_write(
+    account: SimulatedAccount, fault: dict[str, object], keys: list[str]
+) -> None:
+    store = await filled(account)
+    account.misbehave({**fault, "for_s": 8, "operation": READ})
+    [slots] = await asyncio.gather(store.get_many(ref(R), keys), return_exceptions=True)
+    assert slots == [key.encode() for key in keys]
 
-    with_simulation(work)
 
-
-def test_a_read_with_a_deadline_keeps_it_and_one_without_is_not_tried_for_ever() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, loop = await filled(account), asyncio.get_running_loop()
-        account.misbehave({"kind": "slow", "delay_ms": 9000})
-        for timeout_s in (0.05, 3.0):
-            began = loop.time()
-            with pytest.raises(StoreError, match="did not answer in time"):
-                await store.get_many(ref(R), KEYS[:1], timeout_s=timeout_s)
-            assert loop.time() - began == pytest.approx(timeout_s, abs=0.01)
+@simulated
+async def test_a_read_with_a_deadline_keeps_it_and_one_without_is_not_tried_for_ever(account: SimulatedAccount) -> None:
+    store, loop = await filled(account), asyncio.get_running_loop()
+    account.misbehave({"kind": "slow", "delay_ms": 9000})
+    for timeout_s in (0.05, 3.0):
         began = loop.time()
         with pytest.raises(StoreError, match="did not answer in time"):
-            await store.get_many(ref(R), KEYS[:1])
-        assert UNAVAILABLE_S < loop.time() - began < UNAVAILABLE_S + 2 * DEADLINE_S
-
-    with_simulation(work)
-
-
-def test_a_key_that_utf_8_cannot_express_is_absent_and_fails_no_other() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = await filled(account)
-        odd = ["user:\ud800", "user:1", "user:a\udfff"]
-        for timeout_s in (None, 0.05):
-            [slots] = await asyncio.gather(store.get_many(ref(R), odd, timeout_s=timeout_s), return_exceptions=True)
-            assert slots == [None, b"user:1", None]
-
-    with_simulation(work)
-
-    with_simulation(work)
+            await store.get_many(ref(R), KEYS[:1], timeout_s=timeout_s)
+        assert loop.time() - began == pytest.approx(timeout_s, abs=0.01)
+    began = loop.time()
+    with pytest.raises(StoreError, match="did not answer in time"):
+        await store.get_many(ref(R), KEYS[:1])
+    assert UNAVAILABLE_S < loop.time() - began < UNAVAILABLE_S + 2 * DEADLINE_S
 
 
-def test_a_throttled_key_is_read_once_more_while_another_is_still_waited_for() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
-        account.misbehave(
-            {"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ},
-            {"kind": "throttle", "for_s": 0.01, "retry_after_ms": 20, "operation": READ},
-        )
-        began = loop.time()
-        slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
-        assert loop.time() - began <= 0.0501
-        for key, slot in zip(KEYS, slots, strict=True):
-            if partition_of(account, key) == "1":
-                assert slot == key.encode()
-
-    with_simulation(work)
+@simulated
+async def test_a_key_that_utf_8_cannot_express_is_absent_and_fails_no_other(account: SimulatedAccount) -> None:
+    store = await filled(account)
+    odd = ["user:\ud800", "user:1", "user:a\udfff"]
+    for timeout_s in (None, 0.05):
+        [slots] = await asyncio.gather(store.get_many(ref(R), odd, timeout_s=timeout_s), return_exceptions=True)
+        assert slots == [None, b"user:1", None]
 
 
-def test_what_is_cut_off_leaves_nothing_under_way() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = await filled(account)
-        account.misbehave({"kind": "throttle", "share": 0.5, "retry_after_ms": 20, "operation": READ})
-        before = asyncio.all_tasks()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(store.get_many(ref(R), KEYS, timeout_s=5.0), 0.01)
-        await asyncio.sleep(0)
-        assert asyncio.all_tasks() == before
+@simulated
+async def test_a_throttled_key_is_read_once_more_while_another_is_still_waited_for(account: SimulatedAccount) -> None:
+    store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
+    account.misbehave(
+        {"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ},
+        {"kind": "throttle", "for_s": 0.01, "retry_after_ms": 20, "operation": READ},
+    )
+    began = loop.time()
+    slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
+    assert loop.time() - began <= 0.0501
+    for key, slot in zip(KEYS, slots, strict=True):
+        if partition_of(account, key) == "1":
+            assert slot == key.encode()
 
-    with_simulation(work)
+
+@simulated
+async def test_what_is_cut_off_leaves_nothing_under_way(account: SimulatedAccount) -> None:
+    store = await filled(account)
+    account.misbehave({"kind": "throttle", "share": 0.5, "retry_after_ms": 20, "operation": READ})
+    before = asyncio.all_tasks()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(store.get_many(ref(R), KEYS, timeout_s=5.0), 0.01)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before

@@ -4,17 +4,16 @@ import asyncio
 
 import pytest
 
-from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.items import container_of, name_of
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.memory import MemoryStore
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Row
 from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import scrub, verify
-from tests.support.cosmos_simulation import ROWS, SimulatedAccount, batches, with_simulation
-from tests.support.stores import published_rows, ref_of
+from tests.support.cosmos_simulation import ROWS, SimulatedAccount, simulated
+from tests.support.stores import publish, published_rows, ref_of
 
 # As a release that folds visitors in has them: pieces of item factors.
 FACTORS = [Row(f"meta:factors-{n}", b"\0" * 100) for n in range(3)]
@@ -23,10 +22,7 @@ ALL = sorted([*ROWS[:300], *FACTORS])
 
 async def published(account: SimulatedAccount) -> tuple[CosmosStore, ReleaseId]:
     store = account.store(ru=10_000)
-    await life.publish(store, batches(ALL, 100), plan=Plan(len(ALL), 100_000), about={})
-    live = (await store.catalogue()).live
-    assert live is not None
-    return store, live
+    return store, await publish(store, ALL, 100)
 
 
 async def lose(account: SimulatedAccount, store: CosmosStore, release: ReleaseId, names: set[str]) -> int:
@@ -47,20 +43,20 @@ async def lose(account: SimulatedAccount, store: CosmosStore, release: ReleaseId
         ("the last acknowledgement", {"rows-3"}),
     ],
 )
-def test_what_an_account_has_lost_is_found_by_a_scrub_and_healed_by_a_repair(what: str, names: set[str]) -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, live = await published(account)
-        other = MemoryStore()
-        await copy(store, other, live)
-        assert await lose(account, store, live, names) == len(names), what
-        damaged = account.store(ru=10_000)
-        released = await ref_of(damaged, live)
-        [found] = await asyncio.gather(scrub(damaged, released, rows_per_s=1e6), return_exceptions=True)
-        assert isinstance(found, ReleaseCorrupt) or not getattr(found, "is_whole", True), found
-        with pytest.raises(ReleaseCorrupt):
-            await verify(damaged, released)
-        await repair(damaged, other, live)
-        await verify(damaged, await ref_of(damaged, live))
-        assert await published_rows(damaged, live) == ALL
-
-    with_simulation(work)
+@simulated
+async def test_what_an_account_has_lost_is_found_by_a_scrub_and_healed_by_a_repair(
+    account: SimulatedAccount, what: str, names: set[str]
+) -> None:
+    store, live = await published(account)
+    other = MemoryStore()
+    await copy(store, other, live)
+    assert await lose(account, store, live, names) == len(names), what
+    damaged = account.store(ru=10_000)
+    released = await ref_of(damaged, live)
+    [found] = await asyncio.gather(scrub(damaged, released, rows_per_s=1e6), return_exceptions=True)
+    assert isinstance(found, ReleaseCorrupt) or not getattr(found, "is_whole", True), found
+    with pytest.raises(ReleaseCorrupt):
+        await verify(damaged, released)
+    await repair(damaged, other, live)
+    await verify(damaged, await ref_of(damaged, live))
+    assert await published_rows(damaged, live) == ALL

@@ -1,8 +1,6 @@
 """The client over the wire as a whole: keys, clocks, certificates, and connections that end."""
 
 import asyncio
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -112,10 +110,3 @@ async def test_a_closed_client_opens_nothing_again(account: Account, observer: C
         await client.read("c", NAME, 5.0)
     with pytest.raises(StoreMisused):
         await client.replace("c", ITEM, "x\r\nhost: y")
-
-
-def test_nothing_of_azure_is_imported_for_a_key() -> None:
-    program = (
-        "import sys, hotplate.stores.cosmos.rest; print([name for name in sys.modules if name.startswith('azure')])"
-    )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"

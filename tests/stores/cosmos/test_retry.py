@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.containers import POLL_S, writing_throughput
 from hotplate.stores.cosmos.retry import BURST_S, RateLimiter
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.store import Plan, Row
 from tests.support.clock import FakeClock
-from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
+from tests.support.cosmos_simulation import SimulatedAccount, batches, simulated
 from tests.support.stores import as_bodies, draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
@@ -66,36 +66,32 @@ def test_without_a_rate_only_the_service_limits(clock: FakeClock) -> None:
     assert limiter.wait_s() == pytest.approx(0.5)
 
 
-def test_a_publish_spends_at_the_configured_rate() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, loop = account.store(max_ru=1000), asyncio.get_running_loop()
-        began = loop.time()
-        manifest = (await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
-        took_s = loop.time() - began
-        spent_ru = account.admitted_ru(manifest.release)
-        assert took_s == pytest.approx(spent_ru / 1000 + POLL_S, abs=0.5)  # what is done one after the other
-        assert account.answers(429) <= 5
-
-    with_simulation(work)
+@simulated
+async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount) -> None:
+    store, loop = account.store(max_ru=1000), asyncio.get_running_loop()
+    began = loop.time()
+    manifest = (await publication.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
+    took_s = loop.time() - began
+    spent_ru = account.admitted_ru(manifest.release)
+    assert took_s == pytest.approx(spent_ru / 1000 + POLL_S, abs=0.5)  # what is done one after the other
+    assert account.answers(429) <= 5
 
 
 @pytest.mark.parametrize(("provisioned", "max_ru", "share"), [(400, 1000, 0.02), (600, 1000, 0.02), (400, 400, 0.01)])
-def test_a_container_with_less_than_the_configured_rate_gives_all_it_has_and_loses_nothing(
-    provisioned: int, max_ru: int, share: float
+@simulated
+async def test_a_container_with_less_than_the_configured_rate_gives_all_it_has_and_loses_nothing(
+    account: SimulatedAccount, provisioned: int, max_ru: int, share: float
 ) -> None:
-    async def work(account: SimulatedAccount) -> None:
-        maker, store, loop = account.store(ru=provisioned), account.store(max_ru=max_ru), asyncio.get_running_loop()
-        await maker.create(draft_of(R), Plan(1, 1))
-        began, before_ru = loop.time(), account.admitted_ru(R)
-        async for batch in batches(ROWS):
-            await store.put(draft_of(R), batch)
-        took_s = loop.time() - began
-        assert (account.admitted_ru(R) - before_ru) / took_s == pytest.approx(provisioned, rel=0.03)
-        assert account.answers(429) < share * len(ROWS)
-        await store.seal(draft_of(R))
-        assert [row async for row in store.scan(ref(R))] == as_bodies(ROWS)
-
-    with_simulation(work)
+    maker, store, loop = account.store(ru=provisioned), account.store(max_ru=max_ru), asyncio.get_running_loop()
+    await maker.create(draft_of(R), Plan(1, 1))
+    began, before_ru = loop.time(), account.admitted_ru(R)
+    async for batch in batches(ROWS):
+        await store.put(draft_of(R), batch)
+    took_s = loop.time() - began
+    assert (account.admitted_ru(R) - before_ru) / took_s == pytest.approx(provisioned, rel=0.03)
+    assert account.answers(429) < share * len(ROWS)
+    await store.seal(draft_of(R))
+    assert [row async for row in store.scan(ref(R))] == as_bodies(ROWS)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.containers import open_containers
@@ -20,119 +21,93 @@ from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from hotplate.stores.store import Diagnosed, Plan, ProvisionedStore, Row
+from hotplate.stores.extras import install_command
+from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_account import Account
-from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
+from tests.support.cosmos_simulation import SimulatedAccount, batches, simulated, with_simulation
 from tests.support.stores import begin, draft_of, ref, step
+from tests.support.stores import publish as publish_rows
 
 R = ReleaseId("20261120T064200Z-aaaa")
 ROWS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
 
 
 async def publish(store: CosmosStore, *, live: bool = True) -> ReleaseId:
-    return ((await life.publish(store, batches(ROWS), plan=Plan(2, 100), about={}, live=live)).manifest).release
+    return await publish_rows(store, ROWS, live=live)
 
 
-def test_it_offers_what_services_and_operators_may_request() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        for offered in (Diagnosed, ProvisionedStore):
-            assert isinstance(store, offered)
-
-    with_simulation(work)
-
-
-def test_an_account_of_many_writers_is_neither_written_nor_followed() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        account.many_writers = True
-        store = account.store()
-        for refused in (
-            store.swap(Catalogue(), changes.succeed(Catalogue(), changes.begin(Catalogue(), draft_of(R)), "t", "s")),
-            store.create(draft_of(R), Plan(1, 1)),
-            anext(aiter(store.changes())),
-        ):
-            with pytest.raises(StoreMisused, match="several regions, where two publishers could both change"):
-                await refused
-        assert not account.service.account.databases
-
-    with_simulation(work)
+@simulated
+async def test_an_account_of_many_writers_is_neither_written_nor_followed(account: SimulatedAccount) -> None:
+    account.many_writers = True
+    store = account.store()
+    for refused in (
+        store.swap(Catalogue(), changes.succeed(Catalogue(), changes.begin(Catalogue(), draft_of(R)), "t", "s")),
+        store.create(draft_of(R), Plan(1, 1)),
+        anext(aiter(store.changes())),
+    ):
+        with pytest.raises(StoreMisused, match="several regions, where two publishers could both change"):
+            await refused
+    assert not account.service.account.databases
 
 
-def test_a_swap_whose_answer_was_lost_is_no_rival_and_a_rival_is_one() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, rival = account.store(), account.store()
-        old = await store.catalogue()
-        first = changes.succeed(old, changes.begin(old, draft_of(R)), "one", "s")
-        account.lose_answers = 1
-        with pytest.raises(ReleaseConflict):  # one attempt was made, another refused: who swaps reads back
-            await store.swap(old, first)
-        assert await rival.catalogue() == first
-        account.lose_answers = 1
-        renewed = await life.change(store, lambda found: changes.renew(found, draft_of(R)))
-        assert renewed.generation == 2
-        assert await rival.catalogue() == renewed
-        with pytest.raises(ReleaseConflict):
-            await rival.swap(first, changes.succeed(first, first, "three", "s"))
-        assert (await store.catalogue()).token == renewed.token
-
-    with_simulation(work)
+@simulated
+async def test_a_swap_whose_answer_was_lost_is_no_rival_and_a_rival_is_one(account: SimulatedAccount) -> None:
+    store, rival = account.store(), account.store()
+    old = await store.catalogue()
+    first = changes.succeed(old, changes.begin(old, draft_of(R)), "one", "s")
+    account.lose_answers = 1
+    with pytest.raises(ReleaseConflict):  # one attempt was made, another refused: who swaps reads back
+        await store.swap(old, first)
+    assert await rival.catalogue() == first
+    account.lose_answers = 1
+    renewed = await life.change(store, lambda found: changes.renew(found, draft_of(R)))
+    assert renewed.generation == 2
+    assert await rival.catalogue() == renewed
+    with pytest.raises(ReleaseConflict):
+        await rival.swap(first, changes.succeed(first, first, "three", "s"))
+    assert (await store.catalogue()).token == renewed.token
 
 
 @pytest.mark.parametrize("rewritten", [False, True], ids=["a lower generation", "the same, with another token"])
-def test_after_a_failover_that_lost_swaps_the_catalogue_is_what_the_write_region_has(*, rewritten: bool) -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, rival = account.store(), account.store()
-        await begin(store, R)
-        (item,) = account.service.account.databases["d"].containers[CONTROL].documents.after()
-        kept = item.body, item.etag, item.partition.lsn
-        lost = await step(store, changes.renew(await store.catalogue(), draft_of(R)))
-        item.body, item.etag, item.partition.lsn = kept
-        if rewritten:
-            await step(rival, await rival.catalogue())
-        now = await rival.catalogue()
-        assert now.generation == lost.generation - (not rewritten)
-        found = await store.catalogue()
-        assert found == now
-        assert found.primary
-        with pytest.raises(ReleaseConflict):
-            await store.swap(lost, changes.succeed(lost, lost, "t", "s"))
-        assert await step(store, await store.catalogue()) == await rival.catalogue()
-
-    with_simulation(work)
-
-
-def test_what_lies_in_the_account_is_listed_and_nothing_that_others_keep_there() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        assert await store.incarnations() == []
-        await publish(store)
-        orphan, odd = draft_of(R)._replace(incarnation="0123456789ab"), draft_of(R)._replace(incarnation="odd")
-        for draft in (orphan, odd):
-            await store.create(draft, Plan(1, 1))
-        for foreign in ("release-notes", "releases", "0123456789ab"):
-            await store._containers.create_container(foreign, None)
-        live = (await store.catalogue()).releases[0].incarnation
-        assert sorted(await store.incarnations()) == sorted([live, orphan.incarnation, odd.incarnation])
-        await life.prune(store)
-        assert await store.incarnations() == [live]
-        assert set(account.service.account.databases["d"].containers) == {
-            CONTROL, f"release-{live}", "release-notes", "releases", "0123456789ab",
-        }  # fmt: skip
-
-    with_simulation(work)
+@simulated
+async def test_after_a_failover_that_lost_swaps_the_catalogue_is_what_the_write_region_has(
+    account: SimulatedAccount, *, rewritten: bool
+) -> None:
+    store, rival = account.store(), account.store()
+    await begin(store, R)
+    (item,) = account.service.account.databases["d"].containers[CONTROL].documents.after()
+    kept = item.body, item.etag, item.partition.lsn
+    lost = await step(store, changes.renew(await store.catalogue(), draft_of(R)))
+    item.body, item.etag, item.partition.lsn = kept
+    if rewritten:
+        await step(rival, await rival.catalogue())
+    now = await rival.catalogue()
+    assert now.generation == lost.generation - (not rewritten)
+    found = await store.catalogue()
+    assert found == now
+    assert found.primary
+    with pytest.raises(ReleaseConflict):
+        await store.swap(lost, changes.succeed(lost, lost, "t", "s"))
+    assert await step(store, await store.catalogue()) == await rival.catalogue()
 
 
-def test_times_are_the_services() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        await publish(store)
-        assert (await store.catalogue()).now == pytest.approx(account.now(), abs=1.1)
-        await asyncio.sleep(3600)
-        watched = store.changes()
-        assert (await anext(watched)).now == pytest.approx(account.now(), abs=1.1)
-        await watched.aclose()  # type: ignore[attr-defined]  # it is an async generator
-
-    with_simulation(work)
+@simulated
+async def test_what_lies_in_the_account_is_listed_and_nothing_that_others_keep_there(account: SimulatedAccount) -> None:
+    store = account.store()
+    assert await store.incarnations() == []
+    await publish(store)
+    orphan, odd = draft_of(R)._replace(incarnation="0123456789ab"), draft_of(R)._replace(incarnation="odd")
+    for draft in (orphan, odd):
+        await store.create(draft, Plan(1, 1))
+    for foreign in ("release-notes", "releases", "0123456789ab"):
+        await store._containers.create_container(foreign, None)
+    live = (await store.catalogue()).releases[0].incarnation
+    assert sorted(await store.incarnations()) == sorted([live, orphan.incarnation, odd.incarnation])
+    await life.prune(store)
+    assert await store.incarnations() == [live]
+    assert set(account.service.account.databases["d"].containers) == {
+        CONTROL, f"release-{live}", "release-notes", "releases", "0123456789ab",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -144,30 +119,28 @@ def test_times_are_the_services() -> None:
         ({"ru": "autoscale-2000", "max_ru": 9001}, *(Throughput(ru, autoscale=True) for ru in (10_000, 2000, 1000))),
     ],
 )
-def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
-    options: dict[str, object], written: Throughput, served: Throughput, kept: Throughput
+@simulated
+async def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
+    account: SimulatedAccount, options: dict[str, object], written: Throughput, served: Throughput, kept: Throughput
 ) -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store(**options)
-        await store.create(draft_of(R), Plan(1, 1))
-        assert account.throughput(R) == written
-        first = await publish(store)
-        assert account.throughput(first) == served
-        second = await publish(store)
-        await life.prune(store)
-        assert account.throughput(first) == served  # its last readers may still be there
-        await asyncio.sleep(GRACE_S)
-        await life.prune(store)
-        assert (account.throughput(first), account.throughput(second)) == (kept, served)
-        scaled = account.answers(200, "replace offer")
-        await life.prune(store)
-        await life.activate(store, second)
-        assert account.answers(200, "replace offer") == scaled, "what is right already is left alone"
-        assert await life.rollback(store) == first
-        assert account.throughput(first) == served
-        assert account.throughput(await publish(store, live=False)) == kept
-
-    with_simulation(work)
+    store = account.store(**options)
+    await store.create(draft_of(R), Plan(1, 1))
+    assert account.throughput(R) == written
+    first = await publish(store)
+    assert account.throughput(first) == served
+    second = await publish(store)
+    await life.prune(store)
+    assert account.throughput(first) == served  # its last readers may still be there
+    await asyncio.sleep(GRACE_S)
+    await life.prune(store)
+    assert (account.throughput(first), account.throughput(second)) == (kept, served)
+    scaled = account.answers(200, "replace offer")
+    await life.prune(store)
+    await life.activate(store, second)
+    assert account.answers(200, "replace offer") == scaled, "what is right already is left alone"
+    assert await life.rollback(store) == first
+    assert account.throughput(first) == served
+    assert account.throughput(await publish(store, live=False)) == kept
 
 
 @pytest.mark.parametrize(
@@ -194,62 +167,50 @@ def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again(hea
         with_simulation(partial(work, head_start_s=head_start_ms * 0.001))
 
 
-def test_a_scaling_that_takes_hours_ends_with_a_sentence() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store(ru=1000, max_ru=4000)
-        release = await publish(store, live=False)
-        account.scales_for_ever = True
-        began = account.now()
-        with pytest.raises(StoreUnavailable, match=r"still being scaled to 1,000 RU/s, which can take hours"):
-            await life.activate(store, release)
-        assert 600 <= account.now() - began < 660
-        assert (await store.catalogue()).live is None
-
-    with_simulation(work)
+@simulated
+async def test_a_scaling_that_takes_hours_ends_with_a_sentence(account: SimulatedAccount) -> None:
+    store = account.store(ru=1000, max_ru=4000)
+    release = await publish(store, live=False)
+    account.scales_for_ever = True
+    began = account.now()
+    with pytest.raises(StoreUnavailable, match=r"still being scaled to 1,000 RU/s, which can take hours"):
+        await life.activate(store, release)
+    assert 600 <= account.now() - began < 660
+    assert (await store.catalogue()).live is None
 
 
-def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        with pytest.raises(StoreFull, match=r"2,000 GB, and a serverless container of .* holds 1,000 GB"):
-            await account.store(ru="serverless").create(draft_of(R), Plan(1, 2 * 10**12))
-        await account.store().create(draft_of(R), Plan(1, 2 * 10**12))
-
-    with_simulation(work)
+@simulated
+async def test_what_cannot_fit_is_refused_with_the_numbers(account: SimulatedAccount) -> None:
+    with pytest.raises(StoreFull, match=r"2,000 GB, and a serverless container of .* holds 1,000 GB"):
+        await account.store(ru="serverless").create(draft_of(R), Plan(1, 2 * 10**12))
+    await account.store().create(draft_of(R), Plan(1, 2 * 10**12))
 
 
-def test_readers_are_warned_of_what_they_could_run_into() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        assert await store.warnings() == []
-        await publish(store)
-        assert await store.warnings() == []
-        (short,) = await account.store(ru=1000).warnings()
-        assert "has 400 RU/s, and ru= of cosmos+http://here:1/d asks for 1,000" in short
-        (split,) = await account.store(max_ru=20_000).warnings()
-        assert "4 partitions for good, so one key can be read at 100 RU/s at most" in split
-
-    with_simulation(work)
+@simulated
+async def test_readers_are_warned_of_what_they_could_run_into(account: SimulatedAccount) -> None:
+    store = account.store()
+    assert await store.warnings() == []
+    await publish(store)
+    assert await store.warnings() == []
+    (short,) = await account.store(ru=1000).warnings()
+    assert "has 400 RU/s, and ru= of cosmos+http://here:1/d asks for 1,000" in short
+    (split,) = await account.store(max_ru=20_000).warnings()
+    assert "4 partitions for good, so one key can be read at 100 RU/s at most" in split
 
 
-def test_erasing_costs_no_request_units_but_the_containers_own() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        release = await publish(store)
-        spent = account.spent_ru("item")
-        await store.erase(ref(release))
-        await store.erase(ref(release))
-        assert account.spent_ru("item") == spent
-        with pytest.raises(ReleaseNotFound):
-            await store.scale_down(ref(release))
-        await store.create(draft_of(release), Plan(1, 1))
-        await store.put(draft_of(release), ROWS)
-        assert await store.resume_point(draft_of(release)) == "user:1"
-
-    with_simulation(work)
-
-
-def test_a_url_opens_nothing_by_itself() -> None:
-    assert isinstance(connect("cosmos+http://127.0.0.1:9/d"), CosmosStore)
+@simulated
+async def test_erasing_costs_no_request_units_but_the_containers_own(account: SimulatedAccount) -> None:
+    store = account.store()
+    release = await publish(store)
+    spent = account.spent_ru("item")
+    await store.erase(ref(release))
+    await store.erase(ref(release))
+    assert account.spent_ru("item") == spent
+    with pytest.raises(ReleaseNotFound):
+        await store.scale_down(ref(release))
+    await store.create(draft_of(release), Plan(1, 1))
+    await store.put(draft_of(release), ROWS)
+    assert await store.resume_point(draft_of(release)) == "user:1"
 
 
 def test_an_extra_that_is_not_installed_is_named() -> None:
@@ -258,13 +219,15 @@ def test_an_extra_that_is_not_installed_is_named() -> None:
         f"import sys; sys.modules['httptools'] = None\nfrom hotplate.stores.connect import connect; connect({url!r})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert re.search(r"StoreMisused: httptools\S* is not installed.*'hotplate\[cosmos\]'$", done.stderr.strip())
+    assert re.search(r"StoreMisused: httptools\S* is not installed.*\[cosmos\]'$", done.stderr.strip())
 
 
 def test_a_control_plane_that_is_not_installed_is_named_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hotplate.stores.cosmos.control", None)
     address = parse("cosmos+http://127.0.0.1:9/d", {})
-    with pytest.raises(StoreMisused, match=r"is not installed; install it with: pip install 'hotplate\[cosmos\]'"):
+    with pytest.raises(
+        StoreMisused, match=re.escape(f"is not installed; install it with: {install_command('cosmos')}")
+    ):
         open_containers(address, RestClient(address))
 
 
@@ -292,32 +255,10 @@ print(*(name for name in sys.modules if name.startswith("azure")))
 
     async def fill() -> None:
         store = connect(url)
-        await life.publish(store, batches(ROWS), plan=Plan(2, 100), about={})
+        await publication.publish(store, batches(ROWS), plan=Plan(2, 100), about={})
         await store.close()
 
     asyncio.run(fill())
     done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.strip() == ""
-
-
-def test_each_part_of_a_release_resumes_by_itself_and_all_are_scanned() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        one, other = account.store(ru=4000), account.store(ru=4000)
-        rows = {part: [Row(f"user:{n:04}", b"%d" % n) for n in range(part, 300, 3)] for part in range(3)}
-        await one.create(draft_of(R), Plan(300, 1000))
-        for start in range(0, 100, 25):
-            await asyncio.gather(
-                *(
-                    (one, other)[part % 2].put(draft_of(R), chunk[start : start + 25], part)
-                    for part, chunk in rows.items()
-                )
-            )
-        late = account.store(ru=4000)
-        for part, chunk in rows.items():
-            assert await late.resume_point(draft_of(R), part) == chunk[-1].key
-        assert await late.resume_point(draft_of(R), 7) is None
-        await late.seal(draft_of(R))
-        assert [row async for row in late.scan(ref(R))] == sorted(row for chunk in rows.values() for row in chunk)
-
-    with_simulation(work)

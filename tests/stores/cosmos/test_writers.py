@@ -8,11 +8,11 @@ import pytest
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import DraftRef, ReleaseId
-from hotplate.stores.cosmos.items import STATE, Item, ItemWritten, container_of
+from hotplate.stores.cosmos.items import STATE, CosmosItem, ItemWritten, container_of
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Plan, Row
-from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
+from tests.support.cosmos_simulation import SimulatedAccount, simulated
 from tests.support.stores import begin, draft_of, lapse, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
@@ -33,7 +33,7 @@ class Held:
     def __getattr__(self, name: str) -> object:
         return getattr(self._items, name)
 
-    async def create(self, container: str, item: Item) -> ItemWritten:
+    async def create(self, container: str, item: CosmosItem) -> ItemWritten:
         self.waiting += 1
         await self.go.wait()
         return await self._items.create(container, item)
@@ -51,131 +51,99 @@ async def scanned(account: SimulatedAccount) -> list[Row]:
     return [row async for row in account.store(ru=4000).scan(ref(R))]
 
 
-def test_rows_of_a_former_writer_that_come_late_change_nothing_that_the_new_one_wrote() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        late, new = account.store(ru=4000), account.store(ru=4000)
-        await late.create(FIRST, PLAN)
-        await late.put(FIRST, ROWS[:10])
-        held, putting = await put_and_hold(late, FIRST, [Row(key, b"late") for key, _ in ROWS[10:20]])
-        await new.create(SECOND, PLAN)
-        assert await new.resume_point(SECOND) == ROWS[9].key
-        await new.put(SECOND, ROWS[10:])
-        await new.seal(SECOND)
-        held.go.set()
-        with pytest.raises(ReleaseConflict, match="holds another value for 'user:0010'"):
-            await putting
-        assert await scanned(account) == ROWS
-        assert await new.get_many(ref(R), [row.key for row in ROWS]) == [row.value for row in ROWS]
-
-    with_simulation(work)
-
-
-def test_a_batch_that_a_former_writer_acknowledges_late_does_not_count() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        late, new = account.store(ru=4000), account.store(ru=4000)
-        await late.create(FIRST, PLAN)
-        await late.put(FIRST, ROWS[:10])
-        foreign = [Row(f"user:{n:04}x", b"late") for n in range(5)]
-        held, putting = await put_and_hold(late, FIRST, [*ROWS[10:12], *foreign])
-        await new.create(SECOND, PLAN)
-        held.go.set()
+@simulated
+async def test_rows_of_a_former_writer_that_come_late_change_nothing_that_the_new_one_wrote(
+    account: SimulatedAccount,
+) -> None:
+    late, new = account.store(ru=4000), account.store(ru=4000)
+    await late.create(FIRST, PLAN)
+    await late.put(FIRST, ROWS[:10])
+    held, putting = await put_and_hold(late, FIRST, [Row(key, b"late") for key, _ in ROWS[10:20]])
+    await new.create(SECOND, PLAN)
+    assert await new.resume_point(SECOND) == ROWS[9].key
+    await new.put(SECOND, ROWS[10:])
+    await new.seal(SECOND)
+    held.go.set()
+    with pytest.raises(ReleaseConflict, match="holds another value for 'user:0010'"):
         await putting
-        assert await new.resume_point(SECOND) == ROWS[9].key
-        await new.put(SECOND, ROWS[10:])
-        await new.seal(SECOND)
-        assert await scanned(account) == ROWS
-        # What the docs say: a late row of a key that the new rows lack is there.
-        assert await new.get_many(ref(R), [foreign[0].key]) == [b"late"]
-
-    with_simulation(work)
+    assert await scanned(account) == ROWS
+    assert await new.get_many(ref(R), [row.key for row in ROWS]) == [row.value for row in ROWS]
 
 
-def test_what_each_of_several_writers_acknowledged_counts_and_is_not_put_again() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        dictionary, odd = Row("meta:dictionary", b"early"), [Row(f"user:{n:04}+", b"odd") for n in range(30)]
-        done = 0
-        for draft in (FIRST, SECOND, THIRD):
-            store = account.store(ru=4000)
-            await store.create(draft, PLAN)
-            await store.create(draft, PLAN)
-            assert await store.resume_point(draft) == (ROWS[done - 1].key if done else None)
-            assert await store.resume_point(draft, 1) == (odd[done - 1].key if done else None)
-            if not done:
-                await store.put(draft, [dictionary])
-            for start in (done, done + 5):
-                await store.put(draft, ROWS[start : start + 5])
-                await store.put(draft, odd[start : start + 5], 1)
-            done += 10
-        await store.put(draft, ROWS[done:])
-        await store.seal(draft)
-        assert await scanned(account) == sorted([dictionary, *ROWS, *odd])
-        assert account.answers(409, "create item") == 5, "the state, for each `create` but the first"
-
-    with_simulation(work)
+@simulated
+async def test_a_batch_that_a_former_writer_acknowledges_late_does_not_count(account: SimulatedAccount) -> None:
+    late, new = account.store(ru=4000), account.store(ru=4000)
+    await late.create(FIRST, PLAN)
+    await late.put(FIRST, ROWS[:10])
+    foreign = [Row(f"user:{n:04}x", b"late") for n in range(5)]
+    held, putting = await put_and_hold(late, FIRST, [*ROWS[10:12], *foreign])
+    await new.create(SECOND, PLAN)
+    held.go.set()
+    await putting
+    assert await new.resume_point(SECOND) == ROWS[9].key
+    await new.put(SECOND, ROWS[10:])
+    await new.seal(SECOND)
+    assert await scanned(account) == ROWS
+    # What the docs say: a late row of a key that the new rows lack is there.
+    assert await new.get_many(ref(R), [foreign[0].key]) == [b"late"]
 
 
-def test_a_row_whose_answer_was_lost_is_compared_and_other_bytes_are_a_conflict() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store(ru=4000)
-        await store.create(FIRST, PLAN)
-        account.misbehave({"kind": "reset", "operation": "create item", "share": 0.5})
-        await store.put(FIRST, ROWS)
-        account.misbehave()
-        reads = account.answers(200, "read item")
-        await store.put(FIRST, [Row("user:new", b"")])
-        assert account.answers(200, "read item") - reads == 1, "of the state: rows are read only where they are there"
-        await store.put(FIRST, ROWS[50:60])
-        with pytest.raises(ReleaseConflict, match="another writer, or other lists, wrote it; publish again"):
-            await store.put(FIRST, [Row(ROWS[7].key, b"other")])
-        await store.seal(FIRST)
-        assert await scanned(account) == [*ROWS, Row("user:new", b"")]
-
-    with_simulation(work)
-
-
-def test_of_two_that_take_a_draft_over_at_once_one_becomes_its_writer() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        await account.store(ru=4000).create(FIRST, PLAN)
-        stores = [account.store(ru=4000) for _ in range(2)]
-        await asyncio.gather(*(store.create(draft, PLAN) for store, draft in zip(stores, (SECOND, THIRD), strict=True)))
-        outcomes = await asyncio.gather(
-            *(store.put(draft, ROWS) for store, draft in zip(stores, (SECOND, THIRD), strict=True)),
-            return_exceptions=True,
-        )
-        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "ReleaseConflict"]
-
-    with_simulation(work)
+@simulated
+async def test_a_row_whose_answer_was_lost_is_compared_and_other_bytes_are_a_conflict(
+    account: SimulatedAccount,
+) -> None:
+    store = account.store(ru=4000)
+    await store.create(FIRST, PLAN)
+    account.misbehave({"kind": "reset", "operation": "create item", "share": 0.5})
+    await store.put(FIRST, ROWS)
+    account.misbehave()
+    reads = account.answers(200, "read item")
+    await store.put(FIRST, [Row("user:new", b"")])
+    assert account.answers(200, "read item") - reads == 1, "of the state: rows are read only where they are there"
+    await store.put(FIRST, ROWS[50:60])
+    with pytest.raises(ReleaseConflict, match="another writer, or other lists, wrote it; publish again"):
+        await store.put(FIRST, [Row(ROWS[7].key, b"other")])
+    await store.seal(FIRST)
+    assert await scanned(account) == [*ROWS, Row("user:new", b"")]
 
 
-def test_a_draft_that_an_older_hotplate_began_is_not_continued() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store(ru=4000)
-        await store.create(FIRST, PLAN)
-        _, etag, _ = await store._items.read_versioned(container_of(FIRST), STATE)
-        assert (await store._items.replace(container_of(FIRST), {"id": STATE, "state": "draft"}, etag)).done
-        with pytest.raises(ReleaseConflict, match="begun by an older hotplate, which alone could continue it"):
-            await store.create(SECOND, PLAN)
-        with pytest.raises(ReleaseConflict):
-            await store.put(SECOND, ROWS)
-
-    with_simulation(work)
+@simulated
+async def test_of_two_that_take_a_draft_over_at_once_one_becomes_its_writer(account: SimulatedAccount) -> None:
+    await account.store(ru=4000).create(FIRST, PLAN)
+    stores = [account.store(ru=4000) for _ in range(2)]
+    await asyncio.gather(*(store.create(draft, PLAN) for store, draft in zip(stores, (SECOND, THIRD), strict=True)))
+    outcomes = await asyncio.gather(
+        *(store.put(draft, ROWS) for store, draft in zip(stores, (SECOND, THIRD), strict=True)),
+        return_exceptions=True,
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "ReleaseConflict"]
 
 
-def test_a_writer_that_was_paused_before_it_claimed_its_draft_displaces_nobody() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        paused, new = account.store(ru=4000), account.store(ru=4000)
-        await begin(paused, R)
-        first = draft_of(R)
-        await new.create(first, PLAN)
-        second = first._replace(writer="two")
-        await lapse(new)
-        await life.change(new, lambda found: changes.take_over(found, second))
-        await new.create(second, PLAN)
-        for late in (first, first._replace(writer="nobody")):
-            with pytest.raises(ReleaseConflict, match="by another process now"):
-                await paused.create(late, PLAN)
-        await new.put(second, ROWS)
-        await new.seal(second)
-        assert await scanned(account) == ROWS
+@simulated
+async def test_a_draft_that_an_older_hotplate_began_is_not_continued(account: SimulatedAccount) -> None:
+    store = account.store(ru=4000)
+    await store.create(FIRST, PLAN)
+    _, etag, _ = await store._items.read_versioned(container_of(FIRST), STATE)
+    assert (await store._items.replace(container_of(FIRST), {"id": STATE, "state": "draft"}, etag)).done
+    with pytest.raises(ReleaseConflict, match="begun by an older hotplate, which alone could continue it"):
+        await store.create(SECOND, PLAN)
+    with pytest.raises(ReleaseConflict):
+        await store.put(SECOND, ROWS)
 
-    with_simulation(work)
+
+@simulated
+async def test_a_writer_that_was_paused_before_it_claimed_its_draft_displaces_nobody(account: SimulatedAccount) -> None:
+    paused, new = account.store(ru=4000), account.store(ru=4000)
+    await begin(paused, R)
+    first = draft_of(R)
+    await new.create(first, PLAN)
+    second = first._replace(writer="two")
+    await lapse(new)
+    await life.change(new, lambda found: changes.take_over(found, second))
+    await new.create(second, PLAN)
+    for late in (first, first._replace(writer="nobody")):
+        with pytest.raises(ReleaseConflict, match="by another process now"):
+            await paused.create(late, PLAN)
+    await new.put(second, ROWS)
+    await new.seal(second)
+    assert await scanned(account) == ROWS

@@ -6,15 +6,15 @@ from functools import partial
 
 import pytest
 
-from hotplate.stores import lifecycle as life
+from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.cosmos.errors import CosmosThrottled, CosmosUnavailable
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import container_of
-from hotplate.stores.cosmos.retry import THROTTLED_S, UNAVAILABLE_S
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
+from hotplate.stores.cosmos.retry import CONTAINER_VISIBLE_S, THROTTLED_S, UNAVAILABLE_S
+from hotplate.stores.errors import StoreError, StoreFull
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
-from tests.support.cosmos_simulation import ROWS, SimulatedAccount, batches, with_simulation
+from tests.support.cosmos_simulation import ROWS, SimulatedAccount, batches, simulated, with_simulation
 from tests.support.soak import scaled
 from tests.support.stores import draft_of, published_rows, ref, ref_of
 
@@ -41,15 +41,12 @@ each_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: " ".join
 
 
 @each_fault
-def test_a_publish_bears_what_passes(fault: dict[str, object]) -> None:
-    with_simulation(partial(publish_under, fault, ROWS[:300]))
-
-
-@pytest.mark.soak
-@each_fault
-def test_a_large_publish_bears_what_passes(fault: dict[str, object]) -> None:
-    for _ in range(scaled(1)):
-        with_simulation(partial(publish_under, fault, ROWS))
+@pytest.mark.parametrize(
+    ("rows", "times"), [(300, 1), pytest.param(len(ROWS), scaled(1), id="soak", marks=pytest.mark.soak)]
+)
+def test_a_publish_bears_what_passes(fault: dict[str, object], rows: int, times: int) -> None:
+    for _ in range(times):
+        with_simulation(partial(publish_under, fault, ROWS[:rows]))
 
 
 async def publish_under(fault: dict[str, object], rows: list[Row], account: SimulatedAccount) -> None:
@@ -60,150 +57,125 @@ async def publish_under(fault: dict[str, object], rows: list[Row], account: Simu
                 account.misbehave(fault)
 
     store = account.store(ru=4000)
-    manifest = (await life.publish(store, until_it_fails(), plan=Plan(len(rows), 1000), about={})).manifest
+    manifest = (await publication.publish(store, until_it_fails(), plan=Plan(len(rows), 1000), about={})).manifest
     account.misbehave()
     assert await published_rows(store, manifest.release) == rows
     assert (await store.catalogue()).live == manifest.release
 
 
 @each_fault
-def test_a_verification_bears_what_passes(fault: dict[str, object]) -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store(ru=4000)
-        manifest = (await life.publish(store, batches(ROWS[:300]), plan=Plan(300, 1000), about={})).manifest
-        published = await ref_of(store, manifest.release)
-        account.misbehave(fault)
-        [found] = await asyncio.gather(verify(store, published), return_exceptions=True)
-        assert found == manifest
-
-    with_simulation(work)
+@simulated
+async def test_a_verification_bears_what_passes(account: SimulatedAccount, fault: dict[str, object]) -> None:
+    store = account.store(ru=4000)
+    manifest = (await publication.publish(store, batches(ROWS[:300]), plan=Plan(300, 1000), about={})).manifest
+    published = await ref_of(store, manifest.release)
+    account.misbehave(fault)
+    [found] = await asyncio.gather(verify(store, published), return_exceptions=True)
+    assert found == manifest
 
 
-def test_warnings_are_read_although_the_account_cannot_answer_for_a_while() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store(ru=4000)
-        await life.publish(store, batches(ROWS[:10]), plan=Plan(10, 1000), about={})
-        account.misbehave({"kind": "retry-with", "for_s": 8})
-        [found] = await asyncio.gather(store.warnings(), return_exceptions=True)
-        assert found == []
-
-    with_simulation(work)
+@simulated
+async def test_warnings_are_read_although_the_account_cannot_answer_for_a_while(account: SimulatedAccount) -> None:
+    store = account.store(ru=4000)
+    await publication.publish(store, batches(ROWS[:10]), plan=Plan(10, 1000), about={})
+    account.misbehave({"kind": "retry-with", "for_s": 8})
+    [found] = await asyncio.gather(store.warnings(), return_exceptions=True)
+    assert found == []
 
 
 @pytest.mark.parametrize(
     ("kind", "error", "limit_s"),
     [("throttle", CosmosThrottled, THROTTLED_S), ("unavailable", CosmosUnavailable, UNAVAILABLE_S)],
 )
-def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknowledged(
-    kind: str, error: type[Exception], limit_s: float
+@simulated
+async def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknowledged(
+    account: SimulatedAccount, kind: str, error: type[Exception], limit_s: float
 ) -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, loop = account.store(ru=4000), asyncio.get_running_loop()
-        await store.create(draft_of(R), Plan(1, 1))
-        await store.put(draft_of(R), ROWS[:100])
-        account.misbehave({"kind": kind})
-        began = loop.time()
-        with pytest.raises(error):
-            await store.put(draft_of(R), ROWS[100:300])
-        assert limit_s <= loop.time() - began < limit_s + 10
-        account.misbehave()
-        assert await account.store().resume_point(draft_of(R)) == ROWS[99].key
-        await store.put(draft_of(R), ROWS[100:])
-        await store.seal(draft_of(R))
-        assert await scanned(account, R) == ROWS
-
-    with_simulation(work)
+    store, loop = account.store(ru=4000), asyncio.get_running_loop()
+    await store.create(draft_of(R), Plan(1, 1))
+    await store.put(draft_of(R), ROWS[:100])
+    account.misbehave({"kind": kind})
+    began = loop.time()
+    with pytest.raises(error):
+        await store.put(draft_of(R), ROWS[100:300])
+    assert limit_s <= loop.time() - began < limit_s + 10
+    account.misbehave()
+    assert await account.store().resume_point(draft_of(R)) == ROWS[99].key
+    await store.put(draft_of(R), ROWS[100:])
+    await store.seal(draft_of(R))
+    assert await scanned(account, R) == ROWS
 
 
-def test_two_writers_at_once_lose_nothing_of_each_other() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        one, other = account.store(ru=4000), account.store(ru=4000)
-        await one.create(draft_of(R), Plan(1, 1))
-        await asyncio.gather(
-            *(one.put(draft_of(R), ROWS[start : start + 100]) for start in range(0, 1600, 100)),
-            *(other.put(draft_of(R), ROWS[start : start + 100]) for start in range(1500, 3001, 100)),
-        )
-        await other.seal(draft_of(R))
-        assert await scanned(account, R) == ROWS
-
-    with_simulation(work)
+@simulated
+async def test_of_a_key_given_twice_the_last_value_counts(account: SimulatedAccount) -> None:
+    store = account.store()
+    await store.create(draft_of(R), Plan(1, 1))
+    await store.put(draft_of(R), [Row("user:1", b"%d" % n) for n in range(20)])
+    assert await store.get_many(ref(R), ["user:1"]) == [b"19"]
 
 
-def test_a_draft_that_was_dropped_or_sealed_under_its_writer_takes_no_rows() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        writer, other = account.store(), account.store()
-        await writer.create(draft_of(R), Plan(1, 1))
-        await writer.put(draft_of(R), ROWS[:2])
-        await other.seal(draft_of(R))
-        with pytest.raises(ReleaseConflict, match="is sealed"):
-            await writer.put(draft_of(R), ROWS[2:4])
-        await other.erase(ref(R))
-        with pytest.raises(ReleaseNotFound):
-            await writer.put(draft_of(R), ROWS[2:4])
-
-    with_simulation(work)
+@simulated
+async def test_a_row_too_large_for_an_item_fails_the_publish_before_it_is_sent(account: SimulatedAccount) -> None:
+    store = account.store()
+    await store.create(draft_of(R), Plan(1, 1))
+    with pytest.raises(StoreFull, match=r"the row user\.MQ takes 2,.* publish shorter lists"):
+        await store.put(draft_of(R), [Row("user:1", b"\xff" * (2 << 20))])
+    assert account.answers(413) == 0
 
 
-def test_of_a_key_given_twice_the_last_value_counts() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        await store.create(draft_of(R), Plan(1, 1))
-        await store.put(draft_of(R), [Row("user:1", b"%d" % n) for n in range(20)])
-        assert await store.get_many(ref(R), ["user:1"]) == [b"19"]
-
-    with_simulation(work)
-
-
-def test_a_row_too_large_for_an_item_fails_the_publish_before_it_is_sent() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        await store.create(draft_of(R), Plan(1, 1))
-        with pytest.raises(StoreFull, match=r"the row user\.MQ takes 2,.* publish shorter lists"):
-            await store.put(draft_of(R), [Row("user:1", b"\xff" * (2 << 20))])
-        assert account.answers(413) == 0
-
-    with_simulation(work)
+@simulated
+async def test_a_cancelled_put_leaves_nothing_running(account: SimulatedAccount) -> None:
+    store = account.store()
+    await store.create(draft_of(R), Plan(1, 1))
+    putting = asyncio.create_task(store.put(draft_of(R), ROWS[:500]))
+    await asyncio.sleep(0.5)
+    putting.cancel()
+    await asyncio.gather(putting, return_exceptions=True)
+    assert putting.cancelled()
+    assert len(asyncio.all_tasks()) == 1
+    written = account.answers(201)
+    await asyncio.sleep(10)
+    assert account.answers(201) == written
 
 
-def test_a_cancelled_put_leaves_nothing_running() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store()
-        await store.create(draft_of(R), Plan(1, 1))
-        putting = asyncio.create_task(store.put(draft_of(R), ROWS[:500]))
-        await asyncio.sleep(0.5)
-        putting.cancel()
-        await asyncio.gather(putting, return_exceptions=True)
-        assert putting.cancelled()
-        assert len(asyncio.all_tasks()) == 1
-        written = account.answers(201)
-        await asyncio.sleep(10)
-        assert account.answers(201) == written
-
-    with_simulation(work)
+@simulated
+async def test_reading_all_of_what_is_served_leaves_lookups_their_share(account: SimulatedAccount) -> None:
+    store, loop = account.store(ru=400, max_ru=4000), asyncio.get_running_loop()
+    manifest = (await publication.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
+    began, spent_ru, throttled = loop.time(), account.admitted_ru(manifest.release), account.answers(429)
+    await verify(store, await ref_of(store, manifest.release))
+    took_s = loop.time() - began
+    assert (account.admitted_ru(manifest.release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
+    assert account.answers(429) == throttled
 
 
-def test_reading_all_of_what_is_served_leaves_lookups_their_share() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store, loop = account.store(ru=400, max_ru=4000), asyncio.get_running_loop()
-        manifest = (await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
-        began, spent_ru, throttled = loop.time(), account.admitted_ru(manifest.release), account.answers(429)
-        await verify(store, await ref_of(store, manifest.release))
-        took_s = loop.time() - began
-        assert (account.admitted_ru(manifest.release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
-        assert account.answers(429) == throttled
+@simulated
+async def test_a_replica_that_is_behind_is_read_again(account: SimulatedAccount) -> None:
+    store = account.store(ru=4000)
+    await store.create(draft_of(R), Plan(1, 1))
+    await store.put(draft_of(R), ROWS[:300])
+    await store.seal(draft_of(R))
+    account.forgets = 0.05
+    assert await scanned(account, R) == ROWS[:300]
+    assert await account.store().resume_point(draft_of(R)) == ROWS[299].key
+    assert container_of(ref(R)) in account.service.account.databases["d"].containers
 
-    with_simulation(work)
+
+@pytest.mark.parametrize("unseen_s", [0.5, 20.0])
+@simulated
+async def test_a_publish_waits_until_its_containers_are_seen(account: SimulatedAccount, unseen_s: float) -> None:
+    account.misbehave({"kind": "missing", "operation": "create item", "for_s": unseen_s})
+    store = account.store()
+    manifest = (await publication.publish(store, batches(ROWS[:11]), plan=Plan(11, 100), about={})).manifest
+    assert (await store.catalogue()).live == manifest.release
+    assert account.answers(404, "create item") > 1
 
 
-def test_a_replica_that_is_behind_is_read_again() -> None:
-    async def work(account: SimulatedAccount) -> None:
-        store = account.store(ru=4000)
-        await store.create(draft_of(R), Plan(1, 1))
-        await store.put(draft_of(R), ROWS[:300])
-        await store.seal(draft_of(R))
-        account.forgets = 0.05
-        assert await scanned(account, R) == ROWS[:300]
-        assert await account.store().resume_point(draft_of(R)) == ROWS[299].key
-        assert container_of(ref(R)) in account.service.account.databases["d"].containers
-
-    with_simulation(work)
+@simulated
+async def test_a_container_that_never_appears_is_not_waited_for_for_ever(account: SimulatedAccount) -> None:
+    account.misbehave({"kind": "missing", "operation": "create item"})
+    began = account.now()
+    with pytest.raises(StoreError) as caught:
+        await publication.publish(account.store(), batches(ROWS[:11]), plan=Plan(11, 100), about={})
+    assert isinstance(caught.value, ContainerMissing)
+    assert CONTAINER_VISIBLE_S <= account.now() - began < 2 * CONTAINER_VISIBLE_S

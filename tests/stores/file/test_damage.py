@@ -7,25 +7,29 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from hotplate.stores.catalogue import DraftRef, ReleaseId
-from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.file import block_sums
 from hotplate.stores.file.store import LmdbStore, damaged_files
-from hotplate.stores.lifecycle import publish
-from hotplate.stores.store import Diagnosed, LocalReader, Plan, Row
+from hotplate.stores.store import Diagnosed, Plan, Row, Slot
 from hotplate.stores.verification import verify
 from tests.support.soak import SEED, scaled
-from tests.support.stores import batches, ref_of
+from tests.support.stores import publish, ref_of
+
+T = TypeVar("T")
 
 DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "writer")
 RELEASE = DRAFT.release
 PAGE = 4096
-PLAN = Plan(2001, 100_000)
 KEYS = [f"user:{n:06}" for n in range(2000)]
 
 
@@ -55,31 +59,14 @@ def spoil_page_of(path: Path, key: str) -> None:
     flip(path, flags + 1)
 
 
-async def test_a_damaged_page_fails_its_own_keys_only(tmp_path: Path) -> None:
-    spoil_page_of(await sealed(tmp_path), KEYS[1000])
-    store = LmdbStore(tmp_path)
-    assert isinstance(store, LocalReader)
-    with pytest.raises(ReleaseCorrupt, match=r"user:001000.*hotplate releases verify"):
-        store.get(RELEASE, KEYS[1000])
-    assert store.get(RELEASE, KEYS[0]) == KEYS[0].encode() * 8
-    slots = await store.get_many(RELEASE, KEYS)
-    failed = [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)]
-    assert KEYS[1000] in failed
-    assert len(failed) < 100
-    for key, slot in zip(KEYS, slots, strict=True):
-        assert key in failed or slot == key.encode() * 8
-    assert store.get(RELEASE, KEYS[1999]) == KEYS[1999].encode() * 8
-    await store.close()
-
-
-async def test_a_damaged_file_that_was_warmed_serves_all_keys_but_those_of_its_damaged_pages(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("warmings", [0, 2], ids=["not warmed", "warmed"])
+async def test_a_damaged_page_fails_its_own_keys_only(
+    store: LmdbStore, caplog: pytest.LogCaptureFixture, warmings: int
 ) -> None:
-    spoil_page_of(await sealed(tmp_path, large=20), KEYS[1000])
-    store = LmdbStore(tmp_path)
-    for _ in range(2):
+    spoil_page_of(await sealed(store.folder, large=20), KEYS[1000])
+    for _ in range(warmings):
         await store.warm(RELEASE)
-    assert caplog.text.count("is damaged in 1 blocks") == 1
+    assert caplog.text.count("is damaged in 1 blocks") == bool(warmings)
     for _ in range(2):
         slots = await store.get_many(RELEASE, KEYS)
         failed = [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)]
@@ -88,30 +75,63 @@ async def test_a_damaged_file_that_was_warmed_serves_all_keys_but_those_of_its_d
         for n, (key, slot) in enumerate(zip(KEYS, slots, strict=True)):
             assert key in failed or slot == key.encode() * (800 if n < 20 else 8)
     assert await store.get_many(RELEASE, ["a", "user:", "user:999999"]) == [None, None, None]
-    with pytest.raises(ReleaseCorrupt, match="user:001000"):
+    with pytest.raises(ReleaseCorrupt, match=r"user:001000.*hotplate releases verify"):
         store.get(RELEASE, KEYS[1000])
-    await store.close()
+    assert store.get(RELEASE, KEYS[1999]) == KEYS[1999].encode() * 8
 
 
-async def test_pages_read_by_hand_hold_what_lmdb_finds_on_them(tmp_path: Path) -> None:
-    draw = random.Random(SEED)
-    keys = sorted({f"user:{draw.randrange(1 << 40)}" + "é" * draw.randrange(60) for _ in range(6000)}, key=str.encode)
-    path = await sealed(tmp_path, keys, large=50)
-    flip(path, path.read_bytes().index(keys[0].encode() * 8))
-    store, careful = LmdbStore(tmp_path), LmdbStore(tmp_path)
-    absent = [key + "x" for key in keys]
-    found = await store.get_many(RELEASE, keys + absent)
-    await careful.warm(RELEASE)
-    for key, slot, expected in zip(keys + absent, await careful.get_many(RELEASE, keys + absent), found, strict=True):
-        assert slot == expected or (expected is None and isinstance(slot, ReleaseCorrupt)), key
-    await store.close()
-    await careful.close()
+async def test_a_damaged_page_that_one_thread_reads_fails_no_key_of_another(tmp_path: Path) -> None:
+    spoil_page_of(await sealed(tmp_path), KEYS[1000])
+    whole, ended = [*KEYS[:64], "user:999999"], threading.Event()
+    expected = [*(key.encode() * 8 for key in KEYS[:64]), None]
+
+    async def spoil() -> int:
+        """Read the damaged page until the others have read enough, and return how often."""
+        store, failed = LmdbStore(tmp_path), 0
+        while not ended.is_set():
+            (slot,) = await store.get_many(RELEASE, [KEYS[1000]])
+            assert isinstance(slot, ReleaseCorrupt)
+            failed += 1
+        await store.close()
+        return failed
+
+    async def read() -> list[list[Slot]]:
+        """Open the file, read it and close it, many times; return what was read otherwise than it is there."""
+        wrong = list[list[Slot]]()
+        for _ in range(200):
+            store = LmdbStore(tmp_path)
+            found = [await store.get_many(RELEASE, whole) for _ in range(10)]
+            wrong += [each for each in found if each != expected]
+            await store.close()
+        return wrong
+
+    def in_thread(of: Callable[[], Coroutine[None, None, T]]) -> T:
+        return asyncio.run(of())
+
+    with ThreadPoolExecutor(8) as threads, quick_switches():
+        spoiling = [threads.submit(in_thread, spoil) for _ in range(2)]
+        reading = [threads.submit(in_thread, read) for _ in range(6)]
+        try:
+            assert [one.result() for one in reading] == [[]] * 6
+        finally:
+            ended.set()
+        assert all(one.result() for one in spoiling)
 
 
-async def test_a_scan_and_a_check_of_a_damaged_file_say_where(tmp_path: Path) -> None:
-    path = await sealed(tmp_path)
+@contextmanager
+def quick_switches() -> Iterator[None]:
+    """Let threads take turns far more often than they do by default, until the block ends."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+async def test_a_scan_and_a_check_of_a_damaged_file_say_where(store: LmdbStore) -> None:
+    path = await sealed(store.folder)
     flip(path, path.read_bytes().index(b"user:001000") + 20)
-    store = LmdbStore(tmp_path)
     with pytest.raises(ReleaseCorrupt) as caught:
         await store.check_integrity(RELEASE)
     said = re.search(
@@ -123,34 +143,23 @@ async def test_a_scan_and_a_check_of_a_damaged_file_say_where(tmp_path: Path) ->
     with pytest.raises(ReleaseCorrupt, match="damaged between"):
         async for _ in store.scan(RELEASE):
             pass
-    await store.close()
 
 
-async def test_any_one_byte_that_is_changed_is_found(tmp_path: Path) -> None:
-    path = await sealed(tmp_path, large=20)
-    draw = random.Random(SEED)
-    size = path.stat().st_size
-    headers = [page + draw.randrange(40) for page in range(0, size - 40, PAGE)]
-    await find_each(tmp_path, path, [*headers, *(draw.randrange(size) for _ in range(200))], draw)
-
-
-@pytest.mark.soak
 @pytest.mark.timeout(1800)
-async def test_any_byte_of_a_small_file_that_is_changed_is_found(tmp_path: Path) -> None:
-    path = await sealed(tmp_path, KEYS[:300], large=2)
-    every = range(path.stat().st_size)
-    draw = random.Random(SEED)
-    await find_each(tmp_path, path, sorted(draw.sample(every, min(len(every), scaled(len(every) // 5)))), draw)
-
-
-async def find_each(folder: Path, path: Path, offsets: list[int], draw: random.Random) -> None:
-    store: Diagnosed = LmdbStore(folder)
+@pytest.mark.parametrize(
+    ("large", "changes"), [(20, 200), pytest.param(2, scaled(20_000), id="soak", marks=pytest.mark.soak)]
+)
+async def test_any_one_byte_that_is_changed_is_found(tmp_path: Path, large: int, changes: int) -> None:
+    path, draw = await sealed(tmp_path, large=large), random.Random(SEED)
+    size = path.stat().st_size
+    store: Diagnosed = LmdbStore(tmp_path)
     await store.check_integrity(RELEASE)
-    for offset in offsets:
+    headers = [page + draw.randrange(40) for page in range(0, size - 40, PAGE)]
+    for offset in (*headers, *(draw.randrange(size) for _ in range(changes))):
         change = 1 << draw.randrange(8) if draw.random() < 0.5 else draw.randrange(1, 256)
         flip(path, offset, change)
-        for reader in (store, LmdbStore(folder)):
-            assert await is_damaged(reader), f"byte {offset} of {path.stat().st_size}, changed by {change:#x}"
+        for reader in (store, LmdbStore(tmp_path)):
+            assert await is_damaged(reader), f"byte {offset} of {size}, changed by {change:#x}"
         flip(path, offset, change)
     await store.check_integrity(RELEASE)
 
@@ -185,41 +194,31 @@ async def test_two_blocks_that_changed_places_are_found(tmp_path: Path) -> None:
         await LmdbStore(tmp_path).check_integrity(RELEASE)
 
 
-async def found_whole(folder: Path) -> tuple[LmdbStore, Path]:
-    """Seal a file, and scan it once: for a while it is scanned again without another look at its sums."""
-    path = await sealed(folder)
-    store = LmdbStore(folder)
-    assert len([row async for row in store.scan(RELEASE)]) == len(KEYS)
-    return store, path
+def flip_in_key(path: Path, change: int) -> None:
+    flip(path, path.read_bytes().index(b"user:000500") + 5, change)
 
 
-async def test_a_key_that_is_no_text_is_damage_also_between_two_looks_at_the_sums(tmp_path: Path) -> None:
-    store, path = await found_whole(tmp_path)
-    flip(path, path.read_bytes().index(b"user:000500") + 5, 0xCF)
-    with pytest.raises(ReleaseCorrupt, match=r"its key b'user:\\xff00500' is not text"):
-        async for _ in store.scan(RELEASE):
-            pass
-    await store.close()
-
-
-async def test_keys_out_of_order_are_damage_also_between_two_looks_at_the_sums(tmp_path: Path) -> None:
-    store, path = await found_whole(tmp_path)
-    flip(path, path.read_bytes().index(b"user:000500") + 5, 8)
-    with pytest.raises(ReleaseCorrupt, match=r"b'user:000501' stands after b'user:800500'"):
-        async for _ in store.scan(RELEASE):
-            pass
-    await store.close()
-
-
-async def test_a_spoiled_page_ends_a_scan_with_the_last_good_key_also_between_two_looks_at_the_sums(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        pytest.param(
+            lambda path: flip_in_key(path, 0xCF), r"its key b'user:\\xff00500' is not text", id="a key that is no text"
+        ),
+        pytest.param(
+            lambda path: flip_in_key(path, 8), r"b'user:000501' stands after b'user:800500'", id="keys out of order"
+        ),
+        pytest.param(lambda path: spoil_page_of(path, KEYS[1000]), r"is damaged.*b'user:000", id="a spoiled page"),
+    ],
+)
+async def test_a_scan_ends_at_damage_also_between_two_looks_at_the_sums(
+    store: LmdbStore, harm: Callable[[Path], None], message: str
 ) -> None:
-    store, path = await found_whole(tmp_path)
-    spoil_page_of(path, KEYS[1000])
-    with pytest.raises(ReleaseCorrupt, match=r"is damaged.*b'user:000"):
+    path = await sealed(store.folder)
+    assert len([row async for row in store.scan(RELEASE)]) == len(KEYS)
+    harm(path)
+    with pytest.raises(ReleaseCorrupt, match=message):
         async for _ in store.scan(RELEASE):
             pass
-    await store.close()
 
 
 @pytest.mark.parametrize(
@@ -250,24 +249,13 @@ async def test_files_that_must_not_be_mapped_are_known_without_mapping_them(
     assert damaged_files(tmp_path / "nowhere") == []
 
 
-async def test_damaged_sums_are_no_reason_not_to_serve_what_is_whole(tmp_path: Path) -> None:
-    path = await sealed(tmp_path)
+async def test_damaged_sums_are_no_reason_not_to_serve_what_is_whole(store: LmdbStore) -> None:
+    path = await sealed(store.folder)
     flip(path, path.stat().st_size - 3)
-    store = LmdbStore(tmp_path)
     assert store.get(RELEASE, KEYS[7]) == KEYS[7].encode() * 8
-    assert damaged_files(tmp_path) == []
+    assert damaged_files(store.folder) == []
     with pytest.raises(ReleaseCorrupt, match="the checksums at the end"):
         await store.check_integrity(RELEASE)
-    await store.close()
-
-
-async def test_a_release_is_warmed_without_a_read_of_any_row(tmp_path: Path) -> None:
-    await sealed(tmp_path)
-    store = LmdbStore(tmp_path)
-    await store.warm(RELEASE)
-    with pytest.raises(ReleaseNotFound):
-        await store.warm(RELEASE._replace(incarnation="ffffffffffff"))
-    await store.close()
 
 
 async def test_a_release_that_was_published_and_then_damaged_is_refused_by_verify_wherever_it_is(
@@ -275,7 +263,7 @@ async def test_a_release_that_was_published_and_then_damaged_is_refused_by_verif
 ) -> None:
     store = LmdbStore(tmp_path)
     rows = [Row("popular:", b"{}"), *(Row(key, b'{"id":"a","score":1}') for key in KEYS)]
-    release = await ref_of(store, (await publish(store, batches(rows, 500), plan=PLAN, about={})).manifest.release)
+    release = await ref_of(store, await publish(store, rows))
     await store.close()
     path = tmp_path / "releases" / f"{release.incarnation}.mdb"
     data, draw = path.read_bytes(), random.Random(SEED)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,12 @@ import pytest
 from hotplate.stores.catalogue import LEASE_S, Release, ReleaseId, State
 from hotplate.stores.errors import StoreError, StoreFull
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.lifecycle import activate, change, prune, publish, rollback
+from hotplate.stores.lifecycle import activate, change, prune, rollback
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.small_disk import small_disk
-from tests.support.stores import batches
+from tests.support.stores import publish
 
 DISK_BYTES = 4_000_000
 SMALL = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(1000))]
@@ -31,6 +31,13 @@ UNDERSTATED = Plan(10, 5000)
 def disk(tmp_path: Path) -> Iterator[Path]:
     with small_disk(tmp_path / "disk", DISK_BYTES) as place:
         yield place
+
+
+@pytest.fixture
+async def store(disk: Path, clock: FakeClock) -> AsyncIterator[LmdbStore]:
+    opened = LmdbStore(disk, clock)
+    yield opened
+    await opened.close()
 
 
 def free(disk: Path) -> int:
@@ -48,32 +55,31 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-async def test_a_disk_that_runs_full_is_a_sentence_with_the_numbers_and_nothing_is_left(disk: Path) -> None:
-    store = LmdbStore(disk)
-    first = (await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})).manifest
+async def test_a_disk_that_runs_full_is_a_sentence_with_the_numbers_and_nothing_is_left(
+    disk: Path, store: LmdbStore
+) -> None:
+    first = await publish(store, SMALL, 100, plan=UNDERSTATED)
     before = free(disk)
     for rows in (100, 2000):
         with pytest.raises(
             StoreFull, match=r"needs about \d MB in \S+, of which \d MB were written, and \d MB are free;"
         ):
-            await publish(store, batches(LARGE, rows), plan=UNDERSTATED, about={})
+            await publish(store, LARGE, rows, plan=UNDERSTATED)
         assert free(disk) >= before - 65_536
-        assert [entry.id for entry in (await store.catalogue()).releases] == [first.release]
-    await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})
-    await store.close()
+        assert [entry.id for entry in (await store.catalogue()).releases] == [first]
+    await publish(store, SMALL, 100, plan=UNDERSTATED)
 
 
-async def test_on_a_full_disk_activate_rollback_begin_and_prune_work(disk: Path, clock: FakeClock) -> None:
-    store = LmdbStore(disk, clock)
-    first, second, third = [
-        (await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})).manifest.release for _ in range(3)
-    ]
+async def test_on_a_full_disk_activate_rollback_begin_and_prune_work(
+    disk: Path, store: LmdbStore, clock: FakeClock
+) -> None:
+    first, second, third = [await publish(store, SMALL, 100, plan=UNDERSTATED) for _ in range(3)]
     filler = fill(disk)
     for _ in range(3):
         assert await rollback(store) == second
         await activate(store, third)
         with pytest.raises(StoreFull, match=r"and 0 MB are free"):
-            await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})
+            await publish(store, SMALL, 100, plan=UNDERSTATED)
     clock.now += LEASE_S + 10_000
     assert await prune(store) == [first]
     filler.unlink()
@@ -81,14 +87,10 @@ async def test_on_a_full_disk_activate_rollback_begin_and_prune_work(disk: Path,
     assert {entry.id: entry.state for entry in found.releases} == {second: State.SUPERSEDED, third: State.LIVE}
     assert found.live_ref is not None
     assert await verify(store, found.live_ref)
-    await store.close()
 
 
-async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some(disk: Path) -> None:
-    store = LmdbStore(disk)
-    first, second = [
-        (await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})).manifest.release for _ in range(2)
-    ]
+async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some(disk: Path, store: LmdbStore) -> None:
+    first, second = [await publish(store, SMALL, 100, plan=UNDERSTATED) for _ in range(2)]
     spare = disk / "catalogue.spare"
     spare.unlink()
     fill(disk)
@@ -140,11 +142,10 @@ async def refusals(*steps: Awaitable[object]) -> list[StoreError]:
     return refused
 
 
-async def test_swaps_are_made_while_another_process_takes_each_block_that_is_free(disk: Path, clock: FakeClock) -> None:
-    store = LmdbStore(disk, clock)
-    first, second, third = [
-        (await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})).manifest.release for _ in range(3)
-    ]
+async def test_swaps_are_made_while_another_process_takes_each_block_that_is_free(
+    disk: Path, store: LmdbStore, clock: FakeClock
+) -> None:
+    first, second, third = [await publish(store, SMALL, 100, plan=UNDERSTATED) for _ in range(3)]
     with another_takes_each_block(disk):
         for _ in range(40):
             assert await refusals(rollback(store), activate(store, third)) == []
@@ -154,13 +155,11 @@ async def test_swaps_are_made_while_another_process_takes_each_block_that_is_fre
     found = await store.catalogue()
     assert (found.live, [entry.id for entry in found.releases]) == (second, [third, second])
     assert first not in await store.incarnations()
-    await store.close()
 
 
-async def test_a_catalogue_of_many_releases_is_swapped_on_a_full_disk(disk: Path, clock: FakeClock) -> None:
-    store = LmdbStore(disk, clock)
+async def test_a_catalogue_of_many_releases_is_swapped_on_a_full_disk(disk: Path, store: LmdbStore) -> None:
     for _ in range(2):
-        await publish(store, batches(SMALL[:2], 2), plan=UNDERSTATED, about={})
+        await publish(store, SMALL[:2])
     more = [Release(ReleaseId(f"release-{n}"), f"{n:012}", State.READY, 0.0, "0123456789abcdef") for n in range(500)]
     await change(store, lambda found: replace(found, releases=(*more, *found.releases)))
     fill(disk)
@@ -174,7 +173,7 @@ import asyncio, resource, sys
 from pathlib import Path
 from hotplate.stores.errors import StoreFull
 from hotplate.stores.encoding import body_of
-from hotplate.stores.lifecycle import publish
+from hotplate.stores.publication import publish
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, Row
 

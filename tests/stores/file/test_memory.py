@@ -5,25 +5,24 @@ import os
 import random
 import resource
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from hotplate.serve.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import NotInMemory, ReleaseCorrupt, StoreMisused, StoreUnavailable
 from hotplate.stores.file import memory
 from hotplate.stores.file import release as release_module
-from hotplate.stores.file.memory import check_lockable, mapped_at, room_bytes
+from hotplate.stores.file.memory import check_lockable, room_bytes
 from hotplate.stores.file.pages import PagedFile
 from hotplate.stores.file.release import ReleaseFile
 from hotplate.stores.file.store import LmdbStore, check_live_lockable
-from hotplate.stores.lifecycle import publish
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Row
 from tests.support.page_cache import PAGE, absent_pages, evict
 from tests.support.soak import SEED
-from tests.support.stores import batches, ref_of
+from tests.support.stores import publish, ref_of
 
 USERS = 3000
 # Every hundredth list is too large for a page of other lists.
@@ -33,7 +32,6 @@ ROWS = [
     Row("popular:", b'[{"id":"p"}]'),
     *(Row(key, b'[{"id":"%s"}]' % (b"x" * size)) for key, size in zip(KEYS, SIZES, strict=True)),
 ]
-PLAN = Plan(len(ROWS), 2_000_000)
 
 
 class Published:
@@ -50,15 +48,25 @@ class Published:
 
 
 @pytest.fixture
-async def cold(tmp_path: Path) -> Published:
+async def cold(tmp_path: Path) -> AsyncIterator[Published]:
     """Publish a release, none of which is in memory."""
     writer = LmdbStore(tmp_path)
-    ref = await ref_of(writer, (await publish(writer, batches(ROWS, 500), plan=PLAN, about={})).manifest.release)
+    ref = await ref_of(writer, await publish(writer, ROWS))
     values = await writer.get_many(ref, KEYS)
     await writer.close()
     path = tmp_path / "releases" / f"{ref.incarnation}.mdb"
     evict(path)
-    return Published(LmdbStore(tmp_path), ref, path, [value for value in values if isinstance(value, bytes)])
+    store = LmdbStore(tmp_path)
+    yield Published(store, ref, path, [value for value in values if isinstance(value, bytes)])
+    await store.close()
+
+
+@pytest.fixture
+async def careful(cold: Published) -> AsyncIterator[ReleaseFile]:
+    """Have the file read with care."""
+    file = cold.careful()
+    yield file
+    file.close()
 
 
 def read_all(cold: Published) -> None:
@@ -71,31 +79,28 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
+@pytest.mark.usefixtures("careful")
 async def test_what_is_not_in_memory_is_refused_at_once_and_read_from_the_disk_by_a_thread(cold: Published) -> None:
-    store, file = cold.store, cold.careful()
+    store = cold.store
     before = faults()
     with pytest.raises(NotInMemory):
         store.get(cold.ref, KEYS[7])
     assert await store.get_many(cold.ref, [KEYS[7]]) == [cold.values[7]]
     assert store.get(cold.ref, KEYS[7]) == cold.values[7]
     assert faults() == before
-    file.close()
-    await store.close()
 
 
+@pytest.mark.usefixtures("careful")
 async def test_reads_with_care_find_what_lmdb_finds(cold: Published) -> None:
     store, draw = cold.store, random.Random(SEED)
     wanted: list[tuple[str, bytes | None]] = list(zip(KEYS, cold.values, strict=True))
     wanted += [(key + "x", None) for key in KEYS] + [("a", None), ("user:", None), ("zzz", None)]
     draw.shuffle(wanted)
-    file = cold.careful()
     for start in range(0, len(wanted), 7):
         some = wanted[start : start + 7]
         assert await store.get_many(cold.ref, [key for key, _ in some]) == [value for _, value in some]
     for key, value in wanted:
         assert store.get(cold.ref, key) == value
-    file.close()
-    await store.close()
 
 
 async def test_a_thread_that_had_to_wait_for_the_disk_reads_with_care_until_all_is_in_memory_for_a_while(
@@ -112,7 +117,6 @@ async def test_a_thread_that_had_to_wait_for_the_disk_reads_with_care_until_all_
     monkeypatch.setattr(release_module, "CALM_S", -1.0)
     cold.store._observe_faults()
     read_all(cold)
-    await cold.store.close()
 
 
 async def test_damaged_pages_fail_their_own_keys_only_when_they_are_read_from_the_disk(cold: Published) -> None:
@@ -122,42 +126,23 @@ async def test_damaged_pages_fail_their_own_keys_only_when_they_are_read_from_th
     data[page + 10 : page + 12] = b"\xff\xff"  # of no known kind
     cold.path.write_bytes(data)
     evict(cold.path)
-    reader = TieredReader({"file": cold.store}, budget_s=10.0)
     file = cold.careful()
-    await reader.tiers[0].follower.refresh()
-    found = await reader.personal_many([key.removeprefix("user:") for key in KEYS])
     slots = await cold.store.get_many(cold.ref, KEYS)
     damaged = {key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)}
     assert spoilt in damaged
     assert len(damaged) < 100
-    for key, one, slot, value in zip(KEYS, found, slots, cold.values, strict=True):
+    for key, slot, value in zip(KEYS, slots, cold.values, strict=True):
         assert key in damaged or slot == value
-        assert (one.source, one.status) == (("popular", "error") if key in damaged else ("personal", "ok"))
     with pytest.raises(ReleaseCorrupt, match="hotplate releases verify"):
         cold.store.get(cold.ref, spoilt)
     file.close()
-    await cold.store.close()
 
 
-async def test_a_disk_that_takes_long_is_waited_for_by_a_thread(
-    cold: Published, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(release_module, "FEW_KEYS", 0)
-    file, before = cold.careful(), faults()
-    for start in range(0, USERS, 5):
-        assert await cold.store.get_many(cold.ref, KEYS[start : start + 5]) == cold.values[start : start + 5]
-    assert faults() == before
-    file.close()
-    await cold.store.close()
-
-
+@pytest.mark.usefixtures("careful")
 async def test_a_file_that_is_gone_is_read_on_from_the_disk(cold: Published) -> None:
-    file = cold.careful()
     assert await cold.store.get_many(cold.ref, [KEYS[1]]) == [cold.values[1]]
     cold.path.unlink()
     assert await cold.store.get_many(cold.ref, KEYS[:50]) == cold.values[:50]
-    file.close()
-    await cold.store.close()
 
 
 async def test_a_file_is_unmapped_after_the_last_read_of_its_thread(cold: Published) -> None:
@@ -183,31 +168,17 @@ async def test_a_file_that_is_opened_while_it_is_unmapped_is_mapped_anew(cold: P
     await again.closed()
 
 
+@pytest.mark.usefixtures("careful")
 async def test_a_disk_that_is_late_costs_only_what_is_on_it(cold: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, stuck = cold.careful(), threading.Event()
+    stuck = threading.Event()
     assert await cold.store.get_many(cold.ref, [KEYS[3]]) == [cold.values[3]]
 
     monkeypatch.setattr(PagedFile, "get", lambda *_: stuck.wait(30))
+    monkeypatch.setattr(release_module, "FEW_KEYS", 0)  # no second look, which a quick disk makes in time
     late = await cold.store.get_many(cold.ref, [KEYS[-1], KEYS[-200]], timeout_s=0.01)
     assert [type(slot) for slot in late] == [StoreUnavailable, StoreUnavailable]
     assert cold.store.get(cold.ref, KEYS[3]) == cold.values[3]
     stuck.set()
-    file.close()
-    await cold.store.close()
-
-
-async def test_callers_of_a_tier_get_their_own_lists_from_the_disk(cold: Published) -> None:
-    reader = TieredReader({"file": cold.store}, budget_s=10.0)
-    (tier,) = reader.tiers
-    await tier.follower.refresh()
-    file, before = cold.careful(), faults()
-    found = await asyncio.gather(*(reader.personal(key.removeprefix("user:")) for key in KEYS[::50]))
-    assert {(one.source, one.status) for one in found} == {("personal", "ok")}
-    batch = await reader.personal_many([key.removeprefix("user:") for key in KEYS])
-    assert {(one.source, one.status) for one in batch} == {("personal", "ok")}
-    assert faults() == before
-    file.close()
-    await cold.store.close()
 
 
 async def test_a_warmed_file_is_in_memory_and_in_the_page_table(cold: Published) -> None:
@@ -220,7 +191,6 @@ async def test_a_warmed_file_is_in_memory_and_in_the_page_table(cold: Published)
     before = faults()
     read_all(cold)
     assert faults() == before
-    await cold.store.close()
 
 
 async def test_what_cannot_stay_in_memory_is_not_read_and_then_read_with_care(
@@ -233,7 +203,6 @@ async def test_what_cannot_stay_in_memory_is_not_read_and_then_read_with_care(
     with pytest.raises(NotInMemory):
         read_all(cold)
     assert absent_pages(cold.path) > cold.path.stat().st_size / PAGE / 2
-    await cold.store.close()
 
 
 async def test_a_warming_that_is_given_up_leaves_the_rest_to_be_read_with_care(cold: Published) -> None:
@@ -244,14 +213,11 @@ async def test_a_warming_that_is_given_up_leaves_the_rest_to_be_read_with_care(c
     file = ReleaseFile.open(cold.path)
     assert file._careful
     file.close()
-    await cold.store.close()
 
 
 async def test_only_the_release_that_was_locked_last_is_locked_and_until_it_is_closed(cold: Published) -> None:
     folder = cold.path.parent.parent
-    second = await ref_of(
-        cold.store, (await publish(cold.store, batches(ROWS, 500), plan=PLAN, about={})).manifest.release
-    )
+    second = await ref_of(cold.store, await publish(cold.store, ROWS))
     try:
         await cold.store.lock(cold.ref)
     except StoreUnavailable as error:
@@ -266,17 +232,6 @@ async def test_only_the_release_that_was_locked_last_is_locked_and_until_it_is_c
     assert "VmLck:\t       0 kB" in Path("/proc/self/status").read_text()
 
 
-async def test_where_a_file_is_mapped_is_an_address_of_its_map(cold: Published) -> None:
-    with pytest.raises(OSError, match="not among the maps"):
-        mapped_at(cold.path, cold.path.stat().st_ino)
-    file = ReleaseFile.open(cold.path)
-    address = mapped_at(cold.path, cold.path.stat().st_ino)
-    assert f"\n{address:x}-" in Path("/proc/self/maps").read_text()
-    cold.path.rename(cold.path.with_suffix(".moved"))
-    file.close()
-    await file.closed()
-
-
 async def test_what_cannot_be_locked_is_said_with_what_is_needed(
     cold: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +244,6 @@ async def test_what_cannot_be_locked_is_said_with_what_is_needed(
     monkeypatch.setattr(memory, "_may_lock_all", lambda _: True)
     check_live_lockable(cold.path.parent.parent)
     check_live_lockable(cold.path.parent)  # nothing is live there yet
-    await cold.store.close()
 
 
 def test_room_is_what_the_machine_and_the_cgroup_have_left_files_included(tmp_path: Path) -> None:
@@ -367,4 +321,3 @@ async def test_a_scan_lets_go_of_what_it_has_read_unless_it_was_brought_into_mem
     assert await mapped_by_a_scan(cold.store, cold.ref) >= 0
     assert mapped_bytes() >= before
     read_all(cold)
-    await cold.store.close()

@@ -9,19 +9,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import hiredis
 import pytest
 from redis.asyncio.connection import Connection
 
-from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.topology import ONLY
 from hotplate.stores.redis.url import Address, Role, parse
 from hotplate.stores.store import Plan, Row
-from tests.support.redis_server import RedisServer
-from tests.support.stores import FIRST, draft_of, ref, write
+from tests.support.redis_server import RedisServer, array, commands_in
+from tests.support.stores import FIRST, draft_of, ref
 from tests.support.streams import listening
 
 ALICE, BOB = Row("user:alice", b"alice's list"), Row("user:bob", b"bob's list")
@@ -32,30 +30,11 @@ SOON_S = 30.0
 
 
 @pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[RedisStore]:
-    store = open_url(redis_server.url(prefix=secrets.token_hex(4)))
-    yield store
-    await store.close()
-
-
-@pytest.fixture
 async def connection(redis_server: RedisServer) -> AsyncIterator[PipelinedConnection]:
     opened = PipelinedConnection(parse(redis_server.url()), 60.0)
     await opened.open()
     yield opened
     await opened.close()
-
-
-async def test_a_key_that_cannot_be_encoded_gives_nobody_the_list_of_another(redis: RedisStore) -> None:
-    await write(redis, FIRST, [ALICE, BOB])
-    async with asyncio.timeout(SOON_S):
-        reads = (redis.get_many(ref(FIRST), [key]) for key in (UNENCODABLE, ALICE.key))
-        bad, alice = await asyncio.gather(*reads, return_exceptions=True)
-        bob = await redis.get_many(ref(FIRST), [BOB.key])
-        mixed = await redis.get_many(ref(FIRST), [BOB.key, UNENCODABLE, ALICE.key])
-    assert bad == [None]  # as no row has such a key
-    assert mixed == [BOB.value, None, ALICE.value]
-    assert (alice, bob) == ([ALICE.value], [BOB.value])
 
 
 async def test_a_command_that_cannot_be_encoded_is_never_waited_for(connection: PipelinedConnection) -> None:
@@ -205,11 +184,8 @@ class ScriptedServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        commands = hiredis.Reader(notEnoughData=Ellipsis)
-        while data := await reader.read(1 << 16):
-            commands.feed(data)
-            while (command := commands.gets()) is not Ellipsis:
-                writer.write(b"+OK\r\n" if command[0] in (b"CLIENT", b"SELECT") else self.reply(command))
+        async for command in commands_in(reader):
+            writer.write(b"+OK\r\n" if command[0] in (b"CLIENT", b"SELECT") else self.reply(command))
 
 
 @asynccontextmanager
@@ -219,13 +195,18 @@ async def scripted(reply: Callable[[list[bytes]], bytes]) -> AsyncIterator[Scrip
         yield made
 
 
-def bulk(*values: bytes) -> bytes:
-    return b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
+@asynccontextmanager
+async def reading(reply: Callable[[list[bytes]], bytes]) -> AsyncIterator[tuple[ScriptedServer, RedisStore]]:
+    """Open a store at a server that replies so, for SOON_S at most."""
+    async with scripted(reply) as server, asyncio.timeout(SOON_S):
+        store = open_url(f"redis://127.0.0.1:{server.port}/0")
+        yield server, store
+        await store.close()
 
 
 def well(command: list[bytes]) -> bytes:
     """Reply to an MGET with the end of each key."""
-    return bulk(*(key.rpartition(b":")[2] for key in command[1:]))
+    return array(*(key.rpartition(b":")[2] for key in command[1:]))
 
 
 async def test_who_waits_for_a_connection_that_is_closed_meanwhile_gets_an_error_and_is_not_cancelled() -> None:
@@ -240,6 +221,7 @@ async def test_who_waits_for_a_connection_that_is_closed_meanwhile_gets_an_error
         await reconnector.close()
         with pytest.raises(StoreUnavailable, match="closed before it was open"):
             await waiting[1]
+        assert server.accepted == 1
 
 
 async def test_a_server_is_not_given_up_for_time_that_this_process_stood_still() -> None:
@@ -255,8 +237,8 @@ async def test_a_server_is_not_given_up_for_time_that_this_process_stood_still()
 @pytest.mark.parametrize(
     "wrong",
     [
-        pytest.param(lambda command: bulk(*command[2:]), id="one value too few"),
-        pytest.param(lambda command: bulk(*command), id="one value too many"),
+        pytest.param(lambda command: array(*command[2:]), id="one value too few"),
+        pytest.param(lambda command: array(*command), id="one value too many"),
         pytest.param(lambda _command: b":1\r\n", id="a number"),
         pytest.param(lambda _command: b"$-1\r\n", id="nothing"),
         pytest.param(lambda command: b"+OK\r\n" + well(command), id="the reply to something else first"),
@@ -265,51 +247,45 @@ async def test_a_server_is_not_given_up_for_time_that_this_process_stood_still()
 async def test_a_reply_that_is_not_what_was_sent_for_reaches_nobody_and_ends_the_connection(
     wrong: Callable[[list[bytes]], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with scripted(wrong) as server, asyncio.timeout(SOON_S):
-        store, release = open_url(f"redis://127.0.0.1:{server.port}/0"), ReleaseRef(FIRST, "0123456789ab")
+    async with reading(wrong) as (server, store):
         reads = await asyncio.gather(
-            *(store.get_many(release, [f"user:{n}"]) for n in range(5)), return_exceptions=True
+            *(store.get_many(ref(FIRST), [f"user:{n}"]) for n in range(5)), return_exceptions=True
         )
         assert {type(found) for found in reads} == {StoreUnavailable}
         server.reply = well
         while True:
             try:
-                found = await store.get_many(release, ["user:7", "user:8"])
+                found = await store.get_many(ref(FIRST), ["user:7", "user:8"])
                 break
             except StoreUnavailable:
                 await asyncio.sleep(0.01)
-        await store.close()
     assert found == [b"7", b"8"]
     assert server.accepted == 2
     assert len(caplog.records) == 1
 
 
 async def test_a_reply_after_the_last_that_was_waited_for_ends_the_connection() -> None:
-    async with scripted(lambda command: well(command) + b"+OK\r\n") as server, asyncio.timeout(SOON_S):
-        store, release = open_url(f"redis://127.0.0.1:{server.port}/0"), ReleaseRef(FIRST, "0123456789ab")
-        assert await store.get_many(release, ["user:1"]) == [b"1"]
+    async with reading(lambda command: well(command) + b"+OK\r\n") as (_, store):
+        assert await store.get_many(ref(FIRST), ["user:1"]) == [b"1"]
         while store._reads.at(ONLY).current is not None:
             await asyncio.sleep(0.01)
-        await store.close()
 
 
 async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> None:
-    replies = {b"GET": b"+OK\r\n$-1\r\n", b"TIME": bulk(b"1795202475", b"0"), b"HELLO": b"*0\r\n"}
-    async with scripted(lambda command: replies[command[0]]) as server, asyncio.timeout(SOON_S):
-        store = open_url(f"redis://127.0.0.1:{server.port}/0")
+    replies = {b"GET": b"+OK\r\n$-1\r\n", b"TIME": array(b"1795202475", b"0"), b"HELLO": b"*0\r\n"}
+    async with reading(lambda command: replies[command[0]]) as (_, store):
         with pytest.raises(StoreUnavailable, match="something else"):
             await store.catalogue()
         assert store._nodes.at(ONLY).current is None
-        await store.close()
 
 
 @pytest.mark.parametrize(
     ("greeting", "primary"),
     [
-        (bulk(b"server", b"redis", b"role", b"master"), True),
-        (bulk(b"server", b"redis", b"role", b"replica"), False),
-        (bulk(b"server", b"role", b"proto", b"master"), False),
-        (bulk(b"server", b"redis", b"role"), False),
+        (array(b"server", b"redis", b"role", b"master"), True),
+        (array(b"server", b"redis", b"role", b"replica"), False),
+        (array(b"server", b"role", b"proto", b"master"), False),
+        (array(b"server", b"redis", b"role"), False),
         (b"-ERR unknown command\r\n", False),
         (b"-NOPERM this user has no permissions\r\n", False),
         (b"+OK\r\n", False),
@@ -318,11 +294,9 @@ async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> Non
 async def test_a_server_that_does_not_say_that_it_is_a_primary_counts_as_a_replica(
     greeting: bytes, *, primary: bool
 ) -> None:
-    replies = {b"GET": b"$-1\r\n", b"TIME": bulk(b"1795202475", b"500000"), b"HELLO": greeting}
-    async with scripted(lambda command: replies[command[0]]) as server, asyncio.timeout(SOON_S):
-        store = open_url(f"redis://127.0.0.1:{server.port}/0")
+    replies = {b"GET": b"$-1\r\n", b"TIME": array(b"1795202475", b"500000"), b"HELLO": greeting}
+    async with reading(lambda command: replies[command[0]]) as (_, store):
         found = await store.catalogue()
-        await store.close()
     assert (found.generation, found.now, found.primary) == (0, 1795202475.5, primary)
 
 

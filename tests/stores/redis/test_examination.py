@@ -2,37 +2,18 @@
 
 import asyncio
 import re
-import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from hotplate.stores import lifecycle as life
-from hotplate.stores.connect import connect
-from hotplate.stores.doctor import examine
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.url import parse
-from hotplate.stores.store import Finding, Level, Plan, Row
+from hotplate.stores.store import Finding, Level
 from tests.support.paths import ROOT
-from tests.support.redis_server import RedisServer, running
+from tests.support.redis_server import RedisServer, replica_of, running
 from tests.support.service import a_list, publish_to
-from tests.support.stores import as_bodies
-
-
-async def look(url: str) -> dict[str, Finding]:
-    """Examine the store at *url*; by subject."""
-    store = connect(url)
-    try:
-        return {each.subject: each for each in await examine(store)}
-    finally:
-        await store.close()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return secrets.token_hex(4)
+from tests.support.stores import look
 
 
 async def test_a_sound_server_leaves_one_warning_for_want_of_persistence(
@@ -49,12 +30,6 @@ async def test_a_sound_server_leaves_one_warning_for_want_of_persistence(
     assert (sorted(redis_server.execute_command("KEYS", f"*{prefix}*")), redis_server.calls("set")) == before
 
 
-async def test_tls_and_sockets_are_told_from_a_port(redis_server: RedisServer, prefix: str) -> None:
-    for scheme, sentence in (("rediss", "TLS"), ("unix", "a socket"), ("redis", "within this machine")):
-        found = (await look(redis_server.url(scheme, prefix)))["transport"]
-        assert (found.level, sentence in found.sentence) == (Level.OK, True)
-
-
 @pytest.mark.parametrize(
     ("url", "level", "part"),
     [
@@ -62,6 +37,7 @@ async def test_tls_and_sockets_are_told_from_a_port(redis_server: RedisServer, p
         ("redis://cache.example:6379/0", Level.WARNING, "without a password"),
         ("redis://u:secret@127.0.0.1:6379/0", Level.OK, "within this machine"),
         ("rediss://u:secret@cache.example:6379/0", Level.OK, "TLS"),
+        ("unix://u:secret@/run/redis.sock", Level.OK, "a socket"),
     ],
 )
 def test_a_password_that_crosses_a_network_unencrypted_is_warned_of(url: str, level: Level, part: str) -> None:
@@ -135,35 +111,16 @@ async def test_users_learn_what_they_may_not(tmp_path: Path, prefix: str) -> Non
 
 
 async def test_a_replica_serves_and_is_not_published_to(tmp_path: Path, prefix: str) -> None:
-    for name in ("primary", "replica"):
-        (tmp_path / name).mkdir()
-    with running(tmp_path / "primary") as primary:
+    with running(tmp_path) as primary:
         await publish_to(primary.url(prefix=prefix), {"user:1": a_list("a")})
-        with running(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}") as replica:
-            deadline = time.monotonic() + 60
-            while replica.execute_command("INFO", "replication")["master_link_status"] != "up":
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.05)
+        with replica_of(primary, tmp_path / "replica") as replica:
             found = await look(replica.url(prefix=prefix))
             assert (found["role"].level, found["may publish"].level) == (Level.WARNING, Level.WARNING)
             assert "replica" in found["may publish"].sentence
             assert found["live"].level == Level.OK
             primary.kill()
+            deadline = time.monotonic() + 60
             while replica.execute_command("INFO", "replication")["master_link_status"] == "up":
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
             assert (await look(replica.url(prefix=prefix)))["role"].level == Level.ERROR
-
-
-async def test_a_draft_whose_writer_is_gone_is_left_over(redis_server: RedisServer, prefix: str) -> None:
-    url = redis_server.url(prefix=prefix)
-    store = connect(url)
-
-    async def batches() -> AsyncIterator[Sequence[Row]]:
-        yield as_bodies([Row("popular:", a_list("p"))])
-        found = (await look(url))["left over"]
-        assert (found.level, "is being written" in found.sentence) == (Level.OK, True)
-
-    await life.publish(store, batches(), plan=Plan(1, 100), about={})
-    assert (await look(url))["left over"].sentence == "nothing"
-    await store.close()

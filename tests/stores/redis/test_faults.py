@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,13 @@ from hotplate.bench.drills.proxy import Proxy, through
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
-from hotplate.stores.lifecycle import activate, prune, publish, rollback
-from hotplate.stores.redis.connection import FIRST_PAUSE_S, MAX_PAUSE_S
+from hotplate.stores.lifecycle import activate, prune, rollback
+from hotplate.stores.publication import publish
 from hotplate.stores.redis.keys import BUCKETS
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, Row, Slot
 from hotplate.stores.verification import verify
-from tests.support.redis_server import RedisServer, running
+from tests.support.redis_server import RedisServer, replica_of, running
 from tests.support.stores import (
     FIRST,
     SECOND,
@@ -35,8 +34,11 @@ from tests.support.stores import (
     step,
     write,
 )
+from tests.support.stores import publish as publish_rows
 
 USERS = [Row(f"user:{n:06}", b"list of %06d" % n) for n in range(2000)]
+
+TEN = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 100) for n in range(10))]
 
 # Generous: what is asserted is that it recovers, not how soon a busy machine lets it.
 RECOVERS_WITHIN_S = 30.0
@@ -137,52 +139,8 @@ async def test_a_reset_fails_what_was_sent_and_the_next_read_succeeds(remote: Re
     assert isinstance(await try_read(remote, budget_s=10.0), list)
 
 
-async def test_an_added_latency_of_50_ms_is_only_slow(remote: RedisStore, proxy: Proxy) -> None:
-    await write(remote, FIRST, USERS)
-    proxy.delay_s = 0.05
-    started = time.monotonic()
-    reads = await asyncio.gather(*(try_read(remote, row, budget_s=10.0) for row in USERS[:100]))
-    assert all(isinstance(found, list) for found in reads)
-    assert 0.05 <= time.monotonic() - started < 100 * 0.05, "the reads waited one after the other"
-
-
-async def test_an_added_latency_of_2_s_is_given_up_and_forgotten_when_it_ends(remote: RedisStore, proxy: Proxy) -> None:
-    await write(remote, FIRST, USERS)
-    await recovered(remote)
-    proxy.delay_s = 2.0
-    started = time.monotonic()
-    while not isinstance(await try_read(remote), StoreUnavailable):
-        assert time.monotonic() - started < RECOVERS_WITHIN_S
-    proxy.delay_s = 0.0
-    proxy.reset()
-    await recovered(remote)
-
-
-async def test_reconnecting_is_no_storm(remote: RedisStore, proxy: Proxy) -> None:
-    await write(remote, FIRST, USERS)
-    proxy.refusing = True
-    proxy.reset()
-    before, started = proxy.accepted, time.monotonic()
-    for _ in range(100):
-        await asyncio.gather(*(try_read(remote, row) for row in USERS[:20]))
-        await asyncio.sleep(0.001)
-    assert 1 <= proxy.accepted - before <= attempts_within(time.monotonic() - started)
-    proxy.refusing = False
-    await recovered(remote)
-
-
-def attempts_within(seconds: float) -> int:
-    """Return how many attempts back-off allows in a time, with the shortest pauses that its jitter can draw."""
-    attempts, pause_s = 1, FIRST_PAUSE_S
-    while seconds > 0:
-        attempts += 1
-        seconds -= pause_s / 2
-        pause_s = min(pause_s * 2, MAX_PAUSE_S)
-    return attempts
-
-
 async def test_a_full_server_ends_a_publish_which_gives_its_space_back(redis: RedisStore, server: RedisServer) -> None:
-    live = ((await publish(redis, lists(10), plan=Plan(11, 100), about={})).manifest).release
+    live = await publish_rows(redis, TEN)
     keys, used = server.execute_command("DBSIZE"), int(server.execute_command("INFO", "memory")["used_memory"])
     server.execute_command("CONFIG", "SET", "maxmemory", str(used + 3_000_000))
     with pytest.raises(StoreFull, match="has reached its maxmemory"):
@@ -193,43 +151,22 @@ async def test_a_full_server_ends_a_publish_which_gives_its_space_back(redis: Re
     assert Row("user:000001", b"x" * 100) in await published_rows(redis, live)
 
 
-async def test_on_a_full_server_a_draft_can_still_be_given_up(redis: RedisStore, server: RedisServer) -> None:
-    await begin(redis, FIRST)
-    await write(redis, FIRST, USERS, seal=False)
-    server.execute_command("CONFIG", "SET", "maxmemory", "1")
-    with pytest.raises(StoreFull):
-        await redis.put(draft_of(FIRST), USERS)
-    found = await redis.catalogue()
-    await redis.swap(found, changes.succeed(found, changes.abandon(found, draft_of(FIRST)), "t", "s"))
-    await redis.erase(ref(FIRST))
-    assert server.execute_command("KEYS", "*") == ["{test}:catalogue"]
-
-
 async def test_on_a_full_server_what_is_live_can_be_changed_and_pruned_and_nothing_new_is_written(
     redis: RedisStore, server: RedisServer
 ) -> None:
-    old, new = [(await publish(redis, lists(10), plan=Plan(11, 100), about={})).manifest.release for _ in range(2)]
+    old, new = [await publish_rows(redis, TEN) for _ in range(2)]
     keys = server.execute_command("DBSIZE")
     server.execute_command("CONFIG", "SET", "maxmemory", "1")
     assert await rollback(redis) == old
     await activate(redis, new)
     with pytest.raises(StoreFull, match="has a limit of"):
-        await publish(redis, lists(10), plan=Plan(11, 100), about={})
+        await publish_rows(redis, TEN)
     assert server.execute_command("DBSIZE") == keys
     assert await prune(redis, keep=0, grace_s=0) == [old]
     found = await redis.catalogue()
     assert found.releases == (found.find(new),)
     assert await redis.incarnations() == [found.releases[0].incarnation]
     await verify(redis, found.releases[0].ref)
-
-
-async def test_a_flushed_server_has_no_release_rather_than_empty_lists(redis: RedisStore, server: RedisServer) -> None:
-    await begin(redis, FIRST)
-    await write(redis, FIRST, USERS)
-    await recovered(redis)
-    server.execute_command("FLUSHALL")
-    assert isinstance(await try_read(redis), ReleaseNotFound)
-    assert (await redis.catalogue()).generation == 0
 
 
 @pytest.mark.parametrize("user", ["", ":hunter2@", "default:hunter2@", "nobody:hunter2@"])
@@ -248,19 +185,6 @@ async def test_a_wrong_password_is_a_sentence_without_it(tmp_path: Path, user: s
         entitled = open_url(server.url("rediss", user=":right@"))
         assert (await entitled.catalogue()).generation == 0
         await entitled.close()
-
-
-@contextmanager
-def replica_of(server: RedisServer, folder: Path) -> Iterator[RedisServer]:
-    """Run a replica until the block ends, which begins once it has all that the primary has."""
-    folder.mkdir()
-    server.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
-    with running(folder, "--replicaof", f"127.0.0.1 {server.port}") as replica:
-        deadline = time.monotonic() + 60
-        while replica.execute_command("INFO", "replication")["master_link_status"] != "up":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield replica
 
 
 async def test_a_replica_given_as_the_primary_serves_and_refuses_to_be_written(
@@ -319,7 +243,7 @@ PUBLISHER = """
 import asyncio, sys
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import body_of
-from hotplate.stores.lifecycle import publish
+from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row
 
 async def batches():

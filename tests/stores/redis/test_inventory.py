@@ -14,12 +14,13 @@ import redis
 
 from hotplate.stores.catalogue import ReleaseRef, State
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import StoreError
-from hotplate.stores.lifecycle import prune, publish
-from hotplate.stores.store import Plan, Row, Store
-from tests.support.redis_server import RedisServer, running
-from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
+from hotplate.stores.errors import ReleaseNotFound, StoreError
+from hotplate.stores.lifecycle import prune
+from hotplate.stores.store import Row, Store
+from tests.support.redis_server import RedisServer, copied, put_back, running
+from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, write
 
+POPULAR = Row("popular:", b"{}")
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2500)]
 
 # Generous: what is asserted is that it happens.
@@ -54,23 +55,11 @@ class Place:
         return sum(each.get(f"cmdstat_{command}", {}).get("calls", 0) for each in stats)
 
     def copied(self) -> list[dict[bytes, bytes]]:
-        copies = list[dict[bytes, bytes]]()
-        for server in self.servers:
-            names = cast("list[bytes]", server.keys(f"*{self.prefix}*"))
-            with server.pipeline(transaction=False) as pipeline:
-                for name in names:
-                    pipeline.dump(name)
-                copies.append(dict(zip(names, pipeline.execute(), strict=True)))
-        return copies
+        return [copied(server, self.prefix) for server in self.servers]
 
     def put_back(self, copies: list[dict[bytes, bytes]]) -> None:
         for server, copy in zip(self.servers, copies, strict=True):
-            with server.pipeline(transaction=False) as pipeline:
-                for name in cast("list[bytes]", server.keys(f"*{self.prefix}*")):
-                    pipeline.delete(name)
-                for name, value in copy.items():
-                    pipeline.restore(name, 0, value)
-                pipeline.execute()
+            put_back(server, self.prefix, copy)
 
 
 @pytest.fixture(params=["redis", "redis+cluster"])
@@ -99,6 +88,7 @@ async def store(place: Place) -> AsyncIterator[Store]:
 class Pauses:
     """The pauses of an erase between its batches, which last until they are ended."""
 
+    are_made: bool = False
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -114,7 +104,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
         made.reached.set()
         await made.ended.wait()
 
-    monkeypatch.setattr("hotplate.stores.throttle.AdaptiveThrottle.pause_s", lambda *_: PAUSE_S)
+    monkeypatch.setattr("hotplate.stores.throttle.AdaptiveThrottle.pause_s", lambda *_: PAUSE_S * made.are_made)
     monkeypatch.setattr(asyncio, "sleep", paused)
     return made
 
@@ -122,10 +112,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
 async def test_an_erase_takes_nothing_of_a_release_that_was_put_back_meanwhile(
     place: Place, store: Store, pauses: Pauses
 ) -> None:
-    pauses.ended.set()
     await write(store, FIRST, USERS)
-    pauses.ended.clear()
-    pauses.reached.clear()
+    pauses.are_made = True
     copies = place.copied()
     async with asyncio.timeout(SOON_S):
         erasing = asyncio.create_task(store.erase(ref(FIRST)))
@@ -144,10 +132,8 @@ async def test_an_erase_takes_nothing_of_a_release_that_a_restart_with_an_older_
 ) -> None:
     with running(tmp_path) as server:
         store = connect(server.url())
-        pauses.ended.set()
         await write(store, FIRST, USERS)
-        pauses.ended.clear()
-        pauses.reached.clear()
+        pauses.are_made = True
         server.execute_command("SAVE")
         shutil.copy(tmp_path / "dump.rdb", tmp_path / "older.rdb")
         async with asyncio.timeout(SOON_S):
@@ -171,7 +157,7 @@ async def test_a_release_that_has_lost_what_lists_its_keys_is_pruned_to_the_last
     place: Place, store: Store, lost: Sequence[str]
 ) -> None:
     for _ in range(2):
-        await publish(store, batches([Row("popular:", b"{}"), *USERS], 500), plan=Plan(2501, 100_000), about={})
+        await publish(store, [POPULAR, *USERS])
     old, live = (entry.ref for entry in (await store.catalogue()).releases)
     command, *names = lost
     for name in names:
@@ -204,21 +190,26 @@ async def test_a_release_that_lists_all_of_its_keys_is_erased_without_a_search(p
     assert place.calls("scan") == before
 
 
-async def test_an_erase_that_was_cut_short_after_the_lists_were_lost_is_finished_by_the_next(
-    place: Place, store: Store, pauses: Pauses
+@pytest.mark.parametrize("lost", [(), ("@keys",)], ids=["nothing is lost", "the list of its keys is lost"])
+async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
+    place: Place, store: Store, pauses: Pauses, lost: Sequence[str]
 ) -> None:
-    pauses.ended.set()
     await write(store, FIRST, USERS)
-    pauses.ended.clear()
-    pauses.reached.clear()
-    place.execute("DEL", f"{place.prefix}:{{{ref(FIRST).incarnation}.0}}:@keys")
+    pauses.are_made = True
+    for name in lost:
+        place.execute("DEL", f"{place.prefix}:{{{ref(FIRST).incarnation}.0}}:{name}")
     erasing = asyncio.create_task(store.erase(ref(FIRST)))
     async with asyncio.timeout(SOON_S):
         await pauses.reached.wait()
         erasing.cancel()
         await asyncio.gather(erasing, return_exceptions=True)
         pauses.ended.set()
-        await store.erase(ref(FIRST))
+        assert place.of(ref(FIRST))
+        assert await store.incarnations() == [ref(FIRST).incarnation]
+        for call in (store.get_many(ref(FIRST), ["user:absent"]), store.put(draft_of(FIRST), USERS[:1])):
+            with pytest.raises(ReleaseNotFound):
+                await call
+        await asyncio.gather(store.erase(ref(FIRST)), store.erase(ref(FIRST)))
     assert place.names(f"*{place.prefix}*") == []
 
 
@@ -227,7 +218,7 @@ async def test_what_lies_in_a_store_is_found_whatever_record_of_it_is_lost(
     place: Place, store: Store, lost: Sequence[str]
 ) -> None:
     for _ in range(2):
-        await publish(store, batches([Row("popular:", b"{}"), *USERS[:20]]), plan=Plan(21, 1_000), about={})
+        await publish(store, [POPULAR, *USERS[:20]])
     await write(store, FIRST, USERS[:3], seal=False)
     known = {entry.incarnation for entry in (await store.catalogue()).releases}
     for name in lost:
@@ -239,7 +230,7 @@ async def test_what_lies_in_a_store_is_found_whatever_record_of_it_is_lost(
 
 
 async def test_what_no_record_names_is_pruned(place: Place, store: Store) -> None:
-    await publish(store, batches([Row("popular:", b"{}"), *USERS[:20]]), plan=Plan(21, 1_000), about={})
+    await publish(store, [POPULAR, *USERS[:20]])
     await write(store, FIRST, USERS[:3], seal=False)
     place.execute("DEL", f"{{{place.prefix}}}:incarnations")
     await prune(store)

@@ -5,7 +5,6 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import hiredis
 import pytest
 
 from hotplate.stores.catalogue import ReleaseId, commit
@@ -19,6 +18,7 @@ from hotplate.stores.redis.url import parse_sentinel
 from hotplate.stores.store import Finding, Level, Plan, Row
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment, wait
+from tests.support.redis_server import array, commands_in
 from tests.support.stores import FIRST, SECOND, OpenStore, begin, draft_of, ref, write
 from tests.support.streams import listening
 
@@ -80,11 +80,8 @@ class ScriptedSentinel:
         self.asked = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        commands = hiredis.Reader(notEnoughData=Ellipsis)
-        while data := await reader.read(1 << 16):
-            commands.feed(data)
-            while (command := commands.gets()) is not Ellipsis:
-                writer.write(self.reply(command))
+        async for command in commands_in(reader):
+            writer.write(self.reply(command))
 
     def reply(self, command: list[bytes]) -> bytes:
         if not self.up:
@@ -102,10 +99,6 @@ class ScriptedSentinel:
                 return b"-NOQUORUM 1 usable Sentinels\r\n"
             case _:
                 return b"+OK\r\n"
-
-
-def array(*values: bytes) -> bytes:
-    return b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
 
 
 @asynccontextmanager

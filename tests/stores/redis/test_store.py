@@ -2,54 +2,23 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
 
 import pytest
 from redis import exceptions as foreign
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import DraftRef, ReleaseId
+from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from hotplate.stores.lifecycle import activate, prune, publish, rollback
+from hotplate.stores.errors import ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.redis.connection import translated
-from hotplate.stores.redis.keys import BUCKETS
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.writer import MAX_ROWS
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import scrub, verify
 from tests.support.redis_server import RedisServer, users_of_the_guide
-from tests.support.stores import FIRST, SECOND, batches, begin, draft_of, ref, scanned, step, write
+from tests.support.stores import FIRST, SECOND, begin, draft_of, publish, ref, scanned, step, write
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
-
-# The keys of a release that are neither rows nor states: those of its rows, of its `meta` rows, and its points.
-OF_RELEASE = 3
-
-
-@pytest.fixture
-def prefix() -> str:
-    return secrets.token_hex(4)
-
-
-@pytest.fixture
-async def redis(redis_server: RedisServer, prefix: str) -> AsyncIterator[RedisStore]:
-    store = open_url(redis_server.url(prefix=prefix))
-    yield store
-    await store.close()
-
-
-def keys_under(server: RedisServer, prefix: str) -> list[str]:
-    found: list[str] = server.execute_command("KEYS", f"*{prefix}*")
-    return found
-
-
-async def test_the_keys_of_a_call_are_one_command(redis: RedisStore, redis_server: RedisServer) -> None:
-    await write(redis, FIRST, USERS)
-    before = redis_server.calls("mget")
-    slots = await redis.get_many(ref(FIRST), [*(row.key for row in USERS[:200]), "user:absent"])
-    assert slots == [*(row.value for row in USERS[:200]), None]
-    assert redis_server.calls("mget") == before + 1
 
 
 async def test_a_command_carries_at_most_a_thousand_keys(redis: RedisStore, redis_server: RedisServer) -> None:
@@ -85,90 +54,12 @@ async def test_an_abandoned_put_leaves_the_connection_well(redis: RedisStore) ->
     assert await scanned(redis, FIRST) == USERS
 
 
-async def test_deployments_under_two_prefixes_do_not_see_each_other(
-    redis: RedisStore, redis_server: RedisServer
-) -> None:
-    other = open_url(redis_server.url(prefix="other-" + secrets.token_hex(4)))
-    await begin(redis, FIRST)
-    await write(redis, FIRST, USERS[:1])
-    assert (await other.catalogue()).generation == 0
-    with pytest.raises(ReleaseNotFound):
-        await other.get_many(ref(FIRST), ["user:000000"])
-    await other.erase(ref(FIRST))
-    assert await redis.get_many(ref(FIRST), ["user:000000"]) == [USERS[0].value]
-    await other.close()
-
-
 async def test_large_values_travel_in_small_batches(redis: RedisStore, redis_server: RedisServer) -> None:
     before = redis_server.calls("rpush")
     rows = [Row(f"meta:{n}", bytes(1 << 18)) for n in range(10)] + [Row("meta:large", bytes(3 << 20))]
     await write(redis, FIRST, rows)
     assert redis_server.calls("rpush") == before + 4
     assert {row.key: row.value for row in await scanned(redis, FIRST)} == dict(rows)
-
-
-async def test_rows_have_no_expiry_and_erasing_leaves_nothing(
-    redis: RedisStore, redis_server: RedisServer, prefix: str
-) -> None:
-    await write(redis, FIRST, [*USERS, Row("meta:manifest", b"{}")])
-    assert {redis_server.execute_command("TTL", key) for key in keys_under(redis_server, prefix)[::50]} == {-1}
-    assert len(keys_under(redis_server, prefix)) == len(USERS) + 1 + BUCKETS + OF_RELEASE + 1  # and the inventory
-    await redis.erase(ref(FIRST))
-    assert keys_under(redis_server, prefix) == []
-
-
-async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
-    redis: RedisStore, redis_server: RedisServer, prefix: str
-) -> None:
-    await write(redis, FIRST, USERS)
-    erasing = asyncio.create_task(redis.erase(ref(FIRST)))
-    while len(keys_under(redis_server, prefix)) > len(USERS) - 1000:
-        await asyncio.sleep(0)
-    erasing.cancel()
-    await asyncio.gather(erasing, return_exceptions=True)
-    assert keys_under(redis_server, prefix)
-    with pytest.raises(ReleaseNotFound):
-        await redis.get_many(ref(FIRST), ["user:000000"])
-    with pytest.raises(ReleaseNotFound):
-        await redis.put(draft_of(FIRST), USERS[:1])
-    await asyncio.gather(redis.erase(ref(FIRST)), redis.erase(ref(FIRST)))
-    assert keys_under(redis_server, prefix) == []
-
-
-async def test_a_draft_that_is_sealed_or_erased_while_it_is_written_takes_no_more(redis: RedisStore) -> None:
-    rival = RedisStore(redis._address)
-    for error in (ReleaseConflict, ReleaseNotFound):
-        release = ReleaseId(f"r-{secrets.token_hex(4)}")
-        await redis.create(draft_of(release), Plan(1, 1))
-
-        async def write_on(release: ReleaseId = release) -> None:
-            while True:
-                await redis.put(draft_of(release), USERS[:MAX_ROWS])
-
-        writing = asyncio.create_task(write_on())
-        await asyncio.sleep(0.03)
-        await (rival.seal(draft_of(release)) if error is ReleaseConflict else rival.erase(ref(release)))
-        with pytest.raises(error):
-            await asyncio.wait_for(writing, 5)
-        await rival.erase(ref(release))
-    await rival.close()
-
-
-async def test_a_change_is_announced_and_need_not_be_polled_for(
-    redis: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hotplate.stores.redis.control.POLL_S", 3600.0)
-    reader = open_url(redis_server.url(prefix=prefix))
-    await begin(redis, FIRST)
-    watched = reader.changes()
-    await anext(watched)
-    for _ in range(3):
-        upcoming = asyncio.ensure_future(anext(watched))
-        await asyncio.sleep(0.02)
-        written = await step(redis, changes.renew(await redis.catalogue(), draft_of(FIRST)))
-        assert await asyncio.wait_for(upcoming, 60) == written
-    await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
-    await reader.close()
 
 
 async def test_a_user_who_may_not_subscribe_still_sees_a_change(
@@ -186,19 +77,21 @@ async def test_a_user_who_may_not_subscribe_still_sees_a_change(
     await limited.close()
 
 
+@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
 async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
-    redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, place: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hotplate.stores.redis.control.POLL_S", 3600.0)
-    urls = users_of_the_guide(prefix, redis_server.execute_command, redis_server.url)
+    there = request.getfixturevalue(place)
+    urls = users_of_the_guide(prefix, there.execute_everywhere, there.url)
     publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
-    rows, plan = [Row("popular:", b"{}"), *USERS[:2]], Plan(3, 100)
-    old = (await publish(publisher, batches(rows), plan=plan, about={})).manifest.release
+    rows = [Row("popular:", b"{}"), *USERS[:2]]
+    old = await publish(publisher, rows)
     watched = server.changes()
     assert (await anext(watched)).live == old
     upcoming = asyncio.ensure_future(anext(watched))
     await asyncio.sleep(0.02)
-    new = (await publish(publisher, batches(rows), plan=plan, about={})).manifest.release
+    new = await publish(publisher, rows)
     await asyncio.wait_for(upcoming, 60)
     await rollback(publisher)
     await activate(publisher, new)
@@ -213,7 +106,7 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     assert getattr(read, "is_whole", read) is True, "serve --scrub-rate reads with the same rights"
     draft = DraftRef(live.id, "another", "w")
     for call in (
-        server.create(draft, plan),
+        server.create(draft, Plan(3, 100)),
         server.put(draft, rows),
         server.seal(draft),
         server.swap(found, found),
@@ -221,7 +114,7 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     ):
         with pytest.raises(StoreMisused, match="lacks a permission"):
             await call
-    other = open_url(redis_server.url(prefix="other", user=f"{prefix}-publish:open@"))
+    other = open_url(there.url(prefix="other", user=f"{prefix}-publish:open@"))
     with pytest.raises(StoreMisused, match="lacks a permission"):
         await other.catalogue()
     await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
@@ -229,33 +122,33 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
         await store.close()
 
 
-async def test_times_are_the_servers(redis: RedisStore, redis_server: RedisServer) -> None:
-    seconds, _ = redis_server.execute_command("TIME")
-    assert abs((await redis.catalogue()).now - int(seconds)) < 5
-
-
 async def test_a_whole_release_is_published_verified_and_pruned(
     redis: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
-    rows = [Row("popular:", b"{}"), *USERS[:2]]
-    releases = [((await publish(redis, batches(rows), plan=Plan(3, 100), about={})).manifest).release for _ in range(3)]
+    releases = [await publish(redis, [Row("popular:", b"{}"), *USERS[:2]]) for _ in range(3)]
     live = (await redis.catalogue()).find(releases[-1]).ref
     await verify(redis, live)
     assert await prune(redis, keep=0, grace_s=0) == releases[:2]
-    left = [key for key in keys_under(redis_server, prefix) if not key.startswith(f"{prefix}:{{{live.incarnation}.")]
+    keys = redis_server.execute_command("KEYS", f"*{prefix}*")
+    assert {redis_server.execute_command("TTL", key) for key in keys[::50]} == {-1}
+    left = [key for key in keys if not key.startswith(f"{prefix}:{{{live.incarnation}.")]
     assert sorted(left) == [f"{{{prefix}}}:catalogue", f"{{{prefix}}}:incarnations"]
 
 
 async def test_what_cannot_fit_is_refused_with_the_numbers(redis: RedisStore, redis_server: RedisServer) -> None:
     redis_server.execute_command("CONFIG", "SET", "maxmemory", "500mb")
     try:
-        with pytest.raises(StoreFull, match=r"needs about 7\d\d\.\d MB .* limit of 524\.3 MB and uses \d+\.\d MB"):
+        with pytest.raises(
+            StoreFull, match=r"needs about 7\d\d\.\d MB .* limit of 524\.3 MB and uses \d+\.\d MB; raise maxm"
+        ):
             await redis.create(draft_of(FIRST), Plan(1_000_000, 607_000_000))
         with pytest.raises(ReleaseNotFound):
             await redis.put(draft_of(FIRST), USERS)
         await redis.create(draft_of(FIRST), Plan(100_000, 60_700_000))
     finally:
         redis_server.execute_command("CONFIG", "SET", "maxmemory", "0")
+    with pytest.raises(StoreFull, match="take a machine with more memory, prune"):
+        await redis.create(draft_of(SECOND), Plan(1_000_000_000, 10**15))
 
 
 async def test_the_estimated_memory_is_the_memory_taken(redis: RedisStore, redis_server: RedisServer) -> None:

@@ -5,6 +5,7 @@ the rows of each incarnation, beside them what is known of it under keys that be
 """
 
 import asyncio
+import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from hotplate import (
     META,
     Catalogue,
+    Diagnosed,
     DraftRef,
     Plan,
     ReleaseConflict,
@@ -22,6 +24,7 @@ from hotplate import (
     ReleaseRef,
     Row,
     Slot,
+    StoreFull,
     StoreMisused,
     StoreUnavailable,
     dump_catalogue,
@@ -34,7 +37,7 @@ POLL_S = 0.1
 LOCK_TIMEOUT_S = 5.0
 
 
-class SqliteStore:
+class SqliteStore(Diagnosed):
     """One file of releases; an instance lives as long as its process."""
 
     batch = coalesce = 64
@@ -125,6 +128,11 @@ class SqliteStore:
                 raise ReleaseConflict("the catalogue was changed by somebody else first")
             owner, key = CATALOGUE
             self._set(owner, Row(key, dump_catalogue(new)))
+
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        free = shutil.disk_usage(self._path.parent).free
+        if plan.payload_bytes > free:
+            raise StoreFull(f"release {draft.id} takes {plan.payload_bytes:,} bytes, and {free:,} are free")
 
     def _check_claim(self, draft: DraftRef) -> None:
         """Raise ReleaseConflict where a release is sealed, or another writer's; ReleaseNotFound where it is gone."""

@@ -1,0 +1,242 @@
+"""`POST /v1/events`: events are read, written, and counted once they are durable, which is when they are answered.
+
+The body is one JSON object with a list, as of the other routes that take many; Algolia Insights and Amazon Personalize
+take events so, too. Lines of JSON would be shorter by a few brackets, and refuse a request in its middle.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import count
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from hotplate.serve.access.auth import credential_of
+from hotplate.serve.api.handlers import NO_STORE
+from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, read_body
+from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
+from hotplate.serve.metrics import (
+    CLICK,
+    CUSTOM,
+    DISK_FAILED,
+    DURABLE,
+    IMPRESSION,
+    LATE,
+    QUEUE_FULL,
+    Metrics,
+    ReleaseRole,
+)
+from hotplate.serve.problems import Problem, bad_parameter, overloaded
+from hotplate.stores.event_log import line_of
+from hotplate.stores.keys import MAX_ID_BYTES
+
+# One request: its body has no more than 1 MiB either, as all have.
+MAX_EVENTS = 1000
+# One event: as many as a list has at most.
+MAX_ITEMS = 1000
+# How long a request waits for its commit: a disk that takes longer will be as slow for the next.
+COMMIT_S = 5.0
+QUERY = QueryParser(NoQuery, "POST /v1/events")
+HEADERS = {"Content-Type": JSON, "Cache-Control": NO_STORE}
+# How long callers wait before they try again what a full disk refused, in seconds.
+RETRY_DISK_S = "10"
+
+EventType = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,31}$(?!\n)",
+        description="`impression`: the items were shown; `click`: they were chosen; or a name of your own, as `buy`.",
+    ),
+]
+Position = Annotated[int, Meta(ge=1, le=100_000, description="The place of the first item in the list, from 1.")]
+Time = Annotated[float, Meta(ge=0, lt=1e11, description="When it happened, as Unix time in seconds; by default now.")]
+OptionalId = Annotated[str, Meta(max_length=MAX_ID_BYTES)]
+
+
+class Event(Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that a user did, or was shown."""
+
+    type: EventType
+    user: Id
+    items: Annotated[
+        tuple[Id, ...], Meta(min_length=1, max_length=MAX_ITEMS, description="The items, in the order of the list.")
+    ]
+    id: Annotated[
+        OptionalId,
+        Meta(description="A name for this event alone; of several with the same only one counts, as after a repeat."),
+    ] = ""
+    release: Annotated[OptionalId, Meta(description="The release that the answer named.")] = ""
+    request_id: Annotated[OptionalId, Meta(description="The `X-Request-Id` of the answer.")] = ""
+    position: Position | None = None
+    time: Time | None = None
+
+
+class EventsBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/events`."""
+
+    events: Annotated[tuple[Event, ...], Meta(min_length=1, max_length=MAX_EVENTS, description="All, or none of them.")]
+
+
+class EventsAnswer(Struct, frozen=True):
+    """How many events are durable: all of the request."""
+
+    durable: int
+
+
+EXAMPLE = {
+    "events": [
+        {"type": IMPRESSION, "user": "42", "items": ["7", "8", "9"], "release": "20261120T064200Z-7f3a"},
+        {"type": CLICK, "user": "42", "items": ["8"], "position": 2, "release": "20261120T064200Z-7f3a"},
+    ]
+}
+OPERATIONS = (
+    Operation(
+        "POST", "/v1/events", "Report what was shown and chosen; answered once it is durable",
+        EventsAnswer, (200, 400, 413, 415, 503), (JSON,), body=EventsBody,
+    ),
+)  # fmt: skip
+
+_decode = msgspec.json.Decoder(EventsBody).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class UnsettledResponse(web.Response):
+    """The answer to work that others do: known once `settle` returns it, and awaited if it takes no one's turn."""
+
+    def __init__(self, settle: Callable[[], Awaitable[web.Response]]) -> None:
+        super().__init__()
+        self.settle = settle
+
+
+async def settled(work: Awaitable[web.Response]) -> web.Response:
+    """Do work, and wait for the answer if that is not known yet."""
+    response = await work
+    return await response.settle() if isinstance(response, UnsettledResponse) else response
+
+
+class EventsHandler:
+    """The handler of one worker."""
+
+    def __init__(self, writer: EventWriter, role_of: Callable[[str], ReleaseRole], metrics: Metrics) -> None:
+        """Take the writer, and what says what a release is for this service."""
+        self._writer = writer
+        self._role_of = role_of
+        self._metrics = metrics
+        self._prefix = secrets.token_hex(6)
+        self._count = count(1)
+
+    async def report(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+        """`POST /v1/events` with `{"events": [{"type": "click", "user": "42", "items": ["7"], …}]}`."""
+        QUERY.parse(raw_query)
+        _refuse_unasked(request)
+        events = parse_events(await read_body(request))
+        roles = {release: self._role_of(release) for release in {event.release for event in events}}
+        lines = b"".join(self._lines(events, roles))
+        try:
+            durable = self._writer.append(lines)
+        except QueueFull:
+            self._count_events(events, QUEUE_FULL)
+            raise overloaded("more events come than can be written; these were not") from None
+        return UnsettledResponse(lambda: self._settle(durable, events, roles))
+
+    async def _settle(
+        self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, ReleaseRole]
+    ) -> web.Response:
+        """Wait until events are durable, and count them; a Problem if they may not be."""
+        try:
+            async with asyncio.timeout(COMMIT_S):
+                await durable
+        except DiskFailed:
+            self._count_events(events, DISK_FAILED)
+            raise Problem(
+                503, "events-not-written", "the disk does not take these events", {"Retry-After": RETRY_DISK_S}
+            ) from None
+        except TimeoutError:
+            self._count_events(events, LATE)
+            raise overloaded("it takes too long to write these events; they may be: keep their ids") from None
+        self._count_events(events, DURABLE)
+        for event in events:
+            if event.type in (IMPRESSION, CLICK):
+                self._metrics.count_listed(event.type, roles[event.release], position_of(event), len(event.items))
+        return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)
+
+    def _lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
+        """Yield the line of each event; one without an id gets one, and one without a time this one."""
+        now = round(time.time(), 3)
+        for event in events:
+            yield line_of(
+                _encode(
+                    WrittenEvent(
+                        event.id or f"{self._prefix}{next(self._count):x}",
+                        now if event.time is None else event.time,
+                        event.type,
+                        event.user,
+                        event.items,
+                        roles[event.release],
+                        event.release,
+                        event.request_id,
+                        position_of(event),
+                    )
+                )
+            )
+
+    def _count_events(self, events: Sequence[Event], outcome: str) -> None:
+        for kind, number in Counter(event.type for event in events).items():
+            self._metrics.count_event(kind if kind in (IMPRESSION, CLICK) else CUSTOM, outcome, number)
+
+
+def _refuse_unasked(request: web.BaseRequest) -> None:
+    """Refuse what a web page of any site can have a browser send: before JSON, or a key, the browser asks us."""
+    if request.content_type != JSON and credential_of(request.headers) is None:
+        raise Problem(415, "not-json", "events without a key take the header Content-Type: application/json")
+
+
+def parse_events(body: bytes) -> tuple[Event, ...]:
+    """Read the body of a request; a Problem says which event is wrong, and why."""
+    try:
+        try:
+            events = _decode(body).events
+        except msgspec.ValidationError as error:
+            given = msgspec.json.decode(body)
+            if not _has_whole_floats(given):
+                raise bad_parameter(_refusal(error)) from None
+            events = msgspec.convert(given, EventsBody).events
+    except msgspec.ValidationError as error:
+        raise bad_parameter(_refusal(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise bad_parameter(f"the body is not JSON: {error}") from None
+    for index, event in enumerate(events):
+        ids = (event.user, event.id, event.release, event.request_id, *event.items)
+        if max(map(len, ids)) * 4 > MAX_ID_BYTES:  # the types count characters
+            for identifier in filter(None, ids):
+                checked_id(identifier, f"an id of events[{index}]")
+    return events
+
+
+def position_of(event: Event) -> int | None:
+    """Return the place of an event's first item; what is shown begins with the first place by default."""
+    return 1 if event.position is None and event.type == IMPRESSION else event.position
+
+
+def _has_whole_floats(given: Any) -> bool:  # noqa: ANN401 -- JSON is whatever it is
+    """Make positions such as 2.0, in JSON a whole number, too, whole ones; return whether there was any."""
+    events = given.get("events") if isinstance(given, dict) else None
+    found = False
+    for event in events if isinstance(events, list) else ():
+        position = event.get("position") if isinstance(event, dict) else None
+        if isinstance(position, float) and position.is_integer():
+            event["position"] = int(position)
+            found = True
+    return found
+
+
+def _refusal(error: msgspec.ValidationError) -> str:
+    what, _, place = str(error).partition(" - at `$")
+    where = place.rstrip("`").removeprefix(".")
+    what = what.replace("Object missing", "it is missing").replace("Object", "it")
+    return f"{where or 'the body'} cannot be used: {what[:1].lower()}{what[1:]}"

@@ -1,1 +1,0 @@
-"""The operators' page at `/console` of the admin listener, and what it reads."""

@@ -1,0 +1,143 @@
+"""The access log: one JSON object a line, for a share of all requests, and for those that took long."""
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from secrets import token_bytes
+from typing import Literal
+
+import orjson
+
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.metrics import METHODS, OTHER
+from hotplate.serve.settings import timestamp
+from hotplate.serve.telemetry.spans import Answered, RequestSpan
+
+# Where everything is slow, so many lines a second say it as well as all.
+SLOW_LINES_PER_S = 10
+DAY_S = 86_400
+# Of a file with the secret; what is shorter can be guessed.
+MIN_SECRET_BYTES = 32
+
+
+class UserHashes:
+    """Stands for users by a hash with a key of the day (UTC), so lines of one day can be joined and no others.
+
+    It cannot be computed without the secret, not even for known ids.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = blake2b(secret).digest()
+        self._day, self._key = -1, b""
+
+    def of(self, user: str, time_s: float) -> str:
+        """Return the hash of a user's id at a Unix time."""
+        day = int(time_s // DAY_S)
+        if day != self._day:
+            self._day, self._key = day, blake2b(b"%d" % day, key=self._secret).digest()
+        return blake2b(user.encode(), key=self._key, digest_size=16).hexdigest()
+
+
+def read_secret(file: Path | None) -> bytes:
+    """Read what users are hashed with, or draw it if there is no file. Raises ServiceMisused."""
+    if file is None:
+        return token_bytes(64)
+    try:
+        secret = file.read_bytes()
+    except OSError as error:
+        raise ServiceMisused(f"--access-log-key names {file}, which cannot be read: {error.strerror}") from error
+    if len(secret) < MIN_SECRET_BYTES:
+        raise ServiceMisused(
+            f"{file} has {len(secret)} bytes; a key for the access log has {MIN_SECRET_BYTES} at least, as "
+            f"head -c {MIN_SECRET_BYTES} /dev/urandom gives them"
+        )
+    return secret
+
+
+class AccessLog:
+    """Writes lines to the log; one for each worker.
+
+    A line has the route's template and never the path or the query, so no key is in it, and a user's id only as
+    *users* says. Which items a list had is not in it either: by these a user can be found again.
+    """
+
+    def __init__(
+        self,
+        share: float,
+        slow_s: float,
+        *,
+        users: Literal["hashed", "none", "plain"] = "none",
+        secret: bytes = b"",
+        write: Callable[[str], object] | None = None,
+    ) -> None:
+        """Take the share of requests that are written, and how long one takes to be written whatever the share.
+
+        *write* takes each line; without it they go to standard error.
+        """
+        self._write_line = write or sys.stderr.write
+        self._share = share
+        self._slow_s = slow_s
+        self._users = users
+        self._hashes = UserHashes(secret)
+        self._second = 0
+        self._slow_lines = 0
+        self._left_out = 0
+
+    def due(self, took_s: float) -> bool:
+        """Decide whether a request that took so long gets a line."""
+        if took_s >= self._slow_s and self._may_write_slow():
+            return True
+        return random.random() < self._share  # noqa: S311 -- draws a sample, guards nothing
+
+    def write(self, answered: Answered, span: RequestSpan | None) -> None:
+        """Write the line of a request for which one is due."""
+        now, is_slow = time.time(), answered.took_s >= self._slow_s
+        method = answered.method
+        fields: dict[str, object] = {
+            "time": timestamp(now),
+            "level": "warning" if is_slow else "info",
+            "logger": "access",
+            "process": os.getpid(),
+            "message": "slow request" if is_slow else "request",
+            "method": method if method in METHODS else OTHER,
+            "route": answered.route,
+            "status": answered.status,
+            "duration_ms": round(answered.took_s * 1000, 3),
+            "bytes": answered.size,
+            "request_id": answered.request_id,
+        }
+        if answered.client is not None:
+            fields["client"] = answered.client
+        if answered.found is not None:
+            release, source, tier, _ = answered.found
+            fields |= {"release": release, "source": source, "tier": tier, "items": answered.found.item_count}
+        if answered.user is not None and self._users != "none":
+            plain = self._users == "plain"
+            fields["user"] = answered.user if plain else self._hashes.of(answered.user, now)
+        if span is not None:
+            fields |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+        if is_slow and self._left_out:
+            fields["slow_requests_left_out"], self._left_out = self._left_out, 0
+        self._write_line(orjson.dumps(fields).decode() + "\n")
+
+    def _may_write_slow(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._slow_lines = second, 0
+        self._slow_lines += 1
+        if self._slow_lines <= SLOW_LINES_PER_S:
+            return True
+        self._left_out += 1
+        return False
+
+
+def report(answered: Answered, log: AccessLog | None, span: RequestSpan | None) -> None:
+    """Write the line of an answered request, and end its span, if it has one."""
+    if log is not None:
+        log.write(answered, span)
+    if span is not None:
+        span.end(answered)

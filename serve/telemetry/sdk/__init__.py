@@ -1,1 +1,0 @@
-"""What knows OpenTelemetry's SDK, an extra: loaded where telemetry is on."""

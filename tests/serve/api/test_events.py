@@ -1,0 +1,175 @@
+"""`POST /v1/events` of a real service: what it takes and refuses, counts, and has on its disk once it answers."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hotplate.serve.access.keys import create
+from hotplate.serve.api.app import Dispatcher
+from hotplate.serve.api.openapi import document
+from hotplate.serve.reader import open_reader
+from tests.support.event_log import body, written
+from tests.support.limited_service import samples
+from tests.support.service import Answer, Service, a_list, publish_lists, running, until
+
+# Sends a body with the right key, to the path of events by default.
+Report = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("events")
+
+
+@pytest.fixture(scope="module")
+def release(folder: Path) -> str:
+    return asyncio.run(publish_lists(folder / "store", {"user:42": a_list("7", "8")}))
+
+
+@pytest.fixture(scope="module")
+def keys(folder: Path) -> dict[str, str]:
+    """Keys by their scope; whoever is on this machine is an operator."""
+    return {scope: create(folder / "keys.json", scope, [scope]).key for scope in ("read", "events")}
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path, release: str, keys: dict[str, str]) -> Iterator[Service]:
+    assert release
+    assert keys
+    options = ("--keys", str(folder / "keys.json"), "--events", str(folder / "log"))
+    with running(folder / "store", *options) as running_service:
+        yield running_service
+
+
+@pytest.fixture
+def report(service: Service, keys: dict[str, str]) -> Report:
+    return lambda sent, path="/v1/events": service.request("POST", path, sent, X_API_Key=keys["events"])
+
+
+def counted(service: Service, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+    return {tuple(one.labels[label] for label in labels): one.value for one in samples(service, name) if one.value}
+
+
+def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
+    service: Service, report: Report, folder: Path, release: str
+) -> None:
+    shown = [str(item) for item in range(12)]
+    events: list[dict[str, object]] = [
+        {"type": "impression", "user": "42", "items": shown, "release": release, "request_id": "r1"},
+        {"type": "click", "user": "42", "items": ["1"], "position": 2.0, "release": release, "time": 1_790_000_000.5},
+        {"type": "click", "user": "é", "items": ["8"], "release": "gone", "id": "mine"},
+        {"type": "buy", "user": "42", "items": ["7", "8"]},
+    ]
+    answer = report(json.dumps({"events": events}).encode())
+    assert (answer.status, answer.json, answer.headers["cache-control"]) == (200, {"durable": 4}, "no-store")
+    first, second, third, fourth = written(folder / "log")
+    assert (first["items"], first["role"], first["request_id"], first["position"]) == (shown, "live", "r1", 1)
+    assert (second["position"], second["time"], second["release"]) == (2, 1_790_000_000.5, release)
+    assert (third["id"], third["role"], third["user"], "position" in third) == ("mine", "other", "é", False)
+    assert (fourth["type"], fourth["items"]) == ("buy", ["7", "8"])
+    assert len({event["id"] for event in (first, second, third, fourth)}) == 4
+    assert counted(service, "hotplate_events_total", "type", "outcome") == {
+        ("impression", "durable"): 1, ("click", "durable"): 2, ("custom", "durable"): 1,
+    }  # fmt: skip
+    impressions = {("live", str(place)): 1 for place in range(1, 11)} | {("live", "more"): 2}
+    assert counted(service, "hotplate_impressions_total", "role", "position") == impressions
+    assert counted(service, "hotplate_clicks_total", "role", "position") == {("live", "2"): 1, ("other", "unknown"): 1}
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"{", "the body is not JSON"),
+        (b"[]", "the body cannot be used: expected `object`, got `array`"),
+        (b'{"events": []}', "events cannot be used"),
+        (
+            b'{"events": [{"type": "click", "items": ["1"]}]}',
+            "events[0] cannot be used: it is missing required field `user`",
+        ),
+        (body("1", kind="two words"), "events[0].type cannot be used"),
+        (body("1", kind="click\n"), "events[0].type cannot be used"),
+        (body("1", position=0), "events[0].position cannot be used"),
+        (body("1", position=1.5), "events[0].position cannot be used"),
+        (body("1", secret="s3cret"), "contains unknown field"),
+        (body("é" * 200), "an id of events[0] cannot be used"),
+        (body(*map(str, range(1001))), "length <= 1000"),
+    ],
+)
+def test_a_request_that_is_wrong_in_one_event_is_refused_as_a_whole(
+    report: Report, folder: Path, sent: bytes, said: str
+) -> None:
+    before = len(written(folder / "log"))
+    answer = report(sent)
+    assert (answer.status, answer.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
+    assert said in answer.json["detail"]
+    assert "s3cret" not in answer.json["detail"]
+    assert len(written(folder / "log")) == before
+
+
+def test_other_methods_queries_and_large_bodies_are_refused(
+    service: Service, report: Report, keys: dict[str, str]
+) -> None:
+    assert service.get("/v1/events", X_API_Key=keys["events"]).headers["allow"] == "POST"
+    assert report(body("1"), "/v1/events?n=1").status == 400
+    assert report(b" " * ((1 << 20) + 1)).status == 413
+
+
+def test_events_take_a_scope_of_their_own(service: Service, keys: dict[str, str]) -> None:
+    assert service.request("POST", "/v1/events", body("1")).status == 401
+    assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["read"]).status == 403
+    assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["events"]).status == 200
+    assert service.get("/v1/popular", X_API_Key=keys["events"]).status == 403
+    assert "/v1/events" in service.get("/openapi.json").json["paths"]
+
+
+async def test_without_a_folder_for_them_there_is_no_such_route() -> None:
+    async with open_reader(["memory://"]) as reader:
+        assert Dispatcher(reader)._routes.find("/v1/events", "POST") == (None, "events")
+    assert "/v1/events" not in document(takes_key=False)["paths"]
+
+
+@pytest.fixture
+def open_service(folder: Path, tmp_path: Path, release: str) -> Iterator[Service]:
+    """A service on loopback without keys, as on a developer's machine."""
+    assert release
+    with running(folder / "store", "--events", str(tmp_path / "log")) as running_service:
+        yield running_service
+
+
+def test_a_page_of_another_site_cannot_send_events_to_a_service_without_keys(
+    open_service: Service, tmp_path: Path
+) -> None:
+    for headers in (
+        {"Content_Type": "text/plain", "Origin": "https://evil.example"},
+        {"Content_Type": "text/plain;charset=application/json"},
+        {"Content_Type": "application/x-www-form-urlencoded"},
+        {},
+    ):
+        assert open_service.request("POST", "/v1/events", body("1"), **headers).status == 415
+    asked = open_service.request(
+        "OPTIONS", "/v1/events", Origin="https://evil.example", Access_Control_Request_Method="POST"
+    )
+    assert asked.status == 405  # so that the browser does not send JSON
+    assert written(tmp_path / "log") == []
+    assert open_service.request("POST", "/v1/events", body("1"), Content_Type="application/json").status == 200
+
+
+def test_a_service_whose_disk_refuses_events_is_degraded_until_it_takes_some(
+    open_service: Service, tmp_path: Path
+) -> None:
+    def send() -> int:
+        return open_service.request("POST", "/v1/events", body("1"), Content_Type="application/json").status
+
+    folder = tmp_path / "log"
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    assert (send(), open_service.get("/readyz").json["status"]) == (503, "degraded")
+    until(lambda: "events cannot be written to" in str(open_service.states()))
+    assert counted(open_service, "hotplate_worker_unusable_files", "worker") == {}
+    folder.unlink()
+    folder.mkdir()
+    assert (send(), open_service.get("/readyz").json["status"]) == (200, "ready")

@@ -1,0 +1,164 @@
+"""Where processes log to: standard error without waiting, and memory that keeps the latest lines free of secrets."""
+
+import logging
+import os
+import pty
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotplate.serve.processes.logs import (
+    LINES,
+    MOST_WAITING_BYTES,
+    LogLine,
+    LogStream,
+    SharedLog,
+    SharedLogHandler,
+    without_secrets,
+)
+
+LINE = "x" * 199 + "\n"
+
+
+def read_all(descriptor: int) -> str:
+    """Read what there is without waiting."""
+    os.set_blocking(descriptor, False)
+    said = b""
+    with suppress(OSError):
+        while piece := os.read(descriptor, 1 << 20):
+            said += piece
+    return said.decode()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal", "pipe of another user"])
+def test_whatever_is_not_read_waits_up_to_a_bound_and_is_dropped_beyond_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if kind == "socket":
+        ours, theirs = (each.detach() for each in socket.socketpair())
+    elif kind == "terminal":
+        theirs, ours = pty.openpty()
+    else:
+        theirs, ours = os.pipe()
+    opened = os.open
+
+    def refused(path: str, flags: int) -> int:
+        if path.startswith("/proc/self/fd"):
+            raise PermissionError
+        return opened(path, flags)
+
+    if kind == "pipe of another user":
+        monkeypatch.setattr(os, "open", refused)
+    stream = LogStream(ours)
+    monkeypatch.undo()
+    lines = 0
+    while not (dropped := stream.report_dropped()):
+        stream.write(LINE)
+        lines += 1
+        assert lines * len(LINE) < MOST_WAITING_BYTES + (4 << 20)
+    assert caplog.messages == []
+    said = ""
+    while piece := read_all(theirs):
+        said += piece
+        stream.flush()
+    assert said.replace("\r", "") == LINE * (lines - dropped)
+    assert stream.report_dropped() == 0
+    assert [message.partition(",")[0] for message in caplog.messages] == [f"{dropped} lines of the log were dropped"]
+    stream.write("again\n")
+    assert read_all(theirs).replace("\r", "") == "again\n"
+    stream.close()
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_file_is_written_where_others_left_off_and_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        print("first", file=file, flush=True)
+        stream = LogStream(file.fileno())
+        stream.write("second\n")
+        print("third", file=file, flush=True)
+        stream.close()
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"
+    reading, writing = os.pipe()
+    gone = LogStream(writing)
+    os.close(reading)
+    for _ in range(3000):
+        gone.write(LINE)
+    assert gone.report_dropped() > 0
+    gone.close()
+    os.close(writing)
+
+
+def test_what_logs_to_one_stream_can_be_made_to_log_to_another(tmp_path: Path) -> None:
+    with (tmp_path / "old").open("w") as old, (tmp_path / "new").open("w") as new:
+        logger, other = logging.getLogger("of a test alone"), logging.StreamHandler(new)
+        logger.addHandler(logging.StreamHandler(old))
+        logger.addHandler(other)
+        stream = LogStream(new.fileno())
+        stream.take_over(logger, old)
+        logger.warning("hello")
+        assert other.stream is new
+        stream.close()
+    assert ((tmp_path / "old").read_text(), (tmp_path / "new").read_text()) == ("", "hello\nhello\n")
+
+
+KEY = "hp_" + "Ab9-_" * 8
+
+
+def logged(shared: SharedLog, message: str, *arguments: object, error: BaseException | None = None) -> None:
+    record = logging.LogRecord(
+        "serve.test", logging.WARNING, "", 0, message, arguments, (type(error), error, None) if error else None
+    )
+    SharedLogHandler(shared).emit(record)
+
+
+def test_lines_of_all_processes_are_read_in_order_and_each_once() -> None:
+    shared = SharedLog(2)
+    for number in range(3):
+        shared.use_slot(number % 2)
+        logged(shared, "line %d", number)
+    lines, counts = shared.since([0, 0])
+    assert [line.message for line in lines] == ["line 0", "line 1", "line 2"]
+    assert {line.process for line in lines} == {os.getpid()}
+    assert shared.since(counts) == ([], counts)
+
+
+def test_a_ring_keeps_the_latest_lines() -> None:
+    shared = SharedLog(1)
+    for number in range(LINES + 10):
+        logged(shared, str(number))
+    lines, counts = shared.since([0])
+    assert [line.message for line in lines] == [str(number) for number in range(10, LINES + 10)]
+    assert counts == [LINES + 10]
+
+
+@given(st.text(max_size=5000), st.text(max_size=500))
+def test_any_text_can_be_logged_and_read_back(message: str, error: str) -> None:
+    shared = SharedLog(1)
+    logged(shared, "%s", message, error=ValueError(error))
+    ((line,), _) = shared.since([0])
+    assert isinstance(line, LogLine)
+    assert line.error.startswith("ValueError: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"the key {KEY} is odd",
+        f"X-API-Key: {KEY}",
+        "Authorization: Bearer s3cret, and more",
+        "redis://user:s3cret@cache:6379/0 is away",
+        "AccountEndpoint=https://x;AccountKey=s3cret;",
+        "password=s3cret",
+        "https://x.blob/c?sv=1&sig=s3cret&se=2",
+    ],
+)
+def test_what_looks_like_a_secret_is_not_kept(text: str) -> None:
+    shown = without_secrets(text)
+    assert "s3cret" not in shown
+    assert KEY not in shown
+    assert "redacted" in shown

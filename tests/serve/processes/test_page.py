@@ -1,0 +1,337 @@
+"""The console in a real browser: operators change releases behind the confirmation, try users, and see what is so."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from hotplate.serve.access.keys import create
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
+from hotplate.stores.lifecycle import abort, start_canary
+from tests.support.browser import Page, opened
+from tests.support.npm import installed
+from tests.support.prometheus import playing
+from tests.support.service import Service, a_list, publish_lists, refused_by, running
+
+AXE = "4.14.1"
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page") / "store"
+
+
+@pytest.fixture(scope="module")
+def releases(folder: Path) -> list[str]:
+    """Three releases, published by force, the second of which is live."""
+    about = refused_by("ndcg")
+    about["gates"]["forced"] = True
+    marks = {"a": True, "b": True, "<img src=x>": False}
+    return [
+        asyncio.run(
+            publish_lists(folder, {"user:42": a_list(mark, "b"), "item:b": a_list("c")}, live=live, about=about)
+        )
+        for mark, live in marks.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path, releases: list[str]) -> Iterator[Service]:
+    assert len(releases) == 3
+    with running(folder, "--workers", "2", "--admin-store", f"file://{folder}") as service:
+        yield service
+
+
+@asynccontextmanager
+async def console(service: Service, folder: Path, *, theme: str = "light", width: int = 1280) -> AsyncIterator[Page]:
+    """Open the console, until its figures are there; at the end nothing was complained of or requested elsewhere."""
+    async with opened("about:blank", folder) as page:
+        scheme = [{"name": "prefers-color-scheme", "value": theme}]
+        await page.call("Emulation.setEmulatedMedia", features=scheme)
+        await page.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        await page.call("Page.navigate", url=f"{service.admin_url}/console")
+        await page.until("document.querySelectorAll('#workers tbody tr').length === 2")
+        await page.until("document.querySelectorAll('#releases-body tbody tr').length > 0")
+        yield page
+        assert page.complaints == []
+        assert [each for each in page.requested if not each.startswith((service.admin_url, "about:"))] == []
+
+
+async def click(page: Page, text: str, within: str = "document") -> None:
+    """Press the button that says *text*, or is labelled so."""
+    button = (
+        f"[...{within}.querySelectorAll('button')].find((each) => "
+        f"[each.textContent, each.getAttribute('aria-label')].includes({json.dumps(text)}))"
+    )
+    await page.until(f"Boolean({button})")
+    await page.evaluate(f"{button}.click()")
+
+
+def live(service: Service) -> str:
+    (tier,) = service.admin("/v1/releases").json["tiers"]
+    found: str = tier["live"]
+    return found
+
+
+async def test_a_curve_says_its_scale_its_time_and_the_value_under_the_pointer(
+    service: Service, tmp_path: Path
+) -> None:
+    async with console(service, tmp_path) as page:
+        service.get("/v1/recommendations/42")
+        ends = "document.querySelector('.tile .chart').innerText"
+        assert "5 min ago" in await page.until(f"{ends}.includes('at most') && {ends}")
+        box = json.loads(
+            await page.evaluate("JSON.stringify(document.querySelector('.tile .spark').getBoundingClientRect())")
+        )
+        await page.call(
+            "Input.dispatchMouseEvent", type="mouseMoved", x=box["right"] - 1, y=box["top"] + box["height"] / 2
+        )
+        assert " /s, " in await page.until("document.querySelector('.tile .under').textContent")
+        await page.evaluate("span.value = 'long'; span.dispatchEvent(new Event('change'))")
+        assert "1 h ago" in await page.evaluate(ends)
+        whose = "document.getElementById('whose').textContent"
+        assert "name a Prometheus" in await page.until(f"{whose}.includes('--prometheus') && {whose}")
+
+
+@pytest.mark.usefixtures("releases")
+async def test_the_hour_of_all_pods_is_drawn_if_a_prometheus_is_named(folder: Path, tmp_path: Path) -> None:
+    async with playing() as played:
+        played.curves = {"rate": lambda _: "4321", "failed": lambda _: "0", "p99": lambda _: "NaN"}
+        with running(folder, "--workers", "2", "--prometheus", played.url) as service:
+            async with console(service, tmp_path) as page:
+                whose = "document.getElementById('whose').textContent"
+                assert await page.until(whose) == "This pod only."
+                assert played.queries == []
+                await page.evaluate("span.value = 'long'; span.dispatchEvent(new Event('change'))")
+                await page.until(f"{whose}.startsWith('All pods, from Prometheus; ')")
+                ends = "document.querySelector('.tile .chart').innerText"
+                assert "4,321 /s at most" in await page.until(f"{ends}.includes('1 h ago') && {ends}")
+
+
+async def test_an_operator_activates_rolls_back_and_tries_a_user(
+    service: Service, releases: list[str], tmp_path: Path
+) -> None:
+    _, before, candidate = releases
+    async with console(service, tmp_path) as page:
+        assert await page.evaluate("document.getElementById('status').textContent") == "ready"
+        await click(page, f"Activate {candidate}…")
+        assert "Users with a list in both" in await page.until("document.querySelector('#confirm .facts')?.innerText")
+        assert await page.evaluate("document.activeElement.textContent") == "Cancel"
+        await click(page, "Cancel")
+        assert live(service) == before
+        await click(page, f"Activate {candidate}…")
+        await click(page, "Activate", "document.getElementById('confirm')")
+        await page.until(
+            f"document.querySelector('#releases-body .pill.good').closest('tr').innerText.includes('{candidate}')"
+        )
+        assert live(service) == candidate
+        await page.evaluate("document.getElementById('try-id').value = '42'")
+        await click(page, "Show")
+        shown = await page.until("document.querySelector('#try-result .facts-line')?.innerText")
+        assert "personal" in shown
+        assert candidate in await page.until(
+            f"[...document.querySelectorAll('#workers td.code')].every((each) => each.innerText === '{candidate}')"
+            " && document.querySelector('#workers').innerText"
+        )
+        await click(page, "Show")
+        await page.until(f"document.querySelector('#try-result .facts-line')?.innerText.includes('{candidate}')")
+        assert "Title <img src=x>" in await page.evaluate("document.querySelector('#try-result tbody').innerText")
+        await click(page, "Similar to Title b")
+        await page.until("document.querySelector('#try-result h3')?.innerText === 'Similar to b'")
+        await click(page, "Roll back…")
+        await page.until("document.querySelector('#confirm .facts') !== null")
+        await click(page, "Roll back", "document.getElementById('confirm')")
+        await page.until("!document.getElementById('confirm').open")
+        assert live(service) == before
+        lines = await page.until("document.getElementById('log-lines').innerText")
+        assert f"{before} is live" in lines
+
+
+async def test_releases_that_gates_refused_or_whose_canary_was_stopped_are_marked_and_the_dialog_says_so(
+    folder: Path, tmp_path: Path
+) -> None:
+    store, finding = folder.parent / "refusing", "its lists have 7% to 30% fewer clicks: 300 clicks in 10,000 lists"
+    await publish_lists(store, {"user:42": a_list("a")})
+    worse = ReleaseId(await publish_lists(store, {"user:42": a_list("c")}, live=False))
+    writer = connect(f"file://{store}")
+    await start_canary(writer, worse, 5)
+    await abort(writer, worse, finding)
+    await writer.close()
+    about = {"engine": "als", "trained_at": "2026-11-20T06:42:00+00:00", **refused_by("overlap@10", "shortest_list")}
+    bad = await publish_lists(store, {"user:42": a_list("b")}, live=False, about=about)
+    by = "refused by overlap@10, shortest_list"
+    with running(store, "--workers", "2", "--admin-store", f"file://{store}") as service:
+        async with console(service, tmp_path, width=390) as page:
+            marks = "[...document.querySelectorAll('#releases-body .pill.bad')].map((one) => one.innerText)"
+            assert await page.evaluate(marks) == [by, f"canary stopped: {finding}"]
+            tables = "[...document.querySelectorAll('#releases-body .scroll')]"
+            assert await page.evaluate(f"{tables}.every((one) => one.scrollWidth <= one.clientWidth)")
+            newest = "document.getElementById('newest-body').innerText"
+            shown = await page.until(f"{newest}.includes('overlap@10\\t') && {newest}")
+            assert f"Next, in file: Release {bad} was {by}; train again, or activate it all the same." in shown
+            assert f"{bad} in file {by}" in shown
+            assert "overlap@10\t0.1\t≥ 0.2\tfailed" in shown
+            assert "als, trained 2026-11-20 06:42Z" in shown
+            assert "Rows\n2\n" in shown
+            await click(page, f"Activate {bad}…")
+            title = await page.until("document.getElementById('confirm-title').innerText")
+            assert title == f"Activate {bad}, {by}?"
+            await click(page, "Activate all the same", "document.getElementById('confirm')")
+            await page.until(f"{marks}.length === 1")
+            assert live(service) == bad
+            assert f"The newest release, {bad}, is live." in await page.evaluate(newest)
+
+
+async def test_clicks_and_popular_lists_are_shown_of_the_releases_that_were_served(
+    folder: Path, tmp_path: Path
+) -> None:
+    store, rows = folder.parent / "clicked", {"user:42": a_list("a")}
+    first = await publish_lists(store, rows)
+    with running(store, "--workers", "2", "--events", str(tmp_path / "events")) as service:
+        async with console(service, tmp_path, width=390) as page:
+            for user in ("42", "42", "42", "nobody"):
+                service.get(f"/v1/recommendations/{user}")
+            shown = {"type": "impression", "user": "42", "items": ["a"], "release": first}
+            body = json.dumps({"events": [shown, shown, shown | {"type": "click"}]}).encode()
+            assert service.request("POST", "/v1/events", body, Content_Type="application/json").status == 200
+            table = "document.getElementById('served').innerText"
+            await page.until(f"{table}.includes('\\t4\\t25.0 %\\t2\\t50.00 %')")
+            second = await publish_lists(store, rows)
+            rows_shown = await page.until(f"{table}.includes('{second}') && {table}")
+            assert rows_shown.index(second) < rows_shown.index(first)
+            extent = await page.evaluate("document.getElementById('served-extent').innerText")
+            assert "The last 10 releases since 20" in extent
+            assert "when this process started, of this pod only." in extent
+            box = "document.querySelector('#served .scroll')"
+            assert await page.evaluate(f"{box}.scrollWidth > {box}.clientWidth"), "it scrolls, with its cue"
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.soak
+async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases: list[str], tmp_path: Path) -> None:
+    def canary() -> object:
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        found: object = tier["canary"]
+        return found
+
+    assert canary() is None
+    candidate = releases[2]
+    async with console(service, tmp_path) as page:
+        await click(page, f"Canary of {candidate}…")
+        await page.evaluate("document.getElementById('percent').value = '20'")
+        await page.until("document.querySelector('#confirm .facts') !== null")
+        await click(page, "Start the canary", "document.getElementById('confirm')")
+        await page.until("document.getElementById('releases-body').innerText.includes('canary, 20 %')")
+        assert canary() == {"release": candidate, "percent": 20}
+        panel = "document.getElementById('canary').innerText"
+        shown = await page.until(f"{panel}.includes('{candidate} is the canary') && {panel}")
+        assert "Popular list instead" in shown
+        assert "Only lookups are compared" in shown
+        assert "Users' lists/s" in shown
+        other = next(one for one in releases if one not in (candidate, live(service)))
+        await click(page, "Promote…")
+        service.admin("/v1/releases/canary/abort", "POST")
+        service.admin(f"/v1/releases/{other}/canary?percent=20", "POST")  # while the dialog is open
+        await click(page, "Promote", "document.getElementById('confirm')")
+        await page.until("document.getElementById('confirm-error').innerText.includes('is not the canary')")
+        assert canary() == {"release": other, "percent": 20}
+        assert "409" in page.complaints.pop()
+        await page.evaluate("document.getElementById('confirm-cancel').click()")
+        await page.until(f"document.getElementById('releases-body').innerText.includes('Canary: {other}')")
+        await click(page, "Abort…")
+        await click(page, "Abort", "document.getElementById('confirm')")
+        await page.until("!document.getElementById('releases-body').innerText.includes('canary, 20 %')")
+        assert canary() is None
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
+async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
+    service: Service, tmp_path: Path, theme: str, width: int, pytestconfig: pytest.Config
+) -> None:
+    axe = installed(pytestconfig, "axe-core", AXE) / "node_modules/axe-core/axe.min.js"
+    async with console(service, tmp_path, theme=theme, width=width) as page:
+        await page.evaluate("document.getElementById('try-id').value = 'nobody'")
+        await click(page, "Show")
+        await page.until("document.querySelector('#try-result tbody') !== null")
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tables = "[...document.querySelectorAll('#releases-body .scroll')]"
+        assert await page.evaluate(f"{tables}.every((one) => one.scrollWidth <= one.clientWidth)"), (
+            "what changes a release is in sight"
+        )
+        await page.evaluate(axe.read_text() + "; 0")
+        for is_open in (False, True):
+            if is_open:
+                await click(page, "Roll back…")
+                await page.until("document.querySelector('#confirm .facts') !== null")
+            found = json.loads(await page.evaluate("axe.run().then((found) => JSON.stringify(found.violations))"))
+            serious = [
+                (each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] in SERIOUS
+            ]
+            assert serious == []
+
+
+@pytest.mark.soak
+async def test_the_page_works_by_keyboard_and_says_when_the_service_is_gone(
+    folder: Path, releases: list[str], tmp_path: Path
+) -> None:
+    assert releases, "a rollback has somewhere to go"
+
+    async def press(page: Page, key: str) -> None:
+        for kind in ("keyDown", "keyUp"):
+            code = {"Tab": 9, "Enter": 13, "Escape": 27}[key]
+            await page.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
+                text="\r" if key == "Enter" and kind == "keyDown" else "",
+            )  # fmt: skip
+
+    with running(folder, "--workers", "2", "--admin-store", f"file://{folder}") as service:
+        async with console(service, tmp_path) as page:
+            await press(page, "Tab")
+            assert await page.evaluate("document.activeElement.className") == "skip"
+            await press(page, "Enter")
+            await press(page, "Tab")
+            assert await page.evaluate("document.activeElement.textContent") == "Roll back…"
+            await press(page, "Enter")
+            await page.until("document.getElementById('confirm').open")
+            await press(page, "Escape")
+            await page.until("!document.getElementById('confirm').open")
+            assert await page.evaluate("document.activeElement.textContent") == "Roll back…"
+            service.stop()
+            await page.until("document.getElementById('status').textContent === 'no connection'")
+            assert "Trying again" in await page.evaluate("document.getElementById('notices').innerText")
+            page.complaints.clear()  # the browser logs that nobody listens any more
+
+
+@pytest.mark.soak
+async def test_beyond_loopback_the_page_takes_a_key_and_keeps_it_to_itself(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    admin, reader = create(keys, "operator", ["admin"]).key, create(keys, "web", ["read"]).key
+    given = ("--admin-host", "0.0.0.0", "--keys", str(keys), "--workers", "2")
+    with running(folder, *given) as service:
+        assert service.admin("/console").status == 200
+        assert service.admin("/console/main.js").status == 200
+        for each in ("stream", "hour", "service", "keys", "user?id=42", "diff?release=x"):
+            assert service.admin(f"/console/{each}").status == 401
+        assert service.admin("/console/service", X_API_Key=reader).status == 403
+        async with opened(f"{service.admin_url}/console", tmp_path) as page:
+            for key in ("hp_nobody", reader, admin):
+                await page.until("document.getElementById('sign-in')?.open && !document.getElementById('key').value")
+                await page.evaluate(
+                    f"document.getElementById('key').value = '{key}'; "
+                    "document.getElementById('sign-in-form').requestSubmit(); 0"
+                )
+            await page.until("document.querySelectorAll('#workers tbody tr').length === 2")
+            rows = await page.until("document.querySelector('#keys tbody')?.innerText")
+            assert "operator" in rows
+            page_text = await page.evaluate("document.documentElement.outerHTML + JSON.stringify({...localStorage})")
+            assert admin not in page_text
+            assert all(admin not in each for each in page.requested)
+            assert "--admin-store" in await page.evaluate("document.getElementById('releases-body').innerText")

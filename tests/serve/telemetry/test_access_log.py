@@ -1,0 +1,136 @@
+"""The access log: off unless requested, and never a place where ids, keys or queries end up."""
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from hotplate.serve.access.keys import create
+from hotplate.serve.telemetry.access_log import SLOW_LINES_PER_S
+from tests.support.limited_service import counted
+from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, running, until
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:secret-user": a_list("a", "b")}))
+    return tmp_path / "store"
+
+
+def accesses(service: Service) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["logger"] == "access"]
+
+
+def until_logged(service: Service, count: int) -> list[dict[str, Any]]:
+    until(lambda: len(accesses(service)) >= count)
+    return accesses(service)
+
+
+def test_every_request_is_one_line_without_ids_keys_and_queries_where_all_are_requested(folder: Path) -> None:
+    keys = folder.parent / "keys.json"
+    secret = create(keys, "web", ["read"]).key
+    with running(folder, "--access-log", "1", "--keys", str(keys)) as service:
+        key = {"Authorization": f"Bearer {secret}", "X_API_Key": secret}
+        answer = service.get("/v1/recommendations/secret-user?n=1&segment=secret-segment", X_Request_Id="r-1", **key)
+        service.request("POST", "/v1/recommendations", b'{"users": ["secret-user"]}', **key)
+        service.get("/secret-path", **key)
+        service.request("PURGE", "/v1/popular", None, **key)
+        lines = until_logged(service, 4)
+        assert len(lines) == 4
+        log = service.log.read_text()
+        assert "secret" not in log
+        assert secret not in log
+    first = lines[0]
+    assert first.keys() == {
+        "time", "level", "logger", "process", "message", "method", "route", "status", "duration_ms", "bytes",
+        "request_id", "client", "release", "source", "tier", "items", "user",
+    }  # fmt: skip
+    assert (first["source"], first["tier"], first["items"]) == ("personal", "file", 1)
+    assert re.fullmatch("[0-9a-f]{32}", first["user"])
+    assert all("user" not in line for line in lines[1:])
+    assert (first["method"], first["route"], first["status"]) == ("GET", "/v1/recommendations/{user}", 200)
+    assert (first["request_id"], first["bytes"], first["client"]) == ("r-1", len(answer.body), "web")
+    assert 0 < first["duration_ms"] < 60_000
+    others = [(line["method"], line["route"], line["status"]) for line in lines[1:]]
+    assert others == [("POST", "/v1/recommendations", 200), ("GET", "other", 404), ("other", "/v1/popular", 405)]
+
+
+def test_a_share_of_requests_is_logged(folder: Path) -> None:
+    with running(folder, "--access-log", "0.3") as service:
+        for _ in range(300):
+            service.get("/livez")
+        service.stop()
+        assert 40 < len(accesses(service)) < 160
+
+
+def test_slow_requests_are_logged_and_not_more_of_them_than_help(folder: Path) -> None:
+    with running(folder, "--slow-request-ms", "0") as service:
+        started = time.monotonic()
+        sent = 0
+        while time.monotonic() < started + 2.5 or sent < 100:
+            service.get("/livez")
+            sent += 1
+        seconds = time.monotonic() - started
+        service.stop()
+        lines = accesses(service)
+        assert {(line["message"], line["level"]) for line in lines} == {("slow request", "warning")}
+        assert len(lines) <= SLOW_LINES_PER_S * (seconds + 2)
+        left_out = sum(line.get("slow_requests_left_out", 0) for line in lines)
+        assert 0 < left_out <= sent - len(lines)
+
+
+@contextmanager
+def writing_to_a_pipe(folder: Path) -> Iterator[tuple[Service, IO[bytes]]]:
+    """Run a service that logs each request, until the block ends; yield the pipe, too, as it is once it serves."""
+    options = ("--store", f"file://{folder}", "--access-log", "1")
+    with subprocess.Popen([*LAUNCHER, *DEFAULTS, *options], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = b""
+        while b"serving " not in said:
+            said = process.stderr.readline()
+            assert said
+        try:
+            ports = re.findall(rb"://127.0.0.1:(\d+)", said)
+            fields: list[Any] = [process, *map(int, ports), folder]
+            yield Service(*fields), process.stderr
+        finally:
+            process.kill()
+
+
+def answered(service: Service, requests: int) -> int:
+    """Return how many of so many requests on one connection were answered before one was not in its time."""
+    with closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)) as connection:
+        for number in range(requests):
+            try:
+                connection.request("GET", "/livez")
+                connection.getresponse().read()
+            except OSError:
+                return number
+    return requests
+
+
+def test_a_pipe_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted_and_said(folder: Path) -> None:
+    with writing_to_a_pipe(folder) as (service, pipe):
+        assert answered(service, 3000) == 3000
+        until(lambda: counted(service, "hotplate_log_lines_dropped_total"), "nothing is counted")
+        (worker,) = service.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: service.workers() not in ([], [worker]), "the parent is stuck, too")
+        until(lambda: answered(service, 1), "the worker that replaces it does not answer")
+        assert answered(service, 3000) == 3000
+        lines = list[bytes]()
+        while b"lines of the log were dropped" not in (line := pipe.readline()):
+            lines.append(line)
+        assert all(json.loads(line) for line in lines), "lines are whole"
+        assert answered(service, 5) == 5

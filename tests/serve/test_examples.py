@@ -1,0 +1,253 @@
+"""hotplate as a library: its names, its lists, and what docs/library.md shows of frameworks, scripts and notebooks."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+import hotplate
+from tests.support.examples import examples
+from tests.support.paths import ROOT
+from tests.support.redis_server import RedisServer
+from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
+
+SCRIPT, NOTEBOOK, FLASK, DJANGO = examples("docs/library.md", "Without an event loop")
+(FASTAPI,) = examples("docs/library.md", "In a FastAPI application")
+
+# Each calls `ids` until another release is live, and prints what it gets first and last.
+THROUGH_A_FLIP = """
+def through_a_flip(ids):
+    first = ids()
+    print(*first, flush=True)
+    while ids() == first:
+        pass
+    print(*ids())
+"""
+DJANGO_SETTINGS = """
+import django
+from django.conf import settings
+
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["testserver"])
+django.setup()
+"""
+DJANGO_SYNC = """
+from django.test import Client
+from django.urls import path
+
+urlpatterns = [path("", home)]
+through_a_flip(lambda: [item["id"] for item in Client().get("/?user=42").json()["items"]])
+"""
+DJANGO_ASYNC = """
+from asgiref.sync import async_to_sync
+from django.test import AsyncClient
+from django.urls import path
+
+urlpatterns = [path("", home_async)]
+through_a_flip(lambda: [item["id"] for item in async_to_sync(AsyncClient().get)("/?user=42").json()["items"]])
+"""
+FASTAPI_SERVED = """
+import asyncio, json
+
+scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"user=42", "headers": []}
+
+async def receive():
+    return {"type": "http.request"}
+
+async def get():
+    sent = []
+    async def send(message):
+        sent.append(message)
+    await app(dict(scope), receive, send)
+    return [item["id"] for item in json.loads(b"".join(message.get("body", b"") for message in sent))]
+
+with asyncio.Runner() as runner:
+    started = app.router.lifespan_context(app)
+    runner.run(started.__aenter__())
+    through_a_flip(lambda: runner.run(get()))
+    runner.run(started.__aexit__(None, None, None))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store with a release."""
+    publish(tmp_path / "store", "a", "b")
+    return tmp_path / "store"
+
+
+def publish(folder: Path, *ids: str) -> None:
+    asyncio.run(publish_lists(folder, {"user:42": a_list(*ids)}))
+
+
+def on(folder: Path, example: str) -> str:
+    """Return an example that reads the store in *folder*."""
+    assert "file:///var/lib/hotplate" in example
+    return example.replace("/var/lib/hotplate", str(folder))
+
+
+def test_the_script_prints_a_list(folder: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", on(folder, SCRIPT)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=UNTIL_S)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['a', 'b']\n", "")
+
+
+async def test_the_notebook_has_a_loop_of_its_own_that_runs(tmp_path: Path) -> None:
+    await publish_lists(tmp_path, {"user:42": a_list("a", "b")})
+    *lines, last = on(tmp_path, NOTEBOOK).strip().splitlines()
+    cell: dict[str, Any] = {}
+    exec("\n".join(lines), cell)  # the test is that it runs as it stands
+    with cell["lists"]:
+        assert [item["id"] for item in eval(last, cell)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("before", "example", "after"),
+    [
+        (DJANGO_SETTINGS, DJANGO, DJANGO_SYNC),
+        (DJANGO_SETTINGS, DJANGO, DJANGO_ASYNC),
+        ("", FASTAPI, FASTAPI_SERVED),
+    ],
+    ids=["django", "django-async", "fastapi"],
+)
+def test_a_view_answers_from_the_live_release(folder: Path, before: str, example: str, after: str) -> None:
+    program = "\n".join([before, on(folder, example), THROUGH_A_FLIP, after])
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "a b\n"
+        publish(folder, "c")
+        out, _ = process.communicate(timeout=UNTIL_S)
+    assert (process.returncode, out) == (0, "c\n")
+
+
+@pytest.mark.parametrize("before_the_fork", ["", "lists.personal('42')\n"], ids=["unused", "used"])
+def test_flask_answers_from_the_live_release_in_every_worker_that_gunicorn_forks(
+    folder: Path, tmp_path: Path, before_the_fork: str
+) -> None:
+    worker = "\n\n@app.get('/worker')\ndef worker():\n    import os\n    return [os.getpid(), *home()]\n"
+    (tmp_path / "shop.py").write_text(on(folder, FLASK) + worker + before_the_fork)
+    log = tmp_path / "gunicorn.log"
+    options = ["--preload", "--workers", "2", "--threads", "4", "--bind", "127.0.0.1:0", "--log-file", str(log)]
+    command = [sys.executable, "-m", "gunicorn", *options, "--no-control-socket", "shop:app"]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        try:
+            until(lambda: log.exists() and "Listening at" in log.read_text())
+            found = re.search(r"Listening at: (\S+)", log.read_text())
+            assert found is not None
+            seen = dict[int, list[str]]()
+
+            def ask() -> dict[int, list[str]]:
+                with urlopen(f"{found[1]}/worker?user=42", timeout=UNTIL_S) as response:
+                    pid, *items = json.load(response)
+                seen[pid] = [item["id"] for item in items]
+                return seen
+
+            until(lambda: len(ask()) == 2)
+            assert list(seen.values()) == [["a", "b"]] * 2
+            publish(folder, "c")
+            until(lambda: list(ask().values()) == [["c"]] * 2)
+        finally:
+            process.terminate()
+    assert (process.returncode, "Traceback" in log.read_text()) == (0, False)
+
+
+LISTS = {"user:42": a_list("a", "b", "c"), "item:a": a_list("b", "c"), "popular:France": a_list("vin", "pain")}
+
+
+def ids(found: hotplate.Recommendations) -> list[str]:
+    return [item["id"] for item in found.items]
+
+
+def modules_after(program: str) -> set[str]:
+    """Return the modules that are loaded after *program* ran in a Python of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_hotplate_loads_nothing_and_opening_lists_no_web_framework() -> None:
+    rooms = {f"hotplate.{room}" for room in ("serve", "stores", "offline", "bench")}
+    heavy = {"aiohttp", "numpy", "lmdb", "orjson", "typer", "rich", "prometheus_client", "redis", "uvloop"}
+    assert not modules_after("import hotplate") & (rooms | heavy)
+    needed = {"lmdb", "orjson"}
+    assert not modules_after("import hotplate; hotplate.open('file:///nowhere')") & (heavy - needed)
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    for name in hotplate.__all__:
+        assert getattr(hotplate, name) is getattr(hotplate, name)
+    assert dir(hotplate) == sorted(hotplate.__all__)
+    assert re.match(r"\d+\.\d+", hotplate.__version__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hotplate.nothing  # type: ignore[attr-defined]  # noqa: B018 -- that is the test
+    assert issubclass(hotplate.NotReady, hotplate.StoreError)
+
+
+async def test_lists_are_decoded_cut_and_name_where_they_came_from(tmp_path: Path) -> None:
+    release = await publish_lists(tmp_path, LISTS)
+    async with hotplate.open(f"file://{tmp_path}") as lists:
+        found = await lists.personal("42", n=2)
+        assert found.items[0] == {"id": "a", "score": 1.0, "title": "Title a"}
+        assert (ids(found), found.source, found.release, found.tier) == (["a", "b"], "personal", release, "file")
+        assert (await lists.personal("nobody")).source == "popular"
+        assert ids(await lists.personal("nobody", segment="France")) == ["vin", "pain"]
+        assert ids(await lists.similar("a")) == ["b", "c"]
+        assert ids(lists.popular(n=1)) == ["p1"]
+        assert [(ids(one), one.source) for one in await lists.personal_many(["42", "nobody"], n=1)] == [
+            (["a"], "personal"),
+            (["p1"], "popular"),
+        ]
+        (one,) = await lists.personal_many(["nobody"], segment="France")
+        assert ids(one) == ["vin", "pain"]
+        for wrong in (lists.personal("x" * 257), lists.similar(""), lists.personal("42", n=0)):
+            with pytest.raises(hotplate.StoreMisused):
+                await wrong
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/library.md"])
+def test_the_first_example_runs_as_it_is_documented(tmp_path: Path, redis_server: RedisServer, document: str) -> None:
+    urls = redis_server.url("redis", Path(document).stem), f"file://{tmp_path}/store"
+    release = asyncio.run(publish_to(urls[0], LISTS))
+    asyncio.run(publish_to(urls[1], LISTS))
+    program = examples(document)[0]
+    for documented, url in zip(("redis://cache/0", "file:///var/lib/hotplate"), urls, strict=True):
+        assert documented in program
+        program = program.replace(documented, url)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert done.stdout.splitlines()[0] == f"personal {release} redis"
+    assert done.stdout.splitlines()[1:] == ["a 1.0 Title a", "b 0.5 Title b", "c 0.3333333333333333 Title c"]
+
+
+def test_lists_are_used_while_they_are_open_and_on_the_loop_that_follows_them(tmp_path: Path) -> None:
+    lists = hotplate.open(f"file://{tmp_path}")
+
+    async def uses() -> None:
+        for use in (lists.personal("42"), lists.personal_many(["42"]), lists.similar("a"), lists.fold_in(["a"])):
+            with pytest.raises(hotplate.StoreMisused, match=r"hotplate\.open_sync"):
+                await use
+        with pytest.raises(hotplate.StoreMisused, match=r"hotplate\.open_sync"):
+            lists.popular()
+
+    asyncio.run(publish_lists(tmp_path, LISTS))
+    asyncio.run(uses())
+    with asyncio.Runner() as runner:
+        runner.run(lists.__aenter__())
+        asyncio.run(uses())
+        with pytest.raises(hotplate.StoreMisused, match="on the event loop that opened them"):
+            lists.popular()
+        assert ids(runner.run(lists.personal("42"))) == ["a", "b", "c"]
+        runner.run(lists.__aexit__(None, None, None))
+        runner.run(uses())

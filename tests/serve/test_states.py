@@ -1,0 +1,85 @@
+"""What workers say of themselves in shared memory: whole, bounded, and gone with them."""
+
+import os
+import signal
+
+import pytest
+
+from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.states import (
+    FINDINGS,
+    RELEASES,
+    SENTENCE_CHARS,
+    Reporter,
+    SharedStates,
+    TierState,
+    WorkerState,
+)
+from hotplate.stores.memory import MemoryStore
+from tests.support.remote import publish
+
+
+def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> WorkerState:
+    """Return a state whose every text is *text*."""
+    finding = ServiceFinding("restored", text[:SENTENCE_CHARS])
+    tier = TierState("file", text[:40], [finding] * findings, False, 1.0, 2.0)
+    return WorkerState(
+        os.getpid(), "ready", 1.0, 2.0, 0.0, 3, [finding] * FINDINGS, [tier] * tiers, {text[:40]: [1, 2, 3]}
+    )
+
+
+def test_the_longest_state_of_as_many_tiers_as_there_are_fits() -> None:
+    for tiers in (1, 5):
+        states = SharedStates(2, tiers)
+        longest = state_of("\U0001f600" * 1000, tiers)
+        states.write(1, longest)
+        assert states.all() == [None, longest]
+        states.clear(1)
+        assert states.all() == [None, None]
+
+
+def test_a_state_that_does_not_fit_is_written_without_its_tiers() -> None:
+    states = SharedStates(2, 1)
+    states.write(0, state_of("\U0001f600" * 1000, tiers=1, findings=100))
+    states.write(1, state_of("b"))
+    found, neighbour = states.all()
+    assert found is not None
+    assert (found.status, found.tiers) == ("ready", [])
+    assert neighbour == state_of("b")
+
+
+def test_a_state_is_never_read_half() -> None:
+    states = SharedStates(1, 1)
+    both = [state_of("a" * 400), state_of("b" * 30)]
+    states.write(0, both[0])
+    writer = os.fork()
+    if writer == 0:
+        while True:
+            for state in both:
+                states.write(0, state)
+    try:
+        found = [states.read(0) for _ in range(20_000)]
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+    assert all(state is None or state in both for state in found)  # None where it was written to all the while
+    assert found.count(None) < len(found) / 10
+    assert both[0] in found
+    assert both[1] in found
+
+
+@pytest.mark.parametrize("flips", [1, 3 * RELEASES])
+async def test_lookups_are_counted_by_release_for_the_last_few_of_them(memory: MemoryStore, flips: int) -> None:
+    async with TieredReader({"memory": memory}) as reader:
+        (tier,) = reader.tiers
+        reporter, releases = Reporter(reader.tiers), list[str]()
+        for number in range(flips):
+            releases.append(await publish(memory, f"r{number}", users=range(2)))
+            await tier.follower.refresh()
+            for user in ("0", "1", "nobody"):
+                await reader.personal(user)
+            await reader.personal_many(["0", "nobody"])
+            reporter.state()
+        found = reporter.state().lookups
+        assert found == {release: [3, 2, 0] for release in releases[-RELEASES:]}

@@ -1,0 +1,415 @@
+"""`hotplate.open_sync`: lists for programs without an event loop, from any thread, and after a fork."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import hotplate
+from tests.support.paths import ROOT
+from tests.support.redis_server import RedisServer
+from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
+from tests.support.soak import scaled
+
+LISTS = {"user:42": a_list("a", "b", "c"), "item:a": a_list("b", "c"), "popular:France": a_list("vin", "pain")}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A store with a release."""
+    publish(tmp_path)
+    return f"file://{tmp_path}"
+
+
+def publish(folder: Path) -> str:
+    return asyncio.run(publish_lists(folder, LISTS))
+
+
+def ids(found: hotplate.Recommendations) -> list[str]:
+    return [item["id"] for item in found.items]
+
+
+def uses(lists: hotplate.SyncLists) -> list[Callable[[], object]]:
+    return [lists.popular, lambda: lists.personal("42"), lambda: lists.personal_many(["42"])]
+
+
+def threads() -> list[str]:
+    """Return the names of the threads that lists of this process have."""
+    return [thread.name for thread in threading.enumerate() if thread.name == "hotplate"]
+
+
+def descriptors() -> set[str]:
+    """Return what this process has open."""
+    found = set[str]()
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(f"{link.name} {link.readlink()}")
+        except FileNotFoundError:  # the one that lists them
+            continue
+    return found
+
+
+def output_of(program: str, *arguments: object) -> str:
+    """Run a program, and return what it prints; it has to end by itself, and to complain of nothing."""
+    command = [sys.executable, "-W", "error", "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_every_method_answers_as_that_of_the_async_lists_does(url: str) -> None:
+    async def with_await() -> list[object]:
+        async with hotplate.open(url) as lists:
+            return [
+                await lists.personal("42", n=2),
+                await lists.personal("nobody", segment="France"),
+                await lists.personal_many(["42", "nobody"], n=1, segment="France"),
+                await lists.similar("a"),
+                lists.popular(n=1, segment="France"),
+            ]
+
+    with hotplate.open_sync(url) as lists:
+        assert asyncio.run(with_await()) == [
+            lists.personal("42", n=2),
+            lists.personal("nobody", segment="France"),
+            lists.personal_many(["42", "nobody"], n=1, segment="France"),
+            lists.similar("a"),
+            lists.popular(n=1, segment="France"),
+        ]
+        assert b'hotplate_lookups_total{outcome="hit",source="personal"} 2.0' in lists.prometheus_text()
+        with pytest.raises(hotplate.FoldInUnavailable, match="--fold-in"):
+            lists.fold_in(["a"])
+        with pytest.raises(hotplate.StoreMisused, match="n is how many"):
+            lists.personal("42", n=0)
+        with pytest.raises(hotplate.StoreMisused):
+            lists.similar("")
+
+
+def test_lists_of_a_remote_store_are_read_and_the_next_tier_answers_for_one_that_is_gone(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    remote = redis_server.url("redis", "sync")
+    asyncio.run(publish_to(remote, LISTS))
+    local = publish(tmp_path)
+    with hotplate.open_sync(remote, f"file://{tmp_path}", budget_s=1.0) as lists:
+        assert (ids(lists.personal("42")), lists.similar("a").tier) == (["a", "b", "c"], "redis")
+        with ThreadPoolExecutor(8) as callers:
+            found = list(callers.map(lists.personal, ["42"] * 200))
+        assert {one.source for one in found} == {"personal"}
+        second = asyncio.run(publish_to(remote, LISTS))
+        until(lambda: lists.personal("42").release == second)
+    with hotplate.open_sync("redis://127.0.0.1:1/0", f"file://{tmp_path}") as lists:
+        found_in = lists.personal("42")
+        assert (found_in.tier, found_in.release) == ("file", local)
+
+
+def test_nothing_is_started_or_opened_before_the_first_use_and_nothing_is_left_after_the_last(
+    url: str, tmp_path: Path
+) -> None:
+    denied = tmp_path / "denied.txt"
+    denied.write_text("item:b\n")
+    before = descriptors()
+    lists = hotplate.open_sync(url, deny_list=denied)
+    assert (threads(), descriptors()) == ([], before)
+    assert ids(lists.personal("42")) == ["a", "c"]
+    assert threads() == ["hotplate"]
+    denied.write_text("item:a\n")
+    until(lambda: ids(lists.personal("42")) == ["b", "c"])
+    lists.close()
+    lists.close()
+    assert (threads(), descriptors()) == ([], before)
+    for use in (*uses(lists), lists.__enter__):
+        with pytest.raises(hotplate.StoreMisused, match="are closed; open others"):
+            use()
+
+
+def test_threads_that_come_at_once_share_one_thread_and_one_opening(url: str) -> None:
+    barrier = threading.Barrier(8)
+    lists = hotplate.open_sync(url)
+
+    def call(_: int) -> tuple[str, int]:
+        barrier.wait()
+        return lists.personal("42").source, len(lists.personal_many(["42", "nobody"]))
+
+    with ThreadPoolExecutor(8) as callers:
+        assert set(callers.map(call, range(8))) == {("personal", 2)}
+    assert threads() == ["hotplate"]
+    lists.close()
+
+
+def test_every_lookup_of_many_threads_is_counted(url: str) -> None:
+    with hotplate.open_sync(url) as lists:
+        with ThreadPoolExecutor(8) as callers:
+            list(callers.map(lists.personal, ["42"] * 4000))
+        assert b'hotplate_lookups_total{outcome="hit",source="personal"} 4000.0' in lists.prometheus_text()
+
+
+def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
+    with pytest.raises(hotplate.StoreMisused, match="known schemes"):
+        hotplate.open_sync("ftp://nowhere")
+    with pytest.raises(hotplate.StoreMisused, match="no store is named"):
+        hotplate.open_sync()
+    with pytest.raises(hotplate.StoreMisused, match=r"none\.txt"):
+        hotplate.open_sync(f"file://{tmp_path}", deny_list=tmp_path / "none.txt")
+    with (
+        pytest.raises(hotplate.NotReady, match="hotplate publish"),
+        hotplate.open_sync(f"file://{tmp_path}", timeout_s=0.05),
+    ):
+        raise AssertionError("nothing is live")
+    with (
+        pytest.raises(hotplate.NotReady, match="cannot be reached"),
+        hotplate.open_sync("redis://127.0.0.1:1/0", timeout_s=0.5),
+    ):
+        raise AssertionError("nobody is there")
+    assert threads() == []
+
+
+def test_lists_that_are_not_ready_answer_once_a_release_is_live(tmp_path: Path) -> None:
+    lists = hotplate.open_sync(f"file://{tmp_path}", timeout_s=0.05)
+    for use in uses(lists):
+        with pytest.raises(hotplate.NotReady, match="hotplate publish"):
+            use()
+    release = publish(tmp_path)
+
+    def answers() -> bool:
+        try:
+            return lists.personal("42").release == release
+        except hotplate.NotReady:
+            return False
+
+    until(answers)
+    lists.close()
+
+
+def test_what_the_loop_does_not_do_in_time_is_given_up(url: str) -> None:
+    with hotplate.open_sync(url) as lists:
+        process = lists._process()
+        with pytest.raises(hotplate.StoreUnavailable, match=r"not answered in 0\.01 s"):
+            process.run(lambda _: asyncio.sleep(UNTIL_S), 0.01)
+        waiting = ThreadPoolExecutor(1).submit(process.run, lambda _: asyncio.sleep(UNTIL_S), UNTIL_S)
+        until(lambda: waiting.running() and lists.personal("42"))
+    with pytest.raises(hotplate.StoreMisused, match="are closed"):
+        waiting.result()
+
+
+async def test_a_program_whose_own_loop_runs_may_use_them_too(tmp_path: Path) -> None:
+    release = await publish_lists(tmp_path, LISTS)
+    with hotplate.open_sync(f"file://{tmp_path}") as lists:
+        assert lists.personal("42").release == release
+        assert (await asyncio.to_thread(lists.personal_many, ["42"]))[0].release == release
+
+
+def test_a_process_that_never_closes_them_ends_all_the_same(url: str) -> None:
+    program = "import hotplate, sys; lists = hotplate.open_sync(sys.argv[1]); print(lists.personal('42').source)"
+    assert output_of(program, url) == "personal\n"
+
+
+FORKING = """
+import os, sys, threading
+import hotplate
+
+lists = hotplate.open_sync(sys.argv[1], budget_s=10.0)
+if "first" in sys.argv:
+    first = lists.personal("42").release
+
+def fork():
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+    return not child
+
+def wait_for_the_next():
+    while lists.personal("42").release == first:
+        pass
+
+if fork():
+    first = lists.personal("42").release
+    assert [thread.name for thread in threading.enumerate()].count("hotplate") == 1
+    if fork():
+        assert lists.personal("42").release == first
+        print("grandchild", flush=True)
+        sys.stdin.readline()
+        wait_for_the_next()
+        lists.close()
+        sys.exit()
+    wait_for_the_next()
+    sys.exit()
+if "first" in sys.argv:
+    wait_for_the_next()
+print(lists.personal("42").release)
+"""
+
+
+@pytest.mark.parametrize("scheme", ["file", "redis"])
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_a_forked_process_follows_for_itself_whether_its_parent_has_used_them_or_not(
+    tmp_path: Path, redis_server: RedisServer, when: str, scheme: str
+) -> None:
+    url = f"file://{tmp_path}" if scheme == "file" else redis_server.url("redis", f"forked-{when}")
+    asyncio.run(publish_to(url, LISTS))
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING, url, when],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "grandchild\n"
+        second = asyncio.run(publish_to(url, LISTS))
+        out, err = process.communicate("go on\n", timeout=UNTIL_S)
+    assert (process.returncode, out, err) == (0, f"{second}\n", "")
+
+
+FORKING_AMID_A_CALL = """
+import os, sys, threading
+import hotplate
+from hotplate.stores.file.release import ReleaseFile
+
+lists = hotplate.open_sync(sys.argv[1])
+lists.personal("42")
+held = threading.Event()
+
+def hold():
+    with lists._process().lock, ReleaseFile._locked():
+        held.set()
+        threading.Event().wait()
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+if child := os.fork():
+    os._exit(os.waitpid(child, 0)[1])
+print(lists.personal("42").source)
+lists.close()
+"""
+
+
+def test_a_process_that_is_forked_while_a_lock_of_the_lists_is_held_is_not_held_up(url: str) -> None:
+    assert output_of(FORKING_AMID_A_CALL, url) == "personal\n"
+
+
+FORKING_AMID_AN_IMPORT = """
+import os, sys, threading, time
+import hotplate
+import lmdb
+
+begun, open_map = threading.Event(), lmdb.open
+
+class Slow:
+    def find_spec(name, path=None, target=None):
+        if name == "colorsys":
+            begun.set()
+            time.sleep(0.2)
+
+def importing(*arguments, **options):
+    import colorsys
+    return open_map(*arguments, **options)
+
+sys.meta_path.insert(0, Slow)
+lmdb.open = importing
+lists = hotplate.open_sync(sys.argv[1])
+threading.Thread(target=lists.personal, args=("42",)).start()
+begun.wait()
+if child := os.fork():
+    os._exit(os.waitpid(child, 0)[1])
+print(lists.personal("42").source)
+lists.close()
+"""
+
+
+def test_a_process_that_is_forked_while_the_loop_imports_a_module_is_not_held_up(url: str) -> None:
+    assert output_of(FORKING_AMID_AN_IMPORT, url) == "personal\n"
+
+
+def test_lists_on_two_loops_of_a_process_read_one_store_and_each_is_closed_for_itself(tmp_path: Path) -> None:
+    url, stop, seen = f"file://{tmp_path}", threading.Event(), set[tuple[str, str]]()
+    publish(tmp_path)
+
+    async def follow() -> None:
+        while not stop.is_set():
+            async with hotplate.open(url) as lists:
+                for _ in range(1000):
+                    found = await lists.personal("42")
+                    seen.add((found.source, found.release))
+
+    def call(lists: hotplate.SyncLists) -> set[str]:
+        """Return where lists came from until these were closed."""
+        sources = set[str]()
+        with suppress(hotplate.StoreMisused):
+            while True:
+                sources.add(lists.personal("42").source)
+        return sources
+
+    def flip_and_close(pool: ThreadPoolExecutor, following: Future[None]) -> None:
+        with hotplate.open_sync(url) as lists:
+            calling = [pool.submit(call, lists) for _ in range(8)]
+            release = publish(tmp_path)
+            hotplate.prune(url, keep=0, grace_s=0)
+            until(lambda: lists.personal("42").release == release)
+        assert [one.result() for one in calling] == [{"personal"}] * 8
+        until(lambda: ("personal", release) in seen or following.done())
+
+    with ThreadPoolExecutor(9) as pool:
+        following = pool.submit(asyncio.run, follow())
+        try:
+            for _ in range(3):
+                flip_and_close(pool, following)
+        finally:
+            stop.set()
+        following.result()
+    assert {source for source, _ in seen} == {"personal"}
+
+
+class Trial(NamedTuple):
+    threads: int
+    calls: int
+    flips: int
+    forks: int
+    late_s: float
+
+
+QUICK = Trial(2, 200, 2, 1, UNTIL_S)
+SOAK = Trial(8, 50_000, scaled(20), 5, 2.0)
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [pytest.param(QUICK, id="quick"), pytest.param(SOAK, id="soak", marks=[pytest.mark.soak, pytest.mark.alone])],
+)
+def test_no_call_is_stale_whatever_thread_and_process_it_comes_from(
+    tmp_path: Path, record_property: Callable[[str, object], None], trial: Trial
+) -> None:
+    folder, stop = tmp_path / "store", tmp_path / "stop"
+    releases, live_since = [publish(folder)], list[float]()
+    each = trial.calls // (trial.threads * (1 + trial.forks)) + 1
+    numbers = map(str, (trial.threads, each, trial.forks))
+    command = [sys.executable, "-m", "tests.support.sync_callers", f"file://{folder}", str(stop), *numbers]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            for _ in range(trial.flips):
+                time.sleep(1)
+                releases.append(publish(folder))
+                live_since.append(time.monotonic())
+            time.sleep(2)
+        finally:
+            stop.touch()
+        out, _ = process.communicate(timeout=UNTIL_S)
+    reports = [json.loads(line) for line in out.splitlines()]
+    assert (process.returncode, len(reports)) == (0, 1 + trial.forks)
+    assert [report["errors"] for report in reports] == [[]] * len(reports)
+    last_calls = [report["last"] for report in reports]
+    assert any(releases[-1] in last for last in last_calls)
+    lags_s = [
+        last.get(old, 0.0) - since for last in last_calls for old, since in zip(releases, live_since, strict=False)
+    ]
+    assert max(lags_s) <= trial.late_s
+    made = sum(report["calls"] for report in reports)
+    assert made >= trial.calls
+    record_property("calls", made)
+    record_property("longest lag", f"{max(lags_s):.3f} s")

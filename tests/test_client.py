@@ -1,0 +1,561 @@
+"""The client against a real service that is killed, stopped, restarted, half-open or sheds load."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpcore2
+import pytest
+
+import hotplate
+from hotplate import client as module
+from tests.support.faulty_proxy import (
+    DROPPED,
+    RELAY,
+    RESET,
+    SILENT,
+    TRICKLED_BODY,
+    TRICKLED_HEAD,
+    FaultyProxy,
+    answer,
+    faulty_proxy,
+)
+from tests.support.paths import ROOT
+from tests.support.service import Service, a_list, publish_lists, running, until
+
+ODD_IDS = ("a/b", "..", "ü", "50 %", "a?b#c", "a,b")
+LISTS = {
+    "user:42": a_list("a", "b", "c"),
+    "item:a": a_list("b", "c"),
+    "popular:": a_list("p1", "p2", "p3", "p4"),
+    "popular:France": a_list("vin", "pain"),
+    **{f"user:{name}": a_list("odd") for name in ODD_IDS},
+}
+# A deadline that is never met where the service does not answer, and one that always is where it does.
+SHORT_S = 0.3
+AMPLE_S = 60.0
+# How long a call may take that would never end if its deadline did not end it.
+NEVER_S = 100.0
+REFUSAL = b'{"type":"urn:hotplate:problem:overloaded","title":"x","status":503,"detail":"too many batches wait"}'
+SILENCES = (SILENT, TRICKLED_HEAD, TRICKLED_BODY)
+Open = Callable[..., Any]
+
+
+class Blocking:
+    """An AsyncClient that is called as a Client is."""
+
+    def __init__(self, url: str, **options: Any) -> None:  # noqa: ANN401 -- whatever the client takes
+        self._runner = asyncio.Runner()
+        self._client = hotplate.AsyncClient(url, **options)
+        self._core = self._client._core
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- a method of the client
+        method = getattr(self._client, name)
+        return lambda *arguments, **options: self._runner.run(method(*arguments, **options))
+
+    def __repr__(self) -> str:
+        return repr(self._client)
+
+    def close(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("client") / "store"
+    asyncio.run(publish_lists(folder, LISTS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    with running(folder) as service:
+        yield service
+
+
+@pytest.fixture
+def proxy(service: Service) -> Iterator[FaultyProxy]:
+    with faulty_proxy(service.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=[hotplate.Client, Blocking], ids=["Client", "AsyncClient"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Open]:
+    """Make clients of one of the two kinds, and close them at the end."""
+    clients = list[Any]()
+
+    def make(url: str, timeout_s: float = AMPLE_S, **options: Any) -> Any:  # noqa: ANN401 -- either client
+        clients.append(request.param(url, timeout_s=timeout_s, **options))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def in_time(call: Callable[[], Any]) -> Any:  # noqa: ANN401 -- what the call returns
+    """Return what a call does, or its error; fail if it does not end."""
+    ended = list[Any]()
+
+    def run() -> None:
+        try:
+            ended.append(call())
+        except hotplate.ClientError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(NEVER_S)
+    assert ended, "the call outlived its deadline"
+    return ended[0]
+
+
+def ids(found: hotplate.Answer) -> list[str]:
+    return [item["id"] for item in found.items]
+
+
+def calls(client: Any) -> list[Callable[..., Any]]:  # noqa: ANN401 -- either client
+    """Return one call of each method."""
+    return [
+        partial(client.recommendations, "42"),
+        partial(client.recommendations, "42", segment="France"),
+        partial(client.batch, ["42", "nobody"]),
+        partial(client.similar, "a"),
+        partial(client.popular),
+        partial(client.fold_in, {"a": 2.0}),
+    ]
+
+
+def learnt(connect: Open, url: str) -> Any:  # noqa: ANN401 -- either client
+    """Return a client that knows the popular lists, and has little patience from now on."""
+    client = connect(url)
+    assert client.popular(segment="France").source == "popular"
+    client._core._timeout_s = SHORT_S
+    return client
+
+
+def test_each_method_returns_what_the_service_answers(service: Service, connect: Open) -> None:
+    client = connect(service.url)
+    found = client.recommendations("42", 2)
+    assert (ids(found), found.source, found.tier, found.failure) == (["a", "b"], "personal", "file", None)
+    assert found.items[0] == {"id": "a", "score": 1.0, "title": "Title a"}
+    assert found.release == service.get("/v1/popular").json["release"]
+    assert client.recommendations("42", 1, exclude=["a"], fields=("id",)).items == [{"id": "b"}]
+    unknown = client.recommendations("nobody", segment="France")
+    assert (ids(unknown), unknown.source) == (["vin", "pain"], "popular")
+    first, second = client.batch(["42", "nobody"], 1, fields=("id", "score"), segment="France", exclude=["a"])
+    assert (ids(first), first.source, first.status) == (["b"], "personal", "ok")
+    assert (ids(second), second.source, second.status) == (["vin"], "popular", "unknown")
+    assert client.batch([]) == []
+    assert (ids(client.similar("a")), client.similar("a").source) == (["b", "c"], "similar")
+    assert ids(client.popular(2)) == ["p1", "p2"]
+    for name in ODD_IDS:
+        assert ids(client.recommendations(name)) == ["odd"], name
+    assert ids(client.recommendations("42", exclude=ODD_IDS[:-1])) == ["a", "b", "c"]
+
+
+def test_a_request_that_is_wrong_is_refused_even_if_a_list_is_remembered(service: Service, connect: Open) -> None:
+    client = learnt(connect, service.url)
+    with pytest.raises(hotplate.RequestRefused, match="400 bad-parameter") as refused:
+        client.recommendations("42", segment="x" * 300, timeout_s=AMPLE_S)
+    assert refused.value.status == 400
+    for n in (0, 1001):
+        with pytest.raises(ValueError, match="1 to 1000"):
+            client.popular(n)
+    with pytest.raises(TypeError, match="exclud"):
+        client.popular(exclud=["a"])
+
+
+@pytest.mark.parametrize("fault", [*SILENCES, DROPPED, RESET, b"not HTTP\r\n\r\n", answer(200, b"hello"), answer(500)])
+def test_a_service_that_fails_is_stood_in_for_by_the_popular_list_within_the_deadline(
+    proxy: FaultyProxy, connect: Open, fault: str | bytes
+) -> None:
+    client, ignorant = learnt(connect, proxy.url), connect(proxy.url, SHORT_S)
+    proxy.fault = fault
+    single, french, batch, *others = (in_time(call) for call in calls(client))
+    assert ids(french) == ["vin", "pain"]
+    for found in (single, *batch, *others):
+        assert (ids(found), found.source) == (["p1", "p2", "p3", "p4"], "memory")
+        assert proxy.url in found.failure
+    assert ids(in_time(partial(client.recommendations, "42", 2, exclude=["p1"], fields=("id",)))) == ["p2", "p3"]
+    assert isinstance(in_time(partial(ignorant.recommendations, "42")), hotplate.ServiceUnavailable)
+    proxy.fault = RELAY
+    until(lambda: client.recommendations("42", timeout_s=AMPLE_S).source == "personal")
+
+
+def test_a_service_that_is_killed_and_started_again_is_used_again(folder: Path, connect: Open) -> None:
+    with running(folder) as first:
+        client = learnt(connect, first.url)
+        assert client.recommendations("42", timeout_s=AMPLE_S).source == "personal"
+        for process in (first.process.pid, *first.processes()):
+            os.kill(process, signal.SIGKILL)
+        first.process.wait()
+        for call in calls(client):
+            found = in_time(call)
+            assert all(one.source == "memory" and one.items for one in (found if isinstance(found, list) else [found]))
+        assert isinstance(in_time(partial(connect(first.url, SHORT_S).popular)), hotplate.ServiceUnavailable)
+    with running(folder, "--port", str(first.port)):
+        until(lambda: client.recommendations("42", timeout_s=AMPLE_S).source == "personal")
+
+
+def test_a_service_that_is_stopped_costs_no_call_more_than_its_deadline(folder: Path, connect: Open) -> None:
+    with running(folder) as service:
+        client = learnt(connect, service.url)
+        processes = (service.process.pid, *service.processes())
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            found = [in_time(call) for call in calls(client)]
+        finally:
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
+        for one in found:
+            lists = one if isinstance(one, list) else [one]
+            assert lists
+            assert all(each.source == "memory" and each.items for each in lists)
+        until(lambda: client.recommendations("42", timeout_s=AMPLE_S).source == "personal")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_service_that_sheds_a_route_is_left_alone_there_for_as_long_as_it_wants(
+    proxy: FaultyProxy, connect: Open, status: int, form: str
+) -> None:
+    now = datetime.now(UTC) - timedelta(days=1)  # by a clock that is not ours
+    later = {"Date": format_datetime(now, usegmt=True), "Retry_After": format_datetime(now + timedelta(hours=1), True)}
+    client, ignorant = learnt(connect, proxy.url), connect(proxy.url)
+    proxy.fault = answer(status, REFUSAL, **(later if form == "date" else {"Retry_After": "3600"}))
+    assert {one.source for one in client.batch(["42", "43"], timeout_s=AMPLE_S)} == {"memory"}
+    error = in_time(partial(ignorant.batch, ["42"], timeout_s=AMPLE_S))
+    assert isinstance(error, hotplate.ServiceUnavailable)
+    assert error.retry_after_s == module.MAX_RETRY_AFTER_S
+    proxy.fault = RELAY
+    proxy.requests.clear()
+    (found,) = client.batch(["42"], timeout_s=AMPLE_S)
+    assert (found.source, found.status) == ("memory", "error")
+    assert f"{status} overloaded: too many batches wait" in found.failure
+    assert proxy.requests == []
+    assert client.recommendations("42", timeout_s=AMPLE_S).source == "personal"
+
+
+@pytest.mark.parametrize("fault", [DROPPED, RESET, answer(503), answer(502), answer(503, REFUSAL, Retry_After="1")])
+def test_a_failure_is_repeated_once_on_another_connection(
+    proxy: FaultyProxy, connect: Open, fault: str | bytes
+) -> None:
+    client = learnt(connect, proxy.url)
+    proxy.requests.clear()
+    connections = proxy.connections
+    proxy.faults.append(fault)
+    assert client.recommendations("42", timeout_s=AMPLE_S).source == "personal"
+    assert proxy.requests == ["GET /v1/recommendations/42?n=10 HTTP/1.1"] * 2
+    assert proxy.connections == connections + 1
+    proxy.faults.extend([DROPPED, DROPPED])
+    assert client.batch(["42"], timeout_s=AMPLE_S)[0].source == "memory"
+    assert len(proxy.requests) == 4
+
+
+def test_a_request_that_was_not_answered_in_time_is_not_repeated(proxy: FaultyProxy, connect: Open) -> None:
+    client = learnt(connect, proxy.url)
+    proxy.requests.clear()
+    proxy.fault = SILENT
+    assert in_time(partial(client.recommendations, "42")).source == "memory"
+    assert len(proxy.requests) <= 1
+
+
+def test_a_post_that_was_not_answered_in_time_is_sent_once(proxy: FaultyProxy, connect: Open) -> None:
+    client = learnt(connect, proxy.url)
+    proxy.fault = SILENT
+    for post in (lambda: client.batch(["42"], timeout_s=1.0)[0], lambda: client.fold_in(["a"], timeout_s=1.0)):
+        proxy.requests.clear()
+        answer = in_time(post)
+        assert (answer.source, answer.failure) == ("memory", f"{proxy.url}: no answer in time")
+        assert [request.split()[0] for request in proxy.requests] == ["POST"]
+
+
+def test_a_service_that_failed_three_times_is_left_alone_for_a_while(
+    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 3600.0)
+    client, ignorant = learnt(connect, proxy.url), connect(proxy.url, SHORT_S)
+    proxy.fault = answer(500)
+    for _ in range(module.FAILURES):
+        assert client.recommendations("42", timeout_s=AMPLE_S).source == "memory"
+        assert isinstance(in_time(partial(ignorant.similar, "a")), hotplate.ServiceUnavailable)
+    proxy.fault = RELAY
+    proxy.requests.clear()
+    assert "not called" in client.recommendations("42", timeout_s=AMPLE_S).failure
+    assert proxy.requests == []
+    assert ignorant.similar("a", timeout_s=AMPLE_S).source == "similar"  # it has nothing else to show
+
+
+def test_a_popular_list_is_read_again_after_a_while_and_few_segments_are_remembered(
+    tmp_path: Path, connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    asyncio.run(publish_lists(folder, LISTS))
+    with running(folder) as service, faulty_proxy(service.port) as proxy:
+        client = learnt(connect, proxy.url)
+        proxy.requests.clear()
+        assert client.recommendations("42", timeout_s=AMPLE_S).source == "personal"
+        assert len(proxy.requests) == 1
+        asyncio.run(publish_lists(folder, LISTS | {"popular:": a_list("new")}))
+        until(lambda: ids(client.popular(timeout_s=AMPLE_S)) == ["new"])
+        assert ids(client._core._remembered("")) == ["p1", "p2", "p3", "p4"]
+        monkeypatch.setattr(module, "REFRESH_S", -1.0)
+        client._core._popular[""].refresh_at = 0.0
+        client.recommendations("42", timeout_s=AMPLE_S)
+        proxy.fault = DROPPED
+        assert ids(client.recommendations("42")) == ["new"]
+        proxy.fault = RELAY
+        for number in range(2 * module.REMEMBERED_SEGMENTS):
+            client.popular(segment=f"s{number}", timeout_s=AMPLE_S)
+        assert len(client._core._popular) == module.REMEMBERED_SEGMENTS
+        assert "" in client._core._popular
+
+
+def test_a_list_that_its_caller_changes_is_remembered_as_it_was(proxy: FaultyProxy, connect: Open) -> None:
+    client = connect(proxy.url)
+    proxy.faults.extend([RELAY, answer(500), answer(500)])  # the popular lists cannot be read beside it
+    client.recommendations("nobody").items[0]["id"] = "changed"
+    proxy.fault = DROPPED
+    for _ in range(2):
+        found = client.recommendations("42")
+        assert (ids(found), found.source) == (["p1", "p2", "p3", "p4"], "memory")
+        found.items[0]["id"] = "changed"
+
+
+def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> None:
+    echo = b'{"type":"urn:hotplate:problem:unknown-key","detail":"the key s3cret-key is not known"}'
+    client = connect(proxy.url, key="s3cret-key")
+    proxy.fault = answer(401, echo)
+    with pytest.raises(hotplate.RequestRefused, match="401 unknown-key") as refused:
+        client.popular()
+    assert "s3cret" not in f"{refused.value}{client!r}"
+    proxy.fault = RELAY
+    assert client.popular().source == "popular"
+    proxy.fault = answer(401, echo)
+    found = client.popular()
+    assert found.source == "memory"
+    assert "s3cret" not in found.failure
+    for url in (
+        "http://name:s3cret@shop.example",
+        "ftp://shop.example",
+        "shop.example",
+        "http://shop.example?key=s3cret",
+    ):
+        with pytest.raises(ValueError, match="looks like") as wrong:
+            connect(url)
+        assert "s3cret" not in str(wrong.value)
+    for key in ("s3cret\n", "s3cret "):
+        with pytest.raises(ValueError, match="a header cannot have") as wrong:
+            connect(proxy.url, key=key)
+        assert "s3cret" not in str(wrong.value)
+    cut = b'{"type":"a:b","detail":"' + b"x" * (module.MAX_FAILURE_CHARS - 20) + b's3cret-key"}'
+    proxy.fault = answer(401, cut)
+    assert "s3cret" not in client.popular().failure
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        answer(200, b"[" * 100_000),
+        answer(503, REFUSAL, Retry_After="Fri, 31 Dec 99999999999999999999 23:59:59 GMT"),
+        answer(200, b'{"items":[],"source":"popular","release":"r","tier":"t"}'),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_stood_in_for(
+    proxy: FaultyProxy, connect: Open, fault: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = learnt(connect, proxy.url)
+    proxy.fault = fault
+    client.recommendations("42", timeout_s=AMPLE_S)
+    monkeypatch.setattr(module, "REFRESH_S", 0.0)
+    client.recommendations("42", timeout_s=AMPLE_S)  # with a list that is due again
+    proxy.fault = DROPPED
+    found = client.recommendations("42", timeout_s=AMPLE_S)
+    assert (found.source, bool(found.items)) == ("memory", True)
+
+
+def test_if_all_of_a_segment_is_excluded_the_list_of_everybody_stands_in(tmp_path: Path, connect: Open) -> None:
+    folder = tmp_path / "store"
+    asyncio.run(publish_lists(folder, LISTS | {"popular:France": a_list("vin")}))
+    with running(folder) as service, faulty_proxy(service.port) as proxy:
+        client = learnt(connect, proxy.url)
+        assert ids(client.popular(segment="France", timeout_s=AMPLE_S)) == ["vin"]
+        proxy.fault = DROPPED
+        found = client.recommendations("42", segment="France", exclude=["vin"], timeout_s=AMPLE_S)
+        assert found.source == "memory"
+        assert found.items
+
+
+def test_wrong_fields_are_the_callers_and_a_retry_after_of_nothing_is_a_failure(
+    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 3600.0)
+    client = learnt(connect, proxy.url)
+    for fields in (("id", " score"), ("id", "ü")):
+        with pytest.raises(hotplate.RequestRefused):
+            client.popular(fields=fields, timeout_s=AMPLE_S)
+    proxy.fault = answer(503, REFUSAL, Retry_After="0")
+    for _ in range(module.FAILURES):
+        client.recommendations("42", timeout_s=AMPLE_S)
+    proxy.requests.clear()
+    assert "not called" in client.recommendations("42", timeout_s=AMPLE_S).failure
+    assert proxy.requests == []
+
+
+@pytest.fixture
+def hanging_look_ups(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no look-up of a name end before the test does."""
+    over = threading.Event()
+    for where in (module, socket):
+        monkeypatch.setattr(where, "getaddrinfo", lambda *_arguments, **_options: [][over.wait() :])
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("hanging_look_ups")
+def test_a_look_up_that_hangs_costs_one_thread_and_no_call_more_than_its_deadline(connect: Open) -> None:
+    client, before = connect("http://shop.example", 0.02), threading.active_count()
+    for _ in range(5):
+        assert isinstance(in_time(client.popular), hotplate.ServiceUnavailable)
+    assert threading.active_count() <= before + 1
+
+
+def test_the_first_of_many_addresses_has_half_of_the_time_to_connect(
+    monkeypatch: pytest.MonkeyPatch, connect: Open
+) -> None:
+    given = list[tuple[str, float]]()
+
+    def connect_tcp(_backend: object, host: str, _port: int, timeout_s: float, *_options: object) -> Any:  # noqa: ANN401 -- never returns
+        given.append((host, timeout_s))
+        raise httpcore2.ConnectTimeout
+
+    addresses = [f"192.0.2.{number}" for number in range(1, 9)]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in addresses]
+    monkeypatch.setattr(module, "getaddrinfo", lambda *_arguments, **_options: found)
+    for backend in (httpcore2.SyncBackend, httpcore2.AnyIOBackend):
+        monkeypatch.setattr(backend, "connect_tcp", connect_tcp)
+    assert isinstance(in_time(connect("http://shop.example", AMPLE_S).popular), hotplate.ServiceUnavailable)
+    assert [host for host, _ in given[:8]] == addresses
+    assert given[0][1] > 0.4 * AMPLE_S / 2
+    assert given[7][1] > given[6][1] > 0
+
+
+@pytest.mark.usefixtures("hanging_look_ups")
+async def test_look_ups_that_hang_leave_the_threads_of_the_loop_to_others() -> None:
+    async with hotplate.AsyncClient("http://shop.example", timeout_s=SHORT_S) as client:
+        found = await asyncio.gather(*(client.popular() for _ in range(50)), return_exceptions=True)
+        assert {type(one) for one in found} == {hotplate.ServiceUnavailable}
+        async with asyncio.timeout(NEVER_S):
+            assert await asyncio.to_thread(threading.active_count) > 0
+
+
+def test_a_tls_handshake_ends_with_the_deadline_and_names_are_looked_up(proxy: FaultyProxy, connect: Open) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        encrypted = connect(f"https://127.0.0.1:{silent.getsockname()[1]}", SHORT_S)
+        assert isinstance(in_time(encrypted.popular), hotplate.ServiceUnavailable)
+    assert connect(proxy.url.replace("127.0.0.1", "localhost")).popular().source == "popular"
+    assert isinstance(in_time(connect("http://nowhere.invalid").popular), hotplate.ServiceUnavailable)
+
+
+def test_threads_share_a_client_and_its_few_connections(proxy: FaultyProxy) -> None:
+    with hotplate.Client(proxy.url, timeout_s=AMPLE_S, max_connections=2) as client, ThreadPoolExecutor(8) as pool:
+        sources = set(pool.map(lambda _: client.recommendations("42").source, range(200)))
+    assert sources == {"personal"}
+    assert proxy.connections <= 2
+
+
+async def test_tasks_share_a_client_and_one_that_is_cancelled_leaves_its_connection_to_others(
+    proxy: FaultyProxy,
+) -> None:
+    async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S, max_connections=1) as client:
+        assert (await client.popular()).source == "popular"
+        proxy.faults.append(SILENT)
+        task = asyncio.create_task(client.recommendations("42"))
+        while "recommendations" not in proxy.requests[-1]:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        found = await asyncio.gather(*(client.recommendations("42") for _ in range(5)))
+    assert {one.source for one in found} == {"personal"}
+
+
+FORKING = """
+import os, sys, hotplate
+client = hotplate.Client(sys.argv[1], timeout_s=60)
+def show():
+    os.write(1, client.recommendations("42").source.encode() + b"\\n")  # at once: two processes write
+show()
+child = os.fork()
+show()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    show()
+client.close()
+"""
+
+
+def test_a_process_that_is_forked_has_connections_of_its_own(proxy: FaultyProxy) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORKING, proxy.url], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("personal\n" * 4, "")
+    assert proxy.connections == 2
+
+
+FORKING_AMID_A_CALL = """
+import os, sys, threading, hotplate
+client = hotplate.Client(sys.argv[1], timeout_s=60)
+client.popular()
+held = threading.Event()
+def hold():
+    with client._core.lock:
+        held.set()
+        threading.Event().wait()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+if child := os.fork():
+    sys.exit(os.waitpid(child, 0)[1])
+os.write(1, client.recommendations("42").source.encode())
+os._exit(0)
+"""
+
+
+def test_a_process_that_is_forked_while_a_lock_of_the_client_is_held_is_not_held_up(proxy: FaultyProxy) -> None:
+    command = [sys.executable, "-c", FORKING_AMID_A_CALL, proxy.url]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=NEVER_S)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "personal", "")
+
+
+def test_a_client_loads_neither_the_service_nor_a_store() -> None:
+    program = "import sys, hotplate; hotplate.Client('http://127.0.0.1:1'); hotplate.AsyncClient('http://127.0.0.1:1')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; print(*sys.modules)"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert "httpcore2" in loaded
+    assert not loaded & {
+        "aiohttp",
+        "lmdb",
+        "typer",
+        "rich",
+        "uvloop",
+        "orjson",
+        "msgspec",
+        "prometheus_client",
+        "numpy",
+    }
+    assert not {name for name in loaded if re.match(r"hotplate\.(serve|stores|cli|offline|bench)(\.|$)", name)}
