@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hotplate.bench.process import claim_port, free_port
+from hotplate.bench.process import SERVER_PORTS, claim_port, free_port
 from tests.support.balancer import balanced
 from tests.support.paths import ROOT
 from tests.support.redis_server import running
@@ -26,11 +26,11 @@ def transcript(page: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports whose admin listeners, a thousand above them, are free as well."""
+    """Return ports whose admin and health listeners, one and two thousand above them, are free as well."""
     found = list[int]()
     while len(found) < count:
         port = free_port()
-        if claim_port(port + 1000):
+        if port + 2000 < SERVER_PORTS[1] and claim_port(port + 1000) and claim_port(port + 2000):
             found.append(port)
     return found
 
@@ -72,7 +72,8 @@ def test_the_quick_start_runs_as_it_is_written(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     page = (ROOT / "docs" / "quickstart.md").read_text()
     printed = run(
-        tmp_path, transcript(page).replace("8080", str(port)).replace("8090", str(port + 1000)).replace("8091", "0")
+        tmp_path,
+        transcript(page).replace("8080", str(port)).replace("8090", str(port + 1000)).replace("8091", str(port + 2000)),
     )
     for answer in ('"user":"u17"', '"source":"personal"', '"source":"popular"'):
         assert answer in printed
@@ -91,7 +92,7 @@ def test_the_commands_of_the_readme_run_as_they_are_written(tmp_path: Path) -> N
     lines = [
         train,
         publish,
-        f"{serve} --port {port} --admin-port {port + 1000} --health-port 0 &",
+        f"{serve} --port {port} --admin-port {port + 1000} --health-port {port + 2000} &",
         f"curl {in_another_terminal}",
     ]
     script = "\n".join(lines).replace("/var/lib/hotplate", f"{tmp_path}/lists").replace("8080", str(port))
