@@ -104,7 +104,7 @@ class Encoder:
             )
         size = len(body) - OFFSET_BYTES
         if size > MAX_LIST_BYTES:
-            raise StoreMisused(f"the list of {key!r} has {size} bytes, at most {MAX_LIST_BYTES} are read")
+            raise StoreMisused(f"the list of {key!r} has {size} bytes; a list has at most {MAX_LIST_BYTES}")
         if key.startswith(POPULAR):
             self._popular_bytes += size
             if self._popular_bytes > MAX_POPULAR_BYTES:
@@ -134,7 +134,7 @@ class Decompressor:
                 return self._decompress(value, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ReleaseCorrupt(f"a list cannot be decompressed ({error}); publish the release again") from error
-        raise ReleaseCorrupt(f"a list states {size} bytes, at most {MAX_LIST_BYTES} are read; publish it again")
+        raise ReleaseCorrupt(f"a list states {size} bytes; it may have at most {MAX_LIST_BYTES}: publish it again")
 
 
 def train(lists: Sequence[bytes]) -> bytes:

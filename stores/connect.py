@@ -70,7 +70,10 @@ async def opened(store: str | Store, observer: Observer | None = None) -> AsyncI
 
 
 def run_on(store: str | Store, act: Callable[[Store], Awaitable[T]], observer: Observer | None = None) -> T:
-    """Run *act* on a store in an event loop of its own; in a thread if this one has a loop, as a notebook has."""
+    """Run *act* on a store in a new event loop, then close the store.
+
+    If this thread already runs a loop, as that of a notebook does, the new one runs in another thread.
+    """
 
     async def run() -> T:
         async with opened(store, observer) as it:

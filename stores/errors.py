@@ -49,9 +49,10 @@ class StoreMisused(StoreError):
 
 
 class CatalogueUnreadable(StoreError):
-    """The catalogue cannot be understood, or is gone and releases are there; what is served goes on being served.
+    """The catalogue cannot be understood, or it is missing although the store holds releases.
 
-    `record` is what is stored, unless that is nothing or of a newer hotplate, and `now` the store's clock at the read.
+    A service goes on with the release that it serves. `record` holds the bytes that were read, or None if the store has
+    none or a newer hotplate wrote them. `now` is the time of the read by the store's clock.
     """
 
     def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:

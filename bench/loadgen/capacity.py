@@ -77,8 +77,8 @@ def parse_objective(text: str) -> Objective:
         name, equals, bound = part.strip().partition("=")
         if not equals or name not in {*PERCENTS, ERRORS, THROTTLED}:
             raise BenchMisused(
-                f"an objective is like p99=5ms,errors=0.1% with {', '.join(PERCENTS)}, {ERRORS} or {THROTTLED}, "
-                f"not {part.strip()!r}"
+                f"{part.strip()!r} is not a part of an objective; write for example p99=5ms,errors=0.1%, with bounds "
+                f"for any of {', '.join(PERCENTS)}, {ERRORS} and {THROTTLED}"
             )
         if name in PERCENTS:
             latency_us[name] = parse_seconds(bound) * 1e6

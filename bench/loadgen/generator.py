@@ -23,9 +23,11 @@ SWEEP_S = 0.02
 
 
 class Due(NamedTuple):
-    """A request that is to be answered: when it was due, and by how much lateness may delay its answer.
+    """A request without an answer yet; see `hotplate.bench.loadgen.absence` for why each time is needed.
 
-    One that waits for a connection has the total of absences from when one was last free.
+    due_s     when it was due, by the generator's clock
+    delay_s   by how much its answer may be late because it, or one shortly before it, was sent late
+    absent_s  `Absence.total_s` when a connection was last free; None if one was free when it was due
     """
 
     due_s: float

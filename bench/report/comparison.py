@@ -57,9 +57,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a comparison comes to; `decides` is the metric that was chosen beforehand.
+    """The result of a comparison; `decides` is the metric that was chosen before it.
 
-    `left_out` pairs are not among the `pairs` that count: a round of theirs was invalid.
+    `pairs` is the number of pairs of rounds that were compared. `left_out` is the number of those that were not,
+    because one of their rounds was invalid.
     """
 
     decides: str

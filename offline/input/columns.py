@@ -109,9 +109,9 @@ def choose_columns(
 ) -> dict[str, str]:
     """Return the columns by role: those *named*, checked against *available*, and those *guessed*, if a name fits.
 
-    A role that is a key of *named* has an option on the command line. Columns that have no names of their own are taken
-    in turn for the *required* roles. Raises DataError when a named column is missing, when one column is named for both
-    user and item, and when no column fits a *required* role.
+    *named* has each role that an option of the command line can name, with None if the option is not given. If the
+    columns have no names of their own, the *required* roles get the free ones in order. Raises DataError if a named
+    column is missing, if one column is named for both user and item, and if no column fits a *required* role.
     """
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
     if "user" in chosen and chosen["user"] == chosen.get("item"):

@@ -88,9 +88,10 @@ class TuneOptions:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How well one cell ranks: the mean *ndcg* of the users with its standard error *se*.
+    """How well one combination of parameters (a cell) ranks: the mean *ndcg* of the users and its standard error *se*.
 
-    *iterations* of ALS are fewer than the fit of a model makes. A cell that cannot be fitted has an ndcg of 0.
+    A trial of ALS usually has fewer *iterations* than a training, and other engines have None. If a cell cannot be
+    fitted, its ndcg is 0.
     """
 
     params: Params

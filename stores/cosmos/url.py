@@ -208,7 +208,10 @@ def _arm_account(given: dict[str, str], endpoint: str, shown: str, environment: 
             f"subscription={subscription[:40]} of {shown} is not an id; `az account show --query id` prints it"
         )
     if not re.fullmatch(r"[\w().-]{1,90}", group):
-        raise StoreMisused(f"resource_group={group[:90]} of {shown} cannot be the name of a resource group")
+        raise StoreMisused(
+            f"resource_group={group[:90]} of {shown} is not the name of a resource group; a name has 1 to 90 letters, "
+            f"digits or any of _ - . ( )"
+        )
     host = urlsplit(endpoint).hostname or ""
     return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
 

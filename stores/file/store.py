@@ -310,7 +310,7 @@ def open_url(url: str) -> LmdbStore:
     folder = url.removeprefix("file://")
     if not folder.startswith("/"):
         raise StoreMisused(
-            f"{redacted(url)} names no absolute folder; write three slashes, as in file:///var/lib/hotplate"
+            f"{redacted(url)} does not name an absolute folder; write three slashes, as in file:///var/lib/hotplate"
         )
     return LmdbStore(Path(folder))
 

@@ -121,7 +121,7 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         ({"rate": "0"}, "above zero"),
         ({"rate": "1", "closed": True}, "--rate and --closed"),
         ({"closed": True, "find_max": True}, "--find-max and --closed"),
-        ({"find_max": True, "slo": "p98=1ms"}, "an objective is like"),
+        ({"find_max": True, "slo": "p98=1ms"}, "is not a part of an objective"),
         ({"find_max": True, "slo": "errors=200%"}, "more than the whole"),
         ({"batch": "1,x"}, "whole numbers"),
         ({"batch": "0"}, "one user or more"),
