@@ -5,8 +5,8 @@
     NAME/VERSION/claim.json       who took the number, and since when
     NAME/changes/00000001.json    tags, stages and releases that came later, one a file, in order
 
-Nothing is ever overwritten. What takes a number, of a version or a change, is the exclusive creation of a file. A file
-that is being written, or was cut with its writer, is not JSON, and is passed over.
+Nothing is ever overwritten. A writer takes the number of a version or a change by creating its file, which fails if the
+file exists. A file that is half written, because its writer is at work or was killed, is not JSON, and is ignored.
 """
 
 import json

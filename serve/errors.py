@@ -1,6 +1,6 @@
-"""The errors of a service, and of what is done with its events, that its operator must correct; each sentence says how.
+"""Errors of the service, and of commands for its events, that an operator must correct; each sentence says how.
 
-What is wrong although the service goes on is a `ServiceFinding`.
+If the service can go on, the defect is a `ServiceFinding`, not an exception.
 
 ServiceMisused              options or files that cannot be what was meant: the service does not start
 └── KeysUnreadable          a file of keys that cannot be read or understood

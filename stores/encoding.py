@@ -1,16 +1,16 @@
 r"""A list of items as the bytes that are served, and a stored value: the same with a checksum before it.
 
 `{"id":"…","score":…,"title":"…"}` joined by `,\n`, without brackets. JSON escapes control characters, so the separator
-cannot occur inside an item: to cut is to split, to serve whole is to copy.
+cannot occur inside an item. No JSON is parsed to serve a list: its bytes are copied, or cut at a separator.
 
     stored value    CHECKSUM ‖ OFFSET ‖ payload     8 and 4 ASCII characters, outside of any compression
     body            OFFSET ‖ payload                what the checksum covers, together with the key
     opened body     OFFSET ‖ list                   what is published, and what `cut` takes
 
 The checksum is 48 bits of xxh3_64(key ‖ body), in base64, seeded by the release's id: a list that is damaged, or was
-read under another key or out of another release, is recognised as such wherever it is stored, and copies stay equal
-byte for byte. The offset says where the tenth item ends, so the usual cut is a slice: four hex digits, which
-are known when a list is encoded, so lists are bodies on their way into a store.
+read under another key or out of another release, is recognised in every store, and copies stay equal byte for byte. The
+offset is four hex digits: where the tenth item ends, so the usual cut is a slice. It is known when a list is encoded;
+the checksum is not, because it needs the key and the release. So lists are bodies until they are written.
 """
 
 import re

@@ -1,8 +1,8 @@
-"""Scratch folders: one process writes into each, and what a killed one left behind is removed by the next.
+"""Scratch folders: one process writes into each, and the next process removes those of processes that were killed.
 
-A folder is named PREFIX, process, random; in it a file `.lock` is held (flock) as long as its owner lives, however that
-ends: a process that gets the lock knows that the owner is dead. A folder may be renamed to where it is wanted, which
-leaves the `.lock` in it to be removed.
+A folder is named PREFIX, process id, random digits. Its owner holds a lock (flock) on the file `.lock` in it. The
+kernel frees the lock when the owner ends, so a process that gets it knows that the owner is dead. A folder may be
+renamed to its final place; then the `.lock` in it has to be removed.
 """
 
 import fcntl

@@ -1,9 +1,10 @@
-"""Parts of a draft: what each of its writers puts, from where it was acknowledged on, and the sums over its rows.
+"""Parts of a draft, so several processes can write one: the rows of each part, and the sums over them.
 
-The writer that begins a draft writes part 0, and commits it. Others, in processes anywhere, may write further parts,
-numbered from 1, with the token of the draft's writer. The rows of a part are the same for each writer and each attempt:
-a second attempt, even at the same time as the first, goes on where rows were acknowledged, and puts the same bytes. The
-sums over the parts are those over the release, in any order, so only the sums have to come back.
+The writer that begins a draft writes part 0, and commits the draft. Other processes, on any machine, may write further
+parts, numbered from 1, with the token of the draft's writer. The rows of a part are the same for each writer and each
+attempt. A second attempt, even at the same time as the first, continues after the last acknowledged row, and puts the
+same bytes. The sums over the parts add up, in any order, to those over the release. So the other processes return only
+their sums to the first writer.
 """
 
 import asyncio

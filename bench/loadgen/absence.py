@@ -1,12 +1,15 @@
-"""When the generator was kept from its work, and what the machine says of why.
+"""When the generator itself was delayed (absent), and the machine's figures for the reason.
 
-A request that is sent late is answered late, and so is the one behind it; an answer that is read late looks slow. From
-when it was due a latency holds all of that, so the truth is at most that.
+A request that is sent late is answered late, and so is the one behind it. An answer that is read late looks slow. The
+latency from when a request was due includes all such delays, so it is an upper bound of the server's true latency.
 
-The truth is at least what is left without three things. A server that gets requests late by at most D answers none
-later than by D: so without the longest lateness of those that were sent shortly before. Without the absence in which
-the answer may have come, if it was read at once after one; it had not come before. And of a request that waited for
-a connection without all absences since one was last free, because each of them delayed that.
+The lower bound is that latency less the delays that absences may have caused:
+
+- the longest lateness of this request and of those sent shortly before. If a server gets requests late by at most D,
+  it answers each of them late by at most D
+- the absence after which the answer was read, because the answer may have come at its beginning, but not before
+- if the request waited for a connection: instead of that, all absences since one was last free, because each of them
+  may have delayed a connection
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Tokens of an OpenID Connect issuer, such as Entra ID, besides keys: who issued one, for whom, until when.
+"""Tokens of an OpenID Connect issuer, such as Entra ID, as well as keys: is one valid, and what may its sender do.
 
-The issuer's public keys are fetched when a token needs one that is not there, and again once an hour; a token that was
-verified once is looked up by its SHA-256 until it expires.
+The issuer's public keys are fetched if a token names an unknown one, and again once an hour. A token that was verified
+is remembered by its SHA-256 until it expires.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""What all workers share of each client: how many requests a second it may send, and when its key was last used.
+"""The clients' rate limits and the last use of their keys, in memory that all workers share.
 
-Each client with a rate has one bucket in memory that all workers share: a second's worth of tokens, one a request,
-filled again at the rate. A worker takes tokens for a few requests at a time, under a lock of the kernel's that is free
-again when its holder dies, and never waits for it: while a neighbour holds it, requests are admitted on credit, which
-the next taking pays. What all workers may hold is a fiftieth of a second's tokens, or one each, so the rate holds
-however unevenly the connections lie.
+Each client with a rate has one token bucket. It holds the tokens of one second and is filled at the rate; a request
+takes one token. To save locking, a worker takes tokens for a few requests at a time. The lock is the kernel's, which
+frees it if its holder dies. A worker does not wait for it: if another worker holds it, a few requests are admitted on
+credit, and the worker pays for them when it next has the lock. All workers together hold at most a fiftieth of a
+second's tokens, or one each, so the limit holds even if the connections are spread unevenly.
 """
 
 import fcntl

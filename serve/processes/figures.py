@@ -1,7 +1,7 @@
-"""Rates and percentiles of all workers, from one second to the next: what the console shows as it happens.
+"""Rates and percentiles of all workers, second by second, for the console.
 
-The counters are those of `/metrics`. A sample of them is kept each second, and what is shown is the difference between
-the newest and one WINDOW_S older, so nobody has to have looked at the page for its figures to be there.
+The counters are those of `/metrics`. A sample of them is kept each second, also if no page is open. A page shows the
+difference between the newest sample and one that is WINDOW_S older.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Follows the live release and the canary: a process serves these, and switches only to what it can read.
 
-A catalogue of a lower generation is a stale read, and ignored, until the store turns out to have been restored from an
-older copy: processes that start later see only that, so those that run follow it, too.
+A catalogue of a lower generation is taken for a stale read, and ignored, until it is clear that the store was restored
+from an older copy. Then it is followed, because processes that start later see only that catalogue.
 """
 
 import asyncio

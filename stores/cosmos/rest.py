@@ -1,8 +1,8 @@
 """The data plane over the wire protocol: requests that are put together and signed here, one attempt each.
 
-A read that meets a sick region is tried once more in another, or in the same if all that failed was a connection
-that had idled for long; any request is tried once more with another token if the service refuses the one it had.
-There are no other retries here: the store decides when and how often (`hotplate.stores.cosmos.retry`).
+If a region is unhealthy, a read is tried once more in another one. If only an idle connection had been closed, the read
+is tried once more in the same region. If the service refuses the token of a request, the request is tried once more
+with a new token. All other retries are the store's (`hotplate.stores.cosmos.retry`).
 """
 
 import asyncio

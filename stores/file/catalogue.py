@@ -3,11 +3,12 @@
 catalogue.json     the record, and newlines up to the size that was allocated for it
 catalogue.lock     locked while the catalogue is swapped
 catalogue.spare    allocated blocks for the next record: written, then renamed to catalogue.json
-catalogue.former   a second name of the record before, until its blocks are the spare
+catalogue.former   a second name of the previous record, until its file becomes the spare
 
-The spare is twice as large as the record, and only the holder of the lock touches it. After a swap the file of the
-record before becomes the spare, so its blocks are never free: a full disk stops no swap, even if other processes
-take each block that is freed. A reader may have that file open still, so it checks the name and the record's checksum.
+The spare is twice as large as the record, and only the holder of the lock touches it. After a swap, the file of the
+previous record becomes the spare. Its blocks are never given back to the disk, so a swap works on a full disk, even if
+other processes take each block that becomes free. A reader may still have that file open, so it checks the name and the
+record's checksum.
 """
 
 import os

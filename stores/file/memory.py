@@ -1,7 +1,7 @@
-"""What of a mapped file is in memory: how much of it can be, and bringing, locking and releasing a part of its map.
+"""Which part of a mapped file is in memory: how much fits, and how a part is populated, locked and released.
 
-LMDB does not say where it mapped a file, so the system is asked. All of it is advice: if a system or a kernel lacks
-something, only the speed of reads changes.
+LMDB does not say where it mapped a file, so the system is asked. If a system or a kernel lacks one of these calls, only
+the speed of reads changes.
 """
 
 import ctypes

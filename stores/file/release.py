@@ -1,14 +1,14 @@
 """A sealed release: one LMDB file, mapped read-only, and shared by all stores of a process.
 
-Reading past the end of a truncated file kills the process (SIGBUS), and walking over a damaged page may: the size is
-checked before a file is mapped, and the sums of all of it before it is scanned. A single read of a damaged page is an
-error of that key, after which the file's one read transaction is begun again, for LMDB lets a failed one read nothing.
-Other threads may be reading in it, for stores of their own: then their keys are read again.
+Reading past the end of a truncated file kills the process (SIGBUS), and so may a scan over a damaged page. Therefore
+the size is checked before a file is mapped, and all its checksums are checked before it is scanned. If a single read
+meets a damaged page, only that key fails. LMDB reads nothing more in a transaction in which a read failed, so the one
+transaction of the file is begun again. If other threads were reading in it, their keys are read again.
 
-Reading a page that is not in memory stops the thread until the disk has it, and with the thread all that its event loop
-has to do. If that happens, a file is read with care for a while: before LMDB reads a key, its page is looked for in
-memory, and what is not there is begun to be read, and looked for again, or read by a thread of the file's own. That
-thread touches no map, and unmaps the file after its last read.
+If a page is not in memory, a read stops the thread and its event loop until the disk has answered. If that happens, a
+file is read with care for a while: the page of a key is looked for in memory before LMDB reads it. If it is not there,
+the disk begins to read it, and after a moment it is looked for again, or read by a thread that each file has. That
+thread reads without the map, and unmaps the file after its last read.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""What lies in Redis, known to the catalogue or not, and how it is erased.
+"""The data in Redis, known to the catalogue or not, and how it is erased.
 
-A set names the incarnations that hold data, and lists name the keys of each: to look for either among all keys of a
-server takes it 1 µs for each key that it has, so it is done only if a set or a list is known to be incomplete.
+A set names the incarnations that hold data, and lists name the keys of each. A search of all keys would find them, too,
+but it costs the server 1 µs a key, so it is made only if the set or a list is known to be incomplete.
 
-Each command that erases checks that the release has no state: it has one again if the server was put back to an older
-copy, in which the release may be live, or if a late writer has claimed it.
+To erase a release, its state is deleted first, and each later command checks that there is still none. There is a state
+again if the server was put back to an older copy, in which the release may be live, or if a late writer has claimed it.
 """
 
 import asyncio

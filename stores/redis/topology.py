@@ -1,8 +1,8 @@
 """Which server serves which slot, and a connection to each of them: the nodes of a cluster, or the only server.
 
-In a cluster a key's slot is redis-py's CRC16 of what stands in its braces, and CLUSTER SLOTS says who serves it. A node
-that does not serve it any more says who does (MOVED), or who will (ASK); a node that does not answer, or says so, lets
-the others be asked, one of them at a time, by one request at a time, and never more often than the pauses below allow.
+In a cluster, a key's slot is redis-py's CRC16 of the text in its braces, and CLUSTER SLOTS says which node serves it. A
+node that does not serve a slot any more names the one that does (MOVED) or will (ASK). After a MOVED, or if a node does
+not answer, CLUSTER SLOTS is sent again: to one node after the other, by one task, and after the pauses below.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """How rows of a draft are written: batch by batch, each tried again while a server is away.
 
-On one server a batch is one transaction. In a cluster, if nothing changes two slots at once, its keys are listed
-first, so an erase finds them; then its rows are written, bucket by bucket, if that has our state; and once a
-replica has them, the part's resume point moves on.
+On one server a batch is one transaction. In a cluster no command can change two slots at once, so a batch takes three
+steps. First its keys are listed, so an erase finds them. Then its rows are written, bucket by bucket, as long as the
+bucket's state is that of this draft. Once a replica has them, the part's resume point moves on.
 """
 
 import asyncio
