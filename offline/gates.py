@@ -107,6 +107,8 @@ def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]
             raise SettingError(f"{path} is not TOML: {error}.") from error
     for text in given:
         name, _, bound = text.partition("=")
+        if "<" in name or ">" in name:
+            bound = ""  # the gate of a name knows on which side of its bound it fails
         try:
             gates += parse_gates({name.strip(): float(bound)}, "--gate")
         except ValueError as error:
