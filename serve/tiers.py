@@ -23,7 +23,7 @@ from hotplate.serve.metrics import (
     ReleaseRole,
 )
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
-from hotplate.serve.releases.follower import Follower
+from hotplate.serve.releases.follower import LOG_EVERY_S, Follower
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseRef
@@ -45,8 +45,6 @@ log = logging.getLogger(__name__)
 KEYS_AT_ONCE = 256
 # The share of its time after which a store that reads key by key gives up what is missing, so the rest is in time.
 STORE_SHARE = 0.9
-# A circuit that opens time and again, as that of a store with too little throughput does, is logged no more often.
-LOG_EVERY_S = 60.0
 
 _UNREADABLE = StoreError("the value cannot be read")
 

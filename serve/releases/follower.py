@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 # Where findings of a store come from that stay until something else is followed, as they are listed.
 FOLLOWED: tuple[FindingSource, ...] = ("restored", "memory", "set-up", "canary")
 
-# An error of the same kind whose text changes, as one with the server's time in it does, is logged no more often.
+# An error of the same kind whose text changes, as one with the server's time in it does, is logged no more often; nor
+# is a circuit that opens time and again, as that of a store with too little throughput does.
 LOG_EVERY_S = 60.0
 # The first and the longest pause before a store that failed is tried again.
 RETRY_S = (0.1, 5.0)

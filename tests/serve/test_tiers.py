@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.tiers import LOG_EVERY_S, StoreObserver, Tier, tier_names
+from hotplate.serve.releases.follower import LOG_EVERY_S
+from hotplate.serve.tiers import StoreObserver, Tier, tier_names
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from hotplate.stores.memory import MemoryStore
