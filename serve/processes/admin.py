@@ -173,7 +173,7 @@ async def _record_stopped_canaries(url: str | None, states: SharedStates) -> Non
         except Exception as error:  # noqa: BLE001 -- a later try may find what was missing, such as the file of a password
             if time.monotonic() >= logged_at + LOG_EVERY_S:
                 logged_at = time.monotonic()
-                reason = str(error) or "no answer in time"
+                reason = str(error) or type(error).__name__
                 log.warning("that a canary was stopped cannot be recorded, and is tried again: %s", reason)
 
 

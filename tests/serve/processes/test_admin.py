@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from hotplate.serve.metrics import METHODS
-from hotplate.serve.processes.admin import next_step
+from hotplate.serve.processes.admin import STOPPED_POLL_S, _record_stopped_canaries, next_step
+from hotplate.serve.releases.canary import StoppedCanary
+from hotplate.serve.states import SharedStates, TierState, WorkerState
 from hotplate.stores.catalogue import Canary, Catalogue, Release, ReleaseId, State
 from tests.support.limited_service import samples
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, refused_by, running, until
+from tests.support.virtual import virtual
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +230,24 @@ def test_that_a_canary_was_stopped_and_why_is_seen_after_a_restart_too(tmp_path:
         service.admin("/v1/releases/canary/abort", "POST")
         until(lambda: not stopped_canaries(service))
         assert marked(service) == finding
+
+
+@virtual
+async def test_that_a_stopped_canary_cannot_be_recorded_is_logged_with_the_kind_of_an_error_without_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "unready.py").write_text("def connect(url):\n    raise NotImplementedError\n")
+    (tmp_path / "unready-1.dist-info").mkdir()
+    (tmp_path / "unready-1.dist-info/entry_points.txt").write_text("[hotplate.stores]\nunready = unready:connect\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    states = SharedStates(1, 1)
+    stopped = StoppedCanary(ReleaseId("release"), "incarnation", "writer", None, "finding")
+    tier = TierState("a", None, [], breaker_open=False, written_at=None, catalogue_age_s=0, canary_stopped=stopped)
+    states.write(0, WorkerState(1, "ready", 0, 0, 0, 0, [], [tier], {}))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(STOPPED_POLL_S * 1.5):
+            await _record_stopped_canaries("unready://", states)
+    assert caplog.messages == ["that a canary was stopped cannot be recorded, and is tried again: NotImplementedError"]
 
 
 def stopped_canaries(service: Service) -> list[dict[str, str]]:
