@@ -40,7 +40,7 @@ class Tally:
         return sum(self.counts.values())
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Count rows in, the manifest aside; StoreMisused for a key of no kind.
+        """Add *rows*, all but the manifest, to the counts and the digest; StoreMisused if a key has no known kind.
 
         The digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value), the length in 4 bytes.
         """

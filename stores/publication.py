@@ -55,10 +55,11 @@ RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What one run of a writer wrote: *rows* by this run, *skipped* that an earlier run was acknowledged for.
+    """The result of one run of a writer.
 
-    *seconds* are wall time by step, of those steps that were timed. *held_back* says why the release stays ready though
-    it was to go live. *repaired* is true if it was there before, and rows of it were missing or damaged.
+    *rows* counts the rows that it put, and *skipped* those that an earlier run had put. *seconds* holds the wall time
+    of each step that was timed. *held_back* says why the release did not go live, if it should have. *repaired* is true
+    if the release existed already, and missing or damaged rows were written again.
     """
 
     manifest: Manifest
@@ -85,18 +86,18 @@ async def publish(
 ) -> WriteResult:
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
 
-    While another release is the canary it stays ready, and the result says so; with *end_canary*, that ends instead.
+    If another release is the canary, this one stays ready, and the result says so; with *end_canary*, the canary ends.
     *batches* are rows of bodies, as `hotplate.stores.encoding` makes them of lists, and `meta` rows of any bytes;
     *plan* counts keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or
-    an interrupt gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume*
-    continues, given the same rows again, until the next `prune` after its lease has lapsed: what was acknowledged is
-    not put again. With a draft to *resume* the caller is its writer; a run's is left by an interrupt, too.
-    *about* goes into the manifest; it is not asked for if a resumed draft has its manifest already. *others* write
-    the rows that are not among *batches*, after those, and *plan* counts theirs, too. *refused_by* names the gates that
-    refuse the release; by default they are those of its manifest. *on_progress* is called with
-    (lists written, lists in all).
+    an interrupt gives the draft up at once. A killed process, or a store that is away, leaves the draft: *resume*
+    continues it if it is given the same rows, and does not put acknowledged rows again. It works until the first
+    `prune` after the draft's lease has ended. If *resume* is a DraftRef, the caller is its writer, and an interrupt
+    leaves the draft, too. *about* goes into the manifest; it is not asked for if a resumed draft has its manifest
+    already. *others* write the rows that are not among *batches*, after those, and *plan* counts theirs, too.
+    *refused_by* names the gates that refuse the release; by default they are those of its manifest. *on_progress* is
+    called with (lists written, lists in all).
 
-    Raises ReleaseConflict where *resume* is not a draft, has a writer, or was begun with other rows; StoreMisused for a
+    Raises ReleaseConflict if *resume* is not a draft, has a writer, or was begun with other rows; StoreMisused for a
     value that is not a body.
     """
 

@@ -133,9 +133,9 @@ class Store(Reader, Protocol):
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft and claim it for its writer. Idempotent.
 
-        A writer that claimed it before cannot write a byte any more that a reader could see. Raises StoreFull, with the
-        numbers, for what cannot fit; ReleaseConflict for a release that was sealed, and where the writer before is
-        known to live: then nothing is changed.
+        From then on, nothing that an earlier writer of the draft puts is seen by a reader. Raises StoreFull, with the
+        numbers, if the plan cannot fit; ReleaseConflict if the release was sealed, or if the earlier writer is known to
+        be alive. Then nothing is changed.
         """
         ...
 

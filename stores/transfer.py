@@ -34,10 +34,10 @@ async def copy(
     A copy that was killed is continued from where it was acknowledged. If another process is making one, it is waited
     for, unless that process is stopped (ReleaseConflict).
     A release that the target has already is verified: if it is complete it is left as it is, and if not it is repaired.
-    The answer counts what was written and what existed, and says if it was repaired, or what keeps it from going live:
-    a canary, or the gates that refused it, unless it was live in the source all the same. *on_progress* is called with
-    (rows, rows in all). Raises ReleaseConflict if *target* holds other rows under that id, ReleaseCorrupt if the source
-    does not add up.
+    The result counts rows that were written and rows that existed, and says if the release was repaired. It also says
+    what keeps it from going live: a canary, or gates that refused it, if it is not live in the source. *on_progress* is
+    called with (rows, rows in all). Raises ReleaseConflict if *target* holds other rows under that id, ReleaseCorrupt
+    if the source does not add up.
     """
     entry = await _committed(source, release)
     found = entry.ref

@@ -242,9 +242,9 @@ class Servable:
 async def read_servable(reader: Reader, release: ReleaseRef, *, deadline_s: float = DEADLINE_S) -> Servable:
     """Read what a release needs to be served.
 
-    Raises ReleaseCorrupt if the file was cut, if the manifest, the dictionary or the popular list for everybody is
-    missing or damaged, or if more than half of the sample is, and more than one row; ReleaseNotFound if the data are
-    gone; StoreUnavailable if the store cannot be read in *deadline_s* (seconds).
+    Raises ReleaseNotFound if the data are gone, and StoreUnavailable if the store cannot be read in *deadline_s*
+    (seconds). Raises ReleaseCorrupt if the file was cut, or if the manifest, the dictionary or the popular list for
+    everybody is missing or damaged, or more than half of the sample, and more than one row.
     """
     try:
         async with asyncio.timeout(deadline_s):

@@ -1,10 +1,10 @@
 """Where an item lies: partition keys, the hashes that place them, and physical partitions with their budgets.
 
 A partition is an even range of effective partition keys, and has a budget of request units for each second. A request
-is admitted while anything is left of the second, and its whole charge is taken afterwards; what it took too much is
-missing in the next seconds, so over time exactly the provisioned rate is admitted. The caller passes the time.
+is admitted if any of the second's budget is left. Its whole charge is taken afterwards, and if it exceeds the rest, the
+next seconds have less. So over time exactly the provisioned rate is admitted. The caller passes the time.
 
-A test holds the hashes of both versions to the Python SDK's own, which takes some fifty times as long.
+A test compares the hashes of both versions with those of the Python SDK, which takes some fifty times as long.
 """
 
 import struct

@@ -123,15 +123,15 @@ def status_is_good(status: int, body: bytes) -> str | None:
 class Load:
     """A run to be made; may be run any number of times.
 
-    When: a constant `rate` in requests/s for `duration_s`, evenly spaced, or with a `seed` as independent users come;
-    without a rate the loop is closed: each connection sends its next request when the last is answered, or `think_s`
-    later, give or take `think_spread` of that. A request out of its `timeout_s` is given up,
-    counted from when it was due; at most `backlog` due requests wait for one of the `connections`, and further ones are
-    dropped. `check` judges every response, instead of its status alone; an exception from it ends the run.
-    `observe` names string fields of a compact JSON body whose values are counted. Of each `sample_every` responses
-    one is kept, to be looked at afterwards (0: none). `tally` names a header of responses whose numbers are added
-    up. Over https the server's certificate must be good, by the system's authorities or those in the file `ca`.
-    `spin` keeps the pace to microseconds on a core of its own. Of several processes each has its `part` of all `parts`.
+    Requests come at a constant `rate` a second for `duration_s`: evenly spaced, or with a `seed` as from independent
+    users. Without a rate the loop is closed: each connection sends its next request when the last is answered, or
+    `think_s` later, more or less by up to `think_spread` of that. A request is given up `timeout_s` after it was due.
+    At most `backlog` due requests wait for one of the `connections`, and further ones are dropped. `check` judges every
+    response, instead of its status alone; an exception from it ends the run. `observe` names string fields of a compact
+    JSON body whose values are counted. Of each `sample_every` responses one is kept, to be looked at afterwards (0:
+    none). `tally` names a header of responses whose numbers are added up. Over https the server's certificate must be
+    good, by the system's authorities or those in the file `ca`. `spin` keeps the pace to microseconds on a core of its
+    own. Of several processes each has its `part` of all `parts`.
     """
 
     url: str

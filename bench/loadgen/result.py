@@ -65,10 +65,10 @@ def spread(times_s: Times, histogram: Histogram | None = None) -> Spread | None:
 class Result:
     """One run: `due` = `ok` + all `errors` + `dropped`; latencies are those of the answers that were ok.
 
-    Open loop: a latency runs from when the request was due by the plan, whether or not a connection was free then; and
-    from when it was sent, or would have been had one been free, without what kept the generator away until it read the
-    response. The server's own lies between the two. Closed loop: from the moment it was sent, which hides every wait;
-    only the rate of such a run is worth quoting.
+    An open loop has two latencies. One runs from when the request was due, even if no connection was free. The other
+    leaves out the generator's own delays, until it read the response (`hotplate.bench.loadgen.absence`). The server's
+    true latency lies between them. In a closed loop, a latency runs from when the request was sent, which hides each
+    wait; of such a run, quote only the rate.
     """
 
     url: str

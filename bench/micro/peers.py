@@ -1,6 +1,6 @@
-"""What the service is compared with: nginx and webdis, set up to do the least, and the plainest service of aiohttp.
+"""Servers that the service is compared with: nginx and webdis, set up to do as little as they can, and plain aiohttp.
 
-aiohttp's has one route over a dict that is filled with copies of responses: `main` of this module, in its own process.
+The aiohttp service (`main`, in its own process) has one route, which reads copies of responses from a dict.
 """
 
 import json

@@ -44,11 +44,11 @@ class PipelineFile:
         return self.path.stem
 
     def parameters(self, table: str, command: "TyperCommand", taken: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters of the verb *command* as its parser makes them of a table.
+        """Parse a *table* of the file as the parameters of the verb *command*.
 
-        Keys are options without their dashes, and arguments by name. What the environment says comes before the file,
-        and *taken* before both: these parameters may not be in the file. Paths are meant from the folder of the file.
-        Raises SettingError for a key that the verb lacks, and for a value that its parser refuses.
+        A key is the name of an option without its dashes, or that of an argument. A variable of the environment wins
+        over the file, and *taken* over both; parameters in *taken* may not be in the file. Paths are relative to the
+        folder of the file. Raises SettingError for a key that the verb lacks, and for a value that its parser refuses.
         """
         from typer.exceptions import TyperException
 

@@ -170,12 +170,12 @@ def tune(
 ) -> Search | None:
     """Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
 
-    *history* holds the rows of the pairs. In a split in time the best of each engine is tried with recency, too.
-    Trials are appended to the file *journal*, and those that it holds of the same data and split are not made again.
-    *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done, total), whose total grows where
-    the best cell lies at an edge and with recency; *on_notice* with what it is going to cost, together with a last fit
-    and so many *evaluations*, which come after it, and with what is left out for that. Returns None if there are too
-    few pairs to hold some back. Raises DataError if the journal cannot be written.
+    *history* holds the rows of the pairs. In a split in time the best of each engine is tried with recency, too. Trials
+    are appended to the file *journal*. If it holds a trial of the same data and split, that is not made again.
+    *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done, total); the total grows if the
+    best cell lies at an edge, and with recency. *on_notice* is called with an estimate of the cost, which includes the
+    last fit and the number of *evaluations* after the search, and with the cells left out for their cost. Returns None
+    if there are too few pairs to hold some back. Raises DataError if the journal cannot be written.
     """
     defaults = defaults or ALSParams()
     # With the same seed the same numbers would hold back twice.

@@ -1,8 +1,9 @@
 """Scoring as an Azure Machine Learning endpoint does it: what Stream Analytics jobs and the Azure ML SDK call.
 
 `POST /score` takes `{"data": [ROW, …]}` and answers a list with one element for each row, in order. The caller backs
-off and retries on 503, and ends its job on any other error: so all that waiting would mend is 503 here, and a row that
-makes no sense spoils its own element only. `GET /swagger.json` gives the caller the signature, `GET /` the health.
+off and retries on 503, and ends its job on any other error. So each error that may pass is 503 here, and a row that
+makes no sense is an error of its own element only. `GET /swagger.json` gives the caller the signature, `GET /` the
+health.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,8 @@
-"""The writer of events: a thread that makes durable what waits, all of it at once.
+"""The writer of events: a thread that writes and flushes all waiting events at once (group commit).
 
-Who reports events waits until they are on the disk. While one commit is written and flushed, the next is gathered: the
-more that wait, the more share one flush, so the disk sets the pace and never the rate.
+A caller that reports events waits until they are on the disk. While one commit is written and flushed, new events wait
+for the next. The more of them wait, the more share one flush. So a slow disk delays each answer, but does not limit how
+many events are taken a second.
 """
 
 import asyncio

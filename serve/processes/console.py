@@ -1,9 +1,13 @@
 """The console: its page and files, and the routes that these read; all of it in the admin process.
 
-Below `/console` are the page's files, which hold nothing of this service and take no key; `stream`, the figures of each
-second and the lines of the log as server-sent events; `hour`, the curves of all pods; `service`, version, settings and
-limits without secrets; `keys`, the clients and when their keys were used, never a key; `user` and `item`, a list as a
-worker would answer it; `diff`, what would change for users if a release took the live one's place.
+Below `/console` are the page's files, which need no key because they hold no data of this service, and the routes:
+
+stream      the figures of each second and the lines of the log, as server-sent events
+hour        the curves of all pods
+service     version, settings and limits, without secrets
+keys        the clients and the last use of their keys, never a key
+user, item  a list as a worker would answer it
+diff        how users' lists would change if a release went live
 """
 
 import asyncio

@@ -1,12 +1,12 @@
 """A canary: who sees it in a process, and when it is worse than the live release.
 
-A user sees the canary where the hash of the id, with the canary's salt, is below its share of all hashes: the same one
-in every process and in every tier that has the same canary. Users who are among 5 % are among 50 %, too.
+A user sees the canary if the hash of the id and the canary's salt is below the canary's share of all hashes. So all
+processes and tiers with the same canary choose the same users, and users among the first 5 % stay among 50 %.
 
-Lookups are compared by what was counted in the last minute. Clicks per list shown are compared from SETTLE_S on,
-by a sequential test: its interval holds the true difference at every moment at once with the stated probability, so it
-may be looked at every second (the mixture sequential probability ratio test of R. Johari, P. Koomen, L. Pekelis and
-D. Walsh, Always Valid Inference, Operations Research 70 (3), 2022). Clicks count as independent of one another.
+Lookups are compared by the counts of the last minute. Clicks per list shown are compared from SETTLE_S on, by a
+sequential test. With the stated probability its interval holds the true difference at all moments, so it may be looked
+at every second (the mixture sequential probability ratio test of R. Johari, P. Koomen, L. Pekelis and D. Walsh, Always
+Valid Inference, Operations Research 70 (3), 2022). The test takes clicks for independent of one another.
 """
 
 from math import log

@@ -56,9 +56,9 @@ HMAC_BLOCK_BYTES = 64
 
 
 class KeySigner:
-    """Signs with the account's key, which it never shows; half a microsecond each. Lives as long as its client.
+    """Signs requests with the account's key, and never shows it; 0.5 µs each. Lives as long as its client.
 
-    HMAC is written out (RFC 2104): copies of two hashes that were fed the key cost less than hmac's own copies.
+    HMAC is computed here (RFC 2104): to copy two hashes that hold the key already costs less than the module hmac.
     """
 
     __slots__ = ("_inner", "_outer", "advice")

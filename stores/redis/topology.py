@@ -76,7 +76,9 @@ class OnlyServer:
     def learn(self, redirected: Redirected, said_by: Endpoint) -> Endpoint:
         """Raise StoreMisused: only a node of a cluster says that."""
         del said_by
-        raise StoreMisused(f"{redirected}; it is a node of a cluster, whose scheme is redis+cluster://") from redirected
+        raise StoreMisused(
+            f"{redirected}; it is a node of a cluster; write redis+cluster:// in the place of redis://"
+        ) from redirected
 
     def suspect(self) -> None:
         """Nothing can be anywhere else."""

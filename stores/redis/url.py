@@ -137,8 +137,8 @@ class ClusterAddress:
     def at(self, host: str, port: int) -> Address:
         """Return the address of one node.
 
-        Nodes know each other by numbers as a rule, and the certificates of a managed service have names only: a node
-        that is not a seed, and is known by a number, may be certified under the name of the first seed that has one.
+        Nodes usually know each other by IP addresses, but the certificates of a managed service hold only host names.
+        So a node with an IP address, if it is not a seed, may have a certificate for the first seed with a host name.
         """
         name = None
         if _is_ip(host) and (host, port) not in self.seeds:
