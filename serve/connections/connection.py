@@ -115,7 +115,6 @@ class Connection(CountedConnection):
             return False
         if answer is LATER:
             self._awaits = True
-            self._registry.awaiting += 1
         else:
             self.transport.write(answer)
         return True
@@ -123,7 +122,6 @@ class Connection(CountedConnection):
     def _deliver(self, answer: bytes) -> None:
         """Send the answer of the fast lane to a request, and look at what has come since."""
         self._awaits = False
-        self._registry.awaiting -= 1
         if self.transport.is_closing():
             return
         self.transport.write(answer)

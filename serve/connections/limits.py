@@ -68,8 +68,6 @@ class ConnectionRegistry:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits = limits
-        self.awaiting = 0
-        """How many requests the fast lane answers once a store was read."""
         self.bytes_in_flight = 0
         """Bytes of bodies of unanswered requests, except small ones, and of answers that clients have not taken."""
         self._metrics = metrics
@@ -93,6 +91,11 @@ class ConnectionRegistry:
     def is_full(self) -> bool:
         """Whether bytes in flight fill more than their room."""
         return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request of some connection is to be answered, or an answer to be taken by its client."""
+        return any(one.idle_since() == inf for one in self)
 
     def start(self) -> None:
         """Sweep from now on."""

@@ -50,6 +50,8 @@ PATIENCE_S = 10.0
 PATIENCE_POLL_S = 0.1
 # How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
 ORPHAN_DRAIN_S = 0.5
+# How long requests in flight have at least, since aiohttp takes no time for no limit.
+CUT_S = 0.1
 # How long a worker that has answered everything waits for its last spans to be sent.
 FLUSH_S = 2.0
 
@@ -173,12 +175,13 @@ async def work(
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
         listening.close()
+        ends_at = loop_time() + (min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
         if stop.orphaned:
             log.warning("the parent of this worker is gone; it ends, too")
         else:
-            await _linger(server, settings.drain_s)
+            await _linger(server, ends_at)
         server.pre_shutdown()
-        await server.shutdown(min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
+        await server.shutdown(max(CUT_S, ends_at - loop_time()))
         for task in reader.following:
             if task.done():
                 task.result()
@@ -314,9 +317,11 @@ async def _scrub(settings: Settings, reader: TieredReader, *, rows_per_s: float)
     await Scrubber(reader.tiers, stores, reader.metrics, rows_per_s).run()
 
 
-async def _linger(server: HttpServer, drain_s: float) -> None:
-    """Wait until every keep-alive client has closed as requested, LINGER_S at most, and until the lane has answered."""
-    now, registry = asyncio.get_running_loop().time, server.registry
-    started = now()
-    while (len(registry) and now() < started + LINGER_S) or (registry.awaiting and now() < started + drain_s):  # noqa: ASYNC110 -- there is no event for the end of the last connection
+async def _linger(server: HttpServer, ends_at: float) -> None:
+    """Wait until every keep-alive client has closed as requested, LINGER_S at most, and until all is answered.
+
+    What is left of a request's body must have come by then: aiohttp takes none of it once it was told to close.
+    """
+    registry, idle_end_at = server.registry, loop_time() + LINGER_S
+    while (len(registry) and loop_time() < idle_end_at) or (registry.is_answering and loop_time() < ends_at):  # noqa: ASYNC110 -- there is no event for the end of the last connection
         await asyncio.sleep(0.01)

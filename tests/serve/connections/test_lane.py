@@ -304,15 +304,13 @@ def test_frames_of_old_releases_are_forgotten(runner: asyncio.Runner) -> None:
     runner.run(test())
 
 
-async def waiting(
-    pair: Pair, gate: asyncio.Event, *pieces: bytes, at_once: int = 1
-) -> tuple[Connection, MemoryTransport]:
+async def waiting(pair: Pair, gate: asyncio.Event, *pieces: bytes) -> tuple[Connection, MemoryTransport]:
     """Send pieces on a new connection while its first request waits for a store that answers once the gate is open."""
     connection, transport = connected(pair.lane)
     for piece in pieces:
         transport.feed(piece)
         await asyncio.sleep(0)
-    assert pair.lane.registry.awaiting == at_once
+    assert connection.idle_since() == inf
     assert not transport.written
     assert not gate.is_set()
     return connection, transport
@@ -350,7 +348,7 @@ async def test_what_comes_while_a_store_is_read_is_answered_after_it_and_bounded
         some = GET, GET.replace(b"/1 ", b"/2 "), REAL
         _, transport = await waiting(pair, store.gate, *some)
         assert transport.is_reading()
-        _, full = await waiting(pair, store.gate, *some, *[REAL] * 250, at_once=2)
+        _, full = await waiting(pair, store.gate, *some, *[REAL] * 250)
         assert not full.is_reading()
         held = pair.lane.registry.bytes_in_flight
         assert held > 0
@@ -373,9 +371,9 @@ async def test_what_comes_while_a_store_is_read_is_answered_after_it_and_bounded
 
 async def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() -> None:
     async with gated() as (pair, store):
-        _, transport = await waiting(pair, store.gate, GET)
+        connection, transport = await waiting(pair, store.gate, GET)
         transport.close()
         store.gate.set()
-        while pair.lane.registry.awaiting:
+        while connection._awaits:
             await asyncio.sleep(0)
         assert not transport.written
