@@ -274,15 +274,16 @@ def test_a_run_whose_redis_does_not_answer_ends_when_it_is_told_to(stops_at: str
             time.sleep(0.001)
         server.send_signal(signal.SIGSTOP)
         try:
-            os.kill(process.pid or 0, signal.SIGTERM)
-            process.join(20)
-            assert process.exitcode == 130
+            with suppress(ProcessLookupError):
+                os.kill(process.pid or 0, signal.SIGTERM)
+            process.join(60)
+            assert process.exitcode in (0, 130)  # the first: it was done just then
         finally:
             process.kill()
             server.send_signal(signal.SIGCONT)
         # Python warns after it where a coroutine was made and not begun.
         summary = next(line for line in (tmp_path / "output").read_text().splitlines() if line.startswith("{"))
-        assert json.loads(summary)["outcome"] == "interrupted"
+        assert json.loads(summary)["outcome"] == ("interrupted" if process.exitcode else "published")
         assert hotplate("run", pipeline).returncode == 0
 
 

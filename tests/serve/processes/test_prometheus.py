@@ -15,7 +15,7 @@ from hotplate.serve.processes.prometheus import ALL_PODS, MAX_BYTES, NOT_NAMED, 
 from hotplate.stores.errors import StoreMisused
 from tests.support.command import hotplate
 from tests.support.prometheus import Curve, PlayedPrometheus, playing
-from tests.support.service import a_list, publish_lists, running
+from tests.support.service import UNTIL_S, Answer, a_list, publish_lists, running, until
 
 PASSWORD = "s3cret:/?#@"
 QUOTED = "s3cret%3A%2F%3F%23%40"
@@ -24,6 +24,12 @@ GOOD: dict[str, Curve] = {
     "failed": lambda _: "0",
     "p99": lambda at: "NaN" if at % 60 < 30 else "1.5",
 }
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for as long as a busy machine may take, and not only for as long as operators do."""
+    monkeypatch.setattr(prometheus, "DEADLINE_S", UNTIL_S)
 
 
 @pytest.fixture
@@ -38,7 +44,7 @@ async def test_an_hour_has_a_point_each_step_and_gaps_where_there_is_no_value(pl
     hour: Any = await Prometheus(played.url).hour()
     assert (hour["says"], hour["seconds"], hour["every_s"]) == (ALL_PODS, 3600, 30)
     ((query),) = played.queries
-    assert (int(query["end"]) - int(query["start"]), query["step"], query["timeout"]) == (3570, "30", "2s")
+    assert (int(query["end"]) - int(query["start"]), query["step"], query["timeout"]) == (3570, "30", f"{UNTIL_S:g}s")
     steps = range(int(query["start"]), int(query["end"]) + 1, 30)
     assert len(hour["points"]) == len(steps) == 120
     has_all = {True: {"rate": 12.346, "failed": 0.5, "p99": 1.5}, False: {"rate": 12.346, "failed": None, "p99": None}}
@@ -103,7 +109,7 @@ async def test_what_is_no_answer_is_said_and_has_no_points(
         setattr(played, name, value)
     hour = await Prometheus(played.url).hour()
     assert (hour["says"], hour["points"]) == (f"Prometheus does not answer ({why}): this pod only.", None)
-    assert len(played.queries) == 1  # a redirect is not followed
+    assert len(played.queries) <= 1  # a redirect is not followed; if time is short, nothing may have come
 
 
 async def test_a_prometheus_that_knows_no_pods_says_so(played: PlayedPrometheus) -> None:
@@ -171,11 +177,17 @@ async def test_the_console_has_the_hour_of_all_pods_for_operators_only(
             assert service.admin("/console/hour").status == 401
             assert service.admin("/console/hour", X_API_Key=reader).status == 403
             assert played.queries == []
-            found = service.admin("/console/hour", X_API_Key=operator)
-            assert (found.json["says"], len(found.json["points"])) == (ALL_PODS, 120)
+            hours = list[Answer]()
+
+            def has_all() -> bool:
+                hours.append(service.admin("/console/hour", X_API_Key=operator))
+                return bool(hours[-1].json["says"] == ALL_PODS)
+
+            until(has_all)  # the service waits for no longer than operators do
+            assert len(hours[-1].json["points"]) == 120
             shown = service.admin("/console/service", X_API_Key=operator)
             assert shown.json["settings"]["prometheus"] == played.url
-            for said in (found.body, shown.body, service.log.read_bytes()):
+            for said in (hours[-1].body, shown.body, service.log.read_bytes()):
                 assert b"s3cret" not in said
 
     await asyncio.to_thread(use)
