@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.input.matrix import Indices, Mask, UserItems, cells_of, users_per_item
+from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, cells_of, users_per_item
 
 Interval = tuple[float, float]
 Values = npt.NDArray[np.float64]
@@ -133,7 +133,7 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     liked = np.diff(test.indptr)[users]
     lists = recommended[users]
     listed = users.astype(np.int64)[:, None] * test.shape[1] + lists
-    hits = (lists >= 0) & np.isin(listed, cells_of(test))
+    hits = (lists >= 0) & are_among(cells_of(test), listed)
     ranks = np.arange(1, k + 1)
     found = hits.sum(axis=1)
     possible = np.minimum(liked, k)

@@ -14,6 +14,7 @@ from hotplate.offline.input.matrix import (
     Times,
     Until,
     UserItems,
+    are_among,
     cells_of,
     core,
     part,
@@ -114,7 +115,7 @@ class Parts(NamedTuple):
         """
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
-        new = test if repeats else part(test, ~np.isin(cells_of(test), cells_of(train)))
+        new = test if repeats else part(test, ~are_among(cells_of(train), cells_of(test)))
         return cls(train, history, train, new)
 
 
@@ -163,8 +164,8 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
     # Pairs of the moment of the cut that are held back are not learnt. Pairs that stood at the cut are learnt, and not
     # held back, even if they were cancelled afterwards and came again.
     tied = held_back & (times <= (until if isinstance(until, int) else until[rows]))
-    learnt = part(learnt, ~np.isin(cells_of(learnt), cells_of(part(user_items, tied))))
-    held_back &= ~np.isin(cells_of(user_items), cells_of(learnt))
+    learnt = part(learnt, ~are_among(cells_of(part(user_items, tied)), cells_of(learnt)))
+    held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
     train = core(learnt, options.min_per_user, options.min_per_item)
     if options.repeats:
         again = history.pairs_after(until)

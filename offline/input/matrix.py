@@ -87,7 +87,7 @@ class History:
 
     def only(self, user_items: UserItems) -> "History":
         """Return the rows of the pairs of *user_items* alone."""
-        return self._only(np.isin(self.cells, cells_of(user_items)))
+        return self._only(are_among(cells_of(user_items), self.cells))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
         """Return the rows of some *users* and *items* alone, which are numbered without gaps then."""
@@ -126,6 +126,13 @@ def cells_of(user_items: UserItems) -> Times:
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
     cells: Times = users * user_items.shape[1] + user_items.indices
     return cells
+
+
+def are_among(known: Times, cells: Times) -> Mask:
+    """Return which of *cells* are *known*, cells that ascend; `np.isin` would sort both, in ten times as long."""
+    if not len(known):
+        return np.zeros(cells.shape, dtype=np.bool_)
+    return np.asarray(known.take(np.searchsorted(known, cells), mode="clip") == cells)
 
 
 def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
@@ -278,7 +285,7 @@ def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     users_known, items_known = rows >= 0, columns >= 0
     known = users_known & items_known
     cells = rows * len(matrix.item_ids) + columns
-    seen = known & np.isin(cells, cells_of(matrix.user_items))
+    seen = known & are_among(cells_of(matrix.user_items), cells)
     counts = {
         "unknown user": np.count_nonzero(~users_known),
         "unknown item": np.count_nonzero(users_known & ~items_known),
