@@ -29,8 +29,8 @@ def describe() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Copy the environment without hotplate's own settings, so what is measured is what is shipped."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("HOTPLATE_")}
+    """Copy the environment without what hotplate and polars set in it, so what is measured is what is shipped."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("HOTPLATE_", "_RJEM_"))}
 
 
 def _cpu() -> str:

@@ -12,6 +12,8 @@ import typer
 from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import out, print_error
 
+# The allocator of polars keeps what was freed for a while, but numpy allocates right after: of 290 MB that is 60 MB.
+_POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
 # Verbs, in the order of the help, with their modules and functions; and the modules that have verbs of their own.
 _VERBS = {
     "demo": ("demo", "demo"),
@@ -68,6 +70,7 @@ def hotplate(
 
 def main() -> None:
     """Run the command; an expected error ends it with one sentence and its exit code, a defect with its traceback."""
+    os.environ.setdefault("_RJEM_MALLOC_CONF", _POLARS_MEMORY)  # polars reads it once, when it is loaded
     logging.getLogger().addHandler(logging.NullHandler())  # verbs speak for themselves; `serve` sets its log up
     waiting = logging.StreamHandler()
     waiting.setFormatter(logging.Formatter("hotplate: %(message)s"))
