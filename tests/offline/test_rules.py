@@ -19,6 +19,7 @@ from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.neighbours import fit as fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams
 from hotplate.stores.encoding import OFFSET_BYTES, decode
+from hotplate.stores.keys import OVERALL
 from tests.support.interactions import checkerboard_model
 
 SIZE = 20
@@ -194,6 +195,13 @@ def test_pinned_items_come_first_for_users_who_lack_them_and_other_rules_hold_fo
     kept = lists_of(rules, length=5, keep_seen=True)
     assert all(items[:2] == [IDS[4], IDS[3]] for key, items in kept.items() if key.startswith("user:"))
     assert lists_of(rules)[f"item:{IDS[0]}"] == lists_of(replace(rules, pinned=()))[f"item:{IDS[0]}"]
+
+
+def test_a_pinned_item_has_the_score_of_the_most_popular_one() -> None:
+    rules = Rules(boosts={IDS[0]: 3.0, IDS[1]: 2.0}, pinned=(IDS[5],))
+    popular = RuledLists(MODEL, rules, 3, keep_seen=False).popular()[OVERALL]
+    assert popular.items[:3].tolist() == [5, 0, 1]
+    assert popular.scores[0] == popular.scores[1] > popular.scores[2]
 
 
 def test_the_manifest_says_the_rules_and_what_they_name_in_vain() -> None:

@@ -63,12 +63,12 @@ def test_no_baseline_is_ahead_without_being_named_in_the_first_line(
 
 
 def test_a_lead_that_may_be_chance_is_said_to_be() -> None:
-    found = record(0.3, 0.3, {"popularity": (0.2, 0.2)})
+    found = record(0.5, 0.5, {"popularity": (0.2, 0.2)})
     verdict = verdict_on(subjects_of(found), 10)
     assert verdict.good
-    assert verdict.sentence == "This als model ranks better than popularity: nDCG@10 0.3000 against 0.2000 (popularity)"
-    found["baselines"]["popularity"]["model_leads_by"] = {"ndcg": 0.1, "interval": [-0.01, 0.2]}
-    assert "chance may be all of that" in verdict_on(subjects_of(found), 10).remarks[0]
+    assert verdict.sentence == "This als model ranks better than popularity: nDCG@10 0.5000 against 0.2000 (popularity)"
+    found["baselines"]["popularity"]["model_leads_by"] = {"ndcg": 0.3, "interval": [-0.01, 0.6]}
+    assert "nDCG@10 +0.3000 (95 %: -0.0100 to +0.6000); chance" in verdict_on(subjects_of(found), 10).remarks[0]
 
 
 def test_the_live_release_counts_where_it_was_measured_alike() -> None:

@@ -16,7 +16,8 @@ from typing import IO, Any
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.telemetry.access_log import SLOW_LINES_PER_S
+from hotplate.serve.telemetry.access_log import SLOW_LINES_PER_S, AccessLog
+from hotplate.serve.telemetry.spans import Answered
 from tests.support.limited_service import counted
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, running, until
 
@@ -88,6 +89,15 @@ def test_slow_requests_are_logged_and_not_more_of_them_than_help(folder: Path) -
         assert len(lines) <= SLOW_LINES_PER_S * (seconds + 2)
         left_out = sum(line.get("slow_requests_left_out", 0) for line in lines)
         assert 0 < left_out <= sent - len(lines)
+
+
+def test_each_slow_request_without_a_line_is_counted_once() -> None:
+    lines = list[str]()
+    log = AccessLog(share=0, slow_s=0, write=lines.append)
+    for _ in range(2):
+        left_out = sum(not log.due(1.0) for _ in range(10 * SLOW_LINES_PER_S))
+        log.write(Answered("/livez", "GET", 200, 1.0, 2, "r-1", None), None)
+        assert json.loads(lines[-1])["slow_requests_left_out"] == left_out > 0
 
 
 @contextmanager
