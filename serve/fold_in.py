@@ -71,7 +71,7 @@ class FoldIn:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> Loaded:
-        """Read the factors of a release; raises StoreError where the store cannot be read.
+        """Read the factors of a release; raises StoreError if the store cannot be read.
 
         If they are damaged, the release does without them.
         """

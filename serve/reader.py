@@ -182,7 +182,7 @@ class TieredReader:
     def at_hand(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
         """Return the list of a row's *key* if that takes no wait, or the popular list if there surely is none.
 
-        That is so where the store is in this process, and for a user who is denied. None if it takes a `request`;
+        That is so if the store is in this process, and for a user who is denied. None if it takes a `request`;
         then nothing is counted. *source* is what the list is to be called. Raises NotReady if no tier serves a
         release yet.
         """

@@ -158,7 +158,7 @@ class Catalogue:
     def find(self, release: ReleaseId) -> Release:
         """Return the entry that an id stands for: what was committed last, or else the draft.
 
-        Raises ReleaseNotFound where the id is unknown or being dropped.
+        Raises ReleaseNotFound if the id is unknown or being dropped.
         """
         found = [entry for entry in self.releases if entry.id == release and entry.state is not State.DROPPING]
         committed = [entry for entry in found if entry.state is not State.DRAFT]
@@ -210,7 +210,7 @@ def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) 
     """Add a draft with a lease, unless its writer has one; drafts whose lease has lapsed start to be dropped.
 
     The incarnation is one that was never begun, at each attempt another: that of one whose reply was lost may have been
-    begun, and may be erased by now. Raises ReleaseConflict where its id is taken, but for the incarnation that it
+    begun, and may be erased by now. Raises ReleaseConflict if its id is taken, but for the incarnation that it
     *repairs*: of that, `commit` takes the place.
     """
     if any((one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT) for one in catalogue.releases):
@@ -233,7 +233,7 @@ def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) 
 
 
 def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Extend a draft's lease by LEASE_S from now; ReleaseConflict where another writer has taken it over."""
+    """Extend a draft's lease by LEASE_S from now; ReleaseConflict if another writer has taken it over."""
     return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now + LEASE_S))
 
 
@@ -326,7 +326,7 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Ca
 
 
 def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """Make the canary live; ReleaseConflict where *expected*, which the operator saw, is not the canary any more."""
+    """Make the canary live; ReleaseConflict if *expected*, which the operator saw, is not the canary any more."""
     return activate(_with_canary(catalogue, expected), expected)
 
 
@@ -403,7 +403,7 @@ def prune(
 
 
 def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Give a draft up at once, rather than when its lease lapses; ReleaseConflict where another owns it."""
+    """Give a draft up at once, rather than when its lease lapses; ReleaseConflict if another owns it."""
     return _with(catalogue, replace(_owned(catalogue, draft), state=State.DROPPING, lease_until=None))
 
 

@@ -200,7 +200,7 @@ async def encode_rows(
 
 
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
-    """Return what opens the values of a release; ReleaseCorrupt where its dictionary is missing or damaged."""
+    """Return what opens the values of a release; ReleaseCorrupt if its dictionary is missing or damaged."""
     check = Checksum(manifest.release).open
     if manifest.encoding == "json":
         return check

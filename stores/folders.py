@@ -66,7 +66,7 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
 def take_lock(path: Path, mode: int, timeout_s: float) -> int:
     """Take the lock of a file (flock), which is made if there is none; it ends with the descriptor that is returned.
 
-    Blocks; raises TimeoutError where another process has held it for so long.
+    Blocks; raises TimeoutError if another process has held it for so long.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     deadline = time.monotonic() + timeout_s

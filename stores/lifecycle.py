@@ -96,7 +96,7 @@ async def _prepare(store: Store, entry: Release, *, force: bool, though_refused:
 async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
     """Make the release that was live before the live one live again, and return it. No data moves; a canary ends.
 
-    Raises ReleaseConflict where *if_live* is given and is not live, as when the same was done before; ReleaseCorrupt
+    Raises ReleaseConflict if *if_live* is given and is not live, as when the same was done before; ReleaseCorrupt
     for a release that cannot be served, unless *force* is true.
     """
     seen = await store.catalogue()
@@ -141,7 +141,7 @@ async def promote(
 ) -> ReleaseId:
     """Make the canary live, and return it; ReleaseNotFound if there is none.
 
-    Raises ReleaseConflict where *if_canary* is given and is not the canary any more; RefusedByGates and ReleaseCorrupt
+    Raises ReleaseConflict if *if_canary* is given and is not the canary any more; RefusedByGates and ReleaseCorrupt
     as `activate`.
     """
     found = await store.catalogue()

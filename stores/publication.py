@@ -139,7 +139,7 @@ async def go_live(
 
 
 async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, copies: bool = False) -> DraftRef:
-    """Begin a draft under an id that was given elsewhere; ReleaseConflict where the store has that id already."""
+    """Begin a draft under an id that was given elsewhere; ReleaseConflict if the store has that id already."""
     writer = (COPIER if copies else "") + secrets.token_hex(8)
 
     def step(found: Catalogue) -> Catalogue:

@@ -73,7 +73,7 @@ async def give_up(store: Store, run: str, release: ReleaseId) -> None:
 def held(url: str, draft: DraftRef) -> Iterator[None]:
     """Renew the lease of *draft* in a thread while this one is at other work.
 
-    A lease that is lost all the same, as where the store is away for long, shows when the draft is claimed again.
+    A lease that is lost all the same, as if the store is away for long, shows when the draft is claimed again.
     """
     loop, done = asyncio.new_event_loop(), asyncio.Event()
 

@@ -59,7 +59,7 @@ class Reader(Protocol):
 
         A store that reads key by key fills what has no answer in *timeout_s* with a StoreUnavailable of its own. Only
         lookups give one: without it a read is as patient as a write of the same store.
-        Raises ReleaseNotFound where the release is gone, StoreError if nothing could be read: a PartUnavailable
+        Raises ReleaseNotFound if the release is gone, StoreError if nothing could be read: a PartUnavailable
         where other keys may well be readable.
         """
         ...
@@ -110,7 +110,7 @@ class LocalReader(ABC):
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         """Read one key at once.
 
-        Raises ReleaseNotFound where the release is gone, ReleaseCorrupt for a damaged key, and NotInMemory for one that
+        Raises ReleaseNotFound if the release is gone, ReleaseCorrupt for a damaged key, and NotInMemory for one that
         would have to be waited for, as `get_many` can.
         """
 
@@ -144,8 +144,8 @@ class Store(Reader, Protocol):
 
         Writers that share a draft write a *part* each. Rows of a part come in ascending order of key bytes, within a
         call and from call to call; `meta` rows, which are few, may come at any time, in calls of their own. A key has
-        one value: putting another may be refused. Raises ReleaseNotFound where the draft was erased, ReleaseConflict
-        where the release was sealed, or another writer has claimed the draft; so do `resume_point` and `seal`.
+        one value: putting another may be refused. Raises ReleaseNotFound if the draft was erased, ReleaseConflict
+        if the release was sealed, or another writer has claimed the draft; so do `resume_point` and `seal`.
         """
         ...
 
@@ -172,7 +172,7 @@ class Store(Reader, Protocol):
         ...
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old* by *new*, compared by `version`; raises ReleaseConflict where another swap came first.
+        """Replace *old* by *new*, compared by `version`; raises ReleaseConflict if another swap came first.
 
         Works on a full store, too. A store need not find out whether a swap whose reply was lost was made.
         """
@@ -274,7 +274,7 @@ class ProvisionedStore(ABC):
     async def scale_down(self, release: ReleaseRef) -> None:
         """Let a release that is kept but not served cost as little as it can, until `prepare`. Idempotent.
 
-        Raises ReleaseNotFound where the release is gone.
+        Raises ReleaseNotFound if the release is gone.
         """
 
     @abstractmethod

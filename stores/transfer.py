@@ -78,7 +78,7 @@ async def repair(
     """Write the rows of a damaged release again, out of another store that has it too; it is served all the time.
 
     The new incarnation takes the place of the damaged one, which is pruned once its grace has passed; readers switch to
-    it within a refresh. Raises ReleaseConflict where *source* has other rows under that id.
+    it within a refresh. Raises ReleaseConflict if *source* has other rows under that id.
     """
     damaged = (await _committed(store, release)).ref
     found = (await _committed(source, release)).ref
@@ -93,7 +93,7 @@ async def repair(
 
 
 async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
-    """Begin a draft, or become the writer of one whose lease has lapsed; None where the release is there."""
+    """Begin a draft, or become the writer of one whose lease has lapsed; None if the release is there."""
     waiting, lapsed = False, None
     while True:
         found = await target.catalogue()
@@ -143,7 +143,7 @@ async def _write_copy(
 async def estimate_copy(
     source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: OnProgress
 ) -> Estimate:
-    """Estimate `copy`; nothing is written. Raises ReleaseConflict where *target* has *release* already."""
+    """Estimate `copy`; nothing is written. Raises ReleaseConflict if *target* has *release* already."""
     try:
         entry = _entry(await target.catalogue(), release)
         if entry is not None and entry.state is not State.DRAFT:

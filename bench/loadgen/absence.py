@@ -121,7 +121,7 @@ def measure_usage(clock: Callable[[], float]) -> Callable[[], ProcessUsage]:
 def measure_stolen(cores: int | None = None) -> Callable[[], float | None]:
     """Begin to measure the CPU that the host gives to other machines; the returned function ends it with the share.
 
-    It is of the first *cores* that this process may use, or of all of these. None where the kernel does not say.
+    It is of the first *cores* that this process may use, or of all of these. None if the kernel does not say.
     """
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     before = _steal_and_all(allowed)

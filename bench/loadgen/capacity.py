@@ -230,7 +230,7 @@ def highest_text(found: Mapping[str, Any]) -> str:
 
 
 def first_outside(points: Sequence[Point]) -> Point | None:
-    """Pick the lowest rate above the highest inside that was outside; None where the search was stopped before."""
+    """Pick the lowest rate above the highest inside that was outside; None if the search was stopped before."""
     best = highest(points)
     above = [each for each in points if not each.inside and (best is None or each.at > best.at)]
     lowest = min(above, key=lambda each: each.at, default=None)

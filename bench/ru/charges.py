@@ -98,7 +98,7 @@ def account_regions(planned: ChargesPlan) -> int:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCharges:
-    """What was measured, where and when; `small` are coefficients by name, None where the account refused to say."""
+    """What was measured, where and when; `small` are coefficients by name, None if the account refused to say."""
 
     subject: str
     when: str
@@ -224,7 +224,7 @@ class _Measurement:
         return self._median(self._request("POST", "", QUERY + b"x-ms-max-item-count: %d\r\n" % count, body), "query")
 
     def _strong(self, name: str) -> float | None:
-        """Return the charge of a strong read; None where the account's own level is a weaker one."""
+        """Return the charge of a strong read; None if the account's own level is a weaker one."""
         strong = builder(self._account.address, STRONG)
         response = self._send(lambda _: strong.point_read(self._container, name))
         return _charge_of(response) if response.status == 200 else None

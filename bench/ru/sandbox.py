@@ -160,7 +160,7 @@ class AccountSandbox:
         return False
 
     def _run(self, operation: Callable[[RestClient, AccountContainers], Awaitable[T]]) -> T:
-        """Run an operation over connections that are closed again; StoreError where the account refuses it."""
+        """Run an operation over connections that are closed again; StoreError if the account refuses it."""
 
         async def run() -> T:
             client = RestClient(self.address)

@@ -125,7 +125,7 @@ class Capacity:
 
     @property
     def first_outside(self) -> tuple[Point, ServiceRun] | None:
-        """The lowest rate above it that was outside; None where the search was stopped before."""
+        """The lowest rate above it that was outside; None if the search was stopped before."""
         ended = first_outside([made for made, _ in self.attempts])
         return next((each for each in self.attempts if each[0] is ended), None)
 

@@ -283,7 +283,7 @@ def _charged(one: Candidate) -> results.RequestUnits | None:
 
 
 def request_units(admin_url: str) -> results.RequestUnits | None:
-    """Read from a service's metrics what its reads were charged so far; None where its store charges nothing."""
+    """Read from a service's metrics what its reads were charged so far; None if its store charges nothing."""
     found = [read_metrics(f"{admin_url}/metrics", name) for name in (CHARGED, READS, THROTTLED)]
     return results.RequestUnits(*map(sum, found)) if found[0] else None
 

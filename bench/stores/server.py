@@ -92,7 +92,7 @@ def _redis_info(url: str, section: str, *names: str) -> float:
 
 
 def _emulator_metric(url: str, name: str, *, own_database: bool = False) -> float | None:
-    """Add up a metric of our emulator; None where another server, or none, is there."""
+    """Add up a metric of our emulator; None if another server, or none, is there."""
     from hotplate.stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
 
     at = parse(url)

@@ -53,7 +53,7 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
 
 
 def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
-    """Return new cells where the best of an engine, its first among *ranked*, lies at the edge of what was tried."""
+    """Return new cells if the best of an engine, its first among *ranked*, lies at the edge of what was tried."""
     als = [params for params in ranked if isinstance(params, ALSParams)]
     ease = [params for params in ranked if isinstance(params, EASEParams)]
     neighbours = [params for params in ranked if isinstance(params, NeighbourParams)]

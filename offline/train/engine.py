@@ -171,7 +171,7 @@ def fit_bytes(params: object, user_items: UserItems) -> int:
 
 
 def check_memory(needed: int, instead: str, room: float | None = None) -> None:
-    """Raise DataError where *needed* bytes are more than the *room*: by default what machine and cgroups have left.
+    """Raise DataError if *needed* bytes are more than the *room*: by default what machine and cgroups have left.
 
     *instead* is what else would help than more memory.
     """

@@ -62,7 +62,7 @@ class Certificate:
 
 
 def certificate_of(settings: Settings) -> Certificate | None:
-    """Load the certificate that the settings name; None where the service speaks plain HTTP."""
+    """Load the certificate that the settings name; None if the service speaks plain HTTP."""
     if settings.tls_cert is None and settings.tls_key is None:
         return None
     if settings.tls_cert is None or settings.tls_key is None:

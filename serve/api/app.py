@@ -161,7 +161,7 @@ class Dispatcher:
         self.metrics = reader.metrics
         self.draining = False
         self.admit: Admit | None = None
-        """What a POST has to pass before its handler; None where the application around the service has its own."""
+        """What a POST has to pass before its handler; None if the application around the service has its own."""
         self.claim: Claim | None = None
         """What the connection of a request with a key is counted by; None if there are no keys."""
         documents = Documents(takes_key=self.guard.reads_take_a_key, takes_events=events is not None)

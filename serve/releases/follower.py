@@ -355,10 +355,10 @@ class Follower:
         self._found["canary"] = [sentence]
 
     async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
-        """Take a catalogue that is older, or is a replica's: ignore it, or follow it where the store was restored.
+        """Take a catalogue that is older, or is a replica's: ignore it, or follow it if the store was restored.
 
-        It was restored where the release that is followed is gone, or every read of the primary was lower for
-        RESTORED_S. What a replica says counts neither for nor against it.
+        The store was restored if the release that is followed is gone, or if every read of the primary gave a lower
+        generation for RESTORED_S. What a replica says counts neither for nor against it.
         """
         self._note_outdated()
         now = asyncio.get_running_loop().time()

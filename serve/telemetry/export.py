@@ -73,7 +73,7 @@ class Exporters(NamedTuple):
 def exporters_for(settings: TelemetrySettings) -> Exporters:
     """Load the exporters for a destination, and look whether they can be made; this starts no thread.
 
-    Raises ServiceMisused, or StoreMisused where the extra is not installed.
+    Raises ServiceMisused, or StoreMisused if the extra is not installed.
     """
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -63,7 +63,7 @@ class Containers(Protocol):
         ...
 
     async def offer(self, container: str) -> Offer | None:
-        """Return a container's throughput; None where the account is serverless."""
+        """Return a container's throughput; None if the account is serverless."""
         ...
 
     async def scale(self, container: str, throughput: Throughput) -> None:

@@ -75,7 +75,7 @@ MakeTransport = Callable[[str], Transport]
 class RestClient:
     """Reads and writes items of one database. Lives as long as its store, on one event loop.
 
-    Each method makes one attempt and raises StoreError: ContainerMissing where the container is not there,
+    Each method makes one attempt and raises StoreError: ContainerMissing if the container is not there,
     CosmosThrottled for 429, CosmosUnavailable for what another attempt may mend. A response that is cut short or makes
     no sense is `malformed`, never data. Nothing is opened before the first call.
     """
@@ -227,7 +227,7 @@ class RestClient:
         return await self._topology.refresh()
 
     async def offer(self, container: str) -> Offer | None:
-        """Return the throughput of a container; None where the account is serverless. Raises StoreError."""
+        """Return the throughput of a container; None if the account is serverless. Raises StoreError."""
         await self._topology.nearest_region(DEADLINE_S)
         endpoint, link = self._topology.write_endpoint, f"{self._containers}{container}"
         itself = self._object(await endpoint.request("GET", "colls", link, f"{link}/")).get("_self")

@@ -44,7 +44,7 @@ SEALED = "sealed"
 
 AnyRef = ReleaseRef | DraftRef
 
-# Raises ReleaseConflict where the catalogue names another writer of a draft.
+# Raises ReleaseConflict if the catalogue names another writer of a draft.
 ConfirmWriter = Callable[[], Awaitable[None]]
 
 

@@ -114,7 +114,7 @@ class Address:
 
     database: str
     throughput: Throughput | None = Throughput(MANUAL_MIN)
-    """Throughput of the container of a live release; None where the account is serverless."""
+    """Throughput of the container of a live release; None if the account is serverless."""
 
     max_ru: int | None = None
     """What a publish may spend in a second; None: all that the container has."""

@@ -79,7 +79,7 @@ async def restore(
     can know.
 
     Raises ReleaseConflict if there is something to lose and *over* is not said, or if a prune came between,
-    ReleaseCorrupt where the backup is damaged, StoreFull with the numbers.
+    ReleaseCorrupt if the backup is damaged, StoreFull with the numbers.
     """
     catalogue = CatalogueFile(store.folder)
     present = _present(catalogue, store.clock())

@@ -74,7 +74,7 @@ def read(file: int) -> Sums | None:
 
 
 def check_head(file: int, sums: Sums, name: str) -> None:
-    """Raise ReleaseCorrupt where the first pages of an open file, without which none can be found, were changed."""
+    """Raise ReleaseCorrupt if the first pages of an open file, without which none can be found, were changed."""
     if xxh3_64_digest(os.pread(file, HEAD_BYTES, 0)) != sums.head:
         raise ReleaseCorrupt(f"the first pages of {name} are damaged; repair it from another store or publish again")
 

@@ -215,7 +215,7 @@ class DraftFile:
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | None) -> DraftFile:
     """Take the lock of a draft for its writer, and open its file; it is made where the bytes *needed* are given.
 
-    ReleaseConflict where another process holds it, where another writer took it over, or if it was sealed;
+    ReleaseConflict if another process holds it, if another writer took it over, or if it was sealed;
     ReleaseNotFound if it is to be there and is not.
     """
 
@@ -308,7 +308,7 @@ def lock_path(draft: Path) -> Path:
 
 
 def _lock(path: Path, draft: DraftRef) -> int:
-    """Lock the file at *path*, made if it is not there; ReleaseConflict, naming the process, where another has."""
+    """Lock the file at *path*, made if it is not there; ReleaseConflict, naming the process, if another has."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

@@ -96,7 +96,7 @@ def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
 
 
 def check_lockable(size: int, what: str, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> None:
-    """Raise StoreUnavailable, with the numbers, where *size* bytes can surely not be locked in memory.
+    """Raise StoreUnavailable, with the numbers, if *size* bytes can surely not be locked in memory.
 
     The soft limit is raised to the hard one first.
     """

@@ -115,7 +115,7 @@ class PagedFile:
         """Whether the system says without waiting whether a page is in memory."""
 
     def get(self, key: bytes) -> bytes | None:
-        """Read one key. lmdb.CorruptedError where the way to it is damaged, so it may be there or not.
+        """Read one key. lmdb.CorruptedError if the way to it is damaged, so it may be there or not.
 
         A value of a damaged block is returned: it carries a checksum of its own.
         """

@@ -285,7 +285,7 @@ def damaged_files(folder: Path) -> list[Path]:
 
 
 def check_live_lockable(folder: Path) -> None:
-    """Raise StoreMisused, with the numbers, where the live release of a store can surely not be locked in memory."""
+    """Raise StoreMisused, with the numbers, if the live release of a store can surely not be locked in memory."""
     live = CatalogueFile(folder).read(time.time()).live_ref
     if live is not None:
         path = folder / "releases" / f"{live.incarnation}.mdb"

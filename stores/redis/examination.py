@@ -51,7 +51,7 @@ class Memory:
         return self.policy.startswith("allkeys-")
 
     def check(self, plan: Plan, keys: ReleaseKeys, where: str) -> None:
-        """Raise StoreFull, with the numbers, where *plan* does not fit into what is left."""
+        """Raise StoreFull, with the numbers, if *plan* does not fit into what is left."""
         beside = len(keys.heads[-1]) + ROW_BYTES
         needed = int((plan.payload_bytes + (plan.rows + len(keys.heads)) * beside) * ALLOCATED)
         limit, remedy = self.maxmemory, "raise maxmemory"

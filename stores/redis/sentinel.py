@@ -96,7 +96,7 @@ class Sentinels:
     async def settle(self, connection: PipelinedConnection) -> None:
         """Return once all replicas have what was written by *connection*, or no failover is seen that would lose it.
 
-        Raises StoreUnavailable where another server is the primary by now: it may lack that.
+        Raises StoreUnavailable if another server is the primary by now: it may lack that.
         """
         shown, give_up_at = connection.address.shown, time.monotonic() + SETTLE_S
         while True:
