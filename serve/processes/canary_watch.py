@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -9,7 +10,7 @@ import orjson
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.catalogue import Release
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import abort
 from hotplate.stores.store import Store
 
@@ -26,27 +27,30 @@ async def watch(store: Store, url: str, key: str | None = None, *, poll_s: float
     """Watch until the canary has ended: return why if it was ended here, or None if others ended it.
 
     It is ended once a worker of the service has stopped using it. *url* is the service's admin listener. Raises
-    ReleaseNotFound if there is no canary, and ServiceMisused or OSError if the first request fails; later ones are
-    repeated.
+    ReleaseNotFound if there is no canary, and StoreUnavailable, ServiceMisused or OSError if the store or the service
+    cannot be read at first. Later it waits until they can.
     """
     canary = (await store.catalogue()).canary_entry
     if canary is None:
         raise ReleaseNotFound("no release is the canary in this store; name the one to try")
     finding = await asyncio.to_thread(finding_on, canary, url, key)
-    while finding is None:
-        await asyncio.sleep(poll_s)
-        found = (await store.catalogue()).canary_entry
-        if found is None or found.id != canary.id:
-            return None
+    while True:
         try:
+            if finding is not None:
+                await abort(store, if_canary=canary.id, finding=finding)
+                return f"release {canary.id} is not the canary any more: {finding}"
+            await asyncio.sleep(poll_s)
+            found = (await store.catalogue()).canary_entry
+            if found is None or found.id != canary.id:
+                return None
             finding = await asyncio.to_thread(finding_on, found, url, key)
+        except (ReleaseNotFound, ReleaseConflict):  # others came first
+            return None
         except OSError as error:
             log.warning("%s cannot be read: %s", url, error)
-    try:
-        await abort(store, if_canary=canary.id, finding=finding)
-    except (ReleaseNotFound, ReleaseConflict):  # others came first
-        return None
-    return f"release {canary.id} is not the canary any more: {finding}"
+        except StoreUnavailable as error:
+            log.warning("the canary cannot be watched, which is tried again: %s", error)
+            await asyncio.sleep(poll_s)
 
 
 def finding_on(canary: Release, url: str, key: str | None = None) -> str | None:
@@ -63,6 +67,8 @@ def finding_on(canary: Release, url: str, key: str | None = None) -> str | None:
     try:
         with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 -- as above
             body = response.read()
+    except HTTPException as error:
+        raise OSError(f"its answer is not whole: {error!r}") from error
     except HTTPError as error:
         if error.code in (401, 403):
             raise ServiceMisused(f"{url} takes the key of an operator: give it by --key") from error

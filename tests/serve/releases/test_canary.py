@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import CANARY, CLICK, IMPRESSION, LIVE, Metrics, ReleaseRole
-from hotplate.serve.processes.canary_watch import watch
+from hotplate.serve.processes.canary_watch import finding_on, watch
 from hotplate.serve.reader import EncodedList, TieredReader
 from hotplate.serve.releases.canary import (
     MIN_LOOKUPS,
@@ -31,7 +31,7 @@ from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.states import Reporter, SharedStates
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import GRACE_S, Canary, Release, ReleaseId, stop_canary
+from hotplate.stores.catalogue import GRACE_S, Canary, Catalogue, Release, ReleaseId, State, stop_canary
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.memory import MemoryStore
@@ -380,6 +380,46 @@ async def test_a_watch_ends_a_canary_that_a_worker_of_the_service_found_worse(me
     found = await memory.catalogue()
     assert (found.live, found.canary) == (live, None)
     assert found.find(canary).canary_stopped == "it is bad"
+
+
+class AwayStore(MemoryStore):
+    """A store that cannot be reached for a while."""
+
+    reads_away = 0
+    """For how many reads of its catalogue."""
+
+    async def catalogue(self) -> Catalogue:
+        if self.reads_away:
+            self.reads_away -= 1
+            raise StoreUnavailable("the store is away")
+        return await super().catalogue()
+
+
+async def test_a_watch_outlives_a_store_that_is_away(clock: FakeClock) -> None:
+    store = AwayStore(clock)
+    _, canary = await with_canary(store)
+    judged = (await store.catalogue()).find(canary)
+
+    def answer(look: int) -> object:
+        store.reads_away = 2
+        return workers(*[(judged, "it is bad")][: look > 0])
+
+    async with admin_listener(answer) as url, asyncio.timeout(60):
+        assert "it is bad" in str(await watch(store, url, "key", poll_s=0.01))
+    assert (await store.catalogue()).canary is None
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", b"not HTTP\r\n\r\n"])
+async def test_an_answer_that_is_cut_off_is_one_that_a_watch_requests_again(answer: bytes) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(OSError, match="not whole"):
+            await asyncio.to_thread(finding_on, Release(ReleaseId("r"), "i", State.READY, 0.0), url)
 
 
 async def test_a_watch_ends_with_the_canary_and_says_what_is_wrong_with_its_url(memory: MemoryStore) -> None:
