@@ -162,7 +162,7 @@ class _Process:
             thread = threading.Thread(target=self._run, args=(runner,), name="hotplate", daemon=True)
             thread.start()
             self._lists, self._thread = lists, thread
-            _started.add(self)
+            _started.add(weakref.ref(self, _started.discard))
 
     @property
     def lists(self) -> Lists:
@@ -214,14 +214,16 @@ class _Process:
 
 # A fork waits until these loops of the process wait. In the child, nobody would release what a loop held amid its work,
 # such as the lock of a module that it imported.
-_started = weakref.WeakSet[_Process]()
+#
+# A plain set is copied in one step, whatever threads that start others do; a WeakSet is not.
+_started = set[weakref.ref[_Process]]()
 
 # Their locks while they are held, by the thread that forks.
 _held = dict[int, list[threading.RLock]]()
 
 
 def _hold_for_fork() -> None:
-    locks = [process.lock for process in list(_started)]
+    locks = [process.lock for one in list(_started) if (process := one()) is not None]
     _held[threading.get_ident()] = [lock for lock in locks if lock.acquire(timeout=FORK_S)]
 
 
