@@ -68,11 +68,15 @@ class LogSegment:
             name = f"{time.strftime(_TIME, time.gmtime())}-{host}-{secrets.token_hex(4)}{SUFFIX}"
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
-            # An empty file without a lock may be taken for a dead writer's, and removed.
-            if _locked(self._descriptor) and is_at(self._descriptor, self._path):
-                break
+            try:
+                # An empty file without a lock may be taken for a dead writer's, and removed.
+                if _locked(self._descriptor) and is_at(self._descriptor, self._path):
+                    flush(folder)
+                    return
+            except OSError:
+                self.close()
+                raise
             os.close(self._descriptor)
-        flush(folder)
 
     @property
     def is_full(self) -> bool:

@@ -258,7 +258,7 @@ class MetricReport:
                 log.exception("metrics cannot be sent")
 
     def send(self) -> None:
-        """Send one report; what fails is in the next one, which says the same and more."""
+        """Send one report; what fails is in the next one, which says the same and more. Deltas that fail are lost."""
         self._exporter.export(self.data())
 
     def data(self) -> MetricsData:

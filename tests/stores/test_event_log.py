@@ -1,5 +1,6 @@
 """Segments of events: whatever cuts or damages one, what is read was written, and whole frames are read whole."""
 
+import errno
 import fcntl
 import json
 import os
@@ -32,6 +33,21 @@ def frames(commits: list[list[str]]) -> list[bytes]:
 def read(content: bytes) -> tuple[list[str], int]:
     reader = SegmentReader(content)
     return [json.loads(line) for line in reader], reader.damaged
+
+
+def test_a_segment_that_cannot_be_begun_leaves_neither_a_file_nor_a_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = len([*Path("/proc/self/fd").iterdir()])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refused)
+        with pytest.raises(OSError, match="Input/output error"):
+            LogSegment(tmp_path)
+    assert len([*Path("/proc/self/fd").iterdir()]) <= before
+    assert list(tmp_path.iterdir()) == []
 
 
 @settings(max_examples=15)
