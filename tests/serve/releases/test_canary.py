@@ -422,6 +422,23 @@ async def test_an_answer_that_is_cut_off_is_one_that_a_watch_requests_again(answ
             await asyncio.to_thread(finding_on, Release(ReleaseId("r"), "i", State.READY, 0.0), url)
 
 
+async def test_a_watch_pauses_between_two_requests(memory: MemoryStore) -> None:
+    await with_canary(memory)
+    requests = list[int]()
+
+    def counted(look: int) -> object:
+        requests.append(look)
+        return workers()
+
+    async with admin_listener(counted) as url:
+        watching = asyncio.create_task(watch(memory, url, "key", poll_s=3600))
+        while not requests:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        watching.cancel()
+    assert len(requests) == 1
+
+
 async def test_a_watch_ends_with_the_canary_and_says_what_is_wrong_with_its_url(memory: MemoryStore) -> None:
     await with_canary(memory)
     async with admin_listener(lambda _: workers()) as url:

@@ -80,6 +80,18 @@ async def test_a_damaged_page_fails_its_own_keys_only(
     assert store.get(RELEASE, KEYS[1999]) == KEYS[1999].encode() * 8
 
 
+async def test_a_large_value_that_is_looked_for_beyond_the_end_fails_its_own_key_only(store: LmdbStore) -> None:
+    path = await sealed(store.folder, large=20)
+    data = path.read_bytes()
+    # After a key, its page has the number of the page where its large value begins; of some pages there are copies.
+    for found in re.finditer(KEYS[3].encode(), data):
+        if int.from_bytes(data[found.end() : found.end() + 8], sys.byteorder) < len(data) // PAGE:
+            flip(path, found.end() + 3)
+    await store.warm(RELEASE)
+    slots = await store.get_many(RELEASE, KEYS)
+    assert [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)] == [KEYS[3]]
+
+
 async def test_a_damaged_page_that_one_thread_reads_fails_no_key_of_another(tmp_path: Path) -> None:
     spoil_page_of(await sealed(tmp_path), KEYS[1000])
     whole, ended = [*KEYS[:64], "user:999999"], threading.Event()

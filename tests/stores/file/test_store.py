@@ -65,6 +65,10 @@ async def test_a_release_that_is_mapped_is_read_on_when_it_is_erased_and_its_sto
     await reader.close()
 
 
+def test_a_release_of_one_row_needs_room_for_it() -> None:
+    assert file_bytes(1, 1_000_000) > 1_000_000
+
+
 @pytest.mark.parametrize("size", [10, 100, 300, 560, 600, 1200, 1500, 2000, 2100, 2500, 5000])
 async def test_the_estimated_size_of_a_file_suffices_and_is_not_far_off(store: LmdbStore, size: int) -> None:
     rows = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * size) for n in range(5000))]
