@@ -141,7 +141,7 @@ def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Ta
             )
     with data_errors(source):
         if not any(table.frame.select(pl.len()).collect(engine="streaming").item() for table in tables):
-            raise DataError(f"{source} has a header but no rows; give interactions.")
+            raise DataError(f"{source} has a header but no rows; give a file with rows.")
     return tables
 
 

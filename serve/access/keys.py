@@ -240,13 +240,17 @@ def _write(path: Path, text: bytes) -> None:
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)  # left by a process that was killed, perhaps with other rights
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 -- of a descriptor, whose mode is right from the start
-        with suppress(FileNotFoundError, PermissionError):  # it is new, or only its owner's from now on
-            before = path.stat()
-            os.fchown(descriptor, before.st_uid, before.st_gid)
-            os.fchmod(descriptor, before.st_mode & 0o777)
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 -- of a descriptor, whose mode is right from the start
+            with suppress(FileNotFoundError, PermissionError):  # it is new, or only its owner's from now on
+                before = path.stat()
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+                os.fchmod(descriptor, before.st_mode & 0o777)
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        new.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a write that fails names no file
     new.rename(path)
     flush(path.parent)

@@ -54,7 +54,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.parquet", b"", "a.parquet is empty"),
     ("a.csv.gz", b"", "a.csv.gz is empty"),
     ("a.csv.gz", gzip.compress(b""), "a.csv.gz is empty"),
-    ("a.csv", "user,item\n", "a.csv has a header but no rows"),
+    ("a.csv", "user,item\n", "a.csv has a header but no rows; give a file with rows"),
     ("a.parquet", parquet(pl.DataFrame({"user": ["a"], "item": ["b"]}).clear()), "a.parquet has a header but no rows"),
     ("c.parquet", half(parquet(pl.read_csv(GOOD.encode()))), "c.parquet is cut in the middle"),
     ("d.csv", GOOD[: GOOD.rindex(",")], "d.csv, row 501: too few fields, 2 where the first row has 3"),
