@@ -199,7 +199,7 @@ class _Core:
 
     def get(self, route: str, name: str | None, n: int, options: Mapping[str, Any]) -> _Call:
         """Make a request for the list of *name*, or of nobody."""
-        path = route if name is None else f"{route}/{_encoded(name)}"
+        path = route if route == "popular" else f"{route}/{_encoded(name)}"
         query = [f"n={n}"]
         if exclude := options.get("exclude"):
             query.append(f"exclude={','.join(map(_encoded, exclude))}")
@@ -737,7 +737,9 @@ def _basket(items: Basket) -> dict[str, Any]:
     return {"items": list(weighted)}
 
 
-def _encoded(name: str) -> str:
+def _encoded(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"an id, a field and a segment are strings, and not of the type {type(name).__name__}")
     return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")  # else it names a folder
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hotplate.serve.deny_list import DenyListFile, DenyListInvalid
+from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader, open_reader
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.states import Reporter
@@ -163,7 +164,7 @@ def open_lists(
         raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")
     try:
         denied = DenyListFile(None if deny_list is None else Path(deny_list))
-    except DenyListInvalid as error:
+    except ServiceMisused as error:
         raise StoreMisused(str(error)) from error  # what a program catches is a StoreError
     return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in), timeout_s)
 

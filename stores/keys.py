@@ -34,9 +34,11 @@ _HEADER = struct.Struct(">HH")
 
 
 def check_id(identifier: str) -> str:
-    """Return *identifier*; StoreMisused unless it is 1 to 256 bytes of valid UTF-8."""
+    """Return *identifier*; StoreMisused unless it is a string of 1 to 256 bytes of valid UTF-8."""
     try:
         size = len(identifier.encode())
+    except AttributeError as error:
+        raise StoreMisused(f"an id is a string, and not of the type {type(identifier).__name__}") from error
     except UnicodeEncodeError as error:
         raise StoreMisused("an id is not valid Unicode text") from error
     if not 0 < size <= MAX_ID_BYTES:

@@ -177,6 +177,9 @@ def test_a_request_that_is_wrong_is_refused_even_if_a_list_is_remembered(service
             client.popular(n)
     with pytest.raises(TypeError, match="exclud"):
         client.popular(exclud=["a"])
+    for user in (42, None):
+        with pytest.raises(TypeError, match=f"strings, and not of the type {type(user).__name__}"):
+            client.recommendations(user)
 
 
 @pytest.mark.parametrize("fault", [*SILENCES, DROPPED, RESET, b"not HTTP\r\n\r\n", answer(200, b"hello"), answer(500)])

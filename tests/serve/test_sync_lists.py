@@ -103,6 +103,9 @@ def test_every_method_answers_as_that_of_the_async_lists_does(url: str) -> None:
             lists.personal("42", n=0)
         with pytest.raises(hotplate.StoreMisused):
             lists.similar("")
+        for user in (42, None, b"42"):
+            with pytest.raises(hotplate.StoreMisused, match=f"is a string, and not of the type {type(user).__name__}"):
+                lists.personal(user)  # type: ignore[arg-type]  # as in a program without type checks
 
 
 def test_lists_of_a_remote_store_are_read_and_the_next_tier_answers_for_one_that_is_gone(
@@ -171,6 +174,8 @@ def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
         hotplate.open_sync()
     with pytest.raises(hotplate.StoreMisused, match=r"none\.txt"):
         hotplate.open_sync(f"file://{tmp_path}", deny_list=tmp_path / "none.txt")
+    with pytest.raises(hotplate.StoreMisused, match="is not a regular file"):
+        hotplate.open_sync(f"file://{tmp_path}", deny_list=tmp_path)
     for url, why in ((f"file://{tmp_path}", "hotplate publish"), ("redis://127.0.0.1:1/0", "cannot be reached")):
         lists = hotplate.open_sync(url, timeout_s=0.05)
         until_not_ready(lists, why)
