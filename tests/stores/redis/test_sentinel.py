@@ -11,8 +11,9 @@ from hotplate.stores.catalogue import ReleaseId, commit
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import change
+from hotplate.stores.redis.connection import Reconnector
 from hotplate.stores.redis.lookups import ServerLookups
-from hotplate.stores.redis.sentinel import Sentinels
+from hotplate.stores.redis.sentinel import Replicas, Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_sentinel
 from hotplate.stores.store import Finding, Level, Plan, Row
@@ -265,6 +266,23 @@ async def test_the_sentinel_that_knows_the_latest_failover_is_believed_until_non
         assert (await sentinels.resolve()).port == 7002
         knowing.epoch, knowing.primary = 1, 7001
         assert (await sentinels.resolve()).port == 7001
+
+
+async def test_a_connection_to_a_replica_is_kept_until_there_is_another_to_choose_from() -> None:
+    sentinel = ScriptedSentinel(1, 7001)
+    async with asyncio.timeout(SOON_S), AsyncExitStack() as stack:
+        ports = [await stack.enter_async_context(listening(sentinel.serve)) for _ in range(2)]
+        sentinel.replicas = (ports[0],)
+        sentinels = await stack.enter_async_context(scripted(sentinel))
+        replicas = Replicas(sentinels, nearest=False)
+        reader = Reconnector(replicas, SOON_S)
+        stack.push_async_callback(reader.close)
+        connection = await reader.connection()
+        replicas.consider(await sentinels.state())
+        assert reader.current is connection
+        sentinel.replicas = (ports[0], ports[1])
+        replicas.consider(await sentinels.state())
+        assert reader.current is None
 
 
 async def test_sentinels_that_disagree_and_are_too_few_are_named() -> None:
