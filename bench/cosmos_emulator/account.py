@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from hotplate.bench.cosmos_emulator.documents import Document, Documents, IndexingPolicy, UniqueKeys, resource_id
+from hotplate.bench.cosmos_emulator.documents import (
+    ContainerDocuments,
+    Document,
+    IndexingPolicy,
+    UniqueKeys,
+    resource_id,
+)
 from hotplate.bench.cosmos_emulator.http import HttpError, Substatus, bad_request
-from hotplate.bench.cosmos_emulator.partitions import PartitionKeyDefinition, Partitions, Throughput
+from hotplate.bench.cosmos_emulator.partitions import EmulatedThroughput, PartitionKeyDefinition, Partitions
 from hotplate.stores.cosmos.charges import Charges
 
 T = TypeVar("T")
@@ -23,12 +29,12 @@ CONSISTENCIES = ("Strong", "BoundedStaleness", "Session", "ConsistentPrefix", "E
 
 
 @dataclass(slots=True)
-class Offer:
+class EmulatedOffer:
     """The throughput of one container, as a resource of its own."""
 
     rid: str
     container: "Container"
-    throughput: Throughput
+    throughput: EmulatedThroughput
     highest_ru: int
     etag: str
     ts: int
@@ -69,7 +75,7 @@ class Container:
         self.named_link = f"dbs/{quote(database.name)}/colls/{quote(name)}"
         self.definition = definition
         self.partitions = partitions
-        self.documents = Documents()
+        self.documents = ContainerDocuments()
         self.policy = IndexingPolicy(None)
         self.unique_keys = UniqueKeys(None)
         self.default_ttl: int | None = None
@@ -169,7 +175,7 @@ class Database:
 
 
 @dataclass(slots=True)
-class Account:
+class EmulatedAccount:
     """All resources; lives as long as the emulator."""
 
     charges: Charges
@@ -179,7 +185,7 @@ class Account:
     consistency: str = "Session"
     clock: Callable[[], float] = time.time
     databases: dict[str, Database] = field(default_factory=dict)
-    offers: dict[str, Offer] = field(default_factory=dict)
+    offers: dict[str, EmulatedOffer] = field(default_factory=dict)
     next_number: Callable[[], int] = field(default_factory=lambda: itertools.count(1).__next__)
     """Returns a number that no resource had before."""
 
@@ -202,7 +208,7 @@ class Account:
         """Find a container; 404 as for databases."""
         return _find(self.database(database, is_owner=True).containers, name, "container", is_owner=is_owner)
 
-    def offer(self, rid: str) -> Offer:
+    def offer(self, rid: str) -> EmulatedOffer:
         """Find an offer; 404 as for databases."""
         return _find(self.offers, rid, "offer")
 
@@ -210,7 +216,7 @@ class Account:
         """Return all containers of all databases."""
         return [container for database in self.databases.values() for container in database.containers.values()]
 
-    def offer_of(self, container: Container) -> Offer:
+    def offer_of(self, container: Container) -> EmulatedOffer:
         """Find the offer of a container."""
         return next(offer for offer in self.offers.values() if offer.container is container)
 

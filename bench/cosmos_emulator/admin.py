@@ -18,11 +18,18 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from hotplate.bench.cosmos_emulator.account import Account, Container
+from hotplate.bench.cosmos_emulator.account import Container, EmulatedAccount
 from hotplate.bench.cosmos_emulator.arm import PREFIX as ARM_PREFIX
 from hotplate.bench.cosmos_emulator.arm import ResourceManager
 from hotplate.bench.cosmos_emulator.auth import DATA_AUDIENCE, ROLES, TOKEN_LIFE_S, Issuer
-from hotplate.bench.cosmos_emulator.http import HttpError, Request, Response, bad_request, error_response, parse_json
+from hotplate.bench.cosmos_emulator.http import (
+    HttpError,
+    HttpResponse,
+    Request,
+    bad_request,
+    error_response,
+    parse_json,
+)
 from hotplate.bench.cosmos_emulator.service import Service
 
 log = logging.getLogger(__name__)
@@ -38,7 +45,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 class Monitor:
     """Runs once a second: deletes expired items, measures autoscale and saturation; lives as long as the emulator."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: EmulatedAccount) -> None:
         self._account = account
         self._admitted_ru = dict[tuple[str, str], float]()
         self._was_saturated = False
@@ -74,7 +81,7 @@ class Monitor:
         return busiest * len(container.partitions.all)
 
 
-class Metrics(Collector):
+class EmulatorMetrics(Collector):
     """The metrics of one emulator; lives as long as it."""
 
     def __init__(self, service: Service, monitor: Monitor) -> None:
@@ -139,10 +146,10 @@ class Admin:
     def __init__(self, service: Service, monitor: Monitor) -> None:
         self._service = service
         self._monitor = monitor
-        self._metrics = Metrics(service, monitor)
+        self._metrics = EmulatorMetrics(service, monitor)
         self._arm = ResourceManager(service)
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request: Request) -> HttpResponse:
         """Return the response to a request; never raises."""
         if request.path.startswith(ARM_PREFIX):
             return self._arm.answer(request)
@@ -153,24 +160,24 @@ class Admin:
         except HttpError as error:
             return error_response(error)
 
-    def _page(self, request: Request) -> Response:
+    def _page(self, request: Request) -> HttpResponse:
         service, now = self._service, self._service.account.clock()
         match request.method, request.path.removeprefix(PREFIX).strip("/"):
             case "GET", "metrics":
-                return Response(200, self._metrics.text(), content_type=TEXT)
+                return HttpResponse(200, self._metrics.text(), content_type=TEXT)
             case "GET", "faults":
-                return Response(200, service.faults.to_json())
+                return HttpResponse(200, service.faults.to_json())
             case "PUT", "faults":
                 service.faults.replace(parse_json(request.body), now)
-                return Response(200, service.faults.to_json())
+                return HttpResponse(200, service.faults.to_json())
             case "DELETE", "faults":
                 service.faults.replace([], now)
-                return Response(204)
+                return HttpResponse(204)
             case "GET", "token":
                 issuer = service.authenticator.issuer
                 if issuer is None:
                     raise HttpError(404, "Entra tokens are off: start with --entra-issuer")
-                return Response(200, orjson.dumps(_issue(issuer, request.query, now)))
+                return HttpResponse(200, orjson.dumps(_issue(issuer, request.query, now)))
         raise HttpError(404, f"there are {PREFIX}/metrics, {PREFIX}/faults and {PREFIX}/token")
 
 

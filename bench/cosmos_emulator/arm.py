@@ -20,8 +20,8 @@ from hotplate.bench.cosmos_emulator.auth import ACCOUNT, ARM_AUDIENCE, OPERATOR
 from hotplate.bench.cosmos_emulator.http import (
     CODES,
     HttpError,
+    HttpResponse,
     Request,
-    Response,
     bad_request,
     method_not_allowed,
     parse_object,
@@ -94,7 +94,7 @@ class ResourceManager:
     operations: dict[str, tuple[float, HttpError | None]] = field(default_factory=dict)
     """The changes that were accepted: when each is reported as done, and its error if it failed."""
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request: Request) -> HttpResponse:
         """Return the response to a request; never raises."""
         path = unquote(request.path)
         found, change = RESOURCE.fullmatch(path), STATUS.fullmatch(path)
@@ -114,7 +114,7 @@ class ResourceManager:
         self.service.counts.count(operation, response.status, 0.0)
         return response
 
-    def _run(self, request: Request, resource: ArmResource | None, roles: tuple[str, ...]) -> Response:
+    def _run(self, request: Request, resource: ArmResource | None, roles: tuple[str, ...]) -> HttpResponse:
         if resource is None:
             raise _arm_error(404, "InvalidResourceType", "this emulation does not have that resource at ARM")
         action = ACTIONS.get(request.method)
@@ -129,7 +129,7 @@ class ResourceManager:
                 f"over scope '{resource.id}' or the scope is invalid.",
             )
         _check_account(request, resource)
-        return Response(200, self._read(resource)) if action == "read" else self._change(request, resource)
+        return HttpResponse(200, self._read(resource)) if action == "read" else self._change(request, resource)
 
     def _roles(self, request: Request) -> tuple[str, ...]:
         """Return the roles of the token; 401 without a valid one, and 400 without a version."""
@@ -146,7 +146,7 @@ class ResourceManager:
             raise _arm_error(400, "MissingApiVersionParameter", message)
         return roles
 
-    def _change(self, request: Request, resource: ArmResource) -> Response:
+    def _change(self, request: Request, resource: ArmResource) -> HttpResponse:
         """Carry out a PUT or a DELETE, and accept it with the URL at which it is polled for."""
         error: HttpError | None = None
         try:
@@ -156,7 +156,7 @@ class ResourceManager:
                 resources.OPERATIONS[f"delete {resource.kind}"](self.service.account, request, *resource.names)
         except HttpError as raised:
             if request.method == "DELETE" and raised.status == 404:
-                return Response(204)
+                return HttpResponse(204)
             error = raised
         name = str(uuid.uuid4())
         self.operations[name] = self.service.account.clock() + OPERATION_S, error
@@ -165,9 +165,9 @@ class ResourceManager:
         host, version = request.header(b"host"), parse_qs(request.query)["api-version"][0]
         status = f"{PREFIX}{SUBSCRIPTION}/providers/Microsoft.DocumentDB/locations/emulated/operationsStatus/{name}"
         url = f"{request.scheme}://{host}{status}?api-version={version}"
-        return Response(202, orjson.dumps({"status": "Enqueued"}), {"azure-asyncoperation": url})
+        return HttpResponse(202, orjson.dumps({"status": "Enqueued"}), {"azure-asyncoperation": url})
 
-    def _poll(self, name: str) -> Response:
+    def _poll(self, name: str) -> HttpResponse:
         """Report the status of a change."""
         if name not in self.operations:
             raise _arm_error(404, "NotFound", "this operation is not known")
@@ -175,7 +175,7 @@ class ResourceManager:
         is_done = self.service.account.clock() >= done_at
         status = {"status": "Dequeued" if not is_done else "Failed" if error else "Succeeded"}
         failure = {"error": _error_body(error)} if is_done and error else {}
-        return Response(200, orjson.dumps(status | failure))
+        return HttpResponse(200, orjson.dumps(status | failure))
 
     def _read(self, resource: ArmResource) -> bytes:
         account = self.service.account
@@ -255,10 +255,10 @@ def _error_body(error: HttpError) -> dict[str, object]:
     return {"code": error.details.get("code") or CODES.get(error.status, "Error"), "message": error.message}
 
 
-def _error_response(error: HttpError) -> Response:
+def _error_response(error: HttpError) -> HttpResponse:
     """Make the response of an error: ARM's own are in an envelope, the resource provider's are not."""
     body = _error_body(error)
     headers = dict[str, str]()
     if wait_ms := error.headers.get("x-ms-retry-after-ms"):
         headers["retry-after"] = str(ceil(float(wait_ms) / 1000))
-    return Response(error.status, orjson.dumps({"error": body} if "code" in error.details else body), headers)
+    return HttpResponse(error.status, orjson.dumps({"error": body} if "code" in error.details else body), headers)

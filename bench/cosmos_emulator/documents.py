@@ -60,7 +60,7 @@ def without_system_properties(item: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
 
 
-class Documents:
+class ContainerDocuments:
     """All documents of one container."""
 
     def __init__(self) -> None:

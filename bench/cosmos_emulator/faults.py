@@ -10,7 +10,14 @@ from typing import Annotated, Literal
 import msgspec
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpError, Request, Response, Substatus, bad_request
+from hotplate.bench.cosmos_emulator.http import (
+    EmulatorMisused,
+    HttpError,
+    HttpResponse,
+    Request,
+    Substatus,
+    bad_request,
+)
 
 # Status and substatus by kind.
 ERRORS = {
@@ -89,13 +96,13 @@ class Faults:
         except (OSError, orjson.JSONDecodeError, HttpError) as error:
             raise EmulatorMisused(f"{path}: {error}") from error
 
-    def before(self, request: Request, operation: str, now: float) -> Response | None:
+    def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
         """Return or raise the response that is given instead of the service's; None to let it respond."""
         for until, fault in self.active:
             if now >= until or not fault.affects(request.region, operation, self._random.random()):
                 continue
             if fault.kind in RESETS:
-                return Response(503, reset=True)
+                return HttpResponse(503, reset=True)
             if fault.kind in ERRORS:
                 status, substatus = ERRORS[fault.kind]
                 is_throttle = fault.kind == "throttle"
@@ -103,7 +110,7 @@ class Faults:
                 raise HttpError(status, "an injected fault of the emulation", substatus, headers=headers)
         return None
 
-    def delay_s(self, request: Request, operation: str, response: Response, now: float) -> float:
+    def delay_s(self, request: Request, operation: str, response: HttpResponse, now: float) -> float:
         """Return by how much a response is delayed."""
         delay_ms = 0.0
         partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")

@@ -116,7 +116,7 @@ class Request:
 
 
 @dataclass(slots=True)
-class Response:
+class HttpResponse:
     """A whole response; `delay_s` and `reset` come from injected faults."""
 
     status: int
@@ -129,13 +129,13 @@ class Response:
     """Reset the connection instead of responding."""
 
 
-Handler = Callable[[Request], Response]
+HttpHandler = Callable[[Request], HttpResponse]
 
 
-def error_response(error: HttpError) -> Response:
+def error_response(error: HttpError) -> HttpResponse:
     """Make the response of an error, as the service words it."""
     body = orjson.dumps({"code": CODES.get(error.status, "Error"), "message": error.message, **error.details})
-    return Response(error.status, body, {**error.headers, "x-ms-substatus": str(error.substatus)}, error.charge_ru)
+    return HttpResponse(error.status, body, {**error.headers, "x-ms-substatus": str(error.substatus)}, error.charge_ru)
 
 
 def method_not_allowed(request: Request) -> HttpError:
@@ -159,7 +159,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def render(response: Response, *, keep_alive: bool = True) -> bytes:
+def render(response: HttpResponse, *, keep_alive: bool = True) -> bytes:
     """Return the bytes of a response."""
     length = "" if response.status in (204, 304) else f"content-length: {len(response.body)}\r\n"
     content_type = f"content-type: {response.content_type}\r\n" if response.body else ""
@@ -172,15 +172,15 @@ def render(response: Response, *, keep_alive: bool = True) -> bytes:
     return head.encode("latin-1") + response.body
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection, from when it is accepted until it is lost."""
 
-    def __init__(self, handler: Handler, connections: "set[Connection]", region: int, scheme: str) -> None:
+    def __init__(self, handler: HttpHandler, connections: "set[HttpConnection]", region: int, scheme: str) -> None:
         self._handler = handler
         self._connections = connections
         self._region = region
         self._scheme = scheme
-        self._queue = deque[tuple[Request | Response, bool]]()
+        self._queue = deque[tuple[Request | HttpResponse, bool]]()
         self._closes_after_queue = False
         self._is_closing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Handle a whole request, or queue it behind a delayed response."""
         keep_alive = self._parser.should_keep_alive()
-        request: Request | Response
+        request: Request | HttpResponse
         if self._body_bytes > MAX_BODY_BYTES:
             request = error_response(HttpError(413, TOO_LARGE))
         else:
@@ -259,7 +259,7 @@ class Connection(asyncio.Protocol):
             request = Request(method, path, self._headers, body, self._region, self._scheme, query)
         self._handle_or_queue(request, keep_alive=keep_alive)
 
-    def _handle_or_queue(self, request: Request | Response, *, keep_alive: bool) -> None:
+    def _handle_or_queue(self, request: Request | HttpResponse, *, keep_alive: bool) -> None:
         if self._is_closing:
             return
         if self._timer is None:
@@ -267,7 +267,7 @@ class Connection(asyncio.Protocol):
         else:
             self._queue.append((request, keep_alive))
 
-    def _handle(self, request: Request | Response, *, keep_alive: bool) -> None:
+    def _handle(self, request: Request | HttpResponse, *, keep_alive: bool) -> None:
         response = self._handler(request) if isinstance(request, Request) else request
         if isinstance(request, Request) and request.method == "HEAD":
             response.body = b""
@@ -276,7 +276,7 @@ class Connection(asyncio.Protocol):
         else:
             self._write(response, keep_alive=keep_alive)
 
-    def _write_delayed(self, response: Response, keep_alive: bool) -> None:  # noqa: FBT001 -- call_later passes no keywords
+    def _write_delayed(self, response: HttpResponse, keep_alive: bool) -> None:  # noqa: FBT001 -- call_later passes no keywords
         self._timer = None
         self._write(response, keep_alive=keep_alive)
         self._handle_queue()
@@ -290,7 +290,7 @@ class Connection(asyncio.Protocol):
             self._is_closing = True
             self._transport.close()
 
-    def _write(self, response: Response, *, keep_alive: bool) -> None:
+    def _write(self, response: HttpResponse, *, keep_alive: bool) -> None:
         if self._transport.is_closing():
             return
         if response.reset:

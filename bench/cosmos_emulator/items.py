@@ -12,12 +12,12 @@ from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Account, Container, check_ttl
+from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Container, EmulatedAccount, check_ttl
 from hotplate.bench.cosmos_emulator.documents import Document, resource_id, without_system_properties
 from hotplate.bench.cosmos_emulator.http import (
     HttpError,
+    HttpResponse,
     Request,
-    Response,
     Substatus,
     bad_request,
     parse_json,
@@ -41,7 +41,7 @@ NOT_RUN: dict[str, Any] = {"statusCode": 424, "requestCharge": 0.0}
 class RequestContext:
     """One request to one container; lives as long as the request."""
 
-    account: Account
+    account: EmulatedAccount
     container: Container
     request: Request
     now: float
@@ -114,7 +114,7 @@ class RequestContext:
         return headers
 
 
-def context_of(account: Account, container: Container, request: Request, now: float) -> RequestContext:
+def context_of(account: EmulatedAccount, container: Container, request: Request, now: float) -> RequestContext:
     """Check what a request says of its container and its consistency, and return its context."""
     rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
     if rid is not None and rid.decode("latin-1") != container.rid:
@@ -132,7 +132,7 @@ def context_of(account: Account, container: Container, request: Request, now: fl
     return RequestContext(account, container, request, now, level in STRONG)
 
 
-def read(context: RequestContext, item_id: str) -> Response:
+def read(context: RequestContext, item_id: str) -> HttpResponse:
     """Read one item by its id and partition key; 304 where the caller has it already."""
     request, value = context.request, context.key_value()
     document = context.find(item_id, encode(value))
@@ -146,12 +146,12 @@ def read(context: RequestContext, item_id: str) -> Response:
     headers = context.headers(partition, document.etag)
     known = request.headers.get(b"if-none-match")
     if known is not None and known.decode("latin-1").strip('"') == document.etag.strip('"'):
-        return Response(304, b"", headers, charge_ru)
-    return Response(200, document.body or b"", headers, charge_ru)
+        return HttpResponse(304, b"", headers, charge_ru)
+    return HttpResponse(200, document.body or b"", headers, charge_ru)
 
 
 @dataclass(frozen=True, slots=True)
-class WriteResult:
+class ItemWrite:
     """What a write did to which document, and its charge."""
 
     status: int
@@ -160,10 +160,10 @@ class WriteResult:
 
 
 # What a request or one operation of a batch does: context, partition key, id, resource body, If-Match.
-Write = Callable[[RequestContext, KeyValue, str, dict[str, Any], str], WriteResult]
+Write = Callable[[RequestContext, KeyValue, str, dict[str, Any], str], ItemWrite]
 
 
-def write(context: RequestContext, item_id: str, operation: Write) -> Response:
+def write(context: RequestContext, item_id: str, operation: Write) -> HttpResponse:
     """Carry out one write as a request of its own."""
     request, resource = context.request, dict[str, Any]()
     if operation is patch and request.body.lstrip()[:1] == b"[":
@@ -180,10 +180,10 @@ def write(context: RequestContext, item_id: str, operation: Write) -> Response:
     partition.charge_write(context.now, result.charge_ru)
     is_minimal = b"return=minimal" in request.headers.get(b"prefer", b"").lower()
     body = b"" if is_minimal else result.document.body or b""
-    return Response(result.status, body, context.headers(partition, result.document.etag), result.charge_ru)
+    return HttpResponse(result.status, body, context.headers(partition, result.document.etag), result.charge_ru)
 
 
-def create(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], _if_match: str) -> WriteResult:
+def create(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], _if_match: str) -> ItemWrite:
     """Create an item; 409 if there is one of its id and partition key."""
     item_id, key = _checked_identity(context, value, item)
     if (found := context.find(item_id, key)) is not None:
@@ -191,7 +191,7 @@ def create(context: RequestContext, value: KeyValue, _id: str, item: dict[str, A
     return _insert(context, value, item_id, key, item)
 
 
-def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], if_match: str) -> WriteResult:
+def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], if_match: str) -> ItemWrite:
     """Create an item or replace it."""
     item_id, key = _checked_identity(context, value, item)
     found = context.find(item_id, key)
@@ -200,7 +200,7 @@ def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, A
     return _store(context, _matching(context, found, if_match), item)
 
 
-def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[str, Any], if_match: str) -> WriteResult:
+def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[str, Any], if_match: str) -> ItemWrite:
     """Replace the item of an id; 404 if it does not exist."""
     own_id, key = _checked_identity(context, value, item)
     if own_id != item_id:
@@ -208,7 +208,7 @@ def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[s
     return _store(context, _matching(context, context.existing(item_id, key), if_match), item)
 
 
-def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str, Any], if_match: str) -> WriteResult:
+def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str, Any], if_match: str) -> ItemWrite:
     """Apply the `operations` of *body* where its `condition` is fulfilled; 412 if it is not."""
     found = _matching(context, context.existing(item_id, encode(value)), if_match)
     item, condition = found.parsed(), body.get("condition")
@@ -222,13 +222,13 @@ def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str
     return _store(context, found, item, operations)
 
 
-def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, Any], if_match: str) -> WriteResult:
+def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, Any], if_match: str) -> ItemWrite:
     """Delete an item; 404 if it does not exist."""
     found = _matching(context, context.existing(item_id, encode(value)), if_match)
     charge_ru = context.account.charges.delete(found.size, found.terms)
     found.partition.lsn += 1
     context.container.documents.remove(found)
-    return WriteResult(204, found, charge_ru)
+    return ItemWrite(204, found, charge_ru)
 
 
 def _matching(context: RequestContext, found: Document, if_match: str) -> Document:
@@ -254,7 +254,7 @@ def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, 
     return item_id, key
 
 
-def _insert(context: RequestContext, value: KeyValue, item_id: str, key: bytes, item: dict[str, Any]) -> WriteResult:
+def _insert(context: RequestContext, value: KeyValue, item_id: str, key: bytes, item: dict[str, Any]) -> ItemWrite:
     documents = context.container.documents
     partition = context.container.partitions.of(context.container.definition.effective(value))
     made = Document(item_id, key, documents.next_serial(), partition)
@@ -265,7 +265,7 @@ def _insert(context: RequestContext, value: KeyValue, item_id: str, key: bytes, 
 
 def _store(
     context: RequestContext, document: Document, item: dict[str, Any], patch_operations: int | None = None
-) -> WriteResult:
+) -> ItemWrite:
     """Write *item* into a document, new or present, and charge it; nothing has changed if it is refused."""
     container, charges = context.container, context.account.charges
     item = without_system_properties(item)
@@ -295,7 +295,7 @@ def _store(
     if unique:
         container.documents.claim(document, unique)
     container.schedule_expiry(document)
-    return WriteResult(201 if is_new else 200, document, charge_ru)
+    return ItemWrite(201 if is_new else 200, document, charge_ru)
 
 
 def _stored_form(
@@ -323,7 +323,7 @@ WRITES: dict[str, Write] = {
 }  # fmt: skip
 
 
-def batch(context: RequestContext) -> Response:
+def batch(context: RequestContext) -> HttpResponse:
     """Run a batch: 200 with one result for each operation, or 207 with the one that failed and 424 for the others."""
     operations = _operations(context)
     if context.request.header(b"x-ms-cosmos-batch-atomic").lower() == "false":
@@ -344,10 +344,10 @@ def batch(context: RequestContext) -> Response:
             others[len(results)] = _failure(error)
             charge_ru = round(charge_ru + error.charge_ru, 2)
             partition.charge_read(context.now, context.request.region, charge_ru)
-            return Response(207, orjson.dumps(others), context.headers(partition), charge_ru)
+            return HttpResponse(207, orjson.dumps(others), context.headers(partition), charge_ru)
     charge_ru = round(charge_ru, 2)
     partition.charge_write(context.now, charge_ru)
-    return Response(200, orjson.dumps(results), context.headers(partition), charge_ru)
+    return HttpResponse(200, orjson.dumps(results), context.headers(partition), charge_ru)
 
 
 def _operations(context: RequestContext) -> list[dict[str, Any]]:
@@ -360,7 +360,7 @@ def _operations(context: RequestContext) -> list[dict[str, Any]]:
     return operations
 
 
-def _bulk(context: RequestContext, operations: list[dict[str, Any]]) -> Response:
+def _bulk(context: RequestContext, operations: list[dict[str, Any]]) -> HttpResponse:
     """Run operations of one partition, each with its own key, status and charge; a 429 refuses one of them."""
     goes_on = context.request.header(b"x-ms-cosmos-batch-continue-on-error").lower() != "false"
     range_id = context.request.header(RANGE_HEADER)
@@ -377,7 +377,7 @@ def _bulk(context: RequestContext, operations: list[dict[str, Any]]) -> Response
             partition.charge_read(context.now, context.request.region, error.charge_ru)
             results.append(_failure(error))
     charge_ru = round(sum(result["requestCharge"] for result in results), 2)
-    return Response(207 if failed else 200, orjson.dumps(results), context.headers(partition), charge_ru)
+    return HttpResponse(207 if failed else 200, orjson.dumps(results), context.headers(partition), charge_ru)
 
 
 def _run_of_bulk(context: RequestContext, operation: dict[str, Any]) -> dict[str, Any]:

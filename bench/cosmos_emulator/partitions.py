@@ -159,7 +159,7 @@ INITIAL_PARTITION_RU = 6_000
 
 
 @dataclass(frozen=True, slots=True)
-class Throughput:
+class EmulatedThroughput:
     """RU/s of one container: manual, or the top of an autoscale range that begins at a tenth of it.
 
     https://learn.microsoft.com/azure/cosmos-db/concepts-limits has the values, and
@@ -289,7 +289,7 @@ class Partition:
 class Partitions:
     """All partitions of one container, in the order of their ranges."""
 
-    def __init__(self, throughput: Throughput, version: int, regions: int) -> None:
+    def __init__(self, throughput: EmulatedThroughput, version: int, regions: int) -> None:
         self._version = version
         self._regions = regions
         parts = throughput.initial_partitions
@@ -318,7 +318,7 @@ class Partitions:
             )
         return found
 
-    def provision(self, throughput: Throughput) -> None:
+    def provision(self, throughput: EmulatedThroughput) -> None:
         """Share *throughput* evenly; partitions split if they cannot carry it, here at once, in Azure in hours."""
         while len(self.all) * PARTITION_RU < throughput.ru:
             self._split_all()

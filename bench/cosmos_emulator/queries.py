@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from hotplate.bench.cosmos_emulator.documents import Document, IndexingPolicy
-from hotplate.bench.cosmos_emulator.http import HttpError, Response, Substatus, bad_request, parse_object
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Substatus, bad_request, parse_object
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
 from hotplate.bench.cosmos_emulator.partitions import HEADER, UNDEFINED, Partition, encode
 from hotplate.bench.cosmos_emulator.sql import ALWAYS, Node, Parameters, Query, conditions_by_id, evaluate, parse, rank
@@ -68,7 +68,7 @@ class Page:
     continuation: str = ""
 
 
-def query(context: RequestContext) -> Response:
+def query(context: RequestContext) -> HttpResponse:
     """Return one page of a query."""
     statement, parameters = parse_query(context.request.body)
     page = _page_of(context, statement, parameters)
@@ -84,12 +84,12 @@ def query(context: RequestContext) -> Response:
     return _respond(page, is_feed=False)
 
 
-def query_plan(context: RequestContext) -> Response:
+def query_plan(context: RequestContext) -> HttpResponse:
     """Return the plan of a query; that costs nothing here."""
-    return Response(200, orjson.dumps(plan(parse_query(context.request.body)[0])))
+    return HttpResponse(200, orjson.dumps(plan(parse_query(context.request.body)[0])))
 
 
-def feed(context: RequestContext) -> Response:
+def feed(context: RequestContext) -> HttpResponse:
     """Return one page of all items, or of the change feed."""
     if context.request.headers.get(b"a-im"):
         return _changes(context)
@@ -162,7 +162,7 @@ def _readable(
             yield document
 
 
-def _changes(context: RequestContext) -> Response:
+def _changes(context: RequestContext) -> HttpResponse:
     """Return one page of changes; 304 without any; always with the etag to go on from."""
     if context.request.header(b"a-im").lower() not in INCREMENTAL:
         raise bad_request("only the latest versions of items are emulated, not all versions and deletes")
@@ -181,7 +181,7 @@ def _changes(context: RequestContext) -> Response:
     seen = page[-1].lsn if page else max(since, partition.lsn)
     headers = context.headers(partition, f'"{seen}"') | {"x-ms-item-count": str(len(page))}
     items = [b'%b,"_lsn":%d}' % ((one.body or b"{}")[:-1], one.lsn) for one in page]
-    return Response(200 if page else 304, _body(context, items) if page else b"", headers, charge_ru)
+    return HttpResponse(200 if page else 304, _body(context, items) if page else b"", headers, charge_ru)
 
 
 def _since(context: RequestContext, partition: Partition) -> int:
@@ -209,7 +209,7 @@ def _body(context: RequestContext, items: Sequence[bytes]) -> bytes:
     return b'{"_rid":"%b","Documents":[%b],"_count":%d}' % (rid, b",".join(items), count)
 
 
-def _respond(page: Page, *, is_feed: bool) -> Response:
+def _respond(page: Page, *, is_feed: bool) -> HttpResponse:
     context, partitions, charges = page.context, page.partitions, page.context.account.charges
     for partition in partitions:
         partition.admit(context.now, context.request.region)
@@ -237,7 +237,7 @@ def _respond(page: Page, *, is_feed: bool) -> Response:
         headers["x-ms-documentdb-query-metrics"] = _metrics(page)
     if page.continuation:
         headers["x-ms-continuation"] = page.continuation
-    return Response(200, _body(context, page.results), headers, round(charge_ru, 2))
+    return HttpResponse(200, _body(context, page.results), headers, round(charge_ru, 2))
 
 
 def _metrics(page: Page) -> str:

@@ -5,19 +5,19 @@ from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import Account, Container, Database, Offer, check_ttl
+from hotplate.bench.cosmos_emulator.account import Container, Database, EmulatedAccount, EmulatedOffer, check_ttl
 from hotplate.bench.cosmos_emulator.documents import IndexingPolicy, UniqueKeys, resource_id
 from hotplate.bench.cosmos_emulator.http import (
     HttpError,
+    HttpResponse,
     Request,
-    Response,
     bad_request,
     method_not_allowed,
     parse_json,
     parse_object,
 )
 from hotplate.bench.cosmos_emulator.items import ALREADY_EXISTS
-from hotplate.bench.cosmos_emulator.partitions import PartitionKeyDefinition, Partitions, Throughput
+from hotplate.bench.cosmos_emulator.partitions import EmulatedThroughput, PartitionKeyDefinition, Partitions
 from hotplate.bench.cosmos_emulator.queries import parse_query, select
 
 OFFER_HEADER = b"x-ms-offer-throughput"
@@ -32,18 +32,18 @@ NOT_EMULATED = (
 )  # fmt: skip
 
 
-def throughput_of(manual: object, autoscale: object) -> Throughput:
+def throughput_of(manual: object, autoscale: object) -> EmulatedThroughput:
     """Return a valid throughput: that of autoscale settings if there are some, else the manual one."""
     name, ru = "throughput", manual
     if autoscale is not None:
         name, ru = "maxThroughput", autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
-    found = Throughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
+    found = EmulatedThroughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
     if not found.least <= found.ru <= MAX_RU or found.ru % found.step:
         raise bad_request(f"{name} must be {found.least} … {MAX_RU} RU/s in steps of {found.step}")
     return found
 
 
-def create_database(account: Account, resource: Mapping[str, Any]) -> Database:
+def create_database(account: EmulatedAccount, resource: Mapping[str, Any]) -> Database:
     """Create a database."""
     name = _checked_id(resource)
     if name in account.databases:
@@ -54,7 +54,7 @@ def create_database(account: Account, resource: Mapping[str, Any]) -> Database:
 
 
 def create_container(
-    account: Account, database: Database, resource: Mapping[str, Any], manual: object, autoscale: object
+    account: EmulatedAccount, database: Database, resource: Mapping[str, Any], manual: object, autoscale: object
 ) -> Container:
     """Create a container and its offer; the default throughput is for requests of neither kind."""
     name = _checked_id(resource)
@@ -66,18 +66,18 @@ def create_container(
     unique_keys = UniqueKeys(resource.get("uniqueKeyPolicy"))
     definition = PartitionKeyDefinition(resource.get("partitionKey"))
     is_default = manual is None and autoscale is None
-    throughput = Throughput(DEFAULT_RU) if is_default else throughput_of(manual, autoscale)
+    throughput = EmulatedThroughput(DEFAULT_RU) if is_default else throughput_of(manual, autoscale)
     partitions = Partitions(throughput, definition.version, len(account.regions))
     container = Container(database, name, account.next_number(), definition, partitions)
     container.unique_keys = unique_keys
     _configure(account, container, resource)
     rid = resource_id(account.next_number().to_bytes(3, "big"))
-    account.offers[rid] = Offer(rid, container, throughput, throughput.ru, *account.next_stamp())
+    account.offers[rid] = EmulatedOffer(rid, container, throughput, throughput.ru, *account.next_stamp())
     database.containers[name] = container
     return container
 
 
-def replace_container(account: Account, container: Container, resource: Mapping[str, Any]) -> Container:
+def replace_container(account: EmulatedAccount, container: Container, resource: Mapping[str, Any]) -> Container:
     """Change a container's indexing policy and time to live."""
     if resource.get("id") != container.name:
         raise bad_request("the id of a container cannot be changed")
@@ -90,20 +90,20 @@ def replace_container(account: Account, container: Container, resource: Mapping[
     return container
 
 
-def delete_database(account: Account, database: Database) -> Database:
+def delete_database(account: EmulatedAccount, database: Database) -> Database:
     """Delete a database with its containers."""
     for container in list(database.containers.values()):
         delete_container(account, container)
     return account.databases.pop(database.name)
 
 
-def delete_container(account: Account, container: Container) -> Container:
+def delete_container(account: EmulatedAccount, container: Container) -> Container:
     """Delete a container with its items and its offer."""
     del account.offers[account.offer_of(container).rid]
     return container.database.containers.pop(container.name)
 
 
-def replace_throughput(account: Account, offer: Offer, throughput: Throughput) -> Offer:
+def replace_throughput(account: EmulatedAccount, offer: EmulatedOffer, throughput: EmulatedThroughput) -> EmulatedOffer:
     """Change a container's throughput, within what its partitions and its history allow."""
     if throughput.autoscale != offer.throughput.autoscale:
         raise bad_request("migrating between manual and autoscale throughput is not emulated")
@@ -120,7 +120,7 @@ def replace_throughput(account: Account, offer: Offer, throughput: Throughput) -
     return offer
 
 
-def _configure(account: Account, container: Container, resource: Mapping[str, Any]) -> None:
+def _configure(account: EmulatedAccount, container: Container, resource: Mapping[str, Any]) -> None:
     """Take the settings that can change; nothing has changed if one is refused."""
     policy = IndexingPolicy(resource.get("indexingPolicy"))
     ttl = resource.get("defaultTtl")
@@ -143,13 +143,13 @@ def _checked_id(resource: Mapping[str, Any]) -> str:
     return name
 
 
-def _post_database(account: Account, request: Request) -> Database:
+def _post_database(account: EmulatedAccount, request: Request) -> Database:
     if OFFER_HEADER in request.headers or AUTOSCALE_HEADER in request.headers:
         raise bad_request(SHARED_THROUGHPUT)
     return create_database(account, parse_object(request.body))
 
 
-def _post_container(account: Account, request: Request, database: str) -> Container:
+def _post_container(account: EmulatedAccount, request: Request, database: str) -> Container:
     owner = account.database(database, is_owner=True)
     manual, autoscale = (request.headers.get(name) for name in (OFFER_HEADER, AUTOSCALE_HEADER))
     ru = int(manual) if manual and manual.isdigit() and len(manual) < 10 else manual
@@ -157,11 +157,11 @@ def _post_container(account: Account, request: Request, database: str) -> Contai
     return create_container(account, owner, parse_object(request.body), ru, settings)
 
 
-def _put_container(account: Account, request: Request, database: str, name: str) -> Container:
+def _put_container(account: EmulatedAccount, request: Request, database: str, name: str) -> Container:
     return replace_container(account, account.container(database, name), parse_object(request.body))
 
 
-def _put_offer(account: Account, request: Request, rid: str) -> Offer:
+def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> EmulatedOffer:
     offer, content = account.offer(rid), parse_object(request.body).get("content")
     if not isinstance(content, dict):
         raise bad_request("an offer needs a content with offerThroughput or offerAutopilotSettings")
@@ -170,7 +170,7 @@ def _put_offer(account: Account, request: Request, rid: str) -> Offer:
 
 
 # By the names that metrics and faults give operations; each takes the account, the request and the names of the path.
-OPERATIONS: dict[str, Callable[..., Database | Container | Offer]] = {
+OPERATIONS: dict[str, Callable[..., Database | Container | EmulatedOffer]] = {
     "create database": _post_database,
     "read database": lambda account, _request, name: account.database(name),
     "delete database": lambda account, _request, name: delete_database(account, account.database(name)),
@@ -184,7 +184,7 @@ OPERATIONS: dict[str, Callable[..., Database | Container | Offer]] = {
 
 
 # By the nouns of operations; each takes the account and the names of the path.
-FEEDS: dict[str, Callable[..., tuple[str, str, Mapping[str, Database | Container | Offer]]]] = {
+FEEDS: dict[str, Callable[..., tuple[str, str, Mapping[str, Database | Container | EmulatedOffer]]]] = {
     "databases": lambda account: ("Databases", "", account.databases),
     "containers": lambda account, name: (
         "DocumentCollections",
@@ -195,7 +195,7 @@ FEEDS: dict[str, Callable[..., tuple[str, str, Mapping[str, Database | Container
 }
 
 
-def run(account: Account, request: Request, operation: str, names: Sequence[str]) -> Response:
+def run(account: EmulatedAccount, request: Request, operation: str, names: Sequence[str]) -> HttpResponse:
     """Run an operation; 405 if its name is unknown."""
     verb, _, noun = operation.partition(" ")
     if operation == "list ranges":
@@ -210,25 +210,25 @@ def run(account: Account, request: Request, operation: str, names: Sequence[str]
         raise method_not_allowed(request)
     resource, charges = OPERATIONS[operation](account, request, *names), account.charges
     if verb == "delete":
-        return Response(204, charge_ru=charges.metadata_write)
+        return HttpResponse(204, charge_ru=charges.metadata_write)
     headers = {"etag": resource.etag}
     if isinstance(resource, Container):
         owner = resource.named_link.rpartition("/colls/")[0]
         headers |= {"x-ms-alt-content-path": owner, "x-ms-content-path": resource.database.rid}
     status, charge_ru = (201, charges.metadata_write) if verb == "create" else (200, charges.metadata_read)
-    return Response(status, orjson.dumps(resource.to_json()), headers, charge_ru)
+    return HttpResponse(status, orjson.dumps(resource.to_json()), headers, charge_ru)
 
 
-def _list_ranges(account: Account, request: Request, database: str, name: str) -> Response:
+def _list_ranges(account: EmulatedAccount, request: Request, database: str, name: str) -> HttpResponse:
     """List the partition key ranges; 304 for a caller that has them: SDKs page on until they get it."""
     container = account.container(database, name, is_owner=True)
     etag = container.partitions.etag
     if request.header(b"if-none-match") == etag:
-        return Response(304, headers={"etag": etag}, charge_ru=account.charges.metadata_read)
+        return HttpResponse(304, headers={"etag": etag}, charge_ru=account.charges.metadata_read)
     ranges = container.partitions.to_json(container.rid)
     return _feed(account, "PartitionKeyRanges", container.rid, ranges, etag=etag)
 
 
-def _feed(account: Account, name: str, rid: str, results: Sequence[Any], **headers: str) -> Response:
+def _feed(account: EmulatedAccount, name: str, rid: str, results: Sequence[Any], **headers: str) -> HttpResponse:
     body = orjson.dumps({"_rid": rid, name: results, "_count": len(results)})
-    return Response(200, body, {**headers, "x-ms-item-count": str(len(results))}, account.charges.metadata_read)
+    return HttpResponse(200, body, {**headers, "x-ms-item-count": str(len(results))}, account.charges.metadata_read)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import uvloop
 
-from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, Account
+from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, EmulatedAccount
 from hotplate.bench.cosmos_emulator.admin import Admin, Monitor
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
-from hotplate.bench.cosmos_emulator.http import Connection, EmulatorMisused
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpConnection
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.cosmos.charges import OURS, load
 
@@ -64,7 +64,7 @@ class RunningEmulator:
     scheme: str
     host: str
     ports: tuple[int, ...] = ()
-    connections: set[Connection] = field(default_factory=set)
+    connections: set[HttpConnection] = field(default_factory=set)
 
     @property
     def endpoint(self) -> str:
@@ -83,7 +83,7 @@ async def running(settings: EmulatorSettings, clock: Callable[[], float] = time.
     ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
     regions = tuple(zip(REGIONS, ports, strict=False))
     charges = load(settings.charges or OURS)
-    account = Account(charges, regions, settings.consistency, clock)
+    account = EmulatedAccount(charges, regions, settings.consistency, clock)
     service = Service(account, Authenticator(settings.key, Issuer() if settings.entra else None))
     if settings.faults is not None:
         service.faults.read(settings.faults, clock())
@@ -97,7 +97,7 @@ async def running(settings: EmulatorSettings, clock: Callable[[], float] = time.
         for region, port in enumerate(ports):
             listeners.append(
                 await loop.create_server(
-                    lambda region=region: Connection(admin.answer, emulator.connections, region, scheme),
+                    lambda region=region: HttpConnection(admin.answer, emulator.connections, region, scheme),
                     settings.host,
                     port,
                     ssl=context,

@@ -12,10 +12,10 @@ from urllib.parse import unquote
 import orjson
 
 from hotplate.bench.cosmos_emulator import items, queries, resources
-from hotplate.bench.cosmos_emulator.account import Account
+from hotplate.bench.cosmos_emulator.account import EmulatedAccount
 from hotplate.bench.cosmos_emulator.auth import Authenticator, authorize
 from hotplate.bench.cosmos_emulator.faults import Faults
-from hotplate.bench.cosmos_emulator.http import HttpError, Request, Response, Substatus, bad_request, error_response
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus, bad_request, error_response
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ NOUNS = {"dbs": "database", "colls": "container", "docs": "item", "offers": "off
 VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete", "PATCH": "patch"}
 READS = ("read ", "list ", "query ", "plan ")
 
-ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], Response]] = {
+ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
     "read item": items.read,
     "batch items": lambda context, _: items.batch(context),
     "query items": lambda context, _: queries.query(context),
@@ -114,14 +114,14 @@ class Counts:
 class Service:
     """Answers requests, one after the other; lives as long as the emulator."""
 
-    account: Account
+    account: EmulatedAccount
     authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
     _second: int = -1
     _date: str = ""
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request: Request) -> HttpResponse:
         """Return the response to a request; never raises."""
         operation = "unreadable"
         try:
@@ -148,7 +148,7 @@ class Service:
             self._second, self._date = second, formatdate(second, usegmt=True)
         return self._date
 
-    def _run_with_faults(self, request: Request, route: ResourceRoute, operation: str) -> Response:
+    def _run_with_faults(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
         now = self.account.clock()
         response = self.faults.before(request, operation, now)
         if response is None:
@@ -159,7 +159,7 @@ class Service:
             response.delay_s = self.faults.delay_s(request, operation, response, now)
         return response
 
-    def _run(self, request: Request, route: ResourceRoute, operation: str) -> Response:
+    def _run(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
         now = self.account.clock()
         roles = self.authenticator.check(request, route.resource_type, route.link, now)
         if roles is not None:
@@ -175,7 +175,7 @@ class Service:
             return run(context, "" if route.is_feed else route.names[2])
         return resources.run(self.account, request, operation, route.names)
 
-    def _read_account(self, request: Request) -> Response:
+    def _read_account(self, request: Request) -> HttpResponse:
         """Describe the account; the region of the request is at the host and port that the caller reached it by."""
         host = request.header(b"host") or f"127.0.0.1:{self.account.regions[request.region][1]}"
         name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
@@ -200,4 +200,4 @@ class Service:
             "readPolicy": {"primaryReadCoefficient": 1, "secondaryReadCoefficient": 1},
             "queryEngineConfiguration": '{"maxSqlQueryInputLength":524288,"enableSpatialIndexing":false}',
         }
-        return Response(200, orjson.dumps(account))
+        return HttpResponse(200, orjson.dumps(account))

@@ -17,9 +17,9 @@ from urllib.parse import quote, unquote
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import Account
+from hotplate.bench.cosmos_emulator.account import EmulatedAccount
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
-from hotplate.bench.cosmos_emulator.http import Request, Response
+from hotplate.bench.cosmos_emulator.http import HttpResponse, Request
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, running
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.cosmos.charges import load
@@ -87,7 +87,7 @@ class Direct:
     def __init__(self, clock: Callable[[], float], *, ru: int = 4000, regions: int = 1, **container: object) -> None:
         names = tuple((f"region {n}", 8081 + n) for n in range(regions))
         self.clock = clock
-        self.service = Service(Account(load(), names, clock=clock), Authenticator(WELL_KNOWN_KEY, None))
+        self.service = Service(EmulatedAccount(load(), names, clock=clock), Authenticator(WELL_KNOWN_KEY, None))
         assert self.request("POST", "/dbs", {"id": "d"}).status == 201
         resource = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **container}
         assert self.request("POST", "/dbs/d/colls/", resource, {"x-ms-offer-throughput": str(ru)}).status == 201
@@ -95,7 +95,7 @@ class Direct:
 
     def request(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None, *, region: int = 0
-    ) -> Response:
+    ) -> HttpResponse:
         """Send a signed request; bytes are sent as they are, all else as JSON."""
         segments = unquote(path).strip("/").split("/")
         is_feed = len(segments) % 2 == 1
@@ -106,20 +106,20 @@ class Direct:
         named = {name.lower().encode(): value.encode("latin-1") for name, value in fields.items()}
         return self.service.answer(Request(method, path, named, raw, region))
 
-    def item(self, method: str, name: str, body: object = None, **headers: str) -> Response:
+    def item(self, method: str, name: str, body: object = None, **headers: str) -> HttpResponse:
         """Send a request for the item of one id, which is its partition key, too."""
         path = "/dbs/d/colls/c/docs/" + ("" if method == "POST" else f"{quote(name, safe='')}/")
         named = {"x-ms-documentdb-partitionkey": orjson.dumps([name]).decode("latin-1")}
         named |= {header.replace("_", "-"): value for header, value in headers.items()}
         return self.request(method, path, body, named)
 
-    def query(self, text: str, parameters: object = (), **headers: str) -> Response:
+    def query(self, text: str, parameters: object = (), **headers: str) -> HttpResponse:
         """Query the items of the container, across its partitions."""
         named = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
         named |= {header.replace("_", "-"): value for header, value in headers.items()}
         return self.request("POST", "/dbs/d/colls/c/docs/", {"query": text, "parameters": parameters}, named)
 
-    def send(self, request: bytes) -> Response:
+    def send(self, request: bytes) -> HttpResponse:
         """Send a request as it stands on the wire, with its own signature."""
         head, _, body = request.partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
@@ -127,7 +127,7 @@ class Direct:
         return self.request(method, path, body or None, dict(line.split(": ", 1) for line in lines))
 
 
-def substatus(response: Response) -> tuple[int, int]:
+def substatus(response: HttpResponse) -> tuple[int, int]:
     return response.status, int(response.headers["x-ms-substatus"])
 
 

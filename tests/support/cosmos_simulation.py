@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import Account, Container
+from hotplate.bench.cosmos_emulator.account import Container, EmulatedAccount
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
 from hotplate.bench.cosmos_emulator.http import Request, render
 from hotplate.bench.cosmos_emulator.service import Service
@@ -40,7 +40,7 @@ class SimulatedAccount:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.latency_s = 0.005
         self.now: Callable[[], float] = lambda: BEGAN + loop.time()
-        account = Account(load(), (("Here", 1),), clock=self.now)
+        account = EmulatedAccount(load(), (("Here", 1),), clock=self.now)
         self.service = Service(account, Authenticator(WELL_KNOWN_KEY, None))
         self.stores = list[CosmosStore]()
         self.many_writers = False

@@ -17,7 +17,7 @@ from hotplate.bench.cosmos_emulator.auth import (
     Authenticator,
     Issuer,
 )
-from hotplate.bench.cosmos_emulator.http import Request, Response
+from hotplate.bench.cosmos_emulator.http import HttpResponse, Request
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, substatus
 
@@ -39,12 +39,12 @@ class Entra(Direct):
         made = self.issuer.issue(self.clock(), life_s, scope=scope, roles=roles or ROLES)
         return str(made["access_token"])
 
-    def data(self, token: str, method: str, path: str, body: object = None, **headers: str) -> Response:
+    def data(self, token: str, method: str, path: str, body: object = None, **headers: str) -> HttpResponse:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         given |= {"x-ms-documentdb-partitionkey": '["a"]', "authorization": f"type%3Daad%26ver%3D1.0%26sig%3D{token}"}
         return self.request(method, path, body, given)
 
-    def arm(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Response:
+    def arm(self, method: str, path: str, body: object = None, *, token: str | None = None) -> HttpResponse:
         bearer = self.token(scope=ARM_AUDIENCE) if token is None else token
         headers = {b"authorization": f"Bearer {bearer}".encode(), b"host": b"acct.example:443"}
         path, _, query = path.partition("?")
@@ -59,7 +59,7 @@ def entra(clock: FakeClock) -> Entra:
     return Entra(clock)
 
 
-def error_of(response: Response) -> tuple[int, str]:
+def error_of(response: HttpResponse) -> tuple[int, str]:
     body: dict[str, Any] = orjson.loads(response.body)
     return response.status, str(body.get("error", body)["code"])
 

@@ -10,7 +10,7 @@ from azure.cosmos import ContainerProxy, CosmosClient, DatabaseProxy, PartitionK
 from azure.cosmos import aio as cosmos
 from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosHttpResponseError
 
-from hotplate.bench.cosmos_emulator.http import Response
+from hotplate.bench.cosmos_emulator.http import HttpResponse
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, Emulator, emulator_thread
@@ -147,7 +147,7 @@ def test_array_contains_with_and_and_or_and_the_metrics_of_a_query(database: Dat
     assert metrics["indexUtilizationRatio"] == "0.43"
 
 
-def bulk(direct: Direct, *operations: dict[str, Any], **headers: str) -> Response:
+def bulk(direct: Direct, *operations: dict[str, Any], **headers: str) -> HttpResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return direct.request("POST", "/dbs/d/colls/c/docs/", list(operations), BULK | named)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import orjson
 from hypothesis import strategies as st
 
-from hotplate.bench.cosmos_emulator.http import Connection, Request, Response
+from hotplate.bench.cosmos_emulator.http import HttpConnection, HttpResponse, Request
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from tests.support.cosmos_server import emulator_thread
 from tests.support.property import depths, explore
@@ -40,13 +40,13 @@ def fed(pieces: list[bytes]) -> tuple[list[Request], Sink]:
     """Feed a connection with pieces; returns the requests that it understood, and what it wrote."""
     requests = list[Request]()
 
-    def handle(request: Request) -> Response:
+    def handle(request: Request) -> HttpResponse:
         requests.append(request)
-        return Response(200, b"{}")
+        return HttpResponse(200, b"{}")
 
     async def feed() -> Sink:
         sink = Sink()
-        connection = Connection(handle, set(), 0, "http")
+        connection = HttpConnection(handle, set(), 0, "http")
         connection.connection_made(sink)
         for piece in pieces:
             connection.data_received(piece)

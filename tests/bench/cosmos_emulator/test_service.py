@@ -9,7 +9,7 @@ import pytest
 from hotplate.bench.cosmos_emulator.admin import Monitor
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
 from hotplate.bench.cosmos_emulator.faults import Faults
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused, Response
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpResponse
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, signed, substatus
 
@@ -21,7 +21,7 @@ def direct(clock: FakeClock) -> Direct:
     return Direct(clock, defaultTtl=-1)
 
 
-def body_of(response: Response) -> dict[str, Any]:
+def body_of(response: HttpResponse) -> dict[str, Any]:
     body: dict[str, Any] = orjson.loads(response.body)
     return body
 
