@@ -21,7 +21,7 @@ from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
-from hotplate.stores.factors import PIECE_BYTES, Description, Entry, description_row, pieces
+from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
 from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.store import Plan, Row
 
@@ -156,7 +156,7 @@ class ModelLists:
             return
         allowed, categories = self._ruled.allowed, self._ruled.categories
         entries = (
-            Entry(
+            ItemEntry(
                 item,
                 self._titles[place],
                 allowed=allowed is None or bool(allowed[place]),

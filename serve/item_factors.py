@@ -12,7 +12,7 @@ import orjson
 
 from hotplate.stores.encoding import Item, encode_id
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.factors import Description, Entry
+from hotplate.stores.factors import Description, ItemEntry
 
 # As published lists have them.
 DECIMALS = 6
@@ -34,7 +34,7 @@ class ItemFactors:
         """Make room for the factors, 4 bytes each."""
         self.description = description
         self._matrix = np.zeros((description.items, description.factors), dtype=np.float32)
-        self._entries = list[Entry]()
+        self._entries = list[ItemEntry]()
         self._rows = dict[str, int]()
         self._banned: Rows = np.empty(0, dtype=np.intp)
         self._denied: tuple[Container[bytes], Rows] = (), self._banned
@@ -50,7 +50,7 @@ class ItemFactors:
         if len(self._rows) != self.description.items:
             raise ReleaseCorrupt(f"there are {len(self._rows)} of {self.description.items} items")
 
-    def add(self, entries: Sequence[Entry], rows: memoryview) -> None:
+    def add(self, entries: Sequence[ItemEntry], rows: memoryview) -> None:
         """Add items with their factors, as a piece has them; ValueError for more than there are."""
         start, stop = len(self._entries), len(self._entries) + len(entries)
         self._matrix[start:stop] = np.frombuffer(rows, dtype="<f4").reshape(len(entries), -1)
@@ -140,11 +140,11 @@ def _are_first(categories: Rows, most: int) -> npt.NDArray[np.bool_]:
     return are_first
 
 
-def _rows_in(entries: Sequence[Entry], ids: Container[bytes]) -> Rows:
+def _rows_in(entries: Sequence[ItemEntry], ids: Container[bytes]) -> Rows:
     return np.flatnonzero([encode_id(entry.id) in ids for entry in entries])
 
 
-def _item(entry: Entry, score: float) -> Item:
+def _item(entry: ItemEntry, score: float) -> Item:
     item = Item(id=entry.id, score=round(score, DECIMALS))
     if entry.title is not None:
         item["title"] = entry.title

@@ -45,7 +45,7 @@ class Description(Struct, frozen=True):
     max_per_category: int | None = None
 
 
-class Entry(Struct, frozen=True, array_like=True):
+class ItemEntry(Struct, frozen=True, array_like=True):
     """One item: its title and category, if it has them, and whether it may be recommended."""
 
     id: str
@@ -59,7 +59,7 @@ def piece_key(number: int) -> str:
     return f"{FACTORS}/{number:06}"
 
 
-def pieces(items: Iterable[tuple[Entry, bytes]]) -> Iterator[Row]:
+def pieces(items: Iterable[tuple[ItemEntry, bytes]]) -> Iterator[Row]:
     """Yield items, with their factors as bytes, in pieces of PIECE_BYTES at most, or of a single item."""
     number = size = 0
     entries, factors = list[bytes](), list[bytes]()
@@ -97,11 +97,11 @@ def read_description(body: bytes) -> Description:
         ) from error
 
 
-def read_piece(body: bytes, factors: int) -> tuple[list[Entry], memoryview]:
+def read_piece(body: bytes, factors: int) -> tuple[list[ItemEntry], memoryview]:
     """Return the items of a piece, and their factors, so many of each, one row after another; or ReleaseCorrupt."""
     try:
         (length,) = _LENGTH.unpack_from(body)
-        entries = msgspec.json.decode(body[_LENGTH.size : _LENGTH.size + length], type=list[Entry])
+        entries = msgspec.json.decode(body[_LENGTH.size : _LENGTH.size + length], type=list[ItemEntry])
     except (struct.error, msgspec.DecodeError) as error:
         raise ReleaseCorrupt(f"a piece of {FACTORS!r} cannot be read ({error}); publish the release again") from error
     rows = memoryview(body)[_LENGTH.size + length :]

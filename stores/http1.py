@@ -18,7 +18,7 @@ from hotplate.stores.throttle import Backoff
 
 Tag = TypeVar("Tag")
 # Why a request has no response: no connection, one that ended, bytes that are not a response, or none in time.
-Kind = Literal["connect", "reset", "malformed", "timeout"]
+FailureKind = Literal["connect", "reset", "malformed", "timeout"]
 
 # When an attempt to connect is given up; a handshake of TLS is part of it.
 CONNECT_S = 2.0
@@ -55,7 +55,7 @@ class RequestFailed(Exception):
     `retry_after_s`: how long it takes until the server is tried again, of a request that was not sent.
     """
 
-    def __init__(self, kind: Kind, host: str, *, stale: bool = False, retry_after_s: float = 0.0) -> None:
+    def __init__(self, kind: FailureKind, host: str, *, stale: bool = False, retry_after_s: float = 0.0) -> None:
         super().__init__(f"no answer from {host}: {kind}")
         self.kind = kind
         self.stale = stale
@@ -71,7 +71,7 @@ class ConnectionListener(Protocol[Tag]):
     def on_response(self, connection: "ClientConnection[Tag]", tag: Tag) -> None:
         """The request sent with *tag* has its whole response: `status`, `body` and `head` of the connection."""
 
-    def on_failure(self, tag: Tag, kind: Kind) -> None:
+    def on_failure(self, tag: Tag, kind: FailureKind) -> None:
         """The request sent with *tag* has no response, or none that can be parsed."""
 
     def on_closed(self, connection: "ClientConnection[Tag]", *, unsolicited: bool) -> None:
@@ -132,7 +132,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self.sent_at = 0.0
         """When its owner last sent something, if that matters to the owner."""
 
-        self.lost: Kind | None = None
+        self.lost: FailureKind | None = None
         """Why it is gone, where somebody failed it."""
 
     def send(self, request: bytes, tag: Tag) -> None:
@@ -144,7 +144,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self._pieces = []
         cast("asyncio.Transport", self._transport).write(request)  # `on_ready` came after connection_made
 
-    def fail(self, kind: Kind) -> None:
+    def fail(self, kind: FailureKind) -> None:
         """Fail the request in flight as *kind*, and close: a late response must meet no later request."""
         tag, self.tag = self.tag, None
         self.lost = self.lost or kind
@@ -395,7 +395,7 @@ class ConnectionPool:
         self._failing = True
         self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
 
-    def _fail_waiting(self, kind: Kind, cause: BaseException | None = None) -> None:
+    def _fail_waiting(self, kind: FailureKind, cause: BaseException | None = None) -> None:
         retry_after_s = max(0.0, self._retry_at - asyncio.get_running_loop().time())
         while self._waiting:
             pending = self._waiting.popleft()[1]
@@ -435,7 +435,7 @@ class ConnectionPool:
         if not tag.done():
             tag.set_result(Response(connection.status, connection.head, connection.body))
 
-    def on_failure(self, tag: Pending, kind: Kind) -> None:
+    def on_failure(self, tag: Pending, kind: FailureKind) -> None:
         connection = tag.connection
         if tag.done() or connection is None:
             return

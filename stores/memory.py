@@ -12,7 +12,7 @@ from hotplate.stores.store import LocalReader, Plan, Row, Slot, not_found, seale
 
 
 @dataclass(slots=True)
-class _Release:
+class _StoredRelease:
     writer: str
     rows: dict[str, bytes] = field(default_factory=dict)
     sealed: bool = False
@@ -28,7 +28,7 @@ class MemoryStore(LocalReader):
     def __init__(self, clock: Callable[[], float] = time.time, catalogue: Catalogue | None = None) -> None:
         self._clock = clock
         self._catalogue = catalogue or Catalogue()
-        self._releases = dict[str, _Release]()
+        self._releases = dict[str, _StoredRelease]()
         self._watchers = set[asyncio.Event]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
@@ -60,7 +60,7 @@ class MemoryStore(LocalReader):
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # a dict has room
-        found = self._releases.setdefault(draft.incarnation, _Release(draft.writer))
+        found = self._releases.setdefault(draft.incarnation, _StoredRelease(draft.writer))
         if found.sealed:
             raise sealed(draft)
         found.writer = draft.writer
@@ -108,13 +108,13 @@ class MemoryStore(LocalReader):
         del record, new
         raise ReleaseConflict("the catalogue can be read")
 
-    def _claimed(self, draft: DraftRef) -> _Release:
+    def _claimed(self, draft: DraftRef) -> _StoredRelease:
         found = self._find(draft)
         if found.writer != draft.writer:
             raise taken_over(draft)
         return found
 
-    def _find(self, release: ReleaseRef | DraftRef) -> _Release:
+    def _find(self, release: ReleaseRef | DraftRef) -> _StoredRelease:
         try:
             return self._releases[release.incarnation]
         except KeyError as error:

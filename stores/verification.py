@@ -43,7 +43,7 @@ DEADLINE_S = 30.0
 # Is called with (done, in all), for example rows.
 OnProgress = Callable[[int, int], None]
 
-_Entry = tuple[bytes, list[str]]
+_KeyAndIds = tuple[bytes, list[str]]
 
 
 def unreported(_done: int, _total: int) -> None:
@@ -297,7 +297,7 @@ async def _open(
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampleCounts:
     """How many lists of users and popular lists were sampled, all of which could be read."""
 
     manifest: Manifest
@@ -307,7 +307,7 @@ class Sample:
 
 async def sample(
     store: Store, release: ReleaseRef, users: int, seed: int | None = None, *, on_progress: OnProgress = unreported
-) -> Sample:
+) -> SampleCounts:
     """Read the manifest, the popular lists and those of *users* random users; ReleaseCorrupt if one is damaged.
 
     Only a scan knows the keys, so this takes one pass over the release, and the memory of *users* keys.
@@ -322,7 +322,7 @@ async def sample(
         if isinstance(value, ReleaseCorrupt):
             raise value
         read_ids(Row(key, value), decode)
-    return Sample(manifest, len(drawn), len(popular))
+    return SampleCounts(manifest, len(drawn), len(popular))
 
 
 async def _draw(chunks: AsyncIterator[list[Row]], count: int, draw: random.Random) -> list[str]:
@@ -397,7 +397,7 @@ async def diff(
 
 
 async def _merged(
-    one: AsyncIterator[_Entry], other: AsyncIterator[_Entry]
+    one: AsyncIterator[_KeyAndIds], other: AsyncIterator[_KeyAndIds]
 ) -> AsyncGenerator[tuple[list[str] | None, list[str] | None], None]:
     """Yield the lists of each user, in order of key bytes; None if a release has none for the user."""
     left, right = await anext(one, None), await anext(other, None)
@@ -413,7 +413,7 @@ async def _merged(
             left, right = await anext(one, None), await anext(other, None)
 
 
-async def _lists(store: Store, release: ReleaseRef, on_progress: OnProgress = unreported) -> AsyncIterator[_Entry]:
+async def _lists(store: Store, release: ReleaseRef, on_progress: OnProgress = unreported) -> AsyncIterator[_KeyAndIds]:
     manifest = await load_manifest(store, release)
     decode = await load_decode(store, release, manifest)
     async for rows in read_rows(store, release, manifest, on_progress):

@@ -16,7 +16,7 @@ from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.recorder import Progress, Recorder
 from hotplate.bench.loadgen.result import COUNTED, SUMMED, Result
 from hotplate.bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
-from hotplate.stores.http1 import ClientConnection, Kind
+from hotplate.stores.http1 import ClientConnection, FailureKind
 
 # How often requests are checked for those out of time.
 SWEEP_S = 0.02
@@ -253,7 +253,7 @@ class Generator:
         else:
             self._failed(kind)
 
-    def on_failure(self, tag: Sent, kind: Kind) -> None:
+    def on_failure(self, tag: Sent, kind: FailureKind) -> None:
         """See `hotplate.stores.http1.ConnectionListener`."""
         del tag  # an error has no latency
         self._failed(kind)

@@ -27,7 +27,7 @@ from azure.mgmt.cosmosdb.models import (
     ThroughputSettingsUpdateParameters,
 )
 
-from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind, first_line
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorKind, first_line
 from hotplate.stores.cosmos.items import DEFINITION
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
@@ -246,7 +246,7 @@ def error_for(error: AzureError, address: Address, account: ArmAccount) -> Store
         return _refused(error, where, message)
     if isinstance(error, ServiceRequestError):
         return CosmosUnavailable(f"{where} cannot be reached ({message})", "connect")
-    kind: Kind = "timeout" if isinstance(error, ServiceResponseTimeoutError) else "reset"
+    kind: ErrorKind = "timeout" if isinstance(error, ServiceResponseTimeoutError) else "reset"
     return CosmosUnavailable(f"{where} did not answer ({message})", kind)
 
 
@@ -263,7 +263,7 @@ def _refused(error: HttpResponseError, where: str, message: str) -> StoreError:
         )
     if status == 429 or code == "TooManyRequests":
         return CosmosThrottled(f"{where} takes no more requests for now", _wait_s(error))
-    kind: Kind = "unavailable" if status in TEMPORARY_STATUSES else "refused"
+    kind: ErrorKind = "unavailable" if status in TEMPORARY_STATUSES else "refused"
     return CosmosUnavailable(f"{where} refused ({status} {code}): {message}", kind)
 
 

@@ -24,7 +24,7 @@ from hotplate.stores.store import Observer
 T = TypeVar("T")
 
 # What went wrong with one attempt, as metrics name it.
-Kind = Literal[
+ErrorKind = Literal[
     "throttled", "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused"
 ]
 
@@ -41,20 +41,20 @@ SECRETS = re.compile(r"(?i)(sig(?:=|%3d)|type(?:=|%3d)(?:master|aad))\S*|[A-Za-z
 SESSION_NOT_AVAILABLE = 1002
 CONTAINER_BEING_CREATED = 1013
 STORAGE_FULL = 1014
-REFUSED: tuple[str, Kind] = ("{where} refused ({codes}): {message}", "refused")
-TEMPORARY: tuple[str, Kind] = ("{where} cannot answer for now ({codes}): {message}", "unavailable")
+REFUSED: tuple[str, ErrorKind] = ("{where} refused ({codes}): {message}", "refused")
+TEMPORARY: tuple[str, ErrorKind] = ("{where} cannot answer for now ({codes}): {message}", "unavailable")
 # Failures that another attempt may not meet: at once, or in another region.
-TRANSIENT: frozenset[Kind] = frozenset({"connect", "reset", "unavailable"})
+TRANSIENT: frozenset[ErrorKind] = frozenset({"connect", "reset", "unavailable"})
 
 # How a sentence says that there was no response.
-NO_RESPONSE: dict[Kind, str] = {
+NO_RESPONSE: dict[ErrorKind, str] = {
     "connect": "cannot be reached",
     "reset": "ended the connection before it answered",
     "malformed": "sent what is not an answer",
     "timeout": "did not answer in time",
 }
 
-WRONG_REGION: tuple[str, Kind] = (
+WRONG_REGION: tuple[str, ErrorKind] = (
     "{where} does not do this in the region that was asked ({codes}): {message}",
     "unavailable",
 )
@@ -76,7 +76,7 @@ NOT_FOR_KEYS = (
 # What a status means, by its substatus or alone; any other status is a refusal. Sources:
 # https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages for
 # forbidden and unavailable responses next to it.
-MEANINGS: dict[tuple[int, int | None], tuple[str, Kind]] = {
+MEANINGS: dict[tuple[int, int | None], tuple[str, ErrorKind]] = {
     (403, None): (FORBIDDEN, "forbidden"),
     (403, 3): WRONG_REGION,
     (403, 1008): WRONG_REGION,
@@ -100,7 +100,7 @@ class ContainerMissing(StoreError):
 class CosmosUnavailable(PartUnavailable):
     """One attempt failed; `kind` says how, and `permanent` whether another would fail alike."""
 
-    def __init__(self, message: str, kind: Kind, *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, kind: ErrorKind, *, retry_after_s: float = 0.0) -> None:
         """Take for how long no other is made, besides."""
         super().__init__(message)
         self.kind = kind
@@ -115,7 +115,7 @@ class CosmosUnavailable(PartUnavailable):
 class CosmosThrottled(StoreThrottled, PartUnavailable):
     """The partition's request units of this second are spent, or the account's for metadata; others may be left."""
 
-    kind: Kind = "throttled"
+    kind: ErrorKind = "throttled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,7 +303,7 @@ def _checked(name: str) -> str:
     return name
 
 
-class Endpoint:
+class AccountEndpoint:
     """One server of the account; lives as long as the account names it."""
 
     def __init__(

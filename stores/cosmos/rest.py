@@ -31,8 +31,8 @@ from hotplate.stores.cosmos.errors import (
 from hotplate.stores.cosmos.items import Account, CosmosItem, ItemWritten, VersionedItem
 from hotplate.stores.cosmos.requests import (
     DEADLINE_S,
+    AccountEndpoint,
     Credential,
-    Endpoint,
     KeySigner,
     RequestBuilder,
     Signer,
@@ -100,9 +100,9 @@ class RestClient:
         self._containers = f"dbs/{address.database}/colls/"
         transport_of = make_transport or _tcp_transport(address)
 
-        def connect(url: str) -> Endpoint:
+        def connect(url: str) -> AccountEndpoint:
             requests = RequestBuilder(_host(url), address.database, address.consistency, self._signer, clock)
-            return Endpoint(url, requests, transport_of(url), self._signer, self._translator)
+            return AccountEndpoint(url, requests, transport_of(url), self._signer, self._translator)
 
         self._topology = AccountTopology(connect(address.endpoint), address.region, connect, self._translator)
 

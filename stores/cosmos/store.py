@@ -61,7 +61,7 @@ POLL_S = 2.0
 # No version of an item has this etag, so a replacement by it never takes place.
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
 
-Version = tuple[str, int, str]
+CatalogueVersion = tuple[str, int, str]
 
 
 class CosmosStore(Diagnosed, ProvisionedStore):
@@ -152,7 +152,7 @@ class CosmosStore(Diagnosed, ProvisionedStore):
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         await self._catalogue.check_single_writer()
-        seen: Version | None = None
+        seen: CatalogueVersion | None = None
         while True:
             found = await self._retrier.call(self._catalogue.read_nearest, at_most_s=POLL_S)
             self.polled_at = time.monotonic()
@@ -319,7 +319,7 @@ class _CatalogueItem:
         self._address = address
         self._items = items
         self._clock = clock
-        self._etags = dict[Version, str]()
+        self._etags = dict[CatalogueVersion, str]()
         """Of the catalogue that was read last."""
 
         self._ahead_s = time.time() - clock()
@@ -360,7 +360,7 @@ class _CatalogueItem:
         """Return the catalogue of a store that nothing was published to."""
         return Catalogue(now=self._now())
 
-    def etag(self, version: Version) -> str | None:
+    def etag(self, version: CatalogueVersion) -> str | None:
         """Return the etag of a version, if that was read last."""
         return self._etags.get(version)
 

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 from hotplate.stores.cosmos.errors import (
     TRANSIENT,
     CosmosUnavailable,
-    Kind,
+    ErrorKind,
     MalformedResponse,
     ResponseTranslator,
     object_in,
 )
 from hotplate.stores.cosmos.items import Account
-from hotplate.stores.cosmos.requests import DEADLINE_S, Endpoint
+from hotplate.stores.cosmos.requests import DEADLINE_S, AccountEndpoint
 from hotplate.stores.errors import StoreError
 from hotplate.stores.throttle import Backoff
 
@@ -100,7 +100,7 @@ class Region:
     """One region that can be read; lives as long as the account lists it."""
 
     name: str
-    endpoint: Endpoint
+    endpoint: AccountEndpoint
     failures: int = 0
     """Failures since the last response."""
 
@@ -129,9 +129,9 @@ class AccountTopology:
 
     def __init__(
         self,
-        account: Endpoint,
+        account: AccountEndpoint,
         preferred: str | None,
-        connect: Callable[[str], Endpoint],
+        connect: Callable[[str], AccountEndpoint],
         translator: ResponseTranslator,
     ) -> None:
         """Take the account's own endpoint, the region to be read first, and what makes an endpoint of a URL."""
@@ -184,7 +184,7 @@ class AccountTopology:
         elif asyncio.get_running_loop().time() >= region.probation_until:
             self._mark_healthy(region)
 
-    def fail_over(self, region: Region, kind: Kind, began_at: float) -> Region | None:
+    def fail_over(self, region: Region, kind: ErrorKind, began_at: float) -> Region | None:
         """Note that a read, begun at *began_at*, failed in *region*; return another region if it may do better.
 
         If overlapping reads time out, one counts: a pause, even our own, is not a slow region.
@@ -220,7 +220,7 @@ class AccountTopology:
         for endpoint in self._endpoints.values():
             await endpoint.transport.close()
 
-    def _mark_unhealthy(self, region: Region, kind: Kind) -> None:
+    def _mark_unhealthy(self, region: Region, kind: ErrorKind) -> None:
         """Read elsewhere for a while; longer each time for a region that does not stay healthy."""
         now = asyncio.get_running_loop().time()
         if now - region.healthy_since > PROBE_PAUSE_S[1]:
@@ -292,7 +292,7 @@ class AccountTopology:
         for url in set(self._endpoints) - needed:
             await self._endpoints.pop(url).transport.close()
 
-    def _endpoint(self, url: str) -> Endpoint:
+    def _endpoint(self, url: str) -> AccountEndpoint:
         if url not in self._endpoints:
             self._endpoints[url] = self._connect(url)
         return self._endpoints[url]

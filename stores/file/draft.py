@@ -335,7 +335,7 @@ def _unlock(descriptor: int) -> None:
     os.close(descriptor)
 
 
-class _Signature(NamedTuple):
+class _LockHolder(NamedTuple):
     """Who holds a lock, or did: the process, the writer's token, and when the machine was started."""
 
     process: str
@@ -348,10 +348,10 @@ def _sign(lock: int, draft: DraftRef) -> None:
     os.pwrite(lock, f"{os.getpid()} {draft.writer} {_boot()}\n".encode(), 0)
 
 
-def _signed(lock: int) -> _Signature:
+def _signed(lock: int) -> _LockHolder:
     process, _, rest = os.pread(lock, 200, 0).decode(errors="replace").strip().partition(" ")
     writer, _, boot = rest.partition(" ")
-    return _Signature(process, writer, boot)
+    return _LockHolder(process, writer, boot)
 
 
 def _boot() -> str:

@@ -17,7 +17,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.url import Address, Role
+from hotplate.stores.redis.url import RedisAddress, ServerRole
 from hotplate.stores.store import Slot
 from hotplate.stores.throttle import Backoff
 
@@ -78,9 +78,9 @@ _MORE = object()
 
 
 class Resolver(Protocol):
-    """Finds a server that may move, for the `Reconnector`s to it; an `Address` is a server that never moves."""
+    """Finds a server that may move, for the `Reconnector`s to it; a `RedisAddress` is a server that never moves."""
 
-    async def resolve(self) -> Address:
+    async def resolve(self) -> RedisAddress:
         """Return where the server is now; raises StoreUnavailable if that cannot be found out."""
         ...
 
@@ -98,7 +98,7 @@ class PipelinedConnection(asyncio.Protocol):
     is called for each message of a subscription, which is not a reply to a command.
     """
 
-    def __init__(self, address: Address, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
+    def __init__(self, address: RedisAddress, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
         self.address = address
         self.error: str | None = None
         self.has_replied = False
@@ -146,7 +146,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._writer = writer  # which closes the socket if it has no other owner
         opened._reader = opened._writer = None  # noqa: SLF001 -- as above
 
-    async def _check_role(self, wanted: Role) -> None:
+    async def _check_role(self, wanted: ServerRole) -> None:
         if role_of(await self.send_command(b"HELLO", 2)) != wanted:
             raise StoreUnavailable(f"{self.where} is not a {wanted.name.lower()}, or no longer")
         self.has_replied = False  # to nothing that was asked of it
@@ -339,7 +339,7 @@ Sender = PipelinedConnection | Asking
 
 
 @asynccontextmanager
-async def connected(address: Address, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
+async def connected(address: RedisAddress, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
     """Open a connection for as long as the block runs; raises StoreUnavailable."""
     connection = PipelinedConnection(address, timeout_s)
     await connection.open()

@@ -17,7 +17,7 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError,
 from hotplate.stores.redis.connection import Sender, fields_of, role_of
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.topology import Nodes
-from hotplate.stores.redis.url import Role
+from hotplate.stores.redis.url import ServerRole
 from hotplate.stores.store import not_found, sealed, taken_over
 
 # How often the catalogue is read if no message says that it changed.
@@ -184,7 +184,7 @@ class Control:
         )
         try:
             seconds, micros = time_
-            now, primary = int(seconds) + int(micros) / 1e6, role_of(greeting) == Role.PRIMARY
+            now, primary = int(seconds) + int(micros) / 1e6, role_of(greeting) == ServerRole.PRIMARY
         except (TypeError, ValueError) as error:
             raise connection.lose("replied to a read of the catalogue with something else") from error
         if record is None:

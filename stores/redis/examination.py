@@ -13,8 +13,8 @@ from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUna
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
 from hotplate.stores.redis.control import UNGUARDED, replication_in
 from hotplate.stores.redis.keys import Keys, ReleaseKeys
-from hotplate.stores.redis.topology import Endpoint, Topology
-from hotplate.stores.redis.url import Address
+from hotplate.stores.redis.topology import RedisNode, Topology
+from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
 
@@ -86,13 +86,13 @@ def _memory(fields: Mapping[str, str]) -> Memory:
     )
 
 
-async def examine(address: Address, keys: Keys) -> list[Finding]:
+async def examine(address: RedisAddress, keys: Keys) -> list[Finding]:
     """Ask the server, on connections of its own; raises StoreError if it cannot be reached."""
     rights, found = await _rights(address, keys), await _examine_server(address)
     return [*found[:2], *rights, *found[2:]]
 
 
-async def examine_replicas(address: Address) -> list[Finding]:
+async def examine_replicas(address: RedisAddress) -> list[Finding]:
     """Return what there is to say of a primary that should have replicas; raises StoreError."""
     try:
         async with connected(address, TIMEOUT_S) as connection:
@@ -114,7 +114,7 @@ async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
         sentence = "no node serves the slot of the catalogue; bring the node back, or give its slots to another"
         return [_error("slots", sentence)]
     found = [*await _cluster(topology), *await _rights(topology.resolver(home), keys)]
-    each = list[tuple[Endpoint, Finding]]()
+    each = list[tuple[RedisNode, Finding]]()
     for node in topology.primaries:
         try:
             each += [(node, finding) for finding in await _examine_server(topology.resolver(node))]
@@ -123,7 +123,7 @@ async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
     return found + _summed(each)
 
 
-def _summed(each: Sequence[tuple[Endpoint, Finding]]) -> list[Finding]:
+def _summed(each: Sequence[tuple[RedisNode, Finding]]) -> list[Finding]:
     """Return what is not well, node by node, and of what is well everywhere one line."""
     found = list[Finding]()
     for subject in dict.fromkeys(finding.subject for _, finding in each):
@@ -199,14 +199,14 @@ def _coverage(full: str | None, reads: str | None) -> Finding:
     return _ok("coverage", known)
 
 
-async def _rights(address: Address, keys: Keys) -> list[Finding]:
+async def _rights(address: RedisAddress, keys: Keys) -> list[Finding]:
     async with connected(address, TIMEOUT_S) as connection:
         writing = await _writing(connection, keys)
     async with connected(address, TIMEOUT_S) as connection:
         return [await _reading(connection, keys), writing, _transport(address)]
 
 
-async def _examine_server(address: Address) -> list[Finding]:
+async def _examine_server(address: RedisAddress) -> list[Finding]:
     async with connected(address, TIMEOUT_S) as connection:
         try:
             fields = fields_of(await connection.send_command(b"INFO"))
@@ -318,7 +318,7 @@ def _persistence(fields: Mapping[str, str], save_points: str | None) -> Finding:
     return _ok("persistence", f"snapshots{when}; the last {age_s:,.0f} s ago, {changes:,} changes since then")
 
 
-def _transport(address: Address) -> Finding:
+def _transport(address: RedisAddress) -> Finding:
     if address.tls:
         return _ok("transport", "TLS, with a certificate that is verified")
     if address.path:

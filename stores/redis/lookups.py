@@ -11,7 +11,7 @@ from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError,
 from hotplate.stores.redis.connection import Reconnector, Redirected, Sender
 from hotplate.stores.redis.control import SEALED, unsealed
 from hotplate.stores.redis.keys import BUCKETS, MAX_KEYS, Keys
-from hotplate.stores.redis.topology import Endpoint, Nodes, uncovered
+from hotplate.stores.redis.topology import Nodes, RedisNode, uncovered
 from hotplate.stores.store import Slot, not_found
 
 _Replies = asyncio.Future[list[Slot]]
@@ -20,7 +20,7 @@ _Replies = asyncio.Future[list[Slot]]
 class _Sent(NamedTuple):
     """What one node was sent, and the future of its replies."""
 
-    node: Endpoint
+    node: RedisNode
     places: list[int]
     replies: _Replies
 
@@ -112,7 +112,7 @@ class ClusterLookups:
         topology = self._nodes.topology
         if not topology.version:
             await topology.load()
-        found, by_node = list[Slot]([None]) * len(names), dict[Endpoint, list[int]]()
+        found, by_node = list[Slot]([None]) * len(names), dict[RedisNode, list[int]]()
         for place, slot in enumerate(slots):
             node = topology.owner(slot)
             if node is None:
@@ -130,7 +130,7 @@ class ClusterLookups:
             await self._follow(redirected, names, slots, found, until_s)
         return found
 
-    def _send(self, node: Endpoint, names: list[bytes]) -> _Replies:
+    def _send(self, node: RedisNode, names: list[bytes]) -> _Replies:
         reconnector = self._nodes.at(node)
         if (connection := reconnector.current) is not None:
             return connection.get_each(names)
@@ -153,10 +153,10 @@ class ClusterLookups:
 
     async def _receive(
         self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
-    ) -> list[tuple[int, Endpoint]]:
+    ) -> list[tuple[int, RedisNode]]:
         """Put what the nodes reply into its places; return the places of what is elsewhere, with who says so."""
         due = [] if until_s is None else [self._deadlines.add(one.replies, until_s) for one in sent]
-        redirected = list[tuple[int, Endpoint]]()
+        redirected = list[tuple[int, RedisNode]]()
         try:
             for node, places, replies in sent:
                 try:
@@ -180,7 +180,7 @@ class ClusterLookups:
 
     async def _follow(
         self,
-        redirected: Sequence[tuple[int, Endpoint]],
+        redirected: Sequence[tuple[int, RedisNode]],
         names: Sequence[bytes],
         slots: Sequence[int],
         found: list[Slot],
@@ -188,7 +188,7 @@ class ClusterLookups:
     ) -> None:
         """Read what is elsewhere there."""
 
-        async def read(place: int, said_by: Endpoint) -> None:
+        async def read(place: int, said_by: RedisNode) -> None:
             error = found[place]
             assert isinstance(error, Redirected)  # noqa: S101 -- that is why it is read again
             target = self._nodes.topology.learn(error, said_by)

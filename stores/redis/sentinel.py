@@ -19,7 +19,7 @@ from weakref import WeakSet
 from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, role_of
 from hotplate.stores.redis.control import CONTROL_WAIT_S, wait_for_replicas
-from hotplate.stores.redis.url import Address, Read, Role, SentinelAddress, show
+from hotplate.stores.redis.url import ReadFrom, RedisAddress, SentinelAddress, ServerRole, show
 from hotplate.stores.store import Finding, Level
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ SETTLE_PAUSE_S = 0.1
 PINGS = 3
 
 
-class State(NamedTuple):
+class SentinelState(NamedTuple):
     """What one sentinel knows of a deployment; of two, the one of the higher epoch knows the later failover."""
 
     epoch: int
@@ -61,13 +61,14 @@ class Sentinels:
     """
 
     def __init__(self, address: SentinelAddress) -> None:
-        self.replicas = None if address.read is Read.PRIMARY else Replicas(self, nearest=address.read is Read.NEAREST)
+        read = address.read
+        self.replicas = None if read is ReadFrom.PRIMARY else Replicas(self, nearest=read is ReadFrom.NEAREST)
         """Where lookups may be sent, other than to the primary."""
         self._address = address
         self._shown = address.server.shown
         self._reconnectors = WeakSet[Reconnector]()
-        self._state: State | None = None
-        self._asking: asyncio.Task[State] | None = None
+        self._state: SentinelState | None = None
+        self._asking: asyncio.Task[SentinelState] | None = None
         self._following: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
 
@@ -75,11 +76,11 @@ class Sentinels:
         """See `Resolver`."""
         self._reconnectors.add(reconnector)
 
-    async def resolve(self) -> Address:
+    async def resolve(self) -> RedisAddress:
         """Return where the primary is now; StoreUnavailable if no sentinel says."""
         return self._primary(await self.state())
 
-    async def state(self, *, of_all: bool = False) -> State:
+    async def state(self, *, of_all: bool = False) -> SentinelState:
         """Ask the sentinels; callers at the same time share the answer. Raises StoreUnavailable.
 
         *of_all*: wait for each of them, as one alone may know of a failover; it raises, too, where most do not answer.
@@ -108,7 +109,7 @@ class Sentinels:
             if acknowledged >= len(state.replicas):
                 return
             roles = await asyncio.gather(*(_role(self.server(place)) for place in state.replicas))
-            if Role.PRIMARY not in roles or time.monotonic() > give_up_at:
+            if ServerRole.PRIMARY not in roles or time.monotonic() > give_up_at:
                 break
             await asyncio.sleep(SETTLE_PAUSE_S)
         log.warning(
@@ -116,7 +117,7 @@ class Sentinels:
             "before it has caught up would lose it", acknowledged, len(state.replicas), shown
         )  # fmt: skip
 
-    def server(self, place: tuple[str, int]) -> Address:
+    def server(self, place: tuple[str, int]) -> RedisAddress:
         """Return the address of one of the deployment's servers."""
         host, port = place
         return replace(self._address.server, shown=f"{self._shown} ({show(host, port)})", host=host, port=port)
@@ -150,19 +151,19 @@ class Sentinels:
             findings.append(Finding(Level.OK, "sentinels", f"{answering}, and say that the primary is {primary}"))
         return findings
 
-    def _primary(self, state: State) -> Address:
-        return replace(self.server(state.primary), role=Role.PRIMARY)
+    def _primary(self, state: SentinelState) -> RedisAddress:
+        return replace(self.server(state.primary), role=ServerRole.PRIMARY)
 
-    def _asked(self, asking: asyncio.Task[State]) -> None:
+    def _asked(self, asking: asyncio.Task[SentinelState]) -> None:
         self._asking = None
         if not asking.cancelled():
             asking.exception()  # retrieved, even where every caller was cancelled
 
-    async def _ask(self, *, of_all: bool) -> State:
+    async def _ask(self, *, of_all: bool) -> SentinelState:
         """Ask all; where the primary has moved, have everybody leave the one before."""
         sentinels, before = self._address.sentinels, self._state
         asked = [asyncio.create_task(self._ask_one(sentinel)) for sentinel in sentinels]
-        states, errors = list[State](), list[str]()
+        states, errors = list[SentinelState](), list[str]()
         try:
             for answer in asyncio.as_completed(asked):
                 try:
@@ -189,7 +190,7 @@ class Sentinels:
                 reconnector.leave(f"{self.server(before.primary).shown} is not the primary any more")
         return self._state
 
-    async def _ask_one(self, sentinel: Address) -> State:
+    async def _ask_one(self, sentinel: RedisAddress) -> SentinelState:
         commands = (b"GET-MASTER-ADDR-BY-NAME", b"MASTER", b"REPLICAS")
         async with connected(sentinel, TIMEOUT_S) as connection:
             sent = [connection.send_command(b"SENTINEL", command, self._address.name) for command in commands]
@@ -200,11 +201,11 @@ class Sentinels:
             # None is connected to a primary that has died.
             linked = [each for each in usable if each.get("master-link-status") == "ok"] or usable
             places = tuple((each["ip"], int(each["port"])) for each in linked)
-            return State(int(_fields(primary)["config-epoch"]), (host.decode(), int(port)), places)
+            return SentinelState(int(_fields(primary)["config-epoch"]), (host.decode(), int(port)), places)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{sentinel.shown} replied with something else than it was asked for") from error
 
-    async def _examine_one(self, sentinel: Address) -> tuple[State, Finding]:
+    async def _examine_one(self, sentinel: RedisAddress) -> tuple[SentinelState, Finding]:
         state = await self._ask_one(sentinel)
         try:
             async with connected(sentinel, TIMEOUT_S) as connection:
@@ -231,7 +232,7 @@ class Sentinels:
                     if self.replicas is not None:
                         self.replicas.consider(state)
 
-    async def _listen(self, sentinel: Address) -> None:
+    async def _listen(self, sentinel: RedisAddress) -> None:
         subscription = Reconnector(sentinel, TIMEOUT_S, on_message=self._heard.set)
         subscribed = None
         try:
@@ -263,7 +264,7 @@ class Replicas:
         """See `Resolver`."""
         self._reconnectors.add(reconnector)
 
-    async def resolve(self) -> Address:
+    async def resolve(self) -> RedisAddress:
         """Measure all that can be used, and return one; StoreUnavailable if there is none."""
         self._measured = self._places(await self._sentinels.state())
         servers = [self._sentinels.server(place) for place in self._measured]
@@ -275,17 +276,17 @@ class Replicas:
             return min(answering, key=itemgetter(0))[1]
         return random.choice(answering)[1]  # noqa: S311 -- spreads readers, guards nothing
 
-    def consider(self, state: State) -> None:
+    def consider(self, state: SentinelState) -> None:
         """Have one chosen again if there are more to choose from; reads under way go to the primary."""
         if not self._places(state) <= self._measured:
             for reconnector in tuple(self._reconnectors):
                 reconnector.leave("there are other replicas to choose from")
 
-    def _places(self, state: State) -> frozenset[tuple[str, int]]:
+    def _places(self, state: SentinelState) -> frozenset[tuple[str, int]]:
         return frozenset(state.replicas) | (frozenset([state.primary]) if self._nearest else frozenset())
 
 
-async def _latency_s(server: Address) -> float | None:
+async def _latency_s(server: RedisAddress) -> float | None:
     """Return how long a server takes to reply; None if it does not, or not with what it holds."""
     taken = list[float]()
     try:
@@ -299,7 +300,7 @@ async def _latency_s(server: Address) -> float | None:
     return min(taken)
 
 
-async def _role(server: Address) -> str | None:
+async def _role(server: RedisAddress) -> str | None:
     """Return what a server says that it is; None if it does not answer."""
     try:
         async with connected(server, TIMEOUT_S) as connection:

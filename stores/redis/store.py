@@ -38,7 +38,14 @@ from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.lookups import ClusterLookups, RedisLookups, ServerLookups
 from hotplate.stores.redis.sentinel import Sentinels
 from hotplate.stores.redis.topology import ONLY, Nodes, OnlyServer, Servers, Topology
-from hotplate.stores.redis.url import Address, ClusterAddress, SentinelAddress, parse, parse_cluster, parse_sentinel
+from hotplate.stores.redis.url import (
+    ClusterAddress,
+    RedisAddress,
+    SentinelAddress,
+    parse,
+    parse_cluster,
+    parse_sentinel,
+)
 from hotplate.stores.redis.writer import Batches, RowsLost, Scripts, Transactions, Writer, with_retries
 from hotplate.stores.store import (
     Diagnosed,
@@ -80,7 +87,7 @@ class RedisStore(Diagnosed):
     In a cluster it costs the client twice as much, and each node has only its part of them.
     """
 
-    def __init__(self, address: Address | SentinelAddress | ClusterAddress) -> None:
+    def __init__(self, address: RedisAddress | SentinelAddress | ClusterAddress) -> None:
         self._address = address
         self._sentinels: Sentinels | None = None
         self._servers: Servers
@@ -90,7 +97,7 @@ class RedisStore(Diagnosed):
             case SentinelAddress():
                 self._common, self._sentinels = address.server, Sentinels(address)
                 self._servers = OnlyServer(self._sentinels, address.server.shown)
-            case Address():
+            case RedisAddress():
                 self._common, self._servers = address, OnlyServer(address, address.shown)
         self._clustered = isinstance(address, ClusterAddress)
         self._keys = keys = Keys(self._common.prefix, self._clustered)

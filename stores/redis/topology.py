@@ -17,7 +17,7 @@ from redis.crc import key_slot
 
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import Asking, Reconnector, Redirected, Resolver, Sender, connected
-from hotplate.stores.redis.url import Address, ClusterAddress, show
+from hotplate.stores.redis.url import ClusterAddress, RedisAddress, show
 from hotplate.stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ CALM_S = 5.0
 REDIRECTIONS = 8
 
 
-class Endpoint(NamedTuple):
+class RedisNode(NamedTuple):
     """Where a node is."""
 
     host: str
@@ -47,7 +47,7 @@ class Endpoint(NamedTuple):
 
 
 # The only server, wherever it is.
-ONLY = Endpoint("", 0)
+ONLY = RedisNode("", 0)
 
 
 class OnlyServer:
@@ -63,17 +63,17 @@ class OnlyServer:
     async def load(self) -> None:
         """Nothing is to be asked for."""
 
-    def owner(self, slot: int) -> Endpoint:
+    def owner(self, slot: int) -> RedisNode:
         """Return the server, which serves every slot."""
         del slot
         return ONLY
 
-    def resolver(self, node: Endpoint) -> Resolver:
+    def resolver(self, node: RedisNode) -> Resolver:
         """See `Topology`."""
         del node
         return self._resolver
 
-    def learn(self, redirected: Redirected, said_by: Endpoint) -> Endpoint:
+    def learn(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         """Raise StoreMisused: only a node of a cluster says that."""
         del said_by
         raise StoreMisused(
@@ -90,8 +90,8 @@ class OnlyServer:
 class Layout(NamedTuple):
     """What one node says of all: who serves each slot, and the replicas of each primary."""
 
-    owners: list[Endpoint | None]
-    replicas: Mapping[Endpoint, frozenset[Endpoint]]
+    owners: list[RedisNode | None]
+    replicas: Mapping[RedisNode, frozenset[RedisNode]]
 
 
 class Topology:
@@ -104,7 +104,7 @@ class Topology:
         self.shown = cluster.node.shown
         self._cluster = cluster
         self._layout = Layout([None] * SLOTS, {})
-        self._primaries = 0, list[Endpoint]()
+        self._primaries = 0, list[RedisNode]()
         """The nodes that serve slots, as of a version."""
         self._refreshing: asyncio.Task[None] | None = None
         self._backoff = Backoff(*PAUSES_S)
@@ -113,24 +113,24 @@ class Topology:
         self._error: StoreError = StoreUnavailable(f"no node of {self.shown} has answered yet")
 
     @property
-    def primaries(self) -> list[Endpoint]:
+    def primaries(self) -> list[RedisNode]:
         """The nodes that serve slots, in the order of their addresses."""
         if self._primaries[0] != self.version:
             self._primaries = self.version, sorted({owner for owner in self._layout.owners if owner is not None})
         return self._primaries[1]
 
-    def replicas(self, primary: Endpoint) -> frozenset[Endpoint]:
+    def replicas(self, primary: RedisNode) -> frozenset[RedisNode]:
         """Return the replicas of a node that are known to follow it."""
         return self._layout.replicas.get(primary, frozenset())
 
-    def owner(self, slot: int) -> Endpoint | None:
+    def owner(self, slot: int) -> RedisNode | None:
         """Return which node serves a slot; None if none is known, which is looked into."""
         owner = self._layout.owners[slot]
         if owner is None:
             self.suspect()
         return owner
 
-    def resolver(self, node: Endpoint) -> Address:
+    def resolver(self, node: RedisNode) -> RedisAddress:
         """Return the address of a node, with the credentials of all."""
         return self._cluster.at(*node)
 
@@ -147,9 +147,9 @@ class Topology:
         if not self.version:
             raise type(self._error)(str(self._error))
 
-    def learn(self, redirected: Redirected, said_by: Endpoint) -> Endpoint:
+    def learn(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         """Take note of what a node said in the place of a reply, and return who should be sent the command instead."""
-        target = Endpoint(redirected.host or said_by.host, redirected.port)
+        target = RedisNode(redirected.host or said_by.host, redirected.port)
         if not redirected.asking and self._layout.owners[redirected.slot] != target:
             self._layout.owners[redirected.slot] = target
             self.version += 1
@@ -203,14 +203,14 @@ class Topology:
             self._layout = best
             self.version += 1
 
-    def _candidates(self) -> list[Endpoint]:
+    def _candidates(self) -> list[RedisNode]:
         known = [*self._layout.replicas, *(one for replicas in self._layout.replicas.values() for one in replicas)]
-        seeds = [Endpoint(*seed) for seed in self._cluster.seeds]
+        seeds = [RedisNode(*seed) for seed in self._cluster.seeds]
         random.shuffle(known)  # spreads the questions of many workers
         random.shuffle(seeds)
         return list(dict.fromkeys([*known, *seeds]))
 
-    async def _ask(self, node: Endpoint) -> Layout:
+    async def _ask(self, node: RedisNode) -> Layout:
         address = self.resolver(node)
         async with connected(address, TIMEOUT_S) as connection:
             try:
@@ -237,11 +237,11 @@ class Nodes:
         self.topology = topology
         self._timeout_s = timeout_s
         self._on_message = on_message
-        self._reconnectors = dict[Endpoint, Reconnector]()
+        self._reconnectors = dict[RedisNode, Reconnector]()
         self._version = 0
         self._closing = set[asyncio.Task[None]]()
 
-    def at(self, node: Endpoint) -> Reconnector:
+    def at(self, node: RedisNode) -> Reconnector:
         """Return the connection to a node."""
         if self._version != self.topology.version:
             self._leave_strangers()
@@ -269,7 +269,7 @@ class Nodes:
         """Call *work* with the connection that serves *key*, and again with the next if that has moved elsewhere."""
         return await self.run_in(key_slot(key.encode()), work)
 
-    async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: Endpoint | None = None) -> T:
+    async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: RedisNode | None = None) -> T:
         """Do the same for a slot, of which *ask* is about to serve what the owner does not; raises StoreError."""
         await self.topology.load()
         for _ in range(REDIRECTIONS):
@@ -311,10 +311,10 @@ def uncovered(shown: str, slot: int) -> PartUnavailable:
     return PartUnavailable(f"no node of {shown} serves slot {slot}; `hotplate store doctor` says more")
 
 
-def _layout(reply: Any, node: Endpoint) -> Layout:  # noqa: ANN401 -- a reply is whatever the command returns
-    owners, replicas = list[Endpoint | None]([None] * SLOTS), dict[Endpoint, frozenset[Endpoint]]()
+def _layout(reply: Any, node: RedisNode) -> Layout:  # noqa: ANN401 -- a reply is whatever the command returns
+    owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, frozenset[RedisNode]]()
     for (start, end), servers in parse_cluster_slots(reply, current_host=node.host).items():
-        primary = Endpoint(*servers["primary"])
-        replicas[primary] = replicas.get(primary, frozenset()) | {Endpoint(*one) for one in servers["replicas"]}
+        primary = RedisNode(*servers["primary"])
+        replicas[primary] = replicas.get(primary, frozenset()) | {RedisNode(*one) for one in servers["replicas"]}
         owners[start : end + 1] = [primary] * (end + 1 - start)
     return Layout(owners, replicas)

@@ -36,14 +36,14 @@ PARAMETERS = {
 }
 
 
-class Role(StrEnum):
+class ServerRole(StrEnum):
     """What a server says that it is, in its reply to HELLO."""
 
     PRIMARY = "master"
     REPLICA = "replica"
 
 
-class Read(StrEnum):
+class ReadFrom(StrEnum):
     """Which server lookups go to."""
 
     PRIMARY = "primary"
@@ -52,7 +52,7 @@ class Read(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class RedisAddress:
     """One database of one server, and the prefix of our keys in it."""
 
     shown: str
@@ -70,7 +70,7 @@ class Address:
     certified_as: str | None = None
     """The name that its certificate must have, if that is not the host."""
 
-    role: Role | None = None
+    role: ServerRole | None = None
     """What the server must be, or else it is not the one that is wanted; None for whatever it is."""
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
@@ -131,10 +131,10 @@ class ClusterAddress:
     seeds: tuple[tuple[str, int], ...]
     """Host and port of the nodes that are asked first who else there is."""
 
-    node: Address
+    node: RedisAddress
     """Of its nodes all but host and port, which they know of each other."""
 
-    def at(self, host: str, port: int) -> Address:
+    def at(self, host: str, port: int) -> RedisAddress:
         """Return the address of one node.
 
         Nodes usually know each other by IP addresses, but the certificates of a managed service hold only host names.
@@ -154,14 +154,14 @@ class SentinelAddress:
     name: str
     """What the sentinels call its primary."""
 
-    sentinels: tuple[Address, ...]
-    server: Address
+    sentinels: tuple[RedisAddress, ...]
+    server: RedisAddress
     """Of its servers all but host, port and role, which the sentinels know."""
 
-    read: Read = Read.PRIMARY
+    read: ReadFrom = ReadFrom.PRIMARY
 
 
-def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
+def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress:
     """Read the URL of a server; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
 
     A password that is not in the URL comes from HOTPLATE_REDIS_PASSWORD or the file HOTPLATE_REDIS_PASSWORD_FILE.
@@ -193,9 +193,9 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
     name, _, db = parts.path.removeprefix("/").partition("/")
     if not name:
         raise StoreMisused(f"{shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST:26379/NAME")
-    wanted = given.get("read", Read.PRIMARY)
-    if wanted not in {*Read}:
-        raise StoreMisused(f"{shown} cannot read from {wanted!r}; read is one of {', '.join(Read)}")
+    wanted = given.get("read", ReadFrom.PRIMARY)
+    if wanted not in {*ReadFrom}:
+        raise StoreMisused(f"{shown} cannot read from {wanted!r}; read is one of {', '.join(ReadFrom)}")
     password = secret(SENTINEL_PASSWORD_VARIABLE, environment)
     login = replace(server, user=given.get("sentinel_user"), password=password)
     return SentinelAddress(
@@ -205,7 +205,7 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
             for host, port in hosts(parts, SENTINEL_PORT, shown)
         ),
         server=replace(server, db=_number(db or "0", shown)),
-        read=Read(wanted),
+        read=ReadFrom(wanted),
     )
 
 
@@ -218,12 +218,12 @@ def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> Clus
     return ClusterAddress(tuple(hosts(parts, PORT, shown)), common(parts, given, shown, environment))
 
 
-def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment: Mapping[str, str]) -> Address:
+def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment: Mapping[str, str]) -> RedisAddress:
     """Return what the servers of a URL have in common: prefix, credentials and TLS. Raises StoreMisused."""
     prefix = given.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
-    return Address(
+    return RedisAddress(
         shown,
         prefix,
         db=0,

@@ -17,7 +17,7 @@ from hotplate.stores.keys import META, pack
 from hotplate.stores.redis.connection import Reconnector, Redirected, Sender, translated
 from hotplate.stores.redis.control import CONTROL_WAIT_S, check_owned, state_of, wait_for_replicas
 from hotplate.stores.redis.keys import BATCHES, META_POINT, Keys
-from hotplate.stores.redis.topology import Endpoint, Nodes, uncovered
+from hotplate.stores.redis.topology import Nodes, RedisNode, uncovered
 from hotplate.stores.store import Row
 from hotplate.stores.throttle import AdaptiveThrottle
 
@@ -178,8 +178,8 @@ class Scripts:
     def __init__(self, nodes: Nodes, keys: Keys) -> None:
         self._nodes = nodes
         self._keys = keys
-        self._throttles = dict[Endpoint, AdaptiveThrottle]()
-        self._alone = set[Endpoint]()
+        self._throttles = dict[RedisNode, AdaptiveThrottle]()
+        self._alone = set[RedisNode]()
         """Nodes whose replicas did not keep up with a batch, and are not waited for before the end."""
 
     async def check_kept(self, draft: DraftRef, connection: Sender) -> None:
@@ -192,7 +192,7 @@ class Scripts:
         """See `Transactions`."""
         keys, listed = self._keys.release(draft), [row.key for row in batch]
         await self._note(draft, source, _packed(batch), b"", b"")
-        by_node = dict[Endpoint, dict[int, list[tuple[bytes, bytes]]]]()
+        by_node = dict[RedisNode, dict[int, list[tuple[bytes, bytes]]]]()
         await self._nodes.topology.load()
         for row, name, bucket in zip(batch, *keys.located(listed), strict=True):
             node = self._nodes.topology.owner(keys.slots[bucket])
@@ -204,7 +204,7 @@ class Scripts:
             await self._note(draft, source, b"", b"%d" % part, max(listed).encode())
         return max(pauses)
 
-    async def _write_to(self, node: Endpoint, draft: DraftRef, parts: dict[int, list[tuple[bytes, bytes]]]) -> float:
+    async def _write_to(self, node: RedisNode, draft: DraftRef, parts: dict[int, list[tuple[bytes, bytes]]]) -> float:
         """Write one node's rows, by their buckets, and return how long to pause."""
         keys, mine, started = self._keys.release(draft), state_of(draft), time.monotonic()
         puts = list[tuple[str, tuple[bytes, ...], tuple[bytes, ...]]]()
@@ -226,7 +226,7 @@ class Scripts:
         check_owned(draft, await self._nodes.evaluate(NOTE, (names.state, source, names.points), *args))
 
     async def _put_each(
-        self, node: Endpoint, puts: Sequence[tuple[str, tuple[bytes, ...], tuple[bytes, ...]]]
+        self, node: RedisNode, puts: Sequence[tuple[str, tuple[bytes, ...], tuple[bytes, ...]]]
     ) -> list[bytes | None]:
         """Put rows into several slots of a node, all at once, and if one has moved, there; return their states."""
 
@@ -250,7 +250,7 @@ class Scripts:
             raise
         return states
 
-    async def _replicate(self, node: Endpoint) -> None:
+    async def _replicate(self, node: RedisNode) -> None:
         """Wait until a replica has what this store wrote to a node, if it has any that keeps up."""
         if node in self._alone:
             return

@@ -39,7 +39,7 @@ from hotplate.serve.reader import FoldedIn, FoldInUnavailable, TieredReader
 from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode_id
 from hotplate.stores.errors import StoreMisused, StoreThrottled
 from hotplate.stores.extras import install_command
-from hotplate.stores.factors import Description, Entry, read_description, read_piece
+from hotplate.stores.factors import Description, ItemEntry, read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import FACTORS
 from hotplate.stores.lifecycle import activate, prune
@@ -183,7 +183,7 @@ def test_what_is_left_out_is_replaced_by_the_next_best(left_out: set[int], n: in
 
 def test_a_list_that_its_categories_cannot_fill_is_computed_in_as_few_steps_as_one_that_they_can() -> None:
     factors, draw = ItemFactors(Description("als", 6000, 2, 1, 1.0, 2.0, 1.0, max_per_category=3)), random.Random(1)
-    entries = [Entry(f"i{number}", category=number % 20) for number in range(6000)]
+    entries = [ItemEntry(f"i{number}", category=number % 20) for number in range(6000)]
     factors.add(entries, memoryview(b"".join(struct.pack("<2f", draw.random(), draw.random()) for _ in entries)))
     factors.finish()
 

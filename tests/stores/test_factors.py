@@ -14,7 +14,7 @@ from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreUnavail
 from hotplate.stores.factors import (
     PIECE_BYTES,
     Description,
-    Entry,
+    ItemEntry,
     description_row,
     piece_key,
     pieces,
@@ -30,9 +30,9 @@ from tests.support.service import a_list
 from tests.support.stores import OpenStore, as_bodies, on_every_store, published_values, ref_of
 
 FACTOR_BYTES = 4 * 256
-ITEMS = [(Entry(f"i{n}", f"Title {n}" if n % 2 else None), bytes([n % 251]) * FACTOR_BYTES) for n in range(200)]
+ITEMS = [(ItemEntry(f"i{n}", f"Title {n}" if n % 2 else None), bytes([n % 251]) * FACTOR_BYTES) for n in range(200)]
 ENTRIES = st.builds(
-    Entry, st.text(min_size=1, max_size=60), st.none() | st.text(), st.booleans(), st.none() | st.integers(0, 9)
+    ItemEntry, st.text(min_size=1, max_size=60), st.none() | st.text(), st.booleans(), st.none() | st.integers(0, 9)
 )
 
 
@@ -55,7 +55,7 @@ async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) 
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(ENTRIES, st.binary(min_size=8, max_size=8)), max_size=40))
-def test_any_items_come_back_as_they_were(items: list[tuple[Entry, bytes]]) -> None:
+def test_any_items_come_back_as_they_were(items: list[tuple[ItemEntry, bytes]]) -> None:
     read = [read_piece(row.value, 2) for row in pieces(items)]
     assert [entry for entries, _ in read for entry in entries] == [entry for entry, _ in items]
     assert b"".join(rows for _, rows in read) == b"".join(row for _, row in items)
@@ -65,7 +65,7 @@ def test_pieces_are_full_and_no_larger_than_they_may_be_but_for_a_single_item() 
     sizes = [len(row.value) for row in pieces(ITEMS)]
     assert len(sizes) == 4
     assert all(PIECE_BYTES - 2 * FACTOR_BYTES < size <= PIECE_BYTES + 16 for size in sizes[:-1])
-    (large, small) = pieces([(Entry("large"), b"x" * 2 * PIECE_BYTES), (Entry("small"), b"y")])
+    (large, small) = pieces([(ItemEntry("large"), b"x" * 2 * PIECE_BYTES), (ItemEntry("small"), b"y")])
     assert (len(large.value) > PIECE_BYTES, small.key) == (True, piece_key(1))
 
 

@@ -16,7 +16,7 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.items import CONTROL, DEFINITION, container_of
-from hotplate.stores.cosmos.requests import Endpoint
+from hotplate.stores.cosmos.requests import AccountEndpoint
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
@@ -176,7 +176,7 @@ class ContainersByRest:
         self._client.translator.charge(response)
         return response.status
 
-    async def _endpoint(self) -> Endpoint:
+    async def _endpoint(self) -> AccountEndpoint:
         await self._client.write_region()
         return self._client._topology.write_endpoint
 

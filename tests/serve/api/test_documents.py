@@ -17,7 +17,7 @@ from aiohttp import ClientSession, web
 import hotplate
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import document
-from hotplate.stores.factors import Description, Entry, description_row, pieces
+from hotplate.stores.factors import Description, ItemEntry, description_row, pieces
 from tests.support.browser import opened
 from tests.support.paths import ROOT
 from tests.support.property import depths
@@ -36,7 +36,7 @@ FILES = {
 
 def factor_rows(*ids: str) -> dict[str, bytes]:
     """Return the rows of factors, two of each item, as `publish_lists` takes rows."""
-    items = ((Entry(item, f"Title {item}"), struct.pack("<2f", 1.0, number)) for number, item in enumerate(ids))
+    items = ((ItemEntry(item, f"Title {item}"), struct.pack("<2f", 1.0, number)) for number, item in enumerate(ids))
     rows = list(pieces(items))
     description = Description("als", len(ids), 2, len(rows), regularization=1.0, alpha=2.0, weight=1.0)
     return dict([*rows, description_row(description)])

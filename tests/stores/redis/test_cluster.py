@@ -21,7 +21,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.redis.keys import BUCKETS, Keys
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.topology import Endpoint, Layout, Topology
+from hotplate.stores.redis.topology import Layout, RedisNode, Topology
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.redis.writer import Scripts
 from hotplate.stores.store import Level, Plan, Row
@@ -294,7 +294,7 @@ def test_a_node_known_by_a_number_may_be_certified_under_the_name_of_a_seed() ->
 
 async def test_when_all_nodes_that_are_known_have_gone_the_seeds_are_asked_again(store: RedisStore) -> None:
     await write(store, FIRST, USERS[:50])
-    gone = Endpoint("127.0.0.1", 1)
+    gone = RedisNode("127.0.0.1", 1)
     assert isinstance(store._servers, Topology)
     store._servers._layout = Layout([gone] * SLOTS, {gone: frozenset()})
     store._servers.version += 1

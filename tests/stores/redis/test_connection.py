@@ -16,7 +16,7 @@ from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.topology import ONLY
-from hotplate.stores.redis.url import Address, Role, parse
+from hotplate.stores.redis.url import RedisAddress, ServerRole, parse
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import RedisServer, array, commands_in
 from tests.support.stores import FIRST, draft_of, ref
@@ -88,10 +88,10 @@ async def test_a_subscription_that_the_kernel_gave_up_is_made_again(redis_server
 class Moving:
     """A server that is where the test says; see `Resolver`."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: RedisAddress) -> None:
         self.address = address
 
-    async def resolve(self) -> Address:
+    async def resolve(self) -> RedisAddress:
         return self.address
 
     def add(self, reconnector: Reconnector) -> None:
@@ -121,10 +121,10 @@ async def test_a_server_that_has_moved_is_followed_without_a_pause(
 
 
 async def test_a_server_of_another_role_is_not_the_one_that_is_wanted(redis_server: RedisServer) -> None:
-    primary = Reconnector(replace(parse(redis_server.url()), role=Role.PRIMARY), 60.0)
+    primary = Reconnector(replace(parse(redis_server.url()), role=ServerRole.PRIMARY), 60.0)
     assert await primary.execute_command(b"ECHO", "yes") == b"yes"
     await primary.close()
-    replica = Reconnector(replace(parse(redis_server.url()), role=Role.REPLICA), 60.0)
+    replica = Reconnector(replace(parse(redis_server.url()), role=ServerRole.REPLICA), 60.0)
     with pytest.raises(StoreUnavailable, match="is not a replica"):
         await replica.connection()
     await replica.close()
@@ -211,7 +211,7 @@ def well(command: list[bytes]) -> bytes:
 
 async def test_who_waits_for_a_connection_that_is_closed_meanwhile_gets_an_error_and_is_not_cancelled() -> None:
     async with asyncio.timeout(SOON_S), scripted(lambda _: b"") as server:  # which leaves the greeting without a reply
-        address = replace(parse(f"redis://127.0.0.1:{server.port}"), role=Role.PRIMARY)
+        address = replace(parse(f"redis://127.0.0.1:{server.port}"), role=ServerRole.PRIMARY)
         reconnector = Reconnector(address, SOON_S)
         waiting = [asyncio.create_task(reconnector.connection()) for _ in range(2)]
         while not server.accepted:

@@ -7,7 +7,7 @@ import pytest
 
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.redis.url import Read, parse, parse_sentinel
+from hotplate.stores.redis.url import ReadFrom, parse, parse_sentinel
 
 
 def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
@@ -42,7 +42,7 @@ def test_sentinels_are_listed_before_the_name_of_the_primary_and_have_a_password
     url = "rediss+sentinel://me:p4ss@a,[::1]:7000/the%20shop/3?prefix=shop&read=nearest&sentinel_user=watch"
     behind = parse_sentinel(url, {"HOTPLATE_REDIS_SENTINEL_PASSWORD": "theirs"})
     server = behind.server
-    assert (behind.name, behind.read) == ("the shop", Read.NEAREST)
+    assert (behind.name, behind.read) == ("the shop", ReadFrom.NEAREST)
     assert (server.db, server.prefix, server.user, server.password, server.tls) == (3, "shop", "me", "p4ss", True)
     assert [(one.host, one.port) for one in behind.sentinels] == [("a", 26379), ("::1", 7000)]
     assert {(one.db, one.user, one.password, one.tls) for one in behind.sentinels} == {(0, "watch", "theirs", True)}
