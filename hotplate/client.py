@@ -161,7 +161,7 @@ class _Outcome:
 
 
 @dataclass(slots=True)
-class _Health:
+class _RouteHealth:
     """What is known of a route: until when the service wants no requests, and until when it gets none."""
 
     failure: str = ""
@@ -171,7 +171,7 @@ class _Health:
 
 
 @dataclass(slots=True)
-class _Popular:
+class _RememberedList:
     """The popular list of a segment, and when to read it again."""
 
     answer: Answer | None = None
@@ -193,8 +193,8 @@ class _Core:
         self._key = key
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
         self._timeout_s = timeout_s
-        self._popular = OrderedDict[str, _Popular]()
-        self._health = defaultdict[str, _Health](_Health)
+        self._popular = OrderedDict[str, _RememberedList]()
+        self._health = defaultdict[str, _RouteHealth](_RouteHealth)
         self.lock = Lock()
 
     def get(self, route: str, name: str | None, n: int, options: Mapping[str, Any]) -> _Call:
@@ -337,7 +337,7 @@ class _Core:
     def _is_due(self, segment: str, now: float) -> bool:
         """Return whether a popular list is to be read; of several threads, one is given the task."""
         with self.lock:
-            popular = self._popular.setdefault(segment, _Popular())
+            popular = self._popular.setdefault(segment, _RememberedList())
             self._popular.move_to_end(segment)
             if len(self._popular) > REMEMBERED_SEGMENTS:
                 del self._popular[next(filter(None, self._popular))]
@@ -348,7 +348,7 @@ class _Core:
 
     def _remember(self, segment: str, answer: Answer, refresh_at: float) -> Answer:
         with self.lock:
-            self._popular[segment] = _Popular(answer, refresh_at)
+            self._popular[segment] = _RememberedList(answer, refresh_at)
         return answer
 
 

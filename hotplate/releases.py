@@ -6,7 +6,7 @@ in a notebook, whose event loop is at work already. Every failure is a StoreErro
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,9 +17,7 @@ from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import WriteResult
 from hotplate.stores.store import Store
-from hotplate.stores.verification import unreported
-
-Progress = Callable[[int, int], None]
+from hotplate.stores.verification import OnProgress, unreported
 
 
 def activate(store: str | Store, release: str, *, end_canary: bool = False, force: bool = False) -> bool:
@@ -47,7 +45,7 @@ def prune(
     keep: int = 1,
     grace_s: float = GRACE_S,
     keep_ready_s: float | None = None,
-    on_progress: Progress = unreported,
+    on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
     """Erase the releases that are no longer needed, and return their ids.
 
@@ -68,7 +66,7 @@ def copy(
     release: str | None = None,
     *,
     live: bool = True,
-    on_progress: Progress = unreported,
+    on_progress: OnProgress = unreported,
 ) -> WriteResult:
     """Copy a *release*, by default the live one, to another store under the same id, and make it *live* there.
 
@@ -86,7 +84,7 @@ def copy(
     return run_between(source, target, act)
 
 
-def verify(store: str | Store, release: str | None = None, *, on_progress: Progress = unreported) -> Manifest:
+def verify(store: str | Store, release: str | None = None, *, on_progress: OnProgress = unreported) -> Manifest:
     """Read every row of a *release*, by default the live one, and return its manifest, whose sums they make.
 
     *on_progress* is called with (rows read, rows in all). Raises ReleaseCorrupt, which names damaged keys, and

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,9 @@ from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.manifest import MAX_POPULAR_LISTS
 from hotplate.stores.store import Plan, Row
 
+if TYPE_CHECKING:
+    from hotplate.offline.training import OnStage
+
 # Rows that are sorted at once: about 150 MB with ids of ten characters.
 PARTITION_ROWS = 1_000_000
 # More would be too many small files; beyond this many, partitions hold more rows instead.
@@ -57,8 +60,6 @@ _BATCH = 4096
 _SCORE_BYTES = 19
 # What is around an item in its list: names of fields, braces, quotes, separator.
 _FRAME_BYTES = 20
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class SortedLists:
 class ImportedLists:
     """All lists of one import, sorted in a folder and encoded batch by batch; a ListSource that lives as long as it."""
 
-    def __init__(self, settings: ImportSettings, folder: Path, on_progress: Progress) -> None:
+    def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage") -> None:
         """Read, check and sort the files; nothing but ids, titles and counts of items stays in memory."""
         self._settings = settings
         given, numbers = [settings.lists, *settings.more], ItemNumbers()

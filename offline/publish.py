@@ -1,7 +1,7 @@
 """Publishing lists as a release: the next ones are computed in a thread while the last ones are being written."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +21,7 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart
 from hotplate.stores.publication import WriteResult
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
-
-Progress = Callable[[int, int], None]
+from hotplate.stores.verification import OnProgress, unreported
 
 
 class ListSource(Protocol):
@@ -58,7 +57,7 @@ class PartedSource(ListSource, Protocol):
         """Return some rows like those that the others write, to learn a dictionary from."""
 
     async def write_parts(
-        self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: Progress
+        self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
         """Have all parts written, from 1 on, or only summed up, and return what they add up to; raises StoreError.
 
@@ -114,7 +113,7 @@ async def publish(
     *,
     live_in: Reader | None = None,
     observer: Observer | None = None,
-    on_progress: Progress = lambda _done, _total: None,
+    on_progress: OnProgress = unreported,
 ) -> Written:
     """Write all lists of *source* as one release of *store*, make it live, and erase what is no longer needed.
 

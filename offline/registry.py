@@ -56,7 +56,7 @@ class PublishedRelease:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ModelVersion:
     """One version of a model; lives as long as the command.
 
     origin   of the model's own description: engine, created_at, params, metrics, data (with its fingerprint), users,
@@ -105,7 +105,7 @@ class Registry:
         if self._is_local and Path(self._root).exists() and not Path(self._root).is_dir():
             raise SettingError(f"{self.shown} is not a folder; name one for the registry.")
 
-    def entries(self, name: str | None = None) -> list[Entry]:
+    def entries(self, name: str | None = None) -> list[ModelVersion]:
         """Return all versions, or those of *name*, in order; DataError if there is none of that name."""
         if name is not None:
             _require(_NAME, "name of a model", name)
@@ -117,7 +117,7 @@ class Registry:
             raise DataError(f"There is no model {name} in {self.shown}; {_listed('models', known)}")
         return sorted(entries, key=lambda entry: (entry.name, entry.version))
 
-    def find(self, reference: str) -> Entry:
+    def find(self, reference: str) -> ModelVersion:
         """Return the version that NAME@VERSION or NAME@STAGE names, or the last one of NAME; DataError without one."""
         name, at, which = reference.partition("@")
         entries = self.entries(name)
@@ -135,7 +135,7 @@ class Registry:
 
     def register(
         self, model: Path, name: str, tags: Mapping[str, str] | None = None, stage: str | None = None
-    ) -> Entry:
+    ) -> ModelVersion:
         """Copy the model folder as the next version of *name*, and return it; what killed writers left is removed.
 
         Raises DataError for what is not a whole model, SettingError for a name, tag or stage that cannot be one.
@@ -169,7 +169,7 @@ class Registry:
         self._create(f"{folder}/entry.json", content)
         return self.change(f"{name}@{version}", stage=stage) if stage else _entry(content)
 
-    def change(self, reference: str, tags: Mapping[str, str] | None = None, stage: str | None = None) -> Entry:
+    def change(self, reference: str, tags: Mapping[str, str] | None = None, stage: str | None = None) -> ModelVersion:
         """Add *tags* to a version, and give it a *stage*, which is taken from the version that has it; return it."""
         _require_change(tags or {}, stage)
         entry = self.find(reference)
@@ -189,7 +189,7 @@ class Registry:
         if not any(published == {"id": each.id, "store": each.store} for each in entry.releases):
             self._append(entry, {"release": published})
 
-    def pull(self, reference: str, out: Path) -> Entry:
+    def pull(self, reference: str, out: Path) -> ModelVersion:
         """Copy a version's model to the folder *out*, which replaces a model that is there; DataError if cut."""
         entry = self.find(reference)
         folder = f"{entry.name}/{entry.version}"
@@ -204,7 +204,7 @@ class Registry:
                     raise DataError(f"{name} of {entry.reference} in {self.shown} is cut: it had {size:,} bytes")
         return entry
 
-    def _append(self, entry: Entry, change: dict[str, Any]) -> None:
+    def _append(self, entry: ModelVersion, change: dict[str, Any]) -> None:
         content = {"version": entry.version, "at": _now(), **change}
         self._take_number(_CHANGE, entry.name, entry.name + "/changes/{:08}.json", content)
 
@@ -299,7 +299,7 @@ def _origin(model: Path) -> dict[str, Any]:
     return origin | ({"registered_with": different} if different else {})
 
 
-def _apply(entry: Entry, changes: Mapping[str, dict[str, Any]]) -> Entry:
+def _apply(entry: ModelVersion, changes: Mapping[str, dict[str, Any]]) -> ModelVersion:
     """Return *entry* with what came later; *changes* by path, in order."""
     tags, stages, releases = dict(entry.tags), set[str](), list[PublishedRelease]()
     for path, change in changes.items():
@@ -315,8 +315,8 @@ def _apply(entry: Entry, changes: Mapping[str, dict[str, Any]]) -> Entry:
     return replace(entry, tags=tags, stages=tuple(sorted(stages)), releases=tuple(releases))
 
 
-def _entry(content: dict[str, Any]) -> Entry:
-    return Entry(**{name: content[name] for name in ("name", "version", "registered_at", "origin", "tags")})
+def _entry(content: dict[str, Any]) -> ModelVersion:
+    return ModelVersion(**{name: content[name] for name in ("name", "version", "registered_at", "origin", "tags")})
 
 
 def _is_dead(claim: Mapping[str, Any]) -> bool:

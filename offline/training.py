@@ -17,7 +17,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
-from hotplate.offline.input.files import Format, Source, named_paths
+from hotplate.offline.input.files import DataSource, Format, named_paths
 from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
@@ -32,7 +32,8 @@ from hotplate.offline.train.tuning import Search, TuneOptions, digest_of, tune
 # After a cut in time there must be so many users to test, or the split is drawn at random.
 _FEWEST_TESTED = 10
 
-Progress = Callable[[str, int, int], None]
+# Is called with (stage, done, in all) of long work.
+OnStage = Callable[[str, int, int], None]
 Notice = Callable[[str], None]
 
 
@@ -50,8 +51,8 @@ class TrainSettings:
     *params* are the defaults of a search.
     """
 
-    path: Source | str
-    more: Sequence[Source | str] = ()
+    path: DataSource | str
+    more: Sequence[DataSource | str] = ()
     columns: Columns = field(default_factory=Columns)
     form: Format = field(default_factory=Format)
     event_weights: Mapping[str, float] | None = None
@@ -70,7 +71,7 @@ class TrainSettings:
     test: Sequence[Path] = ()
 
     @property
-    def data(self) -> list[Source]:
+    def data(self) -> list[DataSource]:
         """All files, folders and data frames that are learnt from."""
         return [Path(each) if isinstance(each, str) else each for each in (self.path, *self.more)]
 
@@ -153,7 +154,7 @@ class TrainReport:
 def train(
     settings: TrainSettings,
     out: Path | str,
-    on_progress: Progress = lambda _stage, _done, _total: None,
+    on_progress: OnStage = lambda _stage, _done, _total: None,
     on_notice: Notice = lambda _text: None,
 ) -> TrainReport:
     """Train on the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
@@ -281,7 +282,7 @@ Learnable = tuple[UserItems, History | None]
 
 
 def _search(
-    pairs: int, learnable: Learnable, settings: TrainSettings, journal: Path, *, report: Progress, on_notice: Notice
+    pairs: int, learnable: Learnable, settings: TrainSettings, journal: Path, *, report: OnStage, on_notice: Notice
 ) -> tuple[Search | None, str]:
     """Search for parameters on what the evaluation learns from, never on its test; or say why there was no search."""
     assert settings.tuning is not None  # noqa: S101 -- `train` has looked
@@ -396,14 +397,14 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
     }
 
 
-def _read_of(interactions: Interactions, paths: Sequence[Source]) -> dict[str, Any]:
+def _read_of(interactions: Interactions, paths: Sequence[DataSource]) -> dict[str, Any]:
     """Return what the model folder says of each reading."""
     found = {name: getattr(interactions, name) for name in ("rows", "left_out", "fingerprint", "notes")}
     return {"source": named_paths(paths), **found}
 
 
 @contextmanager
-def _stage(name: str, seconds: dict[str, float], on_progress: Progress) -> Iterator[None]:
+def _stage(name: str, seconds: dict[str, float], on_progress: OnStage) -> Iterator[None]:
     on_progress(name, 0, 1)
     with timed(seconds, name):
         yield

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hotplate.bench.report.report import Report
 
 Options = TypeVar("Options")
-Run = Callable[[Options, "ProgressDisplay"], "Report"]
+RunExperiment = Callable[[Options, "ProgressDisplay"], "Report"]
 # What a script reads; beneath the examples of each verb.
 EXIT_CODES = """
     Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped; 2 the
@@ -44,7 +44,7 @@ def add_experiment(
     report: str,
     defaults: Options | None = None,
     confirm: Callable[[Options], None] | None = None,
-) -> Callable[[Run[Options]], Run[Options]]:
+) -> Callable[[RunExperiment[Options]], RunExperiment[Options]]:
     """Make a verb of a function that takes *options*: each of their fields that has a Flag or an Argument is a flag.
 
     Defaults are those of the fields, or of *defaults*. The verb runs the function, writes and prints its report, and
@@ -53,7 +53,7 @@ def add_experiment(
     """
     where = option("--out", "Write the report to this name with .json and .html.", prefix="BENCH_", panel=HOW)
 
-    def register(run: Run[Options]) -> Run[Options]:
+    def register(run: RunExperiment[Options]) -> RunExperiment[Options]:
         def verb(**given: Any) -> None:  # noqa: ANN401 -- typer converts each value to its field's type
             name, as_json = given.pop("out"), given.pop("as_json")
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass

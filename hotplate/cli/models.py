@@ -13,7 +13,7 @@ from hotplate.stores.options import Flag
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hotplate.offline.registry import Entry, Registry
+    from hotplate.offline.registry import ModelVersion, Registry
 
 T = TypeVar("T")
 
@@ -137,14 +137,14 @@ def parse_tags(given: list[str]) -> dict[str, str]:
     return tags
 
 
-def _row(entry: "Entry") -> tuple[object, ...]:
+def _row(entry: "ModelVersion") -> tuple[object, ...]:
     ndcg = _metrics(entry).get("ndcg")
     quality, stages = "" if ndcg is None else f"{ndcg:.4f}", ", ".join(entry.stages)
     engine = entry.origin["engine"]
     return entry.name, entry.version, stages, entry.registered_at, engine, quality, len(entry.releases)
 
 
-def _show(entry: "Entry", *, as_json: bool) -> None:
+def _show(entry: "ModelVersion", *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(entry))
         return
@@ -167,7 +167,7 @@ def _show(entry: "Entry", *, as_json: bool) -> None:
     out.print(table(("", ""), rows))
 
 
-def _metrics(entry: "Entry") -> dict[str, float]:
+def _metrics(entry: "ModelVersion") -> dict[str, float]:
     """Return the model's own metrics by name, as far as they are fractions."""
     found = (entry.origin["metrics"] or {}).get("model", {})
     return {name: value for name, value in found.items() if isinstance(value, float)}

@@ -13,7 +13,6 @@ from hotplate.cli.models import RegistryUrl, in_registry, is_reference
 from hotplate.cli.terminal import (
     Json,
     Master,
-    StageProgress,
     StoreUrl,
     TextFormat,
     chosen_store,
@@ -33,12 +32,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from hotplate.offline.lists import ModelLists
-    from hotplate.offline.publish import ListSource, Progress, PublishSettings, Written
+    from hotplate.offline.publish import ListSource, PublishSettings, Written
     from hotplate.offline.rules import Rules
+    from hotplate.offline.training import OnStage
     from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.manifest import Manifest
     from hotplate.stores.publication import WriteResult
     from hotplate.stores.store import Estimate, Plan, Store
+    from hotplate.stores.verification import OnProgress
 
 
 Encoding = Literal["json", "zstd"]
@@ -170,7 +171,7 @@ def publish(
     options, master = flags.to_options(), flags.master
     settings = ListSettings(flags.list_length, flags.keep_seen, flags.read_rules(), flags.fold_in)
 
-    def read(folder: Path, report: StageProgress) -> ModelLists:
+    def read(folder: Path, report: "OnStage") -> ModelLists:
         return ModelLists(load(folder), settings).measure(partial(report, "measure"))
 
     if not is_reference(model):
@@ -255,7 +256,7 @@ def _computed_on(master: str | None, options: PublishOptions) -> "Iterator[Calla
 
 
 def publish_lists(
-    read: "Callable[[StageProgress], ListSource]",
+    read: "Callable[[OnStage], ListSource]",
     options: PublishOptions,
     imported: str | None = None,
     on_written: "Callable[[ReleaseId], None]" = lambda _: None,
@@ -278,7 +279,7 @@ def publish_lists(
 
 
 def write_lists(
-    read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: str | None = None
+    read: "Callable[[OnStage], ListSource]", options: PublishOptions, imported: str | None = None
 ) -> "Written":
     """Publish the lists that *read* returns, erase what is no longer needed, and print that.
 
@@ -310,7 +311,7 @@ async def _check_store(store: "Store") -> "Store":
 
 
 async def _estimate(
-    lists: "ListSource", options: PublishOptions, report: "Progress", store: "Store"
+    lists: "ListSource", options: PublishOptions, report: "OnProgress", store: "Store"
 ) -> "tuple[Estimate, WriteResult]":
     """Write to a stand-in for *store*; what is live is read from the store itself."""
     from hotplate.offline.publish import publish

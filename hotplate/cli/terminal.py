@@ -34,12 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
     from hotplate.offline.input.files import Format
+    from hotplate.offline.training import OnStage
     from hotplate.stores.store import Observer, Store
 
 T = TypeVar("T")
-# Reports (stage, done, total) of long work.
-StageProgress = Callable[[str, int, int], None]
-
 # What `--store` is read from if it is left out.
 STORE_VARIABLE = "HOTPLATE_STORE"
 
@@ -184,7 +182,7 @@ def text_on_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
+def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
     """Yield a function that reports progress: each stage gets a line on a terminal, and nothing is printed elsewhere.
 
     *status* is a text that is shown next to every stage. The lines vanish at the end.

@@ -16,7 +16,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.stores.folders import temporary_folder
 
-Kind = Literal["text", "json", "parquet", "events"]
+FileKind = Literal["text", "json", "parquet", "events"]
 
 
 @runtime_checkable
@@ -27,12 +27,12 @@ class Frame(Protocol):
         """Return its rows as a stream of Arrow's."""
 
 
-Source = Path | Frame
+DataSource = Path | Frame
 
 STANDARD_INPUT = Path("-")
 # How messages name files that are copies, by the copies' names.
 _COPIES = {STANDARD_INPUT.name: "standard input", ".frame": "the data frame"}
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt"), "text"),
     # MovieLens' and RecBole's.
     **dict.fromkeys((".data", ".dat", ".base", ".test", ".item", ".inter"), "text"),
@@ -73,7 +73,7 @@ class DataFile:
     """One file of rows: its kind, and what its folders say of all of them, such as date=2026-01-01."""
 
     path: Path
-    kind: Kind
+    kind: FileKind
     keys: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -101,7 +101,7 @@ class Format:
 
 
 @contextmanager
-def input_files(paths: Sequence[Source]) -> Iterator[list[DataFile]]:
+def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
     """Yield the files at *paths*, as `find_files` does.
 
     `-` is standard input. It and frames are copied to files until the block ends.
@@ -125,7 +125,7 @@ def input_files(paths: Sequence[Source]) -> Iterator[list[DataFile]]:
         yield files
 
 
-def named_paths(paths: Sequence[Source]) -> str:
+def named_paths(paths: Sequence[DataSource]) -> str:
     """Return how messages name the input at *paths*."""
     names = [_COPIES[".frame"] if isinstance(path, Frame) else _COPIES.get(str(path), str(path)) for path in paths]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
@@ -198,7 +198,7 @@ def _in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFil
             yield from _in_folder(path, {**keys, unquote(key): None if value == _NO_VALUE else unquote(value)})
 
 
-def _kind(file: Path) -> Kind:
+def _kind(file: Path) -> FileKind:
     """Return what the name of *file* says it is; raises DataError for a name that says nothing."""
     kind = _KINDS.get(suffix(file))
     if kind is None or (kind == "parquet" and file.suffix.lower() in _COMPRESSED):

@@ -23,8 +23,8 @@ from hotplate.offline.input.columns import (
 )
 from hotplate.offline.input.files import (
     DataFile,
+    DataSource,
     Format,
-    Source,
     data_errors,
     find_files,
     fingerprint,
@@ -63,7 +63,7 @@ _DECIMALS = 6
 _ROWS_AT_ONCE = 20_000
 
 
-class _Source(NamedTuple):
+class _SourceTable(NamedTuple):
     """A table and how it is read: segments of events have other columns than the other files."""
 
     table: Table
@@ -102,7 +102,7 @@ class Interactions:
 
 
 def read_interactions(
-    *paths: Source,
+    *paths: DataSource,
     columns: Columns | None = None,
     form: Format | None = None,
     event_weights: Mapping[str, float] | None = None,
@@ -138,11 +138,11 @@ def read_interactions(
         _check_roles(named, weights)
         chosen = _choose(tables[0], source, named, _guessed_roles(named, weights, titles, weighting), weights)
         tables, whole = with_whole_numbers(tables, [str(chosen.user), str(chosen.item)])
-        sources = [_Source(table, chosen, weights, filters) for table in tables]
+        sources = [_SourceTable(table, chosen, weights, filters) for table in tables]
         if beside is not None:
             own = Columns("user", "item", event="event", time=chosen.time and "time")
             known = [each for each in filters if each.column in beside.schema]
-            sources.append(_Source(beside, own, event_weights, known))
+            sources.append(_SourceTable(beside, own, event_weights, known))
         layouts = [each.columns.time and each.table.time_layout(each.columns.time) for each in sources]
         times = [
             time_of(name, each.table.schema[name], layout) if (name := each.columns.time) else None
@@ -256,7 +256,7 @@ def _guessed_roles(
     return roles if named.count is not None or weighting == "binary" else [*roles, "weight"]
 
 
-def _shape(source: _Source, time: pl.Expr | None) -> TableShape:
+def _shape(source: _SourceTable, time: pl.Expr | None) -> TableShape:
     """Return how a table is read: user, item, weight and, if there are such columns, the rest."""
     table, columns, event_weights, filters = source
     weight, no_weight = _weight(table, columns, event_weights)

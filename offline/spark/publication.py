@@ -20,7 +20,7 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.input.matrix import Indices
 from hotplate.offline.lists import Block, Blocks, ModelLists, rows_of
 from hotplate.offline.measurement import Items, ListCounts, Measurement, Observe, ignore
-from hotplate.offline.publish import PartedSource, Progress, prefetched
+from hotplate.offline.publish import PartedSource, prefetched
 from hotplate.offline.spark.session import cause_of, is_local
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores.connect import connect, share_of
@@ -36,6 +36,7 @@ from hotplate.stores.manifest import Tally
 from hotplate.stores.parts import Assignment, WrittenPart, write_part
 from hotplate.stores.store import Observer, Plan, Row
 from hotplate.stores.urls import redacted, scheme_of
+from hotplate.stores.verification import OnProgress
 
 # What is observed of users' lists.
 Observed = tuple[Sequence[str], Indices, Indices]
@@ -115,11 +116,11 @@ class SparkLists(PartedSource):
         return list(chain.from_iterable(chain(some.similar(0, min(items, _SAMPLED)), some.personal())))
 
     async def write_parts(
-        self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: Progress
+        self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
         """See `PartedSource`; once the first part fails, those that are not begun are not begun any more."""
         noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
-        job = _Job(self._shared, assignment, self._url, None if lists is None else lists.depth)
+        job = _PublishJob(self._shared, assignment, self._url, None if lists is None else lists.depth)
         work = partial(_write, job, noted)
         running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, self._blocks, work)
         try:
@@ -161,7 +162,7 @@ class SparkLists(PartedSource):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _PublishJob:
     """What all tasks of one publish have in common; pickled with each."""
 
     lists: "Broadcast[ModelLists]"
@@ -190,7 +191,7 @@ class _Noting(AccumulatorParam):  # type: ignore[misc]  # mypy knows nothing of 
         return _Noted(value1.rows + value2.rows, value1.failed or value2.failed)
 
 
-class _Charges:
+class _ChargeCounter:
     """Counts what an executor is charged; see `Observer`."""
 
     def __init__(self) -> None:
@@ -209,7 +210,7 @@ class _MeasuredPart(NamedTuple):
 
     written: WrittenPart
     counts: ListCounts | None
-    charges: _Charges
+    charges: _ChargeCounter
 
 
 def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterator[tuple[list[Row], list[Observed]]]:
@@ -226,7 +227,7 @@ def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterat
         yield [], observed
 
 
-def _write(job: _Job, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
+def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
     """Write blocks as parts on an executor; a StoreError is reported, and ends the task without a result."""
     for block in blocks:
         try:
@@ -239,8 +240,8 @@ def _write(job: _Job, noted: Any, blocks: Iterable[Block]) -> Iterator[_Measured
         yield made
 
 
-async def _write_block(job: _Job, block: Block) -> _MeasuredPart:
-    lists, charges = job.lists.value, _Charges()
+async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
+    lists, charges = job.lists.value, _ChargeCounter()
     measured = None if job.depth is None else Measurement(lists.items(), job.depth)
     rows = rows_of(lists, block, ignore if measured is None else measured.add)
     store = connect(job.url, charges)

@@ -14,7 +14,7 @@ from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 # Bounds what a row of lists takes at once; `topk` has a hundred rows of scores at a time on each core.
 _RANKED_AT_ONCE = 4096
 # A table of scores, float32 or float64.
-Table = npt.NDArray[Any]
+ScoreTable = npt.NDArray[Any]
 RankerT = TypeVar("RankerT")
 
 
@@ -36,11 +36,11 @@ class Scorer(Protocol):
         """[items], multiplies the scores of users' lists, if recency is wanted."""
         ...
 
-    def score(self, rows: UserItems, users: Indices) -> Table:
+    def score(self, rows: UserItems, users: Indices) -> ScoreTable:
         """Return a new table [users, items] of scores; *rows* are what the *users* have."""
         ...
 
-    def alike(self, items: Indices) -> Table:
+    def alike(self, items: Indices) -> ScoreTable:
         """Return a new table [len(items), items] of how similar items are."""
         ...
 
@@ -57,7 +57,7 @@ def recommend(
     if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
         raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
 
-    def score(batch: Indices) -> Table:
+    def score(batch: Indices) -> ScoreTable:
         rows = user_items[batch]
         table = ranker.score(rows, batch)
         if ranker.recent is not None:
@@ -77,7 +77,7 @@ def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = 
     If an item has no more that are like it, the item is -1 and the score 0.
     """
 
-    def score(batch: Indices) -> Table:
+    def score(batch: Indices) -> ScoreTable:
         table = ranker.alike(batch)
         table[np.arange(len(batch)), batch] = -np.inf
         return table
@@ -93,7 +93,7 @@ def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
 class _Queries:
     """Rows of scores as `topk` takes them: it multiplies what it calls queries with items, a hundred at a time."""
 
-    def __init__(self, score: Callable[[Indices], Table], batch: Indices) -> None:
+    def __init__(self, score: Callable[[Indices], ScoreTable], batch: Indices) -> None:
         self._score, self._batch, self.shape = score, batch, (len(batch), 0)
 
     @property
@@ -103,12 +103,12 @@ class _Queries:
     def __getitem__(self, rows: slice) -> "_Queries":
         return _Queries(self._score, self._batch[rows])
 
-    def dot(self, _items: object) -> Table:
+    def dot(self, _items: object) -> ScoreTable:
         return self._score(self._batch)
 
 
 def _best(
-    score: Callable[[Indices], Table], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
+    score: Callable[[Indices], ScoreTable], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
 ) -> tuple[Indices, Floats]:
     """Return the *n* highest scores of each row above the floor, the lower index first among equals; then -1 with 0."""
     require_at_least("The length of a list", n)

@@ -33,6 +33,7 @@ from hotplate.offline.train.engine import (
     with_recency,
 )
 from hotplate.offline.train.popularity import PopularityParams, Recency
+from hotplate.stores.verification import OnProgress, unreported
 
 # Above so many pairs a search takes minutes to hours, so it must be requested.
 MAX_PAIRS = 1_000_000
@@ -58,8 +59,6 @@ _BUDGET_S = 45.0
 _BUDGET_BYTES = 650e6
 # A trial ranks at most so many pairs of user and item, over all cuts; of more, some users are drawn.
 _RANKED = 100_000_000
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +164,7 @@ def tune(
     defaults: ALSParams | None = None,
     journal: Path | None = None,
     evaluations: int = 0,
-    on_trial: Report = lambda _done, _total: None,
+    on_trial: OnProgress = unreported,
     on_notice: Callable[[str], None] = lambda _text: None,
 ) -> Search | None:
     """Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
