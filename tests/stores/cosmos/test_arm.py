@@ -167,7 +167,7 @@ def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:
         ("cosmos://a/db?resource_group=rg", "AZURE_SUBSCRIPTION_ID"),
         ("cosmos://a/db?subscription=x", "add resource_group="),
         ("cosmos://a/db?resource_group=rg&subscription=mine", "az account show"),
-        (f"cosmos://a/db?resource_group=r/g&subscription={PLACE['subscription']}", "is not the name of a resource group"),
+        (f"cosmos://a/db?resource_group=r/g&subscription={PLACE['subscription']}", "is not the name of a resource"),
     ):
         with pytest.raises(StoreMisused, match=message):
             parse(url, {})
