@@ -24,7 +24,7 @@ DEPTH_GROWTH = 8
 # Spark's engine gives an item that a user has more weight than one that they lack; see `hotplate.offline.train.als`.
 LEAST_CONFIDENCE = 1.001
 
-Rows = npt.NDArray[np.intp]
+RowNumbers = npt.NDArray[np.intp]
 
 
 class ItemFactors:
@@ -36,11 +36,11 @@ class ItemFactors:
         self._matrix = np.zeros((description.items, description.factors), dtype=np.float32)
         self._entries = list[ItemEntry]()
         self._rows = dict[str, int]()
-        self._banned: Rows = np.empty(0, dtype=np.intp)
-        self._denied: tuple[Container[bytes], Rows] = (), self._banned
+        self._banned: RowNumbers = np.empty(0, dtype=np.intp)
+        self._denied: tuple[Container[bytes], RowNumbers] = (), self._banned
         """What a deny-list denies, and the rows of that."""
 
-        self._categories: Rows = np.empty(0, dtype=np.intp)
+        self._categories: RowNumbers = np.empty(0, dtype=np.intp)
         """The category of each row, from 1; 0 if it has none."""
 
         self._gram: npt.NDArray[np.float64] = np.empty((0, 0))
@@ -96,7 +96,7 @@ class ItemFactors:
         best = self._best(scores, n)
         return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
 
-    def _best(self, scores: npt.NDArray[np.float32], n: int) -> Rows:
+    def _best(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
         """Return the rows of the *n* highest scores, best first, of no category more than its cap."""
         most, categories = self.description.max_per_category, self._categories
         counts = np.bincount(categories[scores > -np.inf], minlength=1)
@@ -113,7 +113,7 @@ class ItemFactors:
                 return best[:n]
             depth = min(depth * DEPTH_GROWTH, len(scores))
 
-    def _solve(self, own: Rows, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    def _solve(self, own: RowNumbers, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Return the factors of somebody who has the items *own*: (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC."""
         described = self.description
         confidence, regularization = described.alpha * weights, described.regularization
@@ -130,7 +130,7 @@ class ItemFactors:
         return solved.astype(np.float32)
 
 
-def _are_first(categories: Rows, most: int) -> npt.NDArray[np.bool_]:
+def _are_first(categories: RowNumbers, most: int) -> npt.NDArray[np.bool_]:
     """Return which places are among the first *most* of their category; all without one, which have 0, are."""
     order = np.argsort(categories, kind="stable")
     ordered = categories[order]
@@ -140,7 +140,7 @@ def _are_first(categories: Rows, most: int) -> npt.NDArray[np.bool_]:
     return are_first
 
 
-def _rows_in(entries: Sequence[ItemEntry], ids: Container[bytes]) -> Rows:
+def _rows_in(entries: Sequence[ItemEntry], ids: Container[bytes]) -> RowNumbers:
     return np.flatnonzero([encode_id(entry.id) in ids for entry in entries])
 
 

@@ -91,7 +91,7 @@ Deliver = Callable[[EncodedList], None]
 
 # Who waits for a list: what it is to be called, whose popular one is in its place, and where it goes. As there is one
 # for each lookup, it is a plain tuple.
-_Waiter = tuple[str, str, Deliver]
+_ListWaiter = tuple[str, str, Deliver]
 
 
 class TieredReader:
@@ -130,7 +130,7 @@ class TieredReader:
         self.kept: tuple[str, ServedRelease] | None = None
         """A tier and a release whose popular lists answer while no tier serves a release; set before it is entered."""
         self._budget_s = budget_s
-        self._lookups = Lookups[_Waiter](self.tiers, budget_s, self._settle)
+        self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._settle)
         self._fold_in = FoldIn() if fold_in else None
         for tier in self.tiers:
             tier.follower.fold_in = self._fold_in
@@ -352,7 +352,7 @@ class TieredReader:
             self._lookups.add(key, waiter)
         return await future
 
-    def _settle(self, key: str, waiters: Sequence[_Waiter], origin: Origin | None, body: bytes | None) -> None:
+    def _settle(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
         """Hand a list to those who wait for it; see `Lookups`."""
         if len(waiters) > 1 and origin is not None:
             self.metrics.count_cached(origin[0].name, CACHE_SHARED, len(waiters) - 1)

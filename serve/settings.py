@@ -74,7 +74,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServiceSettings:
     """One service: which stores, where it listens, how long it waits. A field with a Flag is an option."""
 
     stores: Annotated[

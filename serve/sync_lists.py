@@ -34,7 +34,7 @@ LOOP_S = 10.0
 FORK_S = 5.0
 
 # What the loop is to do for a caller.
-Read = Callable[[Lists], Coroutine[Any, Any, T]]
+ListsCall = Callable[[Lists], Coroutine[Any, Any, T]]
 
 
 class SyncLists:
@@ -114,7 +114,7 @@ class SyncLists:
 
         return self._on_loop(text)
 
-    def _one(self, key: str, source: str, n: int, segment: str, read: Read[Recommendations]) -> Recommendations:
+    def _one(self, key: str, source: str, n: int, segment: str, read: ListsCall[Recommendations]) -> Recommendations:
         """Return a list that is at hand, or what *read* gives."""
         process = self._process()
         with process.lock:
@@ -124,7 +124,7 @@ class SyncLists:
             return self._on_loop(read)
         return lists.decoded(found, n)
 
-    def _on_loop(self, read: Read[T], more_s: float = 0.0) -> T:
+    def _on_loop(self, read: ListsCall[T], more_s: float = 0.0) -> T:
         return self._process().run(read, self._budget_s + more_s + LOOP_S)
 
     def _process(self) -> "_Process":
@@ -171,7 +171,7 @@ class _Process:
             raise _closed()
         return self._lists
 
-    def run(self, read: Read[T], timeout_s: float) -> T:
+    def run(self, read: ListsCall[T], timeout_s: float) -> T:
         """Let the loop do what *read* says, and wait for it; StoreUnavailable if that takes longer than *timeout_s*."""
         with self.lock:
             future = asyncio.run_coroutine_threadsafe(read(self.lists), self._loop)

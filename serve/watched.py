@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 # Reads files, in a thread perhaps, and returns what puts them into use, on the event loop. What it raises is caught,
 # and the text of a ServiceMisused is shown.
-Load = Callable[[], Callable[[], None]]
+LoadFiles = Callable[[], Callable[[], None]]
 Signature = tuple[tuple[int, int, int, int] | None, ...]
 
 
 class WatchedFiles:
     """Files that together hold one thing, such as a certificate and its key; lives as long as its worker."""
 
-    def __init__(self, paths: Sequence[Path], load: Load) -> None:
+    def __init__(self, paths: Sequence[Path], load: LoadFiles) -> None:
         """Load now, and put into use; raises ServiceMisused."""
         self.warning: str | None = None
         """What is wrong with the version that is there now."""

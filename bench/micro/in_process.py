@@ -20,7 +20,7 @@ from aiohttp.test_utils import make_mocked_request
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, Round, Stopwatch, at_most, require_room
 from hotplate.bench.micro.servers import LIST_LENGTH, id_of
-from hotplate.serve.api.handlers import Handler, Handlers
+from hotplate.serve.api.handlers import Handlers, RouteHandler
 from hotplate.serve.api.parameters import JSON
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.embedded import open_lists
@@ -140,7 +140,7 @@ def _read_one_by_one(get: Callable[[str], object], effort: Effort) -> Round:
     return watch.round(done)
 
 
-def _serve_many(runner: asyncio.Runner, handler: Handler, body: object, *, seconds: float) -> Round:
+def _serve_many(runner: asyncio.Runner, handler: RouteHandler, body: object, *, seconds: float) -> Round:
     """Serve all users in one request, from its body to its answer's bytes; neither parsing of HTTP nor sending."""
     watch, done = Stopwatch(), 0
 

@@ -28,7 +28,7 @@ def demo(
     from hotplate.offline.training import TrainSettings, train
     from hotplate.serve.connections.listeners import reserve
     from hotplate.serve.processes.supervisor import serve as run
-    from hotplate.serve.settings import Settings, configure_logging
+    from hotplate.serve.settings import ServiceSettings, configure_logging
     from hotplate.stores.folders import temporary_folder
 
     with temporary_folder("demo") as folder:
@@ -43,7 +43,7 @@ def demo(
         publish(folder / "model", PublishFlags(store=url))
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure_logging()
-        settings = Settings((url,), host, port, admin_port=0, health_port=0, admin_store=url, anonymous=True)
+        settings = ServiceSettings((url,), host, port, admin_port=0, health_port=0, admin_store=url, anonymous=True)
         run(settings, lambda addresses: _print_examples(addresses.service, addresses.admin, url, user, item))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hotplate.cli.terminal import Json, StoreUrl, chosen_store, err, print_result, table, with_store
-from hotplate.serve.settings import LOGS, Settings, configure_logging
+from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    settings: Settings,
+    settings: ServiceSettings,
     telemetry: Annotated[
         Literal["otlp", "azure-monitor"] | None,
         Flag("Traces and metrics, as OTEL_… variables say.", LOGS),

@@ -20,7 +20,7 @@ from hotplate.serve.access.keys import EVENTS, READ, SCOPES, digest_of, load
 from hotplate.serve.access.rates import Bucket, LastUses, SharedRates
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
-from hotplate.serve.settings import Settings
+from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.watched import WatchedFiles
 
 API_KEY = istr("X-API-Key")
@@ -146,7 +146,7 @@ def scope_of(template: str) -> str | None:
     return SCOPES_BY_ROUTE.get(template, READ)
 
 
-def guard_of(settings: Settings, tokens: Tokens | None) -> Guard:
+def guard_of(settings: ServiceSettings, tokens: Tokens | None) -> Guard:
     """Make the guard that the settings ask for, with *tokens* to verify those of an issuer.
 
     Callers on loopback are on this machine and may do everything, unless a key is needed. Raises

@@ -51,7 +51,7 @@ class StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds since 1970."""
 
 
-class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KeyHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Somebody who may call the service, with the keys that say so."""
 
     name: str
@@ -69,7 +69,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
-    clients: tuple[Client, ...]
+    clients: tuple[KeyHolder, ...]
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -81,7 +81,7 @@ def digest_of(key: str) -> bytes:
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def load(path: Path) -> tuple[Client, ...]:
+def load(path: Path) -> tuple[KeyHolder, ...]:
     """Read the clients in the file at *path*; raises KeysUnreadable, whose text never quotes the file."""
     try:
         with path.open("rb") as file:
@@ -110,7 +110,7 @@ def _plain(error: msgspec.MsgspecError) -> str:
     return f"{where} is out of range" if place else f"{where} is not JSON, or was cut off"
 
 
-def _parse(text: bytes) -> tuple[Client, ...]:
+def _parse(text: bytes) -> tuple[KeyHolder, ...]:
     if len(text) > MAX_FILE_BYTES:
         raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
     version = msgspec.json.decode(text, type=_Version).format
@@ -121,7 +121,7 @@ def _parse(text: bytes) -> tuple[Client, ...]:
     return clients
 
 
-def _check(clients: Sequence[Client]) -> None:
+def _check(clients: Sequence[KeyHolder]) -> None:
     """Raise ValueError for clients that cannot be."""
     if len(clients) > MAX_CLIENTS:
         raise ValueError(f"it names {len(clients)} clients, and {MAX_CLIENTS} are the most")
@@ -165,10 +165,10 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
     key = PREFIX + urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
     stored = StoredKey(digest_of(key).hex(), int(time.time()))
 
-    def add(clients: dict[str, Client]) -> str:
+    def add(clients: dict[str, KeyHolder]) -> str:
         known = clients.get(name)
         if known is None:
-            made, kind = Client(name, tuple(sorted(set(scopes), key=SCOPES.index)), rate, stored), "primary"
+            made, kind = KeyHolder(name, tuple(sorted(set(scopes), key=SCOPES.index)), rate, stored), "primary"
             if not scopes:
                 raise ServiceMisused(f"the client {name} is new; say what it may do, as --scope read")
         elif (scopes and set(scopes) != set(known.scopes)) or rate not in (None, known.rate):
@@ -187,13 +187,13 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
     return CreatedKey(key, name, _change(path, add))
 
 
-def revoke(path: Path, name: str, kind: str | None = None) -> Client | None:
+def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
     """Take back one key of a client, `primary` or `secondary`, or all that it has; return what is left of it.
 
     A secondary key becomes the primary if that is revoked. Raises ServiceMisused if there is no such key.
     """
 
-    def take(clients: dict[str, Client]) -> Client | None:
+    def take(clients: dict[str, KeyHolder]) -> KeyHolder | None:
         known = clients.pop(name, None)
         if known is None:
             raise ServiceMisused(f"no client is named {name}; hotplate keys list names them")
@@ -210,7 +210,7 @@ def revoke(path: Path, name: str, kind: str | None = None) -> Client | None:
     return _change(path, take)
 
 
-def _change(path: Path, step: Callable[[dict[str, Client]], T]) -> T:
+def _change(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> T:
     """Apply a change to the clients by name, by one process at a time; nothing is made or changed if it is refused."""
     path = Path(os.path.realpath(path))  # a link goes on pointing to it
     _changed(path, step)
@@ -224,7 +224,7 @@ def _change(path: Path, step: Callable[[dict[str, Client]], T]) -> T:
         os.close(lock)
 
 
-def _changed(path: Path, step: Callable[[dict[str, Client]], T]) -> tuple[T, tuple[Client, ...]]:
+def _changed(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> tuple[T, tuple[KeyHolder, ...]]:
     clients = {client.name: client for client in load(path)} if path.exists() else {}
     result = step(clients)
     changed = tuple(clients.values())

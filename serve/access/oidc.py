@@ -42,7 +42,7 @@ class IssuerUnreadable(Exception):
     """The issuer's keys could not be fetched, or are not what they should be."""
 
 
-class _Verdict(NamedTuple):
+class _TokenVerdict(NamedTuple):
     caller: Caller
     until: float
 
@@ -66,7 +66,7 @@ class TokenVerifier:
         self._fetching: asyncio.Task[None] | None = None
         """The fetch that all wait for who need a key, whether or not the one whose token began it is still there."""
 
-        self._verdicts = dict[bytes, _Verdict]()
+        self._verdicts = dict[bytes, _TokenVerdict]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
         """Return who sent a token, known by its *digest*; raises a Problem of 401, or of 503 without the issuer."""
@@ -80,7 +80,7 @@ class TokenVerifier:
         self._verdicts[digest] = verdict
         return verdict.caller
 
-    async def _verify(self, token: str) -> _Verdict:
+    async def _verify(self, token: str) -> _TokenVerdict:
         import jwt  # noqa: PLC0415 -- an extra, which `serve` goes without
 
         try:
@@ -192,7 +192,7 @@ def _is_trusted(url: str) -> bool:
     return False
 
 
-def _verdict_on(claims: dict[str, Any]) -> _Verdict:
+def _verdict_on(claims: dict[str, Any]) -> _TokenVerdict:
     """Return whom verified claims name, and what they allow; raises TypeError and OverflowError for odd ones.
 
     `scp` or `scope` is what people have, `roles` what applications have: words with spaces between them, or a list.
@@ -203,4 +203,5 @@ def _verdict_on(claims: dict[str, Any]) -> _Verdict:
         granted.update(words.split() if isinstance(words, str) else words)
     name = next((claims[each] for each in ("azp", "appid", "client_id") if each in claims), "")
     known = isinstance(name, str) and NAME.fullmatch(name)
-    return _Verdict(Caller(name if known else "token", frozenset(SCOPES) & granted), float(claims["exp"]) + LEEWAY_S)
+    caller = Caller(name if known else "token", frozenset(SCOPES) & granted)
+    return _TokenVerdict(caller, float(claims["exp"]) + LEEWAY_S)

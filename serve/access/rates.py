@@ -17,7 +17,7 @@ from time import monotonic
 
 from xxhash import xxh3_64_intdigest
 
-from hotplate.serve.access.keys import MAX_CLIENTS, Client
+from hotplate.serve.access.keys import MAX_CLIENTS, KeyHolder
 
 # How much a bucket holds, as a client's requests come in bursts.
 BURST_S = 1.0
@@ -44,7 +44,7 @@ class SharedRates:
         self._owners = cells[: MAX_CLIENTS * 8].cast("Q")
         self.full_at = cells[MAX_CLIENTS * 8 :].cast("d")
 
-    def buckets(self, clients: Iterable[Client]) -> dict[str, "Bucket"]:
+    def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
         """Return the buckets of the clients that have a rate, by name; each worker finds the same for a name.
 
         Cells of clients that are gone are given to others when there are no more free ones. Waits for other workers

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.settings import Settings
+from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.watched import WatchedFiles
 
 # How long a client may take over its handshake.
@@ -61,7 +61,7 @@ class Certificate:
         return use
 
 
-def certificate_of(settings: Settings) -> Certificate | None:
+def certificate_of(settings: ServiceSettings) -> Certificate | None:
     """Load the certificate that the settings name; None if the service speaks plain HTTP."""
     if settings.tls_cert is None and settings.tls_key is None:
         return None

@@ -17,7 +17,7 @@ from multidict import istr
 from hotplate.serve.access.auth import Caller, Guard, scope_of
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.events import EventsHandler, settled
-from hotplate.serve.api.handlers import FOUND, Handler, Handlers, found_in
+from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler, found_in
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, refusal
@@ -51,7 +51,7 @@ class Route:
     """One path template, as metrics name it, and its handlers by method."""
 
     template: str
-    methods: dict[str, Handler]
+    methods: dict[str, RouteHandler]
     scoring: bool = False
     """Whether its callers follow the scoring contract, and back off on 503 only."""
 
@@ -101,7 +101,7 @@ class Routes:
         return self._with_id.get(stem), raw_id
 
 
-def handler_of(route: Route | None, method: str) -> Handler:
+def handler_of(route: Route | None, method: str) -> RouteHandler:
     """Return the handler of *method*; raises a Problem if there is no such route or method."""
     if route is None:
         raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")

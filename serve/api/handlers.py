@@ -78,7 +78,7 @@ _NOTHING = frozenset[bytes]()
 # The list that a request got, and the items of it that are in the answer.
 FOUND = web.RequestKey("found", tuple[EncodedList, bytes])
 
-Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
+RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
 
 class Handlers:

@@ -63,7 +63,7 @@ def until_written(request: web.BaseRequest) -> Awaitable[None]:
     return request.protocol._drain_helper()  # noqa: SLF001 -- aiohttp has no other way to wait for it
 
 
-class Handler(web.RequestHandler):
+class AiohttpHandler(web.RequestHandler):
     """aiohttp's protocol, fed by a connection; it lives as long as that, from the first byte that is aiohttp's."""
 
     __slots__ = ("_header_end", "_linger", "_on_error", "owner")

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Protocol, cast
 
 from hotplate.serve.api.parameters import unreadable
-from hotplate.serve.connections.adapter import Handler
+from hotplate.serve.connections.adapter import AiohttpHandler
 from hotplate.serve.connections.lane import END, LATER, Lane
 from hotplate.serve.connections.limits import ConnectionRegistry, CountedConnection
 from hotplate.serve.connections.refusals import AnswerWriter
@@ -31,7 +31,7 @@ class Front(Protocol):
     metrics: Metrics
     lane: Lane | None
 
-    def handler_for(self, connection: asyncio.Protocol, linger: Callable[[], None]) -> Handler:
+    def handler_for(self, connection: asyncio.Protocol, linger: Callable[[], None]) -> AiohttpHandler:
         """Bring in aiohttp for a connection, which *linger* closes a little later."""
 
 
@@ -45,7 +45,7 @@ class Connection(CountedConnection):
 
     def __init__(self, server: Front, source: Hashable, refusal: str = "") -> None:
         super().__init__(server.registry, source, refusal)
-        self.handler: Handler | None = None
+        self.handler: AiohttpHandler | None = None
         self.accepting: asyncio.Task[object] | None = None
         """What brings it about: with TLS until the handshake is done."""
         self.since = self._opened_at = monotonic()

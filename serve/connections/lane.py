@@ -84,7 +84,7 @@ IS_REMEMBERED = IS_CONSTANT | API_KEY | AUTHORIZATION
 _Headers = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
-class _Kind(NamedTuple):
+class _ListRoute(NamedTuple):
     """What a path asks for: its route, as metrics name it, the source of its lists, and how their keys begin."""
 
     route: str
@@ -99,12 +99,12 @@ class _Kind(NamedTuple):
     """Where answers are counted, with 200 and with 304."""
 
 
-def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _Kind:
+def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _ListRoute:
     cells = request_cell(route, "GET", 200), request_cell(route, "GET", 304)
-    return _Kind(route, source, key, subject, cache, *cells)
+    return _ListRoute(route, source, key, subject, cache, *cells)
 
 
-class _Frame(NamedTuple):
+class _AnswerFrame(NamedTuple):
     """How answers of one kind begin, up to their ETag, and what stands in a body between its subject and its items."""
 
     head: bytes
@@ -114,7 +114,7 @@ class _Frame(NamedTuple):
 
 # A request that the lane answers: when it came; its kind; the id in its path; how many items; its headers; who
 # sent it; its span, if it is sampled. Plain, as a tuple is made in a tenth of the time.
-_Request = tuple[float, _Kind, bytes, int, _Headers, str, RequestSpan | None]
+_Request = tuple[float, _ListRoute, bytes, int, _Headers, str, RequestSpan | None]
 
 
 class Lane:
@@ -140,7 +140,7 @@ class Lane:
         self._vary = "Accept, Origin" if dispatcher.cors else "Accept"
         self._blocks = dict[bytes, _Headers]()
         self._lines = dict[bytes, tuple[int, str | None]]()
-        self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _Frame]()
+        self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _AnswerFrame]()
 
     def answer(
         self, data: bytes, now: float, connection: CountedConnection, deliver: Callable[[bytes], None]
@@ -177,7 +177,7 @@ class Lane:
         except NotReady:
             return None
 
-    def _refused(self, started: float, kind: _Kind, headers: _Headers, problem: Problem) -> bytes:
+    def _refused(self, started: float, kind: _ListRoute, headers: _Headers, problem: Problem) -> bytes:
         span = None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
         request_id, took_s = headers[1] or self._dispatcher.request_ids.new(), monotonic() - started
         self._observe(request_cell(kind.route, "GET", problem.status), took_s)
@@ -224,7 +224,7 @@ class Lane:
             report(answered, self._access_log if is_logged else None, span)
         return self._writer.write(head, request_id, took_s, content, last=f'{etag}"\r\n')
 
-    def _frame(self, kind: _Kind, encoded: EncodedList) -> _Frame:
+    def _frame(self, kind: _ListRoute, encoded: EncodedList) -> _AnswerFrame:
         """Return what answers with lists of one source and release have in common."""
         served, source, tier = encoded.served, encoded.source, encoded.tier
         if len(self._frames) >= MAX_FRAMES:
@@ -232,7 +232,7 @@ class Lane:
         cache = kind.cache if source == kind.source else NO_STORE
         named = "".join(f"{name}: {release}\r\n" for name, release in releases((encoded,)).items())
         lines = f'Cache-Control: {cache}\r\n{named}Vary: {self._vary}\r\nETag: "'
-        self._frames[kind.source, served.ref, served.is_canary, source, tier] = frame = _Frame(
+        self._frames[kind.source, served.ref, served.is_canary, source, tier] = frame = _AnswerFrame(
             f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\n{lines}".encode(),
             f"HTTP/1.1 304 Not Modified\r\n{lines}".encode(),
             list_head(encoded),

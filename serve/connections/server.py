@@ -18,7 +18,7 @@ from hotplate.serve.api.app import CLIENT_GONE, RequestIds
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.handlers import StreamedResponse
 from hotplate.serve.api.parameters import check_body, read_body, unreadable
-from hotplate.serve.connections.adapter import Handler, is_usual, until_written, wrong_version
+from hotplate.serve.connections.adapter import AiohttpHandler, is_usual, until_written, wrong_version
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.connection import Connection
 from hotplate.serve.connections.limits import ConnectionRegistry, source_of
@@ -111,9 +111,9 @@ class HttpServer(web.Server):
             log.debug("a connection could not be served", exc_info=error)  # as when its handshake failed
             self.registry.remove(connection)
 
-    def handler_for(self, connection: asyncio.Protocol, linger: Callable[[], None]) -> Handler:
+    def handler_for(self, connection: asyncio.Protocol, linger: Callable[[], None]) -> AiohttpHandler:
         """Bring in aiohttp for a connection, which *linger* closes a little later."""
-        return Handler(self, connection, linger, self._answer_error)
+        return AiohttpHandler(self, connection, linger, self._answer_error)
 
     def claim(self, request: web.BaseRequest, client: str) -> None:
         """Count the connection of a request as its client's; raises Problem if that has too many."""
@@ -203,7 +203,7 @@ class HttpServer(web.Server):
 
 def connection_of(request: web.BaseRequest) -> Connection:
     """Return the connection that a request came on."""
-    return cast("Connection", cast("Handler", request.protocol).owner)
+    return cast("Connection", cast("AiohttpHandler", request.protocol).owner)
 
 
 def deadline_of(request: web.BaseRequest, received: float) -> float:

@@ -39,7 +39,7 @@ from hotplate.serve.processes.logs import without_secrets
 from hotplate.serve.processes.prometheus import NOT_NAMED, Prometheus
 from hotplate.serve.processes.worker import Inheritance, beside
 from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady, TieredReader, open_reader
-from hotplate.serve.settings import Limits, Settings
+from hotplate.serve.settings import Limits, ServiceSettings
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
@@ -376,7 +376,7 @@ async def compare(url: str, release: ReleaseId, *, limit_s: float = DIFF_S) -> J
     }
 
 
-def shown_settings(settings: Settings) -> JsonObject:
+def shown_settings(settings: ServiceSettings) -> JsonObject:
     """Return the settings by name, free of secrets; the limits have a place of their own."""
     return {each.name: _plain(getattr(settings, each.name)) for each in fields(settings) if each.name != "limits"}
 

@@ -61,7 +61,7 @@ def percentile_ms(buckets: Sequence[float], share: float) -> float | None:
     return BUCKETS_S[-1] * 1000
 
 
-class _Sample(NamedTuple):
+class _CounterSample(NamedTuple):
     """The counters at one moment, or what they counted between two."""
 
     seconds: float
@@ -71,9 +71,9 @@ class _Sample(NamedTuple):
     releases: CountsByLabels
     """The lists looked up, by process and release: of a worker that was replaced they begin again."""
 
-    def since(self, before: "_Sample") -> "_Sample":
+    def since(self, before: "_CounterSample") -> "_CounterSample":
         """Return what was counted since an earlier sample."""
-        return _Sample(
+        return _CounterSample(
             max(0.001, self.seconds - before.seconds),
             self.counted.since(before.counted),
             growth(self.releases, before.releases),
@@ -112,7 +112,7 @@ class ServedReleases:
         self._counts = dict[str, tuple[float, ReleaseCounts]]()
         """By release, when it was first seen and what was counted; those that are served now are the last."""
 
-    def add(self, second: _Sample, states: States) -> None:
+    def add(self, second: _CounterSample, states: States) -> None:
         """Add what was counted in a second; events, which are counted by role, to the releases of most workers."""
         counts = defaultdict[str, ReleaseCounts](ReleaseCounts)
         for role, release in zip(ROLES, _served_by_most(states), strict=False):
@@ -157,7 +157,7 @@ class Sampler:
         self._metrics = metrics
         self._states = states
         self._tiers = tiers
-        self._samples = deque[_Sample](maxlen=WINDOW_S + 1)
+        self._samples = deque[_CounterSample](maxlen=WINDOW_S + 1)
         self.history = deque[JsonObject](maxlen=HISTORY_S)
         """Of each second the rate of requests and of failures, and percentiles."""
         self.long_history = deque[JsonObject](maxlen=LONG_HISTORY_S // WINDOW_S)
@@ -178,7 +178,7 @@ class Sampler:
         }
         if None in states and self._samples:  # a worker whose state cannot be read for once has not begun again
             releases = self._samples[-1].releases | releases
-        self._samples.append(_Sample(time.monotonic(), take_snapshot(self._metrics), releases))
+        self._samples.append(_CounterSample(time.monotonic(), take_snapshot(self._metrics), releases))
         if len(self._samples) > 1:
             second = self._samples[-1].since(self._samples[-2])
             self.history.append(_point(second))
@@ -222,7 +222,7 @@ class Sampler:
         }
 
 
-def _point(counted: _Sample) -> JsonObject:
+def _point(counted: _CounterSample) -> JsonObject:
     """Return a point of each curve."""
     answers = counted.answers(_of_lists(counted.counted.requests))
     return {name: answers[name] for name in CURVES}
@@ -237,7 +237,7 @@ def _starting_with(counts: CountsByLabels, *labels: str) -> CountsByLabels:
     return {each: count for each, count in counts.items() if each[: len(labels)] == labels}
 
 
-def _tier(recent: _Sample, tier: str, states: States) -> JsonObject:
+def _tier(recent: _CounterSample, tier: str, states: States) -> JsonObject:
     """Describe a tier: what it answers, and what the workers say of it."""
     calls = _starting_with(recent.counted.calls, tier)
     failed = sum(sum(histogram[:-1]) for labels, histogram in calls.items() if labels[-1] == OUTCOMES[-1])
@@ -265,7 +265,7 @@ def _tier(recent: _Sample, tier: str, states: States) -> JsonObject:
     }
 
 
-def _sources(recent: _Sample) -> JsonObject:
+def _sources(recent: _CounterSample) -> JsonObject:
     """Return how many lists a second came from where; the last two are popular lists in place of another."""
     rates = recent.rates(recent.counted.lookups)
     return {
@@ -277,7 +277,7 @@ def _sources(recent: _Sample) -> JsonObject:
     }
 
 
-def _releases(recent: _Sample, states: States) -> list[JsonObject]:
+def _releases(recent: _CounterSample, states: States) -> list[JsonObject]:
     """Return of each release the lists looked up a second, and on how many workers and tiers it is served."""
     totals = dict[str, list[float]]()
     for (_, release), counts in recent.releases.items():

@@ -30,7 +30,7 @@ START_S = 30.0
 LOOK_S = 2.0
 
 # Returns the HTTP status and the word that a probe is answered with.
-Answer = Callable[[], tuple[int, str]]
+ProbeAnswer = Callable[[], tuple[int, str]]
 
 
 class Heartbeats:
@@ -90,7 +90,7 @@ class Health:
         self._heartbeats = heartbeats
 
     @property
-    def routes(self) -> dict[str, Answer]:
+    def routes(self) -> dict[str, ProbeAnswer]:
         """What is answered by path."""
         return {"/livez": self.live, "/readyz": self.ready, "/health/live": self.live, "/health/ready": self.ready}
 
@@ -106,7 +106,7 @@ class Health:
 
 
 @dataclass(eq=False, slots=True)
-class _Connection:
+class _ProbeConnection:
     socket: socket.socket
     until: float
     received: bytearray = field(default_factory=bytearray)
@@ -119,7 +119,7 @@ class HealthListener:
         self,
         listener: socket.socket,
         selector: selectors.BaseSelector,
-        routes: Mapping[str, Answer],
+        routes: Mapping[str, ProbeAnswer],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listen on a bound socket."""
@@ -129,7 +129,7 @@ class HealthListener:
         self._selector = selector
         self._routes = routes
         self._clock = clock
-        self._open = dict[_Connection, None]()  # the oldest first
+        self._open = dict[_ProbeConnection, None]()  # the oldest first
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
     @property
@@ -158,11 +158,11 @@ class HealthListener:
             if len(self._open) >= CONNECTIONS:
                 self._close(next(iter(self._open)))
             accepted.setblocking(False)
-            connection = _Connection(accepted, self._clock() + REQUEST_S)
+            connection = _ProbeConnection(accepted, self._clock() + REQUEST_S)
             self._open[connection] = None
             self._selector.register(accepted, selectors.EVENT_READ, partial(self._read, connection))
 
-    def _read(self, connection: _Connection) -> None:
+    def _read(self, connection: _ProbeConnection) -> None:
         if connection not in self._open:
             return  # it gave way to another that came in the same wait
         try:
@@ -195,7 +195,7 @@ class HealthListener:
         written = _written(*answer())
         return written if method == "GET" else written.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: _ProbeConnection) -> None:
         del self._open[connection]
         self._selector.unregister(connection.socket)
         connection.socket.close()

@@ -40,19 +40,19 @@ class _Series(Struct, frozen=True):
     """Of each step with a value: the Unix time, and the value as text."""
 
 
-class _Matrix(Struct, frozen=True):
+class _RangeData(Struct, frozen=True):
     resultType: Literal["matrix"]  # noqa: N815 -- the name in the HTTP API
     result: list[_Series]
 
 
-class _Answer(Struct, frozen=True):
+class _RangeAnswer(Struct, frozen=True):
     """The answer to a range query, as Prometheus documents it."""
 
     status: Literal["success"]
-    data: _Matrix
+    data: _RangeData
 
 
-_decode = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(_RangeAnswer).decode
 
 
 class _NoHour(Exception):

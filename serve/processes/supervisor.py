@@ -40,7 +40,7 @@ from hotplate.serve.processes.kept_lists import KeptLists
 from hotplate.serve.processes.logs import LogStream, SharedLog, SharedLogHandler
 from hotplate.serve.processes.prometheus import Prometheus
 from hotplate.serve.processes.worker import STOPS, WATCHED, Inheritance, work
-from hotplate.serve.settings import Settings
+from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import SharedStates
 from hotplate.serve.telemetry.access_log import read_secret
 from hotplate.serve.telemetry.settings import TelemetrySettings
@@ -102,7 +102,7 @@ class _Listeners:
     health: socket.socket
 
 
-def serve(settings: Settings, announce: Callable[[Addresses], None]) -> None:
+def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> None:
     """Serve until SIGTERM, SIGHUP or SIGINT.
 
     *announce* is called once, when the first worker answers. Raises CannotListen, StoreMisused for a store or a
@@ -169,7 +169,7 @@ def _load_exporters(settings: TelemetrySettings) -> None:
     exporters_for(settings)
 
 
-def cpus_of_workers(settings: Settings) -> list[set[int]]:
+def cpus_of_workers(settings: ServiceSettings) -> list[set[int]]:
     """Return the CPU of each worker, of those that this process may use; nothing if they are not pinned.
 
     Raises ServiceMisused for more pinned workers than CPUs, and if a process cannot be pinned at all.

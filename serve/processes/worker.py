@@ -24,7 +24,7 @@ from hotplate.serve.processes.kept_lists import KeptLists
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
 from hotplate.serve.scrubber import Scrubber
-from hotplate.serve.settings import Settings
+from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
@@ -60,7 +60,7 @@ FLUSH_S = 2.0
 class Inheritance:
     """What a process of the service gets from its parent."""
 
-    settings: Settings
+    settings: ServiceSettings
     guard: Guard
     certificate: Certificate | None
     deny_list: DenyListFile
@@ -308,7 +308,7 @@ async def _writing(writer: EventWriter | None) -> AsyncIterator[None]:
             await writer.close()
 
 
-async def _scrub(settings: Settings, reader: TieredReader, *, rows_per_s: float) -> None:
+async def _scrub(settings: ServiceSettings, reader: TieredReader, *, rows_per_s: float) -> None:
     """Read what is served in the background; at 0 rows a second nothing is read."""
     if rows_per_s == 0:
         return

@@ -94,7 +94,7 @@ def allow_files(count: int) -> bool:
 
 def main() -> None:
     from hotplate.serve.processes.supervisor import serve  # noqa: PLC0415 -- only the command serves
-    from hotplate.serve.settings import Limits, Settings, configure_logging  # noqa: PLC0415 -- only the command serves
+    from hotplate.serve.settings import Limits, ServiceSettings, configure_logging  # noqa: PLC0415 -- only the command serves
 
     options = json.loads(sys.argv[1])
     configure_logging()
@@ -102,7 +102,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"], options["files"]))
     limits = Limits(**options["limits"])
     keys = Path(options["keys"]) if options["keys"] else None
-    settings = Settings(
+    settings = ServiceSettings(
         (options["store"],),
         port=0,
         admin_port=0,

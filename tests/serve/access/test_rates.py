@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.access.auth import Guard
-from hotplate.serve.access.keys import MAX_CLIENTS, Client, create
+from hotplate.serve.access.keys import MAX_CLIENTS, KeyHolder, create
 from hotplate.serve.access.rates import USES, LastUses, SharedRates
 from hotplate.serve.problems import Problem
 from tests.support.service import running, until
@@ -19,8 +19,8 @@ from tests.support.service import running, until
 RATE = 200.0
 
 
-def client(name: str, rate: float | None = RATE) -> Client:
-    return Client(name, ("read",), rate)
+def client(name: str, rate: float | None = RATE) -> KeyHolder:
+    return KeyHolder(name, ("read",), rate)
 
 
 def test_a_rate_is_one_for_all_workers_of_a_service(folder: Path) -> None:

@@ -17,7 +17,7 @@ from hotplate.serve.access.auth import Guard, guard_of
 from hotplate.serve.access.keys import SCOPES, create, digest_of
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
-from hotplate.serve.settings import Settings
+from hotplate.serve.settings import ServiceSettings
 from tests.support.command import failed, hotplate_process
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
@@ -165,7 +165,7 @@ def test_an_anonymous_caller_may_read_where_that_was_asked_for_and_no_more(folde
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 async def test_without_keys_everybody_on_this_machine_may_do_everything(host: str) -> None:
     for scope in SCOPES:
-        await guard_of(Settings(("file:///x",), host), None).admit({}, scope)
+        await guard_of(ServiceSettings(("file:///x",), host), None).admit({}, scope)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ async def test_without_keys_everybody_on_this_machine_may_do_everything(host: st
 )  # fmt: skip
 async def test_a_service_that_others_reach_does_not_start_without_a_word_on_who_may_call(host: str) -> None:
     with pytest.raises(ServiceMisused, match=f"{host} can be reached from other machines") as caught:
-        guard_of(Settings(("file:///x",), host), None)
+        guard_of(ServiceSettings(("file:///x",), host), None)
     assert "--keys FILE" in str(caught.value)
     assert "--anonymous" in str(caught.value)
-    anonymous = guard_of(Settings(("file:///x",), host, anonymous=True), None)
+    anonymous = guard_of(ServiceSettings(("file:///x",), host, anonymous=True), None)
     await anonymous.admit({}, "read")
     for scope in ("events", "admin"):
         with pytest.raises(Problem, match="takes a key"):
@@ -188,7 +188,7 @@ async def test_a_service_that_others_reach_does_not_start_without_a_word_on_who_
 
 def test_a_service_does_not_start_on_keys_that_it_cannot_read(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ServiceMisused, match=r"none\.json cannot be read"):
-        guard_of(Settings((f"file://{folder}",), keys=tmp_path / "none.json"), None)
+        guard_of(ServiceSettings((f"file://{folder}",), keys=tmp_path / "none.json"), None)
     done = hotplate_process("serve", "--store", f"file://{folder}", "--port", "0", HOTPLATE_KEYS="")
     failed(done, "HOTPLATE_KEYS is empty", code=2)
 

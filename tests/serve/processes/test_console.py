@@ -19,7 +19,7 @@ from hotplate.serve.api.openapi import PAGE_POLICY
 from hotplate.serve.events.writer import WrittenEvent
 from hotplate.serve.metrics import CLICK, IMPRESSION, LIVE
 from hotplate.serve.processes.console import EVENTS, FILES, STREAMS, compare, history_of, shown_settings
-from hotplate.serve.settings import Settings
+from hotplate.serve.settings import ServiceSettings
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.event_log import LogSegment, line_of
 from tests.support.service import Service, a_list, publish_lists, running, until
@@ -207,7 +207,7 @@ def test_the_service_says_how_it_was_started_without_its_secrets(service: Servic
     assert about["settings"]["workers"] == 1
     assert about["limits"]["connections"] == 10_000
     shown = shown_settings(
-        Settings(
+        ServiceSettings(
             ("redis://user:s3cret@cache:6379/0?ca=s3cret", "file:///x"),
             admin_store="cosmos://account/lists?key=s3cret",
             oidc_issuer="https://user:s3cret@login.example/",

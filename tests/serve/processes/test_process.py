@@ -22,7 +22,7 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.processes.supervisor import serve
 from hotplate.serve.processes.worker import LINGER_S, _prepared
 from hotplate.serve.reader import NotReady, TieredReader
-from hotplate.serve.settings import Settings
+from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import SharedStates, WorkerState
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.memory import check_lockable
@@ -78,7 +78,7 @@ def test_pinned_workers_have_a_cpu_each_also_those_that_replace_others(folder: P
 
 def test_more_pinned_workers_than_cpus_are_refused_with_what_to_do(folder: Path) -> None:
     usable = len(os.sched_getaffinity(0))
-    settings = Settings((f"file://{folder}",), workers=usable + 1, pin_workers=True)
+    settings = ServiceSettings((f"file://{folder}",), workers=usable + 1, pin_workers=True)
     with pytest.raises(ServiceMisused, match=f"at most --workers {usable}"):
         serve(settings, lambda _addresses: None)
 

@@ -13,7 +13,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.processes.supervisor import serve
-from hotplate.serve.settings import Settings
+from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.telemetry.access_log import DAY_S, UserHashes, read_secret
 from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.spans import HALF, Sampling, Span, Tracer, system_of
@@ -120,7 +120,7 @@ def test_a_setting_that_cannot_be_is_refused_in_a_sentence(environment: dict[str
 def test_without_its_extra_telemetry_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "hotplate.serve.telemetry.export", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    found = Settings((f"file://{tmp_path}",), port=0, admin_port=0, health_port=0, telemetry=settings())
+    found = ServiceSettings((f"file://{tmp_path}",), port=0, admin_port=0, health_port=0, telemetry=settings())
     with pytest.raises(
         StoreMisused, match=re.escape(f"is not installed; install it with: {install_command('telemetry')}")
     ):
