@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import orjson
 
-from hotplate.bench.loadgen.recorder import Sample
+from hotplate.bench.loadgen.recorder import ResponseSample
 from hotplate.bench.stores.server import opened
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import load_decode
@@ -46,13 +46,13 @@ class ReceivedList:
     result: dict[str, Any]
 
 
-async def check_answers(url: str, samples: Sequence[Sample]) -> CheckResult:
+async def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:
     """Compare every list in *samples* with the one that the store at *url* holds for the release that it names."""
     async with opened(url) as store:
         return await check_samples(store, samples)
 
 
-async def check_samples(store: Reader, samples: Sequence[Sample]) -> CheckResult:
+async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
     """Compare every list in *samples* with the one that *store* holds; a refusal has none, and counts as an error."""
     wrong = list[str]()
     compared = fallback = 0
@@ -87,7 +87,7 @@ def total(results: Iterable[CheckResult]) -> CheckResult:
     )
 
 
-def received_lists(sample: Sample) -> Iterator[ReceivedList]:
+def received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
     """Take a response apart; ValueError, KeyError or TypeError if it is not one."""
     head, _, body = sample.request.partition(b"\r\n\r\n")
     method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")

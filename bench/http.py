@@ -9,9 +9,9 @@ from typing import Any
 from hotplate.bench.answers import check_answers
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen import capacity
-from hotplate.bench.loadgen.keys import Draw, InTurn, Keys, Uniform, Zipf
+from hotplate.bench.loadgen.keys import InTurn, KeyDraw, RequestKeys, Uniform, Zipf
 from hotplate.bench.loadgen.load import KEY, Gets, Load, Posts, send_one
-from hotplate.bench.loadgen.recorder import Sample
+from hotplate.bench.loadgen.recorder import ResponseSample
 from hotplate.bench.loadgen.result import Result, at_least
 from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import HttpOptions, require_positive
@@ -34,7 +34,7 @@ OBSERVED = ("source", "tier", "release")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class HttpPlan:
     """What is to be measured, and the options that were read for it.
 
     With `find_max` the highest rate inside the `objective` is looked for first, from the load's own rate on, and the
@@ -47,10 +47,10 @@ class Plan:
     warmup_s: float
     objective: capacity.Objective
     batches: Sequence[int]
-    keys: Keys | None
+    keys: RequestKeys | None
 
 
-def make_plan(options: HttpOptions) -> Plan:
+def make_plan(options: HttpOptions) -> HttpPlan:
     """Read the options. Raises BenchMisused for what makes no sense, StoreError if no users can be read."""
     _only_one({"--rate": options.rate, "--closed": options.closed or None})
     _only_one({"--keys-file": options.keys_file, "--users": options.users})
@@ -76,7 +76,7 @@ def make_plan(options: HttpOptions) -> Plan:
     if options.store and keys is not None:
         load = replace(load, sample_every=_sample_every(load, batched=options.batch is not None))
     load.share(options.processes - 1, options.processes)  # refuses more processes than connections
-    return Plan(
+    return HttpPlan(
         options=options,
         load=load,
         warmup_s=text.parse_seconds(options.warmup),
@@ -86,7 +86,7 @@ def make_plan(options: HttpOptions) -> Plan:
     )
 
 
-def parse_keys(options: HttpOptions) -> Keys:
+def parse_keys(options: HttpOptions) -> RequestKeys:
     """Find the users whose lists are requested."""
     if options.keys_file is not None:
         ids: Sequence[str] = [line for line in options.keys_file.read_text().splitlines() if line]
@@ -97,8 +97,8 @@ def parse_keys(options: HttpOptions) -> Keys:
     else:
         raise BenchMisused("say whose lists to request: --users N, --keys-file FILE or --store URL")
     in_turn_or_uniform = InTurn() if options.keys_file is not None else Uniform()
-    draw: Draw = in_turn_or_uniform if options.zipf is None else Zipf(options.zipf)
-    return Keys(tuple(ids), draw, text.parse_share(options.unknown), options.seed)
+    draw: KeyDraw = in_turn_or_uniform if options.zipf is None else Zipf(options.zipf)
+    return RequestKeys(tuple(ids), draw, text.parse_share(options.unknown), options.seed)
 
 
 async def _users_in(url: str) -> list[str]:
@@ -140,12 +140,12 @@ def _only_one(given: Mapping[str, object]) -> None:
         raise BenchMisused(f"{' and '.join(names)} exclude each other")
 
 
-def measure(plan: Plan, display: ProgressDisplay) -> Report:
+def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed if nothing answers."""
     load = plan.load
     send_one(load.url, next(load.rendered()), load.timeout_s, load.ca)
     with WorkerPool(plan.options.processes) as pool:
-        made = _Measurement(plan, pool, display)
+        made = _HttpMeasurement(plan, pool, display)
         try:
             made.run()
         except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
@@ -153,16 +153,16 @@ def measure(plan: Plan, display: ProgressDisplay) -> Report:
     return made.report()
 
 
-class _Measurement:
+class _HttpMeasurement:
     """A plan while it is carried out."""
 
-    def __init__(self, plan: Plan, pool: WorkerPool, display: ProgressDisplay) -> None:
+    def __init__(self, plan: HttpPlan, pool: WorkerPool, display: ProgressDisplay) -> None:
         self._plan = plan
         self._pool = pool
         self._display = display
         self._swept = list[capacity.Point]()
         self._searched = list[capacity.Point]()
-        self._samples = list[Sample]()
+        self._samples = list[ResponseSample]()
         self._kept = list[Result]()
         self.interrupted = False
 

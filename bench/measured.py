@@ -124,7 +124,7 @@ CHEAPER = Words("cheaper", "takes", "more", "times as much")
 AHEAD = Words("ahead", "does", "more", "times as much", less_is_better=False)
 
 
-class Finding(NamedTuple):
+class MeasuredChange(NamedTuple):
     """By how much the second of two differs, by both bounds of a figure; `because` says why that cannot be told.
 
     A change is relative; a difference of `shares`, which may be zero, is a plain one. `rounds` are how many would tell,
@@ -196,14 +196,16 @@ class Measured:
     stolen: float = 0.0
     shares: bool = False
 
-    def beside(self, other: "Measured") -> Finding:
+    def beside(self, other: "Measured") -> MeasuredChange:
         """Compare the other with this one, in pairs of rounds."""
         because = self._not_comparable(other)
-        found = Finding(because=because) if because else Finding(self._changes(other), shares=self.shares)
+        found = MeasuredChange(because=because) if because else MeasuredChange(self._changes(other), shares=self.shares)
         if because or found.real or found.negligible:
             return found
         if any(
-            alone.real or alone.negligible for each in found.changes if (alone := Finding((each,), "", self.shares))
+            alone.real or alone.negligible
+            for each in found.changes
+            if (alone := MeasuredChange((each,), "", self.shares))
         ):
             late = self.why or other.why or "the generator was late"
             return found._replace(because=f"{late} ({found.range}); {A_MACHINE}")
@@ -236,7 +238,7 @@ class Measured:
         return "it was zero in some rounds" if unequal and min(values) <= 0 and not self.shares else ""
 
 
-def _enough(found: Finding, made: int) -> int:
+def _enough(found: MeasuredChange, made: int) -> int:
     """Return about how many rounds would tell, as an interval is narrower by the root of their number; 0 for too many.
 
     It must leave zero out, or lie within what does not matter, whichever takes fewer rounds.

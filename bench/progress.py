@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hotplate.bench.loadgen.recorder import Progress
+from hotplate.bench.loadgen.recorder import LoadProgress
 from hotplate.bench.loadgen.result import LAG_BOUND_US
 from hotplate.bench.report.text import format_us
 
@@ -27,7 +27,7 @@ class ProgressDisplay:
         self._live = live
         self._name = ""
         self._duration_s = 1.0
-        self._before: Progress | None = None
+        self._before: LoadProgress | None = None
 
     def start(self, name: str, duration_s: float) -> None:
         """A phase begins: it is named at once, also if nothing is known of it until it ends."""
@@ -47,7 +47,7 @@ class ProgressDisplay:
             bar.add_row(ProgressBar(total=total, completed=done, width=40))
             self._live.update(Group(Text(f"{self._name}  {done:,} of {total:,}   {TO_STOP}"), bar))
 
-    def update(self, parts: Sequence[Progress]) -> None:
+    def update(self, parts: Sequence[LoadProgress]) -> None:
         """Draw how the run goes, by the newest progress of each process."""
         if self._live is None:
             return
@@ -55,7 +55,7 @@ class ProgressDisplay:
         self._live.update(self._drawn(now))
         self._before = now
 
-    def _drawn(self, now: Progress) -> Group:
+    def _drawn(self, now: LoadProgress) -> Group:
         before = self._before
         since_s = now.elapsed_s - before.elapsed_s if before else now.elapsed_s
         rate = (now.ok - (before.ok if before else 0)) / max(since_s, 1e-9)
@@ -80,7 +80,7 @@ def progress_display(console: Console) -> Iterator[ProgressDisplay]:
         yield ProgressDisplay(live)
 
 
-def together(parts: Sequence[Progress]) -> Progress:
+def together(parts: Sequence[LoadProgress]) -> LoadProgress:
     """Add up the progress of the processes; of times take the longest, which errs on the safe side."""
     sums = {name: sum(getattr(part, name) for part in parts) for name in SUMMED}
-    return Progress(**sums, **{name: max(getattr(part, name) for part in parts) for name in LONGEST})
+    return LoadProgress(**sums, **{name: max(getattr(part, name) for part in parts) for name in LONGEST})

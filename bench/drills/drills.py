@@ -31,7 +31,7 @@ OWN_SHARE = 0.99
 AWAY_S = 2.5
 
 # A fault lasts as long as its block. At its end it does what the runbook says to do.
-Fault = Callable[[Instance], AbstractAsyncContextManager[None]]
+FaultInjection = Callable[[Instance], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Drill:
     kinds: tuple[str, ...]
     """The kinds of stores that it can be done to; the first that this machine has is what it is done to by default."""
 
-    fault: Fault
+    fault: FaultInjection
     metrics: tuple[Metric, ...]
     own_alone: float = 0.0
     """The share of answers that stay users' own lists if no other tier has them; the others are popular ones."""

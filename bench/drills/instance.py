@@ -90,7 +90,7 @@ class FileTier:
     name: str = "file"
 
 
-Tier: TypeAlias = RedisTier | CosmosTier | FileTier
+DrillTier: TypeAlias = RedisTier | CosmosTier | FileTier
 
 
 @asynccontextmanager
@@ -122,7 +122,7 @@ async def _file_tier(folder: Path) -> AsyncIterator[FileTier]:
     yield FileTier(folder, f"file://{folder}", f"file://{folder}")
 
 
-TIERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Tier]]] = {
+TIERS: dict[str, Callable[[Path], AbstractAsyncContextManager[DrillTier]]] = {
     "redis": _redis_tier,
     "cosmos": _cosmos_tier,
     "file": _file_tier,
@@ -133,7 +133,7 @@ TIERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Tier]]] = {
 class Instance:
     """A running service over tiers that all hold the same two releases, of which the newer one is live."""
 
-    tiers: tuple[Tier, ...]
+    tiers: tuple[DrillTier, ...]
     service: Server
     budget_s: float
     published: str
@@ -145,7 +145,7 @@ class Instance:
     newer: ReleaseId
 
     @property
-    def first(self) -> Tier:
+    def first(self) -> DrillTier:
         """The tier that answers while all is well, and that a drill disturbs."""
         return self.tiers[0]
 
@@ -174,7 +174,7 @@ async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instan
         yield Instance(tuple(tiers), service, budget_s, published, older, newer)
 
 
-def _keep(tier: Tier) -> None:
+def _keep(tier: DrillTier) -> None:
     """Keep a copy of what a tier holds; not of Cosmos DB, whose accounts are restored into others with other URLs."""
     if not isinstance(tier, CosmosTier):
         if isinstance(tier, RedisTier):
@@ -192,7 +192,7 @@ def _copy_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.snapshot")
 
 
-async def _publish(published: str, tiers: Sequence[Tier], mark: str) -> ReleaseId:
+async def _publish(published: str, tiers: Sequence[DrillTier], mark: str) -> ReleaseId:
     """Publish a release once, and copy it into each tier, so all of them answer the same."""
 
     async def batches() -> AsyncIterator[list[Row]]:

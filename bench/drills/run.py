@@ -15,7 +15,7 @@ from hotplate.bench.answers import CheckResult, check_answers
 from hotplate.bench.drills.drills import Drill, Metric
 from hotplate.bench.drills.instance import USERS, Instance, key_of, started
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.keys import InTurn, Keys
+from hotplate.bench.loadgen.keys import InTurn, RequestKeys
 from hotplate.bench.loadgen.load import KEY, Gets, Load
 from hotplate.bench.loadgen.result import Result, merged, spread
 from hotplate.bench.loadgen.workers import WorkerPool
@@ -99,7 +99,7 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class PromiseCheck:
     """One promise, whether it was kept, and what was found."""
 
     promise: str
@@ -114,7 +114,7 @@ class DrillVerdict:
     name: str
     what: str
     tiers: tuple[str, ...]
-    checks: tuple[Check, ...]
+    checks: tuple[PromiseCheck, ...]
     observed: Observation
 
     @property
@@ -134,7 +134,7 @@ class DrillVerdict:
         return asdict(self) | {"kept": self.kept}
 
 
-def judge(observed: Observation, options: "DrillOptions", own_share: float) -> tuple[Check, ...]:
+def judge(observed: Observation, options: "DrillOptions", own_share: float) -> tuple[PromiseCheck, ...]:
     """Compare what was observed with what is promised; *own_share* of the answers during a fault are users' own."""
     phases, fault, compared = observed.phases.values(), observed.phases[FAULT], observed.compared
     due, ok = sum(each.due for each in phases), sum(each.ok for each in phases)
@@ -143,7 +143,7 @@ def judge(observed: Observation, options: "DrillOptions", own_share: float) -> t
     example = f" ({compared.examples[0]})" if compared.examples else ""
     ready = f"/readyz 200 {observed.probes - observed.unready} of {observed.probes} times"
     moved = [
-        Check(
+        PromiseCheck(
             f"{each.metric} rises",
             each.after_s is not None,
             f"{each.says} {'never' if each.after_s is None else f'after {each.after_s:.1f} s'}",
@@ -153,33 +153,33 @@ def judge(observed: Observation, options: "DrillOptions", own_share: float) -> t
     within, after_s = f"within {options.recover_s:g} s", observed.recovered_s
     recovered = f"not as before {within}" if after_s is None else f"as before after {after_s:.1f} s"
     return (
-        Check("every request is answered", 0 < due == ok, f"{ok:,} of {due:,} answered{failed}"),
-        Check(
+        PromiseCheck("every request is answered", 0 < due == ok, f"{ok:,} of {due:,} answered{failed}"),
+        PromiseCheck(
             "no answer is another list",
             compared.compared > 0 == compared.wrong,
             f"{compared.wrong:,} of {compared.compared:,} lists wrong{example}",
         ),
         _own_lists(fault, own_share),
         _in_time(fault, options.p99_s or options.budget_s + MARGIN_S),
-        Check("the service stays ready", observed.unready == 0 < observed.probes, ready),
+        PromiseCheck("the service stays ready", observed.unready == 0 < observed.probes, ready),
         *moved,
-        Check(f"all is as before {within}", after_s is not None, recovered),
+        PromiseCheck(f"all is as before {within}", after_s is not None, recovered),
     )
 
 
-def _own_lists(phase: Phase, least: float) -> Check:
+def _own_lists(phase: Phase, least: float) -> PromiseCheck:
     answers = max(1, sum(phase.sources.values()))
     own = phase.sources.get("personal", 0) / answers
     tiers = ", ".join(f"{count / answers:.0%} {tier}" for tier, count in phase.tiers.items())
     promise = f"{least:.0%} or more get their own list" if least else "what cannot be read is the popular list"
-    return Check(promise, own >= least, f"{own:.1%} own lists from {tiers}")
+    return PromiseCheck(promise, own >= least, f"{own:.1%} own lists from {tiers}")
 
 
-def _in_time(phase: Phase, p99_s: float) -> Check:
+def _in_time(phase: Phase, p99_s: float) -> PromiseCheck:
     found = f"p99 {format_bounds(*phase.p99_us)}"
     if phase.p99_us[1] > p99_s * 1e6 and phase.late:
         found += f" ({phase.late})"
-    return Check(f"p99 within {p99_s * 1000:g} ms", phase.p99_us[0] <= p99_s * 1e6, found)
+    return PromiseCheck(f"p99 within {p99_s * 1000:g} ms", phase.p99_us[0] <= p99_s * 1e6, found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +263,7 @@ class SteadyLoad:
         self.phase = WARM_UP
         """To which windows belong that begin now; all that touch a fault are the fault's."""
         self.results = defaultdict[str, list[Result]](list)
-        users = Keys(tuple(key_of(number).removeprefix(USER) for number in range(USERS)), InTurn())
+        users = RequestKeys(tuple(key_of(number).removeprefix(USER) for number in range(USERS)), InTurn())
         self._load = Load(
             url=instance.service.url,
             requests=Gets(PATH, users),

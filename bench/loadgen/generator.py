@@ -13,7 +13,7 @@ import uvloop
 
 from hotplate.bench.loadgen.absence import Absence, ProcessUsage, measure_usage
 from hotplate.bench.loadgen.load import Load
-from hotplate.bench.loadgen.recorder import Progress, Recorder
+from hotplate.bench.loadgen.recorder import LoadProgress, Recorder
 from hotplate.bench.loadgen.result import COUNTED, SUMMED, Result
 from hotplate.bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
 from hotplate.stores.http1 import ClientConnection, FailureKind
@@ -48,7 +48,7 @@ Begin = Callable[[], Awaitable[float]]
 Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]
 
 
-class Generator:
+class LoadGenerator:
     """The connections and the queue of one run; lives for that run.
 
     Time comes from *clock*, is waited for by *keep_pace*, and connections are made by *connect*, so a run can also
@@ -111,7 +111,7 @@ class Generator:
         self._end_s = 0.0
         self._stopped.set()
 
-    def progress(self) -> Progress:
+    def progress(self) -> LoadProgress:
         """Return the progress of the run."""
         in_flight = len(self._open) - len(self._idle)
         return self._recorder.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
@@ -311,7 +311,7 @@ class Generator:
 
 async def drive(load: Load) -> Result:
     """Run *load* from the running event loop, which should have little else to do."""
-    return await Generator(load).run()
+    return await LoadGenerator(load).run()
 
 
 def run(load: Load) -> Result:

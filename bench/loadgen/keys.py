@@ -56,15 +56,15 @@ class Zipf:
 
 
 # A way to draw positions of a list; a value, so every process can draw its own.
-Draw: TypeAlias = InTurn | Uniform | Zipf
+KeyDraw: TypeAlias = InTurn | Uniform | Zipf
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class RequestKeys:
     """The requested ids; a share of `unknown` of them is made up, and has no list. Each `part` draws on its own."""
 
     ids: Sequence[str]
-    draw: Draw
+    draw: KeyDraw
     unknown: float = 0.0
     seed: int = 1
     part: int = 0

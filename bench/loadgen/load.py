@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.loadgen.keys import Keys
+from hotplate.bench.loadgen.keys import RequestKeys
 from hotplate.bench.loadgen.schedule import dues
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
@@ -25,7 +25,7 @@ SCORE_PATH = "/score"
 T = TypeVar("T")
 
 # Judges a response by its status and body: None when it is good, else the kind of error to count it as.
-Check = Callable[[int, bytes], str | None]
+ResponseCheck = Callable[[int, bytes], str | None]
 
 
 class Requests(Protocol):
@@ -41,7 +41,7 @@ class Gets:
     """GETs of one path, in which `{key}` is the id that was drawn; each has the next of the `varying` headers, too."""
 
     path: str
-    keys: Keys | None = None
+    keys: RequestKeys | None = None
     varying: Sequence[Mapping[str, str]] = ()
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Gets:
 class Posts:
     """POSTs for `batch` users each; with `score` as callers of Azure ML send them."""
 
-    keys: Keys
+    keys: RequestKeys
     batch: int
     n: int = 10
     score: bool = False
@@ -86,7 +86,7 @@ class Posts:
 
 def for_part(value: T, part: int) -> T:
     """Return requests, or anything in them, as one of several processes makes them: it draws keys of its own."""
-    if isinstance(value, Keys):
+    if isinstance(value, RequestKeys):
         return replace(value, part=part)
     if isinstance(value, type) or not is_dataclass(value):
         return value
@@ -146,7 +146,7 @@ class Load:
     spin: bool = False
     timeout_s: float = 5.0
     backlog: int = 10_000
-    check: Check = status_is_good
+    check: ResponseCheck = status_is_good
     observe: Sequence[str] = ()
     sample_every: int = 0
     tally: str = ""

@@ -30,7 +30,7 @@ class Second:
     sent_latencies_s: NDArray[np.float32]
 
 
-class Sample(NamedTuple):
+class ResponseSample(NamedTuple):
     """A request and its response, kept to be checked afterwards."""
 
     request: bytes
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LoadProgress:
     """The progress of a run: counts so far, and the newest latencies and lags in microseconds."""
 
     elapsed_s: float
@@ -68,7 +68,7 @@ class Recorder:
         self._lags_s = array("f")
         self._seen: dict[str, Counter[bytes]] = {name: Counter() for name in observe}
         self._marks = [(0, 0, 0, 0, 0)]
-        self.samples = list[Sample]()
+        self.samples = list[ResponseSample]()
         self.errors: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.tallied: dict[int, float] = {}
@@ -89,7 +89,7 @@ class Recorder:
             self._until_sample -= 1
             if not self._until_sample:
                 self._until_sample = self._sample_every
-                self.samples.append(Sample(request, status, body))
+                self.samples.append(ResponseSample(request, status, body))
 
     def tally(self, status: int, head: bytes) -> None:
         """Add up the number in a response's header, if there is one, by status."""
@@ -135,10 +135,10 @@ class Recorder:
         """How late the generator was for each due request."""
         return np.array(self._lags_s, dtype=np.float32)
 
-    def progress(self, elapsed_s: float, in_flight: int, waiting: int) -> Progress:
+    def progress(self, elapsed_s: float, in_flight: int, waiting: int) -> LoadProgress:
         """Sum up what a live view shows; cheap, because the run goes on."""
         p50_s, p99_s = _quantiles(self._latencies_s)
-        return Progress(
+        return LoadProgress(
             elapsed_s=elapsed_s,
             due=self.due,
             sent=self.sent,

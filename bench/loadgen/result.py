@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hotplate.bench.loadgen.absence import AWAY_S, ProcessUsage
 from hotplate.bench.loadgen.histogram import Histogram, Times
-from hotplate.bench.loadgen.recorder import Sample, Second
+from hotplate.bench.loadgen.recorder import ResponseSample, Second
 from hotplate.bench.measured import STOLEN
 from hotplate.bench.report.text import APART, format_us
 
@@ -94,7 +94,7 @@ class Result:
     stolen: float | None
     """Of the time of the cores that were used, the share that the host gave to other machines; None where unknown."""
 
-    samples: tuple[Sample, ...] = field(repr=False)
+    samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)
 

@@ -16,9 +16,9 @@ from typing import Self
 import uvloop
 
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.generator import Generator
+from hotplate.bench.loadgen.generator import LoadGenerator
 from hotplate.bench.loadgen.load import Load
-from hotplate.bench.loadgen.recorder import Progress
+from hotplate.bench.loadgen.recorder import LoadProgress
 from hotplate.bench.loadgen.result import Result, merged
 from hotplate.bench.process import Channel, on_core, raised_priority, receive, start_worker, stop_process
 
@@ -31,7 +31,7 @@ PROGRESS_S = 0.5
 DIED = "a process of the load generator died; look for what killed it (memory?)"
 
 # Called with the newest progress of each process.
-OnProgress = Callable[[Sequence[Progress]], None]
+OnLoadProgress = Callable[[Sequence[LoadProgress]], None]
 
 
 # A worker sends the first once its connections are open; the second ends its run early. A number begins the run: the
@@ -74,7 +74,7 @@ class WorkerPool:
             return "The generator had no core of its own."
         return f"The generator ran with {self._priority or 'no higher priority than others'} on core {self._core}."
 
-    def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
+    def run(self, load: Load, on_progress: OnLoadProgress | None = None, *, on_the_second: bool = False) -> Result:
         """Make one run with all processes at the same time; blocks until it is over.
 
         It begins at once, or *on_the_second*: with a whole second of the clock, by which budgets of a second are kept.
@@ -84,7 +84,7 @@ class WorkerPool:
         with raised_priority(() if self._core is None else self.pids) as self._priority:
             return self._run(load, on_progress, on_the_second=on_the_second)
 
-    def _run(self, load: Load, on_progress: OnProgress | None, *, on_the_second: bool) -> Result:
+    def _run(self, load: Load, on_progress: OnLoadProgress | None, *, on_the_second: bool) -> Result:
         channels = [channel for _, channel in self._workers]
         for part, channel in enumerate(channels):
             channel.send(load.share(part, len(channels)) if len(channels) > 1 else load)
@@ -104,15 +104,15 @@ class WorkerPool:
             return _collect(channels, None)
 
 
-def _collect(channels: Sequence[Channel], on_progress: OnProgress | None) -> Result:
-    results, progress = dict[Channel, Result](), dict[Channel, Progress]()
+def _collect(channels: Sequence[Channel], on_progress: OnLoadProgress | None) -> Result:
+    results, progress = dict[Channel, Result](), dict[Channel, LoadProgress]()
     while len(results) < len(channels):
         for ready in wait([channel for channel in channels if channel not in results]):
             channel = next(each for each in channels if each is ready)
             message = receive(channel, DIED)
             if isinstance(message, Result):
                 results[channel] = message
-            elif isinstance(message, Progress):
+            elif isinstance(message, LoadProgress):
                 progress[channel] = message
         if on_progress is not None and progress:
             on_progress(list(progress.values()))
@@ -121,7 +121,7 @@ def _collect(channels: Sequence[Channel], on_progress: OnProgress | None) -> Res
 
 async def make_run(channel: Channel, load: Load) -> Result:
     """Make one run in a worker: connect, report that, begin on command, report progress, and stop early on command."""
-    generator = Generator(load)
+    generator = LoadGenerator(load)
     loop = asyncio.get_running_loop()
     begun: asyncio.Future[float] = loop.create_future()
 

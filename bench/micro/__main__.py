@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hotplate.bench.micro import commands, history, in_process, remote, serving
-from hotplate.bench.micro.harness import Effort, Figure, Outcome, Unmeasured
+from hotplate.bench.micro.harness import Effort, MeasuredFigure, Outcome, Unmeasured
 from hotplate.bench.report import machine
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.write_text(json.dumps({"machine": described, "figures": figures}, indent=1))
     console.print(f"written to {options.out}")
     if not options.short:
-        history.append(history.HISTORY, described, [one for one in outcomes if isinstance(one, Figure)])
+        history.append(history.HISTORY, described, [one for one in outcomes if isinstance(one, MeasuredFigure)])
         console.print(f"added to {history.HISTORY}; make figures writes its tables")
     return int(any(isinstance(one, Unmeasured) and one.failed for one in outcomes))
 
@@ -75,7 +75,7 @@ def table(outcomes: Sequence[Outcome], title: str) -> Table:
     result.add_column("goal")
     result.add_column("met")
     for one in outcomes:
-        if isinstance(one, Figure):
+        if isinstance(one, MeasuredFigure):
             numbers = (history.number(value) for value in one.span)
             met = {None: "", True: "yes", False: "NO"}[one.met]
             result.add_row(escape(one.name), one.unit, *numbers, str(len(one.values)), str(one.goal or ""), met)

@@ -16,12 +16,12 @@ import polars as pl
 
 from hotplate.bench.micro.bare_import import LENGTH
 from hotplate.bench.micro.harness import (
-    Candidate,
+    CandidateRun,
     Candidates,
     Case,
     Effort,
     Line,
-    Round,
+    RoundValues,
     Skipped,
     at_most,
     require_room,
@@ -122,13 +122,13 @@ def _trainings(data: Path, options: Sequence[str], folder: Path) -> Candidates:
     """Train and publish by two commands and by one, each time into a store of its own, and by bare calls."""
     stores = (f"file://{folder}/store-{number}" for number in count())
 
-    def two_commands() -> Round:
+    def two_commands() -> RoundValues:
         trained = run([*HOTPLATE, "train", str(data), *options, "--no-tune", "--out", f"{folder}/model"])
         published = run([*HOTPLATE, "publish", f"{folder}/model", "--store", next(stores)])
         sums = {name: trained[name] + published[name] for name in ("time", "CPU time")}
         return {**sums, "peak memory": max(trained["peak memory"], published["peak memory"])}
 
-    def one_command() -> Round:
+    def one_command() -> RoundValues:
         named: dict[str, list[str]] = {}
         for name, value in zip(options[::2], options[1::2], strict=True):
             named.setdefault(name.removeprefix("--"), []).append(value)
@@ -174,13 +174,13 @@ def write_lists(path: Path, users: int, each: int = LENGTH, part: int = 0, parts
         texts.write_csv(path)
 
 
-def import_lists(lists: Path, store: Path, *options: str) -> Round:
+def import_lists(lists: Path, store: Path, *options: str) -> RoundValues:
     """Import into a new store."""
     shutil.rmtree(store, ignore_errors=True)
     return run([*HOTPLATE, "import", str(lists), "--store", f"file://{store}", *options])
 
 
-def import_bare(lists: Path, target: Path) -> Round:
+def import_bare(lists: Path, target: Path) -> RoundValues:
     """Import with nothing but polars and LMDB."""
     target.unlink(missing_ok=True)
     return run([*BARE_IMPORT, str(lists), str(target)])
@@ -191,7 +191,7 @@ def _big_release(effort: Effort) -> Iterator[Candidates]:
     """Import lists of LARGER times the effort's users, and serve them and a few users' on one core, A B A B …."""
     users = effort.users * LARGER
     with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
-        folder, imports, candidates = Path(made), list[Round](), dict[str, Candidate]()
+        folder, imports, candidates = Path(made), list[RoundValues](), dict[str, CandidateRun]()
         require_room(folder, users * SHORT * ROW_BYTES)
         for name, number in {"few": min(SMALL_USERS, users), "many": users}.items():
             (lists := folder / f"{name}-lists").mkdir()
@@ -207,7 +207,7 @@ def _big_release(effort: Effort) -> Iterator[Candidates]:
         yield {**candidates, "import": lambda: imports[-1]}
 
 
-def _memory(service: Server) -> Round:
+def _memory(service: Server) -> RoundValues:
     return {"memory": service.memory_bytes() / 1e6}
 
 

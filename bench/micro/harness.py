@@ -10,10 +10,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 # What one candidate did in one round, by the names of UNITS.
-Round = Mapping[str, float]
-Candidate = Callable[[], Round]
+RoundValues = Mapping[str, float]
+CandidateRun = Callable[[], RoundValues]
 # Who takes part, by name.
-Candidates = Mapping[str, Candidate]
+Candidates = Mapping[str, CandidateRun]
 # Between the names of two in that of a figure which compares them.
 RATIO = " / "
 
@@ -82,7 +82,7 @@ def at_most(bound: float) -> Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MeasuredFigure:
     """One measured number, with a value of each round; its median is compared with `goal`, if there is one."""
 
     name: str
@@ -119,7 +119,7 @@ class Unmeasured:
         return {"name": self.name, "failed" if self.failed else "skipped": self.reason}
 
 
-Outcome = Figure | Unmeasured
+Outcome = MeasuredFigure | Unmeasured
 
 
 class Line(NamedTuple):
@@ -152,7 +152,7 @@ class Case:
         plain = [f"{name}: {quantity}" for name, rounds in taken.items() for quantity in rounds[0]]
         return [self._outcome(name, taken) for name in dict.fromkeys([*plain, *self.rows])]
 
-    def _outcome(self, name: str, taken: Mapping[str, Sequence[Round]]) -> Outcome:
+    def _outcome(self, name: str, taken: Mapping[str, Sequence[RoundValues]]) -> Outcome:
         sides, _, quantity = name.rpartition(": ")
         ours, is_ratio, theirs = sides.partition(RATIO)
         full, values, unit = f"{self.name}: {name}", [one[quantity] for one in taken[ours]], UNITS[quantity]
@@ -161,10 +161,10 @@ class Case:
                 return Unmeasured(full, late)
             values = [value / other[quantity] for value, other in zip(values, taken[theirs], strict=True)]
             unit = "ratio"
-        return Figure(full, unit, values, self.rows[name].goal if name in self.rows else None)
+        return MeasuredFigure(full, unit, values, self.rows[name].goal if name in self.rows else None)
 
 
-def _late(quantity: str, rounds: Sequence[Round]) -> str:
+def _late(quantity: str, rounds: Sequence[RoundValues]) -> str:
     """Say that latencies are the generator's own, and compare no servers; empty if it was on time."""
     lag_ms, found_ms = median(one.get(LAG, 0.0) for one in rounds), median(one[quantity] for one in rounds)
     if UNITS[quantity] != "ms" or lag_ms <= LATE * found_ms:
@@ -172,9 +172,9 @@ def _late(quantity: str, rounds: Sequence[Round]) -> str:
     return f"the generator was late by {lag_ms:.2g} ms at p99, and {quantity} is {found_ms:.2g} ms: use a quiet machine"
 
 
-def interleave(candidates: Candidates, rounds: int, *, warm_up: bool) -> dict[str, list[Round]]:
+def interleave(candidates: Candidates, rounds: int, *, warm_up: bool) -> dict[str, list[RoundValues]]:
     """Run the candidates A B A B …, *rounds* times each, after one round to warm up, which is not kept."""
-    taken: dict[str, list[Round]] = {name: [] for name in candidates}
+    taken: dict[str, list[RoundValues]] = {name: [] for name in candidates}
     for number in range(rounds + warm_up):
         for name, measure in candidates.items():
             one = measure()
@@ -197,6 +197,6 @@ class Stopwatch:
         self.wall_s += time.perf_counter() - wall_s
         self.cpu_s += time.process_time() - cpu_s
 
-    def round(self, count: int) -> Round:
+    def round(self, count: int) -> RoundValues:
         """Return the rate and the CPU of *count* operations in that time."""
         return {"rate": count / self.wall_s, "CPU": self.cpu_s * 1e6 / max(count, 1)}

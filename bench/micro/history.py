@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 
-from hotplate.bench.micro.harness import RATIO, UNITS, Figure
+from hotplate.bench.micro.harness import RATIO, UNITS, MeasuredFigure
 from hotplate.bench.report.machine import ROOT
 
 HISTORY = ROOT / "bench" / "history.jsonl"
@@ -27,7 +27,7 @@ END = "<!-- up to here -->\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RecordedRun:
     """What one run found: of each figure the median, the least and the most of its rounds."""
 
     date: str
@@ -42,7 +42,7 @@ class Run:
         return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def append(file: Path, described: Mapping[str, object], figures: Iterable[Figure]) -> None:
+def append(file: Path, described: Mapping[str, object], figures: Iterable[MeasuredFigure]) -> None:
     """Add a run on a machine, as `hotplate.bench.report.machine.describe` describes it."""
     machine = f"{described['cpu']}, {described['cores']} cores"
     spans = {one.name: _rounded(one.span) for one in figures}
@@ -55,15 +55,15 @@ def _rounded(span: Sequence[float]) -> list[float]:
     return [float(f"{value:.4g}") for value in span]
 
 
-def read(file: Path) -> list[Run]:
+def read(file: Path) -> list[RecordedRun]:
     """Read all runs, the oldest first."""
-    runs = [Run(**json.loads(line)) for line in file.read_text().splitlines()]
+    runs = [RecordedRun(**json.loads(line)) for line in file.read_text().splitlines()]
     return sorted(runs, key=lambda run: run.at)
 
 
-def occasions(runs: Sequence[Run], figure: str) -> list[list[Run]]:
+def occasions(runs: Sequence[RecordedRun], figure: str) -> list[list[RecordedRun]]:
     """Group the runs that have a figure: those on one machine within an hour of the first of them are one occasion."""
-    found: list[list[Run]] = []
+    found: list[list[RecordedRun]] = []
     for run in runs:
         if figure in run.figures:
             same = (one for one in found if one[0].machine == run.machine and run.at - one[0].at < APART)
@@ -74,7 +74,7 @@ def occasions(runs: Sequence[Run], figure: str) -> list[list[Run]]:
     return found[-LATEST:]
 
 
-def shown(runs: Sequence[Run], figure: str) -> str:
+def shown(runs: Sequence[RecordedRun], figure: str) -> str:
     """Write a figure that there is: the median of its occasions, and what they span."""
     spans = [[run.figures[figure] for run in group] for group in occasions(runs, figure)]
     medians = [median(middle for middle, _, _ in group) for group in spans]
@@ -92,7 +92,7 @@ def number(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def table(runs: Sequence[Run], rows: Mapping[str, str]) -> str:
+def table(runs: Sequence[RecordedRun], rows: Mapping[str, str]) -> str:
     """Make a table of figures, by name with what they are of; those that no run has are left out."""
     lines = ["| what | compared with | measured |", "|---|---|---|"]
     for figure, row in rows.items():

@@ -18,7 +18,7 @@ from aiohttp.payload import Payload
 from aiohttp.test_utils import make_mocked_request
 
 from hotplate.bench.lists import Shape, key_of
-from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, Round, Stopwatch, at_most, require_room
+from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, RoundValues, Stopwatch, at_most, require_room
 from hotplate.bench.micro.servers import LIST_LENGTH, id_of
 from hotplate.serve.api.handlers import Handlers, RouteHandler
 from hotplate.serve.api.parameters import JSON
@@ -44,7 +44,7 @@ class Published:
 
     release: ReleaseRef
     stored_bytes: int
-    round: Round
+    round: RoundValues
 
 
 def publish_to(url: str, shape: Shape, shared: Sequence[bytes], encoding: str = "json") -> Published:
@@ -86,7 +86,7 @@ def _files(effort: Effort) -> Iterator[Candidates]:
         yield {"20 items": partial(_publish_once, shape, shape.values(), Path(folder))}
 
 
-def _publish_once(shape: Shape, values: Sequence[bytes], folder: Path) -> Round:
+def _publish_once(shape: Shape, values: Sequence[bytes], folder: Path) -> RoundValues:
     shutil.rmtree(folder / "store", ignore_errors=True)
     published = publish_to(f"file://{folder}/store", shape, values)
     (file,) = (folder / "store" / "releases").glob("*.mdb")
@@ -128,7 +128,7 @@ def _in_process(effort: Effort) -> Iterator[Candidates]:
             runner.run(store.close())
 
 
-def _read_one_by_one(get: Callable[[str], object], effort: Effort) -> Round:
+def _read_one_by_one(get: Callable[[str], object], effort: Effort) -> RoundValues:
     """Read lists of random keys: new strings, as requests make them, so a dict has to hash them."""
     watch, done, ends_at = Stopwatch(), 0, time.perf_counter() + effort.round_s
     while not done or time.perf_counter() < ends_at:
@@ -140,7 +140,7 @@ def _read_one_by_one(get: Callable[[str], object], effort: Effort) -> Round:
     return watch.round(done)
 
 
-def _serve_many(runner: asyncio.Runner, handler: RouteHandler, body: object, *, seconds: float) -> Round:
+def _serve_many(runner: asyncio.Runner, handler: RouteHandler, body: object, *, seconds: float) -> RoundValues:
     """Serve all users in one request, from its body to its answer's bytes; neither parsing of HTTP nor sending."""
     watch, done = Stopwatch(), 0
 

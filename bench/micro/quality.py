@@ -51,7 +51,7 @@ TYPED = "as typed"
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class RandomSplit:
     """A random split: its name, the options that draw it, and the *metric* at *k* that is shown."""
 
     name: str
@@ -71,9 +71,9 @@ class DataSet:
 
 
 DRAWS = (
-    Draw("by item, as Recommenders draws it: nDCG@10", "ndcg"),
-    Draw("held-out users, 5 draws: recall@20", "recall_at_k", STRONG, 20),
-    Draw("held-out users, 5 draws: nDCG@100", "ndcg", STRONG, 100),
+    RandomSplit("by item, as Recommenders draws it: nDCG@10", "ndcg"),
+    RandomSplit("held-out users, 5 draws: recall@20", "recall_at_k", STRONG, 20),
+    RandomSplit("held-out users, 5 draws: nDCG@100", "ndcg", STRONG, 100),
 )
 DATA_SETS = (
     DataSet("MovieTweetings", "movietweetings-100k/ratings.csv.gz"),

@@ -20,7 +20,17 @@ from redis import Redis
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
 from hotplate.bench.lists import Shape
 from hotplate.bench.loadgen.load import Gets
-from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, Round, Skipped, Stopwatch, at_least, at_most
+from hotplate.bench.micro.harness import (
+    Candidates,
+    Case,
+    Effort,
+    Line,
+    RoundValues,
+    Skipped,
+    Stopwatch,
+    at_least,
+    at_most,
+)
 from hotplate.bench.micro.in_process import publish_to
 from hotplate.bench.micro.peers import webdis_serving
 from hotplate.bench.micro.servers import LIST_LENGTH, gets, hotplate_serving, keys_of, missing, saturated
@@ -126,7 +136,7 @@ async def _as_it_comes(endpoint: str) -> AsyncIterator[Read]:
         yield lambda name: items.read_item(name, name)
 
 
-def _read_by(client: Callable[[], AbstractAsyncContextManager[Read]], seconds: float) -> Round:
+def _read_by(client: Callable[[], AbstractAsyncContextManager[Read]], seconds: float) -> RoundValues:
     """Read for so many seconds, with everything open before they begin. RuntimeError if an item is missing."""
     done, watch = 0, Stopwatch()
 

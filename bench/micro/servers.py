@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from hotplate.bench.lists import key_of
 from hotplate.bench.loadgen.generator import run
-from hotplate.bench.loadgen.keys import Keys, Uniform
+from hotplate.bench.loadgen.keys import RequestKeys, Uniform
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.micro.harness import Candidate, Round
+from hotplate.bench.micro.harness import CandidateRun, RoundValues
 from hotplate.bench.process import Server, service_serving
 from hotplate.stores.keys import USER
 
@@ -73,14 +73,17 @@ def path_of(user: int) -> str:
     return ROUTE + id_of(user)
 
 
-def keys_of(users: int) -> Keys:
+def keys_of(users: int) -> RequestKeys:
     """Draw REQUESTED of the users, whatever their number is, and request each of them as often."""
     drawn = np.random.default_rng(0).integers(users, size=min(users, REQUESTED)).tolist()
-    return Keys([id_of(user) for user in drawn], Uniform())
+    return RequestKeys([id_of(user) for user in drawn], Uniform())
 
 
 def gets(
-    keys: Keys, duration_s: float, headers: Mapping[str, str] = HEADERS, varying: Sequence[Mapping[str, str]] = ()
+    keys: RequestKeys,
+    duration_s: float,
+    headers: Mapping[str, str] = HEADERS,
+    varying: Sequence[Mapping[str, str]] = (),
 ) -> Load:
     """Return a closed loop of GETs for random users, each with the next of the *varying* headers, too."""
     requests = Gets(ROUTE + "{key}", keys, varying)
@@ -98,7 +101,7 @@ def hotplate_serving(store: str, *options: str) -> Iterator[Server]:
         yield server
 
 
-def run_at(server: Server, load: Load) -> tuple[Result, Round]:
+def run_at(server: Server, load: Load) -> tuple[Result, RoundValues]:
     """Run a load, and count the server's CPU. RuntimeError for a single error, because errors are cheap."""
     before_s = server.cpu_s()
     result = run(replace(load, url=server.url))
@@ -107,17 +110,17 @@ def run_at(server: Server, load: Load) -> tuple[Result, Round]:
     return result, {"rate": result.ok_rate, "CPU": (server.cpu_s() - before_s) * 1e6 / result.ok}
 
 
-def by_generator(server: Server, load: Load) -> Candidate:
+def by_generator(server: Server, load: Load) -> CandidateRun:
     """Saturate a server by our own generator."""
     return lambda: run_at(server, load)[1]
 
 
-def saturated(server: Server, load: Load) -> Candidate:
+def saturated(server: Server, load: Load) -> CandidateRun:
     """Saturate a server by wrk if it is installed, because it costs less than our generator."""
     return by_generator(server, load) if missing("wrk") else partial(_by_wrk, server, load)
 
 
-def _by_wrk(server: Server, load: Load) -> Round:
+def _by_wrk(server: Server, load: Load) -> RoundValues:
     requests = list(islice(replace(load, url=server.url).rendered(), REQUESTED))
     before_s = server.cpu_s()
     count, duration_s = run_wrk(server.url, requests, load.duration_s)
@@ -142,7 +145,7 @@ def run_wrk(url: str, requests: Iterable[bytes], duration_s: float) -> tuple[int
     return int(counted[1]), float(whole_s)
 
 
-def paced(server: Server, load: Load, rate: float) -> Round:
+def paced(server: Server, load: Load, rate: float) -> RoundValues:
     """Request at a rate, as independent users come: latencies from when due, and how late the generator was.
 
     All that is due waits to be sent, whatever the server does. The first second is left out, in which each connection
@@ -156,7 +159,7 @@ def paced(server: Server, load: Load, rate: float) -> Round:
     return {**round_, **percentiles(latencies_s), "lag p99": float(np.percentile(result.lags_s[first.due :], 99)) * 1e3}
 
 
-def percentiles(latencies_s: NDArray[np.float32]) -> Round:
+def percentiles(latencies_s: NDArray[np.float32]) -> RoundValues:
     """Return p50, p99 and p99.9 in ms."""
     values = np.percentile(latencies_s, (50, 99, 99.9)) * 1e3
     return dict(zip(("p50", "p99", "p99.9"), values.tolist(), strict=True))

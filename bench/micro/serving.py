@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import median
 
 from hotplate.bench.lists import Shape
-from hotplate.bench.loadgen.keys import Keys, Uniform
+from hotplate.bench.loadgen.keys import RequestKeys, Uniform
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.micro import servers
-from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, Round, Skipped, at_least, at_most
+from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, RoundValues, Skipped, at_least, at_most
 from hotplate.bench.micro.in_process import publish_to
 from hotplate.bench.micro.peers import COPIED, aiohttp_serving, must_be_alike, nginx_serving
 from hotplate.bench.process import Server, on_core
@@ -29,7 +29,7 @@ from hotplate.stores.catalogue import ReleaseId
 
 TITLED = Shape(1_000, items=servers.LIST_LENGTH, title_chars=17)
 # The plainest aiohttp has these, because all requests are the same to it.
-FEW = Keys(COPIED, Uniform())
+FEW = RequestKeys(COPIED, Uniform())
 OURS = "hotplate"
 CHANGING = "hotplate, changing headers"
 # A flip takes a while, because the release is read into memory first.
@@ -115,7 +115,7 @@ def _tail(effort: Effort) -> Iterator[Candidates]:
         measure = servers.saturated(service, shop.loads[CHANGING])
         rate = median(measure()["rate"] for _ in range(3)) / 2
 
-        def with_flip() -> Round:
+        def with_flip() -> RoundValues:
             shop.releases.reverse()
             activated = shop.releases[-1]
             url = f"{service.admin_url}/v1/releases/{activated}/activate"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from hotplate.bench.planner.demand import fullest_zipf_share
-from hotplate.bench.planner.figures import Figure, Ledger, round_up
+from hotplate.bench.planner.figures import Ledger, PlanFigure, round_up
 from hotplate.bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH
 from hotplate.stores.cosmos import url
@@ -157,7 +157,7 @@ def derive_costs(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("cheapest_cost", "USD/month", formula, costs[cheapest])
 
 
-def possible_costs(figures: Mapping[str, Figure]) -> dict[str, float]:
+def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
     """Return what each way to pay for RU/s costs in a month, of those that are possible."""
     costs = {name: figures[f"{name}_cost"].value for name in CAPACITIES}
     return {name: cost for name, cost in costs.items() if isinstance(cost, int | float)}

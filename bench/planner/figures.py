@@ -13,7 +13,7 @@ Value = float | str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class PlanFigure:
     """One value of a plan: derived by `formula` from `operands`, or an input that came from `source`.
 
     A formula is arithmetic over names of figures wherever that can express it; `round_up(x, step)` rounds up to whole
@@ -25,7 +25,7 @@ class Figure:
     unit: str
     formula: str = ""
     source: str = ""
-    operands: tuple["Figure", ...] = field(default=(), repr=False)
+    operands: tuple["PlanFigure", ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         """Format value and unit."""
@@ -41,11 +41,11 @@ class Ledger:
     """The figures of one plan in the order in which they were entered; lives as long as the calculation."""
 
     def __init__(self) -> None:
-        self.figures: dict[str, Figure] = {}
+        self.figures: dict[str, PlanFigure] = {}
 
     def input(self, name: str, value: Value, unit: str, source: str) -> None:
         """Enter a value that comes from outside, with its source."""
-        self.figures[name] = Figure(name, value, unit, source=source)
+        self.figures[name] = PlanFigure(name, value, unit, source=source)
 
     def derive(self, name: str, unit: str, formula: str, value: float | None = None, *, source: str = "") -> float:
         """Enter what *formula* comes to, and return it; the operands are the figures that it names.
@@ -57,7 +57,7 @@ class Ledger:
         if value is None:
             values = {each: operand.value for each, operand in operands.items()}
             value = eval(code or formula, FUNCTIONS, values)  # noqa: S307 -- formulas are constants of ours
-        self.figures[name] = Figure(name, value, unit, formula, source, tuple(operands.values()))
+        self.figures[name] = PlanFigure(name, value, unit, formula, source, tuple(operands.values()))
         return value
 
     def number(self, name: str) -> float:
@@ -87,11 +87,11 @@ def _compiled(formula: str) -> tuple[tuple[str, ...], CodeType | None]:
         return names, None
 
 
-def explain(figures: Mapping[str, Figure], name: str) -> Iterator[tuple[int, Figure]]:
+def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:
     """Walk from a figure down to the inputs, yielding each with its depth; no figure is expanded twice."""
     seen = set[str]()
 
-    def walk(figure: Figure, depth: int) -> Iterator[tuple[int, Figure]]:
+    def walk(figure: PlanFigure, depth: int) -> Iterator[tuple[int, PlanFigure]]:
         yield depth, figure
         if figure.name not in seen:
             seen.add(figure.name)

@@ -4,7 +4,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from hotplate.bench.planner.figures import rounded
 from hotplate.bench.planner.inputs import HOURS, KNOWN, hourly_shares
-from hotplate.bench.planner.plan import Plan
+from hotplate.bench.planner.plan import CapacityPlan
 from hotplate.bench.planner.review import NOT_PRICED, BreakEven, PlanReport
 from hotplate.bench.report import text
 from hotplate.bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
@@ -123,7 +123,7 @@ def cost_plot(frames: Frames, found: BreakEven, planned_rps: float) -> None:
 
 
 @plot()
-def day_plot(frames: Frames, plan: Plan) -> None:
+def day_plot(frames: Frames, plan: CapacityPlan) -> None:
     """Draw the RU/s that reads need hour by hour, headroom included, under what manual and autoscale are paid for."""
     (axes,) = frames
     needed = [plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile)]

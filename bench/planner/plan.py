@@ -7,7 +7,7 @@ from typing import Any
 
 from hotplate.bench.planner.cosmos import GB, derive_costs, derive_demand, possible_costs
 from hotplate.bench.planner.demand import CacheHits, cache_hits, hottest_share
-from hotplate.bench.planner.figures import Figure, Ledger
+from hotplate.bench.planner.figures import Ledger, PlanFigure
 from hotplate.bench.planner.inputs import KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, Size
 from hotplate.stores.cosmos.charges import Charges
@@ -80,13 +80,13 @@ OUTLINE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CapacityPlan:
     """What a load will take, figure by figure; lives as long as its report."""
 
     sourced: SourcedInputs
     prices: Prices = field(repr=False)
     charges: Charges = field(repr=False)
-    figures: Mapping[str, Figure] = field(repr=False)
+    figures: Mapping[str, PlanFigure] = field(repr=False)
 
     @property
     def inputs(self) -> Inputs:
@@ -104,23 +104,23 @@ class Plan:
         costs = possible_costs(self.figures)
         return min(costs, key=lambda name: costs[name])
 
-    def outline(self) -> Iterator[tuple[str, list[tuple[str, Figure]]]]:
+    def outline(self) -> Iterator[tuple[str, list[tuple[str, PlanFigure]]]]:
         """Yield the figures that a person is shown, group by group, each with its words; no group without figures."""
         for group, lines in OUTLINE.items():
             if shown := [(words, self.figures[name]) for words, name in lines.items() if name in self.figures]:
                 yield group, shown
 
-    def with_inputs(self, **changes: Any) -> "Plan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
+    def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
         """Return the plan calculated again with some inputs changed."""
         changed = SourcedInputs(replace(self.inputs, **changes), self.sourced.sources)
         return calculate(changed, self.prices, self.charges)
 
-    def with_prices(self, direction: int) -> "Plan":
+    def with_prices(self, direction: int) -> "CapacityPlan":
         """Return the plan calculated again with all prices as high (1), or as low (-1), as they may well be."""
         return calculate(self.sourced, self.prices.moved(direction), self.charges)
 
 
-def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Plan:
+def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> CapacityPlan:
     """Calculate a plan; pure: the same inputs, prices and charges give the same figures."""
     ledger, inputs = Ledger(), sourced.inputs
     _enter_inputs(ledger, sourced, prices)
@@ -140,7 +140,7 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Plan:
             ledger.derive(total, "USD/month", f"{cost} + pods_cost")
     if inputs.have_ru is not None:
         _derive_today(ledger)
-    return Plan(sourced, prices, charges, ledger.figures)
+    return CapacityPlan(sourced, prices, charges, ledger.figures)
 
 
 def _enter_inputs(ledger: Ledger, sourced: SourcedInputs, prices: Prices) -> None:

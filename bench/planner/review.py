@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.bench.planner.cosmos import CONTROL_RU
-from hotplate.bench.planner.figures import Figure, Range, format_value, two_digits
+from hotplate.bench.planner.figures import PlanFigure, Range, format_value, two_digits
 from hotplate.bench.planner.inputs import KNOWN, REPORT_FORMAT, Inputs, Layer, PlanMisused, read_toml
-from hotplate.bench.planner.plan import Plan
+from hotplate.bench.planner.plan import CapacityPlan
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
 # What an account may also cost, or save, and no figure holds.
@@ -144,7 +144,7 @@ class Growth:
 class PlanReport:
     """A plan and what follows from it; lives as long as it takes to print or to write it."""
 
-    plan: Plan
+    plan: CapacityPlan
     costs: Mapping[str, Range]
     """Each sum of money by its name, and what it is with all prices as low, and as high, as they may well be."""
 
@@ -157,7 +157,7 @@ class PlanReport:
     prices_file: str
     date: datetime
 
-    def shown(self, figure: Figure) -> str:
+    def shown(self, figure: PlanFigure) -> str:
         """Format a figure; a sum of money with its range."""
         cost = self.costs.get(figure.name)
         return str(figure) if cost is None else f"{cost} {figure.unit}"
@@ -199,7 +199,7 @@ class PlanReport:
         }
 
 
-def review(plan: Plan, prices_file: Path) -> PlanReport:
+def review(plan: CapacityPlan, prices_file: Path) -> PlanReport:
     """Derive what follows from a plan."""
     return PlanReport(
         plan,
@@ -213,7 +213,7 @@ def review(plan: Plan, prices_file: Path) -> PlanReport:
     )
 
 
-def find_break_even(plan: Plan) -> BreakEven:
+def find_break_even(plan: CapacityPlan) -> BreakEven:
     """Calculate both costs at rates from 1 to 100,000 requests/s, or wider if the plan's own lies near the edge."""
     low = min(LEAST_RPS, plan.inputs.peak_rps / 10)
     high = max(MOST_RPS, plan.inputs.peak_rps * 10)
@@ -245,21 +245,21 @@ def find_break_even(plan: Plan) -> BreakEven:
     )
 
 
-def cost_at(plan: Plan, rps: float) -> CostPoint:
+def cost_at(plan: CapacityPlan, rps: float) -> CostPoint:
     """Return both costs at a rate."""
     there = plan.with_inputs(peak_rps=rps)
     costs = ranges(there)
     return CostPoint(rps, costs[f"{there.cheapest}_cost"], there.cheapest, costs.get("redis_cost"))
 
 
-def ranges(plan: Plan) -> dict[str, Range]:
+def ranges(plan: CapacityPlan) -> dict[str, Range]:
     """Return each sum of money with what it is if all prices are as low, or as high, as they may well be."""
     plans = plan.with_prices(-1), plan, plan.with_prices(1)
     sums = [name for name, figure in plan.figures.items() if figure.unit == "USD/month"]
     return {name: Range(*(each.number(name) for each in plans)) for name in sums}
 
 
-def find_savings(plan: Plan) -> list[Saving]:
+def find_savings(plan: CapacityPlan) -> list[Saving]:
     """Try each change by itself and return those that save something, the most first."""
     found = list[Saving]()
     changes = (_list_changes, _container_changes, _publishing_changes)
@@ -271,7 +271,7 @@ def find_savings(plan: Plan) -> list[Saving]:
     return sorted(found, key=lambda each: max(each.cosmos_saves, each.redis_saves), reverse=True)
 
 
-def _saved(plan: Plan, changed: Plan, name: str) -> float:
+def _saved(plan: CapacityPlan, changed: CapacityPlan, name: str) -> float:
     before, after = plan.figures[name].value, changed.figures[name].value
     return before - after if isinstance(before, float) and isinstance(after, float) else 0.0
 
@@ -319,7 +319,7 @@ def _publishing_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, An
         yield "no release kept besides the live one", "no rollback", {"kept": 0}
 
 
-def warnings(plan: Plan) -> Iterator[str]:
+def warnings(plan: CapacityPlan) -> Iterator[str]:
     """Yield what to look out for: limits, partitions, and what the plan leaves open."""
     inputs = plan.inputs
     hot = plan.number("hot_key_ru")
@@ -344,7 +344,7 @@ def warnings(plan: Plan) -> Iterator[str]:
         yield "all users are taken as equally busy; --zipf 0.9, say, shows what a hot one does to its partition"
 
 
-def _partition_warnings(plan: Plan) -> Iterator[str]:
+def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
     created = plan.number("new_partitions")
     needed = max(plan.number("partitions_by_gb"), -(-plan.number("serve_ru") // INITIAL_PARTITION_RU))
     if created <= needed:
@@ -377,7 +377,7 @@ def read_baseline(path: Path) -> Baseline:
     return Baseline(Layer(path.name, facts, f"{{name!r}} in {path}"), figures, bound)
 
 
-def growth(plan: Plan, baseline: Baseline) -> list[Growth]:
+def growth(plan: CapacityPlan, baseline: Baseline) -> list[Growth]:
     """Return the figures above the bound or no longer possible. PlanMisused for a baseline without figures."""
     if not baseline.figures:
         raise PlanMisused(
@@ -392,7 +392,7 @@ def growth(plan: Plan, baseline: Baseline) -> list[Growth]:
     return found
 
 
-def to_toml(plan: Plan, bound_percent: float = BOUND_PERCENT) -> str:
+def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
     """Write a plan as a baseline: the inputs that are not defaults, each with its source, and the figures to check."""
     lines = list[str]()
     for name, source in plan.sourced.sources.items():

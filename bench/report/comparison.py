@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.measured import AHEAD, FASTER, MIN_PAIRS, MORE_ERRORS, TIMES, Finding, Interval, change
+from hotplate.bench.measured import AHEAD, FASTER, MIN_PAIRS, MORE_ERRORS, TIMES, Interval, MeasuredChange, change
 from hotplate.bench.report.report import ERRORS, METRICS, RATE, Report, Series
 
 
@@ -22,7 +22,7 @@ class Change:
     interval: Interval
     """From when requests were due."""
 
-    finding: Finding
+    finding: MeasuredChange
     """By both bounds."""
 
     @property

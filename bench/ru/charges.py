@@ -17,7 +17,7 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.capacity import TOO_MANY_REQUESTS
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.ru.run import container_cost
-from hotplate.bench.ru.sandbox import CHARGE, STRONG, UPSERT, AccountSandbox, Items, builder, sandbox
+from hotplate.bench.ru.sandbox import CHARGE, STRONG, UPSERT, AccountSandbox, SandboxItems, builder, sandbox
 from hotplate.bench.stores.setup import emulator_label
 from hotplate.stores.cosmos.charges import KB, Charges
 from hotplate.stores.cosmos.requests import RequestBuilder, partition_key_header
@@ -171,7 +171,7 @@ class _Measurement:
 
     def by_size(self, size_kb: int) -> Iterator[Charge]:
         """Create, read, replace and delete items of one size."""
-        items, ours = Items(size_kb, TIMES, 1), self._ours
+        items, ours = SandboxItems(size_kb, TIMES, 1), self._ours
         found = dict[str, list[float]]()
         for body in items.bodies():
             name, raw = body["id"], orjson.dumps(body)
@@ -195,7 +195,7 @@ class _Measurement:
 
     def small(self, size_kb: int, by_size: Sequence[Charge]) -> dict[str, float | None]:
         """Return the coefficients that small items show, by their names in the file."""
-        bodies = list(Items(size_kb, RETURNED, 1).bodies())
+        bodies = list(SandboxItems(size_kb, RETURNED, 1).bodies())
         for body in bodies:
             self._charge(self._request("POST", body["id"], UPSERT, orjson.dumps(body)), "upsert")
         name, raw = bodies[0]["id"], orjson.dumps(bodies[0])

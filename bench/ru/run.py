@@ -11,13 +11,21 @@ from hotplate.bench.loadgen import capacity
 from hotplate.bench.loadgen.histogram import Histogram
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.result import LAG_BOUND_US, Result
-from hotplate.bench.loadgen.workers import OnProgress, WorkerPool
+from hotplate.bench.loadgen.workers import OnLoadProgress, WorkerPool
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.report.report import Report
 from hotplate.bench.report.text import Cell, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
-from hotplate.bench.ru.sandbox import CHARGE, AccountSandbox, Items, SignedRequests, builder, reads_in_turn, sandbox
+from hotplate.bench.ru.sandbox import (
+    CHARGE,
+    AccountSandbox,
+    SandboxItems,
+    SignedRequests,
+    builder,
+    reads_in_turn,
+    sandbox,
+)
 from hotplate.bench.stores.setup import EMULATOR, emulator_label
 from hotplate.stores.cosmos.charges import KB
 from hotplate.stores.cosmos.charges import load as load_charges
@@ -123,7 +131,7 @@ def container_cost(ru: int, regions: int, prices: Prices, now: float, took_s: fl
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class RateTrial:
     """One rate of requests a second that was tried, with what the account charged and refused."""
 
     point: capacity.Point
@@ -148,11 +156,11 @@ class LevelResult:
 
     ru: int
     predicted: float
-    trials: tuple[Trial, ...]
+    trials: tuple[RateTrial, ...]
     limit: str
 
     @property
-    def best(self) -> Trial | None:
+    def best(self) -> RateTrial | None:
         """The trial of the highest rate inside the objective; None if there was not one."""
         return max((each for each in self.trials if each.point.inside), key=lambda each: each.point.at, default=None)
 
@@ -175,27 +183,27 @@ class LevelResult:
         }
 
 
-class Generator(Protocol):
+class LoadRunner(Protocol):
     """Whatever makes a run of a load: processes of the load generator, or a simulation."""
 
-    def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
+    def run(self, load: Load, on_progress: OnLoadProgress | None = None, *, on_the_second: bool = False) -> Result:
         """See `hotplate.bench.loadgen.workers.WorkerPool`."""
 
 
 def classify(status: int, body: bytes) -> str | None:
-    """Tell 429s from other refusals; see `hotplate.bench.loadgen.load.Check`."""
+    """Tell 429s from other refusals; see `hotplate.bench.loadgen.load.ResponseCheck`."""
     del body
     return None if status < 400 else "throttled" if status == capacity.TOO_MANY_REQUESTS else "status"
 
 
-def assess(rate: float, result: Result, objective: capacity.Objective) -> Trial:
+def assess(rate: float, result: Result, objective: capacity.Objective) -> RateTrial:
     """Sum up a run of *rate* requests/s."""
     made = capacity.point(rate, result)
     if not made.stopped:
         invalid_reasons = (*capacity.disturbances(result, SHIFTED_US), *objective.invalid_reasons(result))
         made = replace(made, invalid_reasons=invalid_reasons, broken=tuple(objective.broken(result)))
     good_ru = sum(ru for status, ru in result.tallied.items() if status < 400)
-    return Trial(
+    return RateTrial(
         point=made,
         spent_ru=sum(result.tallied.values()) / result.duration_s if result.duration_s else 0.0,
         charge_ru=good_ru / max(1, result.ok),
@@ -204,7 +212,7 @@ def assess(rate: float, result: Result, objective: capacity.Objective) -> Trial:
     )
 
 
-def limit(trials: Sequence[Trial], objective: capacity.Objective) -> str:
+def limit(trials: Sequence[RateTrial], objective: capacity.Objective) -> str:
     """Return what ended the search, by the lowest rate that failed: the RU/s, or what of the machine."""
     ended = capacity.first_outside([each.point for each in trials])
     if ended is None or any(each.point.stopped for each in trials):
@@ -230,7 +238,7 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
 class Sweep:
     """A sweep while it is made; `interrupted` if somebody ended it early."""
 
-    def __init__(self, planned: SweepPlan, generator: Generator, display: ProgressDisplay) -> None:
+    def __init__(self, planned: SweepPlan, generator: LoadRunner, display: ProgressDisplay) -> None:
         self._planned = planned
         self._generator = generator
         self._display = display
@@ -251,7 +259,7 @@ class Sweep:
         top = Throughput(planned.levels[-1])
         self._display.start("creating a container, and filling it", 1.0)
         container = account.create(top)
-        items = Items(1, ITEMS, top.initial_partitions)
+        items = SandboxItems(1, ITEMS, top.initial_partitions)
         account.fill(container, items)
         require_answer(account, reads_in_turn(builder(account.address), container, items))
         read_ru = load_charges().read(KB)
@@ -264,7 +272,7 @@ class Sweep:
 
     def _search(self, account: AccountSandbox, ru: int, predicted: float, requests: SignedRequests) -> LevelResult:
         """Search for the highest rate inside the objective; the prediction only says where to begin."""
-        trials = list[Trial]()
+        trials = list[RateTrial]()
 
         def attempt(rate: float) -> capacity.Point:
             trials.append(self._try(ru, account, rate, requests))
@@ -274,7 +282,7 @@ class Sweep:
             pass  # the trials are kept with what the account charged
         return LevelResult(ru, predicted, tuple(trials), limit(trials, self._planned.objective))
 
-    def _try(self, ru: int, account: AccountSandbox, rate: float, requests: SignedRequests) -> Trial:
+    def _try(self, ru: int, account: AccountSandbox, rate: float, requests: SignedRequests) -> RateTrial:
         """Try one rate, from the beginning of a second on."""
         load = Load(
             url=account.url,

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
+class SandboxItems:
     """Items of one size for a container of *parts* partitions, whose ids lie in these one after the other."""
 
     size_kb: int
@@ -101,7 +101,7 @@ def builder(address: Address, consistency: str = EVENTUAL, clock: Callable[[], f
     return RequestBuilder(urlsplit(address.endpoint).netloc, address.database, consistency, signer, clock)
 
 
-def reads_in_turn(signed: RequestBuilder, container: str, items: Items) -> SignedRequests:
+def reads_in_turn(signed: RequestBuilder, container: str, items: SandboxItems) -> SignedRequests:
     """Make requests that read the items one after the other: no partition and no key gets more of them."""
     return SignedRequests(tuple(signed.point_read(container, name) for name in items.ids))
 
@@ -136,7 +136,7 @@ class AccountSandbox:
         """Change the throughput of a container, and wait until the change is done."""
         self._run(lambda _, containers: _scale(containers, container, throughput))
 
-    def fill(self, container: str, items: Items) -> None:
+    def fill(self, container: str, items: SandboxItems) -> None:
         """Write *items*, as fast as the container's throughput lets them in."""
         self._run(lambda client, _: _fill(client, container, items))
 
@@ -213,7 +213,7 @@ async def _scale(containers: AccountContainers, container: str, throughput: Thro
     raise BenchFailed(f"{container} was not scaled to {throughput.ru:,} RU/s within {SCALED_WITHIN_S:g} s")
 
 
-async def _fill(client: RestClient, container: str, items: Items) -> None:
+async def _fill(client: RestClient, container: str, items: SandboxItems) -> None:
     bodies = items.bodies()
 
     async def write() -> None:

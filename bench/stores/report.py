@@ -12,7 +12,7 @@ from hotplate.bench import answers
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.capacity import parse_objective
 from hotplate.bench.loadgen.keys import Uniform, Zipf
-from hotplate.bench.measured import CHEAPER, FASTER, MIN_PAIRS, NO_DIFFERENCE, Finding
+from hotplate.bench.measured import CHEAPER, FASTER, MIN_PAIRS, NO_DIFFERENCE, MeasuredChange
 from hotplate.bench.options import StoresOptions, require_positive
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
@@ -20,7 +20,7 @@ from hotplate.bench.report.report import ERRORS, WHILE_WRITTEN, Report, counted,
 from hotplate.bench.report.text import NOTHING, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
 from hotplate.bench.stores import reference
 from hotplate.bench.stores.results import Capacity, ComparisonResult, StoreResult
-from hotplate.bench.stores.rounds import PUBLISHING_SHARE, Settings, StoreComparison
+from hotplate.bench.stores.rounds import PUBLISHING_SHARE, ComparisonSettings, StoreComparison
 from hotplate.bench.stores.setup import FILL_SHARE, Setup, own_stores, prepared_stores
 from hotplate.bench.stores.table import Column, both_us, by_rounds, judged_columns, stored_item, table_lines, top_row
 from hotplate.stores.cosmos.url import Throughput, parse
@@ -85,7 +85,7 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
         return Report(kind="stores", configuration=options.to_json(), series=(), interrupted=True, failures=nothing)
 
 
-def parse_settings(options: StoresOptions) -> Settings:
+def parse_settings(options: StoresOptions) -> ComparisonSettings:
     """Read the options. Raises BenchMisused for what makes no sense."""
     if len(options.urls) == 1 and not options.find_max:
         raise BenchMisused("a comparison takes two stores or more, or no URL at all for those that it starts itself")
@@ -98,7 +98,7 @@ def parse_settings(options: StoresOptions) -> Settings:
     require_positive({"--repeat": options.repeat, "--users": options.users, "--emulator-ru": options.emulator_ru})
     require_positive({"--closed-users": options.closed_users})
     budget_s = parse_seconds(options.budget)
-    return Settings(
+    return ComparisonSettings(
         options=options,
         rate=rate,
         duration_s=min(duration_s, max(SHORTEST_S, _fitting_s(options, budget_s))),
@@ -230,10 +230,10 @@ def _summary(
     return Summary(_answer(columns, percentile, unjudged), headings, rows, tuple(notes), percentile)
 
 
-def _differences(columns: Sequence[Column], percentile: str) -> list[tuple[str, str, Finding]]:
+def _differences(columns: Sequence[Column], percentile: str) -> list[tuple[str, str, MeasuredChange]]:
     """Compare the latency and the CPU of each store with those of the first, each as name, subject and finding."""
     first, *others = judged_columns(columns)
-    found = list[tuple[str, str, Finding]]()
+    found = list[tuple[str, str, MeasuredChange]]()
     for other in others:
         latency = first.reads.latency(percentile).beside(other.reads.latency(percentile))
         found.append((other.name, f"at {percentile}", latency))
@@ -253,7 +253,7 @@ def _answer(columns: Sequence[Column], percentile: str, unjudged: str) -> str:
     return f"{sentence[0].upper() if sentence.startswith('at ') else sentence[0]}{sentence[1:]}."
 
 
-def _part(found: Finding, first: str, other: str, what: str) -> str:
+def _part(found: MeasuredChange, first: str, other: str, what: str) -> str:
     words = CHEAPER if what == "in CPU" else FASTER
     if found.because:
         return f"{what} it is not known whether {first} or {other} is {words.better}, because {found.because}"

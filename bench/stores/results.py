@@ -9,7 +9,7 @@ from hotplate.bench.answers import CheckResult
 from hotplate.bench.loadgen.capacity import Objective, Point, disturbances, first_outside, point
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.stores.publication import TrialResult
-from hotplate.bench.stores.setup import Candidate
+from hotplate.bench.stores.setup import CandidateStore
 
 # From this share of popular lists on, users do not get the lists that they have: outside the objective.
 POPULAR_BOUND = 0.01
@@ -153,7 +153,7 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class StoreMemory:
     """Bytes in use after the last round: of a store's service, and its server if it has one."""
 
     service: int
@@ -164,9 +164,9 @@ class Memory:
 class StoreResult:
     """All that was measured of one store."""
 
-    candidate: Candidate
+    candidate: CandidateStore
     rounds: tuple[RoundResult, ...]
-    memory: Memory
+    memory: StoreMemory
     checked: CheckResult
     capacity: Capacity | None = None
 

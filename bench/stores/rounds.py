@@ -21,9 +21,9 @@ from hotplate.bench.answers import check_answers
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.absence import measure_stolen
 from hotplate.bench.loadgen.capacity import Objective, Point, search
-from hotplate.bench.loadgen.keys import Draw, Keys
+from hotplate.bench.loadgen.keys import KeyDraw, RequestKeys
 from hotplate.bench.loadgen.load import Gets, Load
-from hotplate.bench.loadgen.recorder import Sample
+from hotplate.bench.loadgen.recorder import ResponseSample
 from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.process import GENERATOR_CORE, SERVICE_CORE, on_core, read_metrics
@@ -31,7 +31,7 @@ from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores import results
 from hotplate.bench.stores.publication import TrialPublisher, trial_publisher
 from hotplate.bench.stores.server import StoreServer, difference, opened
-from hotplate.bench.stores.setup import Candidate, Setup, store_settings
+from hotplate.bench.stores.setup import CandidateStore, Setup, store_settings
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreThrottled
 from hotplate.stores.keys import USER
@@ -85,7 +85,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ComparisonSettings:
     """The options of a comparison, and those of them that are texts as what they mean."""
 
     options: StoresOptions
@@ -98,19 +98,19 @@ class Settings:
 
     think_s: float
     warmup_s: float
-    draw: Draw
+    draw: KeyDraw
     objective: Objective | None
 
 
 class StoreComparison:
     """A comparison while it is made."""
 
-    def __init__(self, setup: Setup, settings: Settings, display: ProgressDisplay) -> None:
+    def __init__(self, setup: Setup, settings: ComparisonSettings, display: ProgressDisplay) -> None:
         self._setup = setup
         self._settings = settings
         self._display = display
         self._rounds = {each.name: list[results.RoundResult]() for each in setup.candidates}
-        self._samples = {each.name: list[Sample]() for each in setup.candidates}
+        self._samples = {each.name: list[ResponseSample]() for each in setup.candidates}
         self._capacities = dict[str, results.Capacity]()
         self._interrupted = False
         self._round_s = 0.0
@@ -139,7 +139,7 @@ class StoreComparison:
             found = tuple(self._result(one) for one in self._setup.candidates)
             return results.ComparisonResult(found, self._interrupted, pool.placement, self._round_s)
 
-    def _publisher(self, stack: ExitStack, one: Candidate) -> TrialPublisher:
+    def _publisher(self, stack: ExitStack, one: CandidateStore) -> TrialPublisher:
         release = self._setup.manifest.release
         self._display.start(f"measuring how fast lists are written into {one.name}", 1.0)
         return stack.enter_context(
@@ -195,7 +195,7 @@ class StoreComparison:
             self._rounds[each].append(result)
         return not any(result.invalid_reasons for result in made)
 
-    def _each(self, number: int, stage: str, duration_s: float, measure: Callable[[Candidate], T]) -> dict[str, T]:
+    def _each(self, number: int, stage: str, duration_s: float, measure: Callable[[CandidateStore], T]) -> dict[str, T]:
         """Measure each store, in the other order in every second round."""
         measured = dict[str, T]()
         for one in self._setup.candidates[:: -1 if number % 2 else 1]:
@@ -207,11 +207,11 @@ class StoreComparison:
         keys = (USER + user for user in self._keys(number))
         return {size: [list(itertools.islice(keys, size)) for _ in range(BATCHES_DRAWN)] for size in BATCHES}
 
-    def _keys(self, seed: int) -> Keys:
+    def _keys(self, seed: int) -> RequestKeys:
         """Return the users of a round: the same for all stores, and others in the next one."""
-        return Keys(self._setup.users, self._settings.draw, seed=seed)
+        return RequestKeys(self._setup.users, self._settings.draw, seed=seed)
 
-    def _open_load(self, one: Candidate, number: int, duration_s: float) -> Load:
+    def _open_load(self, one: CandidateStore, number: int, duration_s: float) -> Load:
         settings = self._settings
         return replace(
             self._load(one, number),
@@ -221,16 +221,16 @@ class StoreComparison:
             sample_every=max(1, int(settings.rate * duration_s / COMPARED)) | 1,
         )
 
-    def _closed_load(self, one: Candidate, number: int) -> Load:
+    def _closed_load(self, one: CandidateStore, number: int) -> Load:
         settings, users = self._settings, self._settings.options.closed_users or 1
         load = self._load(one, number)
         return replace(load, think_s=settings.think_s, think_spread=THINK_SPREAD, connections=users)
 
-    def _load(self, one: Candidate, seed: int) -> Load:
+    def _load(self, one: CandidateStore, seed: int) -> Load:
         requests, duration_s = Gets(PATH, self._keys(seed)), self._settings.duration_s
         return Load(url=one.service.url, requests=requests, duration_s=duration_s, observe=("source",))
 
-    def _read(self, pool: WorkerPool, one: Candidate, load: Load) -> results.ServiceRun:
+    def _read(self, pool: WorkerPool, one: CandidateStore, load: Load) -> results.ServiceRun:
         charged, service_s, server_s = _charged(one), one.service.cpu_s(), one.server.cpu_s()
         stolen = measure_stolen(CORES)
         result = pool.run(load, self._display.update)
@@ -252,13 +252,15 @@ class StoreComparison:
             one_core=self._setup.started_here and len(os.sched_getaffinity(0)) == CORES,
         )
 
-    def _publish(self, publisher: TrialPublisher, pool: WorkerPool, one: Candidate, number: int) -> results.PublishRun:
+    def _publish(
+        self, publisher: TrialPublisher, pool: WorkerPool, one: CandidateStore, number: int
+    ) -> results.PublishRun:
         alone = publisher.write_one()
         publisher.start()
         reads = self._read(pool, one, self._open_load(one, number, self._settings.duration_s * PUBLISHING_SHARE))
         return results.PublishRun(alone, reads, publisher.stop())
 
-    def _find_capacity(self, pool: WorkerPool, one: Candidate, objective: Objective) -> None:
+    def _find_capacity(self, pool: WorkerPool, one: CandidateStore, objective: Objective) -> None:
         attempts = list[tuple[Point, results.ServiceRun]]()
 
         def attempt(rate: float) -> Point:
@@ -271,13 +273,13 @@ class StoreComparison:
         for _ in search(attempt, START_RATE):
             self._capacities[one.name] = results.Capacity(tuple(attempts))
 
-    def _result(self, one: Candidate) -> results.StoreResult:
-        memory = results.Memory(one.service.memory_bytes(), one.server.memory_bytes())
+    def _result(self, one: CandidateStore) -> results.StoreResult:
+        memory = results.StoreMemory(one.service.memory_bytes(), one.server.memory_bytes())
         checked = asyncio.run(check_answers(one.url, self._samples[one.name]))
         return results.StoreResult(one, tuple(self._rounds[one.name]), memory, checked, self._capacities.get(one.name))
 
 
-def _charged(one: Candidate) -> results.RequestUnits | None:
+def _charged(one: CandidateStore) -> results.RequestUnits | None:
     """Read what a store charged so far; the others' services are not kept busy with that beside each run."""
     return request_units(one.service.admin_url) if scheme_of(one.url).startswith("cosmos") else None
 

@@ -60,7 +60,7 @@ def store_settings(url: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CandidateStore:
     """One store of a comparison, for as long as that lasts."""
 
     name: str
@@ -83,7 +83,7 @@ class Candidate:
 class Setup:
     """All candidates, the release that all of them hold, and the users who are requested."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidateStore, ...]
     manifest: Manifest
     users: tuple[str, ...]
     started_here: bool
@@ -122,7 +122,7 @@ def prepared_stores(urls: Sequence[str], options: StoresOptions, display: Progre
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
         services = stack.enter_context(process.services_serving(command, first, [store_settings(url) for url in urls]))
         named = zip(store_names(urls), urls, services, strict=True)
-        candidates = tuple(Candidate(name, url, service, store_server(url)) for name, url, service in named)
+        candidates = tuple(CandidateStore(name, url, service, store_server(url)) for name, url, service in named)
         yield Setup(candidates, manifest, tuple(ids), not options.urls, lists)
 
 

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from hotplate.bench.loadgen.capacity import PERCENTS, Point
-from hotplate.bench.measured import AHEAD, CHEAPER, FASTER, Finding, Measured, Words, geometric, middle
+from hotplate.bench.measured import AHEAD, CHEAPER, FASTER, Measured, MeasuredChange, Words, geometric, middle
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.planner.figures import two_digits
 from hotplate.bench.planner.prices import HOURS_A_MONTH
@@ -80,11 +80,11 @@ OfRound = Callable[[RoundResult], float | None]
 OfColumn = Callable[[Column], str | None]
 
 # What two columns say of one figure.
-Compare = Callable[[Column, Column], Finding]
+Compare = Callable[[Column, Column], MeasuredChange]
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class TableLine:
     """A line of the table: its cells, what two stores are compared by, if they are, and why a cell is unknown.
 
     What is `timed` is not shown of an emulator, because it is not that of the store for which it stands.
@@ -97,18 +97,18 @@ class Figure:
     unknown: str = NOT_HERE
 
 
-Figures = dict[str, Figure]
+Figures = dict[str, TableLine]
 
 
-def mean(write: Callable[[float], str], value: OfRound, words: Words | None = None, *, timed: bool = True) -> Figure:
+def mean(write: Callable[[float], str], value: OfRound, words: Words | None = None, *, timed: bool = True) -> TableLine:
     """Show the mean of a value over the rounds; with *words* stores are compared by it."""
     cell = shown(lambda column: column.mean(value), write)
-    return Figure(cell, None if words is None else by_rounds(value), words or CHEAPER, timed)
+    return TableLine(cell, None if words is None else by_rounds(value), words or CHEAPER, timed)
 
 
-def both_sides(ours_us: OfRound, server_us: OfRound) -> Figure:
+def both_sides(ours_us: OfRound, server_us: OfRound) -> TableLine:
     """Show the CPU of a client and of the store's server, and compare stores by the sum."""
-    return Figure(
+    return TableLine(
         lambda column: text.format_both_us(column.mean(ours_us), column.mean(server_us)),
         by_rounds(lambda each: added(ours_us(each), server_us(each))),
         timed=True,
@@ -132,12 +132,12 @@ def table_lines(
     item_bytes = stored_item(manifest)
     known = published_cells(load_charges(), load_prices(), item_bytes)
 
-    def cell(figure: Figure, column: Column) -> str:
+    def cell(figure: TableLine, column: Column) -> str:
         if figure.timed and column.emulated:
             return text.UNKNOWN
         return figure.cell(column) or footnotes.dash(figure.unknown)
 
-    def line(group: str, name: str, figure: Figure) -> dict[str, Any]:
+    def line(group: str, name: str, figure: TableLine) -> dict[str, Any]:
         first = [known.get((group.partition(":")[0], name), NOT_PUBLISHED)] if options.reference else []
         cells = (*first, *(cell(figure, column) for column in columns))
         verdict = "; ".join(verdicts_on(columns, figure)) if judged else ""
@@ -176,7 +176,7 @@ def judged_columns(columns: Sequence[Column]) -> Sequence[Column]:
     return [each for each in columns if each.emulated is None] or columns[:1]
 
 
-def verdicts_on(columns: Sequence[Column], figure: Figure) -> list[str]:
+def verdicts_on(columns: Sequence[Column], figure: TableLine) -> list[str]:
     """Compare each store but the first with the first one."""
     if figure.compare is None:
         return []
@@ -248,7 +248,7 @@ def _direct(size: int) -> Figures:
         return text.format_interval(*(geometric(calls_us) or (fmean(calls_us), None, None)))
 
     return {
-        "a call, median": Figure(call, by_rounds(lambda each: each.lookups[size].call_us), FASTER, timed=True),
+        "a call, median": TableLine(call, by_rounds(lambda each: each.lookups[size].call_us), FASTER, timed=True),
         "keys/s, one caller": mean(text.format_count, lambda each: each.lookups[size].keys_per_s, AHEAD),
         "CPU a key, + server's": both_sides(
             lambda each: each.lookups[size].cpu_us, lambda each: each.lookups[size].server_cpu_us
@@ -269,17 +269,17 @@ def _service() -> Figures:
     def share(one: RoundResult) -> float:
         return one.reads.result.seen["source"].get("popular", 0) / max(1, one.reads.result.ok)
 
-    popular = Figure(shown(lambda one: one.mean(share), "{:.2%}".format), by_rounds(share, shares=True), timed=True)
+    popular = TableLine(shown(lambda one: one.mean(share), "{:.2%}".format), by_rounds(share, shares=True), timed=True)
     return _answers(lambda one: one.reads) | {"popular list instead": popular}
 
 
 def _answers(choose: Callable[[Column], Series | None], *, timed: bool = True) -> Figures:
     """Show the latencies, rate and errors of a series; if its loop is open, rate and errors are *timed*."""
 
-    def figure(metric: str, write: Callable[[Series], str], words: Words, *, timed: bool = True) -> Figure:
-        return Figure(shown(choose, write), by_series(choose, metric), words, timed, NOT_VALID)
+    def figure(metric: str, write: Callable[[Series], str], words: Words, *, timed: bool = True) -> TableLine:
+        return TableLine(shown(choose, write), by_series(choose, metric), words, timed, NOT_VALID)
 
-    def percentile(name: str) -> Figure:
+    def percentile(name: str) -> TableLine:
         return figure(name, lambda one: text.joined(text.latency_cell(one.summary[name])), FASTER)
 
     def rate(one: Series) -> str:
@@ -299,8 +299,8 @@ def _memory(*, published: bool) -> Figures:
         return None if one.publishing is None else one.publishing.trial.per_list(one.publishing.trial.stored_bytes)
 
     figures = {
-        "service, files aside": Figure(lambda one: text.format_bytes(one.store.memory.service)),
-        "the store's server": Figure(shown(lambda one: one.store.memory.server, text.format_bytes), timed=True),
+        "service, files aside": TableLine(lambda one: text.format_bytes(one.store.memory.service)),
+        "the store's server": TableLine(shown(lambda one: one.store.memory.server, text.format_bytes), timed=True),
     }
     by_list = {"room a list takes": mean("{:,.0f} B".format, room, CHEAPER, timed=False)}
     return figures | by_list if published else figures
@@ -352,4 +352,4 @@ def _request_units(options: StoresOptions, item_bytes: float) -> Figures:
         f"what {rate:g} requests/s need": shown(of_needs, lambda found: ru_s(found.needed_ru), text.NONE),
         "a month of it, at the list price": shown(of_needs, format_month, text.NONE),
     }
-    return {name: Figure(cell) for name, cell in cells.items()}
+    return {name: TableLine(cell) for name, cell in cells.items()}

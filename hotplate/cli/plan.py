@@ -15,7 +15,7 @@ from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from hotplate.bench.planner.inputs import Layer
-    from hotplate.bench.planner.plan import Plan
+    from hotplate.bench.planner.plan import CapacityPlan
     from hotplate.bench.planner.review import Baseline, Growth, PlanReport
 
 MEASURED = "Measured, not assumed"
@@ -183,7 +183,7 @@ def _print_report(report: "PlanReport") -> None:
     out.print("why: hotplate plan … --why NAME, or --out NAME for a page with all of it")
 
 
-def _print_formulas(made: "Plan", name: str) -> None:
+def _print_formulas(made: "CapacityPlan", name: str) -> None:
     from hotplate.bench.planner.figures import explain
 
     for depth, figure in explain(made.figures, name):

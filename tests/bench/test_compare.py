@@ -15,7 +15,7 @@ from hotplate.bench.loadgen.capacity import Objective, Point, find_max, first_ou
 from hotplate.bench.loadgen.histogram import HIGHEST_US, Histogram
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.measured import CHEAPER, Finding, Measured, geometric, interval, middle
+from hotplate.bench.measured import CHEAPER, Measured, MeasuredChange, geometric, interval, middle
 from hotplate.bench.report.comparison import compare, sole_series
 from hotplate.bench.report.report import Report, Round, Series, read
 from tests.support.virtual import simulate
@@ -186,7 +186,7 @@ def test_where_rounds_differ_it_is_said_how_many_would_do() -> None:
     chance = np.random.default_rng(3)
     first, second = chance.lognormal(0, 0.3, 400).tolist(), chance.lognormal(0.2, 0.3, 400).tolist()
 
-    def found(rounds: int) -> Finding:
+    def found(rounds: int) -> MeasuredChange:
         return Measured(first[:rounds], first[:rounds]).beside(Measured(second[:rounds], second[:rounds]))
 
     few = found(6)

@@ -17,9 +17,9 @@ import pytest
 
 from hotplate.bench.answers import check_samples
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.keys import Keys, Uniform
+from hotplate.bench.loadgen.keys import RequestKeys, Uniform
 from hotplate.bench.loadgen.load import Gets, Load
-from hotplate.bench.loadgen.recorder import Progress, Sample
+from hotplate.bench.loadgen.recorder import LoadProgress, ResponseSample
 from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.progress import together
 from hotplate.stores.connect import connect
@@ -182,9 +182,9 @@ def test_without_the_sdk_of_azure_everything_else_is_measured() -> None:
 
 
 def test_a_pool_makes_runs_one_after_the_other_and_reports_progress(service: Service) -> None:
-    reported = list[Progress]()
-    load = Load(url=service.url, requests=Gets("/v1/recommendations/{key}", Keys(["1", "2"], Uniform())), rate=100,
-                duration_s=1.2, connections=5)  # fmt: skip
+    reported = list[LoadProgress]()
+    load = Load(url=service.url, requests=Gets("/v1/recommendations/{key}", RequestKeys(["1", "2"], Uniform())),
+                rate=100, duration_s=1.2, connections=5)  # fmt: skip
     with WorkerPool(2) as pool:
         first = pool.run(load, reported.extend)
         second = pool.run(replace(load, duration_s=0.2))
@@ -208,9 +208,11 @@ async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:
     opened = connect(f"file://{store}")
     release = (await opened.catalogue()).live
 
-    def sample(user: str, items: list[dict[str, Any]], source: str) -> Sample:
+    def sample(user: str, items: list[dict[str, Any]], source: str) -> ResponseSample:
         body = {"user": user, "release": release, "source": source, "items": items}
-        return Sample(f"GET /v1/recommendations/{user}?n=2 HTTP/1.1\r\n\r\n".encode(), 200, json.dumps(body).encode())
+        return ResponseSample(
+            f"GET /v1/recommendations/{user}?n=2 HTTP/1.1\r\n\r\n".encode(), 200, json.dumps(body).encode()
+        )
 
     right = [{"id": f"i1-{place}", "score": 1 / (place + 1), "title": f"Title i1-{place}"} for place in range(2)]
     popular = [{"id": f"p{n}", "score": 1 / n, "title": f"Title p{n}"} for n in (1, 2)]
@@ -220,8 +222,8 @@ async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:
         sample("1", popular, "popular"),
         sample("2", right, "personal"),
         sample("1", right[:1], "personal"),
-        Sample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 200, b"oops"),
-        Sample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 503, b'{"status": 503}'),
+        ResponseSample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 200, b"oops"),
+        ResponseSample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 503, b'{"status": 503}'),
     ]
     found = await check_samples(opened, samples)
     assert (found.compared, found.wrong, found.fallback) == (6, 3, 1)

@@ -22,15 +22,15 @@ from hotplate.bench.stores.report import parse_settings, report
 from hotplate.bench.stores.results import (
     Capacity,
     ComparisonResult,
-    Memory,
     RequestUnits,
     RoundResult,
     ServiceRun,
+    StoreMemory,
     StoreResult,
     capacity_point,
 )
 from hotplate.bench.stores.server import UNKNOWN_SERVER
-from hotplate.bench.stores.setup import Candidate, Setup
+from hotplate.bench.stores.setup import CandidateStore, Setup
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.charges import load
 from hotplate.stores.manifest import Manifest
@@ -101,12 +101,12 @@ def a_run(result: Result, share: float = 0.2, throttled: float | None = None) ->
 
 
 def a_store(name: str, url: str, *attempts: tuple[float, ServiceRun], throttled: float | None = None) -> StoreResult:
-    candidate = Candidate(name, url, Server("http://127.0.0.1:1", 0), UNKNOWN_SERVER)
+    candidate = CandidateStore(name, url, Server("http://127.0.0.1:1", 0), UNKNOWN_SERVER)
     run = a_run(a_result(0.0034), throttled=throttled)
     return StoreResult(
         candidate,
         (RoundResult({}, run, run, None),),
-        Memory(1, None),
+        StoreMemory(1, None),
         CheckResult(5, 0, 0, ()),
         Capacity(tuple((capacity_point(rate, made, OBJECTIVE), made) for rate, made in attempts)),
     )

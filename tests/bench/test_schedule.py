@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.http import make_plan
 from hotplate.bench.loadgen.capacity import parse_objective
-from hotplate.bench.loadgen.keys import Draw, InTurn, Keys, Uniform, Zipf
+from hotplate.bench.loadgen.keys import InTurn, KeyDraw, RequestKeys, Uniform, Zipf
 from hotplate.bench.loadgen.load import Gets, Load, Posts, for_part
 from hotplate.bench.loadgen.schedule import dues
 from hotplate.bench.options import HttpOptions
@@ -45,8 +45,8 @@ def test_processes_share_a_schedule_without_losing_or_doubling_a_request(
     assert len(found) == pytest.approx(rate * duration_s, abs=1)
 
 
-def drawn(draw: Draw, count: int, size: int = 40_000) -> Counter[str]:
-    keys = Keys([str(number) for number in range(count)], draw)
+def drawn(draw: KeyDraw, count: int, size: int = 40_000) -> Counter[str]:
+    keys = RequestKeys([str(number) for number in range(count)], draw)
     return Counter(itertools.islice(keys, size))
 
 
@@ -58,7 +58,7 @@ def test_keys_are_drawn_as_requested() -> None:
 
 
 def test_unknown_users_have_their_share_and_parts_draw_on_their_own() -> None:
-    keys = Keys(["a", "b"], Uniform(), unknown=0.25)
+    keys = RequestKeys(["a", "b"], Uniform(), unknown=0.25)
     found = list(itertools.islice(keys, 20_000))
     assert sum(key.startswith("unknown-") for key in found) == pytest.approx(5_000, rel=0.05)
     assert list(itertools.islice(for_part(keys, 1), 100)) != found[:100]
@@ -66,7 +66,7 @@ def test_unknown_users_have_their_share_and_parts_draw_on_their_own() -> None:
 
 
 def test_requests_go_over_the_wire_whole() -> None:
-    keys = Keys(["a/b ü"], InTurn())
+    keys = RequestKeys(["a/b ü"], InTurn())
     (get,) = itertools.islice(Gets("/v1/{key}?n=3", keys).rendered("h:1", {"X-Key": "1"}), 1)
     assert get == b"GET /v1/a%2Fb%20%C3%BC?n=3 HTTP/1.1\r\nHost: h:1\r\nX-Key: 1\r\n\r\n"
     (post,) = itertools.islice(Posts(keys, 2, n=3).rendered("h", {}), 1)

@@ -30,15 +30,15 @@ from hotplate.bench.stores.report import compare_stores, parse_settings, report
 from hotplate.bench.stores.results import (
     ComparisonResult,
     LookupResult,
-    Memory,
     PublishRun,
     RoundResult,
     ServiceRun,
+    StoreMemory,
     StoreResult,
 )
 from hotplate.bench.stores.rounds import BATCHES, StoreComparison
 from hotplate.bench.stores.server import UNKNOWN_SERVER, store_server
-from hotplate.bench.stores.setup import Candidate, MadeUpLists, Setup, copy_progress, store_names
+from hotplate.bench.stores.setup import CandidateStore, MadeUpLists, Setup, copy_progress, store_names
 from hotplate.stores.catalogue import DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseNotFound
@@ -164,7 +164,7 @@ def test_stores_take_turns_in_alternating_order(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("hotplate.bench.stores.rounds.WorkerPool", lambda **_: SimulatedPool(requested))
     monkeypatch.setattr(Server, "cpu_s", lambda _: 0.0)
     candidates = tuple(
-        Candidate(name, f"file://{tmp_path}/{name}", Server(f"http://simulated:{number}", -1), UNKNOWN_SERVER)
+        CandidateStore(name, f"file://{tmp_path}/{name}", Server(f"http://simulated:{number}", -1), UNKNOWN_SERVER)
         for number, name in enumerate("AB", start=1)
     )
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
@@ -335,8 +335,8 @@ def store_result(name: str, url: str, runs: list[Result]) -> StoreResult:
             {size: LookupResult(100.0, 12_345.0, 20.0, 5.0) for size in BATCHES}, None, reads, publishing
         )
 
-    candidate = Candidate(name, url, Server("http://simulated", 0), store_server(url))
-    memory = Memory(40_000_000, None)
+    candidate = CandidateStore(name, url, Server("http://simulated", 0), store_server(url))
+    memory = StoreMemory(40_000_000, None)
     return StoreResult(candidate, tuple(map(one_round, runs)), memory, CheckResult(5, 0, 0, ()))
 
 

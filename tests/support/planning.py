@@ -2,7 +2,7 @@
 
 from hotplate.bench.planner import prices
 from hotplate.bench.planner.inputs import Layer, merge
-from hotplate.bench.planner.plan import Plan, calculate
+from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.stores.cosmos import charges as cosmos_charges
 
 # Bytes of a list whose item stays under 1 KB, so that a read costs 1 RU and a new item 5.
@@ -12,7 +12,7 @@ LEAST: dict[str, object] = {
 }  # fmt: skip
 
 
-def a_plan(**inputs: object) -> Plan:
+def a_plan(**inputs: object) -> CapacityPlan:
     """Plan with these inputs over LEAST; None takes one of those away."""
     given = {name: value for name, value in (LEAST | inputs).items() if value is not None}
     return calculate(merge([Layer("test", given, "--{flag}")]), prices.load(), cosmos_charges.load())

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from hotplate.bench.loadgen.generator import Generator, LoadConnection
+from hotplate.bench.loadgen.generator import LoadConnection, LoadGenerator
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.result import Result
 
@@ -123,7 +123,7 @@ def simulate(
             protocol = make()
             protocol.connection_made(SimulatedTransport(loop, protocol, service, respond))
 
-        generator = Generator(load, clock=loop.time, keep_pace=keep_pace, connect=connect)
+        generator = LoadGenerator(load, clock=loop.time, keep_pace=keep_pace, connect=connect)
         at_start(loop)
         return await generator.run()
 

@@ -12,7 +12,17 @@ import pytest
 
 from hotplate.bench.micro import __main__ as command
 from hotplate.bench.micro import commands, history
-from hotplate.bench.micro.harness import Candidates, Case, Effort, Figure, Line, Skipped, Unmeasured, at_least, at_most
+from hotplate.bench.micro.harness import (
+    Candidates,
+    Case,
+    Effort,
+    Line,
+    MeasuredFigure,
+    Skipped,
+    Unmeasured,
+    at_least,
+    at_most,
+)
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
 # What is also measured by the fast tests; the others take longer.
@@ -64,15 +74,15 @@ COMPARED = Case("two", two, {"a / b: CPU": Line("", at_most(1)), "b: CPU": Line(
 
 def test_candidates_are_compared_round_by_round_and_the_first_round_is_thrown_away() -> None:
     found = {one.name: one for one in COMPARED.measure(Effort(rounds=2))}
-    values = {name: one.values for name, one in found.items() if isinstance(one, Figure)}
+    values = {name: one.values for name, one in found.items() if isinstance(one, MeasuredFigure)}
     assert values == {
         "two: a: CPU": [10, 30],
         "two: b: CPU": [20, 20],
         "two: a / b: CPU": [0.5, 1.5],
     }
     ratio, plain = found["two: a / b: CPU"], found["two: b: CPU"]
-    assert isinstance(ratio, Figure)
-    assert isinstance(plain, Figure)
+    assert isinstance(ratio, MeasuredFigure)
+    assert isinstance(plain, MeasuredFigure)
     assert (ratio.met, ratio.unit, plain.met, plain.unit) == (True, "ratio", False, "µs")
 
 
@@ -85,8 +95,8 @@ def test_latencies_of_a_generator_that_was_late_compare_no_servers(lag_ms: float
     case = Case("late", late, {"a / b: p99": Line(""), "a / b: rate": Line("")})
     found = {one.name: one for one in case.measure(Effort(rounds=3))}
     p99, rate = found["late: a / b: p99"], found["late: a / b: rate"]
-    assert isinstance(rate, Figure)
-    assert isinstance(p99, Figure) is known
+    assert isinstance(rate, MeasuredFigure)
+    assert isinstance(p99, MeasuredFigure) is known
     if isinstance(p99, Unmeasured):
         assert p99.reason == "the generator was late by 15 ms at p99, and p99 is 20 ms: use a quiet machine"
 

@@ -1,13 +1,13 @@
 """The history of figures: which runs count as one, what a figure is published as, and the tables of the docs."""
 
 from hotplate.bench.micro import __main__ as command
-from hotplate.bench.micro.history import TIMES, Run, shown
+from hotplate.bench.micro.history import TIMES, RecordedRun, shown
 
 RATIO, CPU = "x: a / b: rate", "x: a: CPU"
 
 
-def run(date: str, ratio: float, machine: str = "EPYC, 2 cores") -> Run:
-    return Run(date, machine, "abc", {RATIO: (ratio, ratio / 2, ratio * 2)})
+def run(date: str, ratio: float, machine: str = "EPYC, 2 cores") -> RecordedRun:
+    return RecordedRun(date, machine, "abc", {RATIO: (ratio, ratio / 2, ratio * 2)})
 
 
 def test_a_figure_of_three_runs_an_hour_or_a_machine_apart_is_their_median_and_what_they_span() -> None:

@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
-from hotplate.bench.loadgen.keys import Keys, Zipf
+from hotplate.bench.loadgen.keys import RequestKeys, Zipf
 from hotplate.bench.planner.demand import cache_hits, fullest_zipf_share
 from hotplate.stores.cosmos.items import name_of
 from hotplate.stores.keys import USER
@@ -55,7 +55,7 @@ def test_by_zipf_the_fullest_partition_is_as_full_as_where_real_ids_lie(partitio
 
 
 def test_a_cache_has_the_hits_that_the_law_says() -> None:
-    keys = Keys([str(number) for number in range(2_000)], Zipf(0.99))
+    keys = RequestKeys([str(number) for number in range(2_000)], Zipf(0.99))
     hit_rate = 1 - missed(islice(keys, 60_000), 200).total() / 60_000
     assert hit_rate == pytest.approx(cache_hits(2_000, 0.99, 200).hit_rate, abs=0.01)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from hotplate.bench.planner.figures import Figure, explain, round_up
+from hotplate.bench.planner.figures import PlanFigure, explain, round_up
 from hotplate.bench.planner.inputs import KNOWN, SHAPES, Layer, PlanMisused, hourly_shares, merge
 from hotplate.bench.planner.review import find_savings, growth, read_baseline, to_toml
 from tests.support.planning import a_plan
@@ -49,7 +49,7 @@ varied = st.fixed_dictionaries(VARIED)
 Inputs = dict[str, object]
 
 
-def evaluated(figure: Figure) -> float | None:
+def evaluated(figure: PlanFigure) -> float | None:
     """Work a formula out from the figures that it names; None for one that is words."""
     try:
         tree = ast.parse(figure.formula, mode="eval")

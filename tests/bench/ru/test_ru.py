@@ -14,8 +14,8 @@ from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.report.page import page
 from hotplate.bench.report.report import Report
-from hotplate.bench.ru.run import LevelResult, Trial, assess, classify, cost, limit, plan, report
-from hotplate.bench.ru.sandbox import CHARGE, Items
+from hotplate.bench.ru.run import LevelResult, RateTrial, assess, classify, cost, limit, plan, report
+from hotplate.bench.ru.sandbox import CHARGE, SandboxItems
 from hotplate.bench.stores.setup import EMULATOR
 from tests.support.cosmos_server import Direct
 from tests.support.virtual import simulate
@@ -31,7 +31,7 @@ def options(**changed: object) -> SweepOptions:
 @pytest.mark.parametrize("size_kb", [1, 16, 100])
 def test_items_are_stored_at_the_size_that_they_name(size_kb: int) -> None:
     direct = Direct(lambda: 1_000_000_000.5)
-    for body in Items(size_kb, 3, 1).bodies():
+    for body in SandboxItems(size_kb, 3, 1).bodies():
         assert direct.item("POST", body["id"], body).status == 201
     assert direct.container.documents.stored_bytes == 3 * size_kb * 1024
 
@@ -52,12 +52,12 @@ def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) ->
     return simulate(load_, lambda arrival_s: arrival_s + delay_s, respond=respond)
 
 
-def tried(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> Trial:
+def tried(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> RateTrial:
     return assess(rate, limited(rate, ru, charge_ru, delay_s), OBJECTIVE)
 
 
-def searched(charge_ru: float, start: float) -> tuple[Trial, ...]:
-    trials = list[Trial]()
+def searched(charge_ru: float, start: float) -> tuple[RateTrial, ...]:
+    trials = list[RateTrial]()
 
     def attempt(rate: float) -> Point:
         trials.append(tried(rate, 400, charge_ru))
@@ -101,7 +101,7 @@ def test_what_makes_no_sense_is_refused(changed: dict[str, object], sentence: st
         plan(options(**changed))
 
 
-def found_at_400(*trials: Trial) -> LevelResult:
+def found_at_400(*trials: RateTrial) -> LevelResult:
     tried_there = trials or searched(1.0, 240)
     return LevelResult(400, 400.0, tried_there, limit(tried_there, OBJECTIVE))
 

@@ -11,12 +11,12 @@ import pytest
 
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.loadgen.workers import OnProgress
+from hotplate.bench.loadgen.workers import OnLoadProgress
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.report.report import Report
 from hotplate.bench.ru.run import RU, Sweep, plan
-from hotplate.bench.ru.sandbox import AccountSandbox, Items
+from hotplate.bench.ru.sandbox import AccountSandbox, SandboxItems
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.http1 import Response
 from tests.support.cosmos_server import Direct, signed
@@ -62,7 +62,7 @@ class Account(AccountSandbox):
         assert self.direct.request("PUT", f"/offers/{offer['id']}/", changed, own).status == 200
         self.began_s += 60
 
-    def fill(self, container: str, items: Items) -> None:
+    def fill(self, container: str, items: SandboxItems) -> None:
         for body in items.bodies():
             named = {
                 "x-ms-documentdb-partitionkey": orjson.dumps([body["id"]]).decode(),
@@ -79,7 +79,7 @@ class Simulation:
     def __init__(self, account: Account) -> None:
         self.account = account
 
-    def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
+    def run(self, load: Load, on_progress: OnLoadProgress | None = None, *, on_the_second: bool = False) -> Result:
         del on_progress
         assert on_the_second
         account = self.account
