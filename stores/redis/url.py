@@ -106,22 +106,35 @@ class RedisAddress:
             return UnixDomainSocketConnection(path=self.path, **common)
         common |= {"host": self.host, "port": self.port, "socket_keepalive": True}
         if self.tls:
-            made = _NamedSSLConnection(self.certified_as, ssl_ca_certs=self.ca, **common)
+            made = _TlsConnection(self.certified_as, ssl_ca_certs=self.ca, **common)
             made.ssl_context.context = _ssl_context(self.ca, Path(self.ca).stat().st_mtime_ns if self.ca else 0)
             return made
         return Connection(**common)
 
 
-class _NamedSSLConnection(SSLConnection):
-    """A connection whose peer may be certified under another name than it is reached by."""
+class _TlsConnection(SSLConnection):
+    """A connection that is made first and begins TLS then; the peer may be certified under another name than its host.
+
+    What was begun is closed at once. asyncio waits for the server to end TLS, too, and in one call that connects and
+    begins TLS, nobody has the socket while that call is cancelled.
+    """
 
     def __init__(self, name: str | None, **kwargs: Any) -> None:  # noqa: ANN401 -- those of redis-py
         super().__init__(**kwargs)
         self._name = name
 
     def _connection_arguments(self) -> Mapping[str, Any]:
-        given = super()._connection_arguments()
-        return given if self._name is None else {**given, "server_hostname": self._name}
+        return {name: value for name, value in super()._connection_arguments().items() if name != "ssl"}
+
+    async def _connect(self) -> None:
+        await super()._connect()  # type: ignore[no-untyped-call]  # redis-py types the rest, not this
+        assert self._writer is not None  # noqa: S101 -- it is connected
+        await self._writer.start_tls(self.ssl_context.get(), server_hostname=self._name or self.host)
+
+    async def disconnect(self, *_: Any, **given: Any) -> None:  # noqa: ANN401 -- those of redis-py
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(**{**given, "nowait": True})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import secrets
 import time
@@ -35,6 +36,21 @@ async def connection(redis_server: RedisServer) -> AsyncIterator[PipelinedConnec
     await opened.open()
     yield opened
     await opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_who_gives_up_while_it_connects_leaves_no_socket_open(redis_server: RedisServer, scheme: str) -> None:
+    async def give_up(after_s: float) -> None:
+        connection = PipelinedConnection(parse(redis_server.url(scheme)), 60.0)
+        opening = asyncio.create_task(connection.open())
+        await asyncio.sleep(after_s)
+        if not opening.cancel():
+            await connection.close()
+        await asyncio.gather(opening, return_exceptions=True)
+
+    for tenths_ms in range(100):
+        asyncio.run(give_up(tenths_ms / 10_000))
+    gc.collect()  # which warns of what is open
 
 
 async def test_a_command_that_cannot_be_encoded_is_never_waited_for(connection: PipelinedConnection) -> None:
