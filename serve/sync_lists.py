@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from selectors import DefaultSelector, SelectorKey
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from hotplate.serve.embedded import READY_S, Lists, Recommendations, open_lists
 from hotplate.serve.reader import BUDGET_S_PER_USER, DEFAULT_N, NotReady
@@ -45,13 +45,16 @@ class SyncLists:
     until one is. As a context manager it is used first when the block begins, and closed when the block ends.
     """
 
+    this_process: ClassVar = object()
+    """Stands for this process and for no other; its id may once be given to a grandchild."""
+
     def __init__(self, open_them: Callable[[], Lists], budget_s: float, timeout_s: float) -> None:
         """Take what makes lists that are not open, and may be called once in each process."""
         self._open_them = open_them
         self._budget_s = budget_s
         self._timeout_s = timeout_s
-        self._processes = dict[int, _Process]()
-        """By process id. What a parent has opened is kept, because the end of an object would close it."""
+        self._processes = dict[object, _Process]()
+        """By `this_process`. What a parent has opened is kept, because the end of an object would close it."""
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -71,7 +74,7 @@ class SyncLists:
     def close(self) -> None:
         """End the thread, and close the stores; every later call raises StoreMisused."""
         self._closed = True
-        if process := self._processes.get(os.getpid()):
+        if process := self._processes.get(self.this_process):
             process.close()
 
     def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
@@ -129,9 +132,9 @@ class SyncLists:
 
     def _process(self) -> "_Process":
         """Return what this process has opened, and open it first if it is not."""
-        process = self._processes.get(os.getpid())
+        process = self._processes.get(self.this_process)
         if process is None or not process.attempted.is_set():
-            process = self._processes.setdefault(os.getpid(), _Process())  # one, whichever thread comes first
+            process = self._processes.setdefault(self.this_process, _Process())  # one, whichever thread comes first
             with process.lock:
                 if self._closed:
                     raise _closed()
@@ -233,6 +236,7 @@ def _release_after_fork() -> None:
 
 
 def _begin_in_child() -> None:
+    SyncLists.this_process = object()
     _release_after_fork()
     _started.clear()  # their threads are the parent's
 

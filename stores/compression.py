@@ -134,7 +134,8 @@ class Decompressor:
                 return self._decompress(value, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ReleaseCorrupt(f"a list cannot be decompressed ({error}); publish the release again") from error
-        raise ReleaseCorrupt(f"a list states {size} bytes; it may have at most {MAX_LIST_BYTES}: publish it again")
+        stated = "does not state its size" if size < 0 else f"states {size} bytes; a list has at most {MAX_LIST_BYTES}"
+        raise ReleaseCorrupt(f"a compressed list {stated}; publish the release again")
 
 
 def train(lists: Sequence[bytes]) -> bytes:

@@ -227,7 +227,7 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
         if old.token in made:
             return made[old.token]
         if len(unclear) == UNCLEAR_SWAPS:
-            raise unclear[-1]
+            raise _unknown(unclear[-1])
         new = step(old)
         if new == old:
             return old

@@ -48,7 +48,7 @@ class QueueFull(Exception):
 
 
 class DiskFailed(Exception):
-    """The disk has not taken the events, for the reason that the log says."""
+    """The events are not durable, for the reason that the log says; nearly always the disk has not taken them."""
 
 
 class _Commit:
@@ -125,7 +125,7 @@ class EventWriter:
             if self._segment is None:
                 self._segment = LogSegment(self._folder)
             self._segment.append([commit.lines for commit in commits])
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, who waits is answered, and the thread goes on
             self._log_failure(error)
             self._close_segment()
             self._settle(commits, DiskFailed())
@@ -151,10 +151,11 @@ class EventWriter:
         except OSError as error:
             self._log_failure(error)
 
-    def _log_failure(self, error: OSError) -> None:
+    def _log_failure(self, error: Exception) -> None:
         if self.warning is None:
-            self.warning = f"events cannot be written to {self._folder}, and are refused: {error.strerror or error}"
-            log.error("%s", self.warning)
+            reason = (error.strerror or str(error)) if isinstance(error, OSError) else repr(error)
+            self.warning = f"events cannot be written to {self._folder}, and are refused: {reason}"
+            log.error("%s", self.warning, exc_info=None if isinstance(error, OSError) else error)
 
     def _settle(self, commits: Sequence[_Commit], error: DiskFailed | None) -> None:
         with suppress(RuntimeError):  # the loop is closed where the stop took too long

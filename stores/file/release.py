@@ -81,8 +81,7 @@ class ReleaseFile:
     _open: dict[tuple[int, int], "ReleaseFile"] = {}  # noqa: RUF012 -- by device and inode; the one map a process may have
     _closing: dict[tuple[int, int], Future[None]] = {}  # noqa: RUF012 -- those that their threads are to unmap
     _inherited: dict[tuple[int, int], lmdb.Environment] = {}  # noqa: RUF012 -- the maps that this process was forked with
-    _process = os.getpid()
-    _locks: dict[int, threading.Lock] = {}  # noqa: RUF012 -- by process: its parent may have held its own at the fork
+    _lock = threading.Lock()
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
         """Map *path*; use `open`, which shares what is mapped already."""
@@ -111,10 +110,7 @@ class ReleaseFile:
         with translated(path):
             status = path.stat()
         identity = status.st_dev, status.st_ino
-        with cls._locked():
-            if cls._process != os.getpid():
-                cls._inherited = cls._inherited | {of: file._env for of, file in cls._open.items()}  # noqa: SLF001 -- its own
-                cls._open, cls._closing, cls._process = {}, {}, os.getpid()
+        with cls._lock:
             if closing := cls._closing.get(identity):
                 closing.result()
             file = cls._open.get(identity)
@@ -177,7 +173,7 @@ class ReleaseFile:
     @contextmanager
     def _held(self) -> Iterator[None]:
         """Keep the file mapped until the block ends, even if it is closed before."""
-        with self._locked():
+        with self._lock:
             self._users += 1
         try:
             yield
@@ -293,15 +289,17 @@ class ReleaseFile:
             await self.check()
 
     @classmethod
-    def _locked(cls) -> threading.Lock:
-        return cls._locks.setdefault(os.getpid(), threading.Lock())
+    def begin_in_child(cls) -> None:
+        """In a process that was just forked, begin without files of its own; its parent may have held the lock."""
+        cls._inherited = cls._inherited | {of: file._env for of, file in cls._open.items()}  # noqa: SLF001 -- its own
+        cls._open, cls._closing, cls._lock = {}, {}, threading.Lock()
 
     def close(self) -> None:
         """Unmap the file when its last user in this process is done with it, in its thread: a large one takes long."""
-        with self._locked():
+        with self._lock:
             self._users -= 1
-            if self._users:
-                return
+            if self._users or self._open.get(self._identity) is not self:
+                return  # one of a parent's files stays, because its thread is not in this process
             del self._open[self._identity]
             for done in [identity for identity, closing in self._closing.items() if closing.done()]:
                 del self._closing[done]
@@ -348,6 +346,9 @@ class ReleaseFile:
         if not self._warmed:
             with suppress(OSError):
                 memory.forget(memory.mapped_at(self.path, self._identity[1]), self._meta.size)
+
+
+os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)
 
 
 def _key_bytes(key: str) -> bytes:

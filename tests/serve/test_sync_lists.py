@@ -279,6 +279,26 @@ def test_a_forked_process_follows_for_itself_whether_its_parent_has_used_them_or
     assert (process.returncode, out, err) == (0, f"{second}\n", "")
 
 
+FORKED_WITH_THE_ID_OF_A_PARENT = """
+import os, sys, threading
+import hotplate
+
+number = os.getpid()
+os.getpid = lambda: number  # as for a grandchild that is given the id of a process that has ended
+lists = hotplate.open_sync(sys.argv[1])
+lists.personal("42")
+if child := os.fork():
+    os._exit(os.waitpid(child, 0)[1])
+lists.personal("42")
+print([thread.name for thread in threading.enumerate()].count("hotplate"), "follows", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_forked_process_with_the_id_of_a_parent_follows_for_itself(url: str) -> None:
+    assert output_of(FORKED_WITH_THE_ID_OF_A_PARENT, url) == "1 follows\n"
+
+
 FORKING_AMID_A_CALL = """
 import os, sys, threading
 import hotplate
@@ -289,7 +309,7 @@ lists.personal("42")
 held = threading.Event()
 
 def hold():
-    with lists._process().lock, ReleaseFile._locked():
+    with lists._process().lock, ReleaseFile._lock:
         held.set()
         threading.Event().wait()
 

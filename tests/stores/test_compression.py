@@ -165,7 +165,7 @@ def test_a_bomb_is_refused_before_it_is_opened() -> None:
     decompress = Decompressor(b"").decompress
     with pytest.raises(ReleaseCorrupt, match="at most"):
         decompress(zstandard.ZstdCompressor().compress(b"\x00" * (MAX_LIST_BYTES + 1)))
-    with pytest.raises(ReleaseCorrupt, match="at most"):
+    with pytest.raises(ReleaseCorrupt, match="does not state its size"):
         decompress(zstandard.ZstdCompressor(write_content_size=False).compress(b"\x00" * (MAX_LIST_BYTES + 1)))
     assert len(decompress(zstandard.ZstdCompressor().compress(b"\x00" * MAX_LIST_BYTES))) == MAX_LIST_BYTES
 

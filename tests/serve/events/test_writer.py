@@ -14,10 +14,10 @@ import pytest
 from aiohttp import ClientSession, web
 
 from hotplate.serve.api.events import EventsHandler, settled
-from hotplate.serve.events.writer import MAX_QUEUED_BYTES, EventWriter, QueueFull
+from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
-from hotplate.stores.event_log import SegmentReader, line_of, segments
+from hotplate.stores.event_log import LogSegment, SegmentReader, line_of, segments
 from tests.support.event_log import body, ids, written
 from tests.support.limited_service import counted
 from tests.support.property import depths
@@ -61,6 +61,23 @@ async def test_a_caller_who_has_gone_keeps_nobody_waiting(tmp_path: Path) -> Non
     await writer.append(line_of(b'{"id":"here"}'))
     await writer.close()
     assert ids(tmp_path) == {"gone", "here"}
+
+
+async def test_any_error_of_a_commit_is_a_refusal_and_the_next_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    writer = EventWriter(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(LogSegment, "append", fails)
+        with pytest.raises(DiskFailed):
+            await asyncio.wait_for(writer.append(line_of(b'{"id":"first"}')), 10)
+    assert "and are refused: MemoryError" in str(writer.warning)
+    await writer.append(line_of(b'{"id":"second"}'))
+    await writer.close()
+    assert (ids(tmp_path), writer.warning) == ({"second"}, None)
 
 
 @asynccontextmanager
