@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from hotplate.stores.errors import (
         CanaryRunning,
         CatalogueUnreadable,
-        NotInMemory,
         PartUnavailable,
         RefusedByGates,
         ReleaseConflict,
@@ -90,7 +89,6 @@ __all__ = [
     "LocalReader",
     "Model",
     "NeighbourParams",
-    "NotInMemory",
     "NotReady",
     "Observer",
     "PartUnavailable",

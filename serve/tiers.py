@@ -29,7 +29,6 @@ from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.deadlines import TaskDeadlines
 from hotplate.stores.errors import (
-    NotInMemory,
     PartUnavailable,
     ReleaseCorrupt,
     ReleaseNotFound,
@@ -206,12 +205,12 @@ class Tier:
         """Read *keys* in *served*, or, if that release is gone, in what these keys are read of now.
 
         Raises StoreError when nothing could be read in time, or when the circuit is open. A store in this process is
-        not late but busy with us, so it has no deadline, unless its disk has to be waited for. *hurried*: the time is
-        less than a store may take, so a failure says nothing of it. Raises ReleasesSplit if that is two.
+        not late but busy with us, so it has no deadline. *hurried*: the time is less than a store may take, so a
+        failure says nothing of it. Raises ReleasesSplit if that is two.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
-                return await self._read_local(self._local, served, keys, loop_time() + timeout_s)
+                return await self._read_local(self._local, served, keys)
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
         deadline = loop_time() + timeout_s
@@ -297,9 +296,7 @@ class Tier:
                 decoded.append(slot)
         return decoded
 
-    async def _read_local(
-        self, reader: LocalReader, served: ServedRelease, keys: Sequence[str], deadline: float
-    ) -> ReadResult:
+    async def _read_local(self, reader: LocalReader, served: ServedRelease, keys: Sequence[str]) -> ReadResult:
         slots = list[Slot]()
         for start in range(0, len(keys), KEYS_AT_ONCE):
             started = perf_counter()
@@ -308,11 +305,8 @@ class Tier:
                 values = [reader.get(served.ref, key) for key in some]
             except ReleaseNotFound:
                 raise
-            except Exception as error:  # noqa: BLE001 -- one of them cannot be read, so each is read alone
-                each = [] if isinstance(error, NotInMemory) else [self._slot(reader, served, key) for key in some]
-                if not each or any(isinstance(slot, NotInMemory) for slot in each):
-                    each = await self._read_batch(served, some, deadline)  # which waits for the disk
-                slots += each
+            except Exception:  # noqa: BLE001 -- one of them cannot be read, so each is read alone
+                slots += [self._slot(reader, served, key) for key in some]
             else:
                 slots += self._decoded(served, some, values)
                 self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)

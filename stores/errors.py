@@ -8,7 +8,6 @@ StoreError
 ├── StoreMisused            a wrong URL, a wrong argument, a missing extra
 ├── CatalogueUnreadable     the control record cannot be understood, or is gone
 ├── ReleaseNotFound         no such release, or no longer
-├── NotInMemory             what a local store was to read at once is on its disk: read it with `get_many`
 ├── ReleaseConflict         somebody else changed the catalogue first, or the release's state forbids it
 │   └── HeldBack            a release stays ready: somebody has to decide first
 │       ├── CanaryRunning   another one is the canary
@@ -63,10 +62,6 @@ class CatalogueUnreadable(StoreError):
 
 class ReleaseNotFound(StoreError):
     """The store holds no such release, or holds it no longer."""
-
-
-class NotInMemory(StoreError):
-    """What a local store was to read at once is on its disk; `get_many` waits for that, and delays no other read."""
 
 
 class ReleaseConflict(StoreError):

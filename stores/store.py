@@ -110,8 +110,7 @@ class LocalReader(ABC):
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         """Read one key at once.
 
-        Raises ReleaseNotFound if the release is gone, ReleaseCorrupt for a damaged key, and NotInMemory for one that
-        would have to be waited for, as `get_many` can.
+        Raises ReleaseNotFound if the release is gone, and ReleaseCorrupt for a damaged key.
         """
 
     @abstractmethod

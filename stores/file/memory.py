@@ -9,7 +9,6 @@ import errno
 import mmap
 import os
 import resource
-import threading
 from math import inf
 from pathlib import Path
 
@@ -69,16 +68,6 @@ def lock(address: int, size: int) -> None:
 def unlock(address: int, size: int) -> None:
     """Let a part of a map be evicted again."""
     _libc.munlock(address, size)
-
-
-def major_faults() -> int:
-    """Return how often this thread has waited for a page to be read from a disk; if it is not the main one, any thread.
-
-    Files of a loop in another thread are read by all threads: that is what `hotplate.open_sync` makes.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    whose = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF) if is_main else resource.RUSAGE_SELF
-    return resource.getrusage(whose).ru_majflt
 
 
 def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:

@@ -5,10 +5,8 @@ the size is checked before a file is mapped, and all its checksums are checked b
 meets a damaged page, only that key fails. LMDB reads nothing more in a transaction in which a read failed, so the one
 transaction of the file is begun again. If other threads were reading in it, their keys are read again.
 
-If a page is not in memory, a read stops the thread and its event loop until the disk has answered. If that happens, a
-file is read with care for a while: the page of a key is looked for in memory before LMDB reads it. If it is not there,
-the disk begins to read it, and after a moment it is looked for again, or read by a thread that each file has. That
-thread reads without the map, and unmaps the file after its last read.
+If a page is not in memory, a read stops the thread and its event loop until the disk has answered. So a release is
+brought into memory before it is served.
 """
 
 import asyncio
@@ -17,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from math import inf
@@ -28,7 +26,6 @@ import lmdb
 
 from hotplate.stores.errors import (
     HEAL,
-    NotInMemory,
     ReleaseCorrupt,
     ReleaseNotFound,
     StoreError,
@@ -59,12 +56,6 @@ READ_CHUNK = 1 << 22
 # what they can take have to go on as before on the same core. Waiting for the disk is not work.
 WARM_REST = 4.0
 
-# For how long nothing may be absent from memory before a file is read without care again.
-CALM_S = 10.0
-# When it is looked again for what the disk has begun to read: a look costs less than a thread does. A disk that has not
-# read it by then is waited for by a thread, and so is one that has more than so many keys to read.
-LOOK_AGAIN_S = 0.001
-FEW_KEYS = 8
 # How much of a map is populated, locked or released in one go, during which no other thread can map anything.
 MAP_CHUNK = 1 << 22
 # After how many bytes a scan lets go of the pages that it has read: they would count as memory of this process.
@@ -96,13 +87,10 @@ class ReleaseFile:
             )
             self._txn = self._env.begin()
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
-        self._pages = PagedFile(self._file, self._meta)
         self._thread = ThreadPoolExecutor(1, "release")
-        self._damaged = self._careful = self._warmed = False
-        self._absent, self._absent_at = 0, 0.0
+        self._damaged = self._warmed = False
         self.read: Callable[[bytes], bytes | None] = self._txn.get
-        """Read one key, by LMDB's own call, bound once; its errors are `failed`'s to judge, but for NotInMemory."""
+        """Read one key, by LMDB's own call, bound once; its errors are `failed`'s to judge."""
 
     @classmethod
     def open(cls, path: Path) -> "ReleaseFile":
@@ -129,94 +117,22 @@ class ReleaseFile:
         try:
             if not self._damaged:
                 self._txn = self._env.begin()  # the old one ends with the last read in it, in whichever thread
-                self._choose_read()
+                self.read = self._txn.get
             if isinstance(error, lmdb.BadTxnError):
                 with self._env.begin() as txn:
                     return txn.get(_key_bytes(key))
         except FAILURES as again:
             error = again
-        return self._corrupt(key, error)
-
-    def _corrupt(self, key: str, error: Exception) -> ReleaseCorrupt:
         return ReleaseCorrupt(
             f"{key!r} cannot be read from {self.path} ({error}); `hotplate releases verify` checks all of it; {HEAL}"
         )
 
     def slot(self, key: str) -> Slot:
-        """Read one key at once, as the slot of a batch; NotInMemory is a slot, too."""
+        """Read one key, as the slot of a batch."""
         try:
             return self.read(_key_bytes(key))
-        except NotInMemory as error:
-            return error
         except FAILURES as error:
             return self.failed(key, error)
-
-    async def read_absent(self, keys: Sequence[str], timeout_s: float | None) -> list[Slot]:
-        """Read keys of which some were not in memory, and delay no other read; in *timeout_s* or not at all."""
-        started = time.monotonic()
-        with self._held():
-            if len(keys) <= FEW_KEYS:
-                await asyncio.sleep(LOOK_AGAIN_S)
-                slots = [self.slot(key) for key in keys]
-                if not any(isinstance(slot, NotInMemory) for slot in slots):
-                    return slots
-            read = asyncio.wrap_future(self._thread.submit(lambda: [self._paged_slot(key) for key in keys]))
-        try:
-            left_s = None if timeout_s is None else max(0.0, started + timeout_s - time.monotonic())
-            await asyncio.wait([read], timeout=left_s)
-            if read.done():
-                return read.result()
-        finally:
-            read.cancel()
-        return [StoreUnavailable(f"the disk did not read {self.path} in time")] * len(keys)
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Keep the file mapped until the block ends, even if it is closed before."""
-        with self._lock:
-            self._users += 1
-        try:
-            yield
-        finally:
-            self.close()
-
-    def _paged_slot(self, key: str) -> Slot:
-        try:
-            return self._pages.get(_key_bytes(key))
-        except OSError as error:
-            return StoreUnavailable(f"{self.path} cannot be read: {error}")
-        except lmdb.Error as error:
-            return self._corrupt(key, error)
-
-    def read_with_care(self) -> None:
-        """Read no page that is not in memory on the caller's thread, until nothing was absent for CALM_S."""
-        if self._pages.can_look:
-            self._absent_at = time.monotonic()
-            if not self._careful:
-                self._careful = True
-                self._choose_read()
-
-    def observe(self) -> None:
-        """Go back to reading without care if all that was read of late was in memory; called time and again."""
-        if not self._careful:
-            return
-        now = time.monotonic()
-        if self._pages.absent != self._absent:
-            self._absent, self._absent_at = self._pages.absent, now
-        elif now > self._absent_at + CALM_S:
-            self._careful = False
-            self._choose_read()
-            self._pages.forget()
-
-    def _choose_read(self) -> None:
-        if self._damaged:
-            self.read = self._pages.get_at_once
-        else:
-            self.read = self._get_with_care if self._careful else self._txn.get
-
-    def _get_with_care(self, key: bytes) -> bytes | None:
-        self._pages.look(key)
-        return self._txn.get(key)
 
     async def check(self) -> None:
         """Compare every block with its sum, in a thread; ReleaseCorrupt, saying where, for one that was changed."""
@@ -226,14 +142,11 @@ class ReleaseFile:
     async def warm(self, rest: float = 1.0) -> None:
         """Read the file into memory, as much of it as can stay there; from then on a damaged one is read with care.
 
-        It rests *rest* times as long as it works, by its CPU time.
-
-        What LMDB makes of a damaged page may end the process. Said once in the log, for its keys may fail. Where not
-        all was read, as if this is cancelled, the rest is read with care, too.
+        It rests *rest* times as long as it works, by its CPU time. What LMDB makes of a damaged page may end the
+        process, so pages are read without it then. Said once in the log, for its keys may fail.
         """
         self._warmed = True
-        room = memory.room_bytes()
-        whole, damaged = False, list[int]()
+        room, damaged = memory.room_bytes(), list[int]()
         try:
             with opened(self.path) as file:
                 async for number in damaged_blocks(self.path, file, room, rest):
@@ -241,7 +154,6 @@ class ReleaseFile:
             if self._meta.size <= room:
                 with suppress(OSError):
                     await self._each_chunk(memory.populate, rest)
-                whole = True
             else:
                 log.warning(
                     "%s has %.0f MB, and of files, %.0f MB fit into memory: the rest is read from the disk when it is "
@@ -250,12 +162,9 @@ class ReleaseFile:
         except ReleaseCorrupt as error:
             log.warning("%s; what it serves may be whole", error)
         finally:
-            if not whole:
-                self.read_with_care()
             if damaged and not self._damaged:
                 log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
-                self._damaged, self._pages = True, PagedFile(self._file, self._meta, damaged)
-                self._choose_read()
+                self._damaged, self.read = True, PagedFile(self._file, self._meta, damaged).get
 
     async def lock(self) -> None:
         """Keep the file in memory until `unlock`, or until it is closed. Raises StoreUnavailable, saying why not."""

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import (
-    NotInMemory,
     ReleaseCorrupt,
     ReleaseNotFound,
     StoreError,
@@ -64,7 +63,6 @@ class LmdbStore(LocalReader, Diagnosed):
         self._releases = folder / "releases"
         self._files = dict[str, ReleaseFile]()
         self._drafts = dict[str, DraftFile]()
-        self._faults = memory.major_faults()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         file = self._files.get(release.incarnation) or self._open(release)
@@ -79,18 +77,14 @@ class LmdbStore(LocalReader, Diagnosed):
             return found
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        del timeout_s  # a read of a map cannot be given up
         file = self._files.get(release.incarnation) or self._open(release)
         read = file.read
         try:
             return [read(key.encode()) for key in keys]
-        except NotInMemory:
-            return await file.read_absent(keys, timeout_s)
         except (UnicodeEncodeError, *FAILURES):
-            pass  # one of them is not text, and its slot is absent, or cannot be read: each is read by itself
-        slots = [file.slot(key) for key in keys]
-        if any(isinstance(slot, NotInMemory) for slot in slots):
-            return await file.read_absent(keys, timeout_s)
-        return slots
+            # One of them is not text, and its slot is absent, or cannot be read: each is read by itself.
+            return [file.slot(key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
         return self._current(self._catalogue.record())
@@ -100,7 +94,6 @@ class LmdbStore(LocalReader, Diagnosed):
         while True:
             record = self._catalogue.record()
             self.polled_at = time.monotonic()
-            self._observe_faults()
             is_news = record != seen or record is None
             if is_news:
                 seen, found = record, self._current(record)
@@ -230,15 +223,6 @@ class LmdbStore(LocalReader, Diagnosed):
                         f"now can serve it; restore it from a backup, or publish again"
                     )
         return None
-
-    def _observe_faults(self) -> None:
-        """Read all files with care if a page of one of them, as it seems, was waited for on this thread."""
-        faults = memory.major_faults()
-        for file in self._files.values():
-            if faults > self._faults:
-                file.read_with_care()
-            file.observe()
-        self._faults = faults
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
         """Return the file of a draft that is this writer's, opened if an earlier handle has left it."""

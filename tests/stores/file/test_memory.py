@@ -1,27 +1,20 @@
-"""Files that are not in memory: what is warmed, locked and populated, and reads that would wait for the disk."""
+"""Files that are not in memory: what is warmed, locked and populated."""
 
-import asyncio
-import os
-import random
 import resource
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.errors import NotInMemory, ReleaseCorrupt, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.file import memory
 from hotplate.stores.file import release as release_module
 from hotplate.stores.file.memory import check_lockable, room_bytes
-from hotplate.stores.file.pages import PagedFile
 from hotplate.stores.file.release import ReleaseFile
 from hotplate.stores.file.store import LmdbStore, check_live_lockable
 from hotplate.stores.store import Row
 from tests.support.page_cache import PAGE, absent_pages, evict
-from tests.support.soak import SEED
 from tests.support.stores import publish, ref_of
 
 USERS = 3000
@@ -40,12 +33,6 @@ class Published:
     def __init__(self, store: LmdbStore, ref: ReleaseRef, path: Path, values: list[bytes]) -> None:
         self.store, self.ref, self.path, self.values = store, ref, path, values
 
-    def careful(self) -> ReleaseFile:
-        """Have the file read with care; `close` what is returned."""
-        file = ReleaseFile.open(self.path)
-        file.read_with_care()
-        return file
-
 
 @pytest.fixture
 async def cold(tmp_path: Path) -> AsyncIterator[Published]:
@@ -61,14 +48,6 @@ async def cold(tmp_path: Path) -> AsyncIterator[Published]:
     await store.close()
 
 
-@pytest.fixture
-async def careful(cold: Published) -> AsyncIterator[ReleaseFile]:
-    """Have the file read with care."""
-    file = cold.careful()
-    yield file
-    file.close()
-
-
 def read_all(cold: Published) -> None:
     """Read every list at once."""
     for key, value in zip(KEYS, cold.values, strict=True):
@@ -79,83 +58,10 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
-@pytest.mark.usefixtures("careful")
-async def test_what_is_not_in_memory_is_refused_at_once_and_read_from_the_disk_by_a_thread(cold: Published) -> None:
-    store = cold.store
-    before = faults()
-    with pytest.raises(NotInMemory):
-        store.get(cold.ref, KEYS[7])
-    assert await store.get_many(cold.ref, [KEYS[7]]) == [cold.values[7]]
-    assert store.get(cold.ref, KEYS[7]) == cold.values[7]
-    assert faults() == before
-
-
-@pytest.mark.usefixtures("careful")
-async def test_reads_with_care_find_what_lmdb_finds(cold: Published) -> None:
-    store, draw = cold.store, random.Random(SEED)
-    wanted: list[tuple[str, bytes | None]] = list(zip(KEYS, cold.values, strict=True))
-    wanted += [(key + "x", None) for key in KEYS] + [("a", None), ("user:", None), ("zzz", None)]
-    draw.shuffle(wanted)
-    for start in range(0, len(wanted), 7):
-        some = wanted[start : start + 7]
-        assert await store.get_many(cold.ref, [key for key, _ in some]) == [value for _, value in some]
-    for key, value in wanted:
-        assert store.get(cold.ref, key) == value
-
-
-async def test_a_thread_that_had_to_wait_for_the_disk_reads_with_care_until_all_is_in_memory_for_a_while(
-    cold: Published, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = faults()
-    assert cold.store.get(cold.ref, KEYS[0]) == cold.values[0]
-    if faults() == before:
-        pytest.skip("this system reads pages of a map from the disk without a major fault")
-    cold.store._observe_faults()
-    with pytest.raises(NotInMemory):
-        read_all(cold)
-    cold.store._observe_faults()
-    monkeypatch.setattr(release_module, "CALM_S", -1.0)
-    cold.store._observe_faults()
-    read_all(cold)
-
-
-async def test_damaged_pages_fail_their_own_keys_only_when_they_are_read_from_the_disk(cold: Published) -> None:
-    data = bytearray(cold.path.read_bytes())
-    spoilt = next(key for key in KEYS[1400:] if data.count(key.encode()) == 1)
-    page = data.index(spoilt.encode()) // PAGE * PAGE
-    data[page + 10 : page + 12] = b"\xff\xff"  # of no known kind
-    cold.path.write_bytes(data)
-    evict(cold.path)
-    file = cold.careful()
-    slots = await cold.store.get_many(cold.ref, KEYS)
-    damaged = {key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)}
-    assert spoilt in damaged
-    assert len(damaged) < 100
-    for key, slot, value in zip(KEYS, slots, cold.values, strict=True):
-        assert key in damaged or slot == value
-    with pytest.raises(ReleaseCorrupt, match="hotplate releases verify"):
-        cold.store.get(cold.ref, spoilt)
-    file.close()
-
-
-@pytest.mark.usefixtures("careful")
 async def test_a_file_that_is_gone_is_read_on_from_the_disk(cold: Published) -> None:
     assert await cold.store.get_many(cold.ref, [KEYS[1]]) == [cold.values[1]]
     cold.path.unlink()
     assert await cold.store.get_many(cold.ref, KEYS[:50]) == cold.values[:50]
-
-
-async def test_a_file_is_unmapped_after_the_last_read_of_its_thread(cold: Published) -> None:
-    for number in range(20):
-        evict(cold.path)
-        store, file = LmdbStore(cold.path.parent.parent), cold.careful()
-        reads = [asyncio.create_task(store.get_many(cold.ref, [key])) for key in KEYS[number::37]]
-        await asyncio.sleep(0)
-        file.close()
-        await store.close()
-        assert [slot for (slot,) in await asyncio.gather(*reads)] == cold.values[number::37]
-        await file.closed()
-        assert str(cold.path) not in Path("/proc/self/maps").read_text()
 
 
 async def test_a_file_that_is_opened_while_it_is_unmapped_is_mapped_anew(cold: Published) -> None:
@@ -166,19 +72,7 @@ async def test_a_file_that_is_opened_while_it_is_unmapped_is_mapped_anew(cold: P
         assert again.read(KEYS[5].encode()) == cold.values[5]
         again.close()
     await again.closed()
-
-
-@pytest.mark.usefixtures("careful")
-async def test_a_disk_that_is_late_costs_only_what_is_on_it(cold: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    stuck = threading.Event()
-    assert await cold.store.get_many(cold.ref, [KEYS[3]]) == [cold.values[3]]
-
-    monkeypatch.setattr(PagedFile, "get", lambda *_: stuck.wait(30))
-    monkeypatch.setattr(release_module, "FEW_KEYS", 0)  # no second look, which a quick disk makes in time
-    late = await cold.store.get_many(cold.ref, [KEYS[-1], KEYS[-200]], timeout_s=0.01)
-    assert [type(slot) for slot in late] == [StoreUnavailable, StoreUnavailable]
-    assert cold.store.get(cold.ref, KEYS[3]) == cold.values[3]
-    stuck.set()
+    assert str(cold.path) not in Path("/proc/self/maps").read_text()
 
 
 async def test_a_warmed_file_is_in_memory_and_in_the_page_table(cold: Published) -> None:
@@ -193,26 +87,15 @@ async def test_a_warmed_file_is_in_memory_and_in_the_page_table(cold: Published)
     assert faults() == before
 
 
-async def test_what_cannot_stay_in_memory_is_not_read_and_then_read_with_care(
+async def test_what_cannot_stay_in_memory_is_not_read_before_it_is_requested(
     cold: Published, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(memory, "room_bytes", lambda: 0.0)
     await cold.store.warm(cold.ref)
     await cold.store.prepare(cold.ref)
     assert "fit into memory" in caplog.text
-    with pytest.raises(NotInMemory):
-        read_all(cold)
     assert absent_pages(cold.path) > cold.path.stat().st_size / PAGE / 2
-
-
-async def test_a_warming_that_is_given_up_leaves_the_rest_to_be_read_with_care(cold: Published) -> None:
-    warming = asyncio.create_task(cold.store.warm(cold.ref))
-    await asyncio.sleep(0)
-    warming.cancel()
-    await asyncio.gather(warming, return_exceptions=True)
-    file = ReleaseFile.open(cold.path)
-    assert file._careful
-    file.close()
+    read_all(cold)
 
 
 async def test_only_the_release_that_was_locked_last_is_locked_and_until_it_is_closed(cold: Published) -> None:
@@ -269,21 +152,6 @@ def test_only_who_has_the_capability_may_lock_more_than_the_limit(tmp_path: Path
     for mask, expected in (("0000000000000000", False), ("0000000000004000", True)):
         (tmp_path / "self" / "status").write_text(f"Name:\tx\nCapEff:\t{mask}\n")
         assert memory._may_lock_all(tmp_path) is expected
-
-
-def test_reads_wait_where_a_system_cannot_say_what_is_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"x" * 4096)
-    file = os.open(path, os.O_RDONLY)
-
-    def refuse(*_: object) -> int:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(os, "preadv", refuse)
-    assert not PagedFile(file, SimpleNamespace()).can_look  # type: ignore[arg-type]  # nothing is read of it
-    os.close(file)
 
 
 def _of_map(path: Path, what: str) -> int:
