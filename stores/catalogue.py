@@ -19,14 +19,14 @@ erased and its successor, one that is served and the draft that repairs it.
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NamedTuple, NewType, TypeVar
+from typing import Annotated, NamedTuple, NewType
 
+import msgspec
 import orjson
+from msgspec import Meta, Struct
 from xxhash import xxh3_64_hexdigest
 
-from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, reason_of
-
-T = TypeVar("T")
+from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
 
 ReleaseId = NewType("ReleaseId", str)
 
@@ -103,8 +103,7 @@ class Canary:
     """Which release a share of the users see in the place of the live one."""
 
     release: ReleaseId
-    percent: float
-    """Above 0 and below 100."""
+    percent: Annotated[float, Meta(gt=0, lt=100)]
 
     salt: str
     """Hashed with each user's id. It is the release's id, so all tiers with this canary choose the same users."""
@@ -491,6 +490,25 @@ def _live(catalogue: Catalogue, entry: Release) -> Catalogue:
     return replace(catalogue, releases=(*others, changed))
 
 
+class RecordFormat(Struct):
+    """The number of the format that a stored record is in; read before the rest of it."""
+
+    format: int
+
+
+class _Record(Struct):
+    """A stored catalogue, but for its format."""
+
+    store_id: str
+    generation: int
+    token: str
+    live: ReleaseId | None
+    canary: Canary | None
+    entries: tuple[Release, ...]
+    checksum: str
+    refusals: str | None = None
+
+
 def dump(catalogue: Catalogue) -> bytes:
     """Render a catalogue for storage, in format 2; what belongs to one read stays behind."""
     return orjson.dumps(
@@ -517,36 +535,28 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         return CatalogueUnreadable(f"the catalogue at {where} {reason}; {advice}", record, now)
 
     try:
-        fields = orjson.loads(record)
-        written = _typed(fields["format"], int)
+        written = msgspec.json.decode(record, type=RecordFormat).format
         if written > FORMAT:
             raise CatalogueUnreadable(
                 f"the catalogue at {where} has format {written} and this hotplate reads {FORMAT}; upgrade hotplate"
             )
         if written != FORMAT:
             raise ValueError(f"format {written}")  # noqa: TRY301 -- reported like any other damage
-        catalogue = Catalogue(
-            store_id=_typed(fields["store_id"], str),
-            generation=_typed(fields["generation"], int),
-            token=_typed(fields["token"], str),
-            releases=tuple(_release(entry) for entry in fields["entries"]),
-            canary=_canary(fields["canary"]),
-            now=now,
-        )
-        stated, sums = fields["live"], (fields["checksum"], fields.get("refusals"))
+        found = msgspec.json.decode(record, type=_Record)
+        catalogue = Catalogue(found.store_id, found.generation, found.token, found.entries, found.canary, now)
         canary = catalogue.canary_entry
-    except (ValueError, KeyError, TypeError, AttributeError, ReleaseNotFound) as error:
-        raise unreadable(f"cannot be read: {reason_of(error)}") from error
+    except (msgspec.MsgspecError, ValueError, ReleaseNotFound) as error:
+        raise unreadable(f"cannot be read: {error}") from error
     living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
     incarnations = {entry.incarnation for entry in catalogue.releases}
     if (
         catalogue.generation < 1
-        or living != ([stated] if stated else [])
+        or living != ([found.live] if found.live else [])
         or len(incarnations) != len(catalogue.releases)
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
     ):
         raise unreadable("contradicts itself")
-    if sums != (_checksum(catalogue), _marks(catalogue)):
+    if (found.checksum, found.refusals) != (_checksum(catalogue), _marks(catalogue)):
         raise unreadable("is damaged: its checksum is wrong")
     return catalogue
 
@@ -580,34 +590,5 @@ def _marks(catalogue: Catalogue) -> str | None:
     return xxh3_64_hexdigest(orjson.dumps(found)) if found else None
 
 
-def _release(fields: dict[str, Any]) -> Release:
-    return Release(
-        id=ReleaseId(_typed(fields["id"], str)),
-        incarnation=_typed(fields["incarnation"], str),
-        state=State(fields["state"]),
-        created_at=float(fields["created_at"]),
-        writer=_typed(fields["writer"], str),
-        superseded_at=_optional_time(fields["superseded_at"]),
-        lease_until=_optional_time(fields["lease_until"]),
-        refused_by=tuple(_typed(gate, str) for gate in _typed(fields.get("refused_by", []), list)),
-        canary_stopped=_typed(fields.get("canary_stopped", ""), str),
-    )
-
-
-def _canary(fields: dict[str, Any] | None) -> Canary | None:
-    if fields is None:
-        return None
-    percent = float(fields["percent"])
-    if not 0 < percent < 100:
-        raise ValueError(f"a canary of {percent} %")
-    return Canary(ReleaseId(_typed(fields["release"], str)), percent, _typed(fields["salt"], str))
-
-
 def _optional_time(value: float | None) -> float | None:
     return None if value is None else float(value)
-
-
-def _typed(value: object, kind: type[T]) -> T:
-    if not isinstance(value, kind):
-        raise ValueError(f"{value!r} is not {kind.__name__}")  # noqa: TRY004 -- of a record, and not of a caller
-    return value

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import msgspec
 import orjson
+from msgspec import Struct
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
-from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.catalogue import RecordFormat, ReleaseId
 from hotplate.stores.encoding import ENCODINGS, HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, reason_of
-from hotplate.stores.keys import ITEM, MANIFEST, META, OVERALL, POPULAR, USER, check_kind
+from hotplate.stores.errors import HEAL, ReleaseCorrupt
+from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, check_kind
 from hotplate.stores.store import Row
 
 FORMAT = 2
@@ -44,18 +46,23 @@ class Tally:
 
         The digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value), the length in 4 bytes.
         """
-        if not rows:
-            return
-        first, last = min(rows).key, max(rows).key
-        prefix = first[: first.find(":") + 1]
-        if prefix and last.startswith(prefix):  # the usual case: and so does any key between them
-            self._add(prefix[:-1], rows)
-            return
-        by_kind = dict[str, list[Row]]()
-        for row in rows:
-            by_kind.setdefault(row.key.partition(":")[0], []).append(row)
-        for kind, of_kind in by_kind.items():
-            self._add(kind, of_kind)
+        below = _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
+        drawn = list[tuple[int, str]]()
+        for key, value in rows:
+            kind = check_kind(key.partition(":")[0])
+            if key == MANIFEST:
+                continue
+            raw = key.encode()
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            self.bytes += len(raw) + len(value)
+            self.digest += xxh3_128_intdigest(b"".join((len(raw).to_bytes(4, "big"), raw, value)))
+            if key.startswith(POPULAR):
+                self.segments.append(key.removeprefix(POPULAR))
+                self.popular_bytes += len(value)
+            elif not key.startswith(META) and (hashed := xxh3_64_intdigest(raw)) < below:
+                drawn.append((hashed, key))
+        self.digest %= 1 << 128
+        self._draw(drawn)
 
     def merge(self, other: "Tally") -> None:
         """Count in what *other* has counted, of other rows."""
@@ -66,35 +73,6 @@ class Tally:
         self.segments += other.segments
         self.popular_bytes += other.popular_bytes
         self._draw(other.drawn)
-
-    def _add(self, kind: str, rows: Sequence[Row]) -> None:
-        if check_kind(kind) + ":" == META:
-            rows = [row for row in rows if row.key != MANIFEST]
-        size = digest = length = 0
-        length_bytes = b""
-        drawn, hash_of = list[tuple[int, str]](), xxh3_64_intdigest
-        below = self._draws_below() if kind + ":" in (USER, ITEM) else 0
-        for key, value in rows:
-            raw = key.encode()
-            if len(raw) != length:  # keys of a kind are mostly of one length
-                length = len(raw)
-                length_bytes = length.to_bytes(4, "big")
-            size += length + len(value)
-            digest += xxh3_128_intdigest(b"".join((length_bytes, raw, value)))
-            if (hashed := hash_of(raw)) < below:
-                drawn.append((hashed, key))
-        self.bytes += size
-        self.digest = (self.digest + digest) % (1 << 128)
-        if rows:
-            self.counts[kind] = self.counts.get(kind, 0) + len(rows)
-        self._draw(drawn)
-        if kind + ":" == POPULAR:
-            self.segments += [key.removeprefix(POPULAR) for key, _ in rows]
-            self.popular_bytes += sum(len(value) for _, value in rows)
-
-    def _draws_below(self) -> int:
-        """Return what the hash of a key has to be below for its row to be drawn."""
-        return _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
 
     def _draw(self, rows: list[tuple[int, str]]) -> None:
         if rows:
@@ -135,6 +113,12 @@ class Manifest:
         return Row(MANIFEST, Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
 
 
+class _Named(Struct):
+    """The part of a manifest that names its release."""
+
+    release: str
+
+
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
     """Make the manifest of rows that were tallied; ReleaseCorrupt for a set that could not be served.
 
@@ -166,26 +150,14 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:
-        fields = orjson.loads(Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:])
-        if fields["format"] != FORMAT:
+        record = Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:]
+        if (written := msgspec.json.decode(record, type=RecordFormat).format) != FORMAT:
             raise ReleaseCorrupt(
-                f"release {release} has format {fields['format']!r} and this hotplate reads {FORMAT}; upgrade hotplate"
+                f"release {release} has format {written} and this hotplate reads {FORMAT}; upgrade hotplate"
             )
-        manifest = Manifest(
-            release=ReleaseId(fields["release"]),
-            encoding=fields["encoding"],
-            created_at=float(fields["created_at"]),
-            counts=dict(fields["counts"]),
-            bytes=int(fields["bytes"]),
-            digest=fields["digest"],
-            segments=tuple(fields["segments"]),
-            sample=tuple(fields["sample"]),
-            about=dict(fields["about"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(
-            f"the manifest of release {release} cannot be read ({reason_of(error)}); {HEAL}"
-        ) from error
+        manifest = msgspec.json.decode(record, type=Manifest)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error}); {HEAL}") from error
     if manifest.encoding not in ENCODINGS:
         raise ReleaseCorrupt(
             f"release {release} is encoded in {manifest.encoding!r}; this one reads {', '.join(ENCODINGS)}: upgrade"
@@ -198,12 +170,9 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
 def release_in(value: bytes) -> ReleaseId:
     """Return the id in a stored manifest, which `read_manifest` needs to check it; ReleaseCorrupt if there is none."""
     try:
-        release = orjson.loads(value[HEADER_BYTES:])["release"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(f"the manifest cannot be read ({reason_of(error)})") from error
-    if not isinstance(release, str):
-        raise ReleaseCorrupt(f"the manifest cannot be read ({release!r} is not an id)")
-    return ReleaseId(release)
+        return ReleaseId(msgspec.json.decode(value[HEADER_BYTES:], type=_Named).release)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ReleaseCorrupt(f"the manifest cannot be read ({error})") from error
 
 
 def compare(manifest: Manifest, tally: Tally) -> None:
