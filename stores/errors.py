@@ -82,3 +82,13 @@ class RefusedByGates(HeldBack):
 
 class ReleaseCorrupt(StoreError):
     """Counts, bytes or digest of the rows differ from the manifest."""
+
+
+def reason_of(error: Exception) -> str:
+    """Say in plain words why a record could not be read."""
+    match error:
+        case KeyError():
+            return f"it has no {error}"
+        case TypeError() | AttributeError():
+            return "it is not of the form that hotplate writes"
+    return str(error)
