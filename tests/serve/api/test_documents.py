@@ -178,7 +178,7 @@ def program(language: str, service: Service) -> str:
     assert STATED in code
     replaced = {
         STATED: f"127.0.0.1:{service.port}",
-        "…": "key",
+        "KEY": "key",
         "timeout(250)": "timeout(60000)",
     }
     for shown, used in replaced.items():
@@ -202,7 +202,7 @@ def test_the_lines_for_curl_get_a_list_and_a_batch(service: Service) -> None:
 def test_the_python_program_prints_a_list(service: Service) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.DOTALL)
     assert STATED in code
-    code = code.replace(STATED, f"127.0.0.1:{service.port}").replace("…", "key").replace("0.25", "60")
+    code = code.replace(STATED, f"127.0.0.1:{service.port}").replace("KEY", "key").replace("0.25", "60")
     assert run(sys.executable, "-c", code.replace("timeout_s=5", "")).strip() == "personal ['0', '1', '2']"
 
 
