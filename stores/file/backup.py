@@ -84,7 +84,7 @@ async def restore(
     catalogue = CatalogueFile(store.folder)
     present = _present(catalogue, store.clock())
     if present.generation and not over:
-        raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or say over it")
+        raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
     async with _held(LmdbStore(source, store.clock)) as (found, files):
         reused = [entry for entry in found.releases if await _is_there(store.folder, present, entry)]
         entries = [

@@ -193,7 +193,7 @@ async def test_a_backup_is_put_back_into_an_empty_folder(store: LmdbStore, targe
     assert (await found.catalogue()).store_id == (await store.catalogue()).store_id
     assert sorted(path.name for path in elsewhere.folder.iterdir() if path.name[0] == ".") == []
     await found.close()
-    with pytest.raises(ReleaseConflict, match="or say over it"):
+    with pytest.raises(ReleaseConflict, match="or give --over"):
         await restore(target, elsewhere)
     with pytest.raises(ReleaseNotFound, match="holds no store"):
         await restore(tmp_path / "nowhere", elsewhere, over=True)
