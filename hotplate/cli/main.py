@@ -77,9 +77,10 @@ def main() -> None:
     # What is waited for, or may yet be lost.
     for name in ("lifecycle", "publication", "transfer", "redis"):
         logging.getLogger(f"hotplate.stores.{name}").addHandler(waiting)
+    as_json = "--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON"))
     try:
-        command(sys.argv[1:])()
+        sys.exit(command(sys.argv[1:])(standalone_mode=not as_json))  # if true, typer prints misuse in a box
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 -- `print_error` raises again what is not expected
-        sys.exit(print_error(error, as_json="--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON"))))
+        sys.exit(print_error(error, as_json=as_json))

@@ -5,7 +5,7 @@ Typer parses and prints; here is what it is given.
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -34,13 +34,24 @@ PLAIN_WORDS = (
 
 
 class Verb(TyperCommand):
-    """A verb whose whole numbers may be 2k or 20M, and whose help has a line for each option."""
+    """A verb whose whole numbers may be 2k or 20M, and whose help has a line for each option.
+
+    An option of one value is refused if it is given again: the last one, a store perhaps, would win without a word.
+    """
 
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 -- typer's own
         super().__init__(*args, **more)
         for one in self.params:
             process = partial(_process, one.process_value, is_count=_kind_of(one) is int)
             one.process_value = process  # type: ignore[method-assign]  # typer has no hook
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 -- of a type that typer keeps private
+        """Parse the arguments, as typer does."""
+        given: Sequence[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for one in {one.name: one for one in given}.values():
+            if given.count(one) > 1 and not one.multiple and not one.is_flag:
+                raise typer.BadParameter(f"it takes one value, and is given {given.count(one)} times", ctx, one)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 -- of types that typer keeps private
         """Print the help; the rule of the environment is said once, at its end, with the variables that it misses."""

@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from typer._click.exceptions import ClickException
 
 from hotplate.stores.options import Flag
 
@@ -306,6 +307,8 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from hotplate.stores.errors import HeldBack, StoreError, StoreMisused
     from hotplate.stores.extras import install_command
 
+    if isinstance(error, ClickException):
+        return error.format_message(), error.exit_code
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
         return str(error), MISUSED
     if isinstance(error, GateFailed | HeldBack):

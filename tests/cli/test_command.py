@@ -154,6 +154,19 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     done = hotplate("releases", "verify", "--json", "--store", f"file://{tmp_path}/nothing")
     assert done.returncode == 1
     assert json.loads(done.stderr)["kind"] == "ReleaseNotFound"
+    done = hotplate("releases", "verify", "--json", "--concurrency", "x")
+    assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
+    done = hotplate("publish", tmp_path, "--json", "--list-length", "x")
+    assert (done.returncode, "a whole number" in json.loads(done.stderr)["error"]) == (2, True)
+
+
+def test_an_option_of_one_value_is_refused_if_it_is_given_again(tmp_path: Path) -> None:
+    stores = [f"file://{tmp_path}/{name}" for name in "ab"]
+    lists = tmp_path / "lists.csv"
+    lists.write_text("user,item,score\n1,a,2\n")
+    done = hotplate("import", lists, "--store", stores[0], "--store", stores[1])
+    assert (done.returncode, "is given 2 times" in done.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == [lists]
 
 
 def test_every_verb_has_help_with_an_example() -> None:
