@@ -75,21 +75,17 @@ async def restore(
 
     What the backup calls live is live then, and workers follow at once: the catalogue gets a generation that none of
     them has seen. A canary ends, that of the backup, too. Releases that the backup lacks are withdrawn, so a prune
-    erases them once their grace has passed; drafts go on. What is copied gets new incarnations, which no eraser
-    can know.
+    erases them once their grace has passed; drafts go on. All releases are copied, and get new incarnations, which no
+    eraser can know.
 
-    Raises ReleaseConflict if there is something to lose and *over* is not said, or if a prune came between,
-    ReleaseCorrupt if the backup is damaged, StoreFull with the numbers.
+    Raises ReleaseConflict if there is something to lose and *over* is not said, ReleaseCorrupt if the backup is
+    damaged, StoreFull with the numbers.
     """
     catalogue = CatalogueFile(store.folder)
-    present = _present(catalogue, store.clock())
-    if present.generation and not over:
+    if _present(catalogue, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
     async with _held(LmdbStore(source, store.clock)) as (found, files):
-        reused = [entry for entry in found.releases if await _is_there(store.folder, present, entry)]
-        entries = [
-            entry if entry in reused else replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases
-        ]
+        entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
         with _scratch(store.folder, "restored") as scratch:
             wanted = [
                 _Copy(
@@ -98,13 +94,12 @@ async def restore(
                     _release_path(scratch, new.incarnation),
                 )
                 for old, new in zip(found.releases, entries, strict=True)
-                if old not in reused
             ]
             copied = await _copy_all(wanted, scratch, on_progress)
             restored = replace(found, releases=tuple(entries))
             if restored.canary is not None:  # it may have been aborted since
                 restored = abort(restored, restored.canary.release)
-            await _in_thread(_put_in_place, catalogue, restored, reused, [each.path for each in wanted])
+            await _in_thread(_put_in_place, catalogue, restored, [each.path for each in wanted])
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
@@ -113,35 +108,25 @@ def _check_new(target: Path) -> None:
         raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")
 
 
-def _put_in_place(
-    catalogue: CatalogueFile, restored: Catalogue, reused: Sequence[Release], copied: Sequence[Path]
-) -> None:
+def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, copied: Sequence[Path]) -> None:
     """Give the files their names, and then the catalogue its new record, under its lock."""
     releases = catalogue.folder / "releases"
     with catalogue.locked(), translated(releases):
-        present = _present(catalogue, restored.now)
-        for entry in restored.releases:
-            there = present.entry(entry.incarnation)
-            if there is None and entry not in reused:
-                continue
-            if there is None or there.state in (State.DRAFT, State.DROPPING):
-                raise ReleaseConflict(f"release {entry.id} is being pruned; restore again once that is done")
         releases.mkdir(exist_ok=True)
         for path in copied:
             path.rename(releases / path.name)
         flush(releases)
-        catalogue.replace(_merged(present, restored))
+        catalogue.replace(_merged(_present(catalogue, restored.now), restored))
 
 
 def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
     """Return the restored catalogue as the successor of what there is, whose other releases it withdraws."""
-    incarnations = {entry.incarnation for entry in restored.releases}
+    ids = {entry.id for entry in restored.releases}
     others = [
         replace(entry, state=State.WITHDRAWN, superseded_at=restored.now)
-        if entry.state in (State.LIVE, State.SUPERSEDED)
+        if entry.state in (State.LIVE, State.SUPERSEDED) or (entry.state is State.READY and entry.id in ids)
         else entry
         for entry in present.releases
-        if entry.incarnation not in incarnations
     ]
     return replace(
         restored,
@@ -157,18 +142,6 @@ def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
         return catalogue.read(now)
     except CatalogueUnreadable:
         return Catalogue()
-
-
-async def _is_there(folder: Path, present: Catalogue, entry: Release) -> bool:
-    """Return whether a store has a release of the backup already, whole, so it need not be copied."""
-    there = present.entry(entry.incarnation)
-    if there is None or there.state in (State.DRAFT, State.DROPPING):
-        return False
-    try:
-        await check_whole(_release_path(folder, entry.incarnation))
-    except (ReleaseCorrupt, ReleaseNotFound):
-        return False
-    return True
 
 
 @asynccontextmanager
