@@ -57,30 +57,26 @@ async def put_part(
     batches: AsyncIterable[Sequence[Row]],
     part: int = 0,
     check: Callable[[], None] = lambda: None,
+    *,
+    puts: bool = True,
 ) -> WrittenPart:
-    """Put the rows of a part, those aside that were acknowledged before; *check* is called before each batch."""
-    point = await store.resume_point(draft, part)
+    """Put the rows of a part, those aside that were acknowledged before, or, unless *puts*, only sum them up.
+
+    *check* is called before each batch.
+    """
+    point = await store.resume_point(draft, part) if puts else None
     tally = Tally()
     put = 0
     async for batch in batches:
         check()
-        fresh, point = _after(point, batch)
-        if fresh:
-            await store.put(draft, fresh, part)
+        if puts:
+            fresh, point = _after(point, batch)
+            if fresh:
+                await store.put(draft, fresh, part)
+            put += len(fresh)
         tally.add(batch)
-        put += len(fresh)
         await asyncio.sleep(0)  # the lease is renewed even if neither rows nor store ever wait
     return WrittenPart(tally, put)
-
-
-async def sum_up(batches: AsyncIterable[Sequence[Row]], check: Callable[[], None] = lambda: None) -> WrittenPart:
-    """Sum up rows, and put none; *check* is called before each batch."""
-    tally = Tally()
-    async for batch in batches:
-        check()
-        tally.add(batch)
-        await asyncio.sleep(0)
-    return WrittenPart(tally, 0)
 
 
 async def write_part(
@@ -89,7 +85,7 @@ async def write_part(
     """Encode *bodies* as the other parts are, and put them as one; raises StoreError as `Store.put` does."""
     encoder = Encoder(Checksum(assignment.draft.id), assignment.dictionary)
     batches = (encoder.rows(rows) async for rows in bodies)
-    return await (put_part(store, assignment.draft, batches, part) if assignment.puts else sum_up(batches))
+    return await put_part(store, assignment.draft, batches, part, puts=assignment.puts)
 
 
 def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:

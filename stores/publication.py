@@ -23,9 +23,9 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import SWAP_ATTEMPTS, activate, change, drop, scale_down
+from hotplate.stores.lifecycle import activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
-from hotplate.stores.parts import Assignment, OtherWriters, put_part, sum_up
+from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart, put_part
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
@@ -113,7 +113,7 @@ async def publish(
 
     match resume:
         case None:
-            draft = await _begin_under_new_id(store)
+            draft = await begin(store, await new_id(store))
         case DraftRef():
             draft = resume
         case _:
@@ -198,15 +198,18 @@ async def write(
             encoded = await encode()
             check_lease()
             manifest = await _claim(store, draft, encoded.plan)
+            written = await _put_all(store, draft, encoded, others, check_lease, puts=manifest is None)
             if manifest is None:
-                result = await _put_all(store, draft, encoded, others, check_lease, finish=finish)
+                manifest = await finish(written.tally)
+                await store.put(draft, [manifest.key_row])
             else:
-                result = await _compare_all(draft, manifest, encoded, others, check_lease)
+                _check_same(manifest, written.tally)
+            result = WriteResult(manifest, written.rows, written.tally.rows - written.rows)
             await store.seal(draft)
             await _verify(store, draft, result)
             if prepare:
                 await store.prepare(draft.release)
-            refusing = result.manifest.refused_by if refused_by is None else await refused_by(result.manifest)
+            refusing = manifest.refused_by if refused_by is None else await refused_by(manifest)
             check_lease()
             await change(store, lambda found: changes.commit(found, draft, refusing))
     except StoreUnavailable as error:  # what was acknowledged stays
@@ -228,15 +231,6 @@ async def new_id(store: Store) -> ReleaseId:
     """Return an id for a release that is begun now, by the store's clock."""
     started = datetime.fromtimestamp((await store.catalogue()).now, UTC)
     return ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
-
-
-async def _begin_under_new_id(store: Store) -> DraftRef:
-    for _ in range(SWAP_ATTEMPTS):
-        try:
-            return await begin(store, await new_id(store))
-        except ReleaseConflict:
-            continue  # the same second and the same four digits: draw again
-    raise ReleaseConflict("no free release id was found; does the store's clock stand still?")
 
 
 class _Refused(ReleaseConflict):
@@ -278,37 +272,25 @@ async def _put_all(
     others: OtherWriters | None,
     check_lease: Callable[[], None],
     *,
-    finish: Finish,
-) -> WriteResult:
-    written = await put_part(store, draft, encoded.batches, check=check_lease)
-    tally, rows = written.tally, written.rows
-    if others is not None:
-        by_them = await others.write(Assignment(draft, encoded.dictionary))
-        tally.merge(by_them.tally)
-        rows += by_them.rows
-    manifest = await finish(tally)
-    await store.put(draft, [manifest.key_row])
-    return WriteResult(manifest, rows, tally.rows - rows)
+    puts: bool,
+) -> WrittenPart:
+    """Put the rows of all parts, or, unless *puts*, only sum them up."""
+    written = await put_part(store, draft, encoded.batches, check=check_lease, puts=puts)
+    if others is None:
+        return written
+    by_them = await others.write(Assignment(draft, encoded.dictionary, puts))
+    written.tally.merge(by_them.tally)
+    return WrittenPart(written.tally, written.rows + by_them.rows)
 
 
-async def _compare_all(
-    draft: DraftRef,
-    manifest: Manifest,
-    encoded: EncodedRows,
-    others: OtherWriters | None,
-    check_lease: Callable[[], None],
-) -> WriteResult:
-    """Hold rows against the manifest of what was written before; nothing is put."""
-    tally = (await sum_up(encoded.batches, check_lease)).tally
-    if others is not None:
-        tally.merge((await others.write(Assignment(draft, encoded.dictionary, puts=False))).tally)
+def _check_same(manifest: Manifest, tally: Tally) -> None:
+    """Hold rows against the manifest of what was written before; _Refused if they are others."""
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
         raise _Refused(
-            f"these are other lists than release {draft.id} was begun with; publish them as a new release"
+            f"these are other lists than release {manifest.release} was begun with; publish them as a new release"
         ) from error
-    return WriteResult(manifest, 0, manifest.rows)
 
 
 async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: OnProgress) -> AsyncIterator[list[Row]]:
