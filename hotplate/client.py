@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
+from math import inf
 from socket import SOCK_STREAM, getaddrinfo
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -192,7 +193,7 @@ class _Core:
         self._prefix = quote(parts.path.rstrip("/"), safe="/%")
         self._key = key
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
-        self._timeout_s = timeout_s
+        self._timeout_s = _check_timeout(timeout_s)
         self._popular = OrderedDict[str, _RememberedList]()
         self._health = defaultdict[str, _RouteHealth](_RouteHealth)
         self.lock = Lock()
@@ -222,6 +223,7 @@ class _Core:
         if not 1 <= n <= MAX_N:
             raise ValueError(f"n is how many items to return, 1 to {MAX_N}, not {n}")
         options = {"timeout_s": self._timeout_s, **options}
+        _check_timeout(options["timeout_s"])
         return _Call(route=route, path=f"{self._prefix}/v1/{path}", n=n, body=body, **options)
 
     def request(self, send: _Send) -> dict[str, Any]:
@@ -359,7 +361,8 @@ class Client:
     *timeout_s*, its own or the client's: looking up the service's name, connecting, repeating what failed once on a
     new connection, and reading the answer. If the service does not answer in time, or wants to be left alone, the
     answer is the popular list that the client remembers, and its source is `memory`. Raises ServiceUnavailable if none
-    is remembered, RequestRefused for a request that is wrong, and ValueError for an *n* outside 1 to 1000.
+    is remembered, RequestRefused for a request that is wrong, and ValueError for an *n* outside 1 to 1000 and for a
+    *timeout_s* that is not a number above 0.
     """
 
     def __init__(
@@ -741,6 +744,12 @@ def _encoded(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"an id, a field and a segment are strings, and not of the type {type(name).__name__}")
     return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")  # else it names a folder
+
+
+def _check_timeout(seconds: float) -> float:
+    if not 0 < seconds < inf:
+        raise ValueError(f"a time-out is a number of seconds above 0, not {seconds}")
+    return seconds
 
 
 def _retry_after_s(headers: Mapping[bytes, str]) -> float | None:

@@ -158,10 +158,13 @@ def open_lists(
     users who are answered as unknown; it is read now, and again when it changes. *fold_in* keeps the item factors of
     what is live in memory. Use it as `async with hotplate.open(url) as lists:`, which raises NotReady, and says what is
     wrong, if no store has a live release within *timeout_s*. Raises StoreMisused for what is not the URL of a store,
-    or no deny-list, and to *fold_in* where numpy is not installed.
+    a number of seconds or a deny-list, and to *fold_in* where numpy is not installed.
     """
     if not urls:
         raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")
+    for name, seconds in (("budget_s", budget_s), ("timeout_s", timeout_s)):
+        if not 0 <= seconds < inf:
+            raise StoreMisused(f"{name} is a number of seconds, not {seconds}")
     try:
         denied = DenyListFile(None if deny_list is None else Path(deny_list))
     except ServiceMisused as error:

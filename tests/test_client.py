@@ -175,6 +175,11 @@ def test_a_request_that_is_wrong_is_refused_even_if_a_list_is_remembered(service
     for n in (0, 1001):
         with pytest.raises(ValueError, match="1 to 1000"):
             client.popular(n)
+    for timeout_s in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="a number of seconds above 0"):
+            client.popular(timeout_s=timeout_s)
+        with pytest.raises(ValueError, match="a number of seconds above 0"):
+            connect(service.url, timeout_s=timeout_s)
     with pytest.raises(TypeError, match="exclud"):
         client.popular(exclud=["a"])
     for user in (42, None):

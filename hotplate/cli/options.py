@@ -36,7 +36,7 @@ PLAIN_WORDS = (
 class Verb(TyperCommand):
     """A verb whose whole numbers may be 2k or 20M, and whose help has a line for each option.
 
-    An option of one value is refused if it is given again: the last one, a store perhaps, would win without a word.
+    An option of one URL is refused if it is given again: else the last store would be used, and nobody told.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 -- typer's own
@@ -49,8 +49,8 @@ class Verb(TyperCommand):
         """Parse the arguments, as typer does."""
         given: Sequence[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
         for one in {one.name: one for one in given}.values():
-            if given.count(one) > 1 and not one.multiple and not one.is_flag:
-                raise typer.BadParameter(f"it takes one value, and is given {given.count(one)} times", ctx, one)
+            if given.count(one) > 1 and one.metavar == "URL" and not one.multiple:
+                raise typer.BadParameter(f"it takes one URL, and is given {given.count(one)} times", ctx, one)
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 -- of types that typer keeps private

@@ -160,7 +160,7 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     assert (done.returncode, "a whole number" in json.loads(done.stderr)["error"]) == (2, True)
 
 
-def test_an_option_of_one_value_is_refused_if_it_is_given_again(tmp_path: Path) -> None:
+def test_an_option_of_one_url_is_refused_if_it_is_given_again(tmp_path: Path) -> None:
     stores = [f"file://{tmp_path}/{name}" for name in "ab"]
     lists = tmp_path / "lists.csv"
     lists.write_text("user,item,score\n1,a,2\n")

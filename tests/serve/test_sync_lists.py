@@ -172,6 +172,9 @@ def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
         hotplate.open_sync("ftp://nowhere")
     with pytest.raises(hotplate.StoreMisused, match="no store is named"):
         hotplate.open_sync()
+    for seconds in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(hotplate.StoreMisused, match="budget_s is a number of seconds"):
+            hotplate.open_sync(f"file://{tmp_path}", budget_s=seconds)
     with pytest.raises(hotplate.StoreMisused, match=r"none\.txt"):
         hotplate.open_sync(f"file://{tmp_path}", deny_list=tmp_path / "none.txt")
     with pytest.raises(hotplate.StoreMisused, match="is not a regular file"):
