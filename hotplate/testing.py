@@ -370,12 +370,6 @@ class StoreContract:
         await store.prepare(ref(FIRST))
         assert await store.get_many(ref(FIRST), ["user:1"]) == [b"one"]
 
-    async def test_the_catalogue_survives_its_writer(self, open_handle: OpenStore) -> None:
-        written = await begin(open_handle(), FIRST)
-        found = await open_handle().catalogue()
-        assert found == written
-        assert found.store_id == "here"
-
     async def test_the_canary_is_stored_changed_and_ended_like_all_else(self, open_handle: OpenStore) -> None:
         writer, reader = open_handle(), open_handle()
         for release, gates in ((FIRST, ()), (SECOND, ("ndcg", "overlap@10"))):
@@ -388,15 +382,6 @@ class StoreContract:
             assert (found, found.canary) == (written, Canary(SECOND, percent, salt=SECOND))
         await step(writer, changes.abort(await writer.catalogue(), SECOND))
         assert (await reader.catalogue()).served == (ref(FIRST),)
-
-    async def test_of_two_swaps_from_one_catalogue_the_second_loses(self, open_handle: OpenStore) -> None:
-        one, other = open_handle(), open_handle()
-        await begin(one, FIRST)
-        seen = await other.catalogue()
-        await step(one, changes.renew(await one.catalogue(), draft_of(FIRST)))
-        with pytest.raises(ReleaseConflict):
-            await other.swap(seen, changes.succeed(seen, changes.commit(seen, draft_of(FIRST)), "loser", "here"))
-        assert (await other.catalogue()).find(FIRST).state == "draft"
 
     async def test_a_swap_compares_generation_token_and_store(self, store: Store) -> None:
         await begin(store, FIRST)

@@ -26,7 +26,7 @@ from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import ReleaseConflict, StoreFull
 from hotplate.stores.file import block_sums, memory
 from hotplate.stores.file.release import translated
-from hotplate.stores.folders import flush
+from hotplate.stores.folders import flush, is_at
 from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.store import Row, not_found, sealed, taken_over
 
@@ -313,9 +313,8 @@ def _lock(path: Path, draft: DraftRef) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                    return descriptor
+            if is_at(descriptor, path):
+                return descriptor
         except BlockingIOError as error:
             holder = _signed(descriptor).process or "unknown"
             os.close(descriptor)

@@ -14,13 +14,11 @@ import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import NamedTuple
 
 import lmdb
 
 from hotplate.stores.file.block_sums import BLOCK_BYTES
-from hotplate.stores.keys import KINDS
 
 LEAST_PAGE_BYTES = 4096
 
@@ -70,19 +68,6 @@ def read_meta(file: int) -> Meta | None:
         if transaction > newest:
             newest, meta = transaction, Meta(page_bytes, root, (last_page + 1) * page_bytes)
     return meta
-
-
-def keys_between(file: int, start: int, end: int) -> list[str]:
-    """Return the keys that can be made out on damaged leaves, sorted."""
-    found = list[str]()
-    for place in range(start, end, LEAST_PAGE_BYTES):
-        with suppress(lmdb.CorruptedError):
-            page = _Page(os.pread(file, LEAST_PAGE_BYTES, place))
-            if page.kind == _LEAF:
-                for index in range(page.count):
-                    with suppress(UnicodeDecodeError, lmdb.CorruptedError):
-                        found.append(page.key(index).decode())
-    return sorted(key for key in found if key.partition(":")[0] in KINDS)
 
 
 class PagedFile:

@@ -33,7 +33,7 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.file import block_sums, memory
-from hotplate.stores.file.pages import Meta, PagedFile, keys_between, read_meta
+from hotplate.stores.file.pages import Meta, PagedFile, read_meta
 from hotplate.stores.store import Row, Slot
 
 log = logging.getLogger(__name__)
@@ -107,32 +107,30 @@ class ReleaseFile:
             file._users += 1
         return file
 
-    def failed(self, key: str, error: Exception) -> Slot:
-        """Return what the error of a read means, and make the next read possible.
+    def slot(self, key: str) -> Slot:
+        """Read one key, as the slot of a batch; after a read that failed, which makes the next read possible.
 
-        If another read had failed in the same transaction, of another thread or of the same batch, read the key.
+        If another read had failed in the same transaction, of another thread or of the same batch, read the key again.
         """
-        if isinstance(error, lmdb.BadValsizeError):
+        raw = key.encode("utf-8", "surrogatepass")  # of a key that is not text, bytes that no row has
+        try:
+            return self.read(raw)
+        except lmdb.BadValsizeError:
             return StoreError(f"the key {key[:64]!r} is empty or longer than {MAX_KEY_BYTES} bytes")
+        except FAILURES as error:
+            failure = error
         try:
             if not self._damaged:
                 self._txn = self._env.begin()  # the old one ends with the last read in it, in whichever thread
                 self.read = self._txn.get
-            if isinstance(error, lmdb.BadTxnError):
+            if isinstance(failure, lmdb.BadTxnError):
                 with self._env.begin() as txn:
-                    return txn.get(_key_bytes(key))
+                    return txn.get(raw)
         except FAILURES as again:
-            error = again
+            failure = again
         return ReleaseCorrupt(
-            f"{key!r} cannot be read from {self.path} ({error}); `hotplate releases verify` checks all of it; {HEAL}"
+            f"{key!r} cannot be read from {self.path} ({failure}); `hotplate releases verify` checks all of it; {HEAL}"
         )
-
-    def slot(self, key: str) -> Slot:
-        """Read one key, as the slot of a batch."""
-        try:
-            return self.read(_key_bytes(key))
-        except FAILURES as error:
-            return self.failed(key, error)
 
     async def check(self) -> None:
         """Compare every block with its sum, in a thread; ReleaseCorrupt, saying where, for one that was changed."""
@@ -260,11 +258,6 @@ class ReleaseFile:
 os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)
 
 
-def _key_bytes(key: str) -> bytes:
-    """Return the bytes of a key; of one that is not text, bytes that no row has."""
-    return key.encode("utf-8", "surrogatepass")
-
-
 def check_size(path: Path) -> Meta:
     """Return what a sealed file that may be mapped says of itself; ReleaseCorrupt for one that was cut or is another.
 
@@ -288,11 +281,9 @@ async def check_whole(path: Path) -> None:
     with opened(path) as file:
         async for number in damaged_blocks(path, file):
             start = number * block_sums.BLOCK_BYTES
-            keys = keys_between(file, start, start + block_sums.BLOCK_BYTES)
-            there = f", where {keys[0]!r} to {keys[-1]!r} are" if keys else ""
             raise ReleaseCorrupt(
-                f"{path} is damaged between bytes {start} and {start + block_sums.BLOCK_BYTES}{there}; "
-                f"{HEAL}, and look at the disk"
+                f"{path} is damaged between bytes {start} and {start + block_sums.BLOCK_BYTES}; {HEAL}, and look at "
+                f"the disk"
             )
 
 

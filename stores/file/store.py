@@ -68,13 +68,11 @@ class LmdbStore(LocalReader, Diagnosed):
         file = self._files.get(release.incarnation) or self._open(release)
         try:
             return file.read(key.encode())
-        except UnicodeEncodeError:
-            return None  # no row has a key that is not text
-        except FAILURES as error:
-            found = file.failed(key, error)
-            if isinstance(found, StoreError):
-                raise found from error
-            return found
+        except (UnicodeEncodeError, *FAILURES):
+            slot = file.slot(key)
+            if isinstance(slot, StoreError):
+                raise slot from None
+            return slot
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # a read of a map cannot be given up

@@ -1,7 +1,6 @@
 """Estimates of publishes into stores that are not paid for."""
 
 import tempfile
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
-from tests.support.stores import as_bodies, batches
+from tests.support.stores import batches
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]
 PLAN = Plan(len(ROWS), sum(len(key) + len(value) for key, value in ROWS))
@@ -52,21 +51,3 @@ async def test_what_does_not_fit_is_refused_as_a_publish_would_be(
     with pytest.raises(StoreFull, match=r"a dry run writes .* set TMPDIR to a folder with more room"):
         await estimate(MemoryStore(), too_much, live=True)
     assert not list((tmp_path / "scratch").iterdir())
-
-
-async def test_rows_come_back_from_the_stand_in_in_the_order_of_their_keys() -> None:
-    seen = list[str]()
-
-    async def out_of_order(store: Store) -> Manifest:
-        async def rows() -> AsyncIterator[Sequence[Row]]:
-            yield [Row("meta:dictionary", b"d")]
-            yield as_bodies(ROWS)
-
-        manifest = (await publication.publish(store, rows(), plan=PLAN, about={})).manifest
-        live = (await store.catalogue()).live_ref
-        assert live is not None
-        seen.extend([row.key async for row in store.scan(live)])
-        return manifest
-
-    await estimate(MemoryStore(), out_of_order, live=True)
-    assert seen == sorted([*(row.key for row in ROWS), "meta:dictionary", "meta:manifest"])
