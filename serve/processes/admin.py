@@ -265,13 +265,15 @@ class _Admin:
     async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /v1/releases`: the catalogue of each tier's store, read now."""
         urls, admin_url = self._settings.stores, self._settings.admin_store
-        admin_urls = () if admin_url is None else (admin_url,)
-        read = partial(_read_catalogue, findings=_findings(self._states.all()))
-        found = await asyncio.gather(*map(read, (*urls, *admin_urls)))
+        states, names = self._states.all(), tier_names(urls)
+        served = {tier.tier for state in states if state is not None for tier in state.tiers if tier.release}
+        stores = [*zip(names, urls, strict=True), *([] if admin_url is None else [("", admin_url)])]
+        findings = _findings(states)
+        found = await asyncio.gather(*(_read_catalogue(url, findings, served=name in served) for name, url in stores))
         changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
         tiers = [
             {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
-            for name, url, fields in zip(tier_names(urls), urls, found, strict=False)
+            for name, url, fields in zip(names, urls, found, strict=False)
         ]
         return json_of({"tiers": tiers})
 
@@ -358,14 +360,14 @@ def _findings(states: States) -> dict[str, str]:
     return {one.release: one.finding for one in stopped if one is not None}
 
 
-async def _read_catalogue(url: str, findings: Mapping[str, str]) -> dict[str, object]:
-    """Read a store's catalogue; if that fails, the error takes its place."""
+async def _read_catalogue(url: str, findings: Mapping[str, str], *, served: bool) -> dict[str, object]:
+    """Read a store's catalogue; if that fails, the error takes its place. *served*: as for `next_step`."""
     try:
         store = connect(url)
         try:
             async with asyncio.timeout(CATALOGUE_S):
                 found = await store.catalogue()
-                return _catalogue(found) | {"next": next_step(found, findings)}
+                return _catalogue(found) | {"next": next_step(found, findings, served=served)}
         finally:
             await store.close()
     except TimeoutError:
@@ -404,8 +406,11 @@ def _previous(found: Catalogue) -> ReleaseId | None:
     return None
 
 
-def next_step(found: Catalogue, findings: Mapping[str, str]) -> str:
-    """Say in one sentence what there is to do next; *findings* says of canaries why they are not used any more."""
+def next_step(found: Catalogue, findings: Mapping[str, str], *, served: bool) -> str:
+    """Say in one sentence what there is to do next.
+
+    *findings* says of canaries why they are not used any more; *served*: a worker serves a release of this store.
+    """
     if found.canary is not None:
         release, percent = found.canary.release, found.canary.percent
         if finding := findings.get(release) or found.find(release).canary_stopped:
@@ -416,6 +421,8 @@ def next_step(found: Catalogue, findings: Mapping[str, str]) -> str:
             f"promote or abort it."
         )
     entries = [entry for entry in found.releases if entry.state is not State.DROPPING]
+    if not entries and served:
+        return "The store's releases are gone, and lists of the last one are still served: /readyz says what is wrong."
     if not entries:
         return "Nothing is published yet: train a model and publish it."
     newest = max(entries, key=lambda entry: entry.created_at)

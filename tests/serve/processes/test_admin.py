@@ -128,6 +128,10 @@ def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_and_the_servic
         until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
         until(lambda: [service.get("/readyz").json["status"] for _ in range(10)] == ["ready"] * 10)
         assert service.log.read_text().count('"level":"warning"') == 2  # one of each worker
+        aside = folder.rename(folder.with_name("aside"))
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        assert tier.get("next", tier).startswith("The store's releases are gone, and lists of the last one are still")
+        aside.rename(folder)
 
 
 def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: Service, releases: list[str]) -> None:
@@ -290,7 +294,8 @@ OLD, NEW_LIVE = entry("old", State.LIVE, 1), entry("new", State.LIVE, 2)
     ],
 )
 def test_what_is_next_is_said_in_a_sentence(releases: tuple[Release, ...], sentence: str) -> None:
-    assert next_step(Catalogue(releases=releases, now=10.0), {"new": "it was worse as a canary"}) == sentence
+    found = Catalogue(releases=releases, now=10.0)
+    assert next_step(found, {"new": "it was worse as a canary"}, served=bool(found.live)) == sentence
 
 
 @pytest.mark.parametrize(
@@ -312,7 +317,7 @@ def test_what_is_next_is_said_in_a_sentence(releases: tuple[Release, ...], sente
 def test_while_a_canary_runs_what_is_next_is_its_end(findings: dict[str, str], sentence: str) -> None:
     releases = OLD, entry("new", State.READY, 2), entry("newer", State.READY, 3)
     found = Catalogue(releases=releases, canary=Canary(ReleaseId("new"), 2.5, salt="new"))
-    assert next_step(found, findings) == sentence
+    assert next_step(found, findings, served=True) == sentence
 
 
 @pytest.mark.parametrize(
