@@ -11,7 +11,6 @@ mapped keeps it whole. What can wait for the disk runs in threads: leases are re
 import asyncio
 import os
 import re
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -46,9 +45,6 @@ POLL_S = 0.1
 
 # Kinds of file systems over a network, where locks, renames and memory maps are not what they are on a disk.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
-
-# With less of the disk free, other programs fill it before the next publish does.
-LITTLE_FREE = 0.05
 
 
 class LmdbStore(LocalReader, Diagnosed):
@@ -298,8 +294,8 @@ def open_url(url: str) -> LmdbStore:
 
 
 def _examine(folder: Path) -> list[Finding]:
-    """Look at the folder's rights, file system and disk."""
-    return [_reading(folder), _writing(folder), _file_system(folder), _disk(folder)]
+    """Look at the folder's rights and file system."""
+    return [_reading(folder), _writing(folder), _file_system(folder)]
 
 
 def _reading(folder: Path) -> Finding:
@@ -336,14 +332,6 @@ def _file_system(folder: Path) -> Finding:
         sentence = f"{kind}, over a network, where locks and memory maps are not reliable; use a local disk"
         return Finding(Level.WARNING, "file system", sentence)
     return Finding(Level.OK, "file system", kind or "of an unknown kind")
-
-
-def _disk(folder: Path) -> Finding:
-    usage = shutil.disk_usage(_existing(folder))
-    sentence = f"{usage.free / 1e6:,.0f} MB free of {usage.total / 1e6:,.0f} MB"
-    if usage.free < usage.total * LITTLE_FREE:
-        return Finding(Level.WARNING, "disk", f"{sentence}; free some, or prune old releases")
-    return Finding(Level.OK, "disk", sentence)
 
 
 def _kind(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import random
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import zstandard
@@ -42,7 +42,7 @@ from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.verification import load_manifest
 from tests.support.lane import Pair, exchange
-from tests.support.property import deepen
+from tests.support.property import explored
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches, ref_of
 
@@ -73,7 +73,7 @@ CHECKSUM = Checksum("20261120T064200Z-7f3a")
 DICTIONARIES = (b"", train(lists(1_000)))
 
 
-@given(st.binary(max_size=2_000), st.sampled_from(DICTIONARIES))
+@explored(100, 5_000, value=st.binary(max_size=2_000), dictionary=st.sampled_from(DICTIONARIES))
 def test_any_value_comes_back_as_it_was(value: bytes, dictionary: bytes) -> None:
     (row,) = Encoder(CHECKSUM, dictionary).rows([Row("user:1", body_of(value))])
     assert Decompressor(dictionary).decompress(row.value[HEADER_BYTES:]) == value
@@ -237,10 +237,3 @@ async def test_a_service_answers_the_same_from_a_compressed_release_on_the_lane_
         assert {head.split()[1] for head, _, _ in received} == {b"200"}
         answers.append([body.replace(done.manifest.release.encode(), b"") for _, _, body in received])
     assert answers[0] == answers[1]
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("property_test", [test_any_value_comes_back_as_it_was])
-def test_thousands_of_examples_of_compression(property_test: Callable[[], None]) -> None:
-    deepen(property_test, 5_000)

@@ -1,7 +1,6 @@
 """Lists as bytes: what goes in comes out, and a cut is a prefix of whole items."""
 
 import math
-from collections.abc import Callable
 
 import orjson
 import pytest
@@ -21,7 +20,7 @@ from hotplate.stores.encoding import (
     is_empty,
 )
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
-from tests.support.property import deepen
+from tests.support.property import explored
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 scores = st.floats(-1e6, 1e6).map(lambda score: round(score, 6))
@@ -33,19 +32,19 @@ items = st.builds(lambda id, score, title: Item(id=id, score=score, title=title)
 lists = st.lists(items, max_size=30)
 
 
-@given(lists)
+@explored(100, 2_000, content=lists)
 def test_decode_undoes_encode(content: list[Item]) -> None:
     assert decode(encode(content)[OFFSET_BYTES:]) == content
 
 
-@given(lists, st.integers(1, 40))
+@explored(100, 2_000, content=lists, n=st.integers(1, 40))
 def test_a_cut_is_the_first_n_items(content: list[Item], n: int) -> None:
     body = encode(content)
     for offset in (body[:OFFSET_BYTES], NO_OFFSET):
         assert decode(cut(offset + body[OFFSET_BYTES:], n)) == content[:n]
 
 
-@given(lists)
+@explored(100, 2_000, content=lists)
 def test_a_body_is_a_list_behind_the_length_of_its_first_ten_items(content: list[Item]) -> None:
     lines = [orjson.dumps(item) for item in content]
     value, usual = b",\n".join(lines), b",\n".join(lines[:10])
@@ -90,17 +89,3 @@ def test_a_line_is_one_item_whatever_its_title_holds() -> None:
 def test_a_score_that_json_cannot_say_is_refused(score: float) -> None:
     with pytest.raises(StoreMisused, match="finite"):
         encode([Item(id="a", score=score)])
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "property_test",
-    [
-        test_decode_undoes_encode,
-        test_a_cut_is_the_first_n_items,
-        test_a_body_is_a_list_behind_the_length_of_its_first_ten_items,
-    ],
-)
-def test_thousands_of_examples_of_encoding(property_test: Callable[[], None]) -> None:
-    deepen(property_test, 2_000)

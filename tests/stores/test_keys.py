@@ -1,16 +1,15 @@
 """Packed key lists: small, complete, and found by range."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.stores.keys import KeySpan, bounds, merged, pack, unpack
-from tests.support.property import deepen
+from tests.support.property import explored
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@given(st.lists(keys, min_size=1))
+@explored(100, 2_000, batch=st.lists(keys, min_size=1))
 def test_what_was_packed_comes_back_with_its_bounds(batch: list[str]) -> None:
     packed = pack(batch)
     assert unpack(packed) == batch
@@ -49,14 +48,3 @@ async def test_a_list_that_is_gone_is_left_out() -> None:
 
     found = [some async for some in merged([KeySpan("a", "a", "s", 0), KeySpan("b", "b", "s", 1)], fetch)]
     assert found == [["b"]]
-
-
-async def test_batches_in_order_are_merged_one_by_one() -> None:
-    batches = [[f"{n:03}0", f"{n:03}9"] for n in range(50)]
-    assert await merged_keys(batches[::-1]) == batches
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-def test_thousands_of_examples_of_packing() -> None:
-    deepen(test_what_was_packed_comes_back_with_its_bounds, 2_000)

@@ -1,7 +1,6 @@
 """Manifests and the sums that hold a release together."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import orjson
 import pytest
@@ -15,7 +14,7 @@ from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 from hotplate.stores.keys import MANIFEST
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
 from hotplate.stores.store import Row
-from tests.support.property import deepen
+from tests.support.property import explored
 
 ID = ReleaseId("20261120T064200Z-aaaa")
 rows = st.lists(
@@ -36,7 +35,7 @@ def manifest(*content: Row) -> Manifest:
     return describe(ID, tally([Row("popular:", b"{}"), *content]), created_at=1.5, encoding="json", about={"k": 1})
 
 
-@given(rows, rows)
+@explored(100, 2_000, one=rows, other=rows)
 def test_sums_do_not_depend_on_order_or_partition(one: list[Row], other: list[Row]) -> None:
     whole, parts, backwards, merged = tally(one + other), tally(one, other), tally(other[::-1], one[::-1]), tally(one)
     merged.merge(tally(other))
@@ -140,10 +139,3 @@ def test_a_release_without_a_popular_list_or_with_too_many_is_refused() -> None:
         describe(ID, tally([Row("popular:", b"x"), *many]), created_at=0, encoding="json", about={})
     with pytest.raises(ReleaseCorrupt, match="fewer segments"):
         describe(ID, tally([Row("popular:", b"x" * (MAX_POPULAR_BYTES + 1))]), created_at=0, encoding="json", about={})
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("property_test", [test_sums_do_not_depend_on_order_or_partition])
-def test_thousands_of_examples_of_sums(property_test: Callable[[], None]) -> None:
-    deepen(property_test, 2_000)

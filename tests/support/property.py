@@ -38,12 +38,6 @@ def explored(
     return make
 
 
-def deepen(property_test: Callable[[], None], examples: int) -> None:
-    """Run a test that hypothesis has decorated once more, with so many examples in a soak of ten minutes."""
-    deeper = settings(max_examples=scaled(examples), deadline=None, database=None)
-    seed(SEED)(deeper(property_test))()
-
-
 def explore(check: Callable[..., None], examples: int, **strategies: SearchStrategy[Any]) -> None:
     """Call *check* with *examples* draws of each strategy, by keyword."""
     run: Callable[[], None] = given(**strategies)(check)

@@ -58,12 +58,6 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
-async def test_a_file_that_is_gone_is_read_on_from_the_disk(cold: Published) -> None:
-    assert await cold.store.get_many(cold.ref, [KEYS[1]]) == [cold.values[1]]
-    cold.path.unlink()
-    assert await cold.store.get_many(cold.ref, KEYS[:50]) == cold.values[:50]
-
-
 async def test_a_file_that_is_opened_while_it_is_unmapped_is_mapped_anew(cold: Published) -> None:
     for _ in range(20):
         file = ReleaseFile.open(cold.path)
