@@ -149,7 +149,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 
 def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes: Sequence[str] = ()) -> None:
     """Print how many rows of an input were read, how many of them were left out, by reason, and what else was seen."""
-    out.print(f"read {rows:,} rows of {source}")
+    out.print(f"read {rows:,} {'row' if rows == 1 else 'rows'} of {source}")
     for reason, count in left_out.items():
         out.print(f"  {count:,} left out: {reason}")
     for note in notes:
