@@ -15,7 +15,7 @@ DIGITS = 3
 # Samples that must lie beyond a percentile for it to be more than an anecdote.
 ENOUGH_SAMPLES = 10
 
-Times: TypeAlias = Sequence[float] | NDArray[np.floating]
+Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 
 
 class Histogram:
@@ -31,7 +31,7 @@ class Histogram:
         self._counts = np.ctypeslib.as_array(self._hdr.counts)
 
     @classmethod
-    def of(cls, seconds: Times) -> "Histogram":
+    def of(cls, seconds: Seconds) -> "Histogram":
         """Fold times in seconds."""
         made, hdr = cls(), _counters()
         times_us = np.clip(np.rint(np.asarray(seconds, dtype=np.float64) * 1e6), LOWEST_US, HIGHEST_US)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotplate.bench.loadgen.absence import AWAY_S, ProcessUsage
-from hotplate.bench.loadgen.histogram import Histogram, Times
+from hotplate.bench.loadgen.histogram import Histogram, Seconds
 from hotplate.bench.loadgen.recorder import ResponseSample, Second
 from hotplate.bench.measured import STOLEN
 from hotplate.bench.report.text import APART, format_us
@@ -53,7 +53,7 @@ class Spread:
     max: float
 
 
-def spread(times_s: Times, histogram: Histogram | None = None) -> Spread | None:
+def spread(times_s: Seconds, histogram: Histogram | None = None) -> Spread | None:
     """Sum up times, whose *histogram* may be given; None without any."""
     if not len(times_s):
         return None

@@ -14,8 +14,8 @@ import numpy as np
 from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.offline.evaluate.metrics import (
     RANKING,
-    Interval,
     ListMetrics,
+    MetricInterval,
     RankingMetrics,
     Values,
     as_served,
@@ -64,7 +64,7 @@ class Lead:
     """By how much the model's nDCG is above a baseline's; *interval* is of the difference, user by user."""
 
     ndcg: float
-    interval: Interval | None
+    interval: MetricInterval | None
 
 
 @dataclass(frozen=True, slots=True)

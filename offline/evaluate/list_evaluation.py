@@ -15,8 +15,8 @@ from hotplate.offline.evaluate.candidate import Candidate, Truth, from_model, re
 from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import (
     RANKING,
-    Interval,
     ListMetrics,
+    MetricInterval,
     RankingMetrics,
     RatingMetrics,
     as_served,
@@ -68,7 +68,7 @@ class MetricChange:
     metric: str
     a: float
     b: float
-    interval: Interval | None
+    interval: MetricInterval | None
 
     @property
     def verdict(self) -> str:

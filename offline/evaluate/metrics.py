@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, cells_of, users_per_item
 
-Interval = tuple[float, float]
+MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
 # Diversity costs more than a sort: it is measured of so many lists, drawn at random.
 _SAMPLED_LISTS = 1000
@@ -43,7 +43,7 @@ class RankingMetrics:
     hit_rate: float
     users: int
     users_with_lists: int
-    intervals: Mapping[str, Interval]
+    intervals: Mapping[str, MetricInterval]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class UserMetrics:
         )
 
 
-def interval(values: Values | Sequence[float]) -> Interval | None:
+def interval(values: Values | Sequence[float]) -> MetricInterval | None:
     """Return the interval of 95 % of the mean of *values*, of users or of runs, by Student's t.
 
     None for fewer than two values.
@@ -117,7 +117,7 @@ def interval(values: Values | Sequence[float]) -> Interval | None:
     return mean - reach, mean + reach
 
 
-def intervals(values: Mapping[str, Values] | Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+def intervals(values: Mapping[str, Values] | Mapping[str, Sequence[float]]) -> dict[str, MetricInterval]:
     """Return the intervals of several means by their names, those that there are."""
     found = {name: interval(each) for name, each in values.items()}
     return {name: each for name, each in found.items() if each is not None}

@@ -18,7 +18,10 @@ Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 # True for each item that may be recommended; None if all may.
 Allowed: TypeAlias = npt.NDArray[np.bool_] | None
+# Moments: µs since 1970.
 Times = npt.NDArray[np.int64]
+# Users with an item each, as one number: see `cells_of`.
+Cells = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Weighting = Literal["sum", "binary", "log"]
 # A moment, or one for each user: µs since 1970.
@@ -60,7 +63,7 @@ class History:
     """
 
     shape: tuple[int, int]
-    cells: Times
+    cells: Cells
     times: Times
     weights: Floats
     weighing: Weighing
@@ -121,14 +124,14 @@ class History:
         return until if isinstance(until, int) else until[self.cells // self.shape[1]]
 
 
-def cells_of(user_items: UserItems) -> Times:
+def cells_of(user_items: UserItems) -> Cells:
     """Return one number for each pair, by which it is known in any matrix of this shape: user * items + item."""
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
-    cells: Times = users * user_items.shape[1] + user_items.indices
+    cells: Cells = users * user_items.shape[1] + user_items.indices
     return cells
 
 
-def are_among(known: Times, cells: Times) -> Mask:
+def are_among(known: Cells, cells: Cells) -> Mask:
     """Return which of *cells* are *known*, cells that ascend; `np.isin` would sort both, in ten times as long."""
     if not len(known):
         return np.zeros(cells.shape, dtype=np.bool_)
@@ -335,7 +338,7 @@ def _places(pairs: pl.DataFrame, what: str, known: list[str]) -> npt.NDArray[np.
     return placed.get_column("place").cast(pl.Int64).fill_null(-1).to_numpy()
 
 
-def _history(log: pl.DataFrame, cells: Times, shape: tuple[int, int], weighing: Weighing) -> History:
+def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
     """Put the rows of *log* in order of their *cells* and time; without times all are of one moment."""
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
@@ -348,11 +351,11 @@ def _history(log: pl.DataFrame, cells: Times, shape: tuple[int, int], weighing: 
     return History(shape, cells[order], times[order], weights[order], weighing, ended)
 
 
-def _starts(cells: Times) -> Times:
+def _starts(cells: Cells) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.concatenate(([True], cells[1:] != cells[:-1]))[: len(cells)])
 
 
-def _weigh(weighing: Weighing, starts: Times, times: Times, weights: Floats) -> Floats:
+def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
     """Return the weight of each pair; its rows begin at *starts*."""
     if not len(starts):
         return np.zeros(0, dtype=np.float32)
@@ -375,7 +378,7 @@ def _weigh(weighing: Weighing, starts: Times, times: Times, weights: Floats) -> 
     return scaled
 
 
-def _csr(cells: Times, weights: Floats, shape: tuple[int, int]) -> UserItems:
+def _csr(cells: Cells, weights: Floats, shape: tuple[int, int]) -> UserItems:
     """Build a matrix of *cells*, which ascend, each there once."""
     users, items = np.divmod(cells, shape[1])
     ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))
