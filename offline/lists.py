@@ -136,7 +136,7 @@ class ModelLists:
             owners=segments,
             lengths=np.array([len(popular.items) for popular in ranked]),
             items=np.concatenate([popular.items for popular in ranked]),
-            scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64),
+            scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64).round(_DECIMALS),
         )
         return self._encoder.rows(POPULAR, lists)
 

@@ -1,5 +1,8 @@
 """From a model to a release: whose lists, in which order, of which length, and what the rows say."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
@@ -47,6 +50,13 @@ def test_popular_lists_are_there_for_everybody_and_for_each_segment() -> None:
     rows = rows_of(checkerboard_model())
     assert len(decode(rows["popular:"])) == 5
     assert decode(rows["popular:North & South"]) == [{"id": "in11", "score": 7.0}]
+
+
+def test_scores_of_popular_lists_have_six_decimals_as_those_of_users() -> None:
+    model = checkerboard_model()
+    popular = replace(model.popular, scores=(model.popular.scores / 7).astype(np.float32))
+    listed = decode(rows_of(replace(model, popular=popular))["popular:"])
+    assert [item["score"] for item in listed] == [round(score, 6) for score in popular.scores.astype(float).tolist()]
 
 
 def test_keep_seen_lets_lists_name_what_is_known_and_length_is_held() -> None:
