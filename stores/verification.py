@@ -283,20 +283,12 @@ async def _open(
     return bodies, damaged
 
 
-@dataclass(frozen=True, slots=True)
-class SampleCounts:
-    """How many lists of users and popular lists were sampled, all of which could be read."""
-
-    manifest: Manifest
-    users: int
-    popular: int
-
-
 async def sample(
     store: Store, release: ReleaseRef, users: int, seed: int | None = None, *, on_progress: OnProgress = unreported
-) -> SampleCounts:
-    """Read the manifest, the popular lists and those of *users* random users; ReleaseCorrupt if one is damaged.
+) -> tuple[Manifest, int]:
+    """Read the popular lists and those of *users* random users; return the manifest, and how many users were read.
 
+    Raises ReleaseCorrupt if a list is damaged.
     Only a scan knows the keys, so this takes one pass over the release, and the memory of *users* keys.
     """
     manifest = await load_manifest(store, release)
@@ -309,7 +301,7 @@ async def sample(
         if isinstance(value, ReleaseCorrupt):
             raise value
         read_ids(Row(key, value), decode)
-    return SampleCounts(manifest, len(drawn), len(popular))
+    return manifest, len(drawn)
 
 
 async def _draw(chunks: AsyncIterator[list[Row]], count: int, draw: random.Random) -> list[str]:

@@ -355,8 +355,8 @@ def verify(
             if sample is None:
                 manifest = await check(opened, chosen, on_progress=report)
                 return manifest, f"is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes", warnings
-            read = await read_sample(opened, chosen, sample, on_progress=report)
-        return read.manifest, f"can be read: {read.users:,} users' lists, {read.popular:,} popular ones", warnings
+            manifest, users = await read_sample(opened, chosen, sample, on_progress=report)
+        return manifest, f"can be read: {users:,} users' lists, {1 + len(manifest.segments):,} popular ones", warnings
 
     with progress_bars() as on_progress:
         report = partial(on_progress, "verify")

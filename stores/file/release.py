@@ -90,7 +90,7 @@ class ReleaseFile:
         self._thread = ThreadPoolExecutor(1, "release")
         self._damaged = self._warmed = False
         self.read: Callable[[bytes], bytes | None] = self._txn.get
-        """Read one key, by LMDB's own call, bound once; its errors are `failed`'s to judge."""
+        """Read one key, by LMDB's own call, bound once; its errors are `slot`'s to judge."""
 
     @classmethod
     def open(cls, path: Path) -> "ReleaseFile":

@@ -232,9 +232,9 @@ async def test_a_sample_reads_random_users_and_finds_what_is_no_list(clock: Fake
     store = MemoryStore(clock)
     release = await publish(store)
     ref = await ref_of(store, release)
-    found = await sample(store, ref, 50, seed=1)
-    assert (found.users, found.popular) == (50, 1)
-    assert (await sample(store, ref, 10_000)).users == 900
+    manifest, users = await sample(store, ref, 50, seed=1)
+    assert (manifest.release, users) == (release, 50)
+    assert (await sample(store, ref, 10_000))[1] == 900
     stored = store._find(ref).rows
     for damaged in (b"{", b'{"no":"id"}', b"7"):
         stored["user:00007"] = Checksum(release).seal("user:00007", b"0000" + damaged)
