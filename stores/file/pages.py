@@ -107,7 +107,10 @@ class PagedFile:
         place = number * self._meta.page_bytes + skip
         if place + size > self._meta.size:
             raise lmdb.CorruptedError("a damaged page points beyond the end of the file")
-        return os.pread(self._file, size, place)
+        data = os.pread(self._file, size, place)
+        if len(data) < size:
+            raise lmdb.CorruptedError("the file was cut")
+        return data
 
     def _read_overflow(self, number: int, size: int) -> bytes:
         kind, _ = _HEADER.unpack(self._read(number, _HEADER.size))
@@ -120,8 +123,6 @@ class _Page:
     """One page of a tree."""
 
     def __init__(self, data: bytes) -> None:
-        if len(data) < _HEADER.size or len(data) % _NUMBER.size:
-            raise lmdb.CorruptedError("a page lies beyond the end of the file")
         self._data = data
         self.kind, end = _HEADER.unpack_from(data)
         self.count = (min(end, len(data)) - _HEADER.size) // 2
