@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 from hotplate.stores.catalogue import RecordFormat, ReleaseId
 from hotplate.stores.encoding import ENCODINGS, HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum
 from hotplate.stores.errors import HEAL, ReleaseCorrupt
-from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, check_kind
+from hotplate.stores.keys import ITEM, MANIFEST, META, OVERALL, POPULAR, USER, check_kind
 from hotplate.stores.store import Row
 
 FORMAT = 2
@@ -46,23 +46,18 @@ class Tally:
 
         The digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value), the length in 4 bytes.
         """
-        below = _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
-        drawn = list[tuple[int, str]]()
-        for key, value in rows:
-            kind = check_kind(key.partition(":")[0])
-            if key == MANIFEST:
-                continue
-            raw = key.encode()
-            self.counts[kind] = self.counts.get(kind, 0) + 1
-            self.bytes += len(raw) + len(value)
-            self.digest += xxh3_128_intdigest(b"".join((len(raw).to_bytes(4, "big"), raw, value)))
-            if key.startswith(POPULAR):
-                self.segments.append(key.removeprefix(POPULAR))
-                self.popular_bytes += len(value)
-            elif not key.startswith(META) and (hashed := xxh3_64_intdigest(raw)) < below:
-                drawn.append((hashed, key))
-        self.digest %= 1 << 128
-        self._draw(drawn)
+        if not rows:
+            return
+        first, last = min(rows).key, max(rows).key
+        prefix = first[: first.find(":") + 1]
+        if prefix and last.startswith(prefix):  # the usual case: and so does any key between them
+            self._add(prefix[:-1], rows)
+            return
+        by_kind = dict[str, list[Row]]()
+        for row in rows:
+            by_kind.setdefault(row.key.partition(":")[0], []).append(row)
+        for kind, of_kind in by_kind.items():
+            self._add(kind, of_kind)
 
     def merge(self, other: "Tally") -> None:
         """Count in what *other* has counted, of other rows."""
@@ -73,6 +68,35 @@ class Tally:
         self.segments += other.segments
         self.popular_bytes += other.popular_bytes
         self._draw(other.drawn)
+
+    def _add(self, kind: str, rows: Sequence[Row]) -> None:
+        if check_kind(kind) + ":" == META:
+            rows = [row for row in rows if row.key != MANIFEST]
+        size = digest = length = 0
+        length_bytes = b""
+        drawn, hash_of = list[tuple[int, str]](), xxh3_64_intdigest
+        below = self._draws_below() if kind + ":" in (USER, ITEM) else 0
+        for key, value in rows:
+            raw = key.encode()
+            if len(raw) != length:  # keys of a kind are mostly of one length
+                length = len(raw)
+                length_bytes = length.to_bytes(4, "big")
+            size += length + len(value)
+            digest += xxh3_128_intdigest(b"".join((length_bytes, raw, value)))
+            if (hashed := hash_of(raw)) < below:
+                drawn.append((hashed, key))
+        self.bytes += size
+        self.digest = (self.digest + digest) % (1 << 128)
+        if rows:
+            self.counts[kind] = self.counts.get(kind, 0) + len(rows)
+        self._draw(drawn)
+        if kind + ":" == POPULAR:
+            self.segments += [key.removeprefix(POPULAR) for key, _ in rows]
+            self.popular_bytes += sum(len(value) for _, value in rows)
+
+    def _draws_below(self) -> int:
+        """Return what the hash of a key has to be below for its row to be drawn."""
+        return _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
 
     def _draw(self, rows: list[tuple[int, str]]) -> None:
         if rows:

@@ -81,16 +81,24 @@ async def read_rows(
 
 
 async def verify(store: Store, release: ReleaseRef, *, on_progress: OnProgress = unreported) -> Manifest:
-    """Read every row of a sealed release, check each value, and compare the sums with its manifest.
+    """Read every row of a sealed release and compare the sums with its manifest.
 
-    Raises ReleaseCorrupt for what a scrub finds, too; and for damage between the rows, where the store can find that.
+    Raises ReleaseCorrupt if they differ, which says the same as a scrub; and for damage between the rows, where the
+    store can find that.
     """
     if isinstance(store, Diagnosed):  # first, because a damaged release may not be fit to be walked through
         await store.check_integrity(release)
     manifest = await load_manifest(store, release)
-    found = await _inspect(store, release, manifest, on_progress=on_progress)
-    if not found.is_whole:
-        raise ReleaseCorrupt(f"of release {release.id}, {found.finding}")
+    tally = Tally()
+    async for rows in read_rows(store, release, manifest, on_progress):
+        _count(tally, rows, release)
+    try:
+        compare(manifest, tally)
+    except ReleaseCorrupt as error:
+        found = await _inspect(store, release, manifest)
+        if found.is_whole:
+            raise
+        raise ReleaseCorrupt(f"of release {release.id}, {found.finding}") from error
     return manifest
 
 
@@ -150,10 +158,7 @@ async def _inspect(
         found = [row.key for row in chunk if not _is_whole(row, decode, check)]
         count += len(found)
         damaged += found[: KEPT - len(damaged)]
-        try:
-            tally.add(chunk)
-        except StoreMisused as error:  # no caller misused anything: it was put with another key
-            raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); {HEAL}") from error
+        _count(tally, chunk, release)
         rows += len(chunk)
         if rows_per_s is not None:
             await asyncio.sleep(began + rows / rows_per_s - loop.time())
@@ -161,6 +166,14 @@ async def _inspect(
     if not missing and not count:
         compare(manifest, tally)
     return ScrubResult(rows, manifest.rows + 1, missing, count, damaged)
+
+
+def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
+    """Count stored rows in; ReleaseCorrupt for a key of no kind."""
+    try:
+        tally.add(rows)
+    except StoreMisused as error:  # no caller misused anything: it was put with another key
+        raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); {HEAL}") from error
 
 
 def _is_whole(row: Row, decode: Decode, check: Decode) -> bool:
