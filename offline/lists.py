@@ -4,11 +4,11 @@ If visitors are to be folded in, the factors of the items come after them, as `m
 is divided into blocks, each the lists of some users or items.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -214,31 +214,20 @@ class Block(NamedTuple):
     users: Users | None
 
 
-class Blocks(Sequence[Block]):
-    """All blocks of a model, each made when it is taken; numbered from 1 in the order of the rows' keys.
+def blocks_of(model: Model) -> tuple[list[Block], list[Block]]:
+    """Return all blocks of a model, those of items and those of users, numbered from 1 in the order of the rows' keys.
 
     Only the size of the model decides how it is divided, so a block is the same in every attempt, on every executor
     and in every run.
     """
-
-    def __init__(self, lists: ModelLists) -> None:
-        self._model = lists.model
-        self._spans = [(start, stop, False) for start, stop in _spans(len(self._model.matrix.item_ids))]
-        self.of_items = len(self._spans)
-        self._spans += [(start, stop, True) for start, stop in _spans(len(self._model.matrix.user_ids))]
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    @overload
-    def __getitem__(self, at: int) -> Block: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Block]: ...
-    def __getitem__(self, at: int | slice) -> Block | list[Block]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
-        start, stop, is_of_users = self._spans[at]
-        return Block(at % len(self) + 1, start, stop, self._model.users(start, stop) if is_of_users else None)
+    spans = list(_spans(len(model.matrix.item_ids)))
+    of_items = [Block(part, start, stop, None) for part, (start, stop) in enumerate(spans, 1)]
+    spans = list(_spans(len(model.matrix.user_ids)))
+    of_users = [
+        Block(part, start, stop, model.users(start, stop))
+        for part, (start, stop) in enumerate(spans, len(of_items) + 1)
+    ]
+    return of_items, of_users
 
 
 def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Iterator[list[Row]]:

@@ -231,17 +231,11 @@ def to_implicit(model: Model) -> RecommenderBase:
         made.similarity = nearest(ranker.similarity, ranker.params.neighbours).astype(np.float64)
         made.scorer = NearestNeighboursScorer(made.similarity)
         return made
-    if isinstance(ranker, EASE):
-        raise DataError("implicit has no EASE; the weights of an EASE model are `model.ranker.weights`.")
-    if not isinstance(ranker, Factors):
+    params = ranker.params if isinstance(ranker, Factors) else None
+    if not isinstance(ranker, Factors) or not isinstance(params, ALSParams):
         raise DataError(
-            "implicit has no model of popularity; the counts of a popularity model are `model.ranker.counts`."
-        )
-    params = ranker.params
-    if isinstance(params, SparkParams):
-        raise DataError(
-            "implicit has no regularization that grows with interactions, by which Spark learnt this model; its arrays "
-            "are `model.ranker.user_factors` and `model.ranker.item_factors`."
+            f"implicit has no model of the engine {engine_of(model.params)}; what it learnt are the arrays of "
+            "`model.ranker`."
         )
     made = AlternatingLeastSquares(
         factors=params.factors,

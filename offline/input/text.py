@@ -1,6 +1,5 @@
 """Text of rows: its delimiter and header found, its rows checked to be complete, and scanned; JSON lines as well."""
 
-import codecs
 import csv
 import json
 import re
@@ -14,21 +13,9 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import is_data, numbered
 from hotplate.offline.input.files import DataFile, Format, data_errors, suffix
 
-# What a file of this name holds, and how it begins.
-_GZIP = ("gzip data", b"\x1f\x8b\x08")
-_ZSTD = ("zstd data", b"\x28\xb5\x2f\xfd")
+# How compressed files of these names begin.
+_GZIP, _ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 _COMPRESSED = {".gz": _GZIP, ".zst": _ZSTD, ".zstd": _ZSTD}
-# How files begin that are often given another's name.
-_OTHER_KINDS = {
-    b"PK\x03\x04": "a ZIP archive",
-    b"PAR1": "a Parquet file",
-    b"BZh": "bzip2 data",
-    b"\xfd7zXZ\x00": "xz data",
-    b"SQLite format 3": "an SQLite database",
-    b"%PDF": "a PDF document",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-}
 _HEAD_BYTES = 4096
 # Of less, no reader sees that it is compressed.
 _MIN_COMPRESSED_BYTES = 5
@@ -121,25 +108,22 @@ def _row_without_object(file: DataFile) -> int | None:
 
 
 def _check_head(file: DataFile) -> None:
-    """Raise DataError if *file* begins neither as text nor as compressed data do, or is cut in its first bytes."""
+    """Raise DataError if *file* begins neither as text nor as compressed data do, or is cut in its first bytes.
+
+    Text is read, whatever its name: clients decompress on the way.
+    """
     with data_errors(file), file.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
-    if head.startswith((_GZIP[1], _ZSTD[1])) and len(head) >= _MIN_COMPRESSED_BYTES:
+    if head.startswith((_GZIP, _ZSTD)) and len(head) >= _MIN_COMPRESSED_BYTES:
         return
-    kind, magic = _COMPRESSED.get(file.path.suffix.lower(), ("UTF-8 text", b""))
-    if magic and head[: len(magic)] == magic[: len(head)]:
+    magic = _COMPRESSED.get(file.path.suffix.lower())
+    if magic is not None and head[: len(magic)] == magic[: len(head)]:
         raise DataError(f"{file} is cut in the middle: it has {len(head)} bytes; fetch or copy it again.")
-    found = next((name for begin, name in _OTHER_KINDS.items() if head.startswith(begin)), None)
-    if found is None and (b"\0" in head or (magic and _NOT_IN_TEXT.search(head))):
-        found = "data of an unknown kind"
-    if found is None and magic:
-        try:
-            codecs.getincrementaldecoder("utf-8")().decode(head)  # it may end within a character
-        except UnicodeDecodeError:
-            found = "text in another encoding than UTF-8, or data of an unknown kind"
-    if found is not None:  # text is read, whatever its name: clients decompress on the way
-        says = "" if file.is_standard_input else ", as its name says,"
-        raise DataError(f"{file} is not {kind}{says} but {found}; fetch it again, or name it as it is.")
+    if b"\0" in head or (magic is not None and _NOT_IN_TEXT.search(head)):
+        raise DataError(
+            f"{file} is neither UTF-8 text nor gzip or zstd data; name it as what it is, or convert it: "
+            "iconv -f UTF-16 -t UTF-8."
+        )
 
 
 def _lines(file: Path, *, lossy: bool = False) -> pl.LazyFrame:

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.matrix import Indices
-from hotplate.offline.lists import Block, Blocks, ModelLists, rows_of
+from hotplate.offline.lists import Block, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Items, ListCounts, Measurement, Observe, ignore
 from hotplate.offline.publish import PartedSource, prefetched
 from hotplate.offline.spark.session import cause_of, is_local
@@ -73,7 +73,7 @@ class SparkLists(PartedSource):
         self._lists = lists
         self._context = context
         self._url = share_of(url, context.defaultParallelism)
-        self._blocks = Blocks(lists)
+        self._of_items, self._of_users = blocks_of(lists.model)
         self._shared: Broadcast[ModelLists] = context.broadcast(lists.for_users(lists.model.users(0, 0)))
 
     def plan(self) -> Plan:
@@ -90,16 +90,15 @@ class SparkLists(PartedSource):
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """See `ListSource`; as many blocks at once as there are cores, whose rows come here."""
-        yield from self._computed(0, self._blocks.of_items, observe)
+        yield from self._computed(self._of_items, observe)
         yield self._lists.popular()
-        yield from self._computed(self._blocks.of_items, len(self._blocks), observe)
+        yield from self._computed(self._of_users, observe)
         yield from self._lists.factors()
 
-    def _computed(self, start: int, stop: int, observe: Observe) -> Iterator[list[Row]]:
+    def _computed(self, blocks: Sequence[Block], observe: Observe) -> Iterator[list[Row]]:
         step = max(1, self._context.defaultParallelism)
-        for first in range(start, stop, step):
-            some = self._blocks[first : min(first + step, stop)]
-            for rows, observed in self._run(some, partial(_compute, self._shared)):
+        for first in range(0, len(blocks), step):
+            for rows, observed in self._run(blocks[first : first + step], partial(_compute, self._shared)):
                 for lists in observed:
                     observe(*lists)
                 yield rows
@@ -119,10 +118,11 @@ class SparkLists(PartedSource):
         self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
         """See `PartedSource`; once the first part fails, those that are not begun are not begun any more."""
+        blocks = [*self._of_items, *self._of_users]
         noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
         job = _PublishJob(self._shared, assignment, self._url, None if lists is None else lists.depth)
         work = partial(_write, job, noted)
-        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, self._blocks, work)
+        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, blocks, work)
         try:
             while True:
                 await asyncio.wait([running], timeout=_POLL_S)
@@ -130,7 +130,7 @@ class SparkLists(PartedSource):
                     raise failed
                 on_progress(min(noted.value.rows, total), total)
                 if running.done():
-                    return self._sum(running.result(), lists, observer)
+                    return self._sum(running.result(), len(blocks), lists, observer)
         except Py4JError as error:
             where = redacted(self._url)
             raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
@@ -139,10 +139,12 @@ class SparkLists(PartedSource):
                 self._context.cancelAllJobs()
                 running.add_done_callback(lambda ended: ended.exception())  # it is known why
 
-    def _sum(self, parts: "list[_MeasuredPart]", lists: Measurement | None, observer: Observer | None) -> WrittenPart:
-        """Add up *parts*; StoreUnavailable if one is missing, because then the sums over them say nothing."""
-        if len(parts) != len(self._blocks):
-            raise StoreUnavailable(f"Spark returned {len(parts)} of {len(self._blocks)} parts of {redacted(self._url)}")
+    def _sum(
+        self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement | None, observer: Observer | None
+    ) -> WrittenPart:
+        """Add up *parts*; StoreUnavailable unless there are as many as *wanted*, because then the sums say nothing."""
+        if len(parts) != wanted:
+            raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
         everything, rows = Tally(), 0
         for written, counts, charges in parts:
             everything.merge(written.tally)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from hotplate.offline import lists as offline_lists
-from hotplate.offline.lists import Blocks, ListSettings, ModelLists, rows_of
+from hotplate.offline.lists import Block, ListSettings, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.ease import EASEParams
@@ -27,6 +27,11 @@ def shared(lists: ModelLists) -> ModelLists:
     return found
 
 
+def divided(lists: ModelLists) -> list[Block]:
+    of_items, of_users = blocks_of(lists.model)
+    return [*of_items, *of_users]
+
+
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_lists, "_LEAST_IN_BLOCK", 13)
@@ -35,7 +40,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("rules", [Rules(), RULES, FAVOURS], ids=["free", "ruled", "favouring"])
 def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules) -> None:
     lists = ModelLists(model_of(60), ListSettings(length=7, rules=rules))
-    blocks, common = Blocks(lists), shared(lists)
+    blocks, common = divided(lists), shared(lists)
     assert [block.part for block in blocks] == list(range(1, len(blocks) + 1))
     assert len(blocks) == 4 + 5
     rows = [row for block in blocks for batch in rows_of(common, block) for row in batch]
@@ -47,7 +52,7 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules) -> None:
 def test_other_engines_can_be_divided_too(params: Params) -> None:
     model = checkerboard_model(40)
     lists = ModelLists(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())
-    rows = [row for block in Blocks(lists) for batch in rows_of(shared(lists), block) for row in batch]
+    rows = [row for block in divided(lists) for batch in rows_of(shared(lists), block) for row in batch]
     assert sorted([*rows, *lists.popular()]) == sorted(row for batch in lists.batches() for row in batch)
 
 
@@ -55,7 +60,7 @@ def test_what_is_counted_in_blocks_adds_up() -> None:
     lists = ModelLists(model_of(60), ListSettings(length=5))
     whole, merged = Measurement(lists.items(), 5), Measurement(lists.items(), 5)
     rows = [row for batch in lists.batches(whole.add) for row in batch]
-    for block in reversed(Blocks(lists)):
+    for block in reversed(divided(lists)):
         part = Measurement(lists.items(), 5)
         list[list[Row]](rows_of(shared(lists), block, part.add))
         merged.merge(part.counts())
@@ -68,4 +73,4 @@ def test_what_is_counted_in_blocks_adds_up() -> None:
 
 def test_a_model_of_any_size_has_a_bounded_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_lists, "_MOST_BLOCKS", 3)
-    assert len(Blocks(ModelLists(model_of(100), ListSettings()))) == 6
+    assert len(divided(ModelLists(model_of(100), ListSettings()))) == 6

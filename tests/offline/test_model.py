@@ -18,7 +18,7 @@ from hotplate.offline.errors import DataError
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import Model, load, save
-from hotplate.offline.train.als import ALSParams, Factors
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, described, fit
 from hotplate.offline.train.neighbours import NeighbourParams
@@ -337,7 +337,11 @@ def test_what_is_exported_to_implicit_recommends_the_same(params: Params | None,
         )
 
 
-@pytest.mark.parametrize(("params", "what"), [(PopularityParams(), "model of popularity"), (EASEParams(), "EASE")])
-def test_popularity_and_ease_are_not_implicits(params: Params, what: str, tmp_path: Path) -> None:
-    with pytest.raises(hotplate.DataError, match=f"implicit has no {what}"):
-        hotplate.to_implicit(hotplate.load_model(saved(params, tmp_path / "model")))
+def test_other_engines_are_not_implicits(tmp_path: Path) -> None:
+    models = [hotplate.load_model(saved(params, tmp_path / "model")) for params in (PopularityParams(), EASEParams())]
+    spark, board = SparkParams(factors=8), checkerboard_model()
+    assert isinstance(board.ranker, Factors)
+    models.append(replace(board, ranker=replace(board.ranker, params=spark), params=spark))
+    for model, engine in zip(models, ("popularity", "ease", "spark"), strict=True):
+        with pytest.raises(hotplate.DataError, match=f"implicit has no model of the engine {engine}"):
+            hotplate.to_implicit(model)

@@ -182,7 +182,7 @@ def test_what_standard_input_lacks_is_said_of_it(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DataError, match="standard input, row 2: too many fields"):
         read_interactions(Path("-"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"PK\x03\x04\0\0")))
-    with pytest.raises(DataError, match="standard input is not UTF-8 text but a ZIP archive"):
+    with pytest.raises(DataError, match="standard input is neither UTF-8 text nor gzip"):
         read_interactions(Path("-"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(DataError, match="standard input is empty"):

@@ -1,6 +1,5 @@
 """ALS: what is its own beside what every engine promises, and its objective on Spark, as far as it is known without."""
 
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,14 +8,12 @@ import pytest
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import Indices
-from hotplate.offline.model import to_implicit
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit, solve
 from hotplate.offline.train.cells import read_grid
 from hotplate.offline.train.engine import as_options, described, engine_of, params_from
 from hotplate.stores.extras import install_command
 from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard
-from tests.support.spark import model_of
 
 SIZE = 50
 PARAMS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
@@ -96,14 +93,6 @@ def test_users_are_solved_with_a_regularization_for_each_of_their_items() -> Non
         left = (items.T * confidence) @ items + 0.3 * (row > 0).sum() * np.eye(2)
         right = items.T @ (confidence * (row > 0))
         assert np.allclose(left @ found.user_factors[user], right, atol=1e-4)
-
-
-def test_factors_of_spark_are_no_model_of_implicit() -> None:
-    model = model_of(20)
-    assert isinstance(model.ranker, Factors)
-    learnt = replace(model, ranker=replace(model.ranker, params=SparkParams(factors=8)))
-    with pytest.raises(DataError, match="Spark"):
-        to_implicit(learnt)
 
 
 def test_parameters_of_spark_are_not_searched(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
@@ -66,9 +65,3 @@ def test_an_item_that_nobody_has_is_recommended_to_nobody() -> None:
     matrix = csr_matrix(weights)
     items, _ = fit(matrix, EASEParams()).recommend(matrix, np.arange(30, dtype=np.int32), 6)
     assert 3 not in items
-
-
-def test_weights_of_other_items_are_refused() -> None:
-    ranker = fit(csr_matrix(np.eye(4, dtype=np.float32)), EASEParams())
-    with pytest.raises(ValueError, match="was learnt from"):
-        ranker.recommend(csr_matrix(np.eye(5, dtype=np.float32)), np.arange(5, dtype=np.int32), 2)
