@@ -76,11 +76,6 @@ class DataFile:
     kind: FileKind
     keys: Mapping[str, str | None] = field(default_factory=dict)
 
-    @property
-    def is_standard_input(self) -> bool:
-        """Whether this is a copy of standard input."""
-        return self.path.name == STANDARD_INPUT.name
-
     def __str__(self) -> str:
         """Return how messages name the file."""
         return _COPIES.get(self.path.name, str(self.path))

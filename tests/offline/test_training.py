@@ -252,23 +252,18 @@ def test_what_a_killed_training_had_finished_is_not_done_again(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
 
 
-def test_what_was_finished_with_other_settings_is_done_again_and_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("k", [5, 10], ids=["with other settings", "of which a part is kept"])
+def test_what_was_finished_otherwise_is_done_again_and_removed(k: int, tmp_path: Path) -> None:
     sample(150, 60).write_csv(tmp_path / "sample.csv")
     killed(tmp_path, "save", 0)
     (fitted,) = tmp_path.glob(".model.kept/fitted-*")
     fitted.with_name(f".{fitted.name}.new-1-12345678").mkdir()  # as a kill leaves it while it is written
-    report = train(searched(tmp_path, k=5), tmp_path / "model")
+    if k == 10:
+        (fitted / "model.json").unlink()
+    report = train(searched(tmp_path, k=k), tmp_path / "model")
     assert report.evaluation is not None
-    assert report.evaluation.model.metrics.k == 5
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
-
-
-def test_a_fit_of_which_a_part_is_kept_is_made_again(tmp_path: Path) -> None:
-    sample(150, 60).write_csv(tmp_path / "sample.csv")
-    killed(tmp_path, "save", 0)
-    (fitted,) = tmp_path.glob(".model.kept/fitted-*")
-    (fitted / "model.json").unlink()
-    assert train(searched(tmp_path), tmp_path / "model").seconds["fit"] > 0
+    assert report.evaluation.model.metrics.k == k
+    assert report.seconds["fit"] > 0
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
 
 

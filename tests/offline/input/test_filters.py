@@ -83,20 +83,18 @@ def test_a_filter_on_a_column_that_is_not_there_names_the_closest() -> None:
 letters = st.characters(exclude_characters="<>=!~", codec="utf-8")
 names = st.text(letters, min_size=1).map(str.strip).filter(bool)
 values = st.text(st.characters(exclude_characters="=~", codec="utf-8")).map(str.strip)
+bounds = st.floats(allow_nan=False, allow_infinity=False).map(str)
+conditions = st.tuples(st.sampled_from(["=", "!="]), values) | st.tuples(
+    st.sampled_from([">", ">=", "<", "<="]), bounds
+)
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(names, st.sampled_from(["=", "!="]), values)
-def test_every_column_and_value_survive_the_parser(name: str, sign: str, value: str) -> None:
+@given(names, conditions)
+def test_every_column_value_and_bound_survive_the_parser(name: str, condition: tuple[str, str]) -> None:
+    sign, value = condition
     text = f" {name} {sign} {value} "
     assert parse_filter(text) == Filter(text, name, sign, value)
-
-
-@settings(deadline=None)  # a busy machine is no failure
-@given(names, st.sampled_from([">", ">=", "<", "<="]), st.floats(allow_nan=False, allow_infinity=False))
-def test_every_bound_survives_the_parser(name: str, sign: str, bound: float) -> None:
-    text = f"{name}{sign}{bound}"
-    assert parse_filter(text) == Filter(text, name, sign, str(bound))
 
 
 def test_event_weights_are_read() -> None:
