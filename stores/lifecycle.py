@@ -227,7 +227,7 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
         if old.token in made:
             return made[old.token]
         if len(unclear) == UNCLEAR_SWAPS:
-            raise _unknown(unclear[-1])
+            raise StoreUnavailable(f"{unclear[-1]}; the catalogue has not changed so far: see `hotplate releases list`")
         new = step(old)
         if new == old:
             return old
