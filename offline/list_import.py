@@ -5,7 +5,6 @@ They may be larger than memory: rows are partitioned by owner on disk, and each 
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -121,7 +120,7 @@ class SortedLists:
     def read(self) -> Iterator[RankedLists]:
         """Yield the lists, those of a partition at a time."""
         for partition in self.partitions:
-            with _disk_errors(partition):
+            with data_errors(partition):
                 lists = pl.read_ipc(partition)
             yield ranked_lists(lists)
 
@@ -275,7 +274,7 @@ def sort_lists(
     folder.mkdir()
     done, total = 0, 2 * scored.facts["rows"]
     on_progress(done, total)
-    with _disk_errors(folder):
+    with data_errors(folder):
         bounds = _bounds(scored)
         rows = scored.kept.select("owner", "item", "score")
         for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
@@ -285,7 +284,7 @@ def sort_lists(
     ranks = numbers.ranks()
     partitions, in_lists, owners, duplicates = list[Path](), np.zeros(len(ranks), dtype=np.int64), 0, 0
     for pieces in sorted(folder.iterdir(), key=lambda each: int(each.name)):
-        with _disk_errors(folder):
+        with data_errors(folder):
             partition = pl.concat(pl.read_ipc(piece) for piece in pieces.iterdir())
             shutil.rmtree(pieces)
             lists, repeated = rank_rows(partition, ranks, length)
@@ -356,17 +355,3 @@ def _check_free_space(rows: Rows, folder: Path) -> None:
             f"Sorting takes about {needed / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are free; "
             "free some, or set TMPDIR to a folder on a larger disk."
         )
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Distinguish a disk that is full from input that cannot be read."""
-    try:
-        with data_errors(folder):
-            yield
-    except DataError as error:
-        if "No space left" in str(error.__cause__):
-            raise DataError(
-                f"No space is left in {folder.parent}; free some, or set TMPDIR to a folder on a larger disk."
-            ) from error
-        raise

@@ -48,7 +48,8 @@ _CHUNK_BYTES = 1 << 20
 # What a reader's message, in lower case, means for the person who brought the file; the first part in it decides.
 _READER_ERRORS = {
     ("no space left", "file too large"): (
-        "cannot be written: the disk is full, or files may not be so large (ulimit -f); free some."
+        "cannot be written: the disk is full, or files may not be so large (ulimit -f); free some, or set TMPDIR to a "
+        "folder on a larger disk."
     ),
     ("empty csv",): "is empty; give a file with a header and rows.",
     ("unexpected end of file", "incomplete frame"): (
