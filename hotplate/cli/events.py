@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotplate.cli.options import Verbs
-from hotplate.cli.terminal import Json, out, print_json, progress_bars, table
+from hotplate.cli.terminal import Json, counted, out, print_json, progress_bars, table
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def ship(
     if as_json:
         print_json(shipped)
         return
-    out.print(f"{shipped.segments} segments, {shipped.bytes / 1e6:,.1f} MB, are in {redacted(to)}")
+    out.print(f"shipped {counted(shipped.segments, 'segment')}, {shipped.bytes / 1e6:,.1f} MB, to {redacted(to)}")
     if shipped.recovered:
         out.print(f"{shipped.recovered} of them are of workers that were killed")
 
@@ -78,7 +78,9 @@ def report(
         print_json(about | {name: [_plain(row) for row in each] for name, each in rows.items()})
         return
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(found.types.items()))
-    out.print(f"{found.events:,} events in {found.segments:,} segments{f': {types}' if types else ''}")
+    out.print(
+        f"{counted(found.events, 'event')} in {counted(found.segments, 'segment')}{f': {types}' if types else ''}"
+    )
     if found.duplicates:
         out.print(f"  {found.duplicates:,} left out: sent again under the same id")
     if found.damaged:

@@ -15,6 +15,7 @@ from hotplate.cli.terminal import (
     Json,
     StoreUrl,
     chosen_store,
+    counted,
     out,
     print_json,
     print_result,
@@ -62,7 +63,7 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
         {"store": where, "fit": not counts[Level.ERROR], "findings": [each._asdict() for each in found]},
         where,
         *(f"{each.level:<8} {each.subject:<12} {each.sentence}" for each in found),
-        f"{counts[Level.ERROR]} errors, {counts[Level.WARNING]} warnings",
+        f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}",
         as_json=as_json,
     )
     raise typer.Exit(FAILED if counts[Level.ERROR] else 0)

@@ -147,9 +147,14 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return grid
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number with its noun: `1 row`, `2,000 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes: Sequence[str] = ()) -> None:
     """Print how many rows of an input were read, how many of them were left out, by reason, and what else was seen."""
-    out.print(f"read {rows:,} {'row' if rows == 1 else 'rows'} of {source}")
+    out.print(f"read {counted(rows, 'row')} of {source}")
     for reason, count in left_out.items():
         out.print(f"  {count:,} left out: {reason}")
     for note in notes:

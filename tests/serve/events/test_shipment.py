@@ -126,5 +126,5 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     assert rows[1]["ctr"] == pytest.approx(1 / 12)
     assert rows[1]["interval"] == pytest.approx([0.0149, 0.3539], abs=1e-4)
     shipped = hotplate("events", "ship", tmp_path, "--to", tmp_path / "there")
-    assert shipped.stdout.startswith("6 segments, 0.0 MB, are in ")
+    assert shipped.stdout.startswith("shipped 6 segments, 0.0 MB, to ")
     failed(hotplate("events", "report", tmp_path / "none"), "no folder", code=2)
