@@ -262,8 +262,7 @@ def ranges(plan: CapacityPlan) -> dict[str, Range]:
 def find_savings(plan: CapacityPlan) -> list[Saving]:
     """Try each change by itself and return those that save something, the most first."""
     found = list[Saving]()
-    changes = (_list_changes, _container_changes, _publishing_changes)
-    for change, drawback, inputs in (one for changes_of in changes for one in changes_of(plan.inputs)):
+    for change, drawback, inputs in (*_list_changes(plan.inputs), *_container_changes(plan.inputs)):
         changed = plan.with_inputs(**inputs)
         cosmos, redis = (_saved(plan, changed, name) for name in ("cosmos_total", "redis_total"))
         if max(cosmos, redis) >= LEAST_SAVING:
@@ -305,18 +304,6 @@ def _container_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any
     ):
         if capacity != inputs.capacity:
             yield f"{capacity}, not {inputs.capacity}", drawback, {"capacity": capacity}
-
-
-def _publishing_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    longer = min(inputs.refresh_hours / 2, inputs.window_hours * 4)
-    if inputs.publish_ru is not None:
-        half = max(1, inputs.publish_ru // 2)
-        yield f"publishing at {half:,} RU/s, not {inputs.publish_ru:,}", "it takes twice as long", {"publish_ru": half}
-    elif longer > inputs.window_hours:
-        change = f"{longer:g} hours to publish, not {inputs.window_hours:g}"
-        yield change, "lists are fresh that much later", {"window_hours": longer}
-    if inputs.kept > 0:
-        yield "no release kept besides the live one", "no rollback", {"kept": 0}
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
