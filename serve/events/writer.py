@@ -127,8 +127,8 @@ class EventWriter:
             self._segment.append([commit.lines for commit in commits])
         except Exception as error:  # noqa: BLE001 -- whatever it is, who waits is answered, and the thread goes on
             self._log_failure(error)
-            self._close_segment()
             self._settle(commits, DiskFailed())
+            self._close_segment()
             return
         if self.warning is not None:
             self.warning = None
@@ -141,14 +141,14 @@ class EventWriter:
         if segment is not None:
             try:
                 segment.close()
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 -- as in `_write`
                 self._log_failure(error)
 
     def _recover(self) -> None:
         try:
             for path in recover(self._folder):
                 log.warning("the writer of %s was killed; its events are kept", path)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 -- as in `_write`
             self._log_failure(error)
 
     def _log_failure(self, error: Exception) -> None:

@@ -63,8 +63,9 @@ async def test_a_caller_who_has_gone_keeps_nobody_waiting(tmp_path: Path) -> Non
     assert ids(tmp_path) == {"gone", "here"}
 
 
-async def test_any_error_of_a_commit_is_a_refusal_and_the_next_one_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["append", "close"])
+async def test_any_error_of_a_segment_is_a_refusal_and_the_next_events_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def fails(*_: object) -> None:
         raise MemoryError
@@ -72,12 +73,26 @@ async def test_any_error_of_a_commit_is_a_refusal_and_the_next_one_is_written(
     writer = EventWriter(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(LogSegment, "append", fails)
+        patch.setattr(LogSegment, call, fails)
         with pytest.raises(DiskFailed):
             await asyncio.wait_for(writer.append(line_of(b'{"id":"first"}')), 10)
+        with pytest.raises(DiskFailed):
+            await asyncio.wait_for(writer.append(line_of(b'{"id":"again"}')), 10)
     assert "and are refused: MemoryError" in str(writer.warning)
     await writer.append(line_of(b'{"id":"second"}'))
     await writer.close()
     assert (ids(tmp_path), writer.warning) == ({"second"}, None)
+
+
+async def test_what_cannot_be_recovered_keeps_no_event_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("hotplate.serve.events.writer.recover", fails)
+    writer = EventWriter(tmp_path)
+    await asyncio.wait_for(writer.append(line_of(b'{"id":"first"}')), 10)
+    await writer.close()
+    assert ids(tmp_path) == {"first"}
 
 
 @asynccontextmanager
