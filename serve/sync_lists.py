@@ -46,15 +46,18 @@ class SyncLists:
     """
 
     this_process: ClassVar = object()
-    """Stands for this process and for no other; its id may once be given to a grandchild."""
+    """With its id, stands for this process and for no other.
+
+    An id alone may once be given to a grandchild; and uWSGI forks without a word to Python, which leaves only the id.
+    """
 
     def __init__(self, open_them: Callable[[], Lists], budget_s: float, timeout_s: float) -> None:
         """Take what makes lists that are not open, and may be called once in each process."""
         self._open_them = open_them
         self._budget_s = budget_s
         self._timeout_s = timeout_s
-        self._processes = dict[object, _Process]()
-        """By `this_process`. What a parent has opened is kept, because the end of an object would close it."""
+        self._processes = dict[tuple[int, object], _Process]()
+        """By process. What a parent has opened is kept, because the end of an object would close it."""
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -74,7 +77,7 @@ class SyncLists:
     def close(self) -> None:
         """End the thread, and close the stores; every later call raises StoreMisused."""
         self._closed = True
-        if process := self._processes.get(self.this_process):
+        if process := self._processes.get((os.getpid(), self.this_process)):
             process.close()
 
     def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
@@ -132,9 +135,10 @@ class SyncLists:
 
     def _process(self) -> "_Process":
         """Return what this process has opened, and open it first if it is not."""
-        process = self._processes.get(self.this_process)
+        here = os.getpid(), self.this_process
+        process = self._processes.get(here)
         if process is None or not process.attempted.is_set():
-            process = self._processes.setdefault(self.this_process, _Process())  # one, whichever thread comes first
+            process = self._processes.setdefault(here, _Process())  # one, whichever thread comes first
             with process.lock:
                 if self._closed:
                     raise _closed()

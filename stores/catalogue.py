@@ -545,12 +545,12 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         found = msgspec.json.decode(record, type=_Record)
         catalogue = Catalogue(found.store_id, found.generation, found.token, found.entries, found.canary, now)
         canary = catalogue.canary_entry
-    except (msgspec.MsgspecError, ValueError, ReleaseNotFound) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, ReleaseNotFound) as error:
         raise unreadable(f"cannot be read: {error}") from error
     living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
     incarnations = {entry.incarnation for entry in catalogue.releases}
     if (
-        catalogue.generation < 1
+        not 1 <= catalogue.generation < 1 << 63
         or living != ([found.live] if found.live else [])
         or len(incarnations) != len(catalogue.releases)
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))

@@ -180,7 +180,7 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
                 f"release {release} has format {written} and this hotplate reads {FORMAT}; upgrade hotplate"
             )
         manifest = msgspec.json.decode(record, type=Manifest)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error}); {HEAL}") from error
     if manifest.encoding not in ENCODINGS:
         raise ReleaseCorrupt(
@@ -195,7 +195,7 @@ def release_in(value: bytes) -> ReleaseId:
     """Return the id in a stored manifest, which `read_manifest` needs to check it; ReleaseCorrupt if there is none."""
     try:
         return ReleaseId(msgspec.json.decode(value[HEADER_BYTES:], type=_Named).release)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ReleaseCorrupt(f"the manifest cannot be read ({error})") from error
 
 

@@ -313,7 +313,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from hotplate.stores.extras import install_command
 
     if isinstance(error, ClickException):
-        return error.format_message(), error.exit_code
+        return error.format_message() or "say what to do; the help has been printed", error.exit_code
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
         return str(error), MISUSED
     if isinstance(error, GateFailed | HeldBack):

@@ -73,6 +73,7 @@ class ReleaseFile:
     _closing: dict[tuple[int, int], Future[None]] = {}  # noqa: RUF012 -- those that their threads are to unmap
     _inherited: dict[tuple[int, int], lmdb.Environment] = {}  # noqa: RUF012 -- the maps that this process was forked with
     _lock = threading.Lock()
+    _process = os.getpid()
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
         """Map *path*; use `open`, which shares what is mapped already."""
@@ -98,6 +99,8 @@ class ReleaseFile:
         with translated(path):
             status = path.stat()
         identity = status.st_dev, status.st_ino
+        if cls._process != os.getpid():
+            cls.begin_in_child()  # uWSGI forks without a word to Python
         with cls._lock:
             if closing := cls._closing.get(identity):
                 closing.result()
@@ -199,7 +202,7 @@ class ReleaseFile:
     def begin_in_child(cls) -> None:
         """In a process that was just forked, begin without files of its own; its parent may have held the lock."""
         cls._inherited = cls._inherited | {of: file._env for of, file in cls._open.items()}  # noqa: SLF001 -- its own
-        cls._open, cls._closing, cls._lock = {}, {}, threading.Lock()
+        cls._open, cls._closing, cls._lock, cls._process = {}, {}, threading.Lock(), os.getpid()
 
     def close(self) -> None:
         """Unmap the file when its last user in this process is done with it, in its thread: a large one takes long."""

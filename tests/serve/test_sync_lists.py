@@ -302,6 +302,25 @@ def test_a_forked_process_with_the_id_of_a_parent_follows_for_itself(url: str) -
     assert output_of(FORKED_WITH_THE_ID_OF_A_PARENT, url) == "1 follows\n"
 
 
+FORKED_WITHOUT_A_WORD_TO_PYTHON = """
+import ctypes, os, sys, threading
+import hotplate
+
+lists = hotplate.open_sync(sys.argv[1])
+lists.personal("42")
+if child := ctypes.PyDLL(None).fork():  # as uWSGI does
+    os._exit(os.waitpid(child, 0)[1])
+before = set(threading.enumerate())
+lists.personal("42")
+print([thread.name for thread in set(threading.enumerate()) - before].count("hotplate"), "follows", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_that_is_forked_without_a_word_to_python_follows_for_itself(url: str) -> None:
+    assert output_of(FORKED_WITHOUT_A_WORD_TO_PYTHON, url) == "1 follows\n"
+
+
 FORKING_AMID_A_CALL = """
 import os, sys, threading
 import hotplate

@@ -54,6 +54,7 @@ def test_a_change_gains_what_it_commits_or_makes_live_and_nothing_that_it_leaves
         {"live": None},
         {"generation": 0},
         {"generation": "4"},
+        {"generation": 1 << 63},
         {"entries": [{}]},
         {"entries": None},
         {"format": 1},
@@ -188,6 +189,20 @@ def test_why_a_canary_was_stopped_is_kept_until_its_release_is_live_or_the_canar
     tampered = dump(stopped).replace(b"fewer clicks", b"more clicks!")
     with pytest.raises(CatalogueUnreadable, match="checksum"):
         parse(tampered, now=100.0, where="here")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"format":2,"store_id":"","generation":%d,"token":"","live":null,"canary":null,"entries":[],"checksum":""}'
+        % (1 << 64),
+        b'{"format": 2, "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=["a number of more than 64 bits", "more levels than a stack has"],
+)
+def test_a_record_that_json_can_hold_and_no_writer_makes_is_refused(record: bytes) -> None:
+    with pytest.raises(CatalogueUnreadable, match="rebuild"):
+        parse(record, now=100.0, where="here")
 
 
 @pytest.mark.parametrize(
