@@ -163,7 +163,7 @@ def open_lists(
     if not urls:
         raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")
     for name, seconds in (("budget_s", budget_s), ("timeout_s", timeout_s)):
-        if not 0 <= seconds < inf:
+        if not seconds >= 0:  # as nan is not, either
             raise StoreMisused(f"{name} is a number of seconds, not {seconds}")
     try:
         denied = DenyListFile(None if deny_list is None else Path(deny_list))

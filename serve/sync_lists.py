@@ -30,6 +30,9 @@ T = TypeVar("T")
 # How much longer than its budget a call waits for the loop, and how long `close` waits for the stores.
 LOOP_S = 10.0
 
+# The longest that a thread waits, in seconds: 30 years, as none can wait for ever with a limit.
+LONGEST_S = 1e9
+
 # How long a fork waits for the loops of this process to wait for something.
 FORK_S = 5.0
 
@@ -54,8 +57,7 @@ class SyncLists:
     def __init__(self, open_them: Callable[[], Lists], budget_s: float, timeout_s: float) -> None:
         """Take what makes lists that are not open, and may be called once in each process."""
         self._open_them = open_them
-        self._budget_s = budget_s
-        self._timeout_s = timeout_s
+        self._budget_s, self._timeout_s = min(budget_s, LONGEST_S), min(timeout_s, LONGEST_S)
         self._processes = dict[tuple[int, object], _Process]()
         """By process. What a parent has opened is kept, because the end of an object would close it."""
         self._closed = False

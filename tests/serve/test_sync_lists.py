@@ -167,12 +167,17 @@ def test_every_lookup_of_many_threads_is_counted(url: str) -> None:
         assert b'hotplate_lookups_total{outcome="hit",source="personal"} 4000.0' in lists.prometheus_text()
 
 
+def test_time_may_be_without_a_limit(url: str) -> None:
+    with hotplate.open_sync(url, budget_s=float("inf"), timeout_s=float("inf")) as lists:
+        assert (lists.personal("42").source, len(lists.personal_many(["42", "43"]))) == ("personal", 2)
+
+
 def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
     with pytest.raises(hotplate.StoreMisused, match="known schemes"):
         hotplate.open_sync("ftp://nowhere")
     with pytest.raises(hotplate.StoreMisused, match="no store is named"):
         hotplate.open_sync()
-    for seconds in (-1.0, float("nan"), float("inf")):
+    for seconds in (-1.0, float("nan")):
         with pytest.raises(hotplate.StoreMisused, match="budget_s is a number of seconds"):
             hotplate.open_sync(f"file://{tmp_path}", budget_s=seconds)
     with pytest.raises(hotplate.StoreMisused, match=r"none\.txt"):
