@@ -23,7 +23,7 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import activate, change, drop, scale_down
+from hotplate.stores.lifecycle import SWAP_ATTEMPTS, activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart, put_part
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
@@ -113,7 +113,7 @@ async def publish(
 
     match resume:
         case None:
-            draft = await begin(store, await new_id(store))
+            draft = await _begin_under_new_id(store)
         case DraftRef():
             draft = resume
         case _:
@@ -231,6 +231,15 @@ async def new_id(store: Store) -> ReleaseId:
     """Return an id for a release that is begun now, by the store's clock."""
     started = datetime.fromtimestamp((await store.catalogue()).now, UTC)
     return ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
+
+
+async def _begin_under_new_id(store: Store) -> DraftRef:
+    for _ in range(SWAP_ATTEMPTS):
+        try:
+            return await begin(store, await new_id(store))
+        except ReleaseConflict:
+            continue  # the same second and the same four digits: draw again
+    raise ReleaseConflict("no free release id was found; does the store's clock stand still?")
 
 
 class _Refused(ReleaseConflict):

@@ -1,5 +1,6 @@
 """A swap whose reply was lost is made once, whoever asks again; one that cannot be made says so."""
 
+import secrets
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -21,6 +22,10 @@ ROWS = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
 
 async def publish(store: Store) -> ReleaseId:
     return await publish_rows(store, ROWS)
+
+
+# How many random bytes the id of a release has.
+ID_BYTES = 2
 
 
 class Lossy:
@@ -68,6 +73,14 @@ async def test_a_publish_with_a_lost_reply_ends_as_any_other(
     found = await store.catalogue()
     assert [(entry.id, entry.state) for entry in found.releases] == [(live, State.LIVE)]
     assert lossy.swaps == 3
+
+
+async def test_of_two_publishers_who_draw_one_id_in_one_second_the_second_draws_again(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, drawn, draw = MemoryStore(clock), iter(("aaaa", "aaaa", "bbbb")), secrets.token_hex
+    monkeypatch.setattr(secrets, "token_hex", lambda size: next(drawn) if size == ID_BYTES else draw(size))
+    assert [(await publish(store)).partition("-")[2] for _ in range(2)] == ["aaaa", "bbbb"]
 
 
 @virtual
