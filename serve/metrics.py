@@ -6,9 +6,11 @@ fraction of a microsecond, a scrape adds the slots up, and a worker that replace
 
 import mmap
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
+
+Series = TypeVar("Series", bound=str | tuple[str, ...])
 
 BUCKETS_S = (
     0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -86,36 +88,30 @@ class Metrics:
     """The shared counters, and the slot in which one worker counts; made before the workers, as long as the service."""
 
     def __init__(self, workers: int, tiers: Sequence[str]) -> None:
-        self.store = {
-            labels: STORE_START + n * HISTOGRAM_CELLS for n, labels in enumerate(product(tiers, OPERATIONS, OUTCOMES))
-        }
-        attempts_start = STORE_START + len(self.store) * HISTOGRAM_CELLS
-        self.attempts = {labels: attempts_start + n for n, labels in enumerate(product(tiers, (THROTTLED, *FAILURES)))}
-        corrupt_start = attempts_start + len(self.attempts)
-        self.corrupt = {tier: corrupt_start + n for n, tier in enumerate(tiers)}
-        scrub_start = corrupt_start + len(self.corrupt)
-        self.scrub = {labels: scrub_start + n for n, labels in enumerate(product(tiers, SCRUB))}
-        shed_start = scrub_start + len(self.scrub)
-        self.shed = {reason: shed_start + n for n, reason in enumerate(SHED)}
-        cached_start = shed_start + len(self.shed)
-        self.cached = {labels: cached_start + n for n, labels in enumerate(product(tiers, CACHED))}
-        charges_start = cached_start + len(self.cached)
-        self.charges = {tier: charges_start + n * CHARGE_CELLS for n, tier in enumerate(tiers)}
-        spans_start = charges_start + len(self.charges) * CHARGE_CELLS
-        self.spans = {outcome: spans_start + n for n, outcome in enumerate(SPANS)}
-        canary_start = spans_start + len(self.spans)
-        self.canary = {labels: canary_start + n for n, labels in enumerate(product(tiers, ROLES, LOOKUP_OUTCOMES))}
-        events_start = canary_start + len(self.canary)
-        self.events = {labels: events_start + n for n, labels in enumerate(product(EVENT_TYPES, EVENT_OUTCOMES))}
-        listed_start = events_start + len(self.events)
-        self.listed = {
-            labels: listed_start + n for n, labels in enumerate(product((IMPRESSION, CLICK), EVENT_ROLES, POSITIONS))
-        }
-        self.dropped_lines = listed_start + len(self.listed)
-        self._slot_cells = self.dropped_lines + 1
+        self._slot_cells = STORE_START
+        self.store = self._lay_out(product(tiers, OPERATIONS, OUTCOMES), HISTOGRAM_CELLS)
+        self.attempts = self._lay_out(product(tiers, (THROTTLED, *FAILURES)))
+        self.corrupt = self._lay_out(tiers)
+        self.scrub = self._lay_out(product(tiers, SCRUB))
+        self.shed = self._lay_out(SHED)
+        self.cached = self._lay_out(product(tiers, CACHED))
+        self.charges = self._lay_out(tiers, CHARGE_CELLS)
+        self.spans = self._lay_out(SPANS)
+        self.canary = self._lay_out(product(tiers, ROLES, LOOKUP_OUTCOMES))
+        self.events = self._lay_out(product(EVENT_TYPES, EVENT_OUTCOMES))
+        self.listed = self._lay_out(product((IMPRESSION, CLICK), EVENT_ROLES, POSITIONS))
+        self.dropped_lines = self._lay_out(["lines"])["lines"]
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
+
+    def _lay_out(self, series: Iterable[Series], cells: int = 1) -> dict[Series, int]:
+        """Give each of *series*, by its labels, so many cells of a slot; return where they begin."""
+        laid_out = dict[Series, int]()
+        for labels in series:
+            laid_out[labels] = self._slot_cells
+            self._slot_cells += cells
+        return laid_out
 
     def use_slot(self, worker: int) -> None:
         """Count as worker number *worker* from now on."""

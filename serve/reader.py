@@ -289,8 +289,15 @@ class TieredReader:
         if len(wanted) == len(users):
             return found
         by_user = dict(zip(wanted, found, strict=True))
-        unknown = self._unknown(found, segment)
-        return [by_user.get(user) or unknown(USER + user) for user in users]
+        of_role = {one.served.is_canary: one for one in reversed(found)}
+
+        def unknown(user: str) -> EncodedList:
+            """Return a denied user's list: the popular one, of what others got of the same release."""
+            first = self._first(segment, "unknown", USER + user)
+            read = of_role.get(first.served.is_canary)
+            return first if read is None else _popular(read.tier, read.served, segment, "unknown")
+
+        return [by_user.get(user) or unknown(user) for user in users]
 
     async def _read_many(
         self, keys: Sequence[str], segment: str, deadline: Deadline, *, must_read: bool
@@ -326,18 +333,6 @@ class TieredReader:
         read.served.lookups[HIT] += hits
         self._count_canary(tier, read.served, HIT, hits)
         return lists
-
-    def _unknown(self, found: Sequence[EncodedList], segment: str) -> Callable[[str], EncodedList]:
-        """Return what gives a denied user's list: the popular one, of what other users got of the same release."""
-        of_live = next((one for one in found if not one.served.is_canary), None)
-        of_canary = next((one for one in found if one.served.is_canary), None)
-
-        def unknown(key: str) -> EncodedList:
-            first = self._first(segment, "unknown", key)
-            one = of_canary if first.served.is_canary else of_live
-            return first if one is None else _popular(one.tier, one.served, segment, "unknown")
-
-        return unknown
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
         found = self.at_hand(key, source, segment)

@@ -12,7 +12,6 @@ from hmac import compare_digest
 from ipaddress import ip_address
 from math import ceil
 from pathlib import Path
-from typing import Protocol
 
 from multidict import istr
 
@@ -51,12 +50,8 @@ class Caller:
     """Whether it sent a key of ours."""
 
 
-class Tokens(Protocol):
-    """Verifies tokens of somebody else's, as `hotplate.serve.access.oidc.TokenVerifier` does."""
-
-    async def caller(self, token: str, digest: bytes) -> Caller:
-        """Return who sent a token, known by its *digest*; raises a Problem if it is not valid."""
-        ...
+# Returns who sent a token of somebody else's, known by its digest; raises a Problem if it is not valid.
+VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 
 
 class Guard:
@@ -68,14 +63,14 @@ class Guard:
         *,
         workers: int = 1,
         anonymous: frozenset[str] = frozenset(SCOPES),
-        tokens: Tokens | None = None,
+        verify_token: VerifyToken | None = None,
     ) -> None:
-        """Take the file of keys, who verifies tokens, and the scopes of callers with neither; raises KeysUnreadable."""
+        """Take the file of keys, what verifies tokens, and what callers with neither may do; raises KeysUnreadable."""
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
-        self.knows_clients = keys is not None or tokens is not None
+        self.knows_clients = keys is not None or verify_token is not None
         self.uses = LastUses()
-        self._tokens = tokens
+        self._verify_token = verify_token
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
         """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is not a key."""
@@ -121,8 +116,8 @@ class Guard:
         if known is not None and compare_digest(known.digest, digest):
             self._seen[credential] = known
             return known
-        if self._tokens is not None and credential.count(".") == 2:
-            return partial(self._tokens.caller, credential, digest)
+        if self._verify_token is not None and credential.count(".") == 2:
+            return partial(self._verify_token, credential, digest)
         raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
 
     def charge(self, caller: Caller, scope: str) -> None:
@@ -146,13 +141,13 @@ def scope_of(template: str) -> str | None:
     return SCOPES_BY_ROUTE.get(template, READ)
 
 
-def guard_of(settings: ServiceSettings, tokens: Tokens | None) -> Guard:
-    """Make the guard that the settings ask for, with *tokens* to verify those of an issuer.
+def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
+    """Make the guard that the settings ask for, and *verify_token* for those of an issuer.
 
     Callers on loopback are on this machine and may do everything, unless a key is needed. Raises
     ServiceMisused for a service that would face others without anybody having said who may call it.
     """
-    if settings.keys is not None or tokens is not None:
+    if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
     elif is_loopback(settings.host):
         anonymous = frozenset(SCOPES)
@@ -163,7 +158,7 @@ def guard_of(settings: ServiceSettings, tokens: Tokens | None) -> Guard:
             f"{settings.host} can be reached from other machines: give --keys FILE to say who may call the service "
             "(hotplate keys create makes one), or --anonymous to let everybody read"
         )
-    return Guard(settings.keys, workers=settings.workers, anonymous=anonymous, tokens=tokens)
+    return Guard(settings.keys, workers=settings.workers, anonymous=anonymous, verify_token=verify_token)
 
 
 def is_loopback(host: str) -> bool:

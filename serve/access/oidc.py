@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import orjson
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from hotplate.serve.access.auth import Caller, is_loopback, refused_credential
+from hotplate.serve.access.auth import Caller, VerifyToken, is_loopback, refused_credential
 from hotplate.serve.access.keys import NAME, SCOPES
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
@@ -155,13 +155,13 @@ class TokenVerifier:
         return {key.key_id: key for key in found if key.key_id and key.key_type in ("RSA", "EC")}
 
 
-def verifier_of(issuer: str | None, audience: str | None) -> TokenVerifier | None:
-    """Make the verifier that the settings ask for; None for none. Raises ServiceMisused."""
+def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:
+    """Return what verifies tokens as the settings ask for it; None for nothing. Raises ServiceMisused."""
     if issuer is None and audience is None:
         return None
     if issuer is None or audience is None:
         raise ServiceMisused("tokens take an issuer and an audience: give both --oidc-issuer and --oidc-audience")
-    return TokenVerifier(issuer, audience)
+    return TokenVerifier(issuer, audience).caller
 
 
 async def _get(session: ClientSession, url: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
@@ -53,7 +53,10 @@ EventType = Annotated[
         description="`impression`: the items were shown; `click`: they were chosen; or a name of your own, as `buy`.",
     ),
 ]
-Position = Annotated[int, Meta(ge=1, le=100_000, description="The place of the first item in the list, from 1.")]
+# In JSON, 2.0 is a whole number, too.
+Position = Annotated[
+    float, Meta(ge=1, le=100_000, multiple_of=1, description="The place of the first item in the list, from 1.")
+]
 Time = Annotated[float, Meta(ge=0, lt=1e11, description="When it happened, as Unix time in seconds; by default now.")]
 OptionalId = Annotated[str, Meta(max_length=MAX_ID_BYTES)]
 
@@ -199,13 +202,7 @@ def _refuse_unasked(request: web.BaseRequest) -> None:
 def parse_events(body: bytes) -> tuple[Event, ...]:
     """Read the body of a request; a Problem says which event is wrong, and why."""
     try:
-        try:
-            events = _decode(body).events
-        except msgspec.ValidationError as error:
-            given = msgspec.json.decode(body)
-            if not _has_whole_floats(given):
-                raise bad_parameter(_refusal(error)) from None
-            events = msgspec.convert(given, EventsBody).events
+        events = _decode(body).events
     except msgspec.ValidationError as error:
         raise bad_parameter(_refusal(error)) from None
     except (ValueError, RecursionError) as error:
@@ -220,19 +217,9 @@ def parse_events(body: bytes) -> tuple[Event, ...]:
 
 def position_of(event: Event) -> int | None:
     """Return the place of an event's first item; what is shown begins with the first place by default."""
-    return 1 if event.position is None and event.type == IMPRESSION else event.position
-
-
-def _has_whole_floats(given: Any) -> bool:  # noqa: ANN401 -- JSON is whatever it is
-    """Make positions such as 2.0, in JSON a whole number, too, whole ones; return whether there was any."""
-    events = given.get("events") if isinstance(given, dict) else None
-    found = False
-    for event in events if isinstance(events, list) else ():
-        position = event.get("position") if isinstance(event, dict) else None
-        if isinstance(position, float) and position.is_integer():
-            event["position"] = int(position)
-            found = True
-    return found
+    if event.position is None:
+        return 1 if event.type == IMPRESSION else None
+    return int(event.position)
 
 
 def _refusal(error: msgspec.ValidationError) -> str:

@@ -156,7 +156,7 @@ class Documents:
 
 def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
     """Describe all routes in OpenAPI 3.1, but not where they stand; *takes_key* if each read takes one."""
-    schemas = _Schemas()
+    schemas = Schema()
     paths = dict[str, Schema]()
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}
     for tag, operations in tags.items():
@@ -165,7 +165,7 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
             if one.path not in KEYED:
                 described["security"] = []
             paths.setdefault(one.path, {})[one.method.lower()] = described
-    problem = {CONTENT_TYPE: {"schema": schemas.of(ProblemAnswer)}}
+    problem = {CONTENT_TYPE: {"schema": _schema(ProblemAnswer, schemas)}}
     later = {"Retry-After": {"description": "After how many seconds to try again.", "schema": {"type": "integer"}}}
     return {
         "openapi": "3.1.0",
@@ -174,7 +174,7 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
         "security": [{name: []} for name in KEYS] if takes_key else [{}, *({name: []} for name in KEYS)],
         "paths": paths,
         "components": {
-            "schemas": schemas.components,
+            "schemas": schemas,
             "securitySchemes": KEYS,
             "responses": {
                 str(status): {"description": text}
@@ -186,33 +186,27 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
     }
 
 
-class _Schemas:
-    """The schemas of types, each of which is described once; lives as long as a document is made."""
-
-    def __init__(self) -> None:
-        self.components = dict[str, Schema]()
-
-    def of(self, kind: object) -> Schema:
-        """Return the schema of a type, which may refer to components."""
-        (schema,), components = msgspec.json.schema_components([kind], ref_template=SCHEMAS + "{name}")
-        self.components |= components
-        return schema
+def _schema(kind: object, components: Schema) -> Schema:
+    """Return the schema of a type, which may refer to *components*: what it needs of those is added."""
+    (schema,), parts = msgspec.json.schema_components([kind], ref_template=SCHEMAS + "{name}")
+    components |= parts
+    return schema
 
 
-def _operation(one: Operation, schemas: _Schemas) -> Schema:
+def _operation(one: Operation, schemas: Schema) -> Schema:
     name = "_".join([one.method.lower(), *re.findall(r"\w+", one.path)])
     described: Schema = {"operationId": name, "summary": one.summary, "responses": _responses(one, schemas)}
     if parameters := [*_path_parameters(one, schemas), *_query_parameters(one)]:
         described["parameters"] = parameters
     if one.body is not None:
-        content = {"schema": schemas.of(one.body), "example": EXAMPLES[one.body]}
+        content = {"schema": _schema(one.body, schemas), "example": EXAMPLES[one.body]}
         described["requestBody"] = {"required": True, "content": {JSON: content}}
     return described
 
 
-def _responses(one: Operation, schemas: _Schemas) -> Schema:
+def _responses(one: Operation, schemas: Schema) -> Schema:
     statuses = (*one.statuses, *((401, 403) if one.path in KEYED else ()), *((429,) if one in RATED else ()), 431)
-    answer = {media: {"schema": schemas.of(one.answer)} if media in {JSON, TEXT} else {} for media in one.media}
+    answer = {media: {"schema": _schema(one.answer, schemas)} if media in {JSON, TEXT} else {} for media in one.media}
     answered = {200, 503} if one.answer is StatusAnswer else {200}
     return {
         str(status): {"description": one.summary, "content": answer}
@@ -222,11 +216,11 @@ def _responses(one: Operation, schemas: _Schemas) -> Schema:
     }
 
 
-def _path_parameters(one: Operation, schemas: _Schemas) -> list[Schema]:
+def _path_parameters(one: Operation, schemas: Schema) -> list[Schema]:
     if one.path_parameter is None:
         return []
     return [
-        {"name": one.path_parameter, "in": "path", "required": True, "schema": schemas.of(Id), "example": "42"},
+        {"name": one.path_parameter, "in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"},
     ]
 
 

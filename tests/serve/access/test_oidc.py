@@ -109,7 +109,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 def guard(issuer: Issuer) -> Guard:
-    return Guard(anonymous=frozenset(), tokens=TokenVerifier(issuer.url, AUDIENCE))
+    return Guard(anonymous=frozenset(), verify_token=TokenVerifier(issuer.url, AUDIENCE).caller)
 
 
 async def refusal(guard: Guard, token: str, scope: str = READ) -> Problem:
@@ -295,7 +295,7 @@ async def test_a_verdict_is_remembered_until_the_token_expires_and_their_number_
     monkeypatch.setattr(hotplate.serve.access.oidc, "MAX_VERDICTS", 3)
     monkeypatch.setattr(hotplate.serve.access.oidc, "LEEWAY_S", 0)
     verifier = TokenVerifier(issuer.url, AUDIENCE)
-    guard = Guard(anonymous=frozenset(), tokens=verifier)
+    guard = Guard(anonymous=frozenset(), verify_token=verifier.caller)
     for n in range(10):
         assert await status_of(guard, issuer.token(sub=str(n))) == 200
     assert len(verifier._verdicts) == 3

@@ -242,13 +242,10 @@ async def test_the_lane_refuses_byte_for_byte_as_aiohttp_does_and_counts_and_log
     assert {len(line["user"]) for line in lines if line["status"] == 200 and "user" in line} == {32}
 
 
-class OneToken:
-    """Knows the token a.b.c."""
-
-    async def caller(self, token: str, _: bytes) -> Caller:
-        if token != "a.b.c":
-            raise refused_credential("invalid-token", "the token is not this one")
-        return Caller("somebody", frozenset({"read"}))
+async def verify_one_token(token: str, _: bytes) -> Caller:
+    if token != "a.b.c":
+        raise refused_credential("invalid-token", "the token is not this one")
+    return Caller("somebody", frozenset({"read"}))
 
 
 async def test_tokens_and_clients_with_too_many_connections_are_left_to_aiohttp(tmp_path: Path) -> None:
@@ -259,7 +256,7 @@ async def test_tokens_and_clients_with_too_many_connections_are_left_to_aiohttp(
         return GET.replace(HOST, HOST + b"Authorization: Bearer %b\r\n" % credential.encode())
 
     reader = await reader_of(MemoryStore())
-    async with Pair(reader, keys=keys, tokens=OneToken(), limits=Limits(per_client=1)) as pair:
+    async with Pair(reader, keys=keys, verify_token=verify_one_token, limits=Limits(per_client=1)) as pair:
         for some in (["a.b.c", "d.e.f", first], [first, "a.b.c", first], [first, second, second]):
             await pair.check(*map(get, some))
         for server in (pair.lane, pair.plain):
