@@ -109,7 +109,7 @@ def between(low: float, high: float, form: str) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-class Words(NamedTuple):
+class Phrasing(NamedTuple):
     """The name of the better of two, and the words for having more of something."""
 
     better: str
@@ -119,9 +119,9 @@ class Words(NamedTuple):
     less_is_better: bool = True
 
 
-FASTER = Words("faster", "takes", "longer", "times as long")
-CHEAPER = Words("cheaper", "takes", "more", "times as much")
-AHEAD = Words("ahead", "does", "more", "times as much", less_is_better=False)
+FASTER = Phrasing("faster", "takes", "longer", "times as long")
+CHEAPER = Phrasing("cheaper", "takes", "more", "times as much")
+AHEAD = Phrasing("ahead", "does", "more", "times as much", less_is_better=False)
 
 
 class MeasuredChange(NamedTuple):
@@ -164,7 +164,7 @@ class MeasuredChange(NamedTuple):
             return "more than ten times"
         return between(self.low, self.high, "{:+.2%}" if self.shares else "{:+.0%}")
 
-    def sentence(self, first: str, second: str, words: Words) -> str:
+    def sentence(self, first: str, second: str, phrasing: Phrasing) -> str:
         """Write the verdict on two subjects."""
         if self.because:
             return f"{CANNOT_TELL} {self.because}" if self.changes else f"{UNKNOWN} ({self.because})"
@@ -178,8 +178,8 @@ class MeasuredChange(NamedTuple):
         if self.high < 0:
             less, more, low, high = second, first, 1 / (1 + self.high) - 1, 1 / (1 + self.low) - 1
         percents, times = between(low, high, "{:.0%}"), between(1 + low, 1 + high, "{:.3g}")
-        by = f"{percents} {words.more}" if low < 1 else f"{times} {words.times}"
-        return f"{less if words.less_is_better else more} is {words.better}: {more} {words.takes} {by}"
+        by = f"{percents} {phrasing.more}" if low < 1 else f"{times} {phrasing.times}"
+        return f"{less if phrasing.less_is_better else more} is {phrasing.better}: {more} {phrasing.takes} {by}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class Measured:
     stolen: float = 0.0
     shares: bool = False
 
-    def beside(self, other: "Measured") -> MeasuredChange:
+    def compared_with(self, other: "Measured") -> MeasuredChange:
         """Compare the other with this one, in pairs of rounds."""
         because = self._not_comparable(other)
         found = MeasuredChange(because=because) if because else MeasuredChange(self._changes(other), shares=self.shares)

@@ -18,7 +18,7 @@ from hotplate.stores.compression import default_encoding
 from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart
+from hotplate.stores.parts import ParallelWriters, PartContext, WrittenPart
 from hotplate.stores.publication import WriteResult
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, unreported
@@ -57,7 +57,7 @@ class PartedSource(ListSource, Protocol):
         """Return some rows like those that the others write, to learn a dictionary from."""
 
     async def write_parts(
-        self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
+        self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
         """Have all parts written, from 1 on, or only summed up, and return what they add up to; raises StoreError.
 
@@ -125,14 +125,14 @@ async def publish(
     the release was activated and others were erased.
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
-    review = _Review(source, settings, store, live_in or store, steps) if settings.gates else None
+    review = _GateCheck(source, settings, store, live_in or store, steps) if settings.gates else None
     lists = None if review is None else review.lists
     encoding, resume = settings.encoding or default_encoding(store), settings.resume
     if isinstance(source, PartedSource) and source.is_written_in_parts:
         sample = [] if encoding == "json" else source.sample()
         rows = source.own()
         write = partial(source.write_parts, lists=lists, observer=observer, on_progress=on_progress)
-        others = OtherWriters(sample, write)
+        others = ParallelWriters(sample, write)
     else:
         rows, others = source.batches(ignore if lists is None else lists.add), None
     result = await publication.publish(
@@ -158,7 +158,7 @@ async def publish(
     return Written(result, took, erased, steps, refused)
 
 
-class _Review:
+class _GateCheck:
     """The gates of one publish: what is measured while lists are written, and what they say at its end."""
 
     def __init__(

@@ -25,7 +25,7 @@ Waiter = TypeVar("Waiter")
 Origin = tuple[Tier, ServedRelease]
 # Hands those who wait for a key what was read of it: a list, and the tier and release that it is of; None for a list
 # if that release has none; None for both if no tier could be read.
-Settle = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
+Complete = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
 # Takes all that was read of one tier's release for a request with many keys.
 TakeAll = Callable[[Tier, Sequence[str], ReadResult], None]
 
@@ -47,7 +47,7 @@ class _Batch(Generic[Waiter]):
 
     deadline: Deadline
     waiting: dict[str, list[Waiter]]
-    """Who waits, by key; a key leaves it once it is settled. Empty if the keys are one request's."""
+    """Who waits, by key; a key leaves it once it is completed. Empty if the keys are one request's."""
 
     take_all: TakeAll | None = None
     """For the keys of one request, whose answer is of one release: the first tier that can be read has all of them."""
@@ -73,10 +73,10 @@ class Lookups(Generic[Waiter]):
     failed in one tier is read in the next; after a tier that has no such list only those with another release are read.
     """
 
-    def __init__(self, tiers: Sequence[Tier], budget_s: float, settle: Settle[Waiter]) -> None:
+    def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete[Waiter]) -> None:
         self._tiers = tiers
         self._budget_s = budget_s
-        self._settle = settle
+        self._complete = complete
         self._turn = list[str]()
         """The keys of this turn that have no waiter yet."""
 
@@ -88,7 +88,7 @@ class Lookups(Generic[Waiter]):
         self._reads = set[asyncio.Task[None]]()
 
     def add(self, key: str, waiter: Waiter) -> None:
-        """Read *key* with all others of this turn, or share the read that is on its way; *waiter* is settled later."""
+        """Read *key* with all others of this turn, or share the read that is on its way; completes *waiter* later."""
         if not self._turn:
             followers = [tier.follower for tier in self._tiers]
             served = [each for one in followers for each in (one.served, one.canary)]
@@ -108,7 +108,7 @@ class Lookups(Generic[Waiter]):
             self._turn_spans.setdefault(key, []).extend(spans)
 
     async def read(self, key: str, waiter: Waiter, deadline: Deadline) -> None:
-        """Read one key alone, for a caller with a deadline of its own, and settle its waiter."""
+        """Read one key alone, for a caller with a deadline of its own, and complete its waiter."""
         await self._read(_Batch(deadline, {key: [waiter]}), [key])
 
     async def read_many(
@@ -135,7 +135,7 @@ class Lookups(Generic[Waiter]):
         task.add_done_callback(self._reads.discard)
 
     async def _read(self, batch: _Batch[Waiter], keys: Sequence[str], first: int = 0) -> None:
-        """Read keys from the tier at *first* on, and settle all of them, whatever happens."""
+        """Read keys from the tier at *first* on, and complete all of them, whatever happens."""
         handed_on = set[str]()
         try:
             keys = await self._walk(batch, keys, first, handed_on)
@@ -145,7 +145,7 @@ class Lookups(Generic[Waiter]):
             for key in keys:
                 if key not in handed_on and (waiters := batch.waiting.pop(key, None)):
                     missed = batch.missed.get(key)
-                    self._settle(key, waiters, missed[0] if missed else None, None)
+                    self._complete(key, waiters, missed[0] if missed else None, None)
 
     async def _walk(self, batch: _Batch[Waiter], keys: Sequence[str], first: int, handed_on: set[str]) -> Sequence[str]:
         """Read keys in one tier after the other, and return those without a list that were not *handed_on*.
@@ -215,10 +215,10 @@ class Lookups(Generic[Waiter]):
 
     def _take(self, batch: _Batch[Waiter], origin: Origin, keys: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
         """Settle the lists among *slots*, note what the tier does not have, and return the keys without a list."""
-        waiting, settle, rest = batch.waiting, self._settle, list[str]()
+        waiting, complete, rest = batch.waiting, self._complete, list[str]()
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, bytes) and not is_empty(slot):
-                settle(key, waiting.pop(key, ()), origin, slot)
+                complete(key, waiting.pop(key, ()), origin, slot)
             else:
                 rest.append(key)
                 if not isinstance(slot, StoreError):

@@ -130,7 +130,7 @@ class TieredReader:
         self.kept: tuple[str, ServedRelease] | None = None
         """A tier and a release whose popular lists answer while no tier serves a release; set before it is entered."""
         self._budget_s = budget_s
-        self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._settle)
+        self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._complete)
         self._fold_in = FoldIn() if fold_in else None
         for tier in self.tiers:
             tier.follower.fold_in = self._fold_in
@@ -179,10 +179,10 @@ class TieredReader:
         """Return the release of the first tier that serves one; raises NotReady if none does, and no lists are kept."""
         return self._first().served.id
 
-    def at_hand(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
+    def get_nowait(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
         """Return the list of a row's *key* if that takes no wait, or the popular list if there surely is none.
 
-        That is so if the store is in this process, and for a user who is denied. None if it takes a `request`;
+        That is so if the store is in this process, and for a user who is denied. None if it takes a `submit`;
         then nothing is counted. *source* is what the list is to be called. Raises NotReady if no tier serves a
         release yet.
         """
@@ -194,7 +194,7 @@ class TieredReader:
         tried: tuple[ReleaseId, ...] = ()
         for tier in self.tiers:
             served, canary = tier.follower.served, tier.follower.canary
-            if canary is not None and canary.takes(key):
+            if canary is not None and canary.includes(key):
                 served = canary.served
             if served is None or (tried and served.id in tried):
                 continue
@@ -211,10 +211,10 @@ class TieredReader:
             return kept
         return self._fallback(*missed, key, None, segment)
 
-    def request(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
+    def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
         """Read a row's *key* with all others of this turn of the loop, and call *deliver* once, in a later turn.
 
-        For what is not `at_hand`, which raises if nothing can be. What cannot be read is the popular list of
+        For what is not `get_nowait`, which raises if nothing can be. What cannot be read is the popular list of
         *segment*, with the status `error`.
         """
         self._lookups.add(key, (source, segment, deliver))
@@ -335,7 +335,7 @@ class TieredReader:
         return lists
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
-        found = self.at_hand(key, source, segment)
+        found = self.get_nowait(key, source, segment)
         if found is not None:
             return found
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
@@ -347,7 +347,7 @@ class TieredReader:
             self._lookups.add(key, waiter)
         return await future
 
-    def _settle(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
+    def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
         """Hand a list to those who wait for it; see `Lookups`."""
         if len(waiters) > 1 and origin is not None:
             self.metrics.count_cached(origin[0].name, CACHE_SHARED, len(waiters) - 1)

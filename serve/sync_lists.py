@@ -127,7 +127,7 @@ class SyncLists:
         process = self._process()
         with process.lock:
             lists = process.lists
-            found = lists.reader.at_hand(key, source, segment)
+            found = lists.reader.get_nowait(key, source, segment)
         if found is None:
             return self._on_loop(read)
         return lists.decoded(found, n)

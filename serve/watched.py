@@ -38,9 +38,9 @@ class WatchedFiles:
 
     def poll(self) -> None:
         """Look at the files, and put them into use if they have changed."""
-        self.look()()
+        self.read_if_changed()()
 
-    def look(self, *, quiet: bool = False) -> Callable[[], None]:
+    def read_if_changed(self, *, quiet: bool = False) -> Callable[[], None]:
         """Load the files if they have changed, once they are no longer being written to.
 
         Returns what puts them into use. Neither this nor that raises: a version that cannot be used changes nothing. A
@@ -111,7 +111,8 @@ async def _follow(watched: Sequence[WatchedFiles]) -> None:
     while True:
         await asyncio.sleep(POLL_S)
         for each in watched:
-            use = await asyncio.to_thread(each.look, quiet=True)  # a large one, or a slow disk, holds up no request
+            # In a thread, because a large file or a slow disk may hold up no request.
+            use = await asyncio.to_thread(each.read_if_changed, quiet=True)
             use()
 
 

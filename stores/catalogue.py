@@ -192,17 +192,17 @@ def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     return rewritten and (found.primary or not seen.primary)
 
 
-def gained(old: Catalogue, new: Catalogue) -> list[ReleaseRef]:
+def newly_committed(old: Catalogue, new: Catalogue) -> list[ReleaseRef]:
     """Return what *new* has committed, or made live, and *old* had not: what must be whole where *new* is stored."""
 
-    def is_gained(entry: Release) -> bool:
+    def is_newly_committed(entry: Release) -> bool:
         before = old.entry(entry.incarnation)
         is_committed = before is not None and before.state is State.DRAFT and entry.state is not State.DROPPING
         return (is_committed and entry.state is not State.DRAFT) or (
             entry.state is State.LIVE and old.live_ref != entry.ref
         )
 
-    return [entry.ref for entry in new.releases if is_gained(entry)]
+    return [entry.ref for entry in new.releases if is_newly_committed(entry)]
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:

@@ -311,7 +311,7 @@ class ConnectionPool:
             self._send(connection, message, pending, now)
         else:
             self._waiting.append((message, pending))
-            self._go_on(now)
+            self._dispatch(now)
         try:
             return await pending
         except asyncio.CancelledError:
@@ -354,9 +354,9 @@ class ConnectionPool:
         self._open.discard(connection)
         loop = asyncio.get_running_loop()
         self._late[connection] = loop.call_later(LATE_S, connection.fail, "timeout")
-        self._go_on(loop.time())
+        self._dispatch(loop.time())
 
-    def _go_on(self, now: float) -> None:
+    def _dispatch(self, now: float) -> None:
         """Open another connection where requests wait for one, or fail them where the server is known to be away.
 
         After a failure there is one attempt at a time, however many wait.
@@ -388,7 +388,7 @@ class ConnectionPool:
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening.discard(opening)
         if not opening.cancelled():
-            self._go_on(asyncio.get_running_loop().time())
+            self._dispatch(asyncio.get_running_loop().time())
 
     def _note_failure(self) -> None:
         """Pause before the next attempt: the server cannot be connected to, or accepts connections only to end them."""
@@ -454,4 +454,4 @@ class ConnectionPool:
         if connection.lost == "reset" and not connection.responses:
             self._note_failure()
         if self._waiting:
-            self._go_on(asyncio.get_running_loop().time())
+            self._dispatch(asyncio.get_running_loop().time())

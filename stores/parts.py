@@ -20,7 +20,7 @@ from hotplate.stores.store import Row, Store
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
+class PartContext:
     """What the writers of parts have to know of their draft; it goes to other processes.
 
     *dictionary* is that of the draft's encoding, None for lists that are not compressed. Where *puts* is false rows
@@ -41,14 +41,14 @@ class WrittenPart:
 
 
 @dataclass(frozen=True, slots=True)
-class OtherWriters:
+class ParallelWriters:
     """Who writes most of a draft: *write* has the parts from 1 on written, and returns what they add up to.
 
     *sample* are rows of bodies like theirs, to learn a dictionary from.
     """
 
     sample: Sequence[Row]
-    write: Callable[[Assignment], Awaitable[WrittenPart]]
+    write: Callable[[PartContext], Awaitable[WrittenPart]]
 
 
 async def put_part(
@@ -80,12 +80,12 @@ async def put_part(
 
 
 async def write_part(
-    store: Store, assignment: Assignment, part: int, bodies: AsyncIterable[Sequence[Row]]
+    store: Store, context: PartContext, part: int, bodies: AsyncIterable[Sequence[Row]]
 ) -> WrittenPart:
     """Encode *bodies* as the other parts are, and put them as one; raises StoreError as `Store.put` does."""
-    encoder = Encoder(Checksum(assignment.draft.id), assignment.dictionary)
+    encoder = Encoder(Checksum(context.draft.id), context.dictionary)
     batches = (encoder.rows(rows) async for rows in bodies)
-    return await put_part(store, assignment.draft, batches, part, puts=assignment.puts)
+    return await put_part(store, context.draft, batches, part, puts=context.puts)
 
 
 def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:

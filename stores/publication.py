@@ -25,7 +25,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
-from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart, put_part
+from hotplate.stores.parts import ParallelWriters, PartContext, WrittenPart, put_part
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
@@ -81,7 +81,7 @@ async def publish(
     refused_by: RefusedBy | None = None,
     end_canary: bool = False,
     resume: ReleaseId | DraftRef | None = None,
-    others: OtherWriters | None = None,
+    others: ParallelWriters | None = None,
     on_progress: OnProgress = unreported,
 ) -> WriteResult:
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
@@ -189,7 +189,7 @@ async def write(
     *,
     finish: Finish,
     prepare: bool = False,
-    others: OtherWriters | None = None,
+    others: ParallelWriters | None = None,
     refused_by: RefusedBy | None = None,
 ) -> WriteResult:
     """Write or continue a draft, under a lease, up to its commit; with *prepare*, fit to be live at once."""
@@ -278,7 +278,7 @@ async def _put_all(
     store: Store,
     draft: DraftRef,
     encoded: EncodedRows,
-    others: OtherWriters | None,
+    others: ParallelWriters | None,
     check_lease: Callable[[], None],
     *,
     puts: bool,
@@ -287,7 +287,7 @@ async def _put_all(
     written = await put_part(store, draft, encoded.batches, check=check_lease, puts=puts)
     if others is None:
         return written
-    by_them = await others.write(Assignment(draft, encoded.dictionary, puts))
+    by_them = await others.write(PartContext(draft, encoded.dictionary, puts))
     written.tally.merge(by_them.tally)
     return WrittenPart(written.tally, written.rows + by_them.rows)
 

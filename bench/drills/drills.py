@@ -155,9 +155,9 @@ async def _misbehaving(instance: Instance, kind: str) -> AsyncIterator[None]:
         yield
         tier.server.execute("ACL", "SETUSER", "default", "+@all")
     elif isinstance(tier, CosmosTier):
-        await asyncio.to_thread(tier.misbehave, kind)  # the proxy goes on
+        await asyncio.to_thread(tier.inject_faults, kind)  # the proxy goes on
         yield
-        await asyncio.to_thread(tier.misbehave)
+        await asyncio.to_thread(tier.inject_faults)
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ class CosmosTier:
     store_url: str
     name: str = "cosmos+http"
 
-    def misbehave(self, *kinds: str) -> None:
+    def inject_faults(self, *kinds: str) -> None:
         """Answer every request with these faults of the emulator; without any, as usual."""
         faults = json.dumps([{"kind": kind} for kind in kinds]).encode()
         url = f"{self.server.url}/__emulation/faults"

@@ -236,12 +236,12 @@ async def _observe(
         on_stage("load without a fault")
         await load.windows(BEFORE)
         on_stage(drill.what)
-        looks = [await _look(instance, metrics)]
-        if metrics and not looks[0].values:  # a rise could not be seen
+        taken = [await _sample(instance, metrics)]
+        if metrics and not taken[0].values:  # a rise could not be seen
             raise BenchFailed("the service's metrics could not be read before the fault; is the machine too busy?")
         load.phase = FAULT
         async with drill.fault(instance):
-            await _look_on(instance, metrics, looks, options)
+            await _watch(instance, metrics, taken, options)
         on_stage("until all is as before")
         recovered_s = await _settled(instance, options.recover_s)
         await load.windows(AFTER)
@@ -249,9 +249,9 @@ async def _observe(
     return Observation(
         phases={phase: phase_of(load.results[phase]) for phase in PHASES},
         compared=await check_answers(instance.published, samples),
-        probes=len(looks) - 1,
-        unready=sum(not each.ready for each in looks[1:]),
-        movements=_movements(metrics, looks),
+        probes=len(taken) - 1,
+        unready=sum(not each.ready for each in taken[1:]),
+        movements=_movements(metrics, taken),
         recovered_s=recovered_s,
     )
 
@@ -302,7 +302,7 @@ class SteadyLoad:
             await asyncio.sleep(WINDOW_S / 10)
 
 
-class Look(NamedTuple):
+class ServiceSample(NamedTuple):
     """What operators see of a service: whether it is ready, and some metrics; none if it is gone."""
 
     at_s: float
@@ -310,34 +310,36 @@ class Look(NamedTuple):
     values: Sequence[float] = ()
 
 
-async def _look(instance: Instance, metrics: Sequence[Metric]) -> Look:
+async def _sample(instance: Instance, metrics: Sequence[Metric]) -> ServiceSample:
     ready = (await asyncio.to_thread(_get, f"{instance.service.url}/readyz"))[0] == HTTPStatus.OK
     try:
         samples = await asyncio.to_thread(read_samples, f"{instance.service.admin_url}/metrics")
     except OSError:
-        return Look(time.monotonic(), ready)
+        return ServiceSample(time.monotonic(), ready)
     values = [
         sum(each.value for each in samples if each.name == metric.name and metric.labels.items() <= each.labels.items())
         for metric in metrics
     ]
-    return Look(time.monotonic(), ready, values)
+    return ServiceSample(time.monotonic(), ready, values)
 
 
-async def _look_on(instance: Instance, metrics: Sequence[Metric], looks: list[Look], options: DrillOptions) -> None:
+async def _watch(
+    instance: Instance, metrics: Sequence[Metric], taken: list[ServiceSample], options: DrillOptions
+) -> None:
     """Look for as long as a fault lasts, and on until every metric has risen, but not longer than a recovery takes."""
     began_s = time.monotonic()
     while (passed_s := time.monotonic() - began_s) < options.duration_s or (
-        passed_s < options.recover_s and any(each.after_s is None for each in _movements(metrics, looks))
+        passed_s < options.recover_s and any(each.after_s is None for each in _movements(metrics, taken))
     ):
-        looks.append(await _look(instance, metrics))
+        taken.append(await _sample(instance, metrics))
         await asyncio.sleep(LOOK_S)
 
 
-def _movements(metrics: Sequence[Metric], looks: Sequence[Look]) -> tuple[Movement, ...]:
+def _movements(metrics: Sequence[Metric], taken: Sequence[ServiceSample]) -> tuple[Movement, ...]:
     """Return how each metric has moved since the first look."""
     found = list[Movement]()
     for place, metric in enumerate(metrics):
-        (began_s, before), *later = ((each.at_s, each.values[place]) for each in looks if each.values)
+        (began_s, before), *later = ((each.at_s, each.values[place]) for each in taken if each.values)
         after_s = next((at_s - began_s for at_s, value in later if value > before + metric.by), None)
         written = ",".join(f'{label}="{value}"' for label, value in metric.labels.items())
         name = f"{metric.name}{{{written}}}" if written else metric.name

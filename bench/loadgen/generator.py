@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from hotplate.bench.loadgen.absence import Absence, ProcessUsage, measure_usage
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.recorder import LoadProgress, Recorder
 from hotplate.bench.loadgen.result import COUNTED, SUMMED, Result
 from hotplate.bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
+from hotplate.bench.loadgen.stalls import GeneratorStalls, ProcessUsage, measure_usage
 from hotplate.stores.http1 import ClientConnection, FailureKind
 
 # How often requests are checked for those out of time.
@@ -23,16 +23,16 @@ SWEEP_S = 0.02
 
 
 class Due(NamedTuple):
-    """A request without an answer yet; see `hotplate.bench.loadgen.absence` for why each time is needed.
+    """A request without an answer yet; see `hotplate.bench.loadgen.stalls` for why each time is needed.
 
     due_s     when it was due, by the generator's clock
     delay_s   by how much its answer may be late because it, or one shortly before it, was sent late
-    absent_s  `Absence.total_s` when a connection was last free; None if one was free when it was due
+    stalled_s  `GeneratorStalls.total_s` when a connection was last free; None if one was free when it was due
     """
 
     due_s: float
     delay_s: float
-    absent_s: float | None
+    stalled_s: float | None
 
 
 # Of a request, and its bytes.
@@ -79,9 +79,9 @@ class LoadGenerator:
         self._start_s = self._end_s = self._last_sent_s = self._last_read_s = 0.0
         self._next_mark_s = float("inf")
         self._rng = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
-        self._absence = Absence()
-        self._absent_s = 0.0
-        """The total of absences when a connection was last free."""
+        self._stalls = GeneratorStalls()
+        self._stalled_s = 0.0
+        """The total of stalls when a connection was last free."""
 
         self._tls = load.tls()
         self._recorder = Recorder(load.observe, load.sample_every, load.tally)
@@ -154,21 +154,21 @@ class LoadGenerator:
 
     def _offer(self, due_s: float, now_s: float) -> None:
         self._recorder.due += 1
-        delay_s = self._absence.delay(now_s - due_s, now_s)
+        delay_s = self._stalls.delay(now_s - due_s, now_s)
         if self._idle:
-            self._absent_s = self._absence.total_s
+            self._stalled_s = self._stalls.total_s
             self._send(self._idle.popleft(), Due(due_s, delay_s, None))
         elif len(self._waiting) < self._load.backlog:
-            self._waiting.append(Due(due_s, delay_s, self._absent_s))
+            self._waiting.append(Due(due_s, delay_s, self._stalled_s))
             self._connect_if_short()
         else:
             self._recorder.dropped += 1
 
     def _note(self, due_s: float, now_s: float, *, idle: bool = False) -> None:
-        """Look for an absence; the answers that came in it are read in this turn of the loop."""
-        if self._absence.note(due_s, now_s, idle=idle):
-            asyncio.get_running_loop().call_soon(self._absence.all_read)
-        self._absence.seen_at_s = now_s
+        """Look for a stall; the answers that came in it are read in this turn of the loop."""
+        if self._stalls.note(due_s, now_s, idle=idle):
+            asyncio.get_running_loop().call_soon(self._stalls.all_read)
+        self._stalls.seen_at_s = now_s
 
     def _send(self, connection: LoadConnection, due: Due) -> None:
         self._recorder.sent += 1
@@ -246,8 +246,8 @@ class LoadGenerator:
             self._error = error
             kind = "check"
         if kind is None:
-            absence = self._absence
-            unread_s = absence.unread_s if due.absent_s is None else absence.total_s - due.absent_s
+            stalls = self._stalls
+            unread_s = stalls.unread_s if due.stalled_s is None else stalls.total_s - due.stalled_s
             self._recorder.good(due.due_s, now_s, due.delay_s + unread_s)
             self._again()
         else:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotplate.bench.loadgen.absence import AWAY_S, ProcessUsage
 from hotplate.bench.loadgen.histogram import Histogram, Seconds
 from hotplate.bench.loadgen.recorder import ResponseSample, Second
+from hotplate.bench.loadgen.stalls import AWAY_S, ProcessUsage
 from hotplate.bench.measured import STOLEN
 from hotplate.bench.report.text import APART, format_us
 
@@ -66,7 +66,7 @@ class Result:
     """One run: `due` = `ok` + all `errors` + `dropped`; latencies are those of the answers that were ok.
 
     An open loop has two latencies. One runs from when the request was due, even if no connection was free. The other
-    leaves out the generator's own delays, until it read the response (`hotplate.bench.loadgen.absence`). The server's
+    leaves out the generator's own delays, until it read the response (`hotplate.bench.loadgen.stalls`). The server's
     true latency lies between them. In a closed loop, a latency runs from when the request was sent, which hides each
     wait; of such a run, quote only the rate.
     """

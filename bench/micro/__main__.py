@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from hotplate.bench.micro import commands, history, in_process, remote, serving
-from hotplate.bench.micro.harness import Effort, MeasuredFigure, Outcome, Unmeasured
+from hotplate.bench.micro.harness import BenchmarkSize, MeasuredFigure, Outcome, Unmeasured
 from hotplate.bench.report import machine
 
-SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
+SHORT = BenchmarkSize(rounds=1, users=50_000, round_s=0.5)
 # Columns without a terminal that would set them.
 PRINTED_WIDTH = 180
 CASES = {case.name: case for case in (*in_process.CASES, *serving.CASES, *remote.CASES, *commands.CASES)}
@@ -49,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for page, text in pages().items():
             page.write_text(text)
         return 0
-    described, effort, outcomes = machine.describe(), SHORT if options.short else Effort(), list[Outcome]()
+    described, size, outcomes = machine.describe(), SHORT if options.short else BenchmarkSize(), list[Outcome]()
     console = Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH)
     for name in options.only or [name for name, case in CASES.items() if not (options.short and case.rounds)]:
         with console.status(f"measuring: {name}"):
             try:
-                outcomes += CASES[name].measure(effort)
+                outcomes += CASES[name].measure(size)
             except Exception as error:  # noqa: BLE001 -- whatever it is, the figures of the others are worth having
                 outcomes.append(Unmeasured(name, str(error) or repr(error), failed=True))
     console.print(table(outcomes, f"{described['cpu']}, {described['cores']} cores, {described['date']}"))

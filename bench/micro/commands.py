@@ -16,10 +16,10 @@ import polars as pl
 
 from hotplate.bench.micro.bare_import import LENGTH
 from hotplate.bench.micro.harness import (
+    BenchmarkSize,
     CandidateRun,
     Candidates,
     Case,
-    Effort,
     Line,
     RoundValues,
     Skipped,
@@ -49,7 +49,7 @@ BARE_IMPORT = (sys.executable, "-m", "hotplate.bench.micro.bare_import")
 ITEMS = 20_000
 # Of disk for an imported row: the file, what is sorted, and both stores.
 ROW_BYTES = 160
-# The large release has so many times as many users as the effort says.
+# The large release has so many times as many users as the size says.
 LARGER = 10
 SMALL_USERS = 10_000
 # The length of the lists of both.
@@ -88,7 +88,7 @@ def run(command: Sequence[str]) -> dict[str, float]:
 
 
 @contextmanager
-def _retail(_effort: Effort) -> Iterator[Candidates]:
+def _retail(_size: BenchmarkSize) -> Iterator[Candidates]:
     if not RETAIL.exists():
         raise Skipped(f"the data set is not at {RETAIL}")
     with tempfile.TemporaryDirectory() as folder:
@@ -96,10 +96,10 @@ def _retail(_effort: Effort) -> Iterator[Candidates]:
 
 
 @contextmanager
-def _log(effort: Effort) -> Iterator[Candidates]:
+def _log(size: BenchmarkSize) -> Iterator[Candidates]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "log.parquet"
-        write_log(file, LOG_PER_USER * effort.users)
+        write_log(file, LOG_PER_USER * size.users)
         yield _trainings(file, ("--weighting", "binary"), Path(folder))
 
 
@@ -148,12 +148,12 @@ def _trainings(data: Path, options: Sequence[str], folder: Path) -> Candidates:
 
 
 @contextmanager
-def _import(effort: Effort) -> Iterator[Candidates]:
+def _import(size: BenchmarkSize) -> Iterator[Candidates]:
     """Import shuffled rows, 20 for each user."""
     with tempfile.TemporaryDirectory() as made:
         folder, file = Path(made), Path(made) / "lists.csv"
-        require_room(folder, effort.users * LENGTH * ROW_BYTES)
-        write_lists(file, effort.users)
+        require_room(folder, size.users * LENGTH * ROW_BYTES)
+        write_lists(file, size.users)
         yield {
             "CSV": partial(import_lists, file, folder / "store"),
             "bare, CSV": partial(import_bare, file, folder / "bare.mdb"),
@@ -187,9 +187,9 @@ def import_bare(lists: Path, target: Path) -> RoundValues:
 
 
 @contextmanager
-def _big_release(effort: Effort) -> Iterator[Candidates]:
-    """Import lists of LARGER times the effort's users, and serve them and a few users' on one core, A B A B …."""
-    users = effort.users * LARGER
+def _big_release(size: BenchmarkSize) -> Iterator[Candidates]:
+    """Import lists of LARGER times the size's users, and serve them and a few users' on one core, A B A B …."""
+    users = size.users * LARGER
     with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
         folder, imports, candidates = Path(made), list[RoundValues](), dict[str, CandidateRun]()
         require_room(folder, users * SHORT * ROW_BYTES)
@@ -201,7 +201,7 @@ def _big_release(effort: Effort) -> Iterator[Candidates]:
             imports.append(import_lists(lists, folder / name, "--encoding", "zstd"))
             shutil.rmtree(lists)
             service = stack.enter_context(hotplate_serving(f"file://{folder}/{name}"))
-            candidates[name] = by_generator(service, gets(keys_of(number), effort.round_s))
+            candidates[name] = by_generator(service, gets(keys_of(number), size.round_s))
             candidates[f"{name} at rest"] = partial(_memory, service)
         stack.enter_context(on_core(1))
         yield {**candidates, "import": lambda: imports[-1]}

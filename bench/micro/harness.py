@@ -49,7 +49,7 @@ def require_room(folder: Path, needed_bytes: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class BenchmarkSize:
     """How much to measure: the defaults are those of published figures, and tests take far less."""
 
     rounds: int = 5
@@ -138,15 +138,15 @@ class Case:
     """
 
     name: str
-    candidates: Callable[[Effort], AbstractContextManager[Candidates]]
+    candidates: Callable[[BenchmarkSize], AbstractContextManager[Candidates]]
     rows: Mapping[str, Line]
     rounds: int = 0
 
-    def measure(self, effort: Effort) -> list[Outcome]:
+    def measure(self, size: BenchmarkSize) -> list[Outcome]:
         """Let all candidates run, and return their figures and those that compare them."""
         try:
-            with self.candidates(effort) as present:
-                taken = interleave(present, self.rounds or effort.rounds, warm_up=not self.rounds)
+            with self.candidates(size) as present:
+                taken = interleave(present, self.rounds or size.rounds, warm_up=not self.rounds)
         except Skipped as skipped:
             return [Unmeasured(self.name, str(skipped))]
         plain = [f"{name}: {quantity}" for name, rounds in taken.items() for quantity in rounds[0]]

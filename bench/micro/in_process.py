@@ -18,7 +18,16 @@ from aiohttp.payload import Payload
 from aiohttp.test_utils import make_mocked_request
 
 from hotplate.bench.lists import Shape, key_of
-from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, RoundValues, Stopwatch, at_most, require_room
+from hotplate.bench.micro.harness import (
+    BenchmarkSize,
+    Candidates,
+    Case,
+    Line,
+    RoundValues,
+    Stopwatch,
+    at_most,
+    require_room,
+)
 from hotplate.bench.micro.servers import LIST_LENGTH, id_of
 from hotplate.serve.api.handlers import Handlers, RouteHandler
 from hotplate.serve.api.parameters import JSON
@@ -78,9 +87,9 @@ def publish_to(url: str, shape: Shape, shared: Sequence[bytes], encoding: str = 
 
 
 @contextmanager
-def _files(effort: Effort) -> Iterator[Candidates]:
+def _files(size: BenchmarkSize) -> Iterator[Candidates]:
     """Publish all users' lists at about 600 bytes."""
-    shape = Shape(effort.users, LIST_LENGTH)
+    shape = Shape(size.users, LIST_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         require_room(Path(folder), ROOM * shape.plan.payload_bytes)
         yield {"20 items": partial(_publish_once, shape, shape.values(), Path(folder))}
@@ -97,12 +106,12 @@ def _publish_once(shape: Shape, values: Sequence[bytes], folder: Path) -> RoundV
 
 
 @contextmanager
-def _in_process(effort: Effort) -> Iterator[Candidates]:
+def _in_process(size: BenchmarkSize) -> Iterator[Candidates]:
     """Read random lists of all users, from files and from a dict, and a thousand users in one request.
 
     The dict holds a value a key, as a real one would: shared values would stay in the processor's cache.
     """
-    shape, few = Shape(effort.users, LIST_LENGTH), Shape(COUNT, LIST_LENGTH)
+    shape, few = Shape(size.users, LIST_LENGTH), Shape(COUNT, LIST_LENGTH)
     users = [id_of(user) for user in range(COUNT)]
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner, ExitStack() as stack:
         release = publish_to(f"file://{folder}/all", shape, shape.values()).release
@@ -112,14 +121,14 @@ def _in_process(effort: Effort) -> Iterator[Candidates]:
         runner.run(lists.__aenter__())
         get: Callable[[str], bytes | None] = partial(store.get, release)
         runner.run(store.warm(release))  # pages just written may have left the memory
-        copies = {key: value for key in map(key_of, range(effort.users)) if (value := get(key)) is not None}
+        copies = {key: value for key in map(key_of, range(size.users)) if (value := get(key)) is not None}
         batch, rows = {"users": users, "n": 10}, {"data": [{"user": user, "n": "10"} for user in users]}
-        serve = partial(_serve_many, runner, seconds=effort.round_s)
+        serve = partial(_serve_many, runner, seconds=size.round_s)
         try:
             yield {
-                "get": partial(_read_one_by_one, get, effort),
-                "get of a dict": partial(_read_one_by_one, copies.get, effort),
-                "list": partial(_read_one_by_one, lambda key: every.personal(key.removeprefix(USER)), effort),
+                "get": partial(_read_one_by_one, get, size),
+                "get of a dict": partial(_read_one_by_one, copies.get, size),
+                "list": partial(_read_one_by_one, lambda key: every.personal(key.removeprefix(USER)), size),
                 f"batch[json-{JSON}]": partial(serve, Handlers(lists.reader).recommend_many, batch),
                 "score[json-records]": partial(serve, Scoring(lists.reader).score, rows),
             }
@@ -128,11 +137,11 @@ def _in_process(effort: Effort) -> Iterator[Candidates]:
             runner.run(store.close())
 
 
-def _read_one_by_one(get: Callable[[str], object], effort: Effort) -> RoundValues:
+def _read_one_by_one(get: Callable[[str], object], size: BenchmarkSize) -> RoundValues:
     """Read lists of random keys: new strings, as requests make them, so a dict has to hash them."""
-    watch, done, ends_at = Stopwatch(), 0, time.perf_counter() + effort.round_s
+    watch, done, ends_at = Stopwatch(), 0, time.perf_counter() + size.round_s
     while not done or time.perf_counter() < ends_at:
-        keys = [key_of(user) for user in random.choices(range(effort.users), k=COUNT)]  # noqa: S311 -- spreads reads
+        keys = [key_of(user) for user in random.choices(range(size.users), k=COUNT)]  # noqa: S311 -- spreads reads
         with watch.running():
             for key in keys:
                 get(key)

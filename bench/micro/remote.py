@@ -21,9 +21,9 @@ from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
 from hotplate.bench.lists import Shape
 from hotplate.bench.loadgen.load import Gets
 from hotplate.bench.micro.harness import (
+    BenchmarkSize,
     Candidates,
     Case,
-    Effort,
     Line,
     RoundValues,
     Skipped,
@@ -54,9 +54,9 @@ PLENTY_RU = 1_000_000
 
 
 @contextmanager
-def _webdis(effort: Effort) -> Iterator[Candidates]:
-    """Serve a tenth of the effort's users, and read the same values by webdis."""
-    shape = Shape(max(effort.users // 10, 1), LIST_LENGTH)
+def _webdis(size: BenchmarkSize) -> Iterator[Candidates]:
+    """Serve a tenth of the size's users, and read the same values by webdis."""
+    shape = Shape(max(size.users // 10, 1), LIST_LENGTH)
     if absent := missing("webdis") or (None if redis_installed() else REDIS_MISSING):
         raise Skipped(absent)
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def _webdis(effort: Effort) -> Iterator[Candidates]:
         service = stack.enter_context(hotplate_serving(redis.url()))
         webdis = stack.enter_context(webdis_serving(redis))
         stack.enter_context(on_core(1))
-        load = gets(keys_of(shape.users), effort.round_s, {"Accept": "application/json"})
+        load = gets(keys_of(shape.users), size.round_s, {"Accept": "application/json"})
         plain = replace(load, requests=Gets(f"/GET/{PLAIN}{USER}{{key}}", keys_of(shape.users)))
         yield {"hotplate": saturated(service, load), "webdis": saturated(webdis, plain)}
 
@@ -97,7 +97,7 @@ class ChargeSum:
 
 
 @contextmanager
-def _cosmos_reads(effort: Effort) -> Iterator[Candidates]:
+def _cosmos_reads(size: BenchmarkSize) -> Iterator[Candidates]:
     """Read items of 1 KB by each client, 16 in flight."""
     with ExitStack() as stack:
         emulator = stack.enter_context(emulator_serving(core=0))
@@ -107,7 +107,7 @@ def _cosmos_reads(effort: Effort) -> Iterator[Candidates]:
             "azure-cosmos": partial(_as_it_comes, emulator.url),
             "hotplate": partial(_ours, f"cosmos+{emulator.url}/{DATABASE}"),
         }
-        yield {name: partial(_read_by, client, effort.round_s) for name, client in clients.items()}
+        yield {name: partial(_read_by, client, size.round_s) for name, client in clients.items()}
 
 
 async def _fill(endpoint: str) -> None:

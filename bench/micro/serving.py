@@ -20,7 +20,7 @@ from hotplate.bench.lists import Shape
 from hotplate.bench.loadgen.keys import RequestKeys, Uniform
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.micro import servers
-from hotplate.bench.micro.harness import Candidates, Case, Effort, Line, RoundValues, Skipped, at_least, at_most
+from hotplate.bench.micro.harness import BenchmarkSize, Candidates, Case, Line, RoundValues, Skipped, at_least, at_most
 from hotplate.bench.micro.in_process import publish_to
 from hotplate.bench.micro.peers import COPIED, aiohttp_serving, must_be_alike, nginx_serving
 from hotplate.bench.process import Server, on_core
@@ -43,13 +43,13 @@ urllib.request.urlopen(urllib.request.Request(sys.argv[2], method="POST")).close
 
 
 @contextmanager
-def _http_peer(effort: Effort) -> Iterator[Candidates]:
+def _http_peer(size: BenchmarkSize) -> Iterator[Candidates]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         publish_to(f"file://{folder}", TITLED, TITLED.values())
         service = stack.enter_context(servers.hotplate_serving(f"file://{folder}"))
         peer = stack.enter_context(aiohttp_serving(service))
         stack.enter_context(on_core(1))
-        load = servers.gets(FEW, effort.round_s)
+        load = servers.gets(FEW, size.round_s)
         yield {OURS: servers.by_generator(service, load), "aiohttp": servers.by_generator(peer, load)}
 
 
@@ -68,15 +68,15 @@ class Shop:
 
 
 @contextmanager
-def _shop(effort: Effort) -> Iterator[Shop]:
-    shape = Shape(effort.users, servers.LIST_LENGTH)
+def _shop(size: BenchmarkSize) -> Iterator[Shop]:
+    shape = Shape(size.users, servers.LIST_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         store, keys, values = f"file://{folder}/store", Path(folder) / "keys.json", shape.values()
         releases = [publish_to(store, shape, values).release.id for _ in range(2)]
         key = create(keys, "shop", [READ]).key
         headers = {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key}
-        load = servers.gets(servers.keys_of(effort.users), effort.round_s, headers)
-        changing = servers.gets(servers.keys_of(effort.users), effort.round_s, headers, behind_a_proxy())
+        load = servers.gets(servers.keys_of(size.users), size.round_s, headers)
+        changing = servers.gets(servers.keys_of(size.users), size.round_s, headers, behind_a_proxy())
         with servers.hotplate_serving(store, "--keys", str(keys), "--anonymous", "--admin-store", store) as service:
             yield Shop(service, releases, {OURS: load, CHANGING: changing})
 
@@ -94,10 +94,10 @@ def behind_a_proxy() -> tuple[Mapping[str, str], ...]:
 
 
 @contextmanager
-def _hot_path(effort: Effort) -> Iterator[Candidates]:
+def _hot_path(size: BenchmarkSize) -> Iterator[Candidates]:
     if absent := servers.missing("nginx"):
         raise Skipped(absent)
-    with _shop(effort) as shop, ExitStack() as stack:
+    with _shop(size) as shop, ExitStack() as stack:
         url, loads = shop.service.url + servers.path_of(0), shop.loads
         nginx = stack.enter_context(nginx_serving(*servers.fetch(url)))
         must_be_alike(url, nginx.url)
@@ -107,11 +107,11 @@ def _hot_path(effort: Effort) -> Iterator[Candidates]:
 
 
 @contextmanager
-def _tail(effort: Effort) -> Iterator[Candidates]:
+def _tail(size: BenchmarkSize) -> Iterator[Candidates]:
     """Send half of what the service can take, also while another release goes live."""
-    with _shop(effort) as shop, on_core(1):
+    with _shop(size) as shop, on_core(1):
         service = shop.service
-        load = replace(shop.loads[CHANGING], duration_s=max(FLIP_S, effort.round_s))
+        load = replace(shop.loads[CHANGING], duration_s=max(FLIP_S, size.round_s))
         measure = servers.saturated(service, shop.loads[CHANGING])
         rate = median(measure()["rate"] for _ in range(3)) / 2
 

@@ -176,7 +176,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class InputSource:
     """Some inputs from one place; `label` names one of them in a sentence, as `--users` or `users in plan.toml`."""
 
     source: str
@@ -219,7 +219,7 @@ def flag_help(known: Field[Any]) -> str:
     return f"{sentence} Default: {default}."
 
 
-def merge(layers: Sequence[Layer]) -> SourcedInputs:
+def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     """Lay inputs over each other; the last layer wins. Raises PlanMisused naming the flag or the key."""
     values, sources = dict[str, Any](), dict[str, str]()
     for layer in layers:
@@ -259,7 +259,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise PlanMisused(f"{path} is not TOML: {error}") from error
 
 
-def from_report(path: Path, p99_ms: float | None = None) -> Layer:
+def from_report(path: Path, p99_ms: float | None = None) -> InputSource:
     """Read what `hotplate bench` measured: what a pod can answer, how long a request stays in it, and its CPU.
 
     With *p99_ms*, only rates that kept it count. Raises PlanMisused for a file that is not a valid report.
@@ -288,10 +288,10 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
         raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: {reason_of(error)}") from error
     if not values:
         raise PlanMisused(f"--from-report: {path} holds nothing that a plan can use")
-    return Layer(source, values, f"{{name!r}} in {path}")
+    return InputSource(source, values, f"{{name!r}} in {path}")
 
 
-def from_release(manifest: "Manifest", store: str) -> Layer:
+def from_release(manifest: "Manifest", store: str) -> InputSource:
     """Read the manifest of a release in *store*: lists by kind, their mean size, their encoding.
 
     The manifest has one sum of bytes over all rows, so popular lists and pieces of `meta` are in the mean.
@@ -306,7 +306,7 @@ def from_release(manifest: "Manifest", store: str) -> Layer:
         "encoding": manifest.encoding,
     }
     source = f"measured: manifest of {manifest.release} in {store}, {rows:,} rows of {manifest.bytes:,} bytes"
-    return Layer(source, values, f"{{name}} of {manifest.release}")
+    return InputSource(source, values, f"{{name}} of {manifest.release}")
 
 
 Rounds = Sequence[Mapping[str, Any]]
@@ -347,7 +347,7 @@ def _mean_ms(facts: Mapping[str, Any]) -> float:
     return round(max(means_us) / 1000, 4)
 
 
-def _drop_outdated_size(layers: Sequence[Layer], values: dict[str, Any], sources: dict[str, str]) -> None:
+def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
     """Drop a measured size if a later layer changes what a list is made of."""
     order = {name: place for place, layer in enumerate(layers) for name in layer.values}
     for name in ("list_length", "encoding", "title_chars", "item_id_chars"):

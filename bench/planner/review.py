@@ -9,7 +9,7 @@ from typing import Any
 
 from hotplate.bench.planner.cosmos import CONTROL_RU
 from hotplate.bench.planner.figures import PlanFigure, Range, format_value, two_digits
-from hotplate.bench.planner.inputs import KNOWN, REPORT_FORMAT, Inputs, Layer, PlanMisused, read_toml
+from hotplate.bench.planner.inputs import KNOWN, REPORT_FORMAT, Inputs, InputSource, PlanMisused, read_toml
 from hotplate.bench.planner.plan import CapacityPlan
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
@@ -115,7 +115,7 @@ class Saving:
 class Baseline:
     """A saved plan: its inputs, its figures, and by how much these may be exceeded."""
 
-    layer: Layer
+    layer: InputSource
     figures: Mapping[str, float]
     bound_percent: float
 
@@ -361,7 +361,7 @@ def read_baseline(path: Path) -> Baseline:
             )
         if not _is_number(value):
             raise PlanMisused(f"{name} in {path} is {value!r}, and must be a number")
-    return Baseline(Layer(path.name, facts, f"{{name!r}} in {path}"), figures, bound)
+    return Baseline(InputSource(path.name, facts, f"{{name!r}} in {path}"), figures, bound)
 
 
 def growth(plan: CapacityPlan, baseline: Baseline) -> list[Growth]:

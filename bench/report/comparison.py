@@ -134,7 +134,7 @@ def _change_of(before: Series, after: Series, metric: str) -> Change | None:
     if found is None:
         return None
     first, second = (sum(each) / len(each) for each in values)
-    return Change(metric, first, second, found, before.measured(metric).beside(after.measured(metric)))
+    return Change(metric, first, second, found, before.measured(metric).compared_with(after.measured(metric)))
 
 
 def sole_series(name: str, report: Report) -> Series:

@@ -235,7 +235,7 @@ def _differences(columns: Sequence[Column], percentile: str) -> list[tuple[str, 
     first, *others = judged_columns(columns)
     found = list[tuple[str, str, MeasuredChange]]()
     for other in others:
-        latency = first.reads.latency(percentile).beside(other.reads.latency(percentile))
+        latency = first.reads.latency(percentile).compared_with(other.reads.latency(percentile))
         found.append((other.name, f"at {percentile}", latency))
         found.append((other.name, "in CPU", by_rounds(both_us)(first, other)))
     return found
@@ -254,12 +254,12 @@ def _answer(columns: Sequence[Column], percentile: str, unjudged: str) -> str:
 
 
 def _part(found: MeasuredChange, first: str, other: str, what: str) -> str:
-    words = CHEAPER if what == "in CPU" else FASTER
+    phrasing = CHEAPER if what == "in CPU" else FASTER
     if found.because:
-        return f"{what} it is not known whether {first} or {other} is {words.better}, because {found.because}"
+        return f"{what} it is not known whether {first} or {other} is {phrasing.better}, because {found.because}"
     if not found.real:
         return f"{what} there is {NO_DIFFERENCE} ({found.range})"
-    return found.sentence(first, other, words._replace(better=f"{words.better} {what}"))
+    return found.sentence(first, other, phrasing._replace(better=f"{phrasing.better} {what}"))
 
 
 def _fewer(options: StoresOptions, result: ComparisonResult, left_out: Sequence[str]) -> list[str]:

@@ -19,11 +19,11 @@ import uvloop
 
 from hotplate.bench.answers import check_answers
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.absence import measure_stolen
 from hotplate.bench.loadgen.capacity import Objective, Point, search
 from hotplate.bench.loadgen.keys import KeyDraw, RequestKeys
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.recorder import ResponseSample
+from hotplate.bench.loadgen.stalls import measure_stolen
 from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.process import GENERATOR_CORE, SERVICE_CORE, on_core, read_metrics

@@ -42,7 +42,7 @@ PASSES = 2
 
 # The share of the budget that a copy of a release may take, and after how long it is foreseen.
 COPY_SHARE = 0.5
-FORESEEN_S = 5.0
+ESTIMATE_AFTER_S = 5.0
 
 # Settings that say how to connect to a store; all others of hotplate are kept away from what is measured.
 STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
@@ -170,7 +170,7 @@ def copy_progress(name: str, options: StoresOptions, display: ProgressDisplay) -
     def on_progress(done: int, total: int) -> None:
         display.step(done, total)
         took_s = time.monotonic() - began_s
-        if (all_s := took_s * total / max(1, done)) > most_s and took_s > FORESEEN_S:
+        if (all_s := took_s * total / max(1, done)) > most_s and took_s > ESTIMATE_AFTER_S:
             more = math.ceil(all_s / COPY_SHARE / 60) + 1
             raise BenchFailed(
                 f"writing the release into {name} takes about {all_s / 60:.1f} minutes of the budget of "

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from hotplate.bench.loadgen.capacity import PERCENTS, Point
-from hotplate.bench.measured import AHEAD, CHEAPER, FASTER, Measured, MeasuredChange, Words, geometric, middle
+from hotplate.bench.measured import AHEAD, CHEAPER, FASTER, Measured, MeasuredChange, Phrasing, geometric, middle
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.planner.figures import two_digits
 from hotplate.bench.planner.prices import HOURS_A_MONTH
@@ -92,7 +92,7 @@ class TableLine:
 
     cell: OfColumn
     compare: Compare | None = None
-    words: Words = CHEAPER
+    phrasing: Phrasing = CHEAPER
     timed: bool = False
     unknown: str = NOT_HERE
 
@@ -100,10 +100,12 @@ class TableLine:
 Figures = dict[str, TableLine]
 
 
-def mean(write: Callable[[float], str], value: OfRound, words: Words | None = None, *, timed: bool = True) -> TableLine:
+def mean(
+    write: Callable[[float], str], value: OfRound, phrasing: Phrasing | None = None, *, timed: bool = True
+) -> TableLine:
     """Show the mean of a value over the rounds; with *words* stores are compared by it."""
     cell = shown(lambda column: column.mean(value), write)
-    return TableLine(cell, None if words is None else by_rounds(value), words or CHEAPER, timed)
+    return TableLine(cell, None if phrasing is None else by_rounds(value), phrasing or CHEAPER, timed)
 
 
 def both_sides(ours_us: OfRound, server_us: OfRound) -> TableLine:
@@ -181,13 +183,15 @@ def verdicts_on(columns: Sequence[Column], figure: TableLine) -> list[str]:
     if figure.compare is None:
         return []
     first, *others = judged_columns(columns)
-    found = [(one.name, figure.compare(first, one).sentence(first.name, one.name, figure.words)) for one in others]
+    found = [(one.name, figure.compare(first, one).sentence(first.name, one.name, figure.phrasing)) for one in others]
     return [f"{name}: {sentence}" if len(others) > 1 else sentence for name, sentence in found]
 
 
 def by_rounds(value: OfRound, *, shares: bool = False) -> Compare:
     """Compare a value of each round, in pairs; *shares* of all requests may be zero."""
-    return lambda first, second: first.measured(value, shares=shares).beside(second.measured(value, shares=shares))
+    return lambda first, second: first.measured(value, shares=shares).compared_with(
+        second.measured(value, shares=shares)
+    )
 
 
 def by_series(choose: Callable[[Column], Series | None], metric: str) -> Compare:
@@ -198,7 +202,7 @@ def by_series(choose: Callable[[Column], Series | None], metric: str) -> Compare
             return Measured((), (), "no round of one is valid")
         return found.latency(metric) if metric in PERCENTS else found.measured(metric)
 
-    return lambda first, second: measure(first).beside(measure(second))
+    return lambda first, second: measure(first).compared_with(measure(second))
 
 
 def stored_item(manifest: Manifest) -> float:
@@ -276,8 +280,8 @@ def _service() -> Figures:
 def _answers(choose: Callable[[Column], Series | None], *, timed: bool = True) -> Figures:
     """Show the latencies, rate and errors of a series; if its loop is open, rate and errors are *timed*."""
 
-    def figure(metric: str, write: Callable[[Series], str], words: Words, *, timed: bool = True) -> TableLine:
-        return TableLine(shown(choose, write), by_series(choose, metric), words, timed, NOT_VALID)
+    def figure(metric: str, write: Callable[[Series], str], phrasing: Phrasing, *, timed: bool = True) -> TableLine:
+        return TableLine(shown(choose, write), by_series(choose, metric), phrasing, timed, NOT_VALID)
 
     def percentile(name: str) -> TableLine:
         return figure(name, lambda one: text.joined(text.latency_cell(one.summary[name])), FASTER)

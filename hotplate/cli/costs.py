@@ -29,7 +29,7 @@ def limit_ru(url: str | None, max_ru: int | None) -> str | None:
     return url if max_ru is None else with_max_ru(chosen_store(url), max_ru)
 
 
-def hours_begun(began: float, seconds: float) -> int:
+def billed_hours(began: float, seconds: float) -> int:
     """Count the hours of the wall clock that a time reaches into: of each the highest throughput is billed."""
     return floor((began + seconds) / HOUR_S) - floor(began / HOUR_S) + 1
 
@@ -43,7 +43,7 @@ def publish_usd(prices: "Prices", bill: "Bill", request_units: float, began: flo
     """Return what is billed from the beginning to the end of a publish."""
     if not bill.writing:
         return request_units / 1e6 * prices.serverless_million_ru.usd
-    return hourly_usd(prices, bill.writing) * hours_begun(began, seconds)
+    return hourly_usd(prices, bill.writing) * billed_hours(began, seconds)
 
 
 def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
@@ -94,7 +94,7 @@ def _estimate_to_json(found: "Estimate", prices: "Prices", where: str, began: fl
         "rate_ru": found.bill.rate_ru,
         "seconds": found.seconds,
         "afterwards": found.bill.afterwards,
-        "hours_begun": hours_begun(began, found.seconds),
+        "hours_begun": billed_hours(began, found.seconds),
         "usd": round(publish_usd(prices, found.bill, found.total_ru, began, found.seconds), 6),
         "usd_month": round(monthly_usd(prices, found.bill.afterwards), 2),
         "prices": prices.ru_hour.provenance,
@@ -128,7 +128,7 @@ def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Price
     out.print(f"of one region, without storage at {storage_usd:g} USD a GB and month; {source}")
 
 
-class Spending:
+class RequestUnitMeter:
     """Counts the request units and refusals that a store reports; lives as long as one verb."""
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class Spending:
                 "throttled": self.throttled,
                 "seconds": round(self.seconds, 3),
                 "usd": round(self.usd, 6),
-                "hours_begun": hours_begun(self._began, self.seconds),
+                "hours_begun": billed_hours(self._began, self.seconds),
             }
         }
 
@@ -223,5 +223,5 @@ def format_duration(seconds: float) -> str:
 
 
 def _hours(began: float, seconds: float) -> str:
-    hours = hours_begun(began, seconds)
+    hours = billed_hours(began, seconds)
     return f"{hours} hour{'s' * (hours > 1)} begun"

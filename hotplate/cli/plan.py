@@ -14,7 +14,7 @@ from hotplate.cli.terminal import REFUSED, Json, out, print_json, require_folder
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from hotplate.bench.planner.inputs import Layer
+    from hotplate.bench.planner.inputs import InputSource
     from hotplate.bench.planner.plan import CapacityPlan
     from hotplate.bench.planner.review import Baseline, Growth, PlanReport
 
@@ -110,7 +110,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
 signed(plan, list(_parameters()))
 
 
-def _command_line(assume: Sequence[str], flags: dict[str, str | None]) -> "list[Layer]":
+def _command_line(assume: Sequence[str], flags: dict[str, str | None]) -> "list[InputSource]":
     """Return the inputs of --set and those of flags, which win over them."""
     values = dict[str, object]()
     for each in assume:
@@ -119,12 +119,12 @@ def _command_line(assume: Sequence[str], flags: dict[str, str | None]) -> "list[
             raise inputs.PlanMisused(f"--set takes NAME=VALUE, not {each!r}")
         values[name.strip()] = value.strip()
     given = {name: value for name, value in flags.items() if value is not None}
-    return [inputs.Layer("flag", values, "--set {name}"), inputs.Layer("flag", given, "--{flag}")]
+    return [inputs.InputSource("flag", values, "--set {name}"), inputs.InputSource("flag", given, "--{flag}")]
 
 
 def _layers(
-    baseline: "Baseline | None", command_line: "list[Layer]", release: str | None, report: Path | None
-) -> "list[Layer]":
+    baseline: "Baseline | None", command_line: "list[InputSource]", release: str | None, report: Path | None
+) -> "list[InputSource]":
     """Return the inputs of each place that was named, each winning over those before it."""
     from hotplate.cli.releases import find_manifest
     from hotplate.stores.urls import redacted

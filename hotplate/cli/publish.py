@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
+from hotplate.cli.costs import DryRun, MaxRu, RequestUnitMeter, limit_ru, print_estimate
 from hotplate.cli.models import RegistryUrl, in_registry, is_reference
 from hotplate.cli.terminal import (
     Json,
@@ -288,15 +288,15 @@ def write_lists(
     from hotplate.offline.publish import publish, timed
 
     store = with_store(options.store, _check_store)
-    spending, loading = Spending(), dict[str, float]()
-    with progress_bars(spending.progress) as on_progress:
+    meter, loading = RequestUnitMeter(), dict[str, float]()
+    with progress_bars(meter.progress) as on_progress:
         with timed(loading, "load"):
             lists = interruptible(lambda: read(on_progress))
-        spending.watch(store, lists.plan(), quiet=options.as_json)
+        meter.watch(store, lists.plan(), quiet=options.as_json)
         how, report = options.settings, partial(on_progress, "publish")
-        write = partial(publish, lists, settings=how, observer=spending, on_progress=report)
-        written = with_store(options.store, write, spending)
-    _print_release(written, spending, options, imported)
+        write = partial(publish, lists, settings=how, observer=meter, on_progress=report)
+        written = with_store(options.store, write, meter)
+    _print_release(written, meter, options, imported)
     return replace(written, steps=loading | written.steps)
 
 
@@ -348,7 +348,7 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
         raise simulated.held_back
 
 
-def _print_release(written: "Written", spending: Spending, options: PublishOptions, imported: str | None) -> None:
+def _print_release(written: "Written", meter: RequestUnitMeter, options: PublishOptions, imported: str | None) -> None:
     """Print what was written, what gates said, what was erased afterwards, and what it cost."""
     from hotplate.offline.gates import recorded
 
@@ -365,7 +365,7 @@ def _print_release(written: "Written", spending: Spending, options: PublishOptio
             "erased": written.erased,
         }
         origin = {} if imported is None else read
-        print_json(origin | facts | ({"gates": verdicts} if verdicts else {}) | spending.to_json())
+        print_json(origin | facts | ({"gates": verdicts} if verdicts else {}) | meter.to_json())
         return
     if imported is not None:
         print_rows_read(imported, **read)
@@ -380,7 +380,7 @@ def _print_release(written: "Written", spending: Spending, options: PublishOptio
     print_gates(manifest, forced=forced)
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed")
-    spending.print_totals(plan_of(manifest))
+    meter.print_totals(plan_of(manifest))
 
 
 def _print_rules(rules: "dict[str, dict[str, int]]") -> None:

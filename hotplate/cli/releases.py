@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
+from hotplate.cli.costs import DryRun, MaxRu, RequestUnitMeter, limit_ru, print_estimate
 from hotplate.cli.options import Verbs
 from hotplate.cli.publish import EndCanary, Keep, plan_of, print_gates
 from hotplate.cli.terminal import (
@@ -296,18 +296,18 @@ def copy(
     from hotplate.stores.transfer import estimate_copy
     from hotplate.stores.verification import load_manifest
 
-    target, spending = limit_ru(target, max_ru) or target, Spending()
+    target, meter = limit_ru(target, max_ru) or target, RequestUnitMeter()
 
     async def act(opened: "Store", other: "Store") -> "WriteResult | Estimate":
         chosen = await find_release(opened, release)
         if dry_run:
             return await estimate_copy(opened, other, chosen.id, live=activate, on_progress=report)
-        spending.watch(other, plan_of(await load_manifest(opened, chosen)), quiet=as_json)
+        meter.watch(other, plan_of(await load_manifest(opened, chosen)), quiet=as_json)
         return await copy_release(opened, other, chosen.id, live=activate, on_progress=report)
 
-    with progress_bars(spending.progress) as on_progress:
+    with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "dry run" if dry_run else "copy")
-        done = with_stores(source, target, act, spending)
+        done = with_stores(source, target, act, meter)
     if isinstance(done, Estimate):
         print_estimate(done, target, as_json=as_json)
         return
@@ -315,12 +315,12 @@ def copy(
     counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
     state = f"{'live' if live else 'ready'}{', repaired' if done.repaired else ''}"
     print_result(
-        {"release": done.manifest, "live": live} | counts | spending.to_json(),
+        {"release": done.manifest, "live": live} | counts | meter.to_json(),
         f"{done.manifest.release} is {state}: {done.rows:,} rows written, {done.skipped:,} had been written before",
         as_json=as_json,
     )
     if not as_json and done.rows:
-        spending.print_totals(plan_of(done.manifest))
+        meter.print_totals(plan_of(done.manifest))
     if done.held_back is not None:
         raise done.held_back
 

@@ -33,7 +33,7 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.manifest import Tally
-from hotplate.stores.parts import Assignment, WrittenPart, write_part
+from hotplate.stores.parts import PartContext, WrittenPart, write_part
 from hotplate.stores.store import Observer, Plan, Row
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import OnProgress
@@ -115,12 +115,12 @@ class SparkLists(PartedSource):
         return list(chain.from_iterable(chain(some.similar(0, min(items, _SAMPLED)), some.personal())))
 
     async def write_parts(
-        self, assignment: Assignment, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
+        self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
         """See `PartedSource`; once the first part fails, those that are not begun are not begun any more."""
         blocks = [*self._of_items, *self._of_users]
         noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
-        job = _PublishJob(self._shared, assignment, self._url, None if lists is None else lists.depth)
+        job = _PublishJob(self._shared, context, self._url, None if lists is None else lists.depth)
         work = partial(_write, job, noted)
         running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, blocks, work)
         try:
@@ -168,7 +168,7 @@ class _PublishJob:
     """What all tasks of one publish have in common; pickled with each."""
 
     lists: "Broadcast[ModelLists]"
-    assignment: Assignment
+    context: PartContext
     url: str
     depth: int | None
 
@@ -249,7 +249,7 @@ async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
     store = connect(job.url, charges)
     try:
         async with aclosing(prefetched(rows, {})) as bodies:
-            written = await write_part(store, job.assignment, block.part, bodies)
+            written = await write_part(store, job.context, block.part, bodies)
     finally:
         await store.close()
     counts = None if measured is None else measured.counts()

@@ -104,7 +104,7 @@ class Factors:
         scores: Floats = self.user_factors[users] @ self.item_factors.T
         return scores
 
-    def alike(self, items: Indices) -> Floats:
+    def similarities(self, items: Indices) -> Floats:
         """Return the cosines of the factors; an item whose factors are all zero is like no other."""
         cosines: Floats = self.item_factors[items] @ self.item_factors.T
         norms = self._norms

@@ -56,7 +56,7 @@ class EASE:
         summed: Floats = _damped(rows).astype(np.float32) @ self.weights
         return summed
 
-    def alike(self, items: Indices) -> Floats:
+    def similarities(self, items: Indices) -> Floats:
         """Return how much each of *items* speaks for the others."""
         return self.weights[items]
 

@@ -77,7 +77,7 @@ class Neighbours:
         """Sum up the similarities to what users have."""
         return (rows @ self._nearest).toarray()
 
-    def alike(self, items: Indices) -> Any:  # noqa: ANN401 -- as above
+    def similarities(self, items: Indices) -> Any:  # noqa: ANN401 -- as above
         """Return the neighbours of *items*."""
         return self.similarity[items].toarray()
 

@@ -102,7 +102,7 @@ class Popularity:
         ordered = self.counts * (1 - np.arange(len(self.counts)) * _TIE)
         return np.repeat(ordered[None], len(users), axis=0)
 
-    def alike(self, items: Indices) -> Floats:
+    def similarities(self, items: Indices) -> Floats:
         """Return no similar items, for popularity compares none."""
         return np.zeros((len(items), len(self.counts)), dtype=np.float32)
 

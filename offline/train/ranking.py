@@ -40,7 +40,7 @@ class Scorer(Protocol):
         """Return a new table [users, items] of scores; *rows* are what the *users* have."""
         ...
 
-    def alike(self, items: Indices) -> ScoreTable:
+    def similarities(self, items: Indices) -> ScoreTable:
         """Return a new table [len(items), items] of how similar items are."""
         ...
 
@@ -78,7 +78,7 @@ def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = 
     """
 
     def score(batch: Indices) -> ScoreTable:
-        table = ranker.alike(batch)
+        table = ranker.similarities(batch)
         table[np.arange(len(batch)), batch] = -np.inf
         return table
 

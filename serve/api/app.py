@@ -16,7 +16,7 @@ from multidict import istr
 
 from hotplate.serve.access.auth import Caller, Guard, scope_of
 from hotplate.serve.api.cors import Cors
-from hotplate.serve.api.events import EventsHandler, settled
+from hotplate.serve.api.events import EventsHandler, resolved
 from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler, found_in
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
@@ -26,7 +26,7 @@ from hotplate.serve.metrics import OTHER
 from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready
 from hotplate.serve.reader import NotReady, TieredReader
 from hotplate.serve.telemetry.access_log import AccessLog, report
-from hotplate.serve.telemetry.spans import Answered, RequestSpan, Tracer, working_for
+from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
 
 # Counts the connection of a request as one of its caller's. Raises Problem if there are too many.
-Claim = Callable[[web.BaseRequest, str], None]
+CountConnection = Callable[[web.BaseRequest, str], None]
 # Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
 Admit = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
 
@@ -162,7 +162,7 @@ class Dispatcher:
         self.draining = False
         self.admit: Admit | None = None
         """What a POST has to pass before its handler; None if the application around the service has its own."""
-        self.claim: Claim | None = None
+        self.count_connection: CountConnection | None = None
         """What the connection of a request with a key is counted by; None if there are no keys."""
         documents = Documents(takes_key=self.guard.reads_take_a_key, takes_events=events is not None)
         self._routes = Routes(self.handlers, Scoring(reader), documents, events)
@@ -176,7 +176,7 @@ class Dispatcher:
     def _work(self, route: Route | None, request: web.BaseRequest, raw_id: str, query: str) -> Awaitable[web.Response]:
         handler = handler_of(route, request.method)
         if self.admit is not None and request.method == "POST":
-            return settled(self.admit(request, partial(handler, request, raw_id, query)))
+            return resolved(self.admit(request, partial(handler, request, raw_id, query)))
         return handler(request, raw_id, query)
 
     def answer(self, request: web.BaseRequest, path: str, query: str) -> Coroutine[Any, Any, web.Response]:
@@ -198,8 +198,8 @@ class Dispatcher:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
                     caller = await self.guard.admit(request.headers, scope)
-                    if self.claim is not None and caller is not self.guard.anonymous:
-                        self.claim(request, caller.name)
+                    if self.count_connection is not None and caller is not self.guard.anonymous:
+                        self.count_connection(request, caller.name)
                 response = await self._work(route, request, raw_id, query)
         except (Problem, NotReady, ClientGone) as error:
             response = _refused(route, error)
@@ -219,7 +219,7 @@ class Dispatcher:
         is_logged = self.access_log is not None and self.access_log.due(took_s)
         if is_logged or span is not None:
             found = request.get(FOUND)
-            answered = Answered(
+            record = RequestRecord(
                 template,
                 request.method,
                 response.status,
@@ -230,7 +230,7 @@ class Dispatcher:
                 unquote(raw_id) if template == USER_ROUTE and found is not None else None,
                 None if found is None else found_in(*found),
             )
-            report(answered, self.access_log if is_logged else None, span)
+            report(record, self.access_log if is_logged else None, span)
         return response
 
 
@@ -241,7 +241,7 @@ def _begin(tracer: Tracer, request: web.BaseRequest) -> RequestSpan | None:
 
 async def _sampled(span: RequestSpan, answering: Coroutine[Any, Any, web.Response]) -> web.Response:
     """Answer a request that is sampled, so the calls of stores know."""
-    with working_for(span):
+    with use_span(span):
         return await answering
 
 

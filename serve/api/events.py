@@ -108,18 +108,18 @@ _decode = msgspec.json.Decoder(EventsBody).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class UnsettledResponse(web.Response):
-    """The answer to work that others do: known once `settle` returns it, and awaited if it takes no one's turn."""
+class DeferredResponse(web.Response):
+    """The answer to work that others do: known once `resolve` returns it, and awaited if it takes no one's turn."""
 
-    def __init__(self, settle: Callable[[], Awaitable[web.Response]]) -> None:
+    def __init__(self, resolve: Callable[[], Awaitable[web.Response]]) -> None:
         super().__init__()
-        self.settle = settle
+        self.resolve = resolve
 
 
-async def settled(work: Awaitable[web.Response]) -> web.Response:
+async def resolved(work: Awaitable[web.Response]) -> web.Response:
     """Do work, and wait for the answer if that is not known yet."""
     response = await work
-    return await response.settle() if isinstance(response, UnsettledResponse) else response
+    return await response.resolve() if isinstance(response, DeferredResponse) else response
 
 
 class EventsHandler:
@@ -145,9 +145,9 @@ class EventsHandler:
         except QueueFull:
             self._count_events(events, QUEUE_FULL)
             raise overloaded("more events come than can be written; these were not") from None
-        return UnsettledResponse(lambda: self._settle(durable, events, roles))
+        return DeferredResponse(lambda: self._resolve(durable, events, roles))
 
-    async def _settle(
+    async def _resolve(
         self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, ReleaseRole]
     ) -> web.Response:
         """Wait until events are durable, and count them; a Problem if they may not be."""

@@ -40,7 +40,7 @@ from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.problems import Problem, overloaded
 from hotplate.serve.reader import EncodedList, FoldInUnavailable, TieredReader
 from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
-from hotplate.serve.telemetry.spans import Found
+from hotplate.serve.telemetry.spans import ListOrigin
 from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.encoding import encode_id, without_titles
 from hotplate.stores.errors import StoreThrottled
@@ -251,9 +251,9 @@ def list_head(encoded: EncodedList) -> bytes:
     return b'"release":"%b",%b"source":"%b","tier":"%b","items":[' % (release, canary, source, tier)
 
 
-def found_in(encoded: EncodedList, items: bytes) -> Found:
+def found_in(encoded: EncodedList, items: bytes) -> ListOrigin:
     """Return what is recorded of a list that a request got."""
-    return Found(encoded.served.id, encoded.source, encoded.tier, items)
+    return ListOrigin(encoded.served.id, encoded.source, encoded.tier, items)
 
 
 def is_known(etag: str, known: str) -> bool:

@@ -108,7 +108,7 @@ class Admission:
 
     def _end(self) -> None:
         self._running -= 1
-        self._hand_on()
+        self._wake_waiters()
 
     async def _begin(self) -> None:
         """Wait until one more batch may run, and count it as running."""
@@ -134,7 +134,7 @@ class Admission:
                 self._end()
             raise
 
-    def _hand_on(self) -> None:
+    def _wake_waiters(self) -> None:
         """Give free turns to those that wait, the oldest first, and refuse those that have waited for too long."""
         while self._begun and self._running < self._limit:
             self._give(self._begun.popleft())
@@ -178,7 +178,7 @@ class Admission:
         elif self._waiting:
             self._limit = min(MAX_RUNNING, self._limit + 1)
         self._measure_again(now, cpu_s, TICK_S if self._running or self._waiting else IDLE_TICK_S)
-        self._hand_on()
+        self._wake_waiters()
 
     def _measure_soon(self) -> None:
         if self._pause_s > TICK_S and self._timer is not None:

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from hotplate.serve.api.parameters import unreadable
 from hotplate.serve.connections.adapter import AiohttpHandler
-from hotplate.serve.connections.lane import END, LATER, Lane
+from hotplate.serve.connections.lane import END, PENDING, Lane
 from hotplate.serve.connections.limits import ConnectionRegistry, CountedConnection
 from hotplate.serve.connections.refusals import AnswerWriter
 from hotplate.serve.metrics import Metrics
@@ -20,7 +20,7 @@ SMALL = 4096
 BEHIND_BYTES = 65_536
 # What a slow reader must take in `Limits.write_s`, and how long it has for it if answers fill half of their room.
 WRITE_STEP_BYTES = 65_536
-HURRIED_WRITE_S = 1.0
+CROWDED_WRITE_S = 1.0
 
 
 class Front(Protocol):
@@ -113,7 +113,7 @@ class Connection(CountedConnection):
         answer = self._lane.answer(data, now, self, self._deliver)
         if answer is None:
             return False
-        if answer is LATER:
+        if answer is PENDING:
             self._awaits = True
         else:
             self.transport.write(answer)
@@ -249,6 +249,6 @@ class Connection(CountedConnection):
         if queued <= self._queued - WRITE_STEP_BYTES:
             self._registry.bytes_in_flight += queued - self._queued
             self._queued, self._stalled = queued, now
-        elif now - self._stalled > min(limits.write_s, HURRIED_WRITE_S if is_crowded else inf):
+        elif now - self._stalled > min(limits.write_s, CROWDED_WRITE_S if is_crowded else inf):
             self._server.metrics.count_shed("slow_reader")
             self.transport.abort()

@@ -35,7 +35,7 @@ from hotplate.serve.metrics import request_cell
 from hotplate.serve.problems import Problem
 from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady
 from hotplate.serve.telemetry.access_log import report
-from hotplate.serve.telemetry.spans import Answered, RequestSpan, working_for
+from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, use_span
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import ITEM, OVERALL, USER
 
@@ -45,7 +45,7 @@ MAX_BYTES = 4096
 MAX_REMEMBERED = 1024
 MAX_FRAMES = 64
 # An answer that comes later.
-LATER = b""
+PENDING = b""
 END = b"\r\n\r\n"
 
 _line = re.compile(
@@ -162,7 +162,9 @@ class Lane:
             caller = guard.caller(headers[0])
             # To verify a token takes more than a look, and what has too many connections is closed.
             if not isinstance(caller, Caller) or not (
-                caller is guard.anonymous or caller.name == connection.client or connection.claim(caller.name)
+                caller is guard.anonymous
+                or caller.name == connection.client
+                or connection.count_connection(caller.name)
             ):
                 return None
             guard.charge(caller, READ)
@@ -173,7 +175,9 @@ class Lane:
         request = now, kind, raw_id or b"", n, headers, caller.name, span
         try:
             is_popular = raw_id is None
-            return self._made(request, self._reader.popular()) if is_popular else self._answered(request, deliver)
+            return (
+                self._made(request, self._reader.popular()) if is_popular else self._answer_from_row(request, deliver)
+            )
         except NotReady:
             return None
 
@@ -184,21 +188,21 @@ class Lane:
         is_logged = self._access_log is not None and self._access_log.due(took_s)
         if is_logged or span is not None:
             size = len(problem.body)
-            answered = Answered(kind.route, "GET", problem.status, took_s, size, request_id, None, None, None)
-            report(answered, self._access_log if is_logged else None, span)
+            record = RequestRecord(kind.route, "GET", problem.status, took_s, size, request_id, None, None, None)
+            report(record, self._access_log if is_logged else None, span)
         return self._writer.write_problem(problem, request_id, took_s)
 
-    def _answered(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
+    def _answer_from_row(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
         """Return the answer from a row, if that is in memory, or LATER."""
         kind = request[1]
         key, source = kind.key + request[2].decode(), kind.source
-        encoded = self._reader.at_hand(key, source)
+        encoded = self._reader.get_nowait(key, source)
         if encoded is not None:
             return self._made(request, encoded)
         span = request[-1]
-        with nullcontext() if span is None else working_for(span):
-            self._reader.request(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
-        return LATER
+        with nullcontext() if span is None else use_span(span):
+            self._reader.submit(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
+        return PENDING
 
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:
         started, kind, raw_id, n, (_, given_id, known, _, _), client, span = request
@@ -220,8 +224,8 @@ class Lane:
         if is_logged or span is not None:
             user = raw_id.decode() if kind.key == USER else None
             found = found_in(encoded, items)
-            answered = Answered(kind.route, "GET", status, took_s, size, request_id, client, user, found)
-            report(answered, self._access_log if is_logged else None, span)
+            record = RequestRecord(kind.route, "GET", status, took_s, size, request_id, client, user, found)
+            report(record, self._access_log if is_logged else None, span)
         return self._writer.write(head, request_id, took_s, content, last=f'{etag}"\r\n')
 
     def _frame(self, kind: _ListRoute, encoded: EncodedList) -> _AnswerFrame:
@@ -245,7 +249,7 @@ class Lane:
             return None
         seen, values = 0, dict[int, str]()
         for line in block[: -len(END)].split(b"\r\n"):
-            found = self._lines.get(line) or self._judge(line)
+            found = self._lines.get(line) or self._classify_header(line)
             if found is None or seen & found[0]:
                 return None
             bit, value = found
@@ -265,7 +269,7 @@ class Lane:
             self._blocks[block] = headers
         return headers
 
-    def _judge(self, line: bytes) -> tuple[int, str | None] | None:
+    def _classify_header(self, line: bytes) -> tuple[int, str | None] | None:
         """Return the bit of a header, and what it says if that matters; None if it is not the lane's."""
         name, _, given = line.partition(b":")
         bit, value = BITS.get(name, 0), _value(given)

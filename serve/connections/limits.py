@@ -51,9 +51,9 @@ class CountedConnection(asyncio.Protocol):
         self._registry = registry
         self._held = 0
 
-    def claim(self, client: str) -> bool:
+    def count_connection(self, client: str) -> bool:
         """Count this connection as the client's whose request it brought last; False if that has too many."""
-        return self._registry.claim(self, client)
+        return self._registry.count_connection(self, client)
 
     def hold(self, count: int) -> None:
         """Count bytes that are kept until their request is answered, or with a minus fewer, as many as were counted."""
@@ -155,7 +155,7 @@ class ConnectionRegistry:
             _uncount(self._sources, connection.source)
             self._disclaim(connection)
 
-    def claim(self, connection: CountedConnection, client: str) -> bool:
+    def count_connection(self, connection: CountedConnection, client: str) -> bool:
         """Count a connection as a client's; False if that has too many."""
         if connection.client == client or connection not in connection.peers:
             return True

@@ -115,9 +115,9 @@ class HttpServer(web.Server):
         """Bring in aiohttp for a connection, which *linger* closes a little later."""
         return AiohttpHandler(self, connection, linger, self._answer_error)
 
-    def claim(self, request: web.BaseRequest, client: str) -> None:
+    def count_connection(self, request: web.BaseRequest, client: str) -> None:
         """Count the connection of a request as its client's; raises Problem if that has too many."""
-        if not connection_of(request).claim(client):
+        if not connection_of(request).count_connection(client):
             self.metrics.count_shed("client")
             detail = "this client has as many connections open as it may; send requests on those"
             raise Problem(429, "too-many-connections", detail, CLOSE | {"Retry-After": "1"})

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from hotplate.serve.events.shipment import Place
+from hotplate.serve.events.shipment import SegmentFolder
 from hotplate.serve.events.writer import WrittenEvent
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION
 from hotplate.stores.event_log import SegmentReader
@@ -65,7 +65,7 @@ def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _to
 
     Takes about 100 bytes of memory for each event. Raises ServiceMisused and EventsFailed.
     """
-    place = Place(url)
+    place = SegmentFolder(url)
     names = place.names()
     seen, types, places = set[int](), Counter[str](), dict[tuple[str, str, str], list[int]]()
     duplicates = damaged = 0

@@ -26,7 +26,7 @@ class Shipped:
     """How many were of writers that had been killed."""
 
 
-class Place:
+class SegmentFolder:
     """A folder at any URL that fsspec knows, with segments in it; lives as long as a command."""
 
     def __init__(self, url: str) -> None:
@@ -110,7 +110,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
-    place = Place(url)
+    place = SegmentFolder(url)
     with _alone(folder) as token:
         if place.holds(LOCK, token):  # by whatever name: what is there already would be removed here
             raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")

@@ -30,7 +30,7 @@ from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error
 from hotplate.serve.processes.console import Console, json_of
-from hotplate.serve.processes.worker import BACKLOG, WATCHED, Inheritance, beside
+from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
 from hotplate.serve.releases.canary import MIN_LOOKUPS, SETTLE_S, StoppedCanary
 from hotplate.serve.releases.follower import LOG_EVERY_S
 from hotplate.serve.states import ANSWERING, Reporter, SharedStates, WorkerState, service_status, status_now
@@ -106,19 +106,19 @@ ABORT = QueryParser(AbortQuery, "POST /v1/releases/canary/abort")
 ROLLBACK = QueryParser(RollbackQuery, "POST /v1/releases/rollback")
 
 
-async def administer(inherited: Inheritance, listener: socket.socket, lifeline: int) -> None:
+async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
     """Answer operators until SIGTERM, or until the parent, which holds *lifeline* open, is gone.
 
     Beyond loopback it takes keys of the scope admin, and speaks TLS where the service has a certificate.
     """
     host = listener.getsockname()[0]
     is_local = is_loopback(host)
-    guard = None if is_local else inherited.guard
-    certificate = None if is_local else inherited.certificate
+    guard = None if is_local else context.guard
+    certificate = None if is_local else context.certificate
     watched = [
         *(guard.watched if guard else []),
         *([certificate.watched] if certificate else []),
-        *inherited.deny_list.watched,
+        *context.deny_list.watched,
     ]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -127,17 +127,17 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, for all processes: it outlives the workers
         loop.add_signal_handler(number, lambda: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    limits = inherited.settings.limits
+    limits = context.settings.limits
     limits = replace(
         limits, connections=CONNECTIONS, per_address=PER_ADDRESS, silent_s=limits.header_s, idle_gives_way=True
     )
-    inherited.log.use_slot(inherited.settings.workers)
-    console = Console(inherited, guard)
-    server = HttpServer(_Admin(inherited, host, guard, console), limits)
-    report = _metric_report(inherited)
-    beat = partial(inherited.states.write, inherited.settings.workers)
-    stopping = _record_stopped_canaries(inherited.settings.admin_store, inherited.states)
-    async with following(watched), console.running(), beside(Reporter(()).run(beat)), beside(stopping):
+    context.log.use_slot(context.settings.workers)
+    console = Console(context, guard)
+    server = HttpServer(_Admin(context, host, guard, console), limits)
+    report = _metric_report(context)
+    beat = partial(context.states.write, context.settings.workers)
+    stopping = _record_stopped_canaries(context.settings.admin_store, context.states)
+    async with following(watched), console.running(), background(Reporter(()).run(beat)), background(stopping):
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         await stop.wait()
         listening.close()
@@ -148,13 +148,13 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
             await asyncio.to_thread(report.close)
 
 
-def _metric_report(inherited: Inheritance) -> "MetricReport | None":
-    settings = inherited.settings
+def _metric_report(context: ProcessContext) -> "MetricReport | None":
+    settings = context.settings
     if settings.telemetry is None or not settings.telemetry.metrics:
         return None
     from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
 
-    report = MetricReport(settings.telemetry, inherited.metrics, settings.scheme)
+    report = MetricReport(settings.telemetry, context.metrics, settings.scheme)
     report.start()
     return report
 
@@ -191,15 +191,15 @@ async def _record(url: str, stopped: Iterable[StoppedCanary]) -> None:
 class _Admin:
     """Answers what operators request; lives as long as the admin process."""
 
-    def __init__(self, inherited: Inheritance, host: str, guard: Guard | None, console: Console) -> None:
+    def __init__(self, context: ProcessContext, host: str, guard: Guard | None, console: Console) -> None:
         """Take the *host* that is listened on, and the *guard* that checks keys; None on loopback, which needs none."""
         self.metrics = Metrics(1, ())  # of its own, and never shown: in a worker's slot only that worker counts
         self.request_ids = RequestIds()
         self.cors = None  # no page of another origin reads what is for operators
         self._host, self._guard = host, guard
-        self._settings = inherited.settings
-        self._states = inherited.states
-        self._exposition = Exposition(inherited.metrics, inherited.states.all)
+        self._settings = context.settings
+        self._states = context.states
+        self._exposition = Exposition(context.metrics, context.states.all)
         self._acting = asyncio.Lock()
         self._by_release = {
             "activate": Route("/v1/releases/{id}/activate", {"POST": self.activate}),

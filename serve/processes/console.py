@@ -37,7 +37,7 @@ from hotplate.serve.problems import Problem, bad_parameter, not_ready
 from hotplate.serve.processes.figures import HISTORY_S, LONG_HISTORY_S, WINDOW_S, JsonObject, Sampler
 from hotplate.serve.processes.logs import without_secrets
 from hotplate.serve.processes.prometheus import NOT_NAMED, Prometheus
-from hotplate.serve.processes.worker import Inheritance, beside
+from hotplate.serve.processes.worker import ProcessContext, background
 from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady, TieredReader, open_reader
 from hotplate.serve.settings import Limits, ServiceSettings
 from hotplate.serve.tiers import tier_names
@@ -108,10 +108,10 @@ NOTHING = QueryParser(NoQuery, "this route of the console")
 class Console:
     """Answers what the console's page requests; lives as long as the admin process."""
 
-    def __init__(self, inherited: Inheritance, guard: Guard | None) -> None:
-        self._inherited, self._settings = inherited, inherited.settings
+    def __init__(self, context: ProcessContext, guard: Guard | None) -> None:
+        self._context, self._settings = context, context.settings
         self._guard = guard
-        self._sampler = Sampler(inherited.metrics, inherited.states.all, tier_names(self._settings.stores))
+        self._sampler = Sampler(context.metrics, context.states.all, tier_names(self._settings.stores))
         url = self._settings.prometheus
         self._prometheus = None if url is None else Prometheus(url)
         self._files = {each.name: each for each in FILES.iterdir()}
@@ -145,7 +145,7 @@ class Console:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Sample the counters until the block ends; then what lookups read is closed."""
-        async with self._opened, beside(self._sample()):
+        async with self._opened, background(self._sample()):
             yield
 
     def stop(self) -> None:
@@ -178,7 +178,7 @@ class Console:
     async def _events(self) -> AsyncIterator[bytes]:
         self._streams += 1
         try:
-            counts = [0] * self._inherited.log.processes
+            counts = [0] * self._context.log.processes
             short, long = self._sampler.before
             yield _event(
                 "history",
@@ -188,7 +188,7 @@ class Console:
                 },
             )
             while not self._stopping:
-                lines, counts = self._inherited.log.since(counts)
+                lines, counts = self._context.log.since(counts)
                 if lines:
                     yield _event("log", lines)
                 self._figures = self._figures or _event("figures", self._sampler.figures())
@@ -218,15 +218,15 @@ class Console:
     async def service(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/service`: what runs here, and how it was started."""
         NOTHING.parse(raw_query)
-        settings, guard = self._settings, self._inherited.guard
+        settings, guard = self._settings, self._context.guard
         return json_of(
             {
                 "version": version("hotplate"),
                 "python": platform.python_version(),
                 "system": f"{platform.system()} {platform.release()} {platform.machine()}",
                 "host": platform.node(),
-                "started_at": self._inherited.started_at,
-                "url": self._inherited.url,
+                "started_at": self._context.started_at,
+                "url": self._context.url,
                 "reads_take_a_key": guard.reads_take_a_key,
                 "has_keys": settings.keys is not None,
                 "changes": settings.admin_store is not None,
@@ -246,7 +246,7 @@ class Console:
             clients = await asyncio.to_thread(load, path)
         except KeysUnreadable as error:
             raise Problem(503, "keys-unreadable", str(error)) from None
-        uses = self._inherited.guard.uses
+        uses = self._context.guard.uses
         found = [
             {
                 "name": client.name,
@@ -258,7 +258,7 @@ class Console:
             }
             for client in clients
         ]
-        return json_of({"clients": found, "since": self._inherited.started_at})
+        return json_of({"clients": found, "since": self._context.started_at})
 
     async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/user?id=&n=&segment=`: a user's list, and the user's latest events."""
@@ -285,7 +285,7 @@ class Console:
             if self._reader is None:
                 settings = self._settings
                 reader = open_reader(
-                    settings.stores, budget_s=settings.budget_s, deny_list=self._inherited.deny_list
+                    settings.stores, budget_s=settings.budget_s, deny_list=self._context.deny_list
                 )  # its counters are its own: what an operator tries is not traffic
                 self._reader = await self._opened.enter_async_context(reader)
             try:

@@ -48,7 +48,7 @@ class Heartbeats:
         self._silent_s = [0.0] * (states.workers + 1)
         self._all_silent_s, self._allowed_s = 0.0, START_S
 
-    def look(self) -> None:
+    def check(self) -> None:
         """See who has said something since the last look."""
         now = self._clock()
         passed_s, self._looked_at = min(now - self._looked_at, LOOK_S), now
@@ -96,7 +96,7 @@ class Health:
 
     def live(self) -> tuple[int, str]:
         """Say whether any worker lives."""
-        self._heartbeats.look()
+        self._heartbeats.check()
         return (200, "alive") if self.draining or self._heartbeats.is_any_alive else (503, "silent")
 
     def ready(self) -> tuple[int, str]:

@@ -34,12 +34,12 @@ from hotplate.serve.deny_list import DenyListFile, pause_beside_loop
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.processes.admin import administer
+from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.health import Health, HealthListener, Heartbeats
 from hotplate.serve.processes.kept_lists import KeptLists
 from hotplate.serve.processes.logs import LogStream, SharedLog, SharedLogHandler
 from hotplate.serve.processes.prometheus import Prometheus
-from hotplate.serve.processes.worker import STOPS, WATCHED, Inheritance, work
+from hotplate.serve.processes.worker import STOPS, WATCHED, ProcessContext, work
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import SharedStates
 from hotplate.serve.telemetry.access_log import read_secret
@@ -142,7 +142,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         _url(settings.admin_host, admin, admin_certificate),
         _url(settings.health_host, health, None),
     )
-    inherited = Inheritance(
+    context = ProcessContext(
         settings,
         guard,
         certificate,
@@ -156,9 +156,9 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         time.time(),
         read_secret(settings.access_log_key),
     )
-    inherited.stderr.take_over(logging.getLogger(), sys.stderr)
-    logging.getLogger().addHandler(SharedLogHandler(inherited.log))
-    _Supervisor(inherited, _Listeners(listener, admin, health), cpus, partial(announce, addresses)).run()
+    context.stderr.take_over(logging.getLogger(), sys.stderr)
+    logging.getLogger().addHandler(SharedLogHandler(context.log))
+    _Supervisor(context, _Listeners(listener, admin, health), cpus, partial(announce, addresses)).run()
 
 
 def _load_exporters(settings: TelemetrySettings) -> None:
@@ -264,13 +264,13 @@ class _Supervisor:
 
     def __init__(
         self,
-        inherited: Inheritance,
+        context: ProcessContext,
         listeners: _Listeners,
         cpus: Sequence[set[int]],
         announce: Callable[[], None],
     ) -> None:
-        self._inherited = inherited
-        self._settings = settings = inherited.settings
+        self._context = context
+        self._settings = settings = context.settings
         self._listeners = listeners
         self._cpus = cpus
         self._announce: Callable[[], None] | None = announce
@@ -286,14 +286,14 @@ class _Supervisor:
         selector = selectors.PollSelector()  # unlike epoll's it is nothing that children would share
         self._selector = selector
         self._signals = _SignalQueue(selector)
-        self._heartbeats = Heartbeats(inherited.states)
-        self._health = Health(inherited.states, self._heartbeats)
+        self._heartbeats = Heartbeats(context.states)
+        self._health = Health(context.states, self._heartbeats)
         self._health_listener = HealthListener(listeners.health, selector, self._health.routes)
 
     def run(self) -> None:
         """Keep every child running until SIGTERM, SIGHUP or SIGINT, then stop them."""
         gc.freeze()  # shared with the children, page by page, until one of them writes to it
-        self._inherited.deny_list.pause = self._take_turn  # a large one takes seconds
+        self._context.deny_list.pause = self._take_turn  # a large one takes seconds
         try:
             while True:
                 self._take_turn(TICK_S)
@@ -316,10 +316,10 @@ class _Supervisor:
 
     def _tick(self) -> None:
         """Look after the children, the log and the files."""
-        self._heartbeats.look()
+        self._heartbeats.check()
         self._end_stuck()
-        self._inherited.stderr.report_dropped()
-        for each in self._inherited.watched:
+        self._context.stderr.report_dropped()
+        for each in self._context.watched:
             each.poll()  # a new worker begins with what the others use, though the file may be broken by then
 
     def _wait(self, until: float) -> signal.Signals | None:
@@ -350,16 +350,16 @@ class _Supervisor:
                     os.sched_setaffinity(0, self._cpus[number])
                 _name_process(self._name(number))
                 if is_admin:
-                    _run(administer(self._inherited, listener, self._lifeline))
+                    _run(run_admin(self._context, listener, self._lifeline))
                 else:
-                    _run(work(self._inherited, number, listener, self._lifeline, announce))
+                    _run(work(self._context, number, listener, self._lifeline, announce))
                 code = 0
             except BaseException:  # whatever it is, it must not go on as a second parent
                 log.exception("%s failed", self._name(number))
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
-                self._inherited.stderr.flush()
+                self._context.stderr.flush()
                 os._exit(code)
         if not is_admin:
             listener.close()
@@ -370,8 +370,8 @@ class _Supervisor:
         """Let go in a child of what is the parent's."""
         os.close(self._lifeline_held)
         self._signals.leave()
-        self._inherited.stderr.forget()
-        self._inherited.deny_list.pause = pause_beside_loop
+        self._context.stderr.forget()
+        self._context.deny_list.pause = pause_beside_loop
         self._health_listener.leave()
         self._listeners.workers.close()
         if not keep_admin:
@@ -451,7 +451,7 @@ class _Supervisor:
                 child = self._children.pop(pid, None)
                 if child is None:
                     continue
-                self._inherited.states.clear(child.number)
+                self._context.states.clear(child.number)
                 yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self, caught_first: signal.Signals) -> None:

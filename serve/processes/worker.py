@@ -46,7 +46,7 @@ BACKLOG = 1024
 # How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
 LINGER_S = 0.5
 # How long a worker waits for a release before it listens, as long as another answers, and how often it looks.
-PATIENCE_S = 10.0
+READY_TIMEOUT_S = 10.0
 PATIENCE_POLL_S = 0.1
 # How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
 ORPHAN_DRAIN_S = 0.5
@@ -57,7 +57,7 @@ FLUSH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Inheritance:
+class ProcessContext:
     """What a process of the service gets from its parent."""
 
     settings: ServiceSettings
@@ -88,7 +88,7 @@ class Inheritance:
         return [*self.guard.watched, *certificate, *self.deny_list.watched]
 
 
-class _Stop:
+class _ShutdownSignals:
     """Whether a worker is to stop, and how: takes the signals of the running loop, and the end of the parent."""
 
     def __init__(self, lifeline: int) -> None:
@@ -114,7 +114,7 @@ class _Stop:
 
 
 async def work(
-    inherited: Inheritance,
+    context: ProcessContext,
     number: int,
     listener: socket.socket,
     lifeline: int,
@@ -127,35 +127,35 @@ async def work(
     stores, and has a release to serve or no other worker answers; then *announce* is called. The first worker also
     reads what is served in the background, where the settings say so.
     """
-    settings, guard, certificate = inherited.settings, inherited.guard, inherited.certificate
-    inherited.use_slot(number)
-    reader = _open_reader(inherited)
-    spans = _span_queue(inherited)
+    settings, guard, certificate = context.settings, context.guard, context.certificate
+    context.use_slot(number)
+    reader = _open_reader(context)
+    spans = _span_queue(context)
     writer = EventWriter(settings.events) if settings.events else None
-    dispatcher = _dispatcher(inherited, reader, spans, writer)
+    dispatcher = _dispatcher(context, reader, spans, writer)
     handlers = dispatcher.handlers
     server = HttpServer(dispatcher, settings.limits)
     dispatcher.admit = server.admit
     if not settings.no_fast_lane:
         server.lane = Lane(dispatcher)
-    dispatcher.claim = server.claim if guard.knows_clients else None
-    stop = _Stop(lifeline)
+    dispatcher.count_connection = server.count_connection if guard.knows_clients else None
+    stop = _ShutdownSignals(lifeline)
     reporter = Reporter(reader.tiers, lambda: certificate.expires_at if certificate else None)
     reporter.status = lambda: STARTING
     reporter.findings = lambda: handlers.findings
-    write = partial(_write, inherited, number, reader)
+    write = partial(_write, context, number, reader)
     async with (
         _flushing(spans, stop),
         reader,
         following(handlers.watched),
-        beside(reporter.run(write)),
+        background(reporter.run(write)),
         _writing(writer),
-        beside(_scrub(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0)),
+        background(_scrub(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0)),
     ):
         for task in reader.following:
             task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
         stopping = asyncio.create_task(stop.requested.wait())
-        preparing = asyncio.create_task(_prepared(reader, inherited.states, number))
+        preparing = asyncio.create_task(_prepared(reader, context.states, number))
         await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
         preparing.cancel()
         if stop.requested.is_set():
@@ -187,80 +187,80 @@ async def work(
                 task.result()
 
 
-def _open_reader(inherited: Inheritance) -> TieredReader:
-    settings = inherited.settings
+def _open_reader(context: ProcessContext) -> TieredReader:
+    settings = context.settings
     reader = open_reader(
         settings.stores,
         budget_s=settings.budget_s,
-        metrics=inherited.metrics,
-        deny_list=inherited.deny_list,
+        metrics=context.metrics,
+        deny_list=context.deny_list,
         cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
     )
     reader.warm = True
-    reader.kept = inherited.kept.last()
+    reader.kept = context.kept.last()
     for tier in reader.tiers:
         tier.follower.lock_memory = settings.lock_memory
-        tier.follower.stopped_elsewhere = inherited.states.stopped_canaries
+        tier.follower.stopped_elsewhere = context.states.stopped_canaries
     return reader
 
 
-def _span_queue(inherited: Inheritance) -> "SpanQueue | None":
+def _span_queue(context: ProcessContext) -> "SpanQueue | None":
     """Begin to send this worker's spans; None if there are no traces."""
-    telemetry = inherited.settings.telemetry
+    telemetry = context.settings.telemetry
     if telemetry is None or not telemetry.traces:
         return None
     from hotplate.serve.telemetry.export import SpanQueue, SpanSender  # noqa: PLC0415 -- an extra
 
-    return SpanQueue(SpanSender(telemetry), inherited.metrics.count_spans, telemetry)
+    return SpanQueue(SpanSender(telemetry), context.metrics.count_spans, telemetry)
 
 
-def _access_log(inherited: Inheritance) -> AccessLog | None:
+def _access_log(context: ProcessContext) -> AccessLog | None:
     """Return the access log that the settings request; None if they request none, so it costs nothing."""
-    settings = inherited.settings
+    settings = context.settings
     if settings.access_log_share == 0 and settings.slow_request_ms is None:
         return None
     return AccessLog(
         settings.access_log_share,
         float("inf") if settings.slow_request_ms is None else settings.slow_request_ms / 1000,
         users=settings.access_log_users,
-        secret=inherited.log_secret,
-        write=inherited.stderr.write,
+        secret=context.log_secret,
+        write=context.stderr.write,
     )
 
 
-def _write(inherited: Inheritance, number: int, reader: TieredReader, state: WorkerState) -> None:
+def _write(context: ProcessContext, number: int, reader: TieredReader, state: WorkerState) -> None:
     """Write once a second what a worker says of itself, whose keys it has seen, its log, and its popular lists."""
-    inherited.states.write(number, state)
-    inherited.guard.uses.record()
-    inherited.metrics.count_dropped_lines(inherited.stderr.report_dropped())
+    context.states.write(number, state)
+    context.guard.uses.record()
+    context.metrics.count_dropped_lines(context.stderr.report_dropped())
     if (first := reader.first_served) is not None:
-        inherited.kept.keep(*first)
+        context.kept.keep(*first)
 
 
 def _dispatcher(
-    inherited: Inheritance, reader: TieredReader, spans: "SpanQueue | None", writer: EventWriter | None
+    context: ProcessContext, reader: TieredReader, spans: "SpanQueue | None", writer: EventWriter | None
 ) -> Dispatcher:
     """Make what answers requests, with what looks at each of them on the way."""
-    settings, tracer = inherited.settings, None
+    settings, tracer = context.settings, None
     if settings.telemetry is not None and spans is not None:
         tracer = Tracer(settings.telemetry.sampling, spans.add, settings.scheme)
     dispatcher = Dispatcher(
         reader,
-        inherited.guard,
+        context.guard,
         cors_origins=settings.cors_origins,
-        access_log=_access_log(inherited),
-        events=EventsHandler(writer, partial(_role_of, reader), inherited.metrics) if writer else None,
+        access_log=_access_log(context),
+        events=EventsHandler(writer, partial(_role_of, reader), context.metrics) if writer else None,
         tracer=tracer,
     )
-    dispatcher.handlers.watched, dispatcher.handlers.writer = inherited.watched, writer
+    dispatcher.handlers.watched, dispatcher.handlers.writer = context.watched, writer
     return dispatcher
 
 
 async def _prepared(reader: TieredReader, states: SharedStates, number: int) -> None:
     """Wait until the stores were tried, and there is a release or no other worker that answers; PATIENCE_S at most."""
     await reader.wait_until_attempted()
-    deadline = loop_time() + PATIENCE_S
+    deadline = loop_time() + READY_TIMEOUT_S
     while loop_time() < deadline and states.is_another_answering(number):
         with suppress(NotReady):
             await reader.wait_until_ready(PATIENCE_POLL_S)
@@ -277,7 +277,7 @@ def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Do what has no end of its own until the block ends."""
     task = asyncio.create_task(work)
     task.add_done_callback(partial(log_defect, "work in the background has ended"))
@@ -289,7 +289,7 @@ async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _flushing(spans: "SpanQueue | None", stop: _Stop) -> AsyncIterator[None]:
+async def _flushing(spans: "SpanQueue | None", stop: _ShutdownSignals) -> AsyncIterator[None]:
     """Send the last spans when the block has ended."""
     try:
         yield

@@ -119,7 +119,7 @@ def fewer_clicks(counts: BothCounts) -> str | None:
     return f"its lists have {-change[1]:.0%} to {-change[0]:.0%} fewer clicks: {', and the live release '.join(rates)}"
 
 
-def worse(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
+def find_regression(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
     """Say in which lookups the canary is worse than the live release, beyond bound and chance; None if in none."""
     n, m = canary.lookups, live.lookups
     if n < MIN_LOOKUPS or not m:
@@ -150,16 +150,16 @@ class ServedCanary:
         self._settles, self._began = now + SETTLE_S, counts
         self._has_settled = now >= self._settles
 
-    def takes(self, key: str) -> bool:
+    def includes(self, key: str) -> bool:
         """Return whether a row is for somebody who sees the canary; rows of items and popular lists are for all."""
         return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
-        """Say in what the canary is `worse` in this window, or has `fewer_clicks` since it settled; else None."""
+        """Say what is worse in this window, or that there are `fewer_clicks` since it settled; None if neither."""
         self._has_settled = now >= self._settles
         if not self._has_settled:
             self._began = counts
-        finding = worse(*counts.since(self._before)) or fewer_clicks(counts.since(self._began))
+        finding = find_regression(*counts.since(self._before)) or fewer_clicks(counts.since(self._began))
         if now >= self._window_ends:
             self._window_ends, self._before = now + WINDOW_S, counts
         return finding

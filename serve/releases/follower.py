@@ -141,7 +141,7 @@ class Follower:
     def served_for(self, key: str) -> ServedRelease | None:
         """Return the release that a row is read of: the canary, for its share of the users, or else the live one."""
         canary = self.canary
-        return canary.served if canary is not None and canary.takes(key) else self.served
+        return canary.served if canary is not None and canary.includes(key) else self.served
 
     def grouped(self, keys: Sequence[str]) -> list[tuple[ServedRelease, Sequence[str]]]:
         """Return the releases that rows are read of, each with its rows."""
@@ -151,7 +151,7 @@ class Follower:
             return [(self.served, keys)]
         live, taken = list[str](), list[str]()
         for key in keys:
-            (taken if canary.takes(key) else live).append(key)
+            (taken if canary.includes(key) else live).append(key)
         return [(served, group) for served, group in ((self.served, live), (canary.served, taken)) if group]
 
     async def refresh(self) -> ServedRelease | None:

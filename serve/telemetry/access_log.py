@@ -15,7 +15,7 @@ import orjson
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import METHODS, OTHER
 from hotplate.serve.settings import timestamp
-from hotplate.serve.telemetry.spans import Answered, RequestSpan
+from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan
 
 # Where everything is slow, so many lines a second say it as well as all.
 SLOW_LINES_PER_S = 10
@@ -93,10 +93,10 @@ class AccessLog:
             return True
         return random.random() < self._share  # noqa: S311 -- draws a sample, guards nothing
 
-    def write(self, answered: Answered, span: RequestSpan | None) -> None:
+    def write(self, record: RequestRecord, span: RequestSpan | None) -> None:
         """Write the line of a request for which one is due."""
-        now, is_slow = time.time(), answered.took_s >= self._slow_s
-        method = answered.method
+        now, is_slow = time.time(), record.took_s >= self._slow_s
+        method = record.method
         fields: dict[str, object] = {
             "time": timestamp(now),
             "level": "warning" if is_slow else "info",
@@ -104,20 +104,20 @@ class AccessLog:
             "process": os.getpid(),
             "message": "slow request" if is_slow else "request",
             "method": method if method in METHODS else OTHER,
-            "route": answered.route,
-            "status": answered.status,
-            "duration_ms": round(answered.took_s * 1000, 3),
-            "bytes": answered.size,
-            "request_id": answered.request_id,
+            "route": record.route,
+            "status": record.status,
+            "duration_ms": round(record.took_s * 1000, 3),
+            "bytes": record.size,
+            "request_id": record.request_id,
         }
-        if answered.client is not None:
-            fields["client"] = answered.client
-        if answered.found is not None:
-            release, source, tier, _ = answered.found
-            fields |= {"release": release, "source": source, "tier": tier, "items": answered.found.item_count}
-        if answered.user is not None and self._users != "none":
+        if record.client is not None:
+            fields["client"] = record.client
+        if record.found is not None:
+            release, source, tier, _ = record.found
+            fields |= {"release": release, "source": source, "tier": tier, "items": record.found.item_count}
+        if record.user is not None and self._users != "none":
             plain = self._users == "plain"
-            fields["user"] = answered.user if plain else self._hashes.of(answered.user, now)
+            fields["user"] = record.user if plain else self._hashes.of(record.user, now)
         if span is not None:
             fields |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
         if is_slow and self._left_out:
@@ -135,9 +135,9 @@ class AccessLog:
         return False
 
 
-def report(answered: Answered, log: AccessLog | None, span: RequestSpan | None) -> None:
+def report(record: RequestRecord, log: AccessLog | None, span: RequestSpan | None) -> None:
     """Write the line of an answered request, and end its span, if it has one."""
     if log is not None:
-        log.write(answered, span)
+        log.write(record, span)
     if span is not None:
-        span.end(answered)
+        span.end(record)

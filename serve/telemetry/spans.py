@@ -39,7 +39,7 @@ SAMPLED = frozenset("13579bdf")
 _tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
 
 
-class Found(NamedTuple):
+class ListOrigin(NamedTuple):
     """The list that an answer has: its release, the source and tier that it came from, and its items."""
 
     release: str
@@ -54,7 +54,7 @@ class Found(NamedTuple):
         return len(orjson.loads(b"[%b]" % self.items))
 
 
-class Answered(NamedTuple):
+class RequestRecord(NamedTuple):
     """One answered request."""
 
     route: str
@@ -73,7 +73,7 @@ class Answered(NamedTuple):
     user: str | None = None
     """Whose list it is about; for `hotplate.serve.telemetry.access_log` alone, which hashes it."""
 
-    found: Found | None = None
+    found: ListOrigin | None = None
 
 
 class Sampling(NamedTuple):
@@ -146,29 +146,29 @@ class RequestSpan:
         self._tracestate = tracestate
         self._started_ns = time_ns()
 
-    def end(self, answered: Answered) -> None:
+    def end(self, record: RequestRecord) -> None:
         """Record it."""
-        method = answered.method if answered.method in METHODS else "_OTHER"
+        method = record.method if record.method in METHODS else "_OTHER"
         attributes: dict[str, Attribute] = {
             "http.request.method": method,
-            "http.response.status_code": answered.status,
+            "http.response.status_code": record.status,
             "url.scheme": self._tracer.scheme,
-            "url.path": _redacted(answered.route),
-            "hotplate.request_id": answered.request_id,
+            "url.path": _redacted(record.route),
+            "hotplate.request_id": record.request_id,
         }
         name = "HTTP" if method == "_OTHER" else method
-        if answered.route != OTHER:
-            attributes["http.route"] = answered.route
-            name = f"{name} {answered.route}"
-        if answered.client:
-            attributes["hotplate.client"] = answered.client
-        if answered.found is not None:
-            release, source, tier, _ = answered.found
+        if record.route != OTHER:
+            attributes["http.route"] = record.route
+            name = f"{name} {record.route}"
+        if record.client:
+            attributes["hotplate.client"] = record.client
+        if record.found is not None:
+            release, source, tier, _ = record.found
             attributes |= {"hotplate.release": release, "hotplate.source": source, "hotplate.tier": tier}
-        failed = answered.status >= 500
+        failed = record.status >= 500
         if failed:
-            attributes["error.type"] = str(answered.status)
-        ended_ns = self._started_ns + int(answered.took_s * 1e9)
+            attributes["error.type"] = str(record.status)
+        ended_ns = self._started_ns + int(record.took_s * 1e9)
         self._tracer.record(
             Span(
                 name,
@@ -219,7 +219,7 @@ sampled_requests = ContextVar[tuple[RequestSpan, ...]]("sampled_requests", defau
 
 
 @contextmanager
-def working_for(span: RequestSpan) -> Iterator[None]:
+def use_span(span: RequestSpan) -> Iterator[None]:
     """Let the calls of stores in this block, and in the tasks that it starts, be known to be for a request."""
     token = sampled_requests.set((span,))
     try:

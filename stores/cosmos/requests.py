@@ -280,7 +280,7 @@ class RequestBuilder:
         self._heads[verb, path, link] = built
         return built
 
-    def sign_anew(self) -> None:
+    def sign_again(self) -> None:
         """Sign again from now on: another token is in the place of the one that was signed with."""
         self._second = -1
 
@@ -371,5 +371,5 @@ class AccountEndpoint:
             return False
         if renewed:
             self._translator.error(refused)  # counted, as it is not the response that the caller sees
-            self.requests.sign_anew()
+            self.requests.sign_again()
         return renewed

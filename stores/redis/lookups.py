@@ -168,7 +168,7 @@ class ClusterLookups:
                     if isinstance(slot, Redirected):
                         redirected.append((place, node))
                     elif isinstance(slot, StoreUnavailable):
-                        self._nodes.topology.suspect()
+                        self._nodes.topology.schedule_refresh()
                         found[place] = PartUnavailable(str(slot))
         finally:
             for one in sent:
@@ -191,7 +191,7 @@ class ClusterLookups:
         async def read(place: int, said_by: RedisNode) -> None:
             error = found[place]
             assert isinstance(error, Redirected)  # noqa: S101 -- that is why it is read again
-            target = self._nodes.topology.learn(error, said_by)
+            target = self._nodes.topology.apply_redirect(error, said_by)
 
             async def get(connection: Sender) -> Slot:
                 value: Slot = await connection.send_command(b"GET", names[place])

@@ -91,10 +91,10 @@ class Sentinels:
             await asyncio.wait([self._asking])
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask(of_all=of_all))
-            self._asking.add_done_callback(self._asked)
+            self._asking.add_done_callback(self._query_done)
         return await asyncio.shield(self._asking)
 
-    async def settle(self, connection: PipelinedConnection) -> None:
+    async def wait_replicated(self, connection: PipelinedConnection) -> None:
         """Return once all replicas have what was written by *connection*, or no failover is seen that would lose it.
 
         Raises StoreUnavailable if another server is the primary by now: it may lack that.
@@ -154,7 +154,7 @@ class Sentinels:
     def _primary(self, state: SentinelState) -> RedisAddress:
         return replace(self.server(state.primary), role=ServerRole.PRIMARY)
 
-    def _asked(self, asking: asyncio.Task[SentinelState]) -> None:
+    def _query_done(self, asking: asyncio.Task[SentinelState]) -> None:
         self._asking = None
         if not asking.cancelled():
             asking.exception()  # retrieved, even where every caller was cancelled

@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, gained
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_committed
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Sender
@@ -286,7 +286,7 @@ class RedisStore(Diagnosed):
 
         Raises RowsLost if the server does not have all of the release, because it took the place of one that had.
         """
-        releases = gained(old, new)
+        releases = newly_committed(old, new)
 
         async def change(connection: Sender) -> None:
             for release in () if self._clustered else releases:
@@ -296,7 +296,7 @@ class RedisStore(Diagnosed):
             await self._control.swap_by(connection, old, new)
             if releases and self._sentinels is not None:
                 assert isinstance(connection, PipelinedConnection)  # noqa: S101 -- only a cluster has others
-                await self._sentinels.settle(connection)
+                await self._sentinels.wait_replicated(connection)
 
         if releases and self._sentinels is not None:
             await self._sentinels.state(of_all=True)

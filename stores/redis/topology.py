@@ -73,14 +73,14 @@ class OnlyServer:
         del node
         return self._resolver
 
-    def learn(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
+    def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         """Raise StoreMisused: only a node of a cluster says that."""
         del said_by
         raise StoreMisused(
             f"{redirected}; it is a node of a cluster; write redis+cluster:// in the place of redis://"
         ) from redirected
 
-    def suspect(self) -> None:
+    def schedule_refresh(self) -> None:
         """Nothing can be anywhere else."""
 
     async def close(self) -> None:
@@ -127,7 +127,7 @@ class Topology:
         """Return which node serves a slot; None if none is known, which is looked into."""
         owner = self._layout.owners[slot]
         if owner is None:
-            self.suspect()
+            self.schedule_refresh()
         return owner
 
     def resolver(self, node: RedisNode) -> RedisAddress:
@@ -147,16 +147,16 @@ class Topology:
         if not self.version:
             raise type(self._error)(str(self._error))
 
-    def learn(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
+    def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         """Take note of what a node said in the place of a reply, and return who should be sent the command instead."""
         target = RedisNode(redirected.host or said_by.host, redirected.port)
         if not redirected.asking and self._layout.owners[redirected.slot] != target:
             self._layout.owners[redirected.slot] = target
             self.version += 1
-            self.suspect()
+            self.schedule_refresh()
         return target
 
-    def suspect(self) -> None:
+    def schedule_refresh(self) -> None:
         """Ask the nodes again, soon, and in the background: something is not where it should be."""
         if self._refreshing is None:
             now = asyncio.get_running_loop().time()
@@ -280,10 +280,10 @@ class Nodes:
                 connection = await self.at(node).connection()
                 return await work(Asking(connection) if ask else connection)
             except Redirected as redirected:
-                target = self.topology.learn(redirected, node)
+                target = self.topology.apply_redirect(redirected, node)
                 ask = target if redirected.asking else None
             except StoreUnavailable:
-                self.topology.suspect()
+                self.topology.schedule_refresh()
                 raise
         raise PartUnavailable(f"the nodes of {self.topology.shown} do not agree on who serves slot {slot}")
 

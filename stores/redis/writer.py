@@ -246,7 +246,7 @@ class Scripts:
                 else:
                     states.append(reply)
         except StoreUnavailable:
-            self._nodes.topology.suspect()
+            self._nodes.topology.schedule_refresh()
             raise
         return states
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.loadgen.absence import ProcessUsage
 from hotplate.bench.loadgen.capacity import Objective, Point, find_max, first_outside, highest, highest_text, knee
 from hotplate.bench.loadgen.histogram import HIGHEST_US, Histogram
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.stalls import ProcessUsage
 from hotplate.bench.measured import CHEAPER, Measured, MeasuredChange, geometric, interval, middle
 from hotplate.bench.report.comparison import compare, sole_series
 from hotplate.bench.report.report import Report, Round, Series, read
@@ -178,7 +178,7 @@ WILD = of(1, 900, 0.001, 90, 0.01)
 def test_a_verdict_says_which_is_cheaper_or_why_that_is_not_known(
     first: Measured, second: Measured, sentence: str
 ) -> None:
-    assert first.beside(second).sentence("A", "B", CHEAPER).startswith(sentence)
+    assert first.compared_with(second).sentence("A", "B", CHEAPER).startswith(sentence)
 
 
 def test_where_rounds_differ_it_is_said_how_many_would_do() -> None:
@@ -187,7 +187,7 @@ def test_where_rounds_differ_it_is_said_how_many_would_do() -> None:
     first, second = chance.lognormal(0, 0.3, 400).tolist(), chance.lognormal(0.2, 0.3, 400).tolist()
 
     def found(rounds: int) -> MeasuredChange:
-        return Measured(first[:rounds], first[:rounds]).beside(Measured(second[:rounds], second[:rounds]))
+        return Measured(first[:rounds], first[:rounds]).compared_with(Measured(second[:rounds], second[:rounds]))
 
     few = found(6)
     assert few.because.endswith(f"; about {few.rounds} rounds would do")

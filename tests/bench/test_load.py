@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotplate.bench.loadgen.absence import ProcessUsage, measure_stolen, measure_usage
 from hotplate.bench.loadgen.capacity import batch_point, knee
 from hotplate.bench.loadgen.generator import drive
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result, at_least
+from hotplate.bench.loadgen.stalls import ProcessUsage, measure_stolen, measure_usage
 from hotplate.bench.report.comparison import compare
 from hotplate.bench.report.report import series
 from hotplate.bench.report.text import format_bounds, joined, latency_cell

@@ -71,7 +71,7 @@ def verdicts(first: Store, second: Store, seed: int) -> dict[str, str]:
         drift = chance.lognormal(0, 0.1)
         rounds.append((measured(first, drift, chance), measured(second, drift, chance)))
     one, two = (series(name, results) for name, results in zip("AB", zip(*rounds, strict=True), strict=True))
-    return {name: one.latency(name).beside(two.latency(name)).sentence("A", "B", FASTER) for name in METRICS}
+    return {name: one.latency(name).compared_with(two.latency(name)).sentence("A", "B", FASTER) for name in METRICS}
 
 
 def is_right(verdict: str, change: float) -> bool:

@@ -78,7 +78,7 @@ def test_a_generator_that_is_starved_of_its_core_finds_the_servers_latency_betwe
     assert (robbed.sent_latencies_s <= robbed.latencies_s).all()
 
 
-def test_absences_shorten_only_the_latencies_whose_end_they_hid() -> None:
+def test_stalls_shorten_only_the_latencies_whose_end_they_hid() -> None:
     def thief(loop: VirtualLoop) -> None:
         loop.advance(0.002)
         loop.call_later(0.006, thief, loop)
@@ -91,7 +91,7 @@ def test_absences_shorten_only_the_latencies_whose_end_they_hid() -> None:
     assert np.percentile(found.latencies_s, 99) >= 0.022
 
 
-def test_a_request_that_waits_for_a_connection_is_delayed_by_every_absence() -> None:
+def test_a_request_that_waits_for_a_connection_is_delayed_by_every_stall() -> None:
     def thief(loop: VirtualLoop) -> None:
         loop.advance(0.002)
         loop.call_later(0.006, thief, loop)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.cli.costs import Spending, format_duration, hours_begun
+from hotplate.cli.costs import RequestUnitMeter, billed_hours, format_duration
 from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
 from tests.support.command import failed, hotplate, json_of, succeeded
@@ -139,7 +139,7 @@ def test_a_publish_that_is_slow_prints_so_at_once_and_goes_on(model: Path, cosmo
 
 @simulated
 async def test_what_is_spent_while_it_runs_is_what_the_service_charges(account: SimulatedAccount) -> None:
-    spending = Spending()
+    spending = RequestUnitMeter()
     account.observer = spending
     store = account.store(ru=400)
     spending.watch(store, Plan(10**6, 10**9), quiet=True)
@@ -149,12 +149,12 @@ async def test_what_is_spent_while_it_runs_is_what_the_service_charges(account: 
 
 
 def test_hours_are_those_of_the_wall_clock_and_each_that_was_begun_counts() -> None:
-    assert hours_begun(7200.0, 1.0) == 1
-    assert hours_begun(7199.0, 2.0) == 2
-    assert hours_begun(7199.0, 3602.0) == 3
+    assert billed_hours(7200.0, 1.0) == 1
+    assert billed_hours(7199.0, 2.0) == 2
+    assert billed_hours(7199.0, 3602.0) == 3
     assert [format_duration(seconds) for seconds in (9.96, 240, 7200)] == ["10.0 s", "4.0 minutes", "2.0 hours"]
 
 
 def test_where_nothing_is_paid_for_no_cost_is_printed() -> None:
-    idle = Spending()
+    idle = RequestUnitMeter()
     assert (idle.progress(), idle.to_json(), idle.usd) == ("", {}, 0.0)

@@ -160,9 +160,9 @@ def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: p
     with serving(folder, *options) as service:
         for path in ("/v1/recommendations/1", "/v1/recommendations/2", "/v1/similar/a", "/v1/popular", "/nothing"):
             get(service, path)
-        cosmos_http.misbehave({"kind": "unavailable"})
+        cosmos_http.inject_faults({"kind": "unavailable"})
         get(service, "/v1/recommendations/3")
-        cosmos_http.misbehave()
+        cosmos_http.inject_faults()
         late = ("\nhotplate_scrub_rows_total{", "\nhotplate_release_lookups_total{")  # workers report once a second
         deadline = time.monotonic() + 60
         while not all(map((page := service.admin("/metrics").body.decode()).__contains__, late)):

@@ -167,7 +167,7 @@ def cosmos() -> Iterator[Account]:
 @pytest.fixture
 def url(cosmos: Account) -> Iterator[str]:
     yield cosmos.url(secrets.token_hex(4))
-    cosmos.misbehave()
+    cosmos.inject_faults()
 
 
 def port_of(cosmos: Account) -> int:
@@ -195,13 +195,13 @@ async def test_others_answer_during_a_fault_of_an_account_and_the_account_after_
     await publish_to(f"file://{tmp_path}/store", lists("f0"))
     async with reading(url, *(f"{scheme}://{tmp_path}/store" for scheme in others)) as reader:
         await until_read(reader, TIER)
-        cosmos.misbehave(COSMOS_FAULTS[fault])
+        cosmos.inject_faults(COSMOS_FAULTS[fault])
         async with asyncio.timeout(WAIT_S):
             while not reader.tiers[0].breaker.is_open:
                 await reader.personal("1")
         await until_read(reader, *(("file", "personal") if others else (TIER, "popular")))
         assert reader.tiers[0].error is not None
-        cosmos.misbehave()
+        cosmos.inject_faults()
         await until_read(reader, TIER)
 
 

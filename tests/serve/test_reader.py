@@ -436,25 +436,25 @@ async def test_what_takes_no_wait_is_at_hand_and_the_rest_is_requested(clock: Fa
     local = DamagedStore(clock)
     reader = await over(local, store)
     with pytest.raises(NotReady):
-        reader.at_hand("user:1", "personal")
+        reader.get_nowait("user:1", "personal")
     await publish(local, "first", users=range(3))
     await reader.tiers[0].follower.refresh()
-    found = reader.at_hand("user:1", "personal")
+    found = reader.get_nowait("user:1", "personal")
     assert found is not None
     assert (found.tier, found.source, found.status, texts([found])) == ("tier0", "personal", "ok", ["first for 1"])
-    unknown = reader.at_hand("user:9", "personal")
+    unknown = reader.get_nowait("user:9", "personal")
     assert unknown is not None
     assert (unknown.source, unknown.status) == ("popular", "unknown")
     assert found.served.lookups == [1, 1, 0]
     await publish(store.inner, "second", users=range(10))
     await reader.tiers[1].follower.refresh()
     local.damaged, local.raising = frozenset({"user:2"}), ReleaseCorrupt("page 7 cannot be read")
-    assert reader.at_hand("user:9", "personal") is None
-    assert reader.at_hand("user:2", "personal") is None
+    assert reader.get_nowait("user:9", "personal") is None
+    assert reader.get_nowait("user:2", "personal") is None
     assert reader.tiers[0].error is None, "it is read, and counted, by the request"
     delivered = list[EncodedList]()
     for key in ("user:9", "user:2"):
-        reader.request(key, "personal", "", delivered.append)
+        reader.submit(key, "personal", "", delivered.append)
     assert not delivered
     await asyncio.sleep(BUDGET_S)
     assert texts(delivered) == ["second for 9", "second for 2"]
@@ -471,11 +471,11 @@ async def test_a_request_never_fails_and_one_that_cannot_deliver_harms_no_other(
         raise RuntimeError("the connection is gone")
 
     for user, deliver in (("1", refuse), ("1", delivered.append), ("2", delivered.append)):
-        reader.request(f"user:{user}", "personal", "", deliver)
+        reader.submit(f"user:{user}", "personal", "", deliver)
     await asyncio.sleep(BUDGET_S)
     assert texts(delivered) == ["first for 1", "first for 2"]
     store.failure = IndexError("a mistake of the store's")
-    reader.request("user:1", "personal", "", delivered.append)
+    reader.submit("user:1", "personal", "", delivered.append)
     await asyncio.sleep(BUDGET_S)
     assert (delivered[-1].source, delivered[-1].status) == ("popular", "error")
 

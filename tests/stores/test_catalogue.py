@@ -37,14 +37,14 @@ def evolved() -> Catalogue:
 def test_a_change_gains_what_it_commits_or_makes_live_and_nothing_that_it_leaves_or_gives_up() -> None:
     found, of_c = evolved(), draft(C).release
     committed = changes.commit(found, draft(C))
-    assert changes.gained(found, committed) == [of_c]
-    assert changes.gained(committed, changes.activate(committed, C)) == [of_c]
-    assert changes.gained(found, changes.rollback(found, B)) == [draft(A).release]
-    assert changes.gained(found, changes.abandon(found, draft(C))) == []
-    assert changes.gained(found, changes.prune(found, keep=0, grace_s=0, present=["strange"])) == []
+    assert changes.newly_committed(found, committed) == [of_c]
+    assert changes.newly_committed(committed, changes.activate(committed, C)) == [of_c]
+    assert changes.newly_committed(found, changes.rollback(found, B)) == [draft(A).release]
+    assert changes.newly_committed(found, changes.abandon(found, draft(C))) == []
+    assert changes.newly_committed(found, changes.prune(found, keep=0, grace_s=0, present=["strange"])) == []
     repair = draft(A, "again")
     begun = changes.begin(found, repair, repairs=draft(A).incarnation)
-    assert changes.gained(begun, changes.commit(begun, repair)) == [repair.release]
+    assert changes.newly_committed(begun, changes.commit(begun, repair)) == [repair.release]
 
 
 @pytest.mark.parametrize(

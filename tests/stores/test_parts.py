@@ -10,7 +10,7 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import share_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.manifest import Tally
-from hotplate.stores.parts import Assignment, OtherWriters, WrittenPart, write_part
+from hotplate.stores.parts import ParallelWriters, PartContext, WrittenPart, write_part
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.service import a_list
@@ -30,19 +30,19 @@ async def cut_off(rows: Sequence[Row]) -> AsyncIterator[Sequence[Row]]:
     raise StoreUnavailable("the executor is gone")
 
 
-async def write_all(stores: Sequence[Store], assignment: Assignment) -> WrittenPart:
+async def write_all(stores: Sequence[Store], context: PartContext) -> WrittenPart:
     """Write the first part after an attempt that was lost, the second twice at once, and the third in the ordinary way.
 
     Of each, what one attempt returned counts.
     """
     one, two, three = stores
     with pytest.raises(StoreUnavailable):
-        await write_part(one, assignment, 1, cut_off(PARTS[0]))
-    first = await write_part(two, assignment, 1, batches(PARTS[0], 7))
+        await write_part(one, context, 1, cut_off(PARTS[0]))
+    first = await write_part(two, context, 1, batches(PARTS[0], 7))
     second, _ = await asyncio.gather(
-        write_part(one, assignment, 2, batches(PARTS[1], 10)), write_part(two, assignment, 2, batches(PARTS[1], 10))
+        write_part(one, context, 2, batches(PARTS[1], 10)), write_part(two, context, 2, batches(PARTS[1], 10))
     )
-    third = await write_part(three, assignment, 3, batches(PARTS[2], 25))
+    third = await write_part(three, context, 3, batches(PARTS[2], 25))
     assert first.rows == 30
     total = Tally()
     for part in (third, first, second):
@@ -57,7 +57,7 @@ async def test_parts_that_were_lost_or_written_twice_add_up_to_one_release(
 ) -> None:
     store, writers = open_store(), [open_store() for _ in range(3)]
     sample = as_bodies([row for rows in PARTS for row in rows])
-    others = OtherWriters(sample, lambda assignment: write_all(writers, assignment))
+    others = ParallelWriters(sample, lambda context: write_all(writers, context))
     result = await publish(store, batches(POPULAR), plan=PLAN, about={}, encoding=encoding, others=others)
     assert result.manifest.counts == {"popular": 1, "user": 180} | ({"meta": 1} if encoding == "zstd" else {})
     assert (await store.catalogue()).live == result.manifest.release
@@ -69,25 +69,25 @@ async def test_parts_that_were_lost_or_written_twice_add_up_to_one_release(
 async def test_a_draft_whose_writers_all_died_is_resumed_where_each_part_was(open_store: OpenStore) -> None:
     store = open_store()
 
-    async def die(assignment: Assignment) -> WrittenPart:
-        await write_part(store, assignment, 1, batches(PARTS[0], 10))
-        await write_part(store, assignment, 2, cut_off(PARTS[1]))
+    async def die(context: PartContext) -> WrittenPart:
+        await write_part(store, context, 1, batches(PARTS[0], 10))
+        await write_part(store, context, 2, cut_off(PARTS[1]))
         raise AssertionError("it was cut off")
 
-    async def go_on(assignment: Assignment) -> WrittenPart:
+    async def go_on(context: PartContext) -> WrittenPart:
         total, rows = Tally(), 0
         for part, of_it in enumerate(PARTS, 1):
-            written = await write_part(store, assignment, part, batches(of_it, 10))
+            written = await write_part(store, context, part, batches(of_it, 10))
             total.merge(written.tally)
             rows += written.rows
         return WrittenPart(total, rows)
 
     with pytest.raises(StoreUnavailable, match="--resume"):
-        await publish(store, batches(POPULAR), plan=PLAN, about={}, others=OtherWriters((), die))
+        await publish(store, batches(POPULAR), plan=PLAN, about={}, others=ParallelWriters((), die))
     (draft,) = (await store.catalogue()).releases
     await lapse(store)
     result = await publish(
-        store, batches(POPULAR), plan=PLAN, about={}, resume=ReleaseId(draft.id), others=OtherWriters((), go_on)
+        store, batches(POPULAR), plan=PLAN, about={}, resume=ReleaseId(draft.id), others=ParallelWriters((), go_on)
     )
     assert (result.rows, result.skipped) == (90, 91)
     assert await published_rows(store, draft.id) == EVERYTHING
@@ -99,10 +99,10 @@ async def test_what_was_written_before_its_commit_is_summed_up_and_not_put_again
 ) -> None:
     store, puts = open_store(), list[bool]()
 
-    async def write(assignment: Assignment) -> WrittenPart:
-        puts.append(assignment.puts)
+    async def write(context: PartContext) -> WrittenPart:
+        puts.append(context.puts)
         rows = batches([row for rows in PARTS for row in rows], 50)
-        return await write_part(store, assignment, 1, rows)
+        return await write_part(store, context, 1, rows)
 
     async def fail(_draft: object) -> None:
         raise StoreUnavailable("away")
@@ -110,11 +110,13 @@ async def test_what_was_written_before_its_commit_is_summed_up_and_not_put_again
     with monkeypatch.context() as patch:
         patch.setattr(store, "seal", fail)
         with pytest.raises(StoreUnavailable):
-            await publish(store, batches(POPULAR), plan=PLAN, about={}, others=OtherWriters((), write))
+            await publish(store, batches(POPULAR), plan=PLAN, about={}, others=ParallelWriters((), write))
     (draft,) = (await store.catalogue()).releases
     await lapse(store)
     release = ReleaseId(draft.id)
-    again = await publish(store, batches(POPULAR), plan=PLAN, about={}, resume=release, others=OtherWriters((), write))
+    again = await publish(
+        store, batches(POPULAR), plan=PLAN, about={}, resume=release, others=ParallelWriters((), write)
+    )
     assert puts == [True, False]
     assert (again.rows, again.skipped) == (0, 181)
     await life.prune(store)

@@ -54,7 +54,7 @@ class Account:
     def address(self, database: str, **options: str) -> Address:
         return parse(self.url(database, **options), {})
 
-    def misbehave(self, *faults: dict[str, object]) -> None:
+    def inject_faults(self, *faults: dict[str, object]) -> None:
         self._page("PUT", "faults", orjson.dumps(faults))
 
     def metric(self, name: str) -> dict[tuple[str, ...], float]:

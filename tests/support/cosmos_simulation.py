@@ -63,7 +63,7 @@ class SimulatedAccount:
         self.stores.append(CosmosStore(address, client, lambda: containers, client.offer, self._loop.time))
         return self.stores[-1]
 
-    def misbehave(self, *faults: dict[str, object]) -> None:
+    def inject_faults(self, *faults: dict[str, object]) -> None:
         self.service.faults.replace(list(faults), self.now())
 
     def answers(self, status: int, operation: str = "") -> int:

@@ -117,7 +117,7 @@ class Pair:
         self.dispatchers.append(dispatcher)
         server = HttpServer(dispatcher, self.limits)
         dispatcher.admit = server.admit
-        dispatcher.claim = server.claim if guard.knows_clients else None
+        dispatcher.count_connection = server.count_connection if guard.knows_clients else None
         if fast:
             server.lane = Lane(dispatcher)
         self.stack.push_async_callback(server.shutdown, 1)

@@ -1,7 +1,7 @@
 """A plan from a few inputs, by our own prices and charges."""
 
 from hotplate.bench.planner import prices
-from hotplate.bench.planner.inputs import Layer, merge
+from hotplate.bench.planner.inputs import InputSource, merge
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.stores.cosmos import charges as cosmos_charges
 
@@ -15,4 +15,4 @@ LEAST: dict[str, object] = {
 def a_plan(**inputs: object) -> CapacityPlan:
     """Plan with these inputs over LEAST; None takes one of those away."""
     given = {name: value for name, value in (LEAST | inputs).items() if value is not None}
-    return calculate(merge([Layer("test", given, "--{flag}")]), prices.load(), cosmos_charges.load())
+    return calculate(merge([InputSource("test", given, "--{flag}")]), prices.load(), cosmos_charges.load())

@@ -13,9 +13,9 @@ import pytest
 from hotplate.bench.micro import __main__ as command
 from hotplate.bench.micro import commands, history
 from hotplate.bench.micro.harness import (
+    BenchmarkSize,
     Candidates,
     Case,
-    Effort,
     Line,
     MeasuredFigure,
     Skipped,
@@ -24,7 +24,7 @@ from hotplate.bench.micro.harness import (
     at_most,
 )
 
-SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
+SMALL = BenchmarkSize(rounds=1, users=2_000, round_s=0.1)
 # What is also measured by the fast tests; the others take longer.
 QUICK = {"files", "import", "in_process"}
 
@@ -57,13 +57,13 @@ def invoices(folder: Path) -> Path:
 
 
 @contextmanager
-def two(_effort: Effort) -> Iterator[Candidates]:
+def two(_effort: BenchmarkSize) -> Iterator[Candidates]:
     ours, theirs = iter([1.0, 10.0, 30.0]), iter([1.0, 20.0, 20.0])
     yield {"a": lambda: {"CPU": next(ours)}, "b": lambda: {"CPU": next(theirs)}}
 
 
 @contextmanager
-def nobody(effort: Effort) -> Iterator[Candidates]:
+def nobody(effort: BenchmarkSize) -> Iterator[Candidates]:
     if effort.rounds:
         raise Skipped("there is no server")
     yield {}
@@ -73,7 +73,7 @@ COMPARED = Case("two", two, {"a / b: CPU": Line("", at_most(1)), "b: CPU": Line(
 
 
 def test_candidates_are_compared_round_by_round_and_the_first_round_is_thrown_away() -> None:
-    found = {one.name: one for one in COMPARED.measure(Effort(rounds=2))}
+    found = {one.name: one for one in COMPARED.measure(BenchmarkSize(rounds=2))}
     values = {name: one.values for name, one in found.items() if isinstance(one, MeasuredFigure)}
     assert values == {
         "two: a: CPU": [10, 30],
@@ -89,11 +89,11 @@ def test_candidates_are_compared_round_by_round_and_the_first_round_is_thrown_aw
 @pytest.mark.parametrize(("lag_ms", "known"), [(0.1, True), (15.0, False)])
 def test_latencies_of_a_generator_that_was_late_compare_no_servers(lag_ms: float, *, known: bool) -> None:
     @contextmanager
-    def late(_effort: Effort) -> Iterator[Candidates]:
+    def late(_effort: BenchmarkSize) -> Iterator[Candidates]:
         yield {name: lambda: {"p99": 20.0, "rate": 9.0, "lag p99": lag_ms} for name in ("a", "b")}
 
     case = Case("late", late, {"a / b: p99": Line(""), "a / b: rate": Line("")})
-    found = {one.name: one for one in case.measure(Effort(rounds=3))}
+    found = {one.name: one for one in case.measure(BenchmarkSize(rounds=3))}
     p99, rate = found["late: a / b: p99"], found["late: a / b: rate"]
     assert isinstance(rate, MeasuredFigure)
     assert isinstance(p99, MeasuredFigure) is known
@@ -102,7 +102,7 @@ def test_latencies_of_a_generator_that_was_late_compare_no_servers(lag_ms: float
 
 
 @contextmanager
-def failing(effort: Effort) -> Iterator[Candidates]:
+def failing(effort: BenchmarkSize) -> Iterator[Candidates]:
     if effort.rounds:
         raise RuntimeError(f"no [server] in {effort.rounds} rounds")
     yield {}
@@ -113,7 +113,7 @@ def test_a_case_that_fails_leaves_the_others_their_figures_and_only_the_usual_fo
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @contextmanager
-    def one(_effort: Effort) -> Iterator[Candidates]:
+    def one(_effort: BenchmarkSize) -> Iterator[Candidates]:
         yield {"a": lambda: {"CPU": 2.00001}}
 
     cases = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from hotplate.bench.planner.figures import PlanFigure, explain, round_up
-from hotplate.bench.planner.inputs import KNOWN, SHAPES, Layer, PlanMisused, hourly_shares, merge
+from hotplate.bench.planner.inputs import KNOWN, SHAPES, InputSource, PlanMisused, hourly_shares, merge
 from hotplate.bench.planner.review import find_savings, growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
@@ -133,7 +133,7 @@ def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
 def test_hours_come_by_name_or_by_number() -> None:
     assert all(len(hours) == 24 and max(hours) == 1 and min(hours) >= 0 for hours in SHAPES.values())
     assert hourly_shares([2, 1] * 12) == (1.0, 0.5) * 12
-    absolute = merge([Layer("test", {"users": 1, "profile": ",".join(["30"] * 23 + ["120"])}, "--{flag}")])
+    absolute = merge([InputSource("test", {"users": 1, "profile": ",".join(["30"] * 23 + ["120"])}, "--{flag}")])
     assert absolute.inputs.peak_rps == 120
     assert "120" in absolute.sources["peak_rps"] or "busiest hour" in absolute.sources["peak_rps"]
 
@@ -161,16 +161,16 @@ def test_hours_come_by_name_or_by_number() -> None:
 )
 def test_what_makes_no_sense_is_refused_by_name(given: dict[str, object], sentence: str) -> None:
     with pytest.raises(PlanMisused) as refused:
-        merge([Layer("flag", given, "--{flag}")])
+        merge([InputSource("flag", given, "--{flag}")])
     assert sentence in str(refused.value)
 
 
 def test_the_last_place_wins_and_an_older_measurement_of_another_list_is_dropped() -> None:
-    file = Layer("plan.toml", {"users": 10, "peak_rps": 1, "list_length": 20}, "{name} in plan.toml")
-    release = Layer("measured", {"users": 7, "list_bytes": 300.0, "encoding": "zstd"})
+    file = InputSource("plan.toml", {"users": 10, "peak_rps": 1, "list_length": 20}, "{name} in plan.toml")
+    release = InputSource("measured", {"users": 7, "list_bytes": 300.0, "encoding": "zstd"})
     both = merge([file, release])
     assert (both.inputs.users, both.inputs.list_bytes, both.source("users")) == (7, 300, "measured")
-    flagged = merge([file, release, Layer("flag", {"list_length": 10, "users": "5"})])
+    flagged = merge([file, release, InputSource("flag", {"list_length": 10, "users": "5"})])
     assert (flagged.inputs.users, flagged.inputs.list_bytes) == (5, None)
     assert "list_bytes" not in flagged.sources
 

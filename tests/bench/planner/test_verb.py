@@ -14,7 +14,7 @@ import pytest
 
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.planner.figures import format_value
-from hotplate.bench.planner.inputs import KNOWN, Layer, PlanMisused, from_report, merge
+from hotplate.bench.planner.inputs import KNOWN, InputSource, PlanMisused, from_report, merge
 from hotplate.bench.planner.page import page
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
 from hotplate.bench.planner.review import review
@@ -66,7 +66,7 @@ def test_a_person_sees_figures_costs_assumptions_and_what_to_look_out_for() -> N
 
 @pytest.mark.parametrize(("written", "users"), [("20M", 20_000_000), ("1.5k", 1_500), ("1B", 10**9), ("2_000", 2_000)])
 def test_numbers_come_as_people_write_them(written: str, users: int) -> None:
-    assert merge([Layer("flag", {"users": written, "peak_rps": "2k"}, "--{flag}")]).inputs.users == users
+    assert merge([InputSource("flag", {"users": written, "peak_rps": "2k"}, "--{flag}")]).inputs.users == users
 
 
 @pytest.mark.parametrize(

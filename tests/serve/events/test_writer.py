@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, web
 
-from hotplate.serve.api.events import EventsHandler, settled
+from hotplate.serve.api.events import EventsHandler, resolved
 from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
@@ -103,7 +103,7 @@ async def taking(folder: Path) -> AsyncIterator[tuple[EventWriter, Metrics, str]
 
     async def answer(request: web.Request) -> web.Response:
         try:
-            return await settled(handler.report(request, "", ""))
+            return await resolved(handler.report(request, "", ""))
         except Problem as problem:
             return problem.response()
 

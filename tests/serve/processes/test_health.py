@@ -194,7 +194,7 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
             clock.now += 1
             if of is not None:
                 report(of)
-            heartbeats.look()
+            heartbeats.check()
 
     passes(int(START_S))
     assert is_any_alive()
@@ -205,7 +205,7 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
     assert (heartbeats.silent_s(0), heartbeats.silent_s(1)) == (0.0, START_S + 21)
     assert is_any_alive()
     clock.now += 3600  # the parent stood still, and perhaps all
-    heartbeats.look()
+    heartbeats.check()
     assert heartbeats.silent_s(0) == LOOK_S
     assert is_any_alive()
     passes(10)

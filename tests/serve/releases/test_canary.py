@@ -25,7 +25,7 @@ from hotplate.serve.releases.canary import (
     ServedCanary,
     click_change,
     fewer_clicks,
-    worse,
+    find_regression,
 )
 from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.states import Reporter, SharedStates
@@ -66,7 +66,7 @@ async def with_canary(store: MemoryStore, percent: float = 50, users: range = ra
 def of_canary(reader: TieredReader) -> list[str]:
     """Return who sees the canary of the first tier."""
     canary = reader.tiers[0].follower.canary
-    return [] if canary is None else [name for name in NAMES if canary.takes(f"user:{name}")]
+    return [] if canary is None else [name for name in NAMES if canary.includes(f"user:{name}")]
 
 
 async def refreshed(reader: TieredReader) -> TieredReader:
@@ -87,9 +87,9 @@ def test_whoever_sees_a_canary_sees_it_at_a_larger_share_and_few_see_all_of_seve
 
     def seen(salt: str, percent: float) -> set[int]:
         canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), served, 0.0)  # type: ignore[arg-type]  # as it says
-        assert not canary.takes("item:1")
-        assert not canary.takes("popular:")
-        return {user for user in range(1000) if canary.takes(f"user:{user}")}
+        assert not canary.includes("item:1")
+        assert not canary.includes("popular:")
+        return {user for user in range(1000) if canary.includes(f"user:{user}")}
 
     one, other = (seen(salt, low) for salt in salts)
     assert one <= seen(salts[0], low + more)
@@ -200,7 +200,7 @@ async def test_a_process_stops_using_a_canary_that_is_worse_until_another_one_is
 def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
     live: ReleaseCounts, canary: ReleaseCounts, finding: str | None
 ) -> None:
-    found = worse(live, canary)
+    found = find_regression(live, canary)
     assert (found is None) if finding is None else (found is not None and finding in found)
 
 

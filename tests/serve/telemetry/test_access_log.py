@@ -17,7 +17,7 @@ import pytest
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.telemetry.access_log import SLOW_LINES_PER_S, AccessLog
-from hotplate.serve.telemetry.spans import Answered
+from hotplate.serve.telemetry.spans import RequestRecord
 from tests.support.limited_service import counted
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, running, until
 
@@ -96,7 +96,7 @@ def test_each_slow_request_without_a_line_is_counted_once() -> None:
     log = AccessLog(share=0, slow_s=0, write=lines.append)
     for _ in range(2):
         left_out = sum(not log.due(1.0) for _ in range(10 * SLOW_LINES_PER_S))
-        log.write(Answered("/livez", "GET", 200, 1.0, 2, "r-1", None), None)
+        log.write(RequestRecord("/livez", "GET", 200, 1.0, 2, "r-1", None), None)
         assert json.loads(lines[-1])["slow_requests_left_out"] == left_out > 0
 
 

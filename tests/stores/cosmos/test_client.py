@@ -47,11 +47,11 @@ async def opened(observer: Counted) -> AsyncIterator[Open]:
 @pytest.fixture
 async def made(account: Account, opened: Open) -> AsyncIterator[tuple[RestClient, AccountContainers]]:
     """A client with a database and a container `c` of its own, and what made them."""
-    account.misbehave()
+    account.inject_faults()
     address = account.address(f"d{secrets.token_hex(4)}")
     client = opened(address)
     yield client, await with_container(client, address)
-    account.misbehave()
+    account.inject_faults()
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ async def test_a_failure_is_one_attempt_and_no_line_in_a_log(
 ) -> None:
     await made[0].upsert("c", ITEM)
     await made[0].read("c", ITEM["id"], 2.0)
-    account.misbehave({"kind": kind, "operation": operation, "retry_after_ms": 250})
+    account.inject_faults({"kind": kind, "operation": operation, "retry_after_ms": 250})
     before = account.requests(operation)
     with caplog.at_level(logging.DEBUG), pytest.raises(StoreUnavailable) as error:
         await ATTEMPTS[operation](*made)
@@ -202,14 +202,14 @@ async def test_the_account_lists_its_regions_the_preferred_one_first(two_regions
 
 
 async def test_lookups_fail_over_to_the_other_region_and_writes_do_not(two_regions: Account, opened: Open) -> None:
-    two_regions.misbehave()
+    two_regions.inject_faults()
     address = two_regions.address(f"d{secrets.token_hex(4)}")
     client = opened(address)
     await with_container(client, address, 400)
     await client.upsert("c", ITEM)
-    two_regions.misbehave({"kind": "region-gone", "region": 0})
+    two_regions.inject_faults({"kind": "region-gone", "region": 0})
     for _ in range(5):
         assert await client.read("c", ITEM["id"], 2.0) is not None
     with pytest.raises(CosmosUnavailable):
         await client.upsert("c", ITEM)
-    two_regions.misbehave()
+    two_regions.inject_faults()

@@ -149,7 +149,7 @@ def test_what_a_plan_says_of_a_publish_is_what_it_spends_and_takes() -> None:
 
 @simulated
 async def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note(account: SimulatedAccount) -> None:
-    account.misbehave({"kind": "unavailable"})
+    account.inject_faults({"kind": "unavailable"})
     found = await estimated(account, made_up(20))
     assert "it could not be read" in found.notes[0]
     assert any("unless it is there" in each for each in found.makes)

@@ -35,7 +35,7 @@ def partition_of(account: SimulatedAccount, key: str) -> str:
 @simulated
 async def test_a_slow_partition_holds_up_only_its_own_keys(account: SimulatedAccount) -> None:
     store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
-    account.misbehave({"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ})
+    account.inject_faults({"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ})
     began = loop.time()
     slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
     assert loop.time() - began <= 0.0501
@@ -52,7 +52,7 @@ async def test_a_throttled_key_fails_alone_and_at_once_where_waiting_would_be_to
     account: SimulatedAccount,
 ) -> None:
     store, loop = await filled(account), asyncio.get_running_loop()
-    account.misbehave({"kind": "throttle", "share": 0.5, "retry_after_ms": 900, "operation": READ})
+    account.inject_faults({"kind": "throttle", "share": 0.5, "retry_after_ms": 900, "operation": READ})
     began = loop.time()
     slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
     assert loop.time() - began <= 0.011
@@ -67,11 +67,11 @@ async def test_a_throttled_key_fails_alone_and_at_once_where_waiting_would_be_to
 @simulated
 async def test_a_throttled_key_is_read_once_more_where_the_time_allows(account: SimulatedAccount) -> None:
     store, loop = await filled(account), asyncio.get_running_loop()
-    account.misbehave({"kind": "throttle", "for_s": 0.02, "retry_after_ms": 30, "operation": READ})
+    account.inject_faults({"kind": "throttle", "for_s": 0.02, "retry_after_ms": 30, "operation": READ})
     began = loop.time()
     assert await store.get_many(ref(R), KEYS[:1], timeout_s=0.05) == [b"user:0"]
     assert loop.time() - began == pytest.approx(0.04, abs=0.001)
-    account.misbehave({"kind": "throttle", "retry_after_ms": 10, "operation": READ})
+    account.inject_faults({"kind": "throttle", "retry_after_ms": 10, "operation": READ})
     throttled = account.answers(429)
     with pytest.raises(StoreThrottled):
         await store.get_many(ref(R), KEYS[:1], timeout_s=0.05)
@@ -82,11 +82,11 @@ async def test_a_throttled_key_is_read_once_more_where_the_time_allows(account: 
 @simulated
 async def test_a_failure_is_tried_once_more_at_once(account: SimulatedAccount, kind: str) -> None:
     store = await filled(account)
-    account.misbehave({"kind": kind, "share": 0.3, "operation": READ})
+    account.inject_faults({"kind": kind, "share": 0.3, "operation": READ})
     slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
     failed = sum(isinstance(slot, StoreError) for slot in slots)
     assert failed < 10, "about one in ten fails twice, and a third would fail once"
-    account.misbehave({"kind": kind, "operation": READ})
+    account.inject_faults({"kind": kind, "operation": READ})
     with pytest.raises(StoreUnavailable):
         await store.get_many(ref(R), KEYS)
 
@@ -122,7 +122,7 @@ async def test_a_read_without_a_deadline_is_as_patient_as_a_write(
     account: SimulatedAccount, fault: dict[str, object], keys: list[str]
 ) -> None:
     store = await filled(account)
-    account.misbehave({**fault, "for_s": 8, "operation": READ})
+    account.inject_faults({**fault, "for_s": 8, "operation": READ})
     [slots] = await asyncio.gather(store.get_many(ref(R), keys), return_exceptions=True)
     assert slots == [key.encode() for key in keys]
 
@@ -130,7 +130,7 @@ async def test_a_read_without_a_deadline_is_as_patient_as_a_write(
 @simulated
 async def test_a_read_with_a_deadline_keeps_it_and_one_without_is_not_tried_for_ever(account: SimulatedAccount) -> None:
     store, loop = await filled(account), asyncio.get_running_loop()
-    account.misbehave({"kind": "slow", "delay_ms": 9000})
+    account.inject_faults({"kind": "slow", "delay_ms": 9000})
     for timeout_s in (0.05, 3.0):
         began = loop.time()
         with pytest.raises(StoreError, match="did not answer in time"):
@@ -154,7 +154,7 @@ async def test_a_key_that_utf_8_cannot_express_is_absent_and_fails_no_other(acco
 @simulated
 async def test_a_throttled_key_is_read_once_more_while_another_is_still_waited_for(account: SimulatedAccount) -> None:
     store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
-    account.misbehave(
+    account.inject_faults(
         {"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ},
         {"kind": "throttle", "for_s": 0.01, "retry_after_ms": 20, "operation": READ},
     )
@@ -169,7 +169,7 @@ async def test_a_throttled_key_is_read_once_more_while_another_is_still_waited_f
 @simulated
 async def test_what_is_cut_off_leaves_nothing_under_way(account: SimulatedAccount) -> None:
     store = await filled(account)
-    account.misbehave({"kind": "throttle", "share": 0.5, "retry_after_ms": 20, "operation": READ})
+    account.inject_faults({"kind": "throttle", "share": 0.5, "retry_after_ms": 20, "operation": READ})
     before = asyncio.all_tasks()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(store.get_many(ref(R), KEYS, timeout_s=5.0), 0.01)

@@ -32,14 +32,14 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def client(two_regions: Account, observer: Counted) -> AsyncIterator[RestClient]:
     """One that prefers the region that is not written, with an item in a container `c`."""
-    two_regions.misbehave()
+    two_regions.inject_faults()
     address = two_regions.address(f"d{secrets.token_hex(4)}", region=EAST)
     made = RestClient(address, observer)
     await with_container(made, address)
     await made.upsert("c", {"id": NAME})
     yield made
     await made.close()
-    two_regions.misbehave()
+    two_regions.inject_faults()
 
 
 async def until(held: Callable[[], bool]) -> None:
@@ -59,13 +59,13 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
     topology = client._topology
     assert topology.nearest is not None
     assert topology.nearest.name == EAST
-    two_regions.misbehave({"kind": "region-gone", "region": 1})
+    two_regions.inject_faults({"kind": "region-gone", "region": 1})
     for _ in range(10):
         assert all(await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(16))))
     assert (await client.upsert("c", {"id": NAME})).done
     assert (await client.read_versioned("c", NAME)).item is not None
     assert topology.nearest.name == WEST
-    two_regions.misbehave()
+    two_regions.inject_faults()
     await until(lambda: topology.nearest is not None and topology.nearest.name == EAST)
     assert await client.read("c", NAME, 5.0) is not None
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
@@ -78,9 +78,9 @@ async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
     two_regions: Account, client: RestClient, observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(6):
-        two_regions.misbehave({"kind": "unavailable", "region": 1})
+        two_regions.inject_faults({"kind": "unavailable", "region": 1})
         assert await client.read("c", NAME, 5.0) is not None
-        two_regions.misbehave()
+        two_regions.inject_faults()
         assert await client.read("c", NAME, 5.0) is not None
     assert observer.kinds == ["unavailable"] * 6
     assert not caplog.records
@@ -90,11 +90,11 @@ async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
 async def test_where_all_regions_fail_the_read_fails_and_the_first_that_is_back_is_read(
     two_regions: Account, client: RestClient
 ) -> None:
-    two_regions.misbehave({"kind": "reset"})
+    two_regions.inject_faults({"kind": "reset"})
     for _ in range(10):
         with pytest.raises(CosmosUnavailable):
             await client.read("c", NAME, 5.0)
-    two_regions.misbehave({"kind": "reset", "region": 0})
+    two_regions.inject_faults({"kind": "reset", "region": 0})
     async with asyncio.timeout(60):
         while isinstance((await asyncio.gather(client.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
             await asyncio.sleep(0.01)
@@ -114,7 +114,7 @@ async def test_a_slow_region_is_left_after_a_few_reads_and_read_again_once_it_is
 ) -> None:
     """Each read ends by the caller's own deadline, just before the one that it named."""
     assert await client.read("c", NAME, 5.0)
-    two_regions.misbehave(SLOW)
+    two_regions.inject_faults(SLOW)
     for _ in range(MAX_FAILURES):
         assert nearest(client) == EAST
         with pytest.raises(TimeoutError):
@@ -123,7 +123,7 @@ async def test_a_slow_region_is_left_after_a_few_reads_and_read_again_once_it_is
     for _ in range(20):
         assert await client.read("c", NAME, 5.0)
         assert nearest(client) == WEST
-    two_regions.misbehave()
+    two_regions.inject_faults()
     await until(lambda: nearest(client) == EAST)
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
         f"{EAST} cannot be read (timeout); reading from {WEST}",
@@ -135,9 +135,9 @@ async def test_one_slow_answer_is_no_reason_to_leave(
     two_regions: Account, client: RestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2 * MAX_FAILURES):
-        two_regions.misbehave(SLOW)
+        two_regions.inject_faults(SLOW)
         await late(client, 0.05)
-        two_regions.misbehave()
+        two_regions.inject_faults()
         assert await client.read("c", NAME, 5.0)
     assert not caplog.records
 
@@ -229,7 +229,7 @@ def test_a_read_from_the_region_that_takes_writes_is_marked_as_such_and_no_other
 async def test_throttling_is_no_reason_to_read_elsewhere(
     two_regions: Account, client: RestClient, observer: Counted
 ) -> None:
-    two_regions.misbehave({"kind": "throttle", "region": 1})
+    two_regions.inject_faults({"kind": "throttle", "region": 1})
     before = two_regions.requests("read item")
     with pytest.raises(Exception, match="request units"):
         await client.read("c", NAME, 5.0)

@@ -94,9 +94,9 @@ async def test_a_row_whose_answer_was_lost_is_compared_and_other_bytes_are_a_con
 ) -> None:
     store = account.store(ru=4000)
     await store.create(FIRST, PLAN)
-    account.misbehave({"kind": "reset", "operation": "create item", "share": 0.5})
+    account.inject_faults({"kind": "reset", "operation": "create item", "share": 0.5})
     await store.put(FIRST, ROWS)
-    account.misbehave()
+    account.inject_faults()
     reads = account.answers(200, "read item")
     await store.put(FIRST, [Row("user:new", b"")])
     assert account.answers(200, "read item") - reads == 1, "of the state: rows are read only where they are there"

@@ -54,11 +54,11 @@ async def publish_under(fault: dict[str, object], rows: list[Row], account: Simu
         async for batch in batches(rows, 100):
             yield batch
             if batch[0].key == rows[100].key:
-                account.misbehave(fault)
+                account.inject_faults(fault)
 
     store = account.store(ru=4000)
     manifest = (await publication.publish(store, until_it_fails(), plan=Plan(len(rows), 1000), about={})).manifest
-    account.misbehave()
+    account.inject_faults()
     assert await published_rows(store, manifest.release) == rows
     assert (await store.catalogue()).live == manifest.release
 
@@ -69,7 +69,7 @@ async def test_a_verification_bears_what_passes(account: SimulatedAccount, fault
     store = account.store(ru=4000)
     manifest = (await publication.publish(store, batches(ROWS[:300]), plan=Plan(300, 1000), about={})).manifest
     published = await ref_of(store, manifest.release)
-    account.misbehave(fault)
+    account.inject_faults(fault)
     [found] = await asyncio.gather(verify(store, published), return_exceptions=True)
     assert found == manifest
 
@@ -78,7 +78,7 @@ async def test_a_verification_bears_what_passes(account: SimulatedAccount, fault
 async def test_warnings_are_read_although_the_account_cannot_answer_for_a_while(account: SimulatedAccount) -> None:
     store = account.store(ru=4000)
     await publication.publish(store, batches(ROWS[:10]), plan=Plan(10, 1000), about={})
-    account.misbehave({"kind": "retry-with", "for_s": 8})
+    account.inject_faults({"kind": "retry-with", "for_s": 8})
     [found] = await asyncio.gather(store.warnings(), return_exceptions=True)
     assert found == []
 
@@ -94,12 +94,12 @@ async def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknow
     store, loop = account.store(ru=4000), asyncio.get_running_loop()
     await store.create(draft_of(R), Plan(1, 1))
     await store.put(draft_of(R), ROWS[:100])
-    account.misbehave({"kind": kind})
+    account.inject_faults({"kind": kind})
     began = loop.time()
     with pytest.raises(error):
         await store.put(draft_of(R), ROWS[100:300])
     assert limit_s <= loop.time() - began < limit_s + 10
-    account.misbehave()
+    account.inject_faults()
     assert await account.store().resume_point(draft_of(R)) == ROWS[99].key
     await store.put(draft_of(R), ROWS[100:])
     await store.seal(draft_of(R))
@@ -164,7 +164,7 @@ async def test_a_replica_that_is_behind_is_read_again(account: SimulatedAccount)
 @pytest.mark.parametrize("unseen_s", [0.5, 20.0])
 @simulated
 async def test_a_publish_waits_until_its_containers_are_seen(account: SimulatedAccount, unseen_s: float) -> None:
-    account.misbehave({"kind": "missing", "operation": "create item", "for_s": unseen_s})
+    account.inject_faults({"kind": "missing", "operation": "create item", "for_s": unseen_s})
     store = account.store()
     manifest = (await publication.publish(store, batches(ROWS[:11]), plan=Plan(11, 100), about={})).manifest
     assert (await store.catalogue()).live == manifest.release
@@ -173,7 +173,7 @@ async def test_a_publish_waits_until_its_containers_are_seen(account: SimulatedA
 
 @simulated
 async def test_a_container_that_never_appears_is_not_waited_for_for_ever(account: SimulatedAccount) -> None:
-    account.misbehave({"kind": "missing", "operation": "create item"})
+    account.inject_faults({"kind": "missing", "operation": "create item"})
     began = account.now()
     with pytest.raises(StoreError) as caught:
         await publication.publish(account.store(), batches(ROWS[:11]), plan=Plan(11, 100), about={})

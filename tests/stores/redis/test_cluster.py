@@ -210,7 +210,7 @@ async def test_who_serves_what_is_asked_once_however_many_want_to_know(redis_clu
     await asyncio.gather(*(topology.load() for _ in range(50)))
     assert redis_cluster.calls("cluster|slots") == before + 1
     for _ in range(1000):
-        topology.suspect()
+        topology.schedule_refresh()
     await asyncio.sleep(0.15)
     assert redis_cluster.calls("cluster|slots") <= before + 2
     await topology.close()

@@ -1,14 +1,14 @@
-"""When the generator itself was delayed (absent), and the machine's figures for the reason.
+"""When the generator itself stalled, and the machine's figures for the reason.
 
 A request that is sent late is answered late, and so is the one behind it. An answer that is read late looks slow. The
 latency from when a request was due includes all such delays, so it is an upper bound of the server's true latency.
 
-The lower bound is that latency less the delays that absences may have caused:
+The lower bound is that latency less the delays that stalls may have caused:
 
 - the longest lateness of this request and of those sent shortly before. If a server gets requests late by at most D,
   it answers each of them late by at most D
-- the absence after which the answer was read, because the answer may have come at its beginning, but not before
-- if the request waited for a connection: instead of that, all absences since one was last free, because each of them
+- the stall after which the answer was read, because the answer may have come at its beginning, but not before
+- if the request waited for a connection: instead of that, all stalls since one was last free, because each of them
   may have delayed a connection
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 # A request that is so late shows that the generator was away. Its timer is late by some 50 µs.
 AWAY_S = 200e-6
 
-# For how long before a request fell due an absence may have begun unseen.
+# For how long before a request fell due a stall may have begun unseen.
 AT_MOST_S = 2e-3
 
 # Requests that piled up are sent at once. The server has caught up when none is in flight, or after so many
@@ -38,10 +38,10 @@ KINDS = 8
 STEAL = 7
 
 
-class Absence:
+class GeneratorStalls:
     """The time that a generator was away, in seconds, by the requests that fell due in it; lives for one run.
 
-    An absence begins when the generator was last seen at work, so it is rather too long. What ends before the next
+    A stall begins when the generator was last seen at work, so it is rather too long. What ends before the next
     request falls due is not seen.
     """
 
@@ -50,7 +50,7 @@ class Absence:
         """When the generator was last at work, by its clock; it keeps this."""
 
         self.total_s = 0.0
-        """Of all absences so far; those that overlap count once."""
+        """Of all stalls so far; those that overlap count once."""
 
         self.unread_s = 0.0
         """How long an answer that is read now may have waited for that; zero once all that had come is read."""
