@@ -277,7 +277,7 @@ def test_a_forked_process_follows_for_itself_whether_its_parent_has_used_them_or
     url = f"file://{tmp_path}" if scheme == "file" else redis_server.url("redis", f"forked-{when}")
     asyncio.run(publish_to(url, LISTS))
     with subprocess.Popen(
-        [sys.executable, "-c", FORKING, url, when],
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", FORKING, url, when],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     ) as process:  # fmt: skip
         assert process.stdout is not None

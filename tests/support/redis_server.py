@@ -180,14 +180,25 @@ def certify(folder: Path) -> None:
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
     now = datetime.now(UTC)
 
+    ca = ca_key.public_key()
+
     def certificate(name: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder(issuer, name, public, x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca), critical=False)  # for Python 3.13
         )
 
-    authority = certificate(issuer, ca_key.public_key()).add_extension(x509.BasicConstraints(True, None), critical=True)
+    signs = x509.KeyUsage(
+        False, False, False, False, False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False
+    )
+    authority = (
+        certificate(issuer, ca)
+        .add_extension(x509.BasicConstraints(True, None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca), critical=False)
+        .add_extension(signs, critical=True)
+    )
     here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     server = certificate(x509.Name([]), key.public_key()).add_extension(here, critical=True)
     for name, made in (("ca.pem", authority), ("server.pem", server)):

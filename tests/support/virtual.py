@@ -33,6 +33,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         working.add_done_callback(self._thread_done)
         return working
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109 -- see below
+        """Wait for the threads without a limit: that of Python 3.12 and later would pass at once, as time does here."""
+        await super().shutdown_default_executor()
+
     def _thread_done(self, _working: asyncio.Future[Any]) -> None:
         self._virtual.threads -= 1
 
