@@ -142,11 +142,9 @@ async def test_a_token_may_do_what_its_scopes_and_roles_say(issuer: Issuer, guar
 
 
 @pytest.mark.parametrize("claim", ["scp", "scope", "roles"])
-async def test_scopes_are_words_or_a_list_by_any_of_their_names(
-    issuer: Issuer, guard: Guard, count_connection: str
-) -> None:
+async def test_scopes_are_words_or_a_list_by_any_of_their_names(issuer: Issuer, guard: Guard, claim: str) -> None:
     for scopes in ("openid read", ["openid", "read"]):
-        claims: dict[str, Any] = {"scp": None, count_connection: scopes}
+        claims: dict[str, Any] = {"scp": None, claim: scopes}
         token = issuer.token(**claims)
         assert await status_of(guard, token) == 200
         assert (await refusal(guard, token, ADMIN)).status == 403
