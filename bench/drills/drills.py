@@ -8,7 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from hotplate.bench.drills.instance import TIERS, USERS, CosmosTier, FileTier, Instance, RedisTier, key_of, put_back
+from hotplate.bench.drills.instance import (
+    BUDGET_S,
+    TIERS,
+    USERS,
+    CosmosTier,
+    FileTier,
+    Instance,
+    RedisTier,
+    key_of,
+    put_back,
+)
 from hotplate.bench.drills.proxy import Proxy
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.process import redis_installed
@@ -133,7 +143,7 @@ def _proxy(instance: Instance) -> Proxy:
 @asynccontextmanager
 async def _late(instance: Instance) -> AsyncIterator[None]:
     proxy = _proxy(instance)
-    proxy.delay_s = LATE * instance.budget_s
+    proxy.delay_s = LATE * BUDGET_S
     yield
     proxy.delay_s = 0.0
 

@@ -29,6 +29,9 @@ USERS = 100
 LIST_LENGTH = 20
 ITEM_BYTES = 100
 
+# What the service may spend on the reads of a request: its default.
+BUDGET_S = 0.05
+
 # What the emulator may spend: drills are not about what reads cost.
 EMULATED_RU = 6_000
 
@@ -135,7 +138,6 @@ class Instance:
 
     tiers: tuple[DrillTier, ...]
     service: Server
-    budget_s: float
     published: str
     """A store that nobody serves, which has what was published."""
 
@@ -151,7 +153,7 @@ class Instance:
 
 
 @asynccontextmanager
-async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instance]:
+async def started(kinds: Sequence[str]) -> AsyncIterator[Instance]:
     """Start stores of these kinds, fill them, and serve them until the block ends; BenchFailed if that fails."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-drill-")))
@@ -161,7 +163,7 @@ async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instan
         _keep(tiers[0])
         newer = await _publish(published, tiers, "newer")
         # Without a cache, so every answer comes out of a store and every fault is felt.
-        command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0", "--budget", f"{budget_s:g}"]
+        command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0", "--budget", f"{BUDGET_S:g}"]
         command += [part for tier in tiers for part in ("--store", tier.url)]
         # In a thread, because the service reads through proxies of this loop; if that is interrupted, the thread has
         # to end first, or nothing would stop what it started.
@@ -171,7 +173,7 @@ async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instan
         except asyncio.CancelledError:
             await asyncio.gather(starting, return_exceptions=True)
             raise
-        yield Instance(tuple(tiers), service, budget_s, published, older, newer)
+        yield Instance(tuple(tiers), service, published, older, newer)
 
 
 def _keep(tier: DrillTier) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 from hotplate.bench.answers import CheckResult, check_answers
 from hotplate.bench.drills.drills import Drill, Metric
-from hotplate.bench.drills.instance import USERS, Instance, key_of, started
+from hotplate.bench.drills.instance import BUDGET_S, USERS, Instance, key_of, started
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.keys import InTurn, RequestKeys
 from hotplate.bench.loadgen.load import KEY, Gets, Load
@@ -29,6 +29,7 @@ from hotplate.stores.keys import USER
 BEFORE, FAULT, AFTER = PHASES = "before", "fault", "after"
 
 PATH = f"/v1/recommendations/{KEY}"
+RATE = 300.0
 CONNECTIONS = 16
 
 # When a request is given up, and counts as not answered.
@@ -45,9 +46,6 @@ LOOK_TIMEOUT_S = 10.0
 
 # So many answers in a row, of different users, show that the first tier answers again.
 IN_A_ROW = 10
-
-# What a p99 may take beyond the budget of all reads of a request.
-MARGIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ def judge(observed: Observation, options: "DrillOptions", own_share: float) -> t
             f"{compared.wrong:,} of {compared.compared:,} lists wrong{example}",
         ),
         _own_lists(fault, own_share),
-        _in_time(fault, options.p99_s or options.budget_s + MARGIN_S),
+        _in_time(fault, options.p99_s),
         PromiseCheck("the service stays ready", observed.unready == 0 < observed.probes, ready),
         *moved,
         PromiseCheck(f"all is as before {within}", after_s is not None, recovered),
@@ -189,16 +187,15 @@ class DrillOptions:
     tiers: tuple[str, ...] = ()
     """The kinds of stores, the one that is disturbed first; empty for those of each drill."""
 
-    rate: float = 300.0
-    budget_s: float = 0.05
     duration_s: float = 3.0
-    p99_s: float | None = None
+    p99_s: float = BUDGET_S + 0.2
+    """What a p99 may take: more than the budget of all reads of a request."""
+
     recover_s: float = 30.0
 
     def __post_init__(self) -> None:
         """Refuse what is not a quantity."""
-        quantities = {"--rate": self.rate, "--budget": self.budget_s, "--duration": self.duration_s}
-        require_positive(quantities | {"--p99": self.p99_s, "--recover": self.recover_s})
+        require_positive({"--duration": self.duration_s, "--p99": self.p99_s, "--recover": self.recover_s})
 
 
 async def run_drills(
@@ -216,10 +213,10 @@ async def run_drills(
         for drill in drills:
             kinds = drill.tiers(options.tiers)
             on_stage(f"starting {', '.join(kinds)} and a service")
-            async with started(kinds, options.budget_s) as instance:
+            async with started(kinds) as instance:
                 if await _settled(instance, options.recover_s) is None:
                     raise BenchFailed(f"the test instance did not come up within {options.recover_s:g} s")
-                load = SteadyLoad(instance, options.rate, pool)
+                load = SteadyLoad(instance, pool)
                 observed = await _observe(drill, options, instance, load, lambda now: on_stage(f"{drill.name}: {now}"))  # noqa: B023 -- called within this turn
             tiers = tuple(tier.name for tier in instance.tiers)
             checks = judge(observed, options, drill.own_share(tiers))
@@ -259,7 +256,7 @@ async def _observe(
 class SteadyLoad:
     """An open loop that goes on, window after window, until its block ends; lives for one drill."""
 
-    def __init__(self, instance: Instance, rate: float, pool: WorkerPool) -> None:
+    def __init__(self, instance: Instance, pool: WorkerPool) -> None:
         self.phase = WARM_UP
         """To which windows belong that begin now; all that touch a fault are the fault's."""
         self.results = defaultdict[str, list[Result]](list)
@@ -267,7 +264,7 @@ class SteadyLoad:
         self._load = Load(
             url=instance.service.url,
             requests=Gets(PATH, users),
-            rate=rate,
+            rate=RATE,
             duration_s=WINDOW_S,
             connections=CONNECTIONS,
             timeout_s=ANSWER_TIMEOUT_S,

@@ -166,7 +166,7 @@ def charges(
     ]
     out.print(table(("operation", "KB", "RU", "by our coefficients", "off by"), rows))
     for name, value in found.small.items():
-        out.print(f"{name}: {'refused by the account; ours is kept' if value is None else f'{value:g}'}")
+        out.print(f"{name}: {value:g}")
     out.print(f"measured on {found.subject}; written to {written}")
 
 

@@ -34,18 +34,10 @@ def drill(
             prefix=PREFIX,
         ),
     ] = None,
-    rate: Annotated[str, Flag("Requests/s through the service, as 300 or 1k.", prefix=PREFIX)] = "300",
     duration: Annotated[
         str, Flag("For how long a fault lasts at least; longer until operators see it.", prefix=PREFIX)
     ] = "3s",
-    budget: Annotated[
-        str,
-        Flag("What the service may spend on the reads of a request, as `serve --budget` has it.", prefix=PREFIX),
-    ] = "50ms",
-    p99: Annotated[
-        str | None,
-        Flag("What 99 % of the answers during a fault may take; by default the budget and 200 ms.", prefix=PREFIX),
-    ] = None,
+    p99: Annotated[str, Flag("What 99 % of the answers during a fault may take.", prefix=PREFIX)] = "250ms",
     recover: Annotated[
         str, Flag("Within what time all must be as before once a fault is over.", prefix=PREFIX)
     ] = "30s",
@@ -64,17 +56,15 @@ def drill(
     with bench_errors():
         from hotplate.bench.drills.drills import DRILLS, choose
         from hotplate.bench.drills.run import DrillOptions, run_drills
-        from hotplate.bench.report.text import parse_rate, parse_seconds
+        from hotplate.bench.report.text import parse_seconds
 
         kinds = tuple(tiers.split(",")) if tiers else ()
         chosen = choose(names or (), kinds)
         left_out = [] if names else [drill.name for drill in DRILLS if drill not in chosen]
         options = DrillOptions(
             tiers=kinds,
-            rate=parse_rate(rate),
-            budget_s=parse_seconds(budget),
             duration_s=parse_seconds(duration),
-            p99_s=None if p99 is None else parse_seconds(p99),
+            p99_s=parse_seconds(p99),
             recover_s=parse_seconds(recover),
         )
         with interruptible_loop(), err.status("") as status:

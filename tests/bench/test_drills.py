@@ -112,7 +112,7 @@ def test_drills_are_chosen_by_name_or_by_the_tiers_that_they_fit() -> None:
         (("--tiers", "redis,tape"), "--tiers takes redis, cosmos, file, separated by commas, and not 'tape'"),
         (("--tiers", "file,file"), "names a kind of store twice"),
         (("--duration", "0s"), "--duration must be above zero"),
-        (("--rate", "many"), "'many' is not a rate"),
+        (("--recover", "soon"), "'soon' is not a time"),
     ],
 )
 def test_what_makes_no_sense_is_a_misuse(arguments: tuple[str, ...], part: str) -> None:
@@ -171,7 +171,7 @@ async def ended(instance: Instance) -> AsyncIterator[None]:
 @pytest.mark.soak
 def test_a_service_that_dies_breaks_its_promises_and_the_next_drill_has_another() -> None:
     dying = Drill("dying", "the service is killed", ("file",), ended, (DRILLS[0].metrics[-1],))
-    options = DrillOptions(tiers=("file",), rate=50, duration_s=0.1, recover_s=1, p99_s=5)
+    options = DrillOptions(tiers=("file",), duration_s=0.1, recover_s=1, p99_s=5)
     said = list[str]()
     verdicts = asyncio.run(
         run_drills([dying, dying], options, said.append, lambda verdict: said.append(verdict.sentence))
@@ -191,6 +191,6 @@ def test_a_drill_is_not_judged_by_metrics_that_could_not_be_read_before_the_faul
 
     monkeypatch.setattr("hotplate.bench.drills.run.read_samples", too_busy)
     drills = [drill for drill in DRILLS if drill.name == "corruption"]
-    options = DrillOptions(tiers=("file",), rate=50, duration_s=0.1, recover_s=30)
+    options = DrillOptions(tiers=("file",), duration_s=0.1, recover_s=30)
     with pytest.raises(BenchFailed, match="before the fault"):
         asyncio.run(run_drills(drills, options, lambda _: None, lambda _: None))
