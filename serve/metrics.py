@@ -131,17 +131,13 @@ class Metrics:
         own[cell + bisect_left(BUCKETS_S, seconds)] += 1
         own[cell + HISTOGRAM_CELLS - 1] += seconds
 
+    def count(self, cell: int, number: int = 1) -> None:
+        """Count so many of what has this cell."""
+        self._own[cell] += number
+
     def count_lookup(self, source: str, outcome: str, lists: int = 1) -> None:
         """Count lists: where they came from, and whether they are what was requested."""
         self._own[LOOKUPS[source, outcome]] += lists
-
-    def count_cached(self, tier: str, outcome: str, lists: int = 1) -> None:
-        """Count lookups that could be answered without a read of a tier's store; *outcome* is one of CACHED."""
-        self._own[self.cached[tier, outcome]] += lists
-
-    def count_canary(self, tier: str, role: ReleaseRole, outcome: str, lists: int = 1) -> None:
-        """Count users' lists while a tier has a canary: of that, or of the live release."""
-        self._own[self.canary[tier, role, outcome]] += lists
 
     def count_attempt(self, tier: str, what: str) -> None:
         """Count one attempt of a tier's store that failed, or was refused for now."""
@@ -158,25 +154,9 @@ class Metrics:
         """Count spans by what became of them, one of SPANS; each outcome in one thread of a worker."""
         self._own[self.spans[outcome]] += spans
 
-    def count_dropped_lines(self, lines: int) -> None:
-        """Count lines of the log that were dropped because they were not read in time."""
-        self._own[self.dropped_lines] += lines
-
-    def count_corrupt(self, tier: str) -> None:
-        """Count one value of a tier's store that was read and is damaged."""
-        self._own[self.corrupt[tier]] += 1
-
-    def count_scrubbed(self, tier: str, rows: int) -> None:
-        """Count rows of a tier's release that were read in the background."""
-        self._own[self.scrub[tier, SCRUBBED_ROWS]] += rows
-
     def count_shed(self, reason: str) -> None:
         """Count one request or connection that was refused or cut; *reason* is one of SHED."""
         self._own[self.shed[reason]] += 1
-
-    def count_event(self, kind: str, outcome: str, events: int = 1) -> None:
-        """Count events of one of EVENT_TYPES by what became of them."""
-        self._own[self.events[kind, outcome]] += events
 
     def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:
         """Count items of a list that were shown or chosen, the first of them at *position* and each behind the last."""

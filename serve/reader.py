@@ -350,7 +350,7 @@ class TieredReader:
     def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
         """Hand a list to those who wait for it; see `Lookups`."""
         if len(waiters) > 1 and origin is not None:
-            self.metrics.count_cached(origin[0].name, CACHE_SHARED, len(waiters) - 1)
+            self.metrics.count(self.metrics.cached[origin[0].name, CACHE_SHARED], len(waiters) - 1)
         for source, segment, deliver in waiters:
             if origin is None:
                 found = self._first(segment, "error", key)
@@ -395,7 +395,7 @@ class TieredReader:
     def _count_canary(self, tier: Tier, served: ServedRelease, outcome: int, lists: int = 1) -> None:
         if tier.follower.canary is not None:
             role: ReleaseRole = CANARY if served.is_canary else LIVE
-            self.metrics.count_canary(tier.name, role, LOOKUP_OUTCOMES[outcome], lists)
+            self.metrics.count(self.metrics.canary[tier.name, role, LOOKUP_OUTCOMES[outcome]], lists)
 
     def _first(self, segment: str = OVERALL, status: Status = "ok", key: str = "") -> EncodedList:
         """Return the popular list of the first tier that serves a release, from memory; the one that *key* is of."""

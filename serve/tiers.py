@@ -156,7 +156,7 @@ class Tier:
                 cache = self._cache_of(cache, served)
             slot = cache.get(served, key)
             if slot is not NOT_CACHED:
-                self._metrics.count_cached(self.name, CACHE_HIT)
+                self._metrics.count(self._metrics.cached[self.name, CACHE_HIT])
             return slot
         try:
             return self._get(self._local, served, key)
@@ -278,7 +278,7 @@ class Tier:
             log.error("%s: %s", self.name, self._damage[served.ref], exc_info=cause)
 
     def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
-        self._metrics.count_corrupt(self.name)
+        self._metrics.count(self._metrics.corrupt[self.name])
         self.report_damage(served, error, cause)
 
     def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
@@ -373,7 +373,7 @@ class Tier:
         slots = self._decoded(served, keys, slots)
         if self._cache is not None:
             self._cache_of(self._cache, served).put(served, keys, slots)
-            self._metrics.count_cached(self.name, CACHE_MISS, len(keys))
+            self._metrics.count(self._metrics.cached[self.name, CACHE_MISS], len(keys))
         return slots
 
 

@@ -190,7 +190,8 @@ class EventsHandler:
 
     def _count_events(self, events: Sequence[Event], outcome: str) -> None:
         for kind, number in Counter(event.type for event in events).items():
-            self._metrics.count_event(kind if kind in (IMPRESSION, CLICK) else CUSTOM, outcome, number)
+            known = kind if kind in (IMPRESSION, CLICK) else CUSTOM
+            self._metrics.count(self._metrics.events[known, outcome], number)
 
 
 def _refuse_unasked(request: web.BaseRequest) -> None:

@@ -233,7 +233,7 @@ def _write(context: ProcessContext, number: int, reader: TieredReader, state: Wo
     """Write once a second what a worker says of itself, whose keys it has seen, its log, and its popular lists."""
     context.states.write(number, state)
     context.guard.uses.record()
-    context.metrics.count_dropped_lines(context.stderr.report_dropped())
+    context.metrics.count(context.metrics.dropped_lines, context.stderr.report_dropped())
     if (first := reader.first_served) is not None:
         context.kept.keep(*first)
 

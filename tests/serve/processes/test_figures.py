@@ -104,8 +104,8 @@ def test_a_tier_says_on_how_many_workers_its_circuit_is_open() -> None:
     metrics = Metrics(2, ["redis"])
     sampler = sampled(metrics, [worker(1, [0, 0, 0]), worker(2, [0, 0, 0], breaker_open=True)])
     metrics.observe_store("redis", "get_many", "error", 0.01)
-    metrics.count_cached("redis", "hit", 3)
-    metrics.count_cached("redis", "miss", 1)
+    metrics.count(metrics.cached["redis", "hit"], 3)
+    metrics.count(metrics.cached["redis", "miss"])
     sampler.sample()
     (tier,) = figures_of(sampler)["tiers"]
     assert (tier["open"], tier["workers"], tier["details"], tier["cached_share"]) == (1, 2, ["it is slow"], 0.75)

@@ -459,15 +459,15 @@ async def test_a_watch_ends_with_the_canary_and_says_what_is_wrong_with_its_url(
 async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory: MemoryStore) -> None:
     live, canary = await with_canary(memory)
     metrics = Metrics(3, ["tier"])
-    metrics.count_canary("tier", CANARY, "miss", 1000)  # of a canary before this one
+    metrics.count(metrics.canary["tier", CANARY, "miss"], 1000)  # of a canary before this one
     async with TieredReader({"tier": memory}, metrics=metrics) as reader:
         await reader.wait_until_ready(5)
         await asyncio.sleep(2 * CANARY_S)
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, canary}
         for worker in (1, 2):
             metrics.use_slot(worker)
-            metrics.count_canary("tier", LIVE, "hit", 600)
-            metrics.count_canary("tier", CANARY, "miss", 60)
+            metrics.count(metrics.canary["tier", LIVE, "hit"], 600)
+            metrics.count(metrics.canary["tier", CANARY, "miss"], 60)
         await asyncio.sleep(2 * CANARY_S)
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
 
