@@ -19,17 +19,15 @@ SPARE = 3
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many users there are and what each one's list is made of; a title of 0 characters is left out."""
+    """How many users there are, and how many items each one's list has."""
 
     users: int
     items: int
-    title_chars: int = 0
 
     @property
     def value_bytes(self) -> int:
         """Bytes of one list; all are the same."""
-        item_bytes = len('{"id":"1234","score":0.1234}') + (self.title_chars and len(',"title":""') + self.title_chars)
-        return item_bytes * self.items + 2 * (self.items - 1)
+        return len('{"id":"1234","score":0.1234}') * self.items + 2 * (self.items - 1)
 
     @property
     def plan(self) -> Plan:
@@ -40,7 +38,7 @@ class Shape:
         """Encode the lists that the rows share, to bodies."""
         scores = [round(0.9999 - rank / 100, 4) for rank in range(self.items)]
         return [
-            encode(_item((first * 7 + rank) % ITEMS, scores[rank], self.title_chars) for rank in range(self.items))
+            encode(_item((first * 7 + rank) % ITEMS, scores[rank]) for rank in range(self.items))
             for first in range(DISTINCT)
         ]
 
@@ -64,9 +62,8 @@ class Shape:
             yield [Row(key_of(number), values[number % DISTINCT]) for number in numbers]
 
 
-def _item(number: int, score: float, title_chars: int = 0) -> Item:
-    item = Item(id=str(1000 + number), score=score)
-    return Item(**item, title=f"{number:0{title_chars}d}") if title_chars else item
+def _item(number: int, score: float) -> Item:
+    return Item(id=str(1000 + number), score=score)
 
 
 def key_of(user: int) -> str:

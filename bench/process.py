@@ -12,9 +12,8 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -77,14 +76,6 @@ class Server:
     def memory_bytes(self) -> int:
         """Add up the anonymous memory of its processes; a page that they share counts once, a file's page does not."""
         return sum(own_memory_bytes(pid) for pid in self._processes())
-
-    def move_to(self, number: int) -> None:
-        """Keep it, with all of its threads, on the *number*-th core from now on, as `on_core` counts them."""
-        cores = {_core(number)}
-        for pid in self._processes():
-            for thread in Path("/proc").glob(f"{pid}/task/*"):
-                with suppress(ProcessLookupError):  # it may have ended
-                    os.sched_setaffinity(int(thread.name), cores)
 
     def _processes(self) -> Iterator[int]:
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -206,36 +197,14 @@ def serving(
 
 
 @contextmanager
-def service_serving(command: Sequence[str], path: str) -> Iterator[Server]:
-    """Run *command*, a `hotplate serve`, on free ports of loopback, as `serving` does."""
-    with services_serving(command, path, [{}]) as (server,):
-        yield server
-
-
-@contextmanager
-def services_serving(
-    command: Sequence[str], path: str, settings: Sequence[Mapping[str, str]]
-) -> Iterator[list[Server]]:
-    """Run *command*, a `hotplate serve`, once with each of *settings*, as `service_serving` does.
-
-    They start at the same time, each on a core, and move to the service's core once all are ready.
-    """
-    with ExitStack() as stack:
-        servers, waits = list[Server](), list[Callable[[], None]]()
-        for number, each in enumerate(settings):
-            port, admin_port = free_port(), free_port()
-            options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
-            options += ["--workers", "1", "--drain-delay", "0"]
-            url, env = f"http://127.0.0.1:{port}", environment() | dict(each)
-            is_ready = partial(_answers, url + path)
-            process, wait = stack.enter_context(_started([*command, *options], env, is_ready, SERVICE_CORE + number))
-            servers.append(Server(url, process.pid, f"http://127.0.0.1:{admin_port}"))
-            waits.append(wait)
-        for wait in waits:
-            wait()
-        for server in servers[1:]:
-            server.move_to(SERVICE_CORE)
-        yield servers
+def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Run *command*, a `hotplate serve`, with *settings* on free ports of loopback, as `serving` does."""
+    port, admin_port = free_port(), free_port()
+    options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
+    options += ["--workers", "1", "--drain-delay", "0"]
+    url, env = f"http://127.0.0.1:{port}", environment() | dict(settings or {})
+    with _running([*command, *options], env, lambda: _answers(url + path), SERVICE_CORE) as process:
+        yield Server(url, process.pid, f"http://127.0.0.1:{admin_port}")
 
 
 @contextmanager
@@ -327,32 +296,19 @@ def _running(
     command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """Run *command* in a process group of its own, from when it is ready until the block ends."""
-    with _started(command, env, is_ready, core) as (process, wait):
-        wait()
-        yield process
-
-
-@contextmanager
-def _started(
-    command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
-) -> "Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]":
-    """Run *command* until the block ends; the second of the pair waits until it is ready, or raises BenchFailed."""
     with tempfile.TemporaryFile() as output:
         with on_core(core):
             process = subprocess.Popen(  # noqa: S603 -- our own commands
                 command, cwd=ROOT, env=env, stdout=output, stderr=output, process_group=0
             )
         until = time.monotonic() + READY_WITHIN_S
-
-        def wait() -> None:
+        try:
             while not is_ready():
                 if process.poll() is not None or time.monotonic() > until:
                     output.seek(0)
                     raise BenchFailed(f"{' '.join(command)} does not start: {output.read().decode()[-2000:]}")
                 time.sleep(0.02)
-
-        try:
-            yield process, wait
+            yield process
         finally:
             process.terminate()
             stop_process(process, group=True)

@@ -69,6 +69,7 @@ class Container:
     ) -> None:
         self.database = database
         self.name = name
+        self.offer: EmulatedOffer
         self.rid_bytes = database.rid_bytes + (number | 1 << 31).to_bytes(4, "big")
         self.rid = resource_id(self.rid_bytes)
         self.link = f"dbs/{database.rid}/colls/{self.rid}/"
@@ -215,10 +216,6 @@ class EmulatedAccount:
     def containers(self) -> list[Container]:
         """Return all containers of all databases."""
         return [container for database in self.databases.values() for container in database.containers.values()]
-
-    def offer_of(self, container: Container) -> EmulatedOffer:
-        """Find the offer of a container."""
-        return next(offer for offer in self.offers.values() if offer.container is container)
 
 
 def _find(resources: Mapping[str, T], name: str, noun: str, *, is_owner: bool = False) -> T:

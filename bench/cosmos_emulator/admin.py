@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily as Counter
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.metrics_core import Metric
@@ -88,12 +88,6 @@ class EmulatorMetrics(Collector):
         self._service = service
         self._monitor = monitor
 
-    def text(self) -> bytes:
-        """Render everything."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        return generate_latest(registry)
-
     def collect(self) -> Iterator[Metric]:
         """Yield each family; what the process uses goes by the names that Prometheus clients use everywhere."""
         counts, containers = self._service.counts, self._service.account.containers()
@@ -112,8 +106,6 @@ class EmulatorMetrics(Collector):
         yield _family(Counter, "partition_throttled", "Responses of 429.", throttled, "container", "partition")
         rates = [(labels, partition.budgets[0].rate) for labels, partition in partitions]
         yield _family(Gauge, "partition_throughput", "RU/s of a partition.", rates, "container", "partition")
-        documents = [((label_of(container),), len(container.documents)) for container in containers]
-        yield _family(Gauge, "documents", "Items.", documents, "container")
         stored = [((label_of(container),), container.documents.stored_bytes) for container in containers]
         yield _family(Gauge, "stored_bytes", "Bytes of items, as charged.", stored, "container")
         autoscale_ru = self._monitor.autoscale_ru
@@ -164,7 +156,7 @@ class Admin:
         service, now = self._service, self._service.account.clock()
         match request.method, request.path.removeprefix(PREFIX).strip("/"):
             case "GET", "metrics":
-                return HttpResponse(200, self._metrics.text(), content_type=TEXT)
+                return HttpResponse(200, generate_latest(self._metrics), content_type=TEXT)
             case "GET", "faults":
                 return HttpResponse(200, service.faults.to_json())
             case "PUT", "faults":

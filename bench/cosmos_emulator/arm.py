@@ -185,7 +185,7 @@ class ResourceManager:
                 {"value": [_described(f"{resource.id}/{name}", CONTAINER, names[name].to_json()) for name in names]}
             )
         if resource.kind == THROUGHPUT:
-            offer = account.offer_of(account.container(*resource.names))
+            offer = account.container(*resource.names).offer
             ru = offer.throughput.ru
             found: dict[str, Any] = {"minimumThroughput": str(offer.minimum_ru), "throughput": ru}
             if offer.throughput.autoscale:
@@ -197,7 +197,7 @@ class ResourceManager:
     def _put(self, resource: ArmResource, body: bytes) -> None:
         account, (given, options) = self.service.account, _properties(body)
         if resource.kind == THROUGHPUT:
-            offer = account.offer_of(account.container(*resource.names))
+            offer = account.container(*resource.names).offer
             throughput = resources.throughput_of(given.get("throughput"), given.get("autoscaleSettings"))
             resources.replace_throughput(account, offer, throughput)
             return

@@ -1,6 +1,6 @@
 """The items of one container: stored as the bytes that are returned, found by id and partition key, kept in order.
 
-A document takes its bytes and some 500 more. Its system properties stand at the end of its bytes, so a read copies
+A document takes its bytes and some 700 more. Its system properties stand at the end of its bytes, so a read copies
 and a write appends. A resource id (`_rid`) is 4 bytes of a database, then 4 of a container with the highest bit
 set, then 8 of the document, as the service's are.
 
@@ -64,7 +64,7 @@ class ContainerDocuments:
     """All documents of one container."""
 
     def __init__(self) -> None:
-        self._by_id = dict[str, Document | dict[bytes, Document]]()
+        self._by_id = dict[str, dict[bytes, Document]]()
         self._ordered = list[Document]()
         self._unique = dict[UniqueValue, Document]()
         self._deleted = 0
@@ -76,36 +76,20 @@ class ContainerDocuments:
 
     def get(self, item_id: str, key: bytes) -> Document | None:
         """Find a document, expired or not."""
-        found = self._by_id.get(item_id)
-        if isinstance(found, dict):
-            return found.get(key)
-        return found if found is not None and found.key == key else None
+        return self._by_id.get(item_id, {}).get(key)
 
     def with_ids(self, item_ids: Iterable[str], after: int = 0) -> list[Document]:
         """Return the documents of some ids, of all partition keys, with a serial above *after*, in order."""
-        found = list[Document]()
-        for item_id in set(item_ids):
-            one = self._by_id.get(item_id)
-            if one is not None:
-                found += one.values() if isinstance(one, dict) else [one]
+        found = (document for item_id in set(item_ids) for document in self._by_id.get(item_id, {}).values())
         return sorted((document for document in found if document.serial > after), key=serial_of)
 
     def add(self, document: Document) -> None:
         """Add a new document of a size that was set; its id and key must be free, its serial the highest."""
-        self._index(document)
+        self._by_id.setdefault(document.id, {})[document.key] = document
         if self._deleted > 64 and self._deleted * 2 > len(self._ordered):
             self._ordered = [one for one in self._ordered if one.body is not None]
             self._deleted = 0
         self._ordered.append(document)
-
-    def _index(self, document: Document) -> None:
-        found = self._by_id.get(document.id)
-        if found is None:
-            self._by_id[document.id] = document
-        elif isinstance(found, dict):
-            found[document.key] = document
-        else:
-            self._by_id[document.id] = {found.key: found, document.key: document}
 
     def has_other(self, document: Document, values: Iterable[UniqueValue]) -> bool:
         """Return whether another document has one of the values of a unique key."""
@@ -129,10 +113,9 @@ class ContainerDocuments:
 
     def remove(self, document: Document) -> None:
         """Delete a document."""
-        found = self._by_id[document.id]
-        if isinstance(found, dict):
-            del found[document.key]
-        if not isinstance(found, dict) or not found:
+        of_id = self._by_id[document.id]
+        del of_id[document.key]
+        if not of_id:
             del self._by_id[document.id]
         document.body = None
         self._release(document)
@@ -141,7 +124,7 @@ class ContainerDocuments:
 
     def restore(self, saved: Document) -> None:
         """Put a copy of a document back that was removed since."""
-        self._index(saved)
+        self._by_id.setdefault(saved.id, {})[saved.key] = saved
         insort(self._ordered, saved, key=serial_of)
         self.claim(saved, saved.unique)
         self.stored_bytes += saved.size

@@ -301,7 +301,6 @@ class Partitions:
         self.all = partitions
         self.next_id = next_id
         self._minima = [partition.minimum for partition in partitions]
-        self._by_id = {partition.id: partition for partition in partitions}
 
     def of(self, effective_key: str) -> Partition:
         """Return the partition that holds an effective partition key."""
@@ -309,7 +308,7 @@ class Partitions:
 
     def with_id(self, range_id: str) -> Partition:
         """Return the partition of a partition key range; 410 if it has split, or never was."""
-        found = self._by_id.get(range_id)
+        found = next((partition for partition in self.all if partition.id == range_id), None)
         if found is None:
             raise HttpError(
                 410,

@@ -72,7 +72,8 @@ def create_container(
     container.unique_keys = unique_keys
     _configure(account, container, resource)
     rid = resource_id(account.next_number().to_bytes(3, "big"))
-    account.offers[rid] = EmulatedOffer(rid, container, throughput, throughput.ru, *account.next_stamp())
+    container.offer = EmulatedOffer(rid, container, throughput, throughput.ru, *account.next_stamp())
+    account.offers[rid] = container.offer
     database.containers[name] = container
     return container
 
@@ -99,7 +100,7 @@ def delete_database(account: EmulatedAccount, database: Database) -> Database:
 
 def delete_container(account: EmulatedAccount, container: Container) -> Container:
     """Delete a container with its items and its offer."""
-    del account.offers[account.offer_of(container).rid]
+    del account.offers[container.offer.rid]
     return container.database.containers.pop(container.name)
 
 

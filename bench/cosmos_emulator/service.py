@@ -3,6 +3,7 @@
 import logging
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -100,14 +101,13 @@ class Counts:
     """Requests and their charges by operation and status; lives as long as the emulator."""
 
     def __init__(self) -> None:
-        self.requests = dict[tuple[str, int], int]()
-        self.charges_ru = dict[tuple[str, int], float]()
+        self.requests = defaultdict[tuple[str, int], int](int)
+        self.charges_ru = defaultdict[tuple[str, int], float](float)
 
     def count(self, operation: str, status: int, charge_ru: float) -> None:
         """Count one response."""
-        key = operation, status
-        self.requests[key] = self.requests.get(key, 0) + 1
-        self.charges_ru[key] = self.charges_ru.get(key, 0.0) + charge_ru
+        self.requests[operation, status] += 1
+        self.charges_ru[operation, status] += charge_ru
 
 
 @dataclass(slots=True)

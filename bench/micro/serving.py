@@ -27,7 +27,6 @@ from hotplate.bench.process import Server, on_core
 from hotplate.serve.access.keys import READ, create
 from hotplate.stores.catalogue import ReleaseId
 
-TITLED = Shape(1_000, items=servers.LIST_LENGTH, title_chars=17)
 # The plainest aiohttp has these, because all requests are the same to it.
 FEW = RequestKeys(COPIED, Uniform())
 OURS = "hotplate"
@@ -45,7 +44,8 @@ urllib.request.urlopen(urllib.request.Request(sys.argv[2], method="POST")).close
 @contextmanager
 def _http_peer(size: BenchmarkSize) -> Iterator[Candidates]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        publish_to(f"file://{folder}", TITLED, TITLED.values())
+        shape = Shape(len(COPIED), servers.LIST_LENGTH)
+        publish_to(f"file://{folder}", shape, shape.values())
         service = stack.enter_context(servers.hotplate_serving(f"file://{folder}"))
         peer = stack.enter_context(aiohttp_serving(service))
         stack.enter_context(on_core(1))

@@ -17,12 +17,11 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.capacity import TOO_MANY_REQUESTS
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.ru.run import container_cost
-from hotplate.bench.ru.sandbox import CHARGE, STRONG, UPSERT, AccountSandbox, SandboxItems, builder, sandbox
+from hotplate.bench.ru.sandbox import CHARGE, UPSERT, AccountSandbox, SandboxItems, builder, sandbox
 from hotplate.bench.stores.setup import emulator_label
 from hotplate.stores.cosmos.charges import KB, Charges
 from hotplate.stores.cosmos.requests import RequestBuilder, partition_key_header
 from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Throughput, parse
-from hotplate.stores.http1 import Response
 from hotplate.stores.urls import redacted
 
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
@@ -32,8 +31,8 @@ MAX_SIZE_KB = 1024
 TIMES = 3
 # One query returns so many items of the smallest size, which shows the share that each adds.
 RETURNED = 20
-# Operations that find nothing, are refused, patch, query or read strongly, of small items; and what each costs, about.
-SMALL_OPERATIONS = 8
+# Operations that find nothing, are refused, patch or query, of small items; and what each costs, about.
+SMALL_OPERATIONS = 7
 SMALL_RU = 12.0
 JSON = b"content-type: application/json\r\n"
 PATCH = b"content-type: application/json-patch+json\r\n"
@@ -98,12 +97,12 @@ def account_regions(planned: ChargesPlan) -> int:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCharges:
-    """What was measured, where and when; `small` are coefficients by name, None if the account refused to say."""
+    """What was measured, where and when; `small` are coefficients by name."""
 
     subject: str
     when: str
     by_size: Sequence[Charge]
-    small: Mapping[str, float | None]
+    small: Mapping[str, float]
     ours: Charges
 
     def points(self, operation: str) -> list[tuple[float, float]]:
@@ -193,7 +192,7 @@ class _Measurement:
         for operation, charges in found.items():
             yield Charge(operation, size_kb, median(charges), known[operation])
 
-    def small(self, size_kb: int, by_size: Sequence[Charge]) -> dict[str, float | None]:
+    def small(self, size_kb: int, by_size: Sequence[Charge]) -> dict[str, float]:
         """Return the coefficients that small items show, by their names in the file."""
         bodies = list(SandboxItems(size_kb, RETURNED, 1).bodies())
         for body in bodies:
@@ -206,10 +205,8 @@ class _Measurement:
         missing = self._median(self._read("absent"), "read", expected=404)
         one, many = (self._query(count) for count in (1, RETURNED))
         share = (many - one) / (RETURNED - 1) / of["read"]
-        strong = self._strong(name)
         metadata = self._median(lambda signed: signed.build("GET", "colls", self._link, f"{self._link}/"), "read")
         return {
-            "strong_factor": None if strong is None else round(strong / of["read"], 3),
             "missing": missing,
             "replace_share": round(median(_replace_shares(by_size)), 4),
             "patch_operation": round(max(0.0, patched - of["upsert"]), 3),
@@ -222,12 +219,6 @@ class _Measurement:
     def _query(self, count: int) -> float:
         body = orjson.dumps({"query": "SELECT * FROM c", "parameters": []})
         return self._median(self._request("POST", "", QUERY + b"x-ms-max-item-count: %d\r\n" % count, body), "query")
-
-    def _strong(self, name: str) -> float | None:
-        """Return the charge of a strong read; None if the account's own level is a weaker one."""
-        strong = builder(self._account.address, STRONG)
-        response = self._send(lambda _: strong.point_read(self._container, name))
-        return _charge_of(response) if response.status == 200 else None
 
     def _read(self, name: str) -> Build:
         return lambda signed: signed.point_read(self._container, name)
@@ -243,27 +234,18 @@ class _Measurement:
         return median(self._charge(request, what, expected) for _ in range(TIMES))
 
     def _charge(self, request: Build, what: str, expected: int | None = None) -> float:
-        """Return what a request was charged; BenchFailed, with what was answered, if that is not as expected."""
-        response = self._send(request)
+        """Send a request until it is not refused for its rate, and return its charge.
+
+        BenchFailed, with what was answered, if that is not as expected.
+        """
+        while (response := self._account.send(request(builder(self._account.address)))).status == TOO_MANY_REQUESTS:
+            time.sleep(int(response.header(b"x-ms-retry-after-ms") or b"1000") / 1000)
         if (response.status >= 300) if expected is None else (response.status != expected):
             sentence = response.body.decode(errors="replace")[:300].partition("\n")[0]
             raise BenchFailed(f"{what} was answered with {response.status}: {sentence}")
-        return _charge_of(response)
-
-    def _send(self, request: Build) -> Response:
-        """Send a request until it is not refused for its rate."""
-        while True:
-            response = self._account.send(request(builder(self._account.address)))
-            if response.status != TOO_MANY_REQUESTS:
-                return response
-            time.sleep(int(response.header(b"x-ms-retry-after-ms") or b"1000") / 1000)
-
-
-def _charge_of(response: Response) -> float:
-    found = response.header(CHARGE.encode())
-    if not found:
-        raise BenchFailed("a response names no charge; is this Cosmos DB?")
-    return float(found)
+        if not (found := response.header(CHARGE.encode())):
+            raise BenchFailed("a response names no charge; is this Cosmos DB?")
+        return float(found)
 
 
 def _replace_shares(by_size: Sequence[Charge]) -> Iterator[float]:

@@ -38,8 +38,6 @@ DROP_TRIES = 5
 # The header of a response that has its charge in RU.
 CHARGE = "x-ms-request-charge"
 UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
-EVENTUAL = "Eventual"
-STRONG = "Strong"
 
 T = TypeVar("T")
 
@@ -90,7 +88,7 @@ class SignedRequests:
         return itertools.cycle(self.requests)
 
 
-def builder(address: Address, consistency: str = EVENTUAL, clock: Callable[[], float] = time.time) -> RequestBuilder:
+def builder(address: Address) -> RequestBuilder:
     """Return what signs requests; BenchMisused, which says what to do, if the account has no key."""
     if address.key is None:
         raise BenchMisused(
@@ -98,7 +96,7 @@ def builder(address: Address, consistency: str = EVENTUAL, clock: Callable[[], f
             f"{KEY} or in a file as {KEY}_FILE"
         )
     signer = KeySigner(address.key, address.shown)
-    return RequestBuilder(urlsplit(address.endpoint).netloc, address.database, consistency, signer, clock)
+    return RequestBuilder(urlsplit(address.endpoint).netloc, address.database, "Eventual", signer, time.time)
 
 
 def reads_in_turn(signed: RequestBuilder, container: str, items: SandboxItems) -> SignedRequests:

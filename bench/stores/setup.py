@@ -120,7 +120,7 @@ def prepared_stores(urls: Sequence[str], options: StoresOptions, display: Progre
     with ExitStack() as stack:
         display.start(f"starting {len(urls)} services", 1.0)
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
-        services = stack.enter_context(process.services_serving(command, first, [store_settings(url) for url in urls]))
+        services = [stack.enter_context(process.service_serving(command, first, store_settings(url))) for url in urls]
         named = zip(store_names(urls), urls, services, strict=True)
         candidates = tuple(CandidateStore(name, url, service, store_server(url)) for name, url, service in named)
         yield Setup(candidates, manifest, tuple(ids), not options.urls, lists)

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -51,20 +50,6 @@ def test_a_page_that_forked_processes_share_is_counted_once() -> None:
     assert len(running) == 3
     assert 64_000_000 < taken < 120_000_000
     assert Server("", first.pid).memory_bytes() == 0
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
-def test_a_server_moves_to_another_core_with_all_of_its_threads() -> None:
-    program = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print(flush=True)"
-    command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        Server("", process.pid).move_to(1)
-        threads = [int(one.name) for one in Path(f"/proc/{process.pid}/task").iterdir()]
-        cores = [os.sched_getaffinity(thread) for thread in threads]
-        process.communicate()
-    assert cores == [{sorted(os.sched_getaffinity(0))[1]}] * 2
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class SimulatedAccount:
         return sum(ru for (what, _), ru in self.service.counts.charges_ru.items() if operation in what)
 
     def throughput(self, release: ReleaseId) -> Throughput:
-        found = self.service.account.offer_of(self._container(release)).throughput
+        found = self._container(release).offer.throughput
         return Throughput(found.ru, found.autoscale)
 
     def admitted_ru(self, release: ReleaseId) -> float:
