@@ -8,7 +8,7 @@ import asyncio
 import csv
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Protocol
@@ -101,9 +101,7 @@ def encode_batch(
     decoded: Iterator[list[DecodedAnswer]] = (orjson.loads(b"[" + b",".join(piece) + b"]") for piece in pieces)
     if media == MSGPACK:
         return _msgpack_batch(release, count, decoded)
-    encode: Callable[[str, Sequence[str], Iterable[list[DecodedAnswer]]], Iterator[bytes]]
-    encode = _csv_batch if media == CSV else _arrow_batch
-    return encode(release, columns, decoded)
+    return _csv_batch(columns, decoded) if media == CSV else _arrow_batch(release, columns, decoded)
 
 
 def _json_batch(release: str, pieces: Iterable[list[bytes]]) -> Iterator[bytes]:
@@ -123,7 +121,7 @@ def _msgpack_batch(release: str, count: int, pieces: Iterable[list[DecodedAnswer
         yield b"".join(map(encode, results))
 
 
-def _csv_batch(_: str, columns: Sequence[str], pieces: Iterable[list[DecodedAnswer]]) -> Iterator[bytes]:
+def _csv_batch(columns: Sequence[str], pieces: Iterable[list[DecodedAnswer]]) -> Iterator[bytes]:
     yield _csv_rows([(*USER_COLUMNS, *columns)])
     for results in pieces:
         yield _csv_rows(zip(*_columns(results, columns), strict=True))

@@ -26,7 +26,6 @@ from hotplate.serve.api.parameters import (
     JSON,
     LIST_MEDIA,
     BatchBody,
-    FoldInBody,
     ListQuery,
     NoQuery,
     QueryParser,
@@ -72,8 +71,6 @@ POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
 # Which release lists are of; the second where some are of the canary.
 RELEASE = "X-Hotplate-Release"
 CANARY = "X-Hotplate-Canary"
-
-_NOTHING = frozenset[bytes]()
 
 # The list that a request got, and the items of it that are in the answer.
 FOUND = web.RequestKey("found", tuple[EncodedList, bytes])
@@ -197,7 +194,7 @@ class Handlers:
         request: web.BaseRequest,
         subject: bytes,
         encoded: EncodedList,
-        query: ListQuery | FoldInBody,
+        query: ListQuery,
         cache: str,
     ) -> tuple[bytes, dict[str, str]]:
         """Return the body of an answer with a list, in the form that the caller likes best, and its headers."""
@@ -267,7 +264,7 @@ def result_head(encoded: EncodedList) -> bytes:
 
 
 def _excluded(ids: Sequence[str]) -> frozenset[bytes]:
-    return frozenset(map(encode_id, ids)) if ids else _NOTHING
+    return frozenset(map(encode_id, ids)) if ids else frozenset()
 
 
 class StreamedResponse(web.Response):

@@ -90,14 +90,10 @@ class NoQuery(Struct, frozen=True):
     """The query of a route that takes none."""
 
 
-class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/recommendations`."""
+class BatchBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of `POST /v1/recommendations`: what the query of one user has, for many."""
 
     users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="The users, in the order of the answers.")]
-    n: Count = DEFAULT_N
-    exclude: Excluded = ()
-    fields: Fields = ALL_FIELDS
-    segment: Segment = OVERALL
 
 
 class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +106,7 @@ class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
     ]
 
 
-class FoldInBody(Struct, frozen=True, forbid_unknown_fields=True):
+class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /v1/recommendations/fold-in`."""
 
     items: Annotated[
@@ -120,10 +116,6 @@ class FoldInBody(Struct, frozen=True, forbid_unknown_fields=True):
             description="What the visitor has, in any order; the weights of an item that is named twice are added up.",
         ),
     ]
-    n: Count = DEFAULT_N
-    exclude: Excluded = ()
-    fields: Fields = ALL_FIELDS
-    segment: Segment = OVERALL
 
 
 ReleaseName = Annotated[str, Meta(description="The id of the release that the list is of.")]

@@ -199,11 +199,13 @@ def _counter(name: str, counts: CountsByLabels) -> Metric:
     return family
 
 
-def _gauge(name: str, values: Mapping[Labels, float]) -> Metric:
+def _gauge(name: str, values: Mapping[Labels, float | None]) -> Metric:
+    """Return a gauge with the series whose value is known."""
     labels, text = _FAMILIES[name]
     family = GaugeMetricFamily(name, text, labels=labels.split())
     for each, value in values.items():
-        family.add_metric(each, value)
+        if value is not None:
+            family.add_metric(each, value)
     return family
 
 
@@ -274,12 +276,8 @@ def _worker_families(states: States) -> Iterator[Metric]:
     yield _gauge("hotplate_worker_loop_lag_seconds", lag_s)
     yield _gauge("hotplate_worker_connections", {key: state.connections for key, state in known.items()})
     yield _gauge("hotplate_worker_unusable_files", {key: state.unusable_files for key, state in known.items()})
-    yield _gauge("hotplate_certificate_expiry_timestamp_seconds", _given(expiry))
+    yield _gauge("hotplate_certificate_expiry_timestamp_seconds", expiry)
     yield _counter("hotplate_release_lookups", lookups)
-
-
-def _given(values: Mapping[Labels, float | None]) -> dict[Labels, float]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _process_families(states: States) -> Iterator[Metric]:
@@ -304,7 +302,7 @@ def _process_families(states: States) -> Iterator[Metric]:
 def _tier_families(states: States) -> Iterator[Metric]:
     """Yield what each worker serves of each store, and how it stands with the store."""
     now, info = time.time(), dict[Labels, float]()
-    age_s, catalogue_age_s, change = dict[Labels, float](), dict[Labels, float](), dict[Labels, float | None]()
+    age_s, catalogue_age_s, change = dict[Labels, float | None](), dict[Labels, float](), dict[Labels, float | None]()
     tiers: dict[Labels, TierState] = {}
     for worker, state in _known(states).items():
         for tier in state.tiers:
@@ -315,13 +313,13 @@ def _tier_families(states: States) -> Iterator[Metric]:
                 info[*key, tier.canary, CANARY] = 1
             if tier.canary_clicks is not None:
                 change |= {(*key, bound): getattr(tier.canary_clicks, bound) for bound in ("low", "high")}
-            if tier.release is not None and tier.written_at is not None:
+            if tier.release is not None:
                 info[*key, tier.release, LIVE] = 1
-                age_s[key] = max(0.0, now - tier.written_at)
+            age_s[key] = None if tier.written_at is None else max(0.0, now - tier.written_at)
     yield _gauge("hotplate_release_info", info)
     yield _gauge("hotplate_release_age_seconds", age_s)
     yield _gauge("hotplate_breaker_open", {key: tier.breaker_open for key, tier in tiers.items()})
     yield _gauge("hotplate_canary_stopped", {key: tier.canary_stopped is not None for key, tier in tiers.items()})
-    yield _gauge("hotplate_canary_click_change", _given(change))
+    yield _gauge("hotplate_canary_click_change", change)
     yield _gauge("hotplate_catalogue_age_seconds", catalogue_age_s)
-    yield _gauge("hotplate_cache_bytes", _given({key: tier.cache_bytes for key, tier in tiers.items()}))
+    yield _gauge("hotplate_cache_bytes", {key: tier.cache_bytes for key, tier in tiers.items()})
