@@ -44,7 +44,7 @@ LISTS = {
     **{f"user:{name}": a_list("odd") for name in ODD_IDS},
 }
 # A deadline that is never met where the service does not answer, and one that always is where it does.
-SHORT_S = 0.3
+SHORT_S = 0.15
 AMPLE_S = 60.0
 # How long a call may take that would never end if its deadline did not end it.
 NEVER_S = 100.0

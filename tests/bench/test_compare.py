@@ -269,6 +269,7 @@ def test_the_search_finds_the_highest_rate_inside_the_objective() -> None:
     assert "p99" in next(each for each in tried if not each.inside).broken[0]
 
 
+@pytest.mark.soak
 def test_what_the_generator_could_not_do_is_no_limit_of_the_server() -> None:
     def on_a_busy_machine(rate: float) -> Result:
         waited_s = 0.5 if rate > 500 else 0.1

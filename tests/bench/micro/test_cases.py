@@ -26,7 +26,7 @@ from hotplate.bench.micro.harness import (
 
 SMALL = BenchmarkSize(rounds=1, users=2_000, round_s=0.1)
 # What is also measured by the fast tests; the others take longer.
-QUICK = {"files", "import", "in_process"}
+QUICK = {"files", "in_process"}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hotplate.bench.micro.quality import (
 from hotplate.offline.input.matrix import to_matrix
 
 
+@pytest.mark.soak
 def test_pieces_of_a_log_are_trained_on_as_typed_and_compared_with_other_engines(tmp_path: Path) -> None:
     days, rng = 60, np.random.default_rng(3)
     rows = [

@@ -91,6 +91,7 @@ def test_a_client_that_trusts_the_authority_is_served_over_tls_and_nobody_over_p
         assert service.stop() == 0
 
 
+@pytest.mark.soak
 def test_a_renewed_certificate_is_shown_to_new_clients_and_no_request_fails_meanwhile(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -20,9 +20,8 @@ from hotplate.serve.api.openapi import document
 from hotplate.stores.factors import Description, ItemEntry, description_row, pieces
 from tests.support.browser import opened
 from tests.support.paths import ROOT
-from tests.support.property import depths
 from tests.support.service import Service, a_list, publish_lists, running, running_app
-from tests.support.soak import SEED
+from tests.support.soak import SEED, scaled
 
 PAGE = (ROOT / "docs" / "integration.md").read_text()
 STATED = "127.0.0.1:8080"
@@ -158,13 +157,13 @@ async def test_inside_another_application_the_document_says_so(folder: Path) -> 
             assert response.status == 200
 
 
-@depths(20, 120)
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_schemathesis_finds_nothing(keyed: tuple[Service, str], tmp_path: Path, examples: int) -> None:
+def test_schemathesis_finds_nothing(keyed: tuple[Service, str], tmp_path: Path) -> None:
     """Every route, with sense and with nonsense: each answer is as the document says."""
-    (service, key), seed = keyed, 1 if examples == 20 else SEED
+    service, key = keyed
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--checks", "all"]
-    command += ["--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure", "--no-color"]
+    command += ["--max-examples", str(scaled(120)), "--seed", str(SEED), "--continue-on-failure", "--no-color"]
     command += ["--header", f"X-API-Key: {key}"]
     settings = os.environ | {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)

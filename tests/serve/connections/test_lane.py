@@ -119,14 +119,15 @@ def test_over_sockets_it_is_the_same(runner: asyncio.Runner, pair: Pair, known: 
 
 
 @pytest.mark.parametrize("number", range(len(CORPUS)))
+@pytest.mark.parametrize("step", [pytest.param(5, id="quick"), pytest.param(1, id="soak", marks=pytest.mark.soak)])
 def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
-    same: Callable[..., None], number: int
+    same: Callable[..., None], number: int, step: int
 ) -> None:
     whole = CORPUS[number]
     same(whole)
     same(whole, GET)
     same(GET, whole, REAL)
-    for at in range(1, len(whole)):
+    for at in range(1, len(whole), step):
         same(whole[:at], whole[at:])
 
 

@@ -260,7 +260,7 @@ def test_the_admin_listener_refuses_what_a_worker_refuses_and_closes_what_is_idl
             assert last_answer(connection).status == status
 
 
-@pytest.mark.parametrize(("count", "most_mb"), [(2_000, 120), (10_000, 200)])
+@pytest.mark.parametrize(("count", "most_mb"), [(2_000, 120), pytest.param(10_000, 200, marks=pytest.mark.soak)])
 def test_thousands_of_connections_are_served(store: Path, count: int, most_mb: float) -> None:
     if not allow_files(count + 500):
         pytest.skip(f"no process here may open {count + 500} files")

@@ -150,6 +150,7 @@ runpy.run_module("hotplate", run_name="__main__")
 
 
 @pytest.mark.alone  # a worker that says nothing for 5 s counts as stuck
+@pytest.mark.soak
 def test_workers_that_are_stuck_are_replaced_one_at_a_time_and_the_log_says_where_they_were(folder: Path) -> None:
     with running(folder, "--workers", "2", launcher=(sys.executable, "-c", IMPATIENT)) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
@@ -167,6 +168,7 @@ def test_workers_that_are_stuck_are_replaced_one_at_a_time_and_the_log_says_wher
 
 
 @pytest.mark.alone  # as above
+@pytest.mark.soak
 def test_an_admin_process_that_is_stuck_is_replaced(folder: Path) -> None:
     with running(folder, "--workers", "2", launcher=(sys.executable, "-c", IMPATIENT)) as service:
         workers = service.workers()

@@ -297,6 +297,7 @@ def test_a_worker_without_a_release_waits_only_while_another_answers(other: str,
     assert in_virtual_time(waited_s) == pytest.approx(10.0 if waits else 0.0, abs=0.2)
 
 
+@pytest.mark.soak
 def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Path) -> None:
     options = ("--workers", "2", "--drain-delay", "5")  # so long does the balancer have to see that an instance drains
     with (

@@ -130,6 +130,7 @@ def answered(service: Service, requests: int) -> int:
     return requests
 
 
+@pytest.mark.soak
 def test_a_pipe_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted_and_said(folder: Path) -> None:
     with writing_to_a_pipe(folder) as (service, pipe):
         assert answered(service, 3000) == 3000

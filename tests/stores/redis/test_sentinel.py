@@ -234,6 +234,7 @@ async def test_nothing_is_committed_while_most_sentinels_are_out_of_reach(
         await store.close()
 
 
+@pytest.mark.soak
 async def test_a_failover_is_followed_by_whoever_is_connected(
     deployment: SentinelDeployment, stores: AsyncExitStack
 ) -> None:
