@@ -406,7 +406,7 @@ def test_lists_on_two_loops_of_a_process_read_one_store_and_each_is_closed_for_i
         return sources
 
     def flip_and_close(pool: ThreadPoolExecutor, following: Future[None]) -> None:
-        with hotplate.open_sync(url) as lists:
+        with hotplate.open_sync(url, budget_s=UNTIL_S) as lists:
             calling = [pool.submit(call, lists) for _ in range(8)]
             release = publish(tmp_path)
             hotplate.prune(url, keep=0, grace_s=0)
