@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hotplate.bench.lists import key_of
 from hotplate.bench.loadgen.generator import run
@@ -155,14 +154,9 @@ def paced(server: Server, load: Load, rate: float) -> RoundValues:
     at_rate = replace(load, duration_s=duration_s, rate=rate, seed=1, spin=True, backlog=10_000_000, timeout_s=60.0)
     result, round_ = run_at(server, at_rate)
     first, *others = result.seconds
-    latencies_s = np.concatenate([second.latencies_s for second in others])
-    return {**round_, **percentiles(latencies_s), "lag p99": float(np.percentile(result.lags_s[first.due :], 99)) * 1e3}
-
-
-def percentiles(latencies_s: NDArray[np.float32]) -> RoundValues:
-    """Return p50, p99 and p99.9 in ms."""
-    values = np.percentile(latencies_s, (50, 99, 99.9)) * 1e3
-    return dict(zip(("p50", "p99", "p99.9"), values.tolist(), strict=True))
+    latencies_ms = np.concatenate([second.latencies_s for second in others]) * 1e3
+    found = {f"p{percent:g}": float(np.percentile(latencies_ms, percent)) for percent in (50, 99, 99.9)}
+    return {**round_, **found, "lag p99": float(np.percentile(result.lags_s[first.due :], 99)) * 1e3}
 
 
 def fetch(url: str) -> tuple[bytes, dict[str, str]]:

@@ -112,6 +112,14 @@ def test_the_cost_is_that_of_each_hour_that_is_begun(url: str) -> None:
     assert "0.13 USD" in begun[1]
 
 
+def test_the_command_prints_the_coefficients_that_it_writes(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "charges.toml"
+    done = hotplate("bench", "charges", "--store", url, "--sizes", "1", "--yes", "--out", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "missing: 1.5" in done.stdout
+    assert load(file).missing == 1.5
+
+
 @pytest.mark.parametrize("sizes", ["0", "a", "1,4096"])
 def test_sizes_that_make_no_sense_are_refused(url: str, sizes: str) -> None:
     with pytest.raises(BenchMisused, match="whole KB"):
