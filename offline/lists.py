@@ -146,7 +146,7 @@ class ModelLists:
         for batch in _ranges(0, len(user_ids)):
             items, scores = self._ruled.personal(batch)
             listed = items >= 0
-            observe([user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1))
+            observe([user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1, dtype=np.int32))
             yield from self._rows(USER, user_ids, batch, items, scores)
 
     def factors(self) -> Iterator[list[Row]]:

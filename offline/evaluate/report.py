@@ -144,7 +144,7 @@ def _catalogue(model: Model, items: Indices) -> dict[str, Any]:
     listed = np.bincount(items[items >= 0], minlength=train.shape[1])
     order = by_popularity(history)
     ranks = np.unique(np.geomspace(1, len(order), _POINTS).round().astype(np.int64))
-    shares = (np.cumsum(counts[order])[ranks - 1] / max(1, counts.sum()) for counts in (history, listed))
+    shares = (np.cumsum(counts[order])[ranks - 1] / max(1, int(counts.sum())) for counts in (history, listed))
     reached = [len(np.unique(items[:, :depth][items[:, :depth] >= 0])) for depth in range(1, items.shape[1] + 1)]
     return {
         "users": len(items),
