@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from hotplate.serve.access.auth import credential_of
 from hotplate.serve.api.handlers import NO_STORE
-from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, parse_body, read_body
+from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, read_body
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
@@ -31,7 +31,7 @@ from hotplate.serve.metrics import (
     Metrics,
     ReleaseRole,
 )
-from hotplate.serve.problems import Problem, overloaded
+from hotplate.serve.problems import Problem, bad_parameter, overloaded
 from hotplate.stores.event_log import line_of
 from hotplate.stores.keys import MAX_ID_BYTES
 
@@ -104,6 +104,7 @@ OPERATIONS = (
     ),
 )  # fmt: skip
 
+_decode = msgspec.json.Decoder(EventsBody).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -201,7 +202,12 @@ def _refuse_unasked(request: web.BaseRequest) -> None:
 
 def parse_events(body: bytes) -> tuple[Event, ...]:
     """Read the body of a request; a Problem says which event is wrong, and why."""
-    events = parse_body(body, EventsBody).events
+    try:
+        events = _decode(body).events
+    except msgspec.ValidationError as error:
+        raise bad_parameter(_refusal(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise bad_parameter(f"the body is not JSON: {error}") from None
     for index, event in enumerate(events):
         ids = (event.user, event.id, event.release, event.request_id, *event.items)
         if max(map(len, ids)) * 4 > MAX_ID_BYTES:  # the types count characters
@@ -215,3 +221,10 @@ def position_of(event: Event) -> int | None:
     if event.position is None:
         return 1 if event.type == IMPRESSION else None
     return int(event.position)
+
+
+def _refusal(error: msgspec.ValidationError) -> str:
+    what, _, place = str(error).partition(" - at `$")
+    where = place.rstrip("`").removeprefix(".")
+    what = what.replace("Object missing", "it is missing").replace("Object", "it")
+    return f"{where or 'the body'} cannot be used: {what[:1].lower()}{what[1:]}"

@@ -3,6 +3,7 @@
 Bodies are read here, too. Answers are written as bytes elsewhere; their types here describe them.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import hdrs, web
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, inspect
 
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, Status
@@ -37,8 +38,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 LIST_MEDIA = (JSON, MSGPACK, CSV)
 BATCH_MEDIA = (*LIST_MEDIA, ARROW)
 
-# How much of what a caller sent its refusal repeats.
-SHOWN_CHARS = 100
+# How much of a wrong value its refusal repeats.
+SHOWN_CHARS = 40
 # How many fields a query may have, and which queries are remembered: most requests have one of a few.
 MAX_FIELDS = 20
 REMEMBERED = 1024
@@ -237,6 +238,7 @@ class QueryParser(Generic[AnyStruct]):
         """Take the type, and the route as refusals name it."""
         self._query = query
         self._route = route
+        self._types = {one.name: one.type for one in _fields_of(query)}
         self._default = query()
         self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
 
@@ -254,16 +256,15 @@ class QueryParser(Generic[AnyStruct]):
         for pair in pairs:
             raw_name, _, raw_value = pair.partition("=")
             name = _decoded(raw_name, "the name of a parameter")
-            if name not in self._query.__struct_fields__:
-                takes = ", ".join(self._query.__struct_fields__) or "none in its query"
-                raise bad_parameter(f"{name[:SHOWN_CHARS]!r} is not a parameter of {self._route}; it has {takes}")
+            if name not in self._types:
+                raise _unknown(name, self._route, self._types)
             if name in values:
                 raise bad_parameter(f"{name} is given twice; give it once")
-            values[name] = _value(name, raw_value)
+            values[name] = _value(name, raw_value, self._types[name])
         try:
             query = msgspec.convert(values, self._query)
         except msgspec.ValidationError as error:
-            raise _refusal(error) from None
+            raise _refusal(error, self._query, values, self._route) from None
         _check_ids(getattr(query, "exclude", ()), "exclude")
         return query
 
@@ -305,7 +306,7 @@ def _too_large() -> Problem:
 
 def parse_batch(body: bytes) -> BatchBody:
     """Read the body of a request for many users; a Problem says what is wrong with it."""
-    batch = parse_body(body, BatchBody)
+    batch = _parse_body(body, BatchBody, "POST /v1/recommendations")
     _check_ids(batch.users, "users")
     _check_ids(batch.exclude, "exclude")
     if len(batch.users) * batch.n > MAX_BATCH_ITEMS:
@@ -318,14 +319,13 @@ def parse_batch(body: bytes) -> BatchBody:
 
 def parse_fold_in(body: bytes) -> FoldInBody:
     """Read the body of a request to fold in a visitor; a Problem says what is wrong with it."""
-    basket = parse_body(body, FoldInBody)
+    basket = _parse_body(body, FoldInBody, f"POST {FOLD_IN}")
     _check_ids([item if isinstance(item, str) else item.id for item in basket.items], "items")
     _check_ids(basket.exclude, "exclude")
     return basket
 
 
-def parse_body(body: bytes, kind: type[AnyStruct]) -> AnyStruct:
-    """Read the body of a request as its type; a Problem says what is wrong with it."""
+def _parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
     try:
         try:
             return msgspec.json.decode(body, type=kind)
@@ -333,8 +333,8 @@ def parse_body(body: bytes, kind: type[AnyStruct]) -> AnyStruct:
             given = msgspec.json.decode(body)
             n = given.get("n") if isinstance(given, dict) else None
             if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
-                return parse_body(msgspec.json.encode(given | {"n": int(n)}), kind)
-            raise _refusal(error) from None
+                return _parse_body(msgspec.json.encode(given | {"n": int(n)}), kind, route)
+            raise _refusal(error, kind, given, route) from None
     except (ValueError, RecursionError) as error:
         raise bad_parameter(f"the body is not JSON: {error}") from None
 
@@ -356,13 +356,13 @@ def _decoded(raw: str, what: str) -> str:
         raise bad_parameter(f"{what} in the query is not percent-encoded UTF-8") from None
 
 
-def _value(name: str, raw: str) -> object:
+def _value(name: str, raw: str, kind: inspect.Type) -> object:
     """Return a query's value as its type wants it, or as text if it cannot be meant."""
-    if name == "exclude":
+    if isinstance(kind, inspect.VarTupleType):
         given = raw.split(",")  # too many are refused even where some are empty, or the same
         return tuple(dict.fromkeys(_ids_in(given, name))) if len(given) <= MAX_EXCLUDED else tuple(given)
     value = _decoded(raw, name)
-    if name == "n" and value.isascii() and value.isdecimal() and len(value) <= 9:
+    if isinstance(kind, inspect.IntType) and value.isascii() and value.isdecimal() and len(value) <= 9:
         return int(value)
     return value
 
@@ -383,12 +383,52 @@ def _ids_in(pieces: Sequence[str], name: str) -> Iterator[str]:
             yield identifier
 
 
-def _refusal(error: msgspec.ValidationError) -> Problem:
-    """Refuse a body or a query that is not of its type; names the place that is wrong, if it is not the whole."""
-    what, _, place = str(error).partition(" - at `$")
-    where = place.rstrip("`").removeprefix(".")[:SHOWN_CHARS] or "the body"
-    what = what.replace("Object missing", "it is missing").replace("Object", "it")[:SHOWN_CHARS]
-    return bad_parameter(f"{where} cannot be used: {what[:1].lower()}{what[1:]}")
+def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object, route: str) -> Problem:
+    fields = {one.name: one.type for one in _fields_of(struct)}
+    if unknown := re.search("unknown field `(.*)`", str(error), re.DOTALL):
+        return _unknown(unknown[1], route, fields)
+    place = re.search(r"at `\$\.(\w+)(?:\[(\d+)\])?", str(error))
+    if place is None or not isinstance(given, dict):
+        first = next(iter(fields))
+        return bad_parameter(f'the body must be an object with a list of {first}, as {{"{first}": ["42"], "n": 10}}')
+    name, kind, value = place[1], fields[place[1]], given[place[1]]
+    if place[2] is not None and isinstance(kind, inspect.VarTupleType):
+        name, kind, value = f"{name}[{place[2]}]", kind.item_type, value[int(place[2])]
+    if isinstance(value, list | tuple):
+        return bad_parameter(f"{name} must be {_bound(kind)}, not {len(value)}")
+    shown = msgspec.json.encode(value[:SHOWN_CHARS] if isinstance(value, str) else value).decode()[: SHOWN_CHARS + 2]
+    return bad_parameter(f"{name} must be {_bound(kind)}, not {shown}")
+
+
+def _bound(kind: inspect.Type) -> str:
+    if isinstance(kind, inspect.Metadata):
+        kind = kind.type
+    match kind:
+        case inspect.IntType():
+            return f"a whole number from {kind.ge} to {kind.le}"
+        case inspect.LiteralType():
+            return f"one of {', '.join(map(repr, kind.values))}"
+        case inspect.VarTupleType():
+            return f"a list of at most {kind.max_length} ids"
+        case inspect.UnionType():
+            return f'an id, or {{"id": "42", "weight": 2}} with a weight above 0 and of {MAX_WEIGHT} at most'
+        case inspect.StrType(min_length=1):
+            return f"a string of 1 to {MAX_ID_BYTES} bytes of UTF-8"
+    return f"a string of at most {MAX_ID_BYTES} bytes of UTF-8"
+
+
+def _unknown(name: str, route: str, names: dict[str, inspect.Type]) -> Problem:
+    takes = f"it has {', '.join(names)}" if names else "it has none in its query"
+    return bad_parameter(f"{name[:SHOWN_CHARS]!r} is not a parameter of {route}; {takes}")
+
+
+def _fields_of(struct: type[Struct]) -> list[inspect.Field]:
+    """Return the fields of a type, without the descriptions around their types."""
+    info: Any = inspect.type_info(struct)
+    return [
+        msgspec.structs.replace(one, type=one.type.type) if isinstance(one.type, inspect.Metadata) else one
+        for one in info.fields
+    ]
 
 
 def _check_ids(ids: Sequence[str], name: str) -> None:

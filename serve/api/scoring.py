@@ -25,7 +25,6 @@ from hotplate.serve.api.parameters import (
     Count,
     Id,
     QueryParser,
-    parse_body,
     read_body,
 )
 from hotplate.serve.problems import Problem, bad_parameter
@@ -109,6 +108,7 @@ class SwaggerQuery(Struct, frozen=True):
 
 
 _SWAGGER = QueryParser(SwaggerQuery, "GET /swagger.json")
+_decode_body = msgspec.json.Decoder(ScoreBody).decode
 _decode_row = msgspec.json.Decoder(ScoreRow, strict=False).decode
 _decode_columns = msgspec.json.Decoder(ScoreColumns, strict=False).decode
 _decode_user = msgspec.json.Decoder[str | int](User).decode
@@ -175,7 +175,13 @@ def refusal(problem: Problem) -> Problem:
 
 def _rows_in(body: bytes) -> list[ScoreRow | bytes]:
     """Read the rows of a request; in place of one that makes no sense stands its element of the answer."""
-    rows = [_row_of(raw) for raw in parse_body(body, ScoreBody).data]
+    try:
+        data = _decode_body(body).data
+    except (ValueError, RecursionError) as error:
+        raise bad_parameter(
+            f'the body must have a list of at most {MAX_USERS} rows, as {{"data": [{{"user": "42"}}]}}: {error}'
+        ) from None
+    rows = [_row_of(raw) for raw in data]
     wanted = sum(row.n or DEFAULT_N for row in rows if isinstance(row, ScoreRow))
     if wanted > MAX_BATCH_ITEMS:
         raise bad_parameter(
