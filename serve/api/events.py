@@ -43,6 +43,8 @@ MAX_ITEMS = 1000
 COMMIT_S = 5.0
 QUERY = QueryParser(NoQuery, "POST /v1/events")
 HEADERS = {"Content-Type": JSON, "Cache-Control": NO_STORE}
+# A refusal repeats the name of an unknown field, which may be as long as a body.
+MAX_REFUSAL_CHARS = 200
 # How long callers wait before they try again what a full disk refused, in seconds.
 RETRY_DISK_S = "10"
 
@@ -227,4 +229,4 @@ def _refusal(error: msgspec.ValidationError) -> str:
     what, _, place = str(error).partition(" - at `$")
     where = place.rstrip("`").removeprefix(".")
     what = what.replace("Object missing", "it is missing").replace("Object", "it")
-    return f"{where or 'the body'} cannot be used: {what[:1].lower()}{what[1:]}"
+    return f"{where or 'the body'} cannot be used: {what[:1].lower()}{what[1:]}"[:MAX_REFUSAL_CHARS]

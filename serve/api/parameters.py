@@ -389,7 +389,7 @@ def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object
         return _unknown(unknown[1], route, fields)
     place = re.search(r"at `\$\.(\w+)(?:\[(\d+)\])?", str(error))
     if place is None or not isinstance(given, dict):
-        first = next(iter(fields))
+        first = next(one.name for one in _fields_of(struct) if one.required)
         return bad_parameter(f'the body must be an object with a list of {first}, as {{"{first}": ["42"], "n": 10}}')
     name, kind, value = place[1], fields[place[1]], given[place[1]]
     if place[2] is not None and isinstance(kind, inspect.VarTupleType):

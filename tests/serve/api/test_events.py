@@ -95,6 +95,7 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
         (body("1", position=0), "events[0].position cannot be used"),
         (body("1", position=1.5), "events[0].position cannot be used"),
         (body("1", secret="s3cret"), "contains unknown field"),
+        (body("1", **{" - at `$" + "x" * 5000: "1"}), "x"),
         (body("é" * 200), "an id of events[0] cannot be used"),
         (body(*map(str, range(1001))), "length <= 1000"),
     ],
@@ -106,6 +107,7 @@ def test_a_request_that_is_wrong_in_one_event_is_refused_as_a_whole(
     answer = report(sent)
     assert (answer.status, answer.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
     assert said in answer.json["detail"]
+    assert len(answer.json["detail"]) <= 200
     assert "s3cret" not in answer.json["detail"]
     assert len(written(folder / "log")) == before
 

@@ -146,7 +146,7 @@ def test_those_of_many_who_have_no_list_get_the_popular_one_of_the_segment(
         (b'{"users": ["\xc3\xa9' + b"\xc3\xa9" * 128 + b'"]}', r"users\[0\].*256 bytes.*258"),
         (
             b'{"users": [], "user": 1}',
-            "'user' is not a parameter of POST /v1/recommendations; it has users, n, .* segment",
+            "'user' is not a parameter of POST /v1/recommendations; it has n, .* segment, users",
         ),
         (b'{"users": [], "segment": 1}', "segment must be a string of at most 256 bytes of UTF-8, not 1"),
         (b'{"users": [' + b"[" * 100_000, "at most|not JSON|must be"),
