@@ -28,7 +28,7 @@ test: lint ## every check and the fast tests
 
 # What the tests wait, the types are checked. What is below tests/k8s is not even collected: to import it takes seconds.
 fast: .venv/dev
-	$(PYTEST) -n 4 -m "not soak and not k8s and not spark" --ignore tests/k8s --durations 15
+	$(PYTEST) -n 5 -m "not soak and not k8s and not spark" --ignore tests/k8s --durations 15
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages

@@ -24,10 +24,8 @@ __all__ = (
 
 COSMOS = ("cosmos+http", "cosmos+https")
 
-# For tests of thousands of rows, which differ in nothing over TLS to Cosmos DB.
-on_every_store = pytest.mark.parametrize(
-    "open_store", ["memory", "file", "redis", "rediss", "unix", "cosmos+http"], indirect=True
-)
+# For what is written once over any store. TLS and sockets are the contract suite's.
+on_every_store = pytest.mark.parametrize("open_store", ["memory", "file", "redis", "cosmos+http"], indirect=True)
 
 
 def as_bodies(rows: Sequence[Row]) -> list[Row]:
