@@ -6,6 +6,7 @@ PIP_INSTALL := .ci/pip-install $(BIN)/python
 # Workers have servers of their own; one that has nothing left to do takes tests over from another. The fast tests wait
 # for half of their time, so that there are more workers than cores.
 PYTEST := $(BIN)/python -m pytest --dist worksteal
+FAST := $(PYTEST) -m "not soak and not k8s and not spark" --ignore tests/k8s
 # The workers and hundreds of commands load the same modules, which would be compiled for each.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -27,8 +28,11 @@ test: lint ## every check and the fast tests
 	@$(MAKE) --no-print-directory --jobs 2 types fast
 
 # What the tests wait, the types are checked. What is below tests/k8s is not even collected: to import it takes seconds.
+# All is collected once before: in a fresh clone, each of the workers would else compile all tests for itself. If that
+# fails, the run that follows says why.
 fast: .venv/dev
-	$(PYTEST) -n 5 -m "not soak and not k8s and not spark" --ignore tests/k8s --durations 15
+	@$(FAST) --collect-only --quiet >/dev/null 2>&1 || true
+	$(FAST) -n 5 --durations 15
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages

@@ -75,6 +75,7 @@ def test_a_wheel_made_of_the_source_distribution_is_the_same(wheel: Path, tmp_pa
     assert contents(Path(next(WheelBuilder(str(source)).build(directory=str(tmp_path))))) == contents(wheel)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("regular", [True, False], ids=["with __init__.py", "without __init__.py"])
 def test_an_application_with_packages_of_the_same_names_publishes_and_reads(
     wheel: Path, tmp_path: Path, *, regular: bool

@@ -108,6 +108,7 @@ def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Pat
     assert "batch of 20" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.soak
 @pytest.mark.alone  # as above
 def test_batches_to_be_scored_are_measured_and_compared_as_others_are(
     service: Service, store: Path, tmp_path: Path
@@ -125,6 +126,7 @@ def test_batches_to_be_scored_are_measured_and_compared_as_others_are(
     assert 'route="/score"' in service.admin("/metrics").body.decode()
 
 
+@pytest.mark.soak
 def test_ctrl_c_gives_the_report_so_far(service: Service, tmp_path: Path) -> None:
     command = ["bench", "http", service.url, "--users", "9", "--rate", "100", "--duration", "60s", "--warmup", "0s"]
     with subprocess.Popen(

@@ -407,6 +407,7 @@ def test_a_round_that_is_invalid_for_one_store_counts_for_none() -> None:
     assert bad.extra["comparison"]["left_out"] == []
 
 
+@pytest.mark.soak
 def test_the_report_says_how_many_rounds_count_and_why_the_others_do_not() -> None:
     good, late = a_run(0.002), a_run(0.0, late=True)
     whole = store_result("a", "file:///a", [good] * 12)
@@ -451,6 +452,7 @@ def test_too_few_rounds_are_complained_of_once() -> None:
     assert made.summary.sentence == few
 
 
+@pytest.mark.soak
 def test_a_budget_that_ends_it_after_a_verdict_but_before_all_rounds_is_a_note() -> None:
     stores = [store_result(name, f"file:///{name}", [a_run(0.002)] * 6) for name in "ab"]
     made = summary(*stores, repeat=10)

@@ -51,6 +51,7 @@ def verbs(model: Path, folder: Path) -> list[list[str]]:
     ]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("verb", range(4), ids=["help", "publish", "serve", "list"])
 def test_an_interrupt_is_quiet_however_early(verb: int, model: Path, tmp_path: Path) -> None:
     draw = random.Random(SEED)

@@ -25,6 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+@pytest.mark.soak
 def test_the_example_that_loads_a_model_runs(tmp_path: Path) -> None:
     clicks = sample(users=200, items=50).with_columns(pl.col("user").str.strip_prefix("u").str.strip_chars_start("0"))
     clicks.write_csv(tmp_path / "clicks.csv")
@@ -40,6 +41,7 @@ def test_the_example_that_loads_a_model_runs(tmp_path: Path) -> None:
     assert name == "AlternatingLeastSquares"
 
 
+@pytest.mark.soak
 def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
     sample(users=200, items=50).write_csv(tmp_path / "clicks.csv")
     (program,) = examples("docs/library.md", "Jobs")

@@ -155,6 +155,7 @@ def test_what_a_store_warns_of_is_printed_before_it_is_filled(verb: str, tmp_pat
     assert "the eviction policy allkeys-lru, which drops lists in silence" in done.stderr
 
 
+@pytest.mark.soak
 async def test_a_draft_of_other_lists_in_redis_is_not_called_damaged(redis_server: RedisServer) -> None:
     store = open_url(redis_server.url(prefix=secrets.token_hex(4)))
 

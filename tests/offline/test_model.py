@@ -198,6 +198,7 @@ def python(program: str, *arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("where", ["parts", "renames", "end"])
 def test_what_a_killed_writer_left_beside_is_removed_by_the_next_and_a_living_ones_is_not(
     model: Model, tmp_path: Path, where: str
@@ -225,6 +226,7 @@ def test_what_a_killed_writer_left_beside_is_removed_by_the_next_and_a_living_on
     assert [each.name for each in path.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.soak
 def test_of_two_models_that_are_saved_at_once_each_is_seen_whole_and_the_last_stays(
     model: Model, tmp_path: Path
 ) -> None:

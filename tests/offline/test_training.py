@@ -227,6 +227,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
     return train(searched(folder), folder / "model")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("instant", "fits"),
     [(("evaluate", 0), ["evaluation"] * 3 + ["training"]), (("fit", 0), ["training"]), (("save", 0), [])],

@@ -68,6 +68,7 @@ def swap_without_comparing(self: MemoryStore, _old: Catalogue, new: Catalogue) -
 PRUNE, TAKE_OVER = changes.prune, changes.take_over
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("where", "name", "broken"),
     [

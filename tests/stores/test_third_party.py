@@ -77,6 +77,7 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
         assert command(installed, *verb, "--store", url)
 
 
+@pytest.mark.soak
 def test_a_dry_run_a_canary_and_a_plan_work_with_it(installed: Path, tmp_path: Path) -> None:
     lists, url = tmp_path / "lists.csv", f"sqlite://{tmp_path}/lists.db"
     lists.write_text("user,item,score\n1,a,2\n1,b,1\n2,a,1\n")

@@ -201,6 +201,7 @@ def simulated(test: Callable[Concatenate[SimulatedAccount, P], Coroutine[Any, An
 
     signature = inspect.signature(test)
     run.__name__, run.__doc__ = test.__name__, test.__doc__
+    vars(run).update(vars(test))  # its marks
     run.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]  # pytest reads it
     return run
 

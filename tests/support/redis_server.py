@@ -21,9 +21,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.driver_info import DriverInfo
 
 from hotplate.bench.process import free_port
 from tests.support.paths import ROOT
+
+# The version of redis-py, which each new client would read from the metadata of its package.
+_DRIVER = DriverInfo()
 
 
 def users_of_the_guide(prefix: str, execute: Callable[..., object], url_of: Callable[..., str]) -> dict[str, str]:
@@ -114,7 +118,7 @@ class RedisServer:
             return False
 
     def execute_command(self, *command: str) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        with redis.Redis(port=self.port, password=self.password, decode_responses=True) as client:
+        with redis.Redis(port=self.port, password=self.password, decode_responses=True, driver_info=_DRIVER) as client:
             return client.execute_command(*command)
 
     def execute_everywhere(self, *command: str) -> list[object]:

@@ -106,6 +106,7 @@ def swept(options: SweepOptions) -> Report:
     return sweep.report
 
 
+@pytest.mark.soak
 def test_each_level_sustains_what_its_request_units_pay_for() -> None:
     made = swept(SweepOptions(account=URL, levels="400,500", duration="1s"))
     assert made.valid

@@ -61,6 +61,7 @@ def until_ready(service: Service, release: str) -> None:
     until(is_so, f"{release} is not served by all")
 
 
+@pytest.mark.soak
 async def test_workers_follow_a_folder_put_back_from_an_older_copy_and_agree_with_those_that_start_later(
     tmp_path: Path,
 ) -> None:

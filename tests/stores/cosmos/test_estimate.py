@@ -105,8 +105,8 @@ def test_a_publish_spends_what_the_dry_run_estimated_within_a_percent(
     assert found.seconds == pytest.approx(seconds, rel=0.02, abs=1.5)
 
 
-@simulated
 @pytest.mark.soak
+@simulated
 async def test_later_publishes_are_estimated_as_well_and_looked_at_once(account: SimulatedAccount) -> None:
     account.latency_s = 0.0
     for number in range(5):
