@@ -28,10 +28,10 @@ test: lint ## every check and the fast tests
 	@$(MAKE) --no-print-directory --jobs 2 types fast
 
 # What the tests wait, the types are checked. What is below tests/k8s is not even collected: to import it takes seconds.
-# All is collected once before: in a fresh clone, each of the workers would else compile all tests for itself. If that
-# fails, the run that follows says why.
+# All is collected once before: in a fresh clone, each of the workers would else compile all tests for itself, and what
+# cannot be imported fails at once, where workers would say so after all other tests.
 fast: .venv/dev
-	@$(FAST) --collect-only --quiet >/dev/null 2>&1 || true
+	@collected=$$($(FAST) --collect-only -qq 2>&1) || { echo "$$collected"; exit 1; }
 	$(FAST) -n 5 --durations 15
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases

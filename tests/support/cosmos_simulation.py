@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
@@ -196,12 +197,11 @@ def with_simulation(work: Callable[[SimulatedAccount], Coroutine[Any, Any, T]]) 
 def simulated(test: Callable[Concatenate[SimulatedAccount, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Run a test in virtual time with a simulated account, which is its first argument and not a fixture."""
 
+    @wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         with_simulation(lambda account: test(account, *args, **kwargs))
 
     signature = inspect.signature(test)
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    vars(run).update(vars(test))  # its marks
     run.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]  # pytest reads it
     return run
 
