@@ -16,6 +16,7 @@ from hotplate.bench.loadgen.result import Result, at_least
 from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import HttpOptions, require_positive
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.quantities import parse_rate, parse_seconds, parse_share
 from hotplate.bench.report import text
 from hotplate.bench.report.report import ERRORS, RATE, Report, counted, series
 from hotplate.bench.stores.server import opened
@@ -62,14 +63,14 @@ def make_plan(options: HttpOptions) -> HttpPlan:
     load = Load(
         url=options.url,
         requests=Gets(options.path, keys),
-        rate=None if options.closed else text.parse_rate(options.rate or DEFAULT_RATE),
+        rate=None if options.closed else parse_rate(options.rate or DEFAULT_RATE),
         seed=options.seed if options.poisson else None,
-        duration_s=text.parse_seconds(options.duration),
-        think_s=text.parse_seconds(options.think),
+        duration_s=parse_seconds(options.duration),
+        think_s=parse_seconds(options.think),
         connections=options.connections,
         headers=_headers(options.headers),
         spin=options.spin,
-        timeout_s=text.parse_seconds(options.timeout),
+        timeout_s=parse_seconds(options.timeout),
         backlog=options.backlog,
         observe=OBSERVED,
     )
@@ -79,7 +80,7 @@ def make_plan(options: HttpOptions) -> HttpPlan:
     return HttpPlan(
         options=options,
         load=load,
-        warmup_s=text.parse_seconds(options.warmup),
+        warmup_s=parse_seconds(options.warmup),
         objective=capacity.parse_objective(options.slo),
         batches=_sizes(options.batch) if options.batch else (),
         keys=keys,
@@ -98,7 +99,7 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
         raise BenchMisused("say whose lists to request: --users N, --keys-file FILE or --store URL")
     in_turn_or_uniform = InTurn() if options.keys_file is not None else Uniform()
     draw: KeyDraw = in_turn_or_uniform if options.zipf is None else Zipf(options.zipf)
-    return RequestKeys(tuple(ids), draw, text.parse_share(options.unknown), options.seed)
+    return RequestKeys(tuple(ids), draw, parse_share(options.unknown), options.seed)
 
 
 async def _users_in(url: str) -> list[str]:

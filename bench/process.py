@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.report.machine import ROOT, environment
+from hotplate.bench.machine import ROOT, environment
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -8,7 +8,8 @@ from typing import Any
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.histogram import Histogram
 from hotplate.bench.loadgen.result import SENT_BOUND, Result, at_least
-from hotplate.bench.report.text import format_us, parse_seconds, parse_share
+from hotplate.bench.quantities import parse_seconds, parse_share
+from hotplate.bench.report.text import format_us
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
 ERRORS = "errors"

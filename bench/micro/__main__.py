@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hotplate.bench import machine
 from hotplate.bench.micro import commands, history, in_process, remote, serving
 from hotplate.bench.micro.harness import BenchmarkSize, MeasuredFigure, Outcome, Unmeasured
-from hotplate.bench.report import machine
 
 SHORT = BenchmarkSize(rounds=1, users=50_000, round_s=0.5)
 # Columns without a terminal that would set them.

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from hotplate.bench.machine import ROOT, environment
 from hotplate.bench.micro.bare_import import LENGTH
 from hotplate.bench.micro.harness import (
     BenchmarkSize,
@@ -28,7 +29,6 @@ from hotplate.bench.micro.harness import (
 )
 from hotplate.bench.micro.servers import HOTPLATE, by_generator, gets, hotplate_serving, keys_of
 from hotplate.bench.process import Server, on_core
-from hotplate.bench.report.machine import ROOT, environment
 
 DATA = ROOT.parent / "shared" / "data"
 RETAIL = DATA / "online-retail" / "online_retail.parquet"

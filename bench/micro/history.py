@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 
+from hotplate.bench.machine import ROOT
 from hotplate.bench.micro.harness import RATIO, UNITS, MeasuredFigure
-from hotplate.bench.report.machine import ROOT
 
 HISTORY = ROOT / "bench" / "history.jsonl"
 APART = timedelta(hours=1)
@@ -43,7 +43,7 @@ class RecordedRun:
 
 
 def append(file: Path, described: Mapping[str, object], figures: Iterable[MeasuredFigure]) -> None:
-    """Add a run on a machine, as `hotplate.bench.report.machine.describe` describes it."""
+    """Add a run on a machine, as `hotplate.bench.machine.describe` describes it."""
     machine = f"{described['cpu']}, {described['cores']} cores"
     spans = {one.name: _rounded(one.span) for one in figures}
     run = {"date": described["date"], "machine": machine, "commit": described["commit"], "figures": spans}

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 
+from hotplate.bench import machine
 from hotplate.bench.micro.commands import DATA
 from hotplate.bench.micro.history import page_with
 from hotplate.bench.micro.servers import HOTPLATE
-from hotplate.bench.report import machine
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split

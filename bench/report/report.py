@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hotplate.bench import machine
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.capacity import PERCENTS
 from hotplate.bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.measured import MIN_PAIRS, Measured, geometric, interval
-from hotplate.bench.report import machine
 from hotplate.bench.report.text import APART, NOTHING, Cell, Footnotes, Summary, format_us, latency_cell
 from hotplate.stores.errors import reason_of
 

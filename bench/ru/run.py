@@ -15,8 +15,9 @@ from hotplate.bench.loadgen.workers import OnLoadProgress, WorkerPool
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.quantities import parse_rate, parse_seconds
 from hotplate.bench.report.report import Report
-from hotplate.bench.report.text import Cell, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
+from hotplate.bench.report.text import Cell, Footnotes, Summary, paragraphs
 from hotplate.bench.ru.sandbox import (
     CHARGE,
     AccountSandbox,

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from hotplate.bench.errors import BenchFailed
+from hotplate.bench.machine import environment
 from hotplate.bench.process import Channel, on_core, receive, start_worker, stop_process
-from hotplate.bench.report.machine import environment
 from hotplate.bench.stores.server import StoreServer, difference, opened, store_server
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import EncodedRows

@@ -16,8 +16,9 @@ from hotplate.bench.measured import CHEAPER, FASTER, MIN_PAIRS, NO_DIFFERENCE, M
 from hotplate.bench.options import StoresOptions, require_positive
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.quantities import parse_rate, parse_seconds
 from hotplate.bench.report.report import ERRORS, WHILE_WRITTEN, Report, counted, series
-from hotplate.bench.report.text import NOTHING, Footnotes, Summary, paragraphs, parse_rate, parse_seconds
+from hotplate.bench.report.text import NOTHING, Footnotes, Summary, paragraphs
 from hotplate.bench.stores import reference
 from hotplate.bench.stores.results import Capacity, ComparisonResult, StoreResult
 from hotplate.bench.stores.rounds import PUBLISHING_SHARE, ComparisonSettings, StoreComparison

@@ -16,7 +16,7 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import Shape
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.report.text import parse_seconds
+from hotplate.bench.quantities import parse_seconds
 from hotplate.bench.stores.publication import FIRST_LISTS, first_user_rows, lists_a_second
 from hotplate.bench.stores.server import StoreServer, opened, store_server
 from hotplate.stores.catalogue import ReleaseRef

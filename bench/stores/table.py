@@ -11,6 +11,7 @@ from hotplate.bench.options import StoresOptions
 from hotplate.bench.planner.figures import two_digits
 from hotplate.bench.planner.prices import HOURS_A_MONTH
 from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.quantities import parse_rate
 from hotplate.bench.report import text
 from hotplate.bench.report.report import ERRORS, RATE, Series
 from hotplate.bench.stores.reference import NOT_PUBLISHED, Needs, format_month, needs, published_cells
@@ -230,7 +231,7 @@ def top_row(
     latency: text.Cell = text.UNKNOWN if column.emulated else column.reads.cell(percentile, footnotes)
     service_us = column.mean(lambda each: each.reads.service_cpu_us) or 0.0
     server_us = column.mean(lambda each: each.reads.server_cpu_us)
-    prices, rate, throughput = load_prices(), text.parse_rate(options.rate), column.throughput
+    prices, rate, throughput = load_prices(), parse_rate(options.rate), column.throughput
     hour_usd = prices.cpu_hour.usd if options.cpu_hour is None else options.cpu_hour
     alone = text.format_short_us(service_us), "of the service alone"
     if throughput is not None:
@@ -327,7 +328,7 @@ def _publishing() -> Figures:
 
 
 def _request_units(options: StoresOptions, item_bytes: float) -> Figures:
-    rate = text.parse_rate(options.rate)
+    rate = parse_rate(options.rate)
 
     def run(one: RoundResult) -> ServiceRun:
         return one.closed or one.reads

@@ -56,7 +56,7 @@ def drill(
     with bench_errors():
         from hotplate.bench.drills.drills import DRILLS, choose
         from hotplate.bench.drills.run import DrillOptions, run_drills
-        from hotplate.bench.report.text import parse_seconds
+        from hotplate.bench.quantities import parse_seconds
 
         kinds = tuple(tiers.split(",")) if tiers else ()
         chosen = choose(names or (), kinds)
@@ -78,7 +78,7 @@ def drill(
             verdicts = asyncio.run(run_drills(chosen, options, status.update, on_verdict))
     broken = sum(not verdict.kept for verdict in verdicts)
     if as_json:
-        from hotplate.bench.report.machine import describe
+        from hotplate.bench.machine import describe
 
         made = [verdict.to_json() for verdict in verdicts]
         print_json({"kept": not broken, "machine": describe(), "drills": made, "left_out": left_out})

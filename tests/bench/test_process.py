@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from hotplate.bench import machine
 from hotplate.bench.process import Server, free_port, raised_priority, serving
-from hotplate.bench.report import machine
 
 CLAIM = "import sys; from hotplate.bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
 

@@ -16,7 +16,7 @@ from hotplate.bench.loadgen.keys import InTurn, KeyDraw, RequestKeys, Uniform, Z
 from hotplate.bench.loadgen.load import Gets, Load, Posts, for_part
 from hotplate.bench.loadgen.schedule import dues
 from hotplate.bench.options import HttpOptions
-from hotplate.bench.report.text import parse_seconds
+from hotplate.bench.quantities import parse_seconds
 
 
 def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:

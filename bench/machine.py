@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LIBRARIES = (
     "hotplate", "aiohttp", "hdrhistogram", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
     "uvloop",
