@@ -1,12 +1,23 @@
-"""Reports: rows of figures, a sentence, and plots, as a terminal table, as JSON and as one HTML page.
+"""Reports: rows of figures, a sentence and plots, as a table on a terminal and as JSON.
 
-An experiment returns a `Report`. All verbs that measure, plan or evaluate print and save theirs with this module.
-Units of values: `us` (microseconds), `/s`, `share` (0 to 1), `RU`, `RU/s`, `bytes`, `USD`, `USD/month`, or any text.
+An experiment returns a `Report`. All verbs that measure, plan or evaluate print theirs with this module, and write it
+with `hotplate.report_page.save`. Units of values: `us` (microseconds), `share` (0 to 1), or any text, which is printed
+as it is: `/s`, `RU`, `USD/month`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+FORMAT = 3
+UNKNOWN = "—"
+TUPLES = ("plots", "notes", "broken", "failures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,10 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Curves over one x axis. Units are those of rows; `marks` are vertical lines with their labels, by x."""
+    """Curves over one x axis; `x` and `y` are labels. `marks` are vertical lines, by x, with their labels.
+
+    `ticks` are labels of the x axis by x, instead of numbers.
+    """
 
     title: str
     x: str
@@ -50,7 +64,9 @@ class Plot:
     y_unit: str = ""
     log_x: bool = False
     log_y: bool = False
+    points: bool = False
     marks: Mapping[float, str] = field(default_factory=dict)
+    ticks: Mapping[float, str] = field(default_factory=dict)
     caption: str = ""
 
 
@@ -59,7 +75,8 @@ class Report:
     """The result of one experiment.
 
     `head` stands above everything, as EMULATED. `failures` say what could not be measured, `broken` what was measured
-    and is not as it should be. `extra` is for programs, as histograms, and is only in the JSON.
+    and is not as it should be. A `listed` report has one line for each row, under its subject; otherwise the first
+    table has a line for each subject and a column for each figure. `extra` is for programs, and only in the JSON.
     """
 
     kind: str
@@ -71,6 +88,7 @@ class Report:
     broken: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     interrupted: bool = False
+    listed: bool = False
     configuration: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -79,3 +97,113 @@ class Report:
     def exit_code(self) -> int:
         """0 done, 1 not everything was measured, 3 measured and not as it should be."""
         return 1 if self.failures or self.interrupted else 3 if self.broken else 0
+
+    @property
+    def complaints(self) -> list[str]:
+        """Sentences to look out for, the gravest first."""
+        stopped = ["it was stopped before its end"] if self.interrupted else []
+        return [*stopped, *self.failures, *self.broken]
+
+    def row(self, subject: str, figure: str) -> Row | None:
+        """Return one row; None if there is none of that name."""
+        return next((row for row in self.rows if (row.subject, row.figure) == (subject, figure)), None)
+
+
+def format_value(value: float, unit: str = "") -> str:
+    """Write a value in three digits, with the unit that reads best."""
+    match unit:
+        case "us":
+            return _time(value)
+        case "share":
+            return f"{_digits(100 * value)} %"
+        case "/s":
+            return f"{_digits(value)}/s"
+        case _:
+            return f"{_digits(value)} {unit}".rstrip()
+
+
+def _time(us: float) -> str:
+    for limit, scale, unit in ((1e3, 1.0, "µs"), (1e6, 1e3, "ms")):
+        if us < limit * 0.9995:
+            return f"{_digits(us / scale)} {unit}"
+    return f"{_digits(us / 1e6)} s"
+
+
+def _digits(value: float) -> str:
+    """Write at least three digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
+    """Return a row's value, and its interval and note; without *unit* only times and shares have theirs."""
+    shown = row.unit if unit or row.unit in {"us", "share"} else ""
+    if row.value is None:
+        return UNKNOWN, row.note
+    interval = ""
+    if row.low is not None and row.high is not None:
+        interval = f"{format_value(row.low, shown)} … {format_value(row.high, shown)}"
+    return format_value(row.value, shown), ", ".join(each for each in (interval, row.note) if each)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print a report for a person: what it is, its sentence, the main figures, and what to look out for."""
+    if report.head:
+        console.print(escape(report.head), style="bold")
+    console.print(escape(report.sentence))
+    if rows := [row for row in report.rows if row.main]:
+        console.print(_grouped(rows) if report.listed else _matrix(rows))
+    for note in report.notes:
+        console.print(escape(note))
+    for complaint in report.complaints:
+        console.print(escape(f"LOOK OUT: {complaint}"), style="bold red")
+
+
+def _matrix(rows: Sequence[Row]) -> Table:
+    columns = headings(rows)
+    made = Table("", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in columns.values():
+        made.add_column(heading, justify="right")
+    cells = {(row.subject, row.figure): format_row(row, unit=False) for row in rows}
+    for subject in dict.fromkeys(row.subject for row in rows):
+        line = [cells.get((subject, figure), ("", "")) for figure in columns]
+        made.add_row(escape(subject), *(escape(f"{value}\n{below}".rstrip()) for value, below in line))
+    return made
+
+
+def _grouped(rows: Sequence[Row]) -> Table:
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for subject, members in groupby(rows, key=lambda row: row.subject):
+        made.add_row(escape(subject), style="bold")
+        for row in members:
+            value, below = format_row(row)
+            made.add_row(escape(row.figure), escape(value), escape(below))
+    return made
+
+
+def headings(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the heading of each figure: its name, and its unit where cells have none."""
+    units = {row.figure: row.unit for row in rows}
+    plain = {"", "us", "share"}
+    return {name: name if unit in plain or unit in name else f"{name}, {unit}" for name, unit in units.items()}
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return a report as plain values."""
+    facts = {"format": FORMAT, "exit_code": report.exit_code, **asdict(report), **report.extra}
+    del facts["extra"]
+    return facts
+
+
+def from_json(facts: Mapping[str, Any]) -> Report:
+    """Make a report of what `to_json` returned, without its plots. Raises KeyError, TypeError or ValueError."""
+    if facts["format"] != FORMAT:
+        raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
+    known = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
+    rows = tuple(Row(**{**each, "values": tuple(each["values"])}) for each in facts["rows"])
+    tuples = {name: tuple(known[name]) for name in TUPLES}
+    extra = {name: value for name, value in facts.items() if name not in {*known, "format", "exit_code"}}
+    return Report(**{**known, **tuples, "plots": (), "rows": rows, "extra": extra})

@@ -1,0 +1,198 @@
+"""A report as one HTML page that loads nothing from elsewhere. Its plots are drawn by matplotlib, of `hotplate[bench]`.
+
+They are SVG in the page's own colours, so that they follow light and dark. Each is drawn twice, for a wide and a narrow
+page, because letters that shrink with a plot cannot be read on a phone.
+"""
+
+import html
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from hotplate.report import Plot, Report, Row, format_row, format_value, headings, to_json
+
+TEMPLATE = Path(__file__).with_name("report.html")
+DETAILS = "All figures, configuration and machine"
+INK, FAINT = "#010101", "#020202"
+LINES = tuple(f"#0a000{number}" for number in range(1, 7))
+# What matplotlib draws in, and the page's variable that replaces it.
+VARIABLES = {INK: "--ink", FAINT: "--faint"} | {colour: f"--line-{n}" for n, colour in enumerate(LINES, 1)}
+STYLE: Any = {
+    "axes.edgecolor": FAINT, "axes.grid": True, "axes.labelcolor": INK, "axes.spines.right": False,
+    "axes.spines.top": False, "figure.facecolor": "none", "axes.facecolor": "none", "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "grid.color": FAINT, "grid.linewidth": 0.4,
+    "legend.frameon": False, "legend.labelcolor": INK, "lines.linewidth": 1.6, "svg.fonttype": "none",
+    "svg.hashsalt": "hotplate", "text.color": INK, "xtick.color": FAINT, "xtick.labelcolor": INK,
+    "ytick.color": FAINT, "ytick.labelcolor": INK,
+}  # fmt: skip
+# Inches, and letters of a legend that fit into a line, by the class of the page that shows the plot.
+SIZES = {"wide": (9.0, 110), "narrow": (4.4, 46)}
+HEIGHT = 3.4
+# A log axis over less than this ratio would have one label or none.
+LEAST_RATIO = 20
+
+
+def save(report: Report, name: Path) -> None:
+    """Write *name*.json and *name*.html, each whole or not at all."""
+    for ending, text in {"json": json.dumps(to_json(report), indent=1), "html": page(report)}.items():
+        path = name.with_name(f"{name.name}.{ending}")
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(text)
+        aside.replace(path)
+
+
+def page(report: Report) -> str:
+    """Lay out the HTML page: head, sentence, main figures, plots, notes, and the rest folded away."""
+    main = [row for row in report.rows if row.main]
+    parts = [f'<p class="head">{html.escape(report.head)}</p>'] if report.head else []
+    parts.append(f"<h1>{html.escape(report.sentence)}</h1>")
+    parts.append(f'<p class="soft">{html.escape(_origin(report))}</p>')
+    if report.complaints:
+        reasons = "".join(f"<li>{html.escape(each)}</li>" for each in report.complaints)
+        parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
+    if main:
+        parts.append(_grouped_html(main) if report.listed else _matrix_html(main))
+    parts += [f'<p class="note">{html.escape(note)}</p>' for note in report.notes]
+    if report.plots:
+        parts += [
+            f"<figure><h2>{html.escape(plot.title)}</h2>{_drawn(plot)}<figcaption>{html.escape(plot.caption)}</figcaption></figure>"
+            for plot in report.plots
+        ]
+    rest = [row for row in report.rows if not row.main]
+    facts = "".join(
+        f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(_plain(value))}</td></tr>"
+        for name, value in {**report.configuration, **report.machine}.items()
+    )
+    details = (_grouped_html(rest) if rest else "") + f'<div class="scroll"><table>{facts}</table></div>'
+    parts.append(f"<details><summary>{DETAILS}</summary>{details}</details>")
+    return Template(TEMPLATE.read_text()).substitute(title=html.escape(report.sentence), body="\n".join(parts))
+
+
+def _origin(report: Report) -> str:
+    facts = report.machine
+    known = [str(facts.get("date", ""))[:16].replace("T", " "), facts.get("cpu"), facts.get("commit")]
+    return " · ".join([f"hotplate {report.kind}", *(str(each) for each in known if each)])
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _matrix_html(rows: Sequence[Row]) -> str:
+    columns = headings(rows)
+    cells = {(row.subject, row.figure): row for row in rows}
+    head = "".join(f"<th scope=col>{html.escape(each)}</th>" for each in columns.values())
+    lines = []
+    for subject in dict.fromkeys(row.subject for row in rows):
+        line = [(heading, cells.get((subject, figure))) for figure, heading in columns.items()]
+        shown = "".join(
+            f'<td data-figure="{html.escape(heading)}">{_cell(cell, unit=False)}</td>' for heading, cell in line
+        )
+        lines.append(f"<tr><th scope=row>{html.escape(subject)}</th>{shown}</tr>")
+    return (
+        '<div class="scroll" tabindex="0"><table class="matrix">'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _grouped_html(rows: Sequence[Row]) -> str:
+    bodies = []
+    for subject, members in groupby(rows, key=lambda row: row.subject):
+        lines = [f"<tr><th scope=rowgroup colspan=2>{html.escape(subject)}</th></tr>"]
+        lines += [f"<tr><th scope=row>{html.escape(row.figure)}</th><td>{_cell(row)}</td></tr>" for row in members]
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    return f'<div class="scroll" tabindex="0"><table class="grouped">{"".join(bodies)}</table></div>'
+
+
+def _cell(row: Row | None, *, unit: bool = True) -> str:
+    value, below = format_row(row, unit=unit) if row else ("", "")
+    return html.escape(value) + (f"<small>{html.escape(below)}</small>" if below else "")
+
+
+def _drawn(plot: Plot) -> str:
+    """Return the plot as two SVG elements, of which the page shows one."""
+    made = []
+    for kind, (width, letters) in SIZES.items():
+        with rc_context(STYLE):
+            figure = Figure(figsize=(width, HEIGHT))
+            axes = figure.subplots()
+            _draw(axes, plot)
+            _legend(axes, letters)
+            made.append(_svg(figure, kind, f"Plot: {plot.title}; {plot.y} over {plot.x}"))
+    return "".join(made)
+
+
+def _draw(axes: Axes, plot: Plot) -> None:
+    marker: Any = "o" if plot.points else None
+    several = len(plot.curves) > 1
+    for number, curve in enumerate(plot.curves):
+        y = [float("nan") if value is None else value for value in curve.y]
+        colour = LINES[number % len(LINES)]
+        axes.plot(curve.x, y, color=colour, marker=marker, markersize=4, label=curve.name if several else None)
+    axes.set_xlabel(plot.x)
+    axes.set_ylabel(plot.y)
+    _scale(axes, "x", plot.x_unit, log=plot.log_x)
+    _scale(axes, "y", plot.y_unit, log=plot.log_y)
+    if plot.ticks:
+        axes.xaxis.set_major_locator(FixedLocator(list(plot.ticks)))
+        axes.xaxis.set_major_formatter(FixedFormatter(list(plot.ticks.values())))
+        axes.xaxis.set_minor_locator(NullLocator())
+    for at, label in plot.marks.items():
+        axes.axvline(at, color=FAINT, linewidth=0.9, linestyle=(0, (4, 2)))
+        axes.annotate(
+            label, (at, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points", color=INK
+        )
+
+
+def _scale(axes: Axes, name: str, unit: str, *, log: bool) -> None:
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    of_lines = [getattr(line, f"get_{name}data")() for line in axes.lines]
+    values = np.concatenate([np.asarray(each, dtype=float) for each in of_lines] or [np.zeros(0)])
+    values = values[np.isfinite(values)]
+    if log and (values > 0).any():
+        getattr(axes, f"set_{name}scale")("log")
+        low, high = float(values[values > 0].min()) / 1.3, float(values.max()) * 1.3
+        if high / low < LEAST_RATIO:
+            low, high = low / 2, high * 2
+        getattr(axes, f"set_{name}lim")(low, high)
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,)))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        getattr(axes, f"set_{name}lim")(**{"left" if name == "x" else "bottom": min(0.0, *values, 0.0)})
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, unit)))
+
+
+def _legend(axes: Axes, letters: int) -> None:
+    """Name the curves above the frame, as many in a line as it has room for."""
+    if labels := axes.get_legend_handles_labels()[1]:
+        columns = max(1, min(len(labels), letters // (max(map(len, labels)) + 6)))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0.2, handlelength=1.4)
+
+
+def _svg(figure: Figure, kind: str, description: str) -> str:
+    """Return the figure as an element of a page, without ids that another plot has, too."""
+    written = io.StringIO()
+    figure.savefig(written, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    text = written.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = text.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: var(--font)")
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    opening = rf'<svg class="{kind}" viewBox="\1" role="img" aria-label="{html.escape(description)}">'
+    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, text, count=1)

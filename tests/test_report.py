@@ -1,0 +1,113 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hotplate.report import (
+    Curve,
+    Plot,
+    Report,
+    Row,
+    format_row,
+    format_value,
+    from_json,
+    print_report,
+    to_json,
+)
+from hotplate.report_page import page, save
+
+TEXT = st.text(max_size=20)
+NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+ROWS = st.builds(
+    Row, TEXT, TEXT, st.sampled_from(["us", "share", "/s", "USD/month", ""]), st.none() | NUMBER,
+    st.lists(NUMBER, max_size=3).map(tuple), st.none() | NUMBER, st.none() | NUMBER, TEXT, st.booleans(),
+)  # fmt: skip
+REPORTS = st.builds(
+    Report, kind=TEXT, sentence=TEXT, rows=st.lists(ROWS, max_size=5).map(tuple), head=TEXT,
+    notes=st.lists(TEXT, max_size=2).map(tuple),
+    broken=st.lists(TEXT, max_size=2).map(tuple), interrupted=st.booleans(),
+    listed=st.booleans(), configuration=st.dictionaries(TEXT, NUMBER, max_size=2),
+    extra=st.just({}) | st.just({"runs": [1, 2]}),
+)  # fmt: skip
+RU = Report(
+    kind="ru",
+    sentence="4,000 reads/s <within> p99 10 ms",
+    head="EMULATED",
+    rows=(
+        Row("400 RU/s", "reads/s", "/s", 400.2, low=399.0, high=401.0),
+        Row("400 RU/s", "p99", "us", 10_300.0, note="assumed"),
+        Row("11,000 RU/s", "reads/s", "/s", 11_000.0, note="COMPUTED"),
+        Row("11,000 RU/s", "p99", "us", None, note="not driven"),
+        Row("400 RU/s", "lag p99", "us", 80.0, main=False),
+    ),
+    plots=(Plot("p99", "reads/s", "p99", (Curve("400 RU/s", (1.0, 2.0), (3.0, None)),), y_unit="us", log_y=True),),
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.4, "us", "0.4 µs"), (412.0, "us", "412 µs"), (2_320.0, "us", "2.32 ms"), (999_900.0, "us", "1 s"),
+        (0.0063, "share", "0.63 %"), (0.0, "share", "0 %"), (12_345.6, "/s", "12,346/s"), (0.67, "USD", "0.67 USD"),
+        (1.0, "", "1"), (300.0, "USD/month", "300 USD/month"),
+    ],
+)  # fmt: skip
+def test_values_have_three_digits_and_the_unit_that_reads_best(value: float, unit: str, text: str) -> None:
+    assert format_value(value, unit) == text
+
+
+def test_an_unknown_value_is_a_dash_with_its_reason() -> None:
+    assert format_row(Row("a", "p99", "us", None, note="fewer than 10 answers lie beyond it")) == (
+        "—", "fewer than 10 answers lie beyond it",
+    )  # fmt: skip
+
+
+@given(REPORTS)
+def test_json_gives_the_report_back(report: Report) -> None:
+    assert from_json(json.loads(json.dumps(to_json(report)))) == report
+
+
+@given(REPORTS)
+def test_any_report_is_printed_and_laid_out(report: Report) -> None:
+    print_report(report, Console(file=io.StringIO(), width=100))
+    assert page(report).count("<h1>") == 1
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_terminal_shows_each_main_figure_once(*, listed: bool) -> None:
+    out = io.StringIO()
+    shown = Report(kind="ru", sentence=RU.sentence, rows=RU.rows, head=RU.head, listed=listed)
+    print_report(shown, Console(file=out, width=160))
+    text = out.getvalue()
+    assert [text.count(each) for each in ("EMULATED", "10.3 ms", "assumed", "COMPUTED", "not driven", "80 µs")] == [
+        1, 1, 1, 1, 1, 0,
+    ]  # fmt: skip
+
+
+def test_the_page_escapes_texts_and_loads_nothing() -> None:
+    text = page(RU)
+    assert "&lt;within&gt;" in text
+    assert text.count("<svg") == 2
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_a_report_that_is_not_good_exits_with_three_and_an_unmeasured_one_with_one() -> None:
+    assert Report(kind="a", sentence="").exit_code == 0
+    assert Report(kind="a", sentence="", broken=("popular",)).exit_code == 3
+    assert Report(kind="a", sentence="", broken=("popular",), failures=("late",)).exit_code == 1
+    assert Report(kind="a", sentence="", interrupted=True).exit_code == 1
+
+
+def test_files_are_written_beside_each_other(tmp_path: Path) -> None:
+    save(RU, tmp_path / "ru.2026")
+    assert {each.name for each in tmp_path.iterdir()} == {"ru.2026.json", "ru.2026.html"}
+    assert from_json(json.loads((tmp_path / "ru.2026.json").read_text())).row("400 RU/s", "p99") == RU.rows[1]
+
+
+def test_another_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="format"):
+        from_json({**to_json(RU), "format": 2})
