@@ -120,7 +120,7 @@ def _grouped_html(rows: Sequence[Row]) -> str:
 
 def _cell(row: Row | None, *, unit: bool = True) -> str:
     value, below = format_row(row, unit=unit) if row else ("", "")
-    return html.escape(value) + (f"<small>{html.escape(below)}</small>" if below else "")
+    return html.escape(value).replace(" ", "&nbsp;") + (f"<small>{html.escape(below)}</small>" if below else "")
 
 
 def _drawn(plot: Plot) -> str:
