@@ -17,7 +17,7 @@ from rich.table import Table
 
 FORMAT = 3
 UNKNOWN = "—"
-TUPLES = ("plots", "notes", "broken", "failures")
+TUPLES = ("notes", "broken", "failures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,16 @@ class Plot:
     caption: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table of texts, below the plots of the page."""
+
+    title: str
+    headings: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The result of one experiment.
@@ -84,6 +94,7 @@ class Report:
     rows: tuple[Row, ...] = ()
     head: str = ""
     plots: tuple[Plot, ...] = ()
+    tables: tuple[TextTable, ...] = ()
     notes: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
@@ -199,11 +210,11 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def from_json(facts: Mapping[str, Any]) -> Report:
-    """Make a report of what `to_json` returned, without its plots. Raises KeyError, TypeError or ValueError."""
+    """Make a report of what `to_json` returned, without plots and tables. Raises KeyError, TypeError or ValueError."""
     if facts["format"] != FORMAT:
         raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
     known = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
     rows = tuple(Row(**{**each, "values": tuple(each["values"])}) for each in facts["rows"])
     tuples = {name: tuple(known[name]) for name in TUPLES}
     extra = {name: value for name, value in facts.items() if name not in {*known, "format", "exit_code"}}
-    return Report(**{**known, **tuples, "plots": (), "rows": rows, "extra": extra})
+    return Report(**{**known, **tuples, "plots": (), "tables": (), "rows": rows, "extra": extra})

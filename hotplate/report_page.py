@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from hotplate.report import Plot, Report, Row, format_row, format_value, headings, to_json
+from hotplate.report import Plot, Report, Row, TextTable, format_row, format_value, headings, to_json
 
 TEMPLATE = Path(__file__).with_name("report.html")
 DETAILS = "All figures, configuration and machine"
@@ -46,38 +46,47 @@ LEAST_RATIO = 20
 
 def save(report: Report, name: Path) -> None:
     """Write *name*.json and *name*.html, each whole or not at all."""
-    for ending, text in {"json": json.dumps(to_json(report), indent=1), "html": page(report)}.items():
-        path = name.with_name(f"{name.name}.{ending}")
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text)
-        aside.replace(path)
+    _write(name.with_name(f"{name.name}.json"), json.dumps(to_json(report), indent=1))
+    save_page(report, name.with_name(f"{name.name}.html"))
+
+
+def save_page(report: Report, path: Path) -> None:
+    """Write the page, whole or not at all."""
+    _write(path, page(report))
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def page(report: Report) -> str:
     """Lay out the HTML page: head, sentence, main figures, plots, notes, and the rest folded away."""
     main = [row for row in report.rows if row.main]
-    parts = [f'<p class="head">{html.escape(report.head)}</p>'] if report.head else []
-    parts.append(f"<h1>{html.escape(report.sentence)}</h1>")
-    parts.append(f'<p class="soft">{html.escape(_origin(report))}</p>')
+    parts = [f'<p class="head">{_escaped(report.head)}</p>'] if report.head else []
+    parts.append(f"<h1>{_escaped(report.sentence)}</h1>")
+    parts.append(f'<p class="soft">{_escaped(_origin(report))}</p>')
     if report.complaints:
-        reasons = "".join(f"<li>{html.escape(each)}</li>" for each in report.complaints)
+        reasons = "".join(f"<li>{_escaped(each)}</li>" for each in report.complaints)
         parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
     if main:
         parts.append(_grouped_html(main) if report.listed else _matrix_html(main))
-    parts += [f'<p class="note">{html.escape(note)}</p>' for note in report.notes]
+    parts += [f'<p class="note">{_escaped(note)}</p>' for note in report.notes]
     if report.plots:
         parts += [
-            f"<figure><h2>{html.escape(plot.title)}</h2>{_drawn(plot)}<figcaption>{html.escape(plot.caption)}</figcaption></figure>"
+            f"<figure><h2>{_escaped(plot.title)}</h2>{_drawn(plot)}<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
             for plot in report.plots
         ]
+    parts += [_text_table(table) for table in report.tables]
     rest = [row for row in report.rows if not row.main]
     facts = "".join(
-        f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(_plain(value))}</td></tr>"
+        f"<tr><th scope=row>{_escaped(name)}</th><td>{_escaped(_plain(value))}</td></tr>"
         for name, value in {**report.configuration, **report.machine}.items()
     )
     details = (_grouped_html(rest) if rest else "") + f'<div class="scroll"><table>{facts}</table></div>'
     parts.append(f"<details><summary>{DETAILS}</summary>{details}</details>")
-    return Template(TEMPLATE.read_text()).substitute(title=html.escape(report.sentence), body="\n".join(parts))
+    return Template(TEMPLATE.read_text()).substitute(title=_escaped(report.sentence), body="\n".join(parts))
 
 
 def _origin(report: Report) -> str:
@@ -95,14 +104,14 @@ def _plain(value: object) -> str:
 def _matrix_html(rows: Sequence[Row]) -> str:
     columns = headings(rows)
     cells = {(row.subject, row.figure): row for row in rows}
-    head = "".join(f"<th scope=col>{html.escape(each)}</th>" for each in columns.values())
+    head = "".join(f"<th scope=col>{_escaped(each)}</th>" for each in columns.values())
     lines = []
     for subject in dict.fromkeys(row.subject for row in rows):
         line = [(heading, cells.get((subject, figure))) for figure, heading in columns.items()]
         shown = "".join(
-            f'<td data-figure="{html.escape(heading)}">{_cell(cell, unit=False)}</td>' for heading, cell in line
+            f'<td data-figure="{_escaped(heading)}">{_cell(cell, unit=False)}</td>' for heading, cell in line
         )
-        lines.append(f"<tr><th scope=row>{html.escape(subject)}</th>{shown}</tr>")
+        lines.append(f"<tr><th scope=row>{_escaped(subject)}</th>{shown}</tr>")
     return (
         '<div class="scroll" tabindex="0"><table class="matrix">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -112,15 +121,26 @@ def _matrix_html(rows: Sequence[Row]) -> str:
 def _grouped_html(rows: Sequence[Row]) -> str:
     bodies = []
     for subject, members in groupby(rows, key=lambda row: row.subject):
-        lines = [f"<tr><th scope=rowgroup colspan=2>{html.escape(subject)}</th></tr>"]
-        lines += [f"<tr><th scope=row>{html.escape(row.figure)}</th><td>{_cell(row)}</td></tr>" for row in members]
+        lines = [f"<tr><th scope=rowgroup colspan=2>{_escaped(subject)}</th></tr>"]
+        lines += [f"<tr><th scope=row>{_escaped(row.figure)}</th><td>{_cell(row)}</td></tr>" for row in members]
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     return f'<div class="scroll" tabindex="0"><table class="grouped">{"".join(bodies)}</table></div>'
 
 
+def _text_table(table: TextTable) -> str:
+    head = "".join(f"<th scope=col>{_escaped(each)}</th>" for each in table.headings)
+    lines = ("".join(f"<td>{_escaped(each)}</td>" for each in line) for line in table.lines)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    inside = (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+    caption = f'<p class="note">{_escaped(table.caption)}</p>' if table.caption else ""
+    return f"<details open><summary>{_escaped(table.title)}</summary>{caption}{inside}</details>"
+
+
 def _cell(row: Row | None, *, unit: bool = True) -> str:
     value, below = format_row(row, unit=unit) if row else ("", "")
-    return html.escape(value).replace(" ", "&nbsp;") + (f"<small>{html.escape(below)}</small>" if below else "")
+    return _escaped(value).replace(" ", "&nbsp;") + (f"<small>{_escaped(below)}</small>" if below else "")
 
 
 def _drawn(plot: Plot) -> str:
@@ -194,5 +214,10 @@ def _svg(figure: Figure, kind: str, description: str) -> str:
     text = text.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: var(--font)")
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    opening = rf'<svg class="{kind}" viewBox="\1" role="img" aria-label="{html.escape(description)}">'
+    opening = rf'<svg class="{kind}" viewBox="\1" role="img" aria-label="{_escaped(description)}">'
     return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, text, count=1)
+
+
+def _escaped(text: str) -> str:
+    """Escape a text for HTML; control characters and marks of direction are replaced."""
+    return html.escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))

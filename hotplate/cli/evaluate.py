@@ -154,11 +154,12 @@ def report(
     if as_json:
         print_json(interruptible(lambda: gather(model, _live_reader(store), at_random=at_random)))
         return
-    from hotplate.cli.evaluation_page import write_page
+    from hotplate.cli.evaluation_page import evaluation_report
+    from hotplate.report_page import save_page
 
     require_folder(page)
     facts = interruptible(lambda: gather(model, _live_reader(store), at_random=at_random))
-    write_page(facts, page)
+    save_page(evaluation_report(facts), page)
     out.print(f"{facts['verdict']['sentence']}.")
     for remark in facts["verdict"]["remarks"]:
         out.print(remark)
