@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import orjson
 
 from hotplate.bench.loadgen.recorder import ResponseSample
+from hotplate.bench.loadgen.result import Result
 from hotplate.bench.stores.server import opened
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import load_decode
@@ -18,6 +19,10 @@ from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 
 DEFAULT_N = 10
+
+# The share of popular lists above which a run did not measure lookups of users' lists.
+MAX_POPULAR = 0.01
+POPULAR_SOURCE = "popular"
 
 # Wrong lists that are described one by one.
 EXAMPLES = 5
@@ -44,6 +49,27 @@ class ReceivedList:
     user: str
     n: int
     result: dict[str, Any]
+
+
+def popular_counts(result: Result) -> tuple[int, int]:
+    """Return how many lists were the popular one, and how many said what they are; of a load that observes `source`."""
+    sources = result.seen.get("source", {})
+    return sources.get(POPULAR_SOURCE, 0), sum(count for source, count in sources.items() if source)
+
+
+def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:
+    """Return a sentence where more than *allowed* of all lists were the popular one; None otherwise.
+
+    A service gives that list when it cannot read a user's own in time, and to users without one. It costs hardly
+    anything, so such a run has no latency, CPU or cost.
+    """
+    popular, lists = (sum(counts) for counts in zip(*map(popular_counts, results), strict=True)) if results else (0, 0)
+    if popular <= allowed * lists:
+        return None
+    return (
+        f"{popular:,} of {lists:,} lists ({popular / lists:.2%}) were the popular list instead of the user's own, and "
+        f"{allowed:.2%} are allowed: the store did not answer in time, or these users have no lists"
+    )
 
 
 async def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:

@@ -1,7 +1,11 @@
 """What a person sees while a measurement runs: how far it is, and how the last half second went."""
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,7 +15,7 @@ from rich.text import Text
 
 from hotplate.bench.loadgen.recorder import LoadProgress
 from hotplate.bench.loadgen.result import LAG_BOUND_US
-from hotplate.bench.report.text import format_us
+from hotplate.report import format_value
 
 TO_STOP = "Ctrl-C ends it with a report"
 
@@ -21,10 +25,11 @@ LONGEST = ("elapsed_s", "p50_us", "p99_us", "lag_p99_us")
 
 
 class ProgressDisplay:
-    """Draws the progress of one measurement; silent without a terminal."""
+    """Draws the progress of one measurement; without a terminal each phase is one line on *console*."""
 
-    def __init__(self, live: Live | None) -> None:
+    def __init__(self, live: Live | None, console: Console | None = None) -> None:
         self._live = live
+        self._console = live.console if live is not None else console
         self._name = ""
         self._duration_s = 1.0
         self._before: LoadProgress | None = None
@@ -34,11 +39,13 @@ class ProgressDisplay:
         self._name, self._duration_s, self._before = name, duration_s, None
         if self._live is not None:
             self._live.update(Text(f"{name}   {TO_STOP}"), refresh=True)
+        else:
+            self.say(name)
 
     def say(self, sentence: str) -> None:
-        """Print a sentence that stays, if there is a terminal."""
-        if self._live is not None:
-            self._live.console.print(sentence)
+        """Print a sentence that stays."""
+        if self._console is not None:
+            self._console.print(sentence)
 
     def step(self, done: int, total: int) -> None:
         """Draw how far a phase is that is not a run."""
@@ -60,9 +67,10 @@ class ProgressDisplay:
         since_s = now.elapsed_s - before.elapsed_s if before else now.elapsed_s
         rate = (now.ok - (before.ok if before else 0)) / max(since_s, 1e-9)
         grid = Table.grid(padding=(0, 2))
-        late = Text(format_us(now.lag_p99_us), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
-        grid.add_row("good answers/s", f"{rate:,.0f}", "p50", format_us(now.p50_us), "in flight", f"{now.in_flight:,}")
-        grid.add_row("errors", f"{now.failed:,}", "p99", format_us(now.p99_us), "waiting", f"{now.waiting:,}")
+        p50, p99 = format_value(now.p50_us, "us"), format_value(now.p99_us, "us")
+        late = Text(format_value(now.lag_p99_us, "us"), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
+        grid.add_row("good answers/s", f"{rate:,.0f}", "p50", p50, "in flight", f"{now.in_flight:,}")
+        grid.add_row("errors", f"{now.failed:,}", "p99", p99, "waiting", f"{now.waiting:,}")
         grid.add_row("dropped", f"{now.dropped:,}", "", "", "lag p99", late)
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40))
@@ -72,12 +80,30 @@ class ProgressDisplay:
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[ProgressDisplay]:
-    """Draw on *console* while the block runs, if it is a terminal; the drawing goes when the block ends."""
-    if not console.is_terminal:
-        yield ProgressDisplay(None)
+    """Show progress on *console* while the block runs, in which SIGTERM is Ctrl-C; a drawing goes when it ends."""
+    with sigterm_interrupts():
+        if not console.is_terminal:
+            yield ProgressDisplay(None, console)
+            return
+        with Live(console=console, transient=True, refresh_per_second=4) as live:
+            yield ProgressDisplay(live)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM while the block runs, so that what was started is ended and reported."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    with Live(console=console, transient=True, refresh_per_second=4) as live:
-        yield ProgressDisplay(live)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def together(parts: Sequence[LoadProgress]) -> LoadProgress:

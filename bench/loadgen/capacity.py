@@ -10,6 +10,7 @@ from hotplate.bench.loadgen.histogram import Histogram
 from hotplate.bench.loadgen.result import SENT_BOUND, Result, at_least
 from hotplate.bench.quantities import parse_seconds, parse_share
 from hotplate.bench.report.text import format_us
+from hotplate.bench.search import search
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
 ERRORS = "errors"
@@ -88,16 +89,7 @@ def parse_objective(text: str) -> Objective:
     return Objective(latency_us, shares.get(ERRORS, USUAL_ERRORS), shares.get(THROTTLED))
 
 
-# How near the highest good rate and the lowest bad one must come.
-PRECISION = 0.05
-
-# The share of the first rate below which nothing is looked for.
-FLOOR = 0.01
-
 STOPPED = ("it was stopped",)
-
-# How often a rate is tried at which the generator itself was disturbed.
-TRIES = 3
 
 # The share of the most users/s that the knee must reach.
 NEAR = 0.9
@@ -191,29 +183,6 @@ def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[P
         return point(rate, result, invalid_reasons=reasons, broken=broken)
 
     return search(attempt, start)
-
-
-def search(attempt: Callable[[float], Point], start: float, precision: float = PRECISION) -> Iterator[Point]:
-    """Double the rate from *start* until it is outside, then halve the gap until it is at most as wide as *precision*.
-
-    An unclear attempt says nothing about the server, so it is made again, twice at most; a rate that stays unclear
-    counts as out of reach. Yields every attempt, in order. Ends early if one was stopped.
-    """
-    low, high = 0.0, float("inf")
-    rate = start
-    while high / max(low, start * FLOOR) > 1 + precision:
-        for _ in range(TRIES):
-            found = attempt(rate)
-            yield found
-            if found.stopped:
-                return
-            if not found.unclear:
-                break
-        if found.inside:
-            low = rate
-        else:
-            high = rate
-        rate = low * 2 if high == float("inf") else (low + high) / 2
 
 
 def highest(points: Sequence[Point]) -> Point | None:

@@ -57,6 +57,13 @@ class Histogram:
         made._hdr.decode_and_add(text.encode())
         return made
 
+    @staticmethod
+    def table(histograms: "Sequence[Histogram]") -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+        """Return the values that any of *histograms* has seen, in microseconds, and a row of their counts for each."""
+        counts = np.array([each._counts for each in histograms])  # noqa: SLF001 -- of this very class
+        seen = np.flatnonzero(counts.any(axis=0))
+        return _counters().highest_us[seen], counts[:, seen]
+
     @property
     def encoded(self) -> str:
         """The whole histogram as base64 of its compressed form (HdrHistogram V2)."""

@@ -158,7 +158,8 @@ async def make_run(channel: Channel, load: Load) -> Result:
 
 def work_until_closed(channel: Channel) -> None:
     """Be a worker: make runs until the other end of the channel is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
+    for each in (signal.SIGINT, signal.SIGTERM):  # the parent handles them, and ends its workers
+        signal.signal(each, signal.SIG_IGN)
     with suppress(EOFError, ConnectionError):
         while True:
             load = channel.recv()

@@ -27,6 +27,7 @@ from hotplate.bench.ru.sandbox import (
     reads_in_turn,
     sandbox,
 )
+from hotplate.bench.search import search
 from hotplate.bench.stores.setup import EMULATOR, emulator_label
 from hotplate.stores.cosmos.charges import KB
 from hotplate.stores.cosmos.charges import load as load_charges
@@ -279,7 +280,7 @@ class Sweep:
             trials.append(self._try(ru, account, rate, requests))
             return trials[-1].point
 
-        for _ in capacity.search(attempt, predicted * BEGIN_AT, PRECISION):
+        for _ in search(attempt, predicted * BEGIN_AT, PRECISION):
             pass  # the trials are kept with what the account charged
         return LevelResult(ru, predicted, tuple(trials), limit(trials, self._planned.objective))
 

@@ -19,7 +19,7 @@ import uvloop
 
 from hotplate.bench.answers import check_answers
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.capacity import Objective, Point, search
+from hotplate.bench.loadgen.capacity import Objective, Point
 from hotplate.bench.loadgen.keys import KeyDraw, RequestKeys
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.recorder import ResponseSample
@@ -28,6 +28,7 @@ from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.process import GENERATOR_CORE, SERVICE_CORE, on_core, read_metrics
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.search import search
 from hotplate.bench.stores import results
 from hotplate.bench.stores.publication import TrialPublisher, trial_publisher
 from hotplate.bench.stores.server import StoreServer, difference, opened

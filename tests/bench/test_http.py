@@ -127,7 +127,8 @@ def test_batches_to_be_scored_are_measured_and_compared_as_others_are(
 
 
 @pytest.mark.soak
-def test_ctrl_c_gives_the_report_so_far(service: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_give_the_report_so_far(service: Service, tmp_path: Path, stop: signal.Signals) -> None:
     command = ["bench", "http", service.url, "--users", "9", "--rate", "100", "--duration", "60s", "--warmup", "0s"]
     with subprocess.Popen(
         [sys.executable, "-m", "hotplate", *command, "--out", str(tmp_path / "report")], start_new_session=True
@@ -135,7 +136,7 @@ def test_ctrl_c_gives_the_report_so_far(service: Service, tmp_path: Path) -> Non
         before = _requests(service)
         while _requests(service) < before + 20:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, stop)
         assert process.wait(20) == 1
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["interrupted"]

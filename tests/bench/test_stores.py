@@ -266,7 +266,7 @@ def test_stores_with_different_releases_are_not_compared(tmp_path: Path) -> None
     done = run_stores(*urls, *SMALL, "--publish", "--out", tmp_path / "found")
     assert done.returncode == 2
     assert "hotplate releases copy" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("hotplate: ") == 1
     assert [releases(url) for url in urls] == before
 
 
@@ -288,7 +288,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], wo
     done = run_stores(*(["--out", str(tmp_path / "found")] if "--out" not in arguments else []), *arguments)
     assert done.returncode == 2
     assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("hotplate: ") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -297,7 +297,7 @@ def test_a_missing_redis_server_is_one_sentence(tmp_path: Path, monkeypatch: pyt
     done = run_stores("--out", tmp_path / "found")
     assert done.returncode == 1
     assert "apt-get install redis-server" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("hotplate: ") == 1
 
 
 async def test_a_trial_release_is_measured_and_leaves_no_trace() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.loadgen.capacity import STOPPED, Point, parse_objective, search
+from hotplate.bench.loadgen.capacity import STOPPED, Point, parse_objective
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import SweepOptions
@@ -16,6 +16,7 @@ from hotplate.bench.report.page import page
 from hotplate.bench.report.report import Report
 from hotplate.bench.ru.run import LevelResult, RateTrial, assess, classify, cost, limit, plan, report
 from hotplate.bench.ru.sandbox import CHARGE, SandboxItems
+from hotplate.bench.search import search
 from hotplate.bench.stores.setup import EMULATOR
 from tests.support.cosmos_server import Direct
 from tests.support.virtual import simulate

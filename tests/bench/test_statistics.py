@@ -1,0 +1,125 @@
+"""What rounds say together: pooled percentiles, counts over counts, and ratios that are false as often as they say."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hotplate.bench.answers import popular_complaint
+from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.statistics import mean, percentile, ratio, share
+from tests.support.virtual import simulate
+
+FAST_S, STALL_S = 0.0004, 0.3
+
+
+def a_round(service_s: float = FAST_S, *, stalled_at_s: float | None = None, duration_s: float = 3) -> Result:
+    """Make one round of a server that answers in *service_s*, and stalls once."""
+
+    def answered(arrival_s: float) -> float:
+        until_s = -math.inf if stalled_at_s is None else 1000 + stalled_at_s + STALL_S
+        return max(arrival_s, until_s if arrival_s >= until_s - STALL_S else arrival_s) + service_s
+
+    return simulate(Load(url="http://h", requests=Gets("/"), rate=500, duration_s=duration_s), answered)
+
+
+def test_a_percentile_is_that_of_all_answers_of_all_rounds() -> None:
+    rounds = [a_round(stalled_at_s=1.0 if number % 4 == 3 else None) for number in range(8)]
+    pooled_us = np.percentile(np.concatenate([each.latencies_s for each in rounds]) * 1e6, 99, method="higher")
+    found = percentile(rounds, 99)
+    assert found.value == pytest.approx(pooled_us, rel=0.03)
+    assert pooled_us > 1e5  # the mean of the rounds without the most extreme ones would be 400 us
+    assert len(found.values) == 8
+    assert found.value is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.value <= found.high
+    assert found.low < 1e5  # 24 seconds with two stalls do not rule out one
+
+
+def test_a_percentile_needs_ten_answers_beyond_it() -> None:
+    one = a_round(duration_s=1.9)
+    assert percentile([one], 99) == replace(
+        percentile([one], 99), value=None, note="fewer than 10 answers lie beyond it"
+    )
+    assert percentile([one, one], 99).value == pytest.approx(FAST_S * 1e6, rel=0.01)
+    assert percentile([one], 100).value is not None
+    assert percentile([], 50).note == "nothing was answered"
+
+
+def test_rounds_that_are_alike_give_a_narrow_interval() -> None:
+    found = percentile([a_round() for _ in range(5)], 50)
+    assert found.low == pytest.approx(found.high, rel=0.01)
+
+
+def test_shares_are_counts_over_counts() -> None:
+    found = share([0, 0, 0, 0, 63], [2000] * 5)
+    assert found.value == 63 / 10_000
+    assert found.low == 0
+    assert share([847, 5], [1000, 10]).value == 852 / 1010
+    assert share([1000] * 5, [1000] * 5).high == 1
+    assert share([], []).value is None
+
+
+def test_figures_below_five_rounds_have_no_interval() -> None:
+    assert mean([1.0, 2.0, 3.0, 4.0]).low is None
+    assert mean([1.0, 1.0, 1.0, 1.0, 1.0]).high == 1
+    assert ratio([1.0] * 4, [2.0] * 4).note == "fewer than 5 rounds"
+    assert ratio([1.0] * 5, [2.0] * 4).note == "5 rounds and 4 are no pairs"
+    assert ratio([1.0] * 5, [2.0, 2.0, 2.0, 2.0, 0.0]).note == "it was zero in some rounds"
+
+
+def test_independent_values_have_nearly_the_interval_of_student() -> None:
+    values = np.random.default_rng(4).normal(10, 1, 60)
+    found = mean(values.tolist())
+    assert found.low is not None
+    assert found.high is not None
+    assert found.high - found.low == pytest.approx(2 * 2.001 * values.std(ddof=1) / math.sqrt(60), rel=0.25)
+
+
+def autocorrelated(rng: np.random.Generator, count: int, lag1: float) -> np.ndarray:
+    noise = rng.normal(size=count)
+    noise[0] /= math.sqrt(1 - lag1**2)
+    for number in range(1, count):
+        noise[number] += lag1 * noise[number - 1]
+    return noise
+
+
+@pytest.mark.parametrize("lag1", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("rounds", [24, pytest.param(60, marks=pytest.mark.soak)])
+def test_equal_series_differ_in_3_to_7_of_100_comparisons(lag1: float, rounds: int) -> None:
+    rng, made, false = np.random.default_rng(2), 2_000, 0
+    for _ in range(made):
+        level = rng.normal(0, 1)
+        first = np.exp(level + 0.2 * autocorrelated(rng, rounds, lag1))
+        found = ratio(first.tolist(), [math.exp(level)] * rounds)
+        assert found.low is not None
+        assert found.high is not None
+        false += not found.low <= 1 <= found.high
+    assert 0.03 <= false / made <= 0.07
+
+
+@pytest.mark.parametrize("lag1", [0.0, 0.3])
+def test_a_half_more_is_found_in_four_of_five_comparisons(lag1: float) -> None:
+    rng, found = np.random.default_rng(3), 0
+    for _ in range(50):
+        first, second = (np.exp(0.15 * autocorrelated(rng, 24, lag1)) for _ in range(2))
+        low = ratio(first.tolist(), (1.5 * second).tolist()).low
+        found += low is not None and low > 1
+    assert found >= 40
+
+
+def answered(popular: int, personal: int) -> Result:
+    return replace(a_round(duration_s=0.1), seen={"source": {"popular": popular, "personal": personal}})
+
+
+def test_popular_lists_are_counted_over_all_rounds() -> None:
+    assert popular_complaint([answered(0, 900), answered(10, 90)]) is None
+    complaint = popular_complaint([answered(0, 900), answered(15, 85)])
+    assert complaint is not None
+    assert complaint.startswith("15 of 1,000 lists (1.50%) were the popular list")
+    assert popular_complaint([answered(15, 85)], allowed=0.2) is None
+    assert popular_complaint([]) is None
+    assert popular_complaint([replace(answered(0, 0), seen={"source": {"": 500}})]) is None  # no service of ours
