@@ -208,9 +208,14 @@ def service_serving(command: Sequence[str], path: str, settings: Mapping[str, st
 
 
 @contextmanager
-def emulator_serving(*options: str, core: int = GENERATOR_CORE) -> Iterator[Server]:
-    """Run the emulator of Cosmos DB on loopback until the block ends; *options* are those of its verb."""
+def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | None = None) -> Iterator[Server]:
+    """Run the emulator of Cosmos DB on loopback until the block ends; *options* are those of its verb.
+
+    *latency* delays its data plane, as in `p50=4ms,p99=10ms`.
+    """
     port = free_port()
+    if latency is not None:
+        options = (*options, "--latency", latency)
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
     scheme = "https" if "--tls" in options else "http"
     with serving(command, port, EMULATOR_METRICS, core=core, scheme=scheme) as server:

@@ -19,6 +19,7 @@ from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, EmulatedAccoun
 from hotplate.bench.cosmos_emulator.admin import Admin, Monitor
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
 from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpConnection
+from hotplate.bench.cosmos_emulator.latency import parse_latency
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.cosmos.charges import OURS, load
 
@@ -55,6 +56,9 @@ class EmulatorSettings:
     faults: Path | None = None
     """Faults to begin with, as JSON."""
 
+    latency: str | None = None
+    """The latency of the data plane, as in `p50=4ms,p99=10ms`; None for none."""
+
 
 @dataclass(slots=True)
 class RunningEmulator:
@@ -85,6 +89,8 @@ async def running(settings: EmulatorSettings, clock: Callable[[], float] = time.
     charges = load(settings.charges or OURS)
     account = EmulatedAccount(charges, regions, settings.consistency, clock)
     service = Service(account, Authenticator(settings.key, Issuer() if settings.entra else None))
+    if settings.latency is not None:
+        service.latency = parse_latency(settings.latency)
     if settings.faults is not None:
         service.faults.read(settings.faults, clock())
     monitor = Monitor(account)

@@ -18,6 +18,7 @@ from hotplate.bench.cosmos_emulator.auth import Authenticator, authorize
 from hotplate.bench.cosmos_emulator.faults import Faults
 from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus, bad_request, error_response
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
+from hotplate.bench.cosmos_emulator.latency import Latency
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,9 @@ class Service:
     authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
+    latency: Latency | None = None
+    """Delays the responses of the data plane, refusals included; None answers at once."""
+
     _second: int = -1
     _date: str = ""
 
@@ -136,6 +140,8 @@ class Service:
         except Exception:
             log.exception("a request failed; this is a defect of the emulation")
             response = error_response(HttpError(500, "the emulation failed; see its log"))
+        if self.latency is not None and operation in ITEM_OPERATIONS:
+            response.delay_s += self.latency.delay_s()
         self.counts.count(operation, response.status, response.charge_ru)
         given = request.headers.get(b"x-ms-activity-id", b"")
         response.headers["x-ms-activity-id"] = given.decode() if ACTIVITY_ID.fullmatch(given) else str(uuid.uuid4())

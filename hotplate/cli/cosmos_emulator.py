@@ -39,6 +39,10 @@ def cosmos_emulator(
     ] = None,
     charges: Annotated[Path | None, _flag("Charge by your own coefficients, in a file like our charges.toml.")] = None,
     faults: Annotated[Path | None, _flag("Start with the faults of this JSON file.")] = None,
+    latency: Annotated[
+        str | None,
+        _flag("Delay responses of the data plane, log-normal by median and 99th percentile, such as p50=4ms,p99=10ms."),
+    ] = None,
     entra_issuer: Annotated[
         bool, _flag("Issue test tokens at /__emulation/token to any caller, and accept them.")
     ] = False,
@@ -56,7 +60,7 @@ def cosmos_emulator(
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
     settings = EmulatorSettings(
-        host, port, second_region, key, key_file, consistency, charges, tls, certificate, entra_issuer, faults
+        host, port, second_region, key, key_file, consistency, charges, tls, certificate, entra_issuer, faults, latency
     )
     try:
         serve(settings, lambda emulator: _print_ready(emulator, settings, as_json=as_json))

@@ -1,0 +1,51 @@
+"""The latency of `--latency`: its percentiles, what it delays, and what is refused."""
+
+import time
+from statistics import quantiles
+
+import pytest
+
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused
+from hotplate.bench.cosmos_emulator.latency import Latency, parse_latency
+from hotplate.stores.cosmos.rest import RestClient
+from tests.support.cosmos_account import NAME, emulated_account, filled
+from tests.support.cosmos_server import Direct
+
+WANTED = "p50=4ms,p99=10ms"
+
+
+def test_drawn_delays_have_the_percentiles_that_were_given() -> None:
+    latency = parse_latency(WANTED)
+    drawn = quantiles((latency.delay_s() for _ in range(100_000)), n=100)
+    assert drawn[49] == pytest.approx(0.004, rel=0.02)
+    assert drawn[98] == pytest.approx(0.010, rel=0.03)
+
+
+@pytest.mark.parametrize("text", ["", "4ms", "p50=4ms", "p50=10ms,p99=4ms", "p50=0ms,p99=4ms", "p50=4ms,p99=100s"])
+def test_a_latency_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(EmulatorMisused, match="--latency"):
+        parse_latency(text)
+
+
+def test_only_the_data_plane_is_delayed_and_refusals_with_it() -> None:
+    direct = Direct(lambda: 1_000_000_000.5)
+    direct.service.latency = Latency(0.004, 0.010)
+    assert direct.request("GET", "/dbs/d/colls/c").delay_s == 0
+    assert direct.item("GET", "nobody").status == 404
+    assert all(direct.item(method, "u", {"id": "u"}).delay_s > 0 for method in ("GET", "POST", "PUT", "DELETE"))
+    assert direct.query("SELECT * FROM c").delay_s > 0
+
+
+@pytest.mark.soak
+async def test_reads_over_connections_have_the_percentiles() -> None:
+    with emulated_account(None, "--latency", "p50=20ms,p99=50ms") as account:
+        address = await filled(account)
+        client, times = RestClient(address), list[float]()
+        for _ in range(600):
+            began = time.perf_counter()
+            await client.read("c", NAME, 1.0)
+            times.append(time.perf_counter() - began)
+        await client.close()
+    measured = quantiles(times, n=100)
+    assert measured[49] == pytest.approx(0.020, rel=0.15)
+    assert measured[98] == pytest.approx(0.050, rel=0.30)
