@@ -100,6 +100,7 @@ class ModelLists:
         return {
             "hotplate": version("hotplate"),
             "engine": engine_of(model.params),
+            "model": model.id,
             "trained_at": model.created_at.isoformat(),
             "data": model.data.get("fingerprint"),
             "params": asdict(model.params),

@@ -19,6 +19,7 @@ from implicit._nearest_neighbours import NearestNeighboursScorer
 from implicit.cpu.als import AlternatingLeastSquares
 from implicit.recommender_base import RecommenderBase
 from scipy.sparse import csr_matrix
+from xxhash import xxh3_64_hexdigest
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
@@ -74,6 +75,12 @@ class Model:
     tuning: dict[str, Any] | None = None
     test: UserItems | None = None
     popular_half_life_days: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The model's identity: the same after it was saved and loaded, another for another training."""
+        trained = _timestamp(self.created_at), engine_of(self.params), asdict(self.params), self.data.get("fingerprint")
+        return xxh3_64_hexdigest(json.dumps(trained, sort_keys=True).encode())
 
     def users(self, start: int, stop: int) -> "Users":
         """Return some of its users, apart from it."""
@@ -267,6 +274,10 @@ def _commit() -> str | None:
     return done.stdout.strip()
 
 
+def _timestamp(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="seconds")
+
+
 def _write(model: Model, folder: Path) -> None:
     """Write each part, what was learnt as arrays by their names, and at last the description."""
     matrix = model.matrix
@@ -286,7 +297,7 @@ def _write(model: Model, folder: Path) -> None:
     description = {
         "format": FORMAT,
         "engine": engine_of(model.params),
-        "created_at": model.created_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "created_at": _timestamp(model.created_at),
         "params": asdict(model.params),
         **{name: getattr(model, name) for name in _AS_IT_IS},
         "matrix": {name: getattr(matrix, name) for name in LEFT_OUT},

@@ -23,6 +23,9 @@ MAX_POPULAR_BYTES = 8 << 20
 SAMPLE_ROWS = 64
 _HASHES = 1 << 64
 
+# What of a release's origin changes its lists beside the model.
+_AS_PUBLISHED = ("list_length", "keep_seen", "rules")
+
 
 @dataclass(slots=True)
 class Tally:
@@ -123,6 +126,20 @@ class Manifest:
     def rows(self) -> int:
         """How many rows the release has, the manifest aside."""
         return sum(self.counts.values())
+
+    @property
+    def model(self) -> str | None:
+        """The id of the model that the lists were computed from; None of lists that no model of ours made."""
+        return self.about.get("model")
+
+    def has_lists_of(self, other: "Manifest") -> bool:
+        """Return whether both hold the same lists: one release, or two publishes of one model in the same way."""
+        if self.release == other.release:
+            return (self.counts, self.digest) == (other.counts, other.digest)
+        ours, theirs = (
+            (each.model, each.counts, *(each.about.get(name) for name in _AS_PUBLISHED)) for each in (self, other)
+        )
+        return self.model is not None and ours == theirs
 
     @property
     def refused_by(self) -> tuple[str, ...]:
