@@ -24,7 +24,6 @@ _VERBS = {
     "serve": ("serve", "serve"),
     "lookup": ("serve", "lookup"),
     "plan": ("plan", "plan"),
-    "drill": ("drill", "drill"),
     "cosmos-emulator": ("cosmos_emulator", "cosmos_emulator"),
 }
 _GROUPS = ("evaluate", "models", "releases", "store", "keys", "events", "bench")

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from hotplate.bench.drills.drills import DRILLS
 from hotplate.serve.processes.prometheus import ALL_PODS, expressions
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
@@ -213,20 +212,6 @@ def test_what_rules_and_panels_name_is_on_the_metrics_of_a_real_service(scraped:
         missing = [selector for selector in selectors(expression) if not exists(selector, known)]
         assert missing == [], expression
         assert grouping_labels(expression) <= labels | {"le"}, expression
-
-
-def test_what_a_drill_is_said_to_prove_it_moves() -> None:
-    recorded = rules("record")
-    moved = {drill.name: {metric.name for metric in drill.metrics} for drill in DRILLS}
-    proven = table(runbook()["What a drill proves"])
-    assert {name for row in proven for name in re.findall(r"`([\w-]+)`", row[1])} == moved.keys()
-    for alert, drills in proven:
-        [name] = re.findall(r"\((?:#)([a-z]+)\)", alert)
-        [expression] = [rule["expr"] for found, rule in ALERTS.items() if found.lower() == name]
-        names = {selector.name for selector in selectors(expression)}
-        names |= {inner.name for each in names & recorded.keys() for inner in selectors(recorded[each]["expr"])}
-        for drill in re.findall(r"`([\w-]+)`", drills):
-            assert names & moved[drill], f"{drill} moves nothing that {alert} goes by"
 
 
 def test_the_console_of_a_pod_draws_all_pods_that_a_real_prometheus_scrapes(tmp_path: Path) -> None:

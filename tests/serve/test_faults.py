@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import hotplate
-from hotplate.bench.drills.proxy import Proxy, through
 from hotplate.serve.reader import TieredReader
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.readers import USERS, WAIT_S, lists, reading, until_read
@@ -20,6 +19,7 @@ from tests.support.readers import until as until_so
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_to, serving, until
+from tests.support.tcp_proxy import Proxy, through
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.bench.drills.proxy import through
 from hotplate.stores.cosmos.control import AccountContainers
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.rest import RestClient
@@ -16,6 +15,7 @@ from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreMisused
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import ITEM, NAME, Account, Counted, emulated_account, filled
+from tests.support.tcp_proxy import through
 
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
 

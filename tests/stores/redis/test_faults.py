@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.bench.drills.proxy import Proxy, through
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
@@ -35,6 +34,7 @@ from tests.support.stores import (
     write,
 )
 from tests.support.stores import publish as publish_rows
+from tests.support.tcp_proxy import Proxy, through
 
 USERS = [Row(f"user:{n:06}", b"list of %06d" % n) for n in range(2000)]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.bench.drills.proxy import through
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, StoreFull, StoreUnavailable
 from hotplate.stores.redis.store import RedisStore, open_url
@@ -15,6 +14,7 @@ from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST
+from tests.support.tcp_proxy import through
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3000)]
 SMALL = Plan(len(USERS), 100_000)

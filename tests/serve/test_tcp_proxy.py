@@ -1,12 +1,12 @@
-"""The proxy of the drills: none of its connections outlives it."""
+"""The TCP proxy of the tests: none of its connections outlives it."""
 
 import asyncio
 from contextlib import suppress
 
 import pytest
 
-from hotplate.bench.drills.proxy import through
 from tests.support.streams import listening
+from tests.support.tcp_proxy import through
 
 
 async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
