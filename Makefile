@@ -15,7 +15,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 
-.PHONY: help demo test fast soak check lint types k8s-check spark-test wheel image sbom push notes image-check bench figures quality site lock clean
+.PHONY: help demo test fast soak check lint types k8s-check spark-test wheel image sbom push notes bench figures quality site lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -80,9 +80,6 @@ notes: ## what CHANGELOG.md says of this version, in dist/; with TAG=v1.2.3, onl
 	@mkdir -p dist
 	@awk '/^## /{on = $$2 == "$(VERSION)"; next} on' CHANGELOG.md | grep . > dist/notes.md || \
 	    { echo "CHANGELOG.md has no section $(VERSION)."; exit 1; }
-
-image-check: .venv/dev ## the images built without an engine, and tried; takes root, and skips without
-	$(BIN)/python -m k8s.image.check
 
 bench: .venv/dev ## the figures, printed and added to bench/history.jsonl; OPTIONS=--short takes 3 minutes, and adds nothing
 	$(BIN)/python -m hotplate.bench.micro $(OPTIONS)
