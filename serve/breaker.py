@@ -33,7 +33,10 @@ class Breaker:
         return self._retry_at is not None
 
     def allows(self) -> bool:
-        """Return whether a request may go out; a caller that gets True must report `succeeded` or `failed`."""
+        """Return whether a request may go out; it is the probe if the breaker is open.
+
+        A caller that gets True must report `succeeded` or `failed`, or for a probe `undecided`.
+        """
         if self._retry_at is None:
             return True
         if self._probing or self._clock() < self._retry_at:
@@ -51,7 +54,7 @@ class Breaker:
         self._probing = False
 
     def undecided(self) -> None:
-        """Take note of a request that ended before anything could be said of the store: another may probe it."""
+        """Let another request probe the store, because the probe ended without an outcome, as one that was cancelled."""
         self._probing = False
 
     def failed(self, threshold: int = FAILURES) -> None:

@@ -213,6 +213,7 @@ class Tier:
                 return await self._read_local(self._local, served, keys)
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
+        is_probe = self.breaker.is_open
         deadline = loop_time() + timeout_s
         try:
             result = await self._deadlines.until(deadline, self._read_live(served, keys, deadline))
@@ -220,19 +221,23 @@ class Tier:
             # Where the store fails by part, this is so, too: ours came before its own, as this loop was busy.
             kind = PartUnavailable if self._fails_by_part else StoreUnavailable
             late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
-            self._failed(late, hurried=hurried)
+            self._failed(late, hurried=hurried, is_probe=is_probe)
             raise late from None
+        except asyncio.CancelledError:
+            if is_probe:
+                self.breaker.undecided()
+            raise
         except ReleasesSplit:
             self.breaker.succeeded()
             raise
-        except (StoreError, asyncio.CancelledError) as error:
-            self._failed(error, hurried=hurried)
+        except StoreError as error:
+            self._failed(error, hurried=hurried, is_probe=is_probe)
             if isinstance(error, ReleaseCorrupt):
                 self._count_damage(served, error)
             raise
         except Exception as error:
             defect = StoreUnavailable(f"{self.name} failed with {type(error).__name__}; the log says where")
-            self._failed(defect, hurried=hurried, cause=error)
+            self._failed(defect, hurried=hurried, is_probe=is_probe, cause=error)
             raise defect from error
         if self._open_is_logged:
             self._open_is_logged = False
@@ -240,10 +245,11 @@ class Tier:
         self.breaker.succeeded()
         return result
 
-    def _failed(self, error: BaseException, *, hurried: bool, cause: Exception | None = None) -> None:
+    def _failed(self, error: StoreError, *, hurried: bool, is_probe: bool, cause: Exception | None = None) -> None:
         """Report a failure to the breaker; a store that reads key by key may have failed this key only."""
         if hurried:
-            self.breaker.undecided()
+            if is_probe:
+                self.breaker.undecided()
             return
         was_open = self.breaker.is_open
         by_part = isinstance(error, PartUnavailable)

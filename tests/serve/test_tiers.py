@@ -100,6 +100,34 @@ async def test_a_store_that_answers_nothing_at_all_has_its_circuit_opened_in_the
 
 
 @virtual
+async def test_calls_that_their_callers_cancel_leave_the_circuit_closed(store: KeyByKeyStore) -> None:
+    reader, tier = await opened(store)
+    store.slow_keys = {"user:0", "user:1"}
+    for _ in range(FAILURES_OF_PARTS + 1):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(BUDGET_S / 100):
+                await reader.personal_many(["0", "1"])
+    assert not tier.breaker.is_open
+    store.slow_keys = set()
+    assert [one.source for one in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
+
+
+@virtual
+async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStore) -> None:
+    reader, tier = await opened(store)
+    for _ in range(FAILURES):
+        tier.breaker.failed()
+    await asyncio.sleep(PAUSE_S[1])
+    store.slow_keys = {"user:0", "user:1"}
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(BUDGET_S / 100):
+            await reader.personal_many(["0", "1"])
+    store.slow_keys = set()
+    assert [one.source for one in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
+    assert not tier.breaker.is_open
+
+
+@virtual
 async def test_a_circuit_that_opens_time_and_again_does_not_fill_the_log(
     store: KeyByKeyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
