@@ -54,7 +54,7 @@ class Breaker:
         self._probing = False
 
     def undecided(self) -> None:
-        """Let another request probe the store, because the probe ended without an outcome, as one that was cancelled."""
+        """Let another request probe the store, because the probe ended without an outcome."""
         self._probing = False
 
     def failed(self, threshold: int = FAILURES) -> None:

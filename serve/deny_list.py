@@ -6,13 +6,11 @@ not its own; an id with such, or one that begins with a quote, is written as a J
 
 import threading
 import time
-from array import array
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import orjson
 
@@ -29,86 +27,36 @@ LINES_AT_ONCE = 64
 PAUSE_S = 2e-4
 
 
-AnyId = TypeVar("AnyId", str, bytes)
-
-
 class DenyListInvalid(ServiceMisused):
     """The file of a deny-list cannot be used; the text names the line, but no id, because ids may be personal."""
-
-
-class Ids(Generic[AnyId]):
-    """Ids in two blocks of memory: 16 to 32 bytes each, and the ids as they stand in lists.
-
-    A set takes three times as much, and to free one of a million objects stops the process for a tenth of a second.
-    """
-
-    def __init__(self, encode: Callable[[AnyId], bytes], most: int = 0) -> None:
-        """Make room for *most* ids; *encode* returns what `encode_id` does."""
-        self._encode: Callable[[AnyId], bytes] = encode
-        self._mask = (1 << (4 * most).bit_length()) - 1
-        self._starts = array("I", bytes(4 * (self._mask + 1)))
-        """Where an id starts in the text, at the place that its hash says, or the next free one; 0 if there is none."""
-
-        self._text = bytearray(1)
-
-    def __bool__(self) -> bool:
-        return len(self._text) > 1
-
-    def __contains__(self, one: object) -> bool:
-        return self.has_any((one,))  # type: ignore[arg-type]  # what is not an id is not found
-
-    def has_any(self, ids: Iterable[AnyId]) -> bool:
-        """Return whether one of *ids* is among these; takes some 60 ns for each that is not."""
-        starts, mask = self._starts, self._mask
-        for one in ids:
-            place = hash(one) & mask
-            while start := starts[place]:
-                if self._text.startswith(self._encode(one), start):
-                    return True
-                place = (place + 1) & mask
-        return False
-
-    def add(self, one: AnyId) -> None:
-        """Add an id, once."""
-        if one not in self:
-            place = hash(one) & self._mask
-            while self._starts[place]:
-                place = (place + 1) & self._mask
-            self._starts[place] = len(self._text)
-            self._text += self._encode(one)
 
 
 @dataclass(frozen=True, slots=True)
 class DenyList:
     """What is denied, as one version of the file says; immutable."""
 
-    users: Ids[str] = field(default_factory=lambda: Ids(encode_id))
-    items: Ids[bytes] = field(default_factory=lambda: Ids[bytes](bytes))
+    users: frozenset[str] = frozenset()
+    items: frozenset[bytes] = frozenset()
     """As `encode_id` gives them."""
 
     def cut(self, body: bytes, n: int, excluded: frozenset[bytes] = frozenset()) -> bytes:
         """Return the first *n* items of an opened body's list that are neither denied nor excluded."""
         if not excluded:
             items = cut(body, n)
-            if not self.items or not self.items.has_any(ids_of(items)):
+            if not self.items or self.items.isdisjoint(ids_of(items)):
                 return items
         return cut_without(body, n, self.items, excluded)
 
 
-def pause_beside_loop() -> None:
-    """Let a loop have its turn, if this is another thread."""
-    if threading.current_thread() is not threading.main_thread():
-        time.sleep(PAUSE_S)
-
-
-def parse(content: bytes, pause: Callable[[], None] = pause_beside_loop) -> DenyList:
-    """Read a deny-list, and *pause* now and then; raises DenyListInvalid. A million lines take some seconds."""
-    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    users, items = Ids(encode_id, content.count(b"user:")), Ids[bytes](bytes, content.count(b"item:"))
+def parse(content: bytes) -> DenyList:
+    """Read a deny-list; raises DenyListInvalid. A million lines take some seconds."""
+    pauses = threading.current_thread() is not threading.main_thread()
+    users, items = set[str](), set[bytes]()
     add: dict[str, Callable[[str], None]] = {USER: users.add, ITEM: lambda item: items.add(encode_id(item))}
+    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for number, raw in enumerate(BytesIO(content), 1):
-        if number % LINES_AT_ONCE == 0:
-            pause()
+        if pauses and number % LINES_AT_ONCE == 0:
+            time.sleep(PAUSE_S)
         try:
             line = raw.decode().strip()
             if not line or line.startswith("#"):
@@ -122,37 +70,24 @@ def parse(content: bytes, pause: Callable[[], None] = pause_beside_loop) -> Deny
             raise DenyListInvalid(
                 f"line {number} is not an entry; an entry is item:ID or user:ID, of at most 256 bytes of UTF-8"
             ) from None
-    return DenyList(users, items)
+    return DenyList(frozenset(users), frozenset(items))
 
 
 class DenyListFile:
-    """The deny-list of a file, read again when that changes; lives as long as its process."""
+    """The deny-list of a file, read again when that changes; one per process."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read the file; without one nothing is denied. Raises DenyListInvalid."""
+        """Read the file; without one nothing is denied. Raises ServiceMisused."""
         self.current = DenyList()
-        self.pause: Callable[[], None] = pause_beside_loop
-        """What is called over and over while a version of the file is read."""
-        self.watched = [] if path is None else [WatchedFiles([path], partial(self._load, path))]
+        self.watched = [] if path is None else [WatchedFiles([path], partial(self._parse, path), max_bytes=MAX_BYTES)]
 
-    def _load(self, path: Path) -> Callable[[], None]:
-        read = _read(path, self.pause)
+    def _parse(self, path: Path, contents: Sequence[bytes]) -> Callable[[], None]:
+        try:
+            parsed = parse(contents[0])
+        except DenyListInvalid as error:
+            raise DenyListInvalid(f"the deny-list {path} cannot be used: {error}") from None
 
         def use() -> None:
-            self.current = read
+            self.current = parsed
 
         return use
-
-
-def _read(path: Path, pause: Callable[[], None]) -> DenyList:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DenyListInvalid(f"the deny-list {path} cannot be read: {error.strerror}") from None
-    if len(content) > MAX_BYTES:
-        raise DenyListInvalid(f"the deny-list {path} has more than {MAX_BYTES} bytes")
-    try:
-        return parse(content, pause)
-    except DenyListInvalid as error:
-        raise DenyListInvalid(f"the deny-list {path} cannot be used: {error}") from None

@@ -232,8 +232,7 @@ class Tier:
             raise
         except StoreError as error:
             self._failed(error, hurried=hurried, is_probe=is_probe)
-            if isinstance(error, ReleaseCorrupt):
-                self._count_damage(served, error)
+            self._count_if_damage(served, error)
             raise
         except Exception as error:
             defect = StoreUnavailable(f"{self.name} failed with {type(error).__name__}; the log says where")
@@ -287,6 +286,10 @@ class Tier:
         self._metrics.count(self._metrics.corrupt[self.name])
         self.report_damage(served, error, cause)
 
+    def _count_if_damage(self, served: ServedRelease, slot: Slot) -> None:
+        if isinstance(slot, ReleaseCorrupt):
+            self._count_damage(served, slot)
+
     def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
         """Decode slots in one loop, as a call for each takes as long again as the decoding."""
         decode, decoded = served.decode, list[Slot]()
@@ -297,8 +300,7 @@ class Tier:
                 except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
                     decoded.append(self._unreadable(served, error))
             else:
-                if isinstance(slot, ReleaseCorrupt):
-                    self._count_damage(served, slot)
+                self._count_if_damage(served, slot)
                 decoded.append(slot)
         return decoded
 

@@ -1,7 +1,7 @@
 """Files that are loaded again when they change, without a restart: keys, certificates, a deny-list.
 
-They are looked at twice a second, by name: a file that is replaced, written over, or reached through a link that now
-leads elsewhere, as Kubernetes swaps a mounted secret, is seen alike.
+Their content is read twice a second and compared by a hash. So it does not matter how a file is replaced, whether its
+rights change, or whether it could not be read for a while.
 """
 
 import asyncio
@@ -11,89 +11,101 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+from xxhash import xxh3_128_digest
+
 from hotplate.serve.errors import ServiceMisused
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-# Reads files, in a thread perhaps, and returns what puts them into use, on the event loop. What it raises is caught,
-# and the text of a ServiceMisused is shown.
-LoadFiles = Callable[[], Callable[[], None]]
-Signature = tuple[tuple[int, int, int, int] | None, ...]
+MAX_BYTES = 1 << 20
+# Parses the content of the files, in a thread perhaps, and returns what puts it into use, on the event loop. Its
+# exceptions are caught; only the text of a ServiceMisused is shown.
+ParseFiles = Callable[[Sequence[bytes]], Callable[[], None]]
 
 
 class WatchedFiles:
-    """Files that together hold one thing, such as a certificate and its key; lives as long as its worker."""
+    """Files that together hold one thing, such as a certificate and its key; one instance per process."""
 
-    def __init__(self, paths: Sequence[Path], load: LoadFiles) -> None:
-        """Load now, and put into use; raises ServiceMisused."""
+    def __init__(
+        self, paths: Sequence[Path], parse: ParseFiles, *, max_bytes: int = MAX_BYTES, if_missing: str = ""
+    ) -> None:
+        """Load now, and put into use; raises ServiceMisused. *if_missing* says how to make the files."""
         self.warning: str | None = None
         """What is wrong with the version that is there now."""
         self.name = str(paths[0])
         self._paths = paths
-        self._load = load
-        self._failed: Signature | None = None
-        self._loaded = self._seen = self._signature()
-        self._read()()
+        self._parse = parse
+        self._max_bytes = max_bytes
+        self._if_missing = if_missing
+        contents = self._read()
+        self._seen = self._tried = _hash_of(contents)
+        self._parsed(contents)()
 
     def poll(self) -> None:
-        """Look at the files, and put them into use if they have changed."""
+        """Read the files, and put them into use if they have changed."""
         self.read_if_changed()()
 
     def read_if_changed(self, *, quiet: bool = False) -> Callable[[], None]:
-        """Load the files if they have changed, once they are no longer being written to.
+        """Parse the files if they have changed, once two looks in a row find the same: writing has ended.
 
-        Returns what puts them into use. Neither this nor that raises: a version that cannot be used changes nothing. A
-        worker is *quiet* about it, as its parent logs the same.
+        Returns what puts them into use. Neither this nor that raises: a version that cannot be used changes nothing.
+        *quiet* logs at the level of debugging, for workers, whose parent logs the same.
         """
         info, warning = (logging.DEBUG, logging.DEBUG) if quiet else (logging.INFO, logging.WARNING)
-        before, self._seen = self._seen, self._signature()
-        if self._seen == self._loaded:
-            if self.warning is not None:
-                log.log(info, "%s is as it was when it was loaded", self.name)
-            self.warning = self._failed = None
-            return _nothing
-        if self._seen != before or self._seen == self._failed:
-            return _nothing
         try:
-            return partial(self._use, self._read(), self._seen, info, warning)
+            contents = self._read()
+            before, self._seen = self._seen, _hash_of(contents)
+            if self._seen == self._tried or self._seen != before:
+                return _nothing
+            self._tried = self._seen
+            return partial(self._use, self._parsed(contents), info, warning)
         except ServiceMisused as error:
-            self._refuse(error, self._seen, warning)
+            self._refuse(error, warning)
             return _nothing
 
-    def _read(self) -> Callable[[], None]:
-        """Load the files; raises ServiceMisused, whatever the reader raises, and for a pipe, which blocks a reader."""
+    def _read(self) -> list[bytes]:
+        """Return the content of each file; raises ServiceMisused, also for a pipe, which blocks its reader."""
+        contents = list[bytes]()
         for path in self._paths:
-            if path.exists() and not path.is_file():
-                raise ServiceMisused(f"{path} is not a regular file; give one, because it is read again and again")
+            try:
+                if path.exists() and not path.is_file():
+                    raise ServiceMisused(f"{path} is not a regular file; give one, because it is read again and again")
+                with path.open("rb") as file:
+                    contents.append(file.read(self._max_bytes + 1))
+            except OSError as error:
+                self._tried = b""  # whatever is there once it can be read again is new
+                hint = self._if_missing if isinstance(error, FileNotFoundError) else ""
+                raise ServiceMisused(f"{path} cannot be read: {error.strerror}{hint}") from None
+            if len(contents[-1]) > self._max_bytes:
+                raise ServiceMisused(f"{path} has more than {self._max_bytes} bytes")
+        return contents
+
+    def _parsed(self, contents: Sequence[bytes]) -> Callable[[], None]:
         try:
-            return self._load()
+            return self._parse(contents)
         except ServiceMisused:
             raise
         except Exception as error:
             raise self._unusable(error) from error
 
-    def _use(self, use: Callable[[], None], version: Signature, info: int, warning: int) -> None:
+    def _use(self, use: Callable[[], None], info: int, warning: int) -> None:
         try:
             use()
         except Exception as error:  # noqa: BLE001 -- what it raises must end neither the parent nor a worker
-            self._refuse(self._unusable(error), version, warning)
+            self._refuse(self._unusable(error), warning)
             return
-        self._loaded, self.warning, self._failed = version, None, None
+        self.warning = None
         log.log(info, "loaded %s again, because it has changed", self.name)
 
-    def _refuse(self, error: ServiceMisused, version: Signature, warning: int) -> None:
-        self._failed = version
+    def _refuse(self, error: ServiceMisused, warning: int) -> None:
         if self.warning != str(error):
             self.warning = str(error)
             log.log(warning, "%s; what was loaded before stays in use", error)
 
     def _unusable(self, error: Exception) -> ServiceMisused:
-        """Return the error for what no reader expected; its own text may quote the file, so it is left out."""
+        """Return the error for an exception that no parser expected, without its text, which may quote the file."""
         return ServiceMisused(f"{self.name} cannot be used: its content leads to {type(error).__name__}")
-
-    def _signature(self) -> Signature:
-        return tuple(map(_signature_of, self._paths))
 
 
 @asynccontextmanager
@@ -120,9 +132,5 @@ def _nothing() -> None:
     """Change nothing, as nothing has changed."""
 
 
-def _signature_of(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _hash_of(contents: Sequence[bytes]) -> bytes:
+    return b"".join(map(xxh3_128_digest, contents))

@@ -5,7 +5,7 @@ time of an answer says nothing of the keys that exist. One that was good is foun
 own hash of text, which has another seed in each process and reveals nothing of a part of a key.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from multidict import istr
 
-from hotplate.serve.access.keys import EVENTS, READ, SCOPES, digest_of, load
+from hotplate.serve.access.keys import EVENTS, IF_MISSING, READ, SCOPES, digest_of, parse
 from hotplate.serve.access.rates import Bucket, LastUses, SharedRates
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
@@ -65,7 +65,7 @@ class Guard:
         anonymous: frozenset[str] = frozenset(SCOPES),
         verify_token: VerifyToken | None = None,
     ) -> None:
-        """Take the file of keys, what verifies tokens, and what callers with neither may do; raises KeysUnreadable."""
+        """Take the file of keys, what verifies tokens, and what callers with neither may do; raises ServiceMisused."""
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
         self.knows_clients = keys is not None or verify_token is not None
@@ -74,10 +74,13 @@ class Guard:
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
         """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is not a key."""
-        self.watched = [WatchedFiles([keys], partial(self._load, keys, SharedRates(workers)))] if keys else []
+        self.watched = list[WatchedFiles]()
+        if keys:
+            use = partial(self._parse, keys, SharedRates(workers))
+            self.watched.append(WatchedFiles([keys], use, if_missing=IF_MISSING))
 
-    def _load(self, keys: Path, rates: SharedRates) -> Callable[[], None]:
-        clients = load(keys)
+    def _parse(self, keys: Path, rates: SharedRates, contents: Sequence[bytes]) -> Callable[[], None]:
+        clients = parse(keys, contents[0])
         buckets = rates.buckets(clients)
         callers = {
             digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name), has_key=True)

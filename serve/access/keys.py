@@ -35,6 +35,7 @@ KEY_BYTES = 32
 MAX_CLIENTS = 1000
 MAX_FILE_BYTES = 1 << 20
 LOCK_TIMEOUT_S = 5.0
+IF_MISSING = "; make it with: hotplate keys create NAME --scope read"
 # Names end in logs and in tables; this is what can stand there as it is.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -82,10 +83,14 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
     """Read the clients in the file at *path*; raises KeysUnreadable, whose text never quotes the file."""
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
+            return parse(path, file.read(MAX_FILE_BYTES + 1))
     except OSError as error:
-        hint = "; make it with: hotplate keys create NAME --scope read" if isinstance(error, FileNotFoundError) else ""
+        hint = IF_MISSING if isinstance(error, FileNotFoundError) else ""
         raise KeysUnreadable(f"the keys in {path} cannot be read: {error.strerror}{hint}") from error
+
+
+def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
+    """Return the clients in the content of the file at *path*, as `load` does."""
     try:
         return _parse(text)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:

@@ -4,7 +4,7 @@ import os
 import re
 import ssl
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,41 +22,37 @@ _UTC_TIME = 0x17
 
 
 class Certificate:
-    """A certificate chain and its key; made before the workers, which so share what resumes sessions."""
+    """A certificate chain and its key; made before the workers are forked, so session tickets work with all of them."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         """Load both; raises ServiceMisused, whose text quotes neither."""
         self._certificate = certificate
         self._key = key
-        self.context = _new_context()
-        """TLS 1.2 and later; new connections get the certificate that was loaded last."""
+        self.context: ssl.SSLContext
+        """For new connections: TLS 1.2 and later, with the certificate that was loaded last."""
         self.expires_at = 0.0
         """When the first certificate of the chain that is in use expires, as Unix time."""
-        self.watched = WatchedFiles([certificate, key], self._load)
+        self.watched = WatchedFiles([certificate, key], self._parse)
 
-    def _load(self) -> Callable[[], None]:
-        """Read the files, and try them; both are read once, so what was tried is what is used.
-
-        A context must not change while a handshake begins with it: that is put off to the event loop's own thread.
-        """
+    def _parse(self, contents: Sequence[bytes]) -> Callable[[], None]:
+        """Make a new context: one that is loaded into twice keeps certificates of other key types than the newest."""
+        certificate, key = contents
+        pem = key + b"\n" + certificate  # a key's file that holds a certificate, too, does not lend its key to another
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
         try:
-            # The key's file comes first: one that holds a certificate as well must not lend its key to the other's.
-            pem = self._key.read_bytes() + b"\n" + self._certificate.read_bytes()
-        except OSError as error:
-            raise ServiceMisused(f"the certificate cannot be read: {error.filename}: {error.strerror}") from error
-        try:
-            _use(_new_context(), pem)  # one that fails half-way leaves a context without a key
+            _load(context, pem)
+            expires_at = expiry(pem)
         except (ssl.SSLError, ValueError) as error:
             reason = getattr(error, "reason", None) or "it cannot be parsed"
             raise ServiceMisused(
                 f"{self._certificate} and {self._key} are not a certificate and its key, in PEM without a password: "
                 f"{reason}"
             ) from None
-        expires_at = expiry(pem)
 
         def use() -> None:
-            _use(self.context, pem)
-            self.expires_at = expires_at
+            self.context, self.expires_at = context, expires_at
 
         return use
 
@@ -98,14 +94,7 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
         der = der[start + length :]
 
 
-def _new_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _use(context: ssl.SSLContext, pem: bytes) -> None:
+def _load(context: ssl.SSLContext, pem: bytes) -> None:
     """Load a key and its chain from memory, by a file without a name, for OpenSSL reads no other."""
     descriptor = os.memfd_create("hotplate-tls", os.MFD_CLOEXEC)
     try:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from aiohttp import web
 from multidict import istr
 
-from hotplate.serve.access.tls import HANDSHAKE_S
+from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.app import CLIENT_GONE, RequestIds
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.handlers import StreamedResponse
@@ -71,12 +70,12 @@ class HttpServer(web.Server):
         self.lane: Lane | None = None
         """What answers the plainest requests without aiohttp; None if nothing does."""
 
-    def listen(self, listening: socket.socket, backlog: int, tls: ssl.SSLContext | None = None) -> Acceptor:
-        """Serve what connects to a bound socket, until the listener is closed."""
+    def listen(self, listening: socket.socket, backlog: int, certificate: Certificate | None = None) -> Acceptor:
+        """Serve what connects to a bound socket, with the newest *certificate*, until the listener is closed."""
         listening.listen(backlog)
         self.admission.start()
         self.registry.start()
-        return Acceptor(listening, partial(self._take, tls))
+        return Acceptor(listening, partial(self._take, certificate))
 
     def pre_shutdown(self) -> None:
         """Close what is idle, and have the others close after the request in flight."""
@@ -90,12 +89,12 @@ class HttpServer(web.Server):
         self.admission.stop()
         self.registry.stop()
 
-    def _take(self, tls: ssl.SSLContext | None, accepted: socket.socket, address: str) -> None:
+    def _take(self, certificate: Certificate | None, accepted: socket.socket, address: str) -> None:
         connection = Connection(self, source_of(address), self.registry.refusal(address))
         if not self.registry.add(connection):
             accepted.close()
             return
-        loop = asyncio.get_running_loop()
+        loop, tls = asyncio.get_running_loop(), certificate.context if certificate else None
         task = loop.create_task(
             loop.connect_accepted_socket(
                 lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None

@@ -138,7 +138,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     beat = partial(context.states.write, context.settings.workers)
     stopping = _record_stopped_canaries(context.settings.admin_store, context.states)
     async with following(watched), console.running(), background(Reporter(()).run(beat)), background(stopping):
-        listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
+        listening = server.listen(listener, BACKLOG, certificate)
         await stop.wait()
         listening.close()
         console.stop()

@@ -30,7 +30,7 @@ from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.adapter import check_aiohttp
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, share
-from hotplate.serve.deny_list import DenyListFile, pause_beside_loop
+from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
 from hotplate.serve.metrics import Metrics
@@ -293,7 +293,6 @@ class _Supervisor:
     def run(self) -> None:
         """Keep every child running until SIGTERM, SIGHUP or SIGINT, then stop them."""
         gc.freeze()  # shared with the children, page by page, until one of them writes to it
-        self._context.deny_list.pause = self._take_turn  # a large one takes seconds
         try:
             while True:
                 self._take_turn(TICK_S)
@@ -371,7 +370,6 @@ class _Supervisor:
         os.close(self._lifeline_held)
         self._signals.leave()
         self._context.stderr.forget()
-        self._context.deny_list.pause = pause_beside_loop
         self._health_listener.leave()
         self._listeners.workers.close()
         if not keep_admin:

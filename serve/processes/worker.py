@@ -160,7 +160,7 @@ async def work(
         preparing.cancel()
         if stop.requested.is_set():
             return  # no client has connected yet
-        listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
+        listening = server.listen(listener, BACKLOG, certificate)
         reporter.status = lambda: handlers.status
         reporter.connections = lambda: len(server.registry)
         write(reporter.state())

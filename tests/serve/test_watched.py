@@ -3,7 +3,9 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,10 +39,9 @@ def test_whatever_a_version_raises_the_one_before_stays_in_use_and_the_reason_is
     file, used = tmp_path / "file", list[str]()
     file.write_text("good")
 
-    def load() -> Callable[[], None]:
-        content = file.read_text()
-        if content == "good":
-            return lambda: used.append(content)
+    def load(contents: Sequence[bytes]) -> Callable[[], None]:
+        if contents == [b"good"]:
+            return lambda: used.append("good")
         return fails(error) if fails_in == "read" else lambda: fails(error)  # type: ignore[func-returns-value,return-value]  # it never returns
 
     watched = WatchedFiles([file], load)
@@ -53,12 +54,40 @@ def test_whatever_a_version_raises_the_one_before_stays_in_use_and_the_reason_is
     assert (watched.warning, used) == (None, ["good", "good"])
 
 
+@contextmanager
+def without_root() -> Iterator[None]:
+    """Have the rights of files count, also where the tests run as root."""
+    before = os.geteuid()
+    os.seteuid(65_534 if before == 0 else before)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_file_that_may_be_read_again_is_used_without_another_change() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        file, used = Path(folder) / "file", list[bytes]()
+        file.write_bytes(b"first")
+        watched = WatchedFiles([file], lambda contents: lambda: used.append(contents[0]))
+        file.write_bytes(b"other")
+        file.chmod(0)
+        with without_root():
+            polled(watched)
+        assert "cannot be read: Permission denied" in str(watched.warning)
+        file.chmod(0o644)
+        with without_root():
+            polled(watched)
+        assert (watched.warning, used) == (None, [b"first", b"other"])
+
+
 def test_what_becomes_a_pipe_is_not_read_for_whoever_opens_one_waits_without_end(tmp_path: Path) -> None:
     file, reads = tmp_path / "file", list[str]()
     file.write_text("good")
 
-    def load() -> Callable[[], None]:
-        reads.append("pipe" if file.is_fifo() else file.read_text())
+    def load(contents: Sequence[bytes]) -> Callable[[], None]:
+        reads.append(contents[0].decode())
         return lambda: None
 
     watched = WatchedFiles([file], load)

@@ -13,7 +13,7 @@ from subprocess import run
 
 import pytest
 
-from hotplate.serve.access.keys import MAX_CLIENTS, create, load, revoke
+from hotplate.serve.access.keys import MAX_CLIENTS, create, load, parse, revoke
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.watched import WatchedFiles
 from tests.support.command import failed, hotplate, hotplate_process
@@ -192,7 +192,7 @@ def test_what_is_wrong_with_a_file_is_said_once_and_not_while_it_is_being_writte
 ) -> None:
     create(keys, "web", ["read"])
     good, loaded = keys.read_bytes(), list[int]()
-    watched = WatchedFiles([keys], lambda: partial(loaded.append, len(load(keys))))
+    watched = WatchedFiles([keys], lambda contents: partial(loaded.append, len(parse(keys, contents[0]))))
     for size in (20, 50, 90):
         keys.write_bytes(good[:size])
         watched.poll()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hotplate.serve.access.tls import Certificate, expiry
 from hotplate.serve.errors import ServiceMisused
@@ -148,9 +148,61 @@ def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder:
         assert "PRIVATE KEY" not in log
 
 
+def self_signed(folder: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> Path:
+    made = (
+        x509.CertificateBuilder(x509.Name([]), x509.Name([]), key.public_key(), x509.random_serial_number())
+        .not_valid_before(datetime(1999, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2049, 1, 1, tzinfo=UTC))
+        .sign(key, hashes.SHA256())
+    )
+    folder.mkdir(exist_ok=True)
+    (folder / "server.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    pem = serialization.PrivateFormat.TraditionalOpenSSL
+    (folder / "server.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, pem, serialization.NoEncryption())
+    )
+    return folder
+
+
+def shown_by(context: ssl.SSLContext, *, only_rsa: bool) -> bytes | None:
+    """Return the certificate that a client is shown; None if they have no cipher in common."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    if only_rsa:
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        client.set_ciphers("aRSA")
+    sent, answered = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(answered, sent), context.wrap_bio(sent, answered, server_side=True)
+    for _ in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError:
+                return None
+    return ends[0].getpeercert(binary_form=True)
+
+
+@pytest.mark.parametrize("renewed", ["ec", "rsa"])
+def test_a_renewed_certificate_of_another_key_type_replaces_the_old_one(tmp_path: Path, renewed: str) -> None:
+    keys: dict[str, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey] = {
+        "ec": ec.generate_private_key(ec.SECP256R1()),
+        "rsa": rsa.generate_private_key(public_exponent=65_537, key_size=2048),
+    }
+    pair = self_signed(tmp_path / "pair", keys["rsa" if renewed == "ec" else "ec"])
+    certificate = Certificate(pair / "server.pem", pair / "server.key")
+    assert shown_by(certificate.context, only_rsa=False) == der(pair)
+    self_signed(pair, keys[renewed])
+    for _ in range(2):
+        certificate.watched.poll()
+    assert shown_by(certificate.context, only_rsa=False) == der(pair)
+    assert shown_by(certificate.context, only_rsa=True) == (None if renewed == "ec" else der(pair))
+
+
 def test_what_is_no_certificate_with_its_key_stops_the_start(tmp_path: Path) -> None:
     pair, other = certified(tmp_path / "pair"), certified(tmp_path / "other")
-    with pytest.raises(ServiceMisused, match=r"server\.key: No such file"):
+    with pytest.raises(ServiceMisused, match=r"server\.key cannot be read: No such file"):
         Certificate(pair / "server.pem", tmp_path / "server.key")
     (tmp_path / "empty").touch()
     for certificate, key in (
