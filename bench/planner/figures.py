@@ -1,24 +1,83 @@
-"""Figures and the ledger that they are entered in: every value knows its formula and what it was made of."""
+"""Figures of a plan: arithmetic that keeps its formula, and each value with its unit, source and operands."""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
 from math import ceil, floor, log10
-from types import CodeType
-from typing import Any
+from typing import Any, Union
+
+from hotplate.report import format_value
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Value = float | str | None
+Number = Union["Term", float]
+# How tightly a formula binds: a sum, a product, a name or a number.
+SUM, PRODUCT, ATOM = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A number and the formula that gave it; + - * / of terms and numbers are terms."""
+
+    value: float
+    formula: str
+    rank: int = ATOM
+
+    def __add__(self, other: Number) -> "Term":
+        """Return the sum."""
+        return Term(self.value + term(other).value, f"{self.formula} + {term(other).formula}", SUM)
+
+    def __sub__(self, other: Number) -> "Term":
+        """Return the difference."""
+        return Term(self.value - term(other).value, f"{self.formula} - {term(other).within(PRODUCT)}", SUM)
+
+    def __mul__(self, other: Number) -> "Term":
+        """Return the product."""
+        formula = f"{self.within(PRODUCT)} * {term(other).within(PRODUCT)}"
+        return Term(self.value * term(other).value, formula, PRODUCT)
+
+    def __truediv__(self, other: Number) -> "Term":
+        """Return the quotient."""
+        formula = f"{self.within(PRODUCT)} / {term(other).within(ATOM)}"
+        return Term(self.value / term(other).value, formula, PRODUCT)
+
+    def within(self, rank: int) -> str:
+        """Return the formula as an operand of a formula of that rank."""
+        return self.formula if self.rank >= rank else f"({self.formula})"
+
+
+def term(number: Number) -> Term:
+    """Return a number as a term."""
+    return number if isinstance(number, Term) else Term(number, f"{number:.10g}")
+
+
+def ceiling(number: Number, step: int = 1) -> Term:
+    """Round up to whole steps."""
+    of = term(number)
+    formula = f"ceil({of.formula})" if step == 1 else f"round_up({of.formula}, {step})"
+    return Term(round_up(of.value, step), formula)
+
+
+def most(*numbers: Number) -> Term:
+    """Return the largest."""
+    terms = [term(each) for each in numbers]
+    return Term(max(each.value for each in terms), f"max({', '.join(each.formula for each in terms)})")
+
+
+def least(*numbers: Number) -> Term:
+    """Return the smallest."""
+    terms = [term(each) for each in numbers]
+    return Term(min(each.value for each in terms), f"min({', '.join(each.formula for each in terms)})")
+
+
+def round_up(value: float, step: float) -> int:
+    """Round up to whole steps; a value that floating point puts a hair above one counts as on it."""
+    return ceil(round(value / step, 9)) * round(step)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFigure:
-    """One value of a plan: derived by `formula` from `operands`, or an input that came from `source`.
-
-    A formula is arithmetic over names of figures wherever that can express it; `round_up(x, step)` rounds up to whole
-    steps.
-    """
+    """One value of a plan: derived by `formula` from `operands`, or an input with its `source`."""
 
     name: str
     value: Value
@@ -27,9 +86,16 @@ class PlanFigure:
     source: str = ""
     operands: tuple["PlanFigure", ...] = field(default=(), repr=False)
 
+    @property
+    def number(self) -> float:
+        """The value; one that is not a number counts as 0."""
+        return self.value if isinstance(self.value, int | float) else 0.0
+
     def __str__(self) -> str:
         """Format value and unit."""
-        return format_value(self.value, self.unit)
+        if isinstance(self.value, int | float):
+            return format_value(self.value, self.unit)
+        return self.value or "none"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; the operands by name."""
@@ -37,54 +103,23 @@ class PlanFigure:
         return plain | {"of": [operand.name for operand in self.operands]}
 
 
-class Ledger:
-    """The figures of one plan in the order in which they were entered; lives as long as the calculation."""
+class FigureTable(dict[str, PlanFigure]):
+    """The figures of one plan, by name, in the order in which they were entered."""
 
-    def __init__(self) -> None:
-        self.figures: dict[str, PlanFigure] = {}
+    def enter(self, name: str, value: Value, unit: str, source: str) -> None:
+        """Enter a value from outside, with its source."""
+        self[name] = PlanFigure(name, value, unit, source=source)
 
-    def input(self, name: str, value: Value, unit: str, source: str) -> None:
-        """Enter a value that comes from outside, with its source."""
-        self.figures[name] = PlanFigure(name, value, unit, source=source)
+    def derive(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Term:
+        """Enter a result by its formula, or by words that say what a function calculated; return its term."""
+        words = formula or term(result).formula
+        operands = tuple(self[each] for each in dict.fromkeys(NAME.findall(words)) if each in self)
+        self[name] = PlanFigure(name, term(result).value, unit, words, source, operands)
+        return self.term(name)
 
-    def derive(self, name: str, unit: str, formula: str, value: float | None = None, *, source: str = "") -> float:
-        """Enter what *formula* comes to, and return it; the operands are the figures that it names.
-
-        A *value* is given if the formula is words, or another module has the arithmetic.
-        """
-        names, code = _compiled(formula)
-        operands = {each: self.figures[each] for each in names if each in self.figures}
-        if value is None:
-            values = {each: operand.value for each, operand in operands.items()}
-            value = eval(code or formula, FUNCTIONS, values)  # noqa: S307 -- formulas are constants of ours
-        self.figures[name] = PlanFigure(name, value, unit, formula, source, tuple(operands.values()))
-        return value
-
-    def number(self, name: str) -> float:
-        """Return the value of a figure; one that is not a number counts as 0."""
-        value = self.figures[name].value
-        return value if isinstance(value, int | float) else 0
-
-
-def round_up(value: float, step: float) -> int:
-    """Round up to whole steps; a value that floating point puts a hair above one counts as on it."""
-    return ceil(round(value / step, 9)) * round(step)
-
-
-# What a formula may call; a hair above a whole number counts as on it.
-FUNCTIONS: dict[str, Any] = {
-    "__builtins__": {}, "ceil": partial(round_up, step=1), "max": max, "min": min, "round": round, "round_up": round_up,
-}  # fmt: skip
-
-
-@cache
-def _compiled(formula: str) -> tuple[tuple[str, ...], CodeType | None]:
-    """Parse a formula, as a break-even calculates a hundred plans: its names, and its code if it is not words."""
-    names = tuple(dict.fromkeys(NAME.findall(formula)))
-    try:
-        return names, compile(formula, "formula", "eval")
-    except SyntaxError:
-        return names, None
+    def term(self, name: str) -> Term:
+        """Return a figure as a term of formulas."""
+        return Term(self[name].number, name)
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:
@@ -101,54 +136,8 @@ def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int,
     yield from walk(figures[name], 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A sum of money by its prices, and what it is if each of them is as low, or as high, as it may well be."""
-
-    low: float
-    value: float
-    high: float
-
-    def overlaps(self, other: "Range") -> bool:
-        """Return whether either may be the smaller one."""
-        return self.low <= other.high and other.low <= self.high
-
-    def __str__(self) -> str:
-        """Format it with two digits, which is more than its prices are known to."""
-        return f"{two_digits(self.value)} ({self.between})"
-
-    @property
-    def between(self) -> str:
-        """The least and the most."""
-        return f"{two_digits(self.low)} - {two_digits(self.high)}"
-
-
-def rounded(value: float) -> float:
-    """Round to two significant digits."""
-    return float(f"{value:.1e}")
-
-
 def two_digits(value: float) -> str:
     """Format a number with two significant digits, as 1,800, 23 or 0.73."""
-    value = rounded(value)
+    value = float(f"{value:.1e}")
     places = max(0, 1 - floor(log10(abs(value)))) if value else 0
     return f"{value:,.{places}f}"
-
-
-def format_value(value: Value, unit: str) -> str:
-    """Format a value with its unit, as briefly as its size allows."""
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        return value
-    if unit == "USD/month":
-        return f"{two_digits(value)} {unit}"
-    if unit == "share":
-        return f"{value:.1%}"
-    if float(value).is_integer() or abs(value) >= 10_000:
-        number = f"{value:,.0f}"
-    else:
-        number = f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
-    if number == "1" and unit.endswith("s") and "/" not in unit:
-        unit = f"{unit[:-3]}y" if unit.endswith("ies") else unit[:-1]
-    return f"{number} {unit}".strip()

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hotplate.bench.errors import BenchMisused
+from hotplate.report import Report, from_json
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.errors import reason_of
 
@@ -25,8 +26,11 @@ CAPACITIES = ("manual", "autoscale", "serverless")
 LOAD = "The load"
 LISTS = "The lists"
 COSMOS = "Cosmos DB and pods"
-SCALE = "Past one machine"
-REQUIRED = "give at least the users and the peak rate, as: hotplate plan --users 1000000 --peak-rps 500"
+MONEY = "Training and fees"
+REQUIRED = (
+    "give at least the users and the peak rate, as: hotplate plan --users 1000000 --peak-rps 500; or only --have-ru, "
+    "for what these RU/s carry"
+)
 
 HOURS = 24
 # The shapes of a day by name. They are made up, to have something to begin with; a shop's own log makes a better one.
@@ -38,12 +42,18 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
     ),
 }  # fmt: skip
 
+# Above this no number of a plan makes sense, and sums lose whole units.
+MOST = 1e12
 # What a number may end with.
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 # Of a row's key in a release: what stands before the id.
 KEY_BYTES = len("user:")
-# Of `hotplate.bench.report.report`, whose import would need the extra `bench`.
-REPORT_FORMAT = 2
+# The share of popular lists above which a run did not measure lookups of users' lists.
+MAX_POPULAR = 0.01
+# Readers of a comparison that are not the service's own.
+OTHER_READERS = ("azure-cosmos", "through the SDK")
+# Instead of the users and the rate of a plan that only says what --have-ru carries.
+NOBODY: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
 
 class PlanMisused(BenchMisused):
@@ -70,7 +80,7 @@ def _input(
     return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
 
 
-_load, _lists, _cosmos, _scale = (partial(_input, panel=panel) for panel in (LOAD, LISTS, COSMOS, SCALE))
+_load, _lists, _cosmos, _money = (partial(_input, panel=panel) for panel in (LOAD, LISTS, COSMOS, MONEY))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +134,6 @@ class Inputs:
         SYSTEM_BYTES,
         "as seen in answers; that they are charged is assumed",
     )
-    read_ru: float | None = _input("RU", "of a read, measured", None, low=0.01)
-    write_ru: float | None = _input("RU", "of a written list, measured", None, low=0.01)
     ru_utilisation: float = _input(
         "share", "of its RU/s that a container may use in an hour's mean", 0.7,
         "room for what happens within the hour", low=0.05,
@@ -145,15 +153,14 @@ class Inputs:
     pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input(
-        "µs", "of CPU a request takes in a pod", 60.0,
-        "52 µs measured with an emulated Cosmos DB by TLS (files, Redis: 14), 6 for a key with a rate (figures.md)",
-        low=0.1,
+        "µs", "of CPU a request takes in a pod", 30.0,
+        "27.6 measured from files, 29.1 from Redis (docs/figures.md); reads from Cosmos DB take about 36 more", low=0.1,
     )  # fmt: skip
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
 
-    zones: int = _scale(
+    zones: int = _cosmos(
         "zones", "that the pods of a region are spread over, of which any one may be lost", 1, "none is lost", low=1,
         high=10,
     )  # fmt: skip
@@ -166,13 +173,20 @@ class Inputs:
     redis_utilisation: float = _input(
         "share", "of its GETs/s that an instance may use", 0.6, "room for a publish", low=0.05
     )
-    redis_node_gb: float | None = _scale(
-        "GB", "of a node of a Redis Cluster of your own; none: no such one", None, low=0.5
+
+    train_nodes: int = _money("nodes", "that train, one VM or a cluster's", 1, "one VM", low=0)
+    train_hours: float = _money(
+        "hours", "of a training, before each publish", 1.0, "a guess; hotplate train prints what it took"
     )
-    redis_read_us: float = _input(
-        "µs", "of a core that redis-server takes for a lookup", 1.7,
-        "1.67 measured at 67,000 GETs/s on one core, 64 connections (EPYC, 2026-11-20)", low=0.01,
-    )  # fmt: skip
+    train_cpus: float = _input("vCPU", "of a node that trains", 8.0, "a guess", low=0.05)
+    train_node_hour: float | None = _money(
+        "", "price of a node that trains for an hour, with its DBUs on Databricks; none: train_cpus", None
+    )
+    ru_factor: float = _money(
+        "", "price of manual RU/s with zone redundancy by that without", 1.0, "no zone redundancy", low=1, high=10
+    )
+    gateway_month: float = _money("", "cost of a dedicated gateway in a month", 0.0, "none")
+    cluster_month: float = _money("", "cost of Kubernetes itself in a month", 0.0, "the free tier of AKS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +208,8 @@ class SourcedInputs:
 
     inputs: Inputs
     sources: Mapping[str, str]
+    carries_only: bool = False
+    """Whether neither users nor a rate were given: the plan says only what `have_ru` carries."""
 
     def source(self, name: str) -> str:
         """Say where an input's value came from; a default is an assumption and gives its reason."""
@@ -232,9 +248,11 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     profile = values.get("profile")
     if "peak_rps" not in values and isinstance(profile, tuple):
         values["peak_rps"], sources["peak_rps"] = max(profile), f"the busiest hour of the profile, {sources['profile']}"
-    for name in ("users", "peak_rps"):
-        if name not in values:
-            raise PlanMisused(f"--{name.replace('_', '-')} is missing: {REQUIRED}")
+    missing = [name for name in NOBODY if name not in values]
+    if missing == list(NOBODY) and "have_ru" in values:
+        return SourcedInputs(Inputs(**{**NOBODY, **values}), sources, carries_only=True)
+    if missing:
+        raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {REQUIRED}")
     return SourcedInputs(Inputs(**values), sources)
 
 
@@ -262,33 +280,66 @@ def read_toml(path: Path) -> dict[str, Any]:
 def from_report(path: Path, p99_ms: float | None = None) -> InputSource:
     """Read what `hotplate bench` measured: what a pod can answer, how long a request stays in it, and its CPU.
 
-    With *p99_ms*, only rates that kept it count. Raises PlanMisused for a file that is not a valid report.
+    With *p99_ms*, only rates that kept it count. Raises PlanMisused for a file that is not a sound report.
     """
     try:
-        facts = json.loads(path.read_bytes())
-        if facts["format"] != REPORT_FORMAT:
-            raise PlanMisused(f"--from-report: {path} has format {facts['format']}, and this reads {REPORT_FORMAT}")
-        if facts["interrupted"] or not facts["valid"]:
-            raise PlanMisused(f"--from-report: {path} was stopped or is invalid; measure again")
-        machine = facts["machine"]
-        bound = facts.get("search", {}).get("at_least")
-        source = f"{'at least (the load generator was at its limit)' if bound else 'measured'}: {path.name}, "
-        source += f"{machine['cpu']}, {machine['cores']} cores, {str(machine['date'])[:10]}"
-        values: dict[str, object] = {}
-        rounds = [one for each in facts["series"] for one in each["rounds"] if one["latency_us"]]
-        if facts["kind"] == "http":
-            values = _measured_pod(facts, rounds, p99_ms, path)
-        if facts["kind"] == "stores" and rounds:
-            values = _measured_service(facts)
+        found = from_json(json.loads(path.read_bytes()))
+        facts = [str(dict(found.machine).get(name, ""))[:40] for name in ("cpu", "date")]
     except OSError as error:
         raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        if isinstance(error, PlanMisused):
-            raise
+    except KeyError as error:
+        raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: it has no {error}") from error
+    except (TypeError, AttributeError, ValueError) as error:
         raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: {reason_of(error)}") from error
+    if complaint := _unsound(found):
+        raise PlanMisused(f"--from-report: {path} is not sound, measure again: {complaint}")
+    reads = {"http": _measured_pod, "stores": _measured_service}.get(found.kind)
+    values = reads(found, p99_ms) if reads else {}
     if not values:
-        raise PlanMisused(f"--from-report: {path} holds nothing that a plan can use")
+        kept = f" with a p99 of at most {p99_ms:g} ms" if p99_ms is not None else ""
+        raise PlanMisused(f"--from-report: {path}, of kind {found.kind}, has nothing that a plan can use{kept}")
+    bound = "at least " if any("at least" in row.note for row in found.rows) else ""
+    source = ", ".join(each for each in (f"measured: {bound}{path.name}", *facts) if each)
     return InputSource(source, values, f"{{name!r}} in {path}")
+
+
+def _unsound(found: Report) -> str:
+    """Say why a report is no base for a plan; nothing if it is one."""
+    popular = max(((row.value or 0, row.subject) for row in found.rows if "popular" in row.figure), default=(0, ""))
+    if popular[0] > MAX_POPULAR:
+        return f"{popular[0]:.1%} of the lists of {popular[1] or 'the service'} were popular ones"
+    return next(iter(found.complaints), "")
+
+
+def _measured_pod(found: Report, p99_ms: float | None) -> dict[str, object]:
+    """Read what one service answered: the highest rate of a search, or else the rate at which it was measured."""
+    for figure in ("highest rate", "rate"):
+        kept = [row for row in found.rows if row.figure == figure and row.value and _keeps(found, row.subject, p99_ms)]
+        if kept:
+            best = max(kept, key=lambda row: row.value or 0)
+            return {"pod_rps": best.value, **_stay(found, [best.subject])}
+    return {}
+
+
+def _measured_service(found: Report, _: float | None) -> dict[str, object]:
+    """Read the CPU of a request with the store that took most, and the longest median of measured latencies."""
+    cpus = {row.subject: row.value for row in found.rows if row.figure == "CPU a request" and row.value}
+    ours = [subject for subject in cpus if not any(each in subject for each in OTHER_READERS)]
+    if not ours:
+        return {}
+    return {"request_cpu_us": round(max(cpus[subject] for subject in ours), 2), **_stay(found, ours)}
+
+
+def _keeps(found: Report, subject: str, p99_ms: float | None) -> bool:
+    p99 = found.row(subject, "p99")
+    return p99_ms is None or (p99 is not None and p99.value is not None and p99.value <= p99_ms * 1000)
+
+
+def _stay(found: Report, subjects: Sequence[str]) -> dict[str, object]:
+    """Return how long a request stays in a pod: the longest median, in ms; none of latencies that are assumed."""
+    rows = [row for subject in subjects if (row := found.row(subject, "p50")) and "assumed" not in row.note]
+    measured = [row.value for row in rows if row.value]
+    return {"request_ms": round(max(measured) / 1000, 4)} if measured else {}
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:
@@ -307,44 +358,6 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
     }
     source = f"measured: manifest of {manifest.release} in {store}, {rows:,} rows of {manifest.bytes:,} bytes"
     return InputSource(source, values, f"{{name}} of {manifest.release}")
-
-
-Rounds = Sequence[Mapping[str, Any]]
-
-
-def _measured_pod(facts: Mapping[str, Any], rounds: Rounds, p99_ms: float | None, path: Path) -> dict[str, object]:
-    """Read what one service bore: the highest rate of a search, or else the rate at which it was measured."""
-    points = facts.get("search", {}).get("points", [])
-    good = [(float(each["at"]), float(each["p99_us"])) for each in points if each["inside"]]
-    if not good:
-        good = [(float(one["ok_rate"]), float(one["latency_us"]["p99"])) for one in rounds]
-    kept = [rate for rate, p99_us in good if p99_ms is None or p99_us <= p99_ms * 1000]
-    if not kept:
-        raise PlanMisused(
-            f"--from-report: no rate of {path} kept a p99 of {p99_ms:g} ms; raise --p99-ms, or measure another"
-        )
-    return {"pod_rps": max(kept), "request_ms": _mean_ms(facts)}
-
-
-def _measured_service(facts: Mapping[str, Any]) -> dict[str, object]:
-    """Read what CPU a request took of the service, with the store that took most; emulated stores do not count."""
-    cpu_us = [
-        fmean([one["service_cpu_us"] for one in each["rounds"]])
-        for each in facts["stores"]
-        if each["emulated"] is None and each["rounds"]
-    ]
-    return {"request_cpu_us": round(max(cpu_us), 2), "request_ms": _mean_ms(facts)} if cpu_us else {}
-
-
-def _mean_ms(facts: Mapping[str, Any]) -> float:
-    """Return the mean latency of the middle round, by its lower bound; of several series the longest."""
-    answered = [[one for one in each["rounds"] if one["latency_us"]] for each in facts["series"]]
-    means_us = [
-        median(float((one.get("sent_latency_us") or one["latency_us"])["mean"]) for one in rounds)
-        for rounds in answered
-        if rounds
-    ]
-    return round(max(means_us) / 1000, 4)
 
 
 def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
@@ -369,8 +382,8 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
         number = _parsed(value)
     except (TypeError, ValueError) as error:
         raise PlanMisused(f"{label} is {value!r}, and must be {expected}") from error
-    if not low <= number <= high or number == float("inf"):
-        upper = "" if high == float("inf") else f" and at most {high:g}"
+    if not low <= number <= high or number > MOST:
+        upper = f" and at most {min(high, MOST):g}"
         raise PlanMisused(f"{label} is {number:g}, and must be at least {low:g}{upper}")
     if whole and number != int(number):
         raise PlanMisused(f"{label} is {number:g}, and must be {expected}")

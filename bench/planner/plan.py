@@ -1,16 +1,19 @@
-"""The plan: sizes, workload, Cosmos DB, Redis and pods for one set of inputs, and the figures that are shown."""
+"""The plan: sizes, workload, Cosmos DB, Redis, pods, training and cost for one set of inputs; pure arithmetic.
 
-from collections.abc import Iterator, Mapping
+Each figure is plain arithmetic over terms, which keep the formula that `--why` prints.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from hotplate.bench.planner.cosmos import GB, derive_costs, derive_demand, possible_costs
-from hotplate.bench.planner.demand import CacheHits, cache_hits, hottest_share
-from hotplate.bench.planner.figures import Ledger, PlanFigure
-from hotplate.bench.planner.inputs import KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
+from hotplate.bench.planner.demand import CacheHits, cache_hits, fullest_zipf_share, hottest_share
+from hotplate.bench.planner.figures import FigureTable, PlanFigure, Term, ceiling, least, most, round_up, term
+from hotplate.bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, Size
-from hotplate.stores.cosmos.charges import Charges
+from hotplate.stores.cosmos import url
+from hotplate.stores.cosmos.charges import Charges, even_rows, publish_ru
 
 ITEM_BYTES = len('{"id":"","score":0.1234}')
 TITLE_BYTES = len(',"title":""')
@@ -20,68 +23,34 @@ QUOTES = 6
 TITLE_QUOTES = 4
 # An item of Cosmos DB without its id and its list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
-# As `hotplate.stores.redis.store` has them, which needs the extra `redis`; a test compares the two.
+# As `hotplate.stores.redis.examination` has them, which needs the extra `redis`; a test compares the two.
 REDIS_ROW_BYTES = 80
 REDIS_ALLOCATED = 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
-# Below this a cluster cannot elect a primary: https://redis.io/docs/latest/operate/oss_and_stack/management/scaling/
-LEAST_PRIMARIES = 3
 
-# What a person is shown, in this order and under these words; the other figures are for those who ask why.
-OUTLINE = {
-    "Today": {
-        "provisioned": "have_ru", "used by reads in the busiest hour": "today_use", "too many": "over_ru",
-        "cost": "today_cost", "of it for nothing": "over_cost",
-    },
-    "Load": {
-        "lists": "rows", "requests/s, busiest hour and region": "peak_region", "answered by a cache": "hits",
-        "reads/s of the store": "reads_s", "a stored list": "stored_bytes",
-    },
-    "Cosmos DB: request units": {
-        "an item": "item_bytes", "a read": "mean_read_ru", "a written list": "list_write_ru",
-        "a list read back": "read_back_ru", "a publish": "publish_total_ru",
-        "for reads, headroom included": "reads_ru", "provisioned for reads": "serve_ru",
-        "for publishing": "publish_ru_s", "together, while a release is published": "together_ru",
-        "a publish takes": "publish_hours",
-    },
-    "Cosmos DB: containers": {
-        "containers while publishing": "containers", "partitions of a new release": "new_partitions",
-        "top of autoscale": "autoscale_top_ru", "of it reached, as a mean": "autoscale_mean_ru",
-        "partitions of the live one": "partitions", "the same in all regions": "partitions_all",
-        "a partition's share": "partition_ru",
-        "hottest user by it": "hot_key_load", "fullest partition by it": "hot_partition_load",
-        "least RU/s of a kept release": "least_ru", "storage, all releases": "stored_gb",
-    },
-    "Redis": {
-        "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
-        "nodes of an instance": "redis_nodes",
-    },
-    "Redis Cluster of your own": {
-        "primaries by memory": "cluster_by_memory", "primaries by what a core answers": "cluster_by_core",
-        "primaries": "cluster_primaries", "nodes, replicas included": "cluster_nodes",
-        "users that a lost primary has": "cluster_lost_share",
-    },
-    "Pods": {
-        "by Little's law": "pods_by_little", "by what a pod can answer": "pods_by_capacity", "at least": "min_pods",
-        "in a region, the most of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
-    },
-    "Autoscaler of a region": {
-        "target: CPU of a pod": "pod_utilisation", "target: requests of a pod": "hpa_pod_rps",
-        "pods at most": "hpa_most_pods",
-    },
-    "Cost a month": {
-        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale, as reached": "autoscale_cost",
-        "the same, all month at its top": "autoscale_most_cost",
-        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "Redis Cluster": "cluster_cost",
-        "pods": "pods_cost",
-        "Cosmos DB and pods": "cosmos_total", "Redis and pods": "redis_total",
-    },
-}  # fmt: skip
+GB = 1000**3
+PARTITION_GB = 50
+# Of the container of the catalogue.
+CONTROL_RU = url.MANUAL_MIN
+# Consistency levels whose reads are charged twice.
+DOUBLED = ("bounded", "strong")
+# Each poll of the catalogue, as the store makes it, is a read of about 1 KB: 1 RU.
+POLL_S = 2.0
+# An autoscale range begins at a tenth of its top, and that much is always paid for.
+FLOOR = 10
+# Hours of a publish in which the old and the new live release are both scaled to serve.
+OVERLAP_HOURS = 1
+
+CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
+LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
+PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
+SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/serverless-performance, read 2026-11-22; no promise"
+DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-region: accounts since 2023-11-15"
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """What a load will take, figure by figure; lives as long as its report."""
+    """What a load needs and costs, figure by figure."""
 
     sourced: SourcedInputs
     prices: Prices = field(repr=False)
@@ -95,8 +64,7 @@ class CapacityPlan:
 
     def number(self, name: str) -> float:
         """Return the value of a figure; one that is not a number counts as 0."""
-        value = self.figures[name].value
-        return value if isinstance(value, int | float) else 0.0
+        return self.figures[name].number
 
     @property
     def cheapest(self) -> str:
@@ -104,58 +72,56 @@ class CapacityPlan:
         costs = possible_costs(self.figures)
         return min(costs, key=lambda name: costs[name])
 
-    def outline(self) -> Iterator[tuple[str, list[tuple[str, PlanFigure]]]]:
-        """Yield the figures that a person is shown, group by group, each with its words; no group without figures."""
-        for group, lines in OUTLINE.items():
-            if shown := [(words, self.figures[name]) for words, name in lines.items() if name in self.figures]:
-                yield group, shown
-
     def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
         """Return the plan calculated again with some inputs changed."""
-        changed = SourcedInputs(replace(self.inputs, **changes), self.sourced.sources)
+        changed = replace(self.sourced, inputs=replace(self.inputs, **changes))
         return calculate(changed, self.prices, self.charges)
 
     def with_prices(self, direction: int) -> "CapacityPlan":
-        """Return the plan calculated again with all prices as high (1), or as low (-1), as they may well be."""
+        """Return the plan calculated again with all prices as high (1), or as low (-1), as they may be."""
         return calculate(self.sourced, self.prices.moved(direction), self.charges)
 
 
 def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> CapacityPlan:
-    """Calculate a plan; pure: the same inputs, prices and charges give the same figures."""
-    ledger, inputs = Ledger(), sourced.inputs
-    _enter_inputs(ledger, sourced, prices)
-    _derive_sizes(ledger, inputs)
-    _derive_workload(ledger, inputs)
-    derive_demand(ledger, inputs, charges)
-    _derive_pods(ledger, inputs)
-    derive_costs(ledger, inputs)
-    _derive_redis(ledger, inputs, prices)
-    if inputs.redis_node_gb is not None:
-        _derive_cluster(ledger)
-    for total, cost in (("cosmos_total", f"{inputs.capacity}_cost"), ("redis_total", "redis_cost")):
-        value = ledger.figures[cost].value
-        if isinstance(value, str):
-            ledger.input(total, value, "", cost)
-        else:
-            ledger.derive(total, "USD/month", f"{cost} + pods_cost")
+    """Calculate a plan: the same inputs, prices and charges give the same figures."""
+    table, inputs, month = FigureTable(), sourced.inputs, f"{prices.currency}/month"
+    _enter_inputs(table, sourced, prices)
+    _sizes(table, inputs)
+    _workload(table, inputs)
+    _charges(table, inputs, charges)
+    _publishing(table, inputs, charges)
+    _serving(table, inputs)
+    _shares(table)
+    _carried(table, inputs, month)
+    _pods(table, inputs, month)
+    _manual_cost(table, inputs, month)
+    _autoscale(table, inputs, month)
+    _serverless(table, inputs, prices, month)
+    _redis(table, inputs, prices, month)
+    _totals(table, inputs, month)
     if inputs.have_ru is not None:
-        _derive_today(ledger)
-    return CapacityPlan(sourced, prices, charges, ledger.figures)
+        _today(table, month)
+    return CapacityPlan(sourced, prices, charges, table)
 
 
-def _enter_inputs(ledger: Ledger, sourced: SourcedInputs, prices: Prices) -> None:
-    """Enter all that the plan rests on: the inputs that have a value, and the prices."""
+def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
+    """Return what each way to pay for RU/s costs in a month, of those that are possible."""
+    costs = {name: figures[f"{name}_cost"].value for name in CAPACITIES}
+    return {name: cost for name, cost in costs.items() if isinstance(cost, int | float)}
+
+
+def _enter_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> None:
     for name, known in KNOWN.items():
         value = getattr(sourced.inputs, name)
         if value is not None:
             shown = _format_profile(value) if name == "profile" else value
-            ledger.input(name, shown, known.metadata["unit"], sourced.source(name))
+            table.enter(name, shown, known.metadata["unit"], sourced.source(name))
     for name, price in prices.by_name().items():
-        ledger.input(f"usd_{name}", price.usd, f"a {price.per}", price.provenance)
+        unit = "" if name == "autoscale_factor" else prices.currency
+        table.enter(f"price_{name}", price.amount, f"{unit} a {price.per}".strip(), price.provenance)
 
 
 def _format_profile(profile: str | tuple[float, ...]) -> str:
-    """Write a profile with its numbers, as a name says nothing of how a day goes."""
     if isinstance(profile, str):
         return f"{profile}: {_format_profile(hourly_shares(profile))}"
     if len(set(profile)) == 1:
@@ -163,105 +129,289 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
     return ", ".join(f"{part:g}" for part in profile)
 
 
-def _derive_sizes(ledger: Ledger, inputs: Inputs) -> None:
+def _sizes(t: FigureTable, inputs: Inputs) -> None:
     """Derive how large a list is: as JSON, as stored, as an item of Cosmos DB, and as a row in Redis."""
-    title = f" + {TITLE_BYTES} + title_chars" if inputs.title_chars > 0 else ""
-    formula = f"list_length * ({ITEM_BYTES} + item_id_chars{title}) + {SEPARATOR_BYTES} * (list_length - 1)"
-    ledger.derive("json_bytes", "bytes", formula)
-    formula = "json_bytes * zstd_share" if inputs.encoding == "zstd" else "json_bytes"
-    ledger.derive("stored_bytes", "bytes", formula if inputs.list_bytes is None else "list_bytes")
+    n, titled = t.term, inputs.title_chars > 0
+    item = term(ITEM_BYTES) + n("item_id_chars")
+    item = item + TITLE_BYTES + n("title_chars") if titled else item
+    size = t.derive("json_bytes", "bytes", n("list_length") * item + term(SEPARATOR_BYTES) * (n("list_length") - 1))
     if inputs.encoding == "zstd":
-        formula, source = "ceil(stored_bytes / 3) * 4", "base64"
+        size = size * n("zstd_share")
+    stored = t.derive("stored_bytes", "bytes", size if inputs.list_bytes is None else n("list_bytes"))
+    if inputs.encoding == "zstd":
+        text = t.derive("text_bytes", "bytes", ceiling(stored / 3) * 4, source="base64")
     else:
-        quotes = QUOTES + (TITLE_QUOTES if inputs.title_chars > 0 else 0)
-        formula = f"stored_bytes + {quotes} * list_length + list_length - 1"
         source = "JSON in JSON: a backslash for each quote and each end of line"
-    ledger.derive("text_bytes", "bytes", formula, source=source)
-    formula = f"{SKELETON_BYTES} + ceil(user_id_chars * 4 / 3) + text_bytes + system_bytes"
-    source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
-    ledger.derive("item_bytes", "bytes", formula, source=source)
-    formula = f"stored_bytes + {KEY_BYTES} + user_id_chars + {REDIS_HEAD_BYTES} + {REDIS_ROW_BYTES}"
+        quoted = stored + term(QUOTES + TITLE_QUOTES * titled) * n("list_length") + n("list_length") - 1
+        text = t.derive("text_bytes", "bytes", quoted, source=source)
+    whole = term(SKELETON_BYTES) + ceiling(n("user_id_chars") * 4 / 3) + text + n("system_bytes")
+    t.derive("item_bytes", "bytes", whole, source='an item {"id":"user.ID","t":"…"} with the id in base64url')
+    row = (stored + KEY_BYTES + n("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES) * REDIS_ALLOCATED
     source = "the key, its prefix and release, and what Redis 7 keeps with it: within -10 and +13 % of used_memory"
-    ledger.derive("redis_row_bytes", "bytes", f"({formula}) * {REDIS_ALLOCATED}", source=source)
+    t.derive("redis_row_bytes", "bytes", row, source=source)
 
 
-def _derive_workload(ledger: Ledger, inputs: Inputs) -> None:
-    """Derive users, rows and rates as they will have grown, and what of them reaches the store."""
-    ledger.derive("growth", "", "(1 + growth_percent / 100) ** months")
-    users = ledger.derive("users_then", "users", "users * growth")
-    ledger.derive("rows", "lists", "(users + items) * growth")
-    ledger.derive("peak_then", "requests/s", "peak_rps * growth")
-    ledger.derive("peak_region", "requests/s", "peak_then * region_share")
+def _workload(t: FigureTable, inputs: Inputs) -> None:
+    """Derive users, rows and rates as they will have grown, and the part of them that reaches the store."""
+    n = t.term
+    growth = (1 + inputs.growth_percent / 100) ** inputs.months
+    t.derive("growth", "", growth, "(1 + growth_percent / 100) ** months")
+    users = t.derive("users_then", "users", n("users") * n("growth"))
+    t.derive("rows", "lists", (n("users") + n("items")) * n("growth"))
+    t.derive("peak_then", "requests/s", n("peak_rps") * n("growth"))
+    t.derive("peak_region", "requests/s", n("peak_then") * n("region_share"))
     mean = fmean(hourly_shares(inputs.profile))
-    ledger.derive("mean_of_peak", "share", "the mean of profile by its busiest hour", mean)
-    _derive_cache_hits(ledger, inputs, max(1, round(users)))
-    ledger.derive("reads_s", "reads/s", "peak_region * (1 - hits)")
+    t.derive("mean_of_peak", "share", mean, "the mean of profile by its busiest hour")
+    _cache_hits(t, inputs, max(1, round(users.value)))
+    t.derive("reads_s", "reads/s", n("peak_region") * (term(1) - n("hits")))
 
 
-def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int) -> None:
-    """Derive the hit rate of the cache, and the hottest user's share of what misses."""
+def _cache_hits(t: FigureTable, inputs: Inputs, users: int) -> None:
+    """Derive the hit rate of the cache, and the hottest user's share of the misses."""
     exponent = inputs.zipf or 0.0
     if inputs.hit_rate is not None:
         cached = CacheHits(inputs.hit_rate, inputs.hit_rate)
-        hits = ledger.derive("hits", "share", "hit_rate")
+        hits = t.derive("hits", "share", t.term("hit_rate")).value
     else:
         cached = cache_hits(users, exponent, inputs.cache_entries)
         formula = f"Che's approximation: cache_entries of users_then, {'all alike' if inputs.zipf is None else 'zipf'}"
         source = "H. Che et al., Hierarchical Web caching systems, IEEE JSAC 20(7), 2002; one cache, never cleared"
-        hits = ledger.derive("hits", "share", formula, cached.hit_rate, source=source)
+        hits = t.derive("hits", "share", cached.hit_rate, formula, source).value
     if inputs.hot_share is not None:
-        hottest = ledger.derive("hot_user", "share", "hot_share")
+        hottest = t.derive("hot_user", "share", t.term("hot_share")).value
     elif inputs.zipf is None:
-        hottest = ledger.derive("hot_user", "share", "1 / max(1, round(users_then))")
+        hottest = t.derive("hot_user", "share", 1 / users, "1 / max(1, round(users_then))").value
     else:
-        formula = "chance of the first of users_then, zipf"
-        hottest = ledger.derive("hot_user", "share", formula, hottest_share(users, exponent))
+        words = "chance of the first of users_then, zipf"
+        hottest = t.derive("hot_user", "share", hottest_share(users, exponent), words).value
     missed = hottest * (1 - cached.hottest_hit_rate) / (1 - hits) if hits < 1 else 0.0
     formula = "hot_user by the rest, if the cache answers the hottest as it does" if hits else "hot_user"
-    ledger.derive("hot_read", "share", formula, missed)
+    t.derive("hot_read", "share", missed, formula)
 
 
-def _derive_pods(ledger: Ledger, inputs: Inputs) -> None:
-    """Derive pods, by Little's law and by what a pod can answer, and their cost."""
-    formula = "ceil(peak_region * request_ms / 1000 / pod_utilisation / pod_concurrency)"
-    ledger.derive("pods_by_little", "pods", formula, source="Little's law: requests in a pod = rate * time")
-    formula = "1000000 * pod_cpus / request_cpu_us" if inputs.pod_rps is None else "pod_rps"
-    ledger.derive("pod_capacity", "requests/s", formula)
-    ledger.derive("pods_by_capacity", "pods", "ceil(peak_region / pod_capacity / pod_utilisation)")
-    ledger.derive("pods_region", "pods", "max(pods_by_little, pods_by_capacity, min_pods)")
-    formula = "pod_utilisation * min(pod_capacity, pod_concurrency * 1000 / request_ms)"
-    ledger.derive("hpa_pod_rps", "requests/s", formula, source="the less by both of these; pods are added above it")
+def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
+    """Derive the charges of a mean read, of a written list and of one read back."""
+    n, size, strong = t.term, round(t["item_bytes"].number), inputs.consistency in DOUBLED
+    formula = f"charge of a point read of item_bytes{', doubled for its consistency' if strong else ''}"
+    t.derive("point_read_ru", "RU", charges.read(size, strong=strong), formula, CHARGES)
+    formula = "charge of a read that finds nothing, by consistency"
+    t.derive("missed_read_ru", "RU", charges.not_found(strong=strong), formula, CHARGES)
+    known = (term(1) - n("unknown_share")) * n("point_read_ru")
+    t.derive("mean_read_ru", "RU", known + n("unknown_share") * n("missed_read_ru"))
+    formula = "charge of creating an item of item_bytes without an index"
+    t.derive("list_write_ru", "RU", charges.create(size, 0), formula, CHARGES)
+    t.derive("read_back_ru", "RU", charges.read(size), "charge of a point read of item_bytes", CHARGES)
+
+
+def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
+    """Derive RU in all, RU/s reserved, and hours that one publish takes; and the storage of all releases."""
+    n, size, rows = t.term, round(t["item_bytes"].number), round(t["rows"].number)
+    lists_ru = rows * (charges.create(size, 0) + charges.read(size))
+    rest = sum(publish_ru(charges, even_rows(rows, size)).values()) - lists_ru
+    formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
+    t.derive("publish_rest_ru", "RU", rest, formula, f"{CHARGES}; as --dry-run of publish has it")
+    lists = n("rows") * (n("list_write_ru") + n("read_back_ru"))
+    total = t.derive("publish_total_ru", "RU", lists + n("publish_rest_ru"))
+    wanted = n("publish_ru") if inputs.publish_ru is not None else total / (n("window_hours") * 3600)
+    reserved = least(url.MAX_RU, most(url.MANUAL_MIN, ceiling(wanted, url.MANUAL_STEP)))
+    reserved = t.derive("publish_ru_s", "RU/s", reserved)
+    t.derive("publish_hours", "hours", total / reserved / 3600)
+    t.derive("publishes", "a month", term(HOURS_A_MONTH) / n("refresh_hours"))
+    t.derive("release_gb", "GB", n("rows") * n("item_bytes") / GB)
+    source = "live, kept and, while it is written, the next"
+    t.derive("copies", "releases", n("kept") + 2, source=source)
+    t.derive("stored_gb", "GB", n("release_gb") * n("copies"))
+
+
+def _serving(t: FigureTable, inputs: Inputs) -> None:
+    """Derive the RU/s and the physical partitions of the container that is read.
+
+    The need of the fullest partition depends on their number, and their number on that need, so the number is raised
+    until both agree.
+    """
+    by_gb = most(1, ceiling(t.term("release_gb") / PARTITION_GB))
+    needed = t.derive("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
+    partitions = 0.0
+    while needed > partitions:
+        partitions = needed
+        needed = _serving_with(t, inputs, int(partitions))
+    t.derive("partitions_all", "partitions", t.term("partitions") * t.term("regions"))
+
+
+def _serving_with(t: FigureTable, inputs: Inputs, partitions: int) -> float:
+    """Derive the needs of serving with this number of partitions; return the number of a container that meets them."""
+    n = t.term
+    t.enter("partitions", partitions, "partitions", "as many as follow from it: both agree")
+    if inputs.zipf is not None and inputs.hot_share is None and inputs.hit_rate is None:
+        users = max(1, round(t["users_then"].number))
+        fullest = fullest_zipf_share(users, inputs.zipf, partitions, inputs.cache_entries)
+        formula = "partitions * the share that the fullest has of users_then by zipf, mean over where they may lie"
+        t.derive("skew", "", partitions * fullest, formula)
+    else:
+        t.derive("skew", "", n("hot_read") * (n("partitions") - 1) + 1)
+    t.derive("reads_plain_ru", "RU/s", n("reads_s") * n("mean_read_ru"))
+    t.derive("reads_ru", "RU/s", n("reads_plain_ru") * n("skew") / n("ru_utilisation"))
+    rounded = ceiling(n("reads_ru"), url.MANUAL_STEP)
+    highest = t.derive("highest_ru", "RU/s", most(n("publish_ru_s"), rounded))
+    lowest = ceiling(most(url.MANUAL_MIN, n("release_gb"), highest / 100), url.MANUAL_STEP)
+    lowest = t.derive("least_ru", "RU/s", lowest, source=LIMITS)
+    serve = t.derive("serve_ru", "RU/s", most(rounded, lowest))
+    creation = least(url.MAX_RU, most(highest, serve))
+    creation = t.derive("creation_ru", "RU/s", creation, source="what a container is created with")
+    new = t.derive("new_partitions", "partitions", ceiling(creation / url.INITIAL_PARTITION_RU), source=PARTITIONS)
+    found = most(new, n("partitions_by_gb"), ceiling(least(url.MAX_RU, serve) / url.PARTITION_RU))
+    return t.derive("partitions", "partitions", found, source="they stay, whatever RU/s are taken away").value
+
+
+def _shares(t: FigureTable) -> None:
+    """Compare the hottest key and the fullest partition with a partition's share; derive all that is provisioned."""
+    n = t.term
+    share = t.derive("partition_ru", "RU/s", n("serve_ru") / n("partitions"))
+    hot = t.derive("hot_key_ru", "RU/s", n("reads_s") * n("hot_read") * n("mean_read_ru"))
+    t.derive("hot_key_load", "share", hot / share)
+    t.derive("hot_partition_load", "share", n("reads_plain_ru") * n("skew") / n("partitions") / share)
+    t.derive("containers", "containers", n("kept") + 3, source="live, kept, the next one, and control")
+    together = n("serve_ru") + n("kept") * n("least_ru") + n("creation_ru") + CONTROL_RU
+    source = "live, kept, draft and control, in the hours of a publish"
+    t.derive("together_ru", "RU/s", together, source=source)
+
+
+def _carried(t: FigureTable, inputs: Inputs, month: str) -> None:
+    """Derive what the RU/s of today, or else those of the plan, carry: reads/s or lists published/s."""
+    n = t.term
+    ru = t.derive("carried_ru", "RU/s", n("serve_ru") if inputs.have_ru is None else n("have_ru"))
+    source = "the highest rate without a 429, if nothing else is read or written"
+    reads = t.derive("carried_reads", "reads/s", ru / n("mean_read_ru") / n("skew"), source=source)
+    t.derive("carried_mean", "reads/s", reads * n("ru_utilisation"), source="with room for peaks within the hour")
+    lists = ru / (n("list_write_ru") + n("read_back_ru"))
+    t.derive("carried_lists", "lists/s", lists, source="each list is written and read back")
+    t.derive("carried_cost", month, _manual(t, ru), source="one container, manual, without storage")
+
+
+def _manual(t: FigureTable, ru: Term) -> Term:
+    """Return the cost of a month of manual RU/s in all regions."""
+    n = t.term
+    return ru / 100 * n("price_ru_hour") * n("ru_factor") * HOURS_A_MONTH * n("regions")
+
+
+def _pods(t: FigureTable, inputs: Inputs, month: str) -> None:
+    """Derive pods, by Little's law and by what a pod can answer, the autoscaler's numbers, and the cost."""
+    n = t.term
+    held = n("peak_region") * n("request_ms") / 1000
+    little = ceiling(held / n("pod_utilisation") / n("pod_concurrency"))
+    t.derive("pods_by_little", "pods", little, source="Little's law: requests in a pod = rate * time")
+    answered = n("pod_rps") if inputs.pod_rps is not None else term(1_000_000) * n("pod_cpus") / n("request_cpu_us")
+    answered = t.derive("pod_capacity", "requests/s", answered)
+    t.derive("pods_by_capacity", "pods", ceiling(n("peak_region") / answered / n("pod_utilisation")))
+    t.derive("pods_region", "pods", most(n("pods_by_little"), n("pods_by_capacity"), n("min_pods")))
+    target = n("pod_utilisation") * least(answered, n("pod_concurrency") * 1000 / n("request_ms"))
+    target = t.derive("hpa_pod_rps", "requests/s", target, source="the less by both; pods are added above it")
     source = "room for twice the load of the busiest hour, and for one pod that is lost"
-    ledger.derive("hpa_most_pods", "pods", "max(min_pods, ceil(2 * peak_region / hpa_pod_rps) + 1)", source=source)
+    t.derive("hpa_most_pods", "pods", most(n("min_pods"), ceiling(n("peak_region") * 2 / target) + 1), source=source)
+    pods = n("pods_region")
     if inputs.zones > 1:
         source = "the other zones carry what one may lose"
-        ledger.derive("pods_zone", "pods", "ceil(pods_region / (zones - 1))", source=source)
-        ledger.derive("pods", "pods", "pods_zone * zones * regions")
-    else:
-        ledger.derive("pods", "pods", "pods_region * regions")
-    ledger.derive("pods_cost", "USD/month", f"pods * pod_cpus * usd_cpu_hour * {HOURS_A_MONTH}")
+        pods = t.derive("pods_zone", "pods", ceiling(pods / (n("zones") - 1)), source=source) * n("zones")
+    t.derive("pods", "pods", pods * n("regions"))
+    t.derive("pods_cost", month, n("pods") * n("pod_cpus") * n("price_cpu_hour") * HOURS_A_MONTH)
 
 
-def _derive_redis(ledger: Ledger, inputs: Inputs, prices: Prices) -> None:
-    """Derive memory for the live, the kept and the next release, the instance's size, and cost."""
-    formula = f"rows * redis_row_bytes * (1 + kept + 1) / {GB}"
-    gb = ledger.derive("redis_gb", "GB", formula, source="live, kept and the next one")
-    size = choose_size(prices, gb, ledger.number("reads_s"), inputs)
-    if size is None:
-        largest = prices.redis[-1]
-        obstacle = f"not possible: {gb:,.0f} GB or its reads/s are more than {largest.name}, the largest, holds"
-        ledger.input("redis_size", "none", "", "prices file")
-        ledger.input("redis_cost", f"{obstacle}; plan a Redis Cluster: --redis-node-gb", "", "one endpoint is used")
+def _manual_cost(t: FigureTable, inputs: Inputs, month: str) -> None:
+    """Derive the cost of storage and of manual throughput: each begun hour is billed at its highest RU/s."""
+    n = t.term
+    t.derive("storage_cost", month, n("stored_gb") * n("price_storage_gb_month") * n("regions"))
+    polls = n("pods") * ceiling(n("pod_cpus")) / POLL_S * (2 if inputs.consistency in DOUBLED else 1)
+    source = "each process of a pod polls the catalogue for a new release"
+    t.derive("polls_ru", "RU/s", polls, source=source)
+    hours = (n("serve_ru") + n("kept") * n("least_ru") + CONTROL_RU) * HOURS_A_MONTH
+    hours += n("publishes") * (n("creation_ru") * ceiling(n("publish_hours")) + n("serve_ru") * OVERLAP_HOURS)
+    source = "live, kept and control all month; each publish its hours, and one in which two releases can serve"
+    hours = t.derive("manual_ru_hours", "RU/s-hours", hours, source=source)
+    cost = hours / 100 * n("price_ru_hour") * n("ru_factor") * n("regions")
+    t.derive("manual_cost", month, cost + n("storage_cost"))
+
+
+def autoscale_top(wanted: float, highest: float, release_gb: float) -> int:
+    """Return the top of an autoscale range that carries *wanted* RU/s and may be set after *highest*."""
+    lowest = url.minimum_ru(int(highest), int(release_gb * GB), autoscale=True)
+    return max(round_up(wanted, url.AUTOSCALE_STEP), url.AUTOSCALE_MIN, lowest)
+
+
+def reached_ru(inputs: Inputs, top: float, busiest: float) -> list[float]:
+    """Return the RU/s that an autoscale range up to *top* reaches in each hour of the day."""
+    return [max(top / FLOOR, busiest * share) for share in hourly_shares(inputs.profile)]
+
+
+def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
+    """Derive what autoscale provisions for the worst hour, what each region reaches in others, and the cost.
+
+    Regions and partitions scale by themselves. Each hour is billed at what it reached, at least a tenth of the top:
+    reads as they fall due, spread evenly over the regions, without headroom and without the reserve for a failover.
+    """
+    n = t.term
+    reads, publish, gb = (t[name].number for name in ("reads_ru", "publish_ru_s", "release_gb"))
+    highest = autoscale_top(max(reads, publish), 0, 0)
+    formula = f"the least that holds reads_ru, in steps of {url.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
+    source = "provisioned in each region; a tenth of the highest top ever is the lowest that may be set"
+    top = t.derive("autoscale_top_ru", "RU/s", autoscale_top(reads, highest, gb), formula, source)
+    now = n("peak_then") / n("regions") * (term(1) - n("hits")) * n("mean_read_ru")
+    now = t.derive("region_reads_ru", "RU/s", now)
+    formula = "the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then"
+    mean = t.derive("autoscale_mean_ru", "RU/s", fmean(reached_ru(inputs, top.value, now.value)), formula, DYNAMIC)
+    formula = "a tenth of the lowest top that may be set after publish_ru_s"
+    t.derive("autoscale_idle_ru", "RU/s", autoscale_top(0, highest, gb) / FLOOR, formula)
+    other = n("publishes") * (n("publish_ru_s") * ceiling(n("publish_hours")) + mean * OVERLAP_HOURS) / HOURS_A_MONTH
+    source = "publishes, what is kept, and hours in which two releases can serve, as a mean over the month"
+    t.derive("autoscale_other_ru", "RU/s", other + n("kept") * n("autoscale_idle_ru"), source=source)
+    fixed = _manual(t, term(CONTROL_RU)) + n("storage_cost")
+    factor = n("price_ru_hour") * n("price_autoscale_factor") * HOURS_A_MONTH * n("regions")
+    for name, live in (("autoscale_cost", mean), ("autoscale_most_cost", top)):
+        t.derive(name, month, (live + n("autoscale_other_ru")) / 100 * factor + fixed)
+
+
+def _serverless(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
+    """Derive the cost of serverless, which bills RU used; a text if regions, RU/s or time to publish forbid it."""
+    n = t.term
+    ceiling_ru = term(url.SERVERLESS_RU) * most(1, ceiling(n("release_gb") / PARTITION_GB))
+    at_most = t.derive("serverless_ceiling_ru", "RU/s", ceiling_ru, source=SERVERLESS).value
+    mean = n("reads_plain_ru") * n("mean_of_peak") + n("polls_ru")
+    used = mean * HOURS_A_MONTH * 3600 + n("publishes") * n("publish_total_ru")
+    t.derive("serverless_used_ru", "RU/month", used)
+    obstacles = list[str]()
+    if inputs.regions > 1:
+        obstacles.append(f"{inputs.regions} regions, and serverless has one")
+    if (reads_ru := t["reads_ru"].number) > at_most:
+        obstacles.append(f"{reads_ru:,.0f} RU/s for reads, above {at_most:,}")
+    if (gb := t["release_gb"].number) > url.SERVERLESS_BYTES / GB:
+        obstacles.append(f"a release of {gb:,.0f} GB, and a container holds {url.SERVERLESS_BYTES / GB:,.0f}")
+    if (hours := t["publish_total_ru"].number / at_most / 3600) > inputs.refresh_hours:
+        obstacles.append(f"a publish takes {hours:.1f} hours at {at_most:,} RU/s")
+    if prices.serverless_million_ru is None:
+        obstacles.append("the prices file has no serverless_million_ru")
+    if obstacles:
+        t.enter("serverless_cost", f"not possible: {'; '.join(obstacles)}", "", SERVERLESS)
         return
-    described = f"{size.gb:g} GB, {size.vcpus} vCPUs; {size.hour.provenance}"
-    ledger.input("redis_size", size.name, "", f"the cheapest that is enough: {described}")
-    ledger.input("redis_size_gb", size.gb, "GB", "prices file")
-    ledger.input("redis_size_gets_s", size.gets_s, "GETs/s", "prices file")
-    source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
-    ledger.input("redis_shards", size.shards, "shards", source)
-    ledger.input("usd_redis_node_hour", size.hour.usd, "USD", size.hour.provenance)
-    formula = f"redis_nodes * usd_redis_node_hour * {HOURS_A_MONTH} * regions"
-    ledger.derive("redis_cost", "USD/month", formula)
+    million = n("serverless_used_ru") / 1_000_000 * n("price_serverless_million_ru")
+    t.derive("serverless_cost", month, million + n("storage_cost"))
+
+
+def _redis(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
+    """Derive memory for the live, the kept and the next release, the instance's size, and cost."""
+    n = t.term
+    gb = n("rows") * n("redis_row_bytes") * n("copies") / GB
+    gb_value = t.derive("redis_gb", "GB", gb, source="live, kept and the next one").value
+    size = choose_size(prices, gb_value, t["reads_s"].number, inputs)
+    if size is None:
+        obstacle = "the prices file has no sizes of Redis"
+        if prices.redis:
+            obstacle = f"{gb_value:,.0f} GB or its reads/s are more than {prices.redis[-1].name}, the largest, holds"
+        t.enter("redis_cost", f"not possible: {obstacle}", "", "one endpoint is used")
+        return
+    t.enter("redis_size", size.name, "", f"the cheapest that is enough: {size.gb:g} GB; {size.hour.provenance}")
+    t.enter("redis_size_gb", size.gb, "GB", "prices file")
+    t.enter("redis_shards", size.shards, "shards", "prices file: https://learn.microsoft.com/azure/redis/architecture")
+    t.enter("price_redis_node_hour", size.hour.amount, prices.currency, size.hour.provenance)
+    t.derive("redis_cost", month, n("redis_nodes") * n("price_redis_node_hour") * HOURS_A_MONTH * n("regions"))
 
 
 def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> Size | None:
@@ -271,27 +421,48 @@ def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> Siz
         for size in prices.redis
         if gb <= size.gb * (1 - inputs.redis_reserved) and gets_s <= size.gets_s * inputs.redis_utilisation
     ]
-    return min(fitting, key=lambda each: each.hour.usd, default=None)
+    return min(fitting, key=lambda each: each.hour.amount, default=None)
 
 
-def _derive_cluster(ledger: Ledger) -> None:
-    """Derive primaries, nodes and cost of a Redis Cluster of one's own, by memory and by what a core answers."""
-    by_memory = "ceil(redis_gb / (redis_node_gb * (1 - redis_reserved)))"
-    by_core = "ceil(reads_s * redis_read_us / 1000000 / redis_utilisation)"
-    ledger.derive("cluster_by_memory", "primaries", by_memory)
-    ledger.derive("cluster_by_core", "primaries", by_core, source="one thread of redis-server answers lookups")
-    formula = f"max({LEAST_PRIMARIES}, cluster_by_memory, cluster_by_core)"
-    ledger.derive("cluster_primaries", "primaries", formula)
-    ledger.derive("cluster_nodes", "nodes", "cluster_primaries * redis_nodes * regions")
-    ledger.derive("cluster_lost_share", "share", "1 / cluster_primaries", source="users whose primary is lost")
-    formula = f"cluster_nodes * redis_node_gb * usd_redis_gb_hour * {HOURS_A_MONTH}"
-    ledger.derive("cluster_cost", "USD/month", formula)
+def _totals(t: FigureTable, inputs: Inputs, month: str) -> None:
+    """Derive the cost of training before each publish, nodes * hours * price, and the totals of both stores."""
+    n = t.term
+    given = inputs.train_node_hour is not None
+    price = n("train_node_hour") if given else n("train_cpus") * n("price_cpu_hour")
+    price = t.derive("train_price", "a node and hour", price)
+    t.derive("training_cost", month, n("train_nodes") * n("train_hours") * price * n("publishes"))
+    costs = possible_costs(t)
+    cheapest = min(costs, key=lambda name: costs[name])
+    formula = f"the least of {' and '.join(f'{name}_cost' for name in costs)}: {cheapest}"
+    t.derive("cheapest_cost", month, costs[cheapest], formula)
+    shared = n("pods_cost") + n("cluster_month") + n("training_cost")
+    for total, store in (("cosmos_total", f"{inputs.capacity}_cost"), ("redis_total", "redis_cost")):
+        if isinstance(impossible := t[store].value, str):
+            t.enter(total, impossible, "", store)
+        else:
+            t.derive(total, month, n(store) + (n("gateway_month") + shared if total == "cosmos_total" else shared))
 
 
-def _derive_today(ledger: Ledger) -> None:
-    """Compare what is provisioned by hand today with what its container needs."""
-    source = "what is provisioned by hand today, less what is needed"
-    ledger.derive("over_ru", "RU/s", "have_ru - serve_ru", source=source)
-    for cost, ru in (("today_cost", "have_ru"), ("over_cost", "over_ru")):
-        ledger.derive(cost, "USD/month", f"{ru} / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
-    ledger.derive("today_use", "share", "reads_plain_ru / have_ru", source="reads in the busiest hour")
+def _today(t: FigureTable, month: str) -> None:
+    """Compare what is provisioned by hand today with what the plan's container needs."""
+    n = t.term
+    t.derive("short_ru", "RU/s", most(0, n("serve_ru") - n("have_ru")))
+    have, reads, skew, partitions = (t[name].number for name in ("have_ru", "reads_plain_ru", "skew", "partitions"))
+    formula = "reads of the busiest hour above what each of partitions has of have_ru, by reads_plain_ru; skew"
+    refused = refused_share(have, reads, skew, int(partitions))
+    t.derive("refused_reads", "share", refused, formula, "reads alone, without headroom; retries make it worse")
+    t.derive("today_use", "share", n("reads_plain_ru") / n("have_ru"), source="reads in the busiest hour")
+    over = t.derive("over_ru", "RU/s", most(0, n("have_ru") - n("serve_ru")))
+    t.derive("today_cost", month, _manual(t, n("have_ru")))
+    t.derive("over_cost", month, _manual(t, over))
+
+
+def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: int) -> float:
+    """Return the share of reads that get a 429 if they take *reads_ru* RU/s of *have_ru*, split over partitions.
+
+    The fullest partition gets *skew* times an even share of the reads, and all others the rest evenly.
+    """
+    if reads_ru <= 0:
+        return 0.0
+    allowed, fullest = have_ru / reads_ru / partitions, min(1.0, skew / partitions)
+    return max(0.0, fullest - allowed) + max(0.0, 1 - fullest - allowed * (partitions - 1))

@@ -1,10 +1,9 @@
 """What things cost: prices with a source, a date and a region each, from one file.
 
-`prices.toml` next to this module is that file; users put their own in its place.
+`prices.toml` next to this module is the default; `azure_prices` writes such a file from Azure's price list.
 """
 
 import datetime as dt
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -14,8 +13,7 @@ from typing import Any
 from hotplate.bench.errors import BenchMisused
 
 OURS = Path(__file__).with_name("prices.toml")
-# How reliable a price is: by the word in the file, and as people read it; and how far off it may well be, if the file
-# does not say: list prices differ by region and day, what others quote by what they left out.
+# How reliable a price is, and how far off it may be if the file does not say: list prices differ by region and day.
 BASES = {"listed": "a list price", "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
 WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
 DAYS_A_MONTH = 365.25 / 12
@@ -24,41 +22,35 @@ HOURS_A_MONTH = 730
 
 
 class PricesUnreadable(BenchMisused):
-    """The file of prices is missing, or something in it is; the sentence names both."""
+    """The file of prices is missing, or something in it is wrong; the sentence names both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One price in USD, and its basis: `listed` by Microsoft, `quoted` by a third party, or `assumed`."""
+    """One price in the currency of its file, and its basis: `listed`, `quoted` by a third party, or `assumed`."""
 
-    usd: float
+    amount: float
     per: str
     region: str
-    date: str
-    """YYYY, YYYY-MM or YYYY-MM-DD, and words after it."""
-
+    date: dt.date
     source: str
     basis: str
     within: float
-    """By which share of it the true price may well be lower or higher: another region, or another day."""
+    """By which share the true price may be lower or higher: another region, or another day."""
 
     @property
     def provenance(self) -> str:
-        """Where it comes from, in one line."""
+        """Its origin in one line."""
         return f"{BASES[self.basis]}: {self.region}, {self.date}, ±{self.within:.0%}, {self.source}"
 
     def age(self, today: dt.date) -> str:
-        """Say how old it is; nothing if its date is not one."""
-        found = re.match(r"(\d{4})(?:-(\d\d))?(?:-(\d\d))?", self.date)
-        if found is None:
-            return ""
-        year, month, day = (int(part or 1) for part in found.groups())
-        months = (today - dt.date(year, month, day)).days / DAYS_A_MONTH
+        """Say how old it is."""
+        months = (today - self.date).days / DAYS_A_MONTH
         return f"{months / 12:.1f} years old" if months >= 12 else f"{max(0, round(months))} months old"
 
     def moved(self, direction: int) -> "Price":
-        """Return it as high (1), or as low (-1), as it may well be."""
-        return replace(self, usd=self.usd * (1 + direction * self.within))
+        """Return it as high (1), or as low (-1), as it may be."""
+        return replace(self, amount=self.amount * (1 + direction * self.within))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,74 +67,92 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """All prices; lives as long as what is calculated with it."""
+    """All prices of one file; None is a price that the file lacks."""
 
+    currency: str
     ru_hour: Price
     autoscale_factor: Price
-    serverless_million_ru: Price
     storage_gb_month: Price
     cpu_hour: Price
-    redis_gb_hour: Price
+    serverless_million_ru: Price | None
+    redis_gb_hour: Price | None
     redis: tuple[Size, ...]
     """From the smallest to the largest."""
 
     def by_name(self) -> dict[str, Price]:
-        """Return the prices but those of sizes of Redis."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "redis"}
+        """Return the prices that there are, but those of sizes of Redis."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: price for name, price in found.items() if isinstance(price, Price)}
 
     def ru_hours(self, ru_hours: float, *, autoscale: bool = False, regions: int = 1) -> float:
-        """Return USD for RU/s by the hour: 400 RU/s for 2 hours are 800."""
-        return ru_hours / 100 * self.ru_hour.usd * (self.autoscale_factor.usd if autoscale else 1) * regions
+        """Return the cost of RU/s by the hour: 400 RU/s for 2 hours are 800."""
+        return ru_hours / 100 * self.ru_hour.amount * (self.autoscale_factor.amount if autoscale else 1) * regions
 
     def moved(self, direction: int) -> "Prices":
-        """Return all prices as high (1), or as low (-1), as they may well be."""
+        """Return all prices as high (1), or as low (-1), as they may be."""
         sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)
-        return replace(self, redis=sizes, **{name: each.moved(direction) for name, each in self.by_name().items()})
+        moved: dict[str, Any] = {name: each.moved(direction) for name, each in self.by_name().items()}
+        return replace(self, redis=sizes, **moved)
+
+
+REQUIRED = ("ru_hour", "autoscale_factor", "storage_gb_month", "cpu_hour")
+OPTIONAL = ("serverless_million_ru", "redis_gb_hour")
 
 
 def load(path: Path = OURS) -> Prices:
     """Read a file of prices; PricesUnreadable names the file and what is wrong with it."""
     try:
-        tables = tomllib.loads(path.read_text())
-        per_gb = _price(tables["redis_gb_hour"], "redis_gb_hour")
-        sizes = [_size(each, per_gb, tables.get("redis_quoted", {})) for each in tables["redis"]]
-        prices = {each.name: _price(tables[each.name], each.name) for each in fields(Prices) if each.name != "redis"}
-        return Prices(**prices, redis=tuple(sorted(sizes, key=lambda size: size.gb)))
+        return parse(path.read_text())
     except OSError as error:
         raise PricesUnreadable(f"{path}: {error.strerror}") from error
     except KeyError as error:
         raise PricesUnreadable(f"{path}: {error.args[0]} is missing") from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise PricesUnreadable(f"{path}: {error}") from error
+
+
+def parse(text: str) -> Prices:
+    """Read the text of a file of prices. Raises KeyError, TypeError or ValueError."""
+    tables = tomllib.loads(text)
+    currency = tables["currency"]
+    if not isinstance(currency, str) or len(currency) != 3 or not currency.isalpha() or not currency.isupper():
+        raise ValueError(f"currency is {currency!r}, and must be three letters, as USD or EUR")
+    prices: dict[str, Any] = {name: _price(tables[name], name) for name in REQUIRED}
+    prices |= {name: _price(tables[name], name) if name in tables else None for name in OPTIONAL}
+    sizes = [_size(each, prices["redis_gb_hour"], tables.get("redis_quoted", {})) for each in tables.get("redis", ())]
+    return Prices(currency, **prices, redis=tuple(sorted(sizes, key=lambda size: size.gb)))
 
 
 def _price(found: Mapping[str, Any], name: str) -> Price:
     try:
-        per, region, day, source, basis = (str(found[each]) for each in ("per", "region", "date", "source", "basis"))
-        usd = float(found["usd"])
+        per, region, source, basis = (str(found[each]) for each in ("per", "region", "source", "basis"))
+        day, amount = found["date"], float(found["amount"])
     except KeyError as error:
         raise ValueError(f"{name} has no {error.args[0]}") from error
     if basis not in BASES:
         raise ValueError(f"basis of {name} is {basis!r}, and must be {', '.join(BASES)}")
-    price = Price(usd, per, region, day, source, basis, float(found.get("within", WITHIN[basis])))
-    if not price.usd >= 0:
-        raise ValueError(f"{name} is {price.usd}, and a price is 0 or more")
+    if not isinstance(day, dt.date) or isinstance(day, dt.datetime):
+        raise TypeError(f"date of {name} is {day!r}, and must be a TOML date, as 2026-11-20 without quotes")
+    price = Price(amount, per, region, day, source, basis, float(found.get("within", WITHIN[basis])))
+    if not 0 <= price.amount < float("inf"):
+        raise ValueError(f"amount of {name} is {price.amount:g}, and must be 0 or more")
     if not 0 <= price.within < 1:
         raise ValueError(f"within of {name} is {price.within:g}, and is a share of the price, less than 1")
-    if not price.date or not price.source:
-        raise ValueError(f"{name} needs a date and a source")
-    price.age(dt.date.max)  # ValueError for a day that does not exist
+    if not price.source:
+        raise ValueError(f"{name} needs a source")
     return price
 
 
-def _size(found: Mapping[str, Any], per_gb: Price, quoted: Mapping[str, Any]) -> Size:
-    """Read one size; one without a price takes the assumed price of its GB, marked as assumed."""
+def _size(found: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, Any]) -> Size:
+    """Read one size; one without a price takes the price of its GB, which is an assumption."""
     name, gb = str(found["name"]), float(found["gb"])
     if gb <= 0:
         raise ValueError(f"redis {name} must have more than 0 GB")
     per = f"node of {name} for an hour"
-    if "usd" in found:
+    if "amount" in found:
         hour = _price({"per": per, **quoted, **found}, name)
+    elif per_gb is None:
+        raise ValueError(f"redis {name} has no amount, and there is no redis_gb_hour")
     else:
-        hour = replace(per_gb, usd=gb * per_gb.usd, per=f"{per}: {gb:g} GB at {per_gb.usd:g}")
+        hour = replace(per_gb, amount=gb * per_gb.amount, per=f"{per}: {gb:g} GB at {per_gb.amount:g}")
     return Size(name, gb, int(found["vcpus"]), int(found["shards"]), float(found["gets_s"]), hour)

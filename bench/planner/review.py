@@ -1,114 +1,87 @@
-"""What follows from a plan: the break-even of both stores, savings, warnings, and growth beyond a saved baseline."""
+"""A plan as a report: the answer, rows by group, what to look out for, plots; and the check of a saved plan."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from hotplate.bench.planner.cosmos import CONTROL_RU
-from hotplate.bench.planner.figures import PlanFigure, Range, format_value, two_digits
-from hotplate.bench.planner.inputs import KNOWN, REPORT_FORMAT, Inputs, InputSource, PlanMisused, read_toml
-from hotplate.bench.planner.plan import CapacityPlan
+from hotplate.bench.planner.figures import explain, two_digits
+from hotplate.bench.planner.inputs import HOURS, KNOWN, InputSource, PlanMisused, hourly_shares, read_toml
+from hotplate.bench.planner.plan import CONTROL_RU, CapacityPlan, reached_ru
+from hotplate.report import Curve, Plot, Report, Row, TextTable, format_value
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
 # What an account may also cost, or save, and no figure holds.
 NOT_PRICED = (
     "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
-    "traffic between regions and to the internet", "backups", "private links", "free tiers",
+    "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
 )  # fmt: skip
+# Inputs that stand for a part of the bill, which is not priced while they have their defaults.
+FEES = {"gateway_month": "a dedicated gateway", "ru_factor": "zone redundancy", "cluster_month": "the fee of AKS"}
 
-# The rates at which both stores are compared, and how near to the break-even the search comes.
-LEAST_RPS = 1.0
-MOST_RPS = 100_000.0
-POINTS_A_DECADE = 12
-PRECISION = 1.005
+# What a person is shown, in this order and under these words; `--why` explains these figures and all others.
+TODAY = {
+    "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
+    "used by reads in the busiest hour": "today_use", "too many": "over_ru", "cost a month": "today_cost",
+    "of it for nothing": "over_cost",
+}  # fmt: skip
+CARRIED = {
+    "reads/s at most": "carried_reads", "reads/s with room for peaks": "carried_mean",
+    "or lists published/s": "carried_lists", "cost a month, manual": "carried_cost",
+}  # fmt: skip
+UNITS = {
+    "an item": "item_bytes", "a read": "mean_read_ru", "a written list": "list_write_ru",
+    "a list read back": "read_back_ru",
+}  # fmt: skip
+OUTLINE = {
+    "Load": {
+        "lists": "rows", "requests/s, busiest hour and region": "peak_region", "answered by a cache": "hits",
+        "reads/s of the store": "reads_s", "a stored list": "stored_bytes",
+    },
+    "Cosmos DB: request units": {
+        **UNITS, "a publish": "publish_total_ru", "for reads, headroom included": "reads_ru",
+        "provisioned for reads": "serve_ru", "for publishing": "publish_ru_s",
+        "together, while a release is published": "together_ru", "a publish takes": "publish_hours",
+    },
+    "Cosmos DB: containers": {
+        "containers while publishing": "containers", "partitions of a new release": "new_partitions",
+        "partitions of the live one": "partitions", "a partition's share": "partition_ru",
+        "hottest user by it": "hot_key_load", "fullest partition by it": "hot_partition_load",
+        "least RU/s of a kept release": "least_ru", "top of autoscale": "autoscale_top_ru",
+        "of it reached, as a mean": "autoscale_mean_ru", "storage, all releases": "stored_gb",
+    },
+    "Redis": {
+        "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
+        "nodes of an instance": "redis_nodes",
+    },
+    "Pods": {
+        "by Little's law": "pods_by_little", "by what a pod can answer": "pods_by_capacity", "at least": "min_pods",
+        "in a region, the most of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
+    },
+    "Autoscaler of a region": {
+        "target: CPU of a pod": "pod_utilisation", "target: requests of a pod": "hpa_pod_rps",
+        "pods at most": "hpa_most_pods",
+    },
+    "Cost a month": {
+        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale, as reached": "autoscale_cost",
+        "the same, all month at its top": "autoscale_most_cost", "Cosmos DB, serverless": "serverless_cost",
+        "Redis": "redis_cost", "pods": "pods_cost", "training": "training_cost", "dedicated gateway": "gateway_month",
+        "Kubernetes": "cluster_month", "Cosmos DB, pods and training": "cosmos_total",
+        "Redis, pods and training": "redis_total",
+    },
+}  # fmt: skip
 
-# Of a list that is shown to a user.
-SHOWN_LENGTH = 10
-# USD a month, below which a saving is left out.
-LEAST_SAVING = 0.01
-# The cache that is suggested: a share of the users, and at most so many.
-CACHED_SHARE = 0.1
-CACHED_MOST = 100_000
-
-# The figures that a baseline holds.
+# The figures that a saved plan holds.
 BASELINE_FIGURES = (
     "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb", "pods",
     "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
 )  # fmt: skip
 BOUND_PERCENT = 10.0
-# The table of a baseline's file that holds its figures and their bound.
+# The table of a saved plan's file that holds its figures and their bound.
 CHECK = "check"
-
-
-@dataclass(frozen=True, slots=True)
-class CostPoint:
-    """Both stores at one rate, in USD a month and without pods, which cost the same with either."""
-
-    rps: float
-    cosmos: Range
-    capacity: str
-    redis: Range | None
-    """None if no size is large enough."""
-
-    @property
-    def redis_wins(self) -> bool:
-        """Whether Redis is the cheaper one, by the prices as they stand."""
-        return self.redis is not None and self.redis.value < self.cosmos.value
-
-    @property
-    def sentence(self) -> str:
-        """Which store is cheaper at this rate, or that nobody can tell."""
-        cosmos = f"Cosmos DB by {self.capacity}", self.cosmos
-        if self.redis is None:
-            return f"{cosmos[0]}: {cosmos[1]} USD/month; no Redis with one endpoint is large enough"
-        redis = "Redis", self.redis
-        (cheaper, least), (other, more) = (redis, cosmos) if self.redis_wins else (cosmos, redis)
-        if self.cosmos.overlaps(self.redis):
-            return f"a tie: {cheaper} {least} and {other} {more} USD/month; prices are not known well enough to tell"
-        return f"{cheaper} is cheaper: {least} USD/month; {other}: {more}"
-
-
-@dataclass(frozen=True, slots=True)
-class BreakEven:
-    """The cost curves, and the rates from which Redis is, may be and surely is cheaper; None for never or always."""
-
-    points: tuple[CostPoint, ...]
-    rps: float | None
-    may_from: float | None
-    surely_from: float | None
-
-    @property
-    def sentence(self) -> str:
-        """The result in words."""
-        low, high = self.points[0].rps, self.points[-1].rps
-        if self.rps is None:
-            winner = "Redis" if self.points[0].redis_wins else "Cosmos DB at its cheapest"
-            ties = any(each.redis is not None and each.cosmos.overlaps(each.redis) for each in self.points)
-            tie = "; at some of them it is a tie, because prices are not known better" if ties else ""
-            return f"{winner} is cheaper at every rate from {low:,.0f} to {high:,.0f} requests/s{tie}"
-        begin = f"from {two_digits(self.may_from)}" if self.may_from else "from the lowest rate"
-        end = f"to {two_digits(self.surely_from)}" if self.surely_from else "to the highest rate"
-        return (
-            f"from about {two_digits(self.rps)} requests/s on, Redis is cheaper than Cosmos DB at its cheapest; "
-            f"{begin} {end} it is a tie, because prices are not known better"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self) | {"sentence": self.sentence}
-
-
-@dataclass(frozen=True, slots=True)
-class Saving:
-    """One change, its drawback, and what it saves, in USD a month; below zero if it costs."""
-
-    change: str
-    drawback: str
-    cosmos_saves: float
-    redis_saves: float
+# Rates of the plot of costs, by the plan's own.
+PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,190 +93,171 @@ class Baseline:
     bound_percent: float
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """One figure that grew by more than the bound; `now` is a text if it is no longer possible."""
-
-    name: str
-    unit: str
-    before: float
-    now: float | str | None
-
-    @property
-    def sentence(self) -> str:
-        """The growth in words."""
-        if not isinstance(self.now, int | float):
-            return f"{self.name} was {format_value(self.before, self.unit)} and is {self.now}"
-        by = f" (+{self.now / self.before - 1:.0%})" if self.before else ""
-        return (
-            f"{self.name} grew from {format_value(self.before, self.unit)} to {format_value(self.now, self.unit)}{by}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PlanReport:
-    """A plan and what follows from it; lives as long as it takes to print or to write it."""
-
-    plan: CapacityPlan
-    costs: Mapping[str, Range]
-    """Each sum of money by its name, and what it is with all prices as low, and as high, as they may well be."""
-
-    here: CostPoint
-    """Both stores at the plan's own rate."""
-
-    break_even: BreakEven
-    savings: tuple[Saving, ...]
-    warnings: tuple[str, ...]
-    prices_file: str
-    date: datetime
-
-    def shown(self, figure: PlanFigure) -> str:
-        """Format a figure; a sum of money with its range."""
-        cost = self.costs.get(figure.name)
-        return str(figure) if cost is None else f"{cost} {figure.unit}"
-
-    def advice(self) -> list[tuple[str, str, str, str]]:
-        """Return change, what it saves with Cosmos DB and with Redis, and drawback of each saving."""
-        return [
-            (each.change, two_digits(each.cosmos_saves), two_digits(each.redis_saves), each.drawback)
-            for each in self.savings
-        ]
-
-    def prices(self) -> list[tuple[str, str, str, str]]:
-        """Return name, USD, basis and age of each price that the plan rests on."""
-        plan, today = self.plan, self.date.date()
-        used = plan.prices.by_name()
-        for size in plan.prices.redis:
-            if size.name == plan.figures["redis_size"].value:
-                used["redis_node_hour"] = size.hour
-        return [(f"usd_{name}", f"{each.usd:g}", each.basis, each.age(today)) for name, each in used.items()]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        figures = self.plan.figures
-        return {
-            "format": REPORT_FORMAT,
-            "kind": "plan",
-            "date": self.date.isoformat(timespec="seconds"),
-            "prices_file": self.prices_file,
-            "prices": [dict(zip(("name", "usd", "basis", "age"), each, strict=True)) for each in self.prices()],
-            "not_priced": list(NOT_PRICED),
-            "cheapest": self.plan.cheapest,
-            "verdict": self.here.sentence,
-            "cautions": list(self.warnings),
-            "break_even": self.break_even.to_json(),
-            "advice": [asdict(each) for each in self.savings],
-            "inputs": [figures[name].to_json() for name in KNOWN if name in figures],
-            "figures": [each.to_json() for name, each in figures.items() if name not in KNOWN],
-            "ranges": {name: [cost.low, cost.high] for name, cost in self.costs.items()},
-        }
-
-
-def review(plan: CapacityPlan, prices_file: Path) -> PlanReport:
-    """Derive what follows from a plan."""
-    return PlanReport(
-        plan,
-        ranges(plan),
-        cost_at(plan, plan.inputs.peak_rps),
-        find_break_even(plan),
-        tuple(find_savings(plan)),
-        tuple(warnings(plan)),
-        prices_file.name,
-        datetime.now(UTC),
+def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
+    """Make the report of a plan; with a *baseline* of the comparison with it."""
+    broken = [*shortage(plan), *(growth(plan, baseline) if baseline else ())]
+    notes = [f"look out: {each}" for each in warnings(plan)] if not plan.sourced.carries_only else []
+    if baseline:
+        kept = len(baseline.figures) - len([*growth(plan, baseline)])
+        inside = f"{kept} of {len(baseline.figures)} figures are inside {baseline.bound_percent:g} %"
+        sentence, rows = f"{inside} of {baseline.layer.source}", _compared(plan, baseline)
+    else:
+        sentence = _carries(plan) if plan.sourced.carries_only else _answer(plan)
+        rows = tuple(_rows(plan))
+        carried = () if plan.sourced.carries_only else (_carries(plan), _cheaper(plan))
+        notes = [*carried, *notes, *_prices(plan, prices_file), *_assumed(plan)]
+    short = [*shortage(plan)]
+    return Report(
+        kind="plan",
+        sentence=short[0] if short else sentence,
+        rows=rows,
+        listed=baseline is None,
+        notes=tuple([sentence] * bool(short) + notes),
+        broken=tuple(broken),
+        plots=() if plan.sourced.carries_only else (_cost_plot(plan), _day_plot(plan)),
+        tables=(_formulas(plan),),
+        configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
+        machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
+        extra={
+            "currency": plan.prices.currency,
+            "inputs": [figure.to_json() for name, figure in plan.figures.items() if name in KNOWN],
+            "figures": [figure.to_json() for name, figure in plan.figures.items() if name not in KNOWN],
+        },
     )
 
 
-def find_break_even(plan: CapacityPlan) -> BreakEven:
-    """Calculate both costs at rates from 1 to 100,000 requests/s, or wider if the plan's own lies near the edge."""
-    low = min(LEAST_RPS, plan.inputs.peak_rps / 10)
-    high = max(MOST_RPS, plan.inputs.peak_rps * 10)
-    points = [cost_at(plan, low)]
-    step = 10 ** (1 / POINTS_A_DECADE)
-    while points[-1].rps < high:
-        points.append(cost_at(plan, min(high, points[-1].rps * step)))
+def shortage(plan: CapacityPlan) -> Iterator[str]:
+    """Yield what the RU/s of today lack, if they lack anything; nothing for a plan without a load."""
+    if plan.sourced.carries_only or "short_ru" not in plan.figures or not (short := plan.number("short_ru")):
+        return
+    refused = plan.number("refused_reads")
+    if refused:
+        count = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
+        yield f"short by {short:,.0f} RU/s: {count} reads get 429"
+    else:
+        yield f"short by {short:,.0f} RU/s: the busiest hour fits as a mean, its peaks get 429"
 
-    def crossing(wins: Callable[[Range, Range], bool]) -> float | None:
-        """Return the rate from which Redis wins over Cosmos DB; None if it always does, or never."""
 
-        def holds(point: CostPoint) -> bool:
-            return point.redis is not None and wins(point.redis, point.cosmos)
+def _answer(plan: CapacityPlan) -> str:
+    serve, publish, pods = (plan.number(name) for name in ("serve_ru", "publish_ru_s", "pods"))
+    costs = [
+        f"{_money(plan, name)} with {words}" if plan.figures[name].unit else f"{words} {plan.figures[name].value}"
+        for name, words in (("cosmos_total", f"Cosmos DB ({plan.inputs.capacity})"), ("redis_total", "Redis"))
+    ]
+    return f"{serve:,.0f} RU/s to serve, {publish:,.0f} to publish, {pods:,.0f} pods: {', '.join(costs)}"
 
-        crossed = next((place for place, each in enumerate(points) if holds(each)), 0)
-        if not crossed:
-            return None
-        below, above = points[crossed - 1].rps, points[crossed].rps
-        while above / below > PRECISION:
-            middle = (below * above) ** 0.5
-            below, above = (below, middle) if holds(cost_at(plan, middle)) else (middle, above)
-        return above
 
-    return BreakEven(
-        tuple(points),
-        crossing(lambda redis, cosmos: redis.value < cosmos.value),
-        crossing(lambda redis, cosmos: redis.low <= cosmos.high),
-        crossing(lambda redis, cosmos: redis.high < cosmos.low),
+def _carries(plan: CapacityPlan) -> str:
+    ru, reads, mean, lists = (plan.number(f"carried_{name}") for name in ("ru", "reads", "mean", "lists"))
+    return (
+        f"{ru:,.0f} RU/s carry {format_value(reads)} reads/s, {format_value(mean)} with room for peaks, or "
+        f"{format_value(lists)} lists published/s"
     )
 
 
-def cost_at(plan: CapacityPlan, rps: float) -> CostPoint:
-    """Return both costs at a rate."""
-    there = plan.with_inputs(peak_rps=rps)
-    costs = ranges(there)
-    return CostPoint(rps, costs[f"{there.cheapest}_cost"], there.cheapest, costs.get("redis_cost"))
+def _cheaper(plan: CapacityPlan) -> str:
+    """Say which store is cheaper, or that prices are not known well enough to tell; pods cost the same with both."""
+    cosmos = f"{plan.cheapest}_cost"
+    ours = f"Cosmos DB by {plan.cheapest}"
+    if not plan.figures["redis_cost"].unit:
+        return f"{ours}: {_money(plan, cosmos)}; Redis is {plan.figures['redis_cost'].value}"
+    costs = {ours: _money(plan, cosmos), "Redis": _money(plan, "redis_cost")}
+    shown = "; ".join(f"{store}: {cost}" for store, cost in costs.items())
+    (low, high), (redis_low, redis_high) = _between(plan, cosmos), _between(plan, "redis_cost")
+    if low <= redis_high and redis_low <= high:
+        return f"a tie, as prices are not known better: {shown}"
+    return f"{'Redis' if redis_high < low else ours} is cheaper: {shown}"
 
 
-def ranges(plan: CapacityPlan) -> dict[str, Range]:
-    """Return each sum of money with what it is if all prices are as low, or as high, as they may well be."""
-    plans = plan.with_prices(-1), plan, plan.with_prices(1)
-    sums = [name for name, figure in plan.figures.items() if figure.unit == "USD/month"]
-    return {name: Range(*(each.number(name) for each in plans)) for name in sums}
+def _between(plan: CapacityPlan, name: str) -> tuple[float, float]:
+    """Return a sum with all prices as low, and as high, as they may be."""
+    return plan.with_prices(-1).number(name), plan.with_prices(1).number(name)
 
 
-def find_savings(plan: CapacityPlan) -> list[Saving]:
-    """Try each change by itself and return those that save something, the most first."""
-    found = list[Saving]()
-    for change, drawback, inputs in (*_list_changes(plan.inputs), *_container_changes(plan.inputs)):
-        changed = plan.with_inputs(**inputs)
-        cosmos, redis = (_saved(plan, changed, name) for name in ("cosmos_total", "redis_total"))
-        if max(cosmos, redis) >= LEAST_SAVING:
-            found.append(Saving(change, drawback, round(cosmos, 2), round(redis, 2)))
-    return sorted(found, key=lambda each: max(each.cosmos_saves, each.redis_saves), reverse=True)
+def _money(plan: CapacityPlan, name: str) -> str:
+    low, high = _between(plan, name)
+    figure = plan.figures[name]
+    return f"{two_digits(figure.number)} ({two_digits(low)} to {two_digits(high)}) {figure.unit}"
 
 
-def _saved(plan: CapacityPlan, changed: CapacityPlan, name: str) -> float:
-    before, after = plan.figures[name].value, changed.figures[name].value
-    return before - after if isinstance(before, float) and isinstance(after, float) else 0.0
+def _rows(plan: CapacityPlan) -> Iterator[Row]:
+    """Yield a row for each figure that is shown, with the name that `--why` takes as its note."""
+    figures, month = plan.figures, f"{plan.prices.currency}/month"
+    low, high = plan.with_prices(-1), plan.with_prices(1)
+    carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED}
+    outline: dict[str, dict[str, str]] = {"Today": TODAY, **carried, **OUTLINE}
+    if plan.sourced.carries_only:
+        outline = {**carried, "Cosmos DB: request units": UNITS}
+    for group, lines in outline.items():
+        for words, name in lines.items():
+            figure = figures.get(name)
+            if figure is None or (not figure.value and (name in FEES or lines is TODAY)):
+                continue
+            if isinstance(figure.value, str):
+                yield Row(group, words, note=f"{figure.value}, {name}")
+            elif figure.unit == month or name in FEES:
+                ends = low.number(name), high.number(name)
+                yield Row(group, words, plan.prices.currency, figure.value, (), *ends, name)
+            else:
+                yield Row(group, words, figure.unit, figure.value, note=name)
 
 
-def _list_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    def with_size(factor: float, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 -- inputs by name
-        return changes if inputs.list_bytes is None else changes | {"list_bytes": inputs.list_bytes * factor}
-
-    if inputs.list_length > SHOWN_LENGTH:
-        change = f"lists of {SHOWN_LENGTH} items, not {inputs.list_length}"
-        shorter = with_size(SHOWN_LENGTH / inputs.list_length, list_length=SHOWN_LENGTH)
-        yield change, "fewer to fall back on after a filter", shorter
-    if inputs.encoding == "json":
-        yield "encoding zstd, not json", "0.8 µs of CPU a read", with_size(inputs.zstd_share, encoding="zstd")
-    if inputs.title_chars > 0 and inputs.list_bytes is None:
-        yield "no titles in the lists", "the caller looks them up", {"title_chars": 0.0}
-    if inputs.cache_entries == 0 and inputs.hit_rate is None and inputs.zipf:
-        entries = min(CACHED_MOST, max(1, int(inputs.users * CACHED_SHARE)))
-        drawback = "memory in each pod: --cache-mb of hotplate serve"
-        yield f"an in-process cache of {entries:,} lists", drawback, {"cache_entries": entries}
+def _prices(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
+    used, today = plan.prices.by_name(), datetime.now(UTC).date()
+    oldest = min(used.values(), key=lambda each: each.date)
+    doubtful = ", ".join(name for name, each in used.items() if each.basis != "listed")
+    unchecked = f"; quoted or assumed, not checked: {doubtful}" if doubtful else ""
+    age = f"the oldest of {oldest.date}, {oldest.age(today)}"
+    yield f"prices in {plan.prices.currency} from {prices_file}, {age}{unchecked}"
+    fees = [words for name, words in FEES.items() if name not in plan.sourced.sources]
+    yield f"not priced: {', '.join((*fees, *NOT_PRICED))}"
 
 
-def _container_changes(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    if inputs.consistency in ("bounded", "strong"):
-        drawback = "a read may be older, but a release never changes"
-        yield f"eventual consistency, not {inputs.consistency}", drawback, {"consistency": "eventual"}
-    for capacity, drawback in (
-        ("manual", "a peak above the plan is throttled"),
-        ("autoscale", "a peak above its top is throttled"),
-        ("serverless", "no latency guarantee"),
-    ):
-        if capacity != inputs.capacity:
-            yield f"{capacity}, not {inputs.capacity}", drawback, {"capacity": capacity}
+def _assumed(plan: CapacityPlan) -> Iterator[str]:
+    figures = plan.figures
+    known = {each.name for _, each in explain(figures, "carried_lists")} if plan.sourced.carries_only else figures
+    assumed = [
+        f"{name} {each}" for name, each in figures.items() if name in known and each.source.startswith("assumed")
+    ]
+    yield f"assumed: {', '.join(assumed)}"
+    yield "why: add --why NAME of a figure, or --out NAME for a page with all formulas"
+
+
+def _formulas(plan: CapacityPlan) -> TextTable:
+    lines = (
+        (name, str(each), each.formula, ", ".join(f"{of.name} {of}" for of in each.operands), each.source)
+        for name, each in plan.figures.items()
+    )
+    return TextTable("Formulas and sources", ("figure", "value", "formula", "of", "source"), tuple(lines))
+
+
+def _cost_plot(plan: CapacityPlan) -> Plot:
+    """Plot the cost of each store, without pods, over rates from a hundredth to a hundred times the plan's own."""
+    rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
+    plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
+    cosmos = tuple(each.number("cheapest_cost") for each in plans)
+    redis = tuple(each.number("redis_cost") if each.figures["redis_cost"].unit else None for each in plans)
+    return Plot(
+        title="Cost over the rate",
+        x="requests/s in the busiest hour",
+        y=f"{plan.prices.currency} a month, without pods",
+        curves=(Curve("Cosmos DB at its cheapest", rates, cosmos), Curve("Redis", rates, redis)),
+        log_x=True,
+        log_y=True,
+        marks={plan.inputs.peak_rps: "this plan"},
+    )
+
+
+def _day_plot(plan: CapacityPlan) -> Plot:
+    """Plot the RU/s of reads hour by hour, headroom included, under the RU/s that manual and autoscale bill."""
+    hours = tuple(float(hour) for hour in range(HOURS))
+    needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
+    reached = tuple(reached_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
+    curves = [Curve("needed for reads", hours, needed), Curve("autoscale, as reached by a region", hours, reached)]
+    for words, name in (("manual", "serve_ru"), ("provisioned today", "have_ru")):
+        if name in plan.figures:
+            curves.append(Curve(words, hours, (plan.number(name),) * HOURS))
+    return Plot(title="A day", x="hour of the day", y="RU/s", curves=tuple(curves))
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
@@ -364,19 +318,32 @@ def read_baseline(path: Path) -> Baseline:
     return Baseline(InputSource(path.name, facts, f"{{name!r}} in {path}"), figures, bound)
 
 
-def growth(plan: CapacityPlan, baseline: Baseline) -> list[Growth]:
-    """Return the figures above the bound or no longer possible. PlanMisused for a baseline without figures."""
+def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
+    """Yield the figures above the bound or no longer possible. PlanMisused for a baseline without figures."""
     if not baseline.figures:
         raise PlanMisused(
             f"{baseline.layer.source} has no figure to check; write one with: hotplate plan ... --save plan.toml"
         )
-    found = list[Growth]()
+    for name, before in baseline.figures.items():
+        now = plan.figures.get(name)
+        if now is None or not isinstance(now.value, int | float):
+            yield f"{name} was {before:,.6g} and is {now or 'not possible'}"
+        elif now.value > before * (1 + baseline.bound_percent / 100) + 1e-9:
+            by = f" (+{now.value / before - 1:.0%})" if before else ""
+            yield f"{name} grew from {replace(now, value=before)} to {now}{by}"
+
+
+def _compared(plan: CapacityPlan, baseline: Baseline) -> tuple[Row, ...]:
+    rows = list[Row]()
     for name, before in baseline.figures.items():
         figure = plan.figures[name]
-        bound = before * (1 + baseline.bound_percent / 100) + 1e-9
-        if not isinstance(figure.value, int | float) or figure.value > bound:
-            found.append(Growth(name, figure.unit or "USD/month", before, figure.value))
-    return found
+        subject = f"{name}, {figure.unit}".rstrip(", ")
+        now = figure.value if isinstance(figure.value, int | float) else None
+        rows += [
+            Row(subject, "saved", "", before),
+            Row(subject, "now", "", now, note="" if now is not None else str(figure)),
+        ]
+    return tuple(rows)
 
 
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
@@ -387,9 +354,9 @@ def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
         lines.append(f"{name} = {given}  # {''.join(each if each.isprintable() else ' ' for each in source)}")
     lines += ["", f"[{CHECK}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK}.agreed]"]
     for name in BASELINE_FIGURES:
-        value = plan.figures[name].value
-        if isinstance(value, int | float):
-            lines.append(f"{name} = {value:.6g}  # {plan.figures[name].unit}")
+        figure = plan.figures[name]
+        if isinstance(figure.value, int | float):
+            lines.append(f"{name} = {figure.value:.6g}  # {figure.unit}")
     return "\n".join(lines) + "\n"
 
 

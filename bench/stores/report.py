@@ -215,7 +215,7 @@ def _summary(
     percentile, item_bytes = objective.percentile, stored_item(setup.manifest)
     rows = tuple(top_row(column, percentile, options, item_bytes, footnotes) for column in columns)
     listed = load_prices().cpu_hour
-    price = f"{listed.usd:g} USD an hour ({listed.basis}, {listed.date}; --cpu-hour replaces it)"
+    price = f"{listed.amount:g} USD an hour ({listed.basis}, {listed.date}; --cpu-hour replaces it)"
     given = f"{options.cpu_hour} USD an hour"
     notes = [f"{each[0].upper()}{each[1:]}." for each in fewer]
     notes += [*footnotes.lines, COST.format(price=price if options.cpu_hour is None else given)]

@@ -232,7 +232,7 @@ def top_row(
     service_us = column.mean(lambda each: each.reads.service_cpu_us) or 0.0
     server_us = column.mean(lambda each: each.reads.server_cpu_us)
     prices, rate, throughput = load_prices(), parse_rate(options.rate), column.throughput
-    hour_usd = prices.cpu_hour.usd if options.cpu_hour is None else options.cpu_hour
+    hour_usd = prices.cpu_hour.amount if options.cpu_hour is None else options.cpu_hour
     alone = text.format_short_us(service_us), "of the service alone"
     if throughput is not None:
         needed = needs(load_charges(), prices, item_bytes, rate, throughput.ru)

@@ -42,7 +42,7 @@ def hourly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
 def publish_usd(prices: "Prices", bill: "Bill", request_units: float, began: float, seconds: float) -> float:
     """Return what is billed from the beginning to the end of a publish."""
     if not bill.writing:
-        return request_units / 1e6 * prices.serverless_million_ru.usd
+        return request_units / 1e6 * (prices.serverless_million_ru.amount if prices.serverless_million_ru else 0.0)
     return hourly_usd(prices, bill.writing) * billed_hours(began, seconds)
 
 
@@ -124,7 +124,7 @@ def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Price
         ]
         total = f"{monthly_usd(prices, bill.afterwards):,.2f}"
         out.print(table(("from then on", "RU/s", "", "USD/month"), [*months, ("all", "", "", total)]))
-    storage_usd, source = prices.storage_gb_month.usd, prices.ru_hour.provenance
+    storage_usd, source = prices.storage_gb_month.amount, prices.ru_hour.provenance
     out.print(f"of one region, without storage at {storage_usd:g} USD a GB and month; {source}")
 
 

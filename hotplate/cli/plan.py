@@ -1,8 +1,7 @@
-"""`hotplate plan`: what a load will take, what it will cost, and why."""
+"""`hotplate plan`: what a load needs and costs, and why."""
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,19 +9,16 @@ import typer
 
 from hotplate.bench.planner import inputs
 from hotplate.cli.options import parameter, signed
-from hotplate.cli.terminal import REFUSED, Json, out, print_json, require_folder, table, with_store
+from hotplate.cli.terminal import Json, out, print_json, require_folder, with_store
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from hotplate.bench.planner.inputs import InputSource
     from hotplate.bench.planner.plan import CapacityPlan
-    from hotplate.bench.planner.review import Baseline, Growth, PlanReport
+    from hotplate.bench.planner.review import Baseline
 
 MEASURED = "Measured, not assumed"
 OUTPUT = "What is printed and written"
-# Widths of the columns of words and of values.
-WORDS = 38
-VALUE = 18
 
 
 def plan(
@@ -61,14 +57,17 @@ def plan(
 ) -> None:
     """Turn a forecast into RU/s, partitions, pods, memory and money, and show why.
 
-    Every assumption is named and can be replaced, best of all by a measurement. Exit codes: 0 it was planned; 1 a file
-    or a store could not be read; 2 the inputs make no sense; 3 --check found a figure that has grown.
+    Every assumption is named and can be replaced, best of all by a measurement. --have-ru alone says what these RU/s
+    carry. Exit codes: 0 it was planned; 1 a file or a store could not be read; 2 the inputs make no sense; 3 --have-ru
+    is too little, or --check found a figure that has grown.
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
     from hotplate.bench.planner import prices as price_list
     from hotplate.bench.planner.plan import calculate
-    from hotplate.bench.planner.review import growth, read_baseline, review
+    from hotplate.bench.planner.review import read_baseline
+    from hotplate.bench.planner.review import report as report_of
+    from hotplate.report import print_report, to_json
     from hotplate.stores.cosmos import charges as cosmos_charges
 
     if source and check:
@@ -81,19 +80,21 @@ def plan(
     made = calculate(inputs.merge(layers), price_list.load(prices), cosmos_charges.load(charges))
     if why is not None and why not in made.figures:
         raise inputs.PlanMisused(f"--why: there is no figure {why!r}; there are {', '.join(made.figures)}")
-    reviewed, compared = review(made, prices), baseline if check else None
-    grown = growth(made, compared) if compared else []
-    _write_files(reviewed, compared, report, save)
+    found = report_of(made, prices.name, baseline if check else None)
+    if report is not None:
+        from hotplate import report_page
+
+        report_page.save(found, report)
+    if save is not None:
+        _save(made, baseline if check else None, save)
     if as_json:
-        print_json(reviewed.to_json() | ({"grown": [asdict(each) for each in grown]} if compared else {}))
+        print_json(to_json(found))
     elif why is not None:
         _print_formulas(made, why)
-    elif compared:
-        _print_growth(grown, compared)
     else:
-        _print_report(reviewed)
-    if grown:
-        raise typer.Exit(REFUSED)
+        print_report(found, out)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
@@ -138,49 +139,10 @@ def _layers(
     return [*layers, *command_line]
 
 
-def _write_files(reviewed: "PlanReport", compared: "Baseline | None", report: Path | None, save: Path | None) -> None:
+def _save(made: "CapacityPlan", compared: "Baseline | None", path: Path) -> None:
     from hotplate.bench.planner.review import BOUND_PERCENT, to_toml
-    from hotplate.bench.report.text import write, write_report
 
-    if report is not None:
-        from hotplate.bench.planner.page import page
-
-        write_report(report, reviewed.to_json(), page(reviewed))
-    if save is not None:
-        write(save, to_toml(reviewed.plan, compared.bound_percent if compared else BOUND_PERCENT))
-
-
-def _print_growth(grown: "list[Growth]", baseline: "Baseline") -> None:
-    for each in grown:
-        out.print(each.sentence)
-    count = len(baseline.figures)
-    kept = f"{count - len(grown)} of {count} figures are inside {baseline.bound_percent:g} %"
-    out.print(f"{kept} of {baseline.layer.source}")
-
-
-def _print_report(report: "PlanReport") -> None:
-    from hotplate.bench.planner.review import NOT_PRICED
-
-    made = report.plan
-    for group, lines in made.outline():
-        rows = [(words.ljust(WORDS), report.shown(figure).rjust(VALUE), figure.name) for words, figure in lines]
-        out.print(table((group, "", ""), rows))
-        out.print()
-    out.print(report.here.sentence)
-    out.print(report.break_even.sentence)
-    if report.savings:
-        out.print()
-        out.print(table(("saves, USD/month", "Cosmos DB", "Redis", "drawback"), report.advice()))
-    out.print()
-    out.print(table(("prices", "USD", "", "age"), report.prices()))
-    out.print("prices that are quoted or assumed were not checked; put yours in a file for --prices")
-    out.print(f"not priced: {', '.join(NOT_PRICED)}")
-    out.print()
-    assumed = [f"{name} {figure}" for name, figure in made.figures.items() if figure.source.startswith("assumed")]
-    out.print(f"assumed: {', '.join(assumed)}")
-    for each in report.warnings:
-        out.print(f"look out: {each}")
-    out.print("why: hotplate plan … --why NAME, or --out NAME for a page with all of it")
+    path.write_text(to_toml(made, compared.bound_percent if compared else BOUND_PERCENT))
 
 
 def _print_formulas(made: "CapacityPlan", name: str) -> None:

@@ -123,7 +123,8 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap
 
 def print_json(value: object) -> None:
     """Print one JSON object on standard output."""
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_to_plain).decode() + "\n")
+    options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+    sys.stdout.write(orjson.dumps(value, option=options, default=_to_plain).decode() + "\n")
 
 
 def print_result(fields: object, *text: object, as_json: bool) -> None:

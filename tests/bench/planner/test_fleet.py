@@ -1,4 +1,4 @@
-"""Past one machine: the skew of users by a law, zones and a cluster."""
+"""Past one machine: the skew of users by a law, and zones."""
 
 import random
 from collections import Counter, OrderedDict
@@ -16,8 +16,8 @@ from hotplate.stores.keys import USER
 from tests.support.planning import a_plan
 
 BIG = {
-    "users": 100_000_000, "peak_rps": 1_000_000, "profile": "evening", "redis_node_gb": 26, "zones": 3,
-    "request_cpu_us": 14, "encoding": "zstd", "list_bytes": 160, "hot_share": None,
+    "users": 100_000_000, "peak_rps": 1_000_000, "profile": "evening", "zones": 3,
+    "encoding": "zstd", "list_bytes": 160, "hot_share": None,
 }  # fmt: skip
 
 
@@ -58,20 +58,6 @@ def test_a_cache_has_the_hits_that_the_law_says() -> None:
     keys = RequestKeys([str(number) for number in range(2_000)], Zipf(0.99))
     hit_rate = 1 - missed(islice(keys, 60_000), 200).total() / 60_000
     assert hit_rate == pytest.approx(cache_hits(2_000, 0.99, 200).hit_rate, abs=0.01)
-
-
-def test_a_cluster_has_primaries_by_memory_or_by_what_a_core_answers() -> None:
-    plan = a_plan(**BIG)
-    row = (160 + 5 + 10 + 28 + 80) * 1.08
-    assert plan.number("redis_gb") == pytest.approx(1e8 * row * 3 / 1e9, rel=0.001)
-    assert "--redis-node-gb" in str(a_plan(users=1_000_000_000).figures["redis_cost"].value)
-    assert plan.number("cluster_by_memory") == 5  # 92 GB of 20.8 each
-    assert plan.number("cluster_by_core") == 3  # 1.7 cores, 60 % used
-    assert plan.number("cluster_nodes") == 10
-    assert plan.number("cluster_lost_share") == 0.2
-    assert a_plan(redis_node_gb=26).number("cluster_primaries") == 3
-    assert str(a_plan(redis_node_gb=26).figures["cluster_by_memory"]) == "1 primary"
-    assert "cluster_primaries" not in a_plan().figures
 
 
 def test_any_zone_may_be_lost() -> None:

@@ -4,10 +4,9 @@ from math import log
 
 import pytest
 
-from hotplate.bench.planner.cosmos import possible_costs
 from hotplate.bench.planner.demand import cache_hits, hottest_share, popularity
-from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES
-from hotplate.bench.planner.review import cost_at, find_break_even, find_savings, warnings
+from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES, possible_costs, refused_share
+from hotplate.bench.planner.review import report, warnings
 from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
 
@@ -16,7 +15,6 @@ RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
 
 def test_a_container_that_is_made_for_a_fast_publish_keeps_its_partitions() -> None:
     fast = a_plan(publish_ru=50_000)
-    assert fast.number("autoscale_new_partitions") == 5  # 50,000 / 10,000
     assert any("9 partitions for life, and 1 would do" in each for each in warnings(fast))
     assert a_plan(publish_ru=6_000).number("new_partitions") == 1
     assert a_plan(publish_ru=6_100).number("new_partitions") == 2
@@ -51,10 +49,8 @@ def test_a_publish_takes_what_its_window_needs() -> None:
 def test_strong_reads_cost_twice(consistency: str) -> None:
     strong = a_plan(peak_rps=700, consistency=consistency)
     assert strong.number("serve_ru") == 2_000  # 700 * 2 / 0.7
-    saved = {each.change: each.cosmos_saves for each in find_savings(strong)}[
-        f"eventual consistency, not {consistency}"
-    ]
     # The live release all month, and at each publish the next one for the hour of writing and one of two side by side.
+    saved = strong.number("manual_cost") - strong.with_inputs(consistency="eventual").number("manual_cost")
     assert saved == pytest.approx(1_000 * (730 + 2 * 730 / 24) / 100 * 0.008, abs=0.01)
 
 
@@ -91,13 +87,13 @@ def test_redis_holds_the_live_the_kept_and_the_next_release() -> None:
     assert a_plan(users=1_000_000, list_bytes=877, kept=0).figures["redis_size"].value == "B3"  # 2.16 GB
     many = a_plan(users=100_000_000, list_bytes=877)
     assert many.number("redis_shards") == 96
-    assert many.figures["usd_redis_node_hour"].source.startswith("ASSUMED, NO PRICE WAS FOUND")
+    assert many.figures["price_redis_node_hour"].source.startswith("ASSUMED, NO PRICE WAS FOUND")
 
 
 def test_pods_are_the_more_of_two_counts() -> None:
     waiting = a_plan(peak_rps=1_000, request_ms=96, pod_concurrency=16)
     assert waiting.number("pods_by_little") == 10  # 1,000 * 0.096 / 0.6 / 16
-    assert waiting.number("pods_by_capacity") == 1  # 1,000 / 16,667 / 0.6
+    assert waiting.number("pods_by_capacity") == 1  # 1,000 / 33,333 / 0.6
     assert waiting.number("pods") == 10
 
 
@@ -108,15 +104,6 @@ def test_the_reference_has_27_times_what_it_needs() -> None:
     assert reference.number("over_ru") == 10_600
     assert reference.number("today_cost") == pytest.approx(11_000 * RU_MONTH) == pytest.approx(642.4)
     assert reference.number("over_cost") == pytest.approx(10_600 * RU_MONTH) == pytest.approx(619.04)
-
-
-def test_from_some_rate_on_redis_is_cheaper() -> None:
-    plan = a_plan()
-    found = find_break_even(plan)
-    assert found.rps is not None
-    assert not cost_at(plan, found.rps / 1.01).redis_wins
-    assert cost_at(plan, found.rps).redis_wins
-    assert "Redis is cheaper" in found.sentence
 
 
 @pytest.mark.parametrize(("encoding", "titles"), [("json", 0), ("json", 12), ("zstd", 0)])
@@ -134,3 +121,39 @@ def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -
 def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
     redis = pytest.importorskip("hotplate.stores.redis.examination")
     assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis.ROW_BYTES, redis.ALLOCATED)
+
+
+def test_missing_ru_come_first_and_fail_the_check() -> None:
+    made = report(a_plan(peak_rps=4_760, have_ru=400), "prices.toml")
+    assert made.sentence == "short by 6,400 RU/s: 92 of 100 reads get 429"  # 4,760 / 0.7 = 6,800; 400 / 4,760 = 8 %
+    assert made.sentence in made.broken
+    assert made.exit_code == 3
+    assert not any("for nothing" in row.figure for row in made.rows)
+    enough = report(a_plan(peak_rps=4_760, have_ru=6_800), "prices.toml")
+    assert (enough.broken, enough.exit_code) == ((), 0)
+
+
+def test_the_shortage_follows_from_what_reads_need() -> None:
+    # Without headroom, what is provisioned is what reads need.
+    made = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
+    assert made.sentence == "short by 6,400 RU/s: 94 of 100 reads get 429"
+    headroom = report(a_plan(peak_rps=700, have_ru=800), "prices.toml")
+    assert headroom.sentence == "short by 200 RU/s: the busiest hour fits as a mean, its peaks get 429"
+    # Two partitions of 500 RU/s each, of which one gets 800 of 1,000 reads/s: 300 are refused.
+    assert refused_share(1_000, 1_000, 1.6, 2) == pytest.approx(0.3)
+    assert refused_share(400, 0, 1, 1) == 0
+    assert refused_share(400, 400, 1, 3) == pytest.approx(0)
+
+
+def test_ru_alone_tell_what_they_carry() -> None:
+    carries = report(a_plan(users=None, peak_rps=None, have_ru=6_000), "prices.toml")
+    assert carries.sentence == "6,000 RU/s carry 6,000 reads/s, 4,200 with room for peaks, or 1,000 lists published/s"
+    assert carries.exit_code == 0
+    assert {row.note: row.value for row in carries.rows}["carried_cost"] == pytest.approx(6_000 * RU_MONTH)
+
+
+def test_every_plan_says_what_its_ru_carry() -> None:
+    made = report(a_plan(peak_rps=700), "prices.toml")
+    assert "1,000 RU/s carry 1,000 reads/s, 700 with room for peaks, or 167 lists published/s" in made.notes
+    larger = report(a_plan(peak_rps=700, list_bytes=3_500), "prices.toml")  # 1.12 and 6.61 RU
+    assert "1,200 RU/s carry 1,071 reads/s, 750 with room for peaks, or 155 lists published/s" in larger.notes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hotplate.bench.planner.figures import PlanFigure, explain, round_up
 from hotplate.bench.planner.inputs import KNOWN, SHAPES, InputSource, PlanMisused, hourly_shares, merge
-from hotplate.bench.planner.review import find_savings, growth, read_baseline, to_toml
+from hotplate.bench.planner.review import growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
 
@@ -43,7 +43,6 @@ VARIED = {
     "kept": st.integers(0, 3),
     "have_ru": st.none() | st.integers(400, 100_000),
     "pod_rps": st.none() | st.floats(1, 10_000),
-    "read_ru": st.none() | st.floats(1, 20),
 }
 varied = st.fixed_dictionaries(VARIED)
 Inputs = dict[str, object]
@@ -69,12 +68,16 @@ def test_every_figure_has_a_formula_that_gives_its_value_or_a_source(examples: i
         for figure in plan.figures.values():
             assert figure.formula or figure.source, figure.name
             if figure.formula and figure.name not in {"containers", "copies"}:
-                assert figure.operands or figure.name == "new_partitions", f"{figure.name} = {figure.formula}"
+                assert figure.operands, f"{figure.name} = {figure.formula}"
             if figure.formula and (calculated := evaluated(figure)) is not None:
                 assert calculated == pytest.approx(figure.value, rel=1e-6, abs=1e-9), figure.name
                 counted += 1
-        assert counted > 45
-        assert {each.name for _, each in explain(plan.figures, "cosmos_total")} >= {"peak_rps", "users", "usd_ru_hour"}
+        assert counted > 60
+        assert {each.name for _, each in explain(plan.figures, "cosmos_total")} >= {
+            "peak_rps",
+            "users",
+            "price_ru_hour",
+        }
         for name in KNOWN:
             if name in plan.figures and name not in plan.sourced.sources:
                 assert plan.figures[name].source.startswith("assumed")
@@ -104,17 +107,6 @@ def test_more_requests_larger_lists_and_regions_never_cost_less_and_a_cache_neve
 
 
 @depths(60, 200)
-def test_advice_saves_something_and_the_most_comes_first(examples: int) -> None:
-    def check(inputs: Inputs) -> None:
-        plan = a_plan(**inputs)
-        savings = [max(each.cosmos_saves, each.redis_saves) for each in find_savings(plan)]
-        assert all(saved > 0 for saved in savings)
-        assert savings == sorted(savings, reverse=True)
-
-    explore(check, examples, inputs=varied)
-
-
-@depths(60, 200)
 def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
     tmp_path_factory: pytest.TempPathFactory, examples: int
 ) -> None:
@@ -125,7 +117,7 @@ def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
         baseline = read_baseline(path)
         assert merge([baseline.layer]).inputs == plan.inputs
         assert baseline.bound_percent == 10
-        assert growth(plan, baseline) == []
+        assert [*growth(plan, baseline)] == []
 
     explore(check, examples, inputs=varied)
 
@@ -147,6 +139,8 @@ def test_hours_come_by_name_or_by_number() -> None:
         ({"users": "1.5"}, "--users is 1.5, and must be a whole number"),
         ({"users": True}, "--users is True, and must be a whole number"),
         ({"users": "0"}, "--users is 0, and must be at least 1"),
+        ({"users": "-5"}, "--users is -5, and must be at least 1"),
+        ({"users": "1e30"}, "--users is 1e+30, and must be at least 1 and at most 1e+12"),
         ({"peak_rps": "nan"}, "--peak-rps is nan"),
         ({"peak_rps": "inf"}, "--peak-rps is inf"),
         ({"hit_rate": "1.2"}, "--hit-rate is 1.2, and must be at least 0 and at most 1"),
@@ -199,13 +193,12 @@ def test_growth_beyond_the_bound_is_reported(tmp_path: Path) -> None:
     plan = a_plan(peak_rps=700)
     path.write_text(to_toml(plan))
     baseline = read_baseline(path)
-    (more,) = [each for each in growth(plan.with_inputs(peak_rps=840), baseline) if each.name == "serve_ru"]
-    assert more.sentence == "serve_ru grew from 1,000 RU/s to 1,200 RU/s (+20%)"
-    assert not [
-        each for each in growth(plan.with_inputs(peak_rps=770), baseline) if each.name == "serve_ru"
-    ]  # 10 % are allowed
-    (gone,) = [each for each in growth(plan.with_inputs(regions=2), baseline) if each.name == "serverless_cost"]
-    assert "is not possible: 2 regions" in gone.sentence
+    (more,) = [each for each in growth(plan.with_inputs(peak_rps=840), baseline) if each.startswith("serve_ru")]
+    assert more == "serve_ru grew from 1,000 RU/s to 1,200 RU/s (+20%)"
+    kept = [*growth(plan.with_inputs(peak_rps=770), baseline)]  # 10 % are allowed
+    assert not [each for each in kept if each.startswith("serve_ru")]
+    (gone,) = [each for each in growth(plan.with_inputs(regions=2), baseline) if each.startswith("serverless_cost")]
+    assert "is not possible: 2 regions" in gone
     (tmp_path / "bare.toml").write_text("users = 1\npeak_rps = 1\n")
     with pytest.raises(PlanMisused, match="has no figure to check"):
-        growth(plan, read_baseline(tmp_path / "bare.toml"))
+        [*growth(plan, read_baseline(tmp_path / "bare.toml"))]
