@@ -376,9 +376,17 @@ class _CatalogueItem:
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores/cosmos/url.py`."""
     address = parse(url)
-    client = RestClient(address, observer)
+    client = _open_client(address, observer)
     read_offer = client.offer if address.key is not None and address.arm is None else None
     return CosmosStore(address, client, partial(open_containers, address, client), read_offer)
+
+
+def _open_client(address: Address, observer: Observer | None) -> RestClient:
+    if not address.through_sdk:
+        return RestClient(address, observer)
+    from hotplate.stores.cosmos.sdk import SdkClient  # noqa: PLC0415 -- half a second that others need not wait for
+
+    return SdkClient(address, observer)
 
 
 def _slot_of(item: CosmosItem | None) -> Slot:

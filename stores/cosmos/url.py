@@ -83,7 +83,10 @@ SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
 EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 
 HOST = ".documents.azure.com"
-OPTIONS = {"ru", "max_ru", "consistency", "region", "ca", "subscription", "resource_group"}
+OPTIONS = {"ru", "max_ru", "consistency", "region", "ca", "subscription", "resource_group", "client"}
+# What reads: our own signed requests, or azure-cosmos.
+SDK = "sdk"
+CLIENTS = ("signed", SDK)
 # What a URL may say, and what the service calls it.
 CONSISTENCIES = {
     "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
@@ -129,6 +132,9 @@ class Address:
     key: str | None = field(default=None, repr=False)
     """The account's key, base64; None where Entra ID identifies us."""
 
+    through_sdk: bool = False
+    """Whether lookups go through azure-cosmos."""
+
     arm: ArmAccount | None = None
     """Where containers are made, scaled and dropped through Azure Resource Manager; None: not there."""
 
@@ -173,6 +179,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         region=given.get("region"),
         ca=ca,
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
+        through_sdk=_client(given.get("client", CLIENTS[0]), shown) == SDK,
         arm=_arm_account(given, _endpoint(parts, shown), shown, environment),
     )
 
@@ -240,6 +247,12 @@ def _max_ru(text: str | None, shown: str) -> int | None:
     if not re.fullmatch(r"[0-9]{1,7}", text) or not 0 < int(text) <= MAX_RU:
         raise StoreMisused(f"max_ru={text} of {shown} is not a number of RU/s between 1 and {MAX_RU:,}")
     return int(text)
+
+
+def _client(text: str, shown: str) -> str:
+    if text not in CLIENTS:
+        raise StoreMisused(f"client={text} of {shown} is not known; there are {', '.join(CLIENTS)}")
+    return text
 
 
 def _consistency(text: str, shown: str) -> str:
