@@ -142,22 +142,27 @@ class SweepOptions:
     """Options of `bench ru`, as they were given; `hotplate.bench.ru.run.plan` checks them."""
 
     account: Annotated[
-        str,
+        str | None,
         Flag(
-            "The account, as cosmos://ACCOUNT/DATABASE, in which containers are created and dropped.",
+            "Measure this account, as cosmos://ACCOUNT/DATABASE, in a database of its own, which is dropped at the "
+            "end. By default an emulator is started.",
             WHAT,
             env=False,  # no account is measured by accident
         ),
-    ]
-    levels: Annotated[str, Flag("The levels of RU/s to measure.", WHAT)] = "400,1k,4k"
-    slo: Annotated[str, Flag("The objective.", HOW)] = "p99=50ms,throttled=1%"
-    duration: Annotated[str, Flag("The duration of one trial.", HOW)] = "10s"
-    connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 128
+    ] = None
+    levels: Annotated[str, Flag("The levels of RU/s.", WHAT)] = "400,1k,4k,10k,11k"
+    item_kb: Annotated[str, Flag("The sizes of lists as stored, in KB, as 1,4,16.", WHAT)] = "1"
+    latency: Annotated[
+        str, Flag("The latency that the emulator gives its answers; of Azure only the p99 is documented.", HOW)
+    ] = "p50=4ms,p99=10ms"
+    duration: Annotated[
+        str, Flag("The seconds of a trial that count; those beside 90 % and 110 % load are shorter.", HOW)
+    ] = "6s"
     yes: Annotated[bool, Flag("Spend the money without asking first.", HOW, env=False)] = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what was given as plain values, without what may be secret."""
-        return _plain(self, unless=(None,), account=redacted(self.account), yes=None)
+        return _plain(self, unless=(None,), account=self.account and redacted(self.account), yes=None)
 
 
 # The published load: 200 users who sent 180 requests/s, at a median of some 60 ms, to a container of 11,000 RU/s.

@@ -17,6 +17,8 @@ from rich.table import Table
 
 FORMAT = 3
 UNKNOWN = "—"
+# As a width of a terminal: no table needs more.
+ANY_WIDTH = 10_000
 TUPLES = ("notes", "broken", "failures")
 
 
@@ -166,7 +168,9 @@ def print_report(report: Report, console: Console) -> None:
         console.print(escape(report.head), style="bold")
     console.print(escape(report.sentence))
     if rows := [row for row in report.rows if row.main]:
-        console.print(_grouped(rows) if report.listed else _matrix(rows))
+        matrix = _matrix(rows)
+        fits = console.measure(matrix, options=console.options.update(max_width=ANY_WIDTH)).minimum <= console.width
+        console.print(matrix if fits and not report.listed else _grouped(rows))
     for note in report.notes:
         console.print(escape(note))
     for complaint in report.complaints:

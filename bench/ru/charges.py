@@ -1,7 +1,7 @@
 """An account's charges, measured operation by operation, as a file of coefficients for the planner and the emulator.
 
-A container of our own is created with the least throughput, and dropped at the end. Requests go one after the other;
-one that is refused for its rate is sent again. What no measurement shows keeps our coefficient, and the file says so.
+A database of our own is made with the least throughput, and dropped at the end. Requests go one after the other; one
+that is refused for its rate is sent again. What no measurement shows keeps our coefficient, and the file says so.
 """
 
 import time
@@ -13,29 +13,28 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.loadgen.capacity import TOO_MANY_REQUESTS
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.planner.prices import Prices
-from hotplate.bench.ru.run import container_cost
-from hotplate.bench.ru.sandbox import CHARGE, UPSERT, AccountSandbox, SandboxItems, builder, sandbox
-from hotplate.bench.stores.setup import emulator_label
-from hotplate.stores.cosmos.charges import KB, Charges
+from hotplate.bench.ru.run import database_cost, parse_sizes
+from hotplate.bench.ru.sandbox import Sandbox, builder, is_emulated, sandbox
+from hotplate.stores.cosmos.charges import KB, SYSTEM_BYTES, Charges
 from hotplate.stores.cosmos.requests import RequestBuilder, partition_key_header
-from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Throughput, parse
+from hotplate.stores.cosmos.url import MANUAL_MIN, Throughput, parse
 from hotplate.stores.urls import redacted
 
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
-# The largest item has 2 MB; one of 1 MB takes a second of the container's throughput and more.
-MAX_SIZE_KB = 1024
 # How often each operation is made; charges vary little, and the median is kept.
 TIMES = 3
 # One query returns so many items of the smallest size, which shows the share that each adds.
 RETURNED = 20
-# Operations that find nothing, are refused, patch or query, of small items; and what each costs, about.
-SMALL_OPERATIONS = 7
+# Operations that find nothing, are refused or query, of small items; and what each costs, about.
+SMALL_OPERATIONS = 6
 SMALL_RU = 12.0
+CONTAINER = "items"
+CHARGE = b"x-ms-request-charge"
+TOO_MANY_REQUESTS = 429
 JSON = b"content-type: application/json\r\n"
-PATCH = b"content-type: application/json-patch+json\r\n"
+UPSERT = JSON + b"prefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
 QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
 ACROSS = b"x-ms-documentdb-query-enablecrosspartition: True\r\n"
 
@@ -62,7 +61,7 @@ class Charge(NamedTuple):
 class ChargesPlan:
     """What is to be measured: the account and the sizes of items, checked."""
 
-    address: Address
+    url: str
     sizes_kb: tuple[int, ...]
 
     def total_ru(self, ours: Charges) -> float:
@@ -74,25 +73,13 @@ class ChargesPlan:
     def lines(self, ours: Charges, prices: Prices, regions: int, now: float) -> list[str]:
         """Say what it makes, costs and takes if it begins *now*, in seconds since 1970."""
         total_ru = self.total_ru(ours)
-        return [*container_cost(MANUAL_MIN, regions, prices, now, total_ru / MANUAL_MIN), f"some {total_ru:,.0f} RU"]
+        return [*database_cost(MANUAL_MIN, regions, prices, now, total_ru / MANUAL_MIN), f"some {total_ru:,.0f} RU"]
 
 
 def plan(url: str, sizes: str = "") -> ChargesPlan:
     """Check what is to be measured. Raises BenchMisused or StoreMisused for what makes no sense."""
-    address = parse(url)
-    builder(address)  # refuses an account without a key
-    try:
-        sizes_kb = tuple(sorted({int(each) for each in sizes.split(",")})) if sizes else SIZES_KB
-    except ValueError:
-        sizes_kb = ()
-    if not sizes_kb or not 1 <= sizes_kb[0] <= sizes_kb[-1] <= MAX_SIZE_KB:
-        raise BenchMisused(f"--sizes are whole KB from 1 to {MAX_SIZE_KB}, as 1,4,16, not {sizes!r}")
-    return ChargesPlan(address, sizes_kb)
-
-
-def account_regions(planned: ChargesPlan) -> int:
-    """Read in how many regions of the account a container costs. Raises StoreError."""
-    return len(AccountSandbox(planned.address).account().regions)
+    builder(parse(url))  # refuses an account without a key
+    return ChargesPlan(url, parse_sizes(sizes, "--sizes") if sizes else SIZES_KB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,37 +129,34 @@ class MeasuredCharges:
 
 
 def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], None]) -> MeasuredCharges:
-    """Create a container, measure there, and drop it, also after Ctrl-C. Raises BenchFailed and StoreError."""
-    with sandbox(planned.address) as account:
+    """Make a database, measure there, and drop it, also after Ctrl-C. Raises BenchFailed and StoreError."""
+    with sandbox(planned.url, MANUAL_MIN) as account:
         on_progress("creating a container")
-        container = account.create(Throughput(MANUAL_MIN))
-        running = _Measurement(account, container, ours)
+        account.create(CONTAINER, Throughput(MANUAL_MIN))
+        running = _Measurement(account, ours)
         by_size = list[Charge]()
         for size_kb in planned.sizes_kb:
             on_progress(f"items of {size_kb} KB")
             by_size += running.by_size(size_kb)
         on_progress("queries, conditions and what is not there")
         small = running.small(planned.sizes_kb[0], by_size)
-    url = planned.address.shown
-    label = emulator_label(url)
-    subject = f"{redacted(url)} ({label})" if label else redacted(url)
+    subject = redacted(planned.url) + (" (local emulator, not Azure)" if is_emulated(planned.url) else "")
     return MeasuredCharges(subject, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), by_size, small, ours)
 
 
 class _Measurement:
     """One container while it is measured."""
 
-    def __init__(self, account: AccountSandbox, container: str, ours: Charges) -> None:
+    def __init__(self, account: Sandbox, ours: Charges) -> None:
         self._account = account
-        self._link = f"dbs/{account.address.database}/colls/{container}"
-        self._container = container
+        self._link = f"dbs/{account.address.database}/colls/{CONTAINER}"
         self._ours = ours
 
     def by_size(self, size_kb: int) -> Iterator[Charge]:
         """Create, read, replace and delete items of one size."""
-        items, ours = SandboxItems(size_kb, TIMES, 1), self._ours
+        ours, size = self._ours, size_kb * KB
         found = dict[str, list[float]]()
-        for body in items.bodies():
+        for body in _bodies(size_kb, TIMES):
             name, raw = body["id"], orjson.dumps(body)
             requests = {
                 "create": self._request("POST", name, JSON, raw),
@@ -182,7 +166,6 @@ class _Measurement:
             }
             for operation, request in requests.items():
                 found.setdefault(operation, []).append(self._charge(request, operation))
-        size = items.size
         known = {
             "create": ours.create(size, 0),
             "read": ours.read(size),
@@ -194,13 +177,11 @@ class _Measurement:
 
     def small(self, size_kb: int, by_size: Sequence[Charge]) -> dict[str, float]:
         """Return the coefficients that small items show, by their names in the file."""
-        bodies = list(SandboxItems(size_kb, RETURNED, 1).bodies())
+        bodies = _bodies(size_kb, RETURNED)
         for body in bodies:
             self._charge(self._request("POST", body["id"], UPSERT, orjson.dumps(body)), "upsert")
         name, raw = bodies[0]["id"], orjson.dumps(bodies[0])
         of = {one.operation: one.measured_ru for one in by_size if one.size_kb == size_kb}
-        operation = orjson.dumps({"operations": [{"op": "set", "path": "/pad", "value": bodies[0]["pad"]}]})
-        patched = self._median(self._request("PATCH", name, PATCH, operation), "patch")
         refused = self._median(self._request("POST", name, JSON, raw), "create again", expected=409)
         missing = self._median(self._read("absent"), "read", expected=404)
         one, many = (self._query(count) for count in (1, RETURNED))
@@ -209,7 +190,6 @@ class _Measurement:
         return {
             "missing": missing,
             "replace_share": round(median(_replace_shares(by_size)), 4),
-            "patch_operation": round(max(0.0, patched - of["upsert"]), 3),
             "refused_share": round(refused / of["read"], 3),
             "base": round(max(0.0, one - share * of["read"]), 3),
             "item_share": round(share, 4),
@@ -221,7 +201,7 @@ class _Measurement:
         return self._median(self._request("POST", "", QUERY + b"x-ms-max-item-count: %d\r\n" % count, body), "query")
 
     def _read(self, name: str) -> Build:
-        return lambda signed: signed.point_read(self._container, name)
+        return lambda signed: signed.point_read(CONTAINER, name)
 
     def _request(self, verb: str, name: str, headers: bytes = b"", body: bytes = b"") -> Build:
         """Return what makes a request for an item; POST goes to them all, without a name across partitions."""
@@ -238,14 +218,20 @@ class _Measurement:
 
         BenchFailed, with what was answered, if that is not as expected.
         """
-        while (response := self._account.send(request(builder(self._account.address)))).status == TOO_MANY_REQUESTS:
+        while (response := self._account.send(request)).status == TOO_MANY_REQUESTS:
             time.sleep(int(response.header(b"x-ms-retry-after-ms") or b"1000") / 1000)
         if (response.status >= 300) if expected is None else (response.status != expected):
             sentence = response.body.decode(errors="replace")[:300].partition("\n")[0]
             raise BenchFailed(f"{what} was answered with {response.status}: {sentence}")
-        if not (found := response.header(CHARGE.encode())):
+        if not (found := response.header(CHARGE)):
             raise BenchFailed("a response names no charge; is this Cosmos DB?")
         return float(found)
+
+
+def _bodies(size_kb: int, count: int) -> list[dict[str, Any]]:
+    """Return items that are stored in *size_kb*, with what the service adds to each."""
+    bodies = [{"id": f"{size_kb}k-{number:08d}", "pad": ""} for number in range(count)]
+    return [body | {"pad": "x" * (size_kb * KB - SYSTEM_BYTES - len(orjson.dumps(body)))} for body in bodies]
 
 
 def _replace_shares(by_size: Sequence[Charge]) -> Iterator[float]:

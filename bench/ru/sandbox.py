@@ -1,74 +1,87 @@
-"""An account while it is measured: its containers, dropped at the end, their items, and requests for these.
-
-Requests are signed beforehand, as a signature is good for 15 minutes.
-"""
+"""A database of our own in an account while that is measured: filled with lists, scaled, and dropped at the end."""
 
 import asyncio
-import itertools
+import os
 import secrets
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.load import send_one
 from hotplate.stores.cosmos.charges import KB
+from hotplate.stores.cosmos.containers import open_containers
 from hotplate.stores.cosmos.control import AccountContainers
-from hotplate.stores.cosmos.items import Account
+from hotplate.stores.cosmos.items import Account, container_of, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.requests import DEADLINE_S, KeySigner, RequestBuilder
 from hotplate.stores.cosmos.rest import RestClient
-from hotplate.stores.cosmos.url import KEY, Address, Throughput
-from hotplate.stores.errors import StoreError, StoreThrottled
-from hotplate.stores.http1 import Response
+from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
+from hotplate.stores.encoding import Checksum, Item, encode
+from hotplate.stores.keys import OVERALL, POPULAR, USER
+from hotplate.stores.publication import publish
+from hotplate.stores.store import Plan, Row
+from hotplate.stores.urls import scheme_of
 
-# How the name of every container begins that a sweep creates, and so of all that it ever changes or drops.
+# Every database that is ever made or dropped here begins so.
 PREFIX = "hotplate-bench-"
-# An item has so much besides its id and its padding: names, quotes and system properties.
-OVERHEAD_BYTES = 223
-WRITERS = 16
+EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 SCALED_WITHIN_S = 120.0
 POLL_S = 0.5
 DROP_TRIES = 5
-# The header of a response that has its charge in RU.
-CHARGE = "x-ms-request-charge"
-UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
+NOT_FOUND = 404
+BATCH = 250
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxItems:
-    """Items of one size for a container of *parts* partitions, whose ids lie in these one after the other."""
+class SizedLists:
+    """Lists whose items have *size_kb* or a little less, spread evenly over *parts* partitions."""
 
     size_kb: int
     count: int
     parts: int
 
     @property
-    def size(self) -> int:
-        """Bytes of each as stored, with its system properties."""
-        return self.size_kb * KB
+    def users(self) -> tuple[str, ...]:
+        """The users, one partition after the other."""
+        held: list[list[str]] = [[] for _ in range(self.parts)]
+        number = 0
+        while min(map(len, held)) * self.parts < self.count:
+            user = f"{number:08d}"
+            held[partition_of(name_of(USER + user), self.parts)].append(user)
+            number += 1
+        return tuple(user for turn in zip(*held, strict=False) for user in turn)[: self.count]
 
     @property
-    def ids(self) -> tuple[str, ...]:
-        """Their ids, which are their partition keys, too."""
-        held: list[list[str]] = [[] for _ in range(self.parts)]
-        names = (f"{self.size_kb}k-{number:08d}" for number in itertools.count())
-        while min(map(len, held)) * self.parts < self.count:
-            name = next(names)
-            held[partition_of(name, self.parts)].append(name)
-        return tuple(itertools.islice(itertools.chain.from_iterable(zip(*held, strict=False)), self.count))
+    def body(self) -> bytes:
+        """Every user's list: as many items as fit."""
+        empty, ten = (self._stored_bytes(items) for items in (1, 11))
+        items = 1 + (self.size_kb * KB - empty) * 10 // (ten - empty)
+        while self._stored_bytes(items) > self.size_kb * KB:
+            items -= 1
+        return _list_of(items)
 
-    def bodies(self) -> Iterator[dict[str, Any]]:
-        """Yield their bodies."""
-        for name in self.ids:
-            yield {"id": name, "pad": "x" * (self.size - OVERHEAD_BYTES - len(name))}
+    def _stored_bytes(self, items: int) -> int:
+        key = f"{USER}{0:08d}"
+        return item_bytes(to_item(name_of(key), Checksum("20260101T000000Z-abcd").seal(key, _list_of(items))))
+
+    def rows(self) -> list[Row]:
+        """Return all rows in ascending order of keys."""
+        body = self.body
+        return [Row(POPULAR + OVERALL, body), *(Row(USER + user, body) for user in sorted(self.users))]
+
+
+def _list_of(items: int) -> bytes:
+    return encode(Item(id=str(10_000 + number), score=0.5) for number in range(items))
 
 
 def partition_of(name: str, parts: int) -> int:
@@ -76,89 +89,118 @@ def partition_of(name: str, parts: int) -> int:
     return int(effective_key(name, 2), 16) * parts // V2_SPAN
 
 
+@dataclass(slots=True)
+class RequestUnits:
+    """What a store was charged; an `Observer`."""
+
+    ru: float = 0.0
+
+    def charged(self, ru: float) -> None:
+        """See `hotplate.stores.store.Observer`."""
+        self.ru += ru
+
+    def failed(self, kind: str) -> None:
+        """See `hotplate.stores.store.Observer`."""
+
+
 @dataclass(frozen=True, slots=True)
-class SignedRequests:
-    """Requests made beforehand, sent one after the other; see `hotplate.bench.loadgen.load.Requests`."""
+class Published:
+    """A release that was published: its container, and what the whole publish cost by list."""
 
-    requests: tuple[bytes, ...]
-
-    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """Yield requests over and over; host and headers are in them."""
-        del host, headers
-        return itertools.cycle(self.requests)
+    container: str
+    list_ru: float
 
 
 def builder(address: Address) -> RequestBuilder:
     """Return what signs requests; BenchMisused, which says what to do, if the account has no key."""
     if address.key is None:
         raise BenchMisused(
-            f"to create and drop a container of its own this needs the key of {address.shown}; give it as "
-            f"{KEY} or in a file as {KEY}_FILE"
+            f"to make and drop a database of its own this needs the key of {address.shown}; give it as {KEY} or in a "
+            f"file as {KEY}_FILE"
         )
     signer = KeySigner(address.key, address.shown)
     return RequestBuilder(urlsplit(address.endpoint).netloc, address.database, "Eventual", signer, time.time)
 
 
-def reads_in_turn(signed: RequestBuilder, container: str, items: SandboxItems) -> SignedRequests:
-    """Make requests that read the items one after the other: no partition and no key gets more of them."""
-    return SignedRequests(tuple(signed.point_read(container, name) for name in items.ids))
+class Sandbox:
+    """A database of our own; `sandbox` makes its name and drops it."""
 
+    def __init__(self, url: str, environment: Mapping[str, str]) -> None:
+        self.url = url
+        self.address = parse(url, environment)
+        self._environment = environment
+        self._signed = builder(self.address)
+        self._used = False
 
-class AccountSandbox:
-    """An account while it is measured; `sandbox` opens one and drops its containers."""
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self.ca = address.ca
-        self.url = address.endpoint
-        self._created = list[str]()
-
-    def send(self, request: bytes) -> Response:
-        """Send one request as it is. Raises BenchFailed if nothing answers."""
-        return send_one(self.url, request, DEADLINE_S, self.ca)
-
+    @cached_property
     def account(self) -> Account:
-        """Read the properties of the account."""
+        """The account's properties. Raises StoreError."""
         return self._run(lambda client, _: client.account())
 
-    def create(self, throughput: Throughput) -> str:
-        """Create a container of our own, and return its name."""
-        name = f"{PREFIX}{secrets.token_hex(4)}"
-        self._created.append(name)  # before the request: an answer that is lost leaves a container, too
-        if not self._run(lambda _, containers: containers.create_container(name, throughput)):
-            self._created.remove(name)
-            raise BenchFailed(f"{self.address.shown} has a container {name} already; nothing was touched, try again")
-        return name
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment in which a service finds the store."""
+        kept = {name: value for name, value in self._environment.items() if name.startswith("HOTPLATE_COSMOS_")}
+        return {"HOTPLATE_STORE": self.url} | kept
 
-    def scale(self, container: str, throughput: Throughput) -> None:
+    def send(self, build: Callable[[RequestBuilder], bytes]) -> Any:  # noqa: ANN401
+        """Sign and send one request, whatever is answered. Raises BenchFailed if nothing is."""
+        return send_one(self.address.endpoint, build(self._signed), DEADLINE_S, self.address.ca)
+
+    def create(self, container: str, throughput: Throughput) -> None:
+        """Make a container, and the database with the first one."""
+        self._used = True  # before the request: an answer that is lost leaves a database, too
+
+        async def create(_: RestClient, containers: AccountContainers) -> None:
+            await containers.create_database()
+            await containers.create_container(container, throughput)
+
+        self._run(create)
+
+    def publish(self, lists: SizedLists) -> Published:
+        """Publish *lists* to a container that has the URL's RU/s."""
+        self._used = True
+        return asyncio.run(self._publish(lists))
+
+    async def _publish(self, lists: SizedLists) -> Published:
+        rows, spent = lists.rows(), RequestUnits()
+
+        async def batches() -> AsyncIterator[list[Row]]:
+            for start in range(0, len(rows), BATCH):
+                yield rows[start : start + BATCH]
+
+        client = RestClient(self.address, spent)
+        store = CosmosStore(self.address, client, partial(open_containers, self.address, client), client.offer)
+        try:
+            plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
+            await publish(store, batches(), plan=plan, about={})
+            live = (await store.catalogue()).live_ref
+        finally:
+            await store.close()
+        if live is None:
+            raise BenchFailed(f"what was published to {self.address.shown} did not go live")
+        return Published(container_of(live), spent.ru / lists.count)
+
+    def scale(self, container: str, ru: int) -> None:
         """Change the throughput of a container, and wait until the change is done."""
-        self._run(lambda _, containers: _scale(containers, container, throughput))
-
-    def fill(self, container: str, items: SandboxItems) -> None:
-        """Write *items*, as fast as the container's throughput lets them in."""
-        self._run(lambda client, _: _fill(client, container, items))
+        self._run(lambda _, containers: _scale(containers, container, Throughput(ru)))
 
     def drop(self) -> None:
-        """Drop all containers that were created. Raises BenchFailed, naming them, where some cannot be."""
-        self._created = [name for name in self._created if not self._dropped(name)]
-        if self._created:
-            raise BenchFailed(
-                f"of {self.address.shown} these containers could not be dropped, and cost money until you drop them: "
-                f"{', '.join(self._created)}"
-            )
-
-    def _dropped(self, name: str) -> bool:
-        for attempt in range(DROP_TRIES):
+        """Drop the database. Raises BenchFailed, naming it, if it cannot be."""
+        link = f"dbs/{self.address.database}"
+        for attempt in range(DROP_TRIES if self._used else 0):
             try:
-                self._run(lambda _, containers: containers.delete_container(name))
-            except StoreError:
-                time.sleep(POLL_S * 2**attempt)
-            else:
-                return True
-        return False
+                status = self.send(lambda signed: signed.build("DELETE", "dbs", link, f"{link}/")).status
+            except BenchFailed:
+                status = None
+            if status is not None and (status < 300 or status == NOT_FOUND):
+                return
+            time.sleep(POLL_S * 2**attempt)
+        if self._used:
+            raise BenchFailed(f"{self.address.shown} could not be dropped, and costs money until you drop it")
 
     def _run(self, operation: Callable[[RestClient, AccountContainers], Awaitable[T]]) -> T:
-        """Run an operation over connections that are closed again; StoreError if the account refuses it."""
+        """Run an operation over connections that are closed again. Raises StoreError if the account refuses it."""
 
         async def run() -> T:
             client = RestClient(self.address)
@@ -170,29 +212,36 @@ class AccountSandbox:
         return asyncio.run(run())
 
 
-@contextmanager
-def sandbox(address: Address) -> Iterator[AccountSandbox]:
-    """Open an account, and drop what was created there when the block ends, also by an error, Ctrl-C or SIGTERM."""
-    opened = AccountSandbox(address)
-    with _signals({signal.SIGTERM: _interrupt}):
-        try:
-            yield opened
-        finally:
-            with _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
-                opened.drop()  # takes seconds, and leaves nothing that costs money
+def own_url(url: str, ru: int) -> str:
+    """Return the URL of a new database of our own in the account of *url*, whose containers have so many RU/s."""
+    parts = urlsplit(url)
+    kept = {name: value for name, value in parse_qsl(parts.query) if name in {"ca", "region", "consistency"}}
+    query = urlencode(kept | {"ru": str(ru)})
+    return urlunsplit(parts._replace(path=f"/{PREFIX}{secrets.token_hex(4)}", query=query))
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def is_emulated(url: str) -> bool:
+    """Return whether *url* names an emulator."""
+    return scheme_of(url) in EMULATED_SCHEMES
 
 
 @contextmanager
-def _signals(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
-    """Handle signals so until the block ends; in the main thread only, as signals are its own."""
+def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> Iterator[Sandbox]:
+    """Make a database of our own in the account of *url*, dropped when the block ends, also by an error or Ctrl-C."""
+    made = Sandbox(own_url(url, ru), os.environ if environment is None else environment)
+    try:
+        yield made
+    finally:
+        with _signals_ignored():
+            made.drop()  # takes seconds, and leaves nothing that costs money
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -209,18 +258,3 @@ async def _scale(containers: AccountContainers, container: str, throughput: Thro
             return
         await asyncio.sleep(POLL_S)
     raise BenchFailed(f"{container} was not scaled to {throughput.ru:,} RU/s within {SCALED_WITHIN_S:g} s")
-
-
-async def _fill(client: RestClient, container: str, items: SandboxItems) -> None:
-    bodies = items.bodies()
-
-    async def write() -> None:
-        for body in bodies:
-            while True:
-                try:
-                    await client.upsert(container, body)
-                    break
-                except StoreThrottled as throttled:
-                    await asyncio.sleep(throttled.retry_after_s)
-
-    await asyncio.gather(*(write() for _ in range(WRITERS)))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hotplate.bench.progress import ProgressDisplay
     from hotplate.bench.report.comparison import Verdict
     from hotplate.bench.report.report import Report
+    from hotplate.report import Report as RowsReport
 
 app = Verbs(
     no_args_is_help=True,
@@ -78,11 +79,14 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "Report":
 
 
 def _confirm_cost(options: SweepOptions) -> None:
-    """Print what a sweep of an account costs, and go on only if that is confirmed."""
+    """Print what measuring an account costs, and go on only if that is confirmed; an emulator of our own is free."""
     from hotplate.bench.planner.prices import load
-    from hotplate.bench.ru.run import account_cost, plan
+    from hotplate.bench.ru.run import account_regions, cost, plan
 
-    for line in account_cost(plan(options), load()):
+    planned = plan(options)
+    if options.account is None:
+        return
+    for line in cost(planned, account_regions(options.account), load(), time()):
         err.print(line)
     _confirm(yes=options.yes)
 
@@ -103,11 +107,14 @@ def _confirm(*, yes: bool) -> None:
 
 
 @add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
-def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
-    """Find how many reads an account accepts at each level of RU/s.
+def ru(options: SweepOptions, display: "ProgressDisplay") -> "RowsReport":
+    """Show what each level of RU/s carries: reads/s, p50, p99, 429s and what it costs.
 
-    It prints what it costs, asks, creates a container of its own, and drops it at the end, also after Ctrl-C.
-    A level whose RU/s could not be used up was not measured.
+    It starts an emulator of Cosmos DB and a service, whose cache is off. With --account it measures that account
+    instead: it prints what that costs, asks, makes a database of its own, and drops it at the end, also after Ctrl-C.
+    Levels that this machine cannot drive are marked COMPUTED.
+
+    Example: hotplate bench ru
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
@@ -134,7 +141,7 @@ def charges(
 ) -> None:
     """Measure what an account charges for each operation, and write it down for `plan` and the emulator.
 
-    What it makes and costs is printed first. It creates a container of its own, and drops it at the end, also after
+    What it makes and costs is printed first. It makes a database of its own, and drops it at the end, also after
     Ctrl-C. What cannot be measured keeps our coefficient, and the file says so.
 
     Example: hotplate bench charges --store cosmos://myaccount/mydatabase --dry-run
@@ -145,11 +152,12 @@ def charges(
     with bench_errors():
         from hotplate.bench.planner.prices import load as load_prices
         from hotplate.bench.report.text import write
-        from hotplate.bench.ru.charges import account_regions, measure, plan
+        from hotplate.bench.ru.charges import measure, plan
+        from hotplate.bench.ru.run import account_regions
         from hotplate.stores.cosmos.charges import load as load_charges
 
         planned, ours = plan(store, sizes), load_charges()
-        for line in planned.lines(ours, load_prices(), account_regions(planned), time()):
+        for line in planned.lines(ours, load_prices(), account_regions(planned.url), time()):
             err.print(line)
         if dry_run:
             return

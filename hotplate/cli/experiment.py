@@ -26,9 +26,11 @@ from hotplate.cli.terminal import (
 if TYPE_CHECKING:
     from hotplate.bench.progress import ProgressDisplay
     from hotplate.bench.report.report import Report
+    from hotplate.report import Report as RowsReport
 
 Options = TypeVar("Options")
-RunExperiment = Callable[[Options, "ProgressDisplay"], "Report"]
+Made = TypeVar("Made", bound="Report | RowsReport")
+RunExperiment = Callable[[Options, "ProgressDisplay"], Made]
 # What a script reads; beneath the examples of each verb.
 EXIT_CODES = """
     Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped; 2 the
@@ -44,7 +46,7 @@ def add_experiment(
     report: str,
     defaults: Options | None = None,
     confirm: Callable[[Options], None] | None = None,
-) -> Callable[[RunExperiment[Options]], RunExperiment[Options]]:
+) -> Callable[[RunExperiment[Options, Made]], RunExperiment[Options, Made]]:
     """Make a verb of a function that takes *options*: each of their fields that has a Flag or an Argument is a flag.
 
     Defaults are those of the fields, or of *defaults*. The verb runs the function, writes and prints its report, and
@@ -53,21 +55,33 @@ def add_experiment(
     """
     where = option("--out", "Write the report to this name with .json and .html.", prefix="BENCH_", panel=HOW)
 
-    def register(run: RunExperiment[Options]) -> RunExperiment[Options]:
+    def register(run: RunExperiment[Options, Made]) -> RunExperiment[Options, Made]:
         def verb(**given: Any) -> None:  # noqa: ANN401 -- typer converts each value to its field's type
             name, as_json = given.pop("out"), given.pop("as_json")
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
             require_folder(name)
             with bench_errors():
+                from hotplate import report_page  # before anything is measured: it needs an extra
                 from hotplate.bench.progress import progress_display
                 from hotplate.bench.report.page import page
                 from hotplate.bench.report.text import write_report
+                from hotplate.report import Report as RowsReport
+                from hotplate.report import print_report as print_rows
+                from hotplate.report import to_json
 
                 chosen = build(options, preset | given)
                 if confirm is not None:
                     confirm(chosen)
                 with interruptible_loop(), progress_display(err) as display:
                     made = run(chosen, display)
+            if isinstance(made, RowsReport):
+                report_page.save(made, name)
+                if as_json:
+                    print_json(to_json(made))
+                else:
+                    print_rows(made, out)
+                    out.print(f"The rest is in {name}.json and {name}.html.")
+                raise typer.Exit(made.exit_code)
             write_report(name, made.to_json(), page(made))
             if as_json:
                 print_json(made.brief())

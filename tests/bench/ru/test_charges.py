@@ -1,9 +1,7 @@
 """Charges measured on an account: an emulator that charges otherwise than ours does, which the file must say."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -12,13 +10,10 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges, measure, plan
 from hotplate.stores.cosmos.charges import load
-from hotplate.stores.cosmos.control import AccountContainers
-from hotplate.stores.cosmos.rest import RestClient
 from tests.support.command import hotplate
 from tests.support.cosmos_server import emulator_thread
 
 OURS = load()
-T = TypeVar("T")
 THEIRS = """
 [read]
 points = [[1, 1.25], [2, 1.50]]
@@ -54,17 +49,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(theirs: Path) -> Iterator[str]:
     with emulator_thread(EmulatorSettings(port=0, charges=theirs)) as (made, _):
         url = f"cosmos+{made.endpoint}db"
-        asyncio.run(run(url, AccountContainers.create_database))
         yield url
-
-
-async def run(url: str, operation: Callable[[AccountContainers], Awaitable[T]]) -> T:
-    address = plan(url).address
-    client = RestClient(address)
-    try:
-        return await operation(AccountContainers(address, client))
-    finally:
-        await client.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +63,7 @@ def test_the_file_says_what_the_account_charges(measured: MeasuredCharges, their
     found, expected = load(path), load(theirs)
     assert found.read_points[:2] == expected.read_points
     assert found.write_points[:2] == expected.write_points
-    for name in ("replace_share", "missing", "patch_operation", "refused_share", "query_base", "metadata_read"):
+    for name in ("replace_share", "missing", "refused_share", "query_base", "metadata_read"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=0.02), name
     assert found.item_share == pytest.approx(expected.item_share, abs=0.01)
     assert found.create(2048, 0) == expected.create(2048, 0)
@@ -93,20 +78,21 @@ def test_what_was_not_measured_is_ours_and_the_file_says_so(measured: MeasuredCh
     assert measured.points("read")[2:] == [point for point in OURS.read_points if point[0] > 2]
 
 
-def test_its_own_container_is_all_that_it_creates_and_it_is_dropped(url: str, measured: MeasuredCharges) -> None:
-    del measured
-    assert asyncio.run(run(url, AccountContainers.list_containers)) == []
+def test_its_own_database_is_all_that_it_makes_and_it_is_dropped(theirs: Path) -> None:
+    with emulator_thread(EmulatorSettings(port=0, charges=theirs)) as (made, service):
+        measure(plan(f"cosmos+{made.endpoint}db", "1"), OURS, lambda _: None)
+        assert not service.account.databases
 
 
 def test_a_dry_run_says_what_it_takes_and_creates_nothing(url: str, tmp_path: Path) -> None:
     done = hotplate("bench", "charges", "--store", url, "--dry-run", "--out", str(tmp_path / "charges.toml"))
     assert done.returncode == 0, done.stderr
-    assert "a container of its own with 400 RU/s" in done.stderr
+    assert "a database of its own with 400 RU/s" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_the_cost_is_that_of_each_hour_that_is_begun(url: str) -> None:
-    planned = ChargesPlan(plan(url).address, (1, 64))
+    planned = ChargesPlan(url, (1, 64))
     begun = planned.lines(OURS, load_prices(), 2, now=3600.0 - 0.5)
     assert "touches 2" in begun[1]
     assert "0.13 USD" in begun[1]

@@ -1,142 +1,244 @@
-"""The sweep's parts by arithmetic: items, requests, searches on a simulated limiter, costs and tables."""
+"""The levels of RU/s on a simulated service and budget, in virtual time; options, costs and the table."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from math import ceil
 
 import pytest
 
 from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.loadgen.capacity import STOPPED, Point, parse_objective
 from hotplate.bench.loadgen.load import Gets, Load
-from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.report.page import page
-from hotplate.bench.report.report import Report
-from hotplate.bench.ru.run import LevelResult, RateTrial, assess, classify, cost, limit, plan, report
-from hotplate.bench.ru.sandbox import CHARGE, SandboxItems
-from hotplate.bench.search import search
-from hotplate.bench.stores.setup import EMULATOR
-from tests.support.cosmos_server import Direct
+from hotplate.bench.ru.level import BURST, CALM, CURVE, OVERLOAD, Level, Trial, from_store, measure_level, trial
+from hotplate.bench.ru.run import cost, plan
+from hotplate.bench.ru.sandbox import SizedLists, own_url, partition_of
+from hotplate.bench.ru.table import Sweep, report
+from hotplate.report import Report, Row
+from hotplate.report_page import page
+from hotplate.stores.cosmos.charges import load as load_charges
+from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
+from hotplate.stores.encoding import Checksum
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.keys import USER
 from tests.support.virtual import simulate
 
 URL = "cosmos+http://127.0.0.1:8081/bench"
-OBJECTIVE = parse_objective("p99=50ms,throttled=1%")
+OWN = b'{"source":"personal"}'
+POPULAR = b'{"source":"popular"}'
 
 
-def options(**changed: object) -> SweepOptions:
-    return replace(SweepOptions(account=URL), **changed)  # type: ignore[arg-type]  # fields by name
+def http(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-@pytest.mark.parametrize("size_kb", [1, 16, 100])
-def test_items_are_stored_at_the_size_that_they_name(size_kb: int) -> None:
-    direct = Direct(lambda: 1_000_000_000.5)
-    for body in SandboxItems(size_kb, 3, 1).bodies():
-        assert direct.item("POST", body["id"], body).status == 201
-    assert direct.container.documents.stored_bytes == 3 * size_kb * 1024
+class Account:
+    """A service over a container of even partitions, whose budgets are kept by the second; *saved_ru* is burst."""
+
+    def __init__(
+        self, ru: int, charge_ru: float, *, parts: float = 1, saved_ru: float = 0.0, offset_s: float = 0.0
+    ) -> None:
+        self.budgets = [Budget(ru / parts) for _ in range(int(parts))]
+        self.charge_ru, self.saved_ru, self.offset_s = charge_ru, saved_ru, offset_s
+        self.began_s = 1_000_000.0
+        self.requests = self.refused = 0
+
+    def respond(self, now: float, _request: bytes) -> bytes:
+        at = self.began_s + self.offset_s + now
+        budget = self.budgets[self.requests % len(self.budgets)]
+        self.requests += 1
+        if budget.wait_ms(at):
+            if self.saved_ru < self.charge_ru:
+                self.refused += 1
+                return http(POPULAR)
+            self.saved_ru -= self.charge_ru
+            return http(OWN)
+        budget.charge(at, self.charge_ru)
+        return http(OWN)
+
+    def attempt(self, level: Level, seconds: int = 10, latency_s: float = 0.004) -> Callable[[float], Trial]:
+        def attempt(share: float) -> Trial:
+            rate, before = share * level.capacity_s, self.refused
+            load = Load(
+                url="http://h", requests=Gets("/"), rate=rate, duration_s=seconds + 2, connections=500, check=from_store
+            )
+            result = simulate(load, lambda arrival_s: arrival_s + latency_s, respond=self.respond)
+            self.began_s += 1_000
+            return trial(share, rate, result, self.refused - before)
+
+        return attempt
 
 
-def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> Result:
-    """Offer a rate to one partition's budget, in virtual time."""
-    budget = Budget(ru)
-    load_ = Load(
-        url="http://h", requests=Gets("/"), rate=rate, duration_s=2, connections=500, check=classify, tally=CHARGE
+def measured(
+    ru: int,
+    charge_ru: float = 1.0,
+    *,
+    emulated: bool = True,
+    time_left: Callable[[], bool] = lambda: True,
+    **account: float,
+) -> Level:
+    level = Level(ru=ru, size_kb=1, charge_ru=charge_ru)
+    attempt = Account(ru, charge_ru, **account).attempt(level, 10 if ru < 2_000 else 3)
+    return measure_level(level, attempt, emulated=emulated, time_left=time_left)
+
+
+@pytest.mark.parametrize(("ru", "charge_ru"), [(400, 1.0), (400, 1.67), (1_000, 1.14)])
+@pytest.mark.parametrize("offset_s", [0.0, 0.37])
+def test_a_window_of_ten_seconds_gains_no_second_of_budget(ru: int, charge_ru: float, offset_s: float) -> None:
+    found = measured(ru, charge_ru, offset_s=offset_s)
+    assert not found.computed
+    assert found.reads_s == pytest.approx(ru / charge_ru, rel=0.02)
+    assert found.at(OVERLOAD).refused == pytest.approx(1 - 1 / OVERLOAD, abs=0.02)
+    assert found.at(CALM).throttled == 0
+    assert found.at(CALM).refused < 0.001
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("ru", "parts"), [(4_000, 1), (10_000, 2), (11_000, 2)])
+def test_high_levels_are_within_2_percent_of_ru_by_charge(ru: int, parts: int) -> None:
+    found = measured(ru, 1.0, parts=parts, time_left=lambda: False)
+    assert not found.computed
+    assert found.reads_s == pytest.approx(ru, rel=0.02)
+
+
+def test_a_level_that_spends_saved_up_capacity_is_refused_with_the_reason() -> None:
+    found = measured(400, emulated=False, saved_ru=400 * 300)
+    assert found.at(OVERLOAD).accepted_s > BURST * 400
+    assert found.computed
+    assert "burst capacity" in found.burst
+    assert found.reads_s == 400  # by the charge, not by what was saved up
+    made = reported(found)
+    assert made.exit_code == 1
+    assert any("burst capacity" in each for each in made.complaints)
+
+
+def test_a_slow_emulator_ends_no_level_as_long_as_its_reads_are_answered() -> None:
+    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    attempt = Account(400, 1.0).attempt(level, latency_s=0.08)
+    found = measure_level(level, attempt, emulated=True, time_left=lambda: True)
+    assert not found.computed
+    assert found.reads_s == pytest.approx(400, rel=0.02)
+
+
+def throttling(level: Level, share_through: float) -> Callable[[float], Trial]:
+    """Return trials of a machine that gets only a share of all requests to the account and back."""
+    attempt = Account(10 * level.ru, level.charge_ru).attempt(level, 3)
+
+    def tried(share: float) -> Trial:
+        made = attempt(share)
+        seconds = tuple(
+            replace(each, latencies_s=each.latencies_s[: int(len(each.latencies_s) * share_through)])
+            for each in made.result.seconds
+        )
+        return replace(made, result=replace(made.result, seconds=seconds))
+
+    return tried
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_what_this_machine_cannot_drive_is_computed_not_the_accounts_limit(*, emulated: bool) -> None:
+    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    found = measure_level(level, throttling(level, 0.5), emulated=emulated, time_left=lambda: True)
+    assert found.computed
+    assert found.reads_s == 400
+    assert "this machine" in found.unproven
+    made = reported(found)
+    assert made.exit_code == 0
+    rows = {row.figure: row for row in made.rows if row.main}
+    assert rows["reads/s"].note == "COMPUTED"
+    assert rows["p99"].value is None
+    assert rows["p99"].note == "COMPUTED"
+    assert all(row.value is not None for name, row in rows.items() if name not in {"p50", "p99"})
+
+
+def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
+    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    full, lossy = Account(400, 1.0).attempt(level, 3), throttling(level, 0.8)
+    found = measure_level(
+        level, lambda share: full(share) if share == OVERLOAD else lossy(share), emulated=False, time_left=lambda: False
     )
-
-    def respond(now: float, _request: bytes) -> bytes:
-        if budget.wait_ms(now):
-            return b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\nx-ms-request-charge: 0.00\r\n\r\n"
-        budget.charge(now, charge_ru)
-        return b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-MS-Request-Charge: %.2f\r\n\r\n{}" % charge_ru
-
-    return simulate(load_, lambda arrival_s: arrival_s + delay_s, respond=respond)
+    made = reported(found, account="cosmos://account/db")
+    assert made.exit_code == 3
+    assert row(made, "p99").value is None
 
 
-def tried(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> RateTrial:
-    return assess(rate, limited(rate, ru, charge_ru, delay_s), OBJECTIVE)
+def reported(*levels: Level, account: str | None = None) -> Report:
+    options = SweepOptions(account=account)
+    return report(Sweep(options, levels, {1: 6.25}, 1, interrupted=False), load_prices())
 
 
-def searched(charge_ru: float, start: float) -> tuple[RateTrial, ...]:
-    trials = list[RateTrial]()
-
-    def attempt(rate: float) -> Point:
-        trials.append(tried(rate, 400, charge_ru))
-        return trials[-1].point
-
-    assert list(search(attempt, start, 0.02))
-    return tuple(trials)
+def row(made: Report, figure: str, subject: str = "400 RU/s") -> Row:
+    found = made.row(subject, figure)
+    assert found is not None
+    return found
 
 
-def test_a_machine_that_cannot_spend_a_level_is_distinguished_from_one_that_has_spent_it() -> None:
-    slow = tried(240, 400, 1.0, delay_s=0.06)
-    assert not slow.point.inside
-    assert limit([slow], OBJECTIVE) == "p99 60 ms, bound 50 ms"
-    assert limit([replace(slow, point=replace(slow.point, invalid_reasons=STOPPED))], OBJECTIVE) == "it was stopped"
+def test_the_table_has_every_figure_of_a_level_and_names_the_assumption() -> None:
+    made = reported(measured(400))
+    assert "EMULATED" in made.head
+    assert "p50=4ms,p99=10ms" in made.head
+    assert row(made, "reads/s").value == pytest.approx(400, rel=0.02)
+    assert row(made, "reads/s per 100 RU/s").value == pytest.approx(100, rel=0.02)
+    assert row(made, "lists published/s").value == 64
+    assert row(made, "p99").note == "assumed"
+    assert row(made, "p99").value == pytest.approx(4_000, rel=0.1)
+    assert row(made, "429s at 110 % load").value == pytest.approx(0.091, abs=0.02)
+    month = load_prices().ru_hours(400 * 730)
+    assert row(made, "USD/month manual").value == pytest.approx(month)
+    assert row(made, "USD/month autoscale").note == "of 1,000 RU/s"
+    assert row(made, "USD per billion reads").value == pytest.approx(month / (400 * 730 * 3600) * 1e9, rel=0.02)
+    assert "take 400 RU/s" in made.notes[0]
+    assert {len(plot.curves) for plot in made.plots} == {1}
+    assert {len(plot.curves[0].x) for plot in made.plots} == {len(CURVE) + 2}
+    assert "EMULATED" in page(made)
 
 
-def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:
-    planned = plan(options(levels="400,1k,11k"))
-    made, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0)
-    assert f"11,000 RU/s in 2 region(s), for some {ceil(3 * 11 * 8 / 60)} minutes" in made
-    assert price.startswith(f"{110 * 0.008 * 2:.2f} USD")
-    assert price.endswith("touches 1")
-    _, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0 - 10)
-    assert price.startswith(f"{110 * 0.008 * 4:.2f} USD")
+def test_a_measured_accounts_latencies_are_not_called_assumed() -> None:
+    made = reported(measured(400, emulated=False), account="cosmos://account/db")
+    assert not made.head
+    assert row(made, "p99").note == ""
+
+
+@pytest.mark.parametrize("size_kb", [1, 4, 16])
+def test_lists_are_stored_at_the_size_that_is_named(size_kb: int) -> None:
+    lists = SizedLists(size_kb, 10, 2)
+    key = USER + lists.users[0]
+    stored = item_bytes(to_item(name_of(key), Checksum("20260101T000000Z-abcd").seal(key, lists.body)))
+    assert 0.9 * size_kb * 1024 < stored <= size_kb * 1024
+    assert load_charges().read(stored) == pytest.approx(load_charges().read(size_kb * 1024), rel=0.02)
+
+
+def test_users_lie_evenly_over_the_partitions_and_take_turns() -> None:
+    places = [partition_of(name_of(USER + user), 2) for user in SizedLists(1, 100, 2).users]
+    assert places == [0, 1] * 50
+
+
+def test_the_database_is_our_own_in_the_account_that_was_named() -> None:
+    made = own_url("cosmos://account.example/theirs?ru=400&max_ru=500&region=West+US&ca=/a.pem", 11_000)
+    assert made.startswith("cosmos://account.example/hotplate-bench-")
+    assert made.endswith("?region=West+US&ca=%2Fa.pem&ru=11000")
 
 
 @pytest.mark.parametrize(
-    ("changed", "sentence"),
-    [
-        ({"levels": "450"}, "steps of 100"),
-        ({"levels": "100"}, "400 RU/s or more"),
-        ({"levels": "many"}, "not a rate"),
-        ({"slo": "p99=50ms"}, "throttled"),
-        ({"duration": "1.5s"}, "whole seconds"),
-        ({"connections": 0}, "--connections"),
-        ({"account": "cosmos://a/b"}, "needs the key of cosmos://a/b"),
-    ],
+    "changed",
+    [{"levels": "450"}, {"levels": "300"}, {"levels": "fast"}, {"item_kb": "0"}, {"item_kb": "a"}, {"duration": "1s"}],
 )
-def test_what_makes_no_sense_is_refused(changed: dict[str, object], sentence: str) -> None:
-    with pytest.raises(BenchMisused, match=sentence):
-        plan(options(**changed))
+def test_options_that_make_no_sense_are_refused(changed: dict[str, str]) -> None:
+    with pytest.raises(BenchMisused):
+        plan(replace(SweepOptions(), **changed))  # type: ignore[arg-type]  # fields by name
 
 
-def found_at_400(*trials: RateTrial) -> LevelResult:
-    tried_there = trials or searched(1.0, 240)
-    return LevelResult(400, 400.0, tried_there, limit(tried_there, OBJECTIVE))
+def test_an_account_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOTPLATE_COSMOS_KEY", raising=False)
+    with pytest.raises((BenchMisused, StoreMisused), match="HOTPLATE_COSMOS_KEY"):
+        plan(SweepOptions(account="cosmos://account/db"))
 
 
-def swept(*found: LevelResult, interrupted: bool = False) -> Report:
-    return report({}, EMULATOR, found, interrupted=interrupted)
-
-
-def test_a_search_on_an_emulator_is_reported_with_its_label() -> None:
-    made = swept(found_at_400())
-    assert made.valid
-    facts = made.extra["ru"]
-    assert facts["label"] == "local emulator, not Azure"
-    assert made.summary.rows == (("400 RU/s", ("397.5/s", ""), ("400.0/s", "off by -0.6%"), "1.00 RU"),)
-    assert made.summary.sentence == (
-        "400 RU/s accept 398 reads/s on a local emulator, not Azure, 0.6% less than predicted."
-    )
-    text = page(made)
-    assert "The knee at 400 RU/s" in text
-    assert "nothing of Azure" in text
-
-
-def test_a_request_that_was_refused_is_not_counted_as_bought() -> None:
-    """At 402 requests/s of 1 RU each, 400 RU/s refuse half a percent, which the objective allows."""
-    trial = tried(402, 400, 1.0)
-    assert trial.point.inside
-    assert trial.throttled == pytest.approx(0.005, abs=0.001)
-    made = swept(found_at_400(trial, tried(500, 400, 1.0)))
-    assert made.summary.rows[0][1:3] == (("400.0/s", ""), ("400.0/s", "off by +0.0%"))
-
-
-def test_request_units_that_were_not_spent_are_no_success() -> None:
-    made = swept(found_at_400(tried(240, 400, 1.0, delay_s=0.06)))
-    assert not made.valid
-    assert made.summary.rows[0][1:] == ("—¹", "400.0/s", "—¹")
-    assert "p99 60 ms, bound 50 ms" in page(made)
-    assert not swept(found_at_400(), interrupted=True).valid
+def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:
+    planned = plan(SweepOptions(account=URL, levels="400,1k,11k"))
+    made, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0)
+    assert "11,400 RU/s in 2 region(s), for some" in made
+    assert "touches 1" in price
+    _, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0 - 1)
+    assert "touches 2" in price
+    assert f"{load_prices().ru_hours(11_400 * 2, regions=2):,.2f} USD" in price
