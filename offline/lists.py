@@ -29,6 +29,8 @@ _BATCH = 4096
 # Six decimals distinguish about what float32 does, in half the bytes.
 _DECIMALS = 6
 _SCORE_BYTES = 8
+# Availability below this share of the items is taken for an incomplete file.
+LEAST_AVAILABLE = 0.5
 # A block has so many users or items, or more if there would be too many blocks.
 _LEAST_IN_BLOCK = 1_000
 _MOST_BLOCKS = 2_000
@@ -43,6 +45,8 @@ class ListSettings:
     rules: Rules = field(default_factory=Rules)
     fold_in: bool = False
     """Whether the factors of the items are published, too, so visitors get lists on the spot."""
+    force: bool = False
+    """Publish even if `Rules.available` leaves less than half of the items."""
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -54,7 +58,8 @@ class ModelLists:
     def __init__(self, model: Model, settings: ListSettings) -> None:
         """Rank under the rules of *settings*.
 
-        Raises SettingError for factors of an engine that has none, and DataError if the rules leave no item.
+        Raises SettingError for factors of an engine that has none, and DataError if the rules leave no item, or if
+        what is available is less than half of the items and the settings do not force it.
         """
         if settings.fold_in and not isinstance(model.ranker, Factors):
             raise SettingError(
@@ -71,6 +76,12 @@ class ModelLists:
         self._popular = self._ruled.popular()
         if not self._ruled.catalogue:
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
+        available = self._ruled.available
+        if available < LEAST_AVAILABLE * len(ids) and not settings.force:
+            raise DataError(
+                f"Only {available:,} of the {len(ids):,} items of the model are available. If the file of available "
+                "items is complete, publish with --force."
+            )
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
         """Measure the lists as they are published, which takes a fit if the evaluation measured others."""
@@ -112,8 +123,9 @@ class ModelLists:
         }
 
     def items(self) -> Items:
-        """Return the model's items, of which the catalogue is what may be recommended."""
-        return Items(self.model.matrix.item_ids, self._popular[OVERALL].items, self._ruled.catalogue)
+        """Return the model's items. All of them are the catalogue, whatever the rules leave of it."""
+        ids = self.model.matrix.item_ids
+        return Items(ids, self._popular[OVERALL].items, len(ids))
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time, and those of `factors` at the end.

@@ -32,7 +32,7 @@ def ignore(_users: Sequence[str], _items: Indices, _lengths: Indices) -> None:
 class Items(NamedTuple):
     """The items that lists are made of; *popular* are the numbers of those of the overall popular list, best first.
 
-    *catalogue* is how many there are that could be recommended, None if that is not known.
+    *catalogue* is the number of all items that coverage refers to, None if that is not known.
     """
 
     ids: Sequence[str]

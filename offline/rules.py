@@ -1,5 +1,6 @@
 """Business rules: which items lists may hold, which they favour, who gets a list, and what fills a short one."""
 
+import re
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,10 @@ _DEEPER = 4
 _CELLS = 1 << 22
 # Scores are float32: larger boosts of large scores would be infinite.
 _MAX_BOOST = 1_000_000
+# Columns of a file of available items that say whether an item is in stock.
+_STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
+_IN_STOCK = ["true", "yes", "in stock", "instock"]
+_OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock", ""]
 # Of an item without a category there may be any number.
 _NO_CATEGORY = -1
 
@@ -89,7 +94,7 @@ def read_rules(
 ) -> Rules:
     """Return rules, what they say of items read from files; DataError if one cannot be read."""
     return Rules(
-        None if available is None else frozenset(_read_items(available)),
+        None if available is None else frozenset(_read_available(available)),
         frozenset() if exclude is None else frozenset(_read_items(exclude)),
         {} if categories is None else _read_categories(categories),
         max_per_category,
@@ -133,6 +138,12 @@ class RuledLists:
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
         return others
+
+    @property
+    def available(self) -> int:
+        """Number of the model's items that are available; all without such a rule."""
+        ids, available = self._model.matrix.item_ids, self._rules.available
+        return len(ids) if available is None else sum(item in available for item in ids)
 
     @property
     def catalogue(self) -> int:
@@ -297,6 +308,29 @@ def _read_items(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
+def _read_available(path: Path) -> list[str]:
+    """Return the ids of available items; of a table with a stock column those with more than zero, or true."""
+    if path.suffix.lower() == ".txt":
+        return _read_items(path)
+    stock = _stock_column(path)
+    if stock is None:
+        return _read_items(path)
+    frame = _read_columns(path, "item", stock=stock)
+    text = pl.col("stock").str.strip_chars().str.to_lowercase()
+    amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0)
+    frame = frame.with_columns(amount=amount.otherwise(text.cast(pl.Float64, strict=False)))
+    unread = frame.filter(pl.col("amount").is_null())
+    if unread.height:
+        item, value = unread.row(0)[:2]
+        raise DataError(f"{path} has {value!r} as the {stock} of item {item!r}; write a number, or true or false.")
+    return frame.filter(pl.col("amount") > 0).get_column("item").to_list()
+
+
+def _stock_column(path: Path) -> str | None:
+    names = open_tables(find_files(path), Format(), str(path))[0].schema
+    return next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
+
+
 def _read_categories(path: Path) -> dict[str, str]:
     frame = _read_columns(path, "item", "category").drop_nulls().unique()
     twice = frame.filter(pl.col("item").is_duplicated())
@@ -318,12 +352,15 @@ def _read_boosts(path: Path) -> dict[str, float]:
     return dict(frame.iter_rows())
 
 
-def _read_columns(path: Path, *roles: str) -> pl.DataFrame:
-    """Return the columns of the files at *path* that are named like *roles*, rows without an item left out."""
+def _read_columns(path: Path, *roles: str, **named: str) -> pl.DataFrame:
+    """Return the columns of the files at *path* that are named like *roles*, rows without an item left out.
+
+    *named* are further columns by role.
+    """
     tables = open_tables(find_files(path), Format(), str(path))
-    columns = choose_columns({}, list(tables[0].schema), str(path), guessed=roles, required=roles)
+    columns = {**choose_columns({}, list(tables[0].schema), str(path), guessed=roles, required=roles), **named}
     tables, _ = with_whole_numbers(tables, [columns["item"]])
-    texts = (table.frame.select(**{role: table.text(columns[role]) for role in roles}) for table in tables)
+    texts = (table.frame.select(**{role: table.text(columns[role]) for role in (*roles, *named)}) for table in tables)
     with data_errors(str(path)):
         return pl.concat(texts).drop_nulls("item").collect(engine="streaming")
 

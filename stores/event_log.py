@@ -155,6 +155,11 @@ def is_segment(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def is_open_segment(name: str) -> bool:
+    """Return whether a file of this name is a segment that was not closed yet."""
+    return name.startswith(".") and is_segment(name[1:])
+
+
 def recover(folder: Path) -> list[Path]:
     """Close the segments in *folder* whose writers are dead, and return them; raises OSError.
 

@@ -74,13 +74,20 @@ def report(
         found = count(source, partial(on_progress, "report"))
     if as_json:
         rows = {"releases": found.releases, "by_position": found.by_position}
-        about = {name: getattr(found, name) for name in ("segments", "events", "duplicates", "damaged", "types")}
+        about = {
+            name: getattr(found, name)
+            for name in ("segments", "open_segments", "events", "duplicates", "damaged", "types")
+        }
         print_json(about | {name: [_plain(row) for row in each] for name, each in rows.items()})
         return
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(found.types.items()))
     out.print(
         f"{counted(found.events, 'event')} in {counted(found.segments, 'segment')}{f': {types}' if types else ''}"
     )
+    if found.open_segments:
+        out.print(
+            f"  {counted(found.open_segments, 'open segment')} left out: still written, or left by a killed service"
+        )
     if found.duplicates:
         out.print(f"  {found.duplicates:,} left out: sent again under the same id")
     if found.damaged:

@@ -154,7 +154,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
         store=url,
         training=training,
         publishing=replace(publishing.settings, gates=gates),
-        lists=ListSettings(flags.list_length, flags.keep_seen, fold_in=flags.fold_in),
+        lists=ListSettings(flags.list_length, flags.keep_seen, fold_in=flags.fold_in, force=flags.force),
         rules=flags.read_rules,
         registration=registration,
         inputs=inputs,

@@ -169,7 +169,7 @@ def publish(
     from hotplate.stores.folders import temporary_folder
 
     options, master = flags.to_options(), flags.master
-    settings = ListSettings(flags.list_length, flags.keep_seen, flags.read_rules(), flags.fold_in)
+    settings = ListSettings(flags.list_length, flags.keep_seen, flags.read_rules(), flags.fold_in, flags.force)
 
     def read(folder: Path, report: "OnStage") -> ModelLists:
         return ModelLists(load(folder), settings).measure(partial(report, "measure"))

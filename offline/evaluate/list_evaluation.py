@@ -167,8 +167,19 @@ class Evaluator:
             self._history = self._matrix(of_users[pairs.row], of_items[pairs.col])
 
     def evaluate(self, candidate: Candidate) -> ListEvaluation:
-        """Measure the lists of one origin; raises DataError if no user of the truth has one."""
+        """Measure the lists of one origin.
+
+        Raises DataError if no user of the truth has a list, or if the lists leave out all pairs of the truth because
+        they were learnt from.
+        """
         lists, history, test = self._lists(candidate), self._history, self._test
+        seen_pairs = 0 if history is None else int(history.multiply(test).nnz)
+        ranking = measure_users(lists, test).metrics
+        if seen_pairs == test.nnz and not ranking.recall:
+            raise DataError(
+                f"All {seen_pairs:,} pairs of the truth are in what {candidate.origin} learnt from, so its lists leave "
+                "them out. Give a truth from after the training data, or other users' interactions."
+            )
         popular = None if history is None else _most_popular(history)
         served = popular if candidate.popular is None else _numbers(candidate.popular, self._items)
         rating, predicted = self._rating(candidate)
@@ -181,8 +192,8 @@ class Evaluator:
         return ListEvaluation(
             origin=candidate.origin,
             pairs=int(test.nnz),
-            seen_pairs=0 if history is None else int(history.multiply(test).nnz),
-            ranking=measure_users(lists, test).metrics,
+            seen_pairs=seen_pairs,
+            ranking=ranking,
             as_served=None if served is None else measure_users(as_served(lists, served), test).metrics,
             popularity=popularity,
             variety=variety,

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 import msgspec
@@ -173,7 +174,8 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
             )
         elif known.secondary is not None:
             raise ServiceMisused(
-                f"the client {name} has two keys; revoke the old one: hotplate keys revoke {name} --primary"
+                f"the client {name} has two keys; to revoke the old one, run "
+                f"`hotplate keys revoke {name} --primary --keys {quote(str(path))}`"
             )
         else:
             made, kind = msgspec.structs.replace(known, secondary=stored), "secondary"
@@ -192,7 +194,7 @@ def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
     def take(clients: dict[str, KeyHolder]) -> KeyHolder | None:
         known = clients.pop(name, None)
         if known is None:
-            raise ServiceMisused(f"no client is named {name}; hotplate keys list names them")
+            raise ServiceMisused(f"no client is named {name}; see `hotplate keys list --keys {quote(str(path))}`")
         if kind is None:
             return None
         if getattr(known, kind) is None:

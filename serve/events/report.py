@@ -50,6 +50,9 @@ class EventReport:
     """What all segments in one place say."""
 
     segments: int
+    open_segments: int
+    """Those that are still written, or that a killed service left; their events are not counted."""
+
     events: int
     """Those that are counted, each once."""
 
@@ -87,7 +90,16 @@ def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _to
         damaged += reader.damaged
         on_progress(number + 1, len(names))
     by_position = [ListedItems(*group, *places[group]) for group in sorted(places, key=_order)]
-    return EventReport(len(names), len(seen), duplicates, damaged, dict(types), _added_up(by_position), by_position)
+    return EventReport(
+        len(names),
+        place.open_segments(),
+        len(seen),
+        duplicates,
+        damaged,
+        dict(types),
+        _added_up(by_position),
+        by_position,
+    )
 
 
 def _positions(event: WrittenEvent) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotplate.serve.errors import EventsFailed, ServiceMisused
-from hotplate.stores.event_log import is_segment, recover, segments
+from hotplate.stores.event_log import is_open_segment, is_segment, recover, segments
 from hotplate.stores.folders import flush, take_lock
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -55,6 +55,11 @@ class SegmentFolder:
         if not is_there:
             raise ServiceMisused(f"there is no folder {self.shown}; name one with segments of events")
         return sorted(name for path in found if is_segment(name := path.rpartition("/")[2]))
+
+    def open_segments(self) -> int:
+        """Number of segments that services still write, or that killed ones left."""
+        with self._errors("its listing"):
+            return sum(is_open_segment(path.rpartition("/")[2]) for path in self._files.find(self._root, maxdepth=1))
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a segment that is there; None if it is not."""

@@ -63,6 +63,12 @@ def test_a_model_and_its_release_are_lists_and_have_a_report(folder: Path) -> No
     failed(hotplate("evaluate", f"{store}#other", folder / "choices.csv"), "other is not in this store")
 
 
+def test_a_truth_that_the_model_learnt_from_is_refused(folder: Path) -> None:
+    truth = folder / "learnt.csv"
+    truth.write_text("user,item\n" + "".join(f"n{n:02},in{n + 2:02}\n" for n in range(18)))
+    failed(hotplate("evaluate", evaluated_model(folder), truth), "All 18 pairs of the truth are in what", "learnt from")
+
+
 def test_what_cannot_be_measured_is_one_sentence(folder: Path) -> None:
     other = folder / "other.csv"
     other.write_text("user,item\nstranger,i1\n")

@@ -108,9 +108,10 @@ def test_a_gate_refuses_a_release_whose_rules_spoil_it_and_says_what_the_model_h
         "train", tmp_path / "clicks.csv", "--out", model, "--engine", "neighbours", "--no-tune", "--json"
     )
     ndcg = json.loads(trained.stdout)["evaluation"]["model"]["ndcg"]
-    rare = rows.group_by("item").len().sort("len", "item").get_column("item").head(20).to_list()
-    (tmp_path / "rare.txt").write_text("\n".join(rare) + "\n")
-    publish = ("publish", model, "--store", store, "--gate", f"ndcg={0.9 * ndcg}", "--available", tmp_path / "rare.txt")
+    frequent = rows.group_by("item").len().sort("len", "item").get_column("item")[20:].to_list()
+    (tmp_path / "frequent.txt").write_text("\n".join(frequent) + "\n")
+    excluded = ("--exclude", tmp_path / "frequent.txt")
+    publish = ("publish", model, "--store", store, "--gate", f"ndcg={0.9 * ndcg}", *excluded)
     assert hotplate(*publish[:6]).returncode == 0, "without rules it passes"
     live = live_in(store)
     refused = hotplate(*publish)

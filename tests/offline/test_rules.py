@@ -92,7 +92,7 @@ def test_a_list_is_filled_up_with_what_it_lacks_and_scores_never_rise(
 
 def test_only_available_items_are_in_any_list_and_all_of_what_is_left_is() -> None:
     available = frozenset(IDS[:8]) | {"gone"}
-    lists = lists_of(Rules(available=available, excluded=frozenset({IDS[0], "never"})), length=5)
+    lists = lists_of(Rules(available=available, excluded=frozenset({IDS[0], "never"})), length=5, force=True)
     left = set(IDS[1:8])
     assert {item for items in lists.values() for item in items} == left
     for index, user in enumerate(MODEL.matrix.user_ids):
@@ -100,6 +100,40 @@ def test_only_available_items_are_in_any_list_and_all_of_what_is_left_is() -> No
         assert set(lists[f"user:{user}"]) <= left - has
         assert len(lists[f"user:{user}"]) == min(5, len(left - has))
     assert lists["popular:"] == [one for one in sorted(IDS) if one in left][:5]
+
+
+def test_availability_that_removes_most_items_needs_force() -> None:
+    few = Rules(available=frozenset(IDS[:9]))
+    with pytest.raises(DataError, match="Only 9 of the 20 items of the model are available"):
+        lists_of(few)
+    assert lists_of(few, force=True)
+    assert lists_of(Rules(available=frozenset(IDS[:10])))
+
+
+def test_coverage_is_of_all_items_that_the_model_learnt() -> None:
+    ruled = ModelLists(MODEL, ListSettings(rules=Rules(available=frozenset(IDS[:10]))))
+    assert ruled.items().catalogue == SIZE
+
+
+@pytest.mark.parametrize(
+    ("rows", "left"),
+    [
+        ("item,stock\na,0\nb,3\nc,-1\n", frozenset({"b"})),
+        ("item,In stock\na,false\nb,True\nc,yes\n", frozenset({"b", "c"})),
+        ("item,quantity,price\na,0.0,1\nb,2.5,1\n", frozenset({"b"})),
+    ],
+)
+def test_available_items_are_those_with_stock(tmp_path: Path, rows: str, left: frozenset[str]) -> None:
+    path = tmp_path / "stock.csv"
+    path.write_text(rows)
+    assert read_rules(path, None, None, None, 1).available == left
+
+
+def test_a_stock_that_is_no_number_is_refused_with_its_item(tmp_path: Path) -> None:
+    path = tmp_path / "stock.csv"
+    path.write_text("item,stock\na,3\nb,many\n")
+    with pytest.raises(DataError, match="'many' as the stock of item 'b'"):
+        read_rules(path, None, None, None, 1)
 
 
 def test_a_cap_holds_in_every_list_and_lists_are_filled_up_from_further_down() -> None:

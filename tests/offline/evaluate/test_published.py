@@ -87,7 +87,7 @@ def test_rules_and_lengths_are_in_the_figures_and_so_is_the_popular_list_under_r
     rows = [(user, f"i{hour % 3}" if user == "u00" else item, hour) for user, item, hour in log()]
     before = trained(tmp_path, PopularityParams(), rows)
     few = frozenset({"i22", "i23"})
-    after = published(tmp_path, length=20, rules=Rules(available=few))
+    after = published(tmp_path, length=20, rules=Rules(available=few), force=True)
     assert after["model"]["ndcg"] < before["model"]["ndcg"] / 2
     assert after["model"]["coverage"] <= 2 / 24
     nobody = published(tmp_path, length=20, rules=Rules(min_history=10**6))

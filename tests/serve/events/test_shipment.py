@@ -109,7 +109,10 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     segment(tmp_path, "c", position=2, release="r1")
     segment(tmp_path, "d", position=12, release="r2", role="canary")
     segment(tmp_path, "e", "f", type="buy")
+    still_open = LogSegment(tmp_path)
+    still_open.append([b"{}"])
     found = report(str(tmp_path))
+    assert found.open_segments == 1
     assert (found.segments, found.events, found.duplicates, found.damaged) == (6, 6, 1, 0)
     assert found.types == {"impression": 2, "click": 2, "buy": 2}
     assert found.releases == [ListedItems("r1", "live", "all", 12, 1), ListedItems("r2", "canary", "all", 12, 1)]
@@ -121,6 +124,7 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     printed = hotplate("events", "report", tmp_path).stdout
     assert "6 events in 6 segments: 2 buy, 2 click, 2 impression" in printed
     assert "1 left out: sent again under the same id" in printed
+    assert "1 open segment left out" in printed
     assert "8.33%" in printed
     rows = json.loads(hotplate("events", "report", tmp_path, "--json").stdout)["releases"]
     assert rows[1]["ctr"] == pytest.approx(1 / 12)
@@ -128,3 +132,4 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     shipped = hotplate("events", "ship", tmp_path, "--to", tmp_path / "there")
     assert shipped.stdout.startswith("shipped 6 segments, 0.0 MB, to ")
     failed(hotplate("events", "report", tmp_path / "none"), "no folder", code=2)
+    still_open.close()
