@@ -1,8 +1,7 @@
 """`hotplate evaluate`: measure any lists, lay out a model's report, and compare two."""
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,7 +15,6 @@ from hotplate.cli.terminal import (
     out,
     print_json,
     print_rows_read,
-    progress_bars,
     require_folder,
     table,
     with_store,
@@ -98,41 +96,6 @@ def lists(
     else:
         print_rows_read(str(truth), choices.rows, choices.left_out)
         _print_evaluation(found)
-
-
-@app.command()
-def lightgcn(
-    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="A file of lines: user item item ….")],
-    test: Annotated[Path, typer.Argument(metavar="TEST", help="What is held back, in such a file.")],
-    engine: Annotated[
-        Literal["als", "ease", "neighbours", "popularity"] | None,
-        Flag("Learn with this engine; by default the best found on TRAIN."),
-    ] = None,
-    k: K = 20,
-    as_json: Json = False,
-) -> None:
-    """Learn from TRAIN, and measure on TEST as the paper on LightGCN does: Recall@20 and nDCG@20.
-
-    The files are those of that paper. All items that a user does not have in TRAIN are ranked, and each user of TEST
-    counts.
-
-    Example: hotplate evaluate lightgcn gowalla/train.txt gowalla/test.txt
-    """
-    from dataclasses import asdict
-
-    from hotplate.offline.evaluate.list_evaluation import evaluate_files
-    from hotplate.offline.train.engine import described, engine_of
-    from hotplate.offline.train.tuning import TuneOptions
-
-    with progress_bars() as report:
-        searched = TuneOptions(engine=engine, max_pairs=None)
-        found, params = interruptible(lambda: evaluate_files(train, test, searched, k, partial(report, "tune")))
-    if as_json:
-        print_json({"engine": engine_of(params), "params": asdict(params), **found.to_json()})
-        return
-    ranking = found.ranking
-    out.print(f"{described(params)}: Recall@{k} {ranking.recall:.4f}, nDCG@{k} {ranking.ndcg:.4f}")
-    _print_evaluation(found)
 
 
 @app.command()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from hotplate.offline.errors import DataError
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.files import Format, data_errors, find_files
 from hotplate.offline.input.matrix import Matrix, to_matrix
@@ -73,20 +72,6 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
 def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:
     """Read what users had before as `read_truth` does; raises DataError also for fewer than two users, or items."""
     return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
-
-
-def read_lines(path: Path) -> Truth:
-    """Read the files of the papers on graph models: a line for each user, `user item item …`.
-
-    Raises DataError for a file that cannot be read, or without a pair.
-    """
-    with data_errors(path):
-        lines = [line.split() for line in path.read_text().splitlines()]
-    found = [(line[0], item) for line in lines for item in line[1:]]
-    if not found:
-        raise DataError(f"{path} has no pair; each of its lines is to be: user item item ….")
-    pairs = pl.DataFrame(found, schema=dict.fromkeys(_ROLES, pl.String), orient="row").unique().sort(_ROLES)
-    return Truth(pairs, len(found), {})
 
 
 def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:

@@ -1,9 +1,7 @@
 """Evaluation of lists that exist already: compared with a truth, next to popular items or other lists."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ import polars as pl
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.candidate import Candidate, Truth, from_model, read_lines
+from hotplate.offline.evaluate.candidate import Candidate, Truth
 from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import (
     RANKING,
@@ -25,13 +23,10 @@ from hotplate.offline.evaluate.metrics import (
     measure_ratings,
     measure_users,
 )
-from hotplate.offline.evaluate.splits import Parts, SplitOptions
-from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
+from hotplate.offline.evaluate.splits import Parts
+from hotplate.offline.input.matrix import Indices, Matrix, UserItems, users_per_item
 from hotplate.offline.list_encoder import check_length
-from hotplate.offline.model import Model
-from hotplate.offline.train.engine import PARAMS, Params, fit
-from hotplate.offline.train.popularity import Popularity, by_popularity, most_popular
-from hotplate.offline.train.tuning import TuneOptions, tune
+from hotplate.offline.train.popularity import Popularity, by_popularity
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,30 +107,6 @@ class Comparison:
     @property
     def _decisive(self) -> MetricChange:
         return next(change for change in self.changes if change.metric == "ndcg")
-
-
-def evaluate_files(
-    train: Path,
-    test: Path,
-    params: Params | TuneOptions,
-    k: int = 20,
-    on_trial: Callable[[int, int], None] = lambda _done, _total: None,
-) -> tuple[ListEvaluation, Params]:
-    """Learn from one file and test on the other, as the paper on LightGCN does (He et al., SIGIR 2020).
-
-    Each line is `user item item …`. All items that a user does not have in *train* are ranked. Recall is hits / test
-    items, nDCG is that of min(k, test items) hits at best, and both are averages over all users of *test*: items and
-    users that *train* lacks count as misses. Parameters that are searched are compared on a split of *train* alone.
-    """
-    truth = read_lines(test)
-    matrix = to_matrix(read_lines(train).pairs.with_columns(weight=pl.lit(1.0)))
-    if isinstance(params, TuneOptions):
-        search = tune(matrix.user_items, None, SplitOptions("by-item"), params, k=k, on_trial=on_trial)
-        params = PARAMS[params.engine or "als"]() if search is None else search.trials[search.best].params
-    ranker, popular = fit(matrix.user_items, params), most_popular(matrix, k)
-    model = Model(ranker, matrix, {}, popular, {}, params, None, {}, datetime.now(UTC))
-    candidate = from_model(model, str(train), truth.pairs, k)
-    return Evaluator(truth, [candidate], k, matrix).evaluate(candidate), params
 
 
 class Evaluator:

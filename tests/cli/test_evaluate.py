@@ -77,19 +77,6 @@ def test_what_cannot_be_measured_is_one_sentence(folder: Path) -> None:
     failed(hotplate("evaluate", "report", folder / "a", "--out", folder / "no" / "x.html"), "no folder", code=2)
 
 
-def test_files_of_the_paper_on_lightgcn_are_learnt_from_and_tested_on_as_typed(tmp_path: Path) -> None:
-    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
-    train.write_text("0 1 2\n1 1 3\n2 1 2\n3\n")
-    test.write_text("0 3 9\n2 3\n7 1\n")
-    arguments = ("evaluate", "lightgcn", train, test, "--engine", "popularity")
-    printed = succeeded(*arguments)
-    assert "popularity: Recall@20 0.5000, nDCG@20 0.5377" in printed
-    found = json_of(*arguments)
-    assert (found["engine"], found["ranking"]["users"], found["pairs"]) == ("popularity", 3, 4)
-    test.write_text("0\n")
-    failed(hotplate(*arguments), "has no pair; each of its lines is to be: user item item")
-
-
 FEW = ("--factors", "4", "--iterations", "2", "-k", "5")
 
 
