@@ -1,6 +1,6 @@
 """What things cost: prices with a source, a date and a region each, from one file.
 
-`prices.toml` next to this module is the default; `azure_prices` writes such a file from Azure's price list.
+`prices.toml` next to this module is the default; `bench/azure_prices.py` writes such a file from Azure's price list.
 """
 
 import datetime as dt

@@ -9,7 +9,7 @@ import typer
 
 from hotplate.bench.planner import inputs
 from hotplate.cli.options import parameter, signed
-from hotplate.cli.terminal import Json, out, print_json, require_folder, with_store
+from hotplate.cli.terminal import Json, err, out, print_json, require_folder, with_store
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -40,6 +40,15 @@ def plan(
     ] = None,
     prices: Annotated[
         Path | None, Flag("Use your own prices, in the form of our bench/planner/prices.toml.", MEASURED)
+    ] = None,
+    prices_from_azure: Annotated[
+        tuple[str, str] | None,
+        Flag(
+            "Write Azure's public retail prices to --prices FILE, else to prices.toml; as westeurope EUR.",
+            MEASURED,
+            metavar="REGION CURRENCY",
+            env=False,
+        ),
     ] = None,
     charges: Annotated[
         Path | None, Flag("Use your own RU charges, in the form of our stores/cosmos/charges.toml.", MEASURED)
@@ -74,6 +83,9 @@ def plan(
         raise inputs.PlanMisused("--check brings its own inputs; leave --from out")
     for path in (save, report):
         require_folder(path)
+    prices = _write_prices(prices_from_azure, prices)
+    if prices_from_azure and not any((assume, source, check, from_report, from_release, *flags.values())):
+        return
     file, prices, charges = source or check, prices or price_list.OURS, charges or cosmos_charges.OURS
     baseline = None if file is None else read_baseline(file)
     layers = _layers(baseline, _command_line(assume, flags), from_release, from_report)
@@ -137,6 +149,24 @@ def _layers(
     if report is not None:
         layers.append(inputs.from_report(report, inputs.merge([*layers, *command_line]).inputs.p99_ms))
     return [*layers, *command_line]
+
+
+def _write_prices(azure: tuple[str, str] | None, path: Path | None) -> Path | None:
+    """Write Azure's prices, if they are asked for; return the file of prices to use."""
+    from datetime import UTC, datetime
+
+    from hotplate.bench.azure_prices import write_prices
+
+    if azure is None:
+        return path
+    path = path or Path("prices.toml")
+    require_folder(path)
+    missing = write_prices(*azure, path, datetime.now(UTC).date())
+    lacks = (
+        f"; Azure's list has no price under the names that are looked for of: {', '.join(missing)}" if missing else ""
+    )
+    err.print(f"wrote {path}{lacks}")
+    return path
 
 
 def _save(made: "CapacityPlan", compared: "Baseline | None", path: Path) -> None:

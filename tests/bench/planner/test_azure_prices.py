@@ -1,0 +1,179 @@
+"""Prices from a server that answers as the documentation of Azure's retail price list describes it."""
+
+import datetime as dt
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from hotplate.bench import azure_prices
+from hotplate.bench.azure_prices import fetch_prices
+from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.planner.prices import Prices, parse
+from tests.support.command import hotplate
+
+TODAY = dt.date(2026, 11, 25)
+
+
+def item(product: str, meter: str, price: float, **more: object) -> dict[str, object]:
+    """Return one item with the fields of the documentation's sample."""
+    return {
+        "currencyCode": "EUR", "tierMinimumUnits": 0.0, "retailPrice": price, "unitPrice": price,
+        "armRegionName": "westeurope", "location": "EU West", "effectiveStartDate": "2020-08-01T00:00:00Z",
+        "meterId": "000a794b-bdb0-58be-a0cd-0c3a0f222923", "meterName": meter, "productId": "DZH318Z0BQPS",
+        "skuId": "DZH318Z0BQPS/00TG", "productName": product, "skuName": meter, "serviceName": "x",
+        "serviceId": "DZH313Z7MMC8", "serviceFamily": "Databases", "unitOfMeasure": "1 Hour", "type": "Consumption",
+        "isPrimaryMeterRegion": True, "armSkuName": "",
+    } | more  # fmt: skip
+
+
+COSMOS = [
+    item("Azure Cosmos DB", "100 RU/s", 0.0094), item("Azure Cosmos DB", "100 Multi-master RU/s", 0.0188),
+    item("Azure Cosmos DB", "100 RU/s", 0.0), item("Azure Cosmos DB autoscale", "100 RU/s", 0.0141),
+    item("Azure Cosmos DB serverless", "1M RUs", 0.28), item("Azure Cosmos DB", "Data Stored", 0.27),
+    item("Azure Cosmos DB", "Data Stored", 0.2, tierMinimumUnits=1000.0),
+]  # fmt: skip
+MACHINES = [
+    item("Virtual Machines Dsv5 Series Windows", "D4s v5", 0.4), item("Virtual Machines Dsv5 Series", "D4s v5", 0.22),
+    item("Virtual Machines Dsv5 Series", "D4s v5 Spot", 0.05),
+]  # fmt: skip
+REDIS = [
+    item("Azure Managed Redis - Balanced", "B5 Instance", 0.17, skuName="B5"),
+    item("Azure Managed Redis - Memory Optimized", "M10 Instance", 0.3, skuName="B10"),
+]
+
+
+class RetailList(BaseHTTPRequestHandler):
+    """Answers in pages of two items, by the service in the filter."""
+
+    change: ClassVar[dict[str, Any]] = {}
+    asked: ClassVar[list[dict[str, list[str]]]] = []
+    status = 200
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        self.asked.append(query)
+        condition, skip = query["$filter"][0], int(query.get("$skip", ["0"])[0])
+        names = {"Azure Cosmos DB": COSMOS, "Virtual Machines": MACHINES, "Redis Cache": REDIS}
+        items = next(found for name, found in names.items() if name in condition)
+        port = self.headers["Host"].partition(":")[2]
+        more = f"http://127.0.0.1:{port}{self.path.partition('&$skip')[0]}&$skip={skip + 2}"
+        page = {
+            "BillingCurrency": "EUR", "CustomerEntityId": "Default", "CustomerEntityType": "Retail",
+            "Items": items[skip : skip + 2], "NextPageLink": more if skip + 2 < len(items) else None, "Count": 2,
+        } | self.change  # fmt: skip
+        body = json.dumps(page).encode()
+        self.send_response(self.status)
+        if self.status == 302:
+            self.send_header("Location", "http://localhost:1/")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def retail_list(status: int = 200, **change: Any) -> Iterator[str]:  # noqa: ANN401 -- fields of a page
+    handler = type("Handler", (RetailList,), {"change": change, "asked": [], "status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/api/retail/prices"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def read(url: str) -> tuple[Prices, list[str]]:
+    text, missing = fetch_prices("westeurope", "EUR", TODAY, url)
+    return parse(text), missing
+
+
+def test_prices_of_all_pages_become_a_file_of_prices() -> None:
+    with retail_list() as url:
+        prices, missing = read(url)
+    assert prices.currency == "EUR"
+    assert (prices.ru_hour.amount, prices.ru_hour.date, prices.ru_hour.region) == (0.0094, TODAY, "westeurope")
+    assert prices.autoscale_factor.amount == pytest.approx(1.5)
+    assert prices.storage_gb_month.amount == 0.27
+    assert prices.cpu_hour.amount == pytest.approx(0.055)
+    assert prices.serverless_million_ru is not None
+    assert prices.serverless_million_ru.amount == 0.28
+    assert [(size.name, size.hour.amount, size.gb) for size in prices.redis] == [("B5", 0.17, 6)]
+    assert "B10" in missing
+    assert "ru_hour" not in missing
+
+
+def test_a_region_without_prices_is_named() -> None:
+    with (
+        retail_list(Items=[], NextPageLink=None) as url,
+        pytest.raises(BenchFailed, match="no ru_hour, storage_gb_month"),
+    ):
+        read(url)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"NextPageLink": "https://elsewhere.example/prices"}, "another host, elsewhere.example"),
+        ({"BillingCurrency": "USD"}, "prices are in USD, not in EUR"),
+        ({"Items": 3}, "not a page of prices"),
+        ({"Items": [{"meterName": "x"}], "NextPageLink": None}, "not a page of prices"),
+        ({"Items": [3], "NextPageLink": None}, "not a page of prices"),
+        ({"Items": [item("x", "y", 1, retailPrice="dear")], "NextPageLink": None}, "not a page of prices"),
+        ({"CustomerEntityId": "x" * 5_000_000}, "more than 4,000,000 bytes"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with retail_list(**change) as url, pytest.raises(BenchFailed, match=sentence):
+        read(url)
+
+
+def test_pages_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(azure_prices, "PAGES", 2)
+    with retail_list() as url, pytest.raises(BenchFailed, match="more than 2 pages"):
+        read(url)
+
+
+@pytest.mark.parametrize("status", [302, 404, 429, 503])
+def test_a_status_but_200_ends_it_and_no_redirect_is_followed(status: int) -> None:
+    with retail_list(status) as url, pytest.raises(BenchFailed, match=f"status {status}"):
+        read(url)
+
+
+def test_a_list_that_does_not_answer_is_a_failure() -> None:
+    with pytest.raises(BenchFailed, match="refused"):
+        read("http://127.0.0.1:1/")
+
+
+@pytest.mark.parametrize(
+    ("region", "currency"), [("West Europe", "EUR"), ("x' or 1 eq 1", "EUR"), ("westeurope", "eur")]
+)
+def test_what_is_no_region_or_currency_is_not_asked_for(region: str, currency: str) -> None:
+    with pytest.raises(BenchMisused, match="--prices-from-azure"):
+        fetch_prices(region, currency, TODAY, "http://127.0.0.1:1/")
+
+
+def test_the_command_writes_a_file_that_a_plan_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "prices.toml"
+    with retail_list() as url:
+        monkeypatch.setattr(azure_prices, "RETAIL", url)
+        azure = ("plan", "--prices-from-azure", "westeurope", "EUR", "--prices", file)
+        done = hotplate(*azure)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert "no price under the names that are looked for of: B0" in done.stderr.replace("\n", " ")
+        assert hotplate(*azure, "--users", "1000", "--peak-rps", "10").stdout.count("EUR/month") > 2
+        file.write_text("mine")
+        refused = hotplate(*azure)
+    assert refused.returncode == 2
+    assert file.read_text() == "mine"
+    assert not hotplate("plan", "--users", "1000", "--peak-rps", "10", "--prices", file).stdout
