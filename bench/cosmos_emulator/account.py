@@ -1,6 +1,5 @@
 """The account: its databases, containers and offers, and the settings that they share."""
 
-import heapq
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -8,20 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from hotplate.bench.cosmos_emulator.documents import (
-    ContainerDocuments,
-    Document,
-    IndexingPolicy,
-    UniqueKeys,
-    resource_id,
+from hotplate.bench.cosmos_emulator.documents import ContainerDocuments, Document, IndexingPolicy, resource_id
+from hotplate.bench.cosmos_emulator.http import HttpError, Substatus
+from hotplate.bench.cosmos_emulator.partitions import (
+    EmulatedThroughput,
+    PartitionKeyDefinition,
+    Partitions,
+    effective_key,
 )
-from hotplate.bench.cosmos_emulator.http import HttpError, Substatus, bad_request
-from hotplate.bench.cosmos_emulator.partitions import EmulatedThroughput, PartitionKeyDefinition, Partitions
 from hotplate.stores.cosmos.charges import Charges
 
 T = TypeVar("T")
 
-NEVER = float("inf")
 # Levels whose reads are charged double.
 STRONG = ("Strong", "BoundedStaleness")
 # From the strongest to the weakest: a request may relax its account's level, never strengthen it.
@@ -78,57 +75,16 @@ class Container:
         self.partitions = partitions
         self.documents = ContainerDocuments()
         self.policy = IndexingPolicy(None)
-        self.unique_keys = UniqueKeys(None)
-        self.default_ttl: int | None = None
         self.etag = ""
         self.ts = 0
-        # A heap of when documents expire, each with the id of its object, as documents cannot be compared; outdated
-        # entries are skipped when they come up.
-        self.expiring = list[tuple[float, int, Document]]()
 
     def effective_key_of(self, document: Document) -> str:
         """Return the effective partition key of a document."""
-        return self.definition.effective(self.definition.of_item(document.parsed()))
-
-    def expiry(self, document: Document) -> float:
-        """Return when a document expires, in seconds of the account's clock."""
-        ttl = self.default_ttl if document.ttl is None else document.ttl
-        return NEVER if self.default_ttl is None or ttl is None or ttl == -1 else float(document.ts + ttl)
-
-    def schedule_expiry(self, document: Document) -> None:
-        """Note when a document that was written expires."""
-        expires_at = self.expiry(document)
-        if expires_at != NEVER:
-            heapq.heappush(self.expiring, (expires_at, id(document), document))
-
-    def reschedule_expiry(self) -> None:
-        """Compute again when each document expires: the default time to live has changed."""
-        self.expiring = []
-        for document in self.documents.after():
-            self.schedule_expiry(document)
-
-    def delete_expired(self, charges: Charges, now: float) -> None:
-        """Delete what has expired, on the throughput that its partition has left, as the service does.
-
-        https://learn.microsoft.com/azure/cosmos-db/nosql/time-to-live
-        """
-        postponed = list[tuple[float, int, Document]]()
-        while self.expiring and self.expiring[0][0] <= now:
-            entry = heapq.heappop(self.expiring)
-            document = entry[2]
-            if document.body is None or self.expiry(document) > now:
-                continue  # deleted, or written again: that write has an entry of its own
-            if document.partition.budgets[0].left_ru(now) <= 0:
-                postponed.append(entry)
-                continue
-            document.partition.charge_write(now, charges.delete(document.size, document.terms))
-            self.documents.remove(document)
-        for entry in postponed:
-            heapq.heappush(self.expiring, entry)
+        return effective_key(self.definition.of_item(document.parsed()))
 
     def to_json(self) -> dict[str, Any]:
         """Return the resource as the service describes it."""
-        resource: dict[str, Any] = {
+        return {
             "id": self.name,
             "indexingPolicy": self.policy.resource,
             "partitionKey": self.definition.resource,
@@ -144,11 +100,6 @@ class Container:
             "_etag": self.etag,
             **{f"_{feed}": f"{feed}/" for feed in ("docs", "sprocs", "triggers", "udfs", "conflicts")},
         }
-        if self.unique_keys.paths:
-            resource["uniqueKeyPolicy"] = self.unique_keys.resource
-        if self.default_ttl is not None:
-            resource["defaultTtl"] = self.default_ttl
-        return resource
 
 
 class Database:
@@ -223,9 +174,3 @@ def _find(resources: Mapping[str, T], name: str, noun: str, *, is_owner: bool = 
         substatus = Substatus.OWNER_RESOURCE_NOT_FOUND if is_owner else 0
         raise HttpError(404, f"Resource Not Found: there is no such {noun}", substatus)
     return resources[name]
-
-
-def check_ttl(ttl: object, name: str) -> None:
-    """Refuse what is not a time to live."""
-    if ttl is not None and (type(ttl) is not int or (ttl < 1 and ttl != -1) or ttl >= 1 << 31):
-        raise bad_request(f"{name} must be a positive number of seconds, or -1")

@@ -1,4 +1,4 @@
-"""The emulator's own pages, below `/__emulation`: faults, metrics and test tokens.
+"""The emulator's own pages, below `/__emulation`: faults and metrics.
 
 They need no key, because the emulator listens on loopback by default.
 """
@@ -8,10 +8,7 @@ import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs
 
-import orjson
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily as Counter
 from prometheus_client.core import GaugeMetricFamily as Gauge
@@ -19,14 +16,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from hotplate.bench.cosmos_emulator.account import Container, EmulatedAccount
-from hotplate.bench.cosmos_emulator.arm import PREFIX as ARM_PREFIX
-from hotplate.bench.cosmos_emulator.arm import ResourceManager
-from hotplate.bench.cosmos_emulator.auth import DATA_AUDIENCE, ROLES, TOKEN_LIFE_S, Issuer
 from hotplate.bench.cosmos_emulator.http import (
     HttpError,
     HttpResponse,
     Request,
-    bad_request,
     error_response,
     parse_json,
 )
@@ -43,7 +36,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Monitor:
-    """Runs once a second: deletes expired items, measures autoscale and saturation; lives as long as the emulator."""
+    """Measures autoscale and saturation once a second."""
 
     def __init__(self, account: EmulatedAccount) -> None:
         self._account = account
@@ -58,8 +51,6 @@ class Monitor:
         if now // HOUR_S != self._hour:
             self._hour = now // HOUR_S
             self.autoscale_ru.clear()
-        for container in self._account.containers():
-            container.delete_expired(self._account.charges, now)
         for offer in list(self._account.offers.values()):
             used = self._used_ru(offer.container) / elapsed_s
             if offer.throughput.autoscale:
@@ -139,12 +130,9 @@ class Admin:
         self._service = service
         self._monitor = monitor
         self._metrics = EmulatorMetrics(service, monitor)
-        self._arm = ResourceManager(service)
 
     def answer(self, request: Request) -> HttpResponse:
         """Return the response to a request; never raises."""
-        if request.path.startswith(ARM_PREFIX):
-            return self._arm.answer(request)
         if not request.path.startswith(PREFIX):
             return self._service.answer(request)
         try:
@@ -165,25 +153,4 @@ class Admin:
             case "DELETE", "faults":
                 service.faults.replace([], now)
                 return HttpResponse(204)
-            case "GET", "token":
-                issuer = service.authenticator.issuer
-                if issuer is None:
-                    raise HttpError(404, "Entra tokens are off: start with --entra-issuer")
-                return HttpResponse(200, orjson.dumps(_issue(issuer, request.query, now)))
-        raise HttpError(404, f"there are {PREFIX}/metrics, {PREFIX}/faults and {PREFIX}/token")
-
-
-def _issue(issuer: Issuer, query: str, now: float) -> dict[str, Any]:
-    """Issue the token that a query string describes; each parameter is optional.
-
-    Credentials send `scope`; callers that take this page for a managed identity's endpoint send `resource`.
-    """
-    parameters = parse_qs(query)
-    roles = tuple(parameters["roles"][0].split(",")) if "roles" in parameters else ROLES
-    if not set(roles) <= set(ROLES):
-        raise bad_request(f"a token has no such roles: there are {', '.join(ROLES)}")
-    life_s = parameters.get("life_s", [str(TOKEN_LIFE_S)])[0]
-    if not life_s.removeprefix("-").isdigit():
-        raise bad_request("life_s is a whole number of seconds; below 0, the token has expired")
-    scope = (parameters.get("scope") or parameters.get("resource") or [DATA_AUDIENCE])[0]
-    return issuer.issue(now, int(life_s), scope=scope, roles=roles)
+        raise HttpError(404, f"there are {PREFIX}/metrics and {PREFIX}/faults")

@@ -1,13 +1,10 @@
 """The items of one container: stored as the bytes that are returned, found by id and partition key, kept in order.
 
-A document takes its bytes and some 700 more. Its system properties stand at the end of its bytes, so a read copies
-and a write appends. A resource id (`_rid`) is 4 bytes of a database, then 4 of a container with the highest bit
-set, then 8 of the document, as the service's are.
+System properties stand at the end of a document's bytes, so a read copies and a write appends. A resource id (`_rid`)
+is 4 bytes of a database, then 4 of a container with the highest bit set, then 8 of the document, as the service's are.
 
 https://learn.microsoft.com/azure/cosmos-db/index-policy: the most precise path decides; each indexed value is a term
 that a write is charged for. Assumed, as the page says nothing of it: system properties are not terms.
-https://learn.microsoft.com/azure/cosmos-db/unique-keys: up to 10 of them, of up to 16 paths in all, set when the
-container is created; what an item lacks counts as null.
 """
 
 from base64 import b64encode
@@ -24,16 +21,12 @@ from hotplate.bench.cosmos_emulator.partitions import Partition
 
 SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
 serial_of = attrgetter("serial")
-# A partition key, which unique key of the container, and the values of its paths as JSON.
-UniqueValue = tuple[bytes, int, bytes]
 
 
 class Document:
-    """One item as it is stored; replaced in place, so all who hold it see its present state."""
+    """One item as it is stored; replaced in place."""
 
-    __slots__ = (
-        "body", "etag", "id", "key", "lsn", "partition", "serial", "size", "terms", "ts", "ttl", "unique",
-    )  # fmt: skip
+    __slots__ = ("body", "etag", "id", "key", "partition", "serial", "size", "terms")
 
     def __init__(self, item_id: str, key: bytes, serial: int, partition: Partition) -> None:
         self.id = item_id
@@ -44,10 +37,6 @@ class Document:
         self.size = 0  # bytes that are charged for
         self.terms = 0  # indexed terms
         self.etag = ""
-        self.ts = 0
-        self.ttl: int | None = None
-        self.lsn = 0  # the number of its last write in its partition
-        self.unique: tuple[UniqueValue, ...] = ()  # what no other document of its key may have
 
     def parsed(self) -> dict[str, Any]:
         """Parse the whole item, system properties included."""
@@ -66,7 +55,6 @@ class ContainerDocuments:
     def __init__(self) -> None:
         self._by_id = dict[str, dict[bytes, Document]]()
         self._ordered = list[Document]()
-        self._unique = dict[UniqueValue, Document]()
         self._deleted = 0
         self.next_serial = count(1).__next__  # returns the number of a new document
         self.stored_bytes = 0
@@ -75,8 +63,9 @@ class ContainerDocuments:
         return len(self._ordered) - self._deleted
 
     def get(self, item_id: str, key: bytes) -> Document | None:
-        """Find a document, expired or not."""
-        return self._by_id.get(item_id, {}).get(key)
+        """Find a document."""
+        of_id = self._by_id.get(item_id)
+        return None if of_id is None else of_id.get(key)
 
     def with_ids(self, item_ids: Iterable[str], after: int = 0) -> list[Document]:
         """Return the documents of some ids, of all partition keys, with a serial above *after*, in order."""
@@ -91,21 +80,6 @@ class ContainerDocuments:
             self._deleted = 0
         self._ordered.append(document)
 
-    def has_other(self, document: Document, values: Iterable[UniqueValue]) -> bool:
-        """Return whether another document has one of the values of a unique key."""
-        return any(self._unique.get(value, document) is not document for value in values)
-
-    def claim(self, document: Document, values: tuple[UniqueValue, ...]) -> None:
-        """Take the values of a document's unique keys, and let go of those that it had."""
-        self._release(document)
-        document.unique = values
-        self._unique |= dict.fromkeys(values, document)
-
-    def _release(self, document: Document) -> None:
-        for value in document.unique:
-            if self._unique.get(value) is document:
-                del self._unique[value]
-
     def resize(self, document: Document, size: int) -> None:
         """Set the size of a document, new or replaced."""
         self.stored_bytes += size - document.size
@@ -118,7 +92,6 @@ class ContainerDocuments:
         if not of_id:
             del self._by_id[document.id]
         document.body = None
-        self._release(document)
         self.stored_bytes -= document.size
         self._deleted += 1
 
@@ -126,7 +99,6 @@ class ContainerDocuments:
         """Put a copy of a document back that was removed since."""
         self._by_id.setdefault(saved.id, {})[saved.key] = saved
         insort(self._ordered, saved, key=serial_of)
-        self.claim(saved, saved.unique)
         self.stored_bytes += saved.size
 
     def after(self, serial: int = 0) -> Iterator[Document]:
@@ -148,9 +120,6 @@ DEFAULT_POLICY: dict[str, Any] = {
     "includedPaths": [{"path": "/*"}],
     "excludedPaths": [{"path": '/"_etag"/?'}],
 }
-MAX_SEGMENTS = 128
-MAX_UNIQUE_KEYS = 10
-MAX_UNIQUE_PATHS = 16
 # System properties that no policy with an index excludes.
 ALWAYS_INDEXED = (("id",), ("_ts",))
 Path = tuple[str, ...]
@@ -160,7 +129,7 @@ Term = tuple[Path, object]
 class IndexingPolicy:
     """An indexing policy, checked; it never changes."""
 
-    __slots__ = ("_rules", "mode", "resource")
+    __slots__ = ("_rules", "indexes_nothing", "mode", "resource")
 
     def __init__(self, resource: object) -> None:
         if resource is None:
@@ -170,22 +139,15 @@ class IndexingPolicy:
         self.mode = str(resource.get("indexingMode", "consistent")).lower()
         if self.mode not in ("consistent", "none"):
             raise bad_request("indexingMode must be consistent or none (lazy is not emulated)")
-        for unknown in ("vectorIndexes", "fullTextIndexes"):
-            if resource.get(unknown):
-                raise bad_request(f"{unknown} are not emulated")
         if self.mode == "none" and resource.get("includedPaths"):
             raise bad_request("with indexingMode none, includedPaths must be empty")
         if self.mode == "consistent" and not resource.get("includedPaths") and "excludedPaths" not in resource:
             resource = {**resource, "includedPaths": DEFAULT_POLICY["includedPaths"]}
         excluded, included = _paths(resource, "excludedPaths"), _paths(resource, "includedPaths")
         self._rules = dict.fromkeys(excluded, False) | dict.fromkeys(included, True)
+        self.indexes_nothing = self.mode == "none" or not any(self._rules.values())
         defaults = {"automatic": True, "includedPaths": [], "excludedPaths": []}
         self.resource = {**defaults, **resource, "indexingMode": self.mode}
-
-    @property
-    def indexes_nothing(self) -> bool:
-        """Return whether no item can have a term."""
-        return self.mode == "none" or not any(self._rules.values())
 
     def terms(self, item: Mapping[str, Any]) -> frozenset[Term]:
         """Return the indexed values of an item; each value of a path counts once."""
@@ -210,17 +172,14 @@ def _paths(resource: Mapping[str, Any], name: str) -> list[Path]:
     listed = resource.get(name) or []
     if not isinstance(listed, list):
         raise bad_request(f"{name} must be a list")
-    return [_path(entry, name) for entry in listed]
+    paths = [entry.get("path") if isinstance(entry, dict) else None for entry in listed]
+    return [_path(path, name) for path in paths]
 
 
-def _path(entry: object, name: str) -> Path:
-    path = entry.get("path") if isinstance(entry, dict) else None
+def _path(path: object, name: str) -> Path:
     if not isinstance(path, str) or not path.startswith("/") or path.rpartition("/")[2] not in ("*", "?"):
         raise bad_request(f"{name}: the path of each must begin with / and end in /* or /?")
-    segments = tuple(segment.strip('"') for segment in path[1:].split("/"))
-    if len(segments) > MAX_SEGMENTS:
-        raise bad_request(f"{name}: a path has more than {MAX_SEGMENTS} segments")
-    return segments
+    return tuple(segment.strip('"') for segment in path[1:].split("/"))
 
 
 def _leaves(value: object, path: Path) -> Iterator[Term]:
@@ -232,43 +191,3 @@ def _leaves(value: object, path: Path) -> Iterator[Term]:
             yield from _leaves(inner, (*path, "[]"))
     else:
         yield path, (type(value).__name__, value)
-
-
-class UniqueKeys:
-    """The unique keys of a container, checked; they never change."""
-
-    __slots__ = ("paths", "resource")
-
-    def __init__(self, resource: object) -> None:
-        listed = (resource or {}).get("uniqueKeys") if isinstance(resource, dict | None) else None
-        if resource is not None and not isinstance(resource, dict):
-            raise bad_request("uniqueKeyPolicy must be an object")
-        if not isinstance(listed, list | None):
-            raise bad_request("uniqueKeys must be a list")
-        self.paths: list[list[Path]] = [_unique_paths(key) for key in listed or []]
-        if len(self.paths) > MAX_UNIQUE_KEYS or sum(map(len, self.paths)) > MAX_UNIQUE_PATHS:
-            most = f"{MAX_UNIQUE_KEYS} unique keys of {MAX_UNIQUE_PATHS} paths in all"
-            raise bad_request(f"a container has at most {most}")
-        self.resource = {"uniqueKeys": [{"paths": ["/" + "/".join(path) for path in key]} for key in self.paths]}
-
-    def values(self, key: bytes, item: Mapping[str, Any]) -> tuple[UniqueValue, ...]:
-        """Return what no other item of the partition *key* may have."""
-        return tuple(
-            (key, number, orjson.dumps([_value(item, path) for path in paths], option=orjson.OPT_SORT_KEYS))
-            for number, paths in enumerate(self.paths)
-        )
-
-
-def _unique_paths(key: object) -> list[Path]:
-    listed = key.get("paths") if isinstance(key, dict) else None
-    if not isinstance(listed, list) or not listed:
-        raise bad_request("each unique key needs a list of paths")
-    if not all(isinstance(path, str) and path.startswith("/") and len(path) > 1 for path in listed):
-        raise bad_request("a path of a unique key begins with / and names a property")
-    return [tuple(path[1:].split("/")) for path in listed]
-
-
-def _value(value: Any, path: Path) -> Any:  # noqa: ANN401 -- any JSON value
-    for segment in path:
-        value = value.get(segment) if isinstance(value, dict) else None
-    return value

@@ -1,10 +1,14 @@
-"""Injected faults: a share of requests meets what the service does on bad days.
+"""Latencies and injected faults: a share of requests meets what the service does on bad days.
 
-Latencies come from the user's own measurements; none here is presented as Azure's.
+A latency is an assumption of the caller. Azure documents only the 99th percentile, as a service level of 10 ms:
+https://learn.microsoft.com/azure/cosmos-db/consistency-levels#consistency-levels-and-latency
 """
 
 import random
+import re
+from math import exp, log
 from pathlib import Path
+from statistics import NormalDist
 from typing import Annotated
 
 import msgspec
@@ -19,6 +23,10 @@ from hotplate.bench.cosmos_emulator.http import (
     bad_request,
 )
 
+FORM = re.compile(r"p50=(\d+(?:\.\d+)?)(ms|s|us),p99=(\d+(?:\.\d+)?)(ms|s|us)")
+SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+MAX_LATENCY_S = 60.0
+
 # Status and substatus by kind.
 ERRORS = {
     "throttle": (429, Substatus.REQUEST_RATE_TOO_LARGE),
@@ -31,12 +39,38 @@ ERRORS = {
     "forbidden": (403, 0),
 }
 RESETS = ("reset", "region-gone")
-DELAYS = ("slow", "latency")
-KINDS = (*ERRORS, *RESETS, *DELAYS)
+SLOW = "slow"
+KINDS = (*ERRORS, *RESETS, SLOW)
 MAX_FAULTS = 100
-MAX_VALUES = 1_000_000
 Number = Annotated[float, msgspec.Meta(ge=0)]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
+
+
+class Latency:
+    """Draws delays in seconds; the sequence of one seed is always the same."""
+
+    __slots__ = ("_gauss", "_mu", "_sigma", "p50_s", "p99_s")
+
+    def __init__(self, p50_s: float, p99_s: float, seed: int = 1) -> None:
+        if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
+            raise EmulatorMisused(f"--latency needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
+        self.p50_s = p50_s
+        self.p99_s = p99_s
+        self._mu = log(p50_s)
+        self._sigma = log(p99_s / p50_s) / NormalDist().inv_cdf(0.99)
+        self._gauss = random.Random(seed).gauss  # noqa: S311 -- a repeatable draw, nothing secret
+
+    def delay_s(self) -> float:
+        """Draw a delay."""
+        return exp(self._gauss(self._mu, self._sigma))
+
+
+def parse_latency(text: str) -> Latency:
+    """Parse `p50=4ms,p99=10ms`."""
+    match = FORM.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise EmulatorMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
+    return Latency(float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]])
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -50,17 +84,13 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     region: int | None = None
     partition: str | None = None
     operation: str | None = None
-    values_ms: Annotated[tuple[Delay, ...], msgspec.Meta(max_length=MAX_VALUES)] = ()
-    """Of `latency`: each response is delayed by one of them, drawn at random."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense together."""
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}")
-        if self.kind == "latency" and not self.values_ms:
-            raise ValueError("latency needs values_ms")
-        if self.partition is not None and self.kind not in DELAYS:
-            raise ValueError("only slow and latency can be for one partition")
+        if self.partition is not None and self.kind != SLOW:
+            raise ValueError("only slow can be for one partition")
 
     def affects(self, region: int, operation: str, drawn: float) -> bool:
         """Return whether a request is affected; *drawn* is a random number from 0 to 1."""
@@ -114,8 +144,8 @@ class Faults:
         delay_ms = 0.0
         partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")
         for until, fault in self.active:
-            if fault.kind not in DELAYS or now >= until or fault.partition not in (None, partition):
+            if fault.kind != SLOW or now >= until or fault.partition not in (None, partition):
                 continue
             if fault.affects(request.region, operation, self._random.random()):
-                delay_ms += self._random.choice(fault.values_ms) if fault.values_ms else fault.delay_ms
+                delay_ms += fault.delay_ms
         return delay_ms / 1000

@@ -27,22 +27,15 @@ CODES = {
 
 
 class Substatus(IntEnum):
-    """Substatus codes, by the names of Microsoft's SDKs; 5004 and above are those of Entra ID and of roles."""
+    """Substatus codes, by the names of Microsoft's SDKs."""
 
     WRITE_FORBIDDEN = 3
     PARTITION_KEY_MISMATCH = 1001
-    READ_SESSION_NOT_AVAILABLE = 1002
     PARTITION_KEY_RANGE_GONE = 1002
     OWNER_RESOURCE_NOT_FOUND = 1003
     CROSS_PARTITION_QUERY_NOT_SERVABLE = 1004
     COLLECTION_RID_MISMATCH = 1024
     REQUEST_RATE_TOO_LARGE = 3200
-    TOKEN_SIGNATURE_INVALID = 5004
-    TOKEN_EXPIRED = 5006
-    TOKEN_AUDIENCE_INVALID = 5008
-    TOKEN_NOT_AUTHORIZED = 5300
-    METADATA_PERMISSION_MISSING = 5301
-    DATA_PERMISSION_MISSING = 5302
 
 
 class HttpError(Exception):
@@ -104,7 +97,7 @@ class Request:
 
     scheme: str = "http"
     query: str = ""
-    """The query string without its question mark; only the admin pages and Azure Resource Manager read it."""
+    """The query string without its question mark; the account's resources ignore it."""
 
     def header(self, name: bytes) -> str:
         """Return a header as text, empty if it is absent."""
@@ -181,7 +174,6 @@ class HttpConnection(asyncio.Protocol):
         self._region = region
         self._scheme = scheme
         self._queue = deque[tuple[Request | HttpResponse, bool]]()
-        self._closes_after_queue = False
         self._is_closing = False
         self._timer: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -212,11 +204,7 @@ class HttpConnection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # The request was handled as if it had not asked for another protocol; what follows may be in that one.
-            self._closes_after_queue = True
-            self._handle_queue()
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._handle_or_queue(error_response(HttpError(400, "the request is not HTTP/1.1")), keep_alive=False)
             self._is_closing = True
 
@@ -234,11 +222,6 @@ class HttpConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one header; of several with one name the last counts."""
         self._headers[name.lower()] = value
-
-    def on_headers_complete(self) -> None:
-        """Answer `Expect: 100-continue`."""
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._timer is None:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body; what is too much is counted and dropped."""
@@ -286,9 +269,6 @@ class HttpConnection(asyncio.Protocol):
         while self._queue and self._timer is None:
             request, keep_alive = self._queue.popleft()
             self._handle(request, keep_alive=keep_alive)
-        if self._closes_after_queue and not self._queue and self._timer is None:
-            self._is_closing = True
-            self._transport.close()
 
     def _write(self, response: HttpResponse, *, keep_alive: bool) -> None:
         if self._transport.is_closing():

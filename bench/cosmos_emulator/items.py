@@ -1,8 +1,7 @@
 """Point operations on items and batches of them: each is admitted by its partition, carried out, charged and answered.
 
 https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch: a batch has at most 100 operations and 2 MB, on
-one partition key, which all take effect, or none. SDKs send bulk operations as batches that are not atomic: of one
-partition, each operation with its own key and result.
+one partition key, which all take effect, or none.
 """
 
 import copy
@@ -12,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Container, EmulatedAccount, check_ttl
+from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Container, EmulatedAccount
 from hotplate.bench.cosmos_emulator.documents import Document, resource_id, without_system_properties
 from hotplate.bench.cosmos_emulator.http import (
     HttpError,
@@ -23,9 +22,7 @@ from hotplate.bench.cosmos_emulator.http import (
     parse_json,
     parse_object,
 )
-from hotplate.bench.cosmos_emulator.partitions import HEADER, KeyValue, Partition, encode
-from hotplate.bench.cosmos_emulator.patch import apply_patch
-from hotplate.bench.cosmos_emulator.sql import is_fulfilled
+from hotplate.bench.cosmos_emulator.partitions import HEADER, KeyValue, Partition, effective_key, encode
 
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023
@@ -48,18 +45,9 @@ class RequestContext:
     strong: bool
     """Whether reads are charged as for strong or bounded staleness."""
 
-    def find(self, item_id: str, key: bytes) -> Document | None:
-        """Find an item; one that has expired is gone at once, before it is deleted."""
-        container = self.container
-        document = container.documents.get(item_id, key)
-        if document is not None and container.default_ttl is not None and container.expiry(document) <= self.now:
-            container.documents.remove(document)
-            return None
-        return document
-
     def existing(self, item_id: str, key: bytes) -> Document:
         """Find an item; 404 if it does not exist."""
-        document = self.find(item_id, key)
+        document = self.container.documents.get(item_id, key)
         if document is None:
             raise self.not_found()
         return document
@@ -71,7 +59,7 @@ class RequestContext:
 
     def partition_of(self, value: KeyValue) -> Partition:
         """Return the partition of a key; 410 where the request names another, which must have split."""
-        partition = self.container.partitions.of(self.container.definition.effective(value))
+        partition = self.container.partitions.of(effective_key(value))
         range_id = self.request.headers.get(RANGE_HEADER)
         if range_id is not None and range_id.decode("latin-1") != partition.id:
             message = "the partition key lies in another range; read the ranges again"
@@ -81,18 +69,6 @@ class RequestContext:
     def key_value(self) -> KeyValue:
         """Return the partition key of the request's header."""
         return self.container.definition.of_header(self.request.headers.get(HEADER))
-
-    def check_session(self, partition: Partition) -> None:
-        """Refuse a read whose session token is ahead of the partition; here, only one of another container is."""
-        token = self.request.headers.get(b"x-ms-session-token")
-        if token is None or self.strong:
-            return
-        for part in token.decode("latin-1").split(","):
-            range_id, _, progress = part.partition(":")
-            lsn = progress.split("#")[1:2]
-            if range_id == partition.id and lsn and lsn[0].isdecimal() and int(lsn[0][:18]) > partition.lsn:
-                message = "The read session is not available for the input session token."
-                raise HttpError(404, message, Substatus.READ_SESSION_NOT_AVAILABLE)
 
     def charge_error(self, partition: Partition, error: HttpError) -> HttpError:
         """Charge what a failed request cost, and add the headers of its partition."""
@@ -135,10 +111,9 @@ def context_of(account: EmulatedAccount, container: Container, request: Request,
 def read(context: RequestContext, item_id: str) -> HttpResponse:
     """Read one item by its id and partition key; 304 where the caller has it already."""
     request, value = context.request, context.key_value()
-    document = context.find(item_id, encode(value))
+    document = context.container.documents.get(item_id, encode(value))
     partition = document.partition if document is not None else context.partition_of(value)
     partition.admit(context.now, request.region)
-    context.check_session(partition)
     if document is None:
         raise context.charge_error(partition, context.not_found())
     charge_ru = context.account.charges.read(document.size, strong=context.strong)
@@ -166,9 +141,7 @@ Write = Callable[[RequestContext, KeyValue, str, dict[str, Any], str], ItemWrite
 def write(context: RequestContext, item_id: str, operation: Write) -> HttpResponse:
     """Carry out one write as a request of its own."""
     request, resource = context.request, dict[str, Any]()
-    if operation is patch and request.body.lstrip()[:1] == b"[":
-        resource = parse_object(b'{"operations":' + request.body + b"}")  # as the JavaScript SDK sends them
-    elif operation is not delete:
+    if operation is not delete:
         resource = parse_object(request.body)
     value = context.key_value()
     partition = context.partition_of(value)
@@ -186,7 +159,7 @@ def write(context: RequestContext, item_id: str, operation: Write) -> HttpRespon
 def create(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], _if_match: str) -> ItemWrite:
     """Create an item; 409 if there is one of its id and partition key."""
     item_id, key = _checked_identity(context, value, item)
-    if (found := context.find(item_id, key)) is not None:
+    if (found := context.container.documents.get(item_id, key)) is not None:
         raise HttpError(409, ALREADY_EXISTS, charge_ru=context.account.charges.refused_write(found.size))
     return _insert(context, value, item_id, key, item)
 
@@ -194,7 +167,7 @@ def create(context: RequestContext, value: KeyValue, _id: str, item: dict[str, A
 def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], if_match: str) -> ItemWrite:
     """Create an item or replace it."""
     item_id, key = _checked_identity(context, value, item)
-    found = context.find(item_id, key)
+    found = context.container.documents.get(item_id, key)
     if found is None:
         return _insert(context, value, item_id, key, item)
     return _store(context, _matching(context, found, if_match), item)
@@ -206,20 +179,6 @@ def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[s
     if own_id != item_id:
         raise bad_request("the id of an item cannot be changed")
     return _store(context, _matching(context, context.existing(item_id, key), if_match), item)
-
-
-def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str, Any], if_match: str) -> ItemWrite:
-    """Apply the `operations` of *body* where its `condition` is fulfilled; 412 if it is not."""
-    found = _matching(context, context.existing(item_id, encode(value)), if_match)
-    item, condition = found.parsed(), body.get("condition")
-    if condition is not None and not is_fulfilled(condition, item):
-        charge_ru = context.account.charges.refused_write(found.size)
-        raise HttpError(412, "The condition of the patch is not fulfilled.", charge_ru=charge_ru)
-    operations = apply_patch(item, body.get("operations"))
-    identity = _checked_identity(context, context.container.definition.of_item(item), item)
-    if identity != (found.id, found.key):
-        raise bad_request("a patch cannot change the id or the partition key of an item")
-    return _store(context, found, item, operations)
 
 
 def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, Any], if_match: str) -> ItemWrite:
@@ -246,7 +205,6 @@ def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, 
         raise bad_request("an item needs an id that is a string and not empty")
     if len(item_id.encode()) > MAX_ID_BYTES or FORBIDDEN_IN_IDS & set(item_id):
         raise bad_request(f"an id has at most {MAX_ID_BYTES} bytes, without / \\ ? #")
-    check_ttl(item.get("ttl"), "ttl")
     key = encode(value)
     if encode(context.container.definition.of_item(item)) != key:
         message = "PartitionKey extracted from document doesn't match the one specified in the header."
@@ -256,16 +214,14 @@ def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, 
 
 def _insert(context: RequestContext, value: KeyValue, item_id: str, key: bytes, item: dict[str, Any]) -> ItemWrite:
     documents = context.container.documents
-    partition = context.container.partitions.of(context.container.definition.effective(value))
+    partition = context.container.partitions.of(effective_key(value))
     made = Document(item_id, key, documents.next_serial(), partition)
     result = _store(context, made, item)
     documents.add(made)
     return result
 
 
-def _store(
-    context: RequestContext, document: Document, item: dict[str, Any], patch_operations: int | None = None
-) -> ItemWrite:
+def _store(context: RequestContext, document: Document, item: dict[str, Any]) -> ItemWrite:
     """Write *item* into a document, new or present, and charge it; nothing has changed if it is refused."""
     container, charges = context.container, context.account.charges
     item = without_system_properties(item)
@@ -275,26 +231,12 @@ def _store(
     if not is_new and not container.policy.indexes_nothing:
         old = container.policy.terms(without_system_properties(document.parsed()))
         removed, added = len(old - terms), len(terms - old)
-    unique = container.unique_keys.values(document.key, item)
-    if container.documents.has_other(document, unique):
-        charge_ru = charges.refused_write(before or len(context.request.body))
-        raise HttpError(409, "Unique index constraint violation.", charge_ru=charge_ru)
-    etag, ts = context.account.next_etag(), int(context.now)
-    body, size = _stored_form(context, document, item, etag, ts)
-    if is_new:
-        charge_ru = charges.create(size, added)
-    elif patch_operations is None:
-        charge_ru = charges.replace(before, size, removed, added)
-    else:
-        charge_ru = charges.patch(before, size, removed, added, patch_operations)
+    etag = context.account.next_etag()
+    body, size = _stored_form(context, document, item, etag, int(context.now))
+    charge_ru = charges.create(size, added) if is_new else charges.replace(before, size, removed, added)
     container.documents.resize(document, size)
-    document.body, document.etag, document.ts, document.terms = body, etag, ts, len(terms)
-    document.ttl = item.get("ttl")
+    document.body, document.etag, document.terms = body, etag, len(terms)
     document.partition.lsn += 1
-    document.lsn = document.partition.lsn
-    if unique:
-        container.documents.claim(document, unique)
-    container.schedule_expiry(document)
     return ItemWrite(201 if is_new else 200, document, charge_ru)
 
 
@@ -318,16 +260,14 @@ def _stored_form(
 
 
 # By the verbs of operations, and of those in a batch in lower case.
-WRITES: dict[str, Write] = {
-    "create": create, "upsert": upsert, "replace": replace, "patch": patch, "delete": delete,
-}  # fmt: skip
+WRITES: dict[str, Write] = {"create": create, "upsert": upsert, "replace": replace, "delete": delete}
 
 
 def batch(context: RequestContext) -> HttpResponse:
     """Run a batch: 200 with one result for each operation, or 207 with the one that failed and 424 for the others."""
     operations = _operations(context)
     if context.request.header(b"x-ms-cosmos-batch-atomic").lower() == "false":
-        return _bulk(context, operations)
+        raise bad_request("bulk requests are not emulated: send operations one by one, or as a transactional batch")
     value = context.key_value()
     partition = context.partition_of(value)
     partition.admit(context.now, context.request.region)
@@ -360,51 +300,14 @@ def _operations(context: RequestContext) -> list[dict[str, Any]]:
     return operations
 
 
-def _bulk(context: RequestContext, operations: list[dict[str, Any]]) -> HttpResponse:
-    """Run operations of one partition, each with its own key, status and charge; a 429 refuses one of them."""
-    goes_on = context.request.header(b"x-ms-cosmos-batch-continue-on-error").lower() != "false"
-    range_id = context.request.header(RANGE_HEADER)
-    partition = context.container.partitions.with_id(range_id) if range_id else context.container.partitions.all[0]
-    results, failed = list[dict[str, Any]](), False
-    for operation in operations:
-        if failed and not goes_on:
-            results.append(NOT_RUN)
-            continue
-        try:
-            results.append(_run_of_bulk(context, operation))
-        except HttpError as error:
-            failed = True
-            partition.charge_read(context.now, context.request.region, error.charge_ru)
-            results.append(_failure(error))
-    charge_ru = round(sum(result["requestCharge"] for result in results), 2)
-    return HttpResponse(207 if failed else 200, orjson.dumps(results), context.headers(partition), charge_ru)
-
-
-def _run_of_bulk(context: RequestContext, operation: dict[str, Any]) -> dict[str, Any]:
-    """Run one operation of a bulk request."""
-    key = operation.get("partitionKey")
-    if not isinstance(key, str):
-        raise bad_request("an operation of a bulk request needs its partitionKey, as text of a JSON array")
-    value = context.container.definition.of_header(key.encode())
-    partition = context.partition_of(value)
-    partition.admit(context.now, context.request.region)
-    result = _run_of_batch(context, value, operation, [])
-    if operation.get("operationType") == "Read":
-        partition.charge_read(context.now, context.request.region, result["requestCharge"])
-    else:
-        partition.charge_write(context.now, result["requestCharge"])
-    return result
-
-
 def _failure(error: HttpError) -> dict[str, Any]:
     """Return the result of an operation that failed."""
-    result = {"statusCode": error.status, "subStatusCode": error.substatus, "message": error.message}
-    retry_after = error.headers.get("x-ms-retry-after-ms")
-    return (
-        result
-        | {"requestCharge": error.charge_ru}
-        | ({"retryAfterMilliseconds": int(retry_after)} if retry_after else {})
-    )
+    return {
+        "statusCode": error.status,
+        "subStatusCode": error.substatus,
+        "message": error.message,
+        "requestCharge": error.charge_ru,
+    }
 
 
 def _run_of_batch(
@@ -418,7 +321,7 @@ def _run_of_batch(
     else:
         write = WRITES.get(kind.lower()) if isinstance(kind, str) and kind.istitle() else None
         if write is None:
-            raise bad_request("operationType must be Create, Upsert, Replace, Patch, Delete or Read")
+            raise bad_request("operationType must be Create, Upsert, Replace, Delete or Read")
         if kind == "Delete":
             resource = {}
         if not isinstance(resource, dict):
@@ -435,13 +338,12 @@ def _run_of_batch(
 
 def _undo_of(context: RequestContext, item_id: str, key: bytes) -> Callable[[], None]:
     """Return a function that puts an item back as it is now."""
-    container, saved = context.container, copy.copy(context.find(item_id, key))
+    container, saved = context.container, copy.copy(context.container.documents.get(item_id, key))
 
     def undo() -> None:
         if (present := container.documents.get(item_id, key)) is not None:
             container.documents.remove(present)
         if saved is not None:
             container.documents.restore(saved)
-            container.schedule_expiry(saved)
 
     return undo

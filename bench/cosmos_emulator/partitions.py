@@ -4,7 +4,7 @@ A partition is an even range of effective partition keys, and has a budget of re
 is admitted if any of the second's budget is left. Its whole charge is taken afterwards, and if it exceeds the rest, the
 next seconds have less. So over time exactly the provisioned rate is admitted. The caller passes the time.
 
-A test compares the hashes of both versions with those of the Python SDK, which takes some fifty times as long.
+Keys are hashed by version 2, as SDKs create containers; a test compares the hashes with those of the Python SDK.
 """
 
 import struct
@@ -20,17 +20,11 @@ from hotplate.bench.cosmos_emulator.http import HttpError, Substatus, bad_reques
 
 HEADER = b"x-ms-documentdb-partitionkey"
 
-# By version; https://learn.microsoft.com/azure/cosmos-db/concepts-limits, with and without large partition keys.
-MAX_BYTES = {1: 101, 2: 2048}
-
-M64 = (1 << 64) - 1
-M32 = (1 << 32) - 1
+# https://learn.microsoft.com/azure/cosmos-db/concepts-limits, with large partition keys.
+MAX_KEY_BYTES = 2048
 
 # Version 2 clears the two highest bits of its 128: effective keys lie between 00… and 3F….
 V2_SPAN = 1 << 126
-
-# Version 1 hashes so many characters of a string.
-V1_STRING_CHARS = 100
 
 
 class Undefined:
@@ -48,7 +42,7 @@ SINGLES: dict[object, bytes] = {UNDEFINED: b"\x00", None: b"\x01", False: b"\x02
 class PartitionKeyDefinition:
     """The `partitionKey` of a container, checked; it never changes."""
 
-    __slots__ = ("_segments", "resource", "version")
+    __slots__ = ("_segments", "resource")
 
     def __init__(self, resource: object) -> None:
         if not isinstance(resource, dict):
@@ -56,13 +50,12 @@ class PartitionKeyDefinition:
         paths = resource.get("paths")
         if resource.get("kind", "Hash") != "Hash" or not isinstance(paths, list) or len(paths) != 1:
             raise bad_request("partitionKey must be of kind Hash with one path; hierarchical keys are not emulated")
-        self.version = resource.get("version", 1)
-        if self.version not in (1, 2) or isinstance(self.version, bool):
-            raise bad_request("partitionKey.version must be 1 or 2")
+        if resource.get("version") != 2:
+            raise bad_request("partitionKey.version must be 2; hashes of version 1 are not emulated")
         if not isinstance(paths[0], str) or not paths[0].startswith("/") or not paths[0].strip("/"):
             raise bad_request("a path of a partition key begins with / and names a property")
         self._segments = tuple(segment.strip('"') for segment in paths[0].strip("/").split("/"))
-        self.resource = {"paths": paths, "kind": "Hash", "version": self.version}
+        self.resource = {"paths": paths, "kind": "Hash", "version": 2}
 
     def of_item(self, item: Mapping[str, Any]) -> KeyValue:
         """Return the value of the key in an item."""
@@ -86,72 +79,34 @@ class PartitionKeyDefinition:
 
     def _checked(self, value: object) -> KeyValue:
         if isinstance(value, str):
-            if len(value.encode()) > MAX_BYTES[self.version]:
-                raise bad_request(f"a partition key has at most {MAX_BYTES[self.version]} bytes")
+            if len(value.encode()) > MAX_KEY_BYTES:
+                raise bad_request(f"a partition key has at most {MAX_KEY_BYTES} bytes")
             return value
         if value is None or isinstance(value, bool | int | float):
             return value
         raise bad_request("a partition key is a string, a number, a boolean or null")
 
-    def effective(self, value: KeyValue) -> str:
-        """Return the effective partition key of a value."""
-        return effective_key(value, self.version)
 
-
-def encode(value: KeyValue, suffix: bytes = b"\xff") -> bytes:
+def encode(value: KeyValue) -> bytes:
     """Return the bytes that are hashed; they also identify the key, for equal keys have equal bytes."""
     if isinstance(value, str):
-        return b"\x08" + value.encode() + suffix
+        return b"\x08%b\xff" % value.encode()
     if isinstance(value, bool | Undefined | None):
         return SINGLES[value]
     return b"\x05" + struct.pack("<d", value)
 
 
-def effective_key(value: KeyValue, version: int) -> str:
+def effective_key(value: KeyValue) -> str:
     """Return the effective partition key in hexadecimal, as SDKs compute it; partitions are ranges of these."""
-    if version == 1:
-        return _effective_v1(value)
     low, high = mmh3.hash64(encode(value), signed=False)
     return f"{(high << 64 | low) & (V2_SPAN - 1):032X}"
 
 
-def boundary(part: int, parts: int, version: int) -> str:
+def boundary(part: int, parts: int) -> str:
     """Return the lower bound of the *part*-th of *parts* even ranges of effective partition keys."""
     if part == 0:
         return ""
-    if part == parts:
-        return "FF"
-    if version == 1:
-        return _ordered_number(float((1 << 32) * part // parts)).hex().upper()
-    return f"{V2_SPAN * part // parts:032X}"
-
-
-def _effective_v1(value: KeyValue) -> str:
-    cut = value[:V1_STRING_CHARS] if isinstance(value, str) else value
-    number = float(cut & M32) if isinstance(cut, int) and not isinstance(cut, bool) else cut
-    hashed = _ordered_number(float(mmh3.hash(encode(number, b"\x00"), signed=False)))
-    return (hashed + _ordered(cut)).hex().upper()
-
-
-def _ordered(value: KeyValue) -> bytes:
-    """Encode to bytes that sort as the values do; None writes nothing, as in the SDK."""
-    if value is None:
-        return b""
-    if isinstance(value, str):
-        encoded = value.encode()
-        return b"\x08" + bytes(byte + 1 for byte in encoded[:101]) + (b"\x00" if len(encoded) <= 100 else b"")
-    if isinstance(value, bool | Undefined):
-        return encode(value, b"")
-    return _ordered_number(float(value))
-
-
-def _ordered_number(number: float) -> bytes:
-    (bits,) = struct.unpack("<Q", struct.pack("<d", number))
-    bits = bits ^ 1 << 63 if bits < 1 << 63 else (~bits + 1) & M64
-    groups = [bits >> shift & 0x7F for shift in range(49, -1, -7)]
-    while len(groups) > 1 and not groups[-1]:
-        groups.pop()
-    return bytes([5, bits >> 56, *(group << 1 | 1 for group in groups[:-1]), groups[-1] << 1])
+    return "FF" if part == parts else f"{V2_SPAN * part // parts:032X}"
 
 
 PARTITION_RU = 10_000
@@ -289,11 +244,10 @@ class Partition:
 class Partitions:
     """All partitions of one container, in the order of their ranges."""
 
-    def __init__(self, throughput: EmulatedThroughput, version: int, regions: int) -> None:
-        self._version = version
+    def __init__(self, throughput: EmulatedThroughput, regions: int) -> None:
         self._regions = regions
         parts = throughput.initial_partitions
-        edges = [boundary(part, parts, version) for part in range(parts + 1)]
+        edges = [boundary(part, parts) for part in range(parts + 1)]
         self._replace([Partition(str(part), edges[part], edges[part + 1], (), 1) for part in range(parts)], parts)
         self.provision(throughput)
 
@@ -331,7 +285,7 @@ class Partitions:
     def _split_all(self) -> None:
         halves = list[Partition]()
         for place, parent in enumerate(self.all):
-            middle = boundary(place * 2 + 1, len(self.all) * 2, self._version)
+            middle = boundary(place * 2 + 1, len(self.all) * 2)
             for minimum, maximum in ((parent.minimum, middle), (middle, parent.maximum)):
                 range_id = str(self.next_id + len(halves))
                 halves.append(Partition(range_id, minimum, maximum, (*parent.parents, parent.id), parent.lsn))

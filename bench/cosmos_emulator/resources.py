@@ -5,8 +5,8 @@ from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import Container, Database, EmulatedAccount, EmulatedOffer, check_ttl
-from hotplate.bench.cosmos_emulator.documents import IndexingPolicy, UniqueKeys, resource_id
+from hotplate.bench.cosmos_emulator.account import Container, Database, EmulatedAccount, EmulatedOffer
+from hotplate.bench.cosmos_emulator.documents import IndexingPolicy, resource_id
 from hotplate.bench.cosmos_emulator.http import (
     HttpError,
     HttpResponse,
@@ -27,8 +27,8 @@ MAX_RU = 1_000_000
 MAX_ID_CHARS = 255
 SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
 NOT_EMULATED = (
-    "computedProperties", "vectorEmbeddingPolicy", "fullTextPolicy", "changeFeedPolicy", "analyticalStorageTtl",
-    "clientEncryptionPolicy", "materializedViewDefinition",
+    "defaultTtl", "uniqueKeyPolicy", "computedProperties", "vectorEmbeddingPolicy", "fullTextPolicy",
+    "changeFeedPolicy", "analyticalStorageTtl", "clientEncryptionPolicy", "materializedViewDefinition",
 )  # fmt: skip
 
 
@@ -60,16 +60,11 @@ def create_container(
     name = _checked_id(resource)
     if name in database.containers:
         raise HttpError(409, ALREADY_EXISTS)
-    for unknown in NOT_EMULATED:
-        if resource.get(unknown):
-            raise bad_request(f"{unknown} is not emulated")
-    unique_keys = UniqueKeys(resource.get("uniqueKeyPolicy"))
     definition = PartitionKeyDefinition(resource.get("partitionKey"))
     is_default = manual is None and autoscale is None
     throughput = EmulatedThroughput(DEFAULT_RU) if is_default else throughput_of(manual, autoscale)
-    partitions = Partitions(throughput, definition.version, len(account.regions))
+    partitions = Partitions(throughput, len(account.regions))
     container = Container(database, name, account.next_number(), definition, partitions)
-    container.unique_keys = unique_keys
     _configure(account, container, resource)
     rid = resource_id(account.next_number().to_bytes(3, "big"))
     container.offer = EmulatedOffer(rid, container, throughput, throughput.ru, *account.next_stamp())
@@ -79,14 +74,12 @@ def create_container(
 
 
 def replace_container(account: EmulatedAccount, container: Container, resource: Mapping[str, Any]) -> Container:
-    """Change a container's indexing policy and time to live."""
+    """Change a container's indexing policy."""
     if resource.get("id") != container.name:
         raise bad_request("the id of a container cannot be changed")
     key = resource.get("partitionKey", container.definition.resource)
     if PartitionKeyDefinition(key).resource != container.definition.resource:
         raise bad_request("the partition key of a container cannot be changed")
-    if UniqueKeys(resource.get("uniqueKeyPolicy", container.unique_keys.resource)).paths != container.unique_keys.paths:
-        raise bad_request("the unique keys of a container cannot be changed")
     _configure(account, container, resource)
     return container
 
@@ -123,18 +116,11 @@ def replace_throughput(account: EmulatedAccount, offer: EmulatedOffer, throughpu
 
 def _configure(account: EmulatedAccount, container: Container, resource: Mapping[str, Any]) -> None:
     """Take the settings that can change; nothing has changed if one is refused."""
-    policy = IndexingPolicy(resource.get("indexingPolicy"))
-    ttl = resource.get("defaultTtl")
-    check_ttl(ttl, "defaultTtl")
-    if ttl is not None and policy.mode == "none":
-        raise bad_request(
-            "time to live cannot be on with indexingMode none: the service needs its index to find what expired"
-        )
-    container.policy = policy
+    for unknown in NOT_EMULATED:
+        if resource.get(unknown):
+            raise bad_request(f"{unknown} is not emulated")
+    container.policy = IndexingPolicy(resource.get("indexingPolicy"))
     container.etag, container.ts = account.next_stamp()
-    if container.default_ttl != ttl:
-        container.default_ttl = ttl
-        container.reschedule_expiry()
 
 
 def _checked_id(resource: Mapping[str, Any]) -> str:
@@ -205,7 +191,7 @@ def run(account: EmulatedAccount, request: Request, operation: str, names: Seque
         name, rid, feed = FEEDS[noun](account, *names)
         results: Sequence[Any] = [resource.to_json() for resource in feed.values()]
         if verb == "query":
-            results = select(*parse_query(request.body), results)
+            results = select(parse_query(request.body), results)
         return _feed(account, name, rid, results)
     if operation not in OPERATIONS:
         raise method_not_allowed(request)

@@ -17,9 +17,9 @@ import uvloop
 
 from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, EmulatedAccount
 from hotplate.bench.cosmos_emulator.admin import Admin, Monitor
-from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpConnection
-from hotplate.bench.cosmos_emulator.latency import parse_latency
+from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
+from hotplate.bench.cosmos_emulator.faults import parse_latency
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpConnection, HttpHandler
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.cosmos.charges import OURS, load
 
@@ -52,7 +52,6 @@ class EmulatorSettings:
     certificate: Path | None = None
     """Where the generated certificate is written, for clients to trust."""
 
-    entra: bool = False
     faults: Path | None = None
     """Faults to begin with, as JSON."""
 
@@ -78,8 +77,13 @@ class RunningEmulator:
 
 
 @asynccontextmanager
-async def running(settings: EmulatorSettings, clock: Callable[[], float] = time.time) -> AsyncIterator[RunningEmulator]:
-    """Listen until the block ends."""
+async def running(
+    settings: EmulatorSettings,
+    clock: Callable[[], float] = time.time,
+    *,
+    extend: Callable[[Service, HttpHandler], HttpHandler] = lambda _, handler: handler,
+) -> AsyncIterator[RunningEmulator]:
+    """Listen until the block ends; *extend* may put another handler before the emulator's own."""
     if settings.consistency not in CONSISTENCIES:
         raise EmulatorMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
     context = _tls_context(settings)
@@ -88,13 +92,13 @@ async def running(settings: EmulatorSettings, clock: Callable[[], float] = time.
     regions = tuple(zip(REGIONS, ports, strict=False))
     charges = load(settings.charges or OURS)
     account = EmulatedAccount(charges, regions, settings.consistency, clock)
-    service = Service(account, Authenticator(settings.key, Issuer() if settings.entra else None))
+    service = Service(account, Authenticator(settings.key))
     if settings.latency is not None:
         service.latency = parse_latency(settings.latency)
     if settings.faults is not None:
         service.faults.read(settings.faults, clock())
     monitor = Monitor(account)
-    admin = Admin(service, monitor)
+    handler = extend(service, Admin(service, monitor).answer)
     emulator = RunningEmulator(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
@@ -103,7 +107,7 @@ async def running(settings: EmulatorSettings, clock: Callable[[], float] = time.
         for region, port in enumerate(ports):
             listeners.append(
                 await loop.create_server(
-                    lambda region=region: HttpConnection(admin.answer, emulator.connections, region, scheme),
+                    lambda region=region: HttpConnection(handler, emulator.connections, region, scheme),
                     settings.host,
                     port,
                     ssl=context,

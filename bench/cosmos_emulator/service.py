@@ -14,11 +14,10 @@ import orjson
 
 from hotplate.bench.cosmos_emulator import items, queries, resources
 from hotplate.bench.cosmos_emulator.account import EmulatedAccount
-from hotplate.bench.cosmos_emulator.auth import Authenticator, authorize
-from hotplate.bench.cosmos_emulator.faults import Faults
+from hotplate.bench.cosmos_emulator.auth import Authenticator
+from hotplate.bench.cosmos_emulator.faults import Faults, Latency
 from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus, bad_request, error_response
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
-from hotplate.bench.cosmos_emulator.latency import Latency
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ ACTIVITY_ID = re.compile(rb"[0-9A-Za-z-]{1,64}")
 QUERY = b"application/query+json"
 SHAPES = ("dbs", "dbs/colls", "dbs/colls/docs", "dbs/colls/pkranges", "offers")
 NOUNS = {"dbs": "database", "colls": "container", "docs": "item", "offers": "offer", "pkranges": "range", "": "account"}
-VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete", "PATCH": "patch"}
+VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete"}
 READS = ("read ", "list ", "query ", "plan ")
 
 ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
@@ -167,9 +166,7 @@ class Service:
 
     def _run(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
         now = self.account.clock()
-        roles = self.authenticator.check(request, route.resource_type, route.link, now)
-        if roles is not None:
-            authorize(roles, operation, request)
+        self.authenticator.check(request, route.resource_type, route.link, operation, now)
         if request.region and not operation.startswith(READS):
             message = "The requested operation cannot be performed at this region: it is not the write region"
             raise HttpError(403, message, Substatus.WRITE_FORBIDDEN)

@@ -108,7 +108,6 @@ class MeasuredCharges:
             self._line("strong_factor", self.ours.strong_factor), self._line("missing", self.ours.missing), "",
             "[write]", f"# measured up to {largest} KB; ours beyond", _points(self.points("create")),
             self._line("replace_share", self.ours.replace_share), self._line("term", self.ours.term),
-            self._line("patch_operation", self.ours.patch_operation),
             self._line("refused_share", self.ours.refused_share), "",
             "[query]", self._line("base", self.ours.query_base), self._line("item_share", self.ours.item_share),
             self._line("scan_share", self.ours.scan_share), self._line("counted", self.ours.counted), "",

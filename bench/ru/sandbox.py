@@ -86,7 +86,7 @@ def _list_of(items: int) -> bytes:
 
 def partition_of(name: str, parts: int) -> int:
     """Return which of *parts* even partitions holds the item whose id and partition key are *name*."""
-    return int(effective_key(name, 2), 16) * parts // V2_SPAN
+    return int(effective_key(name), 16) * parts // V2_SPAN
 
 
 @dataclass(slots=True)

@@ -43,9 +43,6 @@ def cosmos_emulator(
         str | None,
         _flag("Delay responses of the data plane, log-normal by median and 99th percentile, such as p50=4ms,p99=10ms."),
     ] = None,
-    entra_issuer: Annotated[
-        bool, _flag("Issue test tokens at /__emulation/token to any caller, and accept them.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Emulate Azure Cosmos DB for NoSQL in memory, with request units and 429s. It is not the service.
@@ -60,7 +57,7 @@ def cosmos_emulator(
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
     settings = EmulatorSettings(
-        host, port, second_region, key, key_file, consistency, charges, tls, certificate, entra_issuer, faults, latency
+        host, port, second_region, key, key_file, consistency, charges, tls, certificate, faults, latency
     )
     try:
         serve(settings, lambda emulator: _print_ready(emulator, settings, as_json=as_json))

@@ -66,7 +66,6 @@ class Charges:
     """Of what creating both items would cost, terms aside."""
 
     term: float
-    patch_operation: float
     refused_share: float
     query_base: float
     item_share: float
@@ -97,11 +96,6 @@ class Charges:
         """Return the charge of putting an item in the place of another; terms that stay cost nothing."""
         both = self.create(before, 0) + self.create(after, 0)
         return round(self.replace_share * both + self.term * (removed_terms + added_terms), 2)
-
-    def patch(self, before: int, after: int, removed_terms: int, added_terms: int, operations: int) -> float:
-        """Return the charge of a replace, and of each operation that made it."""
-        replaced = self.replace(before, after, removed_terms, added_terms)
-        return round(replaced + self.patch_operation * operations, 2)
 
     def refused_write(self, size: int) -> float:
         """Return the charge of a write whose condition did not hold."""
@@ -189,7 +183,6 @@ def load(path: Path = OURS) -> Charges:
             write_points=_points(table["write"]["points"]),
             replace_share=float(table["write"].get("replace_share", 1.0)),
             term=float(table["write"]["term"]),
-            patch_operation=float(table["write"]["patch_operation"]),
             refused_share=float(table["write"]["refused_share"]),
             query_base=float(table["query"]["base"]),
             item_share=float(table["query"]["item_share"]),

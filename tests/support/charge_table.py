@@ -53,7 +53,6 @@ def _ours(charges: Charges, entry: dict[str, Any], size: int) -> float:
         "read": lambda: charges.read(size, strong=entry.get("strong", False)),
         "create": lambda: charges.create(size, terms),
         "replace": lambda: charges.replace(size, size, terms, terms),
-        "patch": lambda: charges.patch(size, size, terms, terms, operations=terms),
         "delete": lambda: charges.delete(size, terms),
         "feed": lambda: charges.feed(sizes),
         "query": lambda: charges.query(sizes, scanned=[size] * entry.get("scanned", 0)),

@@ -19,7 +19,7 @@ import orjson
 
 from hotplate.bench.cosmos_emulator.account import EmulatedAccount
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
-from hotplate.bench.cosmos_emulator.http import HttpResponse, Request
+from hotplate.bench.cosmos_emulator.http import HttpHandler, HttpResponse, Request
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, running
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.cosmos.charges import load
@@ -51,13 +51,15 @@ def emulator(*options: str) -> Iterator[Emulator]:
 
 
 @contextmanager
-def emulator_thread(settings: EmulatorSettings) -> Iterator[tuple[Emulator, Service]]:
-    """Run an emulator in a thread of this process; its service may be inspected."""
+def emulator_thread(
+    settings: EmulatorSettings, extend: Callable[[Service, HttpHandler], HttpHandler] = lambda _, handler: handler
+) -> Iterator[tuple[Emulator, Service]]:
+    """Run an emulator in a thread of this process; its service may be inspected, and *extend* may add to it."""
     started = SimpleQueue[tuple[asyncio.AbstractEventLoop, RunningEmulator] | BaseException]()
     stopped = asyncio.Event()
 
     async def serve() -> None:
-        async with running(settings) as made:
+        async with running(settings, extend=extend) as made:
             started.put((asyncio.get_running_loop(), made))
             await stopped.wait()
 
@@ -87,7 +89,7 @@ class Direct:
     def __init__(self, clock: Callable[[], float], *, ru: int = 4000, regions: int = 1, **container: object) -> None:
         names = tuple((f"region {n}", 8081 + n) for n in range(regions))
         self.clock = clock
-        self.service = Service(EmulatedAccount(load(), names, clock=clock), Authenticator(WELL_KNOWN_KEY, None))
+        self.service = Service(EmulatedAccount(load(), names, clock=clock), Authenticator(WELL_KNOWN_KEY))
         assert self.request("POST", "/dbs", {"id": "d"}).status == 201
         resource = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **container}
         assert self.request("POST", "/dbs/d/colls/", resource, {"x-ms-offer-throughput": str(ru)}).status == 201

@@ -42,7 +42,7 @@ class SimulatedAccount:
         self.latency_s = 0.005
         self.now: Callable[[], float] = lambda: BEGAN + loop.time()
         account = EmulatedAccount(load(), (("Here", 1),), clock=self.now)
-        self.service = Service(account, Authenticator(WELL_KNOWN_KEY, None))
+        self.service = Service(account, Authenticator(WELL_KNOWN_KEY))
         self.stores = list[CosmosStore]()
         self.many_writers = False
         self.scales_for_ever = False

@@ -73,17 +73,6 @@ def test_requests_are_the_same_however_they_are_cut(examples: int) -> None:
     explore(check, examples, cuts=st.lists(st.integers(0, len(WHOLE)), max_size=12))
 
 
-def test_an_upgrade_is_answered_in_http_1() -> None:
-    requests, sink = fed([b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"])
-    assert (len(requests), sink.written.count(b"HTTP/1.1"), sink.closed) == (1, 1, True)
-
-
-def test_a_client_that_expects_100_continue_gets_it_before_its_body() -> None:
-    requests, sink = fed([b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n", b"{}"])
-    assert [one.body for one in requests] == [b"{}"]
-    assert sink.written.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
-
-
 def test_a_body_that_is_too_large_is_read_and_refused() -> None:
     requests, sink = fed([b"POST /dbs HTTP/1.1\r\ncontent-length: 3000000\r\n\r\n", *[b"x" * 100_000] * 30])
     assert (requests, sink.closed) == ([], False)

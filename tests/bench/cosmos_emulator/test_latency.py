@@ -5,8 +5,8 @@ from statistics import quantiles
 
 import pytest
 
+from hotplate.bench.cosmos_emulator.faults import Latency, parse_latency
 from hotplate.bench.cosmos_emulator.http import EmulatorMisused
-from hotplate.bench.cosmos_emulator.latency import Latency, parse_latency
 from hotplate.stores.cosmos.rest import RestClient
 from tests.support.cosmos_account import NAME, emulated_account, filled
 from tests.support.cosmos_server import Direct

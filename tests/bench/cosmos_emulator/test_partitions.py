@@ -20,7 +20,7 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
     total = 0.0
     for count in range(seconds * per_second):
         now = START + count / per_second
-        partition = partitions.of(effective_key(chosen.choice(keys), 2))
+        partition = partitions.of(effective_key(chosen.choice(keys)))
         try:
             partition.admit(now, 0)
         except HttpError:
@@ -33,7 +33,7 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
 @pytest.mark.parametrize("ru", [400, 1_000, pytest.param(4_000, marks=pytest.mark.soak), 11_000])
 @pytest.mark.parametrize("charge_ru", [pytest.param(1.0, marks=pytest.mark.soak), 1.14, 10.8, 145.9])
 def test_what_is_provisioned_is_admitted(ru: int, charge_ru: float) -> None:
-    partitions = Partitions(EmulatedThroughput(ru), 2, 1)
+    partitions = Partitions(EmulatedThroughput(ru), 1)
     keys = [f"user-{n}" for n in range(997)]
     seconds = 100 if charge_ru > 100 else 10
     per_second = int(ru / charge_ru * 1.5) + 10
@@ -42,7 +42,7 @@ def test_what_is_provisioned_is_admitted(ru: int, charge_ru: float) -> None:
 
 
 def test_a_hot_key_gets_the_share_of_its_partition() -> None:
-    partitions = Partitions(EmulatedThroughput(11_000), 2, 1)
+    partitions = Partitions(EmulatedThroughput(11_000), 1)
     assert len(partitions.all) == 2
     total = admitted(partitions, ["the hot one"], 1.0, 9, 11_000)
     assert total == pytest.approx(9 * 5_500, rel=0.01)
@@ -95,11 +95,11 @@ def test_idle_throughput_is_not_banked() -> None:
     ],
 )
 def test_partitions_of_a_new_container(throughput: EmulatedThroughput, parts: int) -> None:
-    assert len(Partitions(throughput, 2, 1).all) == parts
+    assert len(Partitions(throughput, 1).all) == parts
 
 
 def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
-    partitions = Partitions(EmulatedThroughput(400), 2, 1)
+    partitions = Partitions(EmulatedThroughput(400), 1)
     partitions.provision(EmulatedThroughput(10_000))
     assert [one.id for one in partitions.all] == ["0"]
     partitions.provision(EmulatedThroughput(20_000))
@@ -111,26 +111,24 @@ def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
     assert error.value.status == 410
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_keys_spread_evenly_over_ranges_that_have_no_gap(version: int) -> None:
-    partitions = Partitions(EmulatedThroughput(50_000), version, 1)
+def test_keys_spread_evenly_over_ranges_that_have_no_gap() -> None:
+    partitions = Partitions(EmulatedThroughput(50_000), 1)
     assert partitions.all[0].minimum == ""
     assert partitions.all[-1].maximum == "FF"
     for left, right in zip(partitions.all, partitions.all[1:], strict=False):
         assert left.maximum == right.minimum
-    held = [partitions.of(effective_key(f"user-{n}", version)).id for n in range(9000)]
+    held = [partitions.of(effective_key(f"user-{n}")).id for n in range(9000)]
     assert all(850 < held.count(one.id) < 1150 for one in partitions.all)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_hashes_are_the_sdks_own(version: int) -> None:
+def test_hashes_are_the_sdks_own() -> None:
     chosen = random.Random(3)
     values: list[Any] = [None, True, False, 0, 1, -1, 1.5, -2.25, 1e300, 2**31, 2**40, "x", "ü" * 60]
     values += ["a" * length for length in range(1, 110)]
     values += [chosen.uniform(-1e9, 1e9) for _ in range(50)]
-    definition = PartitionKey("/id", version=version)
+    definition = PartitionKey("/id", version=2)
     for value in values:
-        assert effective_key(value, version) == str(definition._get_effective_partition_key_string([value])).upper()
+        assert effective_key(value) == str(definition._get_effective_partition_key_string([value])).upper()
 
 
 def test_the_least_throughput_follows_from_history_and_size() -> None:

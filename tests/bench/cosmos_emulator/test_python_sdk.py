@@ -56,13 +56,13 @@ def test_the_sync_sdk(server: Emulator) -> None:
     _check_items(container)
     _check_queries(container)
     _check_throughput(container)
-    keyed = database.create_container("keyed", PartitionKey("/pk", version=1))
+    keyed = database.create_container("keyed", PartitionKey("/pk"))
     _check_batch(keyed)
-    with refused(400):
-        database.create_container("bad", PartitionKey("/id"), default_ttl=60, indexing_policy={"indexingMode": "none"})
+    with refused(400, match="defaultTtl is not emulated"):
+        database.create_container("bad", PartitionKey("/id"), default_ttl=60)
     assert sorted(one["id"] for one in database.list_containers()) == ["keyed", "lists"]
-    changed = database.replace_container("keyed", PartitionKey("/pk", version=1), default_ttl=60)
-    assert changed.read()["defaultTtl"] == 60
+    changed = database.replace_container("keyed", PartitionKey("/pk"), indexing_policy={"indexingMode": "none"})
+    assert changed.read()["indexingPolicy"]["indexingMode"] == "none"
     database.delete_container("keyed")
     with refused(404):
         database.get_container_client("keyed").read()
@@ -82,16 +82,6 @@ def _check_items(container: ContainerProxy) -> None:
     with refused(412):
         container.replace_item("u0", {"id": "u0"}, etag=made["_etag"], match_condition=UNCHANGED)
     container.replace_item("u0", {"id": "u0", "n": 2}, etag=again["_etag"], match_condition=UNCHANGED)
-    operations: list[dict[str, Any]] = [
-        {"op": "incr", "path": "/n", "value": 3},
-        {"op": "set", "path": "/made", "value": {"at": [1]}},
-        {"op": "add", "path": "/made/at/-", "value": 2},
-        {"op": "remove", "path": "/made/at/0"},
-    ]
-    patched = container.patch_item("u0", "u0", operations, filter_predicate="from c where c.n = 2")
-    assert (patched["n"], patched["made"]) == (5, {"at": [2]})
-    with refused(412):
-        container.patch_item("u0", "u0", operations, filter_predicate="from c where c.n = 2")
     container.delete_item("u0", "u0")
     for key in ("u0", "other"):
         with refused(404):
@@ -109,18 +99,14 @@ def _check_queries(container: ContainerProxy) -> None:
         "SELECT * FROM c WHERE c.id = @id", parameters=[{"name": "@id", "value": "u3"}], **ACROSS
     )
     assert [each["n"] for each in one] == [3]
-    counted: Any = container.query_items("SELECT VALUE COUNT(1) FROM c WHERE c.odd", **ACROSS)
+    counted: Any = container.query_items("SELECT VALUE COUNT(1) FROM c WHERE c.odd = true", **ACROSS)
     assert list(counted) == [10]
-    top = container.query_items("SELECT TOP 3 c.id, c.n AS m FROM c WHERE c.n != 18 ORDER BY c.n DESC", **ACROSS)
-    assert list(top) == [{"id": "u19", "m": 19}, {"id": "u17", "m": 17}, {"id": "u16", "m": 16}]
-    window: Any = container.query_items("SELECT VALUE c.n FROM c ORDER BY c.n OFFSET 3 LIMIT 4", **ACROSS)
-    assert list(window) == [3, 4, 5, 6]
     pages = container.query_items("SELECT * FROM c", max_item_count=3, **ACROSS).by_page()
     sizes = [len(list(page)) for page in pages]
     assert sum(sizes) == 20
     assert max(sizes) == 3
     assert len(list(container.read_all_items(max_item_count=7))) == 20
-    with refused(400, match="simple queries"):
+    with refused(400, match="supports only"):
         list(container.query_items("SELECT udf.f(c) FROM c", **ACROSS))
 
 
@@ -140,13 +126,12 @@ def _check_batch(container: ContainerProxy) -> None:
             ("create", ({"id": "a", "pk": "x"},)),
             ("upsert", ({"id": "b", "pk": "x"},)),
             ("read", ("a",)),
-            ("patch", ("a", [{"op": "add", "path": "/z", "value": 1}])),
             ("replace", ("b", {"id": "b", "pk": "x", "n": 1})),
             ("delete", ("b",)),
         ],
         partition_key="x",
     )
-    assert [one["statusCode"] for one in done] == [201, 201, 200, 200, 200, 204]
+    assert [one["statusCode"] for one in done] == [201, 201, 200, 200, 204]
     before = container.read_item("a", "x")
     with pytest.raises(CosmosBatchOperationError) as error:
         container.execute_item_batch(
@@ -168,19 +153,17 @@ async def test_the_async_sdk(server: Emulator) -> None:
         database = await client.create_database_if_not_exists("async")
         scaling = ThroughputProperties(auto_scale_max_throughput=4000)
         container = await database.create_container_if_not_exists(
-            "lists", PartitionKey("/id"), offer_throughput=scaling, default_ttl=-1
+            "lists", PartitionKey("/id"), offer_throughput=scaling
         )
         assert (await container.get_throughput()).auto_scale_max_throughput == 4000
         scaling = ThroughputProperties(auto_scale_max_throughput=6000)
         await container.replace_throughput(scaling)
         assert (await container.get_throughput()).auto_scale_max_throughput == 6000
-        made = await container.create_item({"id": "u1", "n": 1, "ttl": 1000})
-        assert charge(made) == 5.6
+        made = await container.create_item({"id": "u1", "n": 1})
+        assert charge(made) == 5.4
         await container.upsert_item({"id": "u2", "n": 2})
         found = await container.read_items([("u1", "u1"), ("u2", "u2"), ("u3", "u3")])
         assert [one["n"] for one in found] == [1, 2]
-        values: Any = container.query_items("SELECT VALUE c.n FROM c WHERE c.id IN ('u1', 'u2') ORDER BY c.n")
-        assert [value async for value in values] == [1, 2]
         done = await container.execute_item_batch([("read", ("u1",)), ("delete", ("u1",))], partition_key="u1")
         assert [one["statusCode"] for one in done] == [200, 204]
         await client.delete_database("async")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-from azure.core.credentials import AccessToken
 from azure.cosmos import CosmosClient, PartitionKey
 from azure.cosmos.exceptions import CosmosHttpResponseError
 
@@ -20,7 +19,7 @@ from tests.support.cosmos_server import emulator, emulator_thread
 def test_the_emulators_own_pages_and_options() -> None:
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-    with emulator("--tls", "--second-region", "0", "--entra-issuer") as server:
+    with emulator("--tls", "--second-region", "0") as server:
 
         def page(method: str, path: str, body: object = None) -> bytes:
             data = None if body is None else orjson.dumps(body)
@@ -29,14 +28,9 @@ def test_the_emulators_own_pages_and_options() -> None:
                 assert "not Azure" in response.headers["x-ms-emulation"]
                 return bytes(response.read())
 
-        class Credential:
-            def get_token(self, *_scopes: str, **_options: object) -> AccessToken:
-                token = orjson.loads(page("GET", "token"))
-                return AccessToken(token["access_token"], token["expires_on"])
-
         CosmosClient(server.endpoint, server.key).create_database("d").create_container("c", PartitionKey("/id"))
         regions = ["Emulated East", "Emulated West"]
-        client = CosmosClient(server.endpoint, Credential(), preferred_locations=regions, retry_backoff_factor=0.0)
+        client = CosmosClient(server.endpoint, server.key, preferred_locations=regions, retry_backoff_factor=0.0)
         container = client.get_database_client("d").get_container_client("c")
         container.create_item({"id": "a"})
         assert container.read_item("a", "a")["id"] == "a"

@@ -38,7 +38,7 @@ def fullest_share(times: Counter[str], partitions: int) -> float:
     """Return the share of the fullest partition, by the service's own hash."""
     loads = Counter[int]()
     for user, count in times.items():
-        loads[int(effective_key(name_of(USER + user), 2), 16) * partitions // V2_SPAN] += count
+        loads[int(effective_key(name_of(USER + user)), 16) * partitions // V2_SPAN] += count
     return max(loads.values()) / times.total()
 
 

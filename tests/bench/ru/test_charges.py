@@ -23,7 +23,6 @@ missing = 1.5
 points = [[1, 6.0], [2, 8.0]]
 replace_share = 0.9
 term = 0.2
-patch_operation = 0.7
 refused_share = 1.2
 [query]
 base = 2.5

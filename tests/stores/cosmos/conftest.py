@@ -1,13 +1,14 @@
 """What more than one file of these tests uses."""
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 
 import pytest
 
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings
+from tests.support.azure_arm import azure_account
 from tests.support.cosmos_account import Account, Counted
 from tests.support.cosmos_raw import ScriptedServer, scripted
-from tests.support.cosmos_server import Emulator, emulator
+from tests.support.cosmos_server import Emulator
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def observer() -> Counted:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
     """An emulator that takes tokens of its own issuer."""
     certificate = tmp_path_factory.mktemp("entra") / "entra.pem"
-    with emulator("--tls", "--certificate", str(certificate), "--entra-issuer") as running:
-        yield replace(running, certificate=certificate)
+    with azure_account(EmulatorSettings(port=0, tls=True, certificate=certificate)) as running:
+        yield running
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ import orjson
 import pytest
 from azure.core.credentials import AccessToken
 
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.requests import TOKEN_PAUSE_S
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.url import Address
+from tests.support.azure_arm import azure_account
 from tests.support.clock import FakeClock
-from tests.support.cosmos_account import NAME, Account, Counted, emulated_account, filled, kind_of
+from tests.support.cosmos_account import NAME, Account, Counted, filled, kind_of
 
 
 class Issued:
@@ -49,8 +51,8 @@ class Issued:
 
 @pytest.fixture(scope="module")
 def account() -> Iterator[Account]:
-    with emulated_account(None, "--entra-issuer") as running:
-        yield running
+    with azure_account(EmulatorSettings(port=0)) as running:
+        yield Account(running)
 
 
 async def keyless(account: Account) -> Address:

@@ -8,6 +8,8 @@ https://learn.microsoft.com/azure/azure-resource-manager/management/async-operat
 import logging
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -16,17 +18,20 @@ from urllib.parse import parse_qs, unquote
 import orjson
 
 from hotplate.bench.cosmos_emulator import resources
-from hotplate.bench.cosmos_emulator.auth import ACCOUNT, ARM_AUDIENCE, OPERATOR
 from hotplate.bench.cosmos_emulator.http import (
     CODES,
     HttpError,
+    HttpHandler,
     HttpResponse,
     Request,
     bad_request,
     method_not_allowed,
     parse_object,
 )
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.bench.cosmos_emulator.service import Service
+from tests.support.cosmos_server import Emulator, emulator_thread
+from tests.support.entra import ACCOUNT, ARM_AUDIENCE, OPERATOR, TokenAuthenticator, token_page
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +96,7 @@ class ResourceManager:
     """Answers what begins with the prefix; lives as long as the emulator."""
 
     service: Service
+    authenticator: TokenAuthenticator
     operations: dict[str, tuple[float, HttpError | None]] = field(default_factory=dict)
     """The changes that were accepted: when each is reported as done, and its error if it failed."""
 
@@ -138,7 +144,7 @@ class ResourceManager:
             message = "Authentication failed. The 'Authorization' header is missing."
             raise _arm_error(401, "AuthenticationFailed", message)
         try:
-            roles = self.service.authenticator.roles(token, self.service.account.clock(), ARM_AUDIENCE)
+            roles = self.authenticator.issuer.check(token, self.service.account.clock(), ARM_AUDIENCE)
         except HttpError as error:
             raise _arm_error(401, "InvalidAuthenticationToken", error.message) from None
         if "api-version" not in parse_qs(request.query):
@@ -262,3 +268,25 @@ def _error_response(error: HttpError) -> HttpResponse:
     if wait_ms := error.headers.get("x-ms-retry-after-ms"):
         headers["retry-after"] = str(ceil(float(wait_ms) / 1000))
     return HttpResponse(error.status, orjson.dumps({"error": body} if "code" in error.details else body), headers)
+
+
+@contextmanager
+def azure_account(settings: EmulatorSettings) -> Iterator[Emulator]:
+    """Run an emulator that takes tokens, issues them at /__emulation/token, and answers for Azure Resource Manager."""
+
+    def extend(service: Service, inner: HttpHandler) -> HttpHandler:
+        authenticator = TokenAuthenticator(settings.key)
+        service.authenticator = authenticator
+        manager = ResourceManager(service, authenticator)
+
+        def answer(request: Request) -> HttpResponse:
+            if request.path.startswith(PREFIX):
+                return manager.answer(request)
+            if request.path == "/__emulation/token":
+                return token_page(authenticator.issuer, request, service.account.clock())
+            return inner(request)
+
+        return answer
+
+    with emulator_thread(settings, extend) as (made, _):
+        yield made
