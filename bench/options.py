@@ -44,7 +44,6 @@ class HttpOptions:
         bool,
         Flag("Send the next request when one is answered, as many tools do. This flatters latencies.", WHEN),
     ] = False
-    think: Annotated[str, Flag("With --closed: the pause before the next request, as 1.5s.", WHEN)] = "0s"
     duration: Annotated[str, Flag("The duration of one round.", WHEN)] = "10s"
     users: Annotated[int | None, Flag("Request the lists of users 0 … N-1.", WHAT)] = None
     keys_file: Annotated[Path | None, Flag("Request the lists of the users in this file, one a line.", WHAT)] = None
@@ -59,9 +58,13 @@ class HttpOptions:
         tuple[str, ...], Flag("A header to send, as NAME:VALUE. May be given several times.", WHAT, "header")
     ] = ()
     batch: Annotated[
-        str | None, Flag("POST for so many users at once, 20 requests at a time, as 1,50,200,1000.", WHAT)
+        str | None, Flag("POST for so many users at once, 20 requests at a time, as 50,200,1000,2000.", WHAT)
     ] = None
     score: Annotated[bool, Flag("With --batch: POST to /score, as Stream Analytics jobs do.", WHAT)] = False
+    allow_popular: Annotated[
+        str | None,
+        Flag("The share of popular lists, besides --unknown, above which a run is broken. By default 1%.", WHAT),
+    ] = None
     find_max: Annotated[bool, Flag("Look for the highest rate inside --slo, from --rate on.", HOW)] = False
     slo: Annotated[str, Flag("The objective: of --find-max, and the errors that are allowed.", HOW)] = (
         "p99=5ms,errors=0.1%"
@@ -70,10 +73,7 @@ class HttpOptions:
     warmup: Annotated[str, Flag("Load before the first round, which is not counted.", HOW)] = "2s"
     connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 64
     timeout: Annotated[str, Flag("A request is given up so long after it was due.", HOW)] = "5s"
-    backlog: Annotated[int, Flag("The most due requests that wait for a connection. More are dropped.", HOW)] = 10_000
     processes: Annotated[int, Flag("Processes of the generator. One sends some 40,000 requests/s.", HOW)] = 1
-    spin: Annotated[bool, Flag("Send within microseconds of the due time. Takes a core for each process.", HOW)] = False
-    seed: Annotated[int, Flag("The seed of everything that is drawn at random.", HOW)] = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return what was set as plain values; of headers only the names, of the store no password."""

@@ -19,7 +19,7 @@ from hotplate.report import Row
 
 MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
-TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers lie beyond it"
+TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
 RESAMPLED = 1_000
 TAIL = 0.025
 
@@ -121,6 +121,20 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Figure:
     if found.value is None or found.low is None or found.high is None:
         return Figure(None, note=found.note)
     return Figure(math.exp(found.value), tuple(map(math.exp, logs)), math.exp(found.low), math.exp(found.high))
+
+
+def compared(first: Figure, second: Figure) -> Figure:
+    """Return how many times *first* the *second* is, by their values; the interval is that of paired rounds.
+
+    It is widened to hold the value where the pooled values differ by more than rounds do, as by a stall in few rounds.
+    """
+    rounds = ratio(first.values, second.values)
+    if not first.value or not second.value:
+        return Figure(None, note=first.note or second.note or "it was zero")
+    value = second.value / first.value
+    if rounds.low is None or rounds.high is None:
+        return Figure(value, note=rounds.note)
+    return Figure(value, rounds.values, min(rounds.low, value), max(rounds.high, value))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

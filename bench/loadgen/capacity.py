@@ -11,6 +11,7 @@ from hotplate.bench.loadgen.result import SENT_BOUND, Result, at_least
 from hotplate.bench.quantities import parse_seconds, parse_share
 from hotplate.bench.report.text import format_us
 from hotplate.bench.search import search
+from hotplate.report import format_value
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
 ERRORS = "errors"
@@ -34,6 +35,30 @@ class Objective:
     def percentile(self) -> str:
         """The first that it bounds, by which is decided; p99 if it bounds none."""
         return next(iter(self.latency_us), "p99")
+
+    @property
+    def percent(self) -> float:
+        """The number of `percentile`, 0 to 100."""
+        return PERCENTS[self.percentile]
+
+    def judge(self, result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return a sentence for each bound that *result* breaks, and one for each reason not to blame the service.
+
+        A latency that is mostly the generator's own lateness is no latency of the service.
+        """
+        latencies, lags = Histogram.of(result.latencies_s), Histogram.of(result.lags_s)
+        refused = 0.0 if self.throttled is None else result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
+        broken, doubts = self.errors_beyond(result.error_share - refused), list(result.invalid_reasons)
+        if self.throttled is not None and refused > self.throttled:
+            broken.insert(0, f"{refused:.2%} of the requests were throttled, bound {self.throttled:.2%}")
+        for name, bound_us in self.latency_us.items():
+            (found_us,), (late_us,) = (each.percentiles_us([PERCENTS[name]]) for each in (latencies, lags))
+            beyond = f"{name} {format_value(found_us, 'us')}, bound {format_value(bound_us, 'us')}"
+            if found_us > bound_us and late_us > found_us / 2:
+                doubts.append(f"{beyond}, but the generator itself was {format_value(late_us, 'us')} late")
+            elif found_us > bound_us:
+                broken.append(beyond)
+        return tuple(broken), tuple(doubts)
 
     def broken(self, result: Result) -> list[str]:
         """Return a sentence for each bound that *result* breaks, even from when requests were sent."""

@@ -21,6 +21,9 @@ from hotplate.stores.http1 import ClientConnection, FailureKind
 # How often requests are checked for those out of time.
 SWEEP_S = 0.02
 
+# How long a closed loop waits after an error: callers that are refused do not ask again at once.
+RETRY_S = 0.1
+
 
 class Due(NamedTuple):
     """A request without an answer yet; see `hotplate.bench.loadgen.stalls` for why each time is needed.
@@ -260,7 +263,7 @@ class LoadGenerator:
 
     def _failed(self, kind: str) -> None:
         self._recorder.errors[kind] += 1
-        self._again()
+        self._again(RETRY_S)
 
     def on_closed(self, connection: LoadConnection, *, unsolicited: bool) -> None:
         """See `hotplate.stores.http1.ConnectionListener`."""
@@ -270,12 +273,12 @@ class LoadGenerator:
         self._recorder.unsolicited += unsolicited
         self._connect_if_short()
 
-    def _again(self) -> None:
+    def _again(self, pause_s: float = 0.0) -> None:
         """In a closed loop each end of a request makes the next one due, at once or after a pause for thought."""
         if self._load.rate is not None:
             return
         think_s, spread = self._load.think_s, self._load.think_spread
-        self._offer_after(think_s * self._rng.uniform(1 - spread, 1 + spread) if spread else think_s)
+        self._offer_after(max(pause_s, think_s * self._rng.uniform(1 - spread, 1 + spread) if spread else think_s))
 
     def _offer_after(self, pause_s: float) -> None:
         if pause_s:

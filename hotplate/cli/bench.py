@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotplate.bench.options import REFERENCE, HttpOptions, StoresOptions, SweepOptions
-from hotplate.cli.experiment import add_experiment, bench_errors
+from hotplate.cli.experiment import add_experiment, bench_errors, finish
 from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import (
     FAILED,
-    REFUSED,
     Json,
     err,
     interruptible_loop,
@@ -24,9 +23,8 @@ from hotplate.cli.terminal import (
 
 if TYPE_CHECKING:
     from hotplate.bench.progress import ProgressDisplay
-    from hotplate.bench.report.comparison import Verdict
-    from hotplate.bench.report.report import Report
-    from hotplate.report import Report as RowsReport
+    from hotplate.bench.report.report import Report as OldReport
+    from hotplate.report import Report
 
 app = Verbs(
     no_args_is_help=True,
@@ -48,7 +46,7 @@ def http(options: HttpOptions, display: "ProgressDisplay") -> "Report":
 
 
 @add_experiment(app, StoresOptions, report="hotplate-stores")
-def stores(options: StoresOptions, display: "ProgressDisplay") -> "Report":
+def stores(options: StoresOptions, display: "ProgressDisplay") -> "OldReport":
     """Compare stores: the same release, users and schedule, alone, behind a service, and while it is written.
 
     The stores take turns, round by round. A store that holds nothing is filled with the release of the others, and
@@ -64,7 +62,7 @@ def stores(options: StoresOptions, display: "ProgressDisplay") -> "Report":
 
 
 @add_experiment(app, StoresOptions, defaults=REFERENCE, report="hotplate-reference")
-def reference(options: StoresOptions, display: "ProgressDisplay") -> "Report":
+def reference(options: StoresOptions, display: "ProgressDisplay") -> "OldReport":
     """Repeat the reference architecture's load test on each store, and go on to the highest rate.
 
     This is `hotplate bench stores` with other defaults: 200 users in a closed loop, with the pause that gives 180
@@ -107,7 +105,7 @@ def _confirm(*, yes: bool) -> None:
 
 
 @add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
-def ru(options: SweepOptions, display: "ProgressDisplay") -> "RowsReport":
+def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
     """Show what each level of RU/s carries: reads/s, p50, p99, 429s and what it costs.
 
     It starts an emulator of Cosmos DB and a service, whose cache is off. With --account it measures that account
@@ -184,15 +182,14 @@ def compare(
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The report that may be worse.")],
     metric: Annotated[
         str,
-        option(
-            "--metric",
-            "Decide by this metric: p50, p90, p99, p99.9, p99.99, max, or rate (good answers/s).",
-            prefix="BENCH_",
-        ),
+        option("--metric", "Decide by this figure: p50, p99, p99.9, or rate (good answers/s).", prefix="BENCH_"),
     ] = "p99",
+    written: Annotated[
+        Path | None, option("--out", "Also write the comparison to this name with .json and .html.", prefix="BENCH_")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether the difference between two measurements is real.
+    """Say whether the difference between two measurements of `bench http` is real.
 
     Rounds are compared in pairs, so measure both with the same --repeat, 5 or more.
 
@@ -201,33 +198,13 @@ def compare(
 
     Example: hotplate bench compare before.json after.json --metric p99
     """
+    require_folder(written)
     with bench_errors():
-        from hotplate.bench.report.comparison import compare as compare_series
-        from hotplate.bench.report.comparison import sole_series
-        from hotplate.bench.report.report import read
+        from hotplate.bench import compare as comparison
 
-        first, second = (sole_series(str(path), read(path)) for path in (before, after))
-        verdict = compare_series(first, second, metric)
-    if as_json:
-        print_json(verdict.to_json())
-    else:
-        _print_verdict(verdict)
-    raise typer.Exit(REFUSED if verdict.regression else 0)
+        made = comparison.compare(comparison.read(before), comparison.read(after), metric)
+        if written is not None:
+            from hotplate.report_page import save
 
-
-def _print_verdict(verdict: "Verdict") -> None:
-    """Print what it comes to, then each metric."""
-    from hotplate.bench.report.comparison import format_change
-    from hotplate.bench.report.text import UNKNOWN, format_us
-
-    left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
-    out.print(f"By {verdict.pairs} pairs of rounds{left_out}: {verdict.sentence}.")
-    rows = []
-    for each in verdict.changes:
-        values = [
-            f"{value:,.0f}/s" if each.metric == "rate" else format_us(value) for value in (each.before, each.after)
-        ]
-        change = format_change(each.interval.mean), each.finding.range if each.finding.changes else UNKNOWN
-        decides = "decides: " if each.metric == verdict.decides else ""
-        rows.append((each.metric, *values, *change, decides + each.verdict))
-    out.print(table(("", "A", "B", "change", "95 % interval", "verdict"), rows))
+            save(made, written)
+    finish(made, written, as_json=as_json)

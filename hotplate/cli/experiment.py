@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -25,17 +25,17 @@ from hotplate.cli.terminal import (
 
 if TYPE_CHECKING:
     from hotplate.bench.progress import ProgressDisplay
-    from hotplate.bench.report.report import Report
-    from hotplate.report import Report as RowsReport
+    from hotplate.bench.report.report import Report as OldReport
+    from hotplate.report import Report
 
 Options = TypeVar("Options")
-Made = TypeVar("Made", bound="Report | RowsReport")
+Made = TypeVar("Made", bound="Report | OldReport")
 RunExperiment = Callable[[Options, "ProgressDisplay"], Made]
 # What a script reads; beneath the examples of each verb.
 EXIT_CODES = """
     Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped; 2 the
-    options make no sense; 3 it was measured and is not good: more errors than --slo allows, a wrong list, or no rate
-    inside --slo.
+    options make no sense; 3 it was measured and is not good: more errors than --slo allows, popular lists instead of
+    the users' own, a wrong list, or no rate inside --slo.
 """
 
 
@@ -65,28 +65,21 @@ def add_experiment(
                 from hotplate.bench.progress import progress_display
                 from hotplate.bench.report.page import page
                 from hotplate.bench.report.text import write_report
-                from hotplate.report import Report as RowsReport
-                from hotplate.report import print_report as print_rows
-                from hotplate.report import to_json
+                from hotplate.report import Report
 
                 chosen = build(options, preset | given)
                 if confirm is not None:
                     confirm(chosen)
                 with interruptible_loop(), progress_display(err) as display:
                     made = run(chosen, display)
-            if isinstance(made, RowsReport):
+            if isinstance(made, Report):
                 report_page.save(made, name)
-                if as_json:
-                    print_json(to_json(made))
-                else:
-                    print_rows(made, out)
-                    out.print(f"The rest is in {name}.json and {name}.html.")
-                raise typer.Exit(made.exit_code)
+                finish(made, name, as_json=as_json)
             write_report(name, made.to_json(), page(made))
             if as_json:
                 print_json(made.brief())
             else:
-                print_report(made)
+                _print_old(made)
                 out.print(f"The rest is in {name}.json and {name}.html.")
             raise typer.Exit(0 if made.valid else REFUSED if made.measured else FAILED)
 
@@ -104,16 +97,29 @@ def add_experiment(
 
 @contextmanager
 def bench_errors() -> Iterator[None]:
-    """Name the extra of the bench where numpy is missing, which is of two extras."""
+    """Name the extra of the bench where numpy or scipy is missing, which are of two extras."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name != "numpy":
+        if (error.name or "").partition(".")[0] not in {"numpy", "scipy"}:
             raise
         raise ModuleNotFoundError(str(error), name="hdrh") from error
 
 
-def print_report(report: "Report") -> None:
+def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
+    """Print a report that was written to *name*, and exit by it."""
+    from hotplate.report import print_report, to_json
+
+    if as_json:
+        print_json(to_json(report))
+    else:
+        print_report(report, out)
+        if name is not None:
+            out.print(f"The rest is in {name}.json and {name}.html.")
+    raise typer.Exit(report.exit_code)
+
+
+def _print_old(report: "OldReport") -> None:
     """Print a report for a person: its sentence, three figures of each subject, and what there is to look out for."""
     from hotplate.bench.report.text import joined
 

@@ -322,7 +322,8 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     if isinstance(error, StoreError | DataError | BenchFailed | EventsFailed):
         return str(error), FAILED
     if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
-        return f"{missing} is not installed; install it with: {install_command(EXTRAS[missing])}", FAILED
+        extra = EXTRAS[missing]
+        return f"the extra {extra!r} is not installed ({missing}); install it with: {install_command(extra)}", FAILED
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED
     raise error

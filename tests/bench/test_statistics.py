@@ -41,9 +41,7 @@ def test_a_percentile_is_that_of_all_answers_of_all_rounds() -> None:
 
 def test_a_percentile_needs_ten_answers_beyond_it() -> None:
     one = a_round(duration_s=1.9)
-    assert percentile([one], 99) == replace(
-        percentile([one], 99), value=None, note="fewer than 10 answers lie beyond it"
-    )
+    assert percentile([one], 99) == replace(percentile([one], 99), value=None, note="fewer than 10 answers beyond it")
     assert percentile([one, one], 99).value == pytest.approx(FAST_S * 1e6, rel=0.01)
     assert percentile([one], 100).value is not None
     assert percentile([], 50).note == "nothing was answered"

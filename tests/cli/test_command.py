@@ -228,7 +228,11 @@ def test_a_count_may_end_with_k_or_m_wherever_it_comes_from(tmp_path: Path) -> N
         ("releases scrub --rate x", "it must be a number │", 2),
         ("releases scrub --rate 0", "it must be at least 1 │", 2),
         ("bench compare nothere.json b.json", "nothere.json does not exist; name the .json of a report, which `hot", 1),
-        ("bench compare {broken} {broken}", "is not a report of hotplate bench: it has no 'kind'.", 2),
+        (
+            "bench compare {broken} {broken}",
+            "is not a report of hotplate bench http: its format is 2, and this version reads 3.",
+            2,
+        ),
     ],
 )
 def test_wrong_input_is_refused_in_plain_words_and_names_stay_as_they_are(

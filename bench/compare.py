@@ -1,0 +1,103 @@
+"""Two reports of `bench http` side by side: is the second really worse?
+
+One figure decides, chosen before looking (p99 by default): of four figures looked at with 5 % each, one in six equal
+pairs would differ "really". The others are shown, and decide nothing.
+"""
+
+import json
+from pathlib import Path
+
+from hotplate.bench import machine
+from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.statistics import Figure, compared
+from hotplate.report import Report, Row, format_value, from_json
+from hotplate.stores.errors import reason_of
+
+RATE = "rate"
+ERRORS = "errors and drops"
+
+# Changes below these do not matter: of a latency or a rate, and of the share of errors.
+MATTERS = 0.10
+MORE_ERRORS = 0.001
+
+
+def read(path: Path) -> Report:
+    """Read a report of `bench http`. Raises BenchMisused for another file, BenchFailed for none."""
+    try:
+        report = from_json(json.loads(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise BenchFailed(
+            f"{path} does not exist; name the .json of a report, which `hotplate bench http URL --out NAME` writes"
+        ) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BenchMisused(f"{path} is not a report of hotplate bench http: {reason_of(error)}") from error
+    if report.kind != "http" or not report.rows:
+        raise BenchMisused(f"{path} holds no rounds of hotplate bench http")
+    if unusable := [*report.complaints]:
+        raise BenchMisused(f"{path} cannot be compared: {unusable[0]}")
+    return report
+
+
+def compare(first: Report, second: Report, decides: str = "p99") -> Report:
+    """Compare the second with the first; it is `broken` if it is a regression."""
+    figures = {row.figure: _figure(row) for row in first.rows if row.unit in {"us", "/s"} and row.values}
+    if decides not in figures:
+        raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(figures)}")
+    others = {row.figure: _figure(row) for row in second.rows}
+    changes = {name: compared(one, others[name]) for name, one in figures.items() if name in others}
+    if decides not in changes:
+        raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
+    rows = [row for name in changes for row in _rows(name, figures[name], others[name], changes[name], decides)]
+    sentence, regression = _verdict(decides, changes[decides])
+    if errors := _more_errors(first, second):
+        sentence, regression = f"A regression: {errors}.", errors
+    return Report(
+        kind="compare",
+        sentence=sentence,
+        rows=tuple(rows),
+        notes=(f"{decides} decides; A and B are of all rounds, and the interval of B / A is of pairs of rounds.",),
+        broken=(regression,) if regression else (),
+        machine=machine.describe(),
+        configuration={"A": first.configuration, "B": second.configuration},
+    )
+
+
+def _figure(row: Row) -> Figure:
+    return Figure(row.value, row.values, row.low, row.high, row.note)
+
+
+def _rows(name: str, first: Figure, second: Figure, change: Figure, decides: str) -> list[Row]:
+    subject = "good answers/s" if name == RATE else name
+    unit, main = "" if name == RATE else "us", name in {decides, RATE, "p50", "p99"}
+    return [
+        first.row(subject, "A", unit, main=main),
+        second.row(subject, "B", unit, main=main),
+        change.row(subject, "B / A", main=main),
+    ]
+
+
+def _more_errors(first: Report, second: Report) -> str:
+    before, after = (
+        next((row.value or 0.0 for row in each.rows if row.figure == ERRORS), 0.0) for each in (first, second)
+    )
+    if after - before <= MORE_ERRORS:
+        return ""
+    return f"errors went from {format_value(before, 'share')} to {format_value(after, 'share')}"
+
+
+def _verdict(name: str, change: Figure) -> tuple[str, str]:
+    """Return the sentence, and the same if it is a regression."""
+    if change.value is None or change.low is None or change.high is None:
+        return f"It is not known whether {name} changed: {change.note}.", ""
+    changed = f"{name} changed by {_percent(change.value)} ({_percent(change.low)} to {_percent(change.high)})"
+    if change.low > 1 / (1 + MATTERS) and change.high < 1 + MATTERS:
+        return f"No difference that matters: {changed}.", ""
+    if change.low <= 1 <= change.high:
+        return f"No difference is proven: {changed}. More or longer rounds narrow the interval.", ""
+    if (change.value > 1) == (name == RATE):
+        return f"An improvement: {changed}.", ""
+    return f"A regression: {changed}.", f"a regression: {changed}"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"
