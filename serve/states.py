@@ -41,6 +41,9 @@ _HEAD = Struct("<QQ")  # bytes of the state, and their checksum
 _CELL_BYTES = 12_288
 _CELL_BYTES_PER_TIER = 12_288
 _READS = 10
+# By how much the workers' numbers of connections may differ, besides an eighth.
+_SPREAD = 4
+_NONE_ACCEPTED = (1 << 64) - 1
 
 
 class TierState(msgspec.Struct, frozen=True):
@@ -130,7 +133,10 @@ class SharedStates:
         self.workers = workers
         self._bytes = _CELL_BYTES + tiers * _CELL_BYTES_PER_TIER
         self._map = mmap.mmap(-1, (workers + 1) * self._bytes)
+        self._connections = memoryview(mmap.mmap(-1, workers * 8)).cast("Q")
         self._decoder = msgspec.msgpack.Decoder(WorkerState)
+        for number in range(workers):
+            self.stop_accepting(number)
 
     def write(self, worker: int, state: WorkerState) -> None:
         """Write a process's cell; without its tiers if these, against all bounds, do not fit."""
@@ -140,9 +146,23 @@ class SharedStates:
         start = worker * self._bytes
         cell = _HEAD.pack(len(payload), xxh3_64_intdigest(payload)) + payload
         self._map[start : start + len(cell)] = cell
+        if worker < self.workers and self._connections[worker] != _NONE_ACCEPTED:
+            self._connections[worker] = state.connections
+
+    def has_most_connections(self, worker: int, count: int) -> bool:
+        """Set how many connections a worker has; return whether another that accepts has clearly fewer."""
+        self._connections[worker] = count
+        least = min(self._connections)
+        return count > least + _SPREAD + least // 8
+
+    def stop_accepting(self, worker: int) -> None:
+        """Leave a worker out of the balance of connections, until `has_most_connections` is called again."""
+        self._connections[worker] = _NONE_ACCEPTED
 
     def clear(self, worker: int) -> None:
         """Forget what a process said, because it is dead."""
+        if worker < self.workers:
+            self.stop_accepting(worker)
         start = worker * self._bytes
         self._map[start : start + _HEAD.size] = bytes(_HEAD.size)
 

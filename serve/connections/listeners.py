@@ -1,4 +1,4 @@
-"""Listening sockets: a port that is reserved before anything else and shared by workers, and what connects to it.
+"""Listening sockets: a port that is reserved before the workers are forked, and balanced between them.
 
 Connections are accepted by ourselves, so no client is reset if a process cannot open another file: an event loop's own
 server resets what it cannot accept. Here it waits in the kernel's queue until there is room again.
@@ -23,6 +23,10 @@ PORT_POLL_S = 0.02
 UNSENT_BYTES = 65_536
 # How many connections are taken before requests get their turn.
 AT_ONCE = 64
+# How often, and for how long each time, a worker leaves connections to others that have fewer. If these have not taken
+# them by then, they are busy or stuck.
+YIELDS = 50
+YIELD_S = 0.001
 # How long nothing is accepted once descriptors have run out.
 PAUSE_S = 0.1
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -36,27 +40,20 @@ class CannotListen(OSError):
     """The address cannot be listened on; the text says why, and what to do."""
 
 
-def reserve(host: str, port: int, options: str = "", *, shared: bool = True) -> socket.socket:
-    """Bind a socket whose port further workers of this service can share (SO_REUSEPORT); it does not listen yet.
+def reserve(host: str, port: int, options: str = "") -> socket.socket:
+    """Bind a socket; it does not listen yet.
 
-    One that is not *shared* is bound alone. *options* is what the options' names begin with in what an error says.
-    Raises CannotListen, for a port in use once it has been for PORT_WAIT_S.
+    *options* is what the options' names begin with in what an error says. Raises CannotListen, for a port in use once
+    it has been for PORT_WAIT_S.
     """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
         try:
-            return _reserve(host, port, shared=shared)
+            return _bind(host, port)
         except (OSError, UnicodeError) as error:
             if getattr(error, "errno", None) != errno.EADDRINUSE or time.monotonic() > deadline:
                 raise CannotListen(_why_not(error, host, port, options)) from error
         time.sleep(PORT_POLL_S)
-
-
-def _reserve(host: str, port: int, *, shared: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if port and shared:
-        _bind(family, host, port, shared=False).close()  # another service's port must not be shared
-    return _bind(family, host, port, shared=shared)
 
 
 def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str = "") -> str:
@@ -75,17 +72,10 @@ def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str =
     return f"{start}; check --{options}host and --{options}port"
 
 
-def share(held: socket.socket) -> socket.socket:
-    """Bind another socket to the port of one that is shared."""
-    host, port = held.getsockname()[:2]
-    return _bind(held.family, host, port, shared=True)
-
-
-def _bind(family: int, host: str, port: int, *, shared: bool) -> socket.socket:
-    listener = socket.socket(family)
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # and so each connection
         listener.bind((host, port))
     except BaseException:
@@ -109,11 +99,20 @@ def room_for_connections() -> int:
 class Acceptor:
     """Accepts on one listening socket; lives on the running loop until it is closed."""
 
-    def __init__(self, listening: socket.socket, take: Callable[[socket.socket, str], None]) -> None:
-        """Take what serves an accepted connection from the address of its other end."""
+    def __init__(
+        self,
+        listening: socket.socket,
+        take: Callable[[socket.socket, str], None],
+        has_most: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Call *take* with each accepted connection and the address of its other end.
+
+        *has_most* tells whether another process that accepts on the same socket has fewer connections.
+        """
         listening.setblocking(False)
         self._socket = listening
         self._take = take
+        self._has_most = has_most
         self._loop = asyncio.get_running_loop()
         self._paused: asyncio.TimerHandle | None = None
         self._logged_at = -inf
@@ -130,8 +129,11 @@ class Acceptor:
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
 
-    def _accept(self) -> None:
+    def _accept(self, yields: int = YIELDS) -> None:
         for _ in range(AT_ONCE):
+            if yields and self._has_most():
+                self._resume_in(YIELD_S, yields - 1)
+                return
             if not self._accept_one():
                 return
 
@@ -156,5 +158,12 @@ class Acceptor:
         if time.monotonic() - self._logged_at > LOG_EVERY_S:
             self._logged_at = time.monotonic()
             log.warning("connections wait to be accepted: %s; raise `ulimit -n`", error.strerror)
+        self._resume_in(PAUSE_S, YIELDS)
+
+    def _resume_in(self, pause_s: float, yields: int) -> None:
         self._loop.remove_reader(self._socket.fileno())
-        self._paused = self._loop.call_later(PAUSE_S, self._loop.add_reader, self._socket.fileno(), self._accept)
+        self._paused = self._loop.call_later(pause_s, self._resume, yields)
+
+    def _resume(self, yields: int) -> None:
+        self._loop.add_reader(self._socket.fileno(), self._accept)
+        self._accept(yields)

@@ -70,12 +70,21 @@ class HttpServer(web.Server):
         self.lane: Lane | None = None
         """What answers the plainest requests without aiohttp; None if nothing does."""
 
-    def listen(self, listening: socket.socket, backlog: int, certificate: Certificate | None = None) -> Acceptor:
-        """Serve what connects to a bound socket, with the newest *certificate*, until the listener is closed."""
+    def listen(
+        self,
+        listening: socket.socket,
+        backlog: int,
+        certificate: Certificate | None = None,
+        has_most: Callable[[int], bool] = lambda _: False,
+    ) -> Acceptor:
+        """Serve what connects to a bound socket, with the newest *certificate*, until the listener is closed.
+
+        *has_most* tells whether another process that accepts on the socket has fewer than this number of connections.
+        """
         listening.listen(backlog)
         self.admission.start()
         self.registry.start()
-        return Acceptor(listening, partial(self._take, certificate))
+        return Acceptor(listening, partial(self._take, certificate), lambda: has_most(len(self.registry)))
 
     def pre_shutdown(self) -> None:
         """Close what is idle, and have the others close after the request in flight."""

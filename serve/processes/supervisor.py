@@ -29,7 +29,7 @@ from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.adapter import check_aiohttp
-from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, share
+from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
@@ -64,19 +64,16 @@ KILL_AFTER_S = 5.0
 STDERR = 2
 # How often the parent looks after its children and the files that it watches.
 TICK_S = 1.0
-# A child that has said nothing for so long is stuck, and replaced; and how long it then has to log its stack.
+# A child that has reported nothing for this long is stuck, and replaced: a worker sooner if another one answers.
 STUCK_S = 30.0
+STUCK_BESIDE_OTHERS_S = 6.0
+# How long a child that is stuck has to log its stack.
 STACK_S = 2.0
+# How long the parent waits after a system call that failed, and how often it logs the same failure.
+FAILED_PAUSE_S = 0.5
+LOG_EVERY_S = 60.0
 # What ends a process that reads a mapped file which was cut or is damaged.
 FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
-
-
-class _Stopped(BaseException):
-    """The signal that ends the service came while a file was read; no error, which who reads it would catch."""
-
-    def __init__(self, caught: signal.Signals) -> None:
-        super().__init__(caught)
-        self.caught = caught
 
 
 @dataclass(slots=True)
@@ -95,7 +92,7 @@ class Addresses(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Listeners:
-    """The sockets that the parent holds; the workers bind their own to the port of *workers*."""
+    """The sockets that the parent holds; all workers accept on that of *workers*."""
 
     workers: socket.socket
     admin: socket.socket
@@ -128,14 +125,14 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
     certificate = certificate_of(settings)
     listener = reserve(settings.host, settings.port)
-    admin = reserve(settings.admin_host, settings.admin_port, "admin-", shared=False)
+    admin = reserve(settings.admin_host, settings.admin_port, "admin-")
     if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
         raise ServiceMisused(
             f"{settings.admin_host} can be reached from other machines: give --keys FILE to say who is an operator "
             "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
         )
     admin.listen()
-    health = reserve(settings.health_host, settings.health_port, "health-", shared=False)
+    health = reserve(settings.health_host, settings.health_port, "health-")
     admin_certificate = None if is_loopback(admin.getsockname()[0]) else certificate
     addresses = Addresses(
         _url(settings.host, listener, certificate),
@@ -280,7 +277,7 @@ class _Supervisor:
         self._backoffs = [Backoff(*RESTART_S) for _ in self._due]
         self._cut = set[Path]()
         self._aborted: tuple[int, float] | None = None
-        self._tick_due = 0.0
+        self._tick_due = self._log_due = 0.0
         # It is never written to: if its writing end is gone, so is this process, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
         selector = selectors.PollSelector()  # unlike epoll's it is nothing that children would share
@@ -293,25 +290,32 @@ class _Supervisor:
     def run(self) -> None:
         """Keep every child running until SIGTERM, SIGHUP or SIGINT, then stop them."""
         gc.freeze()  # shared with the children, page by page, until one of them writes to it
-        try:
-            while True:
-                self._take_turn(TICK_S)
-                if time.monotonic() >= self._tick_due:
-                    self._tick_due = time.monotonic() + TICK_S
-                    self._tick()
-        except _Stopped as stopped:
-            self._stop(stopped.caught)
+        stop: signal.Signals | None = None
+        while stop is None:
+            try:
+                stop = self._take_turn()
+            except OSError as error:  # whatever is short, the children that run are better than none
+                self._report_failure(f"the parent of the workers: {error}")
+                time.sleep(FAILED_PAUSE_S)
+        self._stop(stop)
 
-    def _take_turn(self, most_s: float = 0.0) -> None:
-        """Start the children that are due, wait for *most_s* at most, and bury the dead; raises _Stopped."""
+    def _take_turn(self) -> signal.Signals | None:
+        """Start the children that are due, wait, and bury the dead; return the signal that ends the service."""
         now = time.monotonic()
         for number, due in list(self._due.items()):
             if due <= now:
                 self._start(number)
-        stop = self._wait(min(self._tick_due, *self._due.values(), now + most_s))
-        if stop is not None:
-            raise _Stopped(stop)
+        stop = self._wait(min(self._tick_due, *self._due.values(), now + TICK_S))
         self._replace_dead()
+        if stop is None and time.monotonic() >= self._tick_due:
+            self._tick_due = time.monotonic() + TICK_S
+            self._tick()
+        return stop
+
+    def _report_failure(self, sentence: str) -> None:
+        if time.monotonic() >= self._log_due:
+            self._log_due = time.monotonic() + LOG_EVERY_S
+            log.error("%s; tried again until it succeeds", sentence)
 
     def _tick(self) -> None:
         """Look after the children, the log and the files."""
@@ -334,12 +338,17 @@ class _Supervisor:
 
     def _start(self, number: int) -> None:
         is_admin = number == self._admin_number
-        listener = self._listeners.admin if is_admin else share(self._listeners.workers)
+        listener = self._listeners.admin if is_admin else self._listeners.workers
+        self._heartbeats.started(number)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._due[number] = time.monotonic() + self._backoffs[number].next_s()
+            self._report_failure(f"{self._name(number)} cannot be started: {error.strerror}")
+            return
         announce = None
         if not is_admin:
             announce, self._announce = self._announce, None  # the first worker's to say, once
-        self._heartbeats.started(number)
-        pid = os.fork()
         if pid == 0:
             code = 1
             try:
@@ -360,8 +369,6 @@ class _Supervisor:
                 sys.stderr.flush()
                 self._context.stderr.flush()
                 os._exit(code)
-        if not is_admin:
-            listener.close()
         del self._due[number]
         self._children[pid] = _Child(number, time.monotonic())
 
@@ -371,9 +378,7 @@ class _Supervisor:
         self._signals.leave()
         self._context.stderr.forget()
         self._health_listener.leave()
-        self._listeners.workers.close()
-        if not keep_admin:
-            self._listeners.admin.close()
+        (self._listeners.workers if keep_admin else self._listeners.admin).close()
 
     def _name(self, number: int) -> str:
         return "admin process" if number == self._admin_number else f"worker {number}"
@@ -391,7 +396,7 @@ class _Supervisor:
                 self._report_cut_files()
 
     def _end_stuck(self) -> None:
-        """End a child that has said nothing for STUCK_S, so another takes its place.
+        """End a child that has said nothing for too long, so another takes its place.
 
         That is one at a time, and one worker until its successor has spoken: if all are stuck, they wait for the same
         thing, and perhaps it comes.
@@ -404,7 +409,7 @@ class _Supervisor:
                 os.kill(pid, signal.SIGKILL)
             return
         pids = {child.number: pid for pid, child in self._children.items()}
-        stuck = [number for number in pids if self._heartbeats.silent_s(number) > STUCK_S]
+        stuck = [number for number in pids if self._heartbeats.silent_s(number) > self._patience_s(number)]
         workers = pids.keys() - {self._admin_number}
         begun = {number for number in workers if not self._heartbeats.has_spoken(number)}
         if len(workers) < self._settings.workers or begun.difference(stuck):
@@ -422,6 +427,10 @@ class _Supervisor:
         self._aborted = pid, time.monotonic()
         os.kill(pid, signal.SIGABRT)
         os.kill(pid, signal.SIGCONT)  # one that was stopped takes the other signal only then
+
+    def _patience_s(self, number: int) -> float:
+        is_needed = number == self._admin_number or not self._context.states.is_another_answering(number)
+        return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _report_cut_files(self) -> None:
         """Say which files of releases are not whole, each once: a worker refuses them when it starts."""
@@ -455,6 +464,7 @@ class _Supervisor:
     def _stop(self, caught_first: signal.Signals) -> None:
         """Pass the stop on, wait for the drain, and kill what does not end; the admin process outlives the workers."""
         self._health.draining = True
+        self._listeners.workers.close()  # the workers close theirs, each when it stops accepting
         at_once = caught_first is signal.SIGINT
         self._signal(signal.SIGINT if at_once else signal.SIGTERM, workers=True)
         delay_s = 0.0 if at_once else self._settings.drain_delay_s

@@ -160,7 +160,8 @@ async def work(
         preparing.cancel()
         if stop.requested.is_set():
             return  # no client has connected yet
-        listening = server.listen(listener, BACKLOG, certificate)
+        has_most = partial(context.states.has_most_connections, number)
+        listening = server.listen(listener, BACKLOG, certificate, has_most)
         reporter.status = lambda: handlers.status
         reporter.connections = lambda: len(server.registry)
         write(reporter.state())
@@ -175,6 +176,7 @@ async def work(
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
         listening.close()
+        context.states.stop_accepting(number)
         ends_at = loop_time() + (min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
         if stop.orphaned:
             log.warning("the parent of this worker is gone; it ends, too")

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import http.client
 import os
+import re
 import resource
 import signal
 import socket
@@ -53,6 +54,85 @@ def test_a_worker_that_dies_is_replaced_and_the_metrics_stay(folder: Path) -> No
         assert 'hotplate_lookups_total{outcome="hit",source="personal"} 10.0' in text
         assert "ended with -9" in service.log.read_text()
         assert service.stop() == 0
+
+
+# A parent in which system calls fail as long as a file exists.
+FAILING = """
+import errno, os, runpy, selectors, sys
+from pathlib import Path
+marker, call = Path(sys.argv.pop(1)), sys.argv.pop(1)
+parent = os.getpid()
+owner = {"fork": os, "waitpid": os, "select": selectors.PollSelector}[call]
+succeed = getattr(owner, call)
+def fail(*arguments):
+    if os.getpid() == parent and marker.exists():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    return succeed(*arguments)
+setattr(owner, call, fail)
+sys.argv.insert(1, "serve")
+runpy.run_module("hotplate", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("call", ["fork", "waitpid", "select"])
+def test_a_system_call_of_the_parent_that_fails_ends_nothing(folder: Path, call: str) -> None:
+    marker = folder.parent / "failing"
+    launcher = (sys.executable, "-c", FAILING, str(marker), call)
+    with running(folder, "--workers", "2", launcher=launcher) as service:
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        killed, kept = service.workers()
+        marker.touch()
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: "Resource temporarily unavailable" in service.log.read_text(), "it is not logged")
+        time.sleep(1)
+        assert service.process.poll() is None
+        assert is_alive(kept)
+        marker.unlink()
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not replaced")
+        assert kept in service.workers()
+        assert service.stop() == 0
+
+
+def open_connections(service: Service, count: int) -> list[socket.socket]:
+    """Open keep-alive connections at once, each with one request that was answered."""
+    opened = [socket.create_connection(("127.0.0.1", service.port), timeout=60) for _ in range(count)]
+    for one in opened:
+        one.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert all(one.recv(65_536).startswith(b"HTTP/1.1 200") for one in opened)
+    return opened
+
+
+def connections_by_worker(service: Service) -> list[float]:
+    text = service.admin("/metrics").body.decode()
+    return [float(count) for count in re.findall(r"(?m)^hotplate_worker_connections\{.*\} ([0-9.]+)$", text)]
+
+
+@pytest.mark.alone  # a worker that gets no CPU gets no connections
+@pytest.mark.soak
+def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> None:
+    with running(folder, "--workers", "2") as service:
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        opened = open_connections(service, 64)
+        until(lambda: sum(connections_by_worker(service)) >= len(opened))
+        assert all(26 <= count <= 38 for count in connections_by_worker(service))
+        for one in opened:
+            one.close()
+
+
+@pytest.mark.alone  # it judges times
+@pytest.mark.soak
+def test_a_stopped_worker_holds_up_no_new_connection_and_is_replaced(folder: Path) -> None:
+    with running(folder, "--workers", "2") as service:
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        stopped, _ = service.workers()
+        os.kill(stopped, signal.SIGSTOP)
+        began, slowest_s = time.monotonic(), 0.0
+        while stopped in service.workers():
+            sent = time.monotonic()
+            assert service.get("/v1/recommendations/42").status == 200
+            slowest_s = max(slowest_s, time.monotonic() - sent)
+        assert slowest_s < 1
+        assert time.monotonic() - began < 10
 
 
 def test_pinned_workers_have_a_cpu_each_also_those_that_replace_others(folder: Path) -> None:
@@ -160,7 +240,7 @@ def test_a_service_whose_parent_was_killed_can_be_started_again_at_once_and_its_
         with reserve("127.0.0.1", service.port) as again:
             again.listen()
             socket.create_connection(("127.0.0.1", service.port), timeout=60).close()
-        reserve("127.0.0.1", service.admin_port, shared=False).close()
+        reserve("127.0.0.1", service.admin_port).close()
         until(lambda: not any(is_alive(pid) for pid in orphans))
         connected.close()
         service.process.wait()
@@ -184,7 +264,7 @@ def test_a_port_that_takes_a_right_is_told_so() -> None:
     assert "grant the right" in _why_not(refused, "127.0.0.1", 80)
 
 
-def test_a_port_in_use_is_one_sentence_even_where_it_could_be_shared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with reserve("127.0.0.1", 0) as held:
         held.listen()
         port = held.getsockname()[1]
