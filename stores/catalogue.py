@@ -56,6 +56,9 @@ FORMAT = 2
 # How long a draft lives without its writer renewing the lease.
 LEASE_S = 60.0
 
+# How much further ahead than LEASE_S a lease may lie: clocks of two servers differ. Beyond it the clock was set back.
+LEASE_SLACK_S = 30.0
+
 # How long a release that is no longer live may still be read, by default.
 GRACE_S = 600.0
 
@@ -89,6 +92,9 @@ class Release:
     refused_by: tuple[str, ...] = ()
     """The gates that keep it from going live, until somebody overrides that."""
 
+    live_since: float | None = field(default=None, compare=False)
+    """When it last went live; shown to people, and so in no checksum, which older versions would miss."""
+
     canary_stopped: str = ""
     """In what a service found it worse than the live release, when it was the canary last; empty if it did not."""
 
@@ -96,6 +102,14 @@ class Release:
     def ref(self) -> ReleaseRef:
         """What stores are given."""
         return ReleaseRef(self.id, self.incarnation)
+
+    def lease_left_s(self, now: float) -> float:
+        """Return for how long a draft's lease runs; 0 or less once it has lapsed.
+
+        A lease further ahead than any writer takes is invalid: the clock was set back, and its writer would renew it.
+        """
+        left_s = (self.lease_until or 0.0) - now
+        return left_s if left_s <= LEASE_S + LEASE_SLACK_S else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +137,13 @@ class Catalogue:
 
     primary: bool = field(default=True, compare=False)
     """Whether it was read where swaps are made, and not from a replica that may be behind; not stored."""
+
+    @property
+    def distinct(self) -> tuple[Release, ...]:
+        """The releases as people see them: without damaged or former copies that another entry of the id replaced."""
+        left = (State.WITHDRAWN, State.DROPPING)
+        kept = {entry.id for entry in self.releases if entry.state not in (*left, State.DRAFT)}
+        return tuple(entry for entry in self.releases if entry.state not in left or entry.id not in kept)
 
     @property
     def version(self) -> tuple[str, int, str]:
@@ -248,7 +269,7 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
         raise ReleaseConflict(f"release {draft.id} is not a draft any more; `hotplate releases list` shows what it is")
     if entry.writer == draft.writer:
         return catalogue  # a swap whose reply was lost
-    left_s = (entry.lease_until or 0.0) - catalogue.now
+    left_s = entry.lease_left_s(catalogue.now)
     if left_s > 0:
         raise ReleaseConflict(
             f"release {draft.id} is being written by another process, whose lease runs for {left_s:.0f} s more; "
@@ -447,7 +468,7 @@ def _superseded_before_live(catalogue: Catalogue) -> list[Release]:
 def _lapsed_dropped(catalogue: Catalogue) -> tuple[Release, ...]:
     return tuple(
         replace(entry, state=State.DROPPING, lease_until=None)
-        if entry.state is State.DRAFT and (entry.lease_until or 0.0) <= catalogue.now
+        if entry.state is State.DRAFT and entry.lease_left_s(catalogue.now) <= 0
         else entry
         for entry in catalogue.releases
     )
@@ -486,7 +507,7 @@ def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
 def _live(catalogue: Catalogue, entry: Release) -> Catalogue:
     """Make *entry* live, and the last one, in the place of what was retired."""
     others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
-    changed = replace(entry, state=State.LIVE, superseded_at=None, canary_stopped="")
+    changed = replace(entry, state=State.LIVE, superseded_at=None, canary_stopped="", live_since=catalogue.now)
     return replace(catalogue, releases=(*others, changed))
 
 
@@ -541,7 +562,10 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
                 f"the catalogue at {where} has format {written} and this hotplate reads {FORMAT}; upgrade hotplate"
             )
         if written != FORMAT:
-            raise ValueError(f"format {written}")  # noqa: TRY301 -- reported like any other damage
+            raise CatalogueUnreadable(
+                f"the catalogue at {where} has format {written}, of hotplate 0.1, and this hotplate reads {FORMAT}; "
+                f"publish into a new store"
+            )
         found = msgspec.json.decode(record, type=_Record)
         catalogue = Catalogue(found.store_id, found.generation, found.token, found.entries, found.canary, now)
         canary = catalogue.canary_entry

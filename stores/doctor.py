@@ -75,7 +75,7 @@ async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
     if live is None:
         sentence = "nothing is live, so a service has nothing to answer with; publish, or activate a release"
         return [Finding(Level.WARNING, "live", sentence)]
-    findings, manifest = await _served(store, live, "live", f", {_since(catalogue, live)}")
+    findings, manifest = await _served(store, live, "live", f", {_since(live)}")
     if canary is not None:
         findings += (await _served(store, canary, "canary", ""))[0]
     if manifest is None:
@@ -97,11 +97,8 @@ async def _served(store: Store, entry: Release, subject: str, since: str) -> tup
     return findings, found.manifest
 
 
-def _since(catalogue: Catalogue, live: Release) -> str:
-    left = [entry.superseded_at for entry in catalogue.releases if entry.superseded_at is not None]
-    if left:  # what left service last made way for it
-        return f"live since {_time(max(left))}"
-    return f"begun {_time(live.created_at)}"
+def _since(live: Release) -> str:
+    return f"begun {_time(live.created_at)}" if live.live_since is None else f"live since {_time(live.live_since)}"
 
 
 async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:
@@ -148,10 +145,13 @@ async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
             findings.append(Finding(Level.WARNING, "left over", sentence))
         elif entry.state is State.DRAFT:
             lapsed_s = catalogue.now - (entry.lease_until or 0.0)
-            if lapsed_s < 0:
+            if entry.lease_left_s(catalogue.now) > 0:
                 findings.append(Finding(Level.OK, "left over", f"nothing; {entry.id} is being written"))
                 continue
-            sentence = f"the writer of the draft {entry.id} was last heard of {lapsed_s + LEASE_S:,.0f} s ago; "
+            heard = f"was last heard of {lapsed_s + LEASE_S:,.0f} s ago"
+            if lapsed_s < 0:
+                heard = f"left a lease that ends {-lapsed_s:,.0f} s from now, so the store's clock was set back"
+            sentence = f"the writer of the draft {entry.id} {heard}; "
             advice = "go on with --resume, or let `hotplate releases prune` erase it"
             findings.append(Finding(Level.WARNING, "left over", sentence + advice))
     known = {entry.ref.incarnation for entry in catalogue.releases}

@@ -66,23 +66,25 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
 def take_lock(path: Path, mode: int, timeout_s: float) -> int:
     """Take the lock of a file (flock), which is made if there is none; it ends with the descriptor that is returned.
 
-    Blocks; raises TimeoutError if another process has held it for so long.
+    Blocks; raises TimeoutError if another process has held it for so long. A file that was removed while it was waited
+    for locks nothing any more, so the one that lies there by then is taken.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     deadline = time.monotonic() + timeout_s
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{path} was held for {timeout_s:g} s; is a process stuck?") from error
-                time.sleep(_LOCK_POLL_S)
-            else:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(descriptor, path):
                 return descriptor
-    except BaseException:
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise TimeoutError(f"{path} was held for {timeout_s:g} s; is a process stuck?") from error
+            time.sleep(_LOCK_POLL_S)
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
-        raise
 
 
 def is_at(descriptor: int, path: Path) -> bool:

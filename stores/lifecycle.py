@@ -195,7 +195,7 @@ async def prune(
     for entry in marked.releases:
         if entry.state in (State.SUPERSEDED, State.WITHDRAWN) and (entry.superseded_at or 0.0) + grace_s <= marked.now:
             await scale_down(store, entry.ref)
-    return [release.id for release in dropped]
+    return list(dict.fromkeys(release.id for release in dropped))
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:

@@ -161,7 +161,7 @@ async def take_over(store: Store, release: ReleaseId) -> DraftRef:
         if entry.writer.startswith(COPIER):
             raise ReleaseConflict(f"release {release} is a copy that was cut off; give the same `releases copy` again")
         draft = DraftRef(entry.id, entry.incarnation, writer)
-        left_s = (entry.lease_until or 0.0) - found.now
+        left_s = entry.lease_left_s(found.now)
         if left_s <= 0 or (first_seen is not None and entry.lease_until != first_seen):
             await become_writer(store, draft)
             return draft

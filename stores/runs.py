@@ -121,7 +121,7 @@ def _writer(run: str) -> str:
 def _check_others(found: Catalogue, run: str) -> None:
     """Raise ReleaseConflict if another run has a draft under a lease."""
     for entry in found.releases:
-        left_s = (entry.lease_until or 0.0) - found.now
+        left_s = entry.lease_left_s(found.now)
         is_run = entry.state is State.DRAFT and entry.writer.startswith(RUNNER)
         if is_run and left_s > 0 and not entry.writer.startswith(_writer(run)):
             raise ReleaseConflict(

@@ -108,7 +108,7 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
         except ReleaseConflict:
             found = await target.catalogue()
             entry = _entry(found, release)
-            if entry is not None and entry.state is State.DRAFT and (entry.lease_until or 0.0) <= found.now:
+            if entry is not None and entry.state is State.DRAFT and entry.lease_left_s(found.now) <= 0:
                 if entry == lapsed:
                     raise  # its writer is stopped, which may be for ever; another one would have become it by now
                 lapsed = entry

@@ -77,11 +77,12 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
     """
     found = with_store(store, lambda opened: opened.catalogue())
     if as_json:
-        print_json({name: getattr(found, name) for name in ("live", "canary", "generation", "releases")})
+        facts = {name: getattr(found, name) for name in ("live", "canary", "generation")}
+        print_json(facts | {"releases": found.distinct})
         return
     rows = [
         (entry.id, _state(found, entry), _time(entry.created_at), _time(entry.superseded_at))
-        for entry in found.releases
+        for entry in found.distinct
     ]
     if rows:
         out.print(table(("release", "state", "begun", "left service"), rows))

@@ -439,7 +439,7 @@ def _step_after(newest: Release, found: Catalogue) -> str:
         else stopped and f"stopped as a canary: {stopped}"
     )
     match newest.state:
-        case State.DRAFT if (newest.lease_until or 0.0) > found.now:
+        case State.DRAFT if newest.lease_left_s(found.now) > 0:
             return f"{name} is being written."
         case State.DRAFT:
             return f"{name} was begun and not finished: publish again, or continue it with --resume {newest.id}."

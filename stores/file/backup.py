@@ -86,7 +86,8 @@ async def restore(
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
     async with _held(LmdbStore(source, store.clock)) as (found, files):
         entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
-        with _scratch(store.folder, "restored") as scratch:
+        # Inside `releases`, which may be a disk of its own: what was copied is renamed into it.
+        with _scratch(store.folder / "releases", "restored") as scratch:
             wanted = [
                 _Copy(
                     _release_path(source, old.incarnation),

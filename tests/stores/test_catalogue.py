@@ -280,3 +280,19 @@ def test_a_repaired_canary_is_the_canary() -> None:
     assert (done.canary, done.served) == (found.canary, (draft(B).release, healed.release))
     assert done.find(C).canary_stopped == ""
     assert parse(dump(done), now=100.0, where="here") == done
+
+
+def test_a_lease_further_ahead_than_a_writer_takes_has_lapsed() -> None:
+    """As when the clock of the store is set back while a draft is written."""
+    found = replace(evolved(), now=100.0 - 6 * 3600)
+    taken = changes.take_over(found, draft(C, writer="another"))
+    assert taken.find_draft(C).writer == "another"
+    assert changes.prune(found).entry(draft(C).incarnation).state is State.DROPPING  # type: ignore[union-attr]  # it is there
+    with pytest.raises(ReleaseConflict, match="written by another"):
+        changes.take_over(replace(found, now=100.0 - 20.0), draft(C, writer="another"))
+
+
+def test_a_record_of_the_first_format_is_told_from_damage() -> None:
+    with pytest.raises(CatalogueUnreadable, match="new store") as caught:
+        parse(orjson.dumps(orjson.loads(dump(evolved())) | {"format": 1}), now=0, where="here")
+    assert "rebuild" not in str(caught.value)

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -213,3 +214,16 @@ async def test_a_folder_on_a_network_is_warned_of(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("hotplate.stores.file.store._kind", lambda _: "nfs4")
     level, sentence = await one(LmdbStore(tmp_path), "file system")
     assert (level, "local disk" in sentence) == (Level.WARNING, True)
+
+
+async def test_live_since_is_when_the_release_went_live_and_not_when_a_canary_ended(clock: FakeClock) -> None:
+    store = MemoryStore(clock)
+    await publish(store)
+    live = await publish(store)
+    went_live = clock.now
+    canary = await publish_rows(store, ROWS, live=False)
+    await life.start_canary(store, canary, 5.0)
+    clock.now += 5400
+    await life.abort(store)
+    said = (await one(store, "live", clock))[1]
+    assert f"{live}, live since {datetime.fromtimestamp(went_live, UTC):%Y-%m-%d %H:%M:%S}Z" in said

@@ -1,17 +1,19 @@
 """Scratch folders: a living owner's is never touched, a killed one's is removed by the next."""
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from hotplate.stores.folders import LOCK, scratch_folder
+from hotplate.stores.folders import LOCK, scratch_folder, take_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,3 +102,20 @@ def test_a_thread_that_still_writes_neither_keeps_a_folder_nor_makes_another(tmp
         assert ended.wait(60)
         ended.clear()
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_whose_file_was_removed_keeps_nobody_from_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.lock"
+    first = take_lock(path, 0o600, 1.0)
+    waiting = list[int]()
+    thread = threading.Thread(target=lambda: waiting.append(take_lock(path, 0o600, 10.0)))
+    thread.start()
+    time.sleep(0.05)  # it waits for the first file
+    path.unlink()
+    second = take_lock(path, 0o600, 1.0)
+    os.close(first)
+    thread.join(0.2)
+    assert waiting == [], "two processes hold the lock of one path"
+    os.close(second)
+    thread.join()
+    os.close(*waiting)

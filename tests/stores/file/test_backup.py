@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -264,7 +265,7 @@ async def test_a_damaged_backup_is_named_and_nothing_is_put_back(store: LmdbStor
     with pytest.raises(ReleaseCorrupt) as error:
         await restore(target, elsewhere)
     assert str(error.value).startswith(f"{path} is damaged between bytes"), error.value
-    assert list(elsewhere.folder.iterdir()) == []
+    assert list(elsewhere.folder.rglob("*")) == [elsewhere.folder / "releases"]
 
 
 async def test_a_canary_that_was_aborted_since_the_backup_is_not_started_again(store: LmdbStore, target: Path) -> None:
@@ -335,11 +336,37 @@ async def test_an_interrupted_restore_ends_after_the_thread_that_writes_for_it_a
     for _ in range(100):
         await asyncio.sleep(0)
     assert not restoring.done()
-    (scratch,) = elsewhere.folder.iterdir()
+    (scratch,) = (elsewhere.folder / "releases").iterdir()
     assert list((scratch / "releases").iterdir()), "the thread's file is still there"
     goes_on.set()
     with pytest.raises(asyncio.CancelledError):
         await restoring
-    assert list(elsewhere.folder.iterdir()) == []
+    assert list(elsewhere.folder.rglob("*")) == [elsewhere.folder / "releases"]
     await restore(target, elsewhere)
     await (await verified(elsewhere.folder)).close()
+
+
+async def test_what_is_restored_over_a_store_is_listed_once(store: LmdbStore, target: Path) -> None:
+    first, second = await published(store, "first"), await published(store, "second")
+    await backup(store, target)
+    await restore(target, store, over=True)
+    assert [entry.id for entry in (await store.catalogue()).distinct] == [first, second]
+    assert await prune(store, grace_s=0.0) == [first, second]  # the copies from before
+    assert await states(store) == {first: "superseded", second: "live"}
+
+
+async def test_releases_on_a_disk_of_their_own_are_restored_there(
+    store: LmdbStore, target: Path, tmp_path: Path
+) -> None:
+    await published(store, "first")
+    await backup(store, target)
+    disk = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        (folder / "releases").symlink_to(disk)
+        await restore(target, restored := LmdbStore(folder))
+        await (await verified(folder)).close()
+        await restored.close()
+    finally:
+        shutil.rmtree(disk)
