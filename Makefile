@@ -81,20 +81,23 @@ notes: ## what CHANGELOG.md says of this version, in dist/; with TAG=v1.2.3, onl
 	@awk '/^## /{on = $$2 == "$(VERSION)"; next} on' CHANGELOG.md | grep . > dist/notes.md || \
 	    { echo "CHANGELOG.md has no section $(VERSION)."; exit 1; }
 
-bench: .venv/dev ## the figures, printed and added to bench/history.jsonl; OPTIONS=--short takes 3 minutes, and adds nothing
-	$(BIN)/python -m hotplate.bench.micro $(OPTIONS)
+# By themselves: pytest-benchmark does not work beside xdist.
+bench: .venv/dev ## the benchmarks, saved below .benchmarks and compared with the last run; ONLY=bench/test_lookups.py
+	$(BIN)/python -m pytest -o addopts="--import-mode=importlib --strict-markers" -p no:xdist -p no:schemathesis \
+	    --timeout 1800 --benchmark-storage file://.benchmarks --benchmark-autosave --benchmark-histogram .benchmarks/histogram \
+	    $$(ls .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare) $(or $(ONLY),bench)
 
-figures: .venv/dev ## the tables of README and docs/figures.md, made of bench/history.jsonl
-	$(BIN)/python -m hotplate.bench.micro --tables
+figures: .venv/dev ## the tables of README and docs/measuring.md; KEEP="FILE …" adds results of make bench and reports first
+	$(BIN)/python -m hotplate.bench.figures $(KEEP)
 
 quality: .venv/dev ## how good the lists are, on both data sets and every split, printed and written into the docs
-	$(BIN)/python -m hotplate.bench.micro.quality
+	$(BIN)/python -m hotplate.offline.quality
 
 site: .venv/site ## the documentation as a site, in dist/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lock: .venv/dev ## resolve the requirements again (needs uv)
-	$(LOCK) pyproject.toml --extra offline --group build -o requirements/demo.lock
+	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra bench --group build -o requirements/demo.lock
 	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench \
 	    --extra azure-monitor --group build --group dev \
 	    --constraint requirements/demo.lock -o requirements/dev.lock
@@ -139,5 +142,5 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 	@touch $@
 
 clean: ## remove the environment, caches and results
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench-results.json
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

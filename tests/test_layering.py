@@ -18,11 +18,11 @@ MAY_IMPORT = {
     "offline": {"stores"},
     "serve": {"stores"},
     "bench": {"stores"},
-    "bench/micro": {"stores", "offline", "serve", "hotplate"},
+    "bench/benchmarks": {"stores", "serve"},
     "hotplate": {"stores", "offline", "serve", "bench"},
 }
-# Every room may return rows of a report.
-SHARED = ("hotplate.report.", "hotplate.report_page.")
+# Every room may return rows of a report and write tables.
+SHARED = ("hotplate.report.", "hotplate.report_page.", "hotplate.markdown.")
 FOLDERS = set(ROOMS) - {"hotplate"}
 # A module by its bare name, as it may stand in a string, a comment or a page; and how a folder is imported.
 NAMED = r"(?<![\w./-])(stores|offline|serve|bench)\.([a-z_]\w*)"
@@ -65,7 +65,8 @@ def imports_of(module: Path) -> set[str]:
 def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
     for module in modules_of(room):
         inside = module.relative_to(ROOT).parts
-        own = "bench/micro" if inside[:2] == ("bench", "micro") else room
+        is_benchmark = inside[0] == "bench" and inside[1].startswith("test_")
+        own = "bench/benchmarks" if is_benchmark else room
         imported = {name for name in imports_of(module) if not f"{name}.".startswith(SHARED)}
         strangers = {room_of(name) for name in imported} - MAY_IMPORT[own] - {room, None}
         assert not strangers, f"{module.relative_to(ROOT)} imports {strangers}"

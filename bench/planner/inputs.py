@@ -154,7 +154,7 @@ class Inputs:
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input(
         "µs", "of CPU a request takes in a pod", 30.0,
-        "27.6 measured from files, 29.1 from Redis (docs/figures.md); reads from Cosmos DB take about 36 more", low=0.1,
+        "27.6 measured from files, 29.1 from Redis (docs/measuring.md); from Cosmos DB about 36 more", low=0.1,
     )  # fmt: skip
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)

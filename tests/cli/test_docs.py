@@ -12,7 +12,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from hotplate.bench.micro.__main__ import parse
 from hotplate.cli.evaluate import ListsFirst
 from hotplate.cli.main import command
 from tests.support.paths import ROOT
@@ -55,8 +54,6 @@ def check(words: list[str], *, complete: bool) -> None:
     match words:
         case ["hotplate", *arguments]:
             parse_verb(VERBS, arguments, complete=complete)
-        case ["python", "-m", "hotplate.bench.micro", *arguments]:
-            parse(arguments)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), f"no module {module}"
         case ["make", verb, *_]:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from hotplate.bench.micro.quality import DATA_SETS, reference_split
 from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
+from hotplate.offline.quality import DATA_SETS, reference_split
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import described
 from hotplate.offline.train.neighbours import NeighbourParams

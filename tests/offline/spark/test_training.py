@@ -16,7 +16,6 @@ from pyspark.sql import SparkSession
 from scipy.sparse import csr_matrix, hstack
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from hotplate.bench.micro.quality import DATA_SETS
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import measure_users
@@ -26,6 +25,7 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, to_matrix
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load, save
 from hotplate.offline.publish import publish
+from hotplate.offline.quality import DATA_SETS
 from hotplate.offline.spark.publication import SparkLists
 from hotplate.offline.spark.session import check_master, spark_session
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, solve

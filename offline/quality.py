@@ -1,4 +1,4 @@
-"""`python -m hotplate.bench.micro.quality`: how good the lists are, by cuts in time and by random draws."""
+"""`make quality`: how good the lists are, by cuts in time and by random draws."""
 
 import json
 import subprocess
@@ -15,10 +15,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from hotplate.bench import machine
-from hotplate.bench.micro.commands import DATA
-from hotplate.bench.micro.history import page_with
-from hotplate.bench.micro.servers import HOTPLATE
+from hotplate.markdown import page_with
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
@@ -31,7 +28,9 @@ from hotplate.offline.train.engine import Params, described, params_from
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 
-PAGE = machine.ROOT / "docs" / "evaluation.md"
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+PAGE = ROOT / "docs" / "evaluation.md"
 CORE = 5
 CORE_OPTIONS = ("--min-per-user", str(CORE), "--min-per-item", str(CORE))
 # The log is cut off where so much of its pairs have come; the last quarter of each piece is its test.
@@ -94,9 +93,20 @@ class Trainings:
 
     def report(self, *arguments: str) -> dict[str, Any]:
         """Return what the command prints with --json; RuntimeError, with its words, if it fails."""
-        command = [*HOTPLATE, "train", *arguments, "--weighting", "binary", "--out", f"{self._folder}/model", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "hotplate",
+            "train",
+            *arguments,
+            "--weighting",
+            "binary",
+            "--out",
+            f"{self._folder}/model",
+            "--json",
+        ]
         done = subprocess.run(  # noqa: S603 -- our own command
-            command, cwd=machine.ROOT, env=machine.environment(), capture_output=True, text=True, check=False
+            command, cwd=ROOT, capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")

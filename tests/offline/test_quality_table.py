@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hotplate.bench.micro import quality
-from hotplate.bench.micro.quality import (
+from hotplate.offline import quality
+from hotplate.offline.input.matrix import to_matrix
+from hotplate.offline.quality import (
     PAGE,
     PIECES,
     DataSet,
@@ -15,7 +16,6 @@ from hotplate.bench.micro.quality import (
     reference_split,
     time_rows,
 )
-from hotplate.offline.input.matrix import to_matrix
 
 
 @pytest.mark.soak

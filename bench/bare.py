@@ -1,0 +1,161 @@
+"""Peers that the benchmarks compare hotplate with: the libraries that it is built on, called as plainly as can be.
+
+`python -m hotplate.bench.bare aiohttp PORT URL` serves copies of a service's responses from a dict, `import CSV LMDB`
+sorts and encodes lists with polars and appends them to LMDB, and `train PARQUET FACTORS` fits ALS and computes lists
+with implicit. Nothing is checked, escaped or kept.
+"""
+
+import sys
+import urllib.request
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+ROUTE = "/v1/recommendations/"
+LENGTH = 20
+# Users with a copied response: few enough for the processor's cache.
+COPIED = [f"{user:08d}" for user in range(1_000)]
+ROWS_AT_ONCE = 10_000
+USERS_AT_ONCE = 4_096
+MIN_PAIRS = 5
+K = 10
+
+
+def serve(port: str, like: str) -> None:
+    """Serve copies of what the service at *like* answers for COPIED."""
+    import uvloop  # noqa: PLC0415 -- each peer loads only what it uses
+    from aiohttp import web  # noqa: PLC0415
+
+    responses = {user: fetch(like + ROUTE + user) for user in COPIED}
+
+    async def recommendations(request: web.Request) -> web.Response:
+        response = responses.get(request.match_info["user"])
+        if response is None:
+            raise web.HTTPNotFound
+        return web.Response(body=response[0], headers=response[1])
+
+    app = web.Application()
+    app.router.add_get(ROUTE + "{user:[^/]+}", recommendations)
+    web.run_app(app, host="127.0.0.1", port=int(port), access_log=None, print=None, loop=uvloop.new_event_loop())
+
+
+def fetch(url: str) -> tuple[bytes, dict[str, str]]:
+    """Return the body of a response, and the headers that a service sets."""
+    automatic = {"connection", "content-length", "date", "keep-alive", "server"}
+    with urllib.request.urlopen(url) as response:  # noqa: S310 -- http on loopback
+        headers = {name: value for name, value in response.getheaders() if name.lower() not in automatic}
+        return response.read(), headers
+
+
+def import_lists(source: str, target: str) -> None:
+    """Import a CSV file of user, item and score into a new LMDB file, and read it back."""
+    import lmdb  # noqa: PLC0415
+    import polars as pl  # noqa: PLC0415
+
+    schema = {"user": pl.String, "item": pl.String, "score": pl.Float64}
+    rows = pl.scan_csv(source, schema=schema).sort("user", "score", "item", descending=[False, True, False])
+    text = pl.concat_str(pl.lit('{"id":"'), "item", pl.lit('","score":'), pl.col("score").cast(pl.String), pl.lit("}"))
+    table = rows.collect(engine="streaming").select("user", line=text)
+    lists = table.group_by("user", maintain_order=True).agg(pl.col("line").head(LENGTH))
+    encoded = lists.select(pl.lit("user:") + pl.col("user"), pl.col("line").list.join(",\n"))
+    with lmdb.open(target, subdir=False, map_size=1 << 40, sync=False, lock=False) as environment:
+        for part in encoded.iter_slices(ROWS_AT_ONCE):
+            with environment.begin(write=True) as transaction:
+                pairs = ((key.encode(), value.encode()) for key, value in part.iter_rows())
+                transaction.cursor().putmulti(pairs, append=True)
+        environment.sync(True)
+    with lmdb.open(target, subdir=False, readonly=True, lock=False) as environment, environment.begin() as transaction:
+        if sum(1 for _, value in transaction.cursor() if value) != encoded.height:
+            raise RuntimeError(f"{target} does not hold all lists of {source}")
+
+
+def train(path: str, factors: str) -> None:
+    """Evaluate on a quarter, fit on everything and compute all lists of Online Retail, as hotplate does by default."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    warnings.simplefilter("ignore")  # implicit converts its own matrices
+    with threadpool_limits(1, "blas"):
+        _train(_read_retail(path), int(factors))
+
+
+def _read_retail(path: str) -> Any:  # noqa: ANN401 -- scipy publishes no types
+    import numpy as np  # noqa: PLC0415
+    import polars as pl  # noqa: PLC0415
+
+    recipe = (pl.col("quantity") > 0) & (pl.col("unit_price") > 0) & pl.col("stock_code").str.contains(r"^\d{5}")
+    rows = pl.scan_parquet(path).filter(recipe, pl.col("customer_id").is_not_null())
+    user, item = pl.col("customer_id").cast(pl.String), pl.col("stock_code").cast(pl.String)
+    pairs, before = rows.select(user=user, item=item).unique().collect(), 0
+    while pairs.height != before:
+        before = pairs.height
+        pairs = pairs.filter(pl.len().over("user") >= MIN_PAIRS).filter(pl.len().over("item") >= MIN_PAIRS)
+    codes, sizes = [], []
+    for name in ("user", "item"):
+        ids = pairs.get_column(name)
+        distinct = ids.unique().sort()
+        codes.append(ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32))
+        sizes.append(len(distinct))
+    return _matrix(codes[0], codes[1], (sizes[0], sizes[1]))
+
+
+def _matrix(users: Any, items: Any, shape: tuple[int, int]) -> Any:  # noqa: ANN401 -- as above
+    import numpy as np  # noqa: PLC0415
+    from scipy.sparse import csr_matrix  # noqa: PLC0415
+
+    return csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
+
+
+def _train(everything: Any, factors: int) -> None:  # noqa: ANN401 -- as above
+    import numpy as np  # noqa: PLC0415
+    from implicit.nearest_neighbours import TFIDFRecommender  # noqa: PLC0415
+
+    pairs = everything.tocoo()
+    held_back = np.random.default_rng(1).random(pairs.nnz) < 1 / 4
+    learnt = _matrix(pairs.row[~held_back], pairs.col[~held_back], pairs.shape)
+    test = _matrix(pairs.row[held_back], pairs.col[held_back], pairs.shape)
+    tested = np.flatnonzero(np.diff(test.indptr))
+    neighbours = TFIDFRecommender(K=10)
+    neighbours.fit(learnt, show_progress=False)
+    popular = np.argsort(-np.bincount(learnt.indices, minlength=learnt.shape[1]))[:K]
+    for recommend in (_fit(learnt, factors).recommend, neighbours.recommend):
+        print(_ndcg(_lists(recommend, learnt, tested, K), test, tested))
+    print(_ndcg(np.tile(popular, (len(tested), 1)), test, tested))
+    model = _fit(everything, factors)
+    _lists(model.recommend, everything, np.arange(everything.shape[0]), LENGTH)
+    for start in range(0, everything.shape[1], USERS_AT_ONCE):
+        model.similar_items(np.arange(start, min(start + USERS_AT_ONCE, everything.shape[1])), N=LENGTH + 1)
+
+
+def _fit(user_items: Any, factors: int) -> Any:  # noqa: ANN401 -- as above
+    from implicit.cpu._als import least_squares_cg  # noqa: PLC0415
+    from implicit.cpu.als import AlternatingLeastSquares  # noqa: PLC0415
+
+    model = AlternatingLeastSquares(factors=factors, regularization=30, alpha=4, iterations=15, random_state=42)
+    model.fit(user_items, show_progress=False)
+    least_squares_cg(4 * user_items, model.user_factors, model.item_factors, 30, cg_steps=6)
+    return model
+
+
+def _lists(recommend: Callable[..., Any], user_items: Any, users: Any, n: int) -> Any:  # noqa: ANN401 -- as above
+    import numpy as np  # noqa: PLC0415
+
+    parts = [users[start : start + USERS_AT_ONCE] for start in range(0, len(users), USERS_AT_ONCE)]
+    return np.concatenate([recommend(part, user_items[part], N=n)[0] for part in parts])
+
+
+def _ndcg(recommended: Any, test: Any, tested: Any) -> float:  # noqa: ANN401 -- as above
+    import numpy as np  # noqa: PLC0415
+
+    width = np.int64(test.shape[1])
+    keys = np.sort(test.tocoo().row * width + test.indices)
+    wanted = tested[:, None] * width + recommended
+    hits = keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
+    discounts = 1 / np.log2(np.arange(2, K + 2))
+    ideal = np.cumsum(discounts)[np.minimum(np.diff(test.indptr)[tested], K) - 1]
+    return float(((hits * discounts).sum(axis=1) / ideal).mean())
+
+
+COMMANDS: dict[str, Callable[[str, str], None]] = {"aiohttp": serve, "import": import_lists, "train": train}
+
+if __name__ == "__main__":
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

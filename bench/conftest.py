@@ -1,0 +1,303 @@
+"""Fixtures of the benchmarks: stores with lists, a service, its peers, and a load generator.
+
+`make bench` runs the benchmarks by themselves. HOTPLATE_BENCH_USERS sets how many users the stores have (100,000).
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pytest
+import uvloop
+
+from hotplate.bench.bare import COPIED, ROUTE, fetch
+from hotplate.bench.lists import Shape
+from hotplate.bench.machine import environment
+from hotplate.bench.process import (
+    RedisServer,
+    Server,
+    emulator_serving,
+    free_port,
+    on_core,
+    redis_installed,
+    redis_serving,
+    service_serving,
+    serving,
+)
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.connect import connect
+from hotplate.stores.publication import publish
+from hotplate.stores.store import Row
+
+T = TypeVar("T")
+LIST_LENGTH = 20
+# The unit of a ratio.
+TIMES = "\N{MULTIPLICATION SIGN}"
+# Reads of one round: so many that starting the clock costs nothing.
+COUNT = 1_000
+# Cosmos DB's emulator is not to throttle, and is filled by as many requests as it has users.
+PLENTY_RU = 1_000_000
+COSMOS_USERS = 2_000
+HOTPLATE = (sys.executable, "-m", "hotplate")
+WRK_CONNECTIONS = 64
+WRK_SECONDS = 2
+REQUESTED = 50_000
+HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
+# wrk sends the requests of a file one after the other; each ends with an empty line.
+SCRIPT = """\
+local requests, number = {{}}, 0
+local file = assert(io.open("{requests}", "rb"))
+for request in file:read("*a"):gmatch("(.-\\r\\n\\r\\n)") do requests[#requests + 1] = request end
+file:close()
+request = function()
+    number = number % #requests + 1
+    return requests[number]
+end
+"""
+NGINX = """\
+worker_processes 1;
+daemon off;
+pid {folder}/nginx.pid;
+error_log stderr crit;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        default_type {content_type};
+        location / {{
+{headers}
+            return 200 '{body}';
+        }}
+    }}
+}}
+"""
+
+
+class Benchmark(Protocol):
+    """The fixture `benchmark` of pytest-benchmark, as far as it is used."""
+
+    extra_info: dict[str, object]
+
+    def __call__(self, function: Callable[[], T]) -> T:
+        """Time a function in rounds that are calibrated, and return what it returned last."""
+        ...
+
+    def pedantic(
+        self, target: Callable[[], T], *, setup: Callable[[], None] | None = None, rounds: int, warmup_rounds: int = 0
+    ) -> T:
+        """Time a function in so many rounds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A store with the lists of a shape, and its live release."""
+
+    url: str
+    shape: Shape
+    release: ReleaseRef
+
+
+def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
+    """Publish lists of *shape* into the store at *url*; their bodies are *values*, repeated."""
+
+    async def rows() -> AsyncIterator[list[Row]]:
+        for batch in shape.batches(values):
+            yield batch
+
+    async def published() -> ReleaseRef:
+        store = connect(url)
+        try:
+            await publish(store, rows(), plan=shape.plan, about={})
+            live = (await store.catalogue()).live_ref
+            if live is None:
+                raise RuntimeError("nothing is live after a publish")
+            return live
+        finally:
+            await store.close()
+
+    return Filled(url, shape, asyncio.run(published()))
+
+
+def executable(name: str) -> str:
+    """Find a program, also where administrators have theirs; skips the benchmark without it."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed; on Debian or Ubuntu: apt-get install {name}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def shape() -> Shape:
+    """Return how many users there are, and how long their lists are."""
+    return Shape(int(os.environ.get("HOTPLATE_BENCH_USERS", "100000")), LIST_LENGTH)
+
+
+@pytest.fixture(scope="session")
+def values(shape: Shape) -> list[bytes]:
+    """Return the bodies of lists that all users share."""
+    return shape.values()
+
+
+@pytest.fixture(scope="session")
+def run() -> Iterator[Callable[[Awaitable[object]], object]]:
+    """Return a function that runs a coroutine on one uvloop for all benchmarks."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        yield runner.run  # type: ignore[misc]  # a coroutine is an awaitable
+
+
+@pytest.fixture(scope="session")
+def files(shape: Shape, values: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Filled:
+    """Return a store in files."""
+    return publish_lists(f"file://{tmp_path_factory.mktemp('files')}/store", shape, values)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """Run a redis-server."""
+    if not redis_installed():
+        pytest.skip("redis-server is not installed; on Debian or Ubuntu: apt-get install redis-server")
+    with redis_serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis(redis_server: RedisServer, shape: Shape, values: list[bytes]) -> Filled:
+    """Return a store in Redis."""
+    return publish_lists(redis_server.url(), shape, values)
+
+
+@pytest.fixture(scope="session")
+def cosmos(values: list[bytes]) -> Iterator[Filled]:
+    """Return a store in the emulator of Cosmos DB, with few users."""
+    with emulator_serving(core=0) as emulator:
+        url = f"cosmos+{emulator.url}/bench?ru={PLENTY_RU}"
+        yield publish_lists(url, Shape(COSMOS_USERS, LIST_LENGTH), values)
+
+
+def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
+    """Serve a store on the first core, without a cache, so that each request reads the store."""
+    command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", *options]
+    return service_serving(command, ROUTE + COPIED[0])
+
+
+@contextmanager
+def nginx_of(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
+    """Run one nginx worker on the first core, which gives this response to every request."""
+    text, port = body.decode(), free_port()
+    if any(character in text for character in "'\\$"):
+        raise ValueError(f"nginx would expand characters of {text[:200]}")
+    own = {"connection", "content-length", "content-type", "date", "keep-alive", "server"}
+    added = [f"add_header {name} '{value}';" for name, value in headers.items() if name.lower() not in own]
+    with tempfile.TemporaryDirectory() as folder:
+        (configuration := Path(folder) / "nginx.conf").write_text(
+            NGINX.format(
+                folder=folder, port=port, content_type=headers["Content-Type"], headers="\n".join(added), body=text
+            )
+        )
+        command = [executable("nginx"), "-p", folder, "-e", "stderr", "-c", str(configuration)]
+        with serving(command, port, "/") as server:
+            yield server
+
+
+@contextmanager
+def webdis_of(redis: RedisServer) -> Iterator[Server]:
+    """Run webdis with one thread on the first core, before a redis-server."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        settings: dict[str, object] = {"redis_host": "127.0.0.1", "redis_port": redis.port, "http_host": "127.0.0.1"}
+        settings |= {"http_port": port, "threads": 1, "daemonize": False, "verbosity": 0}
+        settings["logfile"] = f"{folder}/webdis.log"
+        (configuration := Path(folder) / "webdis.json").write_text(json.dumps(settings))
+        with serving([executable("webdis"), str(configuration)], port, "/PING") as server:
+            yield server
+
+
+@contextmanager
+def aiohttp_of(like: Server) -> Iterator[Server]:
+    """Run the plain route of aiohttp on the first core, with copies of a service's responses."""
+    port = free_port()
+    command = [sys.executable, "-m", "hotplate.bench.bare", "aiohttp", str(port), like.url]
+    with serving(command, port, ROUTE + COPIED[0]) as server:
+        yield server
+
+
+def must_be_alike(url: str, other: str) -> None:
+    """Raise RuntimeError unless both respond with the same body and the same names of headers."""
+    (body, headers), (other_body, other_headers) = fetch(url), fetch(other)
+    differ = {name.lower() for name in headers} ^ {name.lower() for name in other_headers}
+    if body != other_body or differ:
+        raise RuntimeError(f"{url} and {other} differ: {body[:200]!r}, {other_body[:200]!r}, headers {sorted(differ)}")
+
+
+def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HEADERS) -> bytes:
+    """Return many GETs of random users, one after the other; *path* has a `{user}`."""
+    tail = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    drawn = random.Random(0).choices(users, k=REQUESTED)  # noqa: S311 -- spreads requests
+    return "".join(
+        f"GET {path.replace('{user}', user)} HTTP/1.1\r\nHost: 127.0.0.1\r\n{tail}\r\n" for user in drawn
+    ).encode()
+
+
+def saturate(server: Server, requests: bytes) -> tuple[float, float]:
+    """Have wrk send requests for some seconds; return requests/s and the server's CPU of one, in µs.
+
+    RuntimeError for a single error, as errors are cheap.
+    """
+    before_s = server.cpu_s()
+    with tempfile.TemporaryDirectory() as folder:
+        script, file = Path(folder) / "wrk.lua", Path(folder) / "requests"
+        file.write_bytes(requests)
+        script.write_text(SCRIPT.format(requests=file))
+        options = ["-t1", f"-c{WRK_CONNECTIONS}", f"-d{WRK_SECONDS}", "-s", str(script)]
+        with on_core(1):
+            ended = subprocess.run(  # noqa: S603 -- a known tool
+                [executable("wrk"), *options, server.url], capture_output=True, text=True, check=False
+            )
+    counted = re.search(r"(\d+) requests in ", ended.stdout)
+    if counted is None or re.search(r"Socket errors: |Non-2xx or 3xx responses: ", ended.stdout):
+        raise RuntimeError(f"wrk printed {(ended.stdout + ended.stderr)[-500:]}")
+    return int(counted[1]) / WRK_SECONDS, (server.cpu_s() - before_s) * 1e6 / int(counted[1])
+
+
+# A child's peak memory begins at what its parent had, so a small process starts each command and measures it.
+STARTER = """\
+import json, os, sys
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
+_, status, usage = os.wait4(process, 0)
+print(json.dumps([usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3]))
+sys.exit(abs(os.waitstatus_to_exitcode(status)))
+"""
+
+
+def measure(*command: str) -> tuple[float, float]:
+    """Run a command; return the CPU of all its threads and children, in seconds, and its peak memory in MB."""
+    ended = subprocess.run(  # noqa: S603 -- our own commands
+        [sys.executable, "-c", STARTER, *command],
+        env=environment() | {"OMP_WAIT_POLICY": "passive"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+    cpu_s, memory_mb = json.loads(ended.stdout)
+    return cpu_s, memory_mb

@@ -1,0 +1,142 @@
+"""Look-ups in one process: reads of each store, encoding, and the fast lane's answer. CPU time, not latency."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotplate.bench.conftest import COUNT, Benchmark, Filled
+from hotplate.bench.lists import key_of
+from hotplate.serve.reader import open_reader
+from hotplate.serve.sync_lists import open_sync
+from hotplate.stores.connect import connect
+from hotplate.stores.encoding import OFFSET_BYTES, cut, decode, encode
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.keys import USER
+from hotplate.stores.store import Reader, Store
+from tests.support.lane import MemoryTransport, Pair, connected
+
+IN_FLIGHT = 16
+REMOTE_COUNT = 320
+TIMEOUT_S = 5.0
+Run = Callable[[Any], Any]
+REMOTE = {
+    "redis": ("redis", "", "a read from Redis, 16 in flight"),
+    "cosmos": ("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
+    "sdk": ("cosmos", "&client=sdk", "the same through azure-cosmos"),
+}
+# The CPU of this process, so that a busy machine and the server of a store do not count.
+pytestmark = pytest.mark.benchmark(group="look-ups", timer=time.process_time)
+
+
+def random_keys(users: int, count: int = COUNT) -> list[str]:
+    """Draw keys: new strings, as requests have them, so a dict has to hash them."""
+    return [key_of(user) for user in random.Random(0).choices(range(users), k=count)]
+
+
+def test_file_read(benchmark: Benchmark, files: Filled, run: Run) -> None:
+    store = LmdbStore(Path(files.url.removeprefix("file://")))
+    run(store.warm(files.release))
+    keys = random_keys(files.shape.users)
+    assert store.get(files.release, keys[0])
+    benchmark.extra_info |= {"what": f"a read from a file of {files.shape.users:,} users", "count": COUNT}
+    benchmark(lambda: [store.get(files.release, key) for key in keys])
+    run(store.close())
+
+
+def test_dict_read(benchmark: Benchmark, files: Filled, values: list[bytes]) -> None:
+    copies = {key_of(user): bytes(bytearray(values[user % len(values)])) for user in range(files.shape.users)}
+    keys = random_keys(files.shape.users)
+    benchmark.extra_info |= {"what": "the same from a dict", "count": COUNT}
+    benchmark(lambda: [copies.get(key) for key in keys])
+
+
+def test_list_of_library(benchmark: Benchmark, files: Filled) -> None:
+    users = [key.removeprefix(USER) for key in random_keys(files.shape.users)]
+    with open_sync(files.url) as lists:
+        assert lists.personal(users[0]).items
+        benchmark.extra_info |= {"what": "a list from `hotplate.open_sync`, decoded", "count": COUNT}
+        benchmark(lambda: [lists.personal(user) for user in users])
+
+
+async def read_all(store: Reader, filled: Filled, keys: list[str]) -> None:
+    """Read keys one by one, IN_FLIGHT at a time."""
+
+    async def reader(first: int) -> None:
+        for key in keys[first::IN_FLIGHT]:
+            [value] = await store.get_many(filled.release, [key], timeout_s=TIMEOUT_S)
+            assert isinstance(value, bytes), f"{key}: {value!r}"
+
+    await asyncio.gather(*(reader(first) for first in range(IN_FLIGHT)))
+
+
+@pytest.mark.parametrize("case", REMOTE)
+def test_remote_read(benchmark: Benchmark, request: pytest.FixtureRequest, run: Run, case: str) -> None:
+    store, options, what = REMOTE[case]
+    filled: Filled = request.getfixturevalue(store)
+    keys = random_keys(filled.shape.users, REMOTE_COUNT)
+
+    async def opened() -> Store:
+        return connect(filled.url + options)
+
+    reader = run(opened())
+    run(read_all(reader, filled, keys))
+    benchmark.extra_info |= {"what": what, "count": REMOTE_COUNT}
+    benchmark(lambda: run(read_all(reader, filled, keys)))
+    run(reader.close())
+
+
+def test_encode(benchmark: Benchmark, values: list[bytes]) -> None:
+    lists = [decode(body[OFFSET_BYTES:]) for body in values[:COUNT]]
+    benchmark.extra_info |= {"what": "encoding a list of 20 items", "count": len(lists)}
+    benchmark(lambda: [encode(items) for items in lists])
+
+
+def test_decode(benchmark: Benchmark, values: list[bytes]) -> None:
+    benchmark.extra_info |= {"what": "decoding a list of 20 items", "count": COUNT}
+    benchmark(lambda: [decode(body[OFFSET_BYTES:]) for body in values[:COUNT]])
+
+
+def test_cut(benchmark: Benchmark, values: list[bytes]) -> None:
+    benchmark.extra_info |= {"what": "cutting an encoded list to 10 items", "count": COUNT}
+    benchmark(lambda: [cut(body, 10) for body in values[:COUNT]])
+
+
+@pytest.fixture
+def pair(files: Filled, run: Run) -> Iterator[Pair]:
+    async def entered() -> Pair:
+        return await Pair(open_reader([files.url])).__aenter__()
+
+    servers = run(entered())
+    yield servers
+    run(servers.__aexit__(None, None, None))
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["lane", "aiohttp"])
+def test_answer(benchmark: Benchmark, files: Filled, pair: Pair, run: Run, *, fast: bool) -> None:
+    requests = [
+        f"GET /v1/recommendations/{key.removeprefix(USER)} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+        for key in random_keys(files.shape.users, REMOTE_COUNT)
+    ]
+
+    async def connect_in_memory() -> MemoryTransport:
+        return connected(pair.lane if fast else pair.plain)[1]
+
+    transport = run(connect_in_memory())
+
+    async def answer_all() -> None:
+        for request in requests:
+            transport.written.clear()
+            transport.feed(request)
+            while not transport.written.endswith(b"}"):  # noqa: ASYNC110 -- turns of the loop are measured, too
+                await asyncio.sleep(0)
+
+    run(answer_all())
+    assert transport.written.startswith(b"HTTP/1.1 200 OK")
+    what = "a GET answered by the fast lane, without a socket" if fast else "the same by aiohttp's handler"
+    benchmark.extra_info |= {"what": what, "count": REMOTE_COUNT}
+    benchmark(lambda: run(answer_all()))

@@ -1,0 +1,82 @@
+"""Published figures: what is kept of results, and the tables that are made of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hotplate.bench.figures import RUNS, keep, lines_of, stripped, table_of_report, write_tables
+from hotplate.report import Report, Row, to_json
+
+STATS = dict.fromkeys(("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations"), 1.0)
+MARKS = "before\n<!-- written by make figures -->\nold\n<!-- up to here -->\nafter\n"
+
+
+def run(day: int, median_s: float = 0.002, ratio: float = 2.0) -> dict[str, Any]:
+    """Return a result as pytest-benchmark saves it."""
+    peer = {"figures": [["a GET: rate", "/s", [ratio * 10]], ["the same: rate against nginx", "times", [ratio]]]}
+    return {
+        "machine_info": {"node": "secret-host", "cpu": {"brand_raw": "EPYC", "count": 2}, "python_version": "3.11"},
+        "commit_info": {"id": "abc", "branch": "secret-branch", "project": "secret-project"},
+        "datetime": f"2026-11-{day:02}T06:00:00+00:00",
+        "benchmarks": [
+            {"group": "look-ups", "name": "test_read", "fullname": "/secret/path", "params": None,
+             "extra_info": {"what": "a read", "count": 1000}, "stats": STATS | {"median": median_s, "data": [1]}},
+            {"group": "peers", "name": "test_get", "fullname": "/secret/path", "extra_info": peer, "stats": STATS},
+        ],
+    }  # fmt: skip
+
+
+def a_report(kind: str) -> Report:
+    rows = (
+        Row("redis", "p99", "us", 1500.0, note="assumed"),
+        Row("redis", "CPU", "us", 30.0),
+        Row("files", "p99", "us", None, note="too few"),
+        Row("files", "hidden", "", 1.0, main=False),
+    )
+    machine = {"cpu": "EPYC", "system": "secret-host"}
+    return Report(kind=kind, sentence="s", rows=rows, machine=machine, configuration={"folder": "/secret"})
+
+
+def test_hosts_branches_and_paths_are_not_kept() -> None:
+    for facts in (run(1), to_json(a_report("stores"))):
+        kept = json.dumps(stripped(facts))
+        assert "secret" not in kept
+        assert "EPYC" in kept
+
+
+def test_the_latest_runs_and_one_report_of_each_kind_are_kept(tmp_path: Path) -> None:
+    files = [tmp_path / f"{day}.json" for day in range(1, RUNS + 3)]
+    for day, file in enumerate(files, 1):
+        file.write_text(json.dumps(run(day)))
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(to_json(a_report("stores"))))
+    keep([*files, report, report], tmp_path / "kept")
+    names = sorted(file.name for file in (tmp_path / "kept").iterdir())
+    assert names == [f"run-2026-11-{day:02}-0600.json" for day in range(3, RUNS + 3)] + ["stores.json"]
+
+
+def test_figures_are_medians_of_runs_and_their_span() -> None:
+    lines = {line.what: line.measured for line in lines_of([run(1), run(2, 0.003, 3.0), run(3, 0.004, 1.0)])}
+    assert lines["a read: CPU"] == "3 µs (2 to 4)"
+    assert lines["the same: rate against nginx"] == "2 times (1 to 3)"
+
+
+def test_a_report_is_a_table_of_its_main_rows() -> None:
+    lines = table_of_report(a_report("stores"), ("p99",)).splitlines()
+    assert lines == ["|  | p99 |", "| --- | --- |", "| redis | 1.5 ms (assumed) |", "| files | — |"]
+
+
+def test_tables_stand_between_the_marks_of_both_pages(tmp_path: Path) -> None:
+    folder, readme, page = tmp_path / "kept", tmp_path / "README.md", tmp_path / "measuring.md"
+    (tmp_path / "run.json").write_text(json.dumps(run(1)))
+    (tmp_path / "report.json").write_text(json.dumps(to_json(a_report("stores"))))
+    keep([tmp_path / "run.json", tmp_path / "report.json"], folder)
+    for path in (readme, page):
+        path.write_text(MARKS)
+    write_tables(folder, readme, page)
+    assert "| redis | 1.5 ms (assumed) |" in readme.read_text()
+    assert "| the same: rate against nginx | 2 times |" in readme.read_text()
+    assert "a read: CPU" not in readme.read_text()
+    assert "| a read: CPU | 2 µs |" in page.read_text()
+    assert page.read_text().startswith("before\n")
+    assert page.read_text().endswith("after\n")
