@@ -3,7 +3,6 @@
 They need no key, because the emulator listens on loopback by default.
 """
 
-import logging
 import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from hotplate.bench.cosmos_emulator.account import Container, EmulatedAccount
+from hotplate.bench.cosmos_emulator.account import Container
 from hotplate.bench.cosmos_emulator.http import (
     HttpError,
     HttpResponse,
@@ -25,59 +24,16 @@ from hotplate.bench.cosmos_emulator.http import (
 )
 from hotplate.bench.cosmos_emulator.service import Service
 
-log = logging.getLogger(__name__)
-
 PREFIX = "/__emulation"
-HOUR_S = 3600
 STATM = Path("/proc/self/statm")
-# A single thread that worked for so much of a second limited itself what was measured in it.
-SATURATED_SHARE = 0.9
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Monitor:
-    """Measures autoscale and saturation once a second."""
-
-    def __init__(self, account: EmulatedAccount) -> None:
-        self._account = account
-        self._admitted_ru = dict[tuple[str, str], float]()
-        self._was_saturated = False
-        self._hour = 0.0
-        self.autoscale_ru = dict[str, float]()  # the highest of this hour of the clock, by the container's resource id
-
-    def tick(self, elapsed_s: float, cpu_s: float) -> None:
-        """Do what is due; *elapsed_s* passed since the last tick, in which the process used *cpu_s* of CPU."""
-        now = self._account.clock()
-        if now // HOUR_S != self._hour:
-            self._hour = now // HOUR_S
-            self.autoscale_ru.clear()
-        for offer in list(self._account.offers.values()):
-            used = self._used_ru(offer.container) / elapsed_s
-            if offer.throughput.autoscale:
-                maximum, rid = offer.throughput.ru, offer.container.rid
-                reached = min(max(used, maximum / 10), maximum)
-                self.autoscale_ru[rid] = max(reached, self.autoscale_ru.get(rid, 0.0))
-        is_saturated = cpu_s >= SATURATED_SHARE * elapsed_s
-        if is_saturated and not self._was_saturated:
-            log.warning("the emulator itself is the limit: it used %.0f%% of its core", 100 * cpu_s / elapsed_s)
-        self._was_saturated = is_saturated
-
-    def _used_ru(self, container: Container) -> float:
-        """Return what the container would have used, had all partitions used as much as the busiest."""
-        busiest = 0.0
-        for partition in container.partitions.all:
-            key = container.rid, partition.id
-            busiest = max(busiest, partition.admitted_ru - self._admitted_ru.get(key, 0.0))
-            self._admitted_ru[key] = partition.admitted_ru
-        return busiest * len(container.partitions.all)
-
-
 class EmulatorMetrics(Collector):
-    """The metrics of one emulator; lives as long as it."""
+    """The metrics of one emulator."""
 
-    def __init__(self, service: Service, monitor: Monitor) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._monitor = monitor
 
     def collect(self) -> Iterator[Metric]:
         """Yield each family; what the process uses goes by the names that Prometheus clients use everywhere."""
@@ -99,9 +55,6 @@ class EmulatorMetrics(Collector):
         yield _family(Gauge, "partition_throughput", "RU/s of a partition.", rates, "container", "partition")
         stored = [((label_of(container),), container.documents.stored_bytes) for container in containers]
         yield _family(Gauge, "stored_bytes", "Bytes of items, as charged.", stored, "container")
-        autoscale_ru = self._monitor.autoscale_ru
-        scaled = [((label_of(one),), autoscale_ru[one.rid]) for one in containers if one.rid in autoscale_ru]
-        yield _family(Gauge, "autoscale_throughput", "RU/s that this hour is billed for, so far.", scaled, "container")
         yield Counter("process_cpu_seconds", "CPU time of the emulator.", time.process_time())
         if STATM.exists():
             resident = int(STATM.read_text().split()[1]) * resource.getpagesize()
@@ -124,12 +77,11 @@ def label_of(container: Container) -> str:
 
 
 class Admin:
-    """Answers what begins with the prefix, and passes all else on; lives as long as the emulator."""
+    """Answers what begins with the prefix, and passes all else on."""
 
-    def __init__(self, service: Service, monitor: Monitor) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._monitor = monitor
-        self._metrics = EmulatorMetrics(service, monitor)
+        self._metrics = EmulatorMetrics(service)
 
     def answer(self, request: Request) -> HttpResponse:
         """Return the response to a request; never raises."""

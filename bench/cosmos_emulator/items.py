@@ -116,7 +116,7 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     partition.admit(context.now, request.region)
     if document is None:
         raise context.charge_error(partition, context.not_found())
-    charge_ru = context.account.charges.read(document.size, strong=context.strong)
+    charge_ru = context.account.read_ru(document.size, strong=context.strong)
     partition.charge_read(context.now, request.region, charge_ru)
     headers = context.headers(partition, document.etag)
     known = request.headers.get(b"if-none-match")

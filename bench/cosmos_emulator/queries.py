@@ -1,18 +1,18 @@
 """Queries and feeds over the items of a container: which partitions are read, page by page, and what that costs.
 
-`SELECT *` and `SELECT VALUE COUNT(1)`, with a condition of `=`, `IN`, AND, OR and parentheses over literals and
-parameters. That is what the store's tests and the SDKs' own reads of many items need; other text is refused with 400.
-A count over several partitions is answered with a plan, by which SDKs query each partition and add up the results.
+`SELECT *` and `SELECT VALUE COUNT(1)`, with conditions of `=` and `IN` that are joined by AND, over literals and
+parameters; other text is refused with 400. A count over several partitions is answered with a plan, by which SDKs query
+each partition and add up the results.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.documents import Document, IndexingPolicy, Path
+from hotplate.bench.cosmos_emulator.documents import Document, Path
 from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Substatus, bad_request, parse_object
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
 from hotplate.bench.cosmos_emulator.partitions import HEADER, Partition, encode
@@ -28,33 +28,72 @@ STATEMENT = re.compile(
     r"|VALUE\s+(?P<item>\[\{\"item\":\s*COUNT\(1\)\}\]))\s+FROM\s+(?:\w+\s+)?(?P<alias>(?!WHERE\b)\w+)(?:\s+WHERE\s+(?P<where>.+?))?\s*",
     re.IGNORECASE | re.DOTALL,
 )
-TOKEN = re.compile(
-    r"\s*(?:(?P<text>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|(?P<number>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
-    r"|(?P<parameter>@\w+)|(?P<word>\w+)|(?P<sign>[=(),.\[\]]))"
+VALUE = r"(?:'[^'\\]*'|\"[^\"\\]*\"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|@\w+|true|false|null)"
+TERM = re.compile(
+    rf"\s*(?P<alias>\w+)(?P<path>(?:\.\w+|\[['\"][^'\"]+['\"]\])+)\s*(?:=\s*(?P<one>{VALUE})|IN\s*\(\s*"
+    rf"(?P<list>{VALUE}(?:\s*,\s*{VALUE})*)\s*\))\s*(?P<and>AND\b)?|\s*(?P<all>true)\s*(?P<and_all>AND\b)?",
+    re.IGNORECASE,
 )
+SEGMENT = re.compile(r"\w[^.\]'\"]*")
 LITERALS = {"true": True, "false": False, "null": None}
-UNSUPPORTED = "the emulator supports only SELECT * and COUNT(1) with =, IN, AND and OR"
-Test = Callable[[Any], bool]
+UNSUPPORTED = "the emulator supports only SELECT * and COUNT(1) with =, IN and AND"
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """A condition on items: a test, the paths it needs an index for, and the only ids that can fulfil it."""
+class Term:
+    """One condition: a path whose value must be one of some."""
 
-    test: Test
-    paths: tuple[Path, ...] = ()
-    is_and: bool = False
-    ids: frozenset[str] | None = None
+    path: Path
+    values: tuple[Any, ...]
+
+    def test(self, item: Any) -> bool:  # noqa: ANN401 -- any JSON value
+        """Return whether an item fulfils it."""
+        for segment in self.path:
+            if not isinstance(item, dict) or segment not in item:
+                return False
+            item = item[segment]
+        return any(item == value and isinstance(item, bool) == isinstance(value, bool) for value in self.values)
 
 
-EVERYTHING = Condition(lambda _: True)
+def parse_terms(text: str, alias: str, parameters: Mapping[str, Any]) -> tuple[Term, ...]:
+    """Parse a condition, which may be in parentheses as a whole."""
+    text = text.strip()
+    while text.startswith("(") and text.endswith(")"):
+        text = text[1:-1].strip()
+    terms, place = list[Term](), 0
+    while True:
+        found = TERM.match(text, place)
+        if found is None or (found["alias"] or alias).lower() != alias.lower():
+            raise bad_request(f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
+        if not found["all"]:
+            values = re.findall(VALUE, found["one"] or found["list"], re.IGNORECASE)
+            path = tuple(SEGMENT.findall(found["path"]))
+            terms.append(Term(path, tuple(_value(value, parameters) for value in values)))
+        place = found.end()
+        if not (found["and"] or found["and_all"]):
+            break
+    if place != len(text):
+        raise bad_request(f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
+    return tuple(terms)
+
+
+def _value(text: str, parameters: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- any JSON value
+    if text.startswith("@"):
+        if text not in parameters:
+            raise bad_request(f"the query has no parameter {text[:40]}")
+        return parameters[text]
+    if text.lower() in LITERALS:
+        return LITERALS[text.lower()]
+    return text[1:-1] if text[0] in "'\"" else orjson.loads(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
     """A parsed query."""
 
-    where: Condition = EVERYTHING
+    terms: tuple[Term, ...] = ()
+    """All of them must be fulfilled."""
+
     where_text: str = "true"
     alias: str = "c"
     top: int | None = None
@@ -62,140 +101,9 @@ class Query:
     counts_of_plan: bool = False
     """The form of a count that the plan prescribes, whose result SDKs add up."""
 
-
-class ConditionParser:
-    """Parses one condition by recursive descent."""
-
-    def __init__(self, text: str, alias: str, parameters: Mapping[str, Any]) -> None:
-        self._alias = alias
-        self._parameters = parameters
-        self._tokens = list[tuple[str, str]]()
-        place, text = 0, text.rstrip()
-        while place < len(text):
-            found = TOKEN.match(text, place)
-            if found is None:
-                raise bad_request(f"{UNSUPPORTED}; not {text[place : place + 40]!r}")
-            self._tokens.append((str(found.lastgroup), found[found.lastgroup or 0]))
-            place = found.end()
-        self._tokens.append(("end", ""))
-        self._place = 0
-
-    def parse(self) -> Condition:
-        """Parse the whole text."""
-        condition = self._or()
-        if self._tokens[self._place][0] != "end":
-            raise self._unsupported()
-        return condition
-
-    def _or(self) -> Condition:
-        parts = [self._and()]
-        while self._accept("or"):
-            parts.append(self._and())
-        if len(parts) == 1:
-            return parts[0]
-        listed = [part.ids for part in parts]
-        ids = None if None in listed else frozenset[str]().union(*(each for each in listed if each is not None))
-        tests = [part.test for part in parts]
-        return Condition(
-            lambda item: any(test(item) for test in tests),
-            tuple(path for part in parts for path in part.paths),
-            ids=ids,
-        )
-
-    def _and(self) -> Condition:
-        parts = [self._single()]
-        while self._accept("and"):
-            parts.append(self._single())
-        if len(parts) == 1:
-            return parts[0]
-        tests, ids = [part.test for part in parts], next((part.ids for part in parts if part.ids is not None), None)
-        paths = tuple(path for part in parts for path in part.paths)
-        return Condition(lambda item: all(test(item) for test in tests), paths, is_and=True, ids=ids)
-
-    def _single(self) -> Condition:
-        if self._accept("("):
-            inner = self._or()
-            self._expect(")")
-            return inner
-        kind, text = self._tokens[self._place]
-        if kind == "word" and text.lower() in LITERALS:
-            self._place += 1
-            is_true = LITERALS[text.lower()] is True
-            return Condition(lambda _: is_true)
-        path = self._path()
-        if self._accept("="):
-            values = [self._value()]
-        elif self._accept("in"):
-            self._expect("(")
-            values = [self._value()]
-            while self._accept(","):
-                values.append(self._value())
-            self._expect(")")
-        else:
-            raise self._unsupported()
-        wanted = {(type(value) in (int, float), value) for value in values if not isinstance(value, list | dict)}
-        ids = frozenset(value for value in values if isinstance(value, str)) if path == ("id",) else None
-
-        def test(item: Any) -> bool:  # noqa: ANN401 -- any JSON value
-            for segment in path:
-                if not isinstance(item, dict) or segment not in item:
-                    return False
-                item = item[segment]
-            return not isinstance(item, list | dict) and (type(item) in (int, float), item) in wanted
-
-        return Condition(test, (path,), ids=ids)
-
-    def _path(self) -> Path:
-        if not self._accept(self._alias):
-            raise self._unsupported()
-        segments = list[str]()
-        while True:
-            if self._accept("."):
-                segments.append(self._next("word"))
-            elif self._accept("["):
-                segments.append(orjson.loads('"' + self._next("text")[1:-1].replace('"', '\\"') + '"'))
-                self._expect("]")
-            else:
-                break
-        if not segments:
-            raise self._unsupported()
-        return tuple(segments)
-
-    def _value(self) -> Any:  # noqa: ANN401 -- any JSON value
-        kind, text = self._tokens[self._place]
-        self._place += 1
-        match kind:
-            case "text":
-                return orjson.loads('"' + text[1:-1].replace("\\'", "'").replace('"', '\\"') + '"')
-            case "number":
-                return orjson.loads(text)
-            case "parameter" if text in self._parameters:
-                return self._parameters[text]
-            case "word" if text.lower() in LITERALS:
-                return LITERALS[text.lower()]
-        self._place -= 1
-        raise self._unsupported()
-
-    def _accept(self, text: str) -> bool:
-        kind, found = self._tokens[self._place]
-        is_match = kind in ("word", "sign") and found.lower() == text.lower()
-        self._place += is_match
-        return is_match
-
-    def _expect(self, text: str) -> None:
-        if not self._accept(text):
-            raise self._unsupported()
-
-    def _next(self, kind: str) -> str:
-        found, text = self._tokens[self._place]
-        if found != kind:
-            raise self._unsupported()
-        self._place += 1
-        return text
-
-    def _unsupported(self) -> HttpError:
-        found = " ".join(text for _, text in self._tokens[self._place : self._place + 4])
-        return bad_request(f"{UNSUPPORTED}; not {found[:40]!r}")
+    def test(self, item: Any) -> bool:  # noqa: ANN401 -- any JSON value
+        """Return whether an item fulfils the condition."""
+        return all(term.test(item) for term in self.terms)
 
 
 def parse_query(body: bytes) -> Query:
@@ -210,15 +118,15 @@ def parse_query(body: bytes) -> Query:
     if found is None or found["value"] not in (None, found["alias"]):
         raise bad_request(f"{UNSUPPORTED}; not {text[:80]!r}")
     where_text = found["where"] or "true"
-    where = ConditionParser(where_text, found["alias"], {one["name"]: one.get("value") for one in parameters}).parse()
+    terms = parse_terms(where_text, found["alias"], {one["name"]: one.get("value") for one in parameters})
     counts = bool(found["count"] or found["item"])
     top = int(found["top"]) if found["top"] else None
-    return Query(where, where_text, found["alias"], top, counts, bool(found["item"]))
+    return Query(terms, where_text, found["alias"], top, counts, bool(found["item"]))
 
 
 def select(query: Query, resources: Iterable[Any]) -> list[Any]:
     """Run a query over resources that are not items: databases, containers, offers."""
-    kept = [one for one in resources if query.where.test(one)][: query.top]
+    kept = [one for one in resources if query.test(one)][: query.top]
     return [len(kept)] if query.counts else kept
 
 
@@ -338,14 +246,14 @@ class Page:
         return results
 
     def _matching(self) -> Iterator[Document]:
-        where, container = self._query.where, self._context.container
-        ids = where.ids
-        documents = (
-            container.documents.after(self._after) if ids is None else container.documents.with_ids(ids, self._after)
-        )
-        scans = ids is None and not is_served(where, container.policy)
-        for document in self._readable(documents):
-            is_match = where is EVERYTHING or where.test(document.parsed())
+        terms, container = self._query.terms, self._context.container
+        ids = next((term.values for term in terms if term.path == ("id",)), None)
+        documents = container.documents
+        found = documents.after(self._after) if ids is None else documents.with_ids(map(str, ids), self._after)
+        # A model: the index of one path is enough to narrow down what an AND selects.
+        scans = bool(terms) and ids is None and not any(container.policy.serves(term.path) for term in terms)
+        for document in self._readable(found):
+            is_match = not terms or self._query.test(document.parsed())
             if scans and (self._query.counts or not is_match):
                 self.scanned.append(document)
             if is_match:
@@ -363,15 +271,6 @@ class Page:
                 continue
             if not end or start <= container.effective_key_of(document) < end:
                 yield document
-
-
-def is_served(condition: Condition, policy: IndexingPolicy) -> bool:
-    """Return whether the index narrows down which items a condition selects; without it, all must be loaded.
-
-    A model: of an AND one part is enough, of all else every path must be indexed.
-    """
-    served = [policy.serves(path) for path in condition.paths]
-    return not served or (any(served) if condition.is_and else all(served))
 
 
 def plan(query: Query) -> dict[str, Any]:

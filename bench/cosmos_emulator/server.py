@@ -1,14 +1,13 @@
-"""The emulator as a process: its settings, its listeners with or without TLS, a tick each second, and a clean end."""
+"""The emulator as a process: its settings, its listeners with or without TLS, and a clean end."""
 
 import asyncio
 import ipaddress
-import logging
 import signal
 import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,17 +15,14 @@ from pathlib import Path
 import uvloop
 
 from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, EmulatedAccount
-from hotplate.bench.cosmos_emulator.admin import Admin, Monitor
+from hotplate.bench.cosmos_emulator.admin import Admin
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpConnection, HttpHandler
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.cosmos.charges import OURS, load
 
-log = logging.getLogger(__name__)
-
 REGIONS = ("Emulated West", "Emulated East")
-TICK_S = 1.0
 CERTIFICATE_LIFE = timedelta(days=30)
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
 
@@ -97,12 +93,10 @@ async def running(
         service.latency = parse_latency(settings.latency)
     if settings.faults is not None:
         service.faults.read(settings.faults, clock())
-    monitor = Monitor(account)
-    handler = extend(service, Admin(service, monitor).answer)
+    handler = extend(service, Admin(service).answer)
     emulator = RunningEmulator(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
-    ticking = loop.create_task(_tick(monitor))
     try:
         for region, port in enumerate(ports):
             listeners.append(
@@ -121,19 +115,6 @@ async def running(
             listener.close()
         for connection in list(emulator.connections):
             connection.reset()
-        ticking.cancel()
-        with suppress(asyncio.CancelledError):
-            await ticking
-
-
-async def _tick(monitor: Monitor) -> None:
-    loop = asyncio.get_running_loop()
-    last, last_cpu = loop.time(), time.process_time()
-    while True:
-        await asyncio.sleep(TICK_S)
-        now, cpu = loop.time(), time.process_time()
-        monitor.tick(now - last, cpu - last_cpu)
-        last, last_cpu = now, cpu
 
 
 def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:

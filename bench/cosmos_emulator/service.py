@@ -2,7 +2,6 @@
 
 import logging
 import re
-import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -123,6 +122,7 @@ class Service:
 
     _second: int = -1
     _date: str = ""
+    _activities: int = 0
 
     def answer(self, request: Request) -> HttpResponse:
         """Return the response to a request; never raises."""
@@ -142,10 +142,15 @@ class Service:
         if self.latency is not None and operation in ITEM_OPERATIONS:
             response.delay_s += self.latency.delay_s()
         self.counts.count(operation, response.status, response.charge_ru)
-        given = request.headers.get(b"x-ms-activity-id", b"")
-        response.headers["x-ms-activity-id"] = given.decode() if ACTIVITY_ID.fullmatch(given) else str(uuid.uuid4())
+        response.headers["x-ms-activity-id"] = self._activity_id(request.headers.get(b"x-ms-activity-id"))
         response.headers["date"] = self._http_date()
         return response
+
+    def _activity_id(self, given: bytes | None) -> str:
+        if given is not None and ACTIVITY_ID.fullmatch(given):
+            return given.decode()
+        self._activities += 1
+        return f"00000000-0000-0000-0000-{self._activities:012x}"
 
     def _http_date(self) -> str:
         second = int(self.account.clock())

@@ -145,7 +145,6 @@ def _check_batch(container: ContainerProxy) -> None:
         )
     assert [one["statusCode"] for one in error.value.operation_responses] == [424, 424, 424, 409]
     assert list(container.query_items("SELECT * FROM c", partition_key="x")) == [before]
-    assert [one["id"] for one in container.read_items([("a", "x"), ("b", "x"), ("a", "y")])] == ["a"]
 
 
 async def test_the_async_sdk(server: Emulator) -> None:

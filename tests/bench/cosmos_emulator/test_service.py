@@ -1,11 +1,10 @@
-"""The service in process: errors, regions, throttling, queries, faults, and the monitor."""
+"""The service in process: errors, regions, throttling, queries and faults."""
 
 from typing import Any
 
 import orjson
 import pytest
 
-from hotplate.bench.cosmos_emulator.admin import Monitor
 from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
 from hotplate.bench.cosmos_emulator.http import HttpResponse
 from tests.support.clock import FakeClock
@@ -140,31 +139,6 @@ def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock
     assert direct.request("GET", ITEM, headers=key, region=1).status == 429
 
 
-def test_autoscale_is_billed_between_a_tenth_and_its_top(direct: Direct, clock: FakeClock) -> None:
-    resource = {"id": "auto", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
-    scaling = {"x-ms-cosmos-offer-autopilot-settings": '{"maxThroughput": 4000}'}
-    assert direct.request("POST", "/dbs/d/colls/", resource, scaling).status == 201
-    monitor = Monitor(direct.service.account)
-    container = direct.service.account.databases["d"].containers["auto"]
-    clock.now += 3600 - clock.now % 3600
-    for used_ru, billed_ru in ((0, 400), (1234, 1234), (0, 1234), (9999, 4000), (500, 4000)):
-        container.partitions.all[0].charge_read(clock(), 0, used_ru)
-        monitor.tick(1.0, 0.0)
-        assert monitor.autoscale_ru[container.rid] == billed_ru  # the highest of the hour
-    clock.now += 3600
-    monitor.tick(1.0, 0.0)
-    assert monitor.autoscale_ru[container.rid] == 400
-
-
-def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: pytest.LogCaptureFixture) -> None:
-    monitor = Monitor(direct.service.account)
-    for cpu_s in (0.5, 0.95, 0.99, 0.2):
-        monitor.tick(1.0, cpu_s)
-    assert [record.message for record in caplog.records] == [
-        "the emulator itself is the limit: it used 95% of its core"
-    ]
-
-
 @pytest.mark.parametrize(
     ("condition", "found"),
     [
@@ -172,12 +146,11 @@ def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: p
         ("c.id IN ('u1', 'u2', 'u2', 'none', @three)", [1, 2, 3]),
         ("c.id = 'u1' AND c.n = 2", []),
         ("c.n = 1 AND c.id IN ('u1', 'u2')", [1]),
-        ("(c.id = 'u1' AND c.n = 1) OR (c.id = 'u1' AND c.n = 2) OR (c.id = 'u2' AND c.n = 2)", [1, 2]),
-        ("c.id = 'u1' OR c.n = 2", [1, 2]),
         ("c['id'] = @three AND c.n = 3.0", [3]),
-        ("c.n = true OR c.n = '1' OR c.none = null", []),
-        ("c.o.x = 1 AND true", [1]),
-        (" OR ".join(f"c.id = 'u{n % 2}'" for n in range(3000)), [0, 1]),
+        ("c.n = true", []),
+        ("c.n = '1'", []),
+        ("c.none = null", []),
+        ("(c.o.x = 1 AND true)", [1]),
     ],
 )
 def test_conditions_select_the_right_items(direct: Direct, condition: str, found: list[int]) -> None:
@@ -191,7 +164,6 @@ def test_conditions_select_the_right_items(direct: Direct, condition: str, found
     ("excluded", "condition", "scanned"),
     [
         ("/n/?", "c.n = 7", 60),
-        ("/n/?", "c.n = 7 OR c.m = 7", 60),
         ("/n/?", "c.n = 7 AND c.m = 7", 0),
         ("/n/?", "true AND c.n = 7", 60),
         ("/o/*", "c.o.x = 7", 60),
@@ -266,7 +238,7 @@ def test_a_slow_fault_can_be_of_one_partition_and_a_reset_of_one_region(clock: F
 def test_what_is_not_emulated_is_refused_with_its_name(direct: Direct) -> None:
     direct.item("POST", "a", {"id": "a"})
     columns, comparison = "SELECT c.id FROM c", "SELECT * FROM c WHERE c.n > 1"
-    for query in (columns, comparison, "SELECT * FROM c ORDER BY c.id", "SELECT udf.f(c) FROM c"):
+    for query in (columns, comparison, "SELECT * FROM c ORDER BY c.id", "SELECT * FROM c WHERE c.n = 1 OR c.n = 2"):
         refused = direct.query(query)
         assert (refused.status, b"supports only SELECT *" in refused.body) == (400, True), query
     assert direct.item("PATCH", "a", {"operations": []}).status == 405
