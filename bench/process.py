@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from pathlib import Path
@@ -71,13 +71,14 @@ class Server:
 
     def cpu_s(self) -> float:
         """Add up the CPU time, user and system, of all its processes; to the nanosecond, where /proc counts 10 ms."""
-        return sum(_process_cpu_s(pid) for pid in self._processes())
+        return sum(_process_cpu_s(pid) for pid in self.pids())
 
     def memory_bytes(self) -> int:
         """Add up the anonymous memory of its processes; a page that they share counts once, a file's page does not."""
-        return sum(own_memory_bytes(pid) for pid in self._processes())
+        return sum(own_memory_bytes(pid) for pid in self.pids())
 
-    def _processes(self) -> Iterator[int]:
+    def pids(self) -> Iterator[int]:
+        """Yield its processes."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
@@ -150,6 +151,15 @@ def on_core(number: int) -> Iterator[int | None]:
 def _core(number: int) -> int:
     allowed = sorted(os.sched_getaffinity(0))
     return allowed[number % len(allowed)]
+
+
+@contextmanager
+def before_others(*servers: Server) -> Iterator[None]:
+    """Let servers run before whatever else the machine does, as `raised_priority` does with each of their processes."""
+    with ExitStack() as stack:
+        for pid in [pid for server in servers for pid in server.pids()]:
+            stack.enter_context(raised_priority([pid]))
+        yield
 
 
 @contextmanager

@@ -1,25 +1,33 @@
 """`hotplate bench ru`: what each level of RU/s carries, through a service whose cache is off."""
 
 import itertools
+import math
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.keys import InTurn, RequestKeys
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.loadgen.workers import OnLoadProgress, WorkerPool
+from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import GENERATOR_CORE, Server, emulator_serving, read_samples, service_serving
+from hotplate.bench.process import (
+    GENERATOR_CORE,
+    Server,
+    before_others,
+    emulator_serving,
+    read_samples,
+    service_serving,
+)
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.quantities import parse_rate, parse_seconds
 from hotplate.bench.ru.level import (
@@ -133,13 +141,6 @@ def database_cost(ru: int, regions: int, prices: Prices, now: float, took_s: flo
     ]
 
 
-class LoadRunner(Protocol):
-    """Whatever makes a run of a load: processes of the load generator, or a simulation."""
-
-    def run(self, load: Load, on_progress: OnLoadProgress | None = None, *, on_the_second: bool = False) -> Result:
-        """See `hotplate.bench.loadgen.workers.WorkerPool`."""
-
-
 class StoreCounts(NamedTuple):
     """What a service's metrics say of its store until now."""
 
@@ -178,29 +179,18 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     running = _Running(planned, display)
     try:
         with ExitStack() as stack:
-            url, environment = planned.options.account, None
+            url, environment, servers = planned.options.account, None, list[Server]()
             if url is None:
                 display.start("starting an emulator of Cosmos DB", 1.0)
-                emulator = stack.enter_context(emulator_serving("--latency", planned.options.latency))
-                url, environment = f"cosmos+{emulator.url}/bench", dict[str, str]()
+                servers.append(stack.enter_context(emulator_serving("--latency", planned.options.latency)))
+                url, environment = f"cosmos+{servers[0].url}/bench", dict[str, str]()
             generator = stack.enter_context(WorkerPool(core=GENERATOR_CORE))
             for size_kb in planned.sizes_kb:
                 with sandbox(url, planned.levels[-1], environment) as made:
-                    running.measure_size(made, size_kb, generator)
+                    running.measure_size(made, size_kb, servers, generator)
     except KeyboardInterrupt:  # between two trials; within one the generator handles it, and ends the trial
         running.interrupted = True
     return running.report
-
-
-def _load(url: str, users: Sequence[str], *, rate: float | None, duration_s: float) -> Load:
-    return Load(
-        url=url,
-        requests=Gets(PATH, RequestKeys(users, InTurn())),
-        rate=rate,
-        duration_s=duration_s,
-        connections=PROBE_CONNECTIONS if rate is None else CONNECTIONS,
-        check=from_store,
-    )
 
 
 class _Running:
@@ -225,64 +215,89 @@ class _Running:
     def _own(self) -> bool:
         return self._planned.options.account is None
 
+    @property
+    def _emulated(self) -> bool:
+        return self._own or is_emulated(self._planned.options.account or "")
+
     def _time_left(self, takes_s: float) -> bool:
         within_s = WITHIN_S * len(self._planned.sizes_kb)
         return not self._own or time.monotonic() + takes_s < self._began_s + within_s
 
-    def measure_size(self, made: Sandbox, size_kb: int, generator: LoadRunner) -> None:
+    def measure_size(self, made: Sandbox, size_kb: int, servers: Sequence[Server], generator: WorkerPool) -> None:
         """Measure all levels with lists of one size, in a database of their own."""
         if self.interrupted:
             return
-        planned, top = self._planned, Throughput(self._planned.levels[-1])
+        lists = SizedLists(size_kb, LISTS, Throughput(self._planned.levels[-1]).initial_partitions)
         self._regions = len(made.account.regions)
-        lists = SizedLists(size_kb, LISTS, top.initial_partitions)
         self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB", 1.0)
         published = made.publish(lists)
         self._publish_ru[size_kb] = published.list_ru
         self._display.start("starting a service", 1.0)
         users = lists.users
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
-        with service_serving(command, PATH.format(key=users[0]), made.settings) as service:
+        # Both servers come before others, or the service's deadline of 50 ms would measure what else the machine does.
+        with (
+            service_serving(command, PATH.format(key=users[0]), made.settings) as service,
+            before_others(service, *servers),
+        ):
             charge_ru = read_charge(service, users)
-            load = partial(_load, service.url, users)
-            most_s = self._probe(generator, load, top.ru / charge_ru) if self._own else None
-            levels = [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in planned.levels]
-            driven = [level for level in levels if most_s is None or OVERLOAD * level.capacity_s <= most_s]
-            too_much = "" if most_s is None else f"this machine drives {most_s:,.0f} reads/s at most"
-            while levels and not self.interrupted:
-                level = levels.pop(0)
-                if too_much and level not in driven:
-                    level = replace(level, unproven=too_much)
-                elif not self._time_left(planned.takes_s(OVERLOAD, CALM)):
-                    level = replace(level, unproven="there was no time left for it")
-                else:
-                    made.scale(published.container, level.ru)
-                    later_s = sum(planned.takes_s(OVERLOAD, CALM) for each in driven if each.ru > level.ru)
-                    level = self._measure(level, later_s, service, generator, load)
-                    if level.unproven:  # higher ones are not tried
-                        too_much, driven = f"this machine does not drive {level.ru:,} RU/s", []
-                self._found.append(level)
+            runs = _Runs(service, users, generator, self._display)
+            levels = [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in self._planned.levels]
+            most_s = runs.probe(levels[-1].capacity_s) if self._own else math.inf
+            self._measure(levels, most_s, runs, partial(made.scale, published.container))
 
-    def _probe(self, generator: LoadRunner, load: "partial[Load]", accepts_s: float) -> float | None:
-        """Return how many reads a second this machine may be asked for; None if the highest level was the limit."""
-        self._display.start("looking for what this machine drives", PROBE_S)
-        result = generator.run(load(rate=None, duration_s=PROBE_S), self._display.update)
-        self.interrupted = self.interrupted or result.interrupted
-        return None if result.ok_rate > UNLIMITED_SHARE * accepts_s else DRIVEN_SHARE * result.ok_rate
+    def _measure(self, levels: Sequence[Level], most_s: float, runs: "_Runs", scale: Callable[[int], None]) -> None:
+        """Measure levels of up to *most_s* reads a second, and compute the others."""
+        planned, too_much = self._planned, f"this machine drives {most_s:,.0f} reads/s at most"
+        essential_s = planned.takes_s(OVERLOAD, CALM)
+        for number, level in enumerate(levels):
+            unproven = too_much if OVERLOAD * level.capacity_s > most_s else ""
+            if not unproven and not self._time_left(essential_s):
+                unproven = "there was no time left for it"
+            measured = replace(level, unproven=unproven)
+            if not unproven:
+                scale(level.ru)
+                later = sum(OVERLOAD * each.capacity_s <= most_s for each in levels[number + 1 :])
+                left = partial(self._time_left, planned.takes_s(OVERLOAD) + later * essential_s)
+                attempt = partial(runs.attempt, level, planned.seconds)
+                measured = measure_level(level, attempt, emulated=self._emulated, time_left=left)
+            if measured.unproven and not unproven:  # nor are higher ones tried
+                most_s, too_much = 0.0, f"this machine does not drive {level.ru:,} RU/s"
+            self._found.append(measured)
+            if any(each.result.interrupted for each in measured.trials):
+                self.interrupted = True
+                return
 
-    def _measure(
-        self, level: Level, later_s: float, service: Server, generator: LoadRunner, load: "partial[Load]"
-    ) -> Level:
-        """Measure a level; what need not be tried is left out where the levels after it need the time."""
 
-        def attempt(share: float) -> Trial:
-            rate, lasts_s = share * level.capacity_s, self._planned.seconds(share) + LEAD_S + TAIL_S
-            self._display.start(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s", lasts_s)
-            before = store_counts(service)
-            result = generator.run(load(rate=rate, duration_s=lasts_s), self._display.update, on_the_second=True)
-            self.interrupted = self.interrupted or result.interrupted
-            return trial(share, rate, result, store_counts(service).throttled - before.throttled)
+class _Runs:
+    """Runs of the load generator against one service, and what its metrics say of each."""
 
-        emulated = self._own or is_emulated(self._planned.options.account or "")
-        optional_s = self._planned.takes_s(OVERLOAD) + later_s
-        return measure_level(level, attempt, emulated=emulated, time_left=partial(self._time_left, optional_s))
+    def __init__(self, service: Server, users: Sequence[str], generator: WorkerPool, display: ProgressDisplay) -> None:
+        self._service = service
+        self._requests = Gets(PATH, RequestKeys(users, InTurn()))
+        self._generator = generator
+        self._display = display
+
+    def _run(self, name: str, rate: float | None, lasts_s: float, connections: int) -> Result:
+        load = Load(
+            url=self._service.url,
+            requests=self._requests,
+            rate=rate,
+            duration_s=lasts_s,
+            connections=connections,
+            check=from_store,
+        )
+        self._display.start(name, lasts_s)
+        return self._generator.run(load, self._display.update, on_the_second=True)
+
+    def probe(self, accepts_s: float) -> float:
+        """Return how many reads a second this machine may be asked for, if the store accepts *accepts_s*."""
+        result = self._run("looking for what this machine drives", None, PROBE_S, PROBE_CONNECTIONS)
+        return math.inf if result.ok_rate > UNLIMITED_SHARE * accepts_s else DRIVEN_SHARE * result.ok_rate
+
+    def attempt(self, level: Level, seconds: Callable[[float], int], share: float) -> Trial:
+        """Offer a share of what a level should accept."""
+        rate, lasts_s = share * level.capacity_s, seconds(share) + LEAD_S + TAIL_S
+        before = store_counts(self._service)
+        result = self._run(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s", rate, lasts_s, CONNECTIONS)
+        return trial(share, rate, result, store_counts(self._service).throttled - before.throttled)
