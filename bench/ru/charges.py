@@ -1,7 +1,7 @@
 """An account's charges, measured operation by operation, as a file of coefficients for the planner and the emulator.
 
 A database of our own is made with the least throughput, and dropped at the end. Requests go one after the other; one
-that is refused for its rate is sent again. What no measurement shows keeps our coefficient, and the file says so.
+that is refused for its rate is sent again. What is not measured keeps our coefficient, and the file says so.
 """
 
 import time
@@ -25,19 +25,20 @@ from hotplate.stores.urls import redacted
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
 # How often each operation is made; charges vary little, and the median is kept.
 TIMES = 3
-# One query returns so many items of the smallest size, which shows the share that each adds.
-RETURNED = 20
-# Operations that find nothing, are refused or query, of small items; and what each costs, about.
-SMALL_OPERATIONS = 6
-SMALL_RU = 12.0
 CONTAINER = "items"
 CHARGE = b"x-ms-request-charge"
 TOO_MANY_REQUESTS = 429
 JSON = b"content-type: application/json\r\n"
 UPSERT = JSON + b"prefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
-QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
-ACROSS = b"x-ms-documentdb-query-enablecrosspartition: True\r\n"
-
+# The sections of our file: the names of its coefficients there and here; and the operation that gives the points.
+SECTIONS = {
+    "read": {"strong_factor": "strong_factor", "missing": "missing"},
+    "write": {name: name for name in ("replace_share", "term", "refused_share")},
+    "query": {"base": "query_base", "item_share": "item_share", "scan_share": "scan_share", "counted": "counted"},
+    "metadata": {"read": "metadata_read", "write": "metadata_write", "throttled": "throttled"},
+    "size": {"system_properties": "system_properties"},
+}
+POINTS = {"read": "read", "write": "create"}
 
 # Makes a signed request.
 Build = Callable[[RequestBuilder], bytes]
@@ -64,15 +65,11 @@ class ChargesPlan:
     url: str
     sizes_kb: tuple[int, ...]
 
-    def total_ru(self, ours: Charges) -> float:
-        """Return about how many request units it takes, by our coefficients."""
-        sizes = [size_kb * KB for size_kb in self.sizes_kb]
-        by_size = (ours.create(size, 0) * 5 + ours.read(size) for size in sizes)
-        return TIMES * (sum(by_size) + SMALL_OPERATIONS * SMALL_RU) + RETURNED * (ours.create(sizes[0], 0) + 1)
-
     def lines(self, ours: Charges, prices: Prices, regions: int, now: float) -> list[str]:
         """Say what it makes, costs and takes if it begins *now*, in seconds since 1970."""
-        total_ru = self.total_ru(ours)
+        sizes = [size_kb * KB for size_kb in self.sizes_kb]
+        by_size_ru = sum(ours.create(size, 0) * 5 + ours.read(size) for size in sizes)
+        total_ru = TIMES * (by_size_ru + ours.missing)
         return [*database_cost(MANUAL_MIN, regions, prices, now, total_ru / MANUAL_MIN), f"some {total_ru:,.0f} RU"]
 
 
@@ -100,26 +97,19 @@ class MeasuredCharges:
 
     def to_toml(self) -> str:
         """Write them in the form of our own file, each coefficient marked as measured or as ours."""
-        largest = max(one.size_kb for one in self.by_size)
         head = f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}."
-        return "\n".join([
-            head, "# For hotplate plan --charges and hotplate cosmos-emulator --charges.", "",
-            "[read]", f"# measured up to {largest} KB; ours beyond", _points(self.points("read")),
-            self._line("strong_factor", self.ours.strong_factor), self._line("missing", self.ours.missing), "",
-            "[write]", f"# measured up to {largest} KB; ours beyond", _points(self.points("create")),
-            self._line("replace_share", self.ours.replace_share), self._line("term", self.ours.term),
-            self._line("refused_share", self.ours.refused_share), "",
-            "[query]", self._line("base", self.ours.query_base), self._line("item_share", self.ours.item_share),
-            self._line("scan_share", self.ours.scan_share), self._line("counted", self.ours.counted), "",
-            "[metadata]", self._line("metadata_read", self.ours.metadata_read, "read"),
-            self._line("write", self.ours.metadata_write),
-            self._line("throttled", self.ours.throttled), "",
-            "[size]", "# not measured: ours", f"system_properties = {str(self.ours.system_properties).lower()}", "",
-        ])  # fmt: skip
-
-    def _line(self, name: str, ours: float, shown: str | None = None) -> str:
-        found, shown = self.small.get(name), shown or name
-        return f"{shown} = {ours:g}  # not measured: ours" if found is None else f"{shown} = {found:g}  # measured"
+        lines = [head, "# For hotplate plan --charges and hotplate cosmos-emulator --charges."]
+        for section, coefficients in SECTIONS.items():
+            lines += ["", f"[{section}]"]
+            if operation := POINTS.get(section):
+                points = ", ".join(f"[{size_kb:g}, {ru:.2f}]" for size_kb, ru in self.points(operation))
+                largest = max(one.size_kb for one in self.by_size)
+                lines += [f"# measured up to {largest} KB; ours beyond", f"points = [{points}]"]
+            for shown, name in coefficients.items():
+                found, ours = self.small.get(name), getattr(self.ours, name)
+                value = str(ours).lower() if isinstance(ours, bool) else f"{ours if found is None else found:g}"
+                lines.append(f"{shown} = {value}  # {'not measured: ours' if found is None else 'measured'}")
+        return "\n".join([*lines, ""])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -137,8 +127,7 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
         for size_kb in planned.sizes_kb:
             on_progress(f"items of {size_kb} KB")
             by_size += running.by_size(size_kb)
-        on_progress("queries, conditions and what is not there")
-        small = running.small(planned.sizes_kb[0], by_size)
+        small = {"missing": running.missing(), "replace_share": _replace_share(by_size)}
     subject = redacted(planned.url) + (" (local emulator, not Azure)" if is_emulated(planned.url) else "")
     return MeasuredCharges(subject, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), by_size, small, ours)
 
@@ -159,7 +148,7 @@ class _Measurement:
             name, raw = body["id"], orjson.dumps(body)
             requests = {
                 "create": self._request("POST", name, JSON, raw),
-                "read": self._read(name),
+                "read": _read(name),
                 "upsert": self._request("POST", name, UPSERT, raw),
                 "delete": self._request("DELETE", name),
             }
@@ -174,43 +163,16 @@ class _Measurement:
         for operation, charges in found.items():
             yield Charge(operation, size_kb, median(charges), known[operation])
 
-    def small(self, size_kb: int, by_size: Sequence[Charge]) -> dict[str, float]:
-        """Return the coefficients that small items show, by their names in the file."""
-        bodies = _bodies(size_kb, RETURNED)
-        for body in bodies:
-            self._charge(self._request("POST", body["id"], UPSERT, orjson.dumps(body)), "upsert")
-        name, raw = bodies[0]["id"], orjson.dumps(bodies[0])
-        of = {one.operation: one.measured_ru for one in by_size if one.size_kb == size_kb}
-        refused = self._median(self._request("POST", name, JSON, raw), "create again", expected=409)
-        missing = self._median(self._read("absent"), "read", expected=404)
-        one, many = (self._query(count) for count in (1, RETURNED))
-        share = (many - one) / (RETURNED - 1) / of["read"]
-        metadata = self._median(lambda signed: signed.build("GET", "colls", self._link, f"{self._link}/"), "read")
-        return {
-            "missing": missing,
-            "replace_share": round(median(_replace_shares(by_size)), 4),
-            "refused_share": round(refused / of["read"], 3),
-            "base": round(max(0.0, one - share * of["read"]), 3),
-            "item_share": round(share, 4),
-            "metadata_read": metadata,
-        }
-
-    def _query(self, count: int) -> float:
-        body = orjson.dumps({"query": "SELECT * FROM c", "parameters": []})
-        return self._median(self._request("POST", "", QUERY + b"x-ms-max-item-count: %d\r\n" % count, body), "query")
-
-    def _read(self, name: str) -> Build:
-        return lambda signed: signed.point_read(CONTAINER, name)
+    def missing(self) -> float:
+        """Return the charge of a read that finds nothing."""
+        return median(self._charge(_read("absent"), "read", 404) for _ in range(TIMES))
 
     def _request(self, verb: str, name: str, headers: bytes = b"", body: bytes = b"") -> Build:
-        """Return what makes a request for an item; POST goes to them all, without a name across partitions."""
+        """Return what makes a request for an item; POST goes to them all."""
         link = self._link if verb == "POST" else f"{self._link}/docs/{name}"
         path = f"{self._link}/docs/" if verb == "POST" else f"{link}/"
-        headers = (partition_key_header(name) if name else ACROSS) + headers
+        headers = partition_key_header(name) + headers
         return lambda signed: signed.build(verb, "docs", link, path, headers=headers, body=body)
-
-    def _median(self, request: Build, what: str, expected: int | None = None) -> float:
-        return median(self._charge(request, what, expected) for _ in range(TIMES))
 
     def _charge(self, request: Build, what: str, expected: int | None = None) -> float:
         """Send a request until it is not refused for its rate, and return its charge.
@@ -227,19 +189,18 @@ class _Measurement:
         return float(found)
 
 
+def _read(name: str) -> Build:
+    return lambda signed: signed.point_read(CONTAINER, name)
+
+
 def _bodies(size_kb: int, count: int) -> list[dict[str, Any]]:
     """Return items that are stored in *size_kb*, with what the service adds to each."""
     bodies = [{"id": f"{size_kb}k-{number:08d}", "pad": ""} for number in range(count)]
     return [body | {"pad": "x" * (size_kb * KB - SYSTEM_BYTES - len(orjson.dumps(body)))} for body in bodies]
 
 
-def _replace_shares(by_size: Sequence[Charge]) -> Iterator[float]:
-    """Yield for each size the charge of replacing an item by that of creating two."""
+def _replace_share(by_size: Sequence[Charge]) -> float:
+    """Return the charge of replacing an item by that of creating two, median of the sizes."""
     created = {one.size_kb: one.measured_ru for one in by_size if one.operation == "create"}
-    for one in by_size:
-        if one.operation == "upsert":
-            yield one.measured_ru / (2 * created[one.size_kb])
-
-
-def _points(points: Sequence[tuple[float, float]]) -> str:
-    return f"points = [{', '.join(f'[{size_kb:g}, {ru:.2f}]' for size_kb, ru in points)}]"
+    upserts = (one for one in by_size if one.operation == "upsert")
+    return round(median(one.measured_ru / (2 * created[one.size_kb]) for one in upserts), 4)

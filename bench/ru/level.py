@@ -156,5 +156,5 @@ def _judged_calm(level: Level, *, emulated: bool) -> Level:
     made = level.trials[-1]
     if made.result.interrupted or made.refused <= MAX_POPULAR:
         return replace(level, unproven="", broken="")
-    sentence = f"{made.refused:.1%} of the requests got no list of the store at 90 % load"
+    sentence = f"{100 * made.refused:.1f} % of the requests got no list of the store at 90 % load"
     return replace(level, unproven=f"on this machine {sentence}") if emulated else replace(level, broken=sentence)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
@@ -25,6 +25,7 @@ from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import Checksum, Item, encode
+from hotplate.stores.http1 import Response
 from hotplate.stores.keys import OVERALL, POPULAR, USER
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row
@@ -143,7 +144,7 @@ class Sandbox:
         kept = {name: value for name, value in self._environment.items() if name.startswith("HOTPLATE_COSMOS_")}
         return {"HOTPLATE_STORE": self.url} | kept
 
-    def send(self, build: Callable[[RequestBuilder], bytes]) -> Any:  # noqa: ANN401
+    def send(self, build: Callable[[RequestBuilder], bytes]) -> Response:
         """Sign and send one request, whatever is answered. Raises BenchFailed if nothing is."""
         return send_one(self.address.endpoint, build(self._signed), DEADLINE_S, self.address.ca)
 
