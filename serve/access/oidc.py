@@ -86,6 +86,8 @@ class TokenVerifier:
         try:
             header = jwt.get_unverified_header(token)
             key = await self._key(str(header.get("kid")))
+            if header.get("alg") != key.algorithm_name:
+                raise jwt.InvalidAlgorithmError
             claims = jwt.decode(
                 token,
                 key.key,
@@ -133,8 +135,8 @@ class TokenVerifier:
             self._failure = str(error)
         else:
             self._fetched_at, self._failure = time.monotonic(), None
-            if self._keys.keys() - keys.keys():
-                self._verdicts.clear()  # some were signed by a key that is withdrawn
+            if {name: key.key for name, key in self._keys.items()} != {name: key.key for name, key in keys.items()}:
+                self._verdicts = {}  # some may rest on a key that is withdrawn, or replaced under the same id
             self._keys = keys
         finally:
             self._tried_at = time.monotonic()
@@ -152,7 +154,11 @@ class TokenVerifier:
             found = jwt.PyJWKSet.from_dict(keys).keys
         except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
-        return {key.key_id: key for key in found if key.key_id and key.key_type in ("RSA", "EC")}
+        return {key.key_id: key for key in found if key.key_id and _verifies(key)}
+
+
+def _verifies(key: "PyJWK") -> bool:
+    return key.key_type in ("RSA", "EC") and key.public_key_use in (None, "sig")
 
 
 def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:

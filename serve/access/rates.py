@@ -33,7 +33,8 @@ USES = 4 * MAX_CLIENTS
 class SharedRates:
     """The buckets of all clients in memory that all workers share; made before the workers, as long as the service.
 
-    Two arrays of MAX_CLIENTS cells of eight bytes: whose bucket it is (a hash of the name), and when it will be full.
+    Two arrays of MAX_CLIENTS cells of eight bytes: whose bucket it is (a hash of name and rate), and when it
+    will be full.
     """
 
     def __init__(self, workers: int) -> None:
@@ -51,7 +52,10 @@ class SharedRates:
         that do the same, some microseconds each.
         """
         rates = {client.name: client.rate for client in clients if client.rate is not None}
-        owners = {name: int.from_bytes(sha256(name.encode()).digest()[:8]) | 1 for name in rates}
+        # A client with another rate begins with a full bucket: the debt of the old one was counted at the old rate.
+        owners = {
+            name: int.from_bytes(sha256(f"{name} {rate}".encode()).digest()[:8]) | 1 for name, rate in rates.items()
+        }
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, MAX_CLIENTS)
         try:
             cells = {owner: cell for cell, owner in enumerate(self._owners) if owner}

@@ -179,21 +179,31 @@ class Dispatcher:
             return resolved(self.admit(request, partial(handler, request, raw_id, query)))
         return handler(request, raw_id, query)
 
-    def answer(self, request: web.BaseRequest, path: str, query: str) -> Coroutine[Any, Any, web.Response]:
-        """Answer a request for a raw path and query."""
+    def answer(
+        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None
+    ) -> Coroutine[Any, Any, web.Response]:
+        """Answer a request for a raw path and query, or refuse it."""
         span = None if self.tracer is None else _begin(self.tracer, request)
-        answering = self._answer(request, path, query, span)
+        answering = self._answer(request, path, query, span, refusal)
         return answering if span is None else _sampled(span, answering)
 
-    async def _answer(self, request: web.BaseRequest, path: str, query: str, span: RequestSpan | None) -> web.Response:
+    def _at_once(self, request: web.BaseRequest, route: Route | None, refusal: Problem | None) -> web.Response | None:
+        """Return the answer to a preflight; raises the refusal if there is one."""
+        if refusal is not None:
+            raise refusal
+        if self.cors is None or route is None:
+            return None
+        return self.cors.preflight(request, route.methods)
+
+    async def _answer(
+        self, request: web.BaseRequest, path: str, query: str, span: RequestSpan | None, refusal: Problem | None
+    ) -> web.Response:
         started = perf_counter()
         route, raw_id = self._routes.find(path, request.method)
         request_id = self.request_ids.of(request)
         caller: Caller | None = None
         try:
-            response = None
-            if self.cors is not None and route is not None:
-                response = self.cors.preflight(request, route.methods)
+            response = self._at_once(request, route, refusal)
             if response is None:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
@@ -18,6 +18,8 @@ from hotplate.serve.problems import CLOSE, Problem
 MAX_LINE_BYTES = 8190
 # For how long aiohttp reads what still comes of a request that is answered.
 LINGER_S = 1.0
+# How many headers that come at once are fed one by one.
+MAX_PIECES = 64
 PRIVATE = (
     "_messages", "_waiter", "_request_count", "_close", "_force_close", "_current_request", "_task_handler",
     "_process_keepalive", "_drain_helper",
@@ -66,7 +68,7 @@ def until_written(request: web.BaseRequest) -> Awaitable[None]:
 class AiohttpHandler(web.RequestHandler):
     """aiohttp's protocol, fed by a connection; it lives as long as that, from the first byte that is aiohttp's."""
 
-    __slots__ = ("_header_end", "_linger", "_on_error", "owner")
+    __slots__ = ("_linger", "_on_error", "owner")
 
     def __init__(
         self, server: web.Server, owner: asyncio.Protocol, linger: Callable[[], None], on_error: OnError
@@ -87,8 +89,6 @@ class AiohttpHandler(web.RequestHandler):
         self.owner = owner
         self._linger = linger
         self._on_error = on_error
-        self._header_end = b""
-        """What came last, as far as a header may end in it and in what comes next."""
 
     def _process_keepalive(self) -> None:
         """Leave idle connections to the sweep."""
@@ -130,22 +130,47 @@ class AiohttpHandler(web.RequestHandler):
     def feed(self, data: bytes) -> str | None:
         """Take bytes; return what is wrong with the body that is awaited, if they are not a body.
 
-        Such an error would otherwise wait behind the answer to the request that has this body. Nothing is answered
-        after a request that offers another protocol, unless nothing came with it: aiohttp loses what does.
+        Such an error would otherwise wait behind the answer to the request that has this body. Each header is fed by
+        itself, because aiohttp drops the requests before a malformed one that it reads with them.
         """
-        known, seen = len(self._messages), self._header_end + data
-        self._header_end = b"" if data.endswith(END) else seen[1 - len(END) :]
-        self.data_received(data)
-        for place in range(known, len(self._messages)):
-            message, payload = self._messages[place]
-            if isinstance(message, RawRequestMessage) and message.upgrade:
-                if seen.endswith(END) and seen.count(END) == len(self._messages) - known:
-                    break  # as many headers were read as have come
-                self._messages[place] = message._replace(should_close=True), payload
+        *headers, rest = data.split(END, MAX_PIECES)
+        for piece in (*(header + END for header in headers), rest):
+            if not piece or not self._feed_piece(piece):
+                break
         if self._messages and self.awaits_body:
             error: str | None = getattr(self._messages[-1][0], "message", None)
             return error
         return None
+
+    def _feed_piece(self, piece: bytes) -> bool:
+        """Feed at most one header; return whether aiohttp could read it. The connection of an odd request closes."""
+        known = len(self._messages)
+        self.data_received(piece)
+        for place in range(known, len(self._messages)):
+            message, payload = self._messages[place]
+            if not isinstance(message, RawRequestMessage):
+                if place and not self._messages[place - 1][1].is_eof():
+                    del self._messages[place - 1]  # it is this request's body that cannot be read
+                return False
+            if message.upgrade or message.version < HttpVersion11 or hdrs.EXPECT in message.headers:
+                self._messages[place] = message._replace(should_close=True), payload
+        return True
+
+    def answer_last(self) -> bool:
+        """Close once the requests that came are answered; False if none is, or if one is a POST.
+
+        A client that hangs up looks the same, and the work of its batch would be in vain.
+        """
+        requests = [message.method for message, _ in self._messages if isinstance(message, RawRequestMessage)]
+        if self._current_request is not None:
+            requests.append(self._current_request.method)
+        if not requests or "POST" in requests or self.awaits_body:
+            return False
+        if not self._messages:
+            self.close()
+        elif isinstance(last := self._messages[-1][0], RawRequestMessage):
+            self._messages[-1] = last._replace(should_close=True), self._messages[-1][1]
+        return True
 
     def end_body(self, problem: Problem) -> None:
         """Give *problem* to what awaits the body of the current request, unless the body is whole."""

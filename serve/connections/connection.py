@@ -39,8 +39,8 @@ class Connection(CountedConnection):
     """A protocol of asyncio that costs no timer and, until aiohttp is needed, nothing of aiohttp."""
 
     __slots__ = (
-        "_awaits", "_behind", "_header_bytes", "_is_behind", "_is_over", "_is_quiet", "_lane", "_opened_at", "_queued",
-        "_server", "_stalled", "accepting", "handler", "since",
+        "_awaits", "_behind", "_header_bytes", "_is_behind", "_is_ended", "_is_over", "_is_quiet", "_lane",
+        "_opened_at", "_queued", "_server", "_stalled", "accepting", "handler", "since",
     )  # fmt: skip
 
     def __init__(self, server: Front, source: Hashable, refusal: str = "") -> None:
@@ -57,6 +57,8 @@ class Connection(CountedConnection):
         what it was fed last was the end of one header and no more, and of a request without a body."""
         self._is_behind = False
         """Whether something came while a request was being answered."""
+        self._is_ended = False
+        """Whether the client sends no more."""
         self._is_over = False
         """Whether nothing more is looked at."""
         self._awaits = False
@@ -80,8 +82,10 @@ class Connection(CountedConnection):
         if self.handler is not None:
             self.handler.connection_lost(exc)
 
-    def eof_received(self) -> None:
-        """Close: a client that sends no more is taken to have gone."""
+    def eof_received(self) -> bool:
+        """Answer what a client that sends no more has requested, and close; a POST's client is taken to have gone."""
+        self._is_ended = True
+        return self._awaits or (self.handler is not None and self.handler.answer_last())
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""
@@ -128,8 +132,10 @@ class Connection(CountedConnection):
         if self._behind:
             behind, self._behind = self._behind, []
             self.transport.resume_reading()
-            for data in behind:  # in the pieces in which it came: what is wrong with one ends the whole piece
+            for data in behind:
                 self.data_received(data)
+        if self._is_ended and not self._awaits and not (self.handler is not None and self.handler.answer_last()):
+            self.transport.close()
 
     def _feed_header(self, data: bytes) -> None:
         """Feed aiohttp what begins a request, or goes on with its header."""

@@ -9,7 +9,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import istr
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
@@ -52,8 +52,10 @@ class Responder(Protocol):
     def cors(self) -> Cors | None:
         """Which pages of other origins may read the answers; None if no page may."""
 
-    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
-        """Answer a request for a raw path and query, whatever becomes of it."""
+    async def answer(
+        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None
+    ) -> web.Response:
+        """Answer a request for a raw path and query, or refuse it."""
         ...
 
 
@@ -141,7 +143,7 @@ class HttpServer(web.Server):
 
     async def _answer_unusual(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer what may be too late, or of another version, or comes before its client has read the last answer."""
-        deadline = inf
+        deadline, refusal = inf, None
         try:
             if (wrong := wrong_version(request)) is not None:
                 return self.refuse(request, wrong)
@@ -153,9 +155,9 @@ class HttpServer(web.Server):
             self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
             return web.Response(status=CLIENT_GONE)  # the client has gone
         except Problem as problem:
-            return self.refuse(request, problem)
+            refusal = problem.closing()
         with read_within(READ_SHARE * (deadline - monotonic())):
-            return await self.dispatcher.answer(request, path, query)
+            return await self.dispatcher.answer(request, path, query, refusal)
 
     def _answer_error(
         self, request: web.BaseRequest, status: int, error: BaseException | None, message: str | None
@@ -203,7 +205,8 @@ class HttpServer(web.Server):
         check_body(request)
         if self.registry.is_full:
             raise self.writer.no_room()
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        expects = request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11
+        if expects and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         await read_body(request)
         return deadline

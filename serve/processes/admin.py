@@ -217,13 +217,15 @@ class _Admin:
         self._routes |= console.routes
         self._open_paths = console.open_paths
 
-    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
-        """Answer a request for a raw path and query; every error as a problem."""
+    async def answer(
+        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None
+    ) -> web.Response:
+        """Answer a request for a raw path and query, or refuse it; every error as a problem."""
         request_id = self.request_ids.of(request)
         named = RELEASE.fullmatch(path)
         route = self._by_release[named[2]] if named else self._routes.get(path)
         try:
-            self._refuse_other_pages(request)
+            self._refuse_other_pages(request, refusal)
             if self._guard is not None and path not in self._open_paths:
                 await self._guard.admit(request.headers, ADMIN)
             response = await handler_of(route, request.method)(request, named[1] if named else "", query)
@@ -239,8 +241,10 @@ class _Admin:
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
-    def _refuse_other_pages(self, request: web.BaseRequest) -> None:
+    def _refuse_other_pages(self, request: web.BaseRequest, refusal: Problem | None) -> None:
         """Refuse what a page of another site has a browser send, whether or not by a DNS name of its own for us."""
+        if refusal is not None:
+            raise refusal
         if is_loopback(self._host) and _host_named(request) not in LOCAL_NAMES | {self._host}:
             raise Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
         origin = request.headers.get("Origin")

@@ -240,6 +240,27 @@ async def test_a_new_key_of_the_issuer_is_taken_up_and_a_withdrawn_one_forgotten
     assert "does not publish" in (await refusal(guard, old)).detail
 
 
+async def test_a_key_replaced_under_the_same_id_ends_what_the_old_one_verified(
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kid,), old = issuer.keys, issuer.token()
+    assert await status_of(guard, old) == 200
+    issuer.keys = {kid: rsa_key(), "second": rsa_key()}
+    monkeypatch.setattr(hotplate.serve.access.oidc, "REFRESH_S", 0.0)
+    assert await status_of(guard, issuer.token("second")) == 200
+    assert await status_of(guard, old) == 401
+
+
+@pytest.mark.parametrize("about", [{"use": "enc"}, {"alg": "RS512"}])
+async def test_a_key_that_is_for_something_else_verifies_no_token(
+    issuer: Issuer, guard: Guard, about: dict[str, str]
+) -> None:
+    ((kid, key),) = issuer.keys.items()
+    other = {"keys": [_public(kid, key) | about, _public("other", rsa_key())]}
+    issuer.documents["/keys"] = json.dumps(other).encode()
+    assert await status_of(guard, issuer.token()) == 401
+
+
 async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -117,6 +117,14 @@ def test_each_client_has_its_own_bucket_and_workers_agree_on_it_in_whatever_orde
         assert second[each.name].take() > 0.0
 
 
+def test_a_client_with_a_new_rate_begins_with_a_full_bucket() -> None:
+    shared = SharedRates(1)
+    slow = shared.buckets([client("c", 0.02)])["c"]
+    assert slow.take() == 0.0
+    assert slow.take() > 0.0
+    assert shared.buckets([client("c", 1000.0)])["c"].take() == 0.0
+
+
 def test_new_clients_get_the_places_of_those_that_are_gone() -> None:
     shared = SharedRates(1)
     for generation in range(3):

@@ -162,7 +162,7 @@ def test_only_one_module_uses_private_names_and_it_checks_those_that_are_aiohttp
     users = {file.name for file in folder.glob("*.py") if PRIVATE.search(file.read_text())}
     assert users == {"adapter.py"}
     inherited = set(re.findall(r"self\.(_[a-z]\w*)", (folder / "adapter.py").read_text()))
-    own = {"_header_end", "_linger", "_on_error"}
+    own = {"_feed_piece", "_linger", "_on_error"}
     assert inherited - own <= set(adapter.PRIVATE)
 
 
