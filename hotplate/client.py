@@ -599,13 +599,46 @@ class _AsyncNetwork(httpcore2.AsyncNetworkBackend):
                 addresses = [*await asyncio.wrap_future(self._look_ups.of(host, port))]
         for others in reversed(range(len(addresses))):
             try:
-                return await self._sockets.connect_tcp(
-                    addresses.pop(0), port, _left(until) / (2 if others else 1), local_address, socket_options
+                return _AsyncStream(
+                    await self._sockets.connect_tcp(
+                        addresses.pop(0), port, _left(until) / (2 if others else 1), local_address, socket_options
+                    )
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 if not others:
                     raise
         raise httpcore2.ConnectError(f"{host} has no address")
+
+
+class _AsyncStream(httpcore2.AsyncNetworkStream):
+    """A connection that closes if its TLS handshake fails or is cancelled; httpcore2 leaves it open."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 -- as httpcore2 has it
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 -- as httpcore2 has it
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: "SSLContext",
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 -- as httpcore2 declares it
+    ) -> httpcore2.AsyncNetworkStream:
+        try:
+            return await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:
+            await self._stream.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 -- as httpcore2 declares it
+        return self._stream.get_extra_info(info)
 
 
 class _LookUps:

@@ -70,7 +70,9 @@ class Limits:
     """The whole header of one request."""
 
     bytes_in_flight: int = 256 << 20
-    """Bodies that are not answered, and answers that their clients have not taken; over it, bodies are refused."""
+    """Bodies that are not answered, and answers that their clients have not taken; over it, bodies are refused.
+
+    It is less where a quarter of the memory, divided by the workers, is less."""
 
 
 @dataclass(frozen=True, slots=True)

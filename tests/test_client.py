@@ -481,6 +481,22 @@ def test_a_tls_handshake_ends_with_the_deadline_and_names_are_looked_up(proxy: F
     assert isinstance(in_time(connect("http://nowhere.invalid").popular), hotplate.ServiceUnavailable)
 
 
+async def test_a_tls_handshake_that_meets_its_deadline_closes_its_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        async with hotplate.AsyncClient(url, timeout_s=SHORT_S) as client:
+            for _ in range(10):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(SHORT_S / 4):  # amid the handshake
+                        await client.popular()
+            for _ in range(10):
+                accepted, _ = silent.accept()
+                accepted.settimeout(NEVER_S)
+                with accepted:
+                    while await asyncio.to_thread(accepted.recv, 65_536):
+                        pass
+
+
 def test_threads_share_a_client_and_its_few_connections(proxy: FaultyProxy) -> None:
     with hotplate.Client(proxy.url, timeout_s=AMPLE_S, max_connections=2) as client, ThreadPoolExecutor(8) as pool:
         sources = set(pool.map(lambda _: client.recommendations("42").source, range(200)))

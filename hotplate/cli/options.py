@@ -4,9 +4,11 @@ Typer parses and prints; here is what it is given.
 """
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -16,6 +18,10 @@ from typer.core import TyperCommand
 
 from hotplate.cli.terminal import option
 from hotplate.stores.options import Argument, Flag
+
+PREFIX = "HOTPLATE_"
+# How alike two names are, of 1, if one is taken for a misspelling of the other.
+ALIKE = 0.9
 
 T = TypeVar("T")
 # What a whole number may end with, and what stands for a value of a type in the help.
@@ -51,7 +57,16 @@ class Verb(TyperCommand):
         for one in {one.name: one for one in given}.values():
             if given.count(one) > 1 and one.metavar == "URL" and not one.multiple:
                 raise typer.BadParameter(f"it takes one URL, and is given {given.count(one)} times", ctx, one)
+        self._warn_of_misspelt_variables(ctx)
         return super().parse_args(ctx, args)
+
+    def _warn_of_misspelt_variables(self, ctx: Any) -> None:  # noqa: ANN401 -- of a type that typer keeps private
+        known = {one.envvar for one in self.get_params(ctx) if isinstance(one.envvar, str)}
+        for name in sorted(os.environ.keys() - known):
+            if name.startswith(PREFIX) and (nearest := get_close_matches(name, known, 1, ALIKE)):
+                typer.echo(
+                    f"hotplate: {name} sets no option of {ctx.command_path}; did you mean {nearest[0]}?", err=True
+                )
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 -- of types that typer keeps private
         """Print the help; the rule of the environment is said once, at its end, with the variables that it misses."""

@@ -8,7 +8,12 @@ from aiohttp import hdrs, web
 from hotplate.stores.errors import StoreMisused
 
 # What a page may send and read beyond what every page may.
-REQUEST_HEADERS = "Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-Id, X-Request-Timeout-Ms"
+REQUEST_HEADERS = (
+    "Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-Id, X-Request-Timeout-Ms, "
+    # What OpenTelemetry, Sentry and Datadog add to the requests of a page.
+    "baggage, sentry-trace, traceparent, tracestate, "
+    "x-datadog-origin, x-datadog-parent-id, x-datadog-sampling-priority, x-datadog-trace-id"
+)
 EXPOSED_HEADERS = (
     "ETag, Retry-After, Server-Timing, X-Hotplate-Canary, X-Hotplate-Release, X-Hotplate-Source, X-Request-Id"
 )
@@ -38,6 +43,8 @@ class Cors:
             "Access-Control-Allow-Methods": ", ".join(methods),
             "Access-Control-Allow-Headers": REQUEST_HEADERS,
             "Access-Control-Max-Age": str(MAX_AGE_S),
+            # Beacons are sent with credentials, whether or not there are cookies. The service reads none.
+            "Access-Control-Allow-Credentials": "true",
         }
         return web.Response(status=204, headers=headers)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain
 from math import inf
@@ -20,6 +21,8 @@ TICK_S = 0.1
 REFUSED_AT_ONCE = 32
 # For how long a refused client may send its request and read the answer: without that it would be reset.
 LINGER_S = 1.0
+# What a worker may hold for its clients, however little memory there is: one large body and its answer.
+LEAST_IN_FLIGHT = 16 << 20
 
 
 class CountedConnection(asyncio.Protocol):
@@ -182,6 +185,12 @@ class ConnectionRegistry:
             if now > until and connection.is_open:
                 self._refused[connection] = inf
                 connection.transport.abort()
+
+
+def within_memory(limits: Limits, workers: int, room_bytes: float) -> Limits:
+    """Return limits by which what all workers hold for clients takes a quarter of the memory that there is."""
+    share = max(room_bytes / 4 / workers, LEAST_IN_FLIGHT)
+    return replace(limits, bytes_in_flight=int(min(limits.bytes_in_flight, share)))
 
 
 def source_of(address: str) -> Hashable:

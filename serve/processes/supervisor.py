@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.adapter import check_aiohttp
+from hotplate.serve.connections.limits import within_memory
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
@@ -49,6 +50,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreError
 from hotplate.stores.event_log import LogSegment
 from hotplate.stores.extras import extra_installed
+from hotplate.stores.file.memory import room_bytes
 from hotplate.stores.file.store import check_live_lockable, damaged_files, open_url
 from hotplate.stores.throttle import Backoff
 from hotplate.stores.urls import scheme_of
@@ -120,6 +122,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         _check_lockable(settings.stores)
     if settings.telemetry is not None:
         _load_exporters(settings.telemetry)
+    settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
     cpus = cpus_of_workers(settings)
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.connections.limits import source_of
+from hotplate.serve.connections.limits import source_of, within_memory
+from hotplate.serve.settings import Limits
 from tests.support.limited_service import (
     MB,
     WAIT_S,
@@ -171,6 +172,13 @@ def test_many_that_never_read_neither_fill_the_memory_nor_starve_the_others(serv
         until(lambda: shed(service, "slow_reader") > before, "they are not cut")
         batch = b'{"users": ["1"]}'
         until(lambda: service.request("POST", "/v1/recommendations", batch).status == 200, "no batch is answered")
+
+
+@pytest.mark.parametrize(
+    ("workers", "room", "share"), [(1, 512 * MB, 128 * MB), (4, 2048 * MB, 128 * MB), (1, float("inf"), 256 * MB)]
+)
+def test_what_is_held_for_clients_takes_a_quarter_of_the_memory(workers: int, room: float, share: int) -> None:
+    assert within_memory(Limits(), workers, room).bytes_in_flight == share
 
 
 def test_bodies_beyond_the_room_for_them_are_refused_with_503(store: Path) -> None:
