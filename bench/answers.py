@@ -9,9 +9,9 @@ import orjson
 
 from hotplate.bench.loadgen.recorder import ResponseSample
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.stores.server import opened
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import load_decode
+from hotplate.stores.connect import opened
 from hotplate.stores.encoding import OFFSET_BYTES, cut, decode
 from hotplate.stores.errors import StoreError
 from hotplate.stores.keys import OVERALL, POPULAR, USER

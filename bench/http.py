@@ -18,8 +18,8 @@ from hotplate.bench.options import HttpOptions, require_positive
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.quantities import parse_rate, parse_seconds, parse_share
 from hotplate.bench.search import search
-from hotplate.bench.stores.server import opened
 from hotplate.report import Report
+from hotplate.stores.connect import opened
 from hotplate.stores.keys import USER
 from hotplate.stores.urls import redacted
 

@@ -1,66 +1,113 @@
-"""What Microsoft published of the reference architecture, and what follows from it, beside what the stores did here."""
+"""The load of Microsoft's reference architecture, on Cosmos DB here, beside what was published of it."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Sequence
+from contextlib import ExitStack
 
-from hotplate.bench.options import PUBLISHED_MEDIAN_MS, PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, THINK_S
-from hotplate.bench.planner.figures import round_up
-from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.stores.cosmos.charges import Charges
-from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.loadgen.keys import Uniform
+from hotplate.bench.machine import describe
+from hotplate.bench.options import ReferenceOptions, require_positive
+from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.quantities import parse_seconds
+from hotplate.bench.statistics import Figure
+from hotplate.bench.stores.cost import needs
+from hotplate.bench.stores.report import DECISIVE, EMULATED, read_ru, summarise
+from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings
+from hotplate.bench.stores.setup import check_extras, own_cosmos, prepared_stores
+from hotplate.report import Report, Row, format_value
+from hotplate.stores.connect import COSMOS
+from hotplate.stores.urls import redacted, scheme_of
 
 SOURCE = "https://learn.microsoft.com/azure/architecture/ai-ml/architecture/real-time-recommendation"
-DATE = "2018-12-12"
-COLUMN = "published, 2018"
-NOT_PUBLISHED = "not published"
+PUBLISHED = "published, 2018"
+USERS, RATE, RU, MEDIAN_US = 200, 180.0, 11_000, 60_000.0
 
-# The share of its RU/s that a container may use in an hour's mean, as the planner assumes.
-UTILISATION = 0.7
+# Rounds of so long, so that the interval of a percentile has blocks to be made of.
+ROUND_S = 5.0
+WARMUP_S = 3.0
+LISTS = 5_000
 
-METHOD = f"""
-The published figures are of {DATE}: {SOURCE}. They were measured in Azure, by others, with another service; ours are of
-one machine. They stand side by side to be read, not to be subtracted.
-
-{PUBLISHED_USERS} users who wait for each response and then pause send what their pause lets them send: with
-{THINK_S:g} s (inferred from the published rate and median; ours is drawn anew each time, from half to one and a half of
-it) no service could answer more than {PUBLISHED_USERS / THINK_S:.0f} requests/s to them. So {PUBLISHED_RATE:g}
-requests/s was the load of the test, and the generator's limit, not what the service could do.
-"""
+METHOD = (
+    f"{RATE:g} requests/s, at random as those of {USERS} independent users, at most {USERS} at a time. The published "
+    f"figures are Microsoft's, measured in Azure with another service ({SOURCE}): read them side by side, and subtract "
+    "nothing."
+)
 
 
-class Needs(NamedTuple):
-    """The RU/s that a rate of reads needs of Cosmos DB, and what a month of them, and of what is provisioned, costs."""
-
-    read_ru: float
-    used_ru: float
-    needed_ru: int
-    needed_month_usd: float
-    provisioned_month_usd: float
-
-
-def needs(charges: Charges, prices: Prices, item_bytes: float, rate: float, provisioned_ru: int) -> Needs:
-    """Work out what *rate* reads a second of items of *item_bytes*, as stored, need."""
-    read_ru = charges.read(round(item_bytes))
-    needed_ru = max(MANUAL_MIN, round_up(rate * read_ru / UTILISATION, MANUAL_STEP))
-    months_usd = (prices.ru_hours(ru * HOURS_A_MONTH) for ru in (needed_ru, provisioned_ru))
-    return Needs(read_ru, rate * read_ru, needed_ru, *months_usd)
-
-
-def published_cells(charges: Charges, prices: Prices, item_bytes: float) -> Mapping[tuple[str, str], str]:
-    """Return the cells of the published column, by group (up to its colon) and name; what is inferred says so."""
-    needed = needs(charges, prices, item_bytes, PUBLISHED_RATE, PUBLISHED_RU)
-    return {
-        ("Closed loop", "good answers/s"): f"{PUBLISHED_RATE:g}",
-        ("Closed loop", "p50"): f"≈ {PUBLISHED_MEDIAN_MS:g} ms",
-        ("Closed loop", "service: share of a core"): "12 vCPU in 3 nodes",
-        ("Request units", "provisioned"): f"{PUBLISHED_RU:,} RU/s",
-        ("Request units", "used in the closed loop"): f"{needed.used_ru:,.0f} RU/s, inferred",
-        ("Request units", "of what was provisioned"): f"{needed.used_ru / PUBLISHED_RU:.1%}, inferred",
-        ("Request units", f"what {PUBLISHED_RATE:g} requests/s need"): f"{needed.needed_ru:,} RU/s, inferred",
-        ("Request units", "a month of it, at the list price"): format_month(needed),
-    }
+def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
+    """Make the measurement. Raises BenchMisused for what makes no sense, BenchFailed and StoreError if it fails."""
+    duration_s = parse_seconds(options.duration)
+    require_positive({"--duration": duration_s})
+    if options.account is not None and scheme_of(options.account) not in COSMOS:
+        raise BenchMisused(
+            f"--account takes a Cosmos DB, as cosmos://ACCOUNT/DATABASE, not {redacted(options.account)}"
+        )
+    settings = RoundSettings(
+        rate=RATE,
+        duration_s=min(ROUND_S, duration_s),
+        warmup_s=min(WARMUP_S, duration_s),
+        draw=Uniform(),
+        rounds=max(1, round(duration_s / ROUND_S)),
+        poisson=True,
+        connections=USERS,
+    )
+    display.say(f"{RATE:g} requests/s of {USERS} users for {options.duration}")
+    try:
+        check_extras([options.account or "cosmos+http://127.0.0.1:1/hotplate"])
+        with ExitStack() as stack:
+            url = options.account
+            if url is None:
+                display.start("starting an emulator of Cosmos DB", 1.0)
+                url = stack.enter_context(own_cosmos(options.latency, RU))
+            setup = stack.enter_context(prepared_stores([url], LISTS, "zstd", display, make_up=options.account is None))
+            return report(options, Rounds(setup, settings, display).run(), setup.notes)
+    except KeyboardInterrupt:
+        return Report(kind="reference", sentence="Nothing was measured.", interrupted=True, machine=describe())
 
 
-def format_month(needed: Needs) -> str:
-    """Write what a month costs, beside what it costs as provisioned."""
-    return f"{needed.needed_month_usd:,.0f} instead of {needed.provisioned_month_usd:,.0f} USD"
+def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
+    """Set what was measured beside what was published."""
+    (store,) = measured.stores
+    prices = load_prices()
+    found = summarise(store, RATE, prices)
+    rows = [Row(PUBLISHED, "p50", "us", MEDIAN_US), Row(PUBLISHED, "requests/s", "", RATE)]
+    rows.append(Row(PUBLISHED, "RU/s provisioned", "", float(RU)))
+    rows += [figure.row(found.name, name, "us") for name, figure in found.latencies.items()]
+    if store.runs:
+        results = store.results
+        rate = sum(each.ok for each in results) / sum(each.duration_s for each in results)
+        rows.append(Row(found.name, "requests/s", "", rate))
+    rows.append(found.cpu.row(found.name, "CPU a request", "us"))
+    sentence = _sentence(found.name, found.latencies, emulated=store.candidate.emulated)
+    if (charge := read_ru(store)) is not None and not store.complaints:
+        needed = needs(charge, RATE, prices)
+        rows.append(Row(found.name, "RU/s used", "", needed.used_ru))
+        sentence += (
+            f" The load uses {needed.used_ru:,.0f} RU/s, so {needed.needed_ru:,} are enough: {needed.month:,.0f} "
+            f"{prices.currency} a month instead of {prices.ru_hours(RU * 730):,.0f} for {RU:,}."
+        )
+    measured_some = bool(store.runs) and not store.complaints
+    return Report(
+        kind="reference",
+        sentence=sentence if measured_some else "There is no verdict: see below.",
+        rows=tuple(rows),
+        head=EMULATED.format(latency=f"the latency {options.latency}") if store.candidate.emulated else "",
+        notes=(*notes, METHOD),
+        broken=tuple(store.complaints),
+        failures=() if store.runs or measured.interrupted else ("no round was made",),
+        interrupted=measured.interrupted,
+        configuration=options.to_json(),
+        machine=describe(),
+    )
+
+
+def _sentence(name: str, latencies: dict[str, Figure], *, emulated: bool) -> str:
+    p50, p99 = (latencies[each].value for each in ("p50", DECISIVE))
+    if p50 is None:
+        return f"{name} gave too few answers."
+    tail = "" if p99 is None else f", p99 {format_value(p99, 'us')}"
+    return (
+        f"{name}: p50 {format_value(p50, 'us')}{tail}{', of an assumed latency' if emulated else ''}, beside a "
+        f"published median of {MEDIAN_US / 1000:g} ms."
+    )

@@ -1,25 +1,21 @@
-"""The stores of a comparison: all with the same release, each behind a service of its own."""
+"""What a comparison of stores needs: stores that are started here, one set of lists in all of them, and services."""
 
 import asyncio
-import math
 import os
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from urllib.parse import quote
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, quote, urlsplit
 
 from hotplate.bench import process
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import Shape
-from hotplate.bench.options import StoresOptions
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.quantities import parse_seconds
-from hotplate.bench.stores.publication import FIRST_LISTS, first_user_rows, lists_a_second
-from hotplate.bench.stores.server import StoreServer, opened, store_server
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.connect import COSMOS, REDIS, connect, opened
+from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import publish
@@ -31,26 +27,23 @@ from hotplate.stores.verification import load_manifest
 EMULATOR = "local emulator, not Azure"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 LIST_LENGTH = 20
-LIVE = "of the live release"
 
-# The share of the budget in which lists are made up and written into all stores, and how many show how fast that is.
-FILL_SHARE = 0.2
-MEASURED_LISTS = 16_000
+# Of the emulator that is started here: enough for lists to be written in seconds.
+EMULATOR_RU = 10_000
 
-# Each list is written, and read back before it goes live.
-PASSES = 2
-
-# The share of the budget that a copy of a release may take, and after how long it is foreseen.
-COPY_SHARE = 0.5
-ESTIMATE_AFTER_S = 5.0
 
 # Settings that say how to connect to a store; all others of hotplate are kept away from what is measured.
 STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
 
 
 def emulator_label(url: str) -> str | None:
-    """Return what to show in place of a latency where *url* names an emulator: its times are not the service's."""
+    """Return a label where *url* names an emulator, whose latencies are not the service's."""
     return EMULATOR if scheme_of(url) in EMULATED_SCHEMES else None
+
+
+def through_sdk(url: str) -> bool:
+    """Return whether the store at *url* is read through azure-cosmos."""
+    return scheme_of(url) in COSMOS and parse_qs(urlsplit(url).query).get("client") == ["sdk"]
 
 
 def store_settings(url: str) -> dict[str, str]:
@@ -60,182 +53,193 @@ def store_settings(url: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateStore:
-    """One store of a comparison, for as long as that lasts."""
+class Candidate:
+    """One store of a comparison, with the service that reads it."""
 
     name: str
     url: str
+    manifest: Manifest
     service: process.Server
-    server: StoreServer
 
     @property
-    def shown_url(self) -> str:
-        """Its URL without what may be secret."""
-        return redacted(self.url)
+    def emulated(self) -> bool:
+        """Whether its latencies are an emulator's."""
+        return emulator_label(self.url) is not None
 
     @property
-    def emulated(self) -> str | None:
-        """What to show in place of its latencies, if it is an emulator."""
-        return emulator_label(self.url)
+    def metered(self) -> bool:
+        """Whether reads are paid for by request units."""
+        return scheme_of(self.url) in COSMOS
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """All candidates, the release that all of them hold, and the users who are requested."""
+    """All candidates and the users who are requested; `notes` say what was left out or made up."""
 
-    candidates: tuple[CandidateStore, ...]
-    manifest: Manifest
+    candidates: tuple[Candidate, ...]
     users: tuple[str, ...]
-    started_here: bool
-    """Whether the stores were started for this comparison."""
+    notes: tuple[str, ...] = ()
 
-    lists: str = LIVE
-    """Where the lists are from, and why there are no more of them."""
+
+@dataclass(frozen=True, slots=True)
+class OwnStores:
+    """Stores that were started here, and what could not be."""
+
+    urls: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
 
 
 @contextmanager
-def own_stores(emulator_ru: int | None) -> Iterator[list[str]]:
-    """Start a folder, a Redis and perhaps an emulator, if no stores are given; gone when the block ends."""
-    if not process.redis_installed():
-        raise BenchFailed(f"{process.REDIS_MISSING}, or give the URLs of the stores")
+def own_stores(latency: str) -> Iterator[OwnStores]:
+    """Start a folder, a Redis where there is one, and an emulator, read twice; they are gone when the block ends."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
-        urls = [f"file://{folder}/store", stack.enter_context(process.redis_serving(core=process.STORE_CORE)).url()]
-        if emulator_ru is not None:
-            emulator = stack.enter_context(process.emulator_serving(core=process.STORE_CORE))
-            urls.append(f"cosmos+{emulator.url}/hotplate?ru={emulator_ru}")
-        yield urls
+        urls, notes = [f"file://{folder}/store"], list[str]()
+        if process.redis_installed():
+            redis = stack.enter_context(process.redis_serving(core=process.STORE_CORE))
+            stack.enter_context(process.raised_priority([redis.execute("INFO", "server")["process_id"]]))
+            urls.append(redis.url())
+        else:
+            notes.append(f"Redis is left out: {process.REDIS_MISSING}.")
+        cosmos = stack.enter_context(own_cosmos(latency, EMULATOR_RU))
+        yield OwnStores((*urls, cosmos, f"{cosmos}&client=sdk"), tuple(notes))
 
 
 @contextmanager
-def prepared_stores(urls: Sequence[str], options: StoresOptions, display: ProgressDisplay) -> Iterator[Setup]:
-    """Bring one release into all stores, and start a service for each.
+def own_cosmos(latency: str, ru: int) -> Iterator[str]:
+    """Start an emulator with an assumed latency, and yield the URL of a database of *ru* RU/s in it."""
+    with process.emulator_serving("--latency", latency) as emulator, process.before_others(emulator):
+        yield f"cosmos+{emulator.url}/hotplate?ru={ru}"
 
-    The release is the live one of the first store that has any. If none has, lists are made up for as many users as all
-    stores take in a share of the budget. Raises BenchMisused if two stores have different releases, and nothing is
-    written into either then; BenchFailed if a copy of a release would take most of the budget.
+
+def check_extras(urls: Sequence[str]) -> None:
+    """Refuse, before anything is started, a store whose client is not installed, with the command that installs it."""
+    for url in urls or ("redis://127.0.0.1:1/0", "cosmos+http://127.0.0.1:1/hotplate?client=sdk"):
+        try:
+            asyncio.run(_close(url))
+        except StoreMisused as error:
+            raise BenchMisused(str(error)) from error
+
+
+async def _close(url: str) -> None:
+    await connect(url).close()
+
+
+@contextmanager
+def prepared_stores(
+    urls: Sequence[str], users: int, encoding: str, display: ProgressDisplay, *, make_up: bool = True
+) -> Iterator[Setup]:
+    """Bring the same lists into all stores, and start a service for each.
+
+    They are those of the first store that has a live release; if none has, lists are made up. Raises BenchMisused if
+    two stores serve lists of different models, or none has any and *make_up* is false; nothing is written then.
     """
-    manifest, ids, lists = asyncio.run(_share_release(urls, options, display))
+    names = store_names(urls)
+    manifests, ids, notes = asyncio.run(
+        _share_lists(dict(zip(urls, names, strict=True)), users, encoding if make_up else None, display)
+    )
     first = f"/v1/recommendations/{quote(ids[0], safe='')}"
+    command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
     with ExitStack() as stack:
         display.start(f"starting {len(urls)} services", 1.0)
-        command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
-        services = [stack.enter_context(process.service_serving(command, first, store_settings(url))) for url in urls]
-        named = zip(store_names(urls), urls, services, strict=True)
-        candidates = tuple(CandidateStore(name, url, service, store_server(url)) for name, url, service in named)
-        yield Setup(candidates, manifest, tuple(ids), not options.urls, lists)
+        services = [
+            stack.enter_context(process.service_serving([*command, *_patience(url)], first, store_settings(url)))
+            for url in urls
+        ]
+        stack.enter_context(process.before_others(*services))
+        candidates = map(Candidate, names, urls, manifests, services)
+        yield Setup(tuple(candidates), tuple(ids), tuple(notes))
+
+
+def _patience(url: str) -> tuple[str, ...]:
+    """Return options that let reads of an emulator take longer than any real store's may: it has no core of its own."""
+    return ("--budget", "1") if emulator_label(url) else ()
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
-    """Name each store as briefly as distinguishes it from the others: by its scheme, or by its URL."""
-    schemes = [f"{scheme_of(url)}://" for url in urls]
-    shown = schemes if len(set(schemes)) == len(urls) else [redacted(url) for url in urls]
-    if len(set(shown)) < len(urls):
-        shown = [f"{name} ({number})" for number, name in enumerate(shown, 1)]
-    return shown
+    """Name each store by its kind, and by its URL where several are of one kind."""
+    kinds = [_kind(url) for url in urls]
+    return [
+        kind if kinds.count(kind) == 1 else f"{kind} {redacted(url)}" for kind, url in zip(kinds, urls, strict=True)
+    ]
 
 
-async def _share_release(
-    urls: Sequence[str], options: StoresOptions, display: ProgressDisplay
-) -> tuple[Manifest, list[str], str]:
-    """Return the manifest of the release that all stores have then, its users, and where its lists are from."""
-    names, lists = store_names(urls), LIVE
+def _kind(url: str) -> str:
+    scheme = scheme_of(url)
+    if scheme in COSMOS:
+        return "Cosmos DB" + " through the SDK" * through_sdk(url) + ", emulated" * (scheme in EMULATED_SCHEMES)
+    return "files" if scheme == "file" else "Redis" if scheme in REDIS else f"{scheme}://"
+
+
+async def _share_lists(
+    named: dict[str, str], users: int, encoding: str | None, display: ProgressDisplay
+) -> tuple[list[Manifest], list[str], list[str]]:
+    """Return the manifest of what each store serves then, the users to request, and notes."""
     async with AsyncExitStack() as stack:
-        stores = [await stack.enter_async_context(opened(url)) for url in urls]
+        stores = [await stack.enter_async_context(opened(url)) for url in named]
         live = [(await store.catalogue()).live_ref for store in stores]
-        held = [(store, release) for store, release in zip(stores, live, strict=True) if release]
-        if held:
-            source, release = held[0]
-        else:
-            made_up = MadeUpLists(options, display)
-            lists = await made_up.plan(dict(zip(names, urls, strict=True)), stores)
-            source, release = stores[0], await made_up.publish(names[0], stores[0])
-        manifest = await load_manifest(source, release)
-        await _require_same_release(stores, urls, live, manifest)
-        for name, store, already in zip(names, stores, live, strict=True):
-            if already is None and store is not source:
-                display.start(f"writing the release into {name}", 1.0)
-                on_progress = copy_progress(name, options, display) if held else display.step
-                await copy(source, store, release.id, on_progress=on_progress)
-        ids = [row.key.removeprefix(USER) for row in await first_user_rows(source, release, options.users)]
+        await _require_same_lists(stores, list(named), live)
+        source, notes = next((store for store, release in zip(stores, live, strict=True) if release), None), list[str]()
+        if source is None:
+            if encoding is None:
+                raise BenchMisused(f"{', '.join(map(redacted, named))} serves nothing yet: run hotplate publish first")
+            source = stores[0]
+            notes.append(f"Lists of {LIST_LENGTH} items are made up for {users:,} users.")
+            display.start(f"writing lists for {users:,} users into {next(iter(named.values()))}", 1.0)
+            await _publish_made_up(source, users, encoding, display)
+        release = (await source.catalogue()).live_ref
+        if release is None:
+            raise BenchMisused("the lists that were written are not live; another process changed that")
+        for name, store in zip(named.values(), stores, strict=True):
+            if (await store.catalogue()).live_ref is None:
+                display.start(f"writing the lists into {name}", 1.0)
+                await copy(source, store, release.id, on_progress=display.step)
+        manifests = [await load_manifest(store, await _live(store)) for store in stores]
+        ids = await _first_users(source, release, users)
+    return manifests, ids, notes
+
+
+async def _live(store: Store) -> ReleaseRef:
+    found = (await store.catalogue()).live_ref
+    if found is None:
+        raise BenchMisused("a store serves nothing any more; another process changed that")
+    return found
+
+
+async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None]) -> None:
+    held = [
+        (url, await load_manifest(store, release))
+        for store, url, release in zip(stores, urls, live, strict=True)
+        if release
+    ]
+    for url, manifest in held[1:]:
+        first_url, first = held[0]
+        if not manifest.has_lists_of(first):
+            raise BenchMisused(
+                f"{redacted(url)} serves release {manifest.release} and {redacted(first_url)} {first.release}, which "
+                "are not of one model; publish one model to both, or bring one release into both: hotplate releases "
+                "copy ID --from URL --to URL"
+            )
+
+
+async def _publish_made_up(store: Store, users: int, encoding: str, display: ProgressDisplay) -> None:
+    shape = Shape(users, LIST_LENGTH)
+
+    async def batches() -> AsyncIterator[list[Row]]:
+        for rows in shape.batches(shape.drawn()):
+            yield rows
+
+    await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding, on_progress=display.step)
+
+
+async def _first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:
+    ids = list[str]()
+    async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
+        async for row in scanned:
+            if row.key.startswith(USER):
+                ids.append(row.key.removeprefix(USER))
+            if len(ids) == most:
+                break
     if not ids:
         raise BenchMisused(f"the release {release.id} holds no user's list")
-    return manifest, ids, lists
-
-
-def copy_progress(name: str, options: StoresOptions, display: ProgressDisplay) -> Callable[[int, int], None]:
-    """Return what shows the progress of a copy, and ends it with BenchFailed once it is seen to take too long."""
-    began_s, most_s = time.monotonic(), COPY_SHARE * parse_seconds(options.budget)
-
-    def on_progress(done: int, total: int) -> None:
-        display.step(done, total)
-        took_s = time.monotonic() - began_s
-        if (all_s := took_s * total / max(1, done)) > most_s and took_s > ESTIMATE_AFTER_S:
-            more = math.ceil(all_s / COPY_SHARE / 60) + 1
-            raise BenchFailed(
-                f"writing the release into {name} takes about {all_s / 60:.1f} minutes of the budget of "
-                f"{options.budget}: --budget {more}m would do, or copy it before with hotplate releases copy"
-            )
-
-    return on_progress
-
-
-async def _require_same_release(
-    stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None], manifest: Manifest
-) -> None:
-    for store, url, release in zip(stores, urls, live, strict=True):
-        if release is None:
-            continue
-        if release.id != manifest.release or await load_manifest(store, release) != manifest:
-            raise BenchMisused(
-                f"{redacted(url)} serves release {release.id}, and another store {manifest.release}; for a comparison "
-                "bring one into both: hotplate releases copy ID --from URL --to URL"
-            )
-
-
-class MadeUpLists:
-    """Lists that are made up for a comparison; lives until they are published."""
-
-    def __init__(self, options: StoresOptions, display: ProgressDisplay) -> None:
-        self._options = options
-        self._display = display
-        self._shape = Shape(options.users, LIST_LENGTH)
-        self._bodies = self._shape.drawn()
-
-    async def plan(self, urls: Mapping[str, str], stores: Sequence[Store]) -> str:
-        """Take as many users as all stores, by name, take in their share of the budget; say how many, and why.
-
-        An account is not measured, because each trial would make a container that is paid for by the hour.
-        """
-        rows = [row for batch in Shape(MEASURED_LISTS, LIST_LENGTH).batches(self._bodies) for row in batch]
-        rates = dict[str, float]()
-        for (name, url), store in zip(urls.items(), stores, strict=True):
-            if scheme_of(url) != "cosmos":
-                self._display.start(f"measuring how fast lists are written into {name}", 1.0)
-                rates[name] = await lists_a_second(store, store_server(url), rows)
-        fill_s = FILL_SHARE * parse_seconds(self._options.budget)
-        fitting = (
-            max(FIRST_LISTS, int(fill_s / PASSES / sum(1 / rate for rate in rates.values()))) if rates else math.inf
-        )
-        users = self._options.users
-        if fitting >= users:
-            return f"made up for {users:,} users"
-        self._shape = replace(self._shape, users=int(fitting))
-        slowest = min(rates, key=lambda name: rates[name])
-        return (
-            f"made up for {fitting:,} users instead of {users:,}, because {slowest} takes {rates[slowest]:,.0f} lists "
-            f"a second, and the budget is {self._options.budget}"
-        )
-
-    async def publish(self, name: str, store: Store) -> ReleaseRef:
-        """Publish them to the first store."""
-        shape = self._shape
-        self._display.start(f"writing lists for {shape.users:,} users into {name}", 1.0)
-
-        async def batches() -> AsyncIterator[list[Row]]:
-            for rows in shape.batches(self._bodies):
-                yield rows
-
-        encoding, step = self._options.encoding, self._display.step
-        result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding, on_progress=step)
-        return (await store.catalogue()).find(result.manifest.release).ref
+    return ids
