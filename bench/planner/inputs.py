@@ -65,18 +65,11 @@ def _input(
     description: str,
     default: Any = MISSING,  # noqa: ANN401 -- of whatever type its field is
     reason: str = "",
-    *,
-    low: float = 0,
-    high: float | None = None,
-    choices: Sequence[str] = (),
-    panel: str = "",
+    **bounds: Any,  # noqa: ANN401 -- low, high, choices, panel
 ) -> Any:  # noqa: ANN401 -- as dataclasses.field itself
     """Declare an input; *reason* is that of its default, and one with a *panel* has a flag there."""
-    most = high if high is not None else 1 if unit == "share" else float("inf")
-    declared = {
-        "unit": unit, "description": description, "reason": reason, "low": low, "high": most, "choices": choices,
-        "panel": panel,
-    }  # fmt: skip
+    declared = {"low": 0, "high": 1 if unit == "share" else MOST, "choices": (), "panel": "", **bounds}
+    declared |= {"unit": unit, "description": description, "reason": reason}
     return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
 
 
@@ -90,24 +83,16 @@ class Inputs:
     users: int = _load("users", "who have a list", low=1)
     peak_rps: float = _load("requests/s", "in the busiest hour, of all regions together", low=1e-6)
     items: int = _load("items", "that have a list of similar ones", 0, "no similar items")
-    profile: str | tuple[float, ...] = _load(
-        "", f"shape of a day: {', '.join(SHAPES)}, or 24 rates", "flat", "as busy all day, the dearest day"
-    )
+    profile: str | tuple[float, ...] = _load("", "shape of a day: flat, evening, or 24 rates", "flat", "busy all day")
     growth_percent: float = _load("%/month", "growth of users, items and requests", 0.0, "no growth", low=-50, high=100)
     months: int = _load("months", "of growth that the plan must last for", 0, "today's load", high=120)
     unknown_share: float = _input("share", "of requests for users without a list", 0.0, "they cost a read, too")
-    zipf: float | None = _load(
-        "", "exponent of the Zipf law by which users come, as 0.9; 0: all alike", None, "all alike", high=3
-    )
-    cache_entries: int = _load(
-        "lists", "that the cache of each process keeps", 0, "none is counted on; 64 MB, the default, keep some 60,000"
-    )
+    zipf: float | None = _load("", "exponent of the Zipf law of users, as 0.9; 0: all alike", None, "all alike", high=3)
+    cache_entries: int = _load("lists", "that the cache of each process keeps", 0, "none is counted on")
     hit_rate: float | None = _load("share", "of lookups that never reach the store", None)
     hot_share: float | None = _input("share", "of requests for the one hottest user", None)
     regions: int = _load("regions", "that each hold all data", 1, low=1, high=60)
-    region_share: float = _input(
-        "share", "of requests that any one region must be able to answer", 1.0, "the others may fail", low=0.01
-    )
+    region_share: float = _input("share", "of requests that each region can answer", 1.0, "others may fail", low=0.01)
     consistency: str = _cosmos("", "consistency of reads", "eventual", "a release never changes", choices=CONSISTENCIES)
     p99_ms: float | None = _cosmos("ms", "at p99, the objective that a report's rates must keep", None, low=1e-3)
 
@@ -116,75 +101,45 @@ class Inputs:
     item_id_chars: float = _input("characters", "of an item's id", 8.0, "a guess", low=1, high=256)
     user_id_chars: float = _input("characters", "of a user's id", 10.0, "a guess", low=1, high=256)
     title_chars: float = _lists("characters", "of an item's title; 0: none", 0.0, "none are stored")
-    encoding: str = _lists(
-        "", "encoding of lists", "zstd", "hotplate's default for Redis and Cosmos DB", choices=("json", "zstd")
-    )
-    zstd_share: float = _input(
-        "share", "of a list's JSON that zstd leaves", 0.25,
-        "161 of 656 bytes, measured with random ids of 9 digits (docs/releases.md)", low=0.01,
-    )  # fmt: skip
+    encoding: str = _lists("", "encoding of lists", "zstd", "hotplate's default", choices=("json", "zstd"))
+    zstd_share: float = _input("share", "that zstd leaves of JSON", 0.25, "161 of 656 B (docs/releases.md)", low=0.01)
 
     refresh_hours: float = _cosmos("hours", "from one publish to the next", 24.0, "daily", low=0.1)
     window_hours: float = _cosmos("hours", "that a publish may take", 1.0, "a guess", low=0.01)
     publish_ru: int | None = _cosmos("RU/s", "reserved for publishing; none: what the window needs", None, low=1)
     kept: int = _input("releases", "kept besides the live one, to roll back to", 1, "hotplate's default")
-    system_bytes: int = _input(
-        "bytes",
-        "that the service adds to an item",
-        SYSTEM_BYTES,
-        "as seen in answers; that they are charged is assumed",
-    )
-    ru_utilisation: float = _input(
-        "share", "of its RU/s that a container may use in an hour's mean", 0.7,
-        "room for what happens within the hour", low=0.05,
-    )  # fmt: skip
-    capacity: str = _cosmos(
-        "",
-        "how Cosmos DB is paid for in the plan's total",
-        "manual",
-        "its cost is known beforehand",
-        choices=CAPACITIES,
-    )
+    system_bytes: int = _input("bytes", "that the service adds to an item", SYSTEM_BYTES, "seen; assumed to be charged")
+    ru_utilisation: float = _input("share", "of RU/s used in an hour's mean", 0.7, "room for peaks within it", low=0.05)
+    capacity: str = _cosmos("", "payment of RU/s in the total", "manual", "its cost is known", choices=CAPACITIES)
     have_ru: int | None = _cosmos("RU/s", "provisioned by hand today", None, low=1)
 
-    request_ms: float = _input(
-        "ms", "that a request stays in a pod", 10.0, "the read SLA of Cosmos DB at p99; Redis is faster", low=1e-3
-    )
+    request_ms: float = _input("ms", "of a request in a pod", 10.0, "the read SLA of Cosmos DB at p99", low=1e-3)
     pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input(
-        "µs", "of CPU a request takes in a pod", 30.0,
-        "27.6 measured from files, 29.1 from Redis (docs/measuring.md); from Cosmos DB about 36 more", low=0.1,
-    )  # fmt: skip
+        "µs",
+        "of CPU of a request",
+        30.0,
+        "27.6 from files, 29.1 from Redis, 36 more from Cosmos DB (measuring.md)",
+        low=0.1,
+    )
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
 
-    zones: int = _cosmos(
-        "zones", "that the pods of a region are spread over, of which any one may be lost", 1, "none is lost", low=1,
-        high=10,
-    )  # fmt: skip
+    zones: int = _cosmos("zones", "of a region's pods, of which any may be lost", 1, "none is lost", low=1, high=10)
 
     redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
     redis_reserved: float = _input(
-        "share", "of an instance's memory that is not for data", 0.2,
-        "https://learn.microsoft.com/azure/redis/architecture, 2025-05-18", high=0.9,
-    )  # fmt: skip
-    redis_utilisation: float = _input(
-        "share", "of its GETs/s that an instance may use", 0.6, "room for a publish", low=0.05
+        "share", "of memory not for data", 0.2, "https://learn.microsoft.com/azure/redis/architecture", high=0.9
     )
+    redis_utilisation: float = _input("share", "of its GETs/s that is used", 0.6, "room for a publish", low=0.05)
 
     train_nodes: int = _money("nodes", "that train, one VM or a cluster's", 1, "one VM", low=0)
-    train_hours: float = _money(
-        "hours", "of a training, before each publish", 1.0, "a guess; hotplate train prints what it took"
-    )
+    train_hours: float = _money("hours", "of a training, before each publish", 1.0, "a guess; measure yours")
     train_cpus: float = _input("vCPU", "of a node that trains", 8.0, "a guess", low=0.05)
-    train_node_hour: float | None = _money(
-        "", "price of a node that trains for an hour, with its DBUs on Databricks; none: train_cpus", None
-    )
-    ru_factor: float = _money(
-        "", "price of manual RU/s with zone redundancy by that without", 1.0, "no zone redundancy", low=1, high=10
-    )
+    train_node_hour: float | None = _money("", "price of a node and hour, with DBUs; none: by train_cpus", None)
+    ru_factor: float = _money("", "price of RU/s with zone redundancy by that without", 1.0, "none", low=1, high=10)
     gateway_month: float = _money("", "cost of a dedicated gateway in a month", 0.0, "none")
     cluster_month: float = _money("", "cost of Kubernetes itself in a month", 0.0, "the free tier of AKS")
 
@@ -382,9 +337,8 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
         number = _parsed(value)
     except (TypeError, ValueError) as error:
         raise PlanMisused(f"{label} is {value!r}, and must be {expected}") from error
-    if not low <= number <= high or number > MOST:
-        upper = f" and at most {min(high, MOST):g}"
-        raise PlanMisused(f"{label} is {number:g}, and must be at least {low:g}{upper}")
+    if not low <= number <= high:
+        raise PlanMisused(f"{label} is {number:g}, and must be at least {low:g} and at most {high:g}")
     if whole and number != int(number):
         raise PlanMisused(f"{label} is {number:g}, and must be {expected}")
     return int(number) if whole else number

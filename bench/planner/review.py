@@ -94,34 +94,31 @@ class Baseline:
 
 
 def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
-    """Make the report of a plan; with a *baseline* of the comparison with it."""
-    broken = [*shortage(plan), *(growth(plan, baseline) if baseline else ())]
-    notes = [f"look out: {each}" for each in warnings(plan)] if not plan.sourced.carries_only else []
+    """Make the report of a plan; with a *baseline* of the comparison with it, without rows."""
+    short, figures, only = [*shortage(plan)], plan.figures, plan.sourced.carries_only
+    grown = [*growth(plan, baseline)] if baseline else []
+    notes = [] if only else [f"look out: {each}" for each in warnings(plan)]
     if baseline:
-        kept = len(baseline.figures) - len([*growth(plan, baseline)])
-        inside = f"{kept} of {len(baseline.figures)} figures are inside {baseline.bound_percent:g} %"
-        sentence, rows = f"{inside} of {baseline.layer.source}", _compared(plan, baseline)
+        kept = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
+        sentence = f"{kept} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
     else:
-        sentence = _carries(plan) if plan.sourced.carries_only else _answer(plan)
-        rows = tuple(_rows(plan))
-        carried = () if plan.sourced.carries_only else (_carries(plan), _cheaper(plan))
-        notes = [*carried, *notes, *_prices(plan, prices_file), *_assumed(plan)]
-    short = [*shortage(plan)]
+        sentence = _carries(plan) if only else _answer(plan)
+        notes = [*([] if only else [_carries(plan), _cheaper(plan)]), *notes, *_origins(plan, prices_file)]
     return Report(
         kind="plan",
-        sentence=short[0] if short else sentence,
-        rows=rows,
-        listed=baseline is None,
-        notes=tuple([sentence] * bool(short) + notes),
-        broken=tuple(broken),
-        plots=() if plan.sourced.carries_only else (_cost_plot(plan), _day_plot(plan)),
+        sentence=(*short, sentence)[0],
+        rows=() if baseline else tuple(_rows(plan)),
+        listed=True,
+        notes=(*[sentence] * len(short), *notes),
+        broken=(*short, *grown),
+        plots=() if only else (_cost_plot(plan), _day_plot(plan)),
         tables=(_formulas(plan),),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
         machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
         extra={
             "currency": plan.prices.currency,
-            "inputs": [figure.to_json() for name, figure in plan.figures.items() if name in KNOWN],
-            "figures": [figure.to_json() for name, figure in plan.figures.items() if name not in KNOWN],
+            "inputs": [figure.to_json() for name, figure in figures.items() if name in KNOWN],
+            "figures": [figure.to_json() for name, figure in figures.items() if name not in KNOWN],
         },
     )
 
@@ -202,7 +199,7 @@ def _rows(plan: CapacityPlan) -> Iterator[Row]:
                 yield Row(group, words, figure.unit, figure.value, note=name)
 
 
-def _prices(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
+def _origins(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     used, today = plan.prices.by_name(), datetime.now(UTC).date()
     oldest = min(used.values(), key=lambda each: each.date)
     doubtful = ", ".join(name for name, each in used.items() if each.basis != "listed")
@@ -211,9 +208,6 @@ def _prices(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     yield f"prices in {plan.prices.currency} from {prices_file}, {age}{unchecked}"
     fees = [words for name, words in FEES.items() if name not in plan.sourced.sources]
     yield f"not priced: {', '.join((*fees, *NOT_PRICED))}"
-
-
-def _assumed(plan: CapacityPlan) -> Iterator[str]:
     figures = plan.figures
     known = {each.name for _, each in explain(figures, "carried_lists")} if plan.sourced.carries_only else figures
     assumed = [
@@ -286,15 +280,14 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
 
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
-    created = plan.number("new_partitions")
-    needed = max(plan.number("partitions_by_gb"), -(-plan.number("serve_ru") // INITIAL_PARTITION_RU))
-    if created <= needed:
-        return
-    yield (
-        f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, and "
-        f"{needed:,.0f} would do: of {plan.number('serve_ru'):,.0f} RU/s each then holds "
-        f"{plan.number('partition_ru'):,.0f}, which is all that a hot user has; publish more slowly to have fewer"
-    )
+    created, serve = plan.number("new_partitions"), plan.number("serve_ru")
+    needed = max(plan.number("partitions_by_gb"), -(-serve // INITIAL_PARTITION_RU))
+    if created > needed:
+        yield (
+            f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, "
+            f"and {needed:,.0f} would do: each has {plan.number('partition_ru'):,.0f} of {serve:,.0f} RU/s, which is "
+            f"all that a hot user has; publish more slowly to have fewer"
+        )
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -306,15 +299,11 @@ def read_baseline(path: Path) -> Baseline:
     figures, bound = check.get("agreed", {}), check.get("bound_percent", BOUND_PERCENT)
     if not isinstance(figures, dict):
         raise PlanMisused(f"[{CHECK}.agreed] in {path} must be a table of figures")
-    if not _is_number(bound) or bound < 0:
-        raise PlanMisused(f"bound_percent in {path} is {bound!r}, and must be a number, 0 or more")
-    for name, value in figures.items():
-        if name not in BASELINE_FIGURES:
-            raise PlanMisused(
-                f"{name} in {path} is not a figure of a baseline; there are {', '.join(BASELINE_FIGURES)}"
-            )
-        if not _is_number(value):
-            raise PlanMisused(f"{name} in {path} is {value!r}, and must be a number")
+    if unknown := ", ".join(figures.keys() - {*BASELINE_FIGURES}):
+        raise PlanMisused(f"{unknown} in {path} is not one of {', '.join(BASELINE_FIGURES)}")
+    for name, value in {**figures, "bound_percent": bound}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise PlanMisused(f"{name} in {path} is {value!r}, and must be a number, 0 or more")
     return Baseline(InputSource(path.name, facts, f"{{name!r}} in {path}"), figures, bound)
 
 
@@ -333,19 +322,6 @@ def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
             yield f"{name} grew from {replace(now, value=before)} to {now}{by}"
 
 
-def _compared(plan: CapacityPlan, baseline: Baseline) -> tuple[Row, ...]:
-    rows = list[Row]()
-    for name, before in baseline.figures.items():
-        figure = plan.figures[name]
-        subject = f"{name}, {figure.unit}".rstrip(", ")
-        now = figure.value if isinstance(figure.value, int | float) else None
-        rows += [
-            Row(subject, "saved", "", before),
-            Row(subject, "now", "", now, note="" if now is not None else str(figure)),
-        ]
-    return tuple(rows)
-
-
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
     """Write a plan as a baseline: the inputs that are not defaults, each with its source, and the figures to check."""
     lines = list[str]()
@@ -358,7 +334,3 @@ def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
         if isinstance(figure.value, int | float):
             lines.append(f"{name} = {figure.value:.6g}  # {figure.unit}")
     return "\n".join(lines) + "\n"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
