@@ -24,20 +24,16 @@ class Term:
     rank: int = ATOM
 
     def __add__(self, other: Number) -> "Term":
-        """Return the sum."""
         return Term(self.value + term(other).value, f"{self.formula} + {term(other).formula}", SUM)
 
     def __sub__(self, other: Number) -> "Term":
-        """Return the difference."""
         return Term(self.value - term(other).value, f"{self.formula} - {term(other).within(PRODUCT)}", SUM)
 
     def __mul__(self, other: Number) -> "Term":
-        """Return the product."""
         formula = f"{self.within(PRODUCT)} * {term(other).within(PRODUCT)}"
         return Term(self.value * term(other).value, formula, PRODUCT)
 
     def __truediv__(self, other: Number) -> "Term":
-        """Return the quotient."""
         formula = f"{self.within(PRODUCT)} / {term(other).within(ATOM)}"
         return Term(self.value / term(other).value, formula, PRODUCT)
 
@@ -92,7 +88,6 @@ class PlanFigure:
         return self.value if isinstance(self.value, int | float) else 0.0
 
     def __str__(self) -> str:
-        """Format value and unit."""
         if isinstance(self.value, int | float):
             return format_value(self.value, self.unit)
         return self.value or "none"

@@ -88,14 +88,12 @@ class Inputs:
     months: int = _load("months", "of growth that the plan must last for", 0, "today's load", high=120)
     unknown_share: float = _input("share", "of requests for users without a list", 0.0, "they cost a read, too")
     zipf: float | None = _load("", "exponent of the Zipf law of users, as 0.9; 0: all alike", None, "all alike", high=3)
-    cache_entries: int = _load("lists", "that the cache of each process keeps", 0, "none is counted on")
-    hit_rate: float | None = _load("share", "of lookups that never reach the store", None)
+    hit_rate: float = _load("share", "of lookups that never reach the store", 0.0, "no cache is counted on")
     hot_share: float | None = _input("share", "of requests for the one hottest user", None)
     regions: int = _load("regions", "that each hold all data", 1, low=1, high=60)
     region_share: float = _input("share", "of requests that each region can answer", 1.0, "others may fail", low=0.01)
     consistency: str = _cosmos("", "consistency of reads", "eventual", "a release never changes", choices=CONSISTENCIES)
     p99_ms: float | None = _cosmos("ms", "at p99, the objective that a report's rates must keep", None, low=1e-3)
-
     list_length: int = _lists("items", "in a stored list", 20, "hotplate's default", low=1, high=1000)
     list_bytes: float | None = _lists("bytes", "of a list as stored, in its encoding, measured", None, low=1)
     item_id_chars: float = _input("characters", "of an item's id", 8.0, "a guess", low=1, high=256)
@@ -103,7 +101,6 @@ class Inputs:
     title_chars: float = _lists("characters", "of an item's title; 0: none", 0.0, "none are stored")
     encoding: str = _lists("", "encoding of lists", "zstd", "hotplate's default", choices=("json", "zstd"))
     zstd_share: float = _input("share", "that zstd leaves of JSON", 0.25, "161 of 656 B (docs/releases.md)", low=0.01)
-
     refresh_hours: float = _cosmos("hours", "from one publish to the next", 24.0, "daily", low=0.1)
     window_hours: float = _cosmos("hours", "that a publish may take", 1.0, "a guess", low=0.01)
     publish_ru: int | None = _cosmos("RU/s", "reserved for publishing; none: what the window needs", None, low=1)
@@ -112,7 +109,6 @@ class Inputs:
     ru_utilisation: float = _input("share", "of RU/s used in an hour's mean", 0.7, "room for peaks within it", low=0.05)
     capacity: str = _cosmos("", "payment of RU/s in the total", "manual", "its cost is known", choices=CAPACITIES)
     have_ru: int | None = _cosmos("RU/s", "provisioned by hand today", None, low=1)
-
     request_ms: float = _input("ms", "of a request in a pod", 10.0, "the read SLA of Cosmos DB at p99", low=1e-3)
     pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
@@ -126,15 +122,12 @@ class Inputs:
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
-
     zones: int = _cosmos("zones", "of a region's pods, of which any may be lost", 1, "none is lost", low=1, high=10)
-
     redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
     redis_reserved: float = _input(
         "share", "of memory not for data", 0.2, "https://learn.microsoft.com/azure/redis/architecture", high=0.9
     )
     redis_utilisation: float = _input("share", "of its GETs/s that is used", 0.6, "room for a publish", low=0.05)
-
     train_nodes: int = _money("nodes", "that train, one VM or a cluster's", 1, "one VM", low=0)
     train_hours: float = _money("hours", "of a training, before each publish", 1.0, "a guess; measure yours")
     train_cpus: float = _input("vCPU", "of a node that trains", 8.0, "a guess", low=0.05)

@@ -5,10 +5,10 @@ Each figure is plain arithmetic over terms, which keep the formula that `--why` 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import log
 from statistics import fmean
 from typing import Any
 
-from hotplate.bench.planner.demand import CacheHits, cache_hits, fullest_zipf_share, hottest_share
 from hotplate.bench.planner.figures import FigureTable, PlanFigure, Term, ceiling, least, most, round_up, term
 from hotplate.bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, Size
@@ -40,6 +40,9 @@ POLL_S = 2.0
 FLOOR = 10
 # Hours of a publish in which the old and the new live release are both scaled to serve.
 OVERLAP_HOURS = 1
+
+# Ranks of the Zipf law that are summed one by one.
+EXACT_RANKS = 1_000
 
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
@@ -90,7 +93,7 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
     _workload(table, inputs)
     _charges(table, inputs, charges)
     _publishing(table, inputs, charges)
-    _serving(table, inputs)
+    _serving(table)
     _shares(table)
     _carried(table, inputs, month)
     _pods(table, inputs, month)
@@ -162,31 +165,22 @@ def _workload(t: FigureTable, inputs: Inputs) -> None:
     t.derive("peak_region", "requests/s", n("peak_then") * n("region_share"))
     mean = fmean(hourly_shares(inputs.profile))
     t.derive("mean_of_peak", "share", mean, "the mean of profile by its busiest hour")
-    _cache_hits(t, inputs, max(1, round(users.value)))
-    t.derive("reads_s", "reads/s", n("peak_region") * (term(1) - n("hits")))
-
-
-def _cache_hits(t: FigureTable, inputs: Inputs, users: int) -> None:
-    """Derive the hit rate of the cache, and the hottest user's share of the misses."""
-    exponent = inputs.zipf or 0.0
-    if inputs.hit_rate is not None:
-        cached = CacheHits(inputs.hit_rate, inputs.hit_rate)
-        hits = t.derive("hits", "share", t.term("hit_rate")).value
-    else:
-        cached = cache_hits(users, exponent, inputs.cache_entries)
-        formula = f"Che's approximation: cache_entries of users_then, {'all alike' if inputs.zipf is None else 'zipf'}"
-        source = "H. Che et al., Hierarchical Web caching systems, IEEE JSAC 20(7), 2002; one cache, never cleared"
-        hits = t.derive("hits", "share", cached.hit_rate, formula, source).value
+    keys = max(1, round(users.value))
     if inputs.hot_share is not None:
-        hottest = t.derive("hot_user", "share", t.term("hot_share")).value
+        t.derive("hot_user", "share", n("hot_share"))
     elif inputs.zipf is None:
-        hottest = t.derive("hot_user", "share", 1 / users, "1 / max(1, round(users_then))").value
+        t.derive("hot_user", "share", 1 / keys, "1 / max(1, round(users_then))")
     else:
-        words = "chance of the first of users_then, zipf"
-        hottest = t.derive("hot_user", "share", hottest_share(users, exponent), words).value
-    missed = hottest * (1 - cached.hottest_hit_rate) / (1 - hits) if hits < 1 else 0.0
-    formula = "hot_user by the rest, if the cache answers the hottest as it does" if hits else "hot_user"
-    t.derive("hot_read", "share", missed, formula)
+        t.derive("hot_user", "share", hottest_share(keys, inputs.zipf), "chance of the first of users_then, zipf")
+    t.derive("reads_s", "reads/s", n("peak_region") * (term(1) - n("hit_rate")))
+
+
+def hottest_share(keys: int, exponent: float) -> float:
+    """Return the share of the hottest of *keys* by a Zipf law: ranks one by one, and far ones by their integral."""
+    near = range(1, min(keys, EXACT_RANKS) + 1)
+    low, high, power = EXACT_RANKS + 0.5, keys + 0.5, 1 - exponent
+    far = log(high / low) if abs(power) < 1e-9 else (high**power - low**power) / power
+    return 1.0 / float(sum(rank**-exponent for rank in near) + (far if keys > EXACT_RANKS else 0))
 
 
 def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
@@ -223,7 +217,7 @@ def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
     t.derive("stored_gb", "GB", n("release_gb") * n("copies"))
 
 
-def _serving(t: FigureTable, inputs: Inputs) -> None:
+def _serving(t: FigureTable) -> None:
     """Derive the RU/s and the physical partitions of the container that is read.
 
     The need of the fullest partition depends on their number, and their number on that need, so the number is raised
@@ -234,21 +228,15 @@ def _serving(t: FigureTable, inputs: Inputs) -> None:
     partitions = 0.0
     while needed > partitions:
         partitions = needed
-        needed = _serving_with(t, inputs, int(partitions))
-    t.derive("partitions_all", "partitions", t.term("partitions") * t.term("regions"))
+        needed = _serving_with(t, int(partitions))
 
 
-def _serving_with(t: FigureTable, inputs: Inputs, partitions: int) -> float:
+def _serving_with(t: FigureTable, partitions: int) -> float:
     """Derive the needs of serving with this number of partitions; return the number of a container that meets them."""
     n = t.term
     t.enter("partitions", partitions, "partitions", "as many as follow from it: both agree")
-    if inputs.zipf is not None and inputs.hot_share is None and inputs.hit_rate is None:
-        users = max(1, round(t["users_then"].number))
-        fullest = fullest_zipf_share(users, inputs.zipf, partitions, inputs.cache_entries)
-        formula = "partitions * the share that the fullest has of users_then by zipf, mean over where they may lie"
-        t.derive("skew", "", partitions * fullest, formula)
-    else:
-        t.derive("skew", "", n("hot_read") * (n("partitions") - 1) + 1)
+    source = "the fullest partition has the hottest user and an even share of the others"
+    t.derive("skew", "", n("hot_user") * (n("partitions") - 1) + 1, source=source)
     t.derive("reads_plain_ru", "RU/s", n("reads_s") * n("mean_read_ru"))
     t.derive("reads_ru", "RU/s", n("reads_plain_ru") * n("skew") / n("ru_utilisation"))
     rounded = ceiling(n("reads_ru"), url.MANUAL_STEP)
@@ -267,7 +255,7 @@ def _shares(t: FigureTable) -> None:
     """Compare the hottest key and the fullest partition with a partition's share; derive all that is provisioned."""
     n = t.term
     share = t.derive("partition_ru", "RU/s", n("serve_ru") / n("partitions"))
-    hot = t.derive("hot_key_ru", "RU/s", n("reads_s") * n("hot_read") * n("mean_read_ru"))
+    hot = t.derive("hot_key_ru", "RU/s", n("reads_s") * n("hot_user") * n("mean_read_ru"))
     t.derive("hot_key_load", "share", hot / share)
     t.derive("hot_partition_load", "share", n("reads_plain_ru") * n("skew") / n("partitions") / share)
     t.derive("containers", "containers", n("kept") + 3, source="live, kept, the next one, and control")
@@ -354,7 +342,7 @@ def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
     formula = f"the least that holds reads_ru, in steps of {url.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
     source = "provisioned in each region; a tenth of the highest top ever is the lowest that may be set"
     top = t.derive("autoscale_top_ru", "RU/s", autoscale_top(reads, highest, gb), formula, source)
-    now = n("peak_then") / n("regions") * (term(1) - n("hits")) * n("mean_read_ru")
+    now = n("peak_then") / n("regions") * (term(1) - n("hit_rate")) * n("mean_read_ru")
     now = t.derive("region_reads_ru", "RU/s", now)
     formula = "the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then"
     mean = t.derive("autoscale_mean_ru", "RU/s", fmean(reached_ru(inputs, top.value, now.value)), formula, DYNAMIC)

@@ -36,7 +36,7 @@ UNITS = {
 }  # fmt: skip
 OUTLINE = {
     "Load": {
-        "lists": "rows", "requests/s, busiest hour and region": "peak_region", "answered by a cache": "hits",
+        "lists": "rows", "requests/s, busiest hour and region": "peak_region", "answered by a cache": "hit_rate",
         "reads/s of the store": "reads_s", "a stored list": "stored_bytes",
     },
     "Cosmos DB: request units": {
@@ -159,11 +159,11 @@ def _cheaper(plan: CapacityPlan) -> str:
     if not plan.figures["redis_cost"].unit:
         return f"{ours}: {_money(plan, cosmos)}; Redis is {plan.figures['redis_cost'].value}"
     costs = {ours: _money(plan, cosmos), "Redis": _money(plan, "redis_cost")}
-    shown = "; ".join(f"{store}: {cost}" for store, cost in costs.items())
     (low, high), (redis_low, redis_high) = _between(plan, cosmos), _between(plan, "redis_cost")
     if low <= redis_high and redis_low <= high:
-        return f"a tie, as prices are not known better: {shown}"
-    return f"{'Redis' if redis_high < low else ours} is cheaper: {shown}"
+        return f"a tie, as prices are not known better: {ours}: {costs[ours]}; Redis: {costs['Redis']}"
+    first, second = ("Redis", ours) if redis_high < low else (ours, "Redis")
+    return f"{first} is cheaper: {costs[first]}; {second}: {costs[second]}"
 
 
 def _between(plan: CapacityPlan, name: str) -> tuple[float, float]:

@@ -4,8 +4,7 @@ from math import log
 
 import pytest
 
-from hotplate.bench.planner.demand import cache_hits, hottest_share, popularity
-from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES, possible_costs, refused_share
+from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES, hottest_share, possible_costs, refused_share
 from hotplate.bench.planner.review import report, warnings
 from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
@@ -58,21 +57,11 @@ def test_a_cache_keeps_reads_from_the_store() -> None:
     known = a_plan(peak_rps=2_800, hit_rate=0.75)
     assert known.number("reads_s") == pytest.approx(700)
     assert known.number("serve_ru") == 1_000
-    # Two keys alike, one kept: 2 (1 - e^(-T/2)) = 1, so T = 2 ln 2, and half of the requests hit.
-    assert cache_hits(2, 0.0, 1).hit_rate == pytest.approx(0.5)
-    # Two keys at 2/3 and 1/3, one kept: with x = e^(-T/3), (1 - x^2) + (1 - x) = 1, x = (sqrt(5) - 1) / 2.
-    x = (5**0.5 - 1) / 2
-    found = cache_hits(2, 1.0, 1)
-    assert found.hit_rate == pytest.approx(2 / 3 * (1 - x * x) + 1 / 3 * (1 - x))
-    assert found.hottest_hit_rate == pytest.approx(1 - x * x)
     assert hottest_share(3, 1.0) == pytest.approx(6 / 11)  # 1 / (1 + 1/2 + 1/3)
+    assert hottest_share(4, 0.0) == pytest.approx(1 / 4)
     # Far ranks are taken together: the first's share of a million is still 1 / H(1,000,000), H = ln n + 0.5772.
     assert hottest_share(1_000_000, 1.0) == pytest.approx(1 / (log(1e6) + 0.5772157), rel=1e-6)
-    assert sum(count for count, _ in popularity(1_000_000, 0.9)) == 1_000_000
-    # Of 1,000 users alike, 100 kept, in each of the pods: a tenth hits. The reads that are left are as even as before.
-    alike = a_plan(users=1_000, peak_rps=700, zipf=0, cache_entries=100, hot_share=None)
-    assert alike.number("hits") == pytest.approx(0.1)
-    assert alike.number("hot_read") == pytest.approx(0.001)
+    assert hottest_share(50_000, 0.9) == pytest.approx(1 / sum(n**-0.9 for n in range(1, 50_001)), rel=1e-6)
     # Where a tenth of the lookups are for users without a list, each costs what a read of 1 KB does.
     assert a_plan(unknown_share=0.1).number("mean_read_ru") == pytest.approx(1.0)
 
@@ -157,3 +146,10 @@ def test_every_plan_says_what_its_ru_carry() -> None:
     assert "1,000 RU/s carry 1,000 reads/s, 700 with room for peaks, or 167 lists published/s" in made.notes
     larger = report(a_plan(peak_rps=700, list_bytes=3_500), "prices.toml")  # 1.12 and 6.61 RU
     assert "1,200 RU/s carry 1,071 reads/s, 750 with room for peaks, or 155 lists published/s" in larger.notes
+
+
+def test_any_zone_may_be_lost() -> None:
+    plan = a_plan(users=100_000_000, peak_rps=1_000_000, zones=3)
+    assert plan.number("pods_zone") * 2 >= plan.number("pods_region")
+    assert plan.number("pods") == plan.number("pods_zone") * 3
+    assert a_plan(zones=2).number("pods") == 4  # two in each, as two are wanted
