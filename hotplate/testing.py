@@ -23,11 +23,14 @@ import pytest_asyncio
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from hotplate.stores.encoding import body_of
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
-from hotplate.stores.lifecycle import prune
+from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
 from hotplate.stores.publication import publish, take_over
 from hotplate.stores.store import Diagnosed, Level, LocalReader, Plan, Row, Store
+from hotplate.stores.users import erase_users, find_users
+from hotplate.stores.verification import verify
 
 __all__ = ("OpenStore", "StoreContract")
 
@@ -448,3 +451,20 @@ class StoreContract:
         for odd in ("../../etc/passwd", "", "a/b", "a\x00b"):
             with pytest.raises(StoreError):
                 await store.get_many(ReleaseRef(ReleaseId(odd), odd), ["user:1"])
+
+    async def test_erased_users_stay_erased_and_their_rows_are_not_missing(self, store: Store) -> None:
+        """Over a rollback and a prune; the record of erased users is a row of this store like any other."""
+
+        async def rows() -> AsyncIterator[Sequence[Row]]:
+            body = body_of(b'{"id":"x","score":1}')
+            yield [Row("popular:", body), *(Row(f"user:{number}", body) for number in range(3))]
+
+        first, second = [(await publish(store, rows(), plan=Plan(4, 200), about={})).manifest.release for _ in range(2)]
+        await erase_users(store, ["1"])
+        assert await rollback(store) == first
+        for release in (first, second):
+            await verify(store, (await store.catalogue()).find(release).ref)
+        await prune(store, keep=0, grace_s=0.0)
+        found = await find_users(store, ["1", "2"])
+        assert found.erased == ("1",)
+        assert "2" in found.holding[first]

@@ -26,6 +26,7 @@ from hotplate.stores.store import LocalReader, Reader, Slot
 
 if TYPE_CHECKING:
     from hotplate.serve.item_factors import ItemFactors
+    from hotplate.stores.erasure import ErasedUsers
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,10 @@ class TieredReader:
         self._budget_s = budget_s
         self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._complete)
         self._fold_in = FoldIn() if fold_in else None
+        self._erased: tuple[ErasedUsers, ...] = ()
         for tier in self.tiers:
             tier.follower.fold_in = self._fold_in
+            tier.follower.on_erased = self._note_erased
 
     async def __aenter__(self) -> Self:
         if self.following:
@@ -187,7 +190,7 @@ class TieredReader:
         release yet.
         """
         denied = self.deny_list.current.users
-        if denied and key.startswith(USER) and key[len(USER) :] in denied:
+        if (denied and key.startswith(USER) and key[len(USER) :] in denied) or (self._erased and self._is_erased(key)):
             self.metrics.count_lookup("popular", "miss")
             return self._first(segment, "unknown", key)
         missed: Origin | None = None
@@ -210,6 +213,13 @@ class TieredReader:
             self._count_error(kept, key)
             return kept
         return self._fallback(*missed, key, None, segment)
+
+    def _is_erased(self, key: str) -> bool:
+        """Return whether a user was erased from any tier: what another one holds may be older."""
+        return any(erased.covers(key) for erased in self._erased)
+
+    def _note_erased(self) -> None:
+        self._erased = tuple(tier.follower.erased for tier in self.tiers if tier.follower.erased)
 
     def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
         """Read a row's *key* with all others of this turn of the loop, and call *deliver* once, in a later turn.
@@ -284,6 +294,8 @@ class TieredReader:
         """
         denied = self.deny_list.current.users
         wanted = [user for user in dict.fromkeys(users) if user not in denied]
+        if self._erased:
+            wanted = [user for user in wanted if not self._is_erased(USER + user)]
         deadline = self._deadline(BUDGET_S_PER_USER * len(users))
         found = await self._read_many([USER + user for user in wanted], segment, deadline, must_read=must_read)
         if len(wanted) == len(users):

@@ -51,7 +51,9 @@ class DraftRef(NamedTuple):
         return ReleaseRef(self.id, self.incarnation)
 
 
+# A store from which users were erased has format 3: an older hotplate, which would serve them, refuses it.
 FORMAT = 2
+FORMAT_ERASED = 3
 
 # How long a draft lives without its writer renewing the lease.
 LEASE_S = 60.0
@@ -124,6 +126,14 @@ class Canary:
 
 
 @dataclass(frozen=True, slots=True)
+class Erased:
+    """Which incarnation holds the record of erased users (`hotplate.stores.erasure`), and how many it names."""
+
+    incarnation: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue:
     """The record itself: a value, and each change makes another."""
 
@@ -132,6 +142,7 @@ class Catalogue:
     token: str = ""
     releases: tuple[Release, ...] = ()
     canary: Canary | None = None
+    erased: Erased | None = None
     now: float = field(default=0.0, compare=False)
     """The store's clock at the read; not stored."""
 
@@ -192,6 +203,12 @@ class Catalogue:
             if entry.id == release and entry.state is State.DRAFT:
                 return entry
         raise ReleaseConflict(f"release {release} is not a draft any more, it is {self.find(release).state}")
+
+    @property
+    def incarnations(self) -> set[str]:
+        """All that the catalogue names."""
+        named = {entry.incarnation for entry in self.releases}
+        return named if self.erased is None else named | {self.erased.incarnation}
 
     def entry(self, incarnation: str) -> Release | None:
         """Return the entry of an incarnation, in whatever state."""
@@ -414,7 +431,7 @@ def prune(
     entries = [
         replace(entry, state=State.DROPPING) if is_unneeded(entry) else entry for entry in _lapsed_dropped(catalogue)
     ]
-    unknown = sorted(set(present) - {entry.incarnation for entry in entries})
+    unknown = sorted(set(present) - catalogue.incarnations)
     entries += [
         Release(ReleaseId(f"unknown-{incarnation}"), incarnation, State.DROPPING, catalogue.now)
         for incarnation in unknown
@@ -528,13 +545,14 @@ class _Record(Struct):
     entries: tuple[Release, ...]
     checksum: str
     refusals: str | None = None
+    erased: Erased | None = None
 
 
 def dump(catalogue: Catalogue) -> bytes:
-    """Render a catalogue for storage, in format 2; what belongs to one read stays behind."""
+    """Render a catalogue for storage; what belongs to one read stays behind."""
     return orjson.dumps(
         {
-            "format": FORMAT,
+            "format": FORMAT if catalogue.erased is None else FORMAT_ERASED,
             "store_id": catalogue.store_id,
             "generation": catalogue.generation,
             "token": catalogue.token,
@@ -543,6 +561,7 @@ def dump(catalogue: Catalogue) -> bytes:
             "entries": catalogue.releases,
             "checksum": _checksum(catalogue),
             "refusals": _marks(catalogue),
+            **({} if catalogue.erased is None else {"erased": catalogue.erased}),
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
     )
@@ -557,17 +576,20 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
 
     try:
         written = msgspec.json.decode(record, type=RecordFormat).format
-        if written > FORMAT:
+        if written > FORMAT_ERASED:
             raise CatalogueUnreadable(
-                f"the catalogue at {where} has format {written} and this hotplate reads {FORMAT}; upgrade hotplate"
+                f"the catalogue at {where} has format {written} and this hotplate reads {FORMAT_ERASED}; upgrade "
+                f"hotplate"
             )
-        if written != FORMAT:
+        if written < FORMAT:
             raise CatalogueUnreadable(
                 f"the catalogue at {where} has format {written}, of hotplate 0.1, and this hotplate reads {FORMAT}; "
                 f"publish into a new store"
             )
         found = msgspec.json.decode(record, type=_Record)
-        catalogue = Catalogue(found.store_id, found.generation, found.token, found.entries, found.canary, now)
+        catalogue = Catalogue(
+            found.store_id, found.generation, found.token, found.entries, found.canary, found.erased, now
+        )
         canary = catalogue.canary_entry
     except (msgspec.MsgspecError, ValueError, RecursionError, ReleaseNotFound) as error:
         raise unreadable(f"cannot be read: {error}") from error
@@ -577,6 +599,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         not 1 <= catalogue.generation < 1 << 63
         or living != ([found.live] if found.live else [])
         or len(incarnations) != len(catalogue.releases)
+        or (written == FORMAT_ERASED) != (catalogue.erased is not None)
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
     ):
         raise unreadable("contradicts itself")
@@ -601,7 +624,8 @@ def _checksum(catalogue: Catalogue) -> str:
         for entry in catalogue.releases
     ]
     shown = None if canary is None else (canary.release, float(canary.percent), canary.salt)
-    return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries)))
+    erased = () if catalogue.erased is None else ((catalogue.erased.incarnation, catalogue.erased.count),)
+    return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries, *erased)))
 
 
 def _marks(catalogue: Catalogue) -> str | None:

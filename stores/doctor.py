@@ -154,12 +154,11 @@ async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
             sentence = f"the writer of the draft {entry.id} {heard}; "
             advice = "go on with --resume, or let `hotplate releases prune` erase it"
             findings.append(Finding(Level.WARNING, "left over", sentence + advice))
-    known = {entry.ref.incarnation for entry in catalogue.releases}
     try:
         found = await store.incarnations()
     except StoreError as error:
         return [*findings, Finding(Level.WARNING, "left over", f"what lies in the store cannot be listed: {error}")]
-    if strangers := [name for name in found if name not in known]:
+    if strangers := [name for name in found if name not in catalogue.incarnations]:
         named = ", ".join(strangers[:NAMED]) + (f" and {len(strangers) - NAMED} more" if strangers[NAMED:] else "")
         sentence = f"the data of {named}, which no catalogue names; `hotplate releases prune` erases them"
         findings.append(Finding(Level.WARNING, "left over", sentence))

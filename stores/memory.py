@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.keys import META
-from hotplate.stores.store import LocalReader, Plan, Row, Slot, not_found, sealed, taken_over
+from hotplate.stores.store import LocalReader, Plan, Row, RowEraser, Slot, not_found, sealed, taken_over
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class _StoredRelease:
     """The last key of each part."""
 
 
-class MemoryStore(LocalReader):
+class MemoryStore(LocalReader, RowEraser):
     """Holds everything in this process and loses it with it; *clock* is the store's own time."""
 
     batch = coalesce = 64
@@ -99,6 +99,10 @@ class MemoryStore(LocalReader):
 
     async def erase(self, release: ReleaseRef) -> None:
         self._releases.pop(release.incarnation, None)
+
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+        rows = self._find(release).rows
+        return sum(rows.pop(key, None) is not None for key in keys)
 
     async def incarnations(self) -> list[str]:
         return list(self._releases)

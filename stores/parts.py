@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.compression import Encoder
 from hotplate.stores.encoding import Checksum
+from hotplate.stores.erasure import erased_from
 from hotplate.stores.keys import META
 from hotplate.stores.manifest import Tally
 from hotplate.stores.store import Row, Store
@@ -62,13 +63,16 @@ async def put_part(
 ) -> WrittenPart:
     """Put the rows of a part, those aside that were acknowledged before, or, unless *puts*, only sum them up.
 
-    *check* is called before each batch.
+    Rows of erased users are left out. *check* is called before each batch.
     """
+    erased = await erased_from(store)
     point = await store.resume_point(draft, part) if puts else None
     tally = Tally()
     put = 0
     async for batch in batches:
         check()
+        if erased:
+            batch = [row for row in batch if not erased.covers(row.key)]  # noqa: PLW2901 -- the rest of it
         if puts:
             fresh, point = _after(point, batch)
             if fresh:

@@ -191,8 +191,12 @@ async def write(
     prepare: bool = False,
     others: ParallelWriters | None = None,
     refused_by: RefusedBy | None = None,
+    check_same: Finish | None = None,
 ) -> WriteResult:
-    """Write or continue a draft, under a lease, up to its commit; with *prepare*, fit to be live at once."""
+    """Write or continue a draft, under a lease, up to its commit; with *prepare*, fit to be live at once.
+
+    *check_same* holds the rows against a manifest that an earlier run has written, if they may differ from it.
+    """
     try:
         async with lease(store, draft) as check_lease:
             encoded = await encode()
@@ -202,6 +206,8 @@ async def write(
             if manifest is None:
                 manifest = await finish(written.tally)
                 await store.put(draft, [manifest.key_row])
+            elif check_same is not None:
+                await check_same(written.tally)
             else:
                 _check_same(manifest, written.tally)
             result = WriteResult(manifest, written.rows, written.tally.rows - written.rows)

@@ -7,9 +7,11 @@ running services follow it, and work that was begun before cannot change it.
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     RefusedByGates,
@@ -24,6 +26,7 @@ from hotplate.stores.keys import MANIFEST
 from hotplate.stores.lifecycle import is_sealed, scale_up_again
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.store import Store, read_one
+from hotplate.stores.users import find_records, write_record
 from hotplate.stores.verification import read_servable, verify
 
 # Is called with (the release that is read, its rows read, its rows in all).
@@ -52,6 +55,9 @@ class Survey:
 
     others: dict[str, str]
     """By incarnation, what is not taken up, and why: the next `prune` erases it."""
+
+    erased: dict[str, ErasedUsers]
+    """The records of erased users, by incarnation."""
 
     record: bytes | None
     """The catalogue that cannot be read; None if there is none."""
@@ -95,7 +101,10 @@ async def survey(
     """
     record, now = await _unreadable_record(store)
     releases, others = list[FoundRelease](), dict[str, str]()
+    erased = await find_records(store)
     for incarnation in await store.incarnations():
+        if incarnation in erased:
+            continue
         try:
             manifest = await _load_manifest(store, incarnation)
         except (ReleaseNotFound, ReleaseCorrupt) as error:
@@ -103,7 +112,7 @@ async def survey(
         else:
             releases.append(FoundRelease(ReleaseRef(manifest.release, incarnation), manifest))
     releases.sort(key=lambda one: one.manifest.created_at)
-    found = Survey(tuple(releases), others, record, now)
+    found = Survey(tuple(releases), others, erased, record, now)
     if not releases:
         drafts = f"; {len(others)} drafts or damaged releases are not taken up" if others else ""
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
@@ -131,7 +140,7 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
     await store.prepare(chosen.ref)
     new = changes.succeed(
         Catalogue(now=found.now),
-        Catalogue(releases=tuple(_entries(found, chosen)), now=found.now),
+        Catalogue(releases=tuple(_entries(found, chosen)), erased=await _erased(store, found), now=found.now),
         token=secrets.token_hex(8),
         store_id=secrets.token_hex(8),
     )
@@ -149,6 +158,13 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
             ) from error
     await scale_up_again(store, chosen.ref)
     return new
+
+
+async def _erased(store: Store, found: Survey) -> Erased | None:
+    """Return the record of all who were ever erased: the one there is, or one that is written of several."""
+    if len(found.erased) > 1:
+        return await write_record(store, reduce(ErasedUsers.merged, found.erased.values()))
+    return next((Erased(incarnation, users.count) for incarnation, users in found.erased.items()), None)
 
 
 async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:

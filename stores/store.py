@@ -300,6 +300,14 @@ class ProvisionedStore(ABC):
         """
 
 
+class RowEraser(ABC):
+    """Base class of a store that can delete single rows of a sealed release."""
+
+    @abstractmethod
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+        """Delete rows, and return how many there were. Idempotent; raises ReleaseNotFound if the release is gone."""
+
+
 class Observer(Protocol):
     """Counts the attempts of a store, with their charges and failures; given to `connect`."""
 

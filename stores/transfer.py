@@ -9,13 +9,15 @@ from dataclasses import replace
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.compression import EncodedRows
+from hotplate.stores.erasure import ErasedUsers, erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.estimate import estimate
 from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.lifecycle import scale_down
-from hotplate.stores.manifest import Manifest, Tally, compare
+from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.publication import COPIER, DRAFT_POLL_S, WriteResult, become_writer, begin, go_live, write
 from hotplate.stores.store import Estimate, Plan, Row, Store
+from hotplate.stores.users import check_copied, take_over_erasures
 from hotplate.stores.verification import OnProgress, load_manifest, read_rows, unreported, verify
 
 log = logging.getLogger(__name__)
@@ -130,14 +132,30 @@ async def _write_copy(
     on_progress: OnProgress,
     prepare: bool = False,
 ) -> WriteResult:
+    """Write the rows of a release but for those of users who were erased in either store."""
+    theirs = await erased_from(source)
+    erased = await take_over_erasures(target, theirs)
+    left_out = list[str]()
+
     async def finish(tally: Tally) -> Manifest:
-        compare(manifest, tally)
+        await check_copied(target, manifest, tally, len(left_out), theirs.rows.get(manifest.release, 0))
         return manifest
 
     async def read() -> EncodedRows:
-        return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, found, manifest, on_progress))
+        batches = _batches(source, found, manifest, on_progress)
+        kept = _without(batches, erased, left_out) if erased else batches
+        return EncodedRows(Plan(manifest.rows, manifest.bytes), kept)
 
-    return await write(target, draft, read, finish=finish, prepare=prepare)
+    return await write(target, draft, read, finish=finish, prepare=prepare, check_same=finish)
+
+
+async def _without(
+    batches: AsyncIterator[list[Row]], erased: ErasedUsers, left_out: list[str]
+) -> AsyncIterator[list[Row]]:
+    """Yield rows but for those of erased users, whose keys are added to *left_out*."""
+    async for rows in batches:
+        left_out += [row.key for row in rows if erased.covers(row.key)]
+        yield [row for row in rows if not erased.covers(row.key)]
 
 
 async def estimate_copy(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode, read_ids
 from hotplate.stores.encoding import Checksum, Decode, is_empty
+from hotplate.stores.erasure import erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
@@ -96,6 +97,8 @@ async def verify(store: Store, release: ReleaseRef, *, on_progress: OnProgress =
         compare(manifest, tally)
     except ReleaseCorrupt as error:
         found = await _inspect(store, release, manifest)
+        if found.is_whole and found.erased:
+            return manifest
         if found.is_whole:
             raise
         raise ReleaseCorrupt(f"of release {release.id}, {found.finding}") from error
@@ -114,6 +117,8 @@ class ScrubResult:
     missing: int
     count: int
     damaged: list[str]
+    erased: int = 0
+    """How many rows were deleted because their users were erased; they are not missing."""
 
     @property
     def is_whole(self) -> bool:
@@ -162,10 +167,14 @@ async def _inspect(
         rows += len(chunk)
         if rows_per_s is not None:
             await asyncio.sleep(began + rows / rows_per_s - loop.time())
-    missing = sum(max(0, stated - tally.counts.get(kind, 0)) for kind, stated in manifest.counts.items())
-    if not missing and not count:
+    absent = {kind: max(0, stated - tally.counts.get(kind, 0)) for kind, stated in manifest.counts.items()}
+    erased = 0
+    if lists := absent.get(USER.removesuffix(":"), 0):
+        erased = min(lists, (await erased_from(store)).rows.get(release.id, 0))
+    missing = sum(absent.values()) - erased
+    if not missing and not count and not erased:
         compare(manifest, tally)
-    return ScrubResult(rows, manifest.rows + 1, missing, count, damaged)
+    return ScrubResult(rows, manifest.rows + 1, missing, count, damaged, erased)
 
 
 def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
@@ -262,6 +271,8 @@ async def _read_servable(reader: Reader, release: ReleaseRef) -> Servable:
     decode = await load_decode(reader, release, manifest)
     keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
     bodies, damaged = await _open(reader, release, [*keys, *manifest.sample], decode)
+    if damaged and (erased := await erased_from(reader)):
+        damaged = [key for key in damaged if not erased.covers(key)]
     unreadable = len(set(manifest.sample).intersection(damaged))
     if unreadable > 1 and 2 * unreadable > len(manifest.sample):
         raise ReleaseCorrupt(

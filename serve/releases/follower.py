@@ -16,6 +16,7 @@ from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.releases.canary import BothCounts, ServedCanary, StoppedCanary
 from hotplate.serve.releases.release import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from hotplate.stores.erasure import NOBODY, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError
 from hotplate.stores.keys import MANIFEST
 from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one, warnings_of
@@ -69,6 +70,10 @@ class Follower:
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         """What a share of the users see in the place of what is `served`."""
+        self.erased = NOBODY
+        """The users who were erased from the store: they are answered as unknown."""
+        self.on_erased: Callable[[], None] = lambda: None
+        """Called after a change of `erased`."""
         self.canary_stopped: StoppedCanary | None = None
         """The canary of the catalogue, if it is not used any more."""
         self.stopped_elsewhere: Callable[[], Iterable[StoppedCanary]] = tuple
@@ -293,6 +298,9 @@ class Follower:
 
     async def _follow(self, found: Catalogue) -> None:
         """Switch to what *found* says is live and to its canary, once these are loaded."""
+        if found.erased != (None if self._seen is None else self._seen.erased):
+            self.erased = await read_erased(self._reader, found)
+            self.on_erased()
         live, served = found.live_entry, self.served
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:

@@ -11,10 +11,12 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, State, abort
+from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId, State, abort
+from hotplate.stores.erasure import NOBODY, ErasedUsers, read_erased
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     ReleaseConflict,
@@ -27,6 +29,7 @@ from hotplate.stores.file.catalogue import CatalogueFile
 from hotplate.stores.file.release import READ_CHUNK, check_whole, translated
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder
+from hotplate.stores.users import find_records, write_record
 from hotplate.stores.verification import OnProgress, unreported
 
 T = TypeVar("T")
@@ -52,8 +55,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     async with _held(store) as (found, files):
         with _scratch(target.parent, target.name) as scratch:
             wanted = [
-                _Copy(_release_path(store.folder, each), files[each], _release_path(scratch, each))
-                for each in (entry.incarnation for entry in found.releases)
+                _Copy(_release_path(store.folder, each), files[each], _release_path(scratch, each)) for each in files
             ]
             copied = await _copy_all(wanted, scratch, on_progress)
             await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
@@ -84,7 +86,8 @@ async def restore(
     catalogue = CatalogueFile(store.folder)
     if _present(catalogue, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
-    async with _held(LmdbStore(source, store.clock)) as (found, files):
+    async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
+        present, erased = await _erased_of_both(store, backup, found)
         entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
         # Inside `releases`, which may be a disk of its own: what was copied is renamed into it.
         with _scratch(store.folder / "releases", "restored") as scratch:
@@ -97,10 +100,10 @@ async def restore(
                 for old, new in zip(found.releases, entries, strict=True)
             ]
             copied = await _copy_all(wanted, scratch, on_progress)
-            restored = replace(found, releases=tuple(entries))
+            restored = replace(found, releases=tuple(entries), erased=erased)
             if restored.canary is not None:  # it may have been aborted since
                 restored = abort(restored, restored.canary.release)
-            await _in_thread(_put_in_place, catalogue, restored, [each.path for each in wanted])
+            await _in_thread(_put_in_place, catalogue, restored, present, [each.path for each in wanted])
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
@@ -109,10 +112,26 @@ def _check_new(target: Path) -> None:
         raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")
 
 
-def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, copied: Sequence[Path]) -> None:
+async def _erased_of_both(store: LmdbStore, backup: LmdbStore, found: Catalogue) -> tuple[Erased | None, Erased | None]:
+    """Return the record of erased users that the store has, and one of all who were erased there or in the backup."""
+    theirs = await read_erased(backup, found)
+    await backup.close()
+    try:
+        current = await store.catalogue()
+        present, ours = current.erased, await read_erased(store, current)
+    except CatalogueUnreadable:
+        present, ours = None, reduce(ErasedUsers.merged, (await find_records(store)).values(), NOBODY)
+    if not theirs and (present is not None or not ours):
+        return present, present
+    return present, await write_record(store, ours.merged(theirs))
+
+
+def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased | None, copied: Sequence[Path]) -> None:
     """Give the files their names, and then the catalogue its new record, under its lock."""
     releases = catalogue.folder / "releases"
     with catalogue.locked(), translated(releases):
+        if _present(catalogue, restored.now).erased != erased:
+            raise ReleaseConflict("users were erased while the backup was put back; restore it again")
         releases.mkdir(exist_ok=True)
         for path in copied:
             path.rename(releases / path.name)
@@ -156,7 +175,8 @@ async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, in
         complete = tuple(entry for entry in found.releases if entry.state not in (State.DRAFT, State.DROPPING))
         with ExitStack() as opened:
             try:
-                files = {entry.incarnation: _open(store.folder, entry, opened) for entry in complete}
+                named = replace(found, releases=complete).incarnations
+                files = {incarnation: _open(store.folder, incarnation, opened) for incarnation in sorted(named)}
             except ReleaseNotFound:
                 if found == before:
                     raise  # it was not pruned: it is gone
@@ -166,8 +186,8 @@ async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, in
             return
 
 
-def _open(folder: Path, entry: Release, opened: ExitStack) -> int:
-    path = _release_path(folder, entry.incarnation)
+def _open(folder: Path, incarnation: str, opened: ExitStack) -> int:
+    path = _release_path(folder, incarnation)
     with translated(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     opened.callback(os.close, descriptor)

@@ -201,8 +201,7 @@ class LmdbStore(LocalReader, Diagnosed):
 
     def _current(self, record: bytes | None) -> Catalogue:
         found = self._catalogue.parse(record, self.clock())
-        known = {entry.incarnation for entry in found.releases}
-        for incarnation in self._files.keys() - known if found.generation else ():
+        for incarnation in self._files.keys() - found.incarnations if found.generation else ():
             self._files.pop(incarnation).close()  # pruned: a map kept open would keep its disk space, too
         return found
 

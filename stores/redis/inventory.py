@@ -135,7 +135,7 @@ class Inventory:
             return None
         # A draft is begun before it has data, and what is dropped has none before it is forgotten.
         without = (State.DRAFT, State.DROPPING)
-        return {entry.incarnation for entry in found.releases if entry.state not in without}
+        return found.incarnations - {entry.incarnation for entry in found.releases if entry.state in without}
 
     async def _is_listed(self, release: ReleaseRef) -> bool:
         """Return whether as many batches are listed as were counted."""

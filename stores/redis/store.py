@@ -53,6 +53,7 @@ from hotplate.stores.store import (
     Level,
     Plan,
     Row,
+    RowEraser,
     Slot,
     not_found,
     sealed,
@@ -74,7 +75,7 @@ RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
 
 
-class RedisStore(Diagnosed):
+class RedisStore(Diagnosed, RowEraser):
     """One deployment in one database of a server, or in a cluster; an instance belongs to one event loop and process.
 
     Lookups, control and writing have a connection each to every server, so none waits behind another, opened when
@@ -304,6 +305,11 @@ class RedisStore(Diagnosed):
 
     async def erase(self, release: ReleaseRef) -> None:
         await self._inventory.erase(release)
+
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+        await self.prepare(release)
+        names = self._keys.release(release).rows(keys)
+        return sum(await asyncio.gather(*(self._nodes.execute_command(b"DEL", name) for name in names)))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
         """Return the state of each step; raises StoreError."""

@@ -19,6 +19,7 @@ from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Reader, Slot
+from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.remote import DamagedStore, RemoteStore, publish
 from tests.support.stores import ref_of
@@ -524,3 +525,19 @@ async def test_stores_are_closed_once_what_was_requested_is_delivered(store: Rem
         waiting = asyncio.create_task(reader.personal("1"))
         await asyncio.sleep(0)
     assert texts([await waiting]) == ["first for 1"]
+
+
+async def test_an_erased_user_is_answered_as_unknown_by_every_tier(memory: MemoryStore, remote: RemoteStore) -> None:
+    await publish(memory, "first")
+    await publish(remote.inner, "second")
+    reader = await over(remote, memory)
+    assert (await reader.personal("1")).source == "personal"
+    await erase_users(memory, ["1"])  # the last tier; what the first one holds is not served, either
+    await reader.refresh()
+    one, two, three = await reader.personal("1"), *await reader.personal_many(["1", "2"])
+    for answer in (one, two):
+        assert (answer.source, answer.status) == ("popular", "unknown")
+    assert three.source == "personal"
+    found = reader.get_nowait("user:1", "personal")
+    assert found is not None
+    assert (found.source, found.status) == ("popular", "unknown")

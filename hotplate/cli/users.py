@@ -1,0 +1,151 @@
+"""`hotplate users`: erase users for good, and find what holds them still."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotplate.cli.options import Verbs
+from hotplate.cli.terminal import Json, StoreUrl, chosen_store, counted, print_result, with_store
+from hotplate.stores.options import Flag
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hotplate.stores.store import Store
+    from hotplate.stores.users import Erasure
+
+app = Verbs(
+    no_args_is_help=True,
+    help="Erase users for good, and find what holds them still.\n\n"
+    "Example: hotplate users erase u7 --store file:///var/lib/hotplate",
+)
+
+Users = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of users, as events and lists have them.")]
+Backups = Annotated[
+    list[Path] | None, Flag("A backup to look into; may be given several times.", name="backup", metavar="FOLDER")
+]
+Models = Annotated[
+    list[Path] | None, Flag("A model folder to look into; may be given several times.", name="model", metavar="FOLDER")
+]
+Events = Annotated[
+    list[Path] | None,
+    Flag("A folder of events to look into; may be given several times.", name="events", metavar="DIR"),
+]
+
+
+@app.command()
+def erase(
+    users: Users,
+    store: StoreUrl = None,
+    backups: Backups = None,
+    models: Models = None,
+    events: Events = None,
+    as_json: Json = False,
+) -> None:
+    """Erase users from a store for good: each service answers them as unknown within a refresh.
+
+    No rollback, restore, copy or rebuild brings them back. Rows are deleted from Redis at once, and go from
+    files and Cosmos DB with their release. What holds the users still is named, and so is what was not looked into.
+
+    Example: hotplate users erase u7 u8 --store redis://localhost:6379/0 --backup /backup/monday --events /var/events
+    """
+    from hotplate.stores.users import erase_users
+
+    def act(opened: "Store") -> Any:  # noqa: ANN401 -- a coroutine
+        return erase_users(opened, users)
+
+    _print(with_store(store, act), users, store, (backups, models, events), as_json=as_json, erased=True)
+
+
+@app.command()
+def find(
+    users: Users,
+    store: StoreUrl = None,
+    backups: Backups = None,
+    models: Models = None,
+    events: Events = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether users are erased, and which releases, backups, model folders and events hold them; changes nothing.
+
+    Example: hotplate users find u7 --store file:///var/lib/hotplate --model model
+    """
+    from hotplate.stores.users import find_users
+
+    def act(opened: "Store") -> Any:  # noqa: ANN401 -- a coroutine
+        return find_users(opened, users)
+
+    _print(with_store(store, act), users, store, (backups, models, events), as_json=as_json, erased=False)
+
+
+def _print(
+    done: "Erasure",
+    users: "Sequence[str]",
+    store: str | None,
+    paths: "tuple[Sequence[Path] | None, ...]",
+    *,
+    as_json: bool,
+    erased: bool,
+) -> None:
+    from hotplate.stores.urls import redacted
+
+    where = redacted(chosen_store(store))
+    backups, models, events = (given or () for given in paths)
+    elsewhere = {
+        **{str(path): with_store(f"file://{path.absolute()}", _users_of(users)) for path in backups},
+        **{str(path): _in_model(path, users) for path in models},
+        **{str(path): _in_events(path, users) for path in events},
+    }
+    named = (("other stores", True), ("backups", not backups), ("model folders", not models), ("events", not events))
+    unchecked = [name for name, is_unchecked in named if is_unchecked]
+    state = "are erased from" if erased else "are marked as erased in"
+    sentences = [f"{counted(len(done.erased), 'user')} of {len(set(users))} {state} {where}"]
+    if done.deleted:
+        sentences.append(f"{counted(done.deleted, 'row')} deleted")
+    sentences += [
+        f"release {release} holds {_named(held)} until it is pruned" for release, held in done.holding.items()
+    ]
+    sentences += [f"release {release} is being written, and was not looked into" for release in done.being_written]
+    sentences += [f"{path} holds {_named(held)}" for path, held in elsewhere.items() if held]
+    sentences.append(f"not looked into: {', '.join(unchecked)}")
+    facts = asdict(done) | {"store": where, "elsewhere": elsewhere, "not_checked": unchecked}
+    print_result(facts, *sentences, as_json=as_json)
+
+
+def _users_of(users: "Sequence[str]") -> Any:  # noqa: ANN401 -- a function of a store
+    async def act(opened: "Store") -> list[str]:
+        from hotplate.stores.users import find_users
+
+        held = (await find_users(opened, users)).holding
+        return sorted({user for of_release in held.values() for user in of_release})
+
+    return act
+
+
+def _in_model(folder: Path, users: "Sequence[str]") -> list[str]:
+    from hotplate.offline.model import load
+
+    known = set(load(folder).matrix.user_ids)
+    return [user for user in dict.fromkeys(users) if user in known]
+
+
+def _in_events(folder: Path, users: "Sequence[str]") -> list[str]:
+    import orjson
+
+    from hotplate.stores.errors import StoreMisused
+    from hotplate.stores.event_log import SegmentReader, segments
+
+    if not folder.is_dir():
+        raise StoreMisused(f"there is no folder {folder} of events")
+    wanted, found = set(users), set[str]()
+    for path in segments(folder):
+        for line in SegmentReader(path.read_bytes()):
+            user = orjson.loads(line).get("user")
+            found |= {user} & wanted
+    return [user for user in dict.fromkeys(users) if user in found]
+
+
+def _named(users: "Sequence[str]") -> str:
+    return ", ".join(repr(user) for user in users)

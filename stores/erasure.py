@@ -1,0 +1,174 @@
+"""Users who were erased for good: hashes of their ids, kept as data of the store, beside its catalogue.
+
+The catalogue names an incarnation of its own, which holds one row: salts, hashes, and how many rows of erased users
+each release was written with. An erasure writes a new incarnation and swaps the catalogue to it, so its generation
+rises and readers follow within a refresh; `prune` erases the former one. No rollback, restore, copy or rebuild can undo
+it.
+
+A release keeps its rows until it is pruned, and they are answered as those of unknown users. A RowEraser deletes them.
+A release may then lack as many rows of users as the record counts, and is whole all the same.
+"""
+
+import base64
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+import orjson
+
+from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
+from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from hotplate.stores.keys import META, USER
+from hotplate.stores.store import Reader, Row, read_one
+
+ID: Final = ReleaseId("erased-users")
+KEY = META + "erased"
+FORMAT = 1
+
+# Hashes of 8 bytes: 1.1 MB as one row, which any store takes, and 8 MB in each process that serves.
+MAX_ERASED = 100_000
+HASH_BYTES = 8
+SALT_BYTES = 16
+
+
+class _Group(msgspec.Struct):
+    salt: str
+    hashes: str
+
+
+class _Record(msgspec.Struct):
+    format: int
+    groups: list[_Group]
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedUsers:
+    """Who was erased from a store; false while nobody was."""
+
+    groups: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
+    """Hashes by their salt: one, or one for each store whose erasures came with a copy."""
+
+    rows: Mapping[ReleaseId, int] = field(default_factory=dict)
+    """How many rows of erased users each release was written with, of which some or all may be deleted."""
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+    def covers(self, key: str) -> bool:
+        """Return whether a row's *key* is an erased user's; 1 µs a salt."""
+        if not key.startswith(USER):
+            return False
+        identifier = key[len(USER) :].encode("utf-8", "surrogatepass")
+        return any(_hash(salt, identifier) in hashes for salt, hashes in self.groups.items())
+
+    @property
+    def count(self) -> int:
+        """Return how many hashes there are."""
+        return sum(map(len, self.groups.values()))
+
+    def contains(self, other: "ErasedUsers") -> bool:
+        """Return whether all who were erased in *other* are erased here by the same hash."""
+        return all(hashes <= self.groups.get(salt, frozenset()) for salt, hashes in other.groups.items())
+
+    def merged(self, other: "ErasedUsers") -> "ErasedUsers":
+        """Return those of both; StoreMisused if they are more than a store keeps."""
+        groups = dict(self.groups)
+        for salt, hashes in other.groups.items():
+            groups[salt] = groups.get(salt, frozenset()) | hashes
+        rows = dict(self.rows)
+        for release, count in other.rows.items():
+            rows[release] = max(count, rows.get(release, 0))
+        return _bounded(ErasedUsers(groups, rows))
+
+    def with_users(self, users: Iterable[str], rows: Mapping[ReleaseId, int]) -> "ErasedUsers":
+        """Return these and *users*, and *rows* of theirs more in each release; StoreMisused if they are too many."""
+        salt = next(iter(self.groups), None) or secrets.token_bytes(SALT_BYTES)
+        new = frozenset(_hash(salt, user.encode()) for user in users if not self.covers(USER + user))
+        counts = {
+            release: self.rows.get(release, 0) + rows.get(release, 0) for release in self.rows.keys() | rows.keys()
+        }
+        return _bounded(ErasedUsers({**self.groups, salt: self.groups.get(salt, frozenset()) | new}, counts))
+
+    def of_releases(self, releases: Collection[ReleaseId]) -> "ErasedUsers":
+        """Return the same without the counts of releases that are gone."""
+        return replace(self, rows={name: count for name, count in self.rows.items() if count and name in releases})
+
+
+NOBODY = ErasedUsers()
+
+
+async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
+    """Read who was erased, as *found* names the record; nothing is read while nobody was. Raises StoreError."""
+    if found.erased is None:
+        return NOBODY
+    try:
+        value = await read_one(reader, ReleaseRef(ID, found.erased.incarnation), KEY)
+        erased = None if value is None else parse_erased(value)
+    except (ReleaseNotFound, ReleaseCorrupt) as error:
+        raise _lost(str(error)) from error
+    if erased is None or erased.count != found.erased.count:
+        raise _lost("it is missing, or another one")
+    return erased
+
+
+async def erased_from(reader: Reader) -> ErasedUsers:
+    """Read the catalogue, and who was erased; a record that an erasure has replaced just now is looked for again."""
+    found = await reader.catalogue()
+    try:
+        return await read_erased(reader, found)
+    except ReleaseCorrupt:
+        again = await reader.catalogue()
+        if again.erased == found.erased:
+            raise
+        return await read_erased(reader, again)
+
+
+def _hash(salt: bytes, identifier: bytes) -> bytes:
+    return blake2b(identifier, digest_size=HASH_BYTES, key=salt).digest()
+
+
+def _bounded(users: ErasedUsers) -> ErasedUsers:
+    if users.count > MAX_ERASED:
+        raise StoreMisused(
+            f"{users.count:,} users would be erased, and a store keeps {MAX_ERASED:,}; publish releases without them "
+            f"into a new store, and serve that"
+        )
+    return users
+
+
+def row_of(users: ErasedUsers) -> Row:
+    """Return the one row of a record."""
+    groups = [
+        {"salt": salt.hex(), "hashes": base64.b64encode(b"".join(sorted(hashes))).decode()}
+        for salt, hashes in sorted(users.groups.items())
+    ]
+    record = orjson.dumps({"format": FORMAT, "groups": groups, "rows": dict(users.rows)})
+    return Row(KEY, Checksum(ID).seal(KEY, NO_OFFSET + record))
+
+
+def parse_erased(value: bytes) -> ErasedUsers:
+    """Read a record back; ReleaseCorrupt for anything that is not one."""
+    try:
+        record = msgspec.json.decode(Checksum(ID).open(KEY, value)[OFFSET_BYTES:], type=_Record)
+        if record.format != FORMAT:
+            raise ReleaseCorrupt(f"the record has format {record.format}; upgrade hotplate")
+        groups = dict[bytes, frozenset[bytes]]()
+        for group in record.groups:
+            raw = base64.b64decode(group.hashes, validate=True)
+            hashes = (raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))
+            groups[bytes.fromhex(group.salt)] = frozenset(hashes)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ReleaseCorrupt(f"the record cannot be read: {error}") from error
+    return ErasedUsers(groups, {ReleaseId(release): count for release, count in record.rows.items()})
+
+
+def _lost(why: str) -> ReleaseCorrupt:
+    return ReleaseCorrupt(
+        f"the record of erased users cannot be read, so nothing new is served: {why}; restore the store from a backup, "
+        f"or see `hotplate users` in the documentation of security"
+    )

@@ -1,0 +1,167 @@
+"""Erased users stay erased, whatever goes live, is copied, put back or rebuilt."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import Catalogue, ReleaseId, State, dump, parse
+from hotplate.stores.erasure import MAX_ERASED, ErasedUsers, erased_from
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from hotplate.stores.file.backup import backup, restore
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.memory import MemoryStore
+from hotplate.stores.rebuild import rebuild, survey
+from hotplate.stores.store import Row, Store
+from hotplate.stores.transfer import copy
+from hotplate.stores.users import erase_users, find_users
+from hotplate.stores.verification import read_servable, scrub, verify
+from tests.support.service import a_list
+from tests.support.stores import OpenStore, on_every_store, publish, ref_of
+
+ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(8))]
+
+
+@pytest.fixture
+async def folder(tmp_path: Path) -> AsyncIterator[LmdbStore]:
+    store = LmdbStore(tmp_path / "store")
+    yield store
+    await store.close()
+
+
+async def published(store: Store) -> ReleaseId:
+    return await publish(store, ROWS)
+
+
+async def is_erased(store: Store, user: str) -> bool:
+    return (await erased_from(store)).covers(f"user:{user}")
+
+
+@on_every_store
+async def test_an_erased_user_stays_erased_after_a_rollback_and_a_publish(open_store: OpenStore) -> None:
+    store = open_store()
+    first, second = await published(store), await published(store)
+    before = await store.catalogue()
+    done = await erase_users(store, ["7", "nobody"])
+    assert done.erased == ("7", "nobody")
+    after = await store.catalogue()
+    assert (after.generation, after.live) == (before.generation + 1, second)
+    assert await life.rollback(store) == first
+    third = await published(store)
+    assert await is_erased(store, "7")
+    assert not await is_erased(store, "6")
+    assert third not in (await find_users(store, ["7"])).holding
+    await life.prune(store, keep=0, grace_s=0.0)
+    assert await is_erased(store, "7"), "the record was pruned"
+
+
+@on_every_store
+async def test_rows_of_erased_users_are_not_missing(open_store: OpenStore) -> None:
+    store = open_store()
+    release = await ref_of(store, await published(store))
+    await erase_users(store, [str(number) for number in range(5)])
+    await verify(store, release)
+    found = await scrub(store, release, rows_per_s=1e6)
+    assert (found.is_whole, found.missing) == (True, 0)
+    assert (await read_servable(store, release)).damaged == ()
+
+
+async def test_a_row_that_is_lost_shows_beside_those_that_were_erased() -> None:
+    store = MemoryStore()
+    release = await ref_of(store, await published(store))
+    assert (await erase_users(store, ["7"])).deleted == 1
+    await store.erase_rows(release, ["user:3"])
+    with pytest.raises(ReleaseCorrupt, match="1 of 10 rows are missing"):
+        await verify(store, release)
+
+
+@on_every_store
+async def test_a_copy_leaves_erased_users_out_and_is_whole(open_store: OpenStore) -> None:
+    store, target = open_store(), MemoryStore()
+    release = await published(store)
+    await erase_users(store, ["7"])
+    await copy(store, target, release)
+    assert await is_erased(target, "7")
+    assert not (await find_users(target, ["7"])).holding
+    await verify(target, await ref_of(target, release))
+    again = await copy(store, target, release)
+    assert (again.rows, again.repaired) == (0, False)
+
+
+async def test_a_copy_from_a_store_that_knows_of_no_erasure_honours_that_of_its_target(folder: LmdbStore) -> None:
+    target = MemoryStore()
+    await published(target)
+    await erase_users(target, ["7"])
+    release = await published(folder)
+    await copy(folder, target, release)
+    assert not (await find_users(target, ["7"])).holding
+    await verify(target, await ref_of(target, release))
+
+
+async def test_a_restore_over_a_store_keeps_its_erased_users(folder: LmdbStore, tmp_path: Path) -> None:
+    await published(folder)
+    await backup(folder, tmp_path / "before")
+    await erase_users(folder, ["7"])
+    await restore(tmp_path / "before", folder, over=True)
+    assert await is_erased(folder, "7")
+    await backup(folder, tmp_path / "after")
+    await restore(tmp_path / "after", other := LmdbStore(tmp_path / "other"))
+    assert await is_erased(other, "7")
+    await erase_users(other, ["6"])
+    await restore(tmp_path / "after", other, over=True)
+    assert [user for user in "567" if await is_erased(other, user)] == ["6", "7"]
+    for entry in (await other.catalogue()).releases:
+        await verify(other, entry.ref)
+    await other.close()
+
+
+async def test_a_rebuilt_catalogue_names_the_erased_users(folder: LmdbStore) -> None:
+    release = await published(folder)
+    await erase_users(folder, ["7"])
+    await erase_users(folder, ["6"])
+    (folder.folder / "catalogue.json").write_text("{")
+    found = await survey(folder)
+    assert found.others == {}
+    await rebuild(folder, found, release)
+    assert [user for user in "567" if await is_erased(folder, user)] == ["6", "7"]
+
+
+async def test_erasing_twice_changes_nothing_and_too_many_are_refused() -> None:
+    store = MemoryStore()
+    with pytest.raises(ReleaseNotFound, match="nothing was ever published"):
+        await erase_users(store, ["7"])
+    await published(store)
+    await erase_users(store, ["7"])
+    before = await store.catalogue()
+    await erase_users(store, ["7"])
+    assert (await store.catalogue()).version == before.version
+    with pytest.raises(StoreMisused, match=f"{MAX_ERASED:,}"):
+        ErasedUsers().with_users((str(number) for number in range(MAX_ERASED + 1)), {})
+
+
+async def test_an_older_hotplate_refuses_a_store_with_erased_users_and_a_lost_record_is_told() -> None:
+    store = MemoryStore()
+    await published(store)
+    assert b'"format": 2' in dump(await store.catalogue())
+    await erase_users(store, ["7"])
+    found = await store.catalogue()
+    assert b'"format": 3' in dump(found)
+    assert parse(dump(found), now=found.now, where="here") == found
+    with pytest.raises(CatalogueUnreadable):
+        parse(dump(found).replace(b'"count": 1', b'"count": 2'), now=0, where="here")
+    assert found.erased is not None
+    lost = replace(found, erased=replace(found.erased, incarnation="gone"))
+    with pytest.raises(ReleaseCorrupt, match="erased users"):
+        await erased_from(MemoryStore(catalogue=lost))
+
+
+async def test_find_names_releases_and_drafts(folder: LmdbStore) -> None:
+    release = await published(folder)
+    assert (await find_users(folder, ["7", "nobody"])).holding == {release: ("7",)}
+    await erase_users(folder, ["7"])
+    found = await find_users(folder, ["7"])
+    assert (found.erased, found.holding) == (("7",), {release: ("7",)})  # until its file is pruned
+    assert Catalogue().erased is None
+    assert (await folder.catalogue()).find(release).state is State.LIVE
