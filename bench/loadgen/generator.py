@@ -7,15 +7,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvloop
 
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.recorder import LoadProgress, Recorder
-from hotplate.bench.loadgen.result import COUNTED, SUMMED, Result
-from hotplate.bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
-from hotplate.bench.loadgen.stalls import GeneratorStalls, ProcessUsage, measure_usage
+from hotplate.bench.loadgen.result import COUNTED, SUMMED, ProcessUsage, Result, measure_usage
+from hotplate.bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due
 from hotplate.stores.http1 import ClientConnection, FailureKind
 
 # How often requests are checked for those out of time.
@@ -25,21 +24,8 @@ SWEEP_S = 0.02
 RETRY_S = 0.1
 
 
-class Due(NamedTuple):
-    """A request without an answer yet; see `hotplate.bench.loadgen.stalls` for why each time is needed.
-
-    due_s     when it was due, by the generator's clock
-    delay_s   by how much its answer may be late because it, or one shortly before it, was sent late
-    stalled_s  `GeneratorStalls.total_s` when a connection was last free; None if one was free when it was due
-    """
-
-    due_s: float
-    delay_s: float
-    stalled_s: float | None
-
-
-# Of a request, and its bytes.
-Sent = tuple[Due, bytes]
+# When a request was due, by the generator's clock, and its bytes.
+Sent = tuple[float, bytes]
 
 LoadConnection = ClientConnection[Sent]
 Clock = Callable[[], float]
@@ -68,24 +54,20 @@ class LoadGenerator:
     ) -> None:
         self._load = load
         self._clock = clock
-        self._keep_pace = keep_pace or (spin_until_due if load.spin else sleep_until_due)
+        self._keep_pace = keep_pace or sleep_until_due
         self._open_one = connect or self._connect_by_tcp
         self._requests = load.rendered()
         self._dues = load.dues()
         self._next_s: float | None = next(self._dues, None)
         self._open: set[LoadConnection] = set()
         self._idle: deque[LoadConnection] = deque()
-        self._waiting: deque[Due] = deque()
+        self._waiting: deque[float] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._error: Exception | None = None
         self._start_s = self._end_s = self._last_sent_s = self._last_read_s = 0.0
         self._next_mark_s = float("inf")
         self._rng = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
-        self._stalls = GeneratorStalls()
-        self._stalled_s = 0.0
-        """The total of stalls when a connection was last free."""
-
         self._tls = load.tls()
         self._recorder = Recorder(load.observe, load.sample_every, load.tally)
 
@@ -149,34 +131,25 @@ class LoadGenerator:
             due_s, now_s = self._start_s + self._next_s, self._clock()
             if due_s > now_s:
                 return due_s
-            self._note(due_s, now_s, idle=len(self._idle) == len(self._open))
             self._next_s = next(self._dues, None)
-            self._offer(due_s, now_s)
+            self._offer(due_s)
             self._recorder.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
         return None
 
-    def _offer(self, due_s: float, now_s: float) -> None:
+    def _offer(self, due_s: float) -> None:
         self._recorder.due += 1
-        delay_s = self._stalls.delay(now_s - due_s, now_s)
         if self._idle:
-            self._stalled_s = self._stalls.total_s
-            self._send(self._idle.popleft(), Due(due_s, delay_s, None))
+            self._send(self._idle.popleft(), due_s)
         elif len(self._waiting) < self._load.backlog:
-            self._waiting.append(Due(due_s, delay_s, self._stalled_s))
+            self._waiting.append(due_s)
             self._connect_if_short()
         else:
             self._recorder.dropped += 1
 
-    def _note(self, due_s: float, now_s: float, *, idle: bool = False) -> None:
-        """Look for a stall; the answers that came in it are read in this turn of the loop."""
-        if self._stalls.note(due_s, now_s, idle=idle):
-            asyncio.get_running_loop().call_soon(self._stalls.all_read)
-        self._stalls.seen_at_s = now_s
-
-    def _send(self, connection: LoadConnection, due: Due) -> None:
+    def _send(self, connection: LoadConnection, due_s: float) -> None:
         self._recorder.sent += 1
         request = next(self._requests)
-        connection.send(request, (due, request))
+        connection.send(request, (due_s, request))
         self._last_sent_s = self._clock()
 
     async def _sweep(self) -> None:
@@ -187,11 +160,11 @@ class LoadGenerator:
                 self._next_mark_s += 1
                 self._recorder.mark()
             oldest_s = now_s - self._load.timeout_s
-            while self._waiting and self._waiting[0].due_s < oldest_s:
+            while self._waiting and self._waiting[0] < oldest_s:
                 self._waiting.popleft()
                 self._failed("timeout")
             for connection in list(self._open):
-                if connection.tag is not None and connection.tag[0].due_s < oldest_s:
+                if connection.tag is not None and connection.tag[0] < oldest_s:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
@@ -235,9 +208,8 @@ class LoadGenerator:
 
     def on_response(self, connection: LoadConnection, tag: Sent) -> None:
         """See `hotplate.stores.http1.ConnectionListener`."""
-        due, request = tag
+        due_s, request = tag
         now_s = self._clock()
-        self._note(now_s if self._next_s is None else self._start_s + self._next_s, now_s)
         self._last_read_s = now_s
         status, body = connection.status, connection.body
         self._recorder.seen(request, status, body)
@@ -249,9 +221,7 @@ class LoadGenerator:
             self._error = error
             kind = "check"
         if kind is None:
-            stalls = self._stalls
-            unread_s = stalls.unread_s if due.stalled_s is None else stalls.total_s - due.stalled_s
-            self._recorder.good(due.due_s, now_s, due.delay_s + unread_s)
+            self._recorder.good(now_s - due_s)
             self._again()
         else:
             self._failed(kind)
@@ -288,7 +258,7 @@ class LoadGenerator:
 
     def _offer_one(self) -> None:
         if not self._error and (now_s := self._clock()) < self._end_s:
-            self._offer(now_s, now_s)
+            self._offer(now_s)
 
     def _result(self, usage: ProcessUsage) -> Result:
         load, recorder = self._load, self._recorder
@@ -299,13 +269,11 @@ class LoadGenerator:
             url=load.url,
             requested_rate=load.rate and load.rate / load.parts,
             think_s=load.think_s,
-            spin=load.spin,
             connections=load.connections,
             duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
             interrupted=self._stopped.is_set(),
             seen=recorder.values,
             usage=(usage,),
-            stolen=usage.stolen,
             samples=tuple(recorder.samples),
             seconds=recorder.seconds(),
             lags_s=recorder.lags_s,

@@ -130,8 +130,8 @@ class Load:
     response, instead of its status alone; an exception from it ends the run. `observe` names string fields of a compact
     JSON body whose values are counted. Of each `sample_every` responses one is kept, to be looked at afterwards (0:
     none). `tally` names a header of responses whose numbers are added up. Over https the server's certificate must be
-    good, by the system's authorities or those in the file `ca`. `spin` keeps the pace to microseconds on a core of its
-    own. Of several processes each has its `part` of all `parts`.
+    good, by the system's authorities or those in the file `ca`. Of several processes each has its `part` of all
+    `parts`.
     """
 
     url: str
@@ -143,7 +143,6 @@ class Load:
     think_spread: float = 0.0
     connections: int = 64
     headers: Mapping[str, str] = field(default_factory=dict)
-    spin: bool = False
     timeout_s: float = 5.0
     backlog: int = 10_000
     check: ResponseCheck = status_is_good

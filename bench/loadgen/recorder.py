@@ -17,17 +17,13 @@ LIVE = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """What happened in one second of a run; the latencies are those of the responses that came in it.
-
-    `latencies_s` are from when requests were due, `sent_latencies_s` from when they were sent, in the same order.
-    """
+    """What happened in one second of a run; the latencies are those of the responses that came in it."""
 
     due: int
     sent: int
     failed: int
     dropped: int
     latencies_s: NDArray[np.float32]
-    sent_latencies_s: NDArray[np.float32]
 
 
 class ResponseSample(NamedTuple):
@@ -56,7 +52,7 @@ class LoadProgress:
 
 
 class Recorder:
-    """Counts and times of one run; lives as long as its generator. Times are 4-byte floats: 12 bytes a request."""
+    """Counts and times of one run; lives as long as its generator. Times are 4-byte floats: 8 bytes a request."""
 
     def __init__(self, observe: Sequence[str] = (), sample_every: int = 0, tally: str = "") -> None:
         self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
@@ -64,7 +60,6 @@ class Recorder:
         self._sample_every = sample_every
         self._until_sample = sample_every
         self._latencies_s = array("f")
-        self._sent_latencies_s = array("f")
         self._lags_s = array("f")
         self._seen: dict[str, Counter[bytes]] = {name: Counter() for name in observe}
         self._marks = [(0, 0, 0, 0, 0)]
@@ -100,11 +95,9 @@ class Recorder:
         if found := self._number.search(head):
             self.tallied[status] = self.tallied.get(status, 0.0) + float(found[1])
 
-    def good(self, due_s: float, now_s: float, away_s: float) -> None:
-        """Note the latency of a good response: from when its request was due, and without what the generator lost."""
-        latency_s = now_s - due_s
+    def good(self, latency_s: float) -> None:
+        """Note the latency of a good response."""
         self._latencies_s.append(latency_s)
-        self._sent_latencies_s.append(max(0.0, latency_s - away_s))
 
     def mark(self) -> None:
         """Note that a second is over."""
@@ -124,14 +117,12 @@ class Recorder:
         if len(self._marks) > 1 and self._marks[-1][0] == self.due:
             self._marks.pop()
         self.mark()
-        latencies_s, sent_latencies_s = (
-            np.array(each, dtype=np.float32) for each in (self._latencies_s, self._sent_latencies_s)
-        )
+        latencies_s = np.array(self._latencies_s, dtype=np.float32)
         seconds = list[Second]()
         for before, after in itertools.pairwise(self._marks):
             due, sent, failed, dropped, _ = (late - early for early, late in zip(before, after, strict=True))
             within = slice(before[-1], after[-1])
-            seconds.append(Second(due, sent, failed, dropped, latencies_s[within], sent_latencies_s[within]))
+            seconds.append(Second(due, sent, failed, dropped, latencies_s[within]))
         return tuple(seconds)
 
     @property

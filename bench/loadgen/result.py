@@ -1,9 +1,11 @@
-"""What one run of the load generator found: latencies between two bounds, and whether these say anything."""
+"""What one run of the load generator found, and whether it measured the service."""
 
 import itertools
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,26 +13,15 @@ from numpy.typing import NDArray
 
 from hotplate.bench.loadgen.histogram import Histogram, Seconds
 from hotplate.bench.loadgen.recorder import ResponseSample, Second
-from hotplate.bench.loadgen.stalls import AWAY_S, ProcessUsage
-from hotplate.bench.measured import STOLEN
-from hotplate.bench.report.text import APART, format_us
+from hotplate.report import format_value
 
 # A run is invalid below this share of sent requests, or above this share of a core.
 SENT_BOUND = 0.99
 CPU_BOUND = 0.95
 
-# A run says nothing if it has neither of these percentiles.
-DECIDING = (50.0, 90.0, 99.0)
-
-# From this lag at p99 on, latencies of some milliseconds are not to be read without their lower bound.
+# From this lag at p99 on a report names it; from the second on, a run is invalid if the lag is most of its p99.
 LAG_BOUND_US = 1_000.0
-
-# From these shares on, of the time and of a core, one is named as what made the generator late.
-WAITED = 0.005
-BUSY = 0.8
-
-# From this share of the time on that a closed loop waits for a core, its rate is a lower bound of the server's.
-STARVED = 0.05
+LATE_US = 10_000.0
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
@@ -38,6 +29,35 @@ PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 SUMMED = ("due", "sent", "dropped", "opened", "refused", "unsolicited")
 COUNTED = ("errors", "statuses", "tallied")
 OF_A_SECOND = ("due", "sent", "failed", "dropped")
+
+# Nanoseconds on a core, and waited for one, of the thread that runs the loop.
+SCHEDSTAT = Path("/proc/self/schedstat")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUsage:
+    """What one generator process used for a run: CPU time, waiting for a core (on Linux), and the time it took."""
+
+    cpu_s: float
+    waited_s: float
+    wall_s: float
+
+
+def measure_usage(clock: Callable[[], float]) -> Callable[[], ProcessUsage]:
+    """Begin to measure this process; the returned function ends it."""
+    started_s, (cpu_s, waited_s) = clock(), _cpu_and_wait_s()
+
+    def end() -> ProcessUsage:
+        now_cpu_s, now_waited_s = _cpu_and_wait_s()
+        return ProcessUsage(now_cpu_s - cpu_s, now_waited_s - waited_s, clock() - started_s)
+
+    return end
+
+
+def _cpu_and_wait_s() -> tuple[float, float]:
+    """Return the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
+    waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
+    return time.process_time(), waited_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +85,14 @@ def spread(times_s: Seconds, histogram: Histogram | None = None) -> Spread | Non
 class Result:
     """One run: `due` = `ok` + all `errors` + `dropped`; latencies are those of the answers that were ok.
 
-    An open loop has two latencies. One runs from when the request was due, even if no connection was free. The other
-    leaves out the generator's own delays, until it read the response (`hotplate.bench.loadgen.stalls`). The server's
-    true latency lies between them. In a closed loop, a latency runs from when the request was sent, which hides each
-    wait; of such a run, quote only the rate.
+    In an open loop a latency runs from when the request was due, even if no connection was free or the generator was
+    late. In a closed loop it runs from when the request was sent, which hides each wait; of such a run, quote only the
+    rate.
     """
 
     url: str
     requested_rate: float | None
     think_s: float
-    spin: bool
     connections: int
     duration_s: float
     interrupted: bool
@@ -90,10 +108,9 @@ class Result:
     refused: int
     unsolicited: int
     seen: Mapping[str, Mapping[str, int]]
-    usage: tuple[ProcessUsage, ...]
-    stolen: float | None
-    """Of the time of the cores that were used, the share that the host gave to other machines; None where unknown."""
+    """How often each value of the fields that the load observes was seen; in batches, of each list."""
 
+    usage: tuple[ProcessUsage, ...]
     samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)
@@ -107,11 +124,6 @@ class Result:
     def latencies_s(self) -> NDArray[np.float32]:
         """How long each good answer took."""
         return np.concatenate([second.latencies_s for second in self.seconds])
-
-    @property
-    def sent_latencies_s(self) -> NDArray[np.float32]:
-        """How long each good answer took at least, from when it was sent; in the order of `latencies_s`."""
-        return np.concatenate([second.sent_latencies_s for second in self.seconds])
 
     @property
     def ok(self) -> int:
@@ -144,83 +156,32 @@ class Result:
         return None if self.requested_rate is None else spread(self.lags_s)
 
     @property
-    def disturbance(self) -> str:
-        """How late the generator was, and what made it so, with its figure; empty if it was on time."""
-        lag = self.lag
-        if lag is None or lag.p99 <= AWAY_S * 1e6:
-            return ""
-        if self.stolen is not None and self.stolen >= STOLEN:
-            why = f"{self.stolen:.1%} of the CPU was stolen by the host"
-        elif self.waited >= WAITED:
-            why = f"it waited for a core {self.waited:.1%} of the time"
-        elif self._busy >= BUSY:
-            why = f"it used {self._busy:.0%} of a core"
-        else:
-            why = "by what else the machine did"
-        return f"the generator was late, {format_us(lag.p99)} at p99: {why}"
-
-    @property
-    def waited(self) -> float:
-        """The share of the time for which a generating process waited for a core; of several processes the largest."""
-        return max((each.waited_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
-
-    @property
-    def waiting(self) -> str:
-        """Why a closed loop sent less than the server could answer; empty where its generator hardly waited."""
-        if self.requested_rate is not None or self.waited < WAITED:
-            return ""
-        return f"the generator waited for a core {self.waited:.1%} of the time: the server could answer more"
-
-    @property
-    def at_least(self) -> bool:
-        """Whether its rate is only a lower bound of what the server answers, because the generator waited so long."""
-        return bool(self.waiting) and self.waited >= STARVED
-
-    @property
-    def limit(self) -> str:
-        """Why the generator itself could give no more; empty if it could."""
-        if self.waited >= STARVED:
-            return f"the generator waited for a core {self.waited:.1%} of the time"
-        return f"the generator used {self._busy:.0%} of a core" if self._busy >= BUSY and not self.spin else ""
-
-    @property
-    def _busy(self) -> float:
-        return max((each.cpu_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
-
-    @property
     def invalid_reasons(self) -> list[str]:
-        """Why this run measures nothing of the server, not even between bounds; empty for a valid run."""
+        """Why this run measures the generator and not the service; empty for a valid run."""
         if self.requested_rate is None:
-            busy = self._busy
-            full = f"the generator had no CPU to spare ({busy:.0%} of a core): this is its limit, not the server's"
+            busy = max((each.cpu_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
+            full = f"the generator had no CPU to spare ({busy:.0%} of a core): this is its limit, not the service's"
             return [full] if busy > CPU_BOUND else []
         found = []
-        most_us, least_us = (
-            Histogram.of(each).percentiles_us(DECIDING) for each in (self.latencies_s, self.sent_latencies_s)
-        )
-        if self.disturbance and all(most > APART * least for most, least in zip(most_us, least_us, strict=True)):
-            found.append(
-                f"not even its p99 is known: between {format_us(least_us[-1])} and {format_us(most_us[-1])}; "
-                f"{self.disturbance}"
-            )
         if self.sent < SENT_BOUND * self.due:
-            found.append(f"sent {self.sent} of the {self.due} requests that were due; {self.dropped} were dropped")
+            found.append(
+                f"sent {self.sent:,} of the {self.due:,} requests that were due; {self.dropped:,} were dropped"
+            )
+        (late_us,), (p99_us,) = (Histogram.of(each).percentiles_us([99]) for each in (self.lags_s, self.latencies_s))
+        if late_us > LATE_US and late_us > p99_us / 2:
+            late, p99 = format_value(late_us, "us"), format_value(p99_us, "us")
+            found.append(f"the generator itself was {late} late at p99, of a latency of {p99}")
         return found
 
     @property
     def valid(self) -> bool:
-        """Whether the run measured what it should measure; says nothing about how the server did."""
+        """Whether the run measured what it should measure; says nothing about how the service did."""
         return not self.invalid_reasons
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it but single times as plain values; the times as HDR histograms."""
-        latencies, lags = Histogram.of(self.latencies_s), Histogram.of(self.lags_s)
-        sent_latencies = Histogram.of(self.sent_latencies_s)
         left_out = {"samples", "seconds", "lags_s", "usage", "statuses", "tallied"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        latency = spread(self.latencies_s, latencies)
-        sent_latency = spread(self.sent_latencies_s, sent_latencies)
-        lag = None if self.requested_rate is None else spread(self.lags_s, lags)
         return plain | {
             "mode": self.mode,
             "ok": self.ok,
@@ -230,24 +191,11 @@ class Result:
             "error_share": self.error_share,
             "cpu_us_per_request": self.cpu_us_per_request,
             "usage": [asdict(each) for each in self.usage],
-            "latency_us": latency and asdict(latency),
-            "sent_latency_us": sent_latency and asdict(sent_latency),
-            "lag_us": lag and asdict(lag),
-            "disturbance": self.disturbance,
-            "waiting": self.waiting,
-            "at_least": self.at_least,
-            "valid": self.valid,
+            "latency_us": self.latency and asdict(self.latency),
+            "lag_us": self.lag and asdict(self.lag),
             "invalid_reasons": self.invalid_reasons,
-            "histogram": latencies.encoded,
-            "sent_histogram": sent_latencies.encoded,
-            "lag_histogram": lags.encoded,
-            "seconds": [_second_to_json(second) for second in self.seconds],
+            "histogram": Histogram.of(self.latencies_s).encoded,
         }
-
-
-def at_least(facts: Mapping[str, Any]) -> str:
-    """Return what stands before the rate of a run, or of a point of a sweep: a lower bound says so."""
-    return "at least " if facts.get("at_least") else ""
 
 
 def merged(results: Sequence[Result]) -> Result:
@@ -265,7 +213,6 @@ def merged(results: Sequence[Result]) -> Result:
         interrupted=any(each.interrupted for each in results),
         seen={name: _summed(each.seen[name] for each in results) for name in first.seen},
         usage=tuple(itertools.chain.from_iterable(each.usage for each in results)),
-        stolen=max((each.stolen for each in results if each.stolen is not None), default=None),
         samples=tuple(itertools.chain.from_iterable(each.samples for each in results)),
         seconds=_side_by_side([each.seconds for each in results]),
         lags_s=np.concatenate([each.lags_s for each in results]),
@@ -277,10 +224,8 @@ def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
     for same in itertools.zip_longest(*parts):
         here = [second for second in same if second is not None]
         counts: dict[str, Any] = {name: sum(getattr(second, name) for second in here) for name in OF_A_SECOND}
-        latencies_s, sent_latencies_s = (
-            np.concatenate([getattr(second, name) for second in here]) for name in ("latencies_s", "sent_latencies_s")
-        )
-        merged_seconds.append(Second(**counts, latencies_s=latencies_s, sent_latencies_s=sent_latencies_s))
+        latencies_s = np.concatenate([second.latencies_s for second in here])
+        merged_seconds.append(Second(**counts, latencies_s=latencies_s))
     return tuple(merged_seconds)
 
 
@@ -289,9 +234,3 @@ def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
     for each in counts:
         total.update(each)
     return dict(total)
-
-
-def _second_to_json(second: Second) -> dict[str, Any]:
-    latency = spread(second.latencies_s)
-    counts = {name: getattr(second, name) for name in OF_A_SECOND} | {"ok": len(second.latencies_s)}
-    return counts | {f"{name}_us": latency and getattr(latency, name) for name in ("p50", "p99", "max")}

@@ -52,12 +52,6 @@ Tick = Callable[[], float | None]
 Pacer = Callable[[Tick], Awaitable[None]]
 
 
-async def spin_until_due(tick: Tick) -> None:
-    """Look at the clock on every turn of the loop: late by microseconds, and takes a whole core."""
-    while tick() is not None:  # noqa: ASYNC110 -- polling is the point
-        await asyncio.sleep(0)
-
-
 async def sleep_until_due(tick: Tick) -> None:
     """Sleep until each due time: by the kernel's timer (~50 µs late), or without one by the loop's (~1 ms)."""
     if hasattr(ctypes.CDLL(None), "timerfd_create"):

@@ -149,7 +149,6 @@ def charges(
     require_folder(written)
     with bench_errors():
         from hotplate.bench.planner.prices import load as load_prices
-        from hotplate.bench.report.text import write
         from hotplate.bench.ru.charges import measure, plan
         from hotplate.bench.ru.run import account_regions
         from hotplate.stores.cosmos.charges import load as load_charges
@@ -162,7 +161,7 @@ def charges(
         _confirm(yes=yes)
         with interruptible_loop(), err.status("") as status:
             found = measure(planned, ours, status.update)
-    write(written, found.to_toml())
+    written.write_text(found.to_toml())
     if as_json:
         print_json(found.to_json())
         return

@@ -64,56 +64,19 @@ def starved(every_s: float) -> Result:
     return simulate(load, lambda arrival_s: arrival_s + SERVICE_S, at_start=thief)
 
 
-def test_a_generator_that_is_starved_of_its_core_finds_the_servers_latency_between_its_bounds() -> None:
+def test_the_lateness_of_the_generator_is_part_of_latencies_and_is_known() -> None:
     robbed = starved(1.0)
     assert robbed.valid
     assert robbed.latency is not None
     assert robbed.lag is not None
     assert robbed.lag.p99 > 1_000
-    assert "the generator was late" in robbed.disturbance
     assert robbed.latency.p99 > 2 * SERVICE_S * 1e6  # by the plan: the server's and the generator's
-    least = np.percentile(robbed.sent_latencies_s, (50, 90, 99))
-    assert (least <= SERVICE_S * 1.001).all()
-    assert least == pytest.approx(SERVICE_S, rel=0.001)
-    assert (robbed.sent_latencies_s <= robbed.latencies_s).all()
-
-
-def test_stalls_shorten_only_the_latencies_whose_end_they_hid() -> None:
-    def thief(loop: VirtualLoop) -> None:
-        loop.advance(0.002)
-        loop.call_later(0.006, thief, loop)
-
-    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=5, connections=200)
-    found = simulate(load, lambda arrival_s: arrival_s + 0.022, at_start=thief)
-    least = np.percentile(found.sent_latencies_s, (50, 90, 99))
-    assert (least <= 0.02201).all()
-    assert least[0] >= 0.018
-    assert np.percentile(found.latencies_s, 99) >= 0.022
-
-
-def test_a_request_that_waits_for_a_connection_is_delayed_by_every_stall() -> None:
-    def thief(loop: VirtualLoop) -> None:
-        loop.advance(0.002)
-        loop.call_later(0.006, thief, loop)
-
-    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=2, connections=1)
-    found = simulate(load, lambda arrival_s: arrival_s + 0.0009, at_start=thief)  # alone it would never wait
-    assert np.percentile(found.latencies_s, 50) > 0.05
-    assert np.percentile(found.sent_latencies_s, 99) <= 0.00091
 
 
 def test_a_generator_that_hardly_ever_has_its_core_reports_an_invalid_run() -> None:
     hopeless = starved(0.002)
     assert not hopeless.valid
-    assert "not even its p99 is known" in hopeless.invalid_reasons[0]
-
-
-def test_a_generator_with_a_core_of_its_own_has_one_figure() -> None:
-    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=10)
-    found = simulate(load, lambda arrival_s: arrival_s + SERVICE_S)
-    assert found.valid
-    assert found.disturbance == ""
-    assert found.sent_latencies_s == pytest.approx(found.latencies_s, abs=1e-6)
+    assert "the generator itself was" in hopeless.invalid_reasons[0]
 
 
 def test_a_run_is_reported_second_by_second() -> None:
