@@ -11,7 +11,7 @@ from functools import reduce
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, ReleaseRef, State
-from hotplate.stores.erasure import ErasedUsers
+from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     RefusedByGates,
@@ -118,7 +118,8 @@ async def survey(
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
     if wanted is not None:
         found.find(wanted)
-    read = [await _read(store, one, on_progress) for one in releases]
+    all_erased = reduce(ErasedUsers.merged, erased.values(), NOBODY)
+    read = [await _read(store, one, all_erased, on_progress) for one in releases]
     read.sort(key=lambda one: (one.manifest.created_at, one.refusal is None, one.damage is None))
     return replace(found, releases=tuple(read))
 
@@ -195,15 +196,17 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     return read_manifest(release_in(value), value)
 
 
-async def _read(store: Store, found: FoundRelease, on_progress: OnRowsRead) -> FoundRelease:
+async def _read(store: Store, found: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead) -> FoundRelease:
     """Read all of a release, and ask whether it can be served."""
     damage = refusal = None
     try:
-        await verify(store, found.ref, on_progress=lambda done, total: on_progress(found.ref.id, done, total))
+        await verify(
+            store, found.ref, erased=erased, on_progress=lambda done, total: on_progress(found.ref.id, done, total)
+        )
     except (ReleaseCorrupt, ReleaseNotFound) as error:
         damage = str(error)
     try:
-        await read_servable(store, found.ref)
+        await read_servable(store, found.ref, erased=erased)
     except (ReleaseCorrupt, ReleaseNotFound) as error:
         refusal = str(error)
     return replace(found, damage=damage, refusal=refusal)

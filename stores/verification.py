@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode, read_ids
 from hotplate.stores.encoding import Checksum, Decode, is_empty
-from hotplate.stores.erasure import erased_from
+from hotplate.stores.erasure import ErasedUsers, erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
@@ -81,8 +81,12 @@ async def read_rows(
     on_progress(done + len(chunk), manifest.rows + 1)
 
 
-async def verify(store: Store, release: ReleaseRef, *, on_progress: OnProgress = unreported) -> Manifest:
+async def verify(
+    store: Store, release: ReleaseRef, *, erased: ErasedUsers | None = None, on_progress: OnProgress = unreported
+) -> Manifest:
     """Read every row of a sealed release and compare the sums with its manifest.
+
+    *erased* is read by the catalogue, unless it is given because there is none.
 
     Raises ReleaseCorrupt if they differ, which says the same as a scrub; and for damage between the rows, where the
     store can find that.
@@ -96,7 +100,7 @@ async def verify(store: Store, release: ReleaseRef, *, on_progress: OnProgress =
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
-        found = await _inspect(store, release, manifest)
+        found = await _inspect(store, release, manifest, erased_users=erased)
         if found.is_whole and found.erased:
             return manifest
         if found.is_whole:
@@ -154,6 +158,8 @@ async def _inspect(
     manifest: Manifest,
     rows_per_s: float | None = None,
     on_progress: OnProgress = unreported,
+    *,
+    erased_users: ErasedUsers | None = None,
 ) -> ScrubResult:
     decode, check = await load_decode(store, release, manifest), Checksum(release.id).open
     loop, tally, damaged = asyncio.get_running_loop(), Tally(), list[str]()
@@ -170,7 +176,9 @@ async def _inspect(
     absent = {kind: max(0, stated - tally.counts.get(kind, 0)) for kind, stated in manifest.counts.items()}
     erased = 0
     if lists := absent.get(USER.removesuffix(":"), 0):
-        erased = min(lists, (await erased_from(store)).rows.get(release.id, 0))
+        erased = min(
+            lists, (await erased_from(store) if erased_users is None else erased_users).rows.get(release.id, 0)
+        )
     missing = sum(absent.values()) - erased
     if not missing and not count and not erased:
         compare(manifest, tally)
@@ -248,8 +256,10 @@ class Servable:
     """Keys of popular lists and of the sample that are missing or damaged: too few to refuse the release."""
 
 
-async def read_servable(reader: Reader, release: ReleaseRef, *, deadline_s: float = DEADLINE_S) -> Servable:
-    """Read what a release needs to be served.
+async def read_servable(
+    reader: Reader, release: ReleaseRef, *, erased: ErasedUsers | None = None, deadline_s: float = DEADLINE_S
+) -> Servable:
+    """Read what a release needs to be served; *erased* as for `verify`.
 
     Raises ReleaseNotFound if the data are gone, and StoreUnavailable if the store cannot be read in *deadline_s*
     (seconds). Raises ReleaseCorrupt if the file was cut, or if the manifest, the dictionary or the popular list for
@@ -257,21 +267,22 @@ async def read_servable(reader: Reader, release: ReleaseRef, *, deadline_s: floa
     """
     try:
         async with asyncio.timeout(deadline_s):
-            return await _read_servable(reader, release)
+            return await _read_servable(reader, release, erased)
     except TimeoutError as error:
         raise StoreUnavailable(
             f"release {release.id} could not be read within {deadline_s:g} s; try again once the store is faster"
         ) from error
 
 
-async def _read_servable(reader: Reader, release: ReleaseRef) -> Servable:
+async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUsers | None) -> Servable:
     if isinstance(reader, Diagnosed):
         await reader.check_size(release)
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
     keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
     bodies, damaged = await _open(reader, release, [*keys, *manifest.sample], decode)
-    if damaged and (erased := await erased_from(reader)):
+    if damaged:
+        erased = await erased_from(reader) if erased is None else erased
         damaged = [key for key in damaged if not erased.covers(key)]
     unreadable = len(set(manifest.sample).intersection(damaged))
     if unreadable > 1 and 2 * unreadable > len(manifest.sample):

@@ -323,7 +323,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         return str(error), FAILED
     if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
         extra = EXTRAS[missing]
-        return f"the extra {extra!r} is not installed ({missing}); install it with: {install_command(extra)}", FAILED
+        return f"the extra {extra!r} ({missing}) is not installed; install it with: {install_command(extra)}", FAILED
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED
     raise error

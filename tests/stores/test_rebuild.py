@@ -194,7 +194,7 @@ async def test_a_catalogue_that_is_gone_is_written_and_one_of_a_newer_hotplate_l
         await survey(store)
     live = await publish(store, "live")
     catalogue = tmp_path / "store" / "catalogue.json"
-    catalogue.write_bytes(catalogue.read_bytes().replace(b'"format": 2', b'"format": 3'))
+    catalogue.write_bytes(catalogue.read_bytes().replace(b'"format": 2', b'"format": 4'))
     with pytest.raises(CatalogueUnreadable, match="upgrade hotplate"):
         await survey(store)
     catalogue.unlink()
