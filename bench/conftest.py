@@ -30,6 +30,7 @@ from hotplate.bench.process import (
     emulator_serving,
     free_port,
     on_core,
+    read_metrics,
     redis_installed,
     redis_serving,
     service_serving,
@@ -52,6 +53,7 @@ COSMOS_USERS = 2_000
 HOTPLATE = (sys.executable, "-m", "hotplate")
 WRK_CONNECTIONS = 64
 WRK_SECONDS = 2
+MAX_POPULAR = 0.01
 REQUESTED = 50_000
 HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
 # wrk sends the requests of a file one after the other; each ends with an empty line.
@@ -260,9 +262,9 @@ def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HE
 def saturate(server: Server, requests: bytes) -> tuple[float, float]:
     """Have wrk send requests for some seconds; return requests/s and the server's CPU of one, in µs.
 
-    RuntimeError for a single error, as errors are cheap.
+    RuntimeError for a single error, and for more than MAX_POPULAR popular lists of our service, as both are cheap.
     """
-    before_s = server.cpu_s()
+    before, before_s = lookups(server), server.cpu_s()
     with tempfile.TemporaryDirectory() as folder:
         script, file = Path(folder) / "wrk.lua", Path(folder) / "requests"
         file.write_bytes(requests)
@@ -275,7 +277,19 @@ def saturate(server: Server, requests: bytes) -> tuple[float, float]:
     counted = re.search(r"(\d+) requests in ", ended.stdout)
     if counted is None or re.search(r"Socket errors: |Non-2xx or 3xx responses: ", ended.stdout):
         raise RuntimeError(f"wrk printed {(ended.stdout + ended.stderr)[-500:]}")
-    return int(counted[1]) / WRK_SECONDS, (server.cpu_s() - before_s) * 1e6 / int(counted[1])
+    found = int(counted[1]) / WRK_SECONDS, (server.cpu_s() - before_s) * 1e6 / int(counted[1])
+    made, popular = (after - first for first, after in zip(before, lookups(server), strict=True))
+    if popular > MAX_POPULAR * made:
+        raise RuntimeError(f"{popular:,.0f} of {made:,.0f} lists were popular ones; is the machine busy?")
+    return found
+
+
+def lookups(server: Server) -> tuple[float, float]:
+    """Return how many lists a service has looked up, and how many were popular ones; zeros of a peer."""
+    if not server.admin_url:
+        return 0.0, 0.0
+    url, name = f"{server.admin_url}/metrics", "hotplate_lookups_total"
+    return sum(read_metrics(url, name)), sum(read_metrics(url, name, source="popular"))
 
 
 # A child's peak memory begins at what its parent had, so a small process starts each command and measures it.
