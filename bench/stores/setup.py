@@ -157,11 +157,15 @@ def _patience(url: str) -> tuple[str, ...]:
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
-    """Name each store by its kind, and by its URL where several are of one kind."""
+    """Name each store by its kind, by its URL where several are of one kind, and by a number where that is alike, too.
+
+    URLs are shown without what may be secret, so two of one server can look the same.
+    """
     kinds = [_kind(url) for url in urls]
-    return [
+    names = [
         kind if kinds.count(kind) == 1 else f"{kind} {redacted(url)}" for kind, url in zip(kinds, urls, strict=True)
     ]
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
 def _kind(url: str) -> str:

@@ -201,6 +201,11 @@ def test_stores_are_named_by_kind_and_by_url_where_two_are_alike() -> None:
     assert store_names(["redis://:secret@a:1", "redis://b:2"]) == ["Redis redis://a:1", "Redis redis://b:2"]
 
 
+def test_two_stores_of_one_server_never_share_a_name() -> None:
+    names = store_names(["redis://a/0?prefix=x", "redis://a/0?prefix=y"])
+    assert names == ["Redis redis://a/0 (1)", "Redis redis://a/0 (2)"]
+
+
 def test_two_publishes_of_one_model_are_compared(tmp_path: Path) -> None:
     model, urls = checkerboard_model(), [f"file://{tmp_path}/{name}" for name in "ab"]
     published = [publish_model(model, url) for url in urls]
