@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar
 import pytest
 import uvloop
 
+from hotplate.bench.answers import MAX_POPULAR
 from hotplate.bench.bare import COPIED, ROUTE, fetch
 from hotplate.bench.lists import Shape
 from hotplate.bench.machine import environment
@@ -53,7 +54,6 @@ COSMOS_USERS = 2_000
 HOTPLATE = (sys.executable, "-m", "hotplate")
 WRK_CONNECTIONS = 64
 WRK_SECONDS = 2
-MAX_POPULAR = 0.01
 REQUESTED = 50_000
 HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
 # wrk sends the requests of a file one after the other; each ends with an empty line.

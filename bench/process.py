@@ -16,12 +16,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.machine import ROOT, environment
+from hotplate.stores.urls import scheme_of
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -39,6 +40,7 @@ SERVER_PORTS = (15_000, 32_000)
 # When a server that does not report what it uses is given up.
 METRICS_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
+EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 STOP_WITHIN_S = 10.0
 
 # A field of /proc/PID/stat, counted from the one after the name.
@@ -264,6 +266,31 @@ def read_metrics(url: str, name: str, ca: str | None = None, **labels: str) -> l
         for sample in read_samples(url, ca)
         if sample.name == name and all(sample.labels[label].startswith(value) for label, value in labels.items())
     ]
+
+
+class StoreCounts(NamedTuple):
+    """What the metrics of a service say of its store until now."""
+
+    ru: float
+    charged: int
+    """Responses that request units were charged for."""
+
+    throttled: int
+
+
+def store_counts(service: Server) -> StoreCounts:
+    """Read the metrics of a service; zeros of a store that charges nothing. Raises OSError."""
+    sums = dict[str, float]()
+    for sample in read_samples(f"{service.admin_url}/metrics"):
+        sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    names = "request_units", "charged_responses", "throttled"
+    ru, charged, throttled = (sums.get(f"hotplate_store_{name}_total", 0.0) for name in names)
+    return StoreCounts(ru, int(charged), int(throttled))
+
+
+def is_emulated(url: str) -> bool:
+    """Return whether the URL of a store names an emulator of Cosmos DB."""
+    return scheme_of(url) in EMULATED_SCHEMES
 
 
 def redis_installed() -> bool:

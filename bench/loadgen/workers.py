@@ -50,7 +50,6 @@ class WorkerPool:
         with ExitStack() as stack:
             self._core = None if core is None else stack.enter_context(on_core(core))
             self._workers = [start_worker("hotplate.bench.loadgen.workers:work_until_closed") for _ in range(processes)]
-        self._priority = ""
 
     def __enter__(self) -> Self:
         """Return the pool; its processes are running already."""
@@ -67,13 +66,6 @@ class WorkerPool:
         """The processes, to measure what they use."""
         return [process.pid for process, _ in self._workers]
 
-    @property
-    def placement(self) -> str:
-        """The core and the priority that they had in the newest run, in a sentence."""
-        if self._core is None:
-            return "The generator had no core of its own."
-        return f"The generator ran with {self._priority or 'no higher priority than others'} on core {self._core}."
-
     def run(self, load: Load, on_progress: OnLoadProgress | None = None, *, on_the_second: bool = False) -> Result:
         """Make one run with all processes at the same time; blocks until it is over.
 
@@ -81,7 +73,7 @@ class WorkerPool:
         Ctrl-C ends the run early: the result is `interrupted`, and holds what was measured until then. Raises
         BenchFailed if a process dies, and what the load's `check` raised.
         """
-        with raised_priority(() if self._core is None else self.pids) as self._priority:
+        with raised_priority(() if self._core is None else self.pids):
             return self._run(load, on_progress, on_the_second=on_the_second)
 
     def _run(self, load: Load, on_progress: OnLoadProgress | None, *, on_the_second: bool) -> Result:

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import NamedTuple
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.keys import InTurn, RequestKeys
@@ -25,8 +24,9 @@ from hotplate.bench.process import (
     Server,
     before_others,
     emulator_serving,
-    read_samples,
+    is_emulated,
     service_serving,
+    store_counts,
 )
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.quantities import parse_rate, parse_seconds
@@ -42,7 +42,7 @@ from hotplate.bench.ru.level import (
     measure_level,
     trial,
 )
-from hotplate.bench.ru.sandbox import Sandbox, SizedLists, builder, is_emulated, sandbox
+from hotplate.bench.ru.sandbox import Sandbox, SizedLists, builder, sandbox
 from hotplate.bench.ru.table import Sweep, report
 from hotplate.report import Report
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput, parse
@@ -139,24 +139,6 @@ def database_cost(ru: int, regions: int, prices: Prices, now: float, took_s: flo
         f"{usd:,.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {hours}",
         f"price: {prices.ru_hour.provenance}",
     ]
-
-
-class StoreCounts(NamedTuple):
-    """What a service's metrics say of its store until now."""
-
-    ru: float
-    charged: int
-    throttled: int
-
-
-def store_counts(service: Server) -> StoreCounts:
-    """Read the metrics of a service."""
-    sums = dict[str, float]()
-    for sample in read_samples(f"{service.admin_url}/metrics"):
-        sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-    names = "request_units", "charged_responses", "throttled"
-    ru, charged, throttled = (sums.get(f"hotplate_store_{name}_total", 0.0) for name in names)
-    return StoreCounts(ru, int(charged), int(throttled))
 
 
 def read_charge(service: Server, users: Sequence[str]) -> float:

@@ -29,11 +29,9 @@ from hotplate.stores.http1 import Response
 from hotplate.stores.keys import OVERALL, POPULAR, USER
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row
-from hotplate.stores.urls import scheme_of
 
 # Every database that is ever made or dropped here begins so.
 PREFIX = "hotplate-bench-"
-EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 SCALED_WITHIN_S = 120.0
 POLL_S = 0.5
 DROP_TRIES = 5
@@ -219,11 +217,6 @@ def own_url(url: str, ru: int) -> str:
     kept = {name: value for name, value in parse_qsl(parts.query) if name in {"ca", "region", "consistency"}}
     query = urlencode(kept | {"ru": str(ru)})
     return urlunsplit(parts._replace(path=f"/{PREFIX}{secrets.token_hex(4)}", query=query))
-
-
-def is_emulated(url: str) -> bool:
-    """Return whether *url* names an emulator."""
-    return scheme_of(url) in EMULATED_SCHEMES
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from hotplate.bench.machine import describe
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
+from hotplate.bench.process import is_emulated
 from hotplate.bench.ru.level import CALM, OVERLOAD, Level
-from hotplate.bench.ru.sandbox import is_emulated
 from hotplate.bench.statistics import percentile
 from hotplate.report import Curve, Plot, Report, Row, format_value
 from hotplate.stores.cosmos.url import Throughput

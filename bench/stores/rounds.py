@@ -16,7 +16,7 @@ from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.recorder import ResponseSample
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.loadgen.workers import WorkerPool
-from hotplate.bench.process import GENERATOR_CORE, read_metrics
+from hotplate.bench.process import GENERATOR_CORE, store_counts
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.setup import Candidate, Setup, through_sdk
 
@@ -30,10 +30,6 @@ AFTER_S = 15.0
 
 # azure-cosmos takes a millisecond of CPU a read or more. Faster, a core that others use, too, would not keep up.
 SDK_RATE = 100.0
-
-# The service's metrics of request units: those charged, and the responses that charged them.
-CHARGED = "hotplate_store_request_units_total"
-READS = "hotplate_store_charged_responses_total"
 
 MAX_ERRORS = 0.001
 
@@ -197,8 +193,8 @@ def _units(one: Candidate) -> RequestUnits | None:
     """Read from a service's metrics what its reads were charged so far; None of a store that is not metered."""
     if not one.metered:
         return None
-    found = [read_metrics(f"{one.service.admin_url}/metrics", name) for name in (CHARGED, READS)]
-    return RequestUnits(*map(sum, found)) if found[0] else None
+    found = store_counts(one.service)
+    return RequestUnits(found.ru, found.charged) if found.charged else None
 
 
 def each_run(store: StoreRuns, value: Callable[[ServiceRun], float]) -> Sequence[float]:

@@ -24,8 +24,6 @@ from hotplate.stores.transfer import copy
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
 
-EMULATOR = "local emulator, not Azure"
-EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 LIST_LENGTH = 20
 
 # Of the emulator that is started here: enough for lists to be written in seconds.
@@ -34,11 +32,6 @@ EMULATOR_RU = 10_000
 
 # Settings that say how to connect to a store; all others of hotplate are kept away from what is measured.
 STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
-
-
-def emulator_label(url: str) -> str | None:
-    """Return a label where *url* names an emulator, whose latencies are not the service's."""
-    return EMULATOR if scheme_of(url) in EMULATED_SCHEMES else None
 
 
 def through_sdk(url: str) -> bool:
@@ -64,7 +57,7 @@ class Candidate:
     @property
     def emulated(self) -> bool:
         """Whether its latencies are an emulator's."""
-        return emulator_label(self.url) is not None
+        return process.is_emulated(self.url)
 
     @property
     def metered(self) -> bool:
@@ -153,7 +146,7 @@ def prepared_stores(
 
 def _patience(url: str) -> tuple[str, ...]:
     """Return options that let reads of an emulator take longer than any real store's may: it has no core of its own."""
-    return ("--budget", "1") if emulator_label(url) else ()
+    return ("--budget", "1") if process.is_emulated(url) else ()
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
@@ -171,7 +164,7 @@ def store_names(urls: Sequence[str]) -> list[str]:
 def _kind(url: str) -> str:
     scheme = scheme_of(url)
     if scheme in COSMOS:
-        return "Cosmos DB" + " through the SDK" * through_sdk(url) + ", emulated" * (scheme in EMULATED_SCHEMES)
+        return "Cosmos DB" + " through the SDK" * through_sdk(url) + ", emulated" * (process.is_emulated(url))
     return "files" if scheme == "file" else "Redis" if scheme in REDIS else f"{scheme}://"
 
 
