@@ -23,6 +23,7 @@ from hotplate.bench.process import (
     GENERATOR_CORE,
     Server,
     before_others,
+    check_latency,
     emulator_serving,
     is_emulated,
     service_serving,
@@ -91,6 +92,7 @@ def plan(options: SweepOptions) -> SweepPlan:
     duration_s = parse_seconds(options.duration)
     if duration_s < 2 or duration_s % 1:
         raise BenchMisused(f"--duration is whole seconds, as budgets are: 2s or more, not {options.duration!r}")
+    check_latency(options.latency)
     if options.account is not None:
         builder(parse(options.account))  # refuses an account without a key
     return SweepPlan(options, levels, parse_sizes(options.item_kb, "--item-kb"), int(duration_s))

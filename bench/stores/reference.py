@@ -8,6 +8,7 @@ from hotplate.bench.loadgen.keys import Uniform
 from hotplate.bench.machine import describe
 from hotplate.bench.options import ReferenceOptions, require_positive
 from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.process import check_latency
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.quantities import parse_seconds
 from hotplate.bench.statistics import Figure
@@ -43,6 +44,7 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
         raise BenchMisused(
             f"--account takes a Cosmos DB, as cosmos://ACCOUNT/DATABASE, not {redacted(options.account)}"
         )
+    check_latency(options.latency)
     settings = RoundSettings(
         rate=RATE,
         duration_s=min(ROUND_S, duration_s),

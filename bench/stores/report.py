@@ -11,6 +11,7 @@ from hotplate.bench.machine import describe
 from hotplate.bench.options import StoresOptions, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.process import check_latency
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.quantities import parse_rate, parse_seconds
 from hotplate.bench.statistics import Figure, mean, percentile, ratio, share
@@ -70,6 +71,7 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
         raise BenchMisused("the same store is given twice")
     if options.encoding not in ENCODINGS:
         raise BenchMisused(f"an encoding is {' or '.join(ENCODINGS)}, not {options.encoding!r}")
+    check_latency(options.latency)
     rate, duration_s = parse_rate(options.rate), parse_seconds(options.duration)
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
     require_positive({"--repeat": options.repeat, "--users": options.users})

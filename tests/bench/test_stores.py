@@ -241,6 +241,8 @@ def test_a_store_that_holds_nothing_is_filled_with_the_others_release(tmp_path: 
         (["file:///a", "file:///a"], "given twice"),
         (["file:///a", "ftp://b"], "is not the URL of a store"),
         (["--encoding", "xml"], "json or zstd"),
+        (["--latency", "4ms"], "'4ms' is not of the form p50=4ms,p99=10ms"),
+        (["--latency", "p50=10ms,p99=4ms"], "needs 0 < p50 <= p99"),
         (["--rate", "fast"], "'fast' is not a rate"),
         (["--duration", "0s"], "--duration must be above zero, and is 0"),
         (["--users", "0"], "--users must be above zero, and is 0"),

@@ -221,7 +221,15 @@ def test_the_database_is_our_own_in_the_account_that_was_named() -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"levels": "450"}, {"levels": "300"}, {"levels": "fast"}, {"item_kb": "0"}, {"item_kb": "a"}, {"duration": "1s"}],
+    [
+        {"levels": "450"},
+        {"levels": "300"},
+        {"levels": "fast"},
+        {"item_kb": "0"},
+        {"item_kb": "a"},
+        {"duration": "1s"},
+        {"latency": "4ms"},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(changed: dict[str, str]) -> None:
     with pytest.raises(BenchMisused):
