@@ -32,13 +32,23 @@ class Erasure:
 
 
 async def find_records(store: Store) -> dict[str, ErasedUsers]:
-    """Return all records of erased users that a store holds, by incarnation; works without a catalogue."""
+    """Return all records of erased users that a store holds, by incarnation; works without a catalogue.
+
+    Raises ReleaseCorrupt for a record that cannot be read: without it, its users would be served again.
+    """
     found = dict[str, ErasedUsers]()
     for incarnation in await store.incarnations():
-        with suppress(ReleaseNotFound, ReleaseCorrupt):
+        value: bytes | None = None
+        with suppress(ReleaseNotFound, ReleaseCorrupt):  # of a draft, or a damaged release
             value = await read_one(store, ReleaseRef(ID, incarnation), KEY)
+        try:
             if value is not None:
                 found[incarnation] = parse_erased(value)
+        except ReleaseCorrupt as error:
+            raise ReleaseCorrupt(
+                f"incarnation {incarnation} holds users who were erased, and would be served again: {error}; restore "
+                f"the store from a backup"
+            ) from error
     return found
 
 
@@ -62,17 +72,21 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     wanted = list(dict.fromkeys(users))
     keys = [USER + user for user in wanted]
 
+    counted = dict[ReleaseId, list[str]]()
+
     async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        fresh = [key for key in keys if not known.covers(key)]
-        held = await _holding(store, found, fresh)
-        return known.with_users(wanted, {release: len(there) for release, there in held.items()})
+        # Where rows are deleted, a row of an erased user is of a release that was written meanwhile.
+        fresh = keys if isinstance(store, RowEraser) else [key for key in keys if not known.covers(key)]
+        counted.clear()
+        counted.update(await _holding(store, found, fresh))
+        return known.with_users(wanted, {release: len(there) for release, there in counted.items()})
 
     found = await _change(store, more)
     deleted = 0
-    if isinstance(store, RowEraser):
+    if isinstance(store, RowEraser):  # only rows that the record counts, or they would be missing
         for entry in _committed(found):
             with suppress(ReleaseNotFound):  # pruned in between
-                deleted += await store.erase_rows(entry.ref, keys)
+                deleted += await store.erase_rows(entry.ref, counted.get(entry.id, ()))
     return replace(await find_users(store, wanted), deleted=deleted)
 
 
@@ -127,11 +141,11 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
             return found
         record = await write_record(store, wanted)
 
-        def step(current: Catalogue, seen: Erased | None = found.erased, new: Erased = record) -> Catalogue:
+        def step(current: Catalogue, seen: Catalogue = found, new: Erased = record) -> Catalogue:
             if current.erased == new:
                 return current  # a swap whose reply was lost
-            if current.erased != seen or current.entry(new.incarnation) is not None:
-                raise ReleaseConflict("users were erased by somebody else at the same time; try again")
+            if current.version != seen.version:  # a prune may have erased the new record, which nothing names yet
+                raise ReleaseConflict("the catalogue has changed meanwhile; try again")
             return replace(current, erased=new)
 
         try:
@@ -140,7 +154,7 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
             raise  # it may have been made: a prune erases the record if not
         except ReleaseConflict:
             await store.erase(ReleaseRef(ID, record.incarnation))
-    raise ReleaseConflict(f"users were erased by others {SWAP_ATTEMPTS} times at once; try again when it is quieter")
+    raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times meanwhile; try again when it is quieter")
 
 
 async def _holding(store: Store, found: Catalogue, keys: Sequence[str]) -> dict[ReleaseId, list[str]]:

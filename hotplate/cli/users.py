@@ -53,6 +53,8 @@ def erase(
     """
     from hotplate.stores.users import erase_users
 
+    _check_paths(backups, models, events)
+
     def act(opened: "Store") -> Any:  # noqa: ANN401 -- a coroutine
         return erase_users(opened, users)
 
@@ -73,6 +75,8 @@ def find(
     Example: hotplate users find u7 --store file:///var/lib/hotplate --model model
     """
     from hotplate.stores.users import find_users
+
+    _check_paths(backups, models, events)
 
     def act(opened: "Store") -> Any:  # noqa: ANN401 -- a coroutine
         return find_users(opened, users)
@@ -98,7 +102,13 @@ def _print(
         **{str(path): _in_model(path, users) for path in models},
         **{str(path): _in_events(path, users) for path in events},
     }
-    named = (("other stores", True), ("backups", not backups), ("model folders", not models), ("events", not events))
+    named = (
+        ("other stores", True),
+        ("backups", not backups),
+        ("model folders", not models),
+        ("events", not events),
+        ("open segments of events", any(map(_has_open_segments, events))),
+    )
     unchecked = [name for name, is_unchecked in named if is_unchecked]
     state = "are erased from" if erased else "are marked as erased in"
     sentences = [f"{counted(len(done.erased), 'user')} of {len(set(users))} {state} {where}"]
@@ -114,10 +124,28 @@ def _print(
     print_result(facts, *sentences, as_json=as_json)
 
 
+def _check_paths(*given: "Sequence[Path] | None") -> None:
+    """Refuse, before anything is erased, folders that do not exist."""
+    from hotplate.stores.errors import StoreMisused
+
+    for path in (path for paths in given for path in paths or ()):
+        if not path.is_dir():
+            raise StoreMisused(f"there is no folder {path} to look into")
+
+
+def _has_open_segments(folder: Path) -> bool:
+    from hotplate.stores.event_log import is_open_segment
+
+    return any(is_open_segment(path.name) for path in folder.iterdir())
+
+
 def _users_of(users: "Sequence[str]") -> Any:  # noqa: ANN401 -- a function of a store
     async def act(opened: "Store") -> list[str]:
+        from hotplate.stores.errors import ReleaseNotFound
         from hotplate.stores.users import find_users
 
+        if not (await opened.catalogue()).generation:
+            raise ReleaseNotFound("a folder of --backup holds no store; name one that `hotplate store backup` wrote")
         held = (await find_users(opened, users)).holding
         return sorted({user for of_release in held.values() for user in of_release})
 
@@ -134,11 +162,8 @@ def _in_model(folder: Path, users: "Sequence[str]") -> list[str]:
 def _in_events(folder: Path, users: "Sequence[str]") -> list[str]:
     import orjson
 
-    from hotplate.stores.errors import StoreMisused
     from hotplate.stores.event_log import SegmentReader, segments
 
-    if not folder.is_dir():
-        raise StoreMisused(f"there is no folder {folder} of events")
     wanted, found = set(users), set[str]()
     for path in segments(folder):
         for line in SegmentReader(path.read_bytes()):

@@ -93,14 +93,18 @@ class SdkClient(RestClient):
 
     async def _open(self) -> DatabaseProxy:
         address, credential = self._address, self._address.key or default_credential()
-        if not isinstance(credential, str):
-            await self._stack.enter_async_context(credential)
         more: dict[str, Any] = {} if address.region is None else {"preferred_locations": [address.region]}
         more |= {} if address.ca is None else {"connection_verify": address.ca}
-        client = CosmosClient(
-            address.endpoint, credential, consistency_level=address.consistency, retry_total=0, **more
-        )
-        return (await self._stack.enter_async_context(client)).get_database_client(address.database)
+        async with AsyncExitStack() as stack:  # closes what was opened if the account does not answer
+            if not isinstance(credential, str):
+                await stack.enter_async_context(credential)
+            client = CosmosClient(
+                address.endpoint, credential, consistency_level=address.consistency, retry_total=0, **more
+            )
+            stack.push_async_callback(client.close)
+            await client.__aenter__()
+            self._stack = stack.pop_all()
+        return client.get_database_client(address.database)
 
     def _translated(self, error: CosmosHttpResponseError) -> StoreError:
         headers = error.headers or {}

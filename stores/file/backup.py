@@ -87,7 +87,7 @@ async def restore(
     if _present(catalogue, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
     async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
-        present, erased = await _erased_of_both(store, backup, found)
+        present, missing = await _erased_of_both(store, backup, found)
         entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
         # Inside `releases`, which may be a disk of its own: what was copied is renamed into it.
         with _scratch(store.folder / "releases", "restored") as scratch:
@@ -100,6 +100,7 @@ async def restore(
                 for old, new in zip(found.releases, entries, strict=True)
             ]
             copied = await _copy_all(wanted, scratch, on_progress)
+            erased = present if missing is None else await write_record(store, missing)
             restored = replace(found, releases=tuple(entries), erased=erased)
             if restored.canary is not None:  # it may have been aborted since
                 restored = abort(restored, restored.canary.release)
@@ -112,8 +113,10 @@ def _check_new(target: Path) -> None:
         raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")
 
 
-async def _erased_of_both(store: LmdbStore, backup: LmdbStore, found: Catalogue) -> tuple[Erased | None, Erased | None]:
-    """Return the record of erased users that the store has, and one of all who were erased there or in the backup."""
+async def _erased_of_both(
+    store: LmdbStore, backup: LmdbStore, found: Catalogue
+) -> tuple[Erased | None, ErasedUsers | None]:
+    """Return the record of erased users that the store has, and, where that lacks some, those of both."""
     theirs = await read_erased(backup, found)
     await backup.close()
     try:
@@ -122,21 +125,28 @@ async def _erased_of_both(store: LmdbStore, backup: LmdbStore, found: Catalogue)
     except CatalogueUnreadable:
         present, ours = None, reduce(ErasedUsers.merged, (await find_records(store)).values(), NOBODY)
     if not theirs and (present is not None or not ours):
-        return present, present
-    return present, await write_record(store, ours.merged(theirs))
+        return present, None
+    return present, ours.merged(theirs)
+
+
+def _is_pruned(folder: Path, present: Catalogue, record: Erased) -> bool:
+    """Return whether a record that no catalogue names yet was taken for a leftover."""
+    path = _release_path(folder, record.incarnation)
+    return present.entry(record.incarnation) is not None or not path.exists()
 
 
 def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased | None, copied: Sequence[Path]) -> None:
     """Give the files their names, and then the catalogue its new record, under its lock."""
     releases = catalogue.folder / "releases"
     with catalogue.locked(), translated(releases):
-        if _present(catalogue, restored.now).erased != erased:
-            raise ReleaseConflict("users were erased while the backup was put back; restore it again")
+        present = _present(catalogue, restored.now)
+        if present.erased != erased or (restored.erased and _is_pruned(catalogue.folder, present, restored.erased)):
+            raise ReleaseConflict("users were erased, or the store was pruned, meanwhile; restore the backup again")
         releases.mkdir(exist_ok=True)
         for path in copied:
             path.rename(releases / path.name)
         flush(releases)
-        catalogue.replace(_merged(_present(catalogue, restored.now), restored))
+        catalogue.replace(_merged(present, restored))
 
 
 def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+from hotplate.stores.event_log import LogSegment
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.service import a_list, publish_lists
 
@@ -25,3 +26,19 @@ def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
     found = json_of("users", "find", "u7", "u8", "--json", *store)
     assert (found["erased"], found["store"]) == (["u7"], f"file://{folder}")
     failed(hotplate("users", "erase", "u7", "--store", f"file://{tmp_path}/none"), "Nothing was ever published")
+
+
+def test_folders_that_hold_nothing_to_look_into_are_refused(tmp_path: Path) -> None:
+    folder, events = tmp_path / "store", tmp_path / "events"
+    store = ("--store", f"file://{folder}")
+    asyncio.run(publish_lists(folder, {"user:u7": a_list("a")}))
+    for option in ("--backup", "--model", "--events"):
+        failed(hotplate("users", "erase", "u7", *store, option, tmp_path / "none"), "here is no folder", code=2)
+    assert json_of("users", "find", "u7", "--json", *store)["erased"] == []
+    events.mkdir()
+    failed(hotplate("users", "find", "u7", *store, "--backup", events), "holds no store")
+    segment = LogSegment(events)
+    segment.append([b"{}"])
+    printed = succeeded("users", "find", "u7", *store, "--events", events)
+    segment.close()
+    assert "open segments of events" in printed

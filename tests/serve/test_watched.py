@@ -82,6 +82,18 @@ def test_a_file_that_may_be_read_again_is_used_without_another_change() -> None:
         assert (watched.warning, used) == (None, [b"first", b"other"])
 
 
+def test_a_file_that_is_too_large_for_a_while_leaves_no_warning(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"good")
+    watched = WatchedFiles([file], lambda _: lambda: None, max_bytes=10)
+    file.write_bytes(b"far too large")
+    polled(watched)
+    assert "more than 10 bytes" in str(watched.warning)
+    file.write_bytes(b"good")
+    polled(watched)
+    assert watched.warning is None
+
+
 def test_what_becomes_a_pipe_is_not_read_for_whoever_opens_one_waits_without_end(tmp_path: Path) -> None:
     file, reads = tmp_path / "file", list[str]()
     file.write_text("good")

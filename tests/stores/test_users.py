@@ -1,25 +1,27 @@
 """Erased users stay erased, whatever goes live, is copied, put back or rebuilt."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import Catalogue, ReleaseId, State, dump, parse
+from hotplate.stores import publication, users
+from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, State, dump, parse
 from hotplate.stores.erasure import MAX_ERASED, ErasedUsers, erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.rebuild import rebuild, survey
-from hotplate.stores.store import Row, Store
+from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import read_servable, scrub, verify
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, on_every_store, publish, ref_of
+from tests.support.stores import OpenStore, batches, on_every_store, publish, ref_of
 
 ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(8))]
 
@@ -165,3 +167,70 @@ async def test_find_names_releases_and_drafts(folder: LmdbStore) -> None:
     assert (found.erased, found.holding) == (("7",), {release: ("7",)})  # until its file is pruned
     assert Catalogue().erased is None
     assert (await folder.catalogue()).find(release).state is State.LIVE
+
+
+async def test_a_row_that_a_publish_wrote_meanwhile_is_deleted_by_the_next_erasure() -> None:
+    store = MemoryStore()
+    await published(store)
+
+    async def rows() -> AsyncIterator[Sequence[Row]]:
+        async for batch in batches(ROWS[:-1], 500):
+            yield batch
+        await erase_users(store, ["7"])
+        async for batch in batches(ROWS[-1:], 500):
+            yield batch
+
+    plan = Plan(len(ROWS), sum(len(row.key) + len(row.value) for row in ROWS))
+    release = (await publication.publish(store, rows(), plan=plan, about={})).manifest.release
+    assert release in (await find_users(store, ["7"])).holding
+    assert (await erase_users(store, ["7"])).deleted == 1
+    assert release not in (await find_users(store, ["7"])).holding
+    await verify(store, await ref_of(store, release))
+
+
+async def test_a_prune_beside_an_erasure_takes_no_record_that_is_named_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    await published(store)
+    written = users.write_record
+
+    async def pruned_at_once(of: Store, record: ErasedUsers) -> Erased:
+        monkeypatch.undo()
+        made = await written(of, record)
+        await life.prune(store, grace_s=0.0)
+        return made
+
+    monkeypatch.setattr(users, "write_record", pruned_at_once)
+    await erase_users(store, ["7"])
+    assert await is_erased(store, "7")
+
+
+async def test_a_rebuild_without_a_record_that_is_damaged_is_refused(folder: LmdbStore) -> None:
+    await published(folder)
+    await erase_users(folder, ["7"])
+    record = (await folder.catalogue()).erased
+    assert record is not None
+    draft = DraftRef(ReleaseId("erased-users"), "0" * 12, "writer")
+    await folder.create(draft, Plan(1, 1000))
+    await folder.put(draft, [Row("meta:erased", b"damaged")])
+    await folder.seal(draft)
+    (folder.folder / "catalogue.json").write_bytes(b"{}")
+    with pytest.raises(ReleaseCorrupt, match="users who were erased, and would be served again"):
+        await survey(folder)
+
+
+async def test_a_prune_during_a_restore_takes_no_record_that_is_named_later(folder: LmdbStore, tmp_path: Path) -> None:
+    await published(folder)
+    await erase_users(folder, ["7"])
+    await backup(folder, tmp_path / "backup")
+    other = LmdbStore(tmp_path / "other")
+    await published(other)
+    await erase_users(other, ["6"])
+
+    def pruned(_done: int, _total: int) -> None:
+        asyncio.run_coroutine_threadsafe(life.prune(other, grace_s=0.0), loop)
+
+    loop = asyncio.get_running_loop()
+    await restore(tmp_path / "backup", other, pruned, over=True)
+    await asyncio.sleep(0.1)
+    assert [user for user in "567" if await is_erased(other, user)] == ["6", "7"]
+    await other.close()
