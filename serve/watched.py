@@ -55,6 +55,11 @@ class WatchedFiles:
         info, warning = (logging.DEBUG, logging.DEBUG) if quiet else (logging.INFO, logging.WARNING)
         try:
             contents = self._read()
+        except ServiceMisused as error:
+            self._tried = b""  # whatever can be read after it is new, also what was in use before
+            self._refuse(error, warning)
+            return _nothing
+        try:
             before, self._seen = self._seen, _hash_of(contents)
             if self._seen == self._tried or self._seen != before:
                 return _nothing
@@ -74,7 +79,6 @@ class WatchedFiles:
                 with path.open("rb") as file:
                     contents.append(file.read(self._max_bytes + 1))
             except OSError as error:
-                self._tried = b""  # whatever is there once it can be read again is new
                 hint = self._if_missing if isinstance(error, FileNotFoundError) else ""
                 raise ServiceMisused(f"{path} cannot be read: {error.strerror}{hint}") from None
             if len(contents[-1]) > self._max_bytes:

@@ -85,6 +85,8 @@ class Connection(CountedConnection):
     def eof_received(self) -> bool:
         """Answer what a client that sends no more has requested, and close; a POST's client is taken to have gone."""
         self._is_ended = True
+        if not self.transport.can_write_eof():  # TLS ends in both directions at once
+            return False
         return self._awaits or (self.handler is not None and self.handler.answer_last())
 
     def data_received(self, data: bytes) -> None:
