@@ -111,8 +111,8 @@ def test_a_lock_whose_file_was_removed_keeps_nobody_from_the_new_one(tmp_path: P
     thread = threading.Thread(target=lambda: waiting.append(take_lock(path, 0o600, 10.0)))
     thread.start()
     time.sleep(0.05)  # it waits for the first file
-    path.unlink()
-    second = take_lock(path, 0o600, 1.0)
+    second = take_lock(tmp_path / "new", 0o600, 1.0)
+    (tmp_path / "new").replace(path)  # so the new file is held from the moment that it lies there
     os.close(first)
     thread.join(0.2)
     assert waiting == [], "two processes hold the lock of one path"
