@@ -149,11 +149,17 @@ class SharedStates:
         if worker < self.workers and self._connections[worker] != _NONE_ACCEPTED:
             self._connections[worker] = state.connections
 
-    def has_most_connections(self, worker: int, count: int) -> bool:
-        """Set how many connections a worker has; return whether another that accepts has clearly fewer."""
+    def has_most_connections(self, worker: int, count: int, *, waited: bool = False) -> bool:
+        """Set how many connections a worker has; return whether it should leave the next to one with clearly fewer.
+
+        If it has *waited* for the others long enough, they are left out of the balance until they accept again.
+        """
         self._connections[worker] = count
-        least = min(self._connections)
-        return count > least + _SPREAD + least // 8
+        fewer = [n for n, other in enumerate(self._connections) if count > other + _SPREAD + other // 8]
+        if waited:
+            for number in fewer:
+                self.stop_accepting(number)
+        return bool(fewer) and not waited
 
     def stop_accepting(self, worker: int) -> None:
         """Leave a worker out of the balance of connections, until `has_most_connections` is called again."""

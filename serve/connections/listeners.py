@@ -24,8 +24,8 @@ UNSENT_BYTES = 65_536
 # How many connections are taken before requests get their turn.
 AT_ONCE = 64
 # How often, and for how long each time, a worker leaves connections to others that have fewer. If these have not taken
-# them by then, they are busy or stuck.
-YIELDS = 50
+# them by then, they are busy or stuck, and nobody waits for them again before they accept.
+YIELDS = 250
 YIELD_S = 0.001
 # How long nothing is accepted once descriptors have run out.
 PAUSE_S = 0.1
@@ -103,11 +103,12 @@ class Acceptor:
         self,
         listening: socket.socket,
         take: Callable[[socket.socket, str], None],
-        has_most: Callable[[], bool] = lambda: False,
+        has_most: Callable[[bool], bool] = lambda _: False,
     ) -> None:
         """Call *take* with each accepted connection and the address of its other end.
 
-        *has_most* tells whether another process that accepts on the same socket has fewer connections.
+        *has_most* tells whether another process that accepts on the same socket has fewer connections; its argument
+        says whether that process was given all its YIELDS.
         """
         listening.setblocking(False)
         self._socket = listening
@@ -116,6 +117,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._paused: asyncio.TimerHandle | None = None
         self._logged_at = -inf
+        has_most(False)  # the others leave connections to this process from now on
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
@@ -131,7 +133,7 @@ class Acceptor:
 
     def _accept(self, yields: int = YIELDS) -> None:
         for _ in range(AT_ONCE):
-            if yields and self._has_most():
+            if self._has_most(yields == 0):
                 self._resume_in(YIELD_S, yields - 1)
                 return
             if not self._accept_one():

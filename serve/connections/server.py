@@ -77,16 +77,19 @@ class HttpServer(web.Server):
         listening: socket.socket,
         backlog: int,
         certificate: Certificate | None = None,
-        has_most: Callable[[int], bool] = lambda _: False,
+        has_most: Callable[[int, bool], bool] = lambda _count, _waited: False,
     ) -> Acceptor:
         """Serve what connects to a bound socket, with the newest *certificate*, until the listener is closed.
 
-        *has_most* tells whether another process that accepts on the socket has fewer than this number of connections.
+        *has_most* tells whether another process that accepts on the socket has fewer than this number of connections,
+        and is told whether it was waited for.
         """
         listening.listen(backlog)
         self.admission.start()
         self.registry.start()
-        return Acceptor(listening, partial(self._take, certificate), lambda: has_most(len(self.registry)))
+        return Acceptor(
+            listening, partial(self._take, certificate), lambda waited: has_most(len(self.registry), waited)
+        )
 
     def pre_shutdown(self) -> None:
         """Close what is idle, and have the others close after the request in flight."""

@@ -160,7 +160,10 @@ async def work(
         preparing.cancel()
         if stop.requested.is_set():
             return  # no client has connected yet
-        has_most = partial(context.states.has_most_connections, number)
+
+        def has_most(count: int, waited: bool) -> bool:  # noqa: FBT001 -- a callback
+            return context.states.has_most_connections(number, count, waited=waited)
+
         listening = server.listen(listener, BACKLOG, certificate, has_most)
         reporter.status = lambda: handlers.status
         reporter.connections = lambda: len(server.registry)

@@ -83,3 +83,13 @@ async def test_lookups_are_counted_by_release_for_the_last_few_of_them(memory: M
             reporter.state()
         found = reporter.state().lookups
         assert found == {release: [3, 2, 0] for release in releases[-RELEASES:]}
+
+
+def test_a_worker_that_was_waited_for_is_left_out_until_it_accepts() -> None:
+    states = SharedStates(2, 1)
+    assert not states.has_most_connections(1, 0)
+    assert states.has_most_connections(0, 32)
+    assert not states.has_most_connections(0, 32, waited=True)
+    assert not states.has_most_connections(0, 64)
+    assert not states.has_most_connections(1, 0)
+    assert states.has_most_connections(0, 64)

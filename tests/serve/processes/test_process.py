@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -93,13 +94,16 @@ def test_a_system_call_of_the_parent_that_fails_ends_nothing(folder: Path, call:
         assert service.stop() == 0
 
 
-def open_connections(service: Service, count: int) -> list[socket.socket]:
+@contextmanager
+def open_connections(service: Service, count: int) -> Iterator[list[socket.socket]]:
     """Open keep-alive connections at once, each with one request that was answered."""
-    opened = [socket.create_connection(("127.0.0.1", service.port), timeout=60) for _ in range(count)]
-    for one in opened:
-        one.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert all(one.recv(65_536).startswith(b"HTTP/1.1 200") for one in opened)
-    return opened
+    with ExitStack() as stack:
+        address = ("127.0.0.1", service.port)
+        opened = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(count)]
+        for one in opened:
+            one.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert all(one.recv(65_536).startswith(b"HTTP/1.1 200") for one in opened)
+        yield opened
 
 
 def connections_by_worker(service: Service) -> list[float]:
@@ -112,11 +116,10 @@ def connections_by_worker(service: Service) -> list[float]:
 def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
-        opened = open_connections(service, 64)
-        until(lambda: sum(connections_by_worker(service)) >= len(opened))
-        assert all(26 <= count <= 38 for count in connections_by_worker(service))
-        for one in opened:
-            one.close()
+        with open_connections(service, 64) as opened:
+            until(lambda: sum(connections_by_worker(service)) >= len(opened))
+            counts = connections_by_worker(service)
+            assert min(counts) >= 26, counts
 
 
 @pytest.mark.alone  # it judges times
