@@ -98,6 +98,7 @@ class Metrics:
         self.charges = self._lay_out(tiers, CHARGE_CELLS)
         self.spans = self._lay_out(SPANS)
         self.canary = self._lay_out(product(tiers, ROLES, LOOKUP_OUTCOMES))
+        self.canary_reads = self._lay_out(product(tiers, ROLES), HISTOGRAM_CELLS)
         self.events = self._lay_out(product(EVENT_TYPES, EVENT_OUTCOMES))
         self.listed = self._lay_out(product((IMPRESSION, CLICK), EVENT_ROLES, POSITIONS))
         self.dropped_lines = self._lay_out(["lines"])["lines"]

@@ -15,7 +15,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.errors import ERRORS, ServiceFinding
-from hotplate.serve.releases.canary import ClickRates, StoppedCanary
+from hotplate.serve.releases.canary import Clicks
 from hotplate.serve.tiers import Tier
 
 STARTING = "starting"
@@ -61,10 +61,10 @@ class TierState(msgspec.Struct, frozen=True):
     """How much of the store is in the worker's cache; None if it has none."""
     canary: str | None = None
     """The release that a share of the users see in the place of the live one."""
-    canary_clicks: ClickRates | None = None
-    """How often the lists of the canary and of the live release were shown and clicked since the canary settled."""
-    canary_stopped: StoppedCanary | None = None
-    """The canary, if the worker does not use it any more because it is worse than the live release."""
+    canary_clicks: Clicks | None = None
+    """How often the lists of the canary and of the live release were shown and clicked since the canary started."""
+    canary_stopped: bool = False
+    """Whether the worker does not use the canary any more, as it is worse than the live release; a finding says why."""
 
     @property
     def detail(self) -> str | None:
@@ -189,11 +189,6 @@ class SharedStates:
         """Return what every worker said last, by number."""
         return [self.read(number) for number in range(self.workers)]
 
-    def stopped_canaries(self) -> list[StoppedCanary]:
-        """Return the canaries that workers do not use any more."""
-        tiers = (tier for state in self.all() if state is not None for tier in state.tiers)
-        return [tier.canary_stopped for tier in tiers if tier.canary_stopped is not None]
-
     def is_another_answering(self, worker: int) -> bool:
         """Return whether a worker other than this one can answer."""
         return any(status_now(self.read(number)) in ANSWERING for number in range(self.workers) if number != worker)
@@ -277,8 +272,8 @@ def _tier_state(tier: Tier) -> TierState:
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.served.id,
-        canary_clicks=None if canary is None else canary.click_rates(tier.follower.canary_counts()),
-        canary_stopped=tier.follower.canary_stopped,
+        canary_clicks=tier.follower.canary_clicks,
+        canary_stopped=tier.follower.canary_stopped is not None,
     )
 
 

@@ -14,15 +14,18 @@ from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.metrics import (
     CACHE_HIT,
     CACHE_MISS,
+    CANARY,
     CLICK,
+    HISTOGRAM_CELLS,
     IMPRESSION,
+    LIVE,
     LOOKUP_OUTCOMES,
     POSITIONS,
     ROLES,
     Metrics,
     ReleaseRole,
 )
-from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
+from hotplate.serve.releases.canary import BothCounts, Clicks, ReleaseCounts
 from hotplate.serve.releases.follower import LOG_EVERY_S, Follower
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
@@ -96,8 +99,7 @@ class Tier:
     def __init__(self, name: str, reader: Reader, metrics: Metrics, cache_bytes: int = 0) -> None:
         """Keep at most *cache_bytes* of the lists of a store that is not in this process."""
         self.name = name
-        self.follower = Follower(reader)
-        self.follower.canary_counts = partial(_canary_counts, metrics, name)
+        self.follower = Follower(reader, partial(_canary_counts, metrics, name), partial(_canary_clicks, metrics))
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
@@ -180,7 +182,10 @@ class Tier:
     def _get(self, reader: LocalReader, served: ServedRelease, key: str) -> bytes | None:
         started = perf_counter()
         value = reader.get(served.ref, key)
-        self._metrics.observe(self._got, perf_counter() - started)
+        took_s = perf_counter() - started
+        self._metrics.observe(self._got, took_s)
+        if self.follower.canary is not None:
+            self._observe_canary(served, took_s)
         return value if value is None else served.decode(key, value)
 
     async def read_through(
@@ -304,6 +309,12 @@ class Tier:
                 decoded.append(slot)
         return decoded
 
+    def _observe_canary(self, served: ServedRelease, took_s: float) -> None:
+        """Count a read by the role of its release, while there is a canary to compare."""
+        if self.follower.canary is not None:
+            role: ReleaseRole = CANARY if served.is_canary else LIVE
+            self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
+
     async def _read_local(self, reader: LocalReader, served: ServedRelease, keys: Sequence[str]) -> ReadResult:
         slots = list[Slot]()
         for start in range(0, len(keys), KEYS_AT_ONCE):
@@ -317,7 +328,9 @@ class Tier:
                 slots += [self._slot(reader, served, key) for key in some]
             else:
                 slots += self._decoded(served, some, values)
-                self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)
+                took_s = perf_counter() - started
+                self._metrics.observe_store(self.name, "get_many", "ok", took_s)
+                self._observe_canary(served, took_s)
             if start + KEYS_AT_ONCE < len(keys):
                 await asyncio.sleep(0)  # others are served in between
         if slots and isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
@@ -377,7 +390,9 @@ class Tier:
             outcome = "gone"
             raise
         finally:
-            self._metrics.observe_store(self.name, "get_many", outcome, perf_counter() - started)
+            took_s = perf_counter() - started
+            self._metrics.observe_store(self.name, "get_many", outcome, took_s)
+            self._observe_canary(served, took_s)
         slots = self._decoded(served, keys, slots)
         if self._cache is not None:
             self._cache_of(self._cache, served).put(served, keys, slots)
@@ -386,12 +401,21 @@ class Tier:
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
-    """Add up lookups of a tier, and events, which are of all tiers; a list is shown if its first place is."""
+    """Add up the lookups and reads of a tier by role."""
 
     def counts_of(role: ReleaseRole) -> ReleaseCounts:
         hit, miss, error = (metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)
-        (shown,) = metrics.total(metrics.listed[IMPRESSION, role, POSITIONS[0]])
-        clicks = sum(metrics.total(metrics.listed[CLICK, role, POSITIONS[0]], len(POSITIONS)))
-        return ReleaseCounts(hit, miss, error, shown, clicks)
+        *reads, _ = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
+        return ReleaseCounts(hit, miss, error, tuple(reads))
 
     return BothCounts(*map(counts_of, ROLES))
+
+
+def _canary_clicks(metrics: Metrics) -> Clicks:
+    """Add up events, which are of all tiers; a list is shown if its first place is."""
+
+    def clicks_of(role: ReleaseRole) -> tuple[int, int]:
+        (shown,) = metrics.total(metrics.listed[IMPRESSION, role, POSITIONS[0]])
+        return int(shown), int(sum(metrics.total(metrics.listed[CLICK, role, POSITIONS[0]], len(POSITIONS))))
+
+    return Clicks(*clicks_of(LIVE), *clicks_of(CANARY))

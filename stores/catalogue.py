@@ -16,7 +16,7 @@ writer or eraser hits nothing but its own. Entries of one id may stand side by s
 erased and its successor, one that is served and the draft that repairs it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, NamedTuple, NewType
@@ -96,9 +96,6 @@ class Release:
 
     live_since: float | None = field(default=None, compare=False)
     """When it last went live; shown to people, and so in no checksum, which older versions would miss."""
-
-    canary_stopped: str = ""
-    """In what a service found it worse than the live release, when it was the canary last; empty if it did not."""
 
     @property
     def ref(self) -> ReleaseRef:
@@ -312,7 +309,6 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
                 incarnation=ready.incarnation,
                 created_at=ready.created_at,
                 writer=ready.writer,
-                canary_stopped="",
             )
             damaged = replace(other, state=State.WITHDRAWN, superseded_at=catalogue.now)
             return replace(catalogue, releases=(*others[:place], damaged, repaired, *others[place + 1 :]))
@@ -341,7 +337,7 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Ca
     """Show a committed release to *percent* of the users, or change the share of the one that is shown.
 
     A user who is among 5 % is among 10 % of the same release, too. Raises ReleaseConflict for a draft, for what is
-    live, if nothing is, while another release is the canary, and for a canary that was stopped.
+    live, if nothing is, and while another release is the canary.
     """
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.DRAFT:
@@ -354,12 +350,7 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Ca
         raise ReleaseConflict(
             f"release {canary.release} is the canary, of {canary.percent:g} %; promote or abort it before another"
         )
-    if canary is not None and entry.canary_stopped:
-        raise ReleaseConflict(
-            f"release {release} is the canary, and was stopped: {entry.canary_stopped}; abort it, and start it again"
-        )
-    begun = catalogue if canary is not None else _with(catalogue, replace(entry, canary_stopped=""))
-    return replace(begun, canary=Canary(release, percent, salt=release))
+    return replace(catalogue, canary=Canary(release, percent, salt=release))
 
 
 def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
@@ -367,23 +358,12 @@ def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     return activate(_with_canary(catalogue, expected), expected)
 
 
-def stop_canary(catalogue: Catalogue, expected: Release, finding: str) -> Catalogue:
-    """Note that the canary is worse than the live release: from then on all services show that one to all users.
-
-    *expected* is its entry as it was judged. If it is not the canary any more, nothing is changed.
-    """
-    entry = catalogue.canary_entry
-    return _with(catalogue, replace(entry, canary_stopped=finding)) if entry == expected else catalogue
-
-
-def abort(catalogue: Catalogue, expected: ReleaseId, finding: str = "") -> Catalogue:
+def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     """End the canary, so all users see the live release; ReleaseConflict as for `promote`.
 
     Its release stays ready. It counts as having left service now, so those who still read it have their grace.
-    *finding* says in what it is worse than the live release, if it is aborted for that.
     """
-    ended = _without_canary(_with_canary(catalogue, expected))
-    return _with(ended, replace(ended.find(expected), canary_stopped=finding)) if finding else ended
+    return _without_canary(_with_canary(catalogue, expected))
 
 
 def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
@@ -524,7 +504,7 @@ def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
 def _live(catalogue: Catalogue, entry: Release) -> Catalogue:
     """Make *entry* live, and the last one, in the place of what was retired."""
     others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
-    changed = replace(entry, state=State.LIVE, superseded_at=None, canary_stopped="", live_since=catalogue.now)
+    changed = replace(entry, state=State.LIVE, superseded_at=None, live_since=catalogue.now)
     return replace(catalogue, releases=(*others, changed))
 
 
@@ -532,6 +512,18 @@ class RecordFormat(Struct):
     """The number of the format that a stored record is in; read before the rest of it."""
 
     format: int
+
+
+class _Marks(Struct):
+    """The marks of a stored entry; hotplate 0.3 also wrote why a canary was stopped, which only the checksum needs."""
+
+    incarnation: str
+    refused_by: tuple[str, ...] = ()
+    canary_stopped: str = ""
+
+
+class _MarkedRecord(Struct):
+    entries: tuple[_Marks, ...]
 
 
 class _Record(Struct):
@@ -560,7 +552,7 @@ def dump(catalogue: Catalogue) -> bytes:
             "canary": catalogue.canary,
             "entries": catalogue.releases,
             "checksum": _checksum(catalogue),
-            "refusals": _marks(catalogue),
+            "refusals": _sum_marks(_Marks(entry.incarnation, entry.refused_by) for entry in catalogue.releases),
             **({} if catalogue.erased is None else {"erased": catalogue.erased}),
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
@@ -587,6 +579,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
                 f"publish into a new store"
             )
         found = msgspec.json.decode(record, type=_Record)
+        marks = _sum_marks(msgspec.json.decode(record, type=_MarkedRecord).entries)
         catalogue = Catalogue(
             found.store_id, found.generation, found.token, found.entries, found.canary, found.erased, now
         )
@@ -603,7 +596,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
     ):
         raise unreadable("contradicts itself")
-    if (found.checksum, found.refusals) != (_checksum(catalogue), _marks(catalogue)):
+    if (found.checksum, found.refusals) != (_checksum(catalogue), marks):
         raise unreadable("is damaged: its checksum is wrong")
     return catalogue
 
@@ -628,11 +621,11 @@ def _checksum(catalogue: Catalogue) -> str:
     return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries, *erased)))
 
 
-def _marks(catalogue: Catalogue) -> str | None:
-    """Sum up what gates refused and why canaries were stopped: hotplate 0.2 reads a catalogue without it."""
+def _sum_marks(entries: Iterable[_Marks]) -> str | None:
+    """Sum up what gates refused, and why canaries were stopped: hotplate 0.2 reads a catalogue without it."""
     found = [
         (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
-        for entry in catalogue.releases
+        for entry in entries
         if entry.refused_by or entry.canary_stopped
     ]
     return xxh3_64_hexdigest(orjson.dumps(found)) if found else None

@@ -154,14 +154,13 @@ async def promote(
     return canary.id
 
 
-async def abort(store: Store, if_canary: ReleaseId | None = None, finding: str = "") -> ReleaseId:
+async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
     """End the canary, and return it; ReleaseNotFound if there is none.
 
-    *finding* says in what it is worse than the live release, if it is aborted for that. Raises ReleaseConflict where
-    *if_canary* is given and is not the canary any more.
+    Raises ReleaseConflict where *if_canary* is given and is not the canary any more.
     """
     canary = _canary_of(await store.catalogue()).ref
-    await change(store, lambda found: changes.abort(found, if_canary or canary.id, finding), repeatable=False)
+    await change(store, lambda found: changes.abort(found, if_canary or canary.id), repeatable=False)
     await scale_down(store, canary)
     return canary.id
 

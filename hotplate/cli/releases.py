@@ -12,7 +12,6 @@ from hotplate.cli.costs import DryRun, MaxRu, RequestUnitMeter, limit_ru, print_
 from hotplate.cli.options import Verbs
 from hotplate.cli.publish import EndCanary, Keep, plan_of, print_gates
 from hotplate.cli.terminal import (
-    REFUSED,
     Json,
     StoreUrl,
     chosen_store,
@@ -108,7 +107,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
     entry, canary = found.find(ReleaseId(release)), found.canary
     if as_json:
         percent = canary.percent if canary is not None and canary.release == release else None
-        marks = {name: getattr(entry, name) for name in ("state", "refused_by", "canary_stopped")}
+        marks = {name: getattr(entry, name) for name in ("state", "refused_by")}
         print_json(asdict(manifest) | marks | {"canary_percent": percent})
         return
     about = dict(manifest.about)
@@ -116,7 +115,6 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
     facts = [
         ("release", manifest.release),
         ("state", _state(found, entry)),
-        *([("canary stopped", entry.canary_stopped)] if entry.canary_stopped else []),
         ("written", _time(manifest.created_at)),
         ("engine", ": ".join(filter(None, (about.pop("engine", ""), params)))),
         ("rows", ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())),
@@ -174,46 +172,29 @@ def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json =
 @app.command()
 def canary(
     release: Annotated[
-        str | None, typer.Argument(metavar="RELEASE", help="The release to try; it must be ready.", show_default=False)
-    ] = None,
+        str, typer.Argument(metavar="RELEASE", help="The release to try; it must be ready.", show_default=False)
+    ],
     store: StoreUrl = None,
     percent: Annotated[float, Flag("The share of the users who see it; given again, it changes.")] = 5.0,
-    watch: Annotated[
-        str | None, Flag("The admin listener of a service: wait, and end a canary that it finds worse.", metavar="URL")
-    ] = None,
     force: ForceActivated = False,
-    key: Annotated[str | None, Flag("An operator's key for --watch.", metavar="KEY")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a release to a share of the users, in the place of the live one; or watch over the one that is shown.
+    """Show a release to a share of the users, in the place of the live one.
 
     A user is among them by the hash of the id, so he sees the same release in every process. To end it, give
     `hotplate releases promote` or `abort`.
 
     Example: hotplate releases canary 20261121T064200Z-09c1 --percent 5
-
-    With a guard: hotplate releases canary --watch http://127.0.0.1:8090
     """
-    from hotplate.serve.processes.canary_watch import watch as watch_over
     from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.lifecycle import start_canary
 
-    if release is None and watch is None:
-        raise typer.BadParameter("give the RELEASE to try, or --watch URL")
-
-    async def act(opened: "Store") -> "str | None":
-        if release is not None:
-            await start_canary(opened, ReleaseId(release), percent, force=force, though_refused=force)
-            if not (as_json and watch):
-                fields = {"canary": {"release": release, "percent": percent}}
-                print_result(fields, f"{percent:g} % of the users see {release}", as_json=as_json)
-        return None if watch is None else await watch_over(opened, watch, key)
-
-    finding = with_store(store, act)
-    if watch is not None:
-        sentence = finding or "the canary was promoted or aborted by others"
-        print_result({"canary": None, "worse": finding}, sentence, as_json=as_json)
-    raise typer.Exit(REFUSED if finding else 0)
+    with_store(
+        store,
+        lambda opened: start_canary(opened, ReleaseId(release), percent, force=force, though_refused=force),
+    )
+    fields = {"canary": {"release": release, "percent": percent}}
+    print_result(fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
 
 @app.command()
@@ -518,7 +499,7 @@ def _state(found: "Catalogue", entry: "Release") -> str:
     state = f"refused by {', '.join(entry.refused_by)}" if entry.refused_by and entry.state == "ready" else entry.state
     if found.canary is not None and found.canary_entry == entry:
         state = f"{state}, canary of {found.canary.percent:g} %"
-    return f"{state}, canary stopped" if entry.canary_stopped else state
+    return state
 
 
 def _time(seconds: float | None) -> str | None:

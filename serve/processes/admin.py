@@ -6,12 +6,10 @@ so neither a scrape nor an activation costs a worker anything. Its connections a
 
 import asyncio
 import logging
-import math
 import re
 import signal
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -31,9 +29,8 @@ from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error
 from hotplate.serve.processes.console import Console, json_of
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
-from hotplate.serve.releases.canary import MIN_LOOKUPS, SETTLE_S, StoppedCanary
-from hotplate.serve.releases.follower import LOG_EVERY_S
-from hotplate.serve.states import ANSWERING, Reporter, SharedStates, WorkerState, service_status, status_now
+from hotplate.serve.releases.canary import MIN_LOOKUPS
+from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition, States
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import following
@@ -41,7 +38,7 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, State
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused
-from hotplate.stores.lifecycle import abort, activate, change, promote, rollback, start_canary
+from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_canary
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
@@ -52,8 +49,6 @@ log = logging.getLogger(__name__)
 
 # How long a tier's catalogue is waited for.
 CATALOGUE_S = 5.0
-# How often it is looked whether a worker has stopped using a canary.
-STOPPED_POLL_S = 2.0
 # How long a request in progress is waited for when the service stops.
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
@@ -136,8 +131,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     server = HttpServer(_Admin(context, host, guard, console), limits)
     report = _metric_report(context)
     beat = partial(context.states.write, context.settings.workers)
-    stopping = _record_stopped_canaries(context.settings.admin_store, context.states)
-    async with following(watched), console.running(), background(Reporter(()).run(beat)), background(stopping):
+    async with following(watched), console.running(), background(Reporter(()).run(beat)):
         listening = server.listen(listener, BACKLOG, certificate)
         await stop.wait()
         listening.close()
@@ -157,35 +151,6 @@ def _metric_report(context: ProcessContext) -> "MetricReport | None":
     report = MetricReport(settings.telemetry, context.metrics, settings.scheme)
     report.start()
     return report
-
-
-async def _record_stopped_canaries(url: str | None, states: SharedStates) -> None:
-    """Record in the admin store why workers stopped using its canary: then no service uses it, also after a restart."""
-    recorded, logged_at = set[StoppedCanary](), -math.inf
-    while url is not None:
-        await asyncio.sleep(STOPPED_POLL_S)
-        if not (stopped := set(states.stopped_canaries()) - recorded):
-            continue
-        try:
-            async with asyncio.timeout(CATALOGUE_S):
-                await _record(url, stopped)
-            recorded |= stopped
-        except Exception as error:  # noqa: BLE001 -- a later try may find what was missing, such as the file of a password
-            if time.monotonic() >= logged_at + LOG_EVERY_S:
-                logged_at = time.monotonic()
-                reason = str(error) or type(error).__name__
-                log.warning("that a canary was stopped cannot be recorded, and is tried again: %s", reason)
-
-
-async def _record(url: str, stopped: Iterable[StoppedCanary]) -> None:
-    store = connect(url)
-    try:
-        canary = (await store.catalogue()).canary_entry
-        findings = [each.finding for each in stopped if canary is not None and each.is_of(canary)]
-        if canary is not None and findings and not canary.canary_stopped:
-            await change(store, partial(changes.stop_canary, expected=canary, finding=findings[0]))
-    finally:
-        await store.close()
 
 
 class _Admin:
@@ -272,8 +237,10 @@ class _Admin:
         states, names = self._states.all(), tier_names(urls)
         served = {tier.tier for state in states if state is not None for tier in state.tiers if tier.release}
         stores = [*zip(names, urls, strict=True), *([] if admin_url is None else [("", admin_url)])]
-        findings = _findings(states)
-        found = await asyncio.gather(*(_read_catalogue(url, findings, served=name in served) for name, url in stores))
+        stopped = _canary_findings(states)
+        found = await asyncio.gather(
+            *(_read_catalogue(url, stopped.get(name), served=name in served) for name, url in stores)
+        )
         changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
         tiers = [
             {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
@@ -341,11 +308,6 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     tiers = [
         {"tier": tier.tier, "release": tier.release, "detail": tier.detail}
         | ({"warnings": tier.warnings} if tier.warnings else {})
-        | (
-            {"canary_stopped": {name: value for name, value in stopped._asdict().items() if name != "writer"}}
-            if (stopped := tier.canary_stopped)
-            else {}
-        )
         for tier in state.tiers
     ]
     return {
@@ -358,20 +320,20 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     } | ({"warnings": state.warnings} if state.warnings else {})
 
 
-def _findings(states: States) -> dict[str, str]:
-    """Return by canary why a worker has stopped using it."""
-    stopped = (tier.canary_stopped for state in states if state is not None for tier in state.tiers)
-    return {one.release: one.finding for one in stopped if one is not None}
+def _canary_findings(states: States) -> dict[str, str]:
+    """Return by tier why a worker has stopped using its canary."""
+    tiers = (tier for state in states if state is not None for tier in state.tiers if tier.canary_stopped)
+    return {tier.tier: one.sentence for tier in tiers for one in tier.findings if one.source == "canary"}
 
 
-async def _read_catalogue(url: str, findings: Mapping[str, str], *, served: bool) -> dict[str, object]:
+async def _read_catalogue(url: str, canary_stopped: str | None, *, served: bool) -> dict[str, object]:
     """Read a store's catalogue; if that fails, the error takes its place. *served*: as for `next_step`."""
     try:
         store = connect(url)
         try:
             async with asyncio.timeout(CATALOGUE_S):
                 found = await store.catalogue()
-                return _catalogue(found) | {"next": next_step(found, findings, served=served)}
+                return _catalogue(found) | {"next": next_step(found, canary_stopped, served=served)}
         finally:
             await store.close()
     except TimeoutError:
@@ -388,7 +350,6 @@ def _catalogue(found: Catalogue) -> dict[str, object]:
             "created_at": entry.created_at,
             "superseded_at": entry.superseded_at,
             "refused_by": entry.refused_by,
-            "canary_stopped": entry.canary_stopped,
         }
         for entry in found.releases
     ]
@@ -410,19 +371,18 @@ def _previous(found: Catalogue) -> ReleaseId | None:
     return None
 
 
-def next_step(found: Catalogue, findings: Mapping[str, str], *, served: bool) -> str:
+def next_step(found: Catalogue, canary_stopped: str | None, *, served: bool) -> str:
     """Say in one sentence what there is to do next.
 
-    *findings* says of canaries why they are not used any more; *served*: a worker serves a release of this store.
+    *canary_stopped* says why the canary is not used any more; *served*: a worker serves a release of this store.
     """
     if found.canary is not None:
         release, percent = found.canary.release, found.canary.percent
-        if finding := findings.get(release) or found.find(release).canary_stopped:
-            return f"Abort the canary {release}, which this service does not use any more: {finding}."
+        if canary_stopped is not None:
+            return f"Abort the canary: {canary_stopped}."
         return (
-            f"Release {release} is the canary, to be seen by {percent:g} % of the users: it is judged from "
-            f"{MIN_LOOKUPS} lookups on, and by clicks after {SETTLE_S / 60:.0f} minutes, if events come in; then "
-            f"promote or abort it."
+            f"Release {release} is the canary, to be seen by {percent:g} % of the users: errors, missing lists and "
+            f"slow reads judge it from {MIN_LOOKUPS} lookups on; then promote or abort it."
         )
     entries = [entry for entry in found.releases if entry.state is not State.DROPPING]
     if not entries and served:
@@ -436,19 +396,15 @@ def next_step(found: Catalogue, findings: Mapping[str, str], *, served: bool) ->
 
 
 def _step_after(newest: Release, found: Catalogue) -> str:
-    name, stopped = f"Release {newest.id}", newest.canary_stopped
-    why = (
-        f"refused by {', '.join(newest.refused_by)}"
-        if newest.refused_by
-        else stopped and f"stopped as a canary: {stopped}"
-    )
+    name = f"Release {newest.id}"
     match newest.state:
         case State.DRAFT if newest.lease_left_s(found.now) > 0:
             return f"{name} is being written."
         case State.DRAFT:
             return f"{name} was begun and not finished: publish again, or continue it with --resume {newest.id}."
-        case State.READY if why:
-            return f"{name} was {why}; train again, or activate it all the same."
+        case State.READY if newest.refused_by:
+            by = ", ".join(newest.refused_by)
+            return f"{name} was refused by {by}; train again, or activate it all the same."
     if found.live is None:
         return f"{name} is {newest.state}, and nothing is live: activate it."
     if newest.state is State.READY:

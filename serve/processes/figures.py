@@ -7,6 +7,7 @@ difference between the newest sample and one that is WINDOW_S older.
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from operator import add
 from typing import NamedTuple
 
 from hotplate.serve.access.auth import scope_of
@@ -24,7 +25,7 @@ from hotplate.serve.metrics import (
     ROLES,
     Metrics,
 )
-from hotplate.serve.releases.canary import ReleaseCounts
+from hotplate.serve.releases.canary import click_interval
 from hotplate.serve.states import WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import CountsByLabels, Labels, Snapshot, States, growth, take_snapshot
 
@@ -104,28 +105,39 @@ class _CounterSample(NamedTuple):
         }
 
 
+class _Served(NamedTuple):
+    hit: float = 0
+    miss: float = 0
+    error: float = 0
+    shown: float = 0
+    clicks: float = 0
+
+    def plus(self, more: "_Served") -> "_Served":
+        return _Served(*map(add, self, more))
+
+
 class ServedReleases:
     """What was counted of the last KEPT releases that were served; lives as long as the admin process."""
 
     def __init__(self) -> None:
         self._since = time.time()
-        self._counts = dict[str, tuple[float, ReleaseCounts]]()
+        self._counts = dict[str, tuple[float, _Served]]()
         """By release, when it was first seen and what was counted; those that are served now are the last."""
 
     def add(self, second: _CounterSample, states: States) -> None:
         """Add what was counted in a second; events, which are counted by role, to the releases of most workers."""
-        counts = defaultdict[str, ReleaseCounts](ReleaseCounts)
+        counts = defaultdict[str, _Served](_Served)
         for role, release in zip(ROLES, _served_by_most(states), strict=False):
             if release is not None:
                 listed = second.counted.listed
                 shown = listed[IMPRESSION, role, POSITIONS[0]][0]
                 clicks = sum(listed[CLICK, role, position][0] for position in POSITIONS)
-                counts[release] = counts[release].plus(ReleaseCounts(shown=shown, clicks=clicks))
+                counts[release] = counts[release].plus(_Served(shown=shown, clicks=clicks))
         for (_, release), lookups in second.releases.items():
             if any(lookups):
-                counts[release] = counts[release].plus(ReleaseCounts(*lookups))
+                counts[release] = counts[release].plus(_Served(*lookups))
         for release, more in counts.items():
-            first_seen, before = self._counts.pop(release, (time.time(), ReleaseCounts()))
+            first_seen, before = self._counts.pop(release, (time.time(), _Served()))
             self._counts[release] = first_seen, before.plus(more)
         for oldest in list(self._counts)[:-KEPT]:
             del self._counts[oldest]
@@ -257,7 +269,12 @@ def _tier(recent: _CounterSample, tier: str, states: States) -> JsonObject:
         "open": sum(each.breaker_open for each in reports),
         "releases": sorted({each.release for each in reports if each.release}),
         "canary": canary,
-        "clicks": clicks and clicks._asdict(),
+        "clicks": clicks
+        and clicks._asdict()
+        | {
+            "live_interval": click_interval(clicks.live_shown, clicks.live),
+            "canary_interval": click_interval(clicks.canary_shown, clicks.canary),
+        },
         "users": {role: {what: users[tier, role, what] for what in LOOKUP_OUTCOMES} for role in ROLES},
         "catalogue_age_s": round(max((each.catalogue_age_s for each in reports), default=0.0), 1),
         "details": sorted({each.detail for each in reports if each.detail}),

@@ -206,7 +206,6 @@ def _open_reader(context: ProcessContext) -> TieredReader:
     reader.kept = context.kept.last()
     for tier in reader.tiers:
         tier.follower.lock_memory = settings.lock_memory
-        tier.follower.stopped_elsewhere = context.states.stopped_canaries
     return reader
 
 

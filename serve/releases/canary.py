@@ -3,66 +3,59 @@
 A user sees the canary if the hash of the id and the canary's salt is below the canary's share of all hashes. So all
 processes and tiers with the same canary choose the same users, and users among the first 5 % stay among 50 %.
 
-Lookups are compared by the counts of the last minute. Clicks per list shown are compared from SETTLE_S on, by a
-sequential test. With the stated probability its interval holds the true difference at all moments, so it may be looked
-at every second (the mixture sequential probability ratio test of R. Johari, P. Koomen, L. Pekelis and D. Walsh, Always
-Valid Inference, Operations Research 70 (3), 2022). The test takes clicks for independent of one another.
+Errors, fallbacks and slow reads of the last minute judge it, from the counts of all workers together. Clicks are only
+shown, side by side.
 """
 
-from math import log
-from operator import add
+from itertools import accumulate
+from operator import sub
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.releases.release import ServedRelease
-from hotplate.stores.catalogue import Canary, Release, ReleaseId
+from hotplate.stores.catalogue import Canary
 from hotplate.stores.keys import USER
 
-# How many lists of the canary are looked up before it is judged.
+# How many lists of the canary are looked up, or read, before it is judged by them.
 MIN_LOOKUPS = 100
-# By how much more of its lists than of the live release's may be missing, or not be readable, on top of chance.
+# By how much more of its lists than of the live release's may be missing, not be readable, or be read slowly, on top of
+# chance.
 MORE_FALLBACKS = 0.05
 MORE_ERRORS = 0.01
+MORE_SLOW = 0.05
 # How far a share is off by chance at most, in standard deviations: four are so once in 30,000 times.
 DEVIATIONS = 4
-# Which part of its clicks per list the canary must have lost, beyond chance, and how rarely chance may look so.
-LOST_CLICKS = 0.05
-CLICKS_BY_CHANCE = 0.001
-# A click comes later than its list: for so long after a canary began, or its share changed, it may be of an older list.
-SETTLE_S = 600.0
-# With so many clicks in all, and so many expected of the canary, their difference is about normal.
-MIN_CLICKS = 100
-MIN_EXPECTED_CLICKS = 10
-# The relative difference that the sequential test finds soonest; it finds others, too.
-TYPICAL_CHANGE = 0.1
-# Over how long lookups are counted before the counts begin again, so a good hour hides no bad minute.
+# A read is slow beyond twice the time in which this share of the live release's are done, and beyond SLOW_S.
+USUAL = 0.95
+SLOW_S = 0.01
+# Over how long is counted before the counts begin again, so a good hour hides no bad minute.
 WINDOW_S = 60.0
+# Standard deviations of a 95 % interval.
+INTERVAL = 1.96
 
 _AFTER_KIND = len(USER)
+_NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
 
 
 class ReleaseCounts(NamedTuple):
-    """How many lists of users were a hit, a miss and an error, how many were shown, and how many items were clicked."""
+    """How many lists of users were a hit, a miss and an error, and how many reads took how long, by bucket."""
 
     hit: float = 0
     miss: float = 0
     error: float = 0
-    shown: float = 0
-    clicks: float = 0
+    reads: tuple[float, ...] = _NO_READS
 
     @property
     def lookups(self) -> float:
         """How many lists were looked up."""
         return self.hit + self.miss + self.error
 
-    def plus(self, more: "ReleaseCounts") -> "ReleaseCounts":
-        """Return both together."""
-        return ReleaseCounts(*map(add, self, more))
-
     def since(self, before: "ReleaseCounts") -> "ReleaseCounts":
         """Return what was counted after *before*."""
-        return ReleaseCounts(*(now - then for now, then in zip(self, before, strict=True)))
+        hit, miss, error = map(sub, self[:3], before[:3])
+        return ReleaseCounts(hit, miss, error, tuple(map(sub, self.reads, before.reads)))
 
 
 class BothCounts(NamedTuple):
@@ -76,121 +69,95 @@ class BothCounts(NamedTuple):
         return BothCounts(self.live.since(before.live), self.canary.since(before.canary))
 
 
-NOTHING = BothCounts()
+class Clicks(NamedTuple):
+    """How many lists of each release were shown, and how many of their items clicked."""
+
+    live_shown: int = 0
+    live: int = 0
+    canary_shown: int = 0
+    canary: int = 0
 
 
-class ClickRates(NamedTuple):
-    """Lists shown and clicks since a canary settled, and by which part of the live one's its clicks per list differ.
-
-    `low` and `high` are the bounds of a 95 % confidence sequence, as -0.1 for a tenth less; None while clicks are few.
-    """
-
-    live_shown: int
-    live_clicks: int
-    canary_shown: int
-    canary_clicks: int
-    low: float | None = None
-    high: float | None = None
-
-
-def click_change(counts: BothCounts, by_chance: float) -> tuple[float, float] | None:
-    """Return by which part of the live release's the canary's clicks per list differ, at least and at most.
-
-    The bounds hold at all times together, but with the probability *by_chance*. None while there are too few clicks.
-    """
-    live, canary = counts
-    clicks, shown = live.clicks + canary.clicks, live.shown + canary.shown
-    if not (live.shown and live.clicks) or clicks < MIN_CLICKS or clicks * canary.shown / shown < MIN_EXPECTED_CLICKS:
+def click_interval(shown: int, clicks: int) -> tuple[float, float] | None:
+    """Return the 95 % interval of clicks per list shown; None while there are none."""
+    if not (shown and clicks):
         return None
-    rate, rate_live = clicks / shown, live.clicks / live.shown
-    variance, mixing = rate * (1 / canary.shown + 1 / live.shown), (TYPICAL_CHANGE * rate) ** 2
-    both = variance + mixing
-    half = (variance * both / mixing * (2 * log(1 / by_chance) + log(both / variance))) ** 0.5
-    change = canary.clicks / canary.shown - rate_live
-    return max(-1.0, (change - half) / rate_live), (change + half) / rate_live
-
-
-def fewer_clicks(counts: BothCounts) -> str | None:
-    """Say by how much less is clicked in the canary's lists, beyond bound and chance; None if that is not so."""
-    change = click_change(counts, CLICKS_BY_CHANCE)
-    if change is None or change[1] >= -LOST_CLICKS:
-        return None
-    rates = (f"{one.clicks:,.0f} clicks in {one.shown:,.0f} lists" for one in (counts.canary, counts.live))
-    return f"its lists have {-change[1]:.0%} to {-change[0]:.0%} fewer clicks: {', and the live release '.join(rates)}"
+    half = INTERVAL * clicks**0.5
+    return max(0.0, clicks - half) / shown, (clicks + half) / shown
 
 
 def find_regression(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
-    """Say in which lookups the canary is worse than the live release, beyond bound and chance; None if in none."""
-    n, m = canary.lookups, live.lookups
-    if n < MIN_LOOKUPS or not m:
-        return None
-    for what, of_canary, of_live, more in (
-        ("could not be read", canary.error, live.error, MORE_ERRORS),
-        ("got the popular list", canary.miss + canary.error, live.miss + live.error, MORE_FALLBACKS),
+    """Say in what the canary is worse than the live release, beyond bound and chance; None if in nothing."""
+    n, m, slow_from = canary.lookups, live.lookups, _slow_from(live.reads)
+    for what, of_canary, of_live, out_of, more in (
+        ("lookups could not be read", canary.error, live.error, (n, m), MORE_ERRORS),
+        ("lookups got the popular list", canary.miss + canary.error, live.miss + live.error, (n, m), MORE_FALLBACKS),
+        (
+            f"reads took more than {BUCKETS_S[slow_from - 1] * 1000:g} ms",
+            sum(canary.reads[slow_from:]),
+            sum(live.reads[slow_from:]),
+            (sum(canary.reads), sum(live.reads)),
+            MORE_SLOW,
+        ),
     ):
-        pooled = (of_canary + of_live) / (n + m)
-        deviation: float = (pooled * (1 - pooled) * (1 / n + 1 / m)) ** 0.5
-        if of_canary / n - of_live / m > more + DEVIATIONS * deviation:
-            return f"{of_canary / n:.1%} of its {n:,.0f} lookups {what}, and {of_live / m:.1%} of the live release's"
+        if _is_more(of_canary, of_live, *out_of, more):
+            shares = of_canary / out_of[0], of_live / out_of[1]
+            return f"{shares[0]:.1%} of its {out_of[0]:,.0f} {what}, and {shares[1]:.1%} of the live release's"
     return None
+
+
+def _is_more(of_canary: float, of_live: float, n: float, m: float, more: float) -> bool:
+    if n < MIN_LOOKUPS or not m:
+        return False
+    pooled = (of_canary + of_live) / (n + m)
+    deviation: float = (pooled * (1 - pooled) * (1 / n + 1 / m)) ** 0.5
+    return of_canary / n - of_live / m > more + DEVIATIONS * deviation
+
+
+def _slow_from(reads: tuple[float, ...]) -> int:
+    """Return the first bucket whose reads are all slow."""
+    total = sum(reads)
+    usual = next((n for n, below in enumerate(accumulate(reads)) if below >= USUAL * total), 0)
+    usual_s = BUCKETS_S[min(usual, len(BUCKETS_S) - 1)]
+    bound_s = max(SLOW_S, 2 * usual_s)
+    return next((n + 1 for n, bound in enumerate(BUCKETS_S) if bound >= bound_s), len(BUCKETS_S))
 
 
 class ServedCanary:
     """The canary of one tier at one share, loaded; lives as long as the tier serves it so."""
 
-    __slots__ = ("_before", "_began", "_below", "_has_settled", "_salt", "_settles", "_window_ends", "record", "served")
+    __slots__ = ("_before", "_below", "_salt", "_window_ends", "clicks_before", "record", "served")
 
-    def __init__(self, record: Canary, served: ServedRelease, now: float, counts: BothCounts = NOTHING) -> None:
-        """Take what the catalogue says of the canary, its release, the time in seconds, and what is counted by then."""
+    def __init__(
+        self,
+        record: Canary,
+        served: ServedRelease,
+        now: float,
+        counts: BothCounts = BothCounts(),  # noqa: B008 -- immutable
+        clicks: Clicks = Clicks(),  # noqa: B008 -- immutable
+    ) -> None:
+        """Take what the catalogue says of the canary, its release, the time in seconds, and what is counted by then.
+
+        *clicks* are those before the canary started, whatever its share was since.
+        """
         self.record = record
         self.served = served
+        self.clicks_before = clicks
         self._salt = record.salt
         self._below = round(record.percent / 100 * 2**64)
         self._window_ends, self._before = now + WINDOW_S, counts
-        self._settles, self._began = now + SETTLE_S, counts
-        self._has_settled = now >= self._settles
 
     def includes(self, key: str) -> bool:
         """Return whether a row is for somebody who sees the canary; rows of items and popular lists are for all."""
         return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
-        """Say what is worse in this window, or that there are `fewer_clicks` since it settled; None if neither."""
-        self._has_settled = now >= self._settles
-        if not self._has_settled:
-            self._began = counts
-        finding = find_regression(*counts.since(self._before)) or fewer_clicks(counts.since(self._began))
+        """Say in what the canary was worse in this window; None if in nothing."""
+        finding = find_regression(*counts.since(self._before))
         if now >= self._window_ends:
             self._window_ends, self._before = now + WINDOW_S, counts
         return finding
 
-    def click_rates(self, counts: BothCounts) -> ClickRates:
-        """Return how often the lists of both releases were shown and clicked since the canary settled."""
-        if not self._has_settled:
-            return ClickRates(0, 0, 0, 0)
-        since = counts.since(self._began)
-        bounds = click_change(since, by_chance=0.05) or (None, None)
-        return ClickRates(*(int(count) for one in since for count in (one.shown, one.clicks)), *bounds)
-
-
-class StoppedCanary(NamedTuple):
-    """A canary that is not used any more, because it was worse than the live release."""
-
-    release: ReleaseId
-    incarnation: str
-    writer: str
-    superseded_at: float | None
-    """When the release left service before: it tells a canary from an earlier one of the same release."""
-    finding: str
-
-    @classmethod
-    def of(cls, entry: Release, finding: str) -> "StoppedCanary":
-        """Stop the canary of a catalogue's entry."""
-        return cls(*entry.ref, entry.writer, entry.superseded_at, finding)
-
-    def is_of(self, entry: Release) -> bool:
-        """Return whether this is the canary of a catalogue's entry."""
-        return self == StoppedCanary.of(entry, self.finding)
-
-    def __str__(self) -> str:
-        return f"release {self.release} is the canary, and this service does not use it any more: {self.finding}"
+    def clicks(self, counted: Clicks) -> Clicks:
+        """Return how often the lists of both releases were shown and clicked since the canary started."""
+        return Clicks(*map(sub, counted, self.clicks_before))

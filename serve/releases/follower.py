@@ -8,12 +8,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
-from hotplate.serve.releases.canary import BothCounts, ServedCanary, StoppedCanary
+from hotplate.serve.releases.canary import BothCounts, Clicks, ServedCanary
 from hotplate.serve.releases.release import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.erasure import NOBODY, read_erased
@@ -66,7 +66,13 @@ class Follower:
     A store that cannot be read never un-serves what is served; `last_error` says in a sentence what is wrong.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        canary_counts: Callable[[], BothCounts] = BothCounts,
+        canary_clicks: Callable[[], Clicks] = Clicks,
+    ) -> None:
+        """Take what returns the counts of all workers: those a canary is judged by, and the clicks shown beside it."""
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         """What a share of the users see in the place of what is `served`."""
@@ -74,10 +80,8 @@ class Follower:
         """The users who were erased from the store: they are answered as unknown."""
         self.on_erased: Callable[[], None] = lambda: None
         """Called after a change of `erased`."""
-        self.canary_stopped: StoppedCanary | None = None
-        """The canary of the catalogue, if it is not used any more."""
-        self.stopped_elsewhere: Callable[[], Iterable[StoppedCanary]] = tuple
-        """The canaries that other workers do not use any more: one that begins to serve has counted nothing yet."""
+        self.canary_stopped: str | None = None
+        """In what the canary of the catalogue is worse than the live release, if it is not used for that."""
         self.last_error: str | None = None
         self.attempted = asyncio.Event()
         """Set once the store has been read for the first time, with whatever outcome."""
@@ -85,11 +89,12 @@ class Follower:
         """Set once a release is served."""
         self.lock_memory = False
         """Whether what is served of a store in this process is locked in memory; set before it is followed."""
-        self.canary_counts: Callable[[], BothCounts] = BothCounts
-        """How the lookups of all workers have ended while there was a canary; what that is judged by."""
         self.fold_in: FoldIn | None = None
         """What loads item factors with each release; set before one is followed, None without folding in."""
         self._reader = reader
+        self._canary_counts, self._canary_clicks = canary_counts, canary_clicks
+        self._stopped: Release | None = None
+        """The entry of the canary that `canary_stopped` is about."""
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
         """Held while a release is loaded: later catalogues are compared with what is followed then."""
@@ -116,7 +121,7 @@ class Follower:
         if self.last_error is not None:
             found.insert(0, ServiceFinding("store", self.last_error))
         if self.canary_stopped is not None:
-            found.append(ServiceFinding("canary", str(self.canary_stopped)))
+            found.append(ServiceFinding("canary", self.canary_stopped))
         if self.served is not None and self.served.damaged:
             found.append(ServiceFinding("rows", named(self.served.damaged)))
         return found
@@ -198,23 +203,20 @@ class Follower:
             if self.canary is None:
                 async with self._switching:
                     self.canary = None if self._seen is None else await self._load_canary(self._seen)
-            elif self._seen is not None and not self._switching.locked() and (entry := self._seen.canary_entry):
-                finding = self.canary.judge(now(), self.canary_counts())
-                if self._is_stopped(entry) or (finding and self._stop(StoppedCanary.of(entry, finding))):
-                    self.canary = None
+            elif self._seen is not None and not self._switching.locked():
+                entry, finding = self._seen.canary_entry, self.canary.judge(now(), self._canary_counts())
+                if entry is not None and finding is not None:
+                    self._stop_canary(entry, finding)
 
-    def _is_stopped(self, entry: Release) -> bool:
-        """Return whether the canary of *entry* was stopped, by the catalogue or a worker; if so, note why."""
-        if entry.canary_stopped:
-            return self._stop(StoppedCanary.of(entry, entry.canary_stopped))
-        known = self.stopped_elsewhere() if self.canary_stopped is None else [self.canary_stopped]
-        return any(self._stop(stopped) for stopped in known if stopped.is_of(entry))
+    def _stop_canary(self, entry: Release, finding: str) -> None:
+        self.canary, self._stopped = None, entry
+        self.canary_stopped = f"release {entry.id} is the canary, and is not used any more: {finding}"
+        log.warning("%s", self.canary_stopped, extra={"release": entry.id})
 
-    def _stop(self, stopped: StoppedCanary) -> bool:
-        if self.canary_stopped != stopped:
-            self.canary_stopped = stopped
-            log.warning("%s", stopped, extra={"release": stopped.release})
-        return True
+    @property
+    def canary_clicks(self) -> Clicks | None:
+        """How often lists of the live release and of the canary were clicked since that started; None without one."""
+        return None if self.canary is None else self.canary.clicks(self._canary_clicks())
 
     def drop_canary(self, gone: ServedRelease) -> None:
         """Show all users the live release, as the canary is gone from the store; load it again if it comes back."""
@@ -329,22 +331,22 @@ class Follower:
         record, entry = found.canary, found.canary_entry
         if record is None or entry is None:
             self._canary_named.clear()
-            self.canary_stopped, self._found["canary"] = None, []
+            self.canary_stopped, self._stopped, self._found["canary"] = None, None, []
             return None
         self._canary_named.set()
-        if self._is_stopped(entry):
+        if self._stopped == entry:
             return None
-        self.canary_stopped = None
+        self.canary_stopped = self._stopped = None
         if self.canary is None or not self._is_canary(entry):
-            served = await self._try_load(entry)
+            served, clicks = await self._try_load(entry), self._canary_clicks()
         elif self.canary.record == record:
             return self.canary
         else:
-            served = self.canary.served
+            served, clicks = self.canary.served, self.canary.clicks_before
         if served is None:
             return None
         log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
-        return ServedCanary(record, served, asyncio.get_running_loop().time(), self.canary_counts())
+        return ServedCanary(record, served, asyncio.get_running_loop().time(), self._canary_counts(), clicks)
 
     async def _try_load(self, canary: Release) -> ServedRelease | None:
         """Load a canary; nothing that comes of it may harm what is live."""

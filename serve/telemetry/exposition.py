@@ -50,6 +50,7 @@ _FAMILIES = {
         "store outcome", "Lookups in a store's cache: found, answered by a read that was on its way, or read.",
     ),
     "hotplate_canary_lookups": ("store role outcome", "Users' lists looked up while a store has a canary."),
+    "hotplate_canary_read_duration_seconds": ("store role", "Time of one read while a store has a canary."),
     "hotplate_shed": ("reason", "Requests and connections refused or cut to serve others in time."),
     "hotplate_scrub_rows": ("store", "Rows read in the background."),
     "hotplate_scrub_damaged": ("store", "Damaged values that the last pass over a release found."),
@@ -89,9 +90,6 @@ _FAMILIES = {
     "hotplate_canary_stopped": (
         "worker store", "1 for a worker that uses a store's canary no more, as it is worse than the live release.",
     ),
-    "hotplate_canary_click_change": (
-        "worker store bound", "By which part of the live release's the canary's clicks per list differ: 95 % bounds.",
-    ),
     "hotplate_catalogue_age_seconds": (
         "worker store", "Time since a store's catalogue was last read and known to be what is followed.",
     ),
@@ -109,6 +107,7 @@ class Snapshot(NamedTuple):
     corrupt: CountsByLabels  # store
     cached: CountsByLabels  # store, outcome
     canary: CountsByLabels  # store, role, outcome
+    canary_reads: CountsByLabels  # store, role: a histogram
     shed: CountsByLabels  # reason
     scrub: CountsByLabels  # store, what
     attempts: CountsByLabels  # store, what
@@ -145,6 +144,7 @@ def take_snapshot(metrics: Metrics) -> Snapshot:
         corrupt=read(metrics.corrupt.items()),
         cached=read(metrics.cached.items()),
         canary=read(metrics.canary.items()),
+        canary_reads={labels: metrics.total(cell, HISTOGRAM_CELLS) for labels, cell in metrics.canary_reads.items()},
         shed=read(metrics.shed.items()),
         scrub=read(metrics.scrub.items()),
         attempts=read(metrics.attempts.items()),
@@ -176,6 +176,7 @@ class Exposition(Collector):
         yield _counter("hotplate_store_corrupt", counted.corrupt)
         yield _counter("hotplate_cache_requests", _of_stores(counted.cached, _active(counted.cached)))
         yield _counter("hotplate_canary_lookups", _of_stores(counted.canary, _active(counted.canary)))
+        yield _histogram("hotplate_canary_read_duration_seconds", counted.canary_reads)
         yield _counter("hotplate_shed", counted.shed)
         yield from _scrub_families(counted)
         yield from _attempt_families(counted)
@@ -302,7 +303,7 @@ def _process_families(states: States) -> Iterator[Metric]:
 def _tier_families(states: States) -> Iterator[Metric]:
     """Yield what each worker serves of each store, and how it stands with the store."""
     now, info = time.time(), dict[Labels, float]()
-    age_s, catalogue_age_s, change = dict[Labels, float | None](), dict[Labels, float](), dict[Labels, float | None]()
+    age_s, catalogue_age_s = dict[Labels, float | None](), dict[Labels, float]()
     tiers: dict[Labels, TierState] = {}
     for worker, state in _known(states).items():
         for tier in state.tiers:
@@ -311,15 +312,12 @@ def _tier_families(states: States) -> Iterator[Metric]:
             catalogue_age_s[key] = tier.catalogue_age_s + (state.silent_s if state.silent_s > SILENT_S else 0.0)
             if tier.canary is not None:
                 info[*key, tier.canary, CANARY] = 1
-            if tier.canary_clicks is not None:
-                change |= {(*key, bound): getattr(tier.canary_clicks, bound) for bound in ("low", "high")}
             if tier.release is not None:
                 info[*key, tier.release, LIVE] = 1
             age_s[key] = None if tier.written_at is None else max(0.0, now - tier.written_at)
     yield _gauge("hotplate_release_info", info)
     yield _gauge("hotplate_release_age_seconds", age_s)
     yield _gauge("hotplate_breaker_open", {key: tier.breaker_open for key, tier in tiers.items()})
-    yield _gauge("hotplate_canary_stopped", {key: tier.canary_stopped is not None for key, tier in tiers.items()})
-    yield _gauge("hotplate_canary_click_change", change)
+    yield _gauge("hotplate_canary_stopped", {key: tier.canary_stopped for key, tier in tiers.items()})
     yield _gauge("hotplate_catalogue_age_seconds", catalogue_age_s)
     yield _gauge("hotplate_cache_bytes", {key: tier.cache_bytes for key, tier in tiers.items()})

@@ -11,10 +11,7 @@ import pytest
 from rich.console import Console
 
 from hotplate.cli.terminal import table
-from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.lifecycle import abort, start_canary
 from hotplate.stores.publication import publish
 from hotplate.stores.redis.store import open_url
 from hotplate.stores.store import Plan, Row
@@ -86,24 +83,6 @@ def test_a_copy_leaves_the_canary_of_its_target_alone_and_exits_with_3(tmp_path:
     assert (done.returncode, json.loads(done.stdout)["live"]) == (3, False)
     found = catalogue_of(f"file://{target}")
     assert (found["live"], found["releases"][-1]["id"]) == (live, new)  # type: ignore[index]  # JSON
-
-
-def test_why_a_canary_was_stopped_is_in_the_list_and_shown(tmp_path: Path, url: str) -> None:
-    releases(tmp_path / "store")
-    canary, finding = ReleaseId(releases(tmp_path / "store", live=False)), "its lists have 7% to 30% fewer clicks"
-
-    async def stop() -> None:
-        store = connect(url)
-        await start_canary(store, canary, 5)
-        await abort(store, canary, finding)
-        await store.close()
-
-    asyncio.run(stop())
-    assert f"{canary}  ready, canary stopped" in hotplate("releases", "list", "--store", url).stdout
-    assert [one["canary_stopped"] for one in catalogue_of(url)["releases"]] == ["", finding]  # type: ignore[attr-defined]  # JSON
-    assert f"canary stopped  {finding}\n" in hotplate("releases", "show", canary, "--store", url).stdout
-    shown = json.loads(hotplate("releases", "show", canary, "--json", "--store", url).stdout)
-    assert shown["canary_stopped"] == finding
 
 
 def test_the_id_of_a_release_is_not_broken_on_a_narrow_terminal() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
+from xxhash import xxh3_64_hexdigest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import (
@@ -164,31 +165,26 @@ def with_canary(percent: float = 5) -> Catalogue:
 
 
 def test_hotplate_0_2_and_this_one_read_each_others_records() -> None:
-    marked = changes.stop_canary(with_canary(), with_canary().find(C), "worse")
+    marked = with_canary()
     fields = orjson.loads(dump(marked))
     assert fields.pop("refusals")
     for entry in fields["entries"]:
-        del entry["refused_by"], entry["canary_stopped"]
+        del entry["refused_by"]
     found = parse(orjson.dumps(fields), now=100.0, where="here")
-    assert (found.find(C).refused_by, found.find(C).canary_stopped) == ((), "")
+    assert found.find(C).refused_by == ()
     assert orjson.loads(dump(found))["checksum"] == fields["checksum"] == orjson.loads(dump(marked))["checksum"]
 
 
-def test_why_a_canary_was_stopped_is_kept_until_its_release_is_live_or_the_canary_again() -> None:
-    running = with_canary()
-    stopped = changes.stop_canary(running, running.find(C), "fewer clicks")
-    assert parse(dump(stopped), now=100.0, where="here").find(C).canary_stopped == "fewer clicks"
-    with pytest.raises(ReleaseConflict, match="was stopped: fewer clicks; abort it, and start it again"):
-        changes.start_canary(stopped, C, 10)
-    for aborted in (changes.abort(stopped, C), changes.abort(running, C, "fewer clicks")):
-        assert (aborted.canary, aborted.find(C).canary_stopped) == (None, "fewer clicks")
-        again = changes.start_canary(replace(aborted, now=150.0), C, 5)
-        assert again.find(C).canary_stopped == changes.activate(aborted, C).find(C).canary_stopped == ""
-        assert changes.stop_canary(again, running.find(C), "what was found of the one before") == again
-    assert changes.abort(running, C).find(C).canary_stopped == ""
-    tampered = dump(stopped).replace(b"fewer clicks", b"more clicks!")
+def test_a_record_in_which_a_canary_was_stopped_is_read_and_checked() -> None:
+    fields = orjson.loads(dump(with_canary()))
+    for entry in fields["entries"]:
+        entry["canary_stopped"] = "fewer clicks" if entry["id"] == C else ""
+    marks = [[with_canary().find(C).incarnation, ["ndcg", "overlap@10"], "fewer clicks"]]
+    fields["refusals"] = xxh3_64_hexdigest(orjson.dumps(marks))  # as hotplate 0.3 wrote it
+    record = orjson.dumps(fields)
+    assert parse(record, now=with_canary().now, where="here") == with_canary()
     with pytest.raises(CatalogueUnreadable, match="checksum"):
-        parse(tampered, now=100.0, where="here")
+        parse(record.replace(b"fewer clicks", b"more clicks!"), now=0.0, where="here")
 
 
 @pytest.mark.parametrize(
@@ -275,10 +271,8 @@ def test_a_repaired_canary_is_the_canary() -> None:
     found, healed = with_canary(2.5), draft(C, "healed")
     assert (found.canary, found.served) == (Canary(C, 2.5, salt="c"), (draft(B).release, draft(C).release))
     assert parse(dump(found), now=5.0, where="here").now == 5.0
-    stopped = changes.stop_canary(found, found.find(C), "it could not be read")
-    done = changes.commit(changes.begin(stopped, healed, repairs=draft(C).incarnation), healed)
+    done = changes.commit(changes.begin(found, healed, repairs=draft(C).incarnation), healed)
     assert (done.canary, done.served) == (found.canary, (draft(B).release, healed.release))
-    assert done.find(C).canary_stopped == ""
     assert parse(dump(done), now=100.0, where="here") == done
 
 

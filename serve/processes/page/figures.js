@@ -216,23 +216,15 @@ function showCanary({ tiers }) {
     line("Popular list instead", (one) => share(one.miss + one.error, one.rate)),
     line("Could not be read", (one) => share(one.error, one.rate)),
     ...(clicks.live_shown + clicks.canary_shown ? [
-      line("Lists shown since they are compared", (_, side) => count(clicks[`${side}_shown`])),
-      line("Clicks per list shown", (_, side) => share(clicks[`${side}_clicks`], clicks[`${side}_shown`], 2)),
+      line("Lists shown since the canary started", (_, side) => count(clicks[`${side}_shown`])),
+      line("Clicks per list shown", (_, side) => share(clicks[side], clicks[`${side}_shown`], 2)),
+      line("95 % interval", (_, side) => interval(clicks[`${side}_interval`])),
     ] : []),
   ]);
-  byId("canary-verdict").textContent = `In ${tier}: ${live} is live, ${canary} is the canary. `
-    + verdict(clicks);
+  byId("canary-verdict").textContent = `In ${tier}: ${live} is live, ${canary} is the canary.`;
 }
 
-function verdict({ live_shown: live, canary_shown: canary, low, high }) {
-  if (!(live + canary)) return "Only lookups are compared: clicks count from ten minutes after the canary began, if events come in.";
-  if (low === null) return "There are too few clicks yet to compare.";
-  const bounds = `between ${signed(low)} and ${signed(high)} clicks per list, at 95 % confidence whenever you look`;
-  return low > 0 ? `The canary gets more clicks: ${bounds}.` : high < 0 ? `The canary gets fewer clicks: ${bounds}.`
-    : `No certain difference: ${bounds}.`;
-}
-
-const signed = (part) => `${part > 0 ? "+" : "−"}${Math.abs(100 * part).toFixed(1)} %`;
+const interval = (bounds) => (bounds ? bounds.map((bound) => share(bound, 1, 2)).join(" to ") : DASH);
 
 function releasesOf(worker) {
   if (!worker.releases?.length) return DASH;

@@ -132,7 +132,6 @@ function states(tier, one) {
   const by = refusedBy(one);
   const found = [by ? pill(`refused by ${by}`, "bad") : pill(one.state, KINDS[one.state])];
   if (tier.canary?.release === one.release) found.push(" ", pill(`canary, ${tier.canary.percent} %`, "warn"));
-  if (one.canary_stopped) found.push(" ", pill(`canary stopped: ${one.canary_stopped}`, "bad"));
   return found;
 }
 
@@ -150,10 +149,9 @@ function changes(tier, one) {
 function canaryOf(tier) {
   if (!tier.canary) return null;
   const { release, percent } = tier.canary;
-  const isStopped = tier.releases.some((one) => one.release === release && one.canary_stopped);
   return h("div", { class: "notice warn row" },
-    h("span", { class: "grow" }, "Canary: ", h("span", { class: "code" }, release), isStopped
-      ? ` was stopped, and all users see ${tier.live}.` : ` is the canary for ${percent} % of the users.`),
+    h("span", { class: "grow" }, "Canary: ", h("span", { class: "code" }, release),
+      ` for ${percent} % of the users.`),
     tier.changeable ? [
       h("button", { type: "button", onclick: () => endCanary(tier, "promote") }, "Promote…"),
       h("button", { type: "button", onclick: () => endCanary(tier, "abort") }, "Abort…")] : null);

@@ -13,13 +13,10 @@ from typing import Any
 import pytest
 
 from hotplate.serve.metrics import METHODS
-from hotplate.serve.processes.admin import STOPPED_POLL_S, _record_stopped_canaries, next_step
-from hotplate.serve.releases.canary import StoppedCanary
-from hotplate.serve.states import SharedStates, TierState, WorkerState
+from hotplate.serve.processes.admin import next_step
 from hotplate.stores.catalogue import Canary, Catalogue, Release, ReleaseId, State
 from tests.support.limited_service import samples
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, refused_by, running, until
-from tests.support.virtual import virtual
 
 
 @pytest.fixture(scope="module")
@@ -208,55 +205,28 @@ def test_a_release_that_gates_refused_is_shown_and_goes_live_only_if_that_is_for
         assert tier["live"] == bad
 
 
-def test_that_a_canary_was_stopped_and_why_is_seen_after_a_restart_too(tmp_path: Path) -> None:
+def test_why_a_canary_was_stopped_is_reported(tmp_path: Path) -> None:
     users = [f"user:{n}" for n in range(200)]
     live = asyncio.run(publish_lists(tmp_path, dict.fromkeys(users, a_list("a"))))
     canary = asyncio.run(publish_lists(tmp_path, {"item:a": a_list("b")}, live=False))
-
-    def marked(service: Service) -> str:
-        (tier,) = service.admin("/v1/releases").json["tiers"]
-        found: str = next(entry["canary_stopped"] for entry in tier["releases"] if entry["release"] == canary)
-        return found
-
     body = json.dumps({"users": [user.removeprefix("user:") for user in users]}).encode()
-    options = ("--workers", "2", "--admin-store", f"file://{tmp_path}")
-    with running(tmp_path, *options) as service:
+
+    def warnings(service: Service) -> list[str]:
+        return [
+            warning for worker in service.states() for tier in worker["tiers"] for warning in tier.get("warnings", ())
+        ]
+
+    with running(tmp_path, "--workers", "2", "--admin-store", f"file://{tmp_path}") as service:
         service.admin(f"/v1/releases/{canary}/canary?percent=90", "POST")
         until(lambda: b'"canary":true' in service.request("POST", "/v1/recommendations", body).body)
-        until(lambda: marked(service))
-        finding = marked(service)
-        assert "got the popular list" in finding
-    with running(tmp_path, *options) as service:
+        until(lambda: len(warnings(service)) == 2)  # one worker's, and then the other's, by the same counts
+        assert all("got the popular list" in warning for warning in warnings(service))
         answer = service.request("POST", "/v1/recommendations", body)
         assert {one["release"] for one in answer.json["results"]} == {live}
-        (shown,) = {each["finding"] for each in stopped_canaries(service)}
-        assert shown == marked(service) == finding
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        assert tier["next"].startswith("Abort the canary")
         service.admin("/v1/releases/canary/abort", "POST")
-        until(lambda: not stopped_canaries(service))
-        assert marked(service) == finding
-
-
-@virtual
-async def test_that_a_stopped_canary_cannot_be_recorded_is_logged_with_the_kind_of_an_error_without_a_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "unready.py").write_text("def connect(url):\n    raise NotImplementedError\n")
-    (tmp_path / "unready-1.dist-info").mkdir()
-    (tmp_path / "unready-1.dist-info/entry_points.txt").write_text("[hotplate.stores]\nunready = unready:connect\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    states = SharedStates(1, 1)
-    stopped = StoppedCanary(ReleaseId("release"), "incarnation", "writer", None, "finding")
-    tier = TierState("a", None, [], breaker_open=False, written_at=None, catalogue_age_s=0, canary_stopped=stopped)
-    states.write(0, WorkerState(1, "ready", 0, 0, 0, 0, [], [tier], {}))
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(STOPPED_POLL_S * 1.5):
-            await _record_stopped_canaries("unready://", states)
-    assert caplog.messages == ["that a canary was stopped cannot be recorded, and is tried again: NotImplementedError"]
-
-
-def stopped_canaries(service: Service) -> list[dict[str, str]]:
-    tiers = [tier for worker in service.states() for tier in worker["tiers"]]
-    return [tier["canary_stopped"] for tier in tiers if "canary_stopped" in tier]
+        until(lambda: not warnings(service))
 
 
 def entry(release: str, state: State, at: float, **more: Any) -> Release:  # noqa: ANN401 -- any of its fields
@@ -281,10 +251,6 @@ OLD, NEW_LIVE = entry("old", State.LIVE, 1), entry("new", State.LIVE, 2)
             (OLD, entry("new", State.READY, 2, refused_by=("ndcg", "coverage"))),
             "Release new was refused by ndcg, coverage; train again, or activate it all the same.",
         ),
-        (
-            (OLD, entry("new", State.READY, 2, canary_stopped="it has fewer clicks")),
-            "Release new was stopped as a canary: it has fewer clicks; train again, or activate it all the same.",
-        ),
         ((OLD, entry("new", State.READY, 2)), "Release new is ready: start a canary, or activate it."),
         ((entry("new", State.READY, 2),), "Release new is ready, and nothing is live: activate it."),
         (
@@ -295,29 +261,20 @@ OLD, NEW_LIVE = entry("old", State.LIVE, 1), entry("new", State.LIVE, 2)
 )
 def test_what_is_next_is_said_in_a_sentence(releases: tuple[Release, ...], sentence: str) -> None:
     found = Catalogue(releases=releases, now=10.0)
-    assert next_step(found, {"new": "it was worse as a canary"}, served=bool(found.live)) == sentence
+    assert next_step(found, None, served=bool(found.live)) == sentence
 
 
 @pytest.mark.parametrize(
-    ("findings", "sentence"),
+    ("stopped", "sentence"),
     [
-        (
-            {"other": "it was worse"},
-            (
-                "Release new is the canary, to be seen by 2.5 % of the users: it is judged from 100 lookups on, and "
-                "by clicks after 10 minutes, if events come in; then promote or abort it."
-            ),
-        ),
-        (
-            {"new": "its lists have fewer clicks"},
-            "Abort the canary new, which this service does not use any more: its lists have fewer clicks.",
-        ),
+        (None, "then promote or abort it."),
+        ("release new is the canary, and is not used any more: it fails", "is not used any more: it fails."),
     ],
 )
-def test_while_a_canary_runs_what_is_next_is_its_end(findings: dict[str, str], sentence: str) -> None:
+def test_while_a_canary_runs_what_is_next_is_its_end(stopped: str | None, sentence: str) -> None:
     releases = OLD, entry("new", State.READY, 2), entry("newer", State.READY, 3)
     found = Catalogue(releases=releases, canary=Canary(ReleaseId("new"), 2.5, salt="new"))
-    assert next_step(found, findings, served=True) == sentence
+    assert next_step(found, stopped, served=True).endswith(sentence)
 
 
 @pytest.mark.parametrize(

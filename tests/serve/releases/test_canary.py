@@ -3,35 +3,27 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from itertools import count
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import CANARY, CLICK, IMPRESSION, LIVE, Metrics, ReleaseRole
-from hotplate.serve.processes.canary_watch import finding_on, watch
+from hotplate.serve.metrics import BUCKETS_S, CANARY, CLICK, IMPRESSION, LIVE, Metrics, ReleaseRole
 from hotplate.serve.reader import EncodedList, TieredReader
 from hotplate.serve.releases.canary import (
     MIN_LOOKUPS,
-    BothCounts,
     ReleaseCounts,
     ServedCanary,
-    click_change,
-    fewer_clicks,
+    click_interval,
     find_regression,
 )
 from hotplate.serve.releases.follower import CANARY_S
-from hotplate.serve.states import Reporter, SharedStates
+from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import GRACE_S, Canary, Catalogue, Release, ReleaseId, State, stop_canary
+from hotplate.stores.catalogue import GRACE_S, Canary, ReleaseId
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.memory import MemoryStore
@@ -39,7 +31,6 @@ from hotplate.stores.transfer import copy
 from tests.support.clock import FakeClock
 from tests.support.lane import Pair, exchange
 from tests.support.remote import RemoteStore, publish
-from tests.support.service import running_app
 from tests.support.stores import ref_of
 from tests.support.virtual import virtual
 
@@ -204,62 +195,49 @@ def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
     assert (found is None) if finding is None else (found is not None and finding in found)
 
 
-def clicked(rng: np.random.Generator, looks: int, canary_rate: float) -> Iterator[BothCounts]:
-    """Yield what is counted by each look: 5 % of the lists are the canary's, and a live list gets 0.05 clicks."""
-    shown = np.cumsum(rng.poisson((9_500, 500), (looks, 2)), axis=0)
-    clicks = np.cumsum(rng.poisson((9_500 * 0.05, 500 * canary_rate), (looks, 2)), axis=0)
-    for (live, canary), (of_live, of_canary) in zip(shown.tolist(), clicks.tolist(), strict=True):
-        yield BothCounts(ReleaseCounts(shown=live, clicks=of_live), ReleaseCounts(shown=canary, clicks=of_canary))
+READS = BUCKETS_S.index(0.001), BUCKETS_S.index(0.025)
 
 
-def test_looking_every_second_does_not_make_chance_look_like_a_result() -> None:
-    rng, wrong, canaries = np.random.default_rng(1), 0, 200
-    for _ in range(canaries):
-        bounds = [found for counts in clicked(rng, 600, 0.05) if (found := click_change(counts, 0.05))]
-        assert bounds
-        wrong += any(low > 0 or high < 0 for low, high in bounds)
-    assert wrong <= 0.05 * canaries
+def reads(fast: int, slow: int) -> ReleaseCounts:
+    """Return reads of 1 ms and of 25 ms."""
+    counts = [0.0] * (len(BUCKETS_S) + 1)
+    counts[READS[0]], counts[READS[1]] = fast, slow
+    return ReleaseCounts(reads=tuple(counts))
 
 
-@pytest.mark.parametrize(("rate", "finding"), [(0.04, "fewer clicks"), (0.0, "fewer clicks"), (0.05, ""), (0.07, "")])
-def test_a_canary_that_gets_fewer_clicks_is_found(rate: float, finding: str) -> None:
-    found = {fewer_clicks(counts) for counts in clicked(np.random.default_rng(2), 300, rate)} - {None}
-    assert bool(found) is bool(finding)
-    assert all(finding in str(one) for one in found)
-
-
-@pytest.mark.parametrize("shown", [0, 10**6])
-def test_clicks_say_nothing_if_no_lists_are_reported_or_of_one_release_only(shown: int) -> None:
-    live = ReleaseCounts(shown=shown, clicks=10**5)
-    assert click_change(BothCounts(live, ReleaseCounts(clicks=10**5)), 0.05) is None
-    assert click_change(BothCounts(ReleaseCounts(clicks=10**5), live), 0.05) is None
-
-
-async def test_clicks_that_come_later_than_their_lists_stop_no_good_canary(memory: MemoryStore) -> None:
-    _, canary = await with_canary(memory)
-    async with TieredReader({"tier": memory}) as reader:
-        await reader.wait_until_ready(5)
-        found = reader.tiers[0].follower.canary
-        assert found is not None
-        shares, lists = [0.05] * 1_200 + [0.5] * 3_600, np.zeros((4_800, 2))
-        for second, share in enumerate(shares):
-            lists[second] = 1_000 * (1 - share), 1_000 * share
-        clicks = 0.05 * np.vstack([np.full((30, 2), (1_000, 0)), lists[:-30]])  # a half minute later
-        counted = [
-            BothCounts(*(ReleaseCounts(shown=shown, clicks=of_it) for shown, of_it in zip(*both, strict=True)))
-            for both in zip(lists.cumsum(axis=0).tolist(), clicks.cumsum(axis=0).tolist(), strict=True)
-        ]
-        for begins, ends in ((0, 1_200), (1_200, 4_800)):  # the start, and a change of the share
-            judged = ServedCanary(found.record, found.served, begins, counted[begins])
-            assert judged.click_rates(counted[begins + 1]) == (0, 0, 0, 0, None, None)
-            assert {judged.judge(now, counted[now]) for now in range(begins, ends)} == {None}, canary
-            assert judged.click_rates(counted[ends - 1]).low is not None
-
-
-async def test_a_canary_that_gets_fewer_clicks_is_not_used_any_more(
-    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("live", "canary", "is_worse"),
+    [
+        (reads(1000, 0), reads(800, 200), True),
+        (reads(1000, 0), reads(970, 30), False),
+        (reads(500, 500), reads(0, 1000), False),
+        (reads(1000, 0), reads(40, 59), False),
+    ],
+)
+def test_a_canary_is_worse_if_more_of_its_reads_are_slow(
+    live: ReleaseCounts, canary: ReleaseCounts, *, is_worse: bool
 ) -> None:
-    monkeypatch.setattr("hotplate.serve.releases.canary.SETTLE_S", 0.0)
+    found = find_regression(live, canary)
+    assert (found is not None and "reads took more than 10 ms" in found) if is_worse else found is None
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+@virtual
+async def test_reads_are_counted_by_role_while_there_is_a_canary(
+    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
+) -> None:
+    await publish(memory, "before", users=range(USERS))
+    reader = await refreshed(TieredReader({"tier": remote if is_remote else memory}))
+    await reader.personal_many(NAMES)
+    await with_canary(memory)
+    await refreshed(reader)
+    await asyncio.gather(*map(reader.personal, NAMES))
+    text = Exposition(reader.metrics, list).text().decode()
+    for role in (CANARY, LIVE):
+        assert f'hotplate_canary_read_duration_seconds_count{{role="{role}",store="tier"}}' in text
+
+
+async def test_clicks_are_counted_since_the_canary_started(memory: MemoryStore) -> None:
     live, canary = await with_canary(memory)
     metrics = Metrics(1, ("tier",))
     metrics.count_listed(CLICK, CANARY, 1, 5_000)  # of a canary before this one
@@ -271,17 +249,23 @@ async def test_a_canary_that_gets_fewer_clicks_is_not_used_any_more(
             for _ in range(10_000):
                 metrics.count_listed(IMPRESSION, role, 1, 10)
             metrics.count_listed(CLICK, role, 3, clicks)
-        reporter = Reporter(reader.tiers)
-        (tier,) = reporter.state().tiers
-        assert tier.canary_clicks is not None
-        assert tier.canary_clicks[:4] == (10_000, 500, 10_000, 300)
-        text = Exposition(metrics, lambda: [reporter.state()]).text().decode()
-        assert 'hotplate_canary_click_change{bound="low",store="tier",worker="0"} -0.' in text
+        await life.start_canary(memory, canary, 60)  # the same, at another share
+        await refreshed(reader)
+        (tier,) = Reporter(reader.tiers).state().tiers
+        assert tier.canary_clicks == (10_000, 500, 10_000, 300)
         await asyncio.sleep(2 * CANARY_S)
-        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
-        (tier,) = reporter.state().tiers
-        assert tier.canary_stopped is not None
-        assert "300 clicks in 10,000 lists, and the live release 500 clicks" in tier.canary_stopped.finding
+        assert of_canary(reader), "clicks judge no canary"
+
+
+@given(rate=st.floats(0.02, 0.5), seed=st.integers(0, 2**32 - 1))
+def test_an_interval_of_clicks_mostly_holds_the_true_rate(rate: float, seed: int) -> None:
+    rng, shown, held = np.random.default_rng(seed), 5_000, 0
+    for clicks in rng.binomial(shown, rate, 200):
+        bounds = click_interval(shown, int(clicks))
+        assert bounds is not None
+        held += bounds[0] <= rate <= bounds[1]
+    assert held >= 175
+    assert click_interval(0, 5) is click_interval(5, 0) is None
 
 
 def request_of(path: str, *headers: str) -> bytes:
@@ -334,127 +318,6 @@ async def test_a_batch_names_the_release_of_each_user_and_both_in_its_headers(me
             assert results.count(b'"release":"%b","source"' % live.encode()) == USERS - len(chosen)
 
 
-@asynccontextmanager
-async def admin_listener(answer: Callable[[int], object], status: int = 200) -> AsyncIterator[str]:
-    """Answer `/readyz`, and nothing else, with what *answer* returns for the number of the request; yield the URL."""
-    looks = count()
-
-    async def readyz(request: web.Request) -> web.Response:
-        is_admitted = request.headers.get("X-API-Key") == "key"
-        return web.json_response(answer(next(looks)), status=status if is_admitted else 401)
-
-    app = web.Application()
-    app.router.add_get("/readyz", readyz)
-    async with running_app(app) as url:
-        yield f"{url}/"
-
-
-def workers(*stopped: tuple[Release, str]) -> object:
-    """Return what a service with a worker that has stopped using canaries, each for a reason, says of itself."""
-    tiers = [
-        {
-            "tier": "redis",
-            "canary_stopped": {
-                "release": one.id,
-                "incarnation": one.incarnation,
-                "superseded_at": one.superseded_at,
-                "finding": finding,
-            },
-        }
-        for one, finding in stopped
-    ]
-    return {"status": "ready", "workers": [{"tiers": []}, {"tiers": [{"tier": "redis"}, *tiers]}]}
-
-
-@pytest.mark.parametrize("status", [200, 503])
-async def test_a_watch_ends_a_canary_that_a_worker_of_the_service_found_worse(memory: MemoryStore, status: int) -> None:
-    live, canary = await with_canary(memory)
-    judged = (await memory.catalogue()).find(canary)
-    others = (replace(judged, id=live), "another"), (replace(judged, superseded_at=1.0), "an earlier canary of it")
-    async with (
-        admin_listener(lambda look: workers(*others, *[(judged, "it is bad")][: look > 2]), status) as url,
-        asyncio.timeout(60),
-    ):
-        finding = await watch(memory, url, "key", poll_s=0.01)
-    assert finding == f"release {canary} is not the canary any more: it is bad"
-    found = await memory.catalogue()
-    assert (found.live, found.canary) == (live, None)
-    assert found.find(canary).canary_stopped == "it is bad"
-
-
-class AwayStore(MemoryStore):
-    """A store that cannot be reached for a while."""
-
-    reads_away = 0
-    """For how many reads of its catalogue."""
-
-    async def catalogue(self) -> Catalogue:
-        if self.reads_away:
-            self.reads_away -= 1
-            raise StoreUnavailable("the store is away")
-        return await super().catalogue()
-
-
-async def test_a_watch_outlives_a_store_that_is_away(clock: FakeClock) -> None:
-    store = AwayStore(clock)
-    _, canary = await with_canary(store)
-    judged = (await store.catalogue()).find(canary)
-
-    def answer(look: int) -> object:
-        store.reads_away = 2
-        return workers(*[(judged, "it is bad")][: look > 0])
-
-    async with admin_listener(answer) as url, asyncio.timeout(60):
-        assert "it is bad" in str(await watch(store, url, "key", poll_s=0.01))
-    assert (await store.catalogue()).canary is None
-
-
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", b"not HTTP\r\n\r\n"])
-async def test_an_answer_that_is_cut_off_is_one_that_a_watch_requests_again(answer: bytes) -> None:
-    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        writer.close()
-
-    async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        with pytest.raises(OSError, match="not whole"):
-            await asyncio.to_thread(finding_on, Release(ReleaseId("r"), "i", State.READY, 0.0), url)
-
-
-async def test_a_watch_pauses_between_two_requests(memory: MemoryStore) -> None:
-    await with_canary(memory)
-    requests = list[int]()
-
-    def counted(look: int) -> object:
-        requests.append(look)
-        return workers()
-
-    async with admin_listener(counted) as url:
-        watching = asyncio.create_task(watch(memory, url, "key", poll_s=3600))
-        while not requests:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
-        watching.cancel()
-    assert len(requests) == 1
-
-
-async def test_a_watch_ends_with_the_canary_and_says_what_is_wrong_with_its_url(memory: MemoryStore) -> None:
-    await with_canary(memory)
-    async with admin_listener(lambda _: workers()) as url:
-        with pytest.raises(ServiceMisused, match="--key"):
-            await watch(memory, url, poll_s=0.01)
-        watching = asyncio.create_task(watch(memory, url, "key", poll_s=0.01))
-        await asyncio.sleep(0.05)
-        assert not watching.done()
-        await life.abort(memory)
-        assert await watching is None
-    await with_canary(memory)
-    async with admin_listener(lambda _: ["something else"]) as url:
-        with pytest.raises(ServiceMisused, match="--watch"):
-            await watch(memory, url, "key", poll_s=0.01)
-
-
 @virtual
 async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory: MemoryStore) -> None:
     live, canary = await with_canary(memory)
@@ -470,47 +333,6 @@ async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory:
             metrics.count(metrics.canary["tier", CANARY, "miss"], 60)
         await asyncio.sleep(2 * CANARY_S)
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
-
-
-@virtual
-async def test_a_worker_does_not_use_a_canary_that_another_has_stopped(memory: MemoryStore) -> None:
-    live, canary = await with_canary(memory, users=range(USERS // 2))
-    states = SharedStates(2, 1)
-    async with TieredReader({"tier": memory}) as first, TieredReader({"tier": memory}) as second:
-        for number, reader in enumerate((first, second)):
-            await reader.wait_until_ready(5)
-            reader.tiers[0].follower.stopped_elsewhere = states.stopped_canaries
-            states.write(number, Reporter(reader.tiers).state())
-        for _ in range(10):
-            await first.personal_many(NAMES)
-        await asyncio.sleep(2 * CANARY_S)
-        assert of_canary(second)
-        states.write(0, Reporter(first.tiers).state())
-        await asyncio.sleep(2 * CANARY_S)
-        assert {one.served.id for one in await second.personal_many(NAMES)} == {live}
-        assert second.tiers[0].follower.canary_stopped == first.tiers[0].follower.canary_stopped is not None
-        await life.abort(memory)
-        await life.start_canary(memory, canary, 50)  # before the first has said that it uses it again
-        await refreshed(second)
-        assert of_canary(second)
-
-
-@virtual
-async def test_no_process_uses_a_canary_that_the_catalogue_says_was_stopped(memory: MemoryStore) -> None:
-    live, canary = await with_canary(memory)
-    async with TieredReader({"tier": memory}) as reader:
-        await reader.wait_until_ready(5)
-        assert of_canary(reader)
-        entry = (await memory.catalogue()).find(canary)
-        await life.change(memory, lambda found: stop_canary(found, entry, "it is bad"))
-        for each in (reader, TieredReader({"tier": memory})):  # one that runs, and one that begins
-            await refreshed(each)
-            assert {one.served.id for one in await each.personal_many(NAMES)} == {live}
-            (finding,) = each.tiers[0].follower.findings
-            assert (
-                finding.sentence
-                == f"release {canary} is the canary, and this service does not use it any more: it is bad"
-            )
 
 
 @pytest.mark.parametrize("is_remote", [True, False])
