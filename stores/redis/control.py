@@ -51,15 +51,13 @@ return 1
 # The state of a release that takes no more rows; that of a draft is `draft:WRITER`.
 SEALED = b"sealed"
 
-# CLAIM takes the keys of the states of a release's first step, and the hash of its points; the state to set. It returns
-# the state before; one that is sealed stays. From here on it is counted how many batches are listed.
+# CLAIM takes the keys of the states of a release's first step, and the state to set. It returns the state before; one
+# that is sealed stays.
 CLAIM = """
-local points = table.remove(KEYS)
 local state = redis.call('GET', KEYS[1])
 if state == 'sealed' then return state end
 if state then redis.call('DEL', unpack(KEYS)) end
 for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
-redis.call('HSETNX', points, 'batches', 0)
 return state
 """
 

@@ -231,8 +231,7 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
     row, catalogue = keys.doctors, keys.catalogue
     commands: dict[str, tuple[str | bytes | int, ...]] = {
         "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "LREM": (row, 1, b""),
-        "HSET": (row, b"0", b""), "HINCRBY": (row, b"0", 1),
-        "EVAL": (b"return 1", 1, row), "MSET": (row, b""), "PUBLISH": (keys.changes, b""),
+        "HSET": (row, b"0", b""), "EVAL": (b"return 1", 1, row), "MSET": (row, b""), "PUBLISH": (keys.changes, b""),
     }  # fmt: skip
     try:
         await connection.send_command(b"WATCH", row)

@@ -2,12 +2,13 @@
 
 {PREFIX}:catalogue                the catalogue, as JSON
 {PREFIX}:changes                  the channel on which each change of the catalogue is announced
-{PREFIX}:incarnations             a set: the incarnations that hold data, from their creation until they are erased
+{PREFIX}:incarnations             a set: the incarnations that hold data, from their creation until they are erased,
+                                  and the replication histories of the primaries that were searched for such
 PREFIX:{INCARNATION.B}:KIND:ID    one row, a plain string without an expiry: a draft's lease decides, not a timer
 PREFIX:{INCARNATION.B}:@state     `draft:WRITER` or `sealed`; a release exists as long as these keys do
 PREFIX:{INCARNATION.0}:@keys      a list: the keys of each acknowledged batch, packed by `hotplate.stores.keys`
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which may come at any time
-PREFIX:{INCARNATION.0}:@points    a hash: the last acknowledged key of each part, and how many batches are listed
+PREFIX:{INCARNATION.0}:@points    a hash: the last acknowledged key of each part
 
 B, a row's bucket, is xxh3_64(KIND:ID) mod 256. A cluster puts what has the same text in braces into one slot, so
 a bucket's rows lie in one slot with a state of their own. On one server all 256 change in one step, so the first will
@@ -28,8 +29,6 @@ BUCKETS = 256
 # How many keys one command has at most: about half a millisecond of a server's only thread.
 MAX_KEYS = 1000
 
-# The field of a release's points that counts the batches whose keys are listed.
-BATCHES = "batches"
 # The field that has the last key of the `meta` rows, which are of no part.
 META_POINT = "meta"
 
@@ -60,7 +59,7 @@ class ReleaseKeys:
 
     @property
     def points(self) -> str:
-        """The hash of resume points, by part, and of BATCHES."""
+        """The hash of resume points, by part."""
         return self.heads[0] + "@points"
 
     @property
@@ -120,7 +119,7 @@ class Keys:
 
     @property
     def incarnations(self) -> str:
-        """The set of incarnations that hold data."""
+        """The set of incarnations that hold data, and of the primaries that were searched for such."""
         return f"{{{self.prefix}}}:incarnations"
 
     def release(self, release: ReleaseRef | DraftRef) -> ReleaseKeys:

@@ -106,7 +106,6 @@ class RedisStore(Diagnosed, RowEraser):
         self._nodes = Nodes(self._servers, TIMEOUT_S)
         self._writes = Nodes(self._servers, TIMEOUT_S)
         self._control = Control(self._nodes, keys)
-        self._inventory = Inventory(self._nodes, keys, self._control)
         self._lookups: RedisLookups
         self._scans: RedisLookups
         self._batches: Batches
@@ -122,6 +121,7 @@ class RedisStore(Diagnosed, RowEraser):
         retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else RETRY_FOR_S
         self._writer = Writer(self._batches, self._writes, keys, retry_for_s)
         self._step_retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
+        self._inventory = Inventory(self._nodes, keys, self._step_retry_for_s)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
@@ -192,7 +192,7 @@ class RedisStore(Diagnosed, RowEraser):
         if not await self._nodes.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
         await self._inventory.add(draft)
-        names = (*keys.steps[0], keys.points)
+        names = keys.steps[0]
 
         async def claim(connection: Sender) -> bytes | None:
             sent = send_replicated(connection, b"EVAL", CLAIM, len(names), *names, state_of(draft))

@@ -3,7 +3,9 @@
 import asyncio
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -202,6 +204,24 @@ async def test_slots_that_have_moved_and_slots_on_their_way_are_followed(
     assert all(slots == [*read.values(), None] for slots in half_way)
     assert await store.get_many(ref(FIRST), list(read)) == list(read.values())
     assert await scanned(store, FIRST) == USERS
+
+
+async def test_an_erase_goes_on_once_a_slot_has_moved(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    await write(store, FIRST, USERS)
+    (moved,) = names_of(store, USERS[0].key)
+    target = next(node for node in redis_cluster.primaries if node is not redis_cluster.owner(moved))
+    erasing, loop = list[Future[None]](), asyncio.get_running_loop()
+
+    def between() -> None:
+        if not erasing:
+            erasing.append(asyncio.run_coroutine_threadsafe(store.erase(ref(FIRST)), loop))
+            time.sleep(0.5)  # in which the erase reaches the slot, whose keys are on two nodes
+
+    await asyncio.to_thread(redis_cluster.migrate, moved, target, between=between)
+    await asyncio.wrap_future(erasing[0])
+    assert redis_cluster.keys(f"*{prefix}*") == []
 
 
 async def test_who_serves_what_is_asked_once_however_many_want_to_know(redis_cluster: RedisCluster) -> None:
