@@ -17,8 +17,7 @@ from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.load import send_one
 from hotplate.stores.cosmos.charges import KB
-from hotplate.stores.cosmos.containers import open_containers
-from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.containers import Containers, open_containers
 from hotplate.stores.cosmos.items import Account, container_of, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.requests import DEADLINE_S, KeySigner, RequestBuilder
 from hotplate.stores.cosmos.rest import RestClient
@@ -150,7 +149,7 @@ class Sandbox:
         """Make a container, and the database with the first one."""
         self._used = True  # before the request: an answer that is lost leaves a database, too
 
-        async def create(_: RestClient, containers: AccountContainers) -> None:
+        async def create(_: RestClient, containers: Containers) -> None:
             await containers.create_database()
             await containers.create_container(container, throughput)
 
@@ -169,7 +168,7 @@ class Sandbox:
                 yield rows[start : start + BATCH]
 
         client = RestClient(self.address, spent)
-        store = CosmosStore(self.address, client, partial(open_containers, self.address, client), client.offer)
+        store = CosmosStore(self.address, client, partial(open_containers, self.address, spent))
         try:
             plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
             await publish(store, batches(), plan=plan, about={})
@@ -198,14 +197,15 @@ class Sandbox:
         if self._used:
             raise BenchFailed(f"{self.address.shown} could not be dropped, and costs money until you drop it")
 
-    def _run(self, operation: Callable[[RestClient, AccountContainers], Awaitable[T]]) -> T:
+    def _run(self, operation: Callable[[RestClient, Containers], Awaitable[T]]) -> T:
         """Run an operation over connections that are closed again. Raises StoreError if the account refuses it."""
 
         async def run() -> T:
-            client = RestClient(self.address)
+            client, containers = RestClient(self.address), open_containers(self.address)
             try:
-                return await operation(client, AccountContainers(self.address, client))
+                return await operation(client, containers)
             finally:
+                await containers.close()
                 await client.close()
 
         return asyncio.run(run())
@@ -243,7 +243,7 @@ def _signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _scale(containers: AccountContainers, container: str, throughput: Throughput) -> None:
+async def _scale(containers: Containers, container: str, throughput: Throughput) -> None:
     await containers.scale(container, throughput)
     until = time.monotonic() + SCALED_WITHIN_S
     while time.monotonic() < until:

@@ -11,7 +11,6 @@ from typing import Protocol
 from hotplate.stores.cosmos.charges import READING, WRITING, Charges, publish_ru
 from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.items import CONTROL
-from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.retry import Retrier
 from hotplate.stores.cosmos.url import (
     KEY,
@@ -25,7 +24,7 @@ from hotplate.stores.cosmos.url import (
 )
 from hotplate.stores.errors import StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.extras import extra_installed
-from hotplate.stores.store import Bill, Estimate, Plan, Provisioned, PublishCounts
+from hotplate.stores.store import Bill, Estimate, Observer, Plan, Provisioned, PublishCounts
 
 # Also how long new throughput settles: what was spent in a second counts against what the second has at its end.
 POLL_S = 1.0
@@ -40,9 +39,9 @@ ReadOffer = Callable[[str], Awaitable[Offer | None]]
 
 
 class Containers(Protocol):
-    """One database and its containers: made, scaled and dropped, by one attempt each, whose errors are `RestClient`'s.
+    """One database and its containers: made, scaled and dropped, by one attempt each, which raises StoreError.
 
-    Implemented by the account itself for its key (`hotplate.stores.cosmos.control`) and by Azure Resource Manager
+    Implemented by the account itself for its key (`hotplate.stores.cosmos.account`) and by Azure Resource Manager
     for Entra ID (`hotplate.stores.cosmos.arm`).
     """
 
@@ -75,7 +74,7 @@ class Containers(Protocol):
         ...
 
 
-def open_containers(address: Address, client: RestClient) -> Containers:
+def open_containers(address: Address, observer: Observer | None = None) -> Containers:
     """Open the control plane: ARM where the URL names it, or the account itself for its key.
 
     Not before something is to be made, scaled or dropped: a process that only serves never loads these libraries.
@@ -87,9 +86,9 @@ def open_containers(address: Address, client: RestClient) -> Containers:
 
             return ArmContainers(address, address.arm)
         if address.key is not None:
-            from hotplate.stores.cosmos.control import AccountContainers  # noqa: PLC0415 -- only who publishes needs it
+            from hotplate.stores.cosmos.account import CosmosAccount  # noqa: PLC0415 -- only who publishes needs it
 
-            return AccountContainers(address, client)
+            return CosmosAccount(address, observer)
     raise StoreMisused(
         f"{address.shown} is reached by Entra ID, which cannot make, scale or drop containers at the account "
         f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, "
@@ -167,29 +166,35 @@ async def scale_down(containers: Containers, container: str, retrier: Retrier) -
         await retrier.call(partial(containers.scale, container, least))
 
 
-async def warnings(address: Address, live: str | None, read_offer: ReadOffer) -> list[str]:
-    """Say in sentences what readers of the container *live* could run into."""
+def partition_warnings(address: Address) -> list[str]:
+    """Say in sentences what the partitions of new containers could do to readers."""
     wanted, written = address.throughput, writing_throughput(address)
-    if wanted is None or written is None:
+    if wanted is None or written is None or written.initial_partitions <= wanted.initial_partitions:
         return []
-    found = list[str]()
     partitions = written.initial_partitions
-    if partitions > wanted.initial_partitions:
-        found.append(
-            f"max_ru={address.max_ru} gives each release of {address.shown} {partitions} partitions for "
-            f"good, so one key can be read at {wanted.ru / partitions:,.0f} RU/s at most; "
-            f"lower max_ru, or keep it where {wanted.initial_partitions} partition(s) suffice"
-        )
+    sentence = (
+        f"max_ru={address.max_ru} gives each release of {address.shown} {partitions} partitions for "
+        f"good, so one key can be read at {wanted.ru / partitions:,.0f} RU/s at most; "
+        f"lower max_ru, or keep it where {wanted.initial_partitions} partition(s) suffice"
+    )
+    return [sentence]
+
+
+async def throughput_warnings(address: Address, live: str | None, read_offer: ReadOffer) -> list[str]:
+    """Say in sentences whether the container *live* has less throughput than it should have."""
+    if address.throughput is None or live is None:
+        return []
     try:
-        offer = None if live is None else await read_offer(live)
+        offer = await read_offer(live)
     except StoreMisused:
-        offer = None  # a reader needs no control plane
-    if offer is not None and offer.throughput.ru < wanted.ru:
-        found.append(
-            f"{live}, which is live, has {offer.throughput.ru:,} RU/s, and ru= of {address.shown} asks for "
-            f"{wanted.ru:,}; activate the release again to scale it"
-        )
-    return found
+        return []  # a reader needs no control plane
+    if offer is None or offer.throughput.ru >= address.throughput.ru:
+        return []
+    sentence = (
+        f"{live}, which is live, has {offer.throughput.ru:,} RU/s, and ru= of {address.shown} asks for "
+        f"{address.throughput.ru:,}; activate the release again to scale it"
+    )
+    return [sentence]
 
 
 def bill_of(address: Address, stored_bytes: int = 0) -> Bill:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -26,7 +25,6 @@ from hotplate.stores.cosmos.errors import (
     date_in,
     is_absent,
     item_in,
-    object_in,
 )
 from hotplate.stores.cosmos.items import Account, CosmosItem, ItemWritten, VersionedItem
 from hotplate.stores.cosmos.requests import (
@@ -41,7 +39,7 @@ from hotplate.stores.cosmos.requests import (
     partition_key_header,
 )
 from hotplate.stores.cosmos.topology import AccountTopology, Region
-from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
+from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, Response, Transport
 from hotplate.stores.store import Observer, TracedCall, traced_call
@@ -64,8 +62,6 @@ REGIONS = "azure.cosmosdb.operation.contacted_regions"
 
 JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
 UPSERT = JSON + b"x-ms-documentdb-is-upsert: True\r\n"
-QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
-OFFER_QUERY = "SELECT * FROM root r WHERE r.resource=@link"
 DEFAULT_PORTS = {"https": 443, "http": 80}
 
 # Makes the connections to the server of a URL like `https://HOST:PORT`.
@@ -226,68 +222,14 @@ class RestClient:
         """Read what the account says of itself."""
         return await self._topology.refresh()
 
-    async def offer(self, container: str) -> Offer | None:
-        """Return the throughput of a container; None if the account is serverless. Raises StoreError."""
-        await self._topology.nearest_region(DEADLINE_S)
-        endpoint, link = self._topology.write_endpoint, f"{self._containers}{container}"
-        itself = self._object(await endpoint.request("GET", "colls", link, f"{link}/")).get("_self")
-        query = orjson.dumps({"query": OFFER_QUERY, "parameters": [{"name": "@link", "value": itself}]})
-        response = await endpoint.request("POST", "offers", "", "offers", headers=QUERY, body=query)
-        if response.status == 400 and b"serverless" in response.body.lower():
-            self._translator.parse(lambda: self._translator.charge(response))
-            return None
-        offers = self._object(response).get("Offers")
-        name = self._translator.parse(lambda: _first_id(offers))
-        if name is None:
-            return None
-        found = await endpoint.request("GET", "offers", name.lower(), f"offers/{name}/")
-        return self._translator.parse(lambda: _offer(self._object(found), found))
-
-    async def containers(self) -> list[str]:
-        """Return the names of the database's containers; ContainerMissing if there is none. Raises StoreError."""
-        await self._topology.nearest_region(DEADLINE_S)
-        link = self._containers.removesuffix("/colls/")
-        names, headers = list[str](), b""
-        while True:
-            response = await self._topology.write_endpoint.request(
-                "GET", "colls", link, self._containers, headers=headers
-            )
-            listed = self._object(response).get("DocumentCollections")
-            names += self._translator.parse(partial(_names, listed))
-            more = response.header(b"x-ms-continuation")
-            if not more:
-                return names
-            headers = b"x-ms-continuation: %b\r\n" % more
-
-    async def write_region(self) -> str:
-        """Return the URL of the region that takes writes, where containers are made, scaled and dropped."""
-        await self._topology.nearest_region(DEADLINE_S)
-        return self._topology.write_endpoint.url
-
     def forget_session(self, container: str) -> None:
         """Forget what was written to a container that is gone: another of its name counts again."""
         self._sessions.forget(container)
-
-    @property
-    def translator(self) -> ResponseTranslator:
-        """What turns responses into errors, shared by all that send requests to this account."""
-        return self._translator
 
     async def close(self) -> None:
         """Give back connections; closing twice does nothing."""
         await self._topology.close()
         await self._signer.close()
-
-    def _object(self, response: Response) -> dict[str, Any]:
-        """Return the object that a response holds, its charge counted; raises what it says if it is not a success."""
-        if response.status != 200:
-            raise self._translator.error(response)
-
-        def read() -> dict[str, Any]:
-            self._translator.charge(response)
-            return object_in(response)
-
-        return self._translator.parse(read)
 
     def _error(self, response: Response, container: str) -> StoreError:
         """Return what a refusal means; where the region is the wrong one, or the container is gone, act on it."""
@@ -363,42 +305,6 @@ def _versioned(response: Response, name: str) -> VersionedItem:
     if not isinstance(etag, str):
         raise MalformedResponse("an item without etag")
     return VersionedItem(item, etag, now)
-
-
-def _first_id(offers: object) -> str | None:
-    match offers:
-        case []:
-            return None
-        case [{"id": str(name)}, *_]:
-            return name
-    raise MalformedResponse("an invalid list of offers")
-
-
-def _names(listed: object) -> list[str]:
-    match listed:
-        case list() if all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in listed):
-            return [one["id"] for one in listed]
-    raise MalformedResponse("an invalid list of containers")
-
-
-def _offer(resource: dict[str, Any], response: Response) -> Offer:
-    """Parse an offer and the headers that came with it. Raises MalformedResponse."""
-    content = resource.get("content")
-    match content:
-        case {"offerAutopilotSettings": {"maxThroughput": int(ru)}}:
-            throughput = Throughput(ru, autoscale=True)
-        case {"offerThroughput": int(ru), **others} if not isinstance(others.get("offerAutopilotSettings"), dict):
-            throughput = Throughput(ru)
-        case _:
-            raise MalformedResponse("an offer without throughput")
-    match content:
-        case {"offerMinimumThroughputParameters": {"minThroughput": int(least)}}:
-            minimum = least
-        case _:
-            header = response.header(b"x-ms-cosmos-min-throughput") or b""
-            minimum = int(header) if header.isdigit() else minimum_ru(ru, 0, autoscale=throughput.autoscale)
-    pending = (response.header(b"x-ms-offer-replace-pending") or b"").lower() == b"true"
-    return Offer(throughput, minimum, pending)
 
 
 def _host(url: str) -> str:

@@ -13,7 +13,7 @@ from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.cosmos import containers
 from hotplate.stores.cosmos.charges import load, typical_ru
-from hotplate.stores.cosmos.containers import Containers, ReadOffer, create_with_database, open_containers
+from hotplate.stores.cosmos.containers import Containers, create_with_database, open_containers
 from hotplate.stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import (
     CATALOGUE,
@@ -77,16 +77,14 @@ class CosmosStore(Diagnosed, ProvisionedStore):
         address: Address,
         items: RestClient,
         open_containers: Callable[[], Containers],
-        read_offer: ReadOffer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the account's items and what opens its control plane; *read_offer* reads offers without that."""
+        """Take the account's items and what opens its control plane."""
         written = containers.writing_throughput(address)
         limiter = RateLimiter(clock, address.max_ru or (None if written is None else written.ru))
         self._address = address
         self._items = items
         self._open_containers = open_containers
-        self._read_offer = read_offer
         self._clock = clock
         self._retrier = Retrier(clock, limiter)
         self._charges = load()
@@ -169,11 +167,16 @@ class CosmosStore(Diagnosed, ProvisionedStore):
                 await self._containers.close()
 
     async def warnings(self) -> list[str]:
-        live = (await self.catalogue()).live_ref
-        return await containers.warnings(self._address, None if live is None else container_of(live), self._offer)
+        return containers.partition_warnings(self._address)
 
     async def examine(self) -> list[Finding]:
-        address, warnings, account = self._address, await self.warnings(), await self._items.account()
+        address, account = self._address, await self._items.account()
+        live = (await self.catalogue()).live_ref
+        container = None if live is None else container_of(live)
+        warnings = [
+            *containers.partition_warnings(address),
+            *await containers.throughput_warnings(address, container, self._offer),
+        ]
         regions = f"Cosmos DB, read in {', '.join(account.regions)}"
         server = Finding(Level.OK, "server", regions)
         if account.multiple_write_regions:
@@ -189,7 +192,7 @@ class CosmosStore(Diagnosed, ProvisionedStore):
         return [server, writing, _examine_control(address), *throughput, _examine_transport(address)]
 
     async def _offer(self, container: str) -> Offer | None:
-        return await self._retrier.call(partial(self._read_offer or self._containers.offer, container))
+        return await self._retrier.call(partial(self._containers.offer, container))
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         del draft
@@ -276,6 +279,7 @@ class CosmosStore(Diagnosed, ProvisionedStore):
 
     async def erase(self, release: ReleaseRef) -> None:
         await self._retrier.call(partial(self._containers.delete_container, container_of(release)))
+        self._items.forget_session(container_of(release))
 
     async def incarnations(self) -> list[str]:
         """See the contract; StoreMisused if Entra ID does not allow to list, as nothing can be erased then, either."""
@@ -377,14 +381,13 @@ def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores/cosmos/url.py`."""
     address = parse(url)
     client = _open_client(address, observer)
-    read_offer = client.offer if address.key is not None and address.arm is None else None
-    return CosmosStore(address, client, partial(open_containers, address, client), read_offer)
+    return CosmosStore(address, client, partial(open_containers, address, observer))
 
 
 def _open_client(address: Address, observer: Observer | None) -> RestClient:
     if not address.through_sdk:
         return RestClient(address, observer)
-    from hotplate.stores.cosmos.sdk import SdkClient  # noqa: PLC0415 -- half a second that others need not wait for
+    from hotplate.stores.cosmos.account import SdkClient  # noqa: PLC0415 -- half a second that others need not wait for
 
     return SdkClient(address, observer)
 

@@ -2,8 +2,8 @@
 
 import secrets
 import ssl
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.url import Address, Throughput, parse
@@ -91,8 +91,8 @@ async def filled(account: Account) -> Address:
     """Return a database with a container `c` that holds one item."""
     address = account.address(f"d{secrets.token_hex(4)}")
     client = RestClient(address)
-    await with_container(client, address)
-    await client.upsert("c", ITEM)
+    async with container_in(address):
+        await client.upsert("c", ITEM)
     await client.close()
     return address
 
@@ -104,9 +104,13 @@ async def kind_of(work: Awaitable[object]) -> str:
     return error.value.kind
 
 
-async def with_container(client: RestClient, address: Address, ru: int = 4000) -> AccountContainers:
-    """Make the client's database with a container `c`, and return what made them."""
-    containers = AccountContainers(address, client)
-    await containers.create_database()
-    await containers.create_container("c", Throughput(ru))
-    return containers
+@asynccontextmanager
+async def container_in(address: Address, ru: int = 4000) -> AsyncIterator[CosmosAccount]:
+    """Make a database with a container `c`, and yield what made them."""
+    containers = CosmosAccount(address)
+    try:
+        await containers.create_database()
+        await containers.create_container("c", Throughput(ru))
+        yield containers
+    finally:
+        await containers.close()

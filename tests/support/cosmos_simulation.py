@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -14,10 +15,11 @@ from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
 from hotplate.bench.cosmos_emulator.http import Request, render
 from hotplate.bench.cosmos_emulator.service import Service
 from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.cosmos.account import offer_in
 from hotplate.stores.cosmos.charges import load
-from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable, error_for, error_response
 from hotplate.stores.cosmos.items import CONTROL, DEFINITION, container_of
-from hotplate.stores.cosmos.requests import AccountEndpoint
+from hotplate.stores.cosmos.requests import DEADLINE_S, KeySigner, RequestBuilder
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
@@ -60,8 +62,7 @@ class SimulatedAccount:
         parameters = "&".join(f"{name}={value}" for name, value in options.items())
         address = parse(f"cosmos+http://here:1/d?{parameters}", {})
         client = RestClient(address, self.observer, clock=self.now, make_transport=lambda _: self)
-        containers = ContainersByRest(client)
-        self.stores.append(CosmosStore(address, client, lambda: containers, client.offer, self._loop.time))
+        self.stores.append(CosmosStore(address, client, lambda: SimulatedContainers(self), self._loop.time))
         return self.stores[-1]
 
     def inject_faults(self, *faults: dict[str, object]) -> None:
@@ -118,14 +119,15 @@ class SimulatedAccount:
         """Nothing to give back."""
 
 
-class ContainersByRest:
-    """The control plane of one database without azure-cosmos, which needs a network: its requests, one attempt each."""
+class SimulatedContainers:
+    """The control plane without azure-cosmos, which needs a network: its requests, one attempt each."""
 
-    def __init__(self, client: RestClient) -> None:
-        self._client = client
+    def __init__(self, account: SimulatedAccount) -> None:
+        self._account = account
+        self._requests = RequestBuilder("here:1", "d", "Eventual", KeySigner(WELL_KNOWN_KEY, "here"), account.now)
 
     async def create_database(self) -> bool:
-        return await self._send("POST", "dbs", "", "dbs", {"id": "d"}) == 201
+        return (await self._send("POST", "dbs", "", "dbs", {"id": "d"})).status == 201
 
     async def create_container(self, container: str, throughput: Throughput | None) -> bool:
         headers = b"content-type: application/json\r\n"
@@ -134,52 +136,58 @@ class ContainersByRest:
         elif throughput is not None:
             headers += b"x-ms-offer-throughput: %d\r\n" % throughput.ru
         body = {"id": container, **DEFINITION}
-        return await self._send("POST", "colls", "dbs/d", "dbs/d/colls/", body, headers=headers) == 201
+        return (await self._send("POST", "colls", "dbs/d", "dbs/d/colls/", body, headers=headers)).status == 201
 
     async def list_containers(self) -> list[str]:
-        return await self._client.containers()
+        found = orjson.loads((await self._send("GET", "colls", "dbs/d", "dbs/d/colls/")).body)
+        return [one["id"] for one in found["DocumentCollections"]]
 
     async def delete_container(self, container: str) -> None:
         link = f"dbs/d/colls/{container}"
-        try:
+        with suppress(ContainerMissing):
             await self._send("DELETE", "colls", link, f"{link}/")
-        except ContainerMissing:
-            return
-        self._client.forget_session(container)
 
     async def offer(self, container: str) -> Offer | None:
-        return await self._client.offer(container)
+        name = (await self._offer(container))["id"]
+        response = await self._send("GET", "offers", name.lower(), f"offers/{name}/")
+        headers = dict(line.partition(": ")[::2] for line in response.head.decode().lower().splitlines())
+        return offer_in(orjson.loads(response.body), headers)
 
     async def scale(self, container: str, throughput: Throughput) -> None:
-        endpoint, link = await self._endpoint(), f"dbs/d/colls/{container}"
-        found = await endpoint.request("GET", "colls", link, f"{link}/")
-        query = {
-            "query": "SELECT * FROM root r WHERE r.resource=@link",
-            "parameters": [{"name": "@link", "value": orjson.loads(found.body)["_self"]}],
-        }
-        headers = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
-        offers = await endpoint.request("POST", "offers", "", "offers", headers=headers, body=orjson.dumps(query))
-        offer = orjson.loads(offers.body)["Offers"][0]
+        offer = await self._offer(container)
         name = offer["id"]
         await self._send("PUT", "offers", name.lower(), f"offers/{name}/", {**offer, "content": throughput.content()})
 
     async def close(self) -> None:
         """Nothing to give back."""
 
+    async def _offer(self, container: str) -> dict[str, Any]:
+        link = f"dbs/d/colls/{container}"
+        found = await self._send("GET", "colls", link, f"{link}/")
+        query = {
+            "query": "SELECT * FROM root r WHERE r.resource=@link",
+            "parameters": [{"name": "@link", "value": orjson.loads(found.body)["_self"]}],
+        }
+        headers = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
+        offers: dict[str, list[dict[str, Any]]] = orjson.loads(
+            (await self._send("POST", "offers", "", "offers", query, headers=headers)).body
+        )
+        return offers["Offers"][0]
+
     async def _send(
         self, verb: str, kind: str, link: str, path: str, body: object = None, *, headers: bytes = b""
-    ) -> int:
-        endpoint = await self._endpoint()
+    ) -> Response:
         sent = b"" if body is None else orjson.dumps(body)
-        response = await endpoint.request(verb, kind, link, path, headers=headers, body=sent)
+        message = self._requests.build(verb, kind, link, path, headers=headers, body=sent)
+        try:
+            response = await self._account.request(message, DEADLINE_S)
+        except RequestFailed as failure:
+            raise CosmosUnavailable(f"here: {failure.kind}", failure.kind) from failure
+        if self._account.observer is not None:
+            self._account.observer.charged(float(response.header(b"x-ms-request-charge") or 0))
         if response.status not in (200, 201, 204, 409):
-            raise self._client.translator.error(response)
-        self._client.translator.charge(response)
-        return response.status
-
-    async def _endpoint(self) -> AccountEndpoint:
-        await self._client.write_region()
-        return self._client._topology.write_endpoint
+            raise error_for(error_response(response, self._account.now()), "here")
+        return response
 
 
 def with_simulation(work: Callable[[SimulatedAccount], Coroutine[Any, Any, T]]) -> T:

@@ -742,7 +742,7 @@ def on_cosmos(account: Account) -> type[Interleaved]:
                 self.database = os.urandom(4).hex()
             address = account.address(self.database, ru="30000")
             client = RestClient(address, make_transport=self.network)
-            return CosmosStore(address, client, partial(open_containers, address, client), client.offer)
+            return CosmosStore(address, client, partial(open_containers, address))
 
         def network(self, url: str) -> AwaitedTransport:
             parts = urlsplit(url)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from hotplate.bench.ru.sandbox import sandbox
-from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.url import Throughput, parse
 from tests.support.command import hotplate
@@ -41,10 +41,11 @@ def account() -> Iterator[Emulator]:
 async def fill(url: str) -> None:
     address = parse(url, {})
     client = RestClient(address)
-    made = AccountContainers(address, client)
+    made = CosmosAccount(address)
     await made.create_database()
     await made.create_container("theirs", Throughput(400))
     await client.upsert("theirs", {"id": "a"})
+    await made.close()
     await client.close()
 
 

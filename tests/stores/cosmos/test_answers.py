@@ -2,13 +2,11 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import orjson
 import pytest
 
-from hotplate.stores.cosmos.control import AccountContainers
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
 from hotplate.stores.cosmos.rest import RestClient
-from hotplate.stores.cosmos.url import Offer, Throughput, parse
+from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreFull
 from tests.support.cosmos_account import Counted, kind_of
 from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal
@@ -102,7 +100,6 @@ async def test_chunks_are_an_item_all_the_same(raw: ScriptedServer, client: Rest
     [
         lambda client: client.read_versioned("c", "a"),
         lambda client: client.read("c", "a", 2.0, fresh=True),
-        lambda client: client.offer("c"),
     ],
 )
 async def test_nonsense_is_no_answer_to_anything_else_either(
@@ -111,53 +108,6 @@ async def test_nonsense_is_no_answer_to_anything_else_either(
     raw.responses = [answer(200, b"<html></html>")]
     assert await kind_of(send(client)) == "malformed"
     assert observer.kinds == ["malformed"]
-
-
-OFFER: dict[str, object] = {"id": "oR", "content": {"offerThroughput": 500, "kept": 1}}
-
-
-def found(offer: dict[str, object]) -> list[bytes]:
-    return [answer(200, b'{"_self":"dbs/x/colls/y/"}'), answer(200, orjson.dumps({"Offers": [offer]}))]
-
-
-@pytest.mark.parametrize(
-    ("headers", "minimum", "offer"),
-    [
-        (b"", {}, Offer(Throughput(500), 400, pending=False)),
-        (b"x-ms-offer-replace-pending: True\r\n", {}, Offer(Throughput(500), 400, pending=True)),
-        (b"x-ms-cosmos-min-throughput: 600\r\n", {}, Offer(Throughput(500), 600, pending=False)),
-        (b"", {"offerMinimumThroughputParameters": {"minThroughput": 700}}, Offer(Throughput(500), 700, pending=False)),
-        (
-            b"",
-            {"offerAutopilotSettings": {"maxThroughput": 4000}},
-            Offer(Throughput(4000, autoscale=True), 1000, False),
-        ),
-    ],
-)
-async def test_an_offer_has_its_minimum_and_whether_a_change_is_pending(
-    raw: ScriptedServer, client: RestClient, headers: bytes, minimum: dict[str, object], offer: Offer
-) -> None:
-    one = {**OFFER, "content": {"offerThroughput": 500, **minimum}}
-    raw.responses = [*found(one), answer(200, orjson.dumps(one), headers)]
-    assert await client.offer("c") == offer
-
-
-async def test_a_serverless_account_has_no_offers(raw: ScriptedServer, client: RestClient, observer: Counted) -> None:
-    message = "Reading or replacing offers is not supported for serverless accounts."
-    raw.responses = [found(OFFER)[0], refusal(400, 0, message)]
-    assert await client.offer("c") is None
-    raw.responses = [found(OFFER)[0], answer(200, b'{"Offers":[]}')]
-    assert await client.offer("c") is None
-    assert observer.kinds == []
-
-
-async def test_scaling_sends_the_other_fields_of_an_offer_back(raw: ScriptedServer, client: RestClient) -> None:
-    container = answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}')
-    offer = {**OFFER, "_self": "offers/oR/"}
-    raw.responses = [container, found(offer)[1], answer(200, orjson.dumps(offer))]
-    await AccountContainers(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), client).scale("c", Throughput(800))
-    assert raw.heard[-1].startswith(b"PUT /offers/oR/ ")
-    assert orjson.loads(raw.bodies[-1]) == offer | {"content": {"offerThroughput": 800, "kept": 1}}
 
 
 async def test_a_versioned_read_without_a_date_is_malformed(raw: ScriptedServer, client: RestClient) -> None:
@@ -231,21 +181,3 @@ def test_statuses_have_their_errors() -> None:
     assert isinstance(error_for(ErrorResponse(403, 1014, ""), "x"), StoreFull)
     lasting = {status: error_for(ErrorResponse(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
     assert [status for status, error in lasting.items() if getattr(error, "permanent", False)] == [400, 401, 403, 413]
-
-
-async def test_containers_are_listed_page_by_page(raw: ScriptedServer, client: RestClient) -> None:
-    raw.responses = [
-        answer(200, b'{"DocumentCollections":[{"id":"a"},{"id":"b"}]}', b"x-ms-continuation: next#1\r\n"),
-        answer(200, b'{"DocumentCollections":[{"id":"c"}]}'),
-    ]
-    assert await client.containers() == ["a", "b", "c"]
-    assert b"x-ms-continuation: next#1\r\n" in raw.heard[-1]
-    assert raw.heard[-1].startswith(b"GET /dbs/d/colls/ HTTP/1.1\r\n")
-
-
-@pytest.mark.parametrize("body", [b"{}", b'{"DocumentCollections":{}}', b'{"DocumentCollections":[{}]}'])
-async def test_a_list_of_containers_that_is_none_is_malformed(
-    raw: ScriptedServer, client: RestClient, body: bytes
-) -> None:
-    raw.responses = [answer(200, body)]
-    assert await kind_of(client.containers()) == "malformed"

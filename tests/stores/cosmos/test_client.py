@@ -9,24 +9,21 @@ from dataclasses import replace
 
 import pytest
 
-from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.items import VersionedItem
 from hotplate.stores.cosmos.rest import RestClient
-from hotplate.stores.cosmos.url import Address, Offer, Throughput
+from hotplate.stores.cosmos.url import Address, Throughput
 from hotplate.stores.errors import StoreUnavailable
-from tests.support.cosmos_account import Account, Counted, kind_of, with_container
+from tests.support.cosmos_account import Account, Counted, container_in, kind_of
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}
 Open = Callable[[Address], RestClient]
 # What the emulator calls an operation, and how a client comes to request it.
-ATTEMPTS: dict[str, Callable[[RestClient, AccountContainers], Awaitable[object]]] = {
-    "read item": lambda client, _: client.read("c", ITEM["id"], 5.0),
-    "upsert item": lambda client, _: client.upsert("c", ITEM),
-    "replace item": lambda client, _: client.replace("c", ITEM, '"any"'),
-    "create container": lambda _, containers: containers.create_container("other", Throughput(400)),
-    "replace offer": lambda _, containers: containers.scale("c", Throughput(500)),
-    "delete container": lambda _, containers: containers.delete_container("c"),
+ATTEMPTS: dict[str, Callable[[RestClient], Awaitable[object]]] = {
+    "read item": lambda client: client.read("c", ITEM["id"], 5.0),
+    "upsert item": lambda client: client.upsert("c", ITEM),
+    "replace item": lambda client: client.replace("c", ITEM, '"any"'),
 }
 
 
@@ -45,41 +42,24 @@ async def opened(observer: Counted) -> AsyncIterator[Open]:
 
 
 @pytest.fixture
-async def made(account: Account, opened: Open) -> AsyncIterator[tuple[RestClient, AccountContainers]]:
+async def made(account: Account, opened: Open) -> AsyncIterator[tuple[RestClient, CosmosAccount]]:
     """A client with a database and a container `c` of its own, and what made them."""
     account.inject_faults()
     address = account.address(f"d{secrets.token_hex(4)}")
     client = opened(address)
-    yield client, await with_container(client, address)
+    async with container_in(address) as containers:
+        yield client, containers
     account.inject_faults()
 
 
 @pytest.fixture
-def client(made: tuple[RestClient, AccountContainers]) -> RestClient:
+def client(made: tuple[RestClient, CosmosAccount]) -> RestClient:
     return made[0]
 
 
 @pytest.fixture
-def containers(made: tuple[RestClient, AccountContainers]) -> AccountContainers:
+def containers(made: tuple[RestClient, CosmosAccount]) -> CosmosAccount:
     return made[1]
-
-
-async def test_databases_and_containers_are_made_and_dropped_once(account: Account, opened: Open) -> None:
-    address = account.address(f"d{secrets.token_hex(4)}")
-    containers = AccountContainers(address, opened(address))
-    assert [await containers.create_database() for _ in range(2)] == [True, False]
-    assert [await containers.create_container("c", Throughput(400)) for _ in range(2)] == [True, False]
-    assert await containers.create_container("serverless", None)
-    for _ in range(2):
-        await containers.delete_container("c")
-
-
-async def test_the_sdk_does_nothing_in_the_background(account: Account, containers: AccountContainers) -> None:
-    before = account.requests("read account")
-    for _ in range(10):
-        await containers.create_database()
-        await asyncio.sleep(0.02)  # which is long enough for a look at the health of the region
-    assert account.requests("read account") == before + 10
 
 
 async def test_a_versioned_read_has_the_clock_of_the_service_with_or_without_an_item(client: RestClient) -> None:
@@ -90,21 +70,7 @@ async def test_a_versioned_read_has_the_clock_of_the_service_with_or_without_an_
     assert found == VersionedItem(None, "", found.now)
 
 
-async def test_throughput_is_read_and_changed(containers: AccountContainers) -> None:
-    assert await containers.offer("c") == Offer(Throughput(4000), 400, pending=False)
-    await containers.scale("c", Throughput(500))
-    assert await containers.offer("c") == Offer(Throughput(500), 400, pending=False)
-    await containers.create_container("auto", Throughput(4000, autoscale=True))
-    await containers.scale("auto", Throughput(6000, autoscale=True))
-    assert await containers.offer("auto") == Offer(Throughput(6000, autoscale=True), 1000, pending=False)
-    with pytest.raises(CosmosUnavailable, match="400 … 1000000") as error:
-        await containers.scale("c", Throughput(300))
-    assert error.value.kind == "refused"
-
-
-async def test_a_container_that_is_not_there_is_reported_as_missing(
-    client: RestClient, containers: AccountContainers, observer: Counted
-) -> None:
+async def test_a_container_that_is_not_there_is_reported_as_missing(client: RestClient, observer: Counted) -> None:
     for request in (
         client.read("gone", "x", 2.0),
         client.read("gone", "x", 2.0, fresh=True),
@@ -112,8 +78,6 @@ async def test_a_container_that_is_not_there_is_reported_as_missing(
         client.create("gone", ITEM),
         client.upsert("gone", ITEM),
         client.replace("gone", ITEM, '"x"'),
-        client.offer("gone"),
-        containers.scale("gone", Throughput(500)),
     ):
         with pytest.raises(ContainerMissing):
             await request
@@ -121,7 +85,7 @@ async def test_a_container_that_is_not_there_is_reported_as_missing(
 
 
 async def test_a_container_that_was_made_anew_is_read_again_after_one_attempt_at_most(
-    client: RestClient, containers: AccountContainers
+    client: RestClient, containers: CosmosAccount
 ) -> None:
     await client.upsert("c", ITEM)
     assert await client.read("c", ITEM["id"], 2.0) is not None
@@ -151,19 +115,19 @@ async def test_every_answer_is_counted_with_its_charge(account: Account, client:
 @pytest.mark.parametrize("kind", ["throttle", "unavailable", "timeout", "retry-with", "gone", "reset"])
 async def test_a_failure_is_one_attempt_and_no_line_in_a_log(
     account: Account,
-    made: tuple[RestClient, AccountContainers],
+    client: RestClient,
     observer: Counted,
     caplog: pytest.LogCaptureFixture,
     *,
     kind: str,
     operation: str,
 ) -> None:
-    await made[0].upsert("c", ITEM)
-    await made[0].read("c", ITEM["id"], 2.0)
+    await client.upsert("c", ITEM)
+    await client.read("c", ITEM["id"], 2.0)
     account.inject_faults({"kind": kind, "operation": operation, "retry_after_ms": 250})
     before = account.requests(operation)
     with caplog.at_level(logging.DEBUG), pytest.raises(StoreUnavailable) as error:
-        await ATTEMPTS[operation](*made)
+        await ATTEMPTS[operation](client)
     assert set(observer.kinds) == {{"throttle": "throttled", "reset": "reset"}.get(kind, "unavailable")}
     assert account.requests(operation) - before == len(observer.kinds)
     assert len(observer.kinds) == 1 or (kind, operation) == ("reset", "read item")  # its connection was a kept one
@@ -205,8 +169,8 @@ async def test_lookups_fail_over_to_the_other_region_and_writes_do_not(two_regio
     two_regions.inject_faults()
     address = two_regions.address(f"d{secrets.token_hex(4)}")
     client = opened(address)
-    await with_container(client, address, 400)
-    await client.upsert("c", ITEM)
+    async with container_in(address, 400):
+        await client.upsert("c", ITEM)
     two_regions.inject_faults({"kind": "region-gone", "region": 0})
     for _ in range(5):
         assert await client.read("c", ITEM["id"], 2.0) is not None

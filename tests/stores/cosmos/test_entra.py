@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.arm import ArmContainers
 from hotplate.stores.cosmos.containers import Containers, open_containers
-from hotplate.stores.cosmos.control import AccountContainers
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, parse
@@ -34,7 +34,7 @@ async def opened(server: Emulator, url: str, roles: str) -> AsyncIterator[Cosmos
     def containers() -> Containers:
         if address.arm is not None:
             return ArmContainers(address, address.arm, Identity(server, roles))
-        return open_containers(address, client)
+        return open_containers(address)
 
     store = CosmosStore(address, client, containers)
     try:
@@ -71,17 +71,15 @@ async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(ser
 async def test_who_makes_containers_follows_the_url(server: Emulator) -> None:
     """A key that may not change containers leaves them to ARM, where the URL names it."""
     address = parse(url_of(server, "db", **PLACE), {KEY: server.key})
-    client = RestClient(address)
     for requested, expected in (
         (address, ArmContainers),
-        (replace(address, arm=None), AccountContainers),
+        (replace(address, arm=None), CosmosAccount),
     ):
-        containers = open_containers(requested, client)
+        containers = open_containers(requested)
         assert isinstance(containers, expected)
         await containers.close()
     with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL"):
-        open_containers(replace(address, arm=None, key=None), client)
-    await client.close()
+        open_containers(replace(address, arm=None, key=None))
 
 
 @pytest.mark.soak

@@ -21,7 +21,7 @@ import pytest
 from hotplate.bench.cosmos_emulator.server import make_certificate
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.items import container_of, name_of, to_item, value_of
 from hotplate.stores.cosmos.rest import RestClient
@@ -78,11 +78,13 @@ async def client(url: str) -> AsyncIterator[RestClient]:
 
 
 @pytest.fixture
-def containers(client: RestClient, url: str) -> AccountContainers:
-    return AccountContainers(parse(url, {}), client)
+async def containers(url: str) -> AsyncIterator[CosmosAccount]:
+    made = CosmosAccount(parse(url, {}))
+    yield made
+    await made.close()
 
 
-async def test_hits_are_read_byte_by_byte(client: RestClient, containers: AccountContainers, url: str) -> None:
+async def test_hits_are_read_byte_by_byte(client: RestClient, containers: CosmosAccount, url: str) -> None:
     container = container_of(ref(RELEASE))
     assert [await containers.create_database() for _ in range(2)] == [True, False]
     assert [await containers.create_container(container, Throughput(400)) for _ in range(2)] == [True, False]
@@ -98,7 +100,7 @@ async def test_hits_are_read_byte_by_byte(client: RestClient, containers: Accoun
     await store.close()
 
 
-async def test_control_goes_as_far_as_that_server_does(client: RestClient, containers: AccountContainers) -> None:
+async def test_control_goes_as_far_as_that_server_does(client: RestClient, containers: CosmosAccount) -> None:
     assert await client.account() == (False, ("South Central US",))
     await containers.create_database()
     await containers.create_container("control", Throughput(400))
@@ -112,5 +114,5 @@ async def test_control_goes_as_far_as_that_server_does(client: RestClient, conta
         await client.read("control", "none", TIMEOUT_S)
     assert error.value.kind == "unavailable"
     with pytest.raises(CosmosUnavailable) as error:
-        await client.offer("control")
+        await containers.offer("control")
     assert error.value.kind == "refused"

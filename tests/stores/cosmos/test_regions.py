@@ -13,7 +13,7 @@ from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.topology import MAX_FAILURES, Location, account_properties
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.http1 import RequestFailed, Response
-from tests.support.cosmos_account import Account, Counted, kind_of, with_container
+from tests.support.cosmos_account import Account, Counted, container_in, kind_of
 from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted
 from tests.support.virtual import VirtualLoop, in_virtual_time
 
@@ -35,8 +35,8 @@ async def client(two_regions: Account, observer: Counted) -> AsyncIterator[RestC
     two_regions.inject_faults()
     address = two_regions.address(f"d{secrets.token_hex(4)}", region=EAST)
     made = RestClient(address, observer)
-    await with_container(made, address)
-    await made.upsert("c", {"id": NAME})
+    async with container_in(address):
+        await made.upsert("c", {"id": NAME})
     yield made
     await made.close()
     two_regions.inject_faults()

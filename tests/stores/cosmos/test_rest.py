@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores.cosmos.control import AccountContainers
+from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.url import parse
@@ -31,9 +31,10 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
     path.write_text(KEY + "\n")
     with emulated_account(None, "--key-file", str(path)) as account:
         address = parse(account.url("d"), {"HOTPLATE_COSMOS_KEY_FILE": str(path)})
-        client = RestClient(address, observer)
-        assert await AccountContainers(address, client).create_database()
+        client, containers = RestClient(address, observer), CosmosAccount(address)
+        assert await containers.create_database()
         assert KEY not in f"{address!r} {client!r} {client._signer!r} {vars(client)!r}"
+        await containers.close()
         await client.close()
 
 

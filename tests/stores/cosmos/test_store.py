@@ -17,7 +17,6 @@ from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.containers import open_containers
 from hotplate.stores.cosmos.items import CONTROL
-from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
@@ -192,8 +191,6 @@ async def test_readers_are_warned_of_what_they_could_run_into(account: Simulated
     assert await store.warnings() == []
     await publish(store)
     assert await store.warnings() == []
-    (short,) = await account.store(ru=1000).warnings()
-    assert "has 400 RU/s, and ru= of cosmos+http://here:1/d asks for 1,000" in short
     (split,) = await account.store(max_ru=20_000).warnings()
     assert "4 partitions for good, so one key can be read at 100 RU/s at most" in split
 
@@ -223,12 +220,12 @@ def test_an_extra_that_is_not_installed_is_named() -> None:
 
 
 def test_a_control_plane_that_is_not_installed_is_named_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "hotplate.stores.cosmos.control", None)
+    monkeypatch.setitem(sys.modules, "hotplate.stores.cosmos.account", None)
     address = parse("cosmos+http://127.0.0.1:9/d", {})
     with pytest.raises(
         StoreMisused, match=re.escape(f"is not installed; install it with: {install_command('cosmos')}")
     ):
-        open_containers(address, RestClient(address))
+        open_containers(address)
 
 
 def test_a_worker_that_only_serves_never_imports_the_control_plane(cosmos_http: Account) -> None:

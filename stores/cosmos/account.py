@@ -1,0 +1,268 @@
+"""One database of an account through azure-cosmos: its containers, their throughput, and reads by `?client=sdk`.
+
+The SDK follows the account's regions and retries within an attempt as it does everywhere; an attempt ends after
+DEADLINE_S. Imported only to make, scale or drop containers, and for `?client=sdk`: it takes half a second to load.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
+
+from aiohttp import ClientConnectorError, ClientResponseError
+from azure.core.exceptions import (
+    AzureError,
+    DecodeError,
+    ServiceRequestTimeoutError,
+    ServiceResponseTimeoutError,
+)
+from azure.cosmos import PartitionKey, ThroughputProperties
+from azure.cosmos.aio import ContainerProxy, CosmosClient, DatabaseProxy
+from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
+from azure.cosmos.http_constants import HttpHeaders, ResourceType
+
+from hotplate.stores.cosmos.errors import (
+    ContainerMissing,
+    CosmosThrottled,
+    CosmosUnavailable,
+    ErrorKind,
+    ErrorResponse,
+    error_for,
+    first_line,
+)
+from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
+from hotplate.stores.cosmos.requests import DEADLINE_S, default_credential
+from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.url import KEY, Address, Offer, Throughput, minimum_ru
+from hotplate.stores.errors import StoreError
+from hotplate.stores.store import Observer
+
+log = logging.getLogger(f"{__name__}.requests")
+log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
+
+# Of 429s. The SDK takes 0 for unset, and nine retries; below it there are none.
+NO_RETRIES = -1
+
+MIN_THROUGHPUT = "x-ms-cosmos-min-throughput"
+REPLACE_PENDING = "x-ms-offer-replace-pending"
+# What the sentence of a refusal to read or change the throughput of a serverless account has.
+SERVERLESS = "serverless"
+
+
+class CosmosAccount:
+    """See `Containers`; lives as long as its store, on one event loop, and opens its client at the first call."""
+
+    def __init__(self, address: Address, observer: Observer | None = None) -> None:
+        self._address = address
+        self._observer = observer
+        self._stack = AsyncExitStack()
+        self._opening: asyncio.Task[CosmosClient] | None = None
+        self._known = dict[str, ContainerProxy]()
+
+    async def create_database(self) -> bool:
+        async with self._attempt() as client:
+            return await _created(client.create_database(self._address.database, response_hook=self._charged))
+
+    async def create_container(self, container: str, throughput: Throughput | None) -> bool:
+        async with self._attempt() as client:
+            return await _created(
+                self._database(client).create_container(
+                    container,
+                    cast("PartitionKey", DEFINITION["partitionKey"]),  # which is a dict of just that
+                    indexing_policy=DEFINITION["indexingPolicy"],
+                    offer_throughput=None if throughput is None else _properties(throughput),
+                    response_hook=self._charged,
+                )
+            )
+
+    async def list_containers(self) -> list[str]:
+        async with self._attempt() as client:
+            return [found["id"] async for found in self._database(client).list_containers()]
+
+    async def delete_container(self, container: str) -> None:
+        try:
+            async with self._attempt() as client:
+                await self._database(client).delete_container(container, response_hook=self._charged)
+        except ContainerMissing:
+            return
+
+    async def offer(self, container: str) -> Offer | None:
+        headers = dict[str, str]()
+        async with self._attempt() as client:
+            try:
+                found = await self._container(client, container).get_throughput(response_hook=self._charged)
+            except CosmosHttpResponseError as error:
+                if SERVERLESS in str(error.message):
+                    return None
+                raise
+            name: str = (found.properties or dict[str, Any]())["id"]
+            # The query above says neither the least throughput nor whether a change is under way.
+            offer = await client.client_connection.Read(
+                f"/offers/{name}/",
+                ResourceType.Offer,
+                name.lower(),
+                None,
+                response_hook=lambda received, _: headers.update(received),
+            )
+        self._charged(headers)
+        return offer_in(offer, headers)
+
+    async def scale(self, container: str, throughput: Throughput) -> None:
+        async with self._attempt() as client:
+            proxy = self._container(client, container)
+            await proxy.replace_throughput(_properties(throughput), response_hook=self._charged)
+
+    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        """Point-read an item as the account's regions have it; None if there is none."""
+        async with self._attempt(timeout_s) as client:
+            proxy = self._known.get(container)
+            if proxy is None:
+                proxy = self._container(client, container)
+                await proxy.read()  # else a missing container would look like a missing item
+                self._known[container] = proxy
+            try:
+                item = await proxy.read_item(name, name)
+            except CosmosHttpResponseError as error:
+                if error.status_code != 404 or error.sub_status:
+                    raise
+                self._charged(error.headers)
+                return None
+        self._charged(item.get_response_headers())
+        return item
+
+    async def close(self) -> None:
+        if self._opening is not None:
+            await asyncio.gather(self._opening, return_exceptions=True)
+        await self._stack.aclose()
+
+    def _database(self, client: CosmosClient) -> DatabaseProxy:
+        return client.get_database_client(self._address.database)
+
+    def _container(self, client: CosmosClient, container: str) -> ContainerProxy:
+        return self._database(client).get_container_client(container)
+
+    @asynccontextmanager
+    async def _attempt(self, timeout_s: float = DEADLINE_S) -> AsyncIterator[CosmosClient]:
+        """Open the client at the first attempt; what the SDK raises is counted and raised as ours."""
+        shown = self._address.shown
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield await self._client()
+        except TimeoutError:
+            raise self._failed(CosmosUnavailable(f"{shown} did not answer in time", "timeout")) from None
+        except CosmosHttpResponseError as error:
+            raise self._failed(self._translated(error)) from error
+        except AzureError as error:
+            sentence = f"{shown} gave no answer: {first_line(str(error.message))}"
+            raise self._failed(CosmosUnavailable(sentence, _kind_of(error))) from error
+        except (KeyError, OSError) as error:
+            raise self._failed(CosmosUnavailable(f"{shown} sent what is not an answer", "malformed")) from error
+
+    async def _client(self) -> CosmosClient:
+        """Open one client for all calls, also if the first of them is cancelled."""
+        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+            self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> CosmosClient:
+        address, credential = self._address, self._address.key or default_credential()
+        more: dict[str, Any] = {} if address.region is None else {"preferred_locations": [address.region]}
+        more |= {} if address.ca is None else {"connection_verify": address.ca}
+        async with AsyncExitStack() as stack:  # closes what was opened if the account does not answer
+            if not isinstance(credential, str):
+                await stack.enter_async_context(credential)
+            client = CosmosClient(
+                address.endpoint,
+                credential,
+                consistency_level=address.consistency,
+                retry_total=0,
+                retry_throttle_total=NO_RETRIES,
+                logger=log,
+                **more,
+            )
+            stack.push_async_callback(client.close)
+            await client.__aenter__()
+            self._stack = stack.pop_all()
+        return client
+
+    def _translated(self, error: CosmosHttpResponseError) -> StoreError:
+        headers = error.headers or {}
+        self._charged(headers)
+        wait_ms = str(headers.get(HttpHeaders.RetryAfterInMilliseconds, ""))
+        after_s = float(wait_ms) / 1000 if wait_ms.isdigit() else None
+        message = error.message or "no reason given"
+        substatus = int(error.sub_status or 0)
+        advice = f"check {KEY}, or the roles of the identity"
+        return error_for(
+            ErrorResponse(error.status_code or 0, substatus, message, after_s), self._address.shown, advice
+        )
+
+    def _charged(self, headers: Mapping[str, Any] | None, _: object = None) -> None:
+        charge = str((headers or {}).get(HttpHeaders.RequestCharge, ""))
+        if self._observer is not None and charge.replace(".", "", 1).isdigit():
+            self._observer.charged(float(charge))
+
+    def _failed(self, error: StoreError) -> StoreError:
+        if isinstance(error, ContainerMissing):
+            self._known.clear()
+        elif self._observer is not None and isinstance(error, CosmosUnavailable | CosmosThrottled):
+            self._observer.failed(error.kind)
+        return error
+
+
+class SdkClient(RestClient):
+    """Reads items by azure-cosmos where lookups read them; publishers' requests are signed here."""
+
+    def __init__(self, address: Address, observer: Observer | None = None) -> None:
+        super().__init__(address, observer)
+        self._account = CosmosAccount(address, observer)
+
+    async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> CosmosItem | None:
+        """See `RestClient`."""
+        if fresh:
+            return await super().read(container, name, timeout_s, fresh=True)
+        return await self._account.read(container, name, timeout_s)
+
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
+        """Read as `read` does; which region responded is the SDK's business, so it counts as one behind."""
+        return await self._account.read(container, name, timeout_s), False
+
+    async def close(self) -> None:
+        """Give back connections; closing twice does nothing."""
+        await self._account.close()
+        await super().close()
+
+
+async def _created(create: Awaitable[object]) -> bool:
+    """Create something; False if it was there."""
+    try:
+        await create
+    except CosmosResourceExistsError:
+        return False
+    return True
+
+
+def _kind_of(error: AzureError) -> ErrorKind:
+    """Return how a request came to have no response that can be read."""
+    if isinstance(error, ServiceRequestTimeoutError | ServiceResponseTimeoutError):
+        return "timeout"
+    if isinstance(error, DecodeError) or isinstance(error.inner_exception, ClientResponseError):
+        return "malformed"
+    return "connect" if isinstance(error.inner_exception, ClientConnectorError) else "reset"
+
+
+def _properties(throughput: Throughput) -> ThroughputProperties:
+    if throughput.autoscale:
+        return ThroughputProperties(auto_scale_max_throughput=throughput.ru)
+    return ThroughputProperties(offer_throughput=throughput.ru)
+
+
+def offer_in(offer: Mapping[str, Any], headers: Mapping[str, str]) -> Offer:
+    """Return what an offer, and the headers that came with it, say. Raises KeyError if it has no throughput."""
+    content = offer["content"]
+    scaling = content.get("offerAutopilotSettings")
+    throughput = Throughput((scaling or {}).get("maxThroughput") or content["offerThroughput"], bool(scaling))
+    least = content.get("offerMinimumThroughputParameters", {}).get("minThroughput") or headers.get(MIN_THROUGHPUT)
+    minimum = int(least or minimum_ru(throughput.ru, 0, autoscale=throughput.autoscale))
+    return Offer(throughput, minimum, headers.get(REPLACE_PENDING, "").lower() == "true")
