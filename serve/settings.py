@@ -115,14 +115,6 @@ class ServiceSettings:
     admin_store: Annotated[
         str | None, Flag("A store that may be written: operators activate releases there.", OPERATORS, metavar="URL")
     ] = None
-    prometheus: Annotated[
-        str | None,
-        Flag(
-            "A Prometheus that scrapes all pods: the console draws their last hour from it.", OPERATORS, metavar="URL"
-        ),
-    ] = None
-    """Its parameter `match` selects their series, as http://prometheus:9090?match=namespace="shop"."""
-
     access_log_share: Annotated[
         float,
         Flag("Log this share of the requests.", LOGS, "access-log", metavar="SHARE", at_least=0, at_most=1),

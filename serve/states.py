@@ -15,7 +15,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.errors import ERRORS, ServiceFinding
-from hotplate.serve.releases.canary import Clicks
+from hotplate.serve.releases.canary import BothCounts
 from hotplate.serve.tiers import Tier
 
 STARTING = "starting"
@@ -61,8 +61,8 @@ class TierState(msgspec.Struct, frozen=True):
     """How much of the store is in the worker's cache; None if it has none."""
     canary: str | None = None
     """The release that a share of the users see in the place of the live one."""
-    canary_clicks: Clicks | None = None
-    """How often the lists of the canary and of the live release were shown and clicked since the canary started."""
+    canary_counts: BothCounts | None = None
+    """What was counted of the live release and of the canary, in all workers together, since that started."""
     canary_stopped: bool = False
     """Whether the worker does not use the canary any more, as it is worse than the live release; a finding says why."""
 
@@ -272,7 +272,7 @@ def _tier_state(tier: Tier) -> TierState:
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.served.id,
-        canary_clicks=tier.follower.canary_clicks,
+        canary_counts=tier.follower.canary_counts,
         canary_stopped=tier.follower.canary_stopped is not None,
     )
 

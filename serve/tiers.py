@@ -25,7 +25,7 @@ from hotplate.serve.metrics import (
     Metrics,
     ReleaseRole,
 )
-from hotplate.serve.releases.canary import BothCounts, Clicks, ReleaseCounts
+from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
 from hotplate.serve.releases.follower import LOG_EVERY_S, Follower
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
@@ -99,7 +99,7 @@ class Tier:
     def __init__(self, name: str, reader: Reader, metrics: Metrics, cache_bytes: int = 0) -> None:
         """Keep at most *cache_bytes* of the lists of a store that is not in this process."""
         self.name = name
-        self.follower = Follower(reader, partial(_canary_counts, metrics, name), partial(_canary_clicks, metrics))
+        self.follower = Follower(reader, partial(_canary_counts, metrics, name))
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
@@ -401,21 +401,13 @@ class Tier:
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
-    """Add up the lookups and reads of a tier by role."""
+    """Add up lookups and reads of a tier, and events, which are of all tiers; a list is shown if its first place is."""
 
     def counts_of(role: ReleaseRole) -> ReleaseCounts:
         hit, miss, error = (metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)
         *reads, _ = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
-        return ReleaseCounts(hit, miss, error, tuple(reads))
+        (shown,) = metrics.total(metrics.listed[IMPRESSION, role, POSITIONS[0]])
+        clicks = sum(metrics.total(metrics.listed[CLICK, role, POSITIONS[0]], len(POSITIONS)))
+        return ReleaseCounts(hit, miss, error, tuple(reads), shown, clicks)
 
     return BothCounts(*map(counts_of, ROLES))
-
-
-def _canary_clicks(metrics: Metrics) -> Clicks:
-    """Add up events, which are of all tiers; a list is shown if its first place is."""
-
-    def clicks_of(role: ReleaseRole) -> tuple[int, int]:
-        (shown,) = metrics.total(metrics.listed[IMPRESSION, role, POSITIONS[0]])
-        return int(shown), int(sum(metrics.total(metrics.listed[CLICK, role, POSITIONS[0]], len(POSITIONS))))
-
-    return Clicks(*clicks_of(LIVE), *clicks_of(CANARY))

@@ -127,15 +127,19 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
         limits, connections=CONNECTIONS, per_address=PER_ADDRESS, silent_s=limits.header_s, idle_gives_way=True
     )
     context.log.use_slot(context.settings.workers)
-    console = Console(context, guard)
+    console = Console(context)
     server = HttpServer(_Admin(context, host, guard, console), limits)
     report = _metric_report(context)
-    beat = partial(context.states.write, context.settings.workers)
-    async with following(watched), console.running(), background(Reporter(()).run(beat)):
+
+    def beat(state: WorkerState) -> None:
+        context.states.write(context.settings.workers, state)
+        if guard is not None:
+            guard.uses.record()
+
+    async with following(watched), console.opened, background(Reporter(()).run(beat)):
         listening = server.listen(listener, BACKLOG, certificate)
         await stop.wait()
         listening.close()
-        console.stop()
         server.pre_shutdown()
         await server.shutdown(STOP_S)
         if report is not None:

@@ -39,7 +39,6 @@ from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.health import Health, HealthListener, Heartbeats
 from hotplate.serve.processes.kept_lists import KeptLists
 from hotplate.serve.processes.logs import LogStream, SharedLog, SharedLogHandler
-from hotplate.serve.processes.prometheus import Prometheus
 from hotplate.serve.processes.worker import STOPS, WATCHED, ProcessContext, work
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import SharedStates
@@ -112,8 +111,6 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     deny_list = DenyListFile(settings.deny_list)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)  # a wrong URL is better known here than in every worker
-    if settings.prometheus is not None:
-        Prometheus(settings.prometheus)  # likewise
     if settings.fold_in:
         load_numpy()  # once for all workers
     if settings.events:
@@ -153,7 +150,6 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         SharedLog(settings.workers + 2),  # the workers', the admin process's and the parent's
         LogStream(STDERR),
         addresses.service,
-        time.time(),
         read_secret(settings.access_log_key),
     )
     context.stderr.take_over(logging.getLogger(), sys.stderr)

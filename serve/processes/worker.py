@@ -71,8 +71,6 @@ class ProcessContext:
     stderr: LogStream
     url: str
     """Where the workers answer."""
-    started_at: float
-    """When the service started, as Unix time."""
     log_secret: bytes
     """The secret with which users are hashed in the access log."""
 

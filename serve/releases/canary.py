@@ -40,12 +40,14 @@ _NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
 
 
 class ReleaseCounts(NamedTuple):
-    """How many lists of users were a hit, a miss and an error, and how many reads took how long, by bucket."""
+    """Lists of users that were a hit, a miss and an error; reads by bucket; lists shown, and items of them clicked."""
 
     hit: float = 0
     miss: float = 0
     error: float = 0
     reads: tuple[float, ...] = _NO_READS
+    shown: float = 0
+    clicks: float = 0
 
     @property
     def lookups(self) -> float:
@@ -55,7 +57,8 @@ class ReleaseCounts(NamedTuple):
     def since(self, before: "ReleaseCounts") -> "ReleaseCounts":
         """Return what was counted after *before*."""
         hit, miss, error = map(sub, self[:3], before[:3])
-        return ReleaseCounts(hit, miss, error, tuple(map(sub, self.reads, before.reads)))
+        reads = tuple(map(sub, self.reads, before.reads))
+        return ReleaseCounts(hit, miss, error, reads, self.shown - before.shown, self.clicks - before.clicks)
 
 
 class BothCounts(NamedTuple):
@@ -69,16 +72,7 @@ class BothCounts(NamedTuple):
         return BothCounts(self.live.since(before.live), self.canary.since(before.canary))
 
 
-class Clicks(NamedTuple):
-    """How many lists of each release were shown, and how many of their items clicked."""
-
-    live_shown: int = 0
-    live: int = 0
-    canary_shown: int = 0
-    canary: int = 0
-
-
-def click_interval(shown: int, clicks: int) -> tuple[float, float] | None:
+def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
     """Return the 95 % interval of clicks per list shown; None while there are none."""
     if not (shown and clicks):
         return None
@@ -126,7 +120,7 @@ def _slow_from(reads: tuple[float, ...]) -> int:
 class ServedCanary:
     """The canary of one tier at one share, loaded; lives as long as the tier serves it so."""
 
-    __slots__ = ("_before", "_below", "_salt", "_window_ends", "clicks_before", "record", "served")
+    __slots__ = ("_before", "_below", "_salt", "_window_ends", "began_with", "record", "served")
 
     def __init__(
         self,
@@ -134,15 +128,15 @@ class ServedCanary:
         served: ServedRelease,
         now: float,
         counts: BothCounts = BothCounts(),  # noqa: B008 -- immutable
-        clicks: Clicks = Clicks(),  # noqa: B008 -- immutable
+        began_with: BothCounts | None = None,
     ) -> None:
         """Take what the catalogue says of the canary, its release, the time in seconds, and what is counted by then.
 
-        *clicks* are those before the canary started, whatever its share was since.
+        *began_with* is what was counted when the canary started, if that was with another share.
         """
         self.record = record
         self.served = served
-        self.clicks_before = clicks
+        self.began_with = began_with or counts
         self._salt = record.salt
         self._below = round(record.percent / 100 * 2**64)
         self._window_ends, self._before = now + WINDOW_S, counts
@@ -158,6 +152,6 @@ class ServedCanary:
             self._window_ends, self._before = now + WINDOW_S, counts
         return finding
 
-    def clicks(self, counted: Clicks) -> Clicks:
-        """Return how often the lists of both releases were shown and clicked since the canary started."""
-        return Clicks(*map(sub, counted, self.clicks_before))
+    def since_start(self, counts: BothCounts) -> BothCounts:
+        """Return what was counted since the canary started."""
+        return counts.since(self.began_with)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
-from hotplate.serve.releases.canary import BothCounts, Clicks, ServedCanary
+from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.release import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.erasure import NOBODY, read_erased
@@ -66,13 +66,8 @@ class Follower:
     A store that cannot be read never un-serves what is served; `last_error` says in a sentence what is wrong.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        canary_counts: Callable[[], BothCounts] = BothCounts,
-        canary_clicks: Callable[[], Clicks] = Clicks,
-    ) -> None:
-        """Take what returns the counts of all workers: those a canary is judged by, and the clicks shown beside it."""
+    def __init__(self, reader: Reader, canary_counts: Callable[[], BothCounts] = BothCounts) -> None:
+        """Take what returns the counts of all workers that a canary is judged by."""
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         """What a share of the users see in the place of what is `served`."""
@@ -92,7 +87,7 @@ class Follower:
         self.fold_in: FoldIn | None = None
         """What loads item factors with each release; set before one is followed, None without folding in."""
         self._reader = reader
-        self._canary_counts, self._canary_clicks = canary_counts, canary_clicks
+        self._canary_counts = canary_counts
         self._stopped: Release | None = None
         """The entry of the canary that `canary_stopped` is about."""
         self._seen: Catalogue | None = None
@@ -214,9 +209,9 @@ class Follower:
         log.warning("%s", self.canary_stopped, extra={"release": entry.id})
 
     @property
-    def canary_clicks(self) -> Clicks | None:
-        """How often lists of the live release and of the canary were clicked since that started; None without one."""
-        return None if self.canary is None else self.canary.clicks(self._canary_clicks())
+    def canary_counts(self) -> BothCounts | None:
+        """What was counted of the live release and of the canary since that started; None without one."""
+        return None if self.canary is None else self.canary.since_start(self._canary_counts())
 
     def drop_canary(self, gone: ServedRelease) -> None:
         """Show all users the live release, as the canary is gone from the store; load it again if it comes back."""
@@ -338,15 +333,15 @@ class Follower:
             return None
         self.canary_stopped = self._stopped = None
         if self.canary is None or not self._is_canary(entry):
-            served, clicks = await self._try_load(entry), self._canary_clicks()
+            served, began_with = await self._try_load(entry), None
         elif self.canary.record == record:
             return self.canary
         else:
-            served, clicks = self.canary.served, self.canary.clicks_before
+            served, began_with = self.canary.served, self.canary.began_with
         if served is None:
             return None
         log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
-        return ServedCanary(record, served, asyncio.get_running_loop().time(), self._canary_counts(), clicks)
+        return ServedCanary(record, served, asyncio.get_running_loop().time(), self._canary_counts(), began_with)
 
     async def _try_load(self, canary: Release) -> ServedRelease | None:
         """Load a canary; nothing that comes of it may harm what is live."""

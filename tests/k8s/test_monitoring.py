@@ -14,7 +14,6 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from hotplate.serve.processes.prometheus import ALL_PODS, expressions
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
 from tests.support.kubernetes import tool
@@ -33,9 +32,8 @@ from tests.support.monitoring import (
     table,
 )
 from tests.support.paths import ROOT
-from tests.support.prometheus import scraping
 from tests.support.redis_server import RedisServer, certify
-from tests.support.service import Service, a_list, publish_to, running, serving, until
+from tests.support.service import Service, a_list, publish_to, serving
 
 pytestmark = pytest.mark.k8s
 
@@ -44,7 +42,6 @@ FOREIGN = {"up"}
 TARGET = {"job": "hotplate", "namespace": "shop", "pod": "hotplate-a"}
 TESTS = sorted(MONITORING.glob("tests/*.yaml"))
 ALERTS = rules("alert")
-CONSOLE = expressions('namespace="shop"')
 PARTS = ("Means", "Look", "Do", "Over")
 
 
@@ -59,10 +56,9 @@ def expected_in(path: Path) -> list[dict[str, Any]]:
     return [expected for test in found["tests"] for expected in test["alert_rule_test"]]
 
 
-def test_prometheus_takes_all_rules_and_every_expression_of_a_panel_and_of_the_console(tmp_path: Path) -> None:
+def test_prometheus_takes_all_rules_and_every_expression_of_a_panel(tmp_path: Path) -> None:
     panels = [{"record": f"panel:{n}", "expr": found} for n, (_, found) in enumerate(panel_expressions())]
-    console = [{"record": f"console:{name}", "expr": found} for name, found in CONSOLE.items()]
-    every = [*groups(), {"name": "panels", "rules": [*panels, *console]}]
+    every = [*groups(), {"name": "panels", "rules": panels}]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": every}))
     promtool("check", "rules", tmp_path / "rules.yaml")
 
@@ -205,31 +201,10 @@ def exists(selector: Selector, known: list[Sample]) -> bool:
 def test_what_rules_and_panels_name_is_on_the_metrics_of_a_real_service(scraped: list[Sample]) -> None:
     recorded = rules("record")
     named = [rule["expr"] for rule in [*recorded.values(), *ALERTS.values()]]
-    named += [*(expression for _, expression in panel_expressions()), *CONSOLE.values()]
+    named += [expression for _, expression in panel_expressions()]
     known = [*scraped, *((name, TARGET) for name in (*recorded, *FOREIGN))]
     labels = {label for _, found in known for label in found}
     for expression in named:
         missing = [selector for selector in selectors(expression) if not exists(selector, known)]
         assert missing == [], expression
         assert grouping_labels(expression) <= labels | {"le"}, expression
-
-
-def test_the_console_of_a_pod_draws_all_pods_that_a_real_prometheus_scrapes(tmp_path: Path) -> None:
-    asyncio.run(publish_to(f"file://{tmp_path}/store", {"user:1": a_list("a")}))
-    with (
-        running(tmp_path / "store") as busy,
-        scraping(tmp_path, {"busy": busy.admin_port}) as url,
-        running(tmp_path / "store", "--prometheus", f'{url}?match=pod="busy"') as idle,
-        running(tmp_path / "store", "--prometheus", f'{url}?match=pod="another"') as alone,
-    ):
-
-        def latest(service: Service) -> Any:  # noqa: ANN401 -- JSON is whatever it is
-            busy.get("/v1/recommendations/1")
-            hour = service.admin("/console/hour").json
-            return hour["points"] and {"says": hour["says"], **hour["points"][-1]}
-
-        until(lambda: (found := latest(idle)) and found["rate"] and found["p99"], "the other pod is not drawn")
-        point = latest(idle)
-        assert (point["says"], point["failed"]) == (ALL_PODS, 0)
-        assert latest(alone) is None
-        assert "has no requests of hotplate" in alone.admin("/console/hour").json["says"]
