@@ -14,7 +14,7 @@ from typing import Any
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.gates import failures, recorded
-from hotplate.offline.input.files import digest
+from hotplate.offline.input.files import state_of
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
 from hotplate.offline.publish import PublishSettings, Written, timed
@@ -224,7 +224,7 @@ class Attempt:
         job = self._job
         with opened(path, self._wait_s) as folder:
             self.summary["succeeded_at"] = folder.succeeded_at
-            inputs = digest((str(file), file) for each in job.inputs for file in _files(each))
+            inputs = state_of(job.inputs)
             run = run_on(job.store, partial(self._run_of, folder.run, inputs))
             if run is not folder.run:
                 folder.sweep()  # what was trained before the last one
@@ -313,10 +313,6 @@ class Attempt:
 
     def _claim(self, run: Run) -> DraftRef | None:
         return run_on(self._job.store, lambda it: claim(it, run.id, run.release, self._wait_s))
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
 
 
 def _read_state(state: Path) -> tuple[Run, float | None]:

@@ -5,6 +5,7 @@ They may be larger than memory: rows are partitioned by owner on disk, and each 
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -15,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input import notes
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.files import (
     DataFile,
+    DataSource,
     Format,
     data_errors,
-    find_files,
     fingerprint,
     input_files,
     named_paths,
@@ -33,7 +34,8 @@ from hotplate.offline.input.tables import (
     TableShape,
     id_reasons,
     open_tables,
-    read_titles,
+    text_of,
+    titles_of,
     with_whole_numbers,
 )
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
@@ -55,6 +57,7 @@ _ROW_BYTES = 30
 # How many owners are looked at to divide the rows into partitions of one size.
 _SAMPLED_OWNERS = 200_000
 POPULAR_LENGTH = 100
+_NO_NUMBER = "score that is not a number"
 _BATCH = 4096
 _SCORE_BYTES = 19
 # What is around an item in its list: names of fields, braces, quotes, separator.
@@ -65,20 +68,23 @@ _FRAME_BYTES = 20
 class ImportSettings:
     """Which files make up the release, and how long its lists are; *columns* are names by role, None to guess.
 
-    Those of *lists* and *more* are of the same columns; one of them may be `-`, standard input.
+    Those of *lists* and *more* are of the same columns; one of them may be `-`, standard input. Without them a release
+    has lists of *similar* items, *popular* lists, or both.
     """
 
-    lists: Path
-    more: Sequence[Path] = ()
-    popular: Path | None = None
-    similar: Path | None = None
-    titles: Path | None = None
+    lists: DataSource | None = None
+    more: Sequence[DataSource] = ()
+    popular: DataSource | None = None
+    similar: DataSource | None = None
+    titles: DataSource | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     form: Format = field(default_factory=Format)
     length: int = 20
 
     def __post_init__(self) -> None:
         check_length(self.length)
+        if self.lists is None and self.popular is None and self.similar is None:
+            raise SettingError("There is nothing to import; give files of lists, or --similar or --popular.")
 
 
 class ItemNumbers:
@@ -131,21 +137,29 @@ class ImportedLists:
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage") -> None:
         """Read, check and sort the files; nothing but ids, titles and counts of items stays in memory."""
         self._settings = settings
-        given, numbers = [settings.lists, *settings.more], ItemNumbers()
-        with input_files(given) as files:
-            scored, self._notes = read_scored(files, named_paths(given), settings.columns, settings.form)
-            similar = self._read(settings.similar, owner="item", item="other")
-            popular = self._read(settings.popular, owner="segment", item="item")
-            self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
-            titles = read_titles(settings.titles, settings.columns, settings.form, scored.kept, named_paths(given))
-            others = [path for path in (settings.popular, settings.similar, settings.titles) if path is not None]
-            self._fingerprint = fingerprint(files + [file for path in others for file in find_files(path)])
-        self._similar = None
-        if similar is not None:
+        given = [] if settings.lists is None else [settings.lists, *settings.more]
+        others = [[] if path is None else [path] for path in (settings.similar, settings.popular, settings.titles)]
+        numbers, self._notes = ItemNumbers(), list[str]()
+        with ExitStack() as stack:
+            files, similar_files, popular_files, title_files = (
+                stack.enter_context(input_files(paths)) for paths in (given, *others)
+            )
+            scored = self._read(files, named_paths(given), "user", "item", settings.columns)
+            similar = self._read(similar_files, str(settings.similar), "item", "other")
+            popular = self._read(popular_files, str(settings.popular), "segment", "item")
+            self._users = _sorted(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
             report = partial(on_progress, "similar")
-            self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
-        self._popular = _popular(popular, self._users, numbers, max(settings.length, POPULAR_LENGTH))
-        self.rows, self.left_out = scored.total, dict(scored.left_out)
+            self._similar = _sorted(similar, numbers, settings.length, folder / "similar", report)
+            counted = self._similar if scored is None else self._users
+            self._popular = _popular(popular, counted, numbers, max(settings.length, POPULAR_LENGTH))
+            titles = {} if scored is None else titles_of(scored.kept, named_paths(given))
+            if title_files:
+                named = {role: settings.columns.get(role) for role in ("item", "title")}
+                titled = text_of(title_files, str(settings.titles), ("item", "title"), **named)
+                titles = titles_of(titled.lazy(), str(settings.titles))
+            self._fingerprint = fingerprint([*files, *popular_files, *similar_files, *title_files])
+        read = next(rows for rows in (scored, similar, popular) if rows is not None)
+        self.rows, self.left_out = read.total, dict(read.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
         self._items = numbers.ids()
@@ -158,7 +172,7 @@ class ImportedLists:
         """Return the rows and their bytes: exact but for the digits of scores."""
         titles = np.array([len((title or "").encode()) for title in self._titles])
         sizes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
-        sorted_lists = [self._users] if self._similar is None else [self._users, self._similar]
+        sorted_lists = [self._users, self._similar]
         payload = sum(int(sizes[: len(lists.in_lists)] @ lists.in_lists) for lists in sorted_lists)
         rows = sum(lists.owners for lists in sorted_lists) + len(self._popular.owners)
         return Plan(rows, payload + len(self._popular.items) * int(sizes.max()) + rows * 32)
@@ -183,7 +197,7 @@ class ImportedLists:
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
-        for lists in self._similar.read() if self._similar is not None else ():
+        for lists in self._similar.read():
             yield from self._rows(ITEM, lists)
         yield from self._rows(POPULAR, self._popular)
         for lists in self._users.read():
@@ -193,10 +207,29 @@ class ImportedLists:
     def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
         return (self._encoder.rows(kind, batch) for batch in lists.batches(_BATCH))
 
-    def _read(self, path: Path | None, owner: str, item: str) -> Rows | None:
-        if path is None:
+    def _read(
+        self,
+        files: Sequence[DataFile],
+        source: str,
+        owner: str,
+        item: str,
+        named: Mapping[str, str | None] | None = None,
+    ) -> Rows | None:
+        if not files:
             return None
-        return read_scored(find_files(path), str(path), {}, self._settings.form, owner=owner, item=item)[0]
+        # Names and a header of the command line are for the lists of users.
+        form = self._settings.form if named is not None else Format()
+        rows, said = read_scored(files, source, named or {}, form, owner=owner, item=item)
+        self._notes += said
+        return rows
+
+
+def _sorted(
+    rows: Rows | None, numbers: ItemNumbers, length: int, folder: Path, report: Callable[[int, int], None]
+) -> SortedLists:
+    if rows is None:
+        return SortedLists([], np.zeros(0, dtype=np.int64), 0, 0)
+    return sort_lists(rows, numbers, length, folder, report)
 
 
 def read_scored(
@@ -223,10 +256,8 @@ def read_scored(
     tables, whole = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
     shapes = [_shape(table, columns, owner, item) for table in tables]
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
-    rows = Rows(shapes, source, "score", columns["score"], owner_bytes, advice="mend the rows")
-    taken = {role: columns.get(role) for role in (owner, item, "score")}
-    said = [note for note in (notes.of_header(tables, taken), notes.of_whole_numbers(whole)) if note is not None]
-    return rows, said
+    rows = Rows(shapes, source, owner_bytes)
+    return rows, [note for note in (notes.of_bad_rows(rows), notes.of_whole_numbers(whole)) if note is not None]
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
@@ -241,13 +272,14 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     if "title" in columns:
         values.append(table.text(columns["title"]).alias("title"))
     left_out = id_reasons({owner: "owner", item: "item"})
-    return TableShape(table, values, left_out, ~pl.col("score").is_finite().fill_null(value=False))
+    left_out[_NO_NUMBER] = ~pl.col("score").is_finite().fill_null(value=False)
+    return TableShape(table, values, left_out, {_NO_NUMBER: (name, "is not a finite number")})
 
 
-def _popular(scored: Rows | None, users: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
-    """Return the lists of *scored*, by segment, and the overall one: that of the items in most lists if it has none."""
+def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
+    """Return the lists of *scored*, by segment, and the overall one: the items in most of *lists* if it has none."""
     counted = pl.DataFrame(
-        {"item": numbers.ids().head(len(users.in_lists)), "score": users.in_lists.astype(np.float64)}
+        {"item": numbers.ids().head(len(lists.in_lists)), "score": lists.in_lists.astype(np.float64)}
     )
     rows = counted.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
     if scored is not None:

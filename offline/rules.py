@@ -13,11 +13,10 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
-from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.files import Format, data_errors, find_files
 from hotplate.offline.input.filters import parse_half_life
 from hotplate.offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, decay
-from hotplate.offline.input.tables import open_tables, with_whole_numbers
+from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.model import Model
 from hotplate.offline.train.engine import with_recency
 from hotplate.offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
@@ -303,7 +302,7 @@ def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
 def _read_items(path: Path) -> list[str]:
     """Return the ids that a file names: one a line in a .txt file, those of the item column in all others."""
     if path.suffix.lower() != ".txt":
-        return _read_columns(path, "item").get_column("item").to_list()
+        return read_text(path, ["item"]).get_column("item").to_list()
     with data_errors(str(path)):
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
@@ -315,7 +314,7 @@ def _read_available(path: Path) -> list[str]:
     stock = _stock_column(path)
     if stock is None:
         return _read_items(path)
-    frame = _read_columns(path, "item", stock=stock)
+    frame = read_text(path, ["item"], stock=stock)
     text = pl.col("stock").str.strip_chars().str.to_lowercase()
     amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0)
     frame = frame.with_columns(amount=amount.otherwise(text.cast(pl.Float64, strict=False)))
@@ -332,7 +331,7 @@ def _stock_column(path: Path) -> str | None:
 
 
 def _read_categories(path: Path) -> dict[str, str]:
-    frame = _read_columns(path, "item", "category").drop_nulls().unique()
+    frame = read_text(path, ["item", "category"]).drop_nulls().unique()
     twice = frame.filter(pl.col("item").is_duplicated())
     if twice.height:
         raise DataError(f"{path} has item {twice.get_column('item')[0]!r} in two categories; keep one for each item.")
@@ -341,7 +340,7 @@ def _read_categories(path: Path) -> dict[str, str]:
 
 def _read_boosts(path: Path) -> dict[str, float]:
     boost = pl.col("boost")
-    frame = _read_columns(path, "item", "boost").with_columns(boost.cast(pl.Float64, strict=False)).unique()
+    frame = read_text(path, ["item", "boost"]).with_columns(boost.cast(pl.Float64, strict=False)).unique()
     wrong = frame.filter(~((boost > 0) & (boost <= _MAX_BOOST)).fill_null(value=False)).get_column("item").sort()
     if len(wrong):
         bounds = f"above zero and at most {_MAX_BOOST:,}"
@@ -350,19 +349,6 @@ def _read_boosts(path: Path) -> dict[str, float]:
     if len(twice):
         raise DataError(f"{path} has item {twice[0]!r} with two boosts; keep one for each item.")
     return dict(frame.iter_rows())
-
-
-def _read_columns(path: Path, *roles: str, **named: str) -> pl.DataFrame:
-    """Return the columns of the files at *path* that are named like *roles*, rows without an item left out.
-
-    *named* are further columns by role.
-    """
-    tables = open_tables(find_files(path), Format(), str(path))
-    columns = {**choose_columns({}, list(tables[0].schema), str(path), guessed=roles, required=roles), **named}
-    tables, _ = with_whole_numbers(tables, [columns["item"]])
-    texts = (table.frame.select(**{role: table.text(columns[role]) for role in (*roles, *named)}) for table in tables)
-    with data_errors(str(path)):
-        return pl.concat(texts).drop_nulls("item").collect(engine="streaming")
 
 
 def _allowed(rules: Rules, ids: list[str]) -> Allowed:

@@ -51,8 +51,8 @@ class TrainSettings:
     *params* are the defaults of a search.
     """
 
-    path: DataSource | str
-    more: Sequence[DataSource | str] = ()
+    path: DataSource
+    more: Sequence[DataSource] = ()
     columns: Columns = field(default_factory=Columns)
     form: Format = field(default_factory=Format)
     event_weights: Mapping[str, float] | None = None
@@ -73,7 +73,7 @@ class TrainSettings:
     @property
     def data(self) -> list[DataSource]:
         """All files, folders and data frames that are learnt from."""
-        return [Path(each) if isinstance(each, str) else each for each in (self.path, *self.more)]
+        return [self.path, *self.more]
 
     def __post_init__(self) -> None:
         """Raise SettingError for what could only fail once much is done."""

@@ -85,7 +85,10 @@ class PipelineFile:
         """Return a path, or each of a list of them, as it is meant from the folder of the file."""
         if isinstance(value, list | tuple):
             return [self.anchored(each) for each in value]
-        return self.path.absolute().parent / value if isinstance(value, Path) else value
+        from hotplate.offline.input.files import url_of
+
+        is_local = isinstance(value, Path) and url_of(value) is None
+        return self.path.absolute().parent / value if is_local else value
 
 
 def read_pipeline(path: Path) -> PipelineFile:

@@ -137,6 +137,14 @@ class PublishFlags(ReleaseFlags):
 class ImportFlags(ReleaseFlags):
     """What `import` is given."""
 
+    lists: Annotated[
+        tuple[Path, ...],
+        Argument(
+            "Files of user, item, score: CSV, TSV, JSON lines (.gz and .zst too), Parquet, folders of them, or URLs; - "
+            "is standard input.",
+            "[LISTS]",
+        ),
+    ] = ()
     user_column: Annotated[str | None, Flag("The column of the user.", INPUT)] = None
     item_column: Annotated[str | None, Flag("The column of the item.", INPUT)] = None
     score_column: Annotated[str | None, Flag("The column of the score.", INPUT)] = None
@@ -188,17 +196,7 @@ def publish(
         publish_lists(lambda report: source(read(scratch / "model", report)), options, on_written=record)
 
 
-def import_lists(
-    lists: Annotated[
-        list[Path],
-        Argument(
-            "Files of user, item and score: CSV, TSV, JSON lines (.gz and .zst too), Parquet, or folders of them; - is "
-            "standard input.",
-            "LISTS",
-        ),
-    ],
-    flags: ImportFlags,
-) -> None:
+def import_lists(flags: ImportFlags) -> None:
     """Publish lists that you have already: rows of user, item and score, in any order, as many as the disk holds.
 
     Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores. Exits with 3 if a gate,
@@ -215,11 +213,12 @@ def import_lists(
     options = flags.to_options()
     columns = {role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")}
     settings = ImportSettings(
-        *(lists[0], lists[1:], flags.popular, flags.similar, flags.titles),
+        *(flags.lists[0] if flags.lists else None, flags.lists[1:], flags.popular, flags.similar, flags.titles),
         *(columns, flags.text.to_format(), flags.list_length),
     )
     with _exit_on_sigterm(), temporary_folder("import") as scratch:
-        publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, named_paths(lists))
+        read = named_paths(flags.lists or [path for path in (flags.similar, flags.popular) if path is not None][:1])
+        publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, read)
 
 
 @contextmanager

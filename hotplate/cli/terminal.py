@@ -103,16 +103,17 @@ class TextFormat:
     """How files are read if they do not say it themselves."""
 
     delimiter: Delimiter = None
-    header: Annotated[bool | None, Flag("CSV: the first row names the columns.")] = None
-    null_values: Annotated[str | None, Flag("Missing values; else NULL,null,NaN,nan,None.", metavar="A,B")] = None
+    header: Annotated[bool, Flag("CSV: the first row names the columns; else they are 1, 2, ….")] = True
+    null_values: Annotated[str, Flag("Missing values, as blanks are.", metavar="A,B")] = "NULL,null,NaN,nan,None"
+    time_format: Annotated[str | None, Flag("Of times, as %d/%m/%Y %H:%M; else ISO 8601 or since 1970.")] = None
+    max_bad_rows: Annotated[float, Flag("The share of rows that may be bad, and are left out.", at_least=0)] = 0.001
 
     def to_format(self) -> "Format":
         """Return what files are read by."""
-        from hotplate.offline.input.columns import NULL_VALUES
         from hotplate.offline.input.files import Format
 
-        given = NULL_VALUES if self.null_values is None else self.null_values.split(",")
-        return Format(self.delimiter, self.header, given)
+        null_values = self.null_values.split(",")
+        return Format(self.delimiter, self.header, null_values, self.time_format, self.max_bad_rows)
 
 
 Master = Annotated[str | None, Flag("Spark: local[2], spark://HOST:7077, yarn, submitted.", metavar="URL")]

@@ -44,7 +44,8 @@ class TrainOptions:
     data: Annotated[
         tuple[Path, ...],
         Argument(
-            "CSV, TSV, JSON lines (.gz and .zst too), Parquet, events, or folders of them; - is standard input.", "DATA"
+            "CSV, TSV, JSON lines (.gz and .zst too), Parquet, events, folders of them, or URLs; - is standard input.",
+            "DATA",
         ),
     ]
     user_column: Annotated[str | None, Flag("The column of the user.", COLUMNS)] = None
@@ -52,7 +53,7 @@ class TrainOptions:
     weight_column: Annotated[str | None, Flag("The column of the weight.", COLUMNS)] = None
     event_column: Annotated[str | None, Flag("The column of the event, for --event-weights.", COLUMNS)] = None
     count_column: Annotated[str | None, Flag("A pair weighs its number of values in this column.", COLUMNS)] = None
-    time_column: Annotated[str | None, Flag("The column of the time.", COLUMNS)] = None
+    time_column: Annotated[str | None, Flag("The column of the time; none reads no times.", COLUMNS)] = None
     title_column: Annotated[str | None, Flag("The column of the title.", COLUMNS)] = None
     segment_column: Annotated[str | None, Flag("Each value in this column gets a popular list.", COLUMNS)] = None
     titles: Annotated[Path | None, Flag("A file of item and title, if the data have no titles.")] = None

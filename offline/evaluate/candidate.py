@@ -29,6 +29,7 @@ from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 
 _ROLES = ("user", "item")
+_NO_NUMBER = "rating that is not a number"
 _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 
 
@@ -62,7 +63,7 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
     tables, _ = with_whole_numbers(tables, [columns[role] for role in _ROLES])
     shapes = [_shape(table, columns) for table in tables]
-    rows = Rows(shapes, str(path), "rating", columns.get("rating"), advice="mend the rows")
+    rows = Rows(shapes, str(path))
     ratings = [pl.col("rating").mean()] if "rating" in columns else []
     with data_errors(path):
         pairs = rows.kept.group_by(_ROLES).agg(ratings).sort(_ROLES).collect(engine="streaming")
@@ -76,14 +77,14 @@ def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | N
 
 def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
     values = [table.text(columns[role]).alias(role) for role in _ROLES]
-    left_out, invalid = id_reasons({role: role for role in _ROLES}), pl.lit(value=False)
+    left_out, bad = id_reasons({role: role for role in _ROLES}), dict[str, tuple[str, str]]()
     if "rating" in columns:
         name, rating = columns["rating"], pl.col("rating")
         number = table.number(name).fill_null(inf).fill_nan(None)
         values.append(pl.when(~table.is_absent(name)).then(number).alias("rating"))
-        left_out["no rating"] = rating.is_null()
-        invalid = rating.is_infinite()
-    return TableShape(table, values, left_out, invalid)
+        left_out |= {"no rating": rating.is_null(), _NO_NUMBER: rating.is_infinite()}
+        bad[_NO_NUMBER] = name, "is not a finite number"
+    return TableShape(table, values, left_out, bad)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,25 @@
-"""Files of rows: found by path, recognized by name, fingerprinted; their faults said in one sentence."""
+"""Files of rows: found by path or URL, recognized by name, fingerprinted; their faults said in one sentence."""
 
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import unquote
 
+import fsspec
 import polars as pl
 import xxhash
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.stores.folders import temporary_folder
+from hotplate.stores.urls import redacted, scheme_of
 
-FileKind = Literal["text", "json", "parquet", "events"]
+FileKind = Literal["text", "parquet", "events"]
 
 
 @runtime_checkable
@@ -27,21 +30,21 @@ class Frame(Protocol):
         """Return its rows as a stream of Arrow's."""
 
 
-DataSource = Path | Frame
+# A path, a URL that fsspec knows such as abfs://container/clicks, `-` for standard input, or a data frame.
+DataSource: TypeAlias = Path | str | Frame
 
-STANDARD_INPUT = Path("-")
-# How messages name files that are copies, by the copies' names.
-_COPIES = {STANDARD_INPUT.name: "standard input", ".frame": "the data frame"}
+STANDARD_INPUT = "-"
+_FRAME = "the data frame"
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 _KINDS: dict[str, FileKind] = {
-    **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt"), "text"),
-    # MovieLens' and RecBole's.
-    **dict.fromkeys((".data", ".dat", ".base", ".test", ".item", ".inter"), "text"),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "text"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     # What a service took, compressed as it is.
     ".events": "events",
 }
-_COMPRESSED = {".gz", ".zst", ".zstd"}
+# How compressed files of these names begin.
+COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".zstd": b"\x28\xb5\x2f\xfd"}
 # What Hive and Spark name the folder of rows that have no value for its key.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
@@ -62,8 +65,6 @@ _READER_ERRORS = {
     ("corrupt", "panic", "assertion failed", "gzip header", "checksum", "frame"): (
         "is damaged; fetch or copy it again."
     ),
-    # Whole lines are read by splitting at this character.
-    ("more fields", "new_columns"): "holds the control character 0x01, which is not text; remove it: tr -d '\\001'.",
     ("utf-8", "utf8"): "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
     ("malformed", "could not parse"): "has a quote inside a field; double it, and put the field in quotes.",
 }
@@ -71,36 +72,48 @@ _READER_ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file of rows: its kind, and what its folders say of all of them, such as date=2026-01-01."""
+    """One file of rows: its kind, what its folders say of all of them, such as date=2026-01-01, and its origin.
+
+    *origin* is how messages name it if it is a copy.
+    """
 
     path: Path
     kind: FileKind
     keys: Mapping[str, str | None] = field(default_factory=dict)
+    origin: str | None = None
 
     def __str__(self) -> str:
         """Return how messages name the file."""
-        return _COPIES.get(self.path.name, str(self.path))
+        return self.origin or str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What files do not say of themselves; lives as long as one reading.
+    """How files are read where they do not say it themselves.
 
-    delimiter    splits the fields of a text; None guesses among comma, semicolon, tab, bar and ::
-    header       whether the first row of a text names the columns; None takes it for data if it has a number in it
-    null_values  the texts that mean that a value is missing, as blanks do
+    delimiter     splits the fields of a text; None takes the one of comma, semicolon, tab and bar that the header has
+    header        whether the first row of a text names the columns
+    null_values   the texts that mean that a value is missing, as blanks do
+    time_format   of times, as %d/%m/%Y %H:%M; None for ISO 8601 or a count since 1970
+    max_bad_rows  the share of rows that may be bad: incomplete, or without a number or a time where one is needed
     """
 
     delimiter: str | None = None
-    header: bool | None = None
+    header: bool = True
     null_values: Sequence[str] = NULL_VALUES
+    time_format: str | None = None
+    max_bad_rows: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_rows < 1:
+            raise SettingError(f"max-bad-rows is {self.max_bad_rows}; it must be a share from 0 to 1, such as 0.001.")
 
 
 @contextmanager
 def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
     """Yield the files at *paths*, as `find_files` does.
 
-    `-` is standard input. It and frames are copied to files until the block ends.
+    Standard input, frames and what URLs name are copied to files until the block ends.
 
     Raises DataError as `find_files` does, SettingError for a file that is given twice.
     """
@@ -111,8 +124,12 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
                 raise DataError("A lazy data frame cannot be read; give what its collect() returns.")
             if isinstance(path, Frame):
                 files.append(stack.enter_context(_written(path)))
+            elif str(path) == STANDARD_INPUT:
+                files.append(stack.enter_context(_spooled()))
+            elif (url := url_of(path)) is not None:
+                files += stack.enter_context(_fetched(url))
             else:
-                files += [stack.enter_context(_spooled())] if path == STANDARD_INPUT else find_files(path)
+                files += find_files(Path(path))
         places = set[Path]()
         for file in files:
             if file.path.resolve() in places:
@@ -121,23 +138,36 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
         yield files
 
 
+def url_of(path: Path | str) -> str | None:
+    """Return the URL that *path* is, also as a Path, in which it has lost a slash; None if it is none."""
+    found = _URL.fullmatch(str(path))
+    return None if found is None else f"{found[1]}://{found[2]}"
+
+
 def named_paths(paths: Sequence[DataSource]) -> str:
     """Return how messages name the input at *paths*."""
-    names = [_COPIES[".frame"] if isinstance(path, Frame) else _COPIES.get(str(path), str(path)) for path in paths]
+    names = [_named(path) for path in paths]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
+
+
+def _named(path: DataSource) -> str:
+    if isinstance(path, Frame):
+        return _FRAME
+    url = url_of(path)
+    return "standard input" if str(path) == STANDARD_INPUT else str(path) if url is None else redacted(url)
 
 
 @contextmanager
 def _written(frame: Frame) -> Iterator[DataFile]:
     with temporary_folder("input") as folder:
-        path = folder / ".frame"
-        with data_errors(_COPIES[path.name]):
+        path = folder / "frame.parquet"
+        with data_errors(_FRAME):
             try:
                 _of_polars(frame).write_parquet(path)
             except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are of these
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise DataError(f"The data frame cannot be read: {reason}; give each column one type.") from error
-        yield DataFile(path, "parquet")
+        yield DataFile(path, "parquet", origin=_FRAME)
 
 
 def _of_polars(frame: Any) -> pl.DataFrame:  # noqa: ANN401 -- pandas is not installed with hotplate
@@ -151,12 +181,45 @@ def _of_polars(frame: Any) -> pl.DataFrame:  # noqa: ANN401 -- pandas is not ins
 @contextmanager
 def _spooled() -> Iterator[DataFile]:
     with temporary_folder("input") as folder:
-        path = folder / STANDARD_INPUT.name
+        path = folder / STANDARD_INPUT
         with data_errors("standard input"), path.open("w+b") as stream:
             shutil.copyfileobj(sys.stdin.buffer, stream, _CHUNK_BYTES)
             stream.seek(0)
             is_parquet = stream.read(4) == b"PAR1"
-        yield DataFile(path, "parquet" if is_parquet else "text")
+        yield DataFile(path, "parquet" if is_parquet else "text", origin="standard input")
+
+
+@contextmanager
+def _fetched(url: str) -> Iterator[list[DataFile]]:
+    """Yield copies of the file, or of the files of the folder, at *url*."""
+    shown = redacted(url)
+    with temporary_folder("input") as folder:
+        with _fetching(url) as (files, root):
+            copy = folder / (Path(root).name or "data")
+            files.get(root, str(copy), recursive=True)
+        try:
+            found = find_files(copy)
+        except DataError as error:
+            raise DataError(str(error).replace(str(copy), shown)) from error
+        yield [replace(file, origin=str(file).replace(str(copy), shown.rstrip("/"))) for file in found]
+
+
+@contextmanager
+def _fetching(url: str) -> Iterator[tuple[Any, str]]:
+    """Yield the file system of *url* and the path in it, and raise its errors as DataError without their secrets."""
+    shown = redacted(url)
+    try:
+        files, root = fsspec.url_to_fs(url)
+        yield files, root.rstrip("/")
+    except ImportError as error:
+        raise SettingError(
+            f"{scheme_of(url)}:// needs a package that is not installed ({error}); install it with pip."
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"{shown} does not exist; see how it is written.") from error
+    except Exception as error:  # each file system has its own
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        raise DataError(f"{shown} cannot be read: {reason}; see the URL and the credentials for it.") from error
 
 
 def find_files(path: Path) -> list[DataFile]:
@@ -196,19 +259,14 @@ def _in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFil
 
 def _kind(file: Path) -> FileKind:
     """Return what the name of *file* says it is; raises DataError for a name that says nothing."""
-    kind = _KINDS.get(suffix(file))
-    if kind is None or (kind == "parquet" and file.suffix.lower() in _COMPRESSED):
+    compressed = file.suffix.lower() in COMPRESSIONS
+    kind = _KINDS.get((file.with_suffix("") if compressed else file).suffix.lower())
+    if kind is None or (kind == "parquet" and compressed):
         raise DataError(
             f"{file} is not of a known kind; it must end in .csv, .tsv, .txt, .jsonl (also .gz or .zst after that), "
             ".parquet or .events.zst."
         )
     return kind
-
-
-def suffix(file: Path) -> str:
-    """Return the suffix in lower case, that of a compression left aside: `.csv` for `a.csv.gz`."""
-    plain = file.with_suffix("") if file.suffix.lower() in _COMPRESSED else file
-    return plain.suffix.lower()
 
 
 def fingerprint(files: Sequence[DataFile]) -> str:
@@ -227,6 +285,18 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
             while chunk := stream.read(_CHUNK_BYTES):
                 found.update(chunk)
     return found.hexdigest()
+
+
+def state_of(paths: Iterable[Path]) -> str:
+    """Return a digest of all that lies at *paths*: the bytes of files, and of URLs what their file system says."""
+    paths, remote = list(paths), list[str]()
+    for url in filter(None, map(url_of, paths)):
+        with _fetching(url) as (files, root):
+            remote += [f"{name} {files.ukey(name)}" for name in sorted(files.find(root) or [root])]
+    local = [path for path in paths if url_of(path) is None]
+    found = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    digested = digest((str(file), file) for file in found if not file.is_dir())
+    return xxhash.xxh3_128_hexdigest("\n".join([digested, *remote]).encode()) if remote else digested
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import polars as pl
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.columns import find_column, number_in
+from hotplate.offline.input.files import Format
 from hotplate.offline.input.tables import Table
 
 _FILTER = re.compile(
@@ -30,7 +31,7 @@ class Filter:
         An absent value is an empty text, and no number: it meets `!=` and `!~`, and nothing that compares.
         Raises DataError for a column that the table lacks.
         """
-        table = replace(table, null_values=(), whole=frozenset())  # a filter is about what is written
+        table = replace(table, form=Format(null_values=()), whole=frozenset())  # a filter is about what is written
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         text, own_number, number = table.text(name), table.number(name), number_in(self.value)
         if self.operator in {"~", "!~"}:

@@ -5,28 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from math import inf
-from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input import notes
-from hotplate.offline.input.columns import (
-    MAX_ID_BYTES,
-    Columns,
-    choose_columns,
-    is_numbered,
-    is_time,
-    time_of,
-    usual_column,
-)
+from hotplate.offline.input.columns import MAX_ID_BYTES, NO_TIMES, Columns, choose_columns, usual_column
 from hotplate.offline.input.files import (
     DataFile,
     DataSource,
     Format,
     data_errors,
-    find_files,
     fingerprint,
     input_files,
     named_paths,
@@ -39,7 +29,8 @@ from hotplate.offline.input.tables import (
     TableShape,
     id_reasons,
     open_tables,
-    read_titles,
+    text_of,
+    titles_of,
     with_whole_numbers,
 )
 from hotplate.stores.event_log import SegmentReader
@@ -51,19 +42,16 @@ _EVENT_FIELDS: dict[str, pl.DataType] = {
     "time": pl.Float64(),
     "position": pl.Int64(),
 }
-_OTHER_TIME = "time in another format than most"
+_NO_TIME = "time that cannot be read"
+_NO_NUMBER = "weight that is not a number"
 _FUTURE = "in the future"
-# If more than this share of the rows have a time in another format, the column is not understood.
-_MOST_OTHER_TIMES = 0.02
-# Of the rows that a refusal is about, so many are shown.
-_SHOWN = 3
 # Sums of quantities such as 0.1 are exact to so many decimals.
 _DECIMALS = 6
 # Fewer than polars takes by default: as fast, and with less memory.
 _ROWS_AT_ONCE = 20_000
 
 
-class _SourceTable(NamedTuple):
+class _Source(NamedTuple):
     """A table and how it is read: segments of events have other columns than the other files."""
 
     table: Table
@@ -107,13 +95,13 @@ def read_interactions(
     form: Format | None = None,
     event_weights: Mapping[str, float] | None = None,
     where: Sequence[str] = (),
-    titles: Path | None = None,
+    titles: DataSource | None = None,
     weighting: Weighting = "sum",
     half_life: timedelta | None = None,
 ) -> Interactions:
     """Read the files, or the folders of files of one kind, at *paths*, all of the same columns; `-` is standard input.
 
-    Data frames may be among them.
+    Data frames and URLs may be among them.
 
     A row weighs what its weight column says, or its event by *event_weights*, or else 1. With `columns.count` the
     different values in that column count 1 each, at the time of their first row. *weighting* and *half_life* say how
@@ -126,67 +114,93 @@ def read_interactions(
 
     Raises DataError when anything cannot be read or nothing is left, SettingError for a filter that makes no sense.
     """
-    filters = [parse_filter(text) for text in where]
-    named, form, source = columns or Columns(), form or Format(), named_paths(paths)
-    with input_files(paths) as files, pl.Config(streaming_chunk_size=_ROWS_AT_ONCE), data_errors(source):
+    filters, source = [parse_filter(text) for text in where], named_paths(paths)
+    named, form = columns or Columns(), form or Format()
+    title_paths = [] if titles is None else [titles]
+    with (
+        input_files(paths) as files,
+        input_files(title_paths) as title_files,
+        pl.Config(streaming_chunk_size=_ROWS_AT_ONCE),
+        data_errors(source),
+    ):
         others = [file for file in files if file.kind != "events"]
-        events, said = _read_events(files, event_weights, source)
+        events, said = _read_events(files, event_weights, form, source)
         tables = [events] if events and not others else open_tables(others, form, source)
         beside = events if others else None
         has_events = named.event is not None or usual_column("event", list(tables[0].schema)) is not None
         weights = event_weights if beside is None or has_events else None
-        _check_roles(named, weights)
         chosen = _choose(tables[0], source, named, _guessed_roles(named, weights, titles, weighting), weights)
         tables, whole = with_whole_numbers(tables, [str(chosen.user), str(chosen.item)])
-        sources = [_SourceTable(table, chosen, weights, filters) for table in tables]
+        sources = [_Source(table, chosen, weights, filters) for table in tables]
         if beside is not None:
             own = Columns("user", "item", event="event", time=chosen.time and "time")
             known = [each for each in filters if each.column in beside.schema]
-            sources.append(_SourceTable(beside, own, event_weights, known))
-        layouts = [each.columns.time and each.table.time_layout(each.columns.time) for each in sources]
-        times = [
-            time_of(name, each.table.schema[name], layout) if (name := each.columns.time) else None
-            for each, layout in zip(sources, layouts, strict=True)
-        ]
-        if chosen.time is not None and all(time is None for time in times):
-            said = [_without_times(tables, chosen.time, source, is_named=named.time is not None), *said]
-            chosen = replace(chosen, time=None)
-            sources = [each._replace(columns=replace(each.columns, time=None)) for each in sources]
-        shapes = [_shape(each, time) for each, time in zip(sources, times, strict=True)]
-        time = pl.col("time")
-        facts = [] if chosen.time is None else [time.min().alias("first"), time.max().alias("last")]
-        facts += [] if chosen.quantity is None else [(pl.col("quantity") < 0).sum().alias("cancellations")]
-        rows = Rows(shapes, source, "weight", chosen.weight, *facts, advice="loosen the filters or mend the rows")
-        time_range = _time_range(rows, chosen, named, source, half_life=half_life)
-        cancellations = int(rows.facts.get("cancellations", 0))
-        log = _log(rows.kept, chosen, weighting, any_cancelled=cancellations > 0)
-        if log.is_empty():
-            raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
-        segments = _segments(rows.kept, source, log if cancellations else None) if chosen.segment else None
-        said = [*notes.of_times(str(chosen.time), layouts, time_range), *said]
-        if cancellations:
-            said.append(notes.of_cancellations(str(chosen.quantity), cancellations))
-        roles = {role: getattr(chosen, role) for role in ("user", "item", "weight", "time")}
-        said += [notes.of_header(tables, roles), notes.of_whole_numbers(whole)]
+            sources.append(_Source(beside, own, event_weights, known))
+        rows, log, facts = _read(sources, source, named, weighting, half_life)
+        said += [*facts, notes.of_whole_numbers(whole)]
         if weights is None and weighting != "binary" and chosen.weight is None and chosen.count is None:
             said += [notes.of_ratings(list(tables[0].schema)), notes.of_events(tables)]
         said += [notes.of_similar_ids(role, log.get_column(role)) for role in ("user", "item")]
+        titled = rows.kept
+        if titles is not None:
+            title_columns = {"item": chosen.item, "title": named.title}
+            titled = text_of(title_files, named_paths(title_paths), ("item", "title"), **title_columns).lazy()
         return Interactions(
             log,
             Weighing(weighting, half_life),
-            read_titles(titles, {"item": chosen.item, "title": named.title}, form, rows.kept, source),
-            segments,
+            titles_of(titled, source),
+            _segments(rows.kept, source, log if _cancelled(rows) else None) if chosen.segment else None,
             rows.total,
             rows.left_out,
-            fingerprint(files + (find_files(titles) if titles is not None else [])),
-            time_range,
+            fingerprint([*files, *title_files]),
+            _time_range(rows),
             chosen,
             [note for note in said if note is not None],
         )
 
 
+def _read(
+    sources: Sequence[_Source], source: str, named: Columns, weighting: Weighting, half_life: timedelta | None
+) -> tuple[Rows, pl.DataFrame, list[str | None]]:
+    """Return all rows, the log that they make, and sentences about them."""
+    chosen, time = sources[0].columns, pl.col("time")
+    layouts = [each.table.time_format(name) if (name := each.columns.time) else "" for each in sources]
+    shapes = [_shape(each, layout) for each, layout in zip(sources, layouts, strict=True)]
+    facts = []
+    if chosen.time is not None:
+        facts += [time.min().alias("first"), time.max().alias("last"), time.null_count().alias("timeless")]
+    if chosen.quantity is not None:
+        facts.append((pl.col("quantity") < 0).sum().alias("cancellations"))
+    rows = Rows(shapes, source, *facts, advice="loosen the filters or mend the rows")
+    _check_times(rows, chosen, named, source, half_life)
+    log = _log(rows.kept, chosen, weighting, any_cancelled=_cancelled(rows) > 0)
+    if log.is_empty():
+        raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
+    return (
+        rows,
+        log,
+        [
+            notes.of_bad_rows(rows),
+            *(notes.of_times(chosen.time, layouts, rows) if chosen.time is not None else []),
+            notes.of_unknown_events(rows),
+            notes.of_cancellations(str(chosen.quantity), _cancelled(rows)),
+            notes.of_users(rows.kept, rows.facts["rows"]),
+            notes.of_disjoint(log),
+        ],
+    )
+
+
+def _cancelled(rows: Rows) -> int:
+    return int(rows.facts.get("cancellations", 0))
+
+
+def _time_range(rows: Rows) -> tuple[datetime, datetime] | None:
+    first, last = rows.facts.get("first"), rows.facts.get("last")
+    return None if first is None or last is None else (first, last)
+
+
 def _read_events(
-    files: Sequence[DataFile], event_weights: Mapping[str, float] | None, source: str
+    files: Sequence[DataFile], event_weights: Mapping[str, float] | None, form: Format, source: str
 ) -> tuple[Table | None, list[str | None]]:
     """Return the events of the segments among *files* as one table, None if there are none, and say what was left out.
 
@@ -215,72 +229,74 @@ def _read_events(
     if damaged:
         said.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
-    return Table(segments[0], rows.lazy(), dict(rows.schema), 1, ()), said
+    # The file's own form is for the other files: a null value would be one of an event's.
+    own = Format(null_values=(), max_bad_rows=form.max_bad_rows)
+    return Table(segments[0], rows.lazy(), dict(rows.schema), own), said
 
 
 def _choose(
     table: Table, source: str, named: Columns, guessed: Sequence[str], event_weights: Mapping[str, float] | None
 ) -> Columns:
-    required = ("user", "item") if event_weights is None else ("user", "item", "event")
-    available = list(table.schema)
-    chosen = Columns(**choose_columns(asdict(named), available, source, guessed=guessed, required=required))
-    # It may be the weight, too.
-    flat = [name for name, dtype in table.schema.items() if not dtype.is_nested()]
-    chosen = replace(chosen, quantity=usual_column("quantity", flat))
-    if chosen.time is None and is_numbered(available):
-        free = [name for name in available if name not in asdict(chosen).values()]
-        times = [name for name in free if is_time(table.first_text(name) or "")]
-        return replace(chosen, time=times[-1]) if times else chosen
-    return chosen
-
-
-def _check_roles(named: Columns, event_weights: Mapping[str, float] | None) -> None:
     weights = {
         f"the weight column {named.weight!r}": named.weight,
         "event weights": event_weights,
         f"the count column {named.count!r}": named.count,
     }
-    sources = [name for name, value in weights.items() if value is not None]
-    if len(sources) > 1:
-        raise SettingError(f"Both {sources[0]} and {sources[1]} are given as the weight; give one of them.")
+    given = [name for name, value in weights.items() if value is not None]
+    if len(given) > 1:
+        raise SettingError(f"Both {given[0]} and {given[1]} are given as the weight; give one of them.")
     if named.event is not None and event_weights is None:
         raise SettingError(f"The event column {named.event!r} needs event weights, such as view=1,cart=3,buy=5.")
+    required = ("user", "item") if event_weights is None else ("user", "item", "event")
+    wanted = replace(named, time=None) if named.time == NO_TIMES else named
+    chosen = choose_columns(asdict(wanted), list(table.schema), source, guessed=guessed, required=required)
+    # It may be the weight, too.
+    flat = [name for name, dtype in table.schema.items() if not dtype.is_nested()]
+    return replace(Columns(**chosen), quantity=usual_column("quantity", flat))
 
 
 def _guessed_roles(
-    named: Columns, event_weights: Mapping[str, float] | None, titles: Path | None, weighting: Weighting
+    named: Columns, event_weights: Mapping[str, float] | None, titles: DataSource | None, weighting: Weighting
 ) -> list[str]:
-    roles = ["user", "item", "time", "segment", *(["title"] if titles is None else [])]
+    roles = ["user", "item", "segment", *(["title"] if titles is None else [])]
+    roles += [] if named.time == NO_TIMES else ["time"]
     if event_weights is not None:
         return [*roles, "event"]
     return roles if named.count is not None or weighting == "binary" else [*roles, "weight"]
 
 
-def _shape(source: _SourceTable, time: pl.Expr | None) -> TableShape:
+def _shape(source: _Source, layout: str) -> TableShape:
     """Return how a table is read: user, item, weight and, if there are such columns, the rest."""
     table, columns, event_weights, filters = source
-    weight, no_weight = _weight(table, columns, event_weights)
-    quantity = []
+    weight, left_out = _weight(table, columns, event_weights)
+    values, bad = [], dict[str, tuple[str, str]]()
     if columns.quantity is not None:
         number = table.number(columns.quantity)
         # A purchase of an unknown quantity is one of 1; a cancellation is not a purchase, and has no weight of its own.
-        quantity = [pl.when(number.is_finite() & (number != 0)).then(number).otherwise(1.0).alias("quantity")]
+        values.append(pl.when(number.is_finite() & (number != 0)).then(number).otherwise(1.0).alias("quantity"))
         weight = pl.when(number < 0).then(1.0).otherwise(weight)
     met = {f"where {each.text}": each.expression(table) for each in filters}
-    values = [weight.alias("weight"), *quantity, *(condition.alias(reason) for reason, condition in met.items())]
-    left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({"user": "user", "item": "item"})
-    roles = ("user", "item", "title", "segment", "count")
+    values += [weight.alias("weight"), *(condition.alias(reason) for reason, condition in met.items())]
+    roles = ("user", "item", "title", "segment", "count", "event")
     values += [table.text(name).alias(role) for role in roles if (name := getattr(columns, role)) is not None]
+    again = (pl.col("user") == str(columns.user)) & (pl.col("item") == str(columns.item))
+    first = {reason: ~pl.col(reason) for reason in met} | id_reasons({"user": "user", "item": "item"})
+    first["header again"] = again.fill_null(value=False)
     if columns.count is not None:
-        left_out[f"no {columns.count}"] = pl.col("count").is_null()
-    left_out |= no_weight
+        first[f"no {columns.count}"] = pl.col("count").is_null()
     if columns.time is not None:
-        moment = pl.lit(None, dtype=pl.Datetime("us")) if time is None else time
-        values += [moment.alias("time"), table.is_absent(columns.time).alias("timeless")]
-        left_out[_OTHER_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
+        time, epoch = table.time(columns.time, layout), pl.lit(datetime(1970, 1, 1))  # noqa: DTZ001 -- naive UTC
+        values += [pl.when(time != epoch).then(time).alias("time")]
+        values += [(table.is_absent(columns.time) | (time == epoch).fill_null(value=False)).alias("timeless")]
+        left_out[_NO_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
+        how = table.form.time_format or "ISO 8601 or seconds since 1970; give --time-format, or --time-column none"
+        bad[_NO_TIME] = columns.time, f"is not a time as {how}"
         # Ages count from the newest row: one with 9999-12-31 would make all others old. A day covers time zones.
         left_out[_FUTURE] = pl.col("time") > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
-    return TableShape(table, values, left_out, pl.col("weight").is_infinite())
+    if columns.weight is not None:
+        bad[_NO_NUMBER] = columns.weight, "is not a finite number"
+        left_out[_NO_NUMBER] = pl.col("weight").is_infinite()
+    return TableShape(table, values, first | left_out, bad)
 
 
 def _weight(
@@ -289,7 +305,7 @@ def _weight(
     """Return what a row weighs, infinite if that is not a number, and the reasons to leave it out because of that."""
     if event_weights is not None:
         value = table.text(columns.event).replace_strict(event_weights, default=None, return_dtype=pl.Float64)
-        return value, {"unknown event": pl.col("weight").is_null()}
+        return value, {notes.UNKNOWN_EVENT: pl.col("weight").is_null()}
     if columns.weight is None:
         return pl.lit(1.0), {}
     number = table.number(columns.weight).fill_null(inf)
@@ -298,52 +314,22 @@ def _weight(
     return value, {"no weight": weight.is_null(), "weight zero or less": (weight <= 0) & weight.is_finite()}
 
 
-def _without_times(tables: Sequence[Table], column: str, source: str, *, is_named: bool) -> str:
-    """Return the note that no time in a guessed *column* can be read; raises DataError if the column was named."""
-    first = next((found for table in tables if (found := table.first_value(column)) is not None), None)
-    unread = f"column {column!r} of {source} holds no times that can be read" + (f" ({first})" if first else "")
-    advice = "write 2026-11-20T08:00:00Z, with a year of four digits, or seconds since 1970"
-    if is_named:
-        raise DataError(f"The {unread}; {advice}.")
-    return f"the {unread}, so the lists are made without times; {advice}, or name another with --time-column"
-
-
-def _time_range(
-    rows: Rows, columns: Columns, named: Columns, source: str, *, half_life: timedelta | None
-) -> tuple[datetime, datetime] | None:
-    """Return the first and last time.
-
-    Raises DataError if too many times are in another format than the others, if most are in the future, and if there is
-    none although the column was named or a half-life is given.
-    """
-    other = rows.left_out.get(_OTHER_TIME, 0)
-    if columns.time is not None and other > _MOST_OTHER_TIMES * rows.total:
-        shown = "; ".join(rows.examples(_OTHER_TIME, columns.time, _SHOWN))
-        raise DataError(
-            f"No format of times fits the column {columns.time!r} of {source}: {other:,} of {rows.total:,} rows have "
-            f"another one ({shown}). Write all of them alike, best as 2026-11-20T08:00:00Z."
-        )
+def _check_times(rows: Rows, columns: Columns, named: Columns, source: str, half_life: timedelta | None) -> None:
+    """Raise DataError if most times are in the future, and if there is none though one is needed."""
     future = rows.left_out.get(_FUTURE, 0)
     if columns.time is not None and future > rows.total / 2:
-        shown = "; ".join(rows.examples(_FUTURE, columns.time, _SHOWN))
+        shown = "; ".join(f"{place}: {value}" for place, value in rows.cells(_FUTURE, columns.time))
         raise DataError(
             f"Most times in the column {columns.time!r} of {source} are in the future: {future:,} of {rows.total:,} "
             f"rows ({shown}). Mend them, or name another column with --time-column."
         )
-    first, last = rows.facts.get("first"), rows.facts.get("last")
-    if first is not None and last is not None:
-        return first, last
-    if half_life is not None:
+    if _time_range(rows) is None and half_life is not None:
         raise DataError(
             f"{source} has no times, and a half-life needs them; name their column with --time-column, or leave "
             "the half-life out."
         )
-    if named.time is not None:
-        raise DataError(
-            f"The column {named.time!r} of {source} holds no times that can be read; "
-            "write 2026-11-20T08:00:00Z, or seconds since 1970."
-        )
-    return None
+    if _time_range(rows) is None and columns.time is not None and columns.time == named.time:
+        raise DataError(f"The column {named.time!r} of {source} holds no times; name another with --time-column.")
 
 
 def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_cancelled: bool) -> pl.DataFrame:

@@ -1,33 +1,31 @@
-"""Notes: what was found in the input and not used, or read otherwise than it is written, in a sentence each."""
+"""Notes: what was found in the input and not used, or may be wrong, in a sentence each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import polars as pl
 
-from hotplate.offline.input.columns import DATES, DAYS, EXCEL_DAYS, NUMBER, is_numbered, usual_column
-from hotplate.offline.input.files import data_errors
-from hotplate.offline.input.tables import Table
+from hotplate.offline.input.columns import EPOCH, usual_column
+from hotplate.offline.input.tables import Rows, Table
 
+UNKNOWN_EVENT = "unknown event"
 # Of a column with more values the values are hardly kinds of events.
 _MAX_EVENTS = 20
 _HEAD_ROWS = 1000
 # Seconds since 1970 that all lie before this are hardly seconds: they are counts of something else.
 _EARLIEST = datetime(1971, 1, 1)  # noqa: DTZ001 -- times are naive UTC throughout
+# From these shares on it is said that rows have no time, and that a user has many rows.
+_TIMELESS_SHARE = 0.01
+_USER_SHARE = 0.02
+# A user with many rows has also this many times the mean of all.
+_TIMES_THE_MEAN = 20
+# Of fewer users it is no wonder that they have no item in common.
+_FEWEST_USERS = 10
 
 
-def of_header(tables: Sequence[Table], roles: Mapping[str, str | None]) -> str | None:
-    """Say which columns are taken for what, by role, if they have no names."""
-    available = list(tables[0].schema)
-    if not is_numbered(available):
-        return None
-    taken = ", ".join(f"{name} as the {role}" for role, name in roles.items() if name is not None)
-    left = [name for name in available if name not in roles.values()]
-    unused = f", and {', '.join(left)} {'are' if len(left) > 1 else 'is'} not used" if left else ""
-    return (
-        f"{tables[0].file} has no header: {taken}{unused}; name others by number, as in --user-column 2, or give a "
-        "file with a header"
-    )
+def of_bad_rows(rows: Rows) -> str | None:
+    """Say which the first bad rows are that are left out."""
+    return f"bad rows are left out: {'; '.join(rows.bad)}" if rows.bad else None
 
 
 def of_whole_numbers(columns: Sequence[str]) -> str | None:
@@ -48,30 +46,40 @@ def of_ratings(available: Sequence[str]) -> str | None:
     )
 
 
-def of_cancellations(column: str, rows: int) -> str:
+def of_cancellations(column: str, rows: int) -> str | None:
     """Say how rows of a quantity below zero are read."""
+    if not rows:
+        return None
     return (
         f"{rows:,} rows have a {column!r} below zero and are read as cancellations: each takes back as much of what "
         f"the same user bought of the same item before it; --where '{column}>0' leaves them out"
     )
 
 
-def of_times(column: str, layouts: Sequence[str | None], time_range: tuple[datetime, datetime] | None) -> list[str]:
-    """Say how numbers and years of two digits were read, and seconds that are all too long ago to be right."""
-    if time_range is None:
-        return []
-    known = (DAYS, EXCEL_DAYS, DATES) if time_range[1] >= _EARLIEST else (NUMBER, DAYS, EXCEL_DAYS, DATES)
-    read_as = {layout: "seconds since 1970" if layout == NUMBER else layout for layout in known}
-    for layout in layouts:
-        if layout is not None and "%y" in layout:
-            read_as[layout] = layout.split()[0].replace("%d", "DD").replace("%m", "MM").replace("%y", "YY")
-    return [
-        f"the times in {column!r} are read as {read_as[layout]}: they are from "
-        f"{time_range[0]:%Y-%m-%d %H:%M} to {time_range[1]:%Y-%m-%d %H:%M}; if that is wrong, write them as "
-        "2026-11-20T08:00:00Z"
-        for layout in dict.fromkeys(layouts)
-        if layout in read_as
-    ]
+def of_times(column: str, layouts: Sequence[str], rows: Rows) -> list[str]:
+    """Say how many rows have no time, and that counts since 1970 are all too small."""
+    said, last = [], rows.facts.get("last")
+    if rows.facts["timeless"] >= _TIMELESS_SHARE * rows.facts["rows"]:
+        said.append(
+            f"{rows.facts['timeless']:,} of {rows.facts['rows']:,} rows have no time, or 0, in {column!r}; they count "
+            "as the oldest"
+        )
+    if EPOCH in layouts and last is not None and last < _EARLIEST:
+        said.append(
+            f"the times in {column!r} are read as {EPOCH}, and all lie before 1971; if that is wrong, say how they are "
+            "written, as --time-format %Y%m%d, or give --time-column none"
+        )
+    return said
+
+
+def of_unknown_events(rows: Rows) -> str | None:
+    """Say which events have no weight, with their rows."""
+    if UNKNOWN_EVENT not in rows.left_out:
+        return None
+    counted = rows.values(UNKNOWN_EVENT, "event")
+    events = ", ".join("none" if value is None else f"{value!r}"[:80] for value in counted.get_column("value").head(5))
+    more = f" and {counted.height - 5:,} others" if counted.height > 5 else ""
+    return f"the events without a weight are {events}{more}; give those that count a weight with --event-weights"
 
 
 def of_events(tables: Sequence[Table]) -> str | None:
@@ -80,13 +88,38 @@ def of_events(tables: Sequence[Table]) -> str | None:
     if name is None or tables[0].frame.select(name).head(_HEAD_ROWS).collect().n_unique() > _MAX_EVENTS:
         return None
     rows = pl.concat(table.frame.select(event=table.text(name)) for table in tables).drop_nulls()
-    with data_errors(tables[0].file):
-        counted = rows.group_by("event").len().sort("len", "event", descending=[True, False]).collect()
+    counted = rows.group_by("event").len().sort("len", "event", descending=[True, False]).collect(engine="streaming")
     if not 2 <= counted.height <= _MAX_EVENTS:
         return None
     events = ", ".join(f"{event} ({count:,})" for event, count in counted.iter_rows())
     weights = ",".join(f"{event}={number}" for number, event in enumerate(counted.get_column("event"), start=1))
     return f"the column {name!r} holds events that weigh the same: {events}; weigh them by --event-weights {weights}"
+
+
+def of_users(kept: pl.LazyFrame, total: int) -> str | None:
+    """Say which users have far more rows than all others."""
+    counted = kept.group_by("user").len().collect(engine="streaming")
+    least = max(_USER_SHARE * total, _TIMES_THE_MEAN * total / counted.height)
+    many = counted.filter(pl.col("len") >= least).sort("len", descending=True).head(3)
+    if many.is_empty():
+        return None
+    users = ", ".join(f"{user!r} ({count / total:.0%})" for user, count in many.iter_rows())
+    return (
+        f"single users have a large share of the rows: {users}; if these are robots or stand for visitors who are not "
+        "known, leave them out, as --where 'user!=ID'"
+    )
+
+
+def of_disjoint(log: pl.DataFrame) -> str | None:
+    """Say that no two users have an item in common."""
+    if log.get_column("user").n_unique() < _FEWEST_USERS:
+        return None
+    shared = log.lazy().group_by("item").agg(pl.col("user").n_unique()).filter(pl.col("user") > 1)
+    if shared.head(1).collect().height:
+        return None
+    return (
+        "no two users have an item in common, so nothing can be learnt from one for another; is the item column right?"
+    )
 
 
 def of_similar_ids(role: str, ids: pl.Series) -> str | None:

@@ -1,23 +1,22 @@
 """Tables: files of rows, opened, read in one shape and checked; rows are counted by the reason to leave them out."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.input.columns import MAX_ID_BYTES, choose_columns, is_numbered, number_in, time_layouts, time_of
-from hotplate.offline.input.files import DataFile, Format, data_errors, find_files
-from hotplate.offline.input.text import scan_text
+from hotplate.offline.input.columns import MAX_ID_BYTES, choose_columns, number_in, read_time, time_format
+from hotplate.offline.input.files import DataFile, DataSource, Format, data_errors, input_files, named_paths
+from hotplate.offline.input.text import SHOWN, Text, scan_text
 
 # A whole number as pandas writes one of a column that has missing values, and as everybody else does.
-_FLOAT_ID = re.compile(r"-?(?:0|[1-9]\d*)\.0")
 _WHOLE_ID = r"^-?(?:0|[1-9]\d*)(?:\.0)?$"
-# In these the first value of a column is looked for, before all others are.
+# In these the format of times is looked for.
 _HEAD_ROWS = 1000
+# Why incomplete rows are left out.
+INCOMPLETE = "incomplete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +24,18 @@ class Table:
     """One file to be scanned, as often as needed; a text file has only text columns, '' if a value is absent.
 
     first_row    the number of the first row of data in the file, from 1
-    null_values  the texts that mean that a value is missing
+    bad          the rows, from 0, that are not complete
+    shown        what the first of these are
     whole        the columns of text that are whole numbers, some or all written as 17850.0
     """
 
     file: DataFile
     frame: pl.LazyFrame
     schema: dict[str, pl.DataType]
-    first_row: int
-    null_values: Sequence[str]
+    form: Format = field(default_factory=Format)
+    first_row: int = 1
+    bad: Sequence[int] = ()
+    shown: Sequence[str] = ()
     whole: frozenset[str] = frozenset()
 
     def text(self, name: str | None) -> pl.Expr:
@@ -68,68 +70,35 @@ class Table:
 
     def is_absent(self, name: str) -> pl.Expr:
         """Return whether the value of the column is missing: null, NaN, blank or a null value; never null."""
-        dtype, column = self.schema[name], pl.col(name)
+        dtype, column, null_values = self.schema[name], pl.col(name), self.form.null_values
         if dtype.is_numeric():
             absent = column.is_null()
             if dtype.is_float():
                 absent |= column.is_nan()
-            numbers = [number for number in map(number_in, self.null_values) if number is not None]
+            numbers = [number for number in map(number_in, null_values) if number is not None]
             return absent | column.cast(pl.Float64).is_in(numbers) if numbers else absent
         if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
             return column.is_null()
         text = column.cast(pl.String)
         # What is blank begins with a space or less; to strip every text would take as long as to read it.
         blank = pl.when(text < "!").then(text).str.strip_chars() == ""
-        return text.is_null() | blank.fill_null(value=False) | text.is_in(list(self.null_values))
+        return text.is_null() | blank.fill_null(value=False) | text.is_in(list(null_values))
 
-    def first_text(self, name: str) -> str | None:
-        """Return the first value of a column of text, None if it has none or is of another type."""
-        if self.schema[name] != pl.String:
-            return None
-        column = self.frame.select(name)
+    def time_format(self, name: str) -> str:
+        """Return the format of a column of times, by its first values."""
+        present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS)
         with data_errors(self.file):
-            for rows in (column.head(_HEAD_ROWS), column):
-                first = rows.filter(~self.is_absent(name)).head(1).collect()
-                if first.height:
-                    return str(first.item())
-        return None
+            return time_format(present.collect().get_column(name), self.form.time_format)
 
-    def first_value(self, name: str) -> str | None:
-        """Return where the first value of a column is, and the value; None if it has none."""
-        values = self.frame.select(row=pl.int_range(pl.len()), value=name, absent=self.is_absent(name))
-        with data_errors(self.file):
-            found = values.filter(~pl.col("absent")).head(1).collect().rows()
-        return f"{self.file}, row {found[0][0] + self.first_row}: {found[0][1]!r}" if found else None
-
-    def time_layout(self, name: str) -> str | None:
-        """Return the format that reads the most values of a column of times, texts or numbers; None if there is none.
-
-        If every date can be read as month/day and as day/month, the month comes first.
-        """
-        dtype = self.schema[name]
-        if dtype != pl.String and not dtype.is_numeric():
-            return None
-        present = self.frame.filter(~self.is_absent(name)).select(name)
-        with data_errors(self.file):
-            for rows in (present.head(_HEAD_ROWS), present):
-                layouts = time_layouts(rows.collect(engine="streaming").get_column(name))
-                if layouts:
-                    break
-            if len(layouts) < 2:
-                return next(iter(layouts), None)
-            readable = [
-                time.is_not_null().sum().alias(layout)
-                for layout in layouts
-                if (time := time_of(name, pl.String(), layout)) is not None
-            ]
-            counts = present.select(readable).collect(engine="streaming").row(0, named=True)
-        return max(layouts, key=lambda layout: counts[layout])
+    def time(self, name: str, layout: str) -> pl.Expr:
+        """Return the column as a naive UTC time; null if it is not one of the format *layout*."""
+        return read_time(name, self.schema[name], layout)
 
 
 def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Table]:
     """Open *files*, which messages call *source*; each is read from end to end, so a bad row stops here.
 
-    Raises DataError for what cannot be read, and when the files differ in their columns.
+    Raises DataError for what cannot be read, for too many incomplete rows, and when the files differ in their columns.
     """
     tables = [_open_table(file, form) for file in files]
     first = tables[0]
@@ -140,16 +109,50 @@ def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Ta
                 f"{', '.join(first.schema)}; files that are read together must have the same columns."
             )
     with data_errors(source):
-        if not any(table.frame.select(pl.len()).collect(engine="streaming").item() for table in tables):
-            raise DataError(f"{source} has a header but no rows; give a file with rows.")
+        total = sum(table.frame.select(pl.len()).collect(engine="streaming").item() for table in tables)
+    if not total:
+        raise DataError(f"{source} has a header but no rows; give a file with rows.")
+    shown = [each for table in tables for each in table.shown]
+    refuse_bad_rows(sum(len(table.bad) for table in tables), total, shown, form.max_bad_rows, source)
     return tables
+
+
+def refuse_bad_rows(bad: int, total: int, shown: Sequence[str], share: float, source: str) -> None:
+    """Raise DataError if *bad* of *total* rows are more than a *share*; the message has those *shown*."""
+    if bad > share * total:
+        raise DataError(
+            f"{'; '.join(shown[:SHOWN])}. {bad:,} of the {total:,} rows of {source} {'is' if bad == 1 else 'are'} bad, "
+            f"and at most {share:.3%} may be; mend them, or raise --max-bad-rows."
+        )
+
+
+def read_text(path: DataSource, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
+    """Return columns of a small file, or folder, at *path* by role; see `text_of`."""
+    with input_files([path]) as files:
+        return text_of(files, named_paths([path]), roles, **named)
+
+
+def text_of(files: Sequence[DataFile], source: str, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
+    """Return columns of *files* as text, by role: those *named*, and *roles* by their usual names.
+
+    Rows without an item are left out. The column that is named for the item need not be there.
+    """
+    with data_errors(source):
+        tables = open_tables(files, Format(max_bad_rows=0), source)
+        available = list(tables[0].schema)
+        named = named | ({} if named.get("item") in available else {"item": None})
+        columns = choose_columns(named, available, source, guessed=roles, required=roles)
+        tables, _ = with_whole_numbers(tables, [columns["item"]])
+        order = dict.fromkeys([*roles, *columns])
+        texts = (table.frame.select(**{role: table.text(columns[role]) for role in order}) for table in tables)
+        return pl.concat(texts).drop_nulls("item").collect(engine="streaming")
 
 
 def with_whole_numbers(tables: Sequence[Table], columns: Iterable[str]) -> tuple[list[Table], list[str]]:
     """Return *tables* in which 17850.0 is read as 17850, and in which of *columns* it is.
 
-    Those are the columns of ids that are whole numbers throughout, in all text files, and in one are written with a .0,
-    as pandas writes integers if some are missing. Versions such as 1.0 and 1.5 are not.
+    Those are the columns of ids that are whole numbers throughout, in all text files, and in one begin with one that is
+    written with a .0, as pandas writes integers if some are missing. Versions such as 1.0 and 1.5 are not.
     """
     whole = [name for name in dict.fromkeys(columns) if _is_whole(tables, name)]
     return [replace(table, whole=frozenset(whole)) for table in tables], whole
@@ -157,12 +160,21 @@ def with_whole_numbers(tables: Sequence[Table], columns: Iterable[str]) -> tuple
 
 def _is_whole(tables: Sequence[Table], name: str) -> bool:
     texts = [table for table in tables if table.schema[name] == pl.String]
-    if not any(_FLOAT_ID.fullmatch(table.first_text(name) or "") for table in texts):
+    column = pl.col(name)
+    for table in texts:
+        with data_errors(table.file):
+            first = table.frame.filter(~table.is_absent(name)).select(column.str.ends_with(".0")).head(1).collect()
+            if first.to_series().any():
+                break
+    else:
         return False
     for table in texts:
         with data_errors(table.file):
-            other = table.text(name).str.contains(_WHOLE_ID).not_().any()
-            if table.frame.select(other).collect(engine="streaming").item():
+            if (
+                table.frame.select(table.text(name).str.contains(_WHOLE_ID).not_().any())
+                .collect(engine="streaming")
+                .item()
+            ):
                 return False
     return True
 
@@ -171,13 +183,13 @@ def _open_table(file: DataFile, form: Format) -> Table:
     with data_errors(file):
         if file.path.stat().st_size == 0:
             raise DataError(f"{file} is empty; give a file with a header and rows.")
-        frame, first_row = pl.scan_parquet(file.path, glob=False), 1
-        if file.kind != "parquet":
-            frame, first_row = scan_text(file, form)
-        names = frame.collect_schema().names()
-        keys = [pl.lit(value, pl.String).alias(key) for key, value in file.keys.items() if key not in names]
-        frame = frame.with_columns(keys)
-        return Table(file, frame, dict(frame.collect_schema()), first_row, form.null_values)
+        is_parquet = file.kind == "parquet"
+        text = Text(pl.scan_parquet(file.path, glob=False), 1) if is_parquet else scan_text(file, form)
+        names = text.frame.collect_schema().names()
+        frame = text.frame.with_columns(
+            pl.lit(value, pl.String).alias(key) for key, value in file.keys.items() if key not in names
+        )
+        return Table(file, frame, dict(frame.collect_schema()), form, text.first_row, text.bad, text.shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +198,13 @@ class TableShape:
 
     values    what a row becomes: expressions over the columns of the table, each with an alias
     left_out  why a row is left out: conditions over the values, in the order in which they are tried
-    invalid   when the number of a row is invalid: a condition over the values
+    bad       of these reasons, those of bad rows: in which column, and what is wrong with its value
     """
 
     table: Table
     values: Sequence[pl.Expr]
     left_out: Mapping[str, pl.Expr]
-    invalid: pl.Expr
+    bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 class Rows:
@@ -201,32 +213,31 @@ class Rows:
     total     how many there are
     left_out  how many of them are left out, by reason, in the order in which the reasons are tried; zeros not listed
     facts     by name, over those that are kept; `rows` is how many they are
+    bad       the first of the bad rows, with what is wrong with them
     """
 
     def __init__(
-        self, shapes: Sequence[TableShape], source: str, role: str, column: str | None, *facts: pl.Expr, advice: str
+        self, shapes: Sequence[TableShape], source: str, *facts: pl.Expr, advice: str = "mend the rows"
     ) -> None:
         """Read all rows once; what a table has no value of is null in its rows.
 
-        Raises DataError for the first row whose number, the *role* in *column*, is invalid, and, with *advice*, when no
-        row is kept.
+        Raises DataError for too many bad rows, and, with *advice*, when no row is kept.
         """
         self._tables = [shape.table for shape in shapes]
-        reasons = dict.fromkeys(reason for shape in shapes for reason in shape.left_out)
+        reasons = dict.fromkeys([INCOMPLETE, *(reason for shape in shapes for reason in shape.left_out)])
         self._reasons = {reason: number for number, reason in enumerate(reasons, start=1)}
         self._all = pl.concat([self._shaped(*numbered) for numbered in enumerate(shapes)], how="diagonal")
         with data_errors(source):
-            counts = pl.len().alias("rows"), pl.col("invalid").sum()
-            groups = self._all.group_by("reason").agg(*counts, *facts).collect(engine="streaming")
-        if column is not None and groups.get_column("invalid").sum():
-            ((place, value),) = self._cells(pl.col("invalid"), column, 1)
-            raise DataError(
-                f"{place}, column {column!r}: the {role} {value} is not a finite number; mend the row, remove it, or "
-                f"name another {role} column."
-            )
+            groups = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
         found = {group["reason"]: group for group in groups.iter_rows(named=True)}
         self.total = int(groups.get_column("rows").sum())
         self.left_out = {reason: found[number]["rows"] for reason, number in self._reasons.items() if number in found}
+        faults = {reason: fault for shape in shapes for reason, fault in shape.bad.items() if reason in self.left_out}
+        self.bad = [each for table in self._tables for each in table.shown]
+        for reason, (column, wrong) in faults.items():
+            self.bad += [f"{place}, column {column!r}: {value} {wrong}" for place, value in self.cells(reason, column)]
+        count = sum(self.left_out.get(reason, 0) for reason in (INCOMPLETE, *faults))
+        refuse_bad_rows(count, self.total, self.bad, shapes[0].table.form.max_bad_rows, source)
         if 0 not in found:
             counted = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
             raise DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counted}; {advice}.")
@@ -235,27 +246,30 @@ class Rows:
     @property
     def kept(self) -> pl.LazyFrame:
         """The rows that are not left out: their values, and `row`, their number within their file from 0."""
-        return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
+        return self._all.filter(pl.col("reason") == 0).drop("file", "reason")
+
+    def values(self, reason: str, name: str) -> pl.DataFrame:
+        """Return [value, len] of the value *name* of the rows that are left out for a *reason*, most frequent first."""
+        left_out = self._all.filter(pl.col("reason") == self._reasons[reason])
+        counted = left_out.group_by(value=name).len().sort("len", "value", descending=[True, False])
+        return counted.collect(engine="streaming")
+
+    def cells(self, reason: str, column: str) -> Iterator[tuple[str, str]]:
+        """Yield where the first rows are that are left out for a *reason*, and their values in *column*."""
+        found = self._all.filter(pl.col("reason") == self._reasons[reason]).select("file", "row").head(SHOWN)
+        for file, row in found.collect().iter_rows():
+            table = self._tables[file]
+            value = table.frame.slice(row, 1).select(column).collect().item()
+            yield f"{table.file}, row {row + table.first_row}", repr(value)
 
     def _shaped(self, number: int, shape: TableShape) -> pl.LazyFrame:
         # In two steps, so what a value is made of is not computed again for each condition.
         rows = shape.table.frame.with_row_index("row").select("row", *shape.values)
-        tried = [pl.when(found).then(pl.lit(self._reasons[reason])) for reason, found in shape.left_out.items()]
-        reason = pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8)
-        rows = rows.with_columns(file=pl.lit(number), reason=reason)
-        return rows.with_columns(invalid=shape.invalid & (pl.col("reason") == 0))
-
-    def examples(self, reason: str, column: str, count: int) -> list[str]:
-        """Return the places and values in *column* of the first *count* rows that are left out for a *reason*."""
-        found = self._cells(pl.col("reason") == self._reasons[reason], column, count)
-        return [f"{place}: {value}" for place, value in found]
-
-    def _cells(self, condition: pl.Expr, column: str, count: int) -> Iterator[tuple[str, str]]:
-        """Yield where the first *count* rows that meet a *condition* are, and their values in *column*."""
-        for file, row in self._all.filter(condition).select("file", "row").head(count).collect().iter_rows():
-            table = self._tables[file]
-            value = table.frame.slice(row, 1).select(column).collect().item()
-            yield f"{table.file}, row {row + table.first_row}", repr(value)
+        left_out = dict(shape.left_out)
+        if shape.table.bad:
+            left_out = {INCOMPLETE: pl.col("row").is_in(list(shape.table.bad)), **left_out}
+        tried = [pl.when(found).then(pl.lit(self._reasons[reason])) for reason, found in left_out.items()]
+        return rows.with_columns(file=pl.lit(number), reason=pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8))
 
 
 def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
@@ -265,25 +279,11 @@ def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
     return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}
 
 
-def read_titles(
-    path: Path | None, named: Mapping[str, str | None], form: Format, rows: pl.LazyFrame, source: str
-) -> dict[str, str]:
-    """Return titles by item, as the file, or folder, at *path* says, or else *rows* [item, perhaps title] of *source*.
+def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
+    """Return titles by item, as *rows* [item, perhaps title] of *source* say.
 
-    *named* are the columns of the file by role: that of the item need not be there, and is guessed then, as both are
-    if no name is given. Of several titles the most frequent counts, the first by alphabet among equals. Raises
-    DataError when either column is missing or a file cannot be read.
+    Of several titles the most frequent counts, the first by alphabet among equals.
     """
-    if path is not None:
-        source = str(path)
-        tables = open_tables(find_files(path), form, source)
-        schema = list(tables[0].schema)
-        item = named.get("item") if named.get("item") in schema and not is_numbered(schema) else None
-        roles = {"item": item, "title": named.get("title")}
-        columns = choose_columns(roles, schema, source, guessed=roles, required=list(roles))
-        tables, _ = with_whole_numbers(tables, [columns["item"]])
-        texts = (table.frame.select(**{role: table.text(columns[role]) for role in roles}) for table in tables)
-        rows = pl.concat(texts).drop_nulls()
     if "title" not in rows.collect_schema():
         return {}
     title = pl.col("title").str.strip_chars()

@@ -62,15 +62,24 @@ def test_lists_come_of_several_files_and_standard_input_and_what_is_read_otherwi
 ) -> None:
     (tmp_path / "one.csv").write_text("7.0,A,0.5\n8.0,b,0.25\nNA,b,1\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"9.0,a,0.75\n")))
-    arguments = ["--no-header", "--null-values", "NA", "--store", f"file://{tmp_path}/store"]
+    columns = ["--user-column", "1", "--item-column", "2", "--score-column", "3"]
+    arguments = ["--no-header", *columns, "--null-values", "NA", "--store", f"file://{tmp_path}/store"]
     done = hotplate("import", tmp_path / "one.csv", "-", *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
     assert f"read 4 rows of {tmp_path / 'one.csv'} and standard input\n  1 left out: no user\n" in done.stdout
-    assert "column_1 as the user, column_2 as the item, column_3 as the score" in done.stdout
     assert "note: the ids in column_1 are whole numbers that are written as 17850.0" in done.stdout
     assert "2 item ids differ from another in case" in done.stdout
     answer = json_of("lookup", "9", "--store", f"file://{tmp_path}/store")
     assert [item["id"] for item in answer["items"]] == ["a"]
+
+
+def test_similar_items_alone_can_be_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "similar.csv").write_text("item,other,score\na,b,0.5\na,c,0.75\n")
+    store = f"file://{tmp_path}/store"
+    facts = json_of("import", "--similar", tmp_path / "similar.csv", "--store", store)
+    assert facts["live"]
+    assert facts["release"]["counts"] == {"item": 1, "popular": 1}
+    failed(hotplate("import", "--store", store), "nothing to import", code=2)
 
 
 def test_two_releases_are_compared(tmp_path: Path) -> None:
@@ -103,7 +112,7 @@ def test_bad_lists_are_one_sentence_and_leave_nothing_behind(tmp_path: Path) -> 
     done = hotplate(
         "import", tmp_path / "bad.csv", "--store", f"file://{tmp_path}/store", TMPDIR=str(tmp_path / "scratch")
     )
-    failed(done, "bad.csv", "row 3, column 'score': the score 'many' is not a finite number")
+    failed(done, "bad.csv", "row 3, column 'score': 'many' is not a finite number")
     assert list((tmp_path / "scratch").iterdir()) == []
     assert not (tmp_path / "store").exists()
 

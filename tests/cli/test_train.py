@@ -166,7 +166,7 @@ def test_what_is_found_and_not_used_is_said_in_text_and_json(tmp_path: Path) -> 
 
 def test_standard_input_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1\t2\t3\t881250949\n2\t1\t3\t881250950\n")))
-    report = trained(tmp_path, "-", "--split", "none")
+    report = trained(tmp_path, "-", "--no-header", "--time-column", "4", "--split", "none")
     assert (report["users"], report["data"]["source"]) == (2, "standard input")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a,b\nc,d\n")))
     assert trained(tmp_path, "-", "--no-header", "--split", "none")["pairs"] == 2

@@ -26,7 +26,7 @@ ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_si
 scored_rows = st.lists(st.tuples(ids, ids, st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=60)
 
 
-def imported(folder: Path, lists: Path, **others: object) -> ImportedLists:
+def imported(folder: Path, lists: Path | None, **others: object) -> ImportedLists:
     scratch = Path(tempfile.mkdtemp(dir=folder))
     return ImportedLists(ImportSettings(lists, **others), scratch, lambda *_: None)  # type: ignore[arg-type]  # as the test says
 
@@ -118,6 +118,21 @@ def test_popular_similar_and_titles_come_from_files_of_their_own(tmp_path: Path)
     assert rows_of(made)["popular:"] == [("a", 1.0), ("b", 1.0)]
 
 
+def test_lists_of_similar_items_alone_are_a_release(tmp_path: Path) -> None:
+    (tmp_path / "similar.csv").write_text("item,other,score\na,b,0.5\na,c,0.75\nq,c,1\n")
+    (tmp_path / "titles.csv").write_text("item,title\nc,A C\n")
+    made = imported(tmp_path, None, similar=tmp_path / "similar.csv", titles=tmp_path / "titles.csv")
+    assert rows_of(made) == {
+        "item:a": [("c", 0.75), ("b", 0.5)],
+        "item:q": [("c", 1.0)],
+        "popular:": [("c", 2.0), ("b", 1.0)],
+    }
+    assert (made.rows, made.left_out) == (3, {})
+    assert made.plan().rows == 3
+    with pytest.raises(SettingError, match="nothing to import"):
+        imported(tmp_path, None)
+
+
 def test_what_is_left_out_is_counted_and_scores_keep_their_digits(tmp_path: Path) -> None:
     long = "x" * 257
     (tmp_path / "lists.csv").write_text(f"user,item,score,title\nu,a,-1.5,T\n,a,1,\nu,,1,\n{long},a,1,\nu,a,2e-7,T\n")
@@ -134,7 +149,7 @@ def test_what_is_left_out_is_counted_and_scores_keep_their_digits(tmp_path: Path
 BAD = {
     "columns.csv": ("user,item,points\na,b,1\n", "looks like the score"),
     "nouser.csv": ("who,item,score\na,b,1\n", "looks like the user"),
-    "word.csv": ("user,item,score\na,b,1\nb,c,many\n", "row 3, column 'score': the score 'many'"),
+    "word.csv": ("user,item,score\na,b,1\nb,c,many\n", "row 3, column 'score': 'many'"),
     "nan.csv": ("user,item,score\na,b,nan\n", "row 2"),
     "infinite.csv": ("user,item,score\na,b,1\na,c,-inf\n", "row 3"),
     "absent.csv": ("user,item,score\na,b,\n", "row 2"),
@@ -156,7 +171,7 @@ def test_a_bad_score_in_parquet_and_a_length_that_makes_no_sense_are_sentences(t
     pl.DataFrame({"user": ["a", "b"], "item": [1, 2], "score": [1.0, float("nan")]}).write_parquet(
         tmp_path / "lists.parquet"
     )
-    with pytest.raises(DataError, match="the score nan is not a finite number"):
+    with pytest.raises(DataError, match="column 'score': nan is not a finite number"):
         imported(tmp_path, tmp_path / "lists.parquet")
     with pytest.raises(SettingError, match="between 1 and 1000"):
         ImportSettings(tmp_path, length=0)

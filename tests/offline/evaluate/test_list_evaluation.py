@@ -80,5 +80,5 @@ def test_a_truth_is_read_with_what_is_left_out_counted(tmp_path: Path) -> None:
     assert found.left_out == {"no user": 1, "no item": 1, "no rating": 1}
     assert read_truth(path, {}).pairs.columns == ["user", "item"]
     path.write_text("user,item,rating\na,x,good\n")
-    with pytest.raises(DataError, match="row 2, column 'rating': the rating 'good' is not a finite number"):
+    with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):
         read_truth(path, {"rating": "rating"})

@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 import zstandard
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import Format, find_files
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.tables import open_tables
-from tests.support.interactions import write
+from tests.support.interactions import pairs_of, write
 
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
 UNKNOWN = random.Random(1).randbytes(5000)
@@ -57,28 +57,28 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "user,item\n", "a.csv has a header but no rows; give a file with rows"),
     ("a.parquet", parquet(pl.DataFrame({"user": ["a"], "item": ["b"]}).clear()), "a.parquet has a header but no rows"),
     ("c.parquet", half(parquet(pl.read_csv(GOOD.encode()))), "c.parquet is cut in the middle"),
-    ("d.csv", GOOD[: GOOD.rindex(",")], "d.csv, row 501: too few fields, 2 where the first row has 3"),
+    ("d.csv", GOOD[: GOOD.rindex(",")], "d.csv, row 501: too few fields, 2 where row 1 has 3"),
     (
         "a.csv",
         "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n",
-        "a.csv, row 3: too many fields, 4 where the first row has 3",
+        "a.csv, row 3: too many fields, 4 where row 1 has 3",
     ),
     (
         "b.csv",
         'user,item,weight\n"a",b,1\n"a,c",1\nb,c,1\n',
-        "b.csv, row 3: too few fields, 2 where the first row has 3",
+        "b.csv, row 3: too few fields, 2 where row 1 has 3",
     ),
-    ("c.csv", 'user,item,title\nu,i,"two\nlines"\nv,j\n', "c.csv, row 4: too few fields, 2 where the first row has 3"),
+    ("c.csv", 'user,item,title\nu,i,"two\nlines"\nv,j\n', "c.csv, row 3: too few fields, 2 where row 1 has 3"),
     ("a.csv", 'user,item,weight\na,b,1\na,"b,1\na,c,1\n', "a.csv, row 3: a quote is opened and not closed"),
     ("a.csv.gz", damaged(gzip.compress(GOOD.encode())), "a.csv.gz is damaged"),
-    ("b.csv", "user,item\na,\x01\nb,c\n", "b.csv holds the control character 0x01"),
-    ("c.csv", "us\x01er,item\na,b\nb,c\n", "c.csv holds the control character 0x01"),
+    ("b.csv", "user,item\ra,b\rb,c\r", "b.csv has lines that end with CR alone; convert it: tr '\\r' '\\n'"),
+    ("a.csv", "a,b\nc,d\n", "If these are data, give --no-header."),
     ("a.csv", UNKNOWN, "a.csv is neither UTF-8 text nor gzip or zstd data"),
     ("b.csv", "user,item\na,b\n".encode("utf-16"), "or convert it: iconv -f UTF-16 -t UTF-8"),
     ("a.xlsx", b"PK", "a.xlsx is not of a known kind"),
     ("a.parquet.gz", b"PAR1", "a.parquet.gz is not of a known kind"),
     ("b.parquet", GOOD, "b.parquet is cut in the middle or is not a Parquet file"),
-    ("a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n", "a.csv, row 3: not UTF-8 text"),
+    ("a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n", "a.csv is not UTF-8 text"),
     ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
     ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
     ("a.csv", "user\na\n", "a.csv has a single column, 'user'"),
@@ -90,7 +90,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
         (
             "a.csv",
             f'user,item,weight\na,b,1\nc,d,"{weight}"\ne,f,2\n',
-            f"a.csv, row 3, column 'weight': the weight {weight!r} is not a finite number",
+            f"a.csv, row 3, column 'weight': {weight!r} is not a finite number",
         )
         for weight in ("abc", "inf", "-inf", "1,5", "0x10", "1e400")
     ),
@@ -119,7 +119,12 @@ def test_a_file_that_cannot_be_used_is_one_sentence(
             {"where": ["weight<5"]},
             ": 1 where weight<5, 1 no user, 1 weight zero or less;",
         ),
-        ("user,item,when\na,b,soon\nc,d,x\n", {"columns": Columns(time="when")}, "The column 'when' of"),
+        (
+            "user,item,when\na,b,soon\nc,d,x\n",
+            {"columns": Columns(time="when")},
+            "a.csv, row 2, column 'when': 'soon' is not a time",
+        ),
+        ("user,item,when\na,b,\nc,d,\n", {"columns": Columns(time="when")}, "The column 'when' of"),
         (GOOD, {"titles": Path("gone.csv")}, "gone.csv does not exist"),
     ],
 )
@@ -134,7 +139,7 @@ def test_what_is_not_compressed_though_its_name_says_so(tmp_path: Path, name: st
     for content in (UNKNOWN, b"\x01\x02\x03", b"PK\x03\x04" + bytes(300), "user,item\na,b\n".encode("utf-16")):
         assert f"{name} is neither UTF-8 text nor gzip or zstd data" in error_of(write(tmp_path / name, content))
     latin = "user,item\na,café\n".encode("latin-1")
-    assert f"{name}, row 2: not UTF-8 text" in error_of(write(tmp_path / name, latin))
+    assert f"{name} is not UTF-8 text" in error_of(write(tmp_path / name, latin))
 
 
 def test_text_that_was_decompressed_on_the_way_is_read_whatever_its_name(tmp_path: Path) -> None:
@@ -169,10 +174,10 @@ def test_a_bad_weight_names_its_own_file_of_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", GOOD)
     weights = pl.DataFrame({"user": ["a", "b"], "item": ["c", "d"], "weight": [1.0, float("inf")]})
     alone = write(tmp_path / "b.pq", parquet(weights))
-    assert "b.pq, row 2, column 'weight': the weight inf" in error_of(alone)
+    assert "b.pq, row 2, column 'weight': inf" in error_of(alone)
     alone.unlink()
     write(tmp_path / "b.csv", "user,item,weight\na,b,many\n")
-    assert "b.csv, row 2, column 'weight': the weight 'many'" in error_of(tmp_path)
+    assert "b.csv, row 2, column 'weight': 'many'" in error_of(tmp_path)
 
 
 def test_a_file_of_titles_without_titles(tmp_path: Path) -> None:
@@ -180,3 +185,29 @@ def test_a_file_of_titles_without_titles(tmp_path: Path) -> None:
     message = error_of(write(tmp_path / "a.csv", GOOD), titles=titles)
     assert "titles.csv looks like the title" in message
     assert "Its columns are: item, genre" in message
+
+
+def test_a_few_bad_rows_are_left_out_counted_and_shown(tmp_path: Path) -> None:
+    bad = {3: "u,i", 4: "u,i,1,1", 9: "u,i,many", 12: 'u,"i",1,"x"', 20: "u,i,nil,1", 30: "u,i", 31: "u,i,inf"}
+    lines = GOOD.splitlines()
+    for row, text in bad.items():
+        lines.insert(row - 1, text)
+    file = write(tmp_path / "a.csv", "\n".join(lines))
+    message = error_of(file)
+    assert "a.csv, row 3: too few fields, 2 where row 1 has 3; " in message
+    assert "5 of the 507 rows of" in message
+    read = read_interactions(file, form=Format(max_bad_rows=0.02))
+    assert read.left_out == {"incomplete": 5, "weight that is not a number": 2}
+    assert read.rows == 507
+    (note,) = read.notes
+    assert note.startswith("bad rows are left out: ")
+    for row in (3, 4, 12, 20, 30):
+        assert f"row {row}: too" in note
+    assert "row 9, column 'weight': 'many' is not a finite number" in note
+    assert sorted(pairs_of(read)) == sorted(pairs_of(read_interactions(write(tmp_path / "b.csv", GOOD))))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 5])
+def test_a_share_of_bad_rows_that_makes_no_sense_is_refused(share: float) -> None:
+    with pytest.raises(SettingError, match="a share from 0 to 1"):
+        Format(max_bad_rows=share)

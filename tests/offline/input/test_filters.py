@@ -24,7 +24,7 @@ FRAME = pl.DataFrame(
 
 
 def kept(*texts: str) -> list[int]:
-    table = Table(DataFile(Path("a.csv"), "text"), FRAME.lazy(), dict(FRAME.schema), 1, ())
+    table = Table(DataFile(Path("a.csv"), "text"), FRAME.lazy(), dict(FRAME.schema))
     conditions = [each.expression(table) for each in map(parse_filter, texts)]
     return FRAME.with_row_index("row").filter(*conditions).get_column("row").to_list()
 

@@ -198,14 +198,6 @@ def test_ids_that_differ_in_case_or_white_space_are_kept_apart_and_reported(tmp_
     assert "such as '85099B' and '85099b'; they are kept apart" in read.notes[1]
 
 
-def test_a_few_times_in_another_format_are_counted_and_left_out(tmp_path: Path) -> None:
-    rows = "u,i,01/02/2026\nv,i,\nv,j,NULL\nw,i,soon\n" + "w,j,2026-01-03\n" * 200
-    read = read_interactions(write(tmp_path / "a.csv", "user,item,time\n" + rows))
-    assert read.left_out == {"time in another format than most": 2}
-    assert read.log.get_column("time").null_count() == 2
-    assert read.time_range == (datetime(2026, 1, 3), datetime(2026, 1, 3))  # noqa: DTZ001 -- naive UTC
-
-
 def test_rows_in_the_future_are_counted_and_left_out_unless_most_are(tmp_path: Path) -> None:
     soon = datetime.now(UTC) + timedelta(hours=23)
     rows = f"user,item,time\nu,i,2999-01-01 00:00:00\nv,i,2026-01-03 00:00:00\nv,j,\nw,i,{soon:%Y-%m-%d %H:%M:%S}\n"
@@ -216,40 +208,6 @@ def test_rows_in_the_future_are_counted_and_left_out_unless_most_are(tmp_path: P
         DataError, match=r"Most times in the column 'time' .*4 of 7 rows .*row 2: '2999-01-01 00:00:00'"
     ):
         read_interactions(write(tmp_path / "a.csv", rows + "x,i,2999-01-02 00:00:00\n" * 3))
-
-
-def test_times_of_two_formats_are_refused_with_rows_that_show_it(tmp_path: Path) -> None:
-    rows = "".join(f"u{day},i,{day}/2/2024\nv,j,2024-02-{day:02}\n" for day in range(1, 28))
-    with pytest.raises(
-        DataError, match=r"No format of times fits the column 'time' .*27 of 54 rows .*row 2: '1/2/2024'"
-    ):
-        read_interactions(write(tmp_path / "a.csv", "user,item,time\n" + rows))
-
-
-def test_dates_with_the_day_first_are_read_so_if_only_that_fits_all_rows(tmp_path: Path) -> None:
-    rows = "".join(f"u{day},i{day % 3},{day}/2/2024\n" for day in range(1, 28))
-    read = read_interactions(write(tmp_path / "a.csv", "user,item,time\n" + rows))
-    assert read.left_out == {}
-    assert read.time_range == (datetime(2024, 2, 1), datetime(2024, 2, 27))  # noqa: DTZ001 -- naive UTC
-
-
-@pytest.mark.parametrize(
-    ("texts", "first", "layout"),
-    [
-        (("01/03/26", "26/05/26"), datetime(2026, 3, 1), "DD/MM/YY"),  # noqa: DTZ001 -- naive UTC
-        (("1/6/26 9:08", "26/05/26 12:29"), datetime(2026, 5, 26, 12, 29), "DD/MM/YY"),  # noqa: DTZ001 -- naive UTC
-        (("01/03/26", "05/26/26"), datetime(2026, 1, 3), "MM/DD/YY"),  # noqa: DTZ001 -- naive UTC
-        (("1/6/26 9:08", "1/7/26 9:08"), datetime(2026, 1, 6, 9, 8), "MM/DD/YY"),  # noqa: DTZ001 -- naive UTC
-        (("01.03.26", "26.05.26"), datetime(2026, 3, 1), "DD.MM.YY"),  # noqa: DTZ001 -- naive UTC
-    ],
-)
-def test_years_of_two_digits_are_read_as_such_and_reported(
-    texts: tuple[str, str], first: datetime, layout: str, tmp_path: Path
-) -> None:
-    read = read_interactions(write(tmp_path / "a.csv", f"user,item,date\nu,i,{texts[0]}\nv,j,{texts[1]}\n"))
-    assert read.time_range is not None
-    assert read.time_range[0] == first
-    assert [f"are read as {layout}: they are from {first:%Y-%m-%d %H:%M}" in note for note in read.notes] == [True]
 
 
 def test_categories_booleans_and_dates_can_be_ids(tmp_path: Path) -> None:
@@ -326,8 +284,7 @@ def test_names_that_differ_only_in_case_are_found(tmp_path: Path) -> None:
         "2023-11-14T22:13:20Z",
         "2023-11-14T23:13:20+01:00",
         "2023-11-14 22:13:20",
-        "11/14/2023 22:13:20",
-        "14.11.2023 22:13:20",
+        "2023-11-14T22:13:20.000",
     ],
 )
 def test_times_are_read_in_many_ways(text: str, tmp_path: Path) -> None:
@@ -338,53 +295,84 @@ def test_times_are_read_in_many_ways(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fmt", ["csv", "parquet"])
 @pytest.mark.parametrize(
-    ("numbers", "first", "layout"),
+    ("times", "layout", "moment"),
     [
-        ([19_675, 19_676, 0], datetime(1970, 1, 1), "days since 1970"),  # noqa: DTZ001 -- naive UTC
-        ([19_675.5, 19_676.25, 19_677.0], datetime(2023, 11, 14, 12), "days since 1970"),  # noqa: DTZ001 -- naive UTC
-        ([45_244.75, 45_245.0, 45_246.0], datetime(2023, 11, 14, 18), "Excel's serial days"),  # noqa: DTZ001 -- naive UTC
-        ([20_231_115, 20_231_114, 20_231_230], datetime(2023, 11, 14), "dates such as 20261120"),  # noqa: DTZ001 -- naive UTC
-        ([3, 1, 2], datetime(1970, 1, 1, 0, 0, 1), "seconds since 1970"),  # noqa: DTZ001 -- naive UTC
+        (["26/05/26 12:29", "01/03/26 00:00"], "%d/%m/%y %H:%M", datetime(2026, 3, 1)),  # noqa: DTZ001 -- naive UTC
+        (["5/26/2026", "1/3/2026"], "%m/%d/%Y", datetime(2026, 1, 3)),  # noqa: DTZ001 -- naive UTC
+        ([20_231_115, 20_231_114], "%Y%m%d", datetime(2023, 11, 14)),  # noqa: DTZ001 -- naive UTC
+        (["3/20/26 4:05 PM", "3/20/26 04:00 PM"], "%m/%d/%y %I:%M %p", datetime(2026, 3, 20, 16)),  # noqa: DTZ001 -- naive UTC
+        (["02-Feb-2026", "01-Feb-2026"], "%d-%b-%Y", datetime(2026, 2, 1)),  # noqa: DTZ001 -- naive UTC
+        (["2026-01-02T00:00:00 +0100", "2026-01-01T01:00:00 +0100"], "%FT%T %z", datetime(2026, 1, 1)),  # noqa: DTZ001 -- naive UTC
     ],
 )
-def test_days_and_dates_that_are_numbers_are_read_as_such_and_reported(
-    fmt: str, numbers: list[float], first: datetime, layout: str, tmp_path: Path
+def test_times_of_a_named_format_are_read(
+    fmt: str, times: list[object], layout: str, moment: datetime, tmp_path: Path
 ) -> None:
-    frame = pl.DataFrame({"user": ["u", "v", "w"], "item": ["i", "j", "i"], "date": numbers})
+    frame = pl.DataFrame({"user": ["u", "v"], "item": ["i", "j"], "date": times})
     frame.write_csv(tmp_path / "a.csv")
     frame.write_parquet(tmp_path / "a.parquet")
-    read = read_interactions(tmp_path / f"a.{fmt}")
+    read = read_interactions(tmp_path / f"a.{fmt}", form=Format(time_format=layout))
     assert read.time_range is not None
-    assert read.time_range[0] == first
-    assert read.left_out == {}
-    (note,) = read.notes
-    assert note.startswith(f"the times in 'date' are read as {layout}: they are from {first:%Y-%m-%d %H:%M} to ")
-    assert note.endswith("if that is wrong, write them as 2026-11-20T08:00:00Z")
-
-
-def test_numbers_that_are_no_dates_among_dates_are_refused_with_their_rows(tmp_path: Path) -> None:
-    rows = "".join(f"u{day},i{day % 3},202601{day:02}\n" for day in range(1, 45))
-    with pytest.raises(
-        DataError, match=r"No format of times fits the column 'day' .*13 of 44 rows .*row 33: '20260132'"
-    ):
-        read_interactions(write(tmp_path / "a.csv", "user,item,day\n" + rows), columns=Columns(time="day"))
+    assert read.time_range[0] == moment
+    assert read.notes == []
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        *("soon", "3/20/26 4:05 PM", "3-Feb-2026", "2026-07", "46000,5", "28-01-26", "28-01-26 12:29"),
-        *("0026-05-26", "0001-01-01T00:00:00Z", "1899-12-31"),
-    ],
+    "text", ["soon", "3/20/26", "3-Feb-2026", "2026-07", "46000,5", "0026-05-26", "0001-01-01T00:00:00Z", "1899-12-31"]
 )
-def test_a_guessed_column_without_times_is_passed_over_with_a_note(text: str, tmp_path: Path) -> None:
+def test_times_that_cannot_be_read_are_refused_with_their_row_and_the_way_out(text: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", f'user,item,date\nu,i,\nv,j,"{text}"\n')
-    read = read_interactions(file)
-    said = f"he column 'date' of {file} holds no times that can be read ({file}, row 3: {text!r})"
-    assert [f"t{said}, so the lists are made without times; write 2026-" in note for note in read.notes] == [True]
+    with pytest.raises(DataError, match=re.escape(f"{file}, row 3, column 'date': {text!r} is not a time as ISO 8601")):
+        read_interactions(file)
+    read = read_interactions(file, columns=Columns(time="none"))
     assert (read.time_range, read.columns.time, "time" in read.log.columns) == (None, None, False)
-    with pytest.raises(DataError, match=re.escape(f"T{said}; write 2026-11-20T08:00:00Z, with a year of four")):
-        read_interactions(file, columns=Columns(time="date"))
+
+
+def test_a_few_times_that_cannot_be_read_are_left_out_and_shown(tmp_path: Path) -> None:
+    rows = "u,i,01/02/2026\n" + "".join(f"w{at % 9},j{at % 3},2026-01-03\n" for at in range(2000))
+    read = read_interactions(write(tmp_path / "a.csv", "user,item,time\n" + rows))
+    assert read.left_out == {"time that cannot be read": 1}
+    assert "row 2, column 'time': '01/02/2026' is not a time" in read.notes[0]
+
+
+def test_rows_without_a_time_or_with_0_are_reported_once_they_are_many(tmp_path: Path) -> None:
+    rows = "".join(f"u{at % 9},i{at % 4},{('', '0', '1970-01-01')[at % 3]}\n" for at in range(30))
+    dated = "".join(f"u{at % 9},i{at % 5},2026-01-0{1 + at % 9}\n" for at in range(60))
+    for text, zeros in ((rows + dated, "1970-01-01"), (rows.replace("1970-01-01", "0"), "0")):
+        wanted = text.replace(",0\n", ",1970-01-01\n") if zeros != "0" else text + "u,i,1700000000\n" * 60
+        read = read_interactions(write(tmp_path / "a.csv", "user,item,time\n" + wanted))
+        assert read.notes == ["30 of 90 rows have no time, or 0, in 'time'; they count as the oldest"]
+        assert read.log.get_column("time").null_count() > 0
+
+
+def test_numbers_that_are_no_seconds_are_reported(tmp_path: Path) -> None:
+    read = read_interactions(write(tmp_path / "a.csv", "user,item,time\nu,i,20260101\nv,i,20260102\n"))
+    assert "all lie before 1971" in read.notes[0]
+    assert "--time-format %Y%m%d" in read.notes[0]
+
+
+def test_users_with_a_large_share_of_the_rows_are_named(tmp_path: Path) -> None:
+    rows = "".join(f"u{at % 400},i{at % 37}\n" for at in range(2000)) + "anonymous,i1\n" * 800 + "bot,i2\n" * 400
+    (note,) = read_interactions(write(tmp_path / "a.csv", "user,item\n" + rows)).notes
+    assert "large share of the rows: 'anonymous' (25%), 'bot' (12%)" in note
+
+
+def test_users_without_an_item_in_common_are_reported(tmp_path: Path) -> None:
+    rows = "".join(f"u{at},i{at}\nu{at},j{at}\n" for at in range(20))
+    (note,) = read_interactions(write(tmp_path / "a.csv", "user,item\n" + rows)).notes
+    assert note.startswith("no two users have an item in common")
+
+
+def test_a_header_that_is_repeated_is_no_user(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item\nu,i\nuser,item\nv,i\n")
+    assert read_interactions(file).left_out == {"header again": 1}
+
+
+def test_unknown_events_are_named_with_the_most_frequent_first(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,event\nu,i,View\nv,i,View\nu,j,cart\nu,i,view\nv,i,view\nv,j,\n")
+    read = read_interactions(file, event_weights={"view": 1})
+    assert read.left_out == {"unknown event": 4}
+    assert read.notes[0].startswith("the events without a weight are 'View', none, 'cart'; give those that count")
 
 
 def test_blank_lines_and_fields_over_several_lines_are_no_bad_rows(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import fsspec
 import polars as pl
 import pytest
 import zstandard
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import Columns
-from hotplate.offline.input.files import Format
+from hotplate.offline.input.files import Format, state_of
 from hotplate.offline.input.interactions import read_interactions
 from tests.support.interactions import pairs_of, write
 
@@ -28,62 +29,15 @@ def lines_of(separator: str) -> str:
 EXPECTED = sorted((str(user), str(item), 1.0) for user, item, _, _ in MOVIES)
 
 
-@pytest.mark.parametrize(
-    ("name", "separator"), [("u.data", "\t"), ("ratings.dat", "::"), ("a.csv", ","), ("b.txt", "|")]
-)
-def test_rows_without_a_header_are_user_item_rating_and_time(name: str, separator: str, tmp_path: Path) -> None:
-    read = read_interactions(write(tmp_path / name, lines_of(separator)))
+@pytest.mark.parametrize(("name", "separator"), [("u.data", "\t"), ("a.csv", ","), ("b.txt", "|")])
+def test_columns_of_files_without_a_header_are_named_by_number(name: str, separator: str, tmp_path: Path) -> None:
+    columns = Columns(user="1", item="column_2", time="4")
+    file = write(tmp_path / name, lines_of(separator))
+    read = read_interactions(file, columns=columns, form=Format(header=False), where=["3>=1"])
     assert pairs_of(read) == EXPECTED
     assert read.rows == 4
     assert read.time_range == TIMES
     assert read.columns == Columns("column_1", "column_2", None, "column_4")
-    (note,) = read.notes
-    assert f"{name} has no header: column_1 as the user, column_2 as the item, column_4 as the time, and" in note
-
-
-def test_columns_without_names_are_named_by_number(tmp_path: Path) -> None:
-    file = write(
-        tmp_path / "ratings.csv",
-        "A2SU,0013,1.0,1353369600\nA1VX,0013,4.0,1355443200\nA2SU,0014,2.0,1\nA1VX,0015,2.0,x\n" + "A,0013,1,5\n" * 99,
-    )
-    read = read_interactions(file, columns=Columns(user="2", item="1", weight="3"), where=["3>=2"])
-    assert pairs_of(read) == [("0013", "A1VX", 4.0), ("0014", "A2SU", 2.0)]
-    assert read.left_out == {"where 3>=2": 100, "time in another format than most": 1}
-
-
-def test_a_first_row_is_taken_for_data_where_one_says_so(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", "ann,tea\nann,milk\nbob,tea\n")
-    with pytest.raises(DataError, match="looks like the user"):
-        read_interactions(file)
-    assert read_interactions(file, form=Format(header=False)).rows == 3
-    file = write(tmp_path / "b.csv", "user,2024\nann,tea\nbob,milk\n")
-    assert read_interactions(file, columns=Columns(item="2024")).rows == 2
-    file = write(tmp_path / "c.csv", "0,1\nann,tea\nbob,milk\n")
-    assert read_interactions(file).rows == 3
-    assert read_interactions(file, columns=Columns(user="0", item="1"), form=Format(header=True)).rows == 2
-
-
-def test_a_file_of_recbole_names_its_types(tmp_path: Path) -> None:
-    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-    read = read_interactions(write(tmp_path / "ml.inter", header + lines_of("\t")))
-    assert pairs_of(read) == EXPECTED
-    assert read.columns == Columns("user_id", "item_id", None, "timestamp")
-    assert read.time_range == TIMES
-    assert "the column 'rating' holds ratings" in read.notes[0]
-
-
-def test_titles_are_read_from_a_file_without_a_header(tmp_path: Path) -> None:
-    titles = write(
-        tmp_path / "movies.dat", "242::Kolya (1996)::Comedy|Drama|War\n302::L.A. Confidential (1997)::Crime\n"
-    )
-    read = read_interactions(write(tmp_path / "ratings.dat", lines_of("::")), titles=titles)
-    assert read.titles == {"242": "Kolya (1996)", "302": "L.A. Confidential (1997)"}
-
-
-def test_rows_of_several_characters_between_fields_are_checked(tmp_path: Path) -> None:
-    file = write(tmp_path / "ratings.dat", '1::2::"3\n1::3\n')
-    with pytest.raises(DataError, match=r"ratings.dat, row 2: too few fields, 2 where the first row has 3"):
-        read_interactions(file)
 
 
 # A usual name for events that holds something else.
@@ -123,6 +77,60 @@ def test_lines_that_are_no_objects_or_do_not_fit(content: str, message: str, tmp
     with pytest.raises(DataError) as raised:
         read_interactions(write(tmp_path / "a.jsonl", content))
     assert message in str(raised.value)
+
+
+def test_ids_that_are_no_text_in_json_are_refused_and_nul_is_kept_apart(tmp_path: Path) -> None:
+    texts = ["a\\ud83d", "a\\ud83e", "a\\u0000", "a\\ud83d\\ude00", "\\\\ud83d"]
+    lines = [f'{{"user": "{text}", "item": "x"}}' for text in texts]
+    with pytest.raises(DataError, match=r"a.jsonl, row 1: half of a surrogate pair.*; .*a.jsonl, row 2: half"):
+        read_interactions(write(tmp_path / "a.jsonl", "\n".join(lines)))
+    read = read_interactions(write(tmp_path / "b.jsonl", "\n".join(lines[2:])))
+    assert set(read.log.get_column("user")) == {"a\0", "a😀", "\\ud83d"}
+
+
+def test_bad_lines_of_json_are_left_out_where_a_share_may_be(tmp_path: Path) -> None:
+    lines = [json.dumps({"user": f"u{at % 3}", "item": at % 5}) for at in range(50)]
+    lines[6], lines[20] = '{"user": "u"', "[1]"
+    file = write(tmp_path / "a.jsonl.gz", gzip.compress("\n".join(lines).encode()))
+    read = read_interactions(file, form=Format(max_bad_rows=0.05))
+    assert (read.rows, read.left_out) == (50, {"incomplete": 2})
+    assert "row 7: not a JSON object" in read.notes[0]
+    assert "row 21: not a JSON object" in read.notes[0]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_urls_are_read_as_files_and_folders_are(kind: type, tmp_path: Path) -> None:
+    write(tmp_path / "log" / "date=2026-01-01" / "a.csv", "user,item\nu,i\nv,j\n")
+    write(tmp_path / "log" / "date=2026-01-02" / "b.csv", "user,item\nu,j\n")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "log"), f"/shop/{kind.__name__}", recursive=True)
+    place = f"memory://shop/{kind.__name__}"
+    read = read_interactions(kind(place))
+    here = read_interactions(tmp_path / "log")
+    assert pairs_of(read) == pairs_of(here) == [("u", "i", 1.0), ("u", "j", 1.0), ("v", "j", 1.0)]
+    assert (read.time_range, read.fingerprint) == (here.time_range, here.fingerprint)
+    alone = read_interactions(kind(f"{place}/date=2026-01-01/a.csv"))
+    assert [(user, item) for user, item, _ in pairs_of(alone)] == [("u", "i"), ("v", "j")]
+    before = state_of([Path(place)])
+    memory.pipe_file(f"/shop/{kind.__name__}/date=2026-01-02/b.csv", b"user,item\nu\n")
+    assert state_of([Path(place)]) != before
+    with pytest.raises(DataError, match=f"{place}/date=2026-01-02/b.csv, row 2: too few fields"):
+        read_interactions(kind(place))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://shop/nothing.csv", "memory://shop/nothing.csv does not exist"),
+        ("memory:///", "The folder memory:// holds no files"),
+        ("nonsense://a/b.csv", "nonsense://a/b.csv cannot be read"),
+        ("abfs://user:secret@account/b.csv", "abfs://"),
+    ],
+)
+def test_urls_that_cannot_be_read_are_a_sentence_without_secrets(url: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        read_interactions(url)
+    assert "secret" not in str(raised.value)
 
 
 def test_folders_named_by_key_and_value_are_columns(tmp_path: Path) -> None:
