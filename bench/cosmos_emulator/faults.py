@@ -7,12 +7,10 @@ https://learn.microsoft.com/azure/cosmos-db/consistency-levels#consistency-level
 import random
 import re
 from math import exp, log
-from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated
 
 import msgspec
-import orjson
 
 from hotplate.bench.cosmos_emulator.http import (
     EmulatorMisused,
@@ -20,7 +18,6 @@ from hotplate.bench.cosmos_emulator.http import (
     HttpResponse,
     Request,
     Substatus,
-    bad_request,
 )
 
 FORM = re.compile(r"p50=(\d+(?:\.\d+)?)(ms|s|us),p99=(\d+(?:\.\d+)?)(ms|s|us)")
@@ -41,7 +38,6 @@ ERRORS = {
 RESETS = ("reset", "region-gone")
 SLOW = "slow"
 KINDS = (*ERRORS, *RESETS, SLOW)
-MAX_FAULTS = 100
 Number = Annotated[float, msgspec.Meta(ge=0)]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
@@ -49,13 +45,9 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 class Latency:
     """Draws delays in seconds; the sequence of one seed is always the same."""
 
-    __slots__ = ("_gauss", "_mu", "_sigma", "p50_s", "p99_s")
-
     def __init__(self, p50_s: float, p99_s: float, seed: int = 1) -> None:
         if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
             raise EmulatorMisused(f"--latency needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
-        self.p50_s = p50_s
-        self.p99_s = p99_s
         self._mu = log(p50_s)
         self._sigma = log(p99_s / p50_s) / NormalDist().inv_cdf(0.99)
         self._gauss = random.Random(seed).gauss  # noqa: S311 -- a repeatable draw, nothing secret
@@ -73,7 +65,7 @@ def parse_latency(text: str) -> Latency:
     return Latency(float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]])
 
 
-class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One fault; its fields are those of the JSON object that describes it."""
 
     kind: str
@@ -94,36 +86,23 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     def affects(self, region: int, operation: str, drawn: float) -> bool:
         """Return whether a request is affected; *drawn* is a random number from 0 to 1."""
-        if self.region not in (None, region) or self.operation not in (None, operation):
-            return False
-        return drawn < self.share
+        return self.region in (None, region) and self.operation in (None, operation) and drawn < self.share
 
 
 class Faults:
-    """The faults that are in force; none cost a request nothing."""
+    """The faults that are in force; without any, a request spends no time here."""
 
     def __init__(self) -> None:
-        self.active = list[tuple[float, Fault]]()  # with when each ends, in seconds of the emulator's clock
+        self.active = list[tuple[float, Fault]]()  # with the end of each, in seconds of the emulator's clock
         self._random = random.Random(1)  # noqa: S311 -- a repeatable draw, nothing secret
-
-    def to_json(self) -> bytes:
-        """Return the faults as they were given."""
-        return msgspec.json.encode([fault for _, fault in self.active])
 
     def replace(self, resource: object, now: float) -> None:
         """Put a list of objects in force instead of the present faults."""
         try:
-            found = msgspec.convert(resource, Annotated[list[Fault], msgspec.Meta(max_length=MAX_FAULTS)])
+            found = msgspec.convert(resource, Annotated[list[Fault], msgspec.Meta(max_length=100)])
         except msgspec.ValidationError as error:
-            raise bad_request(f"these faults cannot be read: {error}") from None
+            raise HttpError(400, f"these faults cannot be read: {error}") from None
         self.active = [(now + fault.for_s, fault) for fault in found]
-
-    def read(self, path: Path, now: float) -> None:
-        """Read the faults of a file."""
-        try:
-            self.replace(orjson.loads(path.read_bytes()), now)
-        except (OSError, orjson.JSONDecodeError, HttpError) as error:
-            raise EmulatorMisused(f"{path}: {error}") from error
 
     def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
         """Return or raise the response that is given instead of the service's; None to let it respond."""
@@ -134,18 +113,16 @@ class Faults:
                 return HttpResponse(503, reset=True)
             if fault.kind in ERRORS:
                 status, substatus = ERRORS[fault.kind]
-                is_throttle = fault.kind == "throttle"
-                headers = {"x-ms-retry-after-ms": f"{fault.retry_after_ms:.0f}"} if is_throttle else {}
+                headers = {"x-ms-retry-after-ms": f"{fault.retry_after_ms:.0f}"} if status == 429 else {}
                 raise HttpError(status, "an injected fault of the emulation", substatus, headers=headers)
         return None
 
     def delay_s(self, request: Request, operation: str, response: HttpResponse, now: float) -> float:
         """Return by how much a response is delayed."""
-        delay_ms = 0.0
         partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")
-        for until, fault in self.active:
-            if fault.kind != SLOW or now >= until or fault.partition not in (None, partition):
-                continue
-            if fault.affects(request.region, operation, self._random.random()):
-                delay_ms += fault.delay_ms
-        return delay_ms / 1000
+        return sum(
+            fault.delay_ms / 1000
+            for until, fault in self.active
+            if fault.kind == SLOW and now < until and fault.partition in (None, partition)
+            if fault.affects(request.region, operation, self._random.random())
+        )

@@ -4,39 +4,45 @@ https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch: a batch h
 one partition key, which all take effect, or none.
 """
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Container, EmulatedAccount
-from hotplate.bench.cosmos_emulator.documents import Document, resource_id, without_system_properties
 from hotplate.bench.cosmos_emulator.http import (
     HttpError,
     HttpResponse,
     Request,
     Substatus,
-    bad_request,
     parse_json,
     parse_object,
 )
-from hotplate.bench.cosmos_emulator.partitions import HEADER, KeyValue, Partition, effective_key, encode
+from hotplate.bench.cosmos_emulator.partitions import HEADER, Document, Partition, encode, key_of_header
+from hotplate.bench.cosmos_emulator.resources import (
+    ALREADY_EXISTS,
+    CONSISTENCIES,
+    Container,
+    EmulatedAccount,
+    resource_id,
+    terms_of,
+)
 
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023
 MAX_BATCH_OPERATIONS = 100
+BATCH_OPERATIONS = ("Create", "Upsert", "Replace", "Delete", "Read")
 FORBIDDEN_IN_IDS = frozenset("/\\?#")
-ALREADY_EXISTS = "Entity with the specified id already exists in the system."
+SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
 RANGE_HEADER = b"x-ms-documentdb-partitionkeyrangeid"
+# Levels whose reads are charged double.
+STRONG = ("Strong", "BoundedStaleness")
 # The result of an operation that was not tried, as another had failed.
 NOT_RUN: dict[str, Any] = {"statusCode": 424, "requestCharge": 0.0}
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request to one container; lives as long as the request."""
+    """One request to one container."""
 
     account: EmulatedAccount
     container: Container
@@ -45,30 +51,23 @@ class RequestContext:
     strong: bool
     """Whether reads are charged as for strong or bounded staleness."""
 
-    def existing(self, item_id: str, key: bytes) -> Document:
-        """Find an item; 404 if it does not exist."""
-        document = self.container.documents.get(item_id, key)
-        if document is None:
-            raise self.not_found()
-        return document
+    def key(self) -> bytes:
+        """Return the encoded partition key of the request's header."""
+        return key_of_header(self.request.headers.get(HEADER))
 
     def not_found(self) -> HttpError:
         """Make the error for an item that does not exist, which is charged, too."""
         charge_ru = self.account.charges.not_found(strong=self.strong)
         return HttpError(404, "Entity with the specified id does not exist in the system.", charge_ru=charge_ru)
 
-    def partition_of(self, value: KeyValue) -> Partition:
+    def partition_of(self, key: bytes) -> Partition:
         """Return the partition of a key; 410 where the request names another, which must have split."""
-        partition = self.container.partitions.of(effective_key(value))
+        partition = self.container.partitions.of(key)
         range_id = self.request.headers.get(RANGE_HEADER)
         if range_id is not None and range_id.decode("latin-1") != partition.id:
             message = "the partition key lies in another range; read the ranges again"
             raise HttpError(410, message, Substatus.PARTITION_KEY_RANGE_GONE)
         return partition
-
-    def key_value(self) -> KeyValue:
-        """Return the partition key of the request's header."""
-        return self.container.definition.of_header(self.request.headers.get(HEADER))
 
     def charge_error(self, partition: Partition, error: HttpError) -> HttpError:
         """Charge what a failed request cost, and add the headers of its partition."""
@@ -78,15 +77,11 @@ class RequestContext:
 
     def headers(self, partition: Partition, etag: str | None = None) -> dict[str, str]:
         """Return the headers of responses from one partition."""
-        headers = {
-            "x-ms-session-token": partition.session_token,
-            "lsn": str(partition.lsn),
-            "x-ms-documentdb-partitionkeyrangeid": partition.id,
-            "x-ms-alt-content-path": self.container.named_link,
-            "x-ms-content-path": self.container.rid,
-        }
-        if etag is not None:
-            headers["etag"] = etag
+        headers = {} if etag is None else {"etag": etag}
+        headers["x-ms-session-token"] = partition.session_token
+        headers["x-ms-documentdb-partitionkeyrangeid"] = partition.id
+        headers["x-ms-alt-content-path"] = self.container.named_link
+        headers["x-ms-content-path"] = self.container.rid
         return headers
 
 
@@ -94,35 +89,25 @@ def context_of(account: EmulatedAccount, container: Container, request: Request,
     """Check what a request says of its container and its consistency, and return its context."""
     rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
     if rid is not None and rid.decode("latin-1") != container.rid:
-        raise bad_request(
-            "the container was deleted and created again since its _rid was read", Substatus.COLLECTION_RID_MISMATCH
-        )
-    level = account.consistency
-    header = request.headers.get(b"x-ms-consistency-level")
-    if header is not None:
-        level = header.decode("latin-1")
-        if level not in CONSISTENCIES:
-            raise bad_request(f"no such consistency level; there are {', '.join(CONSISTENCIES)}")
-        if CONSISTENCIES.index(level) < CONSISTENCIES.index(account.consistency):
-            raise bad_request(f"consistency {level} is stronger than the account's, {account.consistency}")
+        message = "the container was deleted and created again since its _rid was read"
+        raise HttpError(400, message, Substatus.COLLECTION_RID_MISMATCH)
+    level = request.header(b"x-ms-consistency-level") or account.consistency
+    if level not in CONSISTENCIES[CONSISTENCIES.index(account.consistency) :]:
+        raise HttpError(400, f"consistency {level} is unknown, or stronger than the account's, {account.consistency}")
     return RequestContext(account, container, request, now, level in STRONG)
 
 
 def read(context: RequestContext, item_id: str) -> HttpResponse:
-    """Read one item by its id and partition key; 304 where the caller has it already."""
-    request, value = context.request, context.key_value()
-    document = context.container.documents.get(item_id, encode(value))
-    partition = document.partition if document is not None else context.partition_of(value)
+    """Read one item by its id and partition key."""
+    request, key = context.request, context.key()
+    document = context.container.documents.get(item_id, key)
+    partition = document.partition if document is not None else context.partition_of(key)
     partition.admit(context.now, request.region)
     if document is None:
         raise context.charge_error(partition, context.not_found())
     charge_ru = context.account.read_ru(document.size, strong=context.strong)
     partition.charge_read(context.now, request.region, charge_ru)
-    headers = context.headers(partition, document.etag)
-    known = request.headers.get(b"if-none-match")
-    if known is not None and known.decode("latin-1").strip('"') == document.etag.strip('"'):
-        return HttpResponse(304, b"", headers, charge_ru)
-    return HttpResponse(200, document.body or b"", headers, charge_ru)
+    return HttpResponse(200, document.body, context.headers(partition, document.etag), charge_ru)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,216 +119,168 @@ class ItemWrite:
     charge_ru: float
 
 
-# What a request or one operation of a batch does: context, partition key, id, resource body, If-Match.
-Write = Callable[[RequestContext, KeyValue, str, dict[str, Any], str], ItemWrite]
-
-
-def write(context: RequestContext, item_id: str, operation: Write) -> HttpResponse:
+def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
     """Carry out one write as a request of its own."""
     request, resource = context.request, dict[str, Any]()
-    if operation is not delete:
+    if verb != "delete":
         resource = parse_object(request.body)
-    value = context.key_value()
-    partition = context.partition_of(value)
+    key = context.key()
+    partition = context.partition_of(key)
     partition.admit(context.now, request.region)
     try:
-        result = operation(context, value, item_id, resource, request.header(b"if-match"))
+        result = _write(context, verb, key, item_id, resource, if_match=request.header(b"if-match"))
     except HttpError as error:
         raise context.charge_error(partition, error) from None
     partition.charge_write(context.now, result.charge_ru)
-    is_minimal = b"return=minimal" in request.headers.get(b"prefer", b"").lower()
-    body = b"" if is_minimal else result.document.body or b""
+    is_minimal = verb == "delete" or b"return=minimal" in request.headers.get(b"prefer", b"").lower()
+    body = b"" if is_minimal else result.document.body
     return HttpResponse(result.status, body, context.headers(partition, result.document.etag), result.charge_ru)
 
 
-def create(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], _if_match: str) -> ItemWrite:
-    """Create an item; 409 if there is one of its id and partition key."""
-    item_id, key = _checked_identity(context, value, item)
-    if (found := context.container.documents.get(item_id, key)) is not None:
-        raise HttpError(409, ALREADY_EXISTS, charge_ru=context.account.charges.refused_write(found.size))
-    return _insert(context, value, item_id, key, item)
-
-
-def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], if_match: str) -> ItemWrite:
-    """Create an item or replace it."""
-    item_id, key = _checked_identity(context, value, item)
-    found = context.container.documents.get(item_id, key)
+def _write(
+    context: RequestContext, verb: str, key: bytes, item_id: str, item: dict[str, Any], *, if_match: str
+) -> ItemWrite:
+    """Create, upsert, replace or delete an item, as a request of its own or as a part of a batch."""
+    container, charges = context.container, context.account.charges
+    if verb != "delete":
+        given_id = _checked_id(context, key, item)
+        if verb == "replace" and given_id != item_id:
+            raise HttpError(400, "the id of an item cannot be changed")
+        item_id = given_id
+    found = container.documents.get(item_id, key)
     if found is None:
-        return _insert(context, value, item_id, key, item)
-    return _store(context, _matching(context, found, if_match), item)
-
-
-def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[str, Any], if_match: str) -> ItemWrite:
-    """Replace the item of an id; 404 if it does not exist."""
-    own_id, key = _checked_identity(context, value, item)
-    if own_id != item_id:
-        raise bad_request("the id of an item cannot be changed")
-    return _store(context, _matching(context, context.existing(item_id, key), if_match), item)
-
-
-def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, Any], if_match: str) -> ItemWrite:
-    """Delete an item; 404 if it does not exist."""
-    found = _matching(context, context.existing(item_id, encode(value)), if_match)
-    charge_ru = context.account.charges.delete(found.size, found.terms)
-    found.partition.lsn += 1
-    context.container.documents.remove(found)
-    return ItemWrite(204, found, charge_ru)
-
-
-def _matching(context: RequestContext, found: Document, if_match: str) -> Document:
-    """Return *found* if it has the etag of If-Match; 412 if it has another."""
-    if if_match not in ("", "*") and if_match.strip('"') != found.etag.strip('"'):
+        if verb in ("replace", "delete"):
+            raise context.not_found()
+    elif verb == "create":
+        raise HttpError(409, ALREADY_EXISTS, charge_ru=charges.refused_write(found.size))
+    elif if_match not in ("", "*") and if_match.strip('"') != found.etag.strip('"'):
         message = "Operation cannot be performed because one of the specified precondition is not met."
-        raise HttpError(412, message, charge_ru=context.account.charges.refused_write(found.size))
-    return found
+        raise HttpError(412, message, charge_ru=charges.refused_write(found.size))
+    if found is None or verb != "delete":
+        return _store(context, key, item_id, item, found)
+    container.documents.remove(found)
+    found.partition.lsn += 1
+    return ItemWrite(204, found, charges.delete(found.size, len(found.terms)))
 
 
-def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, Any]) -> tuple[str, bytes]:
-    """Return the id and the key of an item that is to be written, if it can be one."""
+def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> str:
+    """Return the id of an item that is to be written, if it can be one; its partition key must be *key*."""
     item_id = item.get("id")
     if not isinstance(item_id, str) or not item_id:
-        raise bad_request("an item needs an id that is a string and not empty")
+        raise HttpError(400, "an item needs an id that is a string and not empty")
     if len(item_id.encode()) > MAX_ID_BYTES or FORBIDDEN_IN_IDS & set(item_id):
-        raise bad_request(f"an id has at most {MAX_ID_BYTES} bytes, without / \\ ? #")
-    key = encode(value)
-    if encode(context.container.definition.of_item(item)) != key:
+        raise HttpError(400, f"an id has at most {MAX_ID_BYTES} bytes, without / \\ ? #")
+    key_property = context.container.key_property
+    if key_property not in item:
+        raise HttpError(400, f"the item has no {key_property}, its partition key: that is not emulated")
+    if encode(item[key_property]) != key:
         message = "PartitionKey extracted from document doesn't match the one specified in the header."
-        raise bad_request(message, Substatus.PARTITION_KEY_MISMATCH)
-    return item_id, key
+        raise HttpError(400, message, Substatus.PARTITION_KEY_MISMATCH)
+    return item_id
 
 
-def _insert(context: RequestContext, value: KeyValue, item_id: str, key: bytes, item: dict[str, Any]) -> ItemWrite:
-    documents = context.container.documents
-    partition = context.container.partitions.of(effective_key(value))
-    made = Document(item_id, key, documents.next_serial(), partition)
-    result = _store(context, made, item)
-    documents.add(made)
-    return result
-
-
-def _store(context: RequestContext, document: Document, item: dict[str, Any]) -> ItemWrite:
-    """Write *item* into a document, new or present, and charge it; nothing has changed if it is refused."""
+def _store(
+    context: RequestContext, key: bytes, item_id: str, item: dict[str, Any], found: Document | None
+) -> ItemWrite:
+    """Store an item, in place of the one that was *found*, and charge it; nothing has changed if it is refused."""
     container, charges = context.container, context.account.charges
-    item = without_system_properties(item)
-    terms = container.policy.terms(item)
-    before, is_new = document.size, document.body is None
-    removed = added = len(terms)
-    if not is_new and not container.policy.indexes_nothing:
-        old = container.policy.terms(without_system_properties(document.parsed()))
-        removed, added = len(old - terms), len(terms - old)
+    item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
+    terms = frozenset(terms_of(item)) if container.is_indexed else frozenset()
+    partition = found.partition if found else container.partitions.of(key)
+    serial = found.serial if found else container.documents.next_serial()
     etag = context.account.next_etag()
-    body, size = _stored_form(context, document, item, etag, int(context.now))
-    charge_ru = charges.create(size, added) if is_new else charges.replace(before, size, removed, added)
-    container.documents.resize(document, size)
-    document.body, document.etag, document.terms = body, etag, len(terms)
-    document.partition.lsn += 1
-    return ItemWrite(201 if is_new else 200, document, charge_ru)
+    body, size = _stored_form(context, item, serial, etag)
+    if found is None:
+        charge_ru = charges.create(size, len(terms))
+    else:
+        charge_ru = charges.replace(found.size, size, len(found.terms - terms), len(terms - found.terms))
+    document = Document(item_id, key, serial, partition, body, size, terms, etag)
+    container.documents.put(document)
+    partition.lsn += 1
+    return ItemWrite(201 if found is None else 200, document, charge_ru)
 
 
-def _stored_form(
-    context: RequestContext, document: Document, item: dict[str, Any], etag: str, ts: int
-) -> tuple[bytes, int]:
+def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, etag: str) -> tuple[bytes, int]:
     """Return an item with its system properties as bytes, and the size that is charged."""
     try:
         user_bytes = orjson.dumps(item)
     except orjson.JSONEncodeError as error:
-        raise bad_request(f"the item cannot be stored: {error}") from None
+        raise HttpError(400, f"the item cannot be stored: {error}") from None
     container = context.container
-    rid = resource_id(container.rid_bytes + document.serial.to_bytes(8, "little"))
+    rid = resource_id(container.rid_bytes + serial.to_bytes(8, "little"))
     escaped = etag.replace('"', '\\"')
     body = b'%b,"_rid":"%b","_self":"%bdocs/%b/","_etag":"%b","_attachments":"attachments/","_ts":%d}' % (
-        user_bytes[:-1], rid.encode(), container.link.encode(), rid.encode(), escaped.encode(), ts,
+        user_bytes[:-1], rid.encode(), container.link.encode(), rid.encode(), escaped.encode(), int(context.now),
     )  # fmt: skip
     if len(body) > MAX_ITEM_BYTES:
         raise HttpError(413, "Request size is too large: an item has at most 2 MB.")
     return body, len(body) if context.account.charges.system_properties else len(user_bytes)
 
 
-# By the verbs of operations, and of those in a batch in lower case.
-WRITES: dict[str, Write] = {"create": create, "upsert": upsert, "replace": replace, "delete": delete}
-
-
 def batch(context: RequestContext) -> HttpResponse:
     """Run a batch: 200 with one result for each operation, or 207 with the one that failed and 424 for the others."""
-    operations = _operations(context)
+    operations = parse_json(context.request.body, "the batch")
+    if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
+        raise HttpError(400, "a batch is a list of operations, which are objects")
+    if not 1 <= len(operations) <= MAX_BATCH_OPERATIONS:
+        raise HttpError(400, f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
     if context.request.header(b"x-ms-cosmos-batch-atomic").lower() == "false":
-        raise bad_request("bulk requests are not emulated: send operations one by one, or as a transactional batch")
-    value = context.key_value()
-    partition = context.partition_of(value)
+        raise HttpError(400, "bulk requests are not emulated: send operations one by one, or as a transactional batch")
+    key = context.key()
+    partition = context.partition_of(key)
     partition.admit(context.now, context.request.region)
-    results, undo = list[dict[str, Any]](), list[Callable[[], None]]()
-    charge_ru = 0.0
-    for operation in operations:
-        try:
-            results.append(_run_of_batch(context, value, operation, undo))
-            charge_ru += results[-1]["requestCharge"]
-        except HttpError as error:
-            for restore in reversed(undo):
-                restore()
-            others = [NOT_RUN] * len(operations)
-            others[len(results)] = _failure(error)
-            charge_ru = round(charge_ru + error.charge_ru, 2)
-            partition.charge_read(context.now, context.request.region, charge_ru)
-            return HttpResponse(207, orjson.dumps(others), context.headers(partition), charge_ru)
-    charge_ru = round(charge_ru, 2)
+    results, before = list[dict[str, Any]](), dict[str, Document | None]()
+    try:
+        for operation in operations:
+            results.append(_run_of_batch(context, key, operation, before))
+    except HttpError as error:
+        _restore(context, key, before)
+        charge_ru = round(sum(result["requestCharge"] for result in results) + error.charge_ru, 2)
+        partition.charge_read(context.now, context.request.region, charge_ru)
+        others = [NOT_RUN] * len(operations)
+        others[len(results)] = {
+            "statusCode": error.status,
+            "subStatusCode": error.substatus,
+            "message": error.message,
+            "requestCharge": error.charge_ru,
+        }
+        return HttpResponse(207, orjson.dumps(others), context.headers(partition), charge_ru)
+    charge_ru = round(sum(result["requestCharge"] for result in results), 2)
     partition.charge_write(context.now, charge_ru)
     return HttpResponse(200, orjson.dumps(results), context.headers(partition), charge_ru)
 
 
-def _operations(context: RequestContext) -> list[dict[str, Any]]:
-    """Return the operations of a batch, checked."""
-    operations = parse_json(context.request.body, "the batch")
-    if not isinstance(operations, list) or not 1 <= len(operations) <= MAX_BATCH_OPERATIONS:
-        raise bad_request(f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
-    if not all(isinstance(operation, dict) for operation in operations):
-        raise bad_request("each operation of a batch is an object")
-    return operations
-
-
-def _failure(error: HttpError) -> dict[str, Any]:
-    """Return the result of an operation that failed."""
-    return {
-        "statusCode": error.status,
-        "subStatusCode": error.substatus,
-        "message": error.message,
-        "requestCharge": error.charge_ru,
-    }
-
-
 def _run_of_batch(
-    context: RequestContext, value: KeyValue, operation: dict[str, Any], undo: list[Callable[[], None]]
+    context: RequestContext, key: bytes, operation: dict[str, Any], before: dict[str, Document | None]
 ) -> dict[str, Any]:
-    """Run one operation of a batch, and note how to undo it."""
-    kind, item_id, resource = operation.get("operationType"), str(operation.get("id")), operation.get("resourceBody")
-    if kind == "Read":
-        document = context.existing(item_id, encode(value))
-        status, charge_ru = 200, context.account.charges.read(document.size, strong=context.strong)
+    """Run one operation of a batch, and note in *before* what there was of each id that it writes."""
+    kind, item_id = operation.get("operationType"), str(operation.get("id"))
+    resource = {} if kind in ("Read", "Delete") else operation.get("resourceBody")
+    if kind not in BATCH_OPERATIONS:
+        raise HttpError(400, f"operationType must be one of {', '.join(BATCH_OPERATIONS)}")
+    if not isinstance(resource, dict):
+        raise HttpError(400, "an operation that writes needs a resourceBody")
+    written_id = str(resource.get("id")) if kind in ("Create", "Upsert") else item_id
+    document = context.container.documents.get(written_id, key)
+    if kind != "Read":
+        before.setdefault(written_id, document)
+        result = _write(context, kind.lower(), key, item_id, resource, if_match=str(operation.get("ifMatch") or ""))
+    elif document is None:
+        raise context.not_found()
     else:
-        write = WRITES.get(kind.lower()) if isinstance(kind, str) and kind.istitle() else None
-        if write is None:
-            raise bad_request("operationType must be Create, Upsert, Replace, Delete or Read")
-        if kind == "Delete":
-            resource = {}
-        if not isinstance(resource, dict):
-            raise bad_request("an operation that writes needs a resourceBody")
-        own_id = str(resource.get("id")) if write in (create, upsert) else item_id
-        undo.append(_undo_of(context, own_id, encode(value)))
-        result = write(context, value, item_id, resource, str(operation.get("ifMatch") or ""))
-        status, document, charge_ru = result.status, result.document, result.charge_ru
+        result = ItemWrite(200, document, context.account.read_ru(document.size, strong=context.strong))
+    found = {"statusCode": result.status, "requestCharge": result.charge_ru}
     if kind == "Delete":
-        return {"statusCode": status, "requestCharge": charge_ru}
-    body = orjson.Fragment(document.body or b"null")
-    return {"statusCode": status, "requestCharge": charge_ru, "eTag": document.etag, "resourceBody": body}
+        return found
+    return found | {"eTag": result.document.etag, "resourceBody": orjson.Fragment(result.document.body)}
 
 
-def _undo_of(context: RequestContext, item_id: str, key: bytes) -> Callable[[], None]:
-    """Return a function that puts an item back as it is now."""
-    container, saved = context.container, copy.copy(context.container.documents.get(item_id, key))
-
-    def undo() -> None:
-        if (present := container.documents.get(item_id, key)) is not None:
-            container.documents.remove(present)
+def _restore(context: RequestContext, key: bytes, before: dict[str, Document | None]) -> None:
+    """Put the items of some ids back as they were."""
+    documents = context.container.documents
+    for item_id, saved in before.items():
+        present = documents.get(item_id, key)
+        if present is not None:
+            documents.remove(present)
         if saved is not None:
-            container.documents.restore(saved)
-
-    return undo
+            documents.put(saved)

@@ -1,116 +1,83 @@
-"""Where an item lies: partition keys, the hashes that place them, and physical partitions with their budgets.
+"""Where items are stored: documents, their partition keys and hashes, and physical partitions with their budgets.
 
 A partition is an even range of effective partition keys, and has a budget of request units for each second. A request
-is admitted if any of the second's budget is left. Its whole charge is taken afterwards, and if it exceeds the rest, the
-next seconds have less. So over time exactly the provisioned rate is admitted. The caller passes the time.
+is admitted if any of the second's budget is left. Its whole charge is taken afterwards, and what exceeds the rest is
+missing in the next seconds, so over time exactly the provisioned rate is admitted. The caller passes the time.
 
 Keys are hashed by version 2, as SDKs create containers; a test compares the hashes with those of the Python SDK.
 """
 
+import re
 import struct
-from bisect import bisect_right
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import ceil, floor
+from operator import attrgetter
 from typing import Any
 
 import mmh3
+import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpError, Substatus, bad_request, parse_json
+from hotplate.bench.cosmos_emulator.http import HttpError, Substatus, parse_json
 
 HEADER = b"x-ms-documentdb-partitionkey"
 
 # https://learn.microsoft.com/azure/cosmos-db/concepts-limits, with large partition keys.
 MAX_KEY_BYTES = 2048
+PARTITION_RU = 10_000
+INITIAL_PARTITION_RU = 6_000
 
 # Version 2 clears the two highest bits of its 128: effective keys lie between 00… and 3F….
 V2_SPAN = 1 << 126
 
 
-class Undefined:
-    """The type of `UNDEFINED`, the value of a property that an item does not have."""
+def key_property_of(definition: object) -> str:
+    """Return the property that is the partition key, from the `partitionKey` of a container."""
+    if not isinstance(definition, dict):
+        raise HttpError(400, "a container needs a partitionKey")
+    paths = definition.get("paths")
+    if definition.get("kind", "Hash") != "Hash" or not isinstance(paths, list) or len(paths) != 1:
+        raise HttpError(400, "partitionKey must be of kind Hash with one path; hierarchical keys are not emulated")
+    if definition.get("version") != 2:
+        raise HttpError(400, "partitionKey.version must be 2; hashes of version 1 are not emulated")
+    if not isinstance(paths[0], str) or not re.fullmatch(r"/\w+", paths[0]):
+        raise HttpError(400, "partitionKey.paths must name one property of items, such as /id")
+    return paths[0][1:]
 
 
-UNDEFINED = Undefined()
-KeyValue = str | int | float | bool | Undefined | None
+def key_of_header(header: bytes | None) -> bytes:
+    """Return the encoded key that a request's header carries as a JSON list of one."""
+    values = parse_json(header or b"null", "x-ms-documentdb-partitionkey")
+    if not isinstance(values, list) or len(values) != 1:
+        raise HttpError(400, "the header x-ms-documentdb-partitionkey must be a list of one value")
+    return encode(values[0])
 
 
-# How the values are encoded that are one byte long.
-SINGLES: dict[object, bytes] = {UNDEFINED: b"\x00", None: b"\x01", False: b"\x02", True: b"\x03"}
-
-
-class PartitionKeyDefinition:
-    """The `partitionKey` of a container, checked; it never changes."""
-
-    __slots__ = ("_segments", "resource")
-
-    def __init__(self, resource: object) -> None:
-        if not isinstance(resource, dict):
-            raise bad_request("a container needs a partitionKey")
-        paths = resource.get("paths")
-        if resource.get("kind", "Hash") != "Hash" or not isinstance(paths, list) or len(paths) != 1:
-            raise bad_request("partitionKey must be of kind Hash with one path; hierarchical keys are not emulated")
-        if resource.get("version") != 2:
-            raise bad_request("partitionKey.version must be 2; hashes of version 1 are not emulated")
-        if not isinstance(paths[0], str) or not paths[0].startswith("/") or not paths[0].strip("/"):
-            raise bad_request("a path of a partition key begins with / and names a property")
-        self._segments = tuple(segment.strip('"') for segment in paths[0].strip("/").split("/"))
-        self.resource = {"paths": paths, "kind": "Hash", "version": 2}
-
-    def of_item(self, item: Mapping[str, Any]) -> KeyValue:
-        """Return the value of the key in an item."""
-        value: Any = item
-        for segment in self._segments:
-            if not isinstance(value, dict) or segment not in value:
-                return UNDEFINED
-            value = value[segment]
-        return self._checked(value)
-
-    def of_header(self, header: bytes | None) -> KeyValue:
-        """Return the value that a request's header carries as a JSON list of one."""
-        if header is None:
-            raise bad_request("the header x-ms-documentdb-partitionkey is missing")
-        values = parse_json(header, "x-ms-documentdb-partitionkey")
-        if not isinstance(values, list) or len(values) > 1:
-            raise bad_request("x-ms-documentdb-partitionkey must be a list of one value")
-        if not values or values[0] == {}:
-            return UNDEFINED
-        return self._checked(values[0])
-
-    def _checked(self, value: object) -> KeyValue:
-        if isinstance(value, str):
-            if len(value.encode()) > MAX_KEY_BYTES:
-                raise bad_request(f"a partition key has at most {MAX_KEY_BYTES} bytes")
-            return value
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        raise bad_request("a partition key is a string, a number, a boolean or null")
-
-
-def encode(value: KeyValue) -> bytes:
-    """Return the bytes that are hashed; they also identify the key, for equal keys have equal bytes."""
+def encode(value: object) -> bytes:
+    """Return the bytes of a key that are hashed; they also identify it, for equal keys have equal bytes."""
     if isinstance(value, str):
-        return b"\x08%b\xff" % value.encode()
-    if isinstance(value, bool | Undefined | None):
-        return SINGLES[value]
-    return b"\x05" + struct.pack("<d", value)
+        encoded = value.encode()
+        if len(encoded) > MAX_KEY_BYTES:
+            raise HttpError(400, f"a partition key has at most {MAX_KEY_BYTES} bytes")
+        return b"\x08%b\xff" % encoded
+    if value is None or isinstance(value, bool):
+        return {None: b"\x01", False: b"\x02", True: b"\x03"}[value]
+    if isinstance(value, int | float):
+        return b"\x05" + struct.pack("<d", value)
+    raise HttpError(400, "a partition key is a string, a number, a boolean or null")
 
 
-def effective_key(value: KeyValue) -> str:
+def effective_key(value: object) -> str:
     """Return the effective partition key in hexadecimal, as SDKs compute it; partitions are ranges of these."""
-    low, high = mmh3.hash64(encode(value), signed=False)
+    return hash_of(encode(value))
+
+
+def hash_of(key: bytes) -> str:
+    """Return the effective partition key of an encoded key."""
+    low, high = mmh3.hash64(key, signed=False)
     return f"{(high << 64 | low) & (V2_SPAN - 1):032X}"
-
-
-def boundary(part: int, parts: int) -> str:
-    """Return the lower bound of the *part*-th of *parts* even ranges of effective partition keys."""
-    if part == 0:
-        return ""
-    return "FF" if part == parts else f"{V2_SPAN * part // parts:032X}"
-
-
-PARTITION_RU = 10_000
-INITIAL_PARTITION_RU = 6_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +149,6 @@ class Budget:
         self._roll(now)
         self._used_ru += charge_ru
 
-    def left_ru(self, now: float) -> float:
-        """Return what may still be spent in this second."""
-        self._roll(now)
-        return max(0.0, self.rate - self._used_ru)
-
     def _roll(self, now: float) -> None:
         """Close the seconds before that of *now*: what is owed is paid by what they had."""
         second = floor(now)
@@ -198,17 +160,16 @@ class Budget:
 
 
 class Partition:
-    """One physical partition, which serves one partition key range; it lives until it splits."""
+    """One physical partition, which serves one partition key range until it splits."""
 
     __slots__ = ("admitted_ru", "budgets", "id", "lsn", "maximum", "minimum", "parents", "throttled")
 
-    def __init__(self, range_id: str, minimum: str, maximum: str, parents: tuple[str, ...], lsn: int) -> None:
+    def __init__(self, range_id: str, edges: tuple[str, str], parents: tuple[str, ...], lsn: int, regions: int) -> None:
         self.id = range_id
-        self.minimum = minimum
-        self.maximum = maximum
+        self.minimum, self.maximum = edges
         self.parents = parents
         self.lsn = lsn
-        self.budgets: list[Budget] = []  # one for each region
+        self.budgets = [Budget(0.0) for _ in range(regions)]
         self.admitted_ru = 0.0
         self.throttled = 0
 
@@ -246,55 +207,46 @@ class Partitions:
 
     def __init__(self, throughput: EmulatedThroughput, regions: int) -> None:
         self._regions = regions
+        self._next_id = 0
         parts = throughput.initial_partitions
-        edges = [boundary(part, parts) for part in range(parts + 1)]
-        self._replace([Partition(str(part), edges[part], edges[part + 1], (), 1) for part in range(parts)], parts)
+        self._replace([((), 1)] * parts)
         self.provision(throughput)
 
-    def _replace(self, partitions: list[Partition], next_id: int) -> None:
-        self.all = partitions
-        self.next_id = next_id
-        self._minima = [partition.minimum for partition in partitions]
+    def _replace(self, parts: list[tuple[tuple[str, ...], int]]) -> None:
+        """Have as many even partitions as there are *parts*, each with its parents and its sequence number."""
+        inner = [f"{V2_SPAN * part // len(parts):032X}" for part in range(1, len(parts))]
+        edges = zip(["", *inner], [*inner, "FF"], strict=True)
+        self.all = [
+            Partition(str(self._next_id + n), bounds, *part, self._regions)
+            for n, (bounds, part) in enumerate(zip(edges, parts, strict=True))
+        ]
+        self._next_id += len(parts)
+        self._minima = ["", *inner]
 
-    def of(self, effective_key: str) -> Partition:
-        """Return the partition that holds an effective partition key."""
-        return self.all[bisect_right(self._minima, effective_key) - 1]
+    def of(self, key: bytes) -> Partition:
+        """Return the partition of an encoded key."""
+        return self.all[bisect_right(self._minima, hash_of(key)) - 1]
 
     def with_id(self, range_id: str) -> Partition:
         """Return the partition of a partition key range; 410 if it has split, or never was."""
-        found = next((partition for partition in self.all if partition.id == range_id), None)
-        if found is None:
-            raise HttpError(
-                410,
-                f"partition key range {range_id} is gone; read the ranges again",
-                Substatus.PARTITION_KEY_RANGE_GONE,
-            )
-        return found
+        for partition in self.all:
+            if partition.id == range_id:
+                return partition
+        message = f"partition key range {range_id} is gone; read the ranges again"
+        raise HttpError(410, message, Substatus.PARTITION_KEY_RANGE_GONE)
 
     def provision(self, throughput: EmulatedThroughput) -> None:
         """Share *throughput* evenly; partitions split if they cannot carry it, here at once, in Azure in hours."""
         while len(self.all) * PARTITION_RU < throughput.ru:
-            self._split_all()
-        rate = throughput.ru / len(self.all)
+            self._replace([((*parent.parents, parent.id), parent.lsn) for parent in self.all for _ in range(2)])
         for partition in self.all:
-            if not partition.budgets:
-                partition.budgets = [Budget(rate) for _ in range(self._regions)]
             for budget in partition.budgets:
-                budget.provision(rate)
-
-    def _split_all(self) -> None:
-        halves = list[Partition]()
-        for place, parent in enumerate(self.all):
-            middle = boundary(place * 2 + 1, len(self.all) * 2)
-            for minimum, maximum in ((parent.minimum, middle), (middle, parent.maximum)):
-                range_id = str(self.next_id + len(halves))
-                halves.append(Partition(range_id, minimum, maximum, (*parent.parents, parent.id), parent.lsn))
-        self._replace(halves, self.next_id + len(halves))
+                budget.provision(throughput.ru / len(self.all))
 
     @property
     def etag(self) -> str:
         """Return the etag of the ranges, which changes with each split."""
-        return f'"{self.next_id}"'
+        return f'"{self._next_id}"'
 
     def to_json(self, container_rid: str) -> list[dict[str, object]]:
         """Return the partition key ranges as the service describes them."""
@@ -304,11 +256,87 @@ class Partitions:
                 "id": partition.id,
                 "minInclusive": partition.minimum,
                 "maxExclusive": partition.maximum,
-                "ridPrefix": int(partition.id),
-                "throughputFraction": 1 / len(self.all),
-                "status": "online",
                 "parents": list(partition.parents),
                 "_etag": self.etag,
             }
             for partition in self.all
         ]
+
+
+@dataclass(slots=True)
+class Document:
+    """One item as it is stored; a write puts another one in its place."""
+
+    id: str
+    key: bytes
+    serial: int
+    """The position among the documents of its container."""
+
+    partition: Partition
+    body: bytes
+    """As it is returned: system properties come last."""
+
+    size: int
+    """Bytes that are charged for."""
+
+    terms: frozenset[tuple[str, object]]
+    """Indexed values that are charged for."""
+
+    etag: str
+
+    def parsed(self) -> dict[str, Any]:
+        """Parse the whole item, system properties included."""
+        item: dict[str, Any] = orjson.loads(self.body)
+        return item
+
+
+SERIAL = attrgetter("serial")
+
+
+class ContainerDocuments:
+    """All documents of one container, by id and partition key, and in the order of their creation."""
+
+    def __init__(self) -> None:
+        self._by_id = dict[str, dict[bytes, Document]]()
+        self._ordered = list[Document]()
+        self.next_serial = count(1).__next__
+        self.stored_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._ordered)
+
+    def get(self, item_id: str, key: bytes) -> Document | None:
+        """Find a document."""
+        of_id = self._by_id.get(item_id)
+        return None if of_id is None else of_id.get(key)
+
+    def with_ids(self, item_ids: Iterable[str], after: int = 0) -> list[Document]:
+        """Return the documents of some ids, of all partition keys, with a serial above *after*, in order."""
+        found = (document for item_id in set(item_ids) for document in self._by_id.get(item_id, {}).values())
+        return sorted((document for document in found if document.serial > after), key=SERIAL)
+
+    def after(self, serial: int = 0) -> Iterator[Document]:
+        """Yield the documents with a higher serial, in order; put and remove nothing before the end."""
+        for place in range(bisect_right(self._ordered, serial, key=SERIAL), len(self._ordered)):
+            yield self._ordered[place]
+
+    def put(self, document: Document) -> None:
+        """Store a document; one of the same id and key must have the same serial, and is replaced."""
+        old = self.get(document.id, document.key)
+        place = bisect_left(self._ordered, document.serial, key=SERIAL)
+        if old is None:
+            self._ordered.insert(place, document)
+        else:
+            self._ordered[place] = document
+            self.stored_bytes -= old.size
+        self._by_id.setdefault(document.id, {})[document.key] = document
+        self.stored_bytes += document.size
+
+    def remove(self, document: Document) -> None:
+        """Delete a document."""
+        of_id = self._by_id[document.id]
+        del of_id[document.key]
+        if not of_id:
+            del self._by_id[document.id]
+        del self._ordered[bisect_left(self._ordered, document.serial, key=SERIAL)]
+        self.stored_bytes -= document.size

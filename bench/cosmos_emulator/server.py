@@ -1,4 +1,7 @@
-"""The emulator as a process: its settings, its listeners with or without TLS, and a clean end."""
+"""The emulator as a process: its settings, listeners with or without TLS, and its own pages.
+
+The pages are `/__emulation/faults` and `/__emulation/metrics`. They need no key, as it listens on loopback by default.
+"""
 
 import asyncio
 import ipaddress
@@ -6,23 +9,33 @@ import signal
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
+import orjson
 import uvloop
 
-from hotplate.bench.cosmos_emulator.account import CONSISTENCIES, EmulatedAccount
-from hotplate.bench.cosmos_emulator.admin import Admin
-from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpConnection, HttpHandler
-from hotplate.bench.cosmos_emulator.service import Service
+from hotplate.bench.cosmos_emulator.http import (
+    EmulatorMisused,
+    HttpConnection,
+    HttpError,
+    HttpHandler,
+    HttpResponse,
+    Request,
+    error_response,
+    parse_json,
+)
+from hotplate.bench.cosmos_emulator.resources import CONSISTENCIES, EmulatedAccount
+from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator, Service
 from hotplate.stores.cosmos.charges import OURS, load
 
 REGIONS = ("Emulated West", "Emulated East")
+PAGES = "/__emulation/"
 CERTIFICATE_LIFE = timedelta(days=30)
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
 
@@ -37,9 +50,6 @@ class EmulatorSettings:
     """Where the second region listens; None for one region."""
 
     key: str = field(default=WELL_KNOWN_KEY, repr=False)
-    key_file: Path | None = None
-    """The file of the key, to show how to connect; None for the well-known one."""
-
     consistency: str = "Session"
     charges: Path | None = None
     """The user's coefficients; None for ours."""
@@ -47,9 +57,6 @@ class EmulatorSettings:
     tls: bool = False
     certificate: Path | None = None
     """Where the generated certificate is written, for clients to trust."""
-
-    faults: Path | None = None
-    """Faults to begin with, as JSON."""
 
     latency: str | None = None
     """The latency of the data plane, as in `p50=4ms,p99=10ms`; None for none."""
@@ -91,9 +98,7 @@ async def running(
     service = Service(account, Authenticator(settings.key))
     if settings.latency is not None:
         service.latency = parse_latency(settings.latency)
-    if settings.faults is not None:
-        service.faults.read(settings.faults, clock())
-    handler = extend(service, Admin(service).answer)
+    handler = extend(service, partial(_answer, service))
     emulator = RunningEmulator(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
@@ -115,6 +120,44 @@ async def running(
             listener.close()
         for connection in list(emulator.connections):
             connection.reset()
+
+
+def _answer(service: Service, request: Request) -> HttpResponse:
+    if not request.path.startswith(PAGES):
+        return service.answer(request)
+    match request.method, request.path.removeprefix(PAGES):
+        case "GET", "metrics":
+            return HttpResponse(200, _metrics(service), content_type="text/plain; version=0.0.4; charset=utf-8")
+        case "PUT", "faults":
+            try:
+                service.faults.replace(parse_json(request.body), service.account.clock())
+            except HttpError as error:
+                return error_response(error)
+            return HttpResponse(204)
+    return error_response(HttpError(404, f"there are GET {PAGES}metrics and PUT {PAGES}faults"))
+
+
+def _metrics(service: Service) -> bytes:
+    """Return counts by operation and status, and by container and partition, in the text format of Prometheus."""
+    lines = list[str]()
+
+    def add(name: str, samples: Iterable[tuple[float, dict[str, str]]], kind: str = "counter") -> None:
+        lines.append(f"# TYPE hotplate_cosmos_emulator_{name} {kind}")
+        for value, labels in samples:
+            shown = ",".join(f"{label}={orjson.dumps(text).decode()}" for label, text in labels.items())
+            lines.append(f"hotplate_cosmos_emulator_{name}{{{shown}}} {float(value)}")
+
+    for name, counted in (("requests", service.counts.requests), ("request_units", service.counts.charges_ru)):
+        add(f"{name}_total", ((n, {"operation": key[0], "status": str(key[1])}) for key, n in counted.items()))
+    partitions = [
+        (partition, {"container": f"{container.database.name}/{container.name}", "partition": partition.id})
+        for container in service.account.containers()
+        for partition in container.partitions.all
+    ]
+    add("partition_request_units_total", ((partition.admitted_ru, labels) for partition, labels in partitions))
+    add("partition_throttled_total", ((partition.throttled, labels) for partition, labels in partitions))
+    add("partition_throughput", ((partition.budgets[0].rate, labels) for partition, labels in partitions), "gauge")
+    return "\n".join([*lines, ""]).encode()
 
 
 def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:

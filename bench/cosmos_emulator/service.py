@@ -1,28 +1,48 @@
-"""The emulated service without a network: it routes a request to its operation and always returns a response."""
+"""The emulated service without a network: it routes a request to its operation and always returns a response.
 
+https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources describes the signatures.
+"""
+
+import base64
+import binascii
+import hmac
 import logging
-import re
+from calendar import timegm
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import formatdate
+from email.utils import formatdate, parsedate
 from functools import lru_cache, partial
 from urllib.parse import unquote
 
 import orjson
 
 from hotplate.bench.cosmos_emulator import items, queries, resources
-from hotplate.bench.cosmos_emulator.account import EmulatedAccount
-from hotplate.bench.cosmos_emulator.auth import Authenticator
 from hotplate.bench.cosmos_emulator.faults import Faults, Latency
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus, bad_request, error_response
+from hotplate.bench.cosmos_emulator.http import (
+    EmulatorMisused,
+    HttpError,
+    HttpResponse,
+    Request,
+    Substatus,
+    error_response,
+)
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
+from hotplate.bench.cosmos_emulator.resources import Container, EmulatedAccount
 
 log = logging.getLogger(__name__)
 
+# A request whose date is further off than this is refused, as the service does.
+MAX_CLOCK_SKEW_S = 15 * 60
+
+# Not a secret: the key of Microsoft's own emulator, which its documentation prints and tools expect.
+# https://learn.microsoft.com/azure/cosmos-db/emulator#authentication
+WELL_KNOWN_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
+
+QUOTED = "type%3Dmaster%26ver%3D1.0%26sig%3D"
+
 # Longer paths are parsed each time, so memory stays bounded.
 MAX_CACHED_PATH_CHARS = 512
-ACTIVITY_ID = re.compile(rb"[0-9A-Za-z-]{1,64}")
 QUERY = b"application/query+json"
 SHAPES = ("dbs", "dbs/colls", "dbs/colls/docs", "dbs/colls/pkranges", "offers")
 NOUNS = {"dbs": "database", "colls": "container", "docs": "item", "offers": "offer", "pkranges": "range", "": "account"}
@@ -35,8 +55,58 @@ ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
     "query items": lambda context, _: queries.query(context),
     "plan query": lambda context, _: queries.query_plan(context),
     "list items": lambda context, _: queries.feed(context),
-    **{f"{verb} item": partial(items.write, operation=operation) for verb, operation in items.WRITES.items()},
+    **{f"{verb} item": partial(items.write, verb=verb) for verb in ("create", "upsert", "replace", "delete")},
 }
+
+
+class Authenticator:
+    """Checks the signatures of requests."""
+
+    def __init__(self, key: str) -> None:
+        try:
+            secret = base64.b64decode(key, validate=True)
+        except (binascii.Error, ValueError):
+            raise EmulatorMisused("the account's key is not base64") from None
+        if not secret:
+            raise EmulatorMisused("the account's key is empty")
+        self._signer = hmac.new(secret, digestmod="sha256")
+
+    def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:
+        """Raise 401 for a request that is not signed, is signed wrongly, or has a date too far from *now*.
+
+        The key allows every *operation*.
+        """
+        del operation
+        date = request.header(b"x-ms-date") or request.header(b"date")
+        seconds = _seconds_of(date)
+        if seconds is None or abs(seconds - now) > MAX_CLOCK_SKEW_S:
+            minutes = MAX_CLOCK_SKEW_S // 60
+            raise HttpError(401, f"x-ms-date must be an RFC 1123 date within {minutes} minutes of the server's clock")
+        authorization, verb, date = request.header(b"authorization"), request.method.lower(), date.lower()
+        signer = self._signer.copy()
+        signer.update(f"{verb}\n{resource_type}\n{link}\n{date}\n\n".encode())
+        signature = base64.b64encode(signer.digest()).decode()
+        if authorization == QUOTED + signature.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"):
+            return  # as most clients quote it; unquoting takes longer than all else here
+        scheme, _, given = unquote(authorization).partition("&sig=")
+        if scheme != "type=master&ver=1.0":
+            raise HttpError(401, "the request is not signed: Authorization must be type=master, ver=1.0 and sig")
+        if given != signature:
+            raise HttpError(
+                401,
+                "The input authorization token can't serve the request. The wrong key is being used or the expected "
+                f"payload is not built as per the protocol. The emulator signed: verb {verb}, "
+                f"type {resource_type}, link {link}, date {date[:40]}",
+            )
+
+
+@lru_cache(256)
+def _seconds_of(date: str) -> float | None:
+    try:
+        parsed = parsedate(date)
+        return None if parsed is None else timegm(parsed)
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +130,13 @@ def _parse_route(path: str) -> ResourceRoute:
     try:
         segments = [unquote(segment, errors="strict") for segment in path.strip("/").split("/")]
     except UnicodeDecodeError:
-        raise bad_request("the path is not UTF-8") from None
+        raise HttpError(400, "the path is not UTF-8") from None
     if segments == [""]:
         return ResourceRoute("", "", (), is_feed=False)
     is_feed = len(segments) % 2 == 1
     types, names = segments[0::2], tuple(segments[1::2])
-    shape = "/".join(types)
-    if shape not in SHAPES or "" in segments:
-        raise HttpError(404, f"this emulation has no resource there: {shape[:100]}")
-    if types[-1] == "pkranges" and not is_feed:
-        raise bad_request("single partition key ranges cannot be read; read the feed")
+    if "/".join(types) not in SHAPES or "" in segments or (types[-1] == "pkranges" and not is_feed):
+        raise HttpError(404, f"this emulation has no resource at {'/'.join(types)[:100]}")
     link = "/".join(segments[:-1] if is_feed else segments)
     if types[-1] == "offers":
         link = "" if is_feed else names[0].lower()
@@ -97,7 +164,7 @@ def operation_of(request: Request, route: ResourceRoute) -> str:
 
 
 class Counts:
-    """Requests and their charges by operation and status; lives as long as the emulator."""
+    """Requests and their charges by operation and status."""
 
     def __init__(self) -> None:
         self.requests = defaultdict[tuple[str, int], int](int)
@@ -111,7 +178,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Service:
-    """Answers requests, one after the other; lives as long as the emulator."""
+    """Answers requests, one after the other."""
 
     account: EmulatedAccount
     authenticator: Authenticator
@@ -135,22 +202,17 @@ class Service:
         except HttpError as error:
             response = error_response(error)
         except RecursionError:
-            response = error_response(bad_request("the request nests too deeply"))
+            response = error_response(HttpError(400, "the request nests too deeply"))
         except Exception:
             log.exception("a request failed; this is a defect of the emulation")
             response = error_response(HttpError(500, "the emulation failed; see its log"))
         if self.latency is not None and operation in ITEM_OPERATIONS:
             response.delay_s += self.latency.delay_s()
         self.counts.count(operation, response.status, response.charge_ru)
-        response.headers["x-ms-activity-id"] = self._activity_id(request.headers.get(b"x-ms-activity-id"))
+        self._activities += 1
+        response.headers["x-ms-activity-id"] = f"00000000-0000-0000-0000-{self._activities:012x}"
         response.headers["date"] = self._http_date()
         return response
-
-    def _activity_id(self, given: bytes | None) -> str:
-        if given is not None and ACTIVITY_ID.fullmatch(given):
-            return given.decode()
-        self._activities += 1
-        return f"00000000-0000-0000-0000-{self._activities:012x}"
 
     def _http_date(self) -> str:
         second = int(self.account.clock())
@@ -175,37 +237,57 @@ class Service:
         if request.region and not operation.startswith(READS):
             message = "The requested operation cannot be performed at this region: it is not the write region"
             raise HttpError(403, message, Substatus.WRITE_FORBIDDEN)
-        if operation == "read account":
-            return self._read_account(request)
         if route.resource_type == "docs" and (run := ITEM_OPERATIONS.get(operation)) is not None:
             container = self.account.container(route.names[0], route.names[1], is_owner=True)
             context = context_of(self.account, container, request, now)
             return run(context, "" if route.is_feed else route.names[2])
-        return resources.run(self.account, request, operation, route.names)
+        if operation == "read account":
+            return _read_account(self.account, request)
+        return _manage(self.account, request, operation, route.names)
 
-    def _read_account(self, request: Request) -> HttpResponse:
-        """Describe the account; the region of the request is at the host and port that the caller reached it by."""
-        host = request.header(b"host") or f"127.0.0.1:{self.account.regions[request.region][1]}"
-        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-        regions = [
-            {
-                "name": region,
-                "databaseAccountEndpoint": f"{request.scheme}://{host if n == request.region else f'{name}:{port}'}/",
-            }
-            for n, (region, port) in enumerate(self.account.regions)
-        ]
-        replicas = {"minReplicaSetSize": 1, "maxReplicasetSize": 1}
-        account = {
-            "_self": "",
-            **dict.fromkeys(("id", "_rid"), "hotplate-emulation"),
-            **{name: f"//{name.strip('_')}/" for name in ("media", "addresses", "_dbs")},
-            "writableLocations": regions[:1],
-            "readableLocations": regions,
-            "enableMultipleWriteLocations": False,
-            "userReplicationPolicy": {"asyncReplication": False, **replicas},
-            "userConsistencyPolicy": {"defaultConsistencyLevel": self.account.consistency},
-            "systemReplicationPolicy": replicas,
-            "readPolicy": {"primaryReadCoefficient": 1, "secondaryReadCoefficient": 1},
-            "queryEngineConfiguration": '{"maxSqlQueryInputLength":524288,"enableSpatialIndexing":false}',
-        }
-        return HttpResponse(200, orjson.dumps(account))
+
+def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
+    """Describe the account; the region of the request is at the host and port by which the caller reached it."""
+    host = request.header(b"host") or f"127.0.0.1:{account.regions[request.region][1]}"
+    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+    hosts = [host if n == request.region else f"{name}:{port}" for n, (_, port) in enumerate(account.regions)]
+    regions = [
+        {"name": region, "databaseAccountEndpoint": f"{request.scheme}://{hosts[n]}/"}
+        for n, (region, _) in enumerate(account.regions)
+    ]
+    properties = {
+        "_self": "",
+        "id": "hotplate-emulation",
+        "_rid": "hotplate-emulation",
+        "_dbs": "//dbs/",
+        "writableLocations": regions[:1],
+        "readableLocations": regions,
+        "enableMultipleWriteLocations": False,
+        "userConsistencyPolicy": {"defaultConsistencyLevel": account.consistency},
+        "queryEngineConfiguration": '{"maxSqlQueryInputLength":524288}',
+    }
+    return HttpResponse(200, orjson.dumps(properties))
+
+
+def _manage(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
+    """Run an operation on databases, containers or offers; 405 if there is none of its name."""
+    verb, _, noun = operation.partition(" ")
+    if operation == "list ranges":
+        return resources.list_ranges(account, request, *names)
+    if verb in ("list", "query") and noun in resources.FEEDS:
+        name, found = resources.FEEDS[noun](account, *names)
+        results = [resource.to_json() for resource in found]
+        if verb == "query":
+            results = queries.select(queries.parse_query(request.body), results)
+        return resources.feed_of(account, name, results)
+    if operation not in resources.OPERATIONS:
+        raise HttpError(405, f"this emulation does not support {request.method[:20]} there")
+    resource, charges = resources.OPERATIONS[operation](account, request, *names), account.charges
+    if verb == "delete":
+        return HttpResponse(204, charge_ru=charges.metadata_write)
+    headers = {"etag": resource.etag}
+    if isinstance(resource, Container):
+        owner = resource.named_link.rpartition("/colls/")[0]
+        headers |= {"x-ms-alt-content-path": owner, "x-ms-content-path": resource.database.rid}
+    status, charge_ru = (201, charges.metadata_write) if verb == "create" else (200, charges.metadata_read)
+    return HttpResponse(status, orjson.dumps(resource.to_json()), headers, charge_ru)

@@ -24,8 +24,6 @@ from hotplate.bench.cosmos_emulator.http import (
     HttpHandler,
     HttpResponse,
     Request,
-    bad_request,
-    method_not_allowed,
     parse_object,
 )
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
@@ -126,7 +124,7 @@ class ResourceManager:
         action = ACTIONS.get(request.method)
         unsupported = {THROUGHPUT: ("delete",), CONTAINER: ("write", "delete") if resource.feed else ()}
         if action is None or action in unsupported.get(resource.kind, ()):
-            raise method_not_allowed(request)
+            raise HttpError(405, f"this emulation does not support {request.method[:20]} there")
         if OPERATOR not in roles:
             raise _arm_error(
                 403,
@@ -209,13 +207,12 @@ class ResourceManager:
             return
         if resource.kind == DATABASE:
             if options:
-                raise bad_request(resources.SHARED_THROUGHPUT)
+                raise HttpError(400, resources.SHARED_THROUGHPUT)
             if resource.database not in account.databases:
                 resources.create_database(account, given)
             return
         database = account.database(resource.database, is_owner=True)
         if resource.container in database.containers:
-            resources.replace_container(account, database.containers[resource.container], given)
             return
         manual, autoscale = options.get("throughput"), options.get("autoscaleSettings")
         resources.create_container(account, database, given, manual, autoscale)
@@ -231,10 +228,10 @@ def _properties(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     properties = parse_object(body).get("properties")
     resource = properties.get("resource") if isinstance(properties, dict) else None
     if not isinstance(properties, dict) or not isinstance(resource, dict):
-        raise bad_request("the body has no properties.resource")
+        raise HttpError(400, "the body has no properties.resource")
     options = properties.get("options") or {}
     if not isinstance(options, dict):
-        raise bad_request("properties.options must be an object")
+        raise HttpError(400, "properties.options must be an object")
     return resource, options
 
 

@@ -17,11 +17,10 @@ from urllib.parse import quote, unquote
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import EmulatedAccount
-from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
 from hotplate.bench.cosmos_emulator.http import HttpHandler, HttpResponse, Request
+from hotplate.bench.cosmos_emulator.resources import EmulatedAccount
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, running
-from hotplate.bench.cosmos_emulator.service import Service
+from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator, Service
 from hotplate.stores.cosmos.charges import load
 from tests.support.paths import ROOT
 

@@ -10,10 +10,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.account import Container, EmulatedAccount
-from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
 from hotplate.bench.cosmos_emulator.http import Request, render
-from hotplate.bench.cosmos_emulator.service import Service
+from hotplate.bench.cosmos_emulator.resources import Container, EmulatedAccount
+from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator, Service
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.account import offer_in
 from hotplate.stores.cosmos.charges import load

@@ -15,8 +15,8 @@ from urllib.parse import parse_qs, unquote
 import orjson
 from azure.core.credentials import AccessToken
 
-from hotplate.bench.cosmos_emulator.auth import Authenticator
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, bad_request, error_response
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, error_response
+from hotplate.bench.cosmos_emulator.service import Authenticator
 from tests.support.cosmos_server import Emulator
 
 # Where ARM keeps the emulated account.
@@ -157,10 +157,10 @@ def _issue(issuer: Issuer, query: str, now: float) -> dict[str, Any]:
     parameters = parse_qs(query)
     roles = tuple(parameters["roles"][0].split(",")) if "roles" in parameters else ROLES
     if not set(roles) <= set(ROLES):
-        raise bad_request(f"a token has no such roles: there are {', '.join(ROLES)}")
+        raise HttpError(400, f"a token has no such roles: there are {', '.join(ROLES)}")
     life_s = parameters.get("life_s", [str(TOKEN_LIFE_S)])[0]
     if not life_s.removeprefix("-").isdigit():
-        raise bad_request("life_s is a whole number of seconds; below 0, the token has expired")
+        raise HttpError(400, "life_s is a whole number of seconds; below 0, the token has expired")
     scope = (parameters.get("scope") or parameters.get("resource") or [DATA_AUDIENCE])[0]
     return issuer.issue(now, int(life_s), scope=scope, roles=roles)
 

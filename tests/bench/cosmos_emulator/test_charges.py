@@ -55,11 +55,10 @@ def test_the_wire_says_what_the_formulas_say(clock: FakeClock, size_kb: int, rea
 
 
 def test_indexed_terms_are_charged_as_in_the_documents_examples(clock: FakeClock) -> None:
-    policy = {"indexingMode": "consistent", "includedPaths": [{"path": "/n/*"}], "excludedPaths": [{"path": "/*"}]}
-    direct = Direct(clock, indexingPolicy=policy)
-    terms = {str(n): n for n in range(10)}
-    assert direct.item("POST", "a", {"id": "a", "n": terms, "other": [1, 2]}).charge_ru == 7.0
-    assert direct.item("PUT", "a", {"id": "a", "n": {**terms, "0": "x", "1": "y"}}).charge_ru == 10.8
+    direct = Direct(clock)
+    item = {"id": "a", **{str(n): n for n in range(9)}}
+    assert direct.item("POST", "a", item).charge_ru == 7.0
+    assert direct.item("PUT", "a", {**item, "0": "x", "1": "y"}).charge_ru == 10.8
     assert direct.item("DELETE", "a").charge_ru == 7.0
 
 

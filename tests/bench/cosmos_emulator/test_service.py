@@ -5,8 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
-from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
 from hotplate.bench.cosmos_emulator.http import HttpResponse
+from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, signed, substatus
 
@@ -52,13 +52,6 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
         refused = direct.request("GET", ITEM, headers=key | headers)
         assert refused.status == 401
         assert WELL_KNOWN_KEY.encode() not in refused.body
-
-
-def test_a_known_etag_is_answered_with_304_and_charged(direct: Direct) -> None:
-    etag = direct.item("POST", "a", {"id": "a"}).headers["etag"]
-    response = direct.item("GET", "a", if_none_match=etag)
-    assert (response.status, response.body, response.charge_ru) == (304, b"", 1.0)
-    assert direct.item("GET", "a", if_none_match='"other"').status == 200
 
 
 def test_a_feed_of_ranges_ends_in_304(direct: Direct) -> None:
@@ -146,11 +139,11 @@ def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock
         ("c.id IN ('u1', 'u2', 'u2', 'none', @three)", [1, 2, 3]),
         ("c.id = 'u1' AND c.n = 2", []),
         ("c.n = 1 AND c.id IN ('u1', 'u2')", [1]),
-        ("c['id'] = @three AND c.n = 3.0", [3]),
+        ("c.id = @three AND c.n = 3.0", [3]),
         ("c.n = true", []),
         ("c.n = '1'", []),
         ("c.none = null", []),
-        ("(c.o.x = 1 AND true)", [1]),
+        ("(c.o.x = 1 AND c.id = 'u1')", [1]),
     ],
 )
 def test_conditions_select_the_right_items(direct: Direct, condition: str, found: list[int]) -> None:
@@ -161,23 +154,15 @@ def test_conditions_select_the_right_items(direct: Direct, condition: str, found
 
 
 @pytest.mark.parametrize(
-    ("excluded", "condition", "scanned"),
-    [
-        ("/n/?", "c.n = 7", 60),
-        ("/n/?", "c.n = 7 AND c.m = 7", 0),
-        ("/n/?", "true AND c.n = 7", 60),
-        ("/o/*", "c.o.x = 7", 60),
-        ("/n/?", "c.m = 7", 0),
-        ("/*", "c.n = 7 AND c.id IN ('u7', 'u8')", 0),
-    ],
+    ("mode", "condition", "scanned"),
+    [("none", "c.n = 7", 60), ("none", "c.n = 7 AND c.id IN ('u7', 'u8')", 0), ("consistent", "c.n = 7", 0)],
 )
 def test_a_condition_without_an_index_costs_what_it_loads(
-    clock: FakeClock, excluded: str, condition: str, scanned: int
+    clock: FakeClock, mode: str, condition: str, scanned: int
 ) -> None:
-    policy = {"indexingMode": "consistent", "includedPaths": [{"path": "/*"}], "excludedPaths": [{"path": excluded}]}
-    direct = Direct(clock, indexingPolicy=policy)
+    direct = Direct(clock, indexingPolicy={"indexingMode": mode})
     for n in range(61):
-        direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n, "m": n, "o": {"x": n}})
+        direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n})
     response = direct.query(f"SELECT * FROM c WHERE {condition}")
     assert [one["n"] for one in body_of(response)["Documents"]] == [7]
     assert response.charge_ru == pytest.approx(1.8 + 1 + 0.0529 * scanned, abs=0.01)
@@ -191,7 +176,9 @@ def test_a_condition_without_an_index_costs_what_it_loads(
         {"partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 1}},
         {"partitionKey": {"paths": ["/a", "/b"], "kind": "MultiHash", "version": 2}},
         {"partitionKey": {"paths": ["id"], "kind": "Hash"}},
+        {"partitionKey": {"paths": ["/a/b"], "kind": "Hash", "version": 2}},
         {"indexingPolicy": {"indexingMode": "lazy"}},
+        {"indexingPolicy": {"includedPaths": [{"path": "/n/?"}], "excludedPaths": [{"path": "/*"}]}},
         {"vectorEmbeddingPolicy": {"vectorEmbeddings": [1]}},
         {"id": "a/b"},
     ],

@@ -2,7 +2,7 @@
 
 import secrets
 
-from hotplate.bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
 from hotplate.stores.cosmos.store import _examine_control, _examine_transport
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.store import Level

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hotplate.bench.cosmos_emulator.partitions import effective_key
+from hotplate.bench.cosmos_emulator.partitions import encode
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.items import container_of, name_of
 from hotplate.stores.cosmos.requests import DEADLINE_S
@@ -30,7 +30,7 @@ async def filled(account: SimulatedAccount, **options: object) -> CosmosStore:
 
 def partition_of(account: SimulatedAccount, key: str) -> str:
     container = account.service.account.databases["d"].containers[container_of(ref(R))]
-    return container.partitions.of(effective_key(name_of(key))).id
+    return container.partitions.of(encode(name_of(key))).id
 
 
 @simulated
