@@ -4,13 +4,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.gates import failures, recorded
@@ -19,7 +19,6 @@ from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
 from hotplate.offline.publish import PublishSettings, Written, timed
 from hotplate.offline.publish import publish as publish_lists
-from hotplate.offline.registry import Registry
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
 from hotplate.stores.catalogue import DraftRef, ReleaseId, State
@@ -32,6 +31,9 @@ from hotplate.stores.publication import new_id
 from hotplate.stores.runs import claim, give_up, held
 from hotplate.stores.store import Store
 from hotplate.stores.verification import load_manifest
+
+if TYPE_CHECKING:
+    from hotplate.offline.mlflow_models import Logged
 
 # A program that a killed attempt was starting holds the lock of its folder until it has started.
 _STARTING_S = 2.0
@@ -68,22 +70,14 @@ def _write(source: ModelLists, store: str, settings: PublishSettings) -> Written
 
 
 @dataclass(frozen=True, slots=True)
-class Registration:
-    """How a run registers its model: as the next version of *name*, which gets *stage* if gates let it through."""
-
-    name: str
-    registry: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    stage: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """What a scheduled run does; lives as long as the attempts of the process.
 
     name     what it is called in the summary and in metrics
     store    a URL
     rules    reads the rules of the lists from their files, once the model is there
+    track    whether MLflow has the model as a run
+    register  NAME or NAME@ALIAS: the model is a version of MLflow's, which gets the alias once its release is live
     inputs   the files and folders that are read; if none of their bytes has changed, nothing is done
     options  a digest of everything else; if that has changed, a new run begins
     """
@@ -94,7 +88,8 @@ class Job:
     publishing: PublishSettings
     lists: ListSettings
     rules: Callable[[], Rules]
-    registration: Registration | None
+    track: bool
+    register: str | None
     inputs: Sequence[Path]
     options: str
 
@@ -258,18 +253,17 @@ class Attempt:
             with folder.step("train") as within, held(job.store, draft):
                 within.update(self._train(job.training, folder.model).seconds)
             draft = self._claim(run)
-        if job.registration is not None:
-            with folder.step("register"):
-                self.summary["registered"] = _register(job.registration, folder)
+        tracked = None
+        if job.track or job.register is not None:
+            with folder.step("track"):
+                tracked = _track(job.register, folder)
+                self.summary["tracked"] = tracked.uri
         manifest, held_back = self._publish(folder, draft)
         with folder.step("prune"):
             erased = run_on(job.store, lambda it: prune(it, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s))
         summary = self.summary | _result(manifest, held_back) | {"erased": erased, "seconds": folder.run.seconds}
-        if job.registration is not None:
-            registry, reference = Registry(job.registration.registry), self.summary["registered"]
-            registry.record_release(reference, job.store, manifest.release)
-            if job.registration.stage and summary["outcome"] == "published":
-                registry.change(reference, stage=job.registration.stage)
+        if tracked is not None:
+            _record(tracked, job.store, manifest.release, is_live=summary["outcome"] == "published")
         if held_back is None:  # else the next attempt goes on from here
             folder.finish(summary)
         self.summary |= summary
@@ -329,13 +323,19 @@ def _read_state(state: Path) -> tuple[Run, float | None]:
         raise DataError(f"{state} cannot be read ({reason_of(error)}); remove it, and a run begins again.") from error
 
 
-def _register(wanted: Registration, folder: RunFolder) -> str:
-    """Add the model to the registry, unless an earlier attempt did, and return NAME@VERSION."""
-    registry, run = Registry(wanted.registry), folder.run.id
-    for entry in registry.entries():
-        if (entry.name, entry.tags.get("run")) == (wanted.name, run):
-            return entry.reference
-    return registry.register(folder.model, wanted.name, {**wanted.tags, "run": run}).reference
+def _track(register: str | None, folder: RunFolder) -> "Logged":
+    from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
+
+    target = None if register is None else mlflow_models.Target.of(register)
+    return mlflow_models.log_training(folder.model, target, job=folder.run.id)
+
+
+def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool) -> None:
+    from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
+
+    mlflow_models.record_release(tracked.uri, store, release)
+    if is_live:
+        mlflow_models.set_alias(tracked)
 
 
 def _result(manifest: Manifest, held_back: HeldBack | None) -> dict[str, Any]:

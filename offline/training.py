@@ -25,12 +25,14 @@ from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import LEFT_OUT, Model, check_target, load, save
 from hotplate.offline.publish import timed
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, as_options, described, engine_of, fit
+from hotplate.offline.train.engine import Params, as_options, described, engine_of, fit, fit_s
 from hotplate.offline.train.popularity import PopularityParams, most_popular, popular_by_segment
 from hotplate.offline.train.tuning import Search, TuneOptions, digest_of, tune
 
 # After a cut in time there must be so many users to test, or the split is drawn at random.
 _FEWEST_TESTED = 10
+# Without a search, of which there is an estimate, a fit that takes longer is announced.
+_LONG_FIT_S = 10
 
 # Is called with (stage, done, in all) of long work.
 OnStage = Callable[[str, int, int], None]
@@ -192,6 +194,11 @@ def train(
         interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
         settings, learnable = _split(settings, matrix, on_notice)
         standing = matrix.standing()
+        fitting = fit_s(settings.params, standing.user_items)
+        if settings.tuning is None and fitting > _LONG_FIT_S:
+            on_notice(
+                f"one fit takes about {fitting:,.0f} s, and as many are needed as the evaluation has splits, and one"
+            )
         judged = standing if settings.test else matrix  # before a cut there are users whose pairs were cancelled later
         test, about_test = _read_test(interactions, judged, settings) if settings.test else (None, None)
     folder = out.resolve().with_name(f".{out.resolve().name}.kept")

@@ -26,7 +26,7 @@ _VERBS = {
     "plan": ("plan", "plan"),
     "cosmos-emulator": ("cosmos_emulator", "cosmos_emulator"),
 }
-_GROUPS = ("evaluate", "models", "releases", "users", "store", "keys", "events", "bench")
+_GROUPS = ("evaluate", "releases", "users", "store", "keys", "events", "bench")
 
 
 def command(arguments: Sequence[str] = ()) -> typer.Typer:

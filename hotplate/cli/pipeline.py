@@ -11,7 +11,7 @@ import orjson
 import typer
 import xxhash
 
-from hotplate.cli import models, publish, train
+from hotplate.cli import publish, train
 from hotplate.cli.options import Verbs, build
 from hotplate.cli.terminal import chosen_store
 
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 # What a run decides itself, and a pipeline has no say in.
 _OF_TRAIN: dict[str, Any] = {"model": Path(), "master": None, "as_json": False}
 _OF_PUBLISH: dict[str, Any] = {
-    "model": Path(), "registry": None, "resume": None, "master": None, "dry_run": False, "as_json": False,
+    "model": Path(), "resume": None, "master": None, "dry_run": False, "as_json": False,
 }  # fmt: skip
-_OF_REGISTER: dict[str, Any] = {"model": Path(), "as_json": False}
-TABLES = ("train", "publish", "gates", "registry", "run")
+TABLES = ("train", "publish", "gates", "run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
     from hotplate.offline.errors import SettingError
     from hotplate.offline.gates import parse_gates
     from hotplate.offline.input.filters import parse_half_life
-    from hotplate.offline.job import Job, Registration
+    from hotplate.offline.job import Job
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.rules import require_both
 
@@ -126,18 +125,14 @@ def read_job(pipeline: PipelineFile) -> "Job":
     published = pipeline.parameters("publish", command_of(publish.publish), _OF_PUBLISH)
     flags = build(publish.PublishFlags, published)
     publishing = flags.to_options()
-    registration, registered = None, None
-    if pipeline.tables["registry"]:
-        registered = pipeline.parameters("registry", command_of(models.register), _OF_REGISTER)
-        registry = registered["registry"]
-        if registry is not None and "://" not in registry:
-            registry = registered["registry"] = str(pipeline.anchored(Path(registry)))
-        tags = models.parse_tags(registered["tag"] or [])
-        registration = Registration(registered["name"], registry, tags, registered["stage"])
     bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
     gates = tuple({gate.name: gate for gate in (*publishing.settings.bounds, *bounds)}.values())
     if trained["engine"] == "spark":
         raise SettingError(f"{pipeline.path}: a run learns on this machine; on Spark, train and publish by themselves.")
+    if trained["register"] is not None or trained["track"]:
+        from hotplate.offline.mlflow_models import Target  # and it is said now if MLflow is not installed
+
+        Target.of(trained["register"] or "any")
     training = train.settings_of(build(train.TrainOptions, trained))
     _check_gates(gates, training)
     if flags.fold_in:
@@ -151,7 +146,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
         raise SettingError(
             f"{pipeline.path}: a run reads files, because it may read them again; standard input cannot be."
         )
-    options = orjson.dumps([trained, published, registered, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
+    options = orjson.dumps([trained, published, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
     return Job(
         name=pipeline.name,
         store=url,
@@ -159,7 +154,8 @@ def read_job(pipeline: PipelineFile) -> "Job":
         publishing=replace(publishing.settings, gates=gates),
         lists=ListSettings(flags.list_length, flags.keep_seen, fold_in=flags.fold_in, force=flags.force),
         rules=flags.read_rules,
-        registration=registration,
+        track=trained["track"],
+        register=trained["register"],
         inputs=inputs,
         options=xxhash.xxh3_128_hexdigest(options),
     )

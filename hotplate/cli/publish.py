@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hotplate.cli.costs import DryRun, MaxRu, RequestUnitMeter, limit_ru, print_estimate
-from hotplate.cli.models import RegistryUrl, in_registry, is_reference
 from hotplate.cli.terminal import (
     Json,
     Master,
@@ -106,7 +105,6 @@ class ReleaseFlags:
 class PublishFlags(ReleaseFlags):
     """What `publish` is given."""
 
-    registry: RegistryUrl = None
     fold_in: Annotated[bool, Flag("Publish item factors too, for `serve --fold-in`.", name="fold-in/--no-fold-in")] = (
         False
     )
@@ -157,7 +155,7 @@ class ImportFlags(ReleaseFlags):
 
 def publish(
     model: Annotated[
-        Path, Argument("A folder that `hotplate train` wrote, or NAME@VERSION or NAME@STAGE of the registry.", "MODEL")
+        Path, Argument("A folder that `hotplate train` wrote, or a model of MLflow, as models:/shop@champion.", "MODEL")
     ],
     flags: PublishFlags,
 ) -> None:
@@ -182,18 +180,20 @@ def publish(
     def read(folder: Path, report: "OnStage") -> ModelLists:
         return ModelLists(load(folder), settings).measure(partial(report, "measure"))
 
-    if not is_reference(model):
+    uri = str(model)
+    if not uri.startswith(("models:/", "runs:/")):
         with _computed_on(master, options) as source:
             publish_lists(lambda report: source(read(model, report)), options)
         return
 
+    from hotplate.offline import mlflow_models
+
     def record(release: "ReleaseId") -> None:
-        url = chosen_store(flags.store)
-        in_registry(flags.registry, lambda opened: opened.record_release(entry.reference, url, release))
+        mlflow_models.record_release(uri, chosen_store(flags.store), release)
 
     with temporary_folder("model") as scratch, _computed_on(master, options) as source:
-        entry = in_registry(flags.registry, lambda opened: opened.pull(str(model), scratch / "model"))
-        publish_lists(lambda report: source(read(scratch / "model", report)), options, on_written=record)
+        folder = interruptible(lambda: mlflow_models.fetch(uri, scratch))
+        publish_lists(lambda report: source(read(folder, report)), options, on_written=record)
 
 
 def import_lists(flags: ImportFlags) -> None:

@@ -50,7 +50,7 @@ def run(
         Path,
         typer.Argument(
             metavar="PIPELINE",
-            help="A TOML file of the tables train, publish, gates, registry and run.",
+            help="A TOML file of the tables train, publish, gates and run.",
             callback=_take_defaults,
             is_eager=True,
         ),
@@ -144,7 +144,11 @@ def _print_steps(job: "Job", folder: Path) -> None:
     publishes = f"lists of {job.lists.length} to {redacted(job.store)}"
     steps = [
         ("train", f"{', '.join(map(str, [*job.training.data, *job.training.test]))}, in {folder}"),
-        *([] if job.registration is None else [("register", f"as the next version of {job.registration.name}")]),
+        *(
+            [("track", f"in MLflow{f', as a version of {job.register}' if job.register else ''}")]
+            if job.track or job.register
+            else []
+        ),
         ("measure", "the lists as they are published; with rules the model learns once more for it"),
         ("publish", publishes),
         ("gates", bounds or "none"),

@@ -10,6 +10,7 @@ from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import orjson
@@ -47,6 +48,9 @@ STORE_VARIABLE = "HOTPLATE_STORE"
 INTERRUPT_POLL_S = 0.1
 CLEAN_UP_S = 0.5
 
+# Off a terminal, stages that begin earlier than this are not reported.
+QUIET_S = 5.0
+
 # How many characters of a table's first column stand in one line, however narrow the terminal is.
 WIDEST_ID = 24
 
@@ -56,7 +60,7 @@ MISUSED = 2
 REFUSED = 3
 # Which extra brings which module.
 EXTRAS = {
-    "fsspec": "events",
+    "fsspec": "events", "mlflow": "mlflow",
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
     "httptools": "bench", "hdrh": "bench", "matplotlib": "bench", "mmh3": "bench",
     "redis": "redis", "azure": "cosmos", "jwt": "oidc",
@@ -191,10 +195,14 @@ def text_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
-    """Yield a function that reports progress: each stage gets a line on a terminal, and nothing is printed elsewhere.
+    """Yield a function that reports progress: each stage gets a bar on a terminal, and a line elsewhere.
 
-    *status* is a text that is shown next to every stage. The lines vanish at the end.
+    *status* is a text that is shown next to every stage. Bars vanish at the end. Lines are of stages that begin late:
+    short work has none.
     """
+    if not err.is_terminal:
+        yield _stage_lines()
+        return
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(),
@@ -203,7 +211,7 @@ def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
         TimeRemainingColumn(),
         _TextColumn(lambda _: status()),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(*columns, console=err, transient=True) as progress:
         tasks = dict[str, TaskID]()
 
         def report(stage: str, done: int, total: int) -> None:
@@ -216,6 +224,18 @@ def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
                 progress.update(tasks[stage], completed=done, total=total)
 
         yield report
+
+
+def _stage_lines() -> "OnStage":
+    start, begun = perf_counter(), set[str]()
+
+    def report(stage: str, done: int, total: int) -> None:
+        elapsed = perf_counter() - start
+        if stage not in begun and done < total and elapsed >= QUIET_S:
+            err.print(f"hotplate: {stage} begins after {elapsed:,.0f} s")
+        begun.add(stage)
+
+    return report
 
 
 def require_folder(report: Path | None) -> None:

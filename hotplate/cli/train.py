@@ -25,6 +25,7 @@ from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from hotplate.offline.evaluate.evaluation import Evaluation
+    from hotplate.offline.input.files import DataSource
     from hotplate.offline.train.engine import Engine, Params
     from hotplate.offline.train.tuning import Search, TuneOptions
     from hotplate.offline.training import TrainReport, TrainSettings
@@ -35,6 +36,10 @@ COLUMNS = "Columns of the data"
 TEST = "Test"
 MODEL = "Engine and parameters"
 SEARCH = "Search for parameters"
+TRACKING = "MLflow"
+# From this size on it is said off a terminal how long reading takes, at a rate measured on one core.
+LARGE_BYTES = 20_000_000
+BYTES_PER_SECOND = 30e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +125,10 @@ class TrainOptions:
 def train(
     options: TrainOptions,
     model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
+    track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False,
+    register: Annotated[
+        str | None, Flag("Track, and register as a version with an alias.", TRACKING, metavar="NAME[@ALIAS]")
+    ] = None,
     master: Master = None,
     as_json: Json = False,
 ) -> None:
@@ -128,8 +137,18 @@ def train(
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
     settings = settings_of(options)
+    if not track and register is None:
+        with _session(options.engine, master):
+            print_training(settings, model, as_json=as_json)
+        return
+    from hotplate.offline import mlflow_models
+
+    target = None if register is None else mlflow_models.Target.of(register)
     with _session(options.engine, master):
         print_training(settings, model, as_json=as_json)
+    logged = interruptible(lambda: mlflow_models.log_training(model, target))
+    mlflow_models.set_alias(logged)
+    err.print(f"hotplate: the model is {logged.uri} in MLflow")
 
 
 def settings_of(given: TrainOptions) -> "TrainSettings":
@@ -166,6 +185,12 @@ def print_training(settings: "TrainSettings", model: Path, *, as_json: bool = Fa
     """Train as *settings* say, write the folder *model*, and print and return what came of it."""
     from hotplate.offline.training import train as train_model
 
+    size = _size_of(settings.data)
+    if size > LARGE_BYTES and not err.is_terminal:
+        seconds = size / BYTES_PER_SECOND
+        err.print(
+            f"hotplate: reading {size / 1e6:,.0f} MB, which takes about {seconds:,.0f} s; then the rest is estimated"
+        )
     with progress_bars() as on_progress:
         report = interruptible(lambda: train_model(settings, model, on_progress, err.print))
     if as_json:
@@ -173,6 +198,12 @@ def print_training(settings: "TrainSettings", model: Path, *, as_json: bool = Fa
     else:
         print_report(report)
     return report
+
+
+def _size_of(data: "Iterable[DataSource]") -> int:
+    paths = [path for each in data if isinstance(each, str | Path) and (path := Path(each)).exists()]
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @contextmanager

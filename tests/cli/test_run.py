@@ -24,7 +24,6 @@ from hotplate.__main__ import main
 from hotplate.cli.terminal import with_store
 from hotplate.offline.input.sample import sample
 from hotplate.offline.job import opened
-from hotplate.offline.registry import Registry
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import connect
@@ -215,24 +214,6 @@ def test_a_run_that_was_cut_off_before_its_data_changed_leaves_nothing_behind(
     assert len(trained(tmp_path)) == 1
 
 
-def test_a_model_is_registered_once_and_has_its_stage_only_when_gates_have_let_it_through(
-    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registered = '[registry]\nname = "shop"\nregistry = "models"\nstage = "production"\ntag = "owner=search"'
-    pipeline = write_pipeline(tmp_path, folder_url, registered)
-    with monkeypatch.context() as patch:
-        patch.setattr("hotplate.offline.registry.Registry.record_release", interrupt)
-        assert hotplate("run", pipeline).returncode == 130
-    done = summary_of(hotplate("run", pipeline))
-    write_pipeline(tmp_path, folder_url, registered + "\n[gates]\ncoverage = 1.0")
-    assert summary_of(hotplate("run", pipeline))["outcome"] == "refused"
-    first, second = Registry(str(tmp_path / "models")).entries("shop")
-    assert first.reference == done["registered"]
-    assert [release.id for release in first.releases] == [done["release"]]
-    assert first.tags == {"owner": "search", "run": done["run"]}
-    assert (first.stages, second.stages, len(second.releases)) == (("production",), (), 1)
-
-
 def test_a_store_that_was_made_anew_is_filled_again(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     assert hotplate("run", pipeline).returncode == 0
@@ -296,8 +277,6 @@ def test_a_run_whose_redis_does_not_answer_ends_when_it_is_told_to(stops_at: str
         ("wiat = 3", "[run] has no key wiat; did you mean wait?"),
         ('wait = "long"', "'--wait'"),
         ("[publish", "is not TOML"),
-        ('[registry]\nname = "shop"\nstge = "x"', "[registry] has no key stge; did you mean stage?"),
-        ("[registry]\nstage = 'x'", "Missing argument 'NAME'"),
     ],
 )
 def test_a_pipeline_that_makes_no_sense_is_a_sentence(

@@ -194,3 +194,17 @@ def test_a_test_of_ones_own_is_what_is_measured_on(tmp_path: Path) -> None:
         trained(tmp_path, train, "--test", strangers)["note"]
     )
     failed(refused(tmp_path, train, "--test", write(tmp_path / "c.csv", "who,item", "u,a")), "has no column 'user'")
+
+
+def test_off_a_terminal_large_data_and_late_stages_have_a_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"u{at % 12},i{at * at % 17}" for at in range(200)]
+    data = write(tmp_path / "data.csv", "user,item", *rows)
+    arguments = ("train", data, "--engine", "popularity", "--no-tune", "--out", tmp_path / "model")
+    assert "hotplate: " not in hotplate(*arguments).stderr
+    monkeypatch.setattr("hotplate.cli.terminal.QUIET_S", 0.0)
+    monkeypatch.setattr("hotplate.cli.train.LARGE_BYTES", 0)
+    first, *stages = [line for line in hotplate(*arguments).stderr.splitlines() if line.startswith("hotplate: ")]
+    assert first.startswith("hotplate: reading 0 MB, which takes about")
+    assert [line.split()[1] for line in stages] == ["read", "matrix", "evaluate", "fit", "save"]

@@ -1,0 +1,169 @@
+"""Models in MLflow: a training logged as a run, its model registered as a version, and fetched again to be published.
+
+The server is MLflow's own setting, `MLFLOW_TRACKING_URI`; so are credentials and the experiment.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model as LoggedModel
+
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.model import describe
+from hotplate.stores.folders import LOCK
+from hotplate.stores.urls import redacted
+
+# The name of the experiment, unless MLflow's variables name one; of the kind of model; and of what is logged.
+EXPERIMENT = "hotplate"
+FLAVOR = "hotplate"
+_FOLDER = "model"
+# Tags: of a run, the job that made it; of a version, the release that was made from it.
+_JOB, _RELEASE, _STORE = "hotplate.job", "hotplate.release", "hotplate.store"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a model is registered as: a new version of *name*, which gets the *alias*, if there is one."""
+
+    name: str
+    alias: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> "Target":
+        """Read NAME or NAME@ALIAS; raises SettingError for anything else."""
+        name, at, alias = text.partition("@")
+        if not name or (at and not alias) or set(name) & set("/:"):
+            raise SettingError(f"The model {text!r} cannot be registered; write NAME or NAME@ALIAS, as shop@champion.")
+        return cls(name, alias or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A run of MLflow, and the version that its model is registered as, None if it is not."""
+
+    run: str
+    target: Target | None = None
+    version: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """How MLflow names the model, as models:/shop/3."""
+        return f"runs:/{self.run}/{_FOLDER}" if self.target is None else f"models:/{self.target.name}/{self.version}"
+
+
+def log_training(folder: Path, target: Target | None = None, job: str | None = None) -> Logged:
+    """Log the model *folder* as a run, with parameters, metrics and its description, and register it as *target*.
+
+    A *job* is logged once: if it has a run with a version, that is returned. Raises DataError if the server cannot be
+    reached or refuses.
+    """
+    described = describe(folder)
+    with _server():
+        experiment = _experiment()
+        if job is not None and (logged := _logged(experiment, job, target)) is not None:
+            return logged
+        with mlflow.start_run(experiment_id=experiment, tags={} if job is None else {_JOB: job}) as run:
+            mlflow.log_params(_params(described))
+            mlflow.log_metrics(_metrics(described))
+            mlflow.log_dict(described, "report.json")
+            name = None if target is None else target.name
+            saved = LoggedModel.log(None, sys.modules[__name__], name, name=_FOLDER, folder=folder)
+        version = None if saved.registered_model_version is None else str(saved.registered_model_version)
+        return Logged(run.info.run_id, target, version)
+
+
+def save_model(path: str, mlflow_model: Any, folder: Path) -> None:  # noqa: ANN401 -- MLflow's own
+    """Write the model *folder* to *path* as MLflow's kind `hotplate`; MLflow calls this."""
+    shutil.copytree(folder, Path(path) / _FOLDER, ignore=shutil.ignore_patterns(LOCK))
+    mlflow_model.add_flavor(FLAVOR, data=_FOLDER)
+    mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
+def set_alias(logged: Logged) -> None:
+    """Give the version its alias, which the version that had it loses."""
+    if logged.target is not None and logged.target.alias is not None:
+        with _server():
+            mlflow.MlflowClient().set_registered_model_alias(logged.target.name, logged.target.alias, logged.version)
+
+
+def fetch(uri: str, out: Path) -> Path:
+    """Copy the model that *uri* names, as models:/shop@champion, below *out*, and return its folder.
+
+    Raises DataError if there is none, or if it is not one that `log_training` wrote.
+    """
+    with _server():
+        found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(out))) / _FOLDER
+    if not found.is_dir():
+        raise DataError(f"{uri} is a model of another kind; register one with hotplate train --register NAME.")
+    return found
+
+
+def record_release(uri: str, store: str, release: str) -> None:
+    """Tag the version that *uri* names with the *release* that was made from it; nothing for a model of a run."""
+    name, at, version = uri.removeprefix("models:/").partition("@")
+    if not uri.startswith("models:/"):
+        return
+    with _server():
+        client = mlflow.MlflowClient()
+        if at:
+            version = client.get_model_version_by_alias(name, version).version
+        else:
+            name, _, version = name.partition("/")
+        for tag, value in ((_RELEASE, release), (_STORE, redacted(store))):
+            client.set_model_version_tag(name, version, tag, value)
+
+
+def _experiment() -> str:
+    if named := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return named
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    found = mlflow.get_experiment_by_name(name)
+    return str(mlflow.create_experiment(name) if found is None else found.experiment_id)
+
+
+def _logged(experiment: str, job: str, target: Target | None) -> Logged | None:
+    wanted = f"tags.`{_JOB}` = '{job}' and status = 'FINISHED'"
+    runs = mlflow.search_runs([experiment], filter_string=wanted, output_format="list")
+    for run in runs:
+        if target is None:
+            return Logged(run.info.run_id)
+        versions = mlflow.search_model_versions(
+            filter_string=f"name = '{target.name}' and run_id = '{run.info.run_id}'"
+        )
+        if versions:
+            return Logged(run.info.run_id, target, str(versions[0].version))
+    return None
+
+
+def _params(described: dict[str, Any]) -> dict[str, Any]:
+    data = described.get("data") or {}
+    kept = ("source", "fingerprint", "rows", "weighting", "half_life_s", "min_per_user", "min_per_item")
+    found = {"engine": described.get("engine"), **(described.get("params") or {})}
+    return found | {f"data.{name}": data.get(name) for name in kept}
+
+
+def _metrics(described: dict[str, Any]) -> dict[str, float]:
+    evaluation = described.get("metrics") or {}
+    found = {name: value for name, value in evaluation.get("model", {}).items() if isinstance(value, float)}
+    return found | {name: float(described[name]) for name in ("users", "items", "pairs") if name in described}
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[None]:
+    """Raise MLflow's errors as DataError; what it prints goes to standard error."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except MlflowException as error:
+        where = redacted(mlflow.get_tracking_uri())
+        raise DataError(
+            f"MLflow at {where} failed: {str(error).splitlines()[0]} (MLFLOW_TRACKING_URI names it)."
+        ) from error

@@ -1,0 +1,92 @@
+"""Models in MLflow, where it is installed: logged, registered, fetched and published."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.model import save
+from tests.support.command import failed, hotplate, json_of
+from tests.support.interactions import checkerboard_model, write
+
+mlflow = pytest.importorskip("mlflow")
+from hotplate.offline import mlflow_models  # noqa: E402 -- it loads mlflow
+from hotplate.offline.mlflow_models import Target  # noqa: E402 -- as above
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it loads
+
+
+@pytest.fixture(autouse=True)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(checkerboard_model(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_is_a_run_and_a_version_and_is_fetched_as_it_was(folder: Path, tmp_path: Path) -> None:
+    logged = mlflow_models.log_training(folder, Target.of("shop@champion"), job="one")
+    assert mlflow_models.log_training(folder, Target.of("shop@champion"), job="one") == logged
+    assert logged.uri == "models:/shop/1"
+    run = mlflow.get_run(logged.run)
+    assert run.data.params["engine"] == "als"
+    assert run.data.params["data.fingerprint"] == "abc"
+    with pytest.raises(DataError, match=r"MLflow at sqlite:.* failed"):
+        mlflow_models.fetch("models:/shop@champion", tmp_path / "early")
+    mlflow_models.set_alias(logged)
+    found = mlflow_models.fetch("models:/shop@champion", tmp_path / "out")
+    assert (found / "model.json").read_bytes() == (folder / "model.json").read_bytes()
+    mlflow_models.record_release("models:/shop@champion", "redis://user:hidden@host/0", "r1")
+    tags = mlflow.MlflowClient().get_model_version("shop", "1").tags
+    assert (tags["hotplate.release"], "hidden" in json.dumps(tags)) == ("r1", False)
+
+
+@pytest.mark.parametrize("text", ["", "@champion", "shop@", "a/b"])
+def test_a_name_that_cannot_be_registered_is_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="NAME@ALIAS"):
+        Target.of(text)
+
+
+def test_train_registers_and_publish_takes_the_version_by_its_alias(tmp_path: Path) -> None:
+    rows = "".join(f"u{at % 12},i{at * at % 17}\n" for at in range(200))
+    data, store = write(tmp_path / "data.csv", "user,item\n" + rows), f"file://{tmp_path}/store"
+    quick = ("--engine", "popularity", "--no-tune", "--split", "none", "--out", tmp_path / "model")
+    trained = hotplate("train", data, *quick, "--register", "shop@champion", "--json")
+    json.loads(trained.stdout)
+    assert "models:/shop/1 in MLflow" in trained.stderr
+    release = json_of("publish", "models:/shop@champion", "--store", store)["release"]["release"]
+    version = mlflow.MlflowClient().get_model_version_by_alias("shop", "champion")
+    assert version.tags["hotplate.release"] == release
+    failed(hotplate("publish", "models:/shop@nothing", "--store", store), "MLflow at")
+
+
+def test_a_run_gives_the_alias_only_to_a_model_whose_release_is_live(tmp_path: Path) -> None:
+    rows = "".join(f"u{at % 12},i{at * at % 17}\n" for at in range(200))
+    write(tmp_path / "data.csv", "user,item\n" + rows)
+    text = f"""[train]
+data = "data.csv"
+engine = "popularity"
+no_tune = true
+split = "none"
+register = "shop@champion"
+[publish]
+store = "file://{tmp_path}/store"
+[run]
+work = "work"
+"""
+    pipeline = write(tmp_path / "nightly.toml", text)
+    done = json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])
+    assert (done["outcome"], done["tracked"]) == ("published", "models:/shop/1"), done
+    write(pipeline, text + "[gates]\noverlap = 1.0\ncoverage = 1.0\nshortest_list = 900\n")
+    assert json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])["outcome"] == "refused"
+    client = mlflow.MlflowClient()
+    assert str(client.get_model_version_by_alias("shop", "champion").version) == "1"
+    assert len(client.search_model_versions("name = 'shop'")) == 2
