@@ -159,6 +159,7 @@ def _metrics(described: dict[str, Any]) -> dict[str, float]:
 @contextlib.contextmanager
 def _server() -> Iterator[None]:
     """Raise MLflow's errors as DataError; what it prints goes to standard error."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

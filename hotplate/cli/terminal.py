@@ -171,7 +171,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
     """Print an error as one sentence on standard error and return its exit code."""
     sentence, code = _sentence(error)
     first = sentence.partition(" ")[0]
-    given = {each.rpartition("=")[2] for each in sys.argv[2:]} | set(os.environ.values())
+    given = {each.rpartition("=")[2] for each in sys.argv[2:]}
     if first.isalpha() and first not in given:  # a path, a URL or a name stays as it is
         sentence = sentence[:1].upper() + sentence[1:]
     if not sentence.endswith("?"):
