@@ -184,7 +184,7 @@ def _read(
             *(notes.of_times(chosen.time, layouts, rows) if chosen.time is not None else []),
             notes.of_unknown_events(rows),
             notes.of_cancellations(str(chosen.quantity), _cancelled(rows)),
-            notes.of_users(rows.kept, rows.facts["rows"]),
+            notes.of_users(log),
             notes.of_disjoint(log),
         ],
     )

@@ -96,9 +96,10 @@ def of_events(tables: Sequence[Table]) -> str | None:
     return f"the column {name!r} holds events that weigh the same: {events}; weigh them by --event-weights {weights}"
 
 
-def of_users(kept: pl.LazyFrame, total: int) -> str | None:
-    """Say which users have far more rows than all others."""
-    counted = kept.group_by("user").len().collect(engine="streaming")
+def of_users(log: pl.DataFrame) -> str | None:
+    """Say which users have far more weight than all others; a row without a weight has 1."""
+    counted = log.group_by("user").agg(len=pl.col("weight").sum())
+    total = float(counted.select(pl.col("len").sum()).item())
     least = max(_USER_SHARE * total, _TIMES_THE_MEAN * total / counted.height)
     many = counted.filter(pl.col("len") >= least).sort("len", descending=True).head(3)
     if many.is_empty():
@@ -114,8 +115,8 @@ def of_disjoint(log: pl.DataFrame) -> str | None:
     """Say that no two users have an item in common."""
     if log.get_column("user").n_unique() < _FEWEST_USERS:
         return None
-    shared = log.lazy().group_by("item").agg(pl.col("user").n_unique()).filter(pl.col("user") > 1)
-    if shared.head(1).collect().height:
+    user = pl.col("user").to_physical()
+    if log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared").any():
         return None
     return (
         "no two users have an item in common, so nothing can be learnt from one for another; is the item column right?"
