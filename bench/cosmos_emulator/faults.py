@@ -6,19 +6,15 @@ https://learn.microsoft.com/azure/cosmos-db/consistency-levels#consistency-level
 
 import random
 import re
-from math import exp, log
+from collections.abc import Callable
+from functools import partial
+from math import log
 from statistics import NormalDist
 from typing import Annotated
 
 import msgspec
 
-from hotplate.bench.cosmos_emulator.http import (
-    EmulatorMisused,
-    HttpError,
-    HttpResponse,
-    Request,
-    Substatus,
-)
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpError, HttpResponse, Request, Substatus
 
 FORM = re.compile(r"p50=(\d+(?:\.\d+)?)(ms|s|us),p99=(\d+(?:\.\d+)?)(ms|s|us)")
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -42,27 +38,19 @@ Number = Annotated[float, msgspec.Meta(ge=0)]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
 
-class Latency:
-    """Draws delays in seconds; the sequence of one seed is always the same."""
+def parse_latency(text: str) -> Callable[[], float]:
+    """Return a function that draws delays in seconds, log-normal, from a text such as `p50=4ms,p99=10ms`.
 
-    def __init__(self, p50_s: float, p99_s: float, seed: int = 1) -> None:
-        if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
-            raise EmulatorMisused(f"--latency needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
-        self._mu = log(p50_s)
-        self._sigma = log(p99_s / p50_s) / NormalDist().inv_cdf(0.99)
-        self._gauss = random.Random(seed).gauss  # noqa: S311 -- a repeatable draw, nothing secret
-
-    def delay_s(self) -> float:
-        """Draw a delay."""
-        return exp(self._gauss(self._mu, self._sigma))
-
-
-def parse_latency(text: str) -> Latency:
-    """Parse `p50=4ms,p99=10ms`."""
+    It draws the same sequence in each run.
+    """
     match = FORM.fullmatch(text.replace(" ", ""))
     if match is None:
         raise EmulatorMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
-    return Latency(float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]])
+    p50_s, p99_s = float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]]
+    if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
+        raise EmulatorMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
+    draws = random.Random(1)  # noqa: S311 -- repeatable, nothing secret
+    return partial(draws.lognormvariate, log(p50_s), log(p99_s / p50_s) / NormalDist().inv_cdf(0.99))
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

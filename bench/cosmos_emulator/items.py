@@ -9,15 +9,8 @@ from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import (
-    HttpError,
-    HttpResponse,
-    Request,
-    Substatus,
-    parse_json,
-    parse_object,
-)
-from hotplate.bench.cosmos_emulator.partitions import HEADER, Document, Partition, encode, key_of_header
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus, parse_json
+from hotplate.bench.cosmos_emulator.partitions import Document, Partition, encode, key_of
 from hotplate.bench.cosmos_emulator.resources import (
     ALREADY_EXISTS,
     CONSISTENCIES,
@@ -48,15 +41,10 @@ class RequestContext:
     container: Container
     request: Request
     now: float
-    strong: bool
-    """Whether reads are charged as for strong or bounded staleness."""
-
-    def key(self) -> bytes:
-        """Return the encoded partition key of the request's header."""
-        return key_of_header(self.request.headers.get(HEADER))
+    strong: bool  # reads are charged as for strong or bounded staleness
 
     def not_found(self) -> HttpError:
-        """Make the error for an item that does not exist, which is charged, too."""
+        """Make the error for an item that does not exist, which is charged."""
         charge_ru = self.account.charges.not_found(strong=self.strong)
         return HttpError(404, "Entity with the specified id does not exist in the system.", charge_ru=charge_ru)
 
@@ -71,7 +59,7 @@ class RequestContext:
 
     def charge_error(self, partition: Partition, error: HttpError) -> HttpError:
         """Charge what a failed request cost, and add the headers of its partition."""
-        partition.charge_read(self.now, self.request.region, error.charge_ru)
+        partition.charge(self.now, error.charge_ru, self.request.region)
         error.headers |= self.headers(partition)
         return error
 
@@ -99,14 +87,14 @@ def context_of(account: EmulatedAccount, container: Container, request: Request,
 
 def read(context: RequestContext, item_id: str) -> HttpResponse:
     """Read one item by its id and partition key."""
-    request, key = context.request, context.key()
+    request, key = context.request, key_of(context.request)
     document = context.container.documents.get(item_id, key)
     partition = document.partition if document is not None else context.partition_of(key)
     partition.admit(context.now, request.region)
     if document is None:
         raise context.charge_error(partition, context.not_found())
     charge_ru = context.account.read_ru(document.size, strong=context.strong)
-    partition.charge_read(context.now, request.region, charge_ru)
+    partition.charge(context.now, charge_ru, request.region)
     return HttpResponse(200, document.body, context.headers(partition, document.etag), charge_ru)
 
 
@@ -123,15 +111,15 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
     """Carry out one write as a request of its own."""
     request, resource = context.request, dict[str, Any]()
     if verb != "delete":
-        resource = parse_object(request.body)
-    key = context.key()
+        resource = request.object()
+    key = key_of(context.request)
     partition = context.partition_of(key)
     partition.admit(context.now, request.region)
     try:
         result = _write(context, verb, key, item_id, resource, if_match=request.header(b"if-match"))
     except HttpError as error:
         raise context.charge_error(partition, error) from None
-    partition.charge_write(context.now, result.charge_ru)
+    partition.charge(context.now, result.charge_ru)
     is_minimal = verb == "delete" or b"return=minimal" in request.headers.get(b"prefer", b"").lower()
     body = b"" if is_minimal else result.document.body
     return HttpResponse(result.status, body, context.headers(partition, result.document.etag), result.charge_ru)
@@ -185,11 +173,11 @@ def _store(
     """Store an item, in place of the one that was *found*, and charge it; nothing has changed if it is refused."""
     container, charges = context.container, context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
-    terms = frozenset(terms_of(item)) if container.is_indexed else frozenset()
     partition = found.partition if found else container.partitions.of(key)
     serial = found.serial if found else container.documents.next_serial()
     etag = context.account.next_etag()
     body, size = _stored_form(context, item, serial, etag)
+    terms = frozenset(terms_of(item)) if container.is_indexed else frozenset()
     if found is None:
         charge_ru = charges.create(size, len(terms))
     else:
@@ -226,7 +214,7 @@ def batch(context: RequestContext) -> HttpResponse:
         raise HttpError(400, f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
     if context.request.header(b"x-ms-cosmos-batch-atomic").lower() == "false":
         raise HttpError(400, "bulk requests are not emulated: send operations one by one, or as a transactional batch")
-    key = context.key()
+    key = key_of(context.request)
     partition = context.partition_of(key)
     partition.admit(context.now, context.request.region)
     results, before = list[dict[str, Any]](), dict[str, Document | None]()
@@ -236,7 +224,7 @@ def batch(context: RequestContext) -> HttpResponse:
     except HttpError as error:
         _restore(context, key, before)
         charge_ru = round(sum(result["requestCharge"] for result in results) + error.charge_ru, 2)
-        partition.charge_read(context.now, context.request.region, charge_ru)
+        partition.charge(context.now, charge_ru, context.request.region)
         others = [NOT_RUN] * len(operations)
         others[len(results)] = {
             "statusCode": error.status,
@@ -246,7 +234,7 @@ def batch(context: RequestContext) -> HttpResponse:
         }
         return HttpResponse(207, orjson.dumps(others), context.headers(partition), charge_ru)
     charge_ru = round(sum(result["requestCharge"] for result in results), 2)
-    partition.charge_write(context.now, charge_ru)
+    partition.charge(context.now, charge_ru)
     return HttpResponse(200, orjson.dumps(results), context.headers(partition), charge_ru)
 
 

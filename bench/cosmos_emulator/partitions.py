@@ -10,7 +10,7 @@ Keys are hashed by version 2, as SDKs create containers; a test compares the has
 import re
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import ceil, floor
@@ -20,7 +20,7 @@ from typing import Any
 import mmh3
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpError, Substatus, parse_json
+from hotplate.bench.cosmos_emulator.http import HttpError, Request, Substatus, parse_json
 
 HEADER = b"x-ms-documentdb-partitionkey"
 
@@ -33,23 +33,18 @@ INITIAL_PARTITION_RU = 6_000
 V2_SPAN = 1 << 126
 
 
-def key_property_of(definition: object) -> str:
+def key_property(definition: object) -> str:
     """Return the property that is the partition key, from the `partitionKey` of a container."""
-    if not isinstance(definition, dict):
-        raise HttpError(400, "a container needs a partitionKey")
-    paths = definition.get("paths")
-    if definition.get("kind", "Hash") != "Hash" or not isinstance(paths, list) or len(paths) != 1:
-        raise HttpError(400, "partitionKey must be of kind Hash with one path; hierarchical keys are not emulated")
-    if definition.get("version") != 2:
-        raise HttpError(400, "partitionKey.version must be 2; hashes of version 1 are not emulated")
-    if not isinstance(paths[0], str) or not re.fullmatch(r"/\w+", paths[0]):
-        raise HttpError(400, "partitionKey.paths must name one property of items, such as /id")
-    return paths[0][1:]
+    match definition:
+        case {"paths": [str(path)], "version": 2, **rest} if re.fullmatch(r"/\w+", path):
+            if rest.get("kind", "Hash") == "Hash":
+                return path[1:]
+    raise HttpError(400, "the emulator supports a partitionKey of kind Hash, version 2, and one path to a property")
 
 
-def key_of_header(header: bytes | None) -> bytes:
+def key_of(request: Request) -> bytes:
     """Return the encoded key that a request's header carries as a JSON list of one."""
-    values = parse_json(header or b"null", "x-ms-documentdb-partitionkey")
+    values = parse_json(request.headers.get(HEADER, b"null"), "x-ms-documentdb-partitionkey")
     if not isinstance(values, list) or len(values) != 1:
         raise HttpError(400, "the header x-ms-documentdb-partitionkey must be a list of one value")
     return encode(values[0])
@@ -96,20 +91,10 @@ class EmulatedThroughput:
         """Return what it is a multiple of."""
         return 1_000 if self.autoscale else 100
 
-    @property
-    def least(self) -> int:
-        """Return the lowest value of its kind."""
-        return 1_000 if self.autoscale else 400
-
-    @property
-    def initial_partitions(self) -> int:
-        """Return how many physical partitions a new container of this throughput has."""
-        return ceil(self.ru / (PARTITION_RU if self.autoscale else INITIAL_PARTITION_RU))
-
-    def minimum(self, highest_ru: int, stored_bytes: int) -> int:
+    def minimum(self, highest_ru: int = 0, stored_bytes: int = 0) -> int:
         """Return what it cannot be lowered below: by the highest value it ever had, and by what is stored."""
-        share, ru_per_gb = (10, 10) if self.autoscale else (100, 1)
-        needed = max(self.least, highest_ru / share, stored_bytes / 1000**3 * ru_per_gb)
+        least, share, ru_per_gb = (1_000, 10, 10) if self.autoscale else (400, 100, 1)
+        needed = max(least, highest_ru / share, stored_bytes / 1000**3 * ru_per_gb)
         return ceil(needed / self.step) * self.step
 
     def to_json(self) -> dict[str, object]:
@@ -119,15 +104,13 @@ class EmulatedThroughput:
         return {"offerThroughput": self.ru, "offerIsRUPerMinuteThroughputEnabled": False}
 
 
+@dataclass(slots=True)
 class Budget:
     """The request units of one partition in one region; times are seconds of any clock that does not go back."""
 
-    __slots__ = ("_second", "_used_ru", "rate")
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self._second = -1
-        self._used_ru = 0.0
+    rate: float = 0.0
+    _second: int = -1
+    _used_ru: float = 0.0
 
     def provision(self, rate: float) -> None:
         """Change the rate; what was admitted by the old one is spent, and not owed by the new one."""
@@ -159,19 +142,18 @@ class Budget:
         self._second = second
 
 
+@dataclass(slots=True, eq=False)
 class Partition:
     """One physical partition, which serves one partition key range until it splits."""
 
-    __slots__ = ("admitted_ru", "budgets", "id", "lsn", "maximum", "minimum", "parents", "throttled")
-
-    def __init__(self, range_id: str, edges: tuple[str, str], parents: tuple[str, ...], lsn: int, regions: int) -> None:
-        self.id = range_id
-        self.minimum, self.maximum = edges
-        self.parents = parents
-        self.lsn = lsn
-        self.budgets = [Budget(0.0) for _ in range(regions)]
-        self.admitted_ru = 0.0
-        self.throttled = 0
+    id: str
+    minimum: str
+    maximum: str
+    budgets: list[Budget]  # of each region
+    parents: tuple[str, ...] = ()
+    lsn: int = 1
+    admitted_ru: float = 0.0
+    throttled: int = 0
 
     @property
     def session_token(self) -> str:
@@ -183,22 +165,14 @@ class Partition:
         wait_ms = self.budgets[region].wait_ms(now)
         if wait_ms:
             self.throttled += 1
-            raise HttpError(
-                429,
-                "Request rate is large. More Request Units may be needed, so no changes were made.",
-                Substatus.REQUEST_RATE_TOO_LARGE,
-                headers={"x-ms-retry-after-ms": str(wait_ms)},
-            )
+            message = "Request rate is large. More Request Units may be needed, so no changes were made."
+            headers = {"x-ms-retry-after-ms": str(wait_ms)}
+            raise HttpError(429, message, Substatus.REQUEST_RATE_TOO_LARGE, headers=headers)
 
-    def charge_read(self, now: float, region: int, charge_ru: float) -> None:
-        """Charge a read to the region that served it."""
+    def charge(self, now: float, charge_ru: float, region: int | None = None) -> None:
+        """Charge a read to the region that served it, and a write to every region: each applies it."""
         self.admitted_ru += charge_ru
-        self.budgets[region].charge(now, charge_ru)
-
-    def charge_write(self, now: float, charge_ru: float) -> None:
-        """Charge a write to every region: each applies it."""
-        self.admitted_ru += charge_ru
-        for budget in self.budgets:
+        for budget in self.budgets if region is None else (self.budgets[region],):
             budget.charge(now, charge_ru)
 
 
@@ -208,20 +182,21 @@ class Partitions:
     def __init__(self, throughput: EmulatedThroughput, regions: int) -> None:
         self._regions = regions
         self._next_id = 0
-        parts = throughput.initial_partitions
-        self._replace([((), 1)] * parts)
+        parts = ceil(throughput.ru / (PARTITION_RU if throughput.autoscale else INITIAL_PARTITION_RU))
+        self._replace([None] * parts)
         self.provision(throughput)
 
-    def _replace(self, parts: list[tuple[tuple[str, ...], int]]) -> None:
-        """Have as many even partitions as there are *parts*, each with its parents and its sequence number."""
-        inner = [f"{V2_SPAN * part // len(parts):032X}" for part in range(1, len(parts))]
-        edges = zip(["", *inner], [*inner, "FF"], strict=True)
-        self.all = [
-            Partition(str(self._next_id + n), bounds, *part, self._regions)
-            for n, (bounds, part) in enumerate(zip(edges, parts, strict=True))
-        ]
-        self._next_id += len(parts)
+    def _replace(self, parents: Sequence[Partition | None]) -> None:
+        """Have as many even partitions as there are *parents*, each with its parent if it has one."""
+        inner = [f"{V2_SPAN * part // len(parents):032X}" for part in range(1, len(parents))]
         self._minima = ["", *inner]
+        self.all = list[Partition]()
+        for minimum, maximum, parent in zip(self._minima, [*inner, "FF"], parents, strict=True):
+            made = Partition(str(self._next_id), minimum, maximum, [Budget() for _ in range(self._regions)])
+            if parent is not None:
+                made.parents, made.lsn = (*parent.parents, parent.id), parent.lsn
+            self.all.append(made)
+            self._next_id += 1
 
     def of(self, key: bytes) -> Partition:
         """Return the partition of an encoded key."""
@@ -238,7 +213,7 @@ class Partitions:
     def provision(self, throughput: EmulatedThroughput) -> None:
         """Share *throughput* evenly; partitions split if they cannot carry it, here at once, in Azure in hours."""
         while len(self.all) * PARTITION_RU < throughput.ru:
-            self._replace([((*parent.parents, parent.id), parent.lsn) for parent in self.all for _ in range(2)])
+            self._replace([parent for parent in self.all for _ in range(2)])
         for partition in self.all:
             for budget in partition.budgets:
                 budget.provision(throughput.ru / len(self.all))
@@ -269,19 +244,11 @@ class Document:
 
     id: str
     key: bytes
-    serial: int
-    """The position among the documents of its container."""
-
+    serial: int  # orders the documents of a container
     partition: Partition
-    body: bytes
-    """As it is returned: system properties come last."""
-
-    size: int
-    """Bytes that are charged for."""
-
-    terms: frozenset[tuple[str, object]]
-    """Indexed values that are charged for."""
-
+    body: bytes  # as it is returned: system properties come last
+    size: int  # bytes that are charged for
+    terms: frozenset[tuple[str, object]]  # indexed values that are charged for
     etag: str
 
     def parsed(self) -> dict[str, Any]:
@@ -297,7 +264,7 @@ class ContainerDocuments:
     """All documents of one container, by id and partition key, and in the order of their creation."""
 
     def __init__(self) -> None:
-        self._by_id = dict[str, dict[bytes, Document]]()
+        self._by_key = dict[tuple[str, bytes], Document]()
         self._ordered = list[Document]()
         self.next_serial = count(1).__next__
         self.stored_bytes = 0
@@ -307,13 +274,7 @@ class ContainerDocuments:
 
     def get(self, item_id: str, key: bytes) -> Document | None:
         """Find a document."""
-        of_id = self._by_id.get(item_id)
-        return None if of_id is None else of_id.get(key)
-
-    def with_ids(self, item_ids: Iterable[str], after: int = 0) -> list[Document]:
-        """Return the documents of some ids, of all partition keys, with a serial above *after*, in order."""
-        found = (document for item_id in set(item_ids) for document in self._by_id.get(item_id, {}).values())
-        return sorted((document for document in found if document.serial > after), key=SERIAL)
+        return self._by_key.get((item_id, key))
 
     def after(self, serial: int = 0) -> Iterator[Document]:
         """Yield the documents with a higher serial, in order; put and remove nothing before the end."""
@@ -329,14 +290,11 @@ class ContainerDocuments:
         else:
             self._ordered[place] = document
             self.stored_bytes -= old.size
-        self._by_id.setdefault(document.id, {})[document.key] = document
+        self._by_key[document.id, document.key] = document
         self.stored_bytes += document.size
 
     def remove(self, document: Document) -> None:
         """Delete a document."""
-        of_id = self._by_id[document.id]
-        del of_id[document.key]
-        if not of_id:
-            del self._by_id[document.id]
+        del self._by_key[document.id, document.key]
         del self._ordered[bisect_left(self._ordered, document.serial, key=SERIAL)]
         self.stored_bytes -= document.size

@@ -12,12 +12,11 @@ from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Substatus, parse_object
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
-from hotplate.bench.cosmos_emulator.partitions import HEADER, Document, Partition, hash_of
+from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, Partition, encode, hash_of, key_of
 
-CONTINUATION = re.compile(rb"(\d{1,18})")
-PAGE_SIZE = re.compile(rb"-1|0*[1-9]\d{0,8}")
+NUMBER = re.compile(r"-1|\d{1,18}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 # If a caller leaves the size of a page to the server, besides the 4 MB that a response may have.
 MAX_PAGE_ITEMS = 10_000
@@ -28,13 +27,12 @@ STATEMENT = re.compile(
     r"\s+FROM\s+(?P<source>(?:\w+\s+)?(?P<alias>(?!WHERE\b)\w+)(?:\s+WHERE\s+(?P<where>.+?))?)\s*",
     re.IGNORECASE | re.DOTALL,
 )
-VALUE = r"(?:'[^'\\]*'|\"[^\"\\]*\"|-?\d+(?:\.\d+)?|@\w+|true|false|null)"
+VALUE = r"(?:'[^'\\]*'|\"[^\"\\]*\"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?|@\w+|true|false|null)"
 CONDITION = re.compile(
     rf"\s*(?P<alias>\w+)\.(?P<path>\w+(?:\.\w+)*)\s*"
     rf"(?:=\s*(?P<one>{VALUE})|IN\s*\(\s*(?P<list>{VALUE}(?:\s*,\s*{VALUE})*)\s*\))\s*(?P<and>AND\b)?",
     re.IGNORECASE,
 )
-LITERALS = {"true": True, "false": False, "null": None}
 UNSUPPORTED = "the emulator supports only SELECT * and COUNT(1) with =, IN and AND"
 
 
@@ -60,29 +58,24 @@ class Query:
 
     conditions: tuple[Condition, ...] = ()
     counts: bool = False
-    is_rewritten: bool = False
-    """Whether it is a count in the form by which SDKs query each partition."""
-
-    source: str = ""
-    """Its text after FROM."""
+    is_rewritten: bool = False  # a count in the form by which SDKs query each partition
+    source: str = ""  # its text after FROM
 
     def test(self, item: Any) -> bool:  # noqa: ANN401 -- any JSON value
         """Return whether an item fulfils all conditions."""
         return all(condition.test(item) for condition in self.conditions)
 
 
-def parse_query(body: bytes) -> Query:
-    """Parse a query with its parameters from a body."""
-    fields = parse_object(body)
+def parse_query(request: Request) -> Query:
+    """Parse the query and its parameters of a request's body."""
+    fields = request.object()
     text, parameters = fields.get("query"), fields.get("parameters") or []
-    if not isinstance(text, str) or not isinstance(parameters, list):
-        raise HttpError(400, "a query's body has a query and perhaps a list of parameters")
-    if not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in parameters):
-        raise HttpError(400, "each parameter has a name and a value")
-    found = STATEMENT.fullmatch(text)
+    if not isinstance(parameters, list) or not all(isinstance(each, dict) and "name" in each for each in parameters):
+        raise HttpError(400, "the parameters of a query are a list of objects with a name and a value")
+    found = STATEMENT.fullmatch(str(text))
     if found is None:
-        raise HttpError(400, f"{UNSUPPORTED}; not {text[:80]!r}")
-    named = {one["name"]: one.get("value") for one in parameters}
+        raise HttpError(400, f"{UNSUPPORTED}; not {str(text)[:80]!r}")
+    named = {str(each["name"]): each.get("value") for each in parameters}
     conditions = tuple(_conditions(found["where"], found["alias"], named)) if found["where"] else ()
     return Query(conditions, bool(found["count"] or found["rewritten"]), bool(found["rewritten"]), found["source"])
 
@@ -108,20 +101,12 @@ def _value(text: str, parameters: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- 
         if text not in parameters:
             raise HttpError(400, f"the query has no parameter {text[:40]}")
         return parameters[text]
-    if text.lower() in LITERALS:
-        return LITERALS[text.lower()]
-    return text[1:-1] if text[0] in "'\"" else orjson.loads(text)
-
-
-def select(query: Query, resources: Iterable[Any]) -> list[Any]:
-    """Run a query over resources that are not items: databases, containers, offers."""
-    kept = [one for one in resources if query.test(one)]
-    return [len(kept)] if query.counts else kept
+    return text[1:-1] if text[0] in "'\"" else orjson.loads(text.lower())
 
 
 def query(context: RequestContext) -> HttpResponse:
     """Return one page of a query."""
-    statement = parse_query(context.request.body)
+    statement = parse_query(context.request)
     partitions, key = _where(context)
     if key is None and RANGE_HEADER not in context.request.headers:
         if not context.request.flag(b"x-ms-documentdb-query-enablecrosspartition"):
@@ -136,7 +121,7 @@ def query(context: RequestContext) -> HttpResponse:
 
 def query_plan(context: RequestContext) -> HttpResponse:
     """Return the plan of a query; that costs nothing here."""
-    return HttpResponse(200, orjson.dumps(_plan_of(parse_query(context.request.body))))
+    return HttpResponse(200, orjson.dumps(_plan_of(parse_query(context.request))))
 
 
 def feed(context: RequestContext) -> HttpResponse:
@@ -149,7 +134,7 @@ def feed(context: RequestContext) -> HttpResponse:
 def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
     """Return the partitions, and the only partition key, that a request reads."""
     if context.request.headers.get(HEADER, b"[]") != b"[]":
-        key = context.key()
+        key = key_of(context.request)
         return (context.partition_of(key),), key
     range_id, partitions = context.request.header(RANGE_HEADER), context.container.partitions
     return ((partitions.with_id(range_id),) if range_id else partitions.all), None
@@ -172,7 +157,7 @@ def _respond(
             cost = charges.feed(loaded, strong=strong)
         else:
             cost = charges.query(loaded, page.counted // len(partitions), scanned=scanned, strong=strong)
-        partition.charge_read(context.now, context.request.region, cost)
+        partition.charge(context.now, cost, context.request.region)
         charge_ru += cost
     results = [document.body for document in page.loaded]
     if query.counts:
@@ -194,18 +179,14 @@ class Page:
     """What one page of a query reads."""
 
     loaded: list[Document] = field(default_factory=list)
-    scanned: list[Document] = field(default_factory=list)
-    """Loaded without being returned, because no index serves the condition."""
-
+    scanned: list[Document] = field(default_factory=list)  # loaded in vain, as no index serves the condition
     counted: int = 0
     continuation: str = ""
 
 
 def _read_page(context: RequestContext, query: Query, documents: Iterable[Document]) -> Page:
-    given = PAGE_SIZE.fullmatch(context.request.headers.get(b"x-ms-max-item-count") or b"100")
-    if given is None:
-        raise HttpError(400, "x-ms-max-item-count must be a positive number, or -1")
-    size, room = MAX_PAGE_ITEMS if given[0] == b"-1" else int(given[0]), MAX_PAGE_BYTES
+    given, room = _number(context.request, "x-ms-max-item-count", 100), MAX_PAGE_BYTES
+    size = given if given > 0 else MAX_PAGE_ITEMS
     scans = bool(query.conditions) and _ids_of(query) is None and not context.container.is_indexed
     page = Page()
     for document in documents:
@@ -228,11 +209,12 @@ def _readable(
 ) -> Iterator[Document]:
     """Yield the documents of the partitions, the key and the part of the range that are read, after the last page."""
     headers, container = context.request.headers, context.container
-    continuation = CONTINUATION.fullmatch(headers.get(b"x-ms-continuation") or b"0")
-    if continuation is None:
-        raise HttpError(400, "x-ms-continuation is not one that this emulation returned")
-    ids, after = _ids_of(query), int(continuation[1])
-    documents = container.documents.after(after) if ids is None else container.documents.with_ids(ids, after)
+    ids, after = _ids_of(query), _number(context.request, "x-ms-continuation", 0)
+    if ids is None or container.key_property != "id":
+        documents: Iterable[Document] = container.documents.after(after)
+    else:
+        found = filter(None, (container.documents.get(item_id, encode(item_id)) for item_id in ids))
+        documents = sorted((one for one in found if one.serial > after), key=SERIAL)
     everywhere = len(partitions) == len(container.partitions.all)
     start, end = (headers.get(name, b"").decode("latin-1").upper() for name in (b"x-ms-start-epk", b"x-ms-end-epk"))
     for document in documents:
@@ -241,27 +223,30 @@ def _readable(
             yield document
 
 
-def _ids_of(query: Query) -> list[str] | None:
+def _number(request: Request, header: str, default: int) -> int:
+    text = request.header(header.encode()) or str(default)
+    if not NUMBER.fullmatch(text):
+        raise HttpError(400, f"{header} must be -1 or a number, and not {text[:40]!r}")
+    return int(text)
+
+
+def _ids_of(query: Query) -> set[str] | None:
     """Return the ids to which a query is limited, if it is."""
-    return next((list(map(str, each.values)) for each in query.conditions if each.path == ("id",)), None)
+    return next((set(map(str, each.values)) for each in query.conditions if each.path == ("id",)), None)
 
 
 def _plan_of(query: Query) -> dict[str, Any]:
     """Return the plan of a query, as SDKs read it (azure-cosmos: `_execution_context/query_execution_info.py`)."""
-    empty = ("orderBy", "orderByExpressions", "groupByExpressions", "groupByAliases")
-    rewritten = f"SELECT {REWRITTEN} FROM {query.source}" if query.counts else ""  # noqa: S608 -- no SQL
+    rewritten = f"SELECT {REWRITTEN} FROM {query.source}"  # noqa: S608 -- no SQL
     return {
         "partitionedQueryExecutionInfoVersion": 2,
         "queryInfo": {
             "distinctType": "None",
-            **dict.fromkeys(("top", "offset", "limit", "dCountInfo")),
-            **{name: [] for name in empty},
+            "orderBy": [],
+            "groupByExpressions": [],
             "aggregates": ["Count"] if query.counts else [],
-            "groupByAliasToAggregateType": {},
-            "rewrittenQuery": rewritten,
+            "rewrittenQuery": rewritten if query.counts else "",
             "hasSelectValue": query.counts,
-            "hasNonStreamingOrderBy": False,
         },
         "queryRanges": [{"min": "", "max": "FF", "isMinInclusive": True, "isMaxInclusive": False}],
-        "hybridSearchQueryInfo": None,
     }

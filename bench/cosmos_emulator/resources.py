@@ -9,29 +9,15 @@ Assumed, as the page does not say: system properties are not terms.
 
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import orjson
-
-from hotplate.bench.cosmos_emulator.http import (
-    HttpError,
-    HttpResponse,
-    Request,
-    Substatus,
-    parse_json,
-    parse_object,
-)
-from hotplate.bench.cosmos_emulator.partitions import (
-    ContainerDocuments,
-    EmulatedThroughput,
-    Partitions,
-    key_property_of,
-)
+from hotplate.bench.cosmos_emulator.http import HttpError, Request, Substatus, parse_json
+from hotplate.bench.cosmos_emulator.partitions import ContainerDocuments, EmulatedThroughput, Partitions, key_property
 from hotplate.stores.cosmos.charges import Charges
 
 T = TypeVar("T")
@@ -43,10 +29,7 @@ MAX_RU = 1_000_000
 MAX_ID_CHARS = 255
 ALREADY_EXISTS = "Entity with the specified id already exists in the system."
 SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
-NOT_EMULATED = (
-    "defaultTtl", "uniqueKeyPolicy", "computedProperties", "vectorEmbeddingPolicy", "fullTextPolicy",
-    "changeFeedPolicy", "analyticalStorageTtl", "clientEncryptionPolicy", "materializedViewDefinition",
-)  # fmt: skip
+EMULATED = {"id", "partitionKey", "indexingPolicy"}
 # From the strongest to the weakest: a request may relax its account's level, never strengthen it.
 CONSISTENCIES = ("Strong", "BoundedStaleness", "Session", "ConsistentPrefix", "Eventual")
 EVERYTHING = [{"path": "/*"}]
@@ -55,21 +38,18 @@ EXCLUDED = [{"path": '/"_etag"/?'}]
 
 def indexes_of(policy: object) -> bool:
     """Return whether an indexing policy indexes everything; 400 for one that indexes a part."""
-    if policy is None:
-        return True
-    if not isinstance(policy, dict):
-        raise HttpError(400, "indexingPolicy must be an object")
-    included, excluded = policy.get("includedPaths") or [], policy.get("excludedPaths") or []
-    match str(policy.get("indexingMode", "consistent")).lower():
+    given = policy if isinstance(policy, dict) else {}
+    mode, included, excluded = (given.get(name) for name in ("indexingMode", "includedPaths", "excludedPaths"))
+    match str(mode or "consistent").lower():
         case "none" if not included:
             return False
-        case "consistent" if included in ([], EVERYTHING) and excluded in ([], EXCLUDED):
+        case "consistent" if included in (None, [], EVERYTHING) and excluded in (None, [], EXCLUDED):
             return True
     raise HttpError(400, "the emulator indexes everything, by default, or nothing, with indexingMode none")
 
 
 def terms_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the values of an item with their paths: the terms of which each is charged for once if it is indexed."""
+    """Yield the values of an item with their paths: the terms of an index."""
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else (("[]", one) for one in value)
         for name, part in inner:
@@ -91,8 +71,6 @@ class EmulatedOffer:
     container: "Container"
     throughput: EmulatedThroughput
     highest_ru: int
-    etag: str
-    ts: int
 
     @property
     def minimum_ru(self) -> int:
@@ -101,18 +79,14 @@ class EmulatedOffer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the resource as the service describes it."""
-        minimum = {"offerMinimumThroughputParameters": {"minThroughput": self.minimum_ru}}
+        parameters = {"minThroughput": self.minimum_ru}
         return {
             "resource": self.container.link,
-            "offerType": "Invalid",
-            "offerResourceId": self.container.rid,
             "offerVersion": "V2",
-            "content": {**self.throughput.to_json(), **minimum},
+            "content": {**self.throughput.to_json(), "offerMinimumThroughputParameters": parameters},
             "id": self.rid,
             "_rid": self.rid,
             "_self": f"offers/{self.rid}/",
-            "_etag": self.etag,
-            "_ts": self.ts,
         }
 
 
@@ -123,10 +97,10 @@ class Container:
         self, account: "EmulatedAccount", database: "Database", resource: Mapping[str, Any], given: EmulatedThroughput
     ) -> None:
         self.name = _checked_id(resource, database.containers)
-        for unknown in NOT_EMULATED:
-            if resource.get(unknown):
-                raise HttpError(400, f"{unknown} is not emulated")
-        self.key_property = key_property_of(resource.get("partitionKey"))
+        for name, value in resource.items():
+            if value and name not in EMULATED:
+                raise HttpError(400, f"{name} is not emulated")
+        self.key_property = key_property(resource.get("partitionKey"))
         self.is_indexed = indexes_of(resource.get("indexingPolicy"))
         self.database = database
         self.rid_bytes = database.rid_bytes + (account.next_number() | 1 << 31).to_bytes(4, "big")
@@ -135,9 +109,8 @@ class Container:
         self.named_link = f"dbs/{quote(database.name)}/colls/{quote(self.name)}"
         self.partitions = Partitions(given, len(account.regions))
         self.documents = ContainerDocuments()
-        self.etag, self.ts = account.next_stamp()
         rid = resource_id(account.next_number().to_bytes(3, "big"))
-        self.offer = EmulatedOffer(rid, self, given, given.ru, *account.next_stamp())
+        self.offer = EmulatedOffer(rid, self, given, given.ru)
 
     def to_json(self) -> dict[str, Any]:
         """Return the resource as the service describes it."""
@@ -151,10 +124,7 @@ class Container:
             },
             "partitionKey": {"paths": [f"/{self.key_property}"], "kind": "Hash", "version": 2},
             "_rid": self.rid,
-            "_ts": self.ts,
             "_self": self.link,
-            "_etag": self.etag,
-            "_docs": "docs/",
         }
 
 
@@ -165,27 +135,17 @@ class Database:
         self.name = _checked_id(resource, account.databases)
         self.rid_bytes = account.next_number().to_bytes(4, "big")
         self.rid = resource_id(self.rid_bytes)
-        self.etag, self.ts = account.next_stamp()
         self.containers = dict[str, Container]()
 
     def to_json(self) -> dict[str, Any]:
         """Return the resource as the service describes it."""
-        return {
-            "id": self.name,
-            "_rid": self.rid,
-            "_self": f"dbs/{self.rid}/",
-            "_etag": self.etag,
-            "_colls": "colls/",
-            "_ts": self.ts,
-        }
+        return {"id": self.name, "_rid": self.rid, "_self": f"dbs/{self.rid}/", "_colls": "colls/"}
 
 
 def _checked_id(resource: Mapping[str, Any], present: Mapping[str, object]) -> str:
     name = resource.get("id")
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID_CHARS or set(name) & set("/\\#?") or name[-1] == " ":
-        raise HttpError(
-            400, f"an id has 1 to {MAX_ID_CHARS} characters, without / \\ # ? and without a space at its end"
-        )
+        raise HttpError(400, f"an id has 1 to {MAX_ID_CHARS} characters, without / \\ # ? and a space at its end")
     if name in present:
         raise HttpError(409, ALREADY_EXISTS)
     return name
@@ -196,53 +156,41 @@ class EmulatedAccount:
     """All resources of one emulator."""
 
     charges: Charges
-    regions: tuple[tuple[str, int], ...]
-    """Names and ports, the write region first."""
-
+    regions: tuple[tuple[str, int], ...]  # names and ports, the write region first
     consistency: str = "Session"
     clock: Callable[[], float] = time.time
     databases: dict[str, Database] = field(default_factory=dict)
-    next_number: Callable[[], int] = field(default_factory=lambda: count(1).__next__)
-    """Returns a number that no resource had before."""
-
-    read_ru: Callable[..., float] = field(init=False)
-    """Returns the charge of a point read; sizes repeat, and a look-up is quicker than the formula."""
-
-    _next_etag: Callable[[], int] = field(default_factory=lambda: count(1).__next__)
+    next_number: Callable[[], int] = field(default_factory=lambda: count(1).__next__)  # of resources and etags
+    read_ru: Callable[..., float] = field(init=False)  # the charge of a point read by its size
 
     def __post_init__(self) -> None:
-        self.read_ru = lru_cache(10_000)(self.charges.read)
+        self.read_ru = lru_cache(10_000)(self.charges.read)  # sizes repeat, and the formula takes longer
 
     def next_etag(self) -> str:
         """Return an etag that nothing had before, with its quotation marks."""
-        number = self._next_etag()
-        return f'"{number >> 32:08x}-0000-0000-0000-{number & 0xFFFFFFFF:012x}"'
-
-    def next_stamp(self) -> tuple[str, int]:
-        """Return the etag and the time of a resource that is written now."""
-        return self.next_etag(), int(self.clock())
+        return f'"00000000-0000-0000-0000-{self.next_number():012x}"'
 
     def database(self, name: str, *, is_owner: bool = False) -> Database:
         """Find a database; 404, whose substatus says whether the resource or its owner is missing."""
-        return _find(self.databases, name, "database", is_owner=is_owner)
+        return _find(self.databases, name, is_owner=is_owner)
 
     def container(self, database: str, name: str, *, is_owner: bool = False) -> Container:
         """Find a container; 404 as for databases."""
-        return _find(self.database(database, is_owner=True).containers, name, "container", is_owner=is_owner)
+        return _find(self.database(database, is_owner=True).containers, name, is_owner=is_owner)
 
     def containers(self) -> list[Container]:
         """Return all containers of all databases."""
         return [container for database in self.databases.values() for container in database.containers.values()]
 
-    def offers(self) -> dict[str, EmulatedOffer]:
-        """Return the offers of all containers by their id."""
-        return {container.offer.rid: container.offer for container in self.containers()}
+    def offer(self, rid: str) -> EmulatedOffer:
+        """Find an offer; 404 as for databases."""
+        return _find({container.offer.rid: container.offer for container in self.containers()}, rid)
 
 
-def _find(resources: Mapping[str, T], name: str, noun: str, *, is_owner: bool = False) -> T:
+def _find(resources: Mapping[str, T], name: str, *, is_owner: bool = False) -> T:
     if name not in resources:
         substatus = Substatus.OWNER_RESOURCE_NOT_FOUND if is_owner else 0
-        raise HttpError(404, f"Resource Not Found: there is no such {noun}", substatus)
+        raise HttpError(404, f"Resource Not Found: there is no {name[:40]}", substatus)
     return resources[name]
 
 
@@ -252,8 +200,8 @@ def throughput_of(manual: object, autoscale: object) -> EmulatedThroughput:
     if autoscale is not None:
         name, ru = "maxThroughput", autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
     found = EmulatedThroughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
-    if not found.least <= found.ru <= MAX_RU or found.ru % found.step:
-        raise HttpError(400, f"{name} must be {found.least} … {MAX_RU} RU/s in steps of {found.step}")
+    if not found.minimum() <= found.ru <= MAX_RU or found.ru % found.step:
+        raise HttpError(400, f"{name} must be {found.minimum()} … {MAX_RU} RU/s in steps of {found.step}")
     return found
 
 
@@ -275,7 +223,7 @@ def create_container(
     return container
 
 
-def replace_throughput(account: EmulatedAccount, offer: EmulatedOffer, throughput: EmulatedThroughput) -> EmulatedOffer:
+def replace_throughput(offer: EmulatedOffer, throughput: EmulatedThroughput) -> EmulatedOffer:
     """Change a container's throughput, within what its partitions and its history allow."""
     if throughput.autoscale != offer.throughput.autoscale:
         raise HttpError(400, "migrating between manual and autoscale throughput is not emulated")
@@ -288,22 +236,20 @@ def replace_throughput(account: EmulatedAccount, offer: EmulatedOffer, throughpu
             document.partition = container.partitions.of(document.key)
     offer.throughput = throughput
     offer.highest_ru = max(offer.highest_ru, throughput.ru)
-    offer.etag, offer.ts = account.next_stamp()
     return offer
 
 
 def _post_database(account: EmulatedAccount, request: Request) -> Database:
     if OFFER_HEADER in request.headers or AUTOSCALE_HEADER in request.headers:
         raise HttpError(400, SHARED_THROUGHPUT)
-    return create_database(account, parse_object(request.body))
+    return create_database(account, request.object())
 
 
 def _post_container(account: EmulatedAccount, request: Request, database: str) -> Container:
-    owner = account.database(database, is_owner=True)
-    manual, autoscale = (request.headers.get(name) for name in (OFFER_HEADER, AUTOSCALE_HEADER))
-    ru = int(manual) if manual and manual.isdigit() and len(manual) < 10 else manual
-    settings = parse_json(autoscale, AUTOSCALE_HEADER.decode()) if autoscale else None
-    return create_container(account, owner, parse_object(request.body), ru, settings)
+    owner, manual = account.database(database, is_owner=True), request.header(OFFER_HEADER)
+    ru = int(manual) if manual.isdecimal() and len(manual) < 10 else manual or None
+    settings = parse_json(request.headers.get(AUTOSCALE_HEADER, b"null"), AUTOSCALE_HEADER.decode())
+    return create_container(account, owner, request.object(), ru, settings)
 
 
 def _delete_container(account: EmulatedAccount, _request: object, *names: str) -> Container:
@@ -312,11 +258,11 @@ def _delete_container(account: EmulatedAccount, _request: object, *names: str) -
 
 
 def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> EmulatedOffer:
-    offer, content = _find(account.offers(), rid, "offer"), parse_object(request.body).get("content")
+    offer, content = account.offer(rid), request.object().get("content")
     if not isinstance(content, dict):
         raise HttpError(400, "an offer needs a content with offerThroughput or offerAutopilotSettings")
     throughput = throughput_of(content.get("offerThroughput"), content.get("offerAutopilotSettings"))
-    return replace_throughput(account, offer, throughput)
+    return replace_throughput(offer, throughput)
 
 
 # By the names that metrics and faults give operations; each takes the account, the request and the names of the path.
@@ -327,33 +273,6 @@ OPERATIONS: dict[str, Callable[..., Database | Container | EmulatedOffer]] = {
     "create container": _post_container,
     "read container": lambda account, _request, *names: account.container(*names),
     "delete container": _delete_container,
-    "read offer": lambda account, _request, rid: _find(account.offers(), rid, "offer"),
+    "read offer": lambda account, _request, rid: account.offer(rid),
     "replace offer": _put_offer,
 }
-
-
-# By the nouns of operations: the name of the feed and its resources, from the account and the names of the path.
-FEEDS: dict[str, Callable[..., tuple[str, Iterable[Database | Container | EmulatedOffer]]]] = {
-    "databases": lambda account: ("Databases", account.databases.values()),
-    "containers": lambda account, name: (
-        "DocumentCollections",
-        account.database(name, is_owner=True).containers.values(),
-    ),
-    "offers": lambda account: ("Offers", account.offers().values()),
-}
-
-
-def list_ranges(account: EmulatedAccount, request: Request, database: str, name: str) -> HttpResponse:
-    """List the partition key ranges; 304 for a caller that has them: SDKs page on until they get it."""
-    container = account.container(database, name, is_owner=True)
-    etag = container.partitions.etag
-    if request.header(b"if-none-match") == etag:
-        return HttpResponse(304, headers={"etag": etag}, charge_ru=account.charges.metadata_read)
-    ranges = container.partitions.to_json(container.rid)
-    return feed_of(account, "PartitionKeyRanges", ranges, etag=etag)
-
-
-def feed_of(account: EmulatedAccount, name: str, results: Sequence[Any], **headers: str) -> HttpResponse:
-    """Return resources as a feed of one page."""
-    body = orjson.dumps({"_rid": "", name: results, "_count": len(results)})
-    return HttpResponse(200, body, {**headers, "x-ms-item-count": str(len(results))}, account.charges.metadata_read)

@@ -8,7 +8,6 @@ import ipaddress
 import signal
 import ssl
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import orjson
-import uvloop
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.http import (
@@ -27,7 +25,6 @@ from hotplate.bench.cosmos_emulator.http import (
     HttpHandler,
     HttpResponse,
     Request,
-    error_response,
     parse_json,
 )
 from hotplate.bench.cosmos_emulator.resources import CONSISTENCIES, EmulatedAccount
@@ -46,20 +43,13 @@ class EmulatorSettings:
 
     host: str = "127.0.0.1"
     port: int = 8081
-    second_port: int | None = None
-    """Where the second region listens; None for one region."""
-
+    second_port: int | None = None  # of the second region, if there is one
     key: str = field(default=WELL_KNOWN_KEY, repr=False)
     consistency: str = "Session"
-    charges: Path | None = None
-    """The user's coefficients; None for ours."""
-
+    charges: Path | None = None  # the user's coefficients; None for ours
     tls: bool = False
-    certificate: Path | None = None
-    """Where the generated certificate is written, for clients to trust."""
-
-    latency: str | None = None
-    """The latency of the data plane, as in `p50=4ms,p99=10ms`; None for none."""
+    certificate: Path | None = None  # where the generated certificate is written, for clients to trust
+    latency: str | None = None  # of the data plane, as in `p50=4ms,p99=10ms`
 
 
 @dataclass(slots=True)
@@ -82,8 +72,6 @@ class RunningEmulator:
 @asynccontextmanager
 async def running(
     settings: EmulatorSettings,
-    clock: Callable[[], float] = time.time,
-    *,
     extend: Callable[[Service, HttpHandler], HttpHandler] = lambda _, handler: handler,
 ) -> AsyncIterator[RunningEmulator]:
     """Listen until the block ends; *extend* may put another handler before the emulator's own."""
@@ -93,8 +81,7 @@ async def running(
     scheme = "http" if context is None else "https"
     ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
     regions = tuple(zip(REGIONS, ports, strict=False))
-    charges = load(settings.charges or OURS)
-    account = EmulatedAccount(charges, regions, settings.consistency, clock)
+    account = EmulatedAccount(load(settings.charges or OURS), regions, settings.consistency)
     service = Service(account, Authenticator(settings.key))
     if settings.latency is not None:
         service.latency = parse_latency(settings.latency)
@@ -104,14 +91,8 @@ async def running(
     listeners = list[asyncio.Server]()
     try:
         for region, port in enumerate(ports):
-            listeners.append(
-                await loop.create_server(
-                    lambda region=region: HttpConnection(handler, emulator.connections, region, scheme),
-                    settings.host,
-                    port,
-                    ssl=context,
-                )
-            )
+            accept = partial(HttpConnection, handler, emulator.connections, region, scheme)
+            listeners.append(await loop.create_server(accept, settings.host, port, ssl=context))
         emulator.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
         account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
         yield emulator
@@ -132,9 +113,9 @@ def _answer(service: Service, request: Request) -> HttpResponse:
             try:
                 service.faults.replace(parse_json(request.body), service.account.clock())
             except HttpError as error:
-                return error_response(error)
+                return error.response()
             return HttpResponse(204)
-    return error_response(HttpError(404, f"there are GET {PAGES}metrics and PUT {PAGES}faults"))
+    return HttpError(404, f"there are GET {PAGES}metrics and PUT {PAGES}faults").response()
 
 
 def _metrics(service: Service) -> bytes:
@@ -160,12 +141,8 @@ def _metrics(service: Service) -> bytes:
     return "\n".join([*lines, ""]).encode()
 
 
-def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
+async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
     """Run an emulator until SIGINT or SIGTERM; *on_ready* is called once it listens."""
-    uvloop.run(_serve(settings, on_ready))
-
-
-async def _serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -181,7 +158,7 @@ def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
         if settings.certificate is not None:
             raise EmulatorMisused("--certificate needs --tls")
         return None
-    certificate, key = make_certificate(settings.host)
+    certificate, key = make_certificate()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.TemporaryDirectory() as folder:
         chain = Path(folder) / "chain.pem"
@@ -193,8 +170,8 @@ def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
     return context
 
 
-def make_certificate(host: str) -> tuple[bytes, bytes]:
-    """Return a self-signed certificate for loopback and *host*, and its key, both as PEM."""
+def make_certificate() -> tuple[bytes, bytes]:
+    """Return a self-signed certificate for loopback, and its key, both as PEM."""
     try:
         from cryptography import x509  # noqa: PLC0415 -- only TLS needs it
         from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above
@@ -203,20 +180,15 @@ def make_certificate(host: str) -> tuple[bytes, bytes]:
         raise EmulatorMisused("--tls needs cryptography; install it with: pip install 'hotplate[cosmos]'") from None
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hotplate cosmos-emulator")])
-    alternatives: list[x509.GeneralName] = [x509.DNSName("localhost")]
-    addresses = {"127.0.0.1", "::1"}
-    try:
-        addresses.add(str(ipaddress.ip_address(host)))
-    except ValueError:
-        alternatives.append(x509.DNSName(host))
-    alternatives += [x509.IPAddress(ipaddress.ip_address(address)) for address in sorted(addresses)]
+    addresses = (x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1"))
+    alternatives = x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + CERTIFICATE_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(alternatives, critical=False)
         .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM

@@ -7,28 +7,21 @@ import base64
 import binascii
 import hmac
 import logging
-from calendar import timegm
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import formatdate, parsedate
+from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache, partial
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
 
 from hotplate.bench.cosmos_emulator import items, queries, resources
-from hotplate.bench.cosmos_emulator.faults import Faults, Latency
-from hotplate.bench.cosmos_emulator.http import (
-    EmulatorMisused,
-    HttpError,
-    HttpResponse,
-    Request,
-    Substatus,
-    error_response,
-)
+from hotplate.bench.cosmos_emulator.faults import Faults
+from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
-from hotplate.bench.cosmos_emulator.resources import Container, EmulatedAccount
+from hotplate.bench.cosmos_emulator.resources import EmulatedAccount
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +34,6 @@ WELL_KNOWN_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGy
 
 QUOTED = "type%3Dmaster%26ver%3D1.0%26sig%3D"
 
-# Longer paths are parsed each time, so memory stays bounded.
-MAX_CACHED_PATH_CHARS = 512
 QUERY = b"application/query+json"
 SHAPES = ("dbs", "dbs/colls", "dbs/colls/docs", "dbs/colls/pkranges", "offers")
 NOUNS = {"dbs": "database", "colls": "container", "docs": "item", "offers": "offer", "pkranges": "range", "": "account"}
@@ -71,12 +62,8 @@ class Authenticator:
             raise EmulatorMisused("the account's key is empty")
         self._signer = hmac.new(secret, digestmod="sha256")
 
-    def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:
-        """Raise 401 for a request that is not signed, is signed wrongly, or has a date too far from *now*.
-
-        The key allows every *operation*.
-        """
-        del operation
+    def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:  # noqa: ARG002 -- the key allows every operation
+        """Raise 401 for a request that is not signed, is signed wrongly, or has a date too far from *now*."""
         date = request.header(b"x-ms-date") or request.header(b"date")
         seconds = _seconds_of(date)
         if seconds is None or abs(seconds - now) > MAX_CLOCK_SKEW_S:
@@ -92,19 +79,15 @@ class Authenticator:
         if scheme != "type=master&ver=1.0":
             raise HttpError(401, "the request is not signed: Authorization must be type=master, ver=1.0 and sig")
         if given != signature:
-            raise HttpError(
-                401,
-                "The input authorization token can't serve the request. The wrong key is being used or the expected "
-                f"payload is not built as per the protocol. The emulator signed: verb {verb}, "
-                f"type {resource_type}, link {link}, date {date[:40]}",
-            )
+            signed = f"verb {verb}, type {resource_type}, link {link}, date {date[:40]}"
+            message = "The input authorization token can't serve the request: another key or another text was signed"
+            raise HttpError(401, f"{message}. The emulator signed: {signed}")
 
 
 @lru_cache(256)
 def _seconds_of(date: str) -> float | None:
     try:
-        parsed = parsedate(date)
-        return None if parsed is None else timegm(parsed)
+        return parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError, TypeError, IndexError):
         return None
 
@@ -113,20 +96,15 @@ def _seconds_of(date: str) -> float | None:
 class ResourceRoute:
     """A path, parsed: the names in it, and the resource type and the link that are signed."""
 
-    resource_type: str
-    """The type of the resource, or of the feed; empty for the account."""
-
+    resource_type: str  # of the resource, or of the feed; empty for the account
     link: str
     names: tuple[str, ...]
     is_feed: bool
 
 
+@lru_cache(16384)
 def route_of(path: str) -> ResourceRoute:
     """Parse a path as it was sent; 404 if no resource can be there."""
-    return _cached_route(path) if len(path) <= MAX_CACHED_PATH_CHARS else _parse_route(path)
-
-
-def _parse_route(path: str) -> ResourceRoute:
     try:
         segments = [unquote(segment, errors="strict") for segment in path.strip("/").split("/")]
     except UnicodeDecodeError:
@@ -141,9 +119,6 @@ def _parse_route(path: str) -> ResourceRoute:
     if types[-1] == "offers":
         link = "" if is_feed else names[0].lower()
     return ResourceRoute(types[-1], link, names, is_feed)
-
-
-_cached_route = lru_cache(16384)(_parse_route)
 
 
 def operation_of(request: Request, route: ResourceRoute) -> str:
@@ -184,11 +159,8 @@ class Service:
     authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
-    latency: Latency | None = None
-    """Delays the responses of the data plane, refusals included; None answers at once."""
+    latency: Callable[[], float] | None = None  # delays the responses of the data plane, refusals included
 
-    _second: int = -1
-    _date: str = ""
     _activities: int = 0
 
     def answer(self, request: Request) -> HttpResponse:
@@ -200,25 +172,17 @@ class Service:
             run = self._run_with_faults if self.faults.active else self._run
             response = run(request, route, operation)
         except HttpError as error:
-            response = error_response(error)
-        except RecursionError:
-            response = error_response(HttpError(400, "the request nests too deeply"))
+            response = error.response()
         except Exception:
             log.exception("a request failed; this is a defect of the emulation")
-            response = error_response(HttpError(500, "the emulation failed; see its log"))
+            response = HttpError(500, "the emulation failed; see its log").response()
         if self.latency is not None and operation in ITEM_OPERATIONS:
-            response.delay_s += self.latency.delay_s()
+            response.delay_s += self.latency()
         self.counts.count(operation, response.status, response.charge_ru)
         self._activities += 1
         response.headers["x-ms-activity-id"] = f"00000000-0000-0000-0000-{self._activities:012x}"
-        response.headers["date"] = self._http_date()
+        response.headers["date"] = _http_date(int(self.account.clock()))
         return response
-
-    def _http_date(self) -> str:
-        second = int(self.account.clock())
-        if second != self._second:
-            self._second, self._date = second, formatdate(second, usegmt=True)
-        return self._date
 
     def _run_with_faults(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
         now = self.account.clock()
@@ -227,7 +191,7 @@ class Service:
             try:
                 response = self._run(request, route, operation)
             except HttpError as error:
-                response = error_response(error)
+                response = error.response()
             response.delay_s = self.faults.delay_s(request, operation, response, now)
         return response
 
@@ -246,6 +210,9 @@ class Service:
         return _manage(self.account, request, operation, route.names)
 
 
+_http_date = lru_cache(1)(partial(formatdate, usegmt=True))
+
+
 def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
     """Describe the account; the region of the request is at the host and port by which the caller reached it."""
     host = request.header(b"host") or f"127.0.0.1:{account.regions[request.region][1]}"
@@ -256,10 +223,7 @@ def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
         for n, (region, _) in enumerate(account.regions)
     ]
     properties = {
-        "_self": "",
         "id": "hotplate-emulation",
-        "_rid": "hotplate-emulation",
-        "_dbs": "//dbs/",
         "writableLocations": regions[:1],
         "readableLocations": regions,
         "enableMultipleWriteLocations": False,
@@ -270,24 +234,40 @@ def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
 
 
 def _manage(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Run an operation on databases, containers or offers; 405 if there is none of its name."""
-    verb, _, noun = operation.partition(" ")
-    if operation == "list ranges":
-        return resources.list_ranges(account, request, *names)
-    if verb in ("list", "query") and noun in resources.FEEDS:
-        name, found = resources.FEEDS[noun](account, *names)
-        results = [resource.to_json() for resource in found]
-        if verb == "query":
-            results = queries.select(queries.parse_query(request.body), results)
-        return resources.feed_of(account, name, results)
+    """Run an operation on databases, containers, offers or partition key ranges."""
+    charges, verb = account.charges, operation.partition(" ")[0]
+    if verb in ("list", "query"):
+        return _list(account, request, operation, names)
     if operation not in resources.OPERATIONS:
         raise HttpError(405, f"this emulation does not support {request.method[:20]} there")
-    resource, charges = resources.OPERATIONS[operation](account, request, *names), account.charges
+    resource = resources.OPERATIONS[operation](account, request, *names)
     if verb == "delete":
         return HttpResponse(204, charge_ru=charges.metadata_write)
-    headers = {"etag": resource.etag}
-    if isinstance(resource, Container):
-        owner = resource.named_link.rpartition("/colls/")[0]
-        headers |= {"x-ms-alt-content-path": owner, "x-ms-content-path": resource.database.rid}
     status, charge_ru = (201, charges.metadata_write) if verb == "create" else (200, charges.metadata_read)
-    return HttpResponse(status, orjson.dumps(resource.to_json()), headers, charge_ru)
+    return HttpResponse(status, orjson.dumps(resource.to_json()), charge_ru=charge_ru)
+
+
+def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
+    """Return resources as a feed of one page; 304 for ranges that the caller has: SDKs page on until they get it."""
+    verb, _, noun = operation.partition(" ")
+    charge_ru, headers = account.charges.metadata_read, dict[str, str]()
+    found: list[dict[str, Any]]
+    match noun:
+        case "databases":
+            name, found = "Databases", [each.to_json() for each in account.databases.values()]
+        case "containers":
+            owner = account.database(*names, is_owner=True)
+            name, found = "DocumentCollections", [each.to_json() for each in owner.containers.values()]
+        case "offers":
+            name, found = "Offers", [each.offer.to_json() for each in account.containers()]
+        case _:
+            container = account.container(*names, is_owner=True)
+            headers["etag"] = container.partitions.etag
+            if request.header(b"if-none-match") == headers["etag"]:
+                return HttpResponse(304, headers=headers, charge_ru=charge_ru)
+            name, found = "PartitionKeyRanges", container.partitions.to_json(container.rid)
+    if verb == "query":
+        query = queries.parse_query(request)
+        found = [each for each in found if query.test(each)]
+    headers["x-ms-item-count"] = str(len(found))
+    return HttpResponse(200, orjson.dumps({"_rid": "", name: found, "_count": len(found)}), headers, charge_ru)

@@ -45,6 +45,8 @@ def cosmos_emulator(
 
     Example: hotplate cosmos-emulator --port 8081 --key-file account.key
     """
+    import uvloop
+
     from hotplate.bench.cosmos_emulator.http import EmulatorMisused
     from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, serve
     from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
@@ -64,6 +66,6 @@ def cosmos_emulator(
     key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
     settings = EmulatorSettings(host, port, second_region, key, consistency, charges, tls, certificate, latency)
     try:
-        serve(settings, print_ready)
+        uvloop.run(serve(settings, print_ready))
     except EmulatorMisused as error:
         raise BenchMisused(str(error)) from error

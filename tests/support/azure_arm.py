@@ -24,7 +24,6 @@ from hotplate.bench.cosmos_emulator.http import (
     HttpHandler,
     HttpResponse,
     Request,
-    parse_object,
 )
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.bench.cosmos_emulator.service import Service
@@ -155,7 +154,7 @@ class ResourceManager:
         error: HttpError | None = None
         try:
             if request.method == "PUT":
-                self._put(resource, request.body)
+                self._put(resource, request)
             else:
                 resources.OPERATIONS[f"delete {resource.kind}"](self.service.account, request, *resource.names)
         except HttpError as raised:
@@ -198,12 +197,12 @@ class ResourceManager:
             found = resources.OPERATIONS[f"read {resource.kind}"](account, None, *resource.names).to_json()
         return orjson.dumps(_described(resource.id, resource.kind, found))
 
-    def _put(self, resource: ArmResource, body: bytes) -> None:
-        account, (given, options) = self.service.account, _properties(body)
+    def _put(self, resource: ArmResource, request: Request) -> None:
+        account, (given, options) = self.service.account, _properties(request)
         if resource.kind == THROUGHPUT:
             offer = account.container(*resource.names).offer
             throughput = resources.throughput_of(given.get("throughput"), given.get("autoscaleSettings"))
-            resources.replace_throughput(account, offer, throughput)
+            resources.replace_throughput(offer, throughput)
             return
         if resource.kind == DATABASE:
             if options:
@@ -223,9 +222,9 @@ def _described(arm_id: str, kind: str, found: dict[str, Any]) -> dict[str, Any]:
     return {"id": arm_id, "type": TYPES[kind], "name": name, "properties": {"resource": found}}
 
 
-def _properties(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the resource and the options of a body."""
-    properties = parse_object(body).get("properties")
+def _properties(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the resource and the options of the body of a request."""
+    properties = request.object().get("properties")
     resource = properties.get("resource") if isinstance(properties, dict) else None
     if not isinstance(properties, dict) or not isinstance(resource, dict):
         raise HttpError(400, "the body has no properties.resource")

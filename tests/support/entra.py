@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote
 import orjson
 from azure.core.credentials import AccessToken
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, error_response
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request
 from hotplate.bench.cosmos_emulator.service import Authenticator
 from tests.support.cosmos_server import Emulator
 
@@ -146,7 +146,7 @@ def token_page(issuer: Issuer, request: Request, now: float) -> HttpResponse:
     try:
         return HttpResponse(200, orjson.dumps(_issue(issuer, request.query, now)))
     except HttpError as error:
-        return error_response(error)
+        return error.response()
 
 
 def _issue(issuer: Issuer, query: str, now: float) -> dict[str, Any]:

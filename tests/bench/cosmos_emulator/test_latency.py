@@ -5,7 +5,7 @@ from statistics import quantiles
 
 import pytest
 
-from hotplate.bench.cosmos_emulator.faults import Latency, parse_latency
+from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.http import EmulatorMisused
 from hotplate.stores.cosmos.rest import RestClient
 from tests.support.cosmos_account import NAME, emulated_account, filled
@@ -15,8 +15,8 @@ WANTED = "p50=4ms,p99=10ms"
 
 
 def test_drawn_delays_have_the_percentiles_that_were_given() -> None:
-    latency = parse_latency(WANTED)
-    drawn = quantiles((latency.delay_s() for _ in range(100_000)), n=100)
+    delay_s = parse_latency(WANTED)
+    drawn = quantiles((delay_s() for _ in range(100_000)), n=100)
     assert drawn[49] == pytest.approx(0.004, rel=0.02)
     assert drawn[98] == pytest.approx(0.010, rel=0.03)
 
@@ -29,7 +29,7 @@ def test_a_latency_of_another_form_is_refused(text: str) -> None:
 
 def test_only_the_data_plane_is_delayed_and_refusals_with_it() -> None:
     direct = Direct(lambda: 1_000_000_000.5)
-    direct.service.latency = Latency(0.004, 0.010)
+    direct.service.latency = parse_latency(WANTED)
     assert direct.request("GET", "/dbs/d/colls/c").delay_s == 0
     assert direct.item("GET", "nobody").status == 404
     assert all(direct.item(method, "u", {"id": "u"}).delay_s > 0 for method in ("GET", "POST", "PUT", "DELETE"))

@@ -25,7 +25,7 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
             partition.admit(now, 0)
         except HttpError:
             continue
-        partition.charge_write(now, charge_ru)
+        partition.charge(now, charge_ru)
         total += charge_ru
     return total
 

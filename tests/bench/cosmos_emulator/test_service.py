@@ -90,7 +90,7 @@ def test_a_key_that_is_not_the_items_is_a_mismatch(direct: Direct) -> None:
 def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) -> None:
     clock.now += 0.25
     direct.item("POST", "a", {"id": "a"})
-    direct.container.partitions.all[0].charge_write(clock(), 4000)
+    direct.container.partitions.all[0].charge(clock(), 4000)
     response = direct.item("GET", "a")
     assert substatus(response) == (429, 3200)
     assert response.headers["x-ms-retry-after-ms"] in ("750", "751")
@@ -124,10 +124,10 @@ def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock
     assert direct.request("GET", ITEM, headers=key, region=1).status == 200
     assert substatus(direct.request("DELETE", ITEM, headers=key, region=1)) == (403, 3)
     partition = direct.container.partitions.all[0]
-    partition.charge_read(clock(), 1, 5000)
+    partition.charge(clock(), 5000, 1)
     assert direct.request("GET", ITEM, headers=key, region=1).status == 429
     assert direct.request("GET", ITEM, headers=key).status == 200
-    partition.charge_write(clock() + 2, 5000)
+    partition.charge(clock() + 2, 5000)
     clock.now += 2
     assert direct.request("GET", ITEM, headers=key, region=1).status == 429
 

@@ -51,7 +51,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Start the server with a certificate that can be verified."""
     folder = installed(request.config, "@vercel/cosmosdb-server", "1.0.1")
     made = tmp_path_factory.mktemp("tls")
-    certificate, key = make_certificate("127.0.0.1")
+    certificate, key = make_certificate()
     (made / "ca.pem").write_bytes(certificate)
     (made / "key.pem").write_bytes(key)
     command = ["node", "-e", SERVER, str(made / "ca.pem"), str(made / "key.pem")]
