@@ -21,9 +21,8 @@ from typing import Protocol, TypeVar
 import pytest
 import uvloop
 
-from hotplate.bench.answers import MAX_POPULAR
 from hotplate.bench.bare import COPIED, ROUTE, fetch
-from hotplate.bench.lists import Shape
+from hotplate.bench.lists import MAX_POPULAR, Shape
 from hotplate.bench.machine import environment
 from hotplate.bench.process import (
     RedisServer,

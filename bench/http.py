@@ -1,44 +1,44 @@
 """One measurement of a service over HTTP, from its options to the report: rounds, a search, or a sweep of batches."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from hotplate.bench import machine
-from hotplate.bench.answers import MAX_POPULAR, check_answers
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.http_report import HttpPlan, Sections, Trial, highest
-from hotplate.bench.loadgen.capacity import parse_objective
-from hotplate.bench.loadgen.keys import InTurn, KeyDraw, RequestKeys, Uniform, Zipf
-from hotplate.bench.loadgen.load import KEY, Gets, Load, Posts, send_one
-from hotplate.bench.loadgen.recorder import ResponseSample
-from hotplate.bench.loadgen.result import Result
+from hotplate.bench.http_report import HttpPlan, HttpRuns, Trial, highest, parse_objective, report
+from hotplate.bench.lists import MAX_POPULAR, check_answers
+from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
+from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.loadgen.workers import WorkerPool
-from hotplate.bench.options import HttpOptions, require_positive
+from hotplate.bench.options import HttpOptions, parse_rate, parse_seconds, parse_share, require_positive
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.quantities import parse_rate, parse_seconds, parse_share
-from hotplate.bench.search import search
 from hotplate.report import Report
 from hotplate.stores.connect import opened
 from hotplate.stores.keys import USER
 from hotplate.stores.urls import redacted
 
-DEFAULT_RATE = "1k"
-
-# Responses of a round that are compared with the store.
+# Responses of a round that are compared with the store; of batches one of so many, a number that no cycle shares.
 COMPARED = 500
-
+EACH_BATCH = 41
 # Unknown users, who get the popular list, are drawn: in a short run there may be more of them than their share.
 SPARE = 1.25
-
-OBSERVED = ("source", "tier", "release")
+# The most requests at a time in a sweep of batches, as of a job of Stream Analytics; and by how much fewer are sent
+# where a service refuses them, which it says with these statuses.
+PARALLEL = 20
+FEWER = 4
+REFUSED = (429, 503)
+# Of a search: how near the highest good rate and the lowest bad one must come, the share of the first rate below which
+# nothing is looked for, and how often a rate is tried at which the generator itself was disturbed.
+PRECISION = 0.05
+FLOOR = 0.01
+TRIES = 3
 
 
 def make_plan(options: HttpOptions) -> HttpPlan:
     """Read the options. Raises BenchMisused for what makes no sense, StoreError if no users can be read."""
-    _only_one({"--rate": options.rate, "--closed": options.closed or None})
     _only_one({"--keys-file": options.keys_file, "--users": options.users})
-    _only_one({"--find-max": options.find_max or None, "--batch": options.batch, "--closed": options.closed or None})
+    _only_one({"--find-max": options.find_max or None, "--batch": options.batch})
     if options.score and not options.batch:
         raise BenchMisused("--score says where batches go: give their sizes, as --batch 50,200,1000,2000")
     require_positive({"--repeat": options.repeat, "--processes": options.processes})
@@ -46,16 +46,17 @@ def make_plan(options: HttpOptions) -> HttpPlan:
     load = Load(
         url=options.url,
         requests=Gets(options.path, keys),
-        rate=None if options.closed else parse_rate(options.rate or DEFAULT_RATE),
+        rate=parse_rate(options.rate),
         seed=1 if options.poisson else None,
         duration_s=parse_seconds(options.duration),
         connections=options.connections,
         headers=_headers(options.headers),
         timeout_s=parse_seconds(options.timeout),
-        observe=OBSERVED,
+        observe=("source",),
     )
     if options.store and keys is not None:
-        load = replace(load, sample_every=_sample_every(load, batched=options.batch is not None))
+        expected = int(parse_rate(options.rate) * load.duration_s / COMPARED)
+        load = replace(load, sample_every=EACH_BATCH if options.batch else max(1, expected) | 1)
     load.share(options.processes - 1, options.processes)  # refuses more processes than connections
     allowed = MAX_POPULAR if options.allow_popular is None else parse_share(options.allow_popular)
     return HttpPlan(
@@ -109,24 +110,39 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _sample_every(load: Load, *, batched: bool) -> int:
-    """Keep about COMPARED responses a round, by a number that no cycle of keys is likely to share."""
-    if batched:
-        return 41
-    expected = load.rate * load.duration_s if load.rate else 100 * COMPARED
-    return max(1, int(expected / COMPARED)) | 1
-
-
 def _only_one(given: Mapping[str, object]) -> None:
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise BenchMisused(f"{' and '.join(names)} exclude each other")
 
 
+def search(attempt: Callable[[float], Trial], start: float, precision: float = PRECISION) -> Iterator[Trial]:
+    """Double the rate from *start* until it is outside, then halve the gap until it is at most as wide as *precision*.
+
+    An unclear attempt says nothing about the service, so it is made again, twice at most; a rate that stays unclear
+    counts as out of reach. Yields every attempt, in order. Ends early if one was stopped.
+    """
+    low, high = 0.0, math.inf
+    rate = start
+    while high / max(low, start * FLOOR) > 1 + precision:
+        for _ in range(TRIES):
+            found = attempt(rate)
+            yield found
+            if found.stopped:
+                return
+            if not found.unclear:
+                break
+        if found.inside:
+            low = rate
+        else:
+            high = rate
+        rate = low * 2 if math.isinf(high) else (low + high) / 2
+
+
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed if nothing answers."""
     load = plan.load
-    send_one(load.url, next(load.rendered()), load.timeout_s, load.ca)
+    send_one(load.url, next(load.rendered()), load.timeout_s)
     with WorkerPool(plan.options.processes) as pool:
         made = _HttpMeasurement(plan, pool, display)
         try:
@@ -157,7 +173,7 @@ class _HttpMeasurement:
             self._sweep_batches()
             return
         if plan.options.find_max:
-            self._find_max(load)
+            self._trials += search(self._attempt, load.rate or 1.0)
             if (found := highest(self._trials)) is None:
                 return
             load = replace(load, rate=found.at)
@@ -167,59 +183,32 @@ class _HttpMeasurement:
 
     def report(self) -> Report:
         """Sum up what was measured until now."""
-        plan = self._plan
-        checked = asyncio.run(check_answers(plan.options.store, self._samples)) if plan.options.store else None
-        sections = Sections(plan, tuple(self._trials), tuple(self._rounds))
-        broken = sections.broken
-        notes = sections.notes
-        if checked:
-            broken += [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
-            notes.append(
-                f"{checked.compared:,} lists compared with the store's: {checked.wrong} wrong, {checked.fallback} were "
-                "the popular list instead."
-            )
-            notes += [f"  {example}" for example in checked.examples]
-        return Report(
-            kind="http",
-            sentence=sections.sentence,
-            rows=tuple(sections.rows),
-            plots=tuple(sections.plots),
-            notes=tuple(notes),
-            broken=tuple(broken),
-            failures=tuple(sections.failures),
-            interrupted=self.interrupted,
-            listed=not plan.batches,
-            configuration=plan.options.to_json(),
-            machine=machine.describe(),
-            extra=sections.facts | ({"checked": asdict(checked)} if checked else {}),
-        )
+        store = self._plan.options.store
+        checked = asyncio.run(check_answers(store, self._samples)) if store else None
+        return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self.interrupted))
 
-    def _find_max(self, load: Load) -> None:
-        plan = self._plan
-
-        def attempt(rate: float) -> Trial:
-            result = self._run(f"{rate:,.0f} requests/s", replace(load, rate=rate))
-            broken, doubts = plan.objective.judge(result)
-            popular = plan.popular_complaint([result])
-            return Trial(at=rate, result=result, broken=(*broken, *([popular] if popular else [])), doubts=doubts)
-
-        self._trials += search(attempt, load.rate or 1.0)
+    def _attempt(self, rate: float) -> Trial:
+        result = self._run(f"{rate:,.0f} requests/s", replace(self._plan.load, rate=rate))
+        broken, doubts = self._plan.objective.judge(result)
+        return Trial(at=rate, result=result, broken=(*broken, *self._plan.popular_complaint([result])), doubts=doubts)
 
     def _sweep_batches(self) -> None:
-        plan = self._plan
+        plan, parallel = self._plan, min(PARALLEL, self._plan.load.connections)
         if plan.keys is None:
             raise BenchMisused("a sweep of batches needs users whose lists to request")
         for size in plan.batches:
             if self.interrupted:
                 return
             requests = Posts(plan.keys, size, score=plan.options.score)
-            load = replace(plan.load, requests=requests, rate=None, connections=plan.parallel)
-            result = self._run(f"batch {size:,}", load)
-            popular = plan.popular_complaint([result])
-            broken = [*plan.objective.errors_beyond(result.error_share), *([popular] if popular else [])]
-            self._trials.append(
-                Trial(at=size, result=result, broken=tuple(broken), doubts=tuple(result.invalid_reasons))
-            )
+            load = replace(plan.load, requests=requests, rate=None)
+            while True:
+                result = self._run(f"batch {size:,}, {parallel} at a time", replace(load, connections=parallel))
+                refused = sum(result.statuses.get(status, 0) for status in REFUSED)
+                if parallel == 1 or self.interrupted or refused <= plan.objective.errors * result.due:
+                    break
+                parallel = max(1, parallel // FEWER)
+            broken = (*plan.objective.errors_beyond(result.error_share), *plan.popular_complaint([result]))
+            self._trials.append(Trial(at=size, result=result, broken=broken, doubts=tuple(result.invalid_reasons)))
 
     def _run(self, name: str, load: Load) -> Result:
         self._display.start(name, load.duration_s)

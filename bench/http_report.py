@@ -1,29 +1,83 @@
-"""The report of a measurement over HTTP: what was found, its figures and plots."""
+"""What a measurement over HTTP is judged by, its trials, and the report: what was found, its figures and plots."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from hotplate.bench.answers import popular_complaint, popular_counts
-from hotplate.bench.loadgen.capacity import Objective
-from hotplate.bench.loadgen.histogram import Histogram
-from hotplate.bench.loadgen.keys import RequestKeys
-from hotplate.bench.loadgen.load import Load
-from hotplate.bench.loadgen.result import LAG_BOUND_US, Result
-from hotplate.bench.options import HttpOptions
-from hotplate.bench.statistics import Figure, mean, percentile, share
-from hotplate.report import Curve, Plot, Row, format_value
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.lists import CheckResult, popular_complaint, popular_counts
+from hotplate.bench.loadgen.load import Load, RequestKeys
+from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
+from hotplate.bench.machine import describe
+from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
+from hotplate.bench.statistics import mean, percentile, share
+from hotplate.report import Curve, Plot, Report, Row, format_value
 from hotplate.stores.urls import redacted
 
-# The most requests at a time in a sweep of batches, as of a job of Stream Analytics.
-PARALLEL = 20
-
+# Percentiles that an objective may bound; of these a report has the PERCENTILES, the last not in its first table.
+PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
+PERCENTILES = ("p50", "p99", "p99.9")
+ERRORS = "errors"
+USUAL_ERRORS = 0.001
 # The share of the most users/s that the recommended batch must reach.
 NEAR = 0.9
-
-# Percentiles of a report; the last is not in its first table.
-PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 HINT = "; give --store URL, so that its users are requested"
+INVALID = "These figures do not measure the service; see below."
+NOT_LISTS = "The users' own lists were not measured: the service gave the popular list instead."
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Bounds on latencies, in microseconds by percentile, and on the share of requests without a good answer."""
+
+    latency_us: Mapping[str, float]
+    errors: float = USUAL_ERRORS
+
+    @property
+    def percentile(self) -> str:
+        """The first that it bounds, by which is decided; p99 if it bounds none."""
+        return next(iter(self.latency_us), "p99")
+
+    def judge(self, result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return a sentence for each bound that *result* breaks, and one for each reason not to blame the service.
+
+        A latency that is mostly the generator's own lateness is no latency of the service.
+        """
+        broken, doubts = self.errors_beyond(result.error_share), list(result.invalid_reasons)
+        for name, bound_us in self.latency_us.items():
+            found_us, late_us = (each.percentile_us(PERCENTS[name]) for each in (result.latency, result.lag))
+            beyond = f"{name} {format_value(found_us, 'us')}, bound {format_value(bound_us, 'us')}"
+            if found_us > bound_us and late_us > found_us / 2:
+                doubts.append(f"{beyond}, but the generator itself was {format_value(late_us, 'us')} late")
+            elif found_us > bound_us:
+                broken.append(beyond)
+        return tuple(broken), tuple(doubts)
+
+    def errors_beyond(self, share: float) -> list[str]:
+        """Return a sentence where the *share* of requests without a good answer is above the bound."""
+        bound = f"bound {self.errors:.2%}"
+        return [f"{share:.2%} of the requests got no good answer, {bound}"] if share > self.errors else []
+
+    def __str__(self) -> str:
+        bounds = [f"{name} ≤ {format_value(bound, 'us')}" for name, bound in self.latency_us.items()]
+        return ", ".join([*bounds, f"errors ≤ {100 * self.errors:.3g} %"])
+
+
+def parse_objective(text: str) -> Objective:
+    """Read an objective; errors of more than 0.1 % break it unless it says otherwise."""
+    latency_us, errors = dict[str, float](), USUAL_ERRORS
+    for part in text.split(","):
+        name, equals, bound = part.strip().partition("=")
+        if not equals or name not in {*PERCENTS, ERRORS}:
+            raise BenchMisused(
+                f"{part.strip()!r} is not a part of an objective; write for example p99=5ms,errors=0.1%, with bounds "
+                f"for any of {', '.join(PERCENTS)} and {ERRORS}"
+            )
+        if name == ERRORS:
+            errors = parse_share(bound)
+        else:
+            latency_us[name] = parse_seconds(bound) * 1e6
+    return Objective(latency_us, errors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +97,10 @@ class HttpPlan:
     keys: RequestKeys | None
     allowed_popular: float
 
-    @property
-    def parallel(self) -> int:
-        """Batches at a time."""
-        return min(PARALLEL, self.load.connections)
-
-    def popular_complaint(self, results: Sequence[Result]) -> str | None:
-        """Return why *results* did not measure lookups of users' lists, and what to do."""
+    def popular_complaint(self, results: Sequence[Result]) -> list[str]:
+        """Return why *results* did not measure lookups of users' lists, and what to do; nothing if they did."""
         complaint = popular_complaint(results, self.allowed_popular)
-        return complaint and complaint + ("" if self.options.store else HINT)
+        return [complaint + ("" if self.options.store else HINT)] if complaint else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +130,17 @@ class Trial:
         """Whether it was ended early."""
         return self.result.interrupted
 
-    def latency_us(self, percent: float) -> float:
-        """Return a percentile of its answers."""
-        return Histogram.of(self.result.latencies_s).percentiles_us([percent])[0]
+    @property
+    def users_s(self) -> float:
+        """The users/s of a size of batch."""
+        return self.at * self.result.ok_rate
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
-        latencies = {f"{name}_us": self.latency_us(percent) for name, percent in PERCENTILES.items()}
+        latencies = {f"{name}_us": self.result.latency.percentile_us(PERCENTS[name]) for name in PERCENTILES}
         found = {"at": self.at, "inside": self.inside, "broken": self.broken, "doubts": self.doubts, **latencies}
-        return found | {"ok_rate": self.result.ok_rate, "error_share": self.result.error_share}
+        rates = {"ok_rate": self.result.ok_rate, "error_share": self.result.error_share}
+        return found | rates | {"parallel": self.result.connections}
 
 
 def highest(trials: Sequence[Trial]) -> Trial | None:
@@ -105,47 +156,72 @@ def first_outside(trials: Sequence[Trial]) -> Trial | None:
     return None if lowest is None or lowest.stopped else lowest
 
 
-def users_rate(trial: Trial) -> float:
-    """Return the users/s of a size of batch."""
-    return trial.at * trial.result.ok_rate
-
-
 def knee(trials: Sequence[Trial]) -> Trial | None:
     """Pick the smallest good batch that gives 90 % of the most users/s; larger ones add latency and hardly more."""
     good = [each for each in trials if each.inside]
-    most = max(map(users_rate, good), default=0.0)
-    return min((each for each in good if users_rate(each) >= NEAR * most), key=lambda each: each.at, default=None)
+    most = max((each.users_s for each in good), default=0.0)
+    return min((each for each in good if each.users_s >= NEAR * most), key=lambda each: each.at, default=None)
 
 
-class Sections:
-    """The parts of a report on trials and rounds."""
+@dataclass(frozen=True, slots=True)
+class HttpRuns:
+    """All that was measured until the end, or until it was stopped; `checked` is of the responses that were kept."""
 
-    def __init__(self, plan: HttpPlan, trials: Sequence[Trial], rounds: Sequence[Result]) -> None:
-        self._plan = plan
-        self._trials = trials
-        self._rounds = rounds
-        self._subject = redacted(plan.load.url)
-        self._best = None if plan.batches else highest(trials)
-        self._popular = plan.popular_complaint([*rounds, *(each.result for each in trials if plan.batches)])
+    plan: HttpPlan
+    trials: tuple[Trial, ...]
+    rounds: tuple[Result, ...]
+    checked: CheckResult | None
+    interrupted: bool
+
+
+def report(runs: HttpRuns) -> Report:
+    """Sum a measurement up."""
+    plan, checked = runs.plan, runs.checked
+    popular = plan.popular_complaint([*runs.rounds, *(each.result for each in runs.trials if plan.batches)])
+    summary = _Batches(runs) if plan.batches else _Rounds(runs)
+    failures = [] if popular else summary.failures if runs.rounds or runs.trials else ["nothing was measured"]
+    wrong = [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked and checked.wrong else []
+    sentence = INVALID if failures else NOT_LISTS if popular else summary.sentence
+    return Report(
+        kind="http",
+        sentence=sentence,
+        rows=tuple(row for row in summary.rows if not popular or row.unit == "share"),
+        plots=() if popular else tuple(summary.plots),
+        notes=(*summary.notes, *(checked.notes if checked else ())),
+        broken=(*popular, *(each for each in summary.broken if not popular or "popular list" not in each), *wrong),
+        failures=tuple(failures),
+        interrupted=runs.interrupted,
+        listed=not plan.batches,
+        configuration=plan.options.to_json(),
+        machine=describe(),
+        extra=summary.facts | ({"checked": asdict(checked)} if checked else {}),
+    )
+
+
+def _popular_row(subject: str, results: Sequence[Result]) -> list[Row]:
+    parts, wholes = zip(*map(popular_counts, results), strict=True)
+    return [share(parts, wholes).row(subject, "popular lists", "share")] if sum(wholes) else []
+
+
+class _Rounds:
+    """The parts of a report on rounds at a rate, and on the search for it."""
+
+    def __init__(self, runs: HttpRuns) -> None:
+        self._plan, self._trials, self._rounds = runs.plan, runs.trials, runs.rounds
+        self._best = highest(runs.trials)
+        ended = first_outside(runs.trials)
+        # Why a search ended without an answer of the service's.
+        self._limited = " and ".join(ended.doubts) if ended and ended.unclear else ""
 
     @property
     def failures(self) -> list[str]:
-        """Why not everything was measured."""
-        if not self._rounds and not self._trials:
-            return ["nothing was measured"]
-        named = [(f"round {number}", each.invalid_reasons) for number, each in enumerate(self._rounds, 1)]
-        named += [(f"batch {each.at:,}", list(each.doubts)) for each in self._trials if self._plan.batches]
-        return [f"{name}: {reason}" for name, reasons in named for reason in reasons]
+        numbered = enumerate(self._rounds, 1)
+        return [f"round {number}: {reason}" for number, each in numbered for reason in each.invalid_reasons]
 
     @property
     def broken(self) -> list[str]:
-        """What was measured and is not as it should be, the gravest first."""
-        found = [self._popular] if self._popular else []
-        if self._plan.batches:
-            of_sizes = [f"batch {each.at:,}: {reason}" for each in self._trials for reason in each.broken]
-            return found + [each for each in of_sizes if "popular list" not in each or not self._popular]
         due, good = (sum(getattr(each, name) for each in self._rounds) for name in ("due", "ok"))
-        found += self._plan.objective.errors_beyond((due - good) / max(1, due))
+        found = self._plan.objective.errors_beyond((due - good) / max(1, due))
         if self._trials and not self._best:
             ended = first_outside(self._trials)
             why = f": at {ended.at:,.4g} requests/s {' and '.join(ended.broken or ended.doubts)}" if ended else ""
@@ -154,136 +230,126 @@ class Sections:
 
     @property
     def sentence(self) -> str:
-        """The answer."""
-        if self.failures:
-            return "These figures do not measure the service; see below."
-        if self._popular:
-            return "The users' own lists were not measured: the service gave the popular list instead."
-        if self._plan.batches:
-            return self._batch_sentence()
-        return self._round_sentence() if self._rounds else f"No rate is inside {self._plan.objective}."
-
-    def _batch_sentence(self) -> str:
-        best = knee(self._trials)
-        if best is None:
-            return "No size of batch was served without errors; give fewer --connections, or more workers."
-        rate, p50 = format_value(users_rate(best), "users/s"), format_value(best.latency_us(50), "us")
-        return f"The smallest batch that gives 90 % of the most users/s is {best.at:,.0f}: {rate}, p50 {p50}."
-
-    def _round_sentence(self) -> str:
-        shown = f"{format_value(self._answers.value or 0)} good answers/s"
-        if self._plan.load.rate is None:
-            connections = self._plan.load.connections
-            return f"{connections} connections in a closed loop get {shown}; its latencies hide waits: use --rate."
+        if not self._rounds:
+            return f"No rate is inside {self._plan.objective}."
         named = self._plan.objective.percentile
-        found = percentile(self._rounds, self._plan.objective.percent)
+        found = percentile(self._rounds, PERCENTS[named])
         latency = f"not known ({found.note})" if found.value is None else format_value(found.value, "us")
         if self._best:
-            least = "at least " if self._limited else ""
-            rate = f"{least}{self._best.at:,.0f} requests/s"
+            rate = f"{'at least ' * bool(self._limited)}{self._best.at:,.0f} requests/s"
             return f"The highest rate inside {self._plan.objective} is {rate}; there {named} is {latency}."
-        return f"{named} is {latency} at {shown}."
-
-    @property
-    def _answers(self) -> Figure:
-        return mean([each.ok_rate for each in self._rounds])
-
-    @property
-    def _limited(self) -> str:
-        """Why a search ended without an answer of the service's."""
-        ended = first_outside(self._trials)
-        return " and ".join(ended.doubts) if ended and ended.unclear else ""
+        rate = format_value(mean([each.ok_rate for each in self._rounds]).value or 0)
+        return f"{named} is {latency} at {rate} good answers/s."
 
     @property
     def rows(self) -> list[Row]:
-        """The figures: none of latencies where popular lists were measured, and of a closed loop none in the table."""
-        if self._plan.batches:
-            return [row for each in self._trials for row in self._batch_rows(each)]
-        found = [] if self._popular or not self._rounds else self._latency_rows()
-        if self._best and not self._popular:
-            at_least = "at least" if self._limited else ""
-            found.insert(0, Row(self._subject, "highest rate", "/s", self._best.at, note=at_least))
-        if self._rounds:
-            if not self._popular:
-                found.append(self._answers.row(self._subject, "rate", "/s"))
-            due = [each.due for each in self._rounds]
-            bad = [each.due - each.ok for each in self._rounds]
-            found.append(share(bad, due).row(self._subject, "errors and drops", "share"))
-            found += self._popular_row(self._subject, self._rounds)
-        return found
-
-    def _latency_rows(self) -> list[Row]:
-        open_loop = self._plan.load.rate is not None
-        names = dict(PERCENTILES) | {self._plan.objective.percentile: self._plan.objective.percent}
-        found = [
-            percentile(self._rounds, percent).row(self._subject, name, "us", main=open_loop and name != "p99.9")
-            for name, percent in sorted(names.items(), key=lambda each: each[1])
+        subject, rounds = redacted(self._plan.load.url), self._rounds
+        if not rounds:
+            return []
+        note = "at least" if self._limited else ""
+        found = [Row(subject, "highest rate", "/s", self._best.at, note=note)] if self._best else []
+        names = {*PERCENTILES, self._plan.objective.percentile}
+        found += [
+            percentile(rounds, percent).row(subject, name, "us", main=name != "p99.9")
+            for name, percent in PERCENTS.items()
+            if name in names
         ]
-        average_us = Histogram.merged(Histogram.of(each.latencies_s) for each in self._rounds).mean_us
-        return [*found, Row(self._subject, "mean", "us", average_us, main=False)]
-
-    def _popular_row(self, subject: str, results: Sequence[Result]) -> list[Row]:
-        parts, wholes = zip(*map(popular_counts, results), strict=True)
-        return [share(parts, wholes).row(subject, "popular lists", "share")] if sum(wholes) else []
-
-    def _batch_rows(self, trial: Trial) -> list[Row]:
-        subject, results = f"batch of {trial.at:,.0f}", [trial.result]
-        found = [Row(subject, "users", "/s", users_rate(trial))] if not self._popular else []
-        if not self._popular:
-            found += [
-                percentile(results, percent).row(subject, name, "us", main=name != "p99.9")
-                for name, percent in PERCENTILES.items()
-            ]
-        found.append(share([trial.result.due - trial.result.ok], [trial.result.due]).row(subject, "errors", "share"))
-        return found + self._popular_row(subject, results)
+        average_us = Histogram.merged(each.latency for each in rounds).mean_us
+        found.append(Row(subject, "mean", "us", average_us, main=False))
+        found.append(mean([each.ok_rate for each in rounds]).row(subject, "rate", "/s"))
+        bad = share([each.due - each.ok for each in rounds], [each.due for each in rounds])
+        return [*found, bad.row(subject, "errors and drops", "share"), *_popular_row(subject, rounds)]
 
     @property
     def notes(self) -> list[str]:
-        """What qualifies the figures."""
         found = []
         if self._limited:
             found.append(f"The search ended because of the generator, and not of the service: {self._limited}.")
-        lags = [each.lags_s for each in self._rounds if each.requested_rate is not None]
-        late_us = Histogram.merged(map(Histogram.of, lags)).percentiles_us([99])[0]
+        late_us = Histogram.merged(each.lag for each in self._rounds).percentile_us(99)
         if late_us > LAG_BOUND_US:
             late = f"The generator itself was up to {format_value(late_us, 'us')} late (p99)"
             found.append(f"{late}; that is part of the latencies.")
-        if self._plan.batches:
-            found.append(
-                f"{self._plan.parallel} batches at a time, in a closed loop; a latency is from when a batch was sent."
-            )
         return found
 
     @property
     def plots(self) -> list[Plot]:
-        """The latencies over percentiles and time, over rates, or over sizes of batch."""
-        if self._popular or not (self._rounds or self._trials):
-            return []
-        if self._plan.batches:
-            return self._batch_plots()
-        of_search = [self._search_plot()] if self._trials else []
-        of_rounds = [_spectrum(self._rounds), _seconds(self._rounds)] if self._rounds and self._plan.load.rate else []
-        return of_search + of_rounds
-
-    def _search_plot(self) -> Plot:
-        tried = sorted(self._trials, key=lambda each: each.at)
-        named, percent = self._plan.objective.percentile, self._plan.objective.percent
-        latencies_us = tuple(each.latency_us(percent) or None for each in tried)
+        of_rounds = [_spectrum(self._rounds), _seconds(self._rounds)] if self._rounds else []
+        if not self._trials:
+            return of_rounds
+        named, tried = self._plan.objective.percentile, sorted(self._trials, key=lambda each: each.at)
+        latencies_us = tuple(each.result.latency.percentile_us(PERCENTS[named]) or None for each in tried)
         curve = Curve(named, tuple(each.at for each in tried), latencies_us)
         marks = {self._best.at: "highest inside"} if self._best else {}
         title = f"{named} over offered load"
-        return Plot(title, "requests/s", named, (curve,), y_unit="us", log_y=True, points=True, marks=marks)
+        plot = Plot(title, "requests/s", named, (curve,), y_unit="us", log_y=True, points=True, marks=marks)
+        return [plot, *of_rounds]
 
-    def _batch_plots(self) -> list[Plot]:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What only programs read: single rounds with their histograms, and the trials."""
+        found: dict[str, Any] = {"rounds": [each.to_json() for each in self._rounds]}
+        if self._trials:
+            limits = {"highest": self._best and self._best.at, "at_least": self._limited}
+            points = [each.to_json() for each in self._trials]
+            found["search"] = limits | {"objective": str(self._plan.objective), "points": points}
+        return found
+
+
+class _Batches:
+    """The parts of a report on sizes of batch."""
+
+    def __init__(self, runs: HttpRuns) -> None:
+        self._trials, self._best = runs.trials, knee(runs.trials)
+
+    @property
+    def failures(self) -> list[str]:
+        return [f"batch {each.at:,}: {reason}" for each in self._trials for reason in each.doubts]
+
+    @property
+    def broken(self) -> list[str]:
+        return [f"batch {each.at:,}: {reason}" for each in self._trials for reason in each.broken]
+
+    @property
+    def sentence(self) -> str:
+        if self._best is None:
+            return "No size of batch was served without errors, even one at a time; see below."
+        rate, p50 = self._best.users_s, self._best.result.latency.percentile_us(50)
+        shown = f"{format_value(rate, 'users/s')}, p50 {format_value(p50, 'us')}"
+        return f"The smallest batch that gives 90 % of the most users/s is {self._best.at:,.0f}: {shown}."
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for each in self._trials for row in self._rows(each)]
+
+    def _rows(self, trial: Trial) -> list[Row]:
+        subject, result = f"batch of {trial.at:,.0f}", trial.result
+        return [
+            Row(subject, "users", "/s", trial.users_s),
+            *(
+                percentile([result], PERCENTS[name]).row(subject, name, "us", main=name != "p99.9")
+                for name in PERCENTILES
+            ),
+            Row(subject, "batches at a time", "", float(result.connections)),
+            share([result.due - result.ok], [result.due]).row(subject, "errors", "share"),
+            *_popular_row(subject, [result]),
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        closed = "Batches run in a closed loop: a latency is from when one was sent."
+        return [f"{closed} Where the service refused more at a time (429, 503), fewer were sent."]
+
+    @property
+    def plots(self) -> list[Plot]:
         sizes = tuple(each.at for each in self._trials)
-        ticks = {each: f"{each:,.0f}" for each in sizes}
+        label, ticks = "users in a batch", {each: f"{each:,.0f}" for each in sizes}
+        common: dict[str, Any] = {"log_x": len(sizes) > 1, "points": True, "ticks": ticks}
+        latencies = [each.result.latency for each in self._trials]
         curves = tuple(
-            Curve(name, sizes, tuple(each.latency_us(PERCENTILES[name]) or None for each in self._trials))
+            Curve(name, sizes, tuple(each.percentile_us(PERCENTS[name]) or None for each in latencies))
             for name in ("p50", "p99")
         )
-        rates = Curve("users/s", sizes, tuple(map(users_rate, self._trials)))
-        label = "users in a batch"
-        common: dict[str, Any] = {"log_x": len(sizes) > 1, "points": True, "ticks": ticks}
+        rates = Curve("users/s", sizes, tuple(each.users_s for each in self._trials))
         return [
             Plot("Latency over batch size", label, "latency", curves, y_unit="us", log_y=True, **common),
             Plot("Users/s over batch size", label, "users/s", (rates,), **common),
@@ -291,22 +357,14 @@ class Sections:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What only programs read: single rounds with their histograms, and the trials."""
-        found: dict[str, Any] = {"rounds": [each.to_json() for each in self._rounds]}
-        trials = [each.to_json() for each in self._trials]
-        if self._plan.batches:
-            best = knee(self._trials)
-            return found | {"sweep": {"parallel": self._plan.parallel, "knee": best and best.at, "points": trials}}
-        if trials:
-            best = self._best
-            limits = {"highest": best and best.at, "at_least": self._limited, "objective": str(self._plan.objective)}
-            found["search"] = limits | {"points": trials}
-        return found
+        """What only programs read."""
+        points = [each.to_json() for each in self._trials]
+        return {"rounds": [], "sweep": {"knee": self._best and self._best.at, "points": points}}
 
 
 def _spectrum(rounds: Sequence[Result]) -> Plot:
     """Draw all answers pooled, over how many of them were slower."""
-    spectrum = Histogram.merged(Histogram.of(each.latencies_s) for each in rounds).spectrum()
+    spectrum = Histogram.merged(each.latency for each in rounds).spectrum()
     points = [(1 / (1 - percent / 100), us) for percent, us in spectrum if percent < 100]
     curve = Curve("all rounds", tuple(x for x, _ in points), tuple(us for _, us in points))
     names = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_000.0: "p99.99", 100_000.0: "p99.999"}
@@ -323,7 +381,7 @@ def _seconds(rounds: Sequence[Result]) -> Plot:
     seconds = [Histogram.of(second.latencies_s) for each in rounds for second in each.seconds]
     x = tuple(float(number) for number in range(1, len(seconds) + 1))
     curves = tuple(
-        Curve(name, x, tuple(each.percentiles_us([percent])[0] or None for each in seconds))
+        Curve(name, x, tuple(each.percentile_us(percent) or None for each in seconds))
         for name, percent in (("p50", 50), ("longest", 100))
     )
     label = "second, all rounds"

@@ -1,13 +1,25 @@
-"""Made-up lists of a chosen size: real keys and real encoding, with a few thousand values, used again and again."""
+"""Users' lists: made up of a chosen size, and those of responses, compared with the store's.
+
+Made-up lists have real keys and the real encoding; a few thousand values are used again and again.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
+import orjson
 
-from hotplate.stores.encoding import Item, encode
+from hotplate.bench.loadgen.result import ResponseSample, Result
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.compression import load_decode
+from hotplate.stores.connect import opened
+from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode
+from hotplate.stores.errors import StoreError
 from hotplate.stores.keys import OVERALL, POPULAR, USER
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Plan, Reader, Row
+from hotplate.stores.verification import load_manifest
 
 ITEMS = 9_000
 DISTINCT = 4_096
@@ -69,3 +81,176 @@ def _item(number: int, score: float) -> Item:
 def key_of(user: int) -> str:
     """Name the key of a user's list; keys sort as their numbers do."""
     return f"{USER}{user:08d}"
+
+
+DEFAULT_N = 10
+# The share of popular lists above which a run did not measure lookups of users' lists.
+MAX_POPULAR = 0.01
+POPULAR_SOURCE = "popular"
+# Wrong lists that are described one by one.
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """How many lists were compared, how many were wrong, and a sentence about each of the first few of those.
+
+    `fallback` of them were the popular list, marked as such, for users who have a list of their own: the service could
+    not read it in time. `filtered` of them lacked items that no answer showed, as with a deny-list.
+    """
+
+    compared: int
+    wrong: int
+    fallback: int
+    examples: tuple[str, ...]
+    filtered: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """The same in sentences."""
+        fallback = f"{self.fallback} were the popular list instead"
+        found = f"{self.compared:,} lists compared with the store's: {self.wrong} wrong, {fallback}."
+        denied = f"{self.filtered} lacked items that no answer shows, as with a deny-list, and count as right."
+        return [found, *([denied] if self.filtered else []), *(f"  {example}" for example in self.examples)]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedList:
+    """What one response says that one user's list is."""
+
+    user: str
+    n: int
+    result: dict[str, Any]
+
+
+def popular_counts(result: Result) -> tuple[int, int]:
+    """Return how many lists were the popular one, and how many said what they are; of a load that observes `source`."""
+    sources = result.seen.get("source", {})
+    return sources.get(POPULAR_SOURCE, 0), sum(count for source, count in sources.items() if source)
+
+
+def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:
+    """Return a sentence where more than *allowed* of all lists were the popular one; None otherwise.
+
+    A service gives that list when it cannot read a user's own in time, and to users without one. It costs hardly
+    anything, so such a run has no latency, CPU or cost.
+    """
+    popular, lists = (sum(counts) for counts in zip(*map(popular_counts, results), strict=True)) if results else (0, 0)
+    if popular <= allowed * lists:
+        return None
+    return (
+        f"{popular:,} of {lists:,} lists ({popular / lists:.2%}) were the popular list instead of the user's own, and "
+        f"{allowed:.2%} are allowed: the store did not answer in time, or these users have no lists"
+    )
+
+
+async def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:
+    """Compare every list in *samples* with the one that the store at *url* holds for the release that it names."""
+    async with opened(url) as store:
+        return await check_samples(store, samples)
+
+
+async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
+    """Compare every list in *samples* with the one that *store* holds; a refusal has none, and counts as an error."""
+    made, by_release = _Comparison(store), dict[str, list[ReceivedList]]()
+    for sample in samples:
+        if sample.status >= 400:
+            continue
+        try:
+            for received in _received_lists(sample):
+                by_release.setdefault(received.result["release"], []).append(received)
+        except (ValueError, KeyError, TypeError) as error:
+            made.compared += 1
+            made.wrong.append(f"{sample.body[:80]!r} is not an answer: {error!r}")
+    for release, lists in by_release.items():
+        await made.compare(ReleaseId(release), lists)
+    return made.result
+
+
+def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
+    """Take a response apart; ValueError, KeyError or TypeError if it is not one."""
+    head, _, body = sample.request.partition(b"\r\n\r\n")
+    method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+    response = orjson.loads(sample.body)
+    if method == "POST":
+        request = orjson.loads(body)
+        if "data" in request:  # of scoring
+            for row, result in zip(request["data"], response, strict=True):
+                yield ReceivedList(row["user"], row["n"], result)
+            return
+        for user, result in zip(request["users"], response["results"], strict=True):
+            yield ReceivedList(user, request["n"], result)
+    else:
+        parts = urlsplit(target)
+        n = int(parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0])
+        yield ReceivedList(unquote(parts.path.rpartition("/")[2]), n, response)
+
+
+class _Comparison:
+    """Answers while they are compared with a store."""
+
+    def __init__(self, store: Reader) -> None:
+        self._store = store
+        self._shown = set[str]()
+        self._lacking = list[tuple[str, set[str]]]()
+        self.wrong = list[str]()
+        self.compared = self._fallback = 0
+
+    @property
+    def result(self) -> CheckResult:
+        """What was found; a list that lacks items is wrong if another answer shows one of them."""
+        wrong = [*self.wrong, *(_not_stored(user) for user, ids in self._lacking if ids & self._shown)]
+        filtered = len(self._lacking) - (len(wrong) - len(self.wrong))
+        return CheckResult(self.compared, len(wrong), self._fallback, tuple(wrong[:EXAMPLES]), filtered)
+
+    async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
+        """Compare the lists of one release."""
+        store = self._store
+        self.compared += len(lists)
+        try:
+            ref = (await store.catalogue()).find(release).ref
+            opened = await load_decode(store, ref, await load_manifest(store, ref))
+            overall = POPULAR + OVERALL
+            (slot,) = await store.get_many(ref, [overall])
+            popular = decode(opened(overall, slot)[OFFSET_BYTES:]) if isinstance(slot, bytes) else []
+        except StoreError as error:
+            self.wrong += [f"release {release} cannot be read to compare with: {error}"]
+            return
+        for start in range(0, len(lists), store.batch):
+            chunk = lists[start : start + store.batch]
+            keys = [USER + received.user for received in chunk]
+            for received, key, slot in zip(chunk, keys, await store.get_many(ref, keys), strict=True):
+                if isinstance(slot, StoreError):
+                    self.wrong.append(f"user {received.user}: {slot}")
+                    continue
+                own = None if slot is None else decode(opened(key, slot)[OFFSET_BYTES:])
+                self._compare_one(received, own, popular)
+
+    def _compare_one(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
+        items, is_popular = received.result["items"], received.result["source"] == POPULAR_SOURCE
+        stored = popular if is_popular else own
+        lacks = None if stored is None else _left_out(items, stored, received.n)
+        if lacks is None:
+            self.wrong.append(_not_stored(received.user))
+            return
+        self._fallback += is_popular and own is not None
+        self._shown.update(item["id"] for item in items)
+        if lacks:
+            self._lacking.append((received.user, lacks))
+
+
+def _not_stored(user: str) -> str:
+    return f"user {user}: the answer is not the list that the store holds"
+
+
+def _left_out(items: list[Item], stored: list[Item], n: int) -> set[str] | None:
+    """Return the ids that an answer of up to *n* items leaves out of a list; None if it is no such answer."""
+    left, rest = set[str](), iter(stored)
+    for item in items:
+        for other in rest:
+            if other == item:
+                break
+            left.add(other["id"])
+        else:
+            return None
+    return left if len(items) == n else left | {other["id"] for other in rest}

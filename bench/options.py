@@ -1,5 +1,9 @@
-"""What each experiment can be configured with; the command's flags, defaults and help are these fields."""
+"""What each experiment can be configured with; the command's flags, defaults and help are these fields.
 
+Quantities in them are texts, which the parsers here read: times, rates and shares.
+"""
+
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +21,10 @@ WHEN = "When requests fall due"
 WHAT = "What is requested"
 HOW = "How it is measured"
 
+SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
+NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
+
 
 def _plain(options: "DataclassInstance", unless: tuple[object, ...] = (None, False), **shown: object) -> dict[str, Any]:
     """Return the values of options but those in *unless*; some are *shown* in another way."""
@@ -33,17 +41,38 @@ def require_positive(given: Mapping[str, float | None]) -> None:
             raise BenchMisused(f"{flag} must be above zero, and is {value:g}")
 
 
+def parse_seconds(text: str) -> float:
+    """Read a time; a bare number is seconds."""
+    return _parse(text, SECONDS | {"": 1.0}, "a time such as 5ms or 30s")
+
+
+def parse_rate(text: str) -> float:
+    """Read a rate in requests/s: `2000`, `2k`."""
+    return _parse(text, THOUSANDS, "a rate such as 500 or 2k")
+
+
+def parse_share(text: str) -> float:
+    """Read a part of a whole: `0.1%`, or `0.001`."""
+    share = _parse(text, {"%": 0.01, "": 1.0}, "a share such as 0.1% or 0.001")
+    if share > 1:
+        raise BenchMisused(f"{text!r} is more than the whole")
+    return share
+
+
+def _parse(text: str, units: dict[str, float], what: str) -> float:
+    match = NUMBER.fullmatch(text)
+    if not match or match[2] not in units:
+        raise BenchMisused(f"{text!r} is not {what}")
+    return float(match[1]) * units[match[2]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions:
     """Options of `bench http`, as they were given; None if one was not."""
 
     url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
-    rate: Annotated[str | None, Flag("Requests/s, as 500 or 2k. By default 1k.", WHEN)] = None
+    rate: Annotated[str, Flag("Requests/s, as 500 or 2k.", WHEN)] = "1k"
     poisson: Annotated[bool, Flag("Let requests arrive at random, as those of independent users do.", WHEN)] = False
-    closed: Annotated[
-        bool,
-        Flag("Send the next request when one is answered, as many tools do. This flatters latencies.", WHEN),
-    ] = False
     duration: Annotated[str, Flag("The duration of one round.", WHEN)] = "10s"
     users: Annotated[int | None, Flag("Request the lists of users 0 … N-1.", WHAT)] = None
     keys_file: Annotated[Path | None, Flag("Request the lists of the users in this file, one a line.", WHAT)] = None
@@ -58,7 +87,7 @@ class HttpOptions:
         tuple[str, ...], Flag("A header to send, as NAME:VALUE. May be given several times.", WHAT, "header")
     ] = ()
     batch: Annotated[
-        str | None, Flag("POST for so many users at once, 20 requests at a time, as 50,200,1000,2000.", WHAT)
+        str | None, Flag("POST for so many users at once, up to 20 requests at a time, as 50,200,1000,2000.", WHAT)
     ] = None
     score: Annotated[bool, Flag("With --batch: POST to /score, as Stream Analytics jobs do.", WHAT)] = False
     allow_popular: Annotated[

@@ -13,14 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hotplate.bench.loadgen.recorder import LoadProgress
-from hotplate.bench.loadgen.result import LAG_BOUND_US
+from hotplate.bench.loadgen.result import LAG_BOUND_US, LoadProgress
 from hotplate.report import format_value
 
 TO_STOP = "Ctrl-C ends it with a report"
 
 # What the progress of several processes adds up, and of what it is the longest.
-SUMMED = ("due", "sent", "ok", "failed", "dropped", "in_flight", "waiting")
+SUMMED = ("sent", "ok", "failed", "dropped", "in_flight", "waiting")
 LONGEST = ("elapsed_s", "p50_us", "p99_us", "lag_p99_us")
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from hotplate.bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram
-from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result
 from hotplate.report import Row
 
 MIN_ROUNDS = 5
@@ -57,10 +56,10 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     seconds = [Histogram.of(second.latencies_s) for each in results for second in each.seconds if second.due]
     pooled = Histogram.merged(seconds)
     by_round = (Histogram.of(each.latencies_s) for each in results)
-    values = tuple(each.percentiles_us([percent])[0] for each in by_round if each.count)
+    values = tuple(each.percentile_us(percent) for each in by_round if each.count)
     if percent < 100 and not pooled.has_enough_samples(percent):
         return Figure(None, values, note=TOO_FEW_ANSWERS if pooled.count else "nothing was answered")
-    (value,) = pooled.percentiles_us([percent])
+    value = pooled.percentile_us(percent)
     if len(seconds) < MIN_ROUNDS:
         return Figure(value, values)
     low, high = _resampled_percentiles(seconds, percent)

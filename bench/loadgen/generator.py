@@ -1,40 +1,188 @@
-"""The traffic of one run: hands each due request to a free connection and records what becomes of it."""
+"""The traffic of one run: hands each due request to a free connection, and records what becomes of it."""
 
 import asyncio
 import contextlib
+import ctypes
 import gc
-import random
+import itertools
+import os
+import re
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from array import array
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import uvloop
+import numpy as np
 
-from hotplate.bench.loadgen.load import Load
-from hotplate.bench.loadgen.recorder import LoadProgress, Recorder
-from hotplate.bench.loadgen.result import COUNTED, SUMMED, ProcessUsage, Result, measure_usage
-from hotplate.bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due
+from hotplate.bench.loadgen.load import Load, Target
+from hotplate.bench.loadgen.result import (
+    COUNTED,
+    SUMMED,
+    LoadProgress,
+    ProcessUsage,
+    ResponseSample,
+    Result,
+    Second,
+    measure_usage,
+)
 from hotplate.stores.http1 import ClientConnection, FailureKind
 
 # How often requests are checked for those out of time.
 SWEEP_S = 0.02
-
 # How long a closed loop waits after an error: callers that are refused do not ask again at once.
 RETRY_S = 0.1
-
+# How many of the newest latencies the percentiles of a progress display are of.
+LIVE = 2_000
+# struct itimerspec: interval (s, ns), value (s, ns), and TFD_TIMER_ABSTIME of <sys/timerfd.h>.
+Itimerspec = ctypes.c_long * 4
+TIMER_ABSTIME = 1
+# The shortest sleep that is worth its system calls.
+NAP_S = 50e-6
+# Event loops round their timers to milliseconds.
+LOOP_TICK_S = 1e-3
 
 # When a request was due, by the generator's clock, and its bytes.
 Sent = tuple[float, bytes]
-
 LoadConnection = ClientConnection[Sent]
 Clock = Callable[[], float]
-
 # Awaited once the connections are open; returns when the run begins, by the generator's clock.
 Begin = Callable[[], Awaitable[float]]
-
 # Opens one connection whose protocol the given function makes. Raises OSError.
 Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]
+# Does what is due, and returns when to be called again, by `time.monotonic`; None: never.
+Tick = Callable[[], float | None]
+# Calls a tick whenever it is due, until never.
+Pacer = Callable[[Tick], Awaitable[None]]
+
+
+async def sleep_until_due(tick: Tick) -> None:
+    """Sleep until each due time: by the kernel's timer (~50 µs late), or without one by the loop's (~1 ms)."""
+    if hasattr(ctypes.CDLL(None), "timerfd_create"):
+        await _sleep_by_kernel(tick)
+    else:
+        while tick() is not None:  # noqa: ASYNC110 -- what is waited for is the clock
+            await asyncio.sleep(LOOP_TICK_S)
+
+
+async def _sleep_by_kernel(tick: Tick) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Python has os.timerfd_create from 3.13 on. time.monotonic is CLOCK_MONOTONIC on Linux.
+    timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    if timer < 0:
+        raise OSError(ctypes.get_errno(), "timerfd_create")
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def arm(due_s: float) -> None:
+        seconds, nanoseconds = divmod(int(max(due_s, time.monotonic() + NAP_S) * 1e9), 10**9)
+        libc.timerfd_settime(timer, TIMER_ABSTIME, Itimerspec(0, 0, seconds, nanoseconds), None)
+
+    def fire() -> None:
+        os.read(timer, 8)
+        try:
+            due_s = tick()
+        except Exception as error:  # noqa: BLE001 -- handed to the one that awaits; in a callback it would only be logged
+            done.set_exception(error)
+            return
+        if due_s is None:
+            done.set_result(None)
+        else:
+            arm(due_s)
+
+    loop.add_reader(timer, fire)
+    try:
+        arm(0.0)
+        await done
+    finally:
+        loop.remove_reader(timer)
+        os.close(timer)
+
+
+class Recorder:
+    """Counts and times of one run, written down at the cost of a few appends each; 8 bytes a request."""
+
+    def __init__(self, observe: Sequence[str] = (), sample_every: int = 0) -> None:
+        self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
+        self._sample_every = sample_every
+        self._until_sample = sample_every
+        self._latencies_s = array("f")
+        self._lags_s = array("f")
+        self._seen: dict[str, Counter[bytes]] = {name: Counter() for name in observe}
+        self._marks = [(0, 0, 0)]
+        self.samples = list[ResponseSample]()
+        self.errors: Counter[str] = Counter()
+        self.statuses: Counter[int] = Counter()
+        self.due = self.sent = self.dropped = self.opened = self.unsolicited = 0
+
+    def late(self, lag_s: float) -> None:
+        """Note that the generator came to a due request *lag_s* after it was due."""
+        self._lags_s.append(lag_s)
+
+    def seen(self, request: bytes, status: int, body: bytes) -> None:
+        """Note a response, good or not."""
+        self.statuses[status] += 1
+        for name, pattern in self._fields.items():
+            if request.startswith(b"POST"):  # one for each list of a batch
+                _, *pieces = body.split(b'"%b":"' % name.encode())  # far faster than the pattern
+                self._seen[name].update([piece[: piece.find(b'"')] for piece in pieces] or [b""])
+                continue
+            found = pattern.search(body)
+            self._seen[name][found[1] if found else b""] += 1
+        if self._sample_every:
+            self._until_sample -= 1
+            if not self._until_sample:
+                self._until_sample = self._sample_every
+                self.samples.append(ResponseSample(request, status, body))
+
+    def good(self, latency_s: float) -> None:
+        """Note the latency of a good response."""
+        self._latencies_s.append(latency_s)
+
+    def mark(self) -> None:
+        """Note that a second is over."""
+        self._marks.append((self.due, self.sent, len(self._latencies_s)))
+
+    @property
+    def values(self) -> Mapping[str, Mapping[str, int]]:
+        """How often each value of the observed fields was seen; "" stands for a field that was not there."""
+        return {
+            name: {value.decode(errors="replace"): count for value, count in counts.items()}
+            for name, counts in self._seen.items()
+        }
+
+    def seconds(self) -> tuple[Second, ...]:
+        """Return the run second by second; responses that came after the last request belong to the last second."""
+        if len(self._marks) > 1 and self._marks[-1][0] == self.due:
+            self._marks.pop()
+        self.mark()
+        latencies_s = np.array(self._latencies_s, dtype=np.float32)
+        return tuple(
+            Second(after[0] - before[0], after[1] - before[1], latencies_s[before[2] : after[2]])
+            for before, after in itertools.pairwise(self._marks)
+        )
+
+    @property
+    def lags_s(self) -> Any:  # noqa: ANN401 -- an array of numpy
+        """How late the generator was for each due request."""
+        return np.array(self._lags_s, dtype=np.float32)
+
+    def progress(self, elapsed_s: float, in_flight: int, waiting: int) -> LoadProgress:
+        """Sum up what a live view shows; cheap, because the run goes on."""
+        newest, lags = (np.array(times[-LIVE:] or [0.0]) * 1e6 for times in (self._latencies_s, self._lags_s))
+        p50_us, p99_us = map(float, np.percentile(newest, (50, 99)))
+        return LoadProgress(
+            elapsed_s=elapsed_s,
+            sent=self.sent,
+            ok=len(self._latencies_s),
+            failed=self.errors.total(),
+            dropped=self.dropped,
+            in_flight=in_flight,
+            waiting=waiting,
+            p50_us=p50_us,
+            p99_us=p99_us,
+            lag_p99_us=float(np.percentile(lags, 99)),
+        )
 
 
 class LoadGenerator:
@@ -64,15 +212,13 @@ class LoadGenerator:
         self._waiting: deque[float] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
-        self._error: Exception | None = None
         self._start_s = self._end_s = self._last_sent_s = self._last_read_s = 0.0
         self._next_mark_s = float("inf")
-        self._rng = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
-        self._tls = load.tls()
-        self._recorder = Recorder(load.observe, load.sample_every, load.tally)
+        self._target = Target.of(load.url)
+        self._recorder = Recorder(load.observe, load.sample_every)
 
     async def run(self, begin: Begin | None = None) -> Result:
-        """Connect, run the load, and wait for what is in flight. Raises what the load's `check` raised."""
+        """Connect, run the load, and wait for what is in flight."""
         sweep = asyncio.ensure_future(self._sweep())
         try:
             for _ in range(self._load.connections):
@@ -86,8 +232,6 @@ class LoadGenerator:
                 usage = end()
         finally:
             await self._finish(sweep)
-        if self._error:
-            raise self._error
         return self._result(usage)
 
     def stop(self) -> None:
@@ -106,7 +250,7 @@ class LoadGenerator:
         if self._load.rate is None:
             await asyncio.sleep(self._start_s - self._clock())
             for _ in range(self._load.connections):
-                self._offer_after(self._rng.random() * self._load.think_s if self._load.think_spread else 0.0)
+                self._offer(self._start_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
@@ -127,7 +271,7 @@ class LoadGenerator:
 
     def _offer_due(self) -> float | None:
         """Offer all requests that are due by now; return when the next one is."""
-        while self._next_s is not None and not self._error:
+        while self._next_s is not None:
             due_s, now_s = self._start_s + self._next_s, self._clock()
             if due_s > now_s:
                 return due_s
@@ -188,13 +332,13 @@ class LoadGenerator:
             async with asyncio.timeout(self._load.timeout_s):
                 await self._open_one(lambda: ClientConnection(self))
         except OSError:  # a timeout is one, too
-            self._recorder.refused += 1
             if self._waiting:
                 self._waiting.popleft()
                 self._failed("connect")
 
     async def _connect_by_tcp(self, make: Callable[[], LoadConnection]) -> None:
-        await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port, ssl=self._tls)
+        target = self._target
+        await asyncio.get_running_loop().create_connection(make, target.host, target.port, ssl=target.tls)
 
     def on_ready(self, connection: LoadConnection) -> None:
         """See `hotplate.stores.http1.ConnectionListener`."""
@@ -213,16 +357,10 @@ class LoadGenerator:
         self._last_read_s = now_s
         status, body = connection.status, connection.body
         self._recorder.seen(request, status, body)
-        if self._load.tally:
-            self._recorder.tally(status, connection.head)
-        try:
-            kind = self._load.check(status, body)
-        except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it
-            self._error = error
-            kind = "check"
-        if kind is None:
+        if (kind := self._load.check(status, body)) is None:
             self._recorder.good(now_s - due_s)
-            self._again()
+            if self._load.rate is None:
+                self._offer_one()
         else:
             self._failed(kind)
 
@@ -233,7 +371,8 @@ class LoadGenerator:
 
     def _failed(self, kind: str) -> None:
         self._recorder.errors[kind] += 1
-        self._again(RETRY_S)
+        if self._load.rate is None:
+            asyncio.get_running_loop().call_later(RETRY_S, self._offer_one)
 
     def on_closed(self, connection: LoadConnection, *, unsolicited: bool) -> None:
         """See `hotplate.stores.http1.ConnectionListener`."""
@@ -243,21 +382,9 @@ class LoadGenerator:
         self._recorder.unsolicited += unsolicited
         self._connect_if_short()
 
-    def _again(self, pause_s: float = 0.0) -> None:
-        """In a closed loop each end of a request makes the next one due, at once or after a pause for thought."""
-        if self._load.rate is not None:
-            return
-        think_s, spread = self._load.think_s, self._load.think_spread
-        self._offer_after(max(pause_s, think_s * self._rng.uniform(1 - spread, 1 + spread) if spread else think_s))
-
-    def _offer_after(self, pause_s: float) -> None:
-        if pause_s:
-            asyncio.get_running_loop().call_later(pause_s, self._offer_one)
-        else:
-            self._offer_one()
-
     def _offer_one(self) -> None:
-        if not self._error and (now_s := self._clock()) < self._end_s:
+        """Make the next request of a closed loop due, which the end of another one does."""
+        if (now_s := self._clock()) < self._end_s:
             self._offer(now_s)
 
     def _result(self, usage: ProcessUsage) -> Result:
@@ -268,7 +395,6 @@ class LoadGenerator:
             **counts,
             url=load.url,
             requested_rate=load.rate and load.rate / load.parts,
-            think_s=load.think_s,
             connections=load.connections,
             duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
             interrupted=self._stopped.is_set(),
@@ -283,11 +409,6 @@ class LoadGenerator:
 async def drive(load: Load) -> Result:
     """Run *load* from the running event loop, which should have little else to do."""
     return await LoadGenerator(load).run()
-
-
-def run(load: Load) -> Result:
-    """Run *load* on an event loop of its own; blocks until it is over."""
-    return uvloop.run(drive(load))
 
 
 @contextlib.contextmanager

@@ -1,84 +1,178 @@
-"""What one run of the load generator found, and whether it measured the service."""
+"""What one run of the load generator found: counts, latencies in HDR histograms, and whether it is valid."""
 
 import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
-from hotplate.bench.loadgen.histogram import Histogram, Seconds
-from hotplate.bench.loadgen.recorder import ResponseSample, Second
 from hotplate.report import format_value
 
 # A run is invalid below this share of sent requests, or above this share of a core.
 SENT_BOUND = 0.99
 CPU_BOUND = 0.95
-
 # From this lag at p99 on a report names it; from the second on, a run is invalid if the lag is most of its p99.
 LAG_BOUND_US = 1_000.0
 LATE_US = 10_000.0
-
-PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
-
+# Of a histogram: 1 µs to 60 s with 3 digits.
+LOWEST_US = 1
+HIGHEST_US = 60_000_000
+DIGITS = 3
+# Samples that must lie beyond a percentile for it to be more than an anecdote.
+ENOUGH_SAMPLES = 10
+# Percentiles of a run in a report for programs.
+PERCENTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "p9999": 99.99, "max": 100.0}
 # What the parts of a run add up: numbers, and counts by name.
-SUMMED = ("due", "sent", "dropped", "opened", "refused", "unsolicited")
-COUNTED = ("errors", "statuses", "tallied")
-OF_A_SECOND = ("due", "sent", "failed", "dropped")
+SUMMED = ("due", "sent", "dropped", "opened", "unsolicited")
+COUNTED = ("errors", "statuses")
 
-# Nanoseconds on a core, and waited for one, of the thread that runs the loop.
-SCHEDSTAT = Path("/proc/self/schedstat")
+Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
+
+
+class Histogram:
+    """How often each latency was seen; what is longer than 60 s counts as 60 s.
+
+    It is a HdrHistogram, whose counters are filled and read as an array, because its own loops take milliseconds.
+    """
+
+    __slots__ = ("_counts", "_hdr")
+
+    def __init__(self) -> None:
+        self._hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
+        self._counts = np.ctypeslib.as_array(self._hdr.counts)
+
+    @classmethod
+    def of(cls, seconds: Seconds) -> "Histogram":
+        """Fold times in seconds."""
+        made, hdr = cls(), _counters()
+        times_us = np.clip(np.rint(np.asarray(seconds, dtype=np.float64) * 1e6), LOWEST_US, HIGHEST_US)
+        if len(times_us):
+            at = np.searchsorted(hdr.highest_us, times_us)
+            made._counts += np.bincount(at, minlength=len(made._counts)).astype(made._counts.dtype)
+            made._hdr.total_count = len(times_us)
+            made._hdr.min_value, made._hdr.max_value = int(times_us.min()), int(times_us.max())
+        return made
+
+    @classmethod
+    def merged(cls, histograms: "Iterable[Histogram]") -> "Histogram":
+        """Add histograms up."""
+        made = cls()
+        for each in histograms:
+            made._hdr.add(each._hdr)  # noqa: SLF001 -- of this very class
+        return made
+
+    @staticmethod
+    def table(histograms: "Sequence[Histogram]") -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+        """Return the values that any of *histograms* has seen, in microseconds, and a row of their counts for each."""
+        counts = np.array([each._counts for each in histograms])  # noqa: SLF001 -- of this very class
+        seen = np.flatnonzero(counts.any(axis=0))
+        return _counters().highest_us[seen], counts[:, seen]
+
+    @property
+    def encoded(self) -> str:
+        """The whole histogram as base64 of its compressed form (HdrHistogram V2)."""
+        return str(self._hdr.encode().decode())
+
+    @property
+    def count(self) -> int:
+        """How many times were folded."""
+        return int(self._hdr.get_total_count())
+
+    @property
+    def max_us(self) -> float:
+        """The longest time, in microseconds; 0 without any."""
+        return float(self._hdr.get_max_value()) if self.count else 0.0
+
+    @property
+    def mean_us(self) -> float:
+        """The mean, in microseconds; shown only to be compared with the percentiles."""
+        return float((self._counts * _counters().middle_us).sum()) / self.count if self.count else 0.0
+
+    def percentile_us(self, percent: float) -> float:
+        """Return the microseconds of a percentile, 0 … 100; 0 of no times."""
+        if not self.count:
+            return 0.0
+        wanted = max(np.floor(percent * self.count / 100 + 0.5), 1)
+        return min(float(_counters().highest_us[np.searchsorted(np.cumsum(self._counts), wanted)]), self.max_us)
+
+    def has_enough_samples(self, percent: float) -> bool:
+        """Return whether enough samples lie beyond *percent* for it to mean something."""
+        return self.count * (100 - percent) / 100 >= ENOUGH_SAMPLES - 1e-9
+
+    def spectrum(self) -> list[tuple[float, float]]:
+        """Return percent and microseconds, ascending, of each value that was seen."""
+        seen = np.flatnonzero(self._counts)
+        percents = 100 * np.cumsum(self._counts[seen]) / max(1, self.count)
+        return list(zip(percents.tolist(), _counters().highest_us[seen].astype(float).tolist(), strict=True))
+
+
+class _Counters(NamedTuple):
+    """What each counter of a histogram counts: times up to so many microseconds, and about so many."""
+
+    highest_us: NDArray[np.int64]
+    middle_us: NDArray[np.int64]
+
+
+@cache
+def _counters() -> _Counters:
+    """Work that out: the first 2^n counters are of a microsecond each, then each 2^n are twice as wide."""
+    hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
+    number, bits = np.arange(hdr.counts_len), hdr.sub_bucket_half_count_magnitude
+    doubled = np.maximum((number >> bits) - 1, 0)
+    lowest_us, width_us = (number - (doubled << bits)) << doubled, 1 << doubled
+    return _Counters(lowest_us + width_us - 1, lowest_us + (width_us >> 1))
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessUsage:
-    """What one generator process used for a run: CPU time, waiting for a core (on Linux), and the time it took."""
+class Second:
+    """What happened in one second of a run; the latencies are those of the responses that came in it."""
+
+    due: int
+    sent: int
+    latencies_s: NDArray[np.float32]
+
+
+class ResponseSample(NamedTuple):
+    """A request and its response, kept to be checked afterwards."""
+
+    request: bytes
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """The progress of a run: counts so far, and the newest latencies and lags in microseconds."""
+
+    elapsed_s: float
+    sent: int
+    ok: int
+    failed: int
+    dropped: int
+    in_flight: int
+    waiting: int
+    p50_us: float
+    p99_us: float
+    lag_p99_us: float
+
+
+class ProcessUsage(NamedTuple):
+    """What one generator process used for a run: CPU time, and the time it took."""
 
     cpu_s: float
-    waited_s: float
     wall_s: float
 
 
 def measure_usage(clock: Callable[[], float]) -> Callable[[], ProcessUsage]:
     """Begin to measure this process; the returned function ends it."""
-    started_s, (cpu_s, waited_s) = clock(), _cpu_and_wait_s()
-
-    def end() -> ProcessUsage:
-        now_cpu_s, now_waited_s = _cpu_and_wait_s()
-        return ProcessUsage(now_cpu_s - cpu_s, now_waited_s - waited_s, clock() - started_s)
-
-    return end
-
-
-def _cpu_and_wait_s() -> tuple[float, float]:
-    """Return the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
-    waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
-    return time.process_time(), waited_s
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A distribution of times in microseconds, by its percentiles."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-    p999: float
-    p9999: float
-    max: float
-
-
-def spread(times_s: Seconds, histogram: Histogram | None = None) -> Spread | None:
-    """Sum up times, whose *histogram* may be given; None without any."""
-    if not len(times_s):
-        return None
-    mean_us = float(np.mean(times_s)) * 1e6
-    return Spread(round(mean_us, 1), *(histogram or Histogram.of(times_s)).percentiles_us(PERCENTS))
+    started_s, cpu_s = clock(), time.process_time()
+    return lambda: ProcessUsage(time.process_time() - cpu_s, clock() - started_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +186,6 @@ class Result:
 
     url: str
     requested_rate: float | None
-    think_s: float
     connections: int
     duration_s: float
     interrupted: bool
@@ -101,11 +194,7 @@ class Result:
     dropped: int
     errors: Mapping[str, int]
     statuses: Mapping[int, int]
-    tallied: Mapping[int, float]
-    """By status, the sum of the numbers in the header that the load named."""
-
     opened: int
-    refused: int
     unsolicited: int
     seen: Mapping[str, Mapping[str, int]]
     """How often each value of the fields that the load observes was seen; in batches, of each list."""
@@ -126,6 +215,16 @@ class Result:
         return np.concatenate([second.latencies_s for second in self.seconds])
 
     @property
+    def latency(self) -> Histogram:
+        """How long the good answers took."""
+        return Histogram.of(self.latencies_s)
+
+    @property
+    def lag(self) -> Histogram:
+        """How late the generator came to each due request; a closed loop is never late."""
+        return Histogram.of(self.lags_s)
+
+    @property
     def ok(self) -> int:
         """Good answers."""
         return sum(len(second.latencies_s) for second in self.seconds)
@@ -141,21 +240,6 @@ class Result:
         return (self.due - self.ok) / self.due if self.due else 0.0
 
     @property
-    def cpu_us_per_request(self) -> float:
-        """CPU time of the generator, over all its processes."""
-        return round(sum(each.cpu_s for each in self.usage) * 1e6 / max(1, self.sent), 2)
-
-    @property
-    def latency(self) -> Spread | None:
-        """How long the good answers took, in microseconds."""
-        return spread(self.latencies_s)
-
-    @property
-    def lag(self) -> Spread | None:
-        """How late the generator came to a due request, in microseconds; a closed loop is never late."""
-        return None if self.requested_rate is None else spread(self.lags_s)
-
-    @property
     def invalid_reasons(self) -> list[str]:
         """Why this run measures the generator and not the service; empty for a valid run."""
         if self.requested_rate is None:
@@ -167,34 +251,28 @@ class Result:
             found.append(
                 f"sent {self.sent:,} of the {self.due:,} requests that were due; {self.dropped:,} were dropped"
             )
-        (late_us,), (p99_us,) = (Histogram.of(each).percentiles_us([99]) for each in (self.lags_s, self.latencies_s))
-        if late_us > LATE_US and late_us > p99_us / 2:
+        late_us, p99_us = self.lag.percentile_us(99), self.latency.percentile_us(99)
+        if p99_us and late_us > LATE_US and late_us > p99_us / 2:
             late, p99 = format_value(late_us, "us"), format_value(p99_us, "us")
             found.append(f"the generator itself was {late} late at p99, of a latency of {p99}")
         return found
 
-    @property
-    def valid(self) -> bool:
-        """Whether the run measured what it should measure; says nothing about how the service did."""
-        return not self.invalid_reasons
-
     def to_json(self) -> dict[str, Any]:
         """Return all of it but single times as plain values; the times as HDR histograms."""
-        left_out = {"samples", "seconds", "lags_s", "usage", "statuses", "tallied"}
+        left_out = {"samples", "seconds", "lags_s", "usage", "statuses"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        latency, lag = self.latency, self.lag
         return plain | {
             "mode": self.mode,
             "ok": self.ok,
             "statuses": {str(status): count for status, count in self.statuses.items()},
-            "tallied": {str(status): number for status, number in self.tallied.items()},
             "ok_rate": round(self.ok_rate, 1),
             "error_share": self.error_share,
-            "cpu_us_per_request": self.cpu_us_per_request,
-            "usage": [asdict(each) for each in self.usage],
-            "latency_us": self.latency and asdict(self.latency),
-            "lag_us": self.lag and asdict(self.lag),
+            "usage": [each._asdict() for each in self.usage],
+            "latency_us": {name: latency.percentile_us(percent) for name, percent in PERCENTS.items()},
+            "lag_us": {name: lag.percentile_us(percent) for name, percent in PERCENTS.items()},
             "invalid_reasons": self.invalid_reasons,
-            "histogram": Histogram.of(self.latencies_s).encoded,
+            "histogram": latency.encoded,
         }
 
 
@@ -214,19 +292,15 @@ def merged(results: Sequence[Result]) -> Result:
         seen={name: _summed(each.seen[name] for each in results) for name in first.seen},
         usage=tuple(itertools.chain.from_iterable(each.usage for each in results)),
         samples=tuple(itertools.chain.from_iterable(each.samples for each in results)),
-        seconds=_side_by_side([each.seconds for each in results]),
+        seconds=tuple(map(_side_by_side, itertools.zip_longest(*(each.seconds for each in results)))),
         lags_s=np.concatenate([each.lags_s for each in results]),
     )
 
 
-def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
-    merged_seconds = list[Second]()
-    for same in itertools.zip_longest(*parts):
-        here = [second for second in same if second is not None]
-        counts: dict[str, Any] = {name: sum(getattr(second, name) for second in here) for name in OF_A_SECOND}
-        latencies_s = np.concatenate([second.latencies_s for second in here])
-        merged_seconds.append(Second(**counts, latencies_s=latencies_s))
-    return tuple(merged_seconds)
+def _side_by_side(parts: Iterable[Second | None]) -> Second:
+    here = [second for second in parts if second is not None]
+    latencies_s = np.concatenate([second.latencies_s for second in here])
+    return Second(sum(second.due for second in here), sum(second.sent for second in here), latencies_s)
 
 
 def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:

@@ -18,8 +18,7 @@ import uvloop
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.generator import LoadGenerator
 from hotplate.bench.loadgen.load import Load
-from hotplate.bench.loadgen.recorder import LoadProgress
-from hotplate.bench.loadgen.result import Result, merged
+from hotplate.bench.loadgen.result import LoadProgress, Result, merged
 from hotplate.bench.process import Channel, on_core, raised_priority, receive, start_worker, stop_process
 
 # From when all are ready to the first due request.

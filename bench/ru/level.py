@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hotplate.bench.answers import MAX_POPULAR
+from hotplate.bench.lists import MAX_POPULAR
 from hotplate.bench.loadgen.result import SENT_BOUND, Result
 
 # Before and after the seconds that count.

@@ -12,11 +12,10 @@ from functools import partial
 from math import ceil
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.loadgen.keys import InTurn, RequestKeys
-from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.loadgen.workers import WorkerPool
-from hotplate.bench.options import SweepOptions
+from hotplate.bench.options import SweepOptions, parse_rate, parse_seconds
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import (
@@ -30,7 +29,6 @@ from hotplate.bench.process import (
     store_counts,
 )
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.quantities import parse_rate, parse_seconds
 from hotplate.bench.ru.level import (
     CALM,
     CURVE,

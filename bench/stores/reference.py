@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.loadgen.keys import Uniform
+from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.machine import describe
-from hotplate.bench.options import ReferenceOptions, require_positive
+from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import check_latency
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.quantities import parse_seconds
 from hotplate.bench.statistics import Figure
 from hotplate.bench.stores.cost import needs
 from hotplate.bench.stores.report import DECISIVE, EMULATED, read_ru, summarise

@@ -4,16 +4,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from hotplate.bench.answers import popular_counts
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.loadgen.keys import Uniform, Zipf
+from hotplate.bench.lists import popular_counts
+from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.machine import describe
-from hotplate.bench.options import StoresOptions, require_positive
+from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import check_latency
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.quantities import parse_rate, parse_seconds
 from hotplate.bench.statistics import Figure, mean, percentile, ratio, share
 from hotplate.bench.stores.cost import COST_NOTE, cost_of
 from hotplate.bench.stores.rounds import SDK_RATE, Measured, Rounds, RoundSettings, StoreRuns, each_run

@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from hotplate.bench.answers import CheckResult, check_answers, popular_complaint
-from hotplate.bench.loadgen.keys import KeyDraw, RequestKeys
-from hotplate.bench.loadgen.load import Gets, Load
-from hotplate.bench.loadgen.recorder import ResponseSample
-from hotplate.bench.loadgen.result import Result
+from hotplate.bench.lists import CheckResult, check_answers, popular_complaint
+from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
+from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.process import GENERATOR_CORE, store_counts
 from hotplate.bench.progress import ProgressDisplay

@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench.answers import check_samples
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.keys import RequestKeys, Uniform
-from hotplate.bench.loadgen.load import Gets, Load
-from hotplate.bench.loadgen.recorder import LoadProgress, ResponseSample
+from hotplate.bench.lists import check_samples
+from hotplate.bench.loadgen.load import Gets, Load, RequestKeys, Uniform
+from hotplate.bench.loadgen.result import LoadProgress, ResponseSample
 from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.progress import together
 from hotplate.report import format_value, from_json
@@ -248,7 +247,7 @@ def test_a_pool_makes_runs_one_after_the_other_and_reports_progress(service: Ser
     assert first.connections == 5
     assert reported
     assert max(progress.sent for progress in reported) <= 60
-    assert together(reported[:2]).due >= reported[0].due
+    assert together(reported[:2]).sent >= reported[0].sent
 
 
 def test_a_generator_that_dies_is_a_failure_and_not_a_hang(service: Service) -> None:

@@ -105,7 +105,7 @@ def say(*answers: bytes) -> Act:
         pytest.param(
             answer,
             {"url": "http://127.0.0.1:9"},
-            {"errors": {"connect": 10}, "sent": 0, "latency": None, "valid": False},
+            {"errors": {"connect": 10}, "sent": 0, "ok": 0},
             id="a closed port",
         ),
         pytest.param(say(b"HTTP/1.1 banana\r\n\r\n"), {}, {"errors": {"malformed": 10}}, id="no answer of HTTP"),
@@ -122,7 +122,7 @@ def say(*answers: bytes) -> Act:
         pytest.param(
             say_nothing,
             {"rate": 200, "duration_s": 0.2, "connections": 1, "timeout_s": 0.5, "backlog": 5},
-            {"errors": {"timeout": 6}, "dropped": 34, "valid": False},
+            {"errors": {"timeout": 6}, "dropped": 34},
             id="more than the queue holds",
         ),
         pytest.param(
@@ -167,8 +167,7 @@ async def test_a_stall_is_charged_to_every_request_that_it_kept_waiting() -> Non
 
     async with serving(stall) as url:
         result = await drive(Load(url=url, requests=Gets("/"), rate=500, duration_s=0.6, connections=2))
-    assert result.latency is not None
-    assert result.latency.max >= 150_000
+    assert result.latency.max_us >= 150_000
     assert (result.latencies_s > 0.05).sum() >= 500 * 0.1
     assert result.ok == result.due == 300
 
@@ -195,15 +194,6 @@ async def test_unsolicited_bytes_are_counted_and_end_their_connection() -> None:
         result = await drive(Load(url=url, requests=Gets("/"), rate=5, duration_s=0.8, connections=1))
     assert result.ok == 4
     assert result.unsolicited >= 3
-
-
-async def test_a_check_that_raises_ends_the_run() -> None:
-    def check(status: int, body: bytes) -> str | None:
-        raise LookupError(status, body)
-
-    async with serving(answer) as url:
-        with pytest.raises(LookupError):
-            await drive(Load(url=url, requests=Gets("/"), rate=100, duration_s=5, check=check))
 
 
 async def test_a_closed_loop_is_labelled_and_sends_on_each_answer() -> None:
@@ -236,7 +226,7 @@ async def test_a_run_is_invalid_if_most_of_its_p99_is_the_lateness_of_the_genera
         result = await drive(Load(url=url, requests=Gets("/"), rate=100, duration_s=0.1))
     (second,) = result.seconds
     slow = replace(result, seconds=(replace(second, latencies_s=np.full(10, 0.05, np.float32)),))
-    assert replace(slow, lags_s=np.full(10, 0.02, np.float32)).valid
+    assert not replace(slow, lags_s=np.full(10, 0.02, np.float32)).invalid_reasons
     (reason,) = replace(slow, lags_s=np.full(10, 0.03, np.float32)).invalid_reasons
     assert reason == "the generator itself was 30 ms late at p99, of a latency of 50 ms"
 
@@ -244,8 +234,8 @@ async def test_a_run_is_invalid_if_most_of_its_p99_is_the_lateness_of_the_genera
 async def test_a_closed_loop_is_invalid_if_the_generator_had_no_cpu_to_spare() -> None:
     async with serving(answer) as url:
         result = await drive(Load(url=url, requests=Gets("/"), rate=None, duration_s=0.1, connections=3))
-    assert replace(result, usage=(ProcessUsage(cpu_s=0.05, waited_s=0, wall_s=0.1),)).valid
-    assert not replace(result, usage=(ProcessUsage(cpu_s=0.099, waited_s=0, wall_s=0.1),)).valid
+    assert not replace(result, usage=(ProcessUsage(cpu_s=0.05, wall_s=0.1),)).invalid_reasons
+    assert replace(result, usage=(ProcessUsage(cpu_s=0.099, wall_s=0.1),)).invalid_reasons
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.bench.answers import CheckResult
+from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import ReferenceOptions
 from hotplate.bench.planner.prices import load as load_prices

@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.http import make_plan
-from hotplate.bench.loadgen.capacity import parse_objective
-from hotplate.bench.loadgen.keys import InTurn, KeyDraw, RequestKeys, Uniform, Zipf
-from hotplate.bench.loadgen.load import Gets, Load, Posts, for_part
-from hotplate.bench.loadgen.schedule import dues
-from hotplate.bench.options import HttpOptions
-from hotplate.bench.quantities import parse_seconds
+from hotplate.bench.http_report import parse_objective
+from hotplate.bench.loadgen.load import Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, dues, for_part
+from hotplate.bench.options import HttpOptions, parse_seconds
 
 
 def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:
@@ -96,7 +93,6 @@ def test_an_objective_is_read() -> None:
 def test_rates_are_read_as_schedules() -> None:
     made = make_plan(HttpOptions(url="http://h", users=1, rate="2k", duration="3s", poisson=True)).load
     assert list(made.dues()) == list(dues(2000, 3, 1))
-    assert list(make_plan(HttpOptions(url="http://h", users=1, closed=True)).load.dues()) == []
 
 
 def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
@@ -119,8 +115,7 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
     [
         ({"rate": "fast"}, "a rate such as"),
         ({"rate": "0"}, "above zero"),
-        ({"rate": "1", "closed": True}, "--rate and --closed"),
-        ({"closed": True, "find_max": True}, "--find-max and --closed"),
+        ({"batch": "1", "find_max": True}, "--find-max and --batch"),
         ({"find_max": True, "slo": "p98=1ms"}, "is not a part of an objective"),
         ({"find_max": True, "slo": "errors=200%"}, "more than the whole"),
         ({"batch": "1,x"}, "whole numbers"),

@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hotplate.bench.http_report import Trial, first_outside, highest, knee
-from hotplate.bench.loadgen.capacity import Objective
+from hotplate.bench.http import search
+from hotplate.bench.http_report import Objective, Trial, first_outside, highest, knee
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
-from hotplate.bench.search import search
 from tests.support.virtual import simulate
 
 OBJECTIVE = Objective({"p99": 20_000.0})

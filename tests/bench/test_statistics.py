@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hotplate.bench.answers import popular_complaint
+from hotplate.bench.lists import popular_complaint
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.statistics import mean, percentile, ratio, share

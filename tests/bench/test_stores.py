@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.bench.answers import CheckResult
+from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions

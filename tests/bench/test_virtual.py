@@ -28,31 +28,22 @@ def stalled_percentile_us(percent: float) -> float:
 def test_an_open_loop_finds_the_percentiles_of_a_server_that_stalls(seed: int | None) -> None:
     load = Load(url=URL, requests=Gets("/"), rate=1000, seed=seed, duration_s=40, connections=200)
     latency = simulate(load, stalls_each_second).latency
-    assert latency is not None
-    assert latency.p99 == pytest.approx(stalled_percentile_us(99), rel=0.02)
-    assert latency.p999 == pytest.approx(stalled_percentile_us(99.9), rel=0.02)
-    assert latency.p50 == pytest.approx(SERVICE_S * 1e6, rel=0.02)
+    assert latency.percentile_us(99) == pytest.approx(stalled_percentile_us(99), rel=0.02)
+    assert latency.percentile_us(99.9) == pytest.approx(stalled_percentile_us(99.9), rel=0.02)
+    assert latency.percentile_us(50) == pytest.approx(SERVICE_S * 1e6, rel=0.02)
 
 
 def test_a_closed_loop_on_the_same_server_does_not_see_the_stall() -> None:
     result = simulate(Load(url=URL, requests=Gets("/"), duration_s=40, connections=1), stalls_each_second)
     assert result.mode == "closed loop"
-    assert result.latency is not None
-    assert result.latency.p99 < stalled_percentile_us(99) / 50
-
-
-def test_a_thinking_closed_loop_holds_its_users_and_not_its_rate() -> None:
-    load = Load(url=URL, requests=Gets("/"), duration_s=40, connections=20, think_s=0.199)
-    result = simulate(load, lambda arrival_s: arrival_s + SERVICE_S)
-    assert result.ok_rate == pytest.approx(100, rel=0.01)
+    assert result.latency.percentile_us(99) < stalled_percentile_us(99) / 50
 
 
 def test_few_connections_charge_the_wait_for_one_to_the_server() -> None:
     load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=40, connections=2)
     result = simulate(load, stalls_each_second)
-    assert result.latency is not None
-    assert result.latency.p99 > stalled_percentile_us(99)
-    assert result.valid
+    assert result.latency.percentile_us(99) > stalled_percentile_us(99)
+    assert not result.invalid_reasons
 
 
 def starved(every_s: float) -> Result:
@@ -66,16 +57,14 @@ def starved(every_s: float) -> Result:
 
 def test_the_lateness_of_the_generator_is_part_of_latencies_and_is_known() -> None:
     robbed = starved(1.0)
-    assert robbed.valid
-    assert robbed.latency is not None
-    assert robbed.lag is not None
-    assert robbed.lag.p99 > 1_000
-    assert robbed.latency.p99 > 2 * SERVICE_S * 1e6  # by the plan: the server's and the generator's
+    assert not robbed.invalid_reasons
+    assert robbed.lag.percentile_us(99) > 1_000
+    assert robbed.latency.percentile_us(99) > 2 * SERVICE_S * 1e6  # by the plan: the server's and the generator's
 
 
 def test_a_generator_that_hardly_ever_has_its_core_reports_an_invalid_run() -> None:
     hopeless = starved(0.002)
-    assert not hopeless.valid
+    assert hopeless.invalid_reasons
     assert "the generator itself was" in hopeless.invalid_reasons[0]
 
 
