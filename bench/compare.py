@@ -7,8 +7,8 @@ pairs would differ "really". The others are shown, and decide nothing.
 import json
 from pathlib import Path
 
-from hotplate.bench import machine
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, compared
 from hotplate.report import Report, Row, format_value, from_json
 from hotplate.stores.errors import reason_of
@@ -57,7 +57,7 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
         rows=tuple(rows),
         notes=(f"{decides} decides; A and B are of all rounds, and the interval of B / A is of pairs of rounds.",),
         broken=(regression,) if regression else (),
-        machine=machine.describe(),
+        machine=describe(),
         configuration={"A": first.configuration, "B": second.configuration},
     )
 

@@ -22,15 +22,15 @@ import pytest
 import uvloop
 
 from hotplate.bench.bare import COPIED, ROUTE, fetch
-from hotplate.bench.lists import MAX_POPULAR, Shape
-from hotplate.bench.machine import environment
+from hotplate.bench.lists import MAX_POPULAR, POPULAR_SOURCE, Shape
 from hotplate.bench.process import (
     RedisServer,
     Server,
     emulator_serving,
+    environment,
     free_port,
     on_core,
-    read_metrics,
+    read_samples,
     redis_installed,
     redis_serving,
     service_serving,
@@ -287,8 +287,9 @@ def lookups(server: Server) -> tuple[float, float]:
     """Return how many lists a service has looked up, and how many were popular ones; zeros of a peer."""
     if not server.admin_url:
         return 0.0, 0.0
-    url, name = f"{server.admin_url}/metrics", "hotplate_lookups_total"
-    return sum(read_metrics(url, name)), sum(read_metrics(url, name, source="popular"))
+    samples = [each for each in read_samples(f"{server.admin_url}/metrics") if each.name == "hotplate_lookups_total"]
+    popular = [each for each in samples if each.labels["source"] == POPULAR_SOURCE]
+    return sum(each.value for each in samples), sum(each.value for each in popular)
 
 
 # A child's peak memory begins at what its parent had, so a small process starts each command and measures it.

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from hotplate.bench.machine import ROOT
+from hotplate.bench.process import ROOT
 from hotplate.markdown import page_with, table
 from hotplate.report import UNKNOWN, Report, format_value, from_json, to_json
 

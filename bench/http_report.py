@@ -8,8 +8,8 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import CheckResult, popular_complaint, popular_counts
 from hotplate.bench.loadgen.load import Load, RequestKeys
 from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
-from hotplate.bench.machine import describe
 from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
+from hotplate.bench.process import describe
 from hotplate.bench.statistics import mean, percentile, share
 from hotplate.report import Curve, Plot, Report, Row, format_value
 from hotplate.stores.urls import redacted

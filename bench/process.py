@@ -1,6 +1,8 @@
-"""Starting processes for a measurement: services, redis-server and the emulator, each on a core, with what they use."""
+"""The machine of a measurement, and processes on it: services, redis-server and the emulator, each on a core."""
 
+import importlib.metadata
 import os
+import platform
 import random
 import shutil
 import signal
@@ -14,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -23,7 +26,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.http import EmulatorMisused
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.machine import ROOT, environment
 from hotplate.stores.urls import scheme_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ if TYPE_CHECKING:
 # Over which a process and a worker of its send each other messages.
 Channel: TypeAlias = "Connection[Any, Any]"
 
+ROOT = Path(__file__).parents[2]
+LIBRARIES = (
+    "hotplate", "aiohttp", "hdrhistogram", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
+    "uvloop",
+)  # fmt: skip
 READY_WITHIN_S = 30.0
 
 # Linux gives ports from 32,768 on to outgoing connections.
@@ -64,6 +71,50 @@ REDIS_SERVER = "redis-server"
 REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get install {REDIS_SERVER}"
 
 
+def describe() -> dict[str, Any]:
+    """Describe the machine, the interpreter, the libraries, the commit and the date, as plain values."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+    }
+
+
+def environment() -> dict[str, str]:
+    """Copy the environment without what hotplate and polars set in it, so what is measured is what is shipped."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("HOTPLATE_", "_RJEM_"))}
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Name the commit, with a + when the tree differs from it; None outside a checkout."""
+    if not (ROOT / ".git").exists():
+        return None  # installed: whatever repository the environment lies in is not ours
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 -- constant
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A running server; `group` is the process group of it and of whatever it started."""
@@ -76,10 +127,6 @@ class Server:
     def cpu_s(self) -> float:
         """Add up the CPU time, user and system, of all its processes; to the nanosecond, where /proc counts 10 ms."""
         return sum(_process_cpu_s(pid) for pid in self.pids())
-
-    def memory_bytes(self) -> int:
-        """Add up the anonymous memory of its processes; a page that they share counts once, a file's page does not."""
-        return sum(own_memory_bytes(pid) for pid in self.pids())
 
     def pids(self) -> Iterator[int]:
         """Yield its processes."""
@@ -100,41 +147,16 @@ def _process_cpu_s(pid: int) -> float:
         return 0.0
 
 
-def own_memory_bytes(pid: int) -> int:
-    """Return the anonymous memory of a process; of a page that n processes share, 1/n. 0 for one that has ended.
-
-    Linux walks the page tables of the process for that and keeps it waiting: read it outside of what is measured.
-    """
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:"))
-
-
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """A running server, empty at first."""
+    """A running server, empty at first; `process` has no URL of HTTP."""
 
     port: int
+    process: Server
 
     def url(self, prefix: str = "bench") -> str:
         """Name a deployment in it."""
         return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}"
-
-    def is_ready(self) -> bool:
-        """Return whether it answers yet."""
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(5) == b"+PONG"
-        return False
-
-    def execute(self, *command: str | bytes) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        """Run one command."""
-        from redis import Redis  # noqa: PLC0415 -- an extra: only who measures Redis needs it
-
-        with Redis(port=self.port) as client:
-            return client.execute_command(*command)
 
 
 @contextmanager
@@ -144,17 +166,12 @@ def on_core(number: int) -> Iterator[int | None]:
     Counting goes round: of two cores the third is the first.
     """
     allowed = os.sched_getaffinity(0)
-    core = _core(number)
+    core = sorted(allowed)[number % len(allowed)]
     os.sched_setaffinity(0, {core})
     try:
         yield core if len(allowed) > 1 else None
     finally:
         os.sched_setaffinity(0, allowed)
-
-
-def _core(number: int) -> int:
-    allowed = sorted(os.sched_getaffinity(0))
-    return allowed[number % len(allowed)]
 
 
 @contextmanager
@@ -167,8 +184,8 @@ def before_others(*servers: Server) -> Iterator[None]:
 
 
 @contextmanager
-def raised_priority(pids: Sequence[int]) -> Iterator[str]:
-    """Let the main threads of processes run before all others until the block ends, and yield what they got, in words.
+def raised_priority(pids: Sequence[int]) -> Iterator[None]:
+    """Let the main threads of processes run before all others until the block ends.
 
     That is real-time priority of the lowest level, by turns, or else a niceness; nothing where the system allows
     neither, or if no core is left for the others.
@@ -177,7 +194,9 @@ def raised_priority(pids: Sequence[int]) -> Iterator[str]:
         pid: (os.sched_getscheduler(pid), os.sched_getparam(pid), os.getpriority(os.PRIO_PROCESS, pid)) for pid in pids
     }
     try:
-        yield _raise(pids) if len(pids) < len(os.sched_getaffinity(0)) else ""
+        if len(pids) < len(os.sched_getaffinity(0)):
+            _raise(pids)
+        yield
     finally:
         for pid, (policy, level, niceness) in before.items():
             with suppress(ProcessLookupError):  # it may have died
@@ -185,16 +204,14 @@ def raised_priority(pids: Sequence[int]) -> Iterator[str]:
                 os.setpriority(os.PRIO_PROCESS, pid, niceness)
 
 
-def _raise(pids: Sequence[int]) -> str:
-    with suppress(OSError):  # not only EPERM: a sandbox without real-time priority says EINVAL
+def _raise(pids: Sequence[int]) -> None:
+    try:
         for pid in pids:
             os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
-        return "real-time priority"
-    with suppress(OSError):
-        for pid in pids:
-            os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
-        return f"a niceness of {NICENESS}"
-    return ""
+    except OSError:  # not only EPERM: a sandbox without real-time priority says EINVAL
+        with suppress(OSError):
+            for pid in pids:
+                os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
 
 
 @contextmanager
@@ -227,47 +244,37 @@ def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | N
 
     *latency* delays its data plane, as in `p50=4ms,p99=10ms`.
     """
-    port = free_port()
-    if latency is not None:
-        options = (*options, "--latency", latency)
-    command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
+    port, delay = free_port(), () if latency is None else ("--latency", latency)
+    command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options, *delay]
     scheme = "https" if "--tls" in options else "http"
     with serving(command, port, EMULATOR_METRICS, core=core, scheme=scheme) as server:
         yield server
 
 
 @contextmanager
-def redis_serving(
-    folder: Path | None = None, port: int | None = None, *, core: int = GENERATOR_CORE
-) -> Iterator[RedisServer]:
-    """Run a redis-server that writes nothing to disk, on a core, until the block ends.
-
-    It begins with what its SAVE left in *folder* before, which is one of its own if none is given.
-    """
-    server = RedisServer(port or free_port())
-    with tempfile.TemporaryDirectory() as own:
-        command = [REDIS_SERVER, "--dir", str(folder or own), "--save", "", "--appendonly", "no"]
-        command += ["--bind", "127.0.0.1", "--port", str(server.port)]
-        with _running(command, dict(os.environ), server.is_ready, core) as process:
-            yield server
+def redis_serving(core: int = GENERATOR_CORE) -> Iterator[RedisServer]:
+    """Run a redis-server that writes nothing to disk, on a core, until the block ends."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [REDIS_SERVER, "--dir", folder, "--save", "", "--appendonly", "no"]
+        command += ["--bind", "127.0.0.1", "--port", str(port)]
+        with _running(command, dict(os.environ), lambda: _redis_answers(port), core) as process:
+            yield RedisServer(port, Server("", process.pid))
             process.kill()  # it has nothing to lose
 
 
-def read_samples(url: str, ca: str | None = None) -> "list[Sample]":
+def _redis_answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+        connection.sendall(b"PING\r\n")
+        return connection.recv(5) == b"+PONG"
+    return False
+
+
+def read_samples(url: str) -> "list[Sample]":
     """Read all metrics of a server of ours. Raises OSError."""
-    trusted = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
-    with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by the caller
+    with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as page:  # noqa: S310 -- http, by the caller
         text = page.read().decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-
-
-def read_metrics(url: str, name: str, ca: str | None = None, **labels: str) -> list[float]:
-    """Read a metric of a server of ours, one value for each set of labels that begin so. Raises OSError."""
-    return [
-        sample.value
-        for sample in read_samples(url, ca)
-        if sample.name == name and all(sample.labels[label].startswith(value) for label, value in labels.items())
-    ]
 
 
 class StoreCounts(NamedTuple):
@@ -308,14 +315,14 @@ def redis_installed() -> bool:
     return shutil.which(REDIS_SERVER) is not None
 
 
-def start_worker(target: str, env: Mapping[str, str] | None = None) -> "tuple[subprocess.Popen[bytes], Channel]":
+def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
     """Start a process that calls *target*, written `module:function`, with the other end of the returned channel."""
     ours, theirs = Pipe()
     module, _, function = target.partition(":")  # not with -m, by which its messages would be classes of another module
     program = f"import sys, {module} as module; from multiprocessing.connection import Connection as Channel; "
     command = [sys.executable, "-P", "-c", f"{program}module.{function}(Channel(int(sys.argv[1])))"]
     number = theirs.fileno()
-    process = subprocess.Popen([*command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL, env=env)  # noqa: S603 -- our own modules
+    process = subprocess.Popen([*command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL)  # noqa: S603 -- our own modules
     theirs.close()
     return process, ours
 

@@ -13,8 +13,7 @@ import pytest
 from hotplate.bench.bare import LENGTH
 from hotplate.bench.conftest import HOTPLATE, TIMES, Benchmark, measure, publish_lists
 from hotplate.bench.lists import Shape
-from hotplate.bench.machine import ROOT
-from hotplate.bench.process import RedisServer
+from hotplate.bench.process import ROOT, RedisServer
 
 ROUNDS = 3
 ITEMS = 20_000

@@ -164,7 +164,7 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
             url, environment, servers = planned.options.account, None, list[Server]()
             if url is None:
                 display.start("starting an emulator of Cosmos DB", 1.0)
-                servers.append(stack.enter_context(emulator_serving("--latency", planned.options.latency)))
+                servers.append(stack.enter_context(emulator_serving(latency=planned.options.latency)))
                 url, environment = f"cosmos+{servers[0].url}/bench", dict[str, str]()
             generator = stack.enter_context(WorkerPool(core=GENERATOR_CORE))
             for size_kb in planned.sizes_kb:

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from hotplate.bench.machine import describe
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.process import is_emulated
+from hotplate.bench.process import describe, is_emulated
 from hotplate.bench.ru.level import CALM, OVERLOAD, Level
 from hotplate.bench.statistics import percentile
 from hotplate.report import Curve, Plot, Report, Row, format_value

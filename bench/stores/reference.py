@@ -5,16 +5,13 @@ from contextlib import ExitStack
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform
-from hotplate.bench.machine import describe
 from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import check_latency
+from hotplate.bench.process import check_latency, describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import Figure
-from hotplate.bench.stores.cost import needs
-from hotplate.bench.stores.report import DECISIVE, EMULATED, read_ru, summarise
-from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings
-from hotplate.bench.stores.setup import check_extras, own_cosmos, prepared_stores
+from hotplate.bench.stores.report import DECISIVE, EMULATED, needs, read_ru, summarise
+from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, check_extras, own_cosmos, prepared_stores
 from hotplate.report import Report, Row, format_value
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of

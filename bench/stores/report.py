@@ -3,27 +3,47 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import popular_counts
 from hotplate.bench.loadgen.load import Uniform, Zipf
-from hotplate.bench.machine import describe
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
-from hotplate.bench.planner.prices import Prices
+from hotplate.bench.planner.figures import round_up
+from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import check_latency
+from hotplate.bench.process import check_latency, describe
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import Figure, mean, percentile, ratio, share
-from hotplate.bench.stores.cost import COST_NOTE, cost_of
-from hotplate.bench.stores.rounds import SDK_RATE, Measured, Rounds, RoundSettings, StoreRuns, each_run
-from hotplate.bench.stores.setup import Setup, check_extras, own_stores, prepared_stores, through_sdk
+from hotplate.bench.statistics import TOO_FEW_ANSWERS, Figure, mean, percentile, ratio, share
+from hotplate.bench.stores.rounds import (
+    EMULATED_BUDGET_S,
+    SDK_RATE,
+    Candidate,
+    Measured,
+    Rounds,
+    RoundSettings,
+    Setup,
+    StoreRuns,
+    check_extras,
+    own_stores,
+    prepared_stores,
+    through_sdk,
+)
 from hotplate.report import Curve, Plot, Report, Row, format_value
-from hotplate.stores.urls import redacted
+from hotplate.stores.connect import REDIS
+from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
+from hotplate.stores.urls import redacted, scheme_of
 
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 DECISIVE = "p99"
 RATE, CPU, COST = "requests/s and core", "CPU a request", "cost of a billion reads"
 ENCODINGS = ("json", "zstd")
+# The share of its RU/s that a container may use in an hour's mean, and of its GETs/s a cache, as the planner assumes.
+UTILISATION = 0.7
+# A cache with a replica is two nodes, and holds the live release and two others.
+NODES = 2
+RELEASES = 3
+BILLION = 1e9
 ASSUMED = "assumed"
 EMULATED = (
     "EMULATED: Cosmos DB ran on this machine, and {latency} is an assumption; its request units and cost are exact"
@@ -35,6 +55,17 @@ LOOPBACK = (
 METHOD = (
     "Open loop: a latency counts from when the request was due. Percentiles are of all answers of all rounds. CPU is "
     "that of the service, one process without its cache; requests/s and core is 1,000,000 µs divided by it."
+)
+
+COST_NOTE = (
+    "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; of Cosmos DB also the "
+    "RU/s that the rate needs at 70 % use, provisioned manually; of Redis also two nodes of the smallest Azure Managed "
+    "Redis that serves the rate and holds three releases, which could serve far more. List prices, and no bill: "
+    "memory, storage and idle pods are not in it."
+)
+PATIENT = (
+    f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read instead of the usual 50 ms, because an "
+    "emulator shares this machine: its slow reads are in the latencies, and not among the popular lists."
 )
 
 
@@ -84,6 +115,41 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     )
 
 
+class Cost(NamedTuple):
+    """The cost of a billion reads, and what of it is not CPU."""
+
+    amount: float
+    note: str = ""
+
+
+class Needs(NamedTuple):
+    """The RU/s that a rate of reads needs, and what they cost for a month."""
+
+    used_ru: float
+    needed_ru: int
+    month: float
+
+
+def needs(read_ru: float, rate: float, prices: Prices) -> Needs:
+    """Work out what *rate* reads a second of *read_ru* each need of Cosmos DB."""
+    needed = max(MANUAL_MIN, round_up(rate * read_ru / UTILISATION, MANUAL_STEP))
+    return Needs(rate * read_ru, needed, prices.ru_hours(needed * HOURS_A_MONTH))
+
+
+def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
+    """Return what a billion reads of one store cost at *rate* requests/s."""
+    cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
+    if one.metered and read_ru is not None:
+        found = needs(read_ru, rate, prices)
+        return Cost(cpu + found.month / (rate * HOURS_A_MONTH * 3600) * BILLION, f"{found.needed_ru:,} RU/s")
+    if scheme_of(one.url) in REDIS:
+        gb = RELEASES * one.manifest.bytes / 1e9
+        fitting = [each for each in prices.redis if each.gets_s * UTILISATION >= rate and each.gb >= gb]
+        size = (fitting or prices.redis[-1:])[0]
+        return Cost(cpu + NODES * size.hour.amount / (rate * 3600) * BILLION, f"{NODES} nodes {size.name}")
+    return Cost(cpu, "CPU")
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The figures of one store; those of one that was not measured soundly are unknown."""
@@ -118,18 +184,13 @@ class Summary:
         errors = share([each.due - each.ok for each in results], [each.due for each in results])
         rows.append(popular.row(self.name, "popular lists", "share", main=False))
         rows.append(errors.row(self.name, "errors", "share", main=False))
-        if (read_ru := self.read_ru) is not None:
-            rows.append(Row(self.name, "RU a read", "RU", read_ru, main=False))
+        if (charge_ru := read_ru(self.store)) is not None:
+            rows.append(Row(self.name, "RU a read", "RU", charge_ru, main=False))
         return rows
-
-    @property
-    def read_ru(self) -> float | None:
-        """Request units of a read, reads of the catalogue included; None of a store that is not metered."""
-        return read_ru(self.store)
 
 
 def read_ru(store: StoreRuns) -> float | None:
-    """Return the request units of a read of all rounds; None of a store that is not metered."""
+    """Return the request units of a read, those of the catalogue included; None of a store that is not metered."""
     units = [run.units for run in store.runs if run.units is not None]
     reads = sum(each.reads for each in units)
     return sum(each.ru for each in units) / reads if reads else None
@@ -146,7 +207,7 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
             name: Figure(found.value, found.values, note=ASSUMED if found.value is not None else found.note)
             for name, found in latencies.items()
         }
-    cpu = mean(each_run(store, lambda run: run.cpu_us))
+    cpu = mean([run.cpu_us for run in store.runs])
     cost = cost_of(store.candidate, rate, read_ru(store), cpu.value or 0.0, prices)
     return Summary(store, latencies, cpu, cost.amount, cost.note, prices.currency)
 
@@ -163,7 +224,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     return Report(
         kind="stores",
         sentence=answer(stores) if rounds and not broken else _unanswered(stores, rounds),
-        rows=(*(row for each in stores for row in each.rows()), *differences(stores)),
+        rows=tuple(row for each in stores for row in each.rows()),
         head=EMULATED.format(latency=f"the latency {options.latency}" if not options.urls else "its latency")
         * emulated,
         plots=tuple(plots(stores)),
@@ -190,7 +251,15 @@ def _unanswered(stores: Sequence[Summary], rounds: int) -> str:
 def _notes(options: StoresOptions, stores: Sequence[Summary], rounds: int) -> list[str]:
     made = f"{rounds} rounds of {options.duration} for each store, at {options.rate} requests/s"
     slower = f"; through the SDK at {SDK_RATE:g}" * any(through_sdk(each.store.candidate.url) for each in stores)
-    return [f"{made}{slower}."]
+    found = [f"{made}{slower}.", *([PATIENT] if any(not each.has_own_latency for each in stores) else [])]
+    for each in stores:
+        few = [name for name, figure in each.latencies.items() if figure.note == TOO_FEW_ANSWERS]
+        if few:
+            got = sum(result.ok for result in each.store.results)
+            found.append(
+                f"{each.name}: {got:,} answers are not enough for {' and '.join(few)}; a longer --budget helps."
+            )
+    return found
 
 
 Value = Callable[[Summary], Figure]
@@ -206,19 +275,6 @@ def is_real(found: Figure, first: Figure, other: Figure) -> bool:
     if found.low is None or found.high is None or first.value is None or other.value is None:
         return False
     return (found.low > 1 and other.value > first.value) or (found.high < 1 and other.value < first.value)
-
-
-def differences(stores: Sequence[Summary]) -> list[Row]:
-    """Return the ratio of each store to the first, of latencies only among stores that have their own."""
-    rows = list[Row]()
-    for first, other in ((stores[0], other) for other in stores[1:]):
-        pairs: dict[str, Value] = {CPU: _cpu}
-        if first.has_own_latency and other.has_own_latency:
-            pairs = {DECISIVE: _latency} | pairs
-        for name, value in pairs.items():
-            found = compared(first, other, value)
-            rows.append(found.row(f"{other.name} ÷ {first.name}", name, "times", main=False))
-    return rows
 
 
 def _latency(each: Summary) -> Figure:

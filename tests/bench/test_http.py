@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,49 @@ def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Pat
     page = (tmp_path / "report.html").read_text()
     assert "batch of 20" in page
     assert "Latency over batch size" in page
+
+
+class FewBatches(BaseHTTPRequestHandler):
+    """A service that refuses a batch while it answers two others."""
+
+    protocol_version = "HTTP/1.1"
+    at_once = threading.BoundedSemaphore(2)
+
+    def do_POST(self) -> None:
+        users = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["users"]
+        if self.at_once.acquire(blocking=False):
+            time.sleep(0.005)
+            self.at_once.release()
+            self.respond(200, b",".join([b'{"source":"personal"}'] * len(users)))
+        else:
+            self.respond(503, b"")
+
+    def respond(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.respond(200, b'{"source":"personal"}')
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_a_service_that_refuses_parallel_batches_gets_fewer(tmp_path: Path) -> None:
+    """Each size ended with 503s and exit code 3, and no size was recommended."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), FewBatches) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, options = f"http://127.0.0.1:{server.server_port}", ("--warmup", "0s", "--duration", "0.3s")
+        done = bench("http", url, "--users", "9", "--batch", "1,20", *options, "--json", "--out", tmp_path / "report")
+        server.shutdown()
+    assert done.returncode == 0, done.stdout
+    report = from_json(json.loads(done.stdout))
+    assert [point["parallel"] for point in report.extra["sweep"]["points"]] == [1, 1]
+    assert report.extra["sweep"]["knee"] == 20
+    assert all(report.row(f"batch of {size}", "errors").value == 0 for size in (1, 20))  # type: ignore[union-attr]  # it has them
+    assert "Latency over batch size" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +327,28 @@ async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:
     found = await check_samples(opened, samples)
     assert (found.compared, found.wrong, found.fallback) == (6, 3, 1)
     assert len(found.examples) == 3
+    assert found.filtered == 0
     lost = await check_samples(MemoryStore(), samples[:1])
     assert lost.wrong == 1
     assert "cannot be read" in lost.examples[0]
+    await opened.close()
+
+
+async def test_items_that_no_answer_shows_are_not_called_wrong(store: Path) -> None:
+    """A service with a deny-list leaves an item out of every list, and each such answer was counted as wrong."""
+    opened = connect(f"file://{store}")
+    release = (await opened.catalogue()).live
+
+    def sample(places: list[int]) -> ResponseSample:
+        items = [{"id": f"i1-{place}", "score": 1 / (place + 1), "title": f"Title i1-{place}"} for place in places]
+        body = {"user": "1", "release": release, "source": "personal", "items": items}
+        return ResponseSample(b"GET /v1/recommendations/1?n=3 HTTP/1.1\r\n\r\n", 200, json.dumps(body).encode())
+
+    denied = await check_samples(opened, [sample([0, 2, 3])] * 4)
+    assert (denied.compared, denied.wrong, denied.filtered) == (4, 0, 4)
+    assert any("deny-list" in each for each in denied.notes)
+    shown = await check_samples(opened, [sample([0, 2, 3]), sample([0, 1, 2])])
+    assert (shown.wrong, shown.filtered) == (1, 0)
+    reordered = await check_samples(opened, [sample([2, 0, 1])])
+    assert reordered.wrong == 1
     await opened.close()

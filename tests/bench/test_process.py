@@ -5,19 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from hotplate.bench import machine
-from hotplate.bench.process import Server, free_port, raised_priority, serving
+from hotplate.bench.process import environment, free_port, raised_priority, serving
 
 CLAIM = "import sys; from hotplate.bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
-
-# Three processes that share 64 MB, which the first has written and the others only inherit.
-SHARED = """
-import os, sys
-shared = b"x" * 64_000_000
-os.fork() and os.fork()
-os.write(1, b"%d\\n" % os.getpid())  # at once, as three write to one pipe
-sys.stdin.read()
-"""
 
 
 def claimed_by_another(port: int) -> bool:
@@ -40,18 +30,6 @@ def test_a_claim_ends_with_its_process() -> None:
     assert claimed_by_another(int(found.stdout))
 
 
-def test_a_page_that_forked_processes_share_is_counted_once() -> None:
-    command = [sys.executable, "-c", SHARED]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0, text=True) as first:
-        assert first.stdout is not None
-        running = {int(first.stdout.readline()) for _ in range(3)}
-        taken = Server("", first.pid).memory_bytes()
-        first.communicate()
-    assert len(running) == 3
-    assert 64_000_000 < taken < 120_000_000
-    assert Server("", first.pid).memory_bytes() == 0
-
-
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
@@ -68,10 +46,9 @@ def test_a_priority_is_raised_as_far_as_allowed_and_taken_back(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     before = priority(sleeper.pid)
-    with raised_priority([sleeper.pid]) as got:
+    with raised_priority([sleeper.pid]):
         policy, niceness = priority(sleeper.pid)
-        assert (policy == os.SCHED_RR) is (got == "real-time priority")
-        assert got or (policy, niceness) == before
+        assert policy == os.SCHED_RR or niceness <= before[1]
     assert priority(sleeper.pid) == before
     with pytest.raises(KeyboardInterrupt), raised_priority([sleeper.pid]):
         raise KeyboardInterrupt
@@ -88,5 +65,5 @@ def test_settings_of_hotplate_and_polars_do_not_reach_what_is_measured(monkeypat
     monkeypatch.setenv("HOTPLATE_FACTORS", "2")
     monkeypatch.setenv("_RJEM_MALLOC_CONF", "dirty_decay_ms:500")  # polars sets it where it is loaded, as here
     monkeypatch.setenv("OTHER", "1")
-    assert not {"HOTPLATE_FACTORS", "_RJEM_MALLOC_CONF"} & machine.environment().keys()
-    assert machine.environment()["OTHER"] == "1"
+    assert not {"HOTPLATE_FACTORS", "_RJEM_MALLOC_CONF"} & environment().keys()
+    assert environment()["OTHER"] == "1"

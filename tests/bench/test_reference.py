@@ -11,10 +11,9 @@ from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import ReferenceOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
-from hotplate.bench.stores.cost import needs
 from hotplate.bench.stores.reference import PUBLISHED, RATE, report
-from hotplate.bench.stores.rounds import Measured, RequestUnits, ServiceRun, StoreRuns
-from hotplate.bench.stores.setup import Candidate
+from hotplate.bench.stores.report import needs
+from hotplate.bench.stores.rounds import Candidate, Measured, RequestUnits, ServiceRun, StoreRuns
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate

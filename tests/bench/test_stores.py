@@ -19,8 +19,7 @@ from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.process import Server, free_port
 from hotplate.bench.stores.report import report
-from hotplate.bench.stores.rounds import Measured, RequestUnits, ServiceRun, StoreRuns
-from hotplate.bench.stores.setup import Candidate, Setup, store_names
+from hotplate.bench.stores.rounds import Candidate, Measured, RequestUnits, ServiceRun, Setup, StoreRuns, store_names
 from hotplate.offline import publish
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
@@ -129,8 +128,7 @@ def test_an_emulators_latency_is_assumed_and_wins_nothing() -> None:
     timed, cpu = made.sentence.split("; ")[:2]
     assert "Cosmos DB" not in timed
     assert cpu.startswith("in CPU a request Cosmos DB (20.5 µs) is cheapest")
-    assert made.row("Cosmos DB ÷ files", "p99") is None
-    assert made.row("Cosmos DB ÷ files", "CPU a request") is not None
+    assert any("wait 1 s for a read instead of the usual 50 ms" in each for each in made.notes)
 
 
 def test_two_stores_that_are_alike_are_said_to_be_so() -> None:
@@ -150,6 +148,14 @@ def test_a_stall_in_one_round_of_six_is_in_the_p99() -> None:
     p99 = made.row("files", "p99")
     assert p99 is not None
     assert p99.value == pytest.approx(300_000, rel=0.01)
+
+
+def test_a_percentile_of_too_few_answers_is_explained() -> None:
+    made = summary(store_runs("SDK", EMULATED + "?client=sdk", [a_run(0.002)] * 3))
+    p999 = made.row("SDK", "p99.9")
+    assert p999 is not None
+    assert p999.value is None
+    assert any("6,000 answers are not enough for p99.9" in each for each in made.notes)
 
 
 def test_popular_lists_break_a_store_and_the_verdict() -> None:
