@@ -107,52 +107,31 @@ def _matrix(users: Any, items: Any, shape: tuple[int, int]) -> Any:  # noqa: ANN
 
 def _train(everything: Any, factors: int) -> None:  # noqa: ANN401 -- as above
     import numpy as np  # noqa: PLC0415
+    from implicit.evaluation import ranking_metrics_at_k  # noqa: PLC0415
     from implicit.nearest_neighbours import TFIDFRecommender  # noqa: PLC0415
 
     pairs = everything.tocoo()
     held_back = np.random.default_rng(1).random(pairs.nnz) < 1 / 4
     learnt = _matrix(pairs.row[~held_back], pairs.col[~held_back], pairs.shape)
     test = _matrix(pairs.row[held_back], pairs.col[held_back], pairs.shape)
-    tested = np.flatnonzero(np.diff(test.indptr))
     neighbours = TFIDFRecommender(K=10)
     neighbours.fit(learnt, show_progress=False)
-    popular = np.argsort(-np.bincount(learnt.indices, minlength=learnt.shape[1]))[:K]
-    for recommend in (_fit(learnt, factors).recommend, neighbours.recommend):
-        print(_ndcg(_lists(recommend, learnt, tested, K), test, tested))
-    print(_ndcg(np.tile(popular, (len(tested), 1)), test, tested))
-    model = _fit(everything, factors)
-    _lists(model.recommend, everything, np.arange(everything.shape[0]), LENGTH)
-    for start in range(0, everything.shape[1], USERS_AT_ONCE):
-        model.similar_items(np.arange(start, min(start + USERS_AT_ONCE, everything.shape[1])), N=LENGTH + 1)
+    for fitted in (_fit(learnt, factors), neighbours):
+        print(ranking_metrics_at_k(fitted, learnt, test, K=K, show_progress=False)["ndcg"])
+    model, (users, items) = _fit(everything, factors), everything.shape
+    for start in range(0, users, USERS_AT_ONCE):
+        part = np.arange(start, min(start + USERS_AT_ONCE, users))
+        model.recommend(part, everything[part], N=LENGTH)
+    for start in range(0, items, USERS_AT_ONCE):
+        model.similar_items(np.arange(start, min(start + USERS_AT_ONCE, items)), N=LENGTH + 1)
 
 
 def _fit(user_items: Any, factors: int) -> Any:  # noqa: ANN401 -- as above
-    from implicit.cpu._als import least_squares_cg  # noqa: PLC0415
     from implicit.cpu.als import AlternatingLeastSquares  # noqa: PLC0415
 
     model = AlternatingLeastSquares(factors=factors, regularization=30, alpha=4, iterations=15, random_state=42)
     model.fit(user_items, show_progress=False)
-    least_squares_cg(4 * user_items, model.user_factors, model.item_factors, 30, cg_steps=6)
     return model
-
-
-def _lists(recommend: Callable[..., Any], user_items: Any, users: Any, n: int) -> Any:  # noqa: ANN401 -- as above
-    import numpy as np  # noqa: PLC0415
-
-    parts = [users[start : start + USERS_AT_ONCE] for start in range(0, len(users), USERS_AT_ONCE)]
-    return np.concatenate([recommend(part, user_items[part], N=n)[0] for part in parts])
-
-
-def _ndcg(recommended: Any, test: Any, tested: Any) -> float:  # noqa: ANN401 -- as above
-    import numpy as np  # noqa: PLC0415
-
-    width = np.int64(test.shape[1])
-    keys = np.sort(test.tocoo().row * width + test.indices)
-    wanted = tested[:, None] * width + recommended
-    hits = keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
-    discounts = 1 / np.log2(np.arange(2, K + 2))
-    ideal = np.cumsum(discounts)[np.minimum(np.diff(test.indptr)[tested], K) - 1]
-    return float(((hits * discounts).sum(axis=1) / ideal).mean())
 
 
 COMMANDS: dict[str, Callable[[str, str], None]] = {"aiohttp": serve, "import": import_lists, "train": train}

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeAlias
 
 import pytest
 import uvloop
@@ -41,7 +41,8 @@ from hotplate.stores.connect import connect
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Row
 
-T = TypeVar("T")
+# The fixture of pytest-benchmark, which publishes no types.
+Benchmark: TypeAlias = Any
 LIST_LENGTH = 20
 # The unit of a ratio.
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -90,22 +91,6 @@ http {{
     }}
 }}
 """
-
-
-class Benchmark(Protocol):
-    """The fixture `benchmark` of pytest-benchmark, as far as it is used."""
-
-    extra_info: dict[str, object]
-
-    def __call__(self, function: Callable[[], T]) -> T:
-        """Time a function in rounds that are calibrated, and return what it returned last."""
-        ...
-
-    def pedantic(
-        self, target: Callable[[], T], *, setup: Callable[[], None] | None = None, rounds: int, warmup_rounds: int = 0
-    ) -> T:
-        """Time a function in so many rounds."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.http_report import HttpPlan, HttpRuns, Trial, highest, parse_objective, report
 from hotplate.bench.lists import MAX_POPULAR, check_answers
+from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import HttpOptions, parse_rate, parse_seconds, parse_share, require_positive
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.report import Report
@@ -41,7 +41,7 @@ def make_plan(options: HttpOptions) -> HttpPlan:
     _only_one({"--find-max": options.find_max or None, "--batch": options.batch})
     if options.score and not options.batch:
         raise BenchMisused("--score says where batches go: give their sizes, as --batch 50,200,1000,2000")
-    require_positive({"--repeat": options.repeat, "--processes": options.processes})
+    require_positive({"--repeat": options.repeat})
     keys = parse_keys(options) if options.batch or KEY in options.path else None
     load = Load(
         url=options.url,
@@ -57,7 +57,6 @@ def make_plan(options: HttpOptions) -> HttpPlan:
     if options.store and keys is not None:
         expected = int(parse_rate(options.rate) * load.duration_s / COMPARED)
         load = replace(load, sample_every=EACH_BATCH if options.batch else max(1, expected) | 1)
-    load.share(options.processes - 1, options.processes)  # refuses more processes than connections
     allowed = MAX_POPULAR if options.allow_popular is None else parse_share(options.allow_popular)
     return HttpPlan(
         options=options,
@@ -143,7 +142,7 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed if nothing answers."""
     load = plan.load
     send_one(load.url, next(load.rendered()), load.timeout_s)
-    with WorkerPool(plan.options.processes) as pool:
+    with LoadWorker() as pool:
         made = _HttpMeasurement(plan, pool, display)
         try:
             made.run()
@@ -155,7 +154,7 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
 class _HttpMeasurement:
     """A plan while it is carried out."""
 
-    def __init__(self, plan: HttpPlan, pool: WorkerPool, display: ProgressDisplay) -> None:
+    def __init__(self, plan: HttpPlan, pool: LoadWorker, display: ProgressDisplay) -> None:
         self._plan = plan
         self._pool = pool
         self._display = display
@@ -211,8 +210,8 @@ class _HttpMeasurement:
             self._trials.append(Trial(at=size, result=result, broken=broken, doubts=tuple(result.invalid_reasons)))
 
     def _run(self, name: str, load: Load) -> Result:
-        self._display.start(name, load.duration_s)
-        result = self._pool.run(load, self._display.update)
+        self._display.start(name)
+        result = self._pool.run(load)
         self._samples += result.samples
         self.interrupted = self.interrupted or result.interrupted
         return result

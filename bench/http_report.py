@@ -254,8 +254,6 @@ class _Rounds:
             for name, percent in PERCENTS.items()
             if name in names
         ]
-        average_us = Histogram.merged(each.latency for each in rounds).mean_us
-        found.append(Row(subject, "mean", "us", average_us, main=False))
         found.append(mean([each.ok_rate for each in rounds]).row(subject, "rate", "/s"))
         bad = share([each.due - each.ok for each in rounds], [each.due for each in rounds])
         return [*found, bad.row(subject, "errors and drops", "share"), *_popular_row(subject, rounds)]
@@ -363,7 +361,6 @@ class _Batches:
 
 
 def _spectrum(rounds: Sequence[Result]) -> Plot:
-    """Draw all answers pooled, over how many of them were slower."""
     spectrum = Histogram.merged(each.latency for each in rounds).spectrum()
     points = [(1 / (1 - percent / 100), us) for percent, us in spectrum if percent < 100]
     curve = Curve("all rounds", tuple(x for x, _ in points), tuple(us for _, us in points))

@@ -24,7 +24,6 @@ from hotplate.stores.verification import load_manifest
 ITEMS = 9_000
 DISTINCT = 4_096
 BATCH = 4_096
-
 # Times as many items are drawn as a list has, because the same one may be drawn again.
 SPARE = 3
 
@@ -38,7 +37,7 @@ class Shape:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one list; all are the same."""
+        """Bytes of one list, as a mean."""
         return len('{"id":"1234","score":0.1234}') * self.items + 2 * (self.items - 1)
 
     @property
@@ -47,15 +46,7 @@ class Shape:
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:
-        """Encode the lists that the rows share, to bodies."""
-        scores = [round(0.9999 - rank / 100, 4) for rank in range(self.items)]
-        return [
-            encode(_item((first * 7 + rank) % ITEMS, scores[rank]) for rank in range(self.items))
-            for first in range(DISTINCT)
-        ]
-
-    def drawn(self) -> list[bytes]:
-        """Draw bodies as of a model's lists, so they compress as real ones do; each list has about `value_bytes`.
+        """Draw the bodies that the rows share: as a model's lists, so they compress as real ones do.
 
         Different items by a Zipf law, popular ones in more of the lists, and scores of four digits, best first.
         """

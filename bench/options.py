@@ -4,34 +4,29 @@ Quantities in them are texts, which the parsers here read: times, rates and shar
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 # The panels of `--help`.
 WHEN = "When requests fall due"
 WHAT = "What is requested"
 HOW = "How it is measured"
-
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
+# Options that may hold secrets, and what is shown of them.
+SECRETS: Mapping[str, Callable[[Any], object]] = {
+    "headers": lambda given: [header.partition(":")[0] for header in given],
+    "urls": lambda given: [redacted(url) for url in given],
+    "store": redacted,
+    "account": redacted,
+}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
-
-
-def _plain(options: "DataclassInstance", unless: tuple[object, ...] = (None, False), **shown: object) -> dict[str, Any]:
-    """Return the values of options but those in *unless*; some are *shown* in another way."""
-    values = asdict(options) | shown
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value not in unless
-    }
 
 
 def require_positive(given: Mapping[str, float | None]) -> None:
@@ -66,8 +61,20 @@ def _parse(text: str, units: dict[str, float], what: str) -> float:
     return float(match[1]) * units[match[2]]
 
 
+class Options:
+    """The options of an experiment, as they were given."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was set as plain values; of headers only the names, of stores no password."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        values |= {name: hide(values[name]) for name, hide in SECRETS.items() if values.get(name)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HttpOptions:
+class HttpOptions(Options):
     """Options of `bench http`, as they were given; None if one was not."""
 
     url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
@@ -102,12 +109,6 @@ class HttpOptions:
     warmup: Annotated[str, Flag("Load before the first round, which is not counted.", HOW)] = "2s"
     connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 64
     timeout: Annotated[str, Flag("A request is given up so long after it was due.", HOW)] = "5s"
-    processes: Annotated[int, Flag("Processes of the generator. One sends some 40,000 requests/s.", HOW)] = 1
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what was set as plain values; of headers only the names, of the store no password."""
-        names = [header.partition(":")[0] for header in self.headers]
-        return _plain(self, headers=names, store=self.store and redacted(self.store))
 
 
 # Of Azure, only the 99th percentile is documented; the median is assumed.
@@ -115,7 +116,7 @@ ASSUMED_LATENCY = "p50=4ms,p99=10ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoresOptions:
+class StoresOptions(Options):
     """Options of `bench stores`, as they were given."""
 
     urls: Annotated[
@@ -130,7 +131,6 @@ class StoresOptions:
         int, Flag("Request so many users, the first of the release. Lists are made up for as many.", WHAT)
     ] = 5_000
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law with this exponent, as 0.99.", WHAT)] = None
-    encoding: Annotated[str, Flag("The encoding of lists that are made up: json or zstd.", WHAT)] = "zstd"
     latency: Annotated[str, Flag("Without URLs: the latency that is assumed for Cosmos DB.", WHAT)] = ASSUMED_LATENCY
     repeat: Annotated[
         int | None, Flag("The number of rounds; by default as many as fit into --budget. Verdicts take 5.", HOW)
@@ -142,13 +142,9 @@ class StoresOptions:
         Flag("The price of an hour of CPU in USD, for the cost of reads. By default that of our price list.", HOW),
     ] = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what was set as plain values, without passwords."""
-        return _plain(self, urls=None, stores=[redacted(url) for url in self.urls])
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceOptions:
+class ReferenceOptions(Options):
     """Options of `bench reference`, as they were given."""
 
     account: Annotated[
@@ -160,13 +156,9 @@ class ReferenceOptions:
     )
     duration: Annotated[str, Flag("The duration of the load.", HOW)] = "60s"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what was set as plain values, without passwords."""
-        return _plain(self, account=self.account and redacted(self.account))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepOptions:
+class SweepOptions(Options):
     """Options of `bench ru`, as they were given; `hotplate.bench.ru.run.plan` checks them."""
 
     account: Annotated[
@@ -187,7 +179,3 @@ class SweepOptions:
         str, Flag("The seconds of a trial that count; those beside 90 % and 110 % load are shorter.", HOW)
     ] = "6s"
     yes: Annotated[bool, Flag("Spend the money without asking first.", HOW, env=False)] = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what was given as plain values, without what may be secret."""
-        return _plain(self, unless=(None,), account=self.account and redacted(self.account), yes=None)

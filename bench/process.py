@@ -42,31 +42,24 @@ LIBRARIES = (
     "uvloop",
 )  # fmt: skip
 READY_WITHIN_S = 30.0
-
 # Linux gives ports from 32,768 on to outgoing connections.
 SERVER_PORTS = (15_000, 32_000)
-
 # When a server that does not report what it uses is given up.
 METRICS_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 STOP_WITHIN_S = 10.0
-
 # A field of /proc/PID/stat, counted from the one after the name.
 GROUP = 2
-
 # CPUCLOCK_SCHED: the kind of a process's CPU clock that counts all of its threads, user and system.
 CPU_CLOCK = 2
-
 # The service has the first core and the load generator the second. A store's server runs with the generator, unless it
 # is to leave that a core of its own: then on the third, or with the service if there are two.
 SERVICE_CORE = 0
 GENERATOR_CORE = 1
 STORE_CORE = 2
-
 # What is taken if real-time priority is not allowed.
 NICENESS = -10
-
 REDIS_SERVER = "redis-server"
 REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get install {REDIS_SERVER}"
 
@@ -286,6 +279,11 @@ class StoreCounts(NamedTuple):
 
     throttled: int
 
+    def since(self, before: "StoreCounts") -> "StoreCounts":
+        """Return what was counted since then."""
+        counted = self.charged - before.charged, self.throttled - before.throttled
+        return StoreCounts(self.ru - before.ru, *counted)
+
 
 def store_counts(service: Server) -> StoreCounts:
     """Read the metrics of a service; zeros of a store that charges nothing. Raises OSError."""
@@ -354,7 +352,6 @@ def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN
 def _running(
     command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """Run *command* in a process group of its own, from when it is ready until the block ends."""
     with tempfile.TemporaryFile() as output:
         with on_core(core):
             process = subprocess.Popen(  # noqa: S603 -- our own commands

@@ -21,7 +21,6 @@ TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
 RESAMPLED = 1_000
 TAIL = 0.025
-
 # Values of the lag-1 autocorrelation over which an interval is averaged, each as likely as any other beforehand.
 RHOS = np.linspace(-0.95, 0.98, 41)
 
@@ -41,11 +40,6 @@ class Figure:
     def row(self, subject: str, figure: str, unit: str = "", *, main: bool = True) -> Row:
         """Return it as a row of a report."""
         return Row(subject, figure, unit, self.value, self.values, self.low, self.high, self.note, main)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether it has a value and an interval."""
-        return self.value is not None and self.low is not None and self.high is not None
 
 
 def percentile(results: Sequence[Result], percent: float) -> Figure:

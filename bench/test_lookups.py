@@ -1,7 +1,9 @@
-"""Look-ups in one process: reads of each store, encoding, and the fast lane's answer. CPU time, not latency."""
+"""Look-ups and publishing in one process: reads of each store, encoding, the fast lane. CPU time, not latency."""
 
 import asyncio
+import itertools
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench.conftest import COUNT, Benchmark, Filled
-from hotplate.bench.lists import key_of
+from hotplate.bench.conftest import COUNT, Benchmark, Filled, publish_lists
+from hotplate.bench.lists import Shape, key_of
+from hotplate.bench.process import RedisServer
 from hotplate.serve.reader import open_reader
 from hotplate.serve.sync_lists import open_sync
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import OFFSET_BYTES, cut, decode, encode
+from hotplate.stores.encoding import OFFSET_BYTES, decode, encode
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import USER
 from hotplate.stores.store import Reader, Store
@@ -23,6 +26,7 @@ from tests.support.lane import MemoryTransport, Pair, connected
 IN_FLIGHT = 16
 REMOTE_COUNT = 320
 TIMEOUT_S = 5.0
+PUBLISHES = 3
 Run = Callable[[Any], Any]
 REMOTE = {
     "redis": ("redis", "", "a read from Redis, 16 in flight"),
@@ -101,11 +105,6 @@ def test_decode(benchmark: Benchmark, values: list[bytes]) -> None:
     benchmark(lambda: [decode(body[OFFSET_BYTES:]) for body in values[:COUNT]])
 
 
-def test_cut(benchmark: Benchmark, values: list[bytes]) -> None:
-    benchmark.extra_info |= {"what": "cutting an encoded list to 10 items", "count": COUNT}
-    benchmark(lambda: [cut(body, 10) for body in values[:COUNT]])
-
-
 @pytest.fixture
 def pair(files: Filled, run: Run) -> Iterator[Pair]:
     async def entered() -> Pair:
@@ -140,3 +139,25 @@ def test_answer(benchmark: Benchmark, files: Filled, pair: Pair, run: Run, *, fa
     what = "a GET answered by the fast lane, without a socket" if fast else "the same by aiohttp's handler"
     benchmark.extra_info |= {"what": what, "count": REMOTE_COUNT}
     benchmark(lambda: run(answer_all()))
+
+
+@pytest.mark.benchmark(group="publishing")
+def test_publish_to_files(benchmark: Benchmark, shape: Shape, values: list[bytes], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    benchmark.extra_info |= {"what": f"publishing {shape.users:,} lists to files", "count": shape.users}
+    benchmark.pedantic(
+        lambda: publish_lists(f"file://{store}", shape, values),
+        setup=lambda: shutil.rmtree(store, ignore_errors=True),
+        rounds=PUBLISHES,
+    )
+    (file,) = (store / "releases").glob("*.mdb")
+    assert file.stat().st_size < 1.5 * shape.plan.payload_bytes
+
+
+@pytest.mark.benchmark(group="publishing")
+def test_publish_to_redis(benchmark: Benchmark, shape: Shape, values: list[bytes], redis_server: RedisServer) -> None:
+    numbers = itertools.count()
+    benchmark.extra_info |= {"what": f"publishing {shape.users:,} lists to Redis", "count": shape.users}
+    benchmark.pedantic(
+        lambda: publish_lists(redis_server.url(f"published-{next(numbers)}"), shape, values), rounds=PUBLISHES
+    )

@@ -1,18 +1,27 @@
-"""A GET of the service compared with nginx, webdis and a plain route of aiohttp, in alternating rounds, by wrk."""
+"""hotplate compared with its peers in alternating rounds.
 
+By wrk, a GET with nginx, webdis and a plain route of aiohttp; importing and training with bare polars, LMDB, implicit.
+"""
+
+import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from redis import Redis
 
-from hotplate.bench.bare import COPIED, ROUTE, fetch
+from hotplate.bench.bare import COPIED, LENGTH, ROUTE, fetch
 from hotplate.bench.conftest import (
+    HOTPLATE,
     TIMES,
     Benchmark,
     Filled,
     aiohttp_of,
     executable,
+    measure,
     must_be_alike,
     nginx_of,
     random_gets,
@@ -20,13 +29,23 @@ from hotplate.bench.conftest import (
     service_of,
     webdis_of,
 )
-from hotplate.bench.lists import key_of
-from hotplate.bench.process import RedisServer
+from hotplate.bench.lists import Shape, key_of
+from hotplate.bench.process import ROOT, RedisServer
 from hotplate.serve.access.keys import READ, create
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.keys import USER
 
 ROUNDS = 5
+IMPORTS = 3
+ITEMS = 20_000
+BARE = (HOTPLATE[0], "-m", "hotplate.bench.bare")
+RETAIL = ROOT.parent / "shared" / "data" / "online-retail" / "online_retail.parquet"
+RETAIL_OPTIONS = (
+    *("--where", "quantity>0", "--where", "unit_price>0", "--where", r"stock_code~^\d{5}"),
+    *("--count-column", "invoice_no", "--weighting", "binary", "--min-per-user", "5", "--min-per-item", "5"),
+)
+# Of ALS, by default.
+FACTORS = 256
 PLAIN = "plain:"
 Saturated = Callable[[], tuple[float, float]]
 pytestmark = pytest.mark.benchmark(group="peers")
@@ -111,3 +130,56 @@ def test_get_from_redis(benchmark: Benchmark, redis: Filled, files: Filled) -> N
             benchmark, what, "the same from files", lambda: saturate(service, requests),
             lambda: saturate(other, requests),
         )  # fmt: skip
+
+
+def write_lists(path: Path, users: int) -> None:
+    """Write rows of user, item and score in no order; no user has an item twice."""
+    draw = np.random.default_rng(0)
+    first, scores = draw.integers(0, ITEMS, users), draw.random(users * LENGTH).round(4)
+    user, rank = np.divmod(draw.permutation(users * LENGTH), LENGTH)
+    rows = pl.DataFrame({"user": user, "item": (first[user] + rank**2) % ITEMS, "score": scores})
+    zeros = pl.col("user").cast(pl.String).str.zfill(8)
+    rows.with_columns(user=zeros, item=pl.format("sku{}", "item")).write_csv(path)
+
+
+def test_import_and_polars_with_lmdb(benchmark: Benchmark, shape: Shape, tmp_path: Path) -> None:
+    lists, store, bare = tmp_path / "lists.csv", tmp_path / "store", tmp_path / "bare.mdb"
+    write_lists(lists, shape.users)
+    ratios, memory, bare_memory = list[float](), list[float](), list[float]()
+
+    def round_of_both() -> None:
+        shutil.rmtree(store, ignore_errors=True)
+        bare.unlink(missing_ok=True)
+        ours_s, ours_mb = measure(*HOTPLATE, "import", str(lists), "--store", f"file://{store}")
+        bare_s, bare_mb = measure(*BARE, "import", str(lists), str(bare))
+        ratios.append(ours_s / bare_s)
+        memory.append(ours_mb)
+        bare_memory.append(bare_mb)
+
+    benchmark.pedantic(round_of_both, rounds=IMPORTS)
+    benchmark.extra_info["figures"] = [
+        [f"importing {shape.users * LENGTH:,} rows of CSV: CPU against polars and LMDB alone", TIMES, ratios],
+        ["the same: memory", "MB", memory],
+        ["polars and LMDB alone: memory", "MB", bare_memory],
+    ]
+    assert statistics.median(ratios) < 5
+
+
+@pytest.mark.skipif(not RETAIL.exists(), reason="the data set Online Retail is not beside the checkout")
+def test_training_and_implicit(benchmark: Benchmark, tmp_path: Path) -> None:
+    ratios = list[float]()
+
+    def round_of_both() -> None:
+        model, store = tmp_path / "model", tmp_path / "store"
+        for folder in (model, store):
+            shutil.rmtree(folder, ignore_errors=True)
+        train_s, _ = measure(*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--no-tune", "--out", str(model))
+        publish_s, _ = measure(*HOTPLATE, "publish", str(model), "--store", f"file://{store}")
+        bare_s, _ = measure(*BARE, "train", str(RETAIL), str(FACTORS))
+        ratios.append((train_s + publish_s) / bare_s)
+
+    benchmark.pedantic(round_of_both, rounds=1)
+    benchmark.extra_info["figures"] = [
+        ["Online Retail trained and published: CPU against implicit alone", TIMES, ratios]
+    ]
+    assert statistics.median(ratios) < 5

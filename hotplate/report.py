@@ -55,7 +55,8 @@ class Curve:
 class Plot:
     """Curves over one x axis; `x` and `y` are labels. `marks` are vertical lines, by x, with their labels.
 
-    `ticks` are labels of the x axis by x, instead of numbers.
+    `ticks` are labels of the x axis by x, instead of numbers. The plot *below* is drawn under this one, over the same
+    x axis and under the same legend, so its curves are in the same order.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Plot:
     marks: Mapping[float, str] = field(default_factory=dict)
     ticks: Mapping[float, str] = field(default_factory=dict)
     caption: str = ""
+    below: "Plot | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from string import Template
@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from hotplate.report import Plot, Report, Row, TextTable, format_row, format_value, headings, to_json
@@ -148,11 +149,15 @@ def _drawn(plot: Plot) -> str:
     made = []
     for kind, (width, letters) in SIZES.items():
         with rc_context(STYLE):
-            figure = Figure(figsize=(width, HEIGHT))
-            axes = figure.subplots()
-            _draw(axes, plot)
-            _legend(axes, letters)
-            made.append(_svg(figure, kind, f"Plot: {plot.title}; {plot.y} over {plot.x}"))
+            panels = [plot] if plot.below is None else [plot, plot.below]
+            figure = Figure(figsize=(width, HEIGHT * len(panels)))
+            axes: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
+            for each, panel in zip(axes, panels, strict=True):
+                _draw(each, panel)
+            _scale_x(axes, plot)
+            _legend(axes[0], letters)
+            described = " and ".join(panel.y for panel in panels)
+            made.append(_svg(figure, kind, f"Plot: {plot.title}; {described} over {plot.x}"))
     return "".join(made)
 
 
@@ -163,14 +168,8 @@ def _draw(axes: Axes, plot: Plot) -> None:
         y = [float("nan") if value is None else value for value in curve.y]
         colour = LINES[number % len(LINES)]
         axes.plot(curve.x, y, color=colour, marker=marker, markersize=4, label=curve.name if several else None)
-    axes.set_xlabel(plot.x)
     axes.set_ylabel(plot.y)
-    _scale(axes, "x", plot.x_unit, log=plot.log_x)
-    _scale(axes, "y", plot.y_unit, log=plot.log_y)
-    if plot.ticks:
-        axes.xaxis.set_major_locator(FixedLocator(list(plot.ticks)))
-        axes.xaxis.set_major_formatter(FixedFormatter(list(plot.ticks.values())))
-        axes.xaxis.set_minor_locator(NullLocator())
+    _scale(axes, "y", axes.lines, plot.y_unit, log=plot.log_y)
     for at, label in plot.marks.items():
         axes.axvline(at, color=FAINT, linewidth=0.9, linestyle=(0, (4, 2)))
         axes.annotate(
@@ -178,9 +177,20 @@ def _draw(axes: Axes, plot: Plot) -> None:
         )
 
 
-def _scale(axes: Axes, name: str, unit: str, *, log: bool) -> None:
+def _scale_x(axes: Sequence[Axes], plot: Plot) -> None:
+    """Scale the x axis that all panels share."""
+    last = axes[-1]
+    last.set_xlabel(plot.x)
+    _scale(last, "x", [line for each in axes for line in each.lines], plot.x_unit, log=plot.log_x)
+    if plot.ticks:
+        last.xaxis.set_major_locator(FixedLocator(list(plot.ticks)))
+        last.xaxis.set_major_formatter(FixedFormatter(list(plot.ticks.values())))
+        last.xaxis.set_minor_locator(NullLocator())
+
+
+def _scale(axes: Axes, name: str, lines: Iterable[Line2D], unit: str, *, log: bool) -> None:
     axis = axes.xaxis if name == "x" else axes.yaxis
-    of_lines = [getattr(line, f"get_{name}data")() for line in axes.lines]
+    of_lines = [getattr(line, f"get_{name}data")() for line in lines]
     values = np.concatenate([np.asarray(each, dtype=float) for each in of_lines] or [np.zeros(0)])
     values = values[np.isfinite(values)]
     if log and (values > 0).any():

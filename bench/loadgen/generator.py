@@ -1,4 +1,8 @@
-"""The traffic of one run: hands each due request to a free connection, and records what becomes of it."""
+"""The traffic of one run, and the process that makes it.
+
+Each due request is handed to a free connection, and what becomes of it is recorded. Measurements have a process for
+that, because drawing and adding up would delay its event loop, and delays would count as latencies.
+"""
 
 import asyncio
 import contextlib
@@ -7,33 +11,29 @@ import gc
 import itertools
 import os
 import re
+import signal
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
+import uvloop
 
 from hotplate.bench.loadgen.load import Load, Target
 from hotplate.bench.loadgen.result import (
-    COUNTED,
-    SUMMED,
-    LoadProgress,
-    ProcessUsage,
     ResponseSample,
     Result,
     Second,
-    measure_usage,
 )
+from hotplate.bench.process import Channel, on_core, raised_priority, receive, start_worker, stop_process
 from hotplate.stores.http1 import ClientConnection, FailureKind
 
 # How often requests are checked for those out of time.
 SWEEP_S = 0.02
 # How long a closed loop waits after an error: callers that are refused do not ask again at once.
 RETRY_S = 0.1
-# How many of the newest latencies the percentiles of a progress display are of.
-LIVE = 2_000
 # struct itimerspec: interval (s, ns), value (s, ns), and TFD_TIMER_ABSTIME of <sys/timerfd.h>.
 Itimerspec = ctypes.c_long * 4
 TIMER_ABSTIME = 1
@@ -41,7 +41,14 @@ TIMER_ABSTIME = 1
 NAP_S = 50e-6
 # Event loops round their timers to milliseconds.
 LOOP_TICK_S = 1e-3
-
+# From when a worker is ready to its first due request.
+AHEAD_S = 0.05
+STOP_WITHIN_S = 5.0
+DIED = "the process of the load generator died; look for what killed it (memory?)"
+# A worker sends the first once its connections are open; the second ends its run early. A number begins the run: the
+# time, by CLOCK_MONOTONIC, which processes share.
+READY = "ready"
+STOP = "stop"
 # When a request was due, by the generator's clock, and its bytes.
 Sent = tuple[float, bytes]
 LoadConnection = ClientConnection[Sent]
@@ -167,23 +174,6 @@ class Recorder:
         """How late the generator was for each due request."""
         return np.array(self._lags_s, dtype=np.float32)
 
-    def progress(self, elapsed_s: float, in_flight: int, waiting: int) -> LoadProgress:
-        """Sum up what a live view shows; cheap, because the run goes on."""
-        newest, lags = (np.array(times[-LIVE:] or [0.0]) * 1e6 for times in (self._latencies_s, self._lags_s))
-        p50_us, p99_us = map(float, np.percentile(newest, (50, 99)))
-        return LoadProgress(
-            elapsed_s=elapsed_s,
-            sent=self.sent,
-            ok=len(self._latencies_s),
-            failed=self.errors.total(),
-            dropped=self.dropped,
-            in_flight=in_flight,
-            waiting=waiting,
-            p50_us=p50_us,
-            p99_us=p99_us,
-            lag_p99_us=float(np.percentile(lags, 99)),
-        )
-
 
 class LoadGenerator:
     """The connections and the queue of one run; lives for that run.
@@ -224,26 +214,23 @@ class LoadGenerator:
             for _ in range(self._load.connections):
                 self._connect()
             await asyncio.wait(self._opening)
-            with collector_off():
-                self._start_s = self._clock() if begin is None else await begin()
-                self._next_mark_s = self._start_s + 1
-                end = measure_usage(self._clock)
-                await self._traffic()
-                usage = end()
+            gc.collect()
+            gc.disable()  # or its pauses would be in the latencies
+            self._start_s = self._clock() if begin is None else await begin()
+            self._next_mark_s = self._start_s + 1
+            cpu_s = time.process_time()
+            await self._traffic()
+            cpu_s = time.process_time() - cpu_s
         finally:
+            gc.enable()
             await self._finish(sweep)
-        return self._result(usage)
+        return self._result(cpu_s / max(self._clock() - self._start_s, 1e-9))
 
     def stop(self) -> None:
         """End the run early: nothing more falls due, and what is in flight is waited for."""
         self._next_s = None
         self._end_s = 0.0
         self._stopped.set()
-
-    def progress(self) -> LoadProgress:
-        """Return the progress of the run."""
-        in_flight = len(self._open) - len(self._idle)
-        return self._recorder.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
 
     async def _traffic(self) -> None:
         self._end_s = self._start_s + self._load.duration_s
@@ -383,23 +370,27 @@ class LoadGenerator:
         self._connect_if_short()
 
     def _offer_one(self) -> None:
-        """Make the next request of a closed loop due, which the end of another one does."""
         if (now_s := self._clock()) < self._end_s:
             self._offer(now_s)
 
-    def _result(self, usage: ProcessUsage) -> Result:
+    def _result(self, cpu_share: float) -> Result:
         load, recorder = self._load, self._recorder
         elapsed_s = max(self._last_sent_s, self._last_read_s) - self._start_s
-        counts: dict[str, Any] = {name: getattr(recorder, name) for name in (*SUMMED, *COUNTED)}
         return Result(
-            **counts,
             url=load.url,
-            requested_rate=load.rate and load.rate / load.parts,
+            requested_rate=load.rate,
             connections=load.connections,
             duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
             interrupted=self._stopped.is_set(),
             seen=recorder.values,
-            usage=(usage,),
+            due=recorder.due,
+            sent=recorder.sent,
+            dropped=recorder.dropped,
+            errors=recorder.errors,
+            statuses=recorder.statuses,
+            opened=recorder.opened,
+            unsolicited=recorder.unsolicited,
+            cpu_share=cpu_share,
             samples=tuple(recorder.samples),
             seconds=recorder.seconds(),
             lags_s=recorder.lags_s,
@@ -411,14 +402,98 @@ async def drive(load: Load) -> Result:
     return await LoadGenerator(load).run()
 
 
-@contextlib.contextmanager
-def collector_off() -> Iterator[None]:
-    """Keep the garbage collector from adding its pauses to the latencies."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
+class LoadWorker:
+    """A process that makes the runs of one measurement; a context manager, which ends it.
+
+    With a *core* it has that one, and runs before others while a run lasts, as far as the system allows.
+    """
+
+    def __init__(self, core: int | None = None) -> None:
+        with contextlib.ExitStack() as stack:
+            self._core = None if core is None else stack.enter_context(on_core(core))
+            self._process, self._channel = start_worker("hotplate.bench.loadgen.generator:work_until_closed")
+
+    def __enter__(self) -> Self:
+        """Return the worker, which is running already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self._channel.close()
+        stop_process(self._process, STOP_WITHIN_S)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def run(self, load: Load, *, on_the_second: bool = False) -> Result:
+        """Make one run; blocks until it is over.
+
+        It begins at once, or *on_the_second*: with a whole second of the clock, by which budgets of a second are kept.
+        Ctrl-C ends the run early: the result is `interrupted`, and holds what was measured until then. Raises
+        BenchFailed if the process dies.
+        """
+        with raised_priority(() if self._core is None else [self.pid]):
+            self._channel.send(load)
+            try:
+                while receive(self._channel, DIED) != READY:
+                    pass  # the result of a run that was stopped twice
+                start_s = time.monotonic() + AHEAD_S
+                if on_the_second:
+                    start_s += 1 - (time.time() + AHEAD_S) % 1
+                self._channel.send(start_s)
+                return self._result()
+            except KeyboardInterrupt:
+                self._channel.send(STOP)
+                return self._result()
+
+    def _result(self) -> Result:
+        while not isinstance(message := receive(self._channel, DIED), Result):
+            pass  # it says that it is ready, and was stopped before
+        return message
+
+
+async def make_run(channel: Channel, load: Load) -> Result:
+    """Make one run in a worker: connect, report that, begin on command, and stop early on command."""
+    generator = LoadGenerator(load)
+    loop = asyncio.get_running_loop()
+    begun: asyncio.Future[float] = loop.create_future()
+
+    def on_message() -> None:
+        try:
+            message = channel.recv()
+        except (EOFError, OSError):
+            message = STOP
+            loop.remove_reader(channel.fileno())
+        if message == STOP:
+            generator.stop()
+        if not begun.done():
+            begun.set_result(message if isinstance(message, float) else time.monotonic())
+
+    async def begin() -> float:
+        channel.send(READY)
+        return await begun
+
+    loop.add_reader(channel.fileno(), on_message)
     try:
-        yield
+        return await generator.run(begin)
     finally:
-        if was_on:
-            gc.enable()
+        loop.remove_reader(channel.fileno())
+        os.set_blocking(channel.fileno(), True)  # the loop made it otherwise
+
+
+def work_until_closed(channel: Channel) -> None:
+    """Be a worker: make runs until the other end of the channel is closed."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # the parent handles them, and ends its workers
+        signal.signal(each, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            load = channel.recv()
+            if not isinstance(load, Load):
+                continue  # a stop that came after the end of the run
+            try:
+                outcome: Result | Exception = uvloop.run(make_run(channel, load))
+            except Exception as error:  # noqa: BLE001 -- raised again by the parent, where somebody sees it
+                outcome = error
+            channel.send(outcome)

@@ -4,8 +4,8 @@ import asyncio
 import itertools
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Protocol, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -24,7 +24,6 @@ SCORE_PATH = "/score"
 BLOCK = 256
 ROUNDING = 1e-9
 
-T = TypeVar("T")
 Positions = NDArray[np.int64]
 
 # Judges a response by its status and body: None when it is good, else the kind of error to count it as.
@@ -65,24 +64,23 @@ class Zipf:
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
         """See `InTurn`."""
         summed = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -self.exponent)
-        order = np.random.default_rng(count).permutation(count)  # the same keys are popular in every process and run
+        order = np.random.default_rng(count).permutation(count)  # the same keys are popular in every run
         while True:
             yield order[np.searchsorted(summed, rng.random(BLOCK) * summed[-1], side="right")]
 
 
-# A way to draw positions of a list; a value, so every process can draw its own.
+# A way to draw positions of a list; a value, so it can be sent to another process.
 KeyDraw: TypeAlias = InTurn | Uniform | Zipf
 
 
 @dataclass(frozen=True, slots=True)
 class RequestKeys:
-    """The requested ids; a share of `unknown` of them is made up, and has no list. Each `part` draws on its own."""
+    """The requested ids; a share of `unknown` of them is made up, and has no list."""
 
     ids: Sequence[str]
     draw: KeyDraw
     unknown: float = 0.0
     seed: int = 1
-    part: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn from."""
@@ -90,8 +88,8 @@ class RequestKeys:
             raise BenchMisused("a key to request is missing")
 
     def __iter__(self) -> Iterator[str]:
-        """Yield ids without end; the same ones each time for the same seed and part."""
-        rng = np.random.default_rng((self.seed, self.part))
+        """Yield ids without end; the same ones each time for the same seed."""
+        rng = np.random.default_rng(self.seed)
         for positions in self.draw.blocks(len(self.ids), rng):
             drawn = [self.ids[position] for position in positions.tolist()]
             if self.unknown:
@@ -101,7 +99,7 @@ class RequestKeys:
 
 
 class Requests(Protocol):
-    """What is requested; a dataclass, so it can be sent to another process, which draws keys of its own."""
+    """What is requested; a dataclass, so it can be sent to another process."""
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """Yield requests, whole, without end."""
@@ -151,24 +149,12 @@ class Posts:
             yield f"POST {path}".encode() + _request_tail(host, fields) + body
 
 
-def for_part(value: T, part: int) -> T:
-    """Return requests, or anything in them, as one of several processes makes them: it draws keys of its own."""
-    if isinstance(value, RequestKeys):
-        return replace(value, part=part)
-    if isinstance(value, type) or not is_dataclass(value):
-        return value
-    changes = {each.name: for_part(getattr(value, each.name), part) for each in fields(value)}
-    return replace(value, **changes)  # type: ignore[type-var]  # an instance of a dataclass, which mypy does not see
-
-
 def _check_text(text: str) -> None:
-    """Refuse what cannot stand in the head of a request."""
     if not text.isascii() or not text.isprintable():
         raise BenchMisused(f"{text!r} cannot stand in a request; percent-encode it")
 
 
 def _request_tail(host: str, headers: Mapping[str, str]) -> bytes:
-    """Return what follows the path in the head of a request."""
     lines = [f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
     return (" HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
 
@@ -179,19 +165,19 @@ def status_is_good(status: int, body: bytes) -> str | None:
     return "status" if status >= 400 else None
 
 
-def dues(rate: float, duration_s: float, seed: int | None = None, part: int = 0, parts: int = 1) -> Iterator[float]:
+def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:
     """Yield the seconds from the start at which a request is due, in order; the same ones for the same arguments.
 
     Evenly spaced, or with a *seed* by a Poisson process, as independent users arrive: more than the mean in some
-    moments, which is what queues are made of. Of several processes each takes its *part* of all *parts*.
+    moments, which is what queues are made of.
     """
-    rng = None if seed is None else np.random.default_rng((seed, part))
+    rng = None if seed is None else np.random.default_rng(seed)
     passed = 0.0
     for block in itertools.count():
         if rng is None:
-            counts = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64) * parts + part
+            counts = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64)
         else:
-            counts = passed + np.cumsum(rng.exponential(parts, BLOCK))
+            counts = passed + np.cumsum(rng.exponential(1.0, BLOCK))
             passed = counts[-1]
         within = counts[counts < rate * duration_s - ROUNDING]
         yield from (within / rate).tolist()
@@ -208,7 +194,7 @@ class Load:
     request is given up `timeout_s` after it was due. At most `backlog` due requests wait for one of the `connections`,
     and further ones are dropped. `check` judges every response, instead of its status alone. `observe` names string
     fields of a compact JSON body whose values are counted. Of each `sample_every` responses one is kept, to be looked
-    at afterwards (0: none). Of several processes each has its `part` of all `parts`.
+    at afterwards (0: none).
     """
 
     url: str
@@ -223,8 +209,6 @@ class Load:
     check: ResponseCheck = status_is_good
     observe: Sequence[str] = ()
     sample_every: int = 0
-    part: int = 0
-    parts: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, with a sentence for each."""
@@ -242,19 +226,11 @@ class Load:
         """Yield when requests are due, in seconds from the start; nothing for a closed loop."""
         if self.rate is None:
             return iter(())
-        return dues(self.rate, self.duration_s, self.seed, self.part, self.parts)
+        return dues(self.rate, self.duration_s, self.seed)
 
     def rendered(self) -> Iterator[bytes]:
         """Yield its requests, whole, without end."""
         return self.requests.rendered(self.url.partition("://")[2].rstrip("/"), self.headers)
-
-    def share(self, part: int, parts: int) -> "Load":
-        """Return the load of one of *parts* processes; together they make the same run."""
-        connections = self.connections // parts + (part < self.connections % parts)
-        if connections == 0:
-            raise BenchMisused(f"{parts} processes need a connection each, and there are {self.connections} in all")
-        requests, backlog = for_part(self.requests, part), max(1, self.backlog // parts)
-        return replace(self, requests=requests, part=part, parts=parts, connections=connections, backlog=backlog)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,7 @@
 """What one run of the load generator found: counts, latencies in HDR histograms, and whether it is valid."""
 
-import itertools
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,11 +23,6 @@ HIGHEST_US = 60_000_000
 DIGITS = 3
 # Samples that must lie beyond a percentile for it to be more than an anecdote.
 ENOUGH_SAMPLES = 10
-# Percentiles of a run in a report for programs.
-PERCENTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "p9999": 99.99, "max": 100.0}
-# What the parts of a run add up: numbers, and counts by name.
-SUMMED = ("due", "sent", "dropped", "opened", "unsolicited")
-COUNTED = ("errors", "statuses")
 
 Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 
@@ -50,10 +42,10 @@ class Histogram:
     @classmethod
     def of(cls, seconds: Seconds) -> "Histogram":
         """Fold times in seconds."""
-        made, hdr = cls(), _counters()
+        made = cls()
         times_us = np.clip(np.rint(np.asarray(seconds, dtype=np.float64) * 1e6), LOWEST_US, HIGHEST_US)
         if len(times_us):
-            at = np.searchsorted(hdr.highest_us, times_us)
+            at = np.searchsorted(_highest_us(), times_us)
             made._counts += np.bincount(at, minlength=len(made._counts)).astype(made._counts.dtype)
             made._hdr.total_count = len(times_us)
             made._hdr.min_value, made._hdr.max_value = int(times_us.min()), int(times_us.max())
@@ -72,7 +64,7 @@ class Histogram:
         """Return the values that any of *histograms* has seen, in microseconds, and a row of their counts for each."""
         counts = np.array([each._counts for each in histograms])  # noqa: SLF001 -- of this very class
         seen = np.flatnonzero(counts.any(axis=0))
-        return _counters().highest_us[seen], counts[:, seen]
+        return _highest_us()[seen], counts[:, seen]
 
     @property
     def encoded(self) -> str:
@@ -89,17 +81,12 @@ class Histogram:
         """The longest time, in microseconds; 0 without any."""
         return float(self._hdr.get_max_value()) if self.count else 0.0
 
-    @property
-    def mean_us(self) -> float:
-        """The mean, in microseconds; shown only to be compared with the percentiles."""
-        return float((self._counts * _counters().middle_us).sum()) / self.count if self.count else 0.0
-
     def percentile_us(self, percent: float) -> float:
         """Return the microseconds of a percentile, 0 … 100; 0 of no times."""
         if not self.count:
             return 0.0
         wanted = max(np.floor(percent * self.count / 100 + 0.5), 1)
-        return min(float(_counters().highest_us[np.searchsorted(np.cumsum(self._counts), wanted)]), self.max_us)
+        return min(float(_highest_us()[np.searchsorted(np.cumsum(self._counts), wanted)]), self.max_us)
 
     def has_enough_samples(self, percent: float) -> bool:
         """Return whether enough samples lie beyond *percent* for it to mean something."""
@@ -109,24 +96,20 @@ class Histogram:
         """Return percent and microseconds, ascending, of each value that was seen."""
         seen = np.flatnonzero(self._counts)
         percents = 100 * np.cumsum(self._counts[seen]) / max(1, self.count)
-        return list(zip(percents.tolist(), _counters().highest_us[seen].astype(float).tolist(), strict=True))
-
-
-class _Counters(NamedTuple):
-    """What each counter of a histogram counts: times up to so many microseconds, and about so many."""
-
-    highest_us: NDArray[np.int64]
-    middle_us: NDArray[np.int64]
+        return list(zip(percents.tolist(), _highest_us()[seen].astype(float).tolist(), strict=True))
 
 
 @cache
-def _counters() -> _Counters:
-    """Work that out: the first 2^n counters are of a microsecond each, then each 2^n are twice as wide."""
+def _highest_us() -> NDArray[np.int64]:
+    """Return up to how many microseconds each counter of a histogram counts.
+
+    The first 2^n counters are of a microsecond each, then each 2^n are twice as wide.
+    """
     hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
     number, bits = np.arange(hdr.counts_len), hdr.sub_bucket_half_count_magnitude
     doubled = np.maximum((number >> bits) - 1, 0)
-    lowest_us, width_us = (number - (doubled << bits)) << doubled, 1 << doubled
-    return _Counters(lowest_us + width_us - 1, lowest_us + (width_us >> 1))
+    highest: NDArray[np.int64] = ((number - (doubled << bits) + 1) << doubled) - 1
+    return highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,35 +127,6 @@ class ResponseSample(NamedTuple):
     request: bytes
     status: int
     body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """The progress of a run: counts so far, and the newest latencies and lags in microseconds."""
-
-    elapsed_s: float
-    sent: int
-    ok: int
-    failed: int
-    dropped: int
-    in_flight: int
-    waiting: int
-    p50_us: float
-    p99_us: float
-    lag_p99_us: float
-
-
-class ProcessUsage(NamedTuple):
-    """What one generator process used for a run: CPU time, and the time it took."""
-
-    cpu_s: float
-    wall_s: float
-
-
-def measure_usage(clock: Callable[[], float]) -> Callable[[], ProcessUsage]:
-    """Begin to measure this process; the returned function ends it."""
-    started_s, cpu_s = clock(), time.process_time()
-    return lambda: ProcessUsage(time.process_time() - cpu_s, clock() - started_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,15 +153,12 @@ class Result:
     seen: Mapping[str, Mapping[str, int]]
     """How often each value of the fields that the load observes was seen; in batches, of each list."""
 
-    usage: tuple[ProcessUsage, ...]
+    cpu_share: float
+    """Of a core, by the process of the generator."""
+
     samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)
-
-    @property
-    def mode(self) -> str:
-        """`open loop` or `closed loop`: the first thing to know about a latency."""
-        return "closed loop" if self.requested_rate is None else "open loop"
 
     @property
     def latencies_s(self) -> NDArray[np.float32]:
@@ -243,9 +194,8 @@ class Result:
     def invalid_reasons(self) -> list[str]:
         """Why this run measures the generator and not the service; empty for a valid run."""
         if self.requested_rate is None:
-            busy = max((each.cpu_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
-            full = f"the generator had no CPU to spare ({busy:.0%} of a core): this is its limit, not the service's"
-            return [full] if busy > CPU_BOUND else []
+            full = f"({self.cpu_share:.0%} of a core): this is its limit, not the service's"
+            return [f"the generator had no CPU to spare {full}"] if self.cpu_share > CPU_BOUND else []
         found = []
         if self.sent < SENT_BOUND * self.due:
             found.append(
@@ -259,52 +209,14 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it but single times as plain values; the times as HDR histograms."""
-        left_out = {"samples", "seconds", "lags_s", "usage", "statuses"}
+        left_out = {"samples", "seconds", "lags_s", "statuses"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        latency, lag = self.latency, self.lag
         return plain | {
-            "mode": self.mode,
             "ok": self.ok,
             "statuses": {str(status): count for status, count in self.statuses.items()},
             "ok_rate": round(self.ok_rate, 1),
             "error_share": self.error_share,
-            "usage": [each._asdict() for each in self.usage],
-            "latency_us": {name: latency.percentile_us(percent) for name, percent in PERCENTS.items()},
-            "lag_us": {name: lag.percentile_us(percent) for name, percent in PERCENTS.items()},
+            "lag_p99_us": self.lag.percentile_us(99),
             "invalid_reasons": self.invalid_reasons,
-            "histogram": latency.encoded,
+            "histogram": self.latency.encoded,
         }
-
-
-def merged(results: Sequence[Result]) -> Result:
-    """Add up the parts of one run that several processes made at the same time."""
-    first = results[0]
-    sums: dict[str, Any] = {name: sum(getattr(each, name) for each in results) for name in SUMMED}
-    counts: dict[str, Any] = {name: _summed(getattr(each, name) for each in results) for name in COUNTED}
-    return replace(
-        first,
-        **sums,
-        **counts,
-        connections=sum(each.connections for each in results),
-        requested_rate=None if first.requested_rate is None else sum(each.requested_rate or 0 for each in results),
-        duration_s=max(each.duration_s for each in results),
-        interrupted=any(each.interrupted for each in results),
-        seen={name: _summed(each.seen[name] for each in results) for name in first.seen},
-        usage=tuple(itertools.chain.from_iterable(each.usage for each in results)),
-        samples=tuple(itertools.chain.from_iterable(each.samples for each in results)),
-        seconds=tuple(map(_side_by_side, itertools.zip_longest(*(each.seconds for each in results)))),
-        lags_s=np.concatenate([each.lags_s for each in results]),
-    )
-
-
-def _side_by_side(parts: Iterable[Second | None]) -> Second:
-    here = [second for second in parts if second is not None]
-    latencies_s = np.concatenate([second.latencies_s for second in here])
-    return Second(sum(second.due for second in here), sum(second.sent for second in here), latencies_s)
-
-
-def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
-    total: Counter[Any] = Counter()
-    for each in counts:
-        total.update(each)
-    return dict(total)

@@ -31,7 +31,6 @@ REQUIRED = (
     "give at least the users and the peak rate, as: hotplate plan --users 1000000 --peak-rps 500; or only --have-ru, "
     "for what these RU/s carry"
 )
-
 HOURS = 24
 # The shapes of a day by name. They are made up, to have something to begin with; a shop's own log makes a better one.
 SHAPES: Mapping[str, tuple[float, ...]] = {
@@ -41,7 +40,6 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
         0.45, 0.45, 0.45, 0.48, 0.52, 0.6, 0.72, 0.88, 1.0, 1.0, 0.85, 0.6,
     ),
 }  # fmt: skip
-
 # Above this no number of a plan makes sense, and sums lose whole units.
 MOST = 1e12
 # What a number may end with.
@@ -252,7 +250,6 @@ def from_report(path: Path, p99_ms: float | None = None) -> InputSource:
 
 
 def _unsound(found: Report) -> str:
-    """Say why a report is no base for a plan; nothing if it is one."""
     popular = max(((row.value or 0, row.subject) for row in found.rows if "popular" in row.figure), default=(0, ""))
     if popular[0] > MAX_POPULAR:
         return f"{popular[0]:.1%} of the lists of {popular[1] or 'the service'} were popular ones"
@@ -260,7 +257,6 @@ def _unsound(found: Report) -> str:
 
 
 def _measured_pod(found: Report, p99_ms: float | None) -> dict[str, object]:
-    """Read what one service answered: the highest rate of a search, or else the rate at which it was measured."""
     for figure in ("highest rate", "rate"):
         kept = [row for row in found.rows if row.figure == figure and row.value and _keeps(found, row.subject, p99_ms)]
         if kept:
@@ -309,7 +305,6 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
 
 
 def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Drop a measured size if a later layer changes what a list is made of."""
     order = {name: place for place, layer in enumerate(layers) for name in layer.values}
     for name in ("list_length", "encoding", "title_chars", "item_id_chars"):
         if "list_bytes" in values and order.get(name, -1) > order["list_bytes"]:

@@ -27,7 +27,6 @@ SKELETON_BYTES = len('{"id":"user.","t":""}')
 REDIS_ROW_BYTES = 80
 REDIS_ALLOCATED = 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
-
 GB = 1000**3
 PARTITION_GB = 50
 # Of the container of the catalogue.
@@ -40,10 +39,8 @@ POLL_S = 2.0
 FLOOR = 10
 # Hours of a publish in which the old and the new live release are both scaled to serve.
 OVERLAP_HOURS = 1
-
 # Ranks of the Zipf law that are summed one by one.
 EXACT_RANKS = 1_000
-
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
@@ -133,7 +130,6 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
 
 
 def _sizes(t: FigureTable, inputs: Inputs) -> None:
-    """Derive how large a list is: as JSON, as stored, as an item of Cosmos DB, and as a row in Redis."""
     n, titled = t.term, inputs.title_chars > 0
     item = term(ITEM_BYTES) + n("item_id_chars")
     item = item + TITLE_BYTES + n("title_chars") if titled else item
@@ -155,7 +151,6 @@ def _sizes(t: FigureTable, inputs: Inputs) -> None:
 
 
 def _workload(t: FigureTable, inputs: Inputs) -> None:
-    """Derive users, rows and rates as they will have grown, and the part of them that reaches the store."""
     n = t.term
     growth = (1 + inputs.growth_percent / 100) ** inputs.months
     t.derive("growth", "", growth, "(1 + growth_percent / 100) ** months")
@@ -184,7 +179,6 @@ def hottest_share(keys: int, exponent: float) -> float:
 
 
 def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    """Derive the charges of a mean read, of a written list and of one read back."""
     n, size, strong = t.term, round(t["item_bytes"].number), inputs.consistency in DOUBLED
     formula = f"charge of a point read of item_bytes{', doubled for its consistency' if strong else ''}"
     t.derive("point_read_ru", "RU", charges.read(size, strong=strong), formula, CHARGES)
@@ -198,7 +192,6 @@ def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 
 def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    """Derive RU in all, RU/s reserved, and hours that one publish takes; and the storage of all releases."""
     n, size, rows = t.term, round(t["item_bytes"].number), round(t["rows"].number)
     lists_ru = rows * (charges.create(size, 0) + charges.read(size))
     rest = sum(publish_ru(charges, even_rows(rows, size)).values()) - lists_ru
@@ -252,7 +245,6 @@ def _serving_with(t: FigureTable, partitions: int) -> float:
 
 
 def _shares(t: FigureTable) -> None:
-    """Compare the hottest key and the fullest partition with a partition's share; derive all that is provisioned."""
     n = t.term
     share = t.derive("partition_ru", "RU/s", n("serve_ru") / n("partitions"))
     hot = t.derive("hot_key_ru", "RU/s", n("reads_s") * n("hot_user") * n("mean_read_ru"))
@@ -265,7 +257,6 @@ def _shares(t: FigureTable) -> None:
 
 
 def _carried(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Derive what the RU/s of today, or else those of the plan, carry: reads/s or lists published/s."""
     n = t.term
     ru = t.derive("carried_ru", "RU/s", n("serve_ru") if inputs.have_ru is None else n("have_ru"))
     source = "the highest rate without a 429, if nothing else is read or written"
@@ -277,13 +268,11 @@ def _carried(t: FigureTable, inputs: Inputs, month: str) -> None:
 
 
 def _manual(t: FigureTable, ru: Term) -> Term:
-    """Return the cost of a month of manual RU/s in all regions."""
     n = t.term
     return ru / 100 * n("price_ru_hour") * n("ru_factor") * HOURS_A_MONTH * n("regions")
 
 
 def _pods(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Derive pods, by Little's law and by what a pod can answer, the autoscaler's numbers, and the cost."""
     n = t.term
     held = n("peak_region") * n("request_ms") / 1000
     little = ceiling(held / n("pod_utilisation") / n("pod_concurrency"))
@@ -305,7 +294,6 @@ def _pods(t: FigureTable, inputs: Inputs, month: str) -> None:
 
 
 def _manual_cost(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Derive the cost of storage and of manual throughput: each begun hour is billed at its highest RU/s."""
     n = t.term
     t.derive("storage_cost", month, n("stored_gb") * n("price_storage_gb_month") * n("regions"))
     polls = n("pods") * ceiling(n("pod_cpus")) / POLL_S * (2 if inputs.consistency in DOUBLED else 1)
@@ -358,7 +346,6 @@ def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
 
 
 def _serverless(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
-    """Derive the cost of serverless, which bills RU used; a text if regions, RU/s or time to publish forbid it."""
     n = t.term
     ceiling_ru = term(url.SERVERLESS_RU) * most(1, ceiling(n("release_gb") / PARTITION_GB))
     at_most = t.derive("serverless_ceiling_ru", "RU/s", ceiling_ru, source=SERVERLESS).value
@@ -384,7 +371,6 @@ def _serverless(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> N
 
 
 def _redis(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
-    """Derive memory for the live, the kept and the next release, the instance's size, and cost."""
     n = t.term
     gb = n("rows") * n("redis_row_bytes") * n("copies") / GB
     gb_value = t.derive("redis_gb", "GB", gb, source="live, kept and the next one").value
@@ -413,7 +399,6 @@ def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> Siz
 
 
 def _totals(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Derive the cost of training before each publish, nodes * hours * price, and the totals of both stores."""
     n = t.term
     given = inputs.train_node_hour is not None
     price = n("train_node_hour") if given else n("train_cpus") * n("price_cpu_hour")
@@ -432,7 +417,6 @@ def _totals(t: FigureTable, inputs: Inputs, month: str) -> None:
 
 
 def _today(t: FigureTable, month: str) -> None:
-    """Compare what is provisioned by hand today with what the plan's container needs."""
     n = t.term
     t.derive("short_ru", "RU/s", most(0, n("serve_ru") - n("have_ru")))
     have, reads, skew, partitions = (t[name].number for name in ("have_ru", "reads_plain_ru", "skew", "partitions"))

@@ -19,7 +19,6 @@ NOT_PRICED = (
 )  # fmt: skip
 # Inputs that stand for a part of the bill, which is not priced while they have their defaults.
 FEES = {"gateway_month": "a dedicated gateway", "ru_factor": "zone redundancy", "cluster_month": "the fee of AKS"}
-
 # What a person is shown, in this order and under these words; `--why` explains these figures and all others.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
@@ -71,7 +70,6 @@ OUTLINE = {
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
-
 # The figures that a saved plan holds.
 BASELINE_FIGURES = (
     "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb", "pods",
@@ -167,7 +165,6 @@ def _cheaper(plan: CapacityPlan) -> str:
 
 
 def _between(plan: CapacityPlan, name: str) -> tuple[float, float]:
-    """Return a sum with all prices as low, and as high, as they may be."""
     return plan.with_prices(-1).number(name), plan.with_prices(1).number(name)
 
 
@@ -226,7 +223,6 @@ def _formulas(plan: CapacityPlan) -> TextTable:
 
 
 def _cost_plot(plan: CapacityPlan) -> Plot:
-    """Plot the cost of each store, without pods, over rates from a hundredth to a hundred times the plan's own."""
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
     cosmos = tuple(each.number("cheapest_cost") for each in plans)
@@ -243,7 +239,6 @@ def _cost_plot(plan: CapacityPlan) -> Plot:
 
 
 def _day_plot(plan: CapacityPlan) -> Plot:
-    """Plot the RU/s of reads hour by hour, headroom included, under the RU/s that manual and autoscale bill."""
     hours = tuple(float(hour) for hour in range(HOURS))
     needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
     reached = tuple(reached_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))

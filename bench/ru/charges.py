@@ -40,7 +40,6 @@ SECTIONS = {
     "size": {"system_properties": "system_properties"},
 }
 POINTS = {"read": "read", "write": "create"}
-
 # Makes a signed request.
 Build = Callable[[RequestBuilder], bytes]
 
@@ -169,7 +168,6 @@ class _Measurement:
         return median(self._charge(_read("absent"), "read", 404) for _ in range(TIMES))
 
     def _request(self, verb: str, name: str, headers: bytes = b"", body: bytes = b"") -> Build:
-        """Return what makes a request for an item; POST goes to them all."""
         link = self._link if verb == "POST" else f"{self._link}/docs/{name}"
         path = f"{self._link}/docs/" if verb == "POST" else f"{link}/"
         headers = partition_key_header(name) + headers
@@ -195,7 +193,6 @@ def _read(name: str) -> Build:
 
 
 def _bodies(size_kb: int, count: int) -> list[dict[str, Any]]:
-    """Return items that are stored in *size_kb*, with what the service adds to each."""
     bodies = [{"id": f"{size_kb}k-{number:08d}", "pad": ""} for number in range(count)]
     return [body | {"pad": "x" * (size_kb * KB - SYSTEM_BYTES - len(orjson.dumps(body)))} for body in bodies]
 

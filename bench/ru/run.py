@@ -1,48 +1,26 @@
 """`hotplate bench ru`: what each level of RU/s carries, through a service whose cache is off."""
 
 import itertools
-import math
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
+from hotplate.bench import process
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
-from hotplate.bench.loadgen.result import Result
-from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.options import SweepOptions, parse_rate, parse_seconds
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import (
-    GENERATOR_CORE,
-    Server,
-    before_others,
-    check_latency,
-    emulator_serving,
-    is_emulated,
-    service_serving,
-    store_counts,
-)
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.ru.level import (
-    CALM,
-    CURVE,
-    LEAD_S,
-    OVERLOAD,
-    TAIL_S,
-    Level,
-    Trial,
-    from_store,
-    measure_level,
-    trial,
-)
-from hotplate.bench.ru.sandbox import Sandbox, SizedLists, builder, sandbox
-from hotplate.bench.ru.table import Sweep, report
+from hotplate.bench.ru import levels
+from hotplate.bench.ru.levels import CALM, CURVE, LEAD_S, OVERLOAD, TAIL_S, Level, Sweep, Trial
+from hotplate.bench.ru.sandbox import Published, Sandbox, SizedLists, builder, sandbox
 from hotplate.report import Report
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput, parse
 
@@ -52,12 +30,6 @@ CONNECTIONS = 128
 # Reads one after the other that show the charge of one, and how often that is tried until no poll is among them.
 CHARGED_READS = 20
 CHARGE_TRIES = 20
-# How long the machine's own limit is looked for, and the share of it that a level may take.
-PROBE_S = 2.0
-PROBE_CONNECTIONS = 64
-DRIVEN_SHARE = 0.8
-# From this share of what the highest level accepts on, the machine is not what limits it.
-UNLIMITED_SHARE = 0.9
 # After so long without an account no trial begins, so that all ends within three minutes.
 WITHIN_S = 160.0
 BETWEEN_S = 1.5
@@ -90,7 +62,7 @@ def plan(options: SweepOptions) -> SweepPlan:
     duration_s = parse_seconds(options.duration)
     if duration_s < 2 or duration_s % 1:
         raise BenchMisused(f"--duration is whole seconds, as budgets are: 2s or more, not {options.duration!r}")
-    check_latency(options.latency)
+    process.check_latency(options.latency)
     if options.account is not None:
         builder(parse(options.account))  # refuses an account without a key
     return SweepPlan(options, levels, parse_sizes(options.item_kb, "--item-kb"), int(duration_s))
@@ -141,17 +113,17 @@ def database_cost(ru: int, regions: int, prices: Prices, now: float, took_s: flo
     ]
 
 
-def read_charge(service: Server, users: Sequence[str]) -> float:
+def read_charge(service: process.Server, users: Sequence[str]) -> float:
     """Return what the store charges for a list, by the service's metrics, of reads without a poll among them."""
     drawn = itertools.cycle(users)
     for _ in range(CHARGE_TRIES):
-        before = store_counts(service)
+        before = process.store_counts(service)
         for user in itertools.islice(drawn, CHARGED_READS):
             with urllib.request.urlopen(service.url + PATH.format(key=user), timeout=5) as answer:  # noqa: S310 -- on loopback
                 answer.read()
-        after = store_counts(service)
-        if after.charged - before.charged == CHARGED_READS:
-            return (after.ru - before.ru) / CHARGED_READS
+        counted = process.store_counts(service).since(before)
+        if counted.charged == CHARGED_READS:
+            return counted.ru / CHARGED_READS
         time.sleep(0.1)
     raise BenchFailed("the service's metrics do not show what a read is charged; does the store answer?")
 
@@ -161,12 +133,12 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     running = _Running(planned, display)
     try:
         with ExitStack() as stack:
-            url, environment, servers = planned.options.account, None, list[Server]()
+            url, environment, servers = planned.options.account, None, list[process.Server]()
             if url is None:
-                display.start("starting an emulator of Cosmos DB", 1.0)
-                servers.append(stack.enter_context(emulator_serving(latency=planned.options.latency)))
+                display.start("starting an emulator of Cosmos DB")
+                servers.append(stack.enter_context(process.emulator_serving(latency=planned.options.latency)))
                 url, environment = f"cosmos+{servers[0].url}/bench", dict[str, str]()
-            generator = stack.enter_context(WorkerPool(core=GENERATOR_CORE))
+            generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
             for size_kb in planned.sizes_kb:
                 with sandbox(url, planned.levels[-1], environment) as made:
                     running.measure_size(made, size_kb, servers, generator)
@@ -191,95 +163,71 @@ class _Running:
     def report(self) -> Report:
         """What was measured until now."""
         made = Sweep(self._planned.options, tuple(self._found), self._publish_ru, self._regions, self.interrupted)
-        return report(made, load_prices())
-
-    @property
-    def _own(self) -> bool:
-        return self._planned.options.account is None
-
-    @property
-    def _emulated(self) -> bool:
-        return self._own or is_emulated(self._planned.options.account or "")
+        return levels.report(made, load_prices())
 
     def _time_left(self, takes_s: float) -> bool:
         within_s = WITHIN_S * len(self._planned.sizes_kb)
-        return not self._own or time.monotonic() + takes_s < self._began_s + within_s
+        own = self._planned.options.account is None
+        return not own or time.monotonic() + takes_s < self._began_s + within_s
 
-    def measure_size(self, made: Sandbox, size_kb: int, servers: Sequence[Server], generator: WorkerPool) -> None:
+    def measure_size(
+        self, made: Sandbox, size_kb: int, servers: Sequence[process.Server], generator: LoadWorker
+    ) -> None:
         """Measure all levels with lists of one size, in a database of their own."""
         if self.interrupted:
             return
         lists = SizedLists(size_kb, LISTS, Throughput(self._planned.levels[-1]).initial_partitions)
         self._regions = len(made.account.regions)
-        self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB", 1.0)
+        self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
         published = made.publish(lists)
         self._publish_ru[size_kb] = published.list_ru
-        self._display.start("starting a service", 1.0)
+        self._display.start("starting a service")
         users = lists.users
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
         # Both servers come before others, or the service's deadline of 50 ms would measure what else the machine does.
         with (
-            service_serving(command, PATH.format(key=users[0]), made.settings) as service,
-            before_others(service, *servers),
+            process.service_serving(command, PATH.format(key=users[0]), made.settings) as service,
+            process.before_others(service, *servers),
         ):
             charge_ru = read_charge(service, users)
-            runs = _Runs(service, users, generator, self._display)
-            levels = [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in self._planned.levels]
-            most_s = runs.probe(levels[-1].capacity_s) if self._own else math.inf
-            self._measure(levels, most_s, runs, partial(made.scale, published.container))
+            every = [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in self._planned.levels]
+            self._measure_levels(every, made, published, partial(self._attempt, service, users, generator))
 
-    def _measure(self, levels: Sequence[Level], most_s: float, runs: "_Runs", scale: Callable[[int], None]) -> None:
-        """Measure levels of up to *most_s* reads a second, and compute the others."""
-        planned, too_much = self._planned, f"this machine drives {most_s:,.0f} reads/s at most"
+    def _measure_levels(
+        self, every: Sequence[Level], made: Sandbox, published: Published, attempt: "partial[Trial]"
+    ) -> None:
+        """Measure levels in ascending order; above one that this machine does not drive they are computed."""
+        planned, undriven = self._planned, ""
+        emulated = Sweep(planned.options, (), {}, 1, interrupted=False).emulated
         essential_s = planned.takes_s(OVERLOAD, CALM)
-        for number, level in enumerate(levels):
-            unproven = too_much if OVERLOAD * level.capacity_s > most_s else ""
-            if not unproven and not self._time_left(essential_s):
-                unproven = "there was no time left for it"
+        for number, level in enumerate(every):
+            unproven = undriven or ("" if self._time_left(essential_s) else "there was no time left for it")
             measured = replace(level, unproven=unproven)
             if not unproven:
-                scale(level.ru)
-                later = sum(OVERLOAD * each.capacity_s <= most_s for each in levels[number + 1 :])
-                left = partial(self._time_left, planned.takes_s(OVERLOAD) + later * essential_s)
-                attempt = partial(runs.attempt, level, planned.seconds)
-                measured = measure_level(level, attempt, emulated=self._emulated, time_left=left)
-            if measured.unproven and not unproven:  # nor are higher ones tried
-                most_s, too_much = 0.0, f"this machine does not drive {level.ru:,} RU/s"
+                made.scale(published.container, level.ru)
+                later_s = len(every[number + 1 :]) * essential_s
+                left = partial(self._time_left, planned.takes_s(OVERLOAD) + later_s)
+                tried = partial(attempt, level)
+                measured = levels.measure_level(level, tried, emulated=emulated, time_left=left)
+                undriven = f"this machine does not drive {level.ru:,} RU/s" if measured.unproven else ""
             self._found.append(measured)
             if any(each.result.interrupted for each in measured.trials):
                 self.interrupted = True
                 return
 
-
-class _Runs:
-    """Runs of the load generator against one service, and what its metrics say of each."""
-
-    def __init__(self, service: Server, users: Sequence[str], generator: WorkerPool, display: ProgressDisplay) -> None:
-        self._service = service
-        self._requests = Gets(PATH, RequestKeys(users, InTurn()))
-        self._generator = generator
-        self._display = display
-
-    def _run(self, name: str, rate: float | None, lasts_s: float, connections: int) -> Result:
+    def _attempt(
+        self, service: process.Server, users: Sequence[str], generator: LoadWorker, level: Level, share: float
+    ) -> Trial:
+        rate, lasts_s = share * level.capacity_s, float(self._planned.seconds(share) + LEAD_S + TAIL_S)
         load = Load(
-            url=self._service.url,
-            requests=self._requests,
+            url=service.url,
+            requests=Gets(PATH, RequestKeys(users, InTurn())),
             rate=rate,
             duration_s=lasts_s,
-            connections=connections,
-            check=from_store,
+            connections=CONNECTIONS,
+            check=levels.from_store,
         )
-        self._display.start(name, lasts_s)
-        return self._generator.run(load, self._display.update, on_the_second=True)
-
-    def probe(self, accepts_s: float) -> float:
-        """Return how many reads a second this machine may be asked for, if the store accepts *accepts_s*."""
-        result = self._run("looking for what this machine drives", None, PROBE_S, PROBE_CONNECTIONS)
-        return math.inf if result.ok_rate > UNLIMITED_SHARE * accepts_s else DRIVEN_SHARE * result.ok_rate
-
-    def attempt(self, level: Level, seconds: Callable[[float], int], share: float) -> Trial:
-        """Offer a share of what a level should accept."""
-        rate, lasts_s = share * level.capacity_s, seconds(share) + LEAD_S + TAIL_S
-        before = store_counts(self._service)
-        result = self._run(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s", rate, lasts_s, CONNECTIONS)
-        return trial(share, rate, result, store_counts(self._service).throttled - before.throttled)
+        self._display.start(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
+        before = process.store_counts(service)
+        result = generator.run(load, on_the_second=True)
+        return levels.trial(share, rate, result, process.store_counts(service).since(before).throttled)

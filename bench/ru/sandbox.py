@@ -4,18 +4,18 @@ import asyncio
 import os
 import secrets
 import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.load import send_one
+from hotplate.bench.progress import handling
 from hotplate.stores.cosmos.charges import KB
 from hotplate.stores.cosmos.containers import Containers, open_containers
 from hotplate.stores.cosmos.items import Account, container_of, item_bytes, name_of, to_item
@@ -101,8 +101,7 @@ class RequestUnits:
         """See `hotplate.stores.store.Observer`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(NamedTuple):
     """A release that was published: its container, and what the whole publish cost by list."""
 
     container: str
@@ -198,7 +197,6 @@ class Sandbox:
             raise BenchFailed(f"{self.address.shown} could not be dropped, and costs money until you drop it")
 
     def _run(self, operation: Callable[[RestClient, Containers], Awaitable[T]]) -> T:
-        """Run an operation over connections that are closed again. Raises StoreError if the account refuses it."""
 
         async def run() -> T:
             client, containers = RestClient(self.address), open_containers(self.address)
@@ -226,21 +224,8 @@ def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> 
     try:
         yield made
     finally:
-        with _signals_ignored():
+        with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
             made.drop()  # takes seconds, and leaves nothing that costs money
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 async def _scale(containers: Containers, container: str, throughput: Throughput) -> None:

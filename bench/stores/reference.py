@@ -11,7 +11,7 @@ from hotplate.bench.process import check_latency, describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import Figure
 from hotplate.bench.stores.report import DECISIVE, EMULATED, needs, read_ru, summarise
-from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, check_extras, own_cosmos, prepared_stores
+from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
 from hotplate.report import Report, Row, format_value
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
@@ -24,7 +24,6 @@ USERS, RATE, RU, MEDIAN_US = 200, 180.0, 11_000, 60_000.0
 ROUND_S = 5.0
 WARMUP_S = 3.0
 LISTS = 5_000
-
 METHOD = (
     f"{RATE:g} requests/s, at random as those of {USERS} independent users, at most {USERS} at a time. The published "
     f"figures are Microsoft's, measured in Azure with another service ({SOURCE}): read them side by side, and subtract "
@@ -52,13 +51,12 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
     )
     display.say(f"{RATE:g} requests/s of {USERS} users for {options.duration}")
     try:
-        check_extras([options.account or "cosmos+http://127.0.0.1:1/hotplate"])
         with ExitStack() as stack:
             url = options.account
             if url is None:
-                display.start("starting an emulator of Cosmos DB", 1.0)
+                display.start("starting an emulator of Cosmos DB")
                 url = stack.enter_context(own_cosmos(options.latency, RU))
-            setup = stack.enter_context(prepared_stores([url], LISTS, "zstd", display, make_up=options.account is None))
+            setup = stack.enter_context(prepared_stores([url], LISTS, display, make_up=options.account is None))
             return report(options, Rounds(setup, settings, display).run(), setup.notes)
     except KeyboardInterrupt:
         return Report(kind="reference", sentence="Nothing was measured.", interrupted=True, machine=describe())

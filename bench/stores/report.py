@@ -24,7 +24,6 @@ from hotplate.bench.stores.rounds import (
     RoundSettings,
     Setup,
     StoreRuns,
-    check_extras,
     own_stores,
     prepared_stores,
     through_sdk,
@@ -37,7 +36,6 @@ from hotplate.stores.urls import redacted, scheme_of
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 DECISIVE = "p99"
 RATE, CPU, COST = "requests/s and core", "CPU a request", "cost of a billion reads"
-ENCODINGS = ("json", "zstd")
 # The share of its RU/s that a container may use in an hour's mean, and of its GETs/s a cache, as the planner assumes.
 UTILISATION = 0.7
 # A cache with a replica is two nodes, and holds the live release and two others.
@@ -56,7 +54,6 @@ METHOD = (
     "Open loop: a latency counts from when the request was due. Percentiles are of all answers of all rounds. CPU is "
     "that of the service, one process without its cache; requests/s and core is 1,000,000 µs divided by it."
 )
-
 COST_NOTE = (
     "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; of Cosmos DB also the "
     "RU/s that the rate needs at 70 % use, provisioned manually; of Redis also two nodes of the smallest Azure Managed "
@@ -74,10 +71,9 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     settings = parse_settings(options)
     display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: at most {options.budget}")
     try:
-        check_extras(options.urls)
         if options.urls:
             return _measure(options.urls, (), options, settings, display)
-        display.start("starting a folder, a Redis and an emulator of Cosmos DB", 1.0)
+        display.start("starting a folder, a Redis and an emulator of Cosmos DB")
         with own_stores(options.latency) as own:
             return _measure(own.urls, (*own.notes, LOOPBACK), options, settings, display)
     except KeyboardInterrupt:
@@ -91,7 +87,7 @@ def _measure(
     settings: RoundSettings,
     display: ProgressDisplay,
 ) -> Report:
-    with prepared_stores(urls, options.users, options.encoding, display) as setup:
+    with prepared_stores(urls, options.users, display) as setup:
         return report(options, setup, Rounds(setup, settings, display).run(), notes)
 
 
@@ -99,8 +95,6 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     """Read the options. Raises BenchMisused for what makes no sense."""
     if len(set(options.urls)) < len(options.urls):
         raise BenchMisused("the same store is given twice")
-    if options.encoding not in ENCODINGS:
-        raise BenchMisused(f"an encoding is {' or '.join(ENCODINGS)}, not {options.encoding!r}")
     check_latency(options.latency)
     rate, duration_s = parse_rate(options.rate), parse_seconds(options.duration)
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
@@ -191,9 +185,9 @@ class Summary:
 
 def read_ru(store: StoreRuns) -> float | None:
     """Return the request units of a read, those of the catalogue included; None of a store that is not metered."""
-    units = [run.units for run in store.runs if run.units is not None]
-    reads = sum(each.reads for each in units)
-    return sum(each.ru for each in units) / reads if reads else None
+    charged = [run.charged for run in store.runs if run.charged is not None]
+    reads = sum(each.charged for each in charged)
+    return sum(each.ru for each in charged) / reads if reads else None
 
 
 def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:

@@ -19,13 +19,12 @@ from urllib.parse import parse_qs, quote, urlsplit
 from hotplate.bench import process
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import CheckResult, Shape, check_answers, popular_complaint
+from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.bench.loadgen.workers import WorkerPool
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.connect import COSMOS, REDIS, connect, opened
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.keys import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import publish
@@ -35,19 +34,15 @@ from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
 
 PATH = "/v1/recommendations/{key}"
-
 # Responses of a round that are compared with the store.
 COMPARED = 20
-
 # What a budget keeps for the time after the rounds: answers are compared, the report is drawn, and servers are ended.
 AFTER_S = 15.0
 
 # azure-cosmos takes a millisecond of CPU a read or more. Faster, a core that others use, too, would not keep up.
 SDK_RATE = 100.0
-
 MAX_ERRORS = 0.001
 LIST_LENGTH = 20
-
 # Of the emulator that is started here: enough for lists to be written in seconds.
 EMULATOR_RU = 10_000
 
@@ -129,22 +124,9 @@ def own_cosmos(latency: str, ru: int) -> Iterator[str]:
         yield f"cosmos+{emulator.url}/hotplate?ru={ru}"
 
 
-def check_extras(urls: Sequence[str]) -> None:
-    """Refuse, before anything is started, a store whose client is not installed, with the command that installs it."""
-    for url in urls or ("redis://127.0.0.1:1/0", "cosmos+http://127.0.0.1:1/hotplate?client=sdk"):
-        try:
-            asyncio.run(_close(url))
-        except StoreMisused as error:
-            raise BenchMisused(str(error)) from error
-
-
-async def _close(url: str) -> None:
-    await connect(url).close()
-
-
 @contextmanager
 def prepared_stores(
-    urls: Sequence[str], users: int, encoding: str, display: ProgressDisplay, *, make_up: bool = True
+    urls: Sequence[str], users: int, display: ProgressDisplay, *, make_up: bool = True
 ) -> Iterator[Setup]:
     """Bring the same lists into all stores, and start a service for each.
 
@@ -153,23 +135,22 @@ def prepared_stores(
     """
     names = store_names(urls)
     manifests, ids, notes = asyncio.run(
-        _share_lists(dict(zip(urls, names, strict=True)), users, encoding if make_up else None, display)
+        _share_lists(dict(zip(urls, names, strict=True)), users, display, make_up=make_up)
     )
     first = f"/v1/recommendations/{quote(ids[0], safe='')}"
     command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
     with ExitStack() as stack:
-        display.start(f"starting {len(urls)} services", 1.0)
+        display.start(f"starting {len(urls)} services")
+        patient = ["--budget", f"{EMULATED_BUDGET_S:g}"]
         services = [
-            stack.enter_context(process.service_serving([*command, *_patience(url)], first, store_settings(url)))
+            stack.enter_context(
+                process.service_serving(command + patient * process.is_emulated(url), first, store_settings(url))
+            )
             for url in urls
         ]
         stack.enter_context(process.before_others(*services))
         candidates = map(Candidate, names, urls, manifests, services)
         yield Setup(tuple(candidates), tuple(ids), tuple(notes))
-
-
-def _patience(url: str) -> tuple[str, ...]:
-    return ("--budget", f"{EMULATED_BUDGET_S:g}") if process.is_emulated(url) else ()
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
@@ -192,7 +173,7 @@ def _kind(url: str) -> str:
 
 
 async def _share_lists(
-    named: dict[str, str], users: int, encoding: str | None, display: ProgressDisplay
+    named: dict[str, str], users: int, display: ProgressDisplay, *, make_up: bool
 ) -> tuple[list[Manifest], list[str], list[str]]:
     """Return the manifest of what each store serves then, the users to request, and notes."""
     async with AsyncExitStack() as stack:
@@ -201,18 +182,16 @@ async def _share_lists(
         await _require_same_lists(stores, list(named), live)
         source, notes = next((store for store, release in zip(stores, live, strict=True) if release), None), list[str]()
         if source is None:
-            if encoding is None:
+            if not make_up:
                 raise BenchMisused(f"{', '.join(map(redacted, named))} serves nothing yet: run hotplate publish first")
             source = stores[0]
             notes.append(f"Lists of {LIST_LENGTH} items are made up for {users:,} users.")
-            display.start(f"writing lists for {users:,} users into {next(iter(named.values()))}", 1.0)
-            await _publish_made_up(source, users, encoding, display)
-        release = (await source.catalogue()).live_ref
-        if release is None:
-            raise BenchMisused("the lists that were written are not live; another process changed that")
+            display.start(f"writing lists for {users:,} users into {next(iter(named.values()))}")
+            await _publish_made_up(source, users, display)
+        release = await _live(source)
         for name, store in zip(named.values(), stores, strict=True):
             if (await store.catalogue()).live_ref is None:
-                display.start(f"writing the lists into {name}", 1.0)
+                display.start(f"writing the lists into {name}")
                 await copy(source, store, release.id, on_progress=display.step)
         manifests = [await load_manifest(store, await _live(store)) for store in stores]
         ids = await _first_users(source, release, users)
@@ -242,14 +221,14 @@ async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live
             )
 
 
-async def _publish_made_up(store: Store, users: int, encoding: str, display: ProgressDisplay) -> None:
+async def _publish_made_up(store: Store, users: int, display: ProgressDisplay) -> None:
     shape = Shape(users, LIST_LENGTH)
 
     async def batches() -> AsyncIterator[list[Row]]:
-        for rows in shape.batches(shape.drawn()):
+        for rows in shape.batches(shape.values()):
             yield rows
 
-    await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding, on_progress=display.step)
+    await publish(store, batches(), plan=shape.plan, about={}, encoding="zstd", on_progress=display.step)
 
 
 async def _first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:
@@ -287,20 +266,13 @@ class RoundSettings:
         return self.duration_s * min(2.0, self.rate / self.rate_of(one))
 
 
-class RequestUnits(NamedTuple):
-    """The request units of a run, and its responses that were charged."""
-
-    ru: float
-    reads: float
-
-
 @dataclass(frozen=True, slots=True)
 class ServiceRun:
     """One run through a service: its result, the CPU of the service, and request units of a store that is metered."""
 
     result: Result
     cpu_s: float
-    units: RequestUnits | None = None
+    charged: process.StoreCounts | None = None
 
     @property
     def cpu_us(self) -> float:
@@ -353,42 +325,41 @@ class Rounds:
 
     def run(self) -> Measured:
         """Make all rounds, or the whole ones until Ctrl-C."""
-        with WorkerPool(core=process.GENERATOR_CORE) as pool:
+        with LoadWorker(process.GENERATOR_CORE) as worker:
             try:
-                self._warm_up(pool)
-                self._run_all(pool)
+                self._warm_up(worker)
+                self._run_all(worker)
             except KeyboardInterrupt:  # between two runs; within one the pool ends that
                 self._interrupted = True
-        self._display.start("comparing answers with the stores", 1.0)
+        self._display.start("comparing answers with the stores")
         stores = tuple(
             StoreRuns(one, tuple(self._runs[one.name]), asyncio.run(check_answers(one.url, self._samples[one.name])))
             for one in self._setup.candidates
         )
         return Measured(stores, self._interrupted)
 
-    def _warm_up(self, pool: WorkerPool) -> None:
+    def _warm_up(self, worker: LoadWorker) -> None:
         if self._settings.warmup_s:
             for one in self._setup.candidates:
-                self._display.start(f"warming up {one.name}", self._settings.warmup_s)
-                self._read(pool, one, replace(self._load(one, 0), duration_s=self._settings.warmup_s))
+                self._display.start(f"warming up {one.name}")
+                self._read(worker, one, replace(self._load(one, 0), duration_s=self._settings.warmup_s))
 
-    def _run_all(self, pool: WorkerPool) -> None:
+    def _run_all(self, worker: LoadWorker) -> None:
         began_s, made = time.monotonic(), 0
         while made < self._settings.rounds and not self._interrupted:
             left_s = self._settings.ends_s - AFTER_S - time.monotonic()
             if made and left_s < (time.monotonic() - began_s) / made:
                 return
             made += 1
-            self._run_round(pool, made, left_s)
+            self._run_round(worker, made, left_s)
 
-    def _run_round(self, pool: WorkerPool, number: int, left_s: float) -> None:
-        """Make a round, and keep it unless it was interrupted."""
+    def _run_round(self, worker: LoadWorker, number: int, left_s: float) -> None:
         runs = dict[str, ServiceRun]()
         left = "" if math.isinf(left_s) else f", {max(0.0, left_s):.0f} s left"
         names = ", ".join(one.name for one in self._setup.candidates)
-        self._display.start(f"round {number}{left}: {names}", self._settings.duration_s)
+        self._display.start(f"round {number}{left}: {names}")
         for one in self._setup.candidates[:: -1 if number % 2 else 1]:
-            runs[one.name] = self._read(pool, one, self._load(one, number))
+            runs[one.name] = self._read(worker, one, self._load(one, number))
             if self._interrupted:
                 return
         for name, run in runs.items():
@@ -409,20 +380,9 @@ class Rounds:
             sample_every=max(1, int(rate * duration_s / COMPARED)) | 1,
         )
 
-    def _read(self, pool: WorkerPool, one: Candidate, load: Load) -> ServiceRun:
-        units, cpu_s = _units(one), one.service.cpu_s()
-        result = pool.run(load, self._display.update)
-        used_s, used = one.service.cpu_s() - cpu_s, _units(one)
+    def _read(self, worker: LoadWorker, one: Candidate, load: Load) -> ServiceRun:
+        before, cpu_s = process.store_counts(one.service), one.service.cpu_s()
+        result = worker.run(load)
+        used_s, after = one.service.cpu_s() - cpu_s, process.store_counts(one.service)
         self._interrupted = self._interrupted or result.interrupted
-        spent = None
-        if units is not None and used is not None:
-            spent = RequestUnits(used.ru - units.ru, used.reads - units.reads)
-        return ServiceRun(result, used_s, spent)
-
-
-def _units(one: Candidate) -> RequestUnits | None:
-    """Read from a service's metrics what its reads were charged so far; None of a store that is not metered."""
-    if not one.metered:
-        return None
-    found = process.store_counts(one.service)
-    return RequestUnits(found.ru, found.charged) if found.charged else None
+        return ServiceRun(result, used_s, after.since(before) if one.metered else None)

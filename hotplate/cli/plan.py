@@ -155,7 +155,7 @@ def _write_prices(azure: tuple[str, str] | None, path: Path | None) -> Path | No
     """Write Azure's prices, if they are asked for; return the file of prices to use."""
     from datetime import UTC, datetime
 
-    from hotplate.bench.azure_prices import write_prices
+    from hotplate.bench.planner.prices import write_prices
 
     if azure is None:
         return path

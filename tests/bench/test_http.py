@@ -18,10 +18,9 @@ import pytest
 
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.lists import check_samples
+from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load, RequestKeys, Uniform
-from hotplate.bench.loadgen.result import LoadProgress, ResponseSample
-from hotplate.bench.loadgen.workers import WorkerPool
-from hotplate.bench.progress import together
+from hotplate.bench.loadgen.result import ResponseSample
 from hotplate.report import format_value, from_json
 from hotplate.stores.connect import connect
 from hotplate.stores.memory import MemoryStore
@@ -54,7 +53,7 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     name = tmp_path / "report"
     done = bench(
         "http", service.url, "--store", f"file://{store}", "--rate", "300", "--duration", "0.8s", "--repeat", "5",
-        "--warmup", "0.1s", "--unknown", "20%", "--zipf", "0.9", "--processes", "2", "--out", name,
+        "--warmup", "0.1s", "--unknown", "20%", "--zipf", "0.9", "--out", name,
     )  # fmt: skip
     assert "0 wrong" in done.stdout, done.stderr
     report = from_json(json.loads(name.with_suffix(".json").read_text()))
@@ -280,27 +279,22 @@ def test_without_the_sdk_of_azure_everything_else_is_measured() -> None:
     assert done.stderr == ""
 
 
-def test_a_pool_makes_runs_one_after_the_other_and_reports_progress(service: Service) -> None:
-    reported = list[LoadProgress]()
+def test_a_worker_makes_runs_one_after_the_other(service: Service) -> None:
     load = Load(url=service.url, requests=Gets("/v1/recommendations/{key}", RequestKeys(["1", "2"], Uniform())),
                 rate=100, duration_s=1.2, connections=5)  # fmt: skip
-    with WorkerPool(2) as pool:
-        first = pool.run(load, reported.extend)
-        second = pool.run(replace(load, duration_s=0.2))
+    with LoadWorker() as worker:
+        first = worker.run(load)
+        second = worker.run(replace(load, duration_s=0.2))
     assert (first.ok, second.ok) == (120, 20)
     assert first.connections == 5
-    assert reported
-    assert max(progress.sent for progress in reported) <= 60
-    assert together(reported[:2]).sent >= reported[0].sent
 
 
 def test_a_generator_that_dies_is_a_failure_and_not_a_hang(service: Service) -> None:
-    with WorkerPool() as pool:
-        (pid,) = pool.pids
-        killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+    with LoadWorker() as worker:
+        killer = threading.Timer(0.5, os.kill, (worker.pid, signal.SIGKILL))
         killer.start()
         with pytest.raises(BenchFailed, match="died"):
-            pool.run(Load(url=service.url, requests=Gets("/livez"), rate=100, duration_s=30))
+            worker.run(Load(url=service.url, requests=Gets("/livez"), rate=100, duration_s=30))
 
 
 async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:

@@ -1,7 +1,6 @@
 """The load generator against small servers on loopback that misbehave on purpose."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 
 from hotplate.bench.loadgen.generator import drive
 from hotplate.bench.loadgen.load import Gets, Load
-from hotplate.bench.loadgen.result import ProcessUsage, Result, measure_usage
+from hotplate.bench.loadgen.result import Result
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -199,7 +198,7 @@ async def test_unsolicited_bytes_are_counted_and_end_their_connection() -> None:
 async def test_a_closed_loop_is_labelled_and_sends_on_each_answer() -> None:
     async with serving(answer) as url:
         result = await drive(Load(url=url, requests=Gets("/"), rate=None, duration_s=0.1, connections=3))
-    assert result.mode == "closed loop"
+    assert result.requested_rate is None
     assert result.ok == result.due == result.sent > 3
     assert result.opened == 3
 
@@ -234,8 +233,8 @@ async def test_a_run_is_invalid_if_most_of_its_p99_is_the_lateness_of_the_genera
 async def test_a_closed_loop_is_invalid_if_the_generator_had_no_cpu_to_spare() -> None:
     async with serving(answer) as url:
         result = await drive(Load(url=url, requests=Gets("/"), rate=None, duration_s=0.1, connections=3))
-    assert not replace(result, usage=(ProcessUsage(cpu_s=0.05, wall_s=0.1),)).invalid_reasons
-    assert replace(result, usage=(ProcessUsage(cpu_s=0.099, wall_s=0.1),)).invalid_reasons
+    assert not replace(result, cpu_share=0.5).invalid_reasons
+    assert replace(result, cpu_share=0.99).invalid_reasons
 
 
 @pytest.mark.parametrize(
@@ -254,11 +253,3 @@ def test_what_cannot_be_run_is_refused_with_a_sentence(wrong: dict[str, Any], wo
     options: dict[str, Any] = {"url": "http://127.0.0.1:1", "path": "/", "rate": 1.0, "duration_s": 1.0, **wrong}
     with pytest.raises(ValueError, match=word):
         Load(requests=Gets(options.pop("path")), **options)
-
-
-def test_the_usage_of_the_generator_is_measured() -> None:
-    usage = measure_usage(time.monotonic)
-    sum(range(100_000))
-    found = usage()
-    assert found.cpu_s > 0
-    assert found.wall_s > 0

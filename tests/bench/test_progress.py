@@ -10,11 +10,10 @@ from hotplate.bench.progress import progress_display
 def test_each_phase_is_one_line_at_once_without_a_terminal() -> None:
     written = io.StringIO()
     with progress_display(Console(file=written)) as display:
-        display.start("warm-up", 2)
+        display.start("warm-up")
         assert written.getvalue() == "warm-up\n"
-        display.start("round 1 of 5", 10)
+        display.start("round 1 of 5")
         display.step(1, 2)
-        display.update([])
         assert written.getvalue() == "warm-up\nround 1 of 5\n"
 
 

@@ -10,10 +10,10 @@ from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import ReferenceOptions
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import Server
+from hotplate.bench.process import Server, StoreCounts
 from hotplate.bench.stores.reference import PUBLISHED, RATE, report
 from hotplate.bench.stores.report import needs
-from hotplate.bench.stores.rounds import Candidate, Measured, RequestUnits, ServiceRun, StoreRuns
+from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, StoreRuns
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate
@@ -29,7 +29,7 @@ def measured(popular: int = 0) -> Measured:
     made = replace(made, seen={"source": {"personal": made.ok - popular, "popular": popular}}, samples=())
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 10}, 5_000, "", (), (), {})
     candidate = Candidate(NAME, "cosmos+http://127.0.0.1:1/d?ru=11000", manifest, Server("http://h", 0))
-    run = ServiceRun(made, 1e-4 * made.ok, RequestUnits(1.0 * made.ok, 1.0 * made.ok))
+    run = ServiceRun(made, 1e-4 * made.ok, StoreCounts(1.0 * made.ok, made.ok, 0))
     return Measured((StoreRuns(candidate, (run,), CheckResult(5, 0, 0, ())),), interrupted=False)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.http import make_plan
 from hotplate.bench.http_report import parse_objective
-from hotplate.bench.loadgen.load import Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, dues, for_part
+from hotplate.bench.loadgen.load import Gets, InTurn, KeyDraw, Posts, RequestKeys, Uniform, Zipf, dues
 from hotplate.bench.options import HttpOptions, parse_seconds
 
 
@@ -29,14 +29,9 @@ def test_poisson_arrivals_have_the_rate_the_spread_and_the_seed_that_were_reques
     assert list(dues(50, 2, seed=3)) != list(dues(50, 2, seed=4))
 
 
-@given(st.floats(1.0, 500.0), st.floats(0.1, 5.0), st.integers(1, 4))
-def test_processes_share_a_schedule_without_losing_or_doubling_a_request(
-    rate: float, duration_s: float, parts: int
-) -> None:
-    whole = Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=duration_s)
-    shared = sorted(itertools.chain.from_iterable(whole.share(part, parts).dues() for part in range(parts)))
-    found = list(whole.dues())
-    assert shared == pytest.approx(found)
+@given(st.floats(1.0, 500.0), st.floats(0.1, 5.0))
+def test_requests_of_a_schedule_are_evenly_spaced(rate: float, duration_s: float) -> None:
+    found = list(dues(rate, duration_s))
     assert found == sorted(found)
     assert all(0 <= due_s <= duration_s for due_s in found)
     assert len(found) == pytest.approx(rate * duration_s, abs=1)
@@ -54,11 +49,10 @@ def test_keys_are_drawn_as_requested() -> None:
     assert zipf[0] / zipf[9] == pytest.approx(10, rel=0.25)
 
 
-def test_unknown_users_have_their_share_and_parts_draw_on_their_own() -> None:
+def test_unknown_users_have_their_share() -> None:
     keys = RequestKeys(["a", "b"], Uniform(), unknown=0.25)
     found = list(itertools.islice(keys, 20_000))
     assert sum(key.startswith("unknown-") for key in found) == pytest.approx(5_000, rel=0.05)
-    assert list(itertools.islice(for_part(keys, 1), 100)) != found[:100]
     assert list(itertools.islice(keys, 100)) == found[:100]
 
 
@@ -125,7 +119,6 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         ({"users": 0}, "a key to request is missing"),
         ({"zipf": -1.0}, "exponent"),
         ({"headers": ["X-Key"]}, "NAME:VALUE"),
-        ({"processes": 65}, "a connection each"),
         ({"repeat": 0}, "--repeat must be above zero, and is 0"),
         ({"duration": "0s"}, "above zero"),
         ({"url": "ftp://h"}, "http://HOST:PORT"),

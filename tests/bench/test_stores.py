@@ -17,9 +17,9 @@ from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
-from hotplate.bench.process import Server, free_port
+from hotplate.bench.process import Server, StoreCounts, free_port
 from hotplate.bench.stores.report import report
-from hotplate.bench.stores.rounds import Candidate, Measured, RequestUnits, ServiceRun, Setup, StoreRuns, store_names
+from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup, StoreRuns, store_names
 from hotplate.offline import publish
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
@@ -76,7 +76,7 @@ def a_run(answer_s: float, sources: Mapping[str, int] | None = None, seconds: in
 
 def store_runs(name: str, url: str, runs: list[Result], cpu_us: float = 50.0, wrong: int = 0) -> StoreRuns:
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
-    units = RequestUnits(200.0, 200.0) if url.startswith("cosmos") else None
+    units = StoreCounts(200.0, 200, 0) if url.startswith("cosmos") else None
     made = [ServiceRun(each, cpu_us * 1e-6 * each.ok * (1 + n / 100), units) for n, each in enumerate(runs)]
     candidate = Candidate(name, url, manifest, Server("http://simulated", 0))
     return StoreRuns(candidate, tuple(made), CheckResult(5, wrong, 0, ()))
@@ -246,7 +246,6 @@ def test_a_store_that_holds_nothing_is_filled_with_the_others_release(tmp_path: 
     [
         (["file:///a", "file:///a"], "given twice"),
         (["file:///a", "ftp://b"], "is not the URL of a store"),
-        (["--encoding", "xml"], "json or zstd"),
         (["--latency", "4ms"], "'4ms' is not of the form p50=4ms,p99=10ms"),
         (["--latency", "p50=10ms,p99=4ms"], "needs 0 < p50 <= p99"),
         (["--rate", "fast"], "'fast' is not a rate"),

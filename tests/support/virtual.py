@@ -132,4 +132,4 @@ def simulate(
         return await generator.run()
 
     found = in_virtual_time(work)  # in which nobody waits for a core, however busy the machine is
-    return replace(found, usage=tuple(each._replace(cpu_s=0.0) for each in found.usage))
+    return replace(found, cpu_share=0.0)

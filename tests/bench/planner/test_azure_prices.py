@@ -12,10 +12,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from hotplate.bench import azure_prices
-from hotplate.bench.azure_prices import fetch_prices
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.planner.prices import Prices, parse
+from hotplate.bench.planner import prices as azure_prices
+from hotplate.bench.planner.prices import Prices, fetch_prices, parse
 from tests.support.command import hotplate
 
 TODAY = dt.date(2026, 11, 25)

@@ -10,10 +10,21 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.ru.level import BURST, CALM, CURVE, OVERLOAD, Level, Trial, from_store, measure_level, trial
+from hotplate.bench.ru.levels import (
+    BURST,
+    CALM,
+    CURVE,
+    OVERLOAD,
+    Level,
+    Sweep,
+    Trial,
+    from_store,
+    measure_level,
+    report,
+    trial,
+)
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import SizedLists, own_url, partition_of
-from hotplate.bench.ru.table import Sweep, report
 from hotplate.report import Report, Row
 from hotplate.report_page import page
 from hotplate.stores.cosmos.charges import load as load_charges
@@ -188,9 +199,21 @@ def test_the_table_has_every_figure_of_a_level_and_names_the_assumption() -> Non
     assert row(made, "USD/month autoscale").note == "of 1,000 RU/s"
     assert row(made, "USD per billion reads").value == pytest.approx(month / (400 * 730 * 3600) * 1e9, rel=0.02)
     assert "take 400 RU/s" in made.notes[0]
-    assert {len(plot.curves) for plot in made.plots} == {1}
-    assert {len(plot.curves[0].x) for plot in made.plots} == {len(CURVE) + 2}
+    (plot,) = made.plots
+    assert plot.below is not None
+    assert [len(each.curves) for each in (plot, plot.below)] == [1, 1]
+    assert [len(each.curves[0].x) for each in (plot, plot.below)] == [len(CURVE) + 2] * 2
     assert "EMULATED" in page(made)
+
+
+def test_one_figure_has_throughput_and_p99_of_each_level_over_the_same_loads() -> None:
+    computed = replace(Level(ru=4_000, size_kb=1, charge_ru=1.0), unproven="this machine is too slow")
+    (plot,) = (made := reported(measured(400), computed)).plots
+    assert plot.below is not None
+    assert [curve.name for curve in plot.curves] == ["400 RU/s", "4,000 RU/s, COMPUTED"]
+    assert [curve.x for curve in plot.below.curves] == [curve.x for curve in plot.curves]
+    assert set(plot.below.curves[1].y) == {None}
+    assert page(made).count("<figure>") == 1
 
 
 def test_a_measured_accounts_latencies_are_not_called_assumed() -> None:
