@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.lists import popular_counts
+from hotplate.bench.lists import popular_complaint, popular_counts
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.figures import round_up
@@ -17,6 +17,7 @@ from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import TOO_FEW_ANSWERS, Figure, mean, percentile, ratio, share
 from hotplate.bench.stores.rounds import (
     EMULATED_BUDGET_S,
+    FULL_CONNECTIONS,
     SDK_RATE,
     Candidate,
     Measured,
@@ -52,7 +53,8 @@ LOOPBACK = (
 )
 METHOD = (
     "Open loop: a latency counts from when the request was due. Percentiles are of all answers of all rounds. CPU is "
-    "that of the service, one process without its cache; requests/s and core is 1,000,000 µs divided by it."
+    f"that of the service, one process without its cache, at full load ({FULL_CONNECTIONS} connections that each send "
+    "their next request at once); requests/s and core is 1,000,000 µs divided by it."
 )
 COST_NOTE = (
     "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; of Cosmos DB also the "
@@ -201,9 +203,17 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
             name: Figure(found.value, found.values, note=ASSUMED if found.value is not None else found.note)
             for name, found in latencies.items()
         }
-    cpu = mean([run.cpu_us for run in store.runs])
+    cpu = _cpu_of(store, rate)
     cost = cost_of(store.candidate, rate, read_ru(store), cpu.value or 0.0, prices)
     return Summary(store, latencies, cpu, cost.amount, cost.note, prices.currency)
+
+
+def _cpu_of(store: StoreRuns, rate: float) -> Figure:
+    """Return the CPU a request at full load; that at *rate* of a store that was not read, or not well, at full load."""
+    full = [run.full for run in store.runs if run.full is not None]
+    if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
+        return mean([run.cpu_us for run in full])
+    return replace(mean([run.cpu_us for run in store.runs]), note=f"at {rate:g}/s")
 
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
@@ -316,7 +326,8 @@ def _times(first: Summary, other: Summary, value: Value, more: str) -> str:
 def _within(found: Figure) -> str:
     if found.low is None or found.high is None:
         return "in so few rounds"
-    return f"within ±{max(abs(found.low - 1), abs(found.high - 1)):.0%}"
+    factor = max(found.high, 1 / found.low)
+    return f"within ±{max(1 - found.low, found.high - 1):.0%}" if factor < 2 else f"within a factor of {factor:,.0f}"
 
 
 def plots(stores: Sequence[Summary]) -> list[Plot]:

@@ -41,6 +41,12 @@ AFTER_S = 15.0
 
 # azure-cosmos takes a millisecond of CPU a read or more. Faster, a core that others use, too, would not keep up.
 SDK_RATE = 100.0
+
+# The reads at full load of one store in one round, by which its CPU a request is told: a service that is mostly idle
+# wakes up for each request, which takes several times as much. So few connections do not exceed EMULATOR_RU.
+FULL_S = 0.5
+FULL_CONNECTIONS = 32
+
 MAX_ERRORS = 0.001
 LIST_LENGTH = 20
 # Of the emulator that is started here: enough for lists to be written in seconds.
@@ -82,6 +88,11 @@ class Candidate:
     def metered(self) -> bool:
         """Whether reads are paid for by request units."""
         return scheme_of(self.url) in COSMOS
+
+    @property
+    def can_be_filled(self) -> bool:
+        """Whether it may be read as fast as it answers: not if the request units of a real account would be spent."""
+        return self.emulated or not self.metered
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +279,15 @@ class RoundSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRun:
-    """One run through a service: its result, the CPU of the service, and request units of a store that is metered."""
+    """One run through a service: its result, the CPU of the service, and request units of a store that is metered.
+
+    `full` is a run of the same round under as much load as the service takes; None where that would be paid for.
+    """
 
     result: Result
     cpu_s: float
     charged: process.StoreCounts | None = None
+    full: "ServiceRun | None" = None
 
     @property
     def cpu_us(self) -> float:
@@ -359,9 +374,14 @@ class Rounds:
         names = ", ".join(one.name for one in self._setup.candidates)
         self._display.start(f"round {number}{left}: {names}")
         for one in self._setup.candidates[:: -1 if number % 2 else 1]:
-            runs[one.name] = self._read(worker, one, self._load(one, number))
+            load = self._load(one, number)
+            run = self._read(worker, one, load)
+            if one.can_be_filled and not self._interrupted:
+                busy = replace(load, rate=None, duration_s=FULL_S, connections=FULL_CONNECTIONS, sample_every=0)
+                run = replace(run, full=self._read(worker, one, busy))
             if self._interrupted:
                 return
+            runs[one.name] = run
         for name, run in runs.items():
             self._samples[name] += run.result.samples
             self._runs[name].append(replace(run, result=replace(run.result, samples=())))

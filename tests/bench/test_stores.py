@@ -118,6 +118,29 @@ def test_the_table_has_every_figure_of_every_store() -> None:
     assert rate.value == pytest.approx(1e6 / (cpu.value or 0))
 
 
+@pytest.mark.parametrize(
+    ("seen", "cpu_us", "note"),
+    [({"personal": 1_000}, 20, ""), ({"personal": 980, "popular": 20}, 50, "at 800/s")],
+    ids=["of lists", "of popular lists"],
+)
+def test_cpu_is_that_at_full_load_unless_popular_lists_were_served(
+    seen: Mapping[str, int], cpu_us: float, note: str
+) -> None:
+    store = store_runs("Redis", "redis://a", steady(0.002))
+    busy = a_run(0.002, seen)
+    full = ServiceRun(busy, 20e-6 * busy.ok)
+    made = summary(replace(store, runs=tuple(replace(run, full=full) for run in store.runs)))
+    row = made.row("Redis", "CPU a request")
+    assert row is not None
+    assert row.value == pytest.approx(cpu_us, rel=0.05)
+    assert row.note == note
+
+
+def test_a_real_account_is_not_read_at_full_load() -> None:
+    urls = (EMULATED, "cosmos://account.documents.azure.com/hotplate", "file:///a")
+    assert [store_runs("store", url, []).candidate.can_be_filled for url in urls] == [True, False, True]
+
+
 def test_an_emulators_latency_is_assumed_and_wins_nothing() -> None:
     made = summary(
         store_runs("files", "file:///a", steady(0.004)), store_runs("Cosmos DB", EMULATED, steady(0.001), 20.0)
