@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 FORMAT = 3
 UNKNOWN = "—"
@@ -181,7 +181,8 @@ def print_report(report: Report, console: Console) -> None:
 
 def _matrix(rows: Sequence[Row]) -> Table:
     columns = headings(rows)
-    made = Table("", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    subjects = Column(overflow="fold")  # cut, two databases of one server would look the same
+    made = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in columns.values():
         made.add_column(heading, justify="right")
     cells = {(row.subject, row.figure): format_row(row, unit=False) for row in rows}
