@@ -1,8 +1,8 @@
 """The lists of what is live in a program of one's own: what `hotplate.open` gives."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -19,8 +19,8 @@ from hotplate.stores.encoding import Item, decode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import OVERALL, check_id
 
-# How long opened lists wait for a release to serve.
-READY_S = 10.0
+# How long lists that are being opened wait until each store was tried.
+FIRST_READ_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,13 @@ class Recommendations:
 class Lists:
     """The lists of the live release, for use in another program: what the service answers, without HTTP.
 
-    As a context manager it waits until a release is served, follows the live release and the deny-list until the block
-    ends, and closes the stores. Every method raises StoreMisused for an id or a count that cannot be, and if it is
-    called before the block, after it, or on another event loop, because nothing is followed there.
+    As a context manager it waits until each store was tried once, follows the live release and the deny-list until the
+    block ends, and closes the stores. As long as no release is served, every method raises NotReady, which says why.
+    It raises StoreMisused for an id or a count that cannot be, and if it is called before the block, after it, or on
+    another event loop, because nothing is followed there.
     """
 
-    def __init__(self, reader: TieredReader, timeout_s: float = READY_S) -> None:
+    def __init__(self, reader: TieredReader, timeout_s: float = FIRST_READ_S) -> None:
         self.reader = reader
         self._timeout_s = timeout_s
         self._reporter = Reporter(reader.tiers)
@@ -54,27 +55,17 @@ class Lists:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.followed())
-            await self.reader.wait_until_ready(self._timeout_s)
+            await stack.enter_async_context(self.reader)
+            await stack.enter_async_context(following(self.reader.deny_list.watched))
+            self._loop = asyncio.get_running_loop()
+            await self.reader.wait_until_attempted(self._timeout_s)
             self._entered = stack.pop_all()
         return self
-
-    @asynccontextmanager
-    async def followed(self) -> AsyncIterator[None]:
-        """Follow the live release and the deny-list until the block ends, on its loop; wait for no release.
-
-        Until a release is served, every method raises NotReady.
-        """
-        async with self.reader, following(self.reader.deny_list.watched):
-            self._loop = asyncio.get_running_loop()
-            try:
-                yield
-            finally:
-                self._loop = None
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._loop = None
         await self._entered.__aexit__(kind, error, trace)
 
     async def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
@@ -148,7 +139,7 @@ class Lists:
 def open_lists(
     *urls: str,
     budget_s: float = BUDGET_S,
-    timeout_s: float = READY_S,
+    timeout_s: float = FIRST_READ_S,
     deny_list: str | Path | None = None,
     fold_in: bool = False,
 ) -> Lists:
@@ -156,9 +147,9 @@ def open_lists(
 
     *budget_s* is what one call may spend on reads. *deny_list* is the file of the items that no list shows, and of the
     users who are answered as unknown; it is read now, and again when it changes. *fold_in* keeps the item factors of
-    what is live in memory. Use it as `async with hotplate.open(url) as lists:`, which raises NotReady, and says what is
-    wrong, if no store has a live release within *timeout_s*. Raises StoreMisused for what is not the URL of a store,
-    a number of seconds or a deny-list, and to *fold_in* where numpy is not installed.
+    what is live in memory. Use it as `async with hotplate.open(url) as lists:`, which waits until each store was tried
+    once, *timeout_s* at most. Raises StoreMisused for what is not the URL of a store, a number of seconds or a
+    deny-list, and to *fold_in* where numpy is not installed.
     """
     if not urls:
         raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")

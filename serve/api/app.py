@@ -274,8 +274,7 @@ def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequ
         return await dispatcher.answer(request, path, request.rel_url.raw_query_string)
 
     async def lifespan(_: web.Application) -> AsyncIterator[None]:
-        async with lists.followed():
-            await lists.reader.wait_until_attempted()
+        async with lists:
             yield
 
     async def drain(_: web.Application) -> None:

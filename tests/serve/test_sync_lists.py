@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 import hotplate
+from hotplate.serve import sync_lists
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
@@ -187,8 +189,7 @@ def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
     for url, why in ((f"file://{tmp_path}", "hotplate publish"), ("redis://127.0.0.1:1/0", "cannot be reached")):
         lists = hotplate.open_sync(url, timeout_s=0.05)
         until_not_ready(lists, why)
-        with pytest.raises(hotplate.NotReady, match=why), lists:
-            raise AssertionError("nothing is live, or nobody is there")
+        lists.close()
     assert threads() == []
 
 
@@ -210,15 +211,29 @@ def test_lists_that_are_not_ready_answer_once_a_release_is_live(tmp_path: Path) 
     lists.close()
 
 
-def test_what_the_loop_does_not_do_in_time_is_given_up(url: str) -> None:
-    with hotplate.open_sync(url) as lists:
-        process = lists._process()
+def test_what_the_loop_does_not_do_in_time_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_lists, "LOOP_S", 0.01)
+    with hotplate.open_sync(url, budget_s=0.0) as lists:
         with pytest.raises(hotplate.StoreUnavailable, match=r"not answered in 0\.01 s"):
-            process.run(lambda _: asyncio.sleep(UNTIL_S), 0.01)
-        waiting = ThreadPoolExecutor(1).submit(process.run, lambda _: asyncio.sleep(UNTIL_S), UNTIL_S)
+            lists._on_loop(lambda _: asyncio.sleep(UNTIL_S))
+        monkeypatch.setattr(sync_lists, "LOOP_S", UNTIL_S)
+        waiting = ThreadPoolExecutor(1).submit(lists._on_loop, lambda _: asyncio.sleep(UNTIL_S))
         until(lambda: waiting.running() and lists.personal("42"))
     with pytest.raises(hotplate.StoreMisused, match="are closed"):
         waiting.result()
+
+
+@pytest.mark.parametrize("scheme", ["file", "redis-that-refuses", "redis-that-is-silent"])
+def test_the_first_call_ends_in_its_time_when_nothing_is_live(tmp_path: Path, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1] if scheme == "redis-that-is-silent" else 1
+        url = f"file://{tmp_path}" if scheme == "file" else f"redis://127.0.0.1:{port}/0"
+        lists = hotplate.open_sync(url, timeout_s=0.2 if scheme == "redis-that-is-silent" else UNTIL_S)
+        started = time.monotonic()
+        with pytest.raises(hotplate.NotReady):
+            lists.personal("42")
+        assert time.monotonic() - started < UNTIL_S / 2
+        lists.close()
 
 
 async def test_a_program_whose_own_loop_runs_may_use_them_too(tmp_path: Path) -> None:
@@ -336,7 +351,7 @@ lists.personal("42")
 held = threading.Event()
 
 def hold():
-    with lists._process().lock, ReleaseFile._lock:
+    with lists._here().lock, ReleaseFile._lock:
         held.set()
         threading.Event().wait()
 
