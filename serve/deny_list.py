@@ -16,7 +16,7 @@ import orjson
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.watched import WatchedFiles
-from hotplate.stores.encoding import cut, cut_without, encode_id, ids_of
+from hotplate.stores.encoding import encode_id
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import ITEM, USER, check_id
 
@@ -38,14 +38,6 @@ class DenyList:
     users: frozenset[str] = frozenset()
     items: frozenset[bytes] = frozenset()
     """As `encode_id` gives them."""
-
-    def cut(self, body: bytes, n: int, excluded: frozenset[bytes] = frozenset()) -> bytes:
-        """Return the first *n* items of an opened body's list that are neither denied nor excluded."""
-        if not excluded:
-            items = cut(body, n)
-            if not self.items or self.items.isdisjoint(ids_of(items)):
-                return items
-        return cut_without(body, n, self.items, excluded)
 
 
 def parse(content: bytes) -> DenyList:

@@ -36,6 +36,9 @@ class Recommendations:
     canary: bool = False
     """Whether the release is the canary, which a share of the users see in the place of the live one."""
 
+    segment: str | None = None
+    """The segment of a popular list, empty for the list of everybody; None for any other list."""
+
 
 class Lists:
     """The lists of the live release, for use in another program: what the service answers, without HTTP.
@@ -110,7 +113,10 @@ class Lists:
         """Return the first *n* items of a list that was read."""
         _check_n(n)
         items = decode(self.reader.cut(encoded, n))
-        return Recommendations(items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary)
+        segment = encoded.segment if encoded.source == "popular" else None
+        return Recommendations(
+            items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary, segment
+        )
 
     def prometheus_text(self) -> bytes:
         """Return what the service has on `/metrics`, of this process; serve it where only operators read."""

@@ -19,7 +19,7 @@ from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.tiers import ReadResult, StoreObserver, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import Item, encode, is_empty
+from hotplate.stores.encoding import SEPARATOR, Item, cut, cut_without, encode, ids_of, is_empty
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.keys import ITEM, OVERALL, USER
 from hotplate.stores.store import LocalReader, Reader, Slot
@@ -76,6 +76,8 @@ class EncodedList(NamedTuple):
     """Opened, as `TieredReader.cut` takes it."""
 
     status: Status = "ok"
+    segment: str = OVERALL
+    """The segment that a popular list is of, OVERALL where the requested one has none; else that of the request."""
 
 
 class FoldedIn(NamedTuple):
@@ -205,7 +207,7 @@ class TieredReader:
             if isinstance(slot, StoreError):
                 return None
             if slot is not None and not is_empty(slot):
-                return self._hit(tier, served, source, key, slot)
+                return self._hit((tier, served), source, key, slot, segment)
             tried = (*tried, served.id)
             missed = missed or (tier, served)
         if missed is None:
@@ -262,7 +264,7 @@ class TieredReader:
         if basket and self._fold_in is not None:
             found = await self._fold_in.recommend(factors, basket, n, self.deny_list.current.items, excluded)
         if found:
-            encoded = self._hit(tier, served, "fold-in", NO_KEY, encode(found))
+            encoded = self._hit((tier, served), "fold-in", NO_KEY, encode(found), segment)
         else:
             encoded = self._fallback(tier, served, NO_KEY, None, segment)
         return FoldedIn(encoded, len(basket), different - len(basket))
@@ -279,9 +281,28 @@ class TieredReader:
             f"release {self.release()} has no item factors that could be loaded; publish it with --fold-in"
         )
 
-    def cut(self, encoded: EncodedList, n: int, excluded: frozenset[bytes] = frozenset()) -> bytes:
-        """Return the first *n* items of a list that are neither denied nor *excluded*, by ids of `encode_id`."""
-        return self.deny_list.current.cut(encoded.body, n, excluded)
+    def cut(
+        self,
+        encoded: EncodedList,
+        n: int,
+        excluded: frozenset[bytes] = frozenset(),
+        shorten: Callable[[bytes], bytes] | None = None,
+    ) -> bytes:
+        """Return the first *n* items of a list that are neither denied nor *excluded*, by ids of `encode_id`.
+
+        If that leaves fewer than *n*, popular items fill the list up, each marked by its source. *shorten* leaves out
+        fields of the items.
+        """
+        denied = self.deny_list.current.items
+        items = cut(encoded.body, n)
+        if not excluded and (not denied or denied.isdisjoint(ids_of(items))):
+            return items if shorten is None else shorten(items)
+        items = cut_without(encoded.body, n, denied, excluded)
+        more = _popular_to_fill(encoded, items, n, denied, excluded)
+        if shorten is not None:
+            items, more = shorten(items), shorten(more)
+        marked = (line[:-1] + b',"source":"popular"}' for line in more.split(SEPARATOR) if line)
+        return SEPARATOR.join([*filter(None, [items]), *marked])
 
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
@@ -335,7 +356,7 @@ class TieredReader:
 
     def _lists(self, tier: Tier, read: ReadResult, keys: Sequence[str], segment: str) -> list[EncodedList]:
         lists = [
-            EncodedList(tier.name, read.served, "personal", slot)
+            EncodedList(tier.name, read.served, "personal", slot, "ok", segment)
             if isinstance(slot, bytes) and not is_empty(slot)
             else self._fallback(tier, read.served, key, slot, segment)
             for key, slot in zip(keys, read.slots, strict=True)
@@ -370,7 +391,7 @@ class TieredReader:
             elif body is None:
                 found = self._fallback(*origin, key, None, segment)
             else:
-                found = self._hit(*origin, source, key, body)
+                found = self._hit(origin, source, key, body, segment)
             try:
                 deliver(found)
             except Exception:  # others wait, too
@@ -380,12 +401,13 @@ class TieredReader:
         at, caller = loop_time() + self._budget_s + more_s, _read_by.get()
         return Deadline(min(at, caller), hurried=caller < at)
 
-    def _hit(self, tier: Tier, served: ServedRelease, source: str, key: str, body: bytes) -> EncodedList:
+    def _hit(self, origin: Origin, source: str, key: str, body: bytes, segment: str) -> EncodedList:
+        tier, served = origin
         self.metrics.count_lookup(source, "hit")
         served.lookups[HIT] += 1
         if tier.follower.canary is not None and key.startswith(USER):
             self._count_canary(tier, served, HIT)
-        return EncodedList(tier.name, served, source, body)
+        return EncodedList(tier.name, served, source, body, "ok", segment)
 
     def _fallback(self, tier: Tier, served: ServedRelease, key: str, slot: Slot, segment: str) -> EncodedList:
         status: Status = "error" if isinstance(slot, StoreError) else "unknown"
@@ -451,7 +473,21 @@ def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
 
 
 def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> EncodedList:
-    return EncodedList(tier, served, "popular", served.popular.get(segment) or served.popular[OVERALL], status)
+    if segment not in served.popular:
+        segment = OVERALL
+    return EncodedList(tier, served, "popular", served.popular[segment], status, segment)
+
+
+def _popular_to_fill(encoded: EncodedList, items: bytes, n: int, *left_out: frozenset[bytes]) -> bytes:
+    """Return popular items for a list of which only *items* are left; none if it has no others to begin with."""
+    kept, more = frozenset(ids_of(items)), b""
+    if len(kept) < min(n, len(ids_of(encoded.body))):
+        for segment in dict.fromkeys((encoded.segment, OVERALL)):
+            if popular := encoded.served.popular.get(segment):
+                found = cut_without(popular, n - len(kept), kept, *left_out)
+                more = SEPARATOR.join(filter(None, [more, found]))
+                kept = kept.union(ids_of(found))
+    return more
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

@@ -231,8 +231,8 @@ def open_sync(
 ) -> SyncLists:
     """As `hotplate.open`, for programs without an event loop: nothing is awaited, and any thread may use the lists.
 
-    Use it as `with hotplate.open_sync(url) as lists:`, or keep it for as long as the program runs. The first use in each
-    process waits until each store was tried once, *timeout_s* at most.
+    Use it as `with hotplate.open_sync(url) as lists:`, or keep it for as long as the program runs. The first use in
+    each process waits until each store was tried once, *timeout_s* at most.
     """
     open_them = partial(open_lists, *urls, budget_s=budget_s, timeout_s=timeout_s, deny_list=deny_list, fold_in=fold_in)
     open_them()  # raises what is wrong with the arguments now; it opens nothing

@@ -15,7 +15,8 @@ REQUEST_HEADERS = (
     "x-datadog-origin, x-datadog-parent-id, x-datadog-sampling-priority, x-datadog-trace-id"
 )
 EXPOSED_HEADERS = (
-    "ETag, Retry-After, Server-Timing, X-Hotplate-Canary, X-Hotplate-Release, X-Hotplate-Source, X-Request-Id"
+    "ETag, Retry-After, Server-Timing, X-Hotplate-Canary, X-Hotplate-Release, X-Hotplate-Segment, "
+    "X-Hotplate-Source, X-Request-Id"
 )
 # For how long a browser need not ask again.
 MAX_AGE_S = 600

@@ -23,6 +23,7 @@ from hotplate.serve.problems import Problem
 CONTENT_TYPES = {CSV: "text/csv; charset=utf-8; header=present"}
 # What a row says of its user, before the item's own columns.
 USER_COLUMNS = ("user", "status", "source", "tier", "release")
+SOURCE_COLUMN = USER_COLUMNS.index("source")
 # The end of an Arrow stream: a message of no bytes.
 _ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 # Zstd's own default; gzip's fastest, for its default takes five times as long and saves a tenth.
@@ -145,6 +146,7 @@ def _arrow_batch(release: str, columns: Sequence[str], pieces: Iterable[list[Dec
 def _columns(results: Sequence[DecodedAnswer], columns: Sequence[str]) -> list[list[Any]]:
     """Return the columns of a row for each item: those of its user, then its own."""
     users = [[one[name] for one in results for _ in one["items"]] for name in USER_COLUMNS]
+    users[SOURCE_COLUMN] = [item.get("source", one["source"]) for one in results for item in one["items"]]
     return users + [[item.get(name) for one in results for item in one["items"]] for name in columns]
 
 

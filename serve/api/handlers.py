@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import orjson
 from aiohttp import hdrs, web
@@ -169,8 +171,8 @@ class Handlers:
         return found
 
     def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:
-        items = self._reader.cut(encoded, n, excluded)
-        return items if fields == ALL_FIELDS else without_titles(items, scores=fields == "id,score")
+        shorten = None if fields == ALL_FIELDS else partial(without_titles, scores=fields == "id,score")
+        return self._reader.cut(encoded, n, excluded, shorten)
 
     def _answer(
         self,
@@ -212,6 +214,8 @@ class Handlers:
             body = encode_list(media, query.fields.split(","), body)
             headers["Content-Type"] = CONTENT_TYPES.get(media, media)
             headers["X-Hotplate-Source"] = encoded.source  # CSV has no other place for it
+            if encoded.source == "popular":
+                headers["X-Hotplate-Segment"] = quote(encoded.segment)
         return body, headers
 
     def _results(self, batch: BatchBody, answers: Sequence[EncodedList]) -> Iterator[list[bytes]]:
@@ -245,7 +249,8 @@ def list_head(encoded: EncodedList) -> bytes:
     """Return what an answer of one list says between its subject and its items."""
     release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
     canary = b'"canary":true,' if encoded.served.is_canary else b""
-    return b'"release":"%b",%b"source":"%b","tier":"%b","items":[' % (release, canary, source, tier)
+    segment = b'"segment":%b,' % orjson.dumps(encoded.segment) if encoded.source == "popular" else b""
+    return b'"release":"%b",%b"source":"%b",%b"tier":"%b","items":[' % (release, canary, source, segment, tier)
 
 
 def found_in(encoded: EncodedList, items: bytes) -> ListOrigin:

@@ -58,13 +58,17 @@ Excluded = Annotated[
     tuple[Annotated[str, Meta(max_length=MAX_ID_BYTES)], ...],
     Meta(
         max_length=MAX_EXCLUDED,
-        description="Ids of items to leave out. The list is filled up to n from what is stored. In a query they are "
-        "separated by commas; a comma of an id itself is written %2C.",
+        description="Ids of items to leave out. The list is filled up to n from what is stored, and then with popular "
+        "items. In a query they are separated by commas; a comma of an id itself is written %2C.",
     ),
 ]
 Segment = Annotated[
     str,
-    Meta(max_length=MAX_ID_BYTES, description="Which popular list to answer where the user has no list of their own."),
+    Meta(
+        max_length=MAX_ID_BYTES,
+        description="Which popular list to answer where the user has no list of their own; the overall one if the "
+        "release does not have this segment.",
+    ),
 ]
 Fields = Annotated[
     Literal["id", "id,score", "id,score,title"],
@@ -128,6 +132,9 @@ Source = Annotated[
     Literal["personal", "similar", "popular"],
     Meta(description="What the list is; `popular` if the user or item has no list of its own."),
 ]
+UsedSegment = Annotated[
+    str | UnsetType, Meta(description="Of which segment a popular list is; empty for the one of everybody.")
+]
 UserStatus = Annotated[
     Status,
     Meta(
@@ -137,22 +144,29 @@ UserStatus = Annotated[
 ]
 
 
+class ListedItem(Item, total=False):
+    """An item of a list. If `exclude` or the deny-list left too few, popular ones that fill the list say so."""
+
+    source: Literal["popular"]
+
+
 class PopularAnswer(Struct, frozen=True):
     """A popular list."""
 
     release: ReleaseName
     source: Source
     tier: TierName
-    items: list[Item]
+    items: list[ListedItem]
+    segment: UsedSegment = UNSET
 
 
-class SimilarAnswer(PopularAnswer, frozen=True):
+class SimilarAnswer(PopularAnswer, frozen=True, kw_only=True):
     """The items that are like one item."""
 
     item: Id
 
 
-class PersonalAnswer(PopularAnswer, frozen=True):
+class PersonalAnswer(PopularAnswer, frozen=True, kw_only=True):
     """A user's list."""
 
     user: Id
@@ -175,7 +189,8 @@ class FoldInAnswer(Struct, frozen=True):
         Literal["fold-in", "popular"], Meta(description="`popular` if no item is known, or nothing is left to show.")
     ]
     tier: TierName
-    items: list[Item]
+    items: list[ListedItem]
+    segment: UsedSegment = UNSET
 
 
 class BatchAnswer(Struct, frozen=True):

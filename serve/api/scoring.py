@@ -24,12 +24,13 @@ from hotplate.serve.api.parameters import (
     CanaryFlag,
     Count,
     Id,
+    ListedItem,
     QueryParser,
+    UsedSegment,
     read_body,
 )
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
-from hotplate.stores.encoding import Item
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
@@ -84,8 +85,9 @@ class Score(Struct, frozen=True):
             "of the last two get the popular list. `invalid`: the row makes no sense, and `error` says why."
         ),
     ]
-    items: list[Item]
+    items: list[ListedItem]
     source: str | UnsetType = UNSET
+    segment: UsedSegment = UNSET
     release: str | UnsetType = UNSET
     tier: str | UnsetType = UNSET
     canary: CanaryFlag | UnsetType = UNSET

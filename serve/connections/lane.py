@@ -125,7 +125,6 @@ class Lane:
         self._dispatcher = dispatcher
         self._guard = dispatcher.guard
         self._reader = dispatcher.reader
-        self._denied = dispatcher.reader.deny_list
         self._observe = dispatcher.metrics.observe
         self._access_log = dispatcher.access_log
         self._tracer = dispatcher.tracer
@@ -210,7 +209,7 @@ class Lane:
         frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier))
         if frame is None:
             frame = self._frame(kind, encoded)
-        items = self._denied.current.cut(encoded.body, n)
+        items = self._reader.cut(encoded, n)
         body = b"".join((b"{", kind.subject % raw_id if raw_id else b"", frame.middle, items, b"]}"))
         etag, size = xxh3_64_hexdigest(body), len(body)
         request_id = given_id or self._dispatcher.request_ids.new()

@@ -138,7 +138,7 @@ async def test_a_wrong_password_is_named_without_the_password_and_serves_nothing
             said.append(str(raised.value))
             return "password" in said[-1]
 
-        async with opened.followed():
+        async with opened:
             await until_so(is_named, "the password is not named")
             await asyncio.sleep(0.7)  # it is tried several times
     assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -189,18 +189,50 @@ def test_excluded_items_are_left_out_and_n_is_filled_from_what_is_stored(service
     path = "/v1/recommendations/42"
     assert ids(service.get(f"{path}?exclude=0,3,nothing")) == ["1", "2", *map(str, range(4, 12))]
     assert ids(service.get(f"{path}?n=2&exclude={','.join(map(str, range(17)))}")) == ["17", "18"]
-    assert ids(service.get(f"{path}?n=5&exclude={','.join(map(str, range(17)))}")) == ["17", "18", "19"]
-    assert ids(service.get(f"{path}?exclude={','.join(map(str, range(20)))}")) == []
-    assert ids(service.get("/v1/similar/7?exclude=x")) == ["y", "z"]
+    assert ids(service.get("/v1/similar/7?n=2&exclude=x")) == ["y", "z"]
     assert ids(service.get("/v1/popular?exclude=p1,p3")) == ["p2"]
     assert ids(service.get("/v1/recommendations/nobody?exclude=p1")) == ["p2", "p3"]
+
+
+@pytest.mark.parametrize("fields", ["id", "id,score", "id,score,title"])
+def test_popular_items_fill_what_exclude_leaves_and_are_marked(service: Service, fields: str) -> None:
+    most = ",".join(map(str, range(15)))
+    path = f"/v1/recommendations/42?n=10&fields={fields}"
+    answer = service.get(f"{path}&exclude={most},p2&segment=France").json
+    assert answer["source"] == "personal"
+    found = [(item["id"], item.get("source")) for item in answer["items"]]
+    own = [(str(number), None) for number in range(15, 20)]
+    popular = [(name, "popular") for name in ("vin", "pain", "p1", "p3")]
+    assert found == own + popular
+    assert all(set(item) - {"source"} == set(fields.split(",")) for item in answer["items"])
+    (result,) = batch(service, users=["42"], exclude=[*most.split(","), "p2"], fields=fields, segment="France")[
+        "results"
+    ]
+    assert result["items"] == answer["items"]
+    rows = service.request(
+        "POST", "/v1/recommendations",
+        json.dumps({"users": ["42"], "exclude": most.split(","), "fields": "id"}).encode(), Accept="text/csv",
+    ).body.decode().splitlines()  # fmt: skip
+    assert [row.split(",")[2] for row in rows[1:]] == ["personal"] * 5 + ["popular"] * 3
+
+
+def test_a_popular_list_names_its_segment(service: Service) -> None:
+    assert service.get("/v1/recommendations/nobody?segment=France").json["segment"] == "France"
+    assert service.get("/v1/recommendations/nobody?segment=Frnace").json["segment"] == ""
+    assert service.get("/v1/popular").json["segment"] == ""
+    assert "segment" not in service.get("/v1/recommendations/42?segment=France").json
+    csv = service.get("/v1/popular?segment=France", Accept="text/csv")
+    assert (csv.headers["x-hotplate-source"], csv.headers["x-hotplate-segment"]) == ("popular", "France")
+    found = batch(service, users=["nobody", "42"], segment="France")["results"]
+    assert [result.get("segment") for result in found] == ["France", None]
 
 
 @pytest.mark.parametrize("odd", ODD)
 def test_any_id_can_be_excluded(service: Service, odd: str) -> None:
     rest = [one for one in ODD if one != odd]
-    assert ids(service.get(f"/v1/recommendations/odd?exclude={quote(odd, safe='')}")) == rest
-    (result,) = batch(service, users=["odd"], exclude=[odd])["results"]
+    n = len(rest)
+    assert ids(service.get(f"/v1/recommendations/odd?n={n}&exclude={quote(odd, safe='')}")) == rest
+    (result,) = batch(service, users=["odd"], n=n, exclude=[odd])["results"]
     assert [item["id"] for item in result["items"]] == rest
 
 

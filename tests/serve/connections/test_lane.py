@@ -179,7 +179,7 @@ async def test_keys_rates_the_deny_list_and_origins_hold_on_the_lane(tmp_path: P
     keys, denied = tmp_path / "keys.json", tmp_path / "denied"
     good = create(keys, "web", ["read"]).key
     other = create(keys, "operator", ["admin"]).key
-    denied.write_text("item:1-0\nuser:2\n")
+    denied.write_text("item:1-0\nuser:2\n" + "".join(f"item:3-{number}\n" for number in range(15)))
 
     def get(*lines: str, user: int = 1) -> bytes:
         return "\r\n".join((f"GET /v1/recommendations/{user} HTTP/1.1", "Host: x", *lines, "", "")).encode()
