@@ -136,10 +136,10 @@ def test_nothing_is_started_or_opened_before_the_first_use_and_nothing_is_left_a
     before = descriptors()
     lists = hotplate.open_sync(url, deny_list=denied)
     assert (threads(), descriptors()) == ([], before)
-    assert ids(lists.personal("42")) == ["a", "c"]
+    assert ids(lists.personal("42", 2)) == ["a", "c"]
     assert threads() == ["hotplate"]
     denied.write_text("item:a\n")
-    until(lambda: ids(lists.personal("42")) == ["b", "c"])
+    until(lambda: ids(lists.personal("42", 2)) == ["b", "c"])
     lists.close()
     lists.close()
     assert (threads(), descriptors()) == ([], before)
