@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
-from hotplate.serve.metrics import SCRUBBED_ROWS, Metrics
+from hotplate.serve.metrics import SCRUBBED, Metrics
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.tiers import Tier
 from hotplate.stores.catalogue import ReleaseRef
@@ -57,7 +57,7 @@ class Scrubber:
             nonlocal counted
             if not any(one is served for one in tier.follower.all_served):
                 raise _NotServed
-            self._metrics.count(self._metrics.scrub[tier.name, SCRUBBED_ROWS], done - counted)
+            self._metrics.count_in(SCRUBBED, tier.name, number=done - counted)
             counted = done
 
         try:

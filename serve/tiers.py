@@ -15,9 +15,10 @@ from hotplate.serve.metrics import (
     CACHE_HIT,
     CACHE_MISS,
     CANARY,
-    CLICK,
+    CLICKS,
+    CORRUPT,
     HISTOGRAM_CELLS,
-    IMPRESSION,
+    IMPRESSIONS,
     LIVE,
     LOOKUP_OUTCOMES,
     POSITIONS,
@@ -288,7 +289,7 @@ class Tier:
             log.error("%s: %s", self.name, self._damage[served.ref], exc_info=cause)
 
     def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
-        self._metrics.count(self._metrics.corrupt[self.name])
+        self._metrics.count_in(CORRUPT, self.name)
         self.report_damage(served, error, cause)
 
     def _count_if_damage(self, served: ServedRelease, slot: Slot) -> None:
@@ -406,8 +407,8 @@ def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
     def counts_of(role: ReleaseRole) -> ReleaseCounts:
         hit, miss, error = (metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)
         *reads, _ = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
-        (shown,) = metrics.total(metrics.listed[IMPRESSION, role, POSITIONS[0]])
-        clicks = sum(metrics.total(metrics.listed[CLICK, role, POSITIONS[0]], len(POSITIONS)))
+        (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, POSITIONS[0]])
+        clicks = sum(metrics.total(metrics.cells[CLICKS][role, POSITIONS[0]], len(POSITIONS)))
         return ReleaseCounts(hit, miss, error, tuple(reads), shown, clicks)
 
     return BothCounts(*map(counts_of, ROLES))

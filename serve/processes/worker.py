@@ -19,7 +19,7 @@ from hotplate.serve.connections.lane import Lane
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.events.writer import EventWriter
-from hotplate.serve.metrics import CANARY, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
+from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
 from hotplate.serve.processes.kept_lists import KeptLists
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
@@ -212,9 +212,9 @@ def _span_queue(context: ProcessContext) -> "SpanQueue | None":
     telemetry = context.settings.telemetry
     if telemetry is None or not telemetry.traces:
         return None
-    from hotplate.serve.telemetry.export import SpanQueue, SpanSender  # noqa: PLC0415 -- an extra
+    from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
 
-    return SpanQueue(SpanSender(telemetry), context.metrics.count_spans, telemetry)
+    return SpanQueue(telemetry, context.metrics.count_spans)
 
 
 def _access_log(context: ProcessContext) -> AccessLog | None:
@@ -235,7 +235,7 @@ def _write(context: ProcessContext, number: int, reader: TieredReader, state: Wo
     """Write once a second what a worker says of itself, whose keys it has seen, its log, and its popular lists."""
     context.states.write(number, state)
     context.guard.uses.record()
-    context.metrics.count(context.metrics.dropped_lines, context.stderr.report_dropped())
+    context.metrics.count_in(DROPPED_LINES, number=context.stderr.report_dropped())
     if (first := reader.first_served) is not None:
         context.kept.keep(*first)
 

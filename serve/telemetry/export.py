@@ -1,17 +1,14 @@
-"""How spans and metrics leave a service, by the exporters of OpenTelemetry's SDK; loaded where telemetry is on.
+"""How spans and metrics leave a service, by OpenTelemetry's SDK; loaded where telemetry is on.
 
-A worker adds its spans to a queue and never waits: what finds no room is dropped and counted. If the collector is away,
-the queue's thread waits for it, the queue fills up, and the service goes on. The SDK's BatchSpanProcessor is not used
-because it counts what it drops elsewhere, and takes spans of the SDK, which cost a request more to make. The admin
-process sends metrics; they are the counters of `/metrics`, so no worker counts anything twice.
+A worker hands its spans to the SDK's batch processor and never waits: what finds no room is dropped and counted. If the
+collector is away, the processor's thread waits for it, and the service goes on. The admin process sends metrics; they
+are the counters of `/metrics`, so no worker counts anything twice.
 """
 
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from threading import Event, Thread
@@ -23,21 +20,32 @@ from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Histogram,
     HistogramDataPoint,
-    Metric,
     MetricExporter,
     MetricsData,
     ResourceMetrics,
     ScopeMetrics,
 )
+from opentelemetry.sdk.metrics.export import Metric as ExportedMetric
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import BUCKETS_RU, BUCKETS_S, OTHER, SPANS_DROPPED, SPANS_EXPORTED, SPANS_FAILED, Metrics
-from hotplate.serve.telemetry.exposition import Labels, Snapshot, take_snapshot
+from hotplate.serve.metrics import (
+    CHARGES,
+    OTHER,
+    REQUEST_TIMES,
+    SPANS_DROPPED,
+    SPANS_EXPORTED,
+    SPANS_FAILED,
+    STORE_TIMES,
+    Labels,
+    Metric,
+    Metrics,
+)
+from hotplate.serve.telemetry.exposition import Snapshot, since, take_snapshot
 from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings
 from hotplate.serve.telemetry.spans import Span, system_of
 from hotplate.stores.extras import extra_installed
@@ -120,38 +128,58 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
     return Resource.create(ours).merge(OTELResourceDetector().detect())
 
 
-class SpanSender:
-    """Sends spans by an exporter of the SDK; lives as long as its queue; only the queue's thread uses it."""
+class _CountingExporter(SpanExporter):
+    """Makes spans of the SDK, exports them, and counts and logs what came of it; used by the processor's thread."""
 
-    def __init__(self, settings: TelemetrySettings) -> None:
-        self._exporter = exporters_for(settings).spans()
-        self._resource = make_resource(settings, **{"process.pid": os.getpid()})
+    def __init__(self, exporter: SpanExporter, resource: Resource, count: Callable[[str, int], None]) -> None:
+        self._exporter = exporter
+        self._resource = resource
+        self._count = count
+        self._failing = self._closed = False
+        self.done = 0
+        """How many spans have left the queue."""
 
-    def send(self, spans: Sequence[Span]) -> bool:
-        """Send them, and wait until that is done; return whether it was."""
-        made = [
-            ReadableSpan(
-                span.name,
-                context=_context(span.trace_id, span.span_id, span.tracestate),
-                parent=None
-                if span.parent_id is None
-                else _context(span.trace_id, span.parent_id, is_remote=span.is_server),
-                resource=self._resource,
-                attributes=span.attributes,
-                links=[Link(_context(*link)) for link in span.links],
-                kind=SpanKind.SERVER if span.is_server else SpanKind.CLIENT,
-                status=Status(StatusCode.ERROR if span.failed else StatusCode.UNSET),
-                start_time=span.started_ns,
-                end_time=span.ended_ns,
-                instrumentation_scope=SCOPE,
-            )
-            for span in spans
-        ]
-        return self._exporter.export(made) is SpanExportResult.SUCCESS
+    def export(self, spans: Sequence[Any]) -> SpanExportResult:
+        """See the SDK."""
+        try:
+            result = self._exporter.export([self._made(span) for span in spans])
+        except Exception:
+            log.exception("spans cannot be sent")
+            result = SpanExportResult.FAILURE
+        if self._closed:
+            return result  # too late: they were counted as dropped
+        is_sent = result is SpanExportResult.SUCCESS
+        self._count(SPANS_EXPORTED if is_sent else SPANS_FAILED, len(spans))
+        self.done += len(spans)
+        if is_sent == self._failing:
+            self._failing = not is_sent
+            if is_sent:
+                log.info("the collector takes traces again")
+            else:
+                log.warning("the collector does not take traces; the service goes on, and counts what is lost")
+        return result
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         """Give up what is being sent."""
+        self._closed = True
         self._exporter.shutdown()
+
+    def _made(self, span: Span) -> ReadableSpan:
+        return ReadableSpan(
+            span.name,
+            context=_context(span.trace_id, span.span_id, span.tracestate),
+            parent=None
+            if span.parent_id is None
+            else _context(span.trace_id, span.parent_id, is_remote=span.is_server),
+            resource=self._resource,
+            attributes=span.attributes,
+            links=[Link(_context(*link)) for link in span.links],
+            kind=SpanKind.SERVER if span.is_server else SpanKind.CLIENT,
+            status=Status(StatusCode.ERROR if span.failed else StatusCode.UNSET),
+            start_time=span.started_ns,
+            end_time=span.ended_ns,
+            instrumentation_scope=SCOPE,
+        )
 
 
 def _context(trace_id: int, span_id: int, tracestate: str | None = None, *, is_remote: bool = False) -> SpanContext:
@@ -162,67 +190,43 @@ def _context(trace_id: int, span_id: int, tracestate: str | None = None, *, is_r
 class SpanQueue:
     """Spans on their way out of a worker; lives as long as it; made after the fork, as it has a thread."""
 
-    def __init__(self, sender: SpanSender, count: Callable[[str, int], None], settings: TelemetrySettings) -> None:
-        """Take what sends, and what counts spans by what became of them, one of `hotplate.serve.metrics.SPANS`."""
-        self._sender = sender
+    def __init__(
+        self, settings: TelemetrySettings, count: Callable[[str, int], None], exporter: SpanExporter | None = None
+    ) -> None:
+        """Take what counts spans by what became of them, one of `hotplate.serve.metrics.SPANS`.
+
+        *exporter* sends them in place of the one that the settings name.
+        """
+        resource = make_resource(settings, **{"process.pid": os.getpid()})
+        self._exporter = _CountingExporter(exporter or exporters_for(settings).spans(), resource, count)
+        self._processor = BatchSpanProcessor(
+            self._exporter,
+            max_queue_size=settings.queue_size,
+            schedule_delay_millis=settings.delay_s * 1000,
+            max_export_batch_size=settings.batch_size,
+        )
         self._count = count
         self._size = settings.queue_size
-        self._batch_size = settings.batch_size
-        self._delay_s = settings.delay_s
-        self._spans = deque[Span]()
-        self._awake = Event()
+        self._added = 0
         self._closing = False
-        self._failing = False
-        self._thread = Thread(target=self._run, name="spans", daemon=True)
-        self._thread.start()
 
     def add(self, span: Span) -> None:
         """Have a span sent, or drop it if there is no room."""
-        waiting = len(self._spans)
-        if waiting >= self._size or self._closing:
+        if self._added - self._exporter.done >= self._size or self._closing:
             self._count(SPANS_DROPPED, 1)
             return
-        self._spans.append(span)
-        if waiting + 1 == self._batch_size:
-            self._awake.set()
+        self._added += 1
+        self._processor.on_end(cast("ReadableSpan", span))  # the exporter makes one of it, in the processor's thread
 
     def close(self, timeout_s: float) -> None:
         """Send what is there, for *timeout_s* at most, and count what is left as dropped."""
         self._closing = True
-        self._awake.set()
-        self._thread.join(timeout_s)
-        self._sender.close()
-        if left := len(self._take(self._size)):
+        sending = Thread(target=self._processor.shutdown, name="last spans", daemon=True)
+        sending.start()
+        sending.join(timeout_s)
+        self._exporter.shutdown()
+        if left := self._added - self._exporter.done:
             self._count(SPANS_DROPPED, left)
-
-    def _run(self) -> None:
-        while not self._closing:
-            self._awake.wait(self._delay_s)
-            self._awake.clear()
-            while batch := self._take(self._batch_size):
-                self._send(batch)
-
-    def _take(self, most: int) -> list[Span]:
-        """Take so many spans out of the queue, or all; two threads may do so at the end."""
-        taken = list[Span]()
-        with suppress(IndexError):
-            while len(taken) < most:
-                taken.append(self._spans.popleft())
-        return taken
-
-    def _send(self, batch: Sequence[Span]) -> None:
-        try:
-            sent = self._sender.send(batch)
-        except Exception:
-            log.exception("spans cannot be sent")
-            sent = False
-        self._count(SPANS_EXPORTED if sent else SPANS_FAILED, len(batch))
-        if sent == self._failing:
-            self._failing = not sent
-            if sent:
-                log.info("the collector takes traces again")
-            else:
-                log.warning("the collector does not take traces; the service goes on, and counts what is lost")
 
 
 class MetricReport:
@@ -266,17 +270,18 @@ class MetricReport:
         counted, started_ns, now_ns = take_snapshot(self._metrics), self._started_ns, time.time_ns()
         if self._settings.delta:
             before, self._before = self._before, counted
-            counted = counted if before is None else counted.since(before)
+            counted = counted if before is None else since(counted, before)
             started_ns, self._since_ns = self._since_ns, now_ns
         times_ns = (started_ns, now_ns)
-        requests = [(self._request(labels), counts) for labels, counts in counted.requests.items()]
-        calls = [(_call(labels), counts) for labels, counts in counted.calls.items()]
-        charges = [(_charge(labels), counts) for labels, counts in counted.charges.items()]
-        charge = "azure.cosmosdb.client.operation.request_charge"
+        attributes: dict[Metric, Callable[[Labels], dict[str, Attribute]]] = {
+            REQUEST_TIMES: self._request,
+            STORE_TIMES: _call,
+            CHARGES: _charge,
+        }
         metrics = [
-            self._metric("http.server.request.duration", "s", BUCKETS_S, requests, times_ns),
-            self._metric("db.client.operation.duration", "s", BUCKETS_S, calls, times_ns),
-            self._metric(charge, "{request_unit}", BUCKETS_RU, charges, times_ns),
+            self._metric(row, [(attributes[row](labels), counts) for labels, counts in series.items()], times_ns)
+            for row, series in counted.items()
+            if row.otel
         ]
         found = ScopeMetrics(SCOPE, [one for one in metrics if one.data.data_points], "")
         return MetricsData([ResourceMetrics(self._resource, [found], "")])
@@ -295,9 +300,7 @@ class MetricReport:
                 attributes["error.type"] = code
         return attributes
 
-    def _metric(
-        self, name: str, unit: str, bounds: Sequence[float], series: Histograms, times_ns: tuple[int, int]
-    ) -> Metric:
+    def _metric(self, row: Metric, series: Histograms, times_ns: tuple[int, int]) -> ExportedMetric:
         unknown: Any = None  # neither is counted; the protocol has both as optional
         points = [
             HistogramDataPoint(
@@ -307,7 +310,7 @@ class MetricReport:
                 count=int(sum(buckets)),
                 sum=total,
                 bucket_counts=[int(count) for count in buckets],
-                explicit_bounds=bounds,
+                explicit_bounds=row.buckets,
                 min=unknown,
                 max=unknown,
             )
@@ -315,7 +318,8 @@ class MetricReport:
             if any(buckets)
         ]
         temporality = AggregationTemporality.DELTA if self._settings.delta else AggregationTemporality.CUMULATIVE
-        return Metric(name, "", unit, Histogram(points, temporality))
+        name, unit = row.otel.split()
+        return ExportedMetric(name, "", unit, Histogram(points, temporality))
 
 
 def _call(labels: Labels) -> dict[str, Attribute]:

@@ -39,6 +39,17 @@ SAMPLED = frozenset("13579bdf")
 _tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
 
 
+class _SampledFlags(NamedTuple):
+    sampled: bool = True
+
+
+class _SampledContext(NamedTuple):
+    trace_flags: _SampledFlags = _SampledFlags()
+
+
+SAMPLED_CONTEXT = _SampledContext()
+
+
 class ListOrigin(NamedTuple):
     """The list that an answer has: its release, the source and tier that it came from, and its items."""
 
@@ -84,7 +95,11 @@ class Sampling(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A span that has ended; times are Unix times in nanoseconds."""
+    """A span that has ended; times are Unix times in nanoseconds.
+
+    It is made into a ReadableSpan of the SDK in another thread: one that is made and queued while its request is
+    answered costs that 26 µs rather than 8, and one of the SDK's tracer 80 (a plain GET takes 12).
+    """
 
     name: str
     is_server: bool
@@ -100,6 +115,9 @@ class Span(NamedTuple):
     failed: bool
     links: Sequence[tuple[int, int]] = ()
     """Trace and span of others that it was for as well."""
+
+    context: _SampledContext = SAMPLED_CONTEXT
+    """What the SDK's batch processor looks at before it queues a span."""
 
 
 class Tracer:

@@ -19,6 +19,7 @@ from hotplate.serve.connections.connection import Connection
 from hotplate.serve.connections.lane import MAX_FRAMES, MAX_REMEMBERED, Lane
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.serve.telemetry.access_log import AccessLog
@@ -213,12 +214,13 @@ async def test_the_lane_refuses_byte_for_byte_as_aiohttp_does_and_counts_and_log
         for header in [b"" if key is None else b"X-API-Key: %b\r\n" % key.encode()]
     ]
 
-    def counted(reader: TieredReader) -> Counter[tuple[str, str, str]]:
-        return Counter({labels: int(sum(cells[:-1])) for labels, cells in reader.metrics.requests()})
+    def counted(reader: TieredReader) -> Counter[tuple[str, ...]]:
+        found = reader.metrics.counted(REQUEST_TIMES)
+        return Counter({labels: int(sum(cells[:-1])) for labels, cells in found.items()})
 
     reader = await reader_of(MemoryStore())
     async with Pair(reader, keys=keys, origins=origins, access_log=AccessLog(1.0, inf, users="hashed")) as pair:
-        statuses, counts = list[int](), list[Counter[tuple[str, str, str]]]()
+        statuses, counts = list[int](), list[Counter[tuple[str, ...]]]()
         for server in (pair.lane, pair.plain):
             before = counted(reader)
             answers = await exchange(server, sent)

@@ -22,12 +22,14 @@ from opentelemetry import semconv
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from hotplate.bench.process import free_port
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.reader import TieredReader, open_reader
-from hotplate.serve.telemetry.export import MetricReport, SpanQueue, SpanSender, exporters_for
+from hotplate.serve.telemetry.export import MetricReport, SpanQueue, exporters_for
 from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.spans import Sampling, Span, Tracer
 from hotplate.stores.errors import StoreUnavailable
@@ -260,7 +262,7 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
         asyncio.run(publish_to(url, LISTS))
         reader = open_reader([url], metrics=metrics, budget_s=30.0)
         requests = get("/v1/recommendations/1"), post(b'{"users": ["1", "2"]}'), get("/nowhere")
-        assert SpanSender(SETTINGS).send(recorded(reader, *requests))
+        assert all_sent(SETTINGS, recorded(reader, *requests))
     by_name = {span.name: span for span in sink.spans}
     servers = {span.span_id: span for span in sink.servers}
     assert all(span.trace_id == TRACE for span in sink.spans)
@@ -353,19 +355,29 @@ def test_azure_monitor_gets_requests_dependencies_and_metrics_and_its_key_is_nev
     spans = recorded(TieredReader({"redis": asyncio.run(remote())}), get("/v1/recommendations/1"))
     with collector() as sink, caplog.at_level(logging.DEBUG):
         settings = azure(f"InstrumentationKey={INGESTION_KEY};IngestionEndpoint={sink.url}/")
-        assert SpanSender(settings).send(spans)
+        assert all_sent(settings, spans)
         metrics = Metrics(1, ["redis"])
         metrics.observe_request("/score", "POST", 200, 0.25)
         MetricReport(settings, metrics, "http").send()
         sent: dict[str, Any] = {one["data"]["baseType"]: one for one in sink.envelopes}
         sink.status = 500
-        assert not SpanSender(settings).send(spans)
+        assert not all_sent(settings, spans)
     assert sent.keys() == {"RequestData", "RemoteDependencyData", "MetricData"}
     assert sent["RequestData"]["tags"]["ai.operation.id"] == TRACE
     assert INGESTION_KEY not in caplog.text + repr(settings)
     with pytest.raises(ServiceMisused, match="is not a connection string") as refused:
         exporters_for(azure("InstrumentationKey=none"))
     assert "InstrumentationKey=none" not in str(refused.value)
+
+
+def all_sent(settings: TelemetrySettings, spans: Sequence[Span]) -> bool:
+    """Send spans by the exporter that the settings name; return whether all were taken."""
+    counts = Counter[str]()
+    queue = SpanQueue(settings, lambda outcome, number: counts.update({outcome: number}))
+    for span in spans:
+        queue.add(span)
+    queue.close(30)
+    return counts == {"exported": len(spans)}
 
 
 def azure(connection_string: str) -> TelemetrySettings:
@@ -379,7 +391,7 @@ def a_span(number: int) -> Span:
     return Span(str(number), True, 1, 2, None, None, 0, 1, {}, False)
 
 
-class Sender(SpanSender):
+class Exporter(SpanExporter):
     """Takes what is sent once it may, and fails where it shall."""
 
     def __init__(self) -> None:
@@ -388,25 +400,25 @@ class Sender(SpanSender):
         self.fails: Callable[[], bool] = lambda: False
         self.sent = list[str]()
 
-    def send(self, spans: Sequence[Span]) -> bool:
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.begun.set()
         self.may.wait(20)
         if self.fails():
-            return False
+            return SpanExportResult.FAILURE
         self.sent += [span.name for span in spans]
-        return True
+        return SpanExportResult.SUCCESS
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         self.may.set()
 
 
 @contextmanager
 def queue(
-    sender: Sender, *, size: int = 100, batch_size: int = 10, delay_s: float = 60.0
+    exporter: Exporter, *, size: int = 100, batch_size: int = 10, delay_s: float = 60.0
 ) -> Iterator[tuple[SpanQueue, Counter[str]]]:
     counts = Counter[str]()
     settings = replace(SETTINGS, queue_size=size, batch_size=batch_size, delay_s=delay_s)
-    made = SpanQueue(sender, lambda outcome, spans: counts.update({outcome: spans}), settings)
+    made = SpanQueue(settings, lambda outcome, spans: counts.update({outcome: spans}), exporter)
     try:
         yield made, counts
     finally:
@@ -414,24 +426,36 @@ def queue(
 
 
 def test_what_finds_no_room_while_the_collector_is_slow_is_dropped_and_counted() -> None:
-    sender = Sender()
-    with queue(sender, size=5, batch_size=2) as (spans, counts):
+    exporter = Exporter()
+    with queue(exporter, size=5, batch_size=2) as (spans, counts):
         spans.add(a_span(0))
         spans.add(a_span(1))
-        assert sender.begun.wait(20)  # those two are being sent, and the queue is empty
+        assert exporter.begun.wait(20)  # those two are being sent, and wait, too
         for number in range(2, 10):
             spans.add(a_span(number))
-        assert counts == {"dropped": 3}
-        sender.may.set()
-    assert sender.sent == [str(number) for number in range(7)]
-    assert counts == {"dropped": 3, "exported": 7}
+        assert counts == {"dropped": 5}
+        exporter.may.set()
+    assert exporter.sent == [str(number) for number in range(5)]
+    assert counts == {"dropped": 5, "exported": 5}
+
+
+def test_spans_that_cannot_be_sent_before_the_end_are_dropped_and_counted() -> None:
+    exporter = Exporter()
+    with queue(exporter, batch_size=2) as (spans, counts):
+        for number in range(7):
+            spans.add(a_span(number))
+        assert exporter.begun.wait(20)
+        spans.close(0.05)
+        assert counts["dropped"] == 7
+        spans.add(a_span(7))
+        assert counts["dropped"] == 8
 
 
 def test_a_collector_that_fails_costs_its_spans_and_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    sender = Sender()
-    sender.may.set()
-    sender.fails = lambda: True
-    with queue(sender, delay_s=0.001) as (spans, counts):
+    exporter = Exporter()
+    exporter.may.set()
+    exporter.fails = lambda: True
+    with queue(exporter, delay_s=0.001) as (spans, counts):
         for number in range(4):
             spans.add(a_span(number))
     assert counts == {"failed": 4}
