@@ -36,17 +36,8 @@ class Limits:
     ] = 10_000
     """Fewer where the process may not open so many files."""
 
-    per_address: int = 2_000
-    """How many are open at once of one address, unless it is a trusted proxy's."""
-
     per_client: int = 2_000
     """How many are open at once whose latest request had a key of one client, or a token of one."""
-
-    trusted_proxies: Annotated[
-        tuple[str, ...],
-        Flag("A network of proxies, which may open any number.", CALLERS, "trusted-proxy", metavar="CIDR"),
-    ] = ()
-    """As 10.0.0.0/8: each address stands for many clients."""
 
     silent_s: float = 75.0
     """From the connection's beginning to its first byte, if that is less than *idle_s*."""

@@ -1,19 +1,14 @@
-"""What each worker says of itself, once a second, in shared memory: where operators read it, whichever worker is sick.
-
-Each worker writes one cell of fixed size, and is its only writer while it lives. A reader checks the checksum of
-what it copied, so it never sees half of one state and half of the next.
-"""
+"""What each worker says of itself, once a second, in shared memory: operators read it there, whichever is sick."""
 
 import asyncio
 import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
-from struct import Struct
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
+from hotplate.serve.cells import SharedCells
 from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.releases.canary import BothCounts
 from hotplate.serve.tiers import Tier
@@ -37,10 +32,8 @@ RELEASES = 4
 SENTENCE_CHARS = 500
 FINDINGS = 5
 
-_HEAD = Struct("<QQ")  # bytes of the state, and their checksum
 _CELL_BYTES = 12_288
 _CELL_BYTES_PER_TIER = 12_288
-_READS = 10
 # By how much the workers' numbers of connections may differ, besides an eighth.
 _SPREAD = 4
 _NONE_ACCEPTED = (1 << 64) - 1
@@ -127,25 +120,22 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
 
 
 class SharedStates:
-    """The cells of all workers, and after them the admin process's; made before they are, as long as the service."""
+    """The states of all workers, and after them the admin process's; made before they are, as long as the service."""
 
     def __init__(self, workers: int, tiers: int) -> None:
         self.workers = workers
-        self._bytes = _CELL_BYTES + tiers * _CELL_BYTES_PER_TIER
-        self._map = mmap.mmap(-1, (workers + 1) * self._bytes)
+        self._cells = SharedCells(workers + 1, _CELL_BYTES + tiers * _CELL_BYTES_PER_TIER)
         self._connections = memoryview(mmap.mmap(-1, workers * 8)).cast("Q")
         self._decoder = msgspec.msgpack.Decoder(WorkerState)
         for number in range(workers):
             self.stop_accepting(number)
 
     def write(self, worker: int, state: WorkerState) -> None:
-        """Write a process's cell; without its tiers if these, against all bounds, do not fit."""
+        """Write a process's state; without its tiers if these, against all bounds, do not fit."""
         payload = msgspec.msgpack.encode(state)
-        if len(payload) > self._bytes - _HEAD.size:
+        if len(payload) > self._cells.largest:
             payload = msgspec.msgpack.encode(msgspec.structs.replace(state, tiers=[], lookups={}))
-        start = worker * self._bytes
-        cell = _HEAD.pack(len(payload), xxh3_64_intdigest(payload)) + payload
-        self._map[start : start + len(cell)] = cell
+        self._cells.write(worker, payload)
         if worker < self.workers and self._connections[worker] != _NONE_ACCEPTED:
             self._connections[worker] = state.connections
 
@@ -169,21 +159,12 @@ class SharedStates:
         """Forget what a process said, because it is dead."""
         if worker < self.workers:
             self.stop_accepting(worker)
-        start = worker * self._bytes
-        self._map[start : start + _HEAD.size] = bytes(_HEAD.size)
+        self._cells.clear(worker)
 
     def read(self, worker: int) -> WorkerState | None:
         """Return what a process said last; None for one that has said nothing yet."""
-        start = worker * self._bytes
-        for _ in range(_READS):
-            cell = self._map[start : start + self._bytes]
-            length, checksum = _HEAD.unpack_from(cell)
-            payload = cell[_HEAD.size : _HEAD.size + length]
-            if length == 0:
-                return None
-            if xxh3_64_intdigest(payload) == checksum:
-                return self._decoder.decode(payload)
-        return None
+        payload = self._cells.read(worker)
+        return None if payload is None else self._decoder.decode(payload)
 
     def all(self) -> list[WorkerState | None]:
         """Return what every worker said last, by number."""

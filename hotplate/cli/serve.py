@@ -1,7 +1,6 @@
 """`hotplate serve` and `hotplate lookup`: the HTTP service, and what it would answer one user."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -40,9 +39,7 @@ def serve(
     if settings.keys is None and os.environ.get("HOTPLATE_KEYS") == "":
         raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
     configure_logging()
-    check_networks(settings.limits.trusted_proxies)
-    part = max(1, settings.limits.connections // 5)
-    limits = replace(settings.limits, per_address=part, per_client=part)
+    limits = replace(settings.limits, per_client=max(1, settings.limits.connections // 5))
     chosen = replace(settings, stores=urls, telemetry=read_telemetry(telemetry), limits=limits)
     named = ", ".join(map(redacted, urls))
 
@@ -53,19 +50,6 @@ def serve(
         )
 
     run(chosen, announce)
-
-
-def check_networks(given: Iterable[str]) -> None:
-    """Raise StoreMisused for what is not a network, as 10.0.0.0/8 is."""
-    from ipaddress import ip_network
-
-    from hotplate.stores.errors import StoreMisused
-
-    for network in given:
-        try:
-            ip_network(network)
-        except ValueError as error:
-            raise StoreMisused(f"--trusted-proxy takes a network, as 10.0.0.0/8: {error}") from None
 
 
 def lookup(

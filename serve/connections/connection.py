@@ -1,7 +1,7 @@
 """One connection: counts and times what comes, and has it answered by the fast lane or by aiohttp."""
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import Protocol, cast
@@ -43,8 +43,8 @@ class Connection(CountedConnection):
         "_opened_at", "_queued", "_server", "_stalled", "accepting", "handler", "since",
     )  # fmt: skip
 
-    def __init__(self, server: Front, source: Hashable, refusal: str = "") -> None:
-        super().__init__(server.registry, source, refusal)
+    def __init__(self, server: Front, refusal: str = "") -> None:
+        super().__init__(server.registry, refusal)
         self.handler: AiohttpHandler | None = None
         self.accepting: asyncio.Task[object] | None = None
         """What brings it about: with TLS until the handshake is done."""

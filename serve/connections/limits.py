@@ -2,13 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain
 from math import inf
 from time import monotonic
-from typing import Any
 
 from hotplate.serve.connections.listeners import room_for_connections
 from hotplate.serve.metrics import Metrics
@@ -28,7 +26,7 @@ LEAST_IN_FLIGHT = 16 << 20
 class CountedConnection(asyncio.Protocol):
     """What is counted of a connection."""
 
-    __slots__ = ("_held", "_registry", "client", "is_open", "peers", "refusal", "source", "transport")
+    __slots__ = ("_held", "_registry", "client", "is_open", "peers", "refusal", "transport")
 
     check: Callable[[float], None]
     """Closes the connection if, by `time.monotonic`, it has taken too long for what it is at."""
@@ -39,9 +37,7 @@ class CountedConnection(asyncio.Protocol):
     close_if_idle: Callable[[], None]
     """Closes the connection if aiohttp has seen nothing of it."""
 
-    def __init__(self, registry: "ConnectionRegistry", source: Hashable, refusal: str) -> None:
-        self.source = source
-        """What it is counted by."""
+    def __init__(self, registry: "ConnectionRegistry", refusal: str) -> None:
         self.refusal = refusal
         """Why it is beyond a limit, so it is answered once and closed; "" for the others."""
         self.client = ""
@@ -75,11 +71,9 @@ class ConnectionRegistry:
         """Bytes of bodies of unanswered requests, except small ones, and of answers that clients have not taken."""
         self._metrics = metrics
         self._room = min(limits.connections, room_for_connections())
-        self._trusted = [ip_network(network) for network in limits.trusted_proxies]
         # Every connection that is let in, and until when the refused stay.
         self._slices: list[set[CountedConnection]] = [set() for _ in range(SLICES)]
         self._refused: dict[CountedConnection, float] = {}
-        self._sources = Counter[Hashable]()
         self._clients = Counter[str]()
         self._added = self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -109,24 +103,16 @@ class ConnectionRegistry:
         if self._timer is not None:
             self._timer.cancel()
 
-    def refusal(self, address: str) -> str:
-        """Return why a connection from an address is refused, and count that; "" if it is let in."""
-        reason = ""
-        if len(self) >= self._room:
-            reason = "connections"
-        elif self._sources[source_of(address)] >= self.limits.per_address:
-            reason = "" if any(_ip_of(address) in network for network in self._trusted) else "address"
-        if reason and self.limits.idle_gives_way and self._has_made_room(None if reason == "connections" else address):
+    def refusal(self) -> str:
+        """Return why a new connection is refused, and count that; "" if it is let in."""
+        if len(self) < self._room or (self.limits.idle_gives_way and self._has_made_room()):
             return ""
-        if reason:
-            self._metrics.count_shed(reason)
-        return reason
+        self._metrics.count_shed("connections")
+        return "connections"
 
-    def _has_made_room(self, address: str | None) -> bool:
-        """Close the connection that has been idle for longest, of those from an address; False if none is."""
-        source = None if address is None else source_of(address)
-        some = [one for one in self if source is None or one.source == source]
-        oldest = min(some, key=lambda one: one.idle_since(), default=None)
+    def _has_made_room(self) -> bool:
+        """Close the connection that has been idle for longest; False if none is."""
+        oldest = min(self, key=lambda one: one.idle_since(), default=None)
         if oldest is None or oldest.idle_since() == inf:
             return False
         self.remove(oldest)
@@ -139,7 +125,6 @@ class ConnectionRegistry:
             connection.peers = self._slices[self._added % SLICES]
             connection.peers.add(connection)
             self._added += 1
-            self._sources[connection.source] += 1
         elif len(self._refused) >= REFUSED_AT_ONCE:
             return False
         else:
@@ -155,7 +140,6 @@ class ConnectionRegistry:
         self._refused.pop(connection, None)
         if connection in connection.peers:
             connection.peers.discard(connection)
-            _uncount(self._sources, connection.source)
             self._disclaim(connection)
 
     def count_connection(self, connection: CountedConnection, client: str) -> bool:
@@ -171,7 +155,9 @@ class ConnectionRegistry:
 
     def _disclaim(self, connection: CountedConnection) -> None:
         if connection.client:
-            _uncount(self._clients, connection.client)
+            self._clients[connection.client] -= 1
+            if not self._clients[connection.client]:
+                del self._clients[connection.client]
             connection.client = ""
 
     def _tick(self) -> None:
@@ -191,21 +177,3 @@ def within_memory(limits: Limits, workers: int, room_bytes: float) -> Limits:
     """Return limits by which what all workers hold for clients takes a quarter of the memory that there is."""
     share = max(room_bytes / 4 / workers, LEAST_IN_FLIGHT)
     return replace(limits, bytes_in_flight=int(min(limits.bytes_in_flight, share)))
-
-
-def source_of(address: str) -> Hashable:
-    """Return what connections from an address are counted by: IPv6 clients have a /64 each, at the least."""
-    ip = _ip_of(address)
-    return ip if isinstance(ip, IPv4Address) else int(ip) >> 64
-
-
-def _ip_of(address: str) -> IPv4Address | IPv6Address:
-    """Return an address as the client has it: an IPv6 socket gives those of IPv4 as ::ffff:192.0.2.1."""
-    ip = ip_address(address)
-    return (isinstance(ip, IPv6Address) and ip.ipv4_mapped) or ip
-
-
-def _uncount(counts: Counter[Any], name: Hashable) -> None:
-    counts[name] -= 1
-    if not counts[name]:
-        del counts[name]

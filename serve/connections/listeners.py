@@ -102,10 +102,10 @@ class Acceptor:
     def __init__(
         self,
         listening: socket.socket,
-        take: Callable[[socket.socket, str], None],
+        take: Callable[[socket.socket], None],
         has_most: Callable[[bool], bool] = lambda _: False,
     ) -> None:
-        """Call *take* with each accepted connection and the address of its other end.
+        """Call *take* with each accepted connection.
 
         *has_most* tells whether another process that accepts on the same socket has fewer connections; its argument
         says whether that process was given all its YIELDS.
@@ -142,7 +142,7 @@ class Acceptor:
     def _accept_one(self) -> bool:
         """Take one connection; False if none waits, or if there is no descriptor for it."""
         try:
-            connection, address = self._socket.accept()
+            connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError):
             return False
         except ConnectionAbortedError:
@@ -152,7 +152,7 @@ class Acceptor:
                 raise
             self._pause(error)
             return False
-        self._take(connection, address[0].partition("%")[0])
+        self._take(connection)
         return True
 
     def _pause(self, error: OSError) -> None:

@@ -20,7 +20,7 @@ from hotplate.serve.api.parameters import check_body, read_body, unreadable
 from hotplate.serve.connections.adapter import AiohttpHandler, is_usual, until_written, wrong_version
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.connection import Connection
-from hotplate.serve.connections.limits import ConnectionRegistry, source_of
+from hotplate.serve.connections.limits import ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.refusals import AnswerWriter
 from hotplate.serve.metrics import OTHER, Metrics
@@ -103,8 +103,8 @@ class HttpServer(web.Server):
         self.admission.stop()
         self.registry.stop()
 
-    def _take(self, certificate: Certificate | None, accepted: socket.socket, address: str) -> None:
-        connection = Connection(self, source_of(address), self.registry.refusal(address))
+    def _take(self, certificate: Certificate | None, accepted: socket.socket) -> None:
+        connection = Connection(self, self.registry.refusal())
         if not self.registry.add(connection):
             accepted.close()
             return

@@ -52,53 +52,39 @@ CATALOGUE_S = 5.0
 # How long a request in progress is waited for when the service stops.
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-# How many connections are open at once: of operators, their tools, and what scrapes; and how many of one address. A new
-# one takes the place of one that is idle, because strangers can hold connections open, too. All else is as for workers.
+# How many connections are open at once: of operators, their tools, and what scrapes. Beyond them a new one replaces the
+# one that has been idle for longest, because strangers can hold connections open, too. All else is as for workers.
 CONNECTIONS = 64
-PER_ADDRESS = 16
 RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
 # Whether it is done even if gates refused the release.
 Force = Literal["false", "true"]
 
 
-class RollbackQuery(Struct, frozen=True):
-    """The query of `POST /v1/releases/rollback`."""
-
-    if_live: str = ""
-    """The release to leave: if it is not live, nothing is done, so the request may be repeated."""
+class _Rollback(Struct, frozen=True):
+    if_live: str = ""  # if it is not live, nothing is done, so the request may be repeated
 
 
-class ActivateQuery(Struct, frozen=True):
-    """The query of `POST /v1/releases/{id}/activate`."""
-
+class _Activate(Struct, frozen=True):
     force: Force = "false"
 
 
-class AbortQuery(Struct, frozen=True):
-    """The query of `POST /v1/releases/canary/abort`."""
-
-    if_canary: str = ""
-    """The release that is meant: if another one is the canary by now, nothing is done."""
+class _Abort(Struct, frozen=True):
+    if_canary: str = ""  # if another one is the canary by now, nothing is done
 
 
-class PromoteQuery(AbortQuery, frozen=True):
-    """The query of `POST /v1/releases/canary/promote`."""
-
+class _Promote(_Abort, frozen=True):
     force: Force = "false"
 
 
-class CanaryQuery(ActivateQuery, frozen=True):
-    """The query of `POST /v1/releases/{id}/canary`."""
-
+class _StartCanary(_Activate, frozen=True):
     percent: str = ""
-    """The share of the users who are to see the release, above 0 and below 100."""
 
 
-ACTIVATE = QueryParser(ActivateQuery, "POST /v1/releases/{id}/activate")
-CANARY = QueryParser(CanaryQuery, "POST /v1/releases/{id}/canary")
-PROMOTE = QueryParser(PromoteQuery, "POST /v1/releases/canary/promote")
-ABORT = QueryParser(AbortQuery, "POST /v1/releases/canary/abort")
-ROLLBACK = QueryParser(RollbackQuery, "POST /v1/releases/rollback")
+ACTIVATE = QueryParser(_Activate, "POST /v1/releases/{id}/activate")
+CANARY = QueryParser(_StartCanary, "POST /v1/releases/{id}/canary")
+PROMOTE = QueryParser(_Promote, "POST /v1/releases/canary/promote")
+ABORT = QueryParser(_Abort, "POST /v1/releases/canary/abort")
+ROLLBACK = QueryParser(_Rollback, "POST /v1/releases/rollback")
 
 
 async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
@@ -123,9 +109,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
         loop.add_signal_handler(number, lambda: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     limits = context.settings.limits
-    limits = replace(
-        limits, connections=CONNECTIONS, per_address=PER_ADDRESS, silent_s=limits.header_s, idle_gives_way=True
-    )
+    limits = replace(limits, connections=CONNECTIONS, silent_s=limits.header_s, idle_gives_way=True)
     context.log.use_slot(context.settings.workers)
     console = Console(context)
     server = HttpServer(_Admin(context, host, guard, console), limits)

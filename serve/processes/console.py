@@ -112,13 +112,12 @@ class Console:
         tiers = dict[str, list[TierState]]()
         for tier in (tier for state in states if state is not None for tier in state.tiers):
             tiers.setdefault(tier.tier, []).append(tier)
-        shared = self._context.log
         return json_of(
             {
                 "status": service_status(states),
                 "workers": [_worker(number, state) for number, state in enumerate(states)],
                 "tiers": [_tier(name, reports) for name, reports in tiers.items()],
-                "log": [line for line in shared.since([0] * shared.processes)[0] if line.at > after],
+                "log": self._context.log.lines(after),
             }
         )
 

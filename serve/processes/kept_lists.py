@@ -1,22 +1,15 @@
 """The popular lists that were served last, in memory that all processes share: what a worker has that finds no release.
 
 The file of a release that is cut under its readers ends all workers. Those that replace them refuse the file, and may
-have no other; with these lists they still answer. They are written by each worker that follows another release, and
-outlive it.
+have no other; with these lists they still answer.
 """
 
-import fcntl
 import logging
-import mmap
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from struct import Struct
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
+from hotplate.serve.cells import SharedCells
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt
@@ -24,15 +17,12 @@ from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
 
 log = logging.getLogger(__name__)
 
-_HEAD = Struct("<QQ")  # bytes of what is kept, and their checksum
-# Besides the lists there is the manifest. Memory that was never written to is not taken.
-_MAP_BYTES = MAX_POPULAR_BYTES + (1 << 20)
-# How often, and how far apart, a reader tries while another process writes.
-_TRIES = 20
-_TRY_S = 0.01
+# Besides the lists there is the manifest.
+_LARGEST = MAX_POPULAR_BYTES + (1 << 20)
 
 
 class _Kept(msgspec.Struct, frozen=True):
+    at: float
     tier: str
     ref: ReleaseRef
     writer: str
@@ -41,56 +31,33 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class KeptLists:
-    """What is kept; made before the workers, as long as the service."""
+    """What each worker keeps, which outlives it; made before the workers, as long as the service."""
 
-    def __init__(self) -> None:
-        self._map = mmap.mmap(-1, _MAP_BYTES)
-        self._lock = os.memfd_create("hotplate-kept-lists", os.MFD_CLOEXEC)
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._cells = SharedCells(workers, _LARGEST)
         self._written: ServedRelease | None = None
 
-    def keep(self, tier: str, served: ServedRelease) -> None:
+    def keep(self, worker: int, tier: str, served: ServedRelease) -> None:
         """Keep the popular lists of a tier's release, if this process has not already; costs nothing then."""
         if served is self._written:
             return
-        payload = msgspec.msgpack.encode(_Kept(tier, served.ref, served.writer, served.manifest, served.popular))
-        if len(payload) > _MAP_BYTES - _HEAD.size:
+        self._written = served
+        kept = _Kept(time.monotonic(), tier, served.ref, served.writer, served.manifest, served.popular)
+        payload = msgspec.msgpack.encode(kept)
+        if len(payload) > _LARGEST:
             log.warning("the popular lists of release %s are too large to be kept for workers that start", served.id)
-            self._written = served
-            return
-        with self._locked() as is_ours:
-            if is_ours:  # else it is kept a second later
-                self._map[: _HEAD.size + len(payload)] = _HEAD.pack(len(payload), xxh3_64_intdigest(payload)) + payload
-                self._written = served
+        else:
+            self._cells.write(worker, payload)
 
     def last(self) -> tuple[str, ServedRelease] | None:
         """Return the tier and the release that were kept last, with popular lists alone; None if there are none."""
-        for _ in range(_TRIES):
-            with self._locked() as is_ours:
-                if is_ours:
-                    return self._read()
-            time.sleep(_TRY_S)
-        return None
-
-    def _read(self) -> tuple[str, ServedRelease] | None:
-        length, checksum = _HEAD.unpack_from(self._map)
-        payload = self._map[_HEAD.size : _HEAD.size + length]
-        if not payload or xxh3_64_intdigest(payload) != checksum:  # nothing was written, or its writer was killed
+        payloads = (self._cells.read(worker) for worker in range(self._workers))
+        found = [msgspec.msgpack.decode(payload, type=_Kept) for payload in payloads if payload is not None]
+        if not found:
             return None
-        kept = msgspec.msgpack.decode(payload, type=_Kept)
+        kept = max(found, key=lambda one: one.at)
         return kept.tier, ServedRelease(kept.ref, kept.writer, kept.manifest, kept.popular, _decode_nothing)
-
-    @contextmanager
-    def _locked(self) -> Iterator[bool]:
-        """Hold the lock, which ends with its process, until the block ends; yield False if another process holds it."""
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
 
 def _decode_nothing(key: str, _: bytes) -> bytes:

@@ -3,42 +3,37 @@
 A pipe that is full would otherwise stop whatever logs: a worker with all of its requests, and the parent, which then
 replaces none. So lines wait in memory, up to a bound; beyond it they are dropped and counted.
 
-The latest lines are also in shared memory. Each process writes a ring of its own, and the process that replaces it goes
-on in the same one. So processes have nothing to pass on, and what a process said before it died is still there.
+The latest lines are also in shared memory. Each process writes cells of its own, and the process that replaces it goes
+on in the same ones. So processes have nothing to pass on, and what a process said before it died is still there.
 """
 
 import io
 import logging
-import mmap
 import os
 import re
 import select
 import socket
 import stat
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from struct import Struct
 from threading import RLock
 
 import msgspec
-from xxhash import xxh3_64_intdigest
+
+from hotplate.serve.cells import SharedCells
 
 log = logging.getLogger(__name__)
 
 # How many bytes wait in each process until they can be written.
 MOST_WAITING_BYTES = 256 << 10
-# How many lines of each process are kept, and what of each. Memory that was never written to is not taken.
+# How many lines of each process are kept, and what of each.
 LINES = 64
 LINE_BYTES = 4096
 MESSAGE_CHARS = 600
 ERROR_CHARS = 200
 NAME_CHARS = 64
-
-_COUNT = Struct("<Q")
-_HEAD = Struct("<QIQ")  # the line's number, from 1 on; its bytes; their checksum
-_RING_BYTES = LINE_BYTES * (LINES + 1)
 
 # What must not be shown though a library may have written it: keys of ours, credentials in URLs, and named secrets.
 _SECRETS = (
@@ -165,47 +160,32 @@ def without_secrets(text: str) -> str:
 
 
 class SharedLog:
-    """The rings of all processes; made before they are, as long as the service."""
+    """The latest lines of all processes; made before they are, as long as the service."""
 
     def __init__(self, processes: int) -> None:
-        self.processes = processes
-        self._map = mmap.mmap(-1, processes * _RING_BYTES)
+        self._processes = processes
+        self._cells = SharedCells(processes * LINES, LINE_BYTES)
         self.use_slot(processes - 1)
 
     def use_slot(self, process: int) -> None:
-        """Write as process number *process* from now on."""
-        self._own = process * _RING_BYTES
+        """Write as process number *process* from now on, after what was written by one before it."""
+        self._first = process * LINES
+        written = [(line.at, n) for n in range(LINES) if (line := self._read(self._first + n)) is not None]
+        self._next = max(written)[1] + 1 if written else 0
 
     def write(self, line: LogLine) -> None:
-        """Add a line to the ring of this process."""
-        payload = msgspec.msgpack.encode(line)[: LINE_BYTES - _HEAD.size]
-        (count,) = _COUNT.unpack_from(self._map, self._own)
-        start = self._own + LINE_BYTES * (1 + count % LINES)
-        cell = _HEAD.pack(count + 1, len(payload), xxh3_64_intdigest(payload)) + payload
-        self._map[start : start + len(cell)] = cell
-        _COUNT.pack_into(self._map, self._own, count + 1)
+        """Add a line, in the place of the oldest of this process."""
+        self._cells.write(self._first + self._next % LINES, msgspec.msgpack.encode(line))
+        self._next += 1
 
-    def since(self, counts: Sequence[int]) -> tuple[list[LogLine], list[int]]:
-        """Return the lines after so many of each process, by time, and how many there are of each now."""
-        lines, now = list[LogLine](), list[int]()
-        for process, known in enumerate(counts):
-            (count,) = _COUNT.unpack_from(self._map, process * _RING_BYTES)
-            now.append(count)
-            for number in range(max(known, count - LINES), count):
-                line = self._read(process, number)
-                if line is not None:
-                    lines.append(line)
-        return sorted(lines, key=lambda line: line.at), now
+    def lines(self, after: float = 0.0) -> list[LogLine]:
+        """Return the lines after a Unix time, by time."""
+        read = (self._read(cell) for cell in range(self._processes * LINES))
+        return sorted((line for line in read if line is not None and line.at > after), key=lambda line: line.at)
 
-    def _read(self, process: int, number: int) -> LogLine | None:
-        """Return a line; None for one that is being written over."""
-        start = process * _RING_BYTES + LINE_BYTES * (1 + number % LINES)
-        cell = self._map[start : start + LINE_BYTES]
-        written, length, checksum = _HEAD.unpack_from(cell)
-        payload = cell[_HEAD.size : _HEAD.size + length]
-        if written != number + 1 or xxh3_64_intdigest(payload) != checksum:
-            return None
-        return msgspec.msgpack.decode(payload, type=LogLine)
+    def _read(self, cell: int) -> LogLine | None:
+        payload = self._cells.read(cell)
+        return None if payload is None else msgspec.msgpack.decode(payload, type=LogLine)
 
 
 class SharedLogHandler(logging.Handler):

@@ -146,7 +146,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         deny_list,
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
-        KeptLists(),
+        KeptLists(settings.workers),
         SharedLog(settings.workers + 2),  # the workers', the admin process's and the parent's
         LogStream(STDERR),
         addresses.service,

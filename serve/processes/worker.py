@@ -237,7 +237,7 @@ def _write(context: ProcessContext, number: int, reader: TieredReader, state: Wo
     context.guard.uses.record()
     context.metrics.count_in(DROPPED_LINES, number=context.stderr.report_dropped())
     if (first := reader.first_served) is not None:
-        context.kept.keep(*first)
+        context.kept.keep(number, *first)
 
 
 def _dispatcher(

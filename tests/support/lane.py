@@ -142,7 +142,7 @@ class Pair:
 
 def connected(server: HttpServer) -> tuple[Connection, MemoryTransport]:
     """Connect to a server in memory; return its end and the client's."""
-    connection = Connection(server, "127.0.0.1", "")
+    connection = Connection(server)
     transport = MemoryTransport(connection)
     connection.connection_made(transport)
     return connection, transport

@@ -170,7 +170,7 @@ async def test_what_waits_to_be_accepted_when_the_port_closes_is_taken_and_not_r
     with ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
         taken = list[socket.socket]()
-        acceptor = Acceptor(listening, lambda accepted, _: taken.append(stack.enter_context(accepted)))
+        acceptor = Acceptor(listening, lambda accepted: taken.append(stack.enter_context(accepted)))
         address = listening.getsockname()
         waiting = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
         acceptor.close()

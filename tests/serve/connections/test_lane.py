@@ -264,7 +264,7 @@ async def test_tokens_and_clients_with_too_many_connections_are_left_to_aiohttp(
             await pair.check(*map(get, some))
         for server in (pair.lane, pair.plain):
             for status in (200, 429):
-                connection = Connection(server, "127.0.0.1")
+                connection = Connection(server)
                 transport = MemoryTransport(connection)
                 server.registry.add(connection)
                 connection.connection_made(transport)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.connections.limits import source_of, within_memory
+from hotplate.serve.connections.limits import within_memory
 from hotplate.serve.settings import Limits
 from tests.support.limited_service import (
     MB,
@@ -272,7 +272,7 @@ def test_the_admin_listener_refuses_what_a_worker_refuses_and_closes_what_is_idl
 def test_thousands_of_connections_are_served(store: Path, count: int, most_mb: float) -> None:
     if not allow_files(count + 500):
         pytest.skip(f"no process here may open {count + 500} files")
-    with limited(store, connections=count + 1, per_address=count + 1) as service, sockets(service, count) as held:
+    with limited(store, connections=count + 1) as service, sockets(service, count) as held:
         until(lambda: service.get("/readyz").status == 200, "it is not ready")
         for connection in held:
             connection.sendall(GET)
@@ -417,30 +417,6 @@ def test_a_deadline_that_has_passed_is_not_worked_for(service: Service) -> None:
         answer = service.request("POST", "/v1/recommendations", body, X_Request_Timeout_Ms=given)
         assert answer.status == status
     assert shed(service, "deadline") >= 2
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
-def test_one_address_has_only_its_part_of_the_connections_also_if_it_is_of_ipv4_and_the_socket_of_ipv6(
-    store: Path, host: str
-) -> None:
-    if host == "::" and not socket.has_dualstack_ipv6():
-        pytest.skip("this machine has no IPv6")
-    with limited(store, host=host, per_address=5) as service, sockets(service, 5):
-        until(lambda: service.get("/v1/popular").status == 503, "none is refused")
-        assert shed(service, "address") >= 1
-        if host == "::":
-            with socket.create_connection(("::1", service.port), timeout=WAIT_S) as other:
-                assert answers(other), "another address has a part of its own"
-    proxies = ["127.0.0.0/8"]
-    with limited(store, host=host, per_address=5, trusted_proxies=proxies) as service, sockets(service, 5) as held:
-        assert all(map(answers, held))
-        assert service.get("/v1/popular").status == 200, "the proxy is not trusted"
-
-
-def test_a_client_of_ipv6_is_counted_by_its_network() -> None:
-    counted_by = [source_of(address) for address in ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1")]
-    assert counted_by[0] == counted_by[1] != counted_by[2]
-    assert source_of("::ffff:192.0.2.1") == source_of("192.0.2.1") != source_of("192.0.2.2")
 
 
 def test_a_page_can_read_why_its_connection_is_refused(store: Path) -> None:
