@@ -192,7 +192,7 @@ def train(
         except DataError as error:
             raise DataError(f"{named_paths(settings.data[:1])}: {error}") from error
         interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
-        settings, learnable = _split(settings, matrix, on_notice)
+        settings, parts = _split(settings, matrix, on_notice)
         standing = matrix.standing()
         fitting = fit_s(settings.params, standing.user_items)
         if settings.tuning is None and fitting > _LONG_FIT_S:
@@ -207,9 +207,11 @@ def train(
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             pairs = int(matrix.user_items.nnz)
-            search, tuning_note = _search(pairs, learnable, settings, journal, report=on_progress, on_notice=on_notice)
+            search, tuning_note = _search(
+                pairs, _learnable(matrix, parts), settings, journal, report=on_progress, on_notice=on_notice
+            )
     params = search.trials[search.best].params if search else settings.params
-    recent = _recent(learnable, settings, search, journal)
+    recent = _recent(_learnable(matrix, parts), settings, search, journal)
     best = [search.trials[each].params for each in search.best_of_each] if search else []
     baselines = list({engine_of(each): each for each in (*BASELINES, *best, recent)}.values())
     data = _description(interactions, settings) | {"test": about_test}
@@ -221,8 +223,9 @@ def train(
             how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent}
             how["on_iteration"] = partial(on_progress, "evaluate")
             evaluation, note = _kept_evaluation(
-                folder / f"evaluation-{key}.json", lambda: _evaluate(judged, test, params, settings, how)
+                folder / f"evaluation-{key}.json", lambda: _evaluate(judged, test or parts, params, settings, how)
             )
+    parts = None  # the last fit takes the memory that they hold
 
     def learn() -> Model:
         rows, length = interactions.segments, settings.popular_length
@@ -288,6 +291,10 @@ def _revived(kind: Any, value: Any) -> Any:  # noqa: ANN401 -- any type
 Learnable = tuple[UserItems, History | None]
 
 
+def _learnable(matrix: Matrix, parts: Parts | None) -> Learnable:
+    return (matrix.user_items, matrix.history) if parts is None else (parts.train, parts.history)
+
+
 def _search(
     pairs: int, learnable: Learnable, settings: TrainSettings, journal: Path, *, report: OnStage, on_notice: Notice
 ) -> tuple[Search | None, str]:
@@ -312,19 +319,19 @@ def _search(
     return search, f"{pairs:,} pairs are too few to hold some back, so the parameters were not searched."
 
 
-def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[TrainSettings, Learnable]:
-    """Return the split that the data allow, with their core, and what the evaluation learns from: all before its test.
+def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[TrainSettings, Parts | None]:
+    """Return the split that the data allow, with their core, and its parts; None if all data may be learnt from.
 
     If it is another split than the default, a notice says so.
     """
     everything = matrix.user_items, matrix.history
     if settings.split is None:
-        return settings, everything
+        return settings, None
     core = {"min_per_user": settings.min_per_user, "min_per_item": settings.min_per_item}
     wanted, is_auto = SplitOptions(**asdict(settings.split) | core), isinstance(settings.split, AutoSplit)
     drawn = replace(wanted, kind="by-item")
     if settings.test:  # only the search splits
-        return replace(settings, split=drawn if is_auto and matrix.history is None else wanted), everything
+        return replace(settings, split=drawn if is_auto and matrix.history is None else wanted), None
     if is_auto and matrix.history is None:
         wanted = drawn
         on_notice(
@@ -339,7 +346,7 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[
             f"a cut in time leaves {tested} users to test, so the lists are tested on a random draw, which flatters; "
             "--split by-time does it all the same"
         )
-    return replace(settings, split=wanted), (parts.train, parts.history)
+    return replace(settings, split=wanted), parts
 
 
 def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None, journal: Path) -> PopularityParams:
@@ -353,14 +360,17 @@ def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None
 
 
 def _evaluate(
-    matrix: Matrix, test: KnownPairs | None, params: Params, settings: TrainSettings, how: dict[str, Any]
+    matrix: Matrix, held_back: KnownPairs | Parts | None, params: Params, settings: TrainSettings, how: dict[str, Any]
 ) -> tuple[Evaluation | None, str]:
-    """Evaluate on the test files or a split, with *how* of `evaluate_parts`; or say why not."""
-    if test is not None:
+    """Evaluate on the pairs of test files or on a split, with *how* of `evaluate_parts`; or say why not."""
+    if isinstance(held_back, KnownPairs):
         note = f"No pair of {named_paths(settings.test)} can be tested on, so there was no evaluation."
-        parts = Parts.of(matrix.user_items, test.user_items, matrix.history)
-        return (evaluate_parts(parts, params, **how) if test.new else None), note
+        parts = Parts.of(matrix.user_items, held_back.user_items, matrix.history)
+        return (evaluate_parts(parts, params, **how) if held_back.new else None), note
     assert settings.split is not None  # noqa: S101 -- `train` has looked
+    is_made = held_back is not None and settings.seeds == settings.split.pieces == 1
+    if held_back is not None and is_made and held_back.train.nnz and held_back.test.nnz:
+        return replace(evaluate_parts(held_back, params, **how), split=settings.split), ""
     note = (
         f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
         "test on, so there was no evaluation."

@@ -326,6 +326,8 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
         f"{kind}: {evaluation.test_pairs:,} pairs of {tested.users:,} users held back, "
         f"measured at {evaluation.k} (± half of the 95 % interval)"
     )
+    if evaluation.drawn_from:
+        out.print(f"  drawn at random from {evaluation.drawn_from:,} users; the intervals say what that costs")
     if evaluation.cold_pairs:
         out.print(
             f"  {evaluation.cold_pairs:,} of the pairs are of items without an interaction in what was learnt from"

@@ -35,6 +35,11 @@ from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
 from hotplate.stores.keys import OVERALL
 
+# The metrics of so many users have intervals of a few percent; to rank more would cost more than the fit. Of a large
+# catalogue fewer are ranked, so that there are at most so many pairs of user and item, but not fewer than the least.
+MOST_TESTED = 20_000
+_MOST_RANKED = 1_000_000_000
+_LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
 # Makes [users, k] from what was learnt of a split: the users' own lists, and what they are served.
 MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
@@ -74,7 +79,7 @@ class Evaluation:
     *split* is None if the test data were given. Of several *runs*, which are seeds or pieces of the log, the metrics
     are means, and intervals are over them; of one, intervals are over users. *cold_pairs*
     of the test are of items without an interaction in train, which no engine can find. *leads* are in the order of
-    *baselines*.
+    *baselines*. *drawn_from* is the number of users that could be tested, if only some of them were.
     """
 
     split: SplitOptions | None
@@ -86,6 +91,7 @@ class Evaluation:
     runs: int = 1
     cold_pairs: int = 0
     leads: tuple[Lead, ...] = ()
+    drawn_from: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values; the model's metrics stand under `model` by their names."""
@@ -99,6 +105,7 @@ class Evaluation:
             "train_pairs": self.train_pairs,
             "test_pairs": self.test_pairs,
             "cold_pairs": self.cold_pairs,
+            "users_drawn_from": self.drawn_from,
             "engine": self.model.engine,
             "params": asdict(self.model.params),
             "model": model,
@@ -199,8 +206,12 @@ def evaluate_parts(
 ) -> Evaluation:
     """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs.
 
-    *learnt* is what *params* learn from the train part, if that is known.
+    *learnt* is what *params* learn from the train part, if that is known. At most 20,000 users are tested, drawn at
+    random, fewer with more than 50,000 items.
     """
+    testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
+    most = min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED // parts.test.shape[1]))
+    parts = parts.sampled(most, seed=0)
     model = evaluate_engine(parts, params, k, on_iteration, popular=popular, make=make, learnt=learnt)
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, popular=popular) for each in others)
@@ -214,6 +225,7 @@ def evaluate_parts(
         baselines=results,
         cold_pairs=int(np.count_nonzero(~known[parts.test.indices])),
         leads=tuple(_lead(_apart(model, each)) for each in results),
+        drawn_from=testable if testable > most else None,
     )
 
 

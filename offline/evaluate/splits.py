@@ -107,6 +107,15 @@ class Parts(NamedTuple):
         """When each pair of train was first seen, in the order of its data; None if the data have no times."""
         return None if self.history is None else self.history.first_times(self.train)
 
+    def sampled(self, most: int, seed: int) -> "Parts":
+        """Return the same with the test of *most* users, drawn at random, or of all if there are not more."""
+        tested = np.flatnonzero(np.diff(self.test.indptr))
+        if len(tested) <= most:
+            return self
+        drawn = np.zeros(self.test.shape[0], dtype=np.bool_)
+        drawn[np.random.default_rng(seed).permutation(tested)[:most]] = True
+        return self._replace(test=part(self.test, np.repeat(drawn, np.diff(self.test.indptr))))
+
     @classmethod
     def of(cls, train: UserItems, test: UserItems, history: History | None = None, *, repeats: bool = False) -> "Parts":
         """Return parts that were made elsewhere: canonical csr matrices of one shape, *history* that of train.

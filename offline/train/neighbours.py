@@ -12,7 +12,16 @@ from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import SettingError, require_at_least
-from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user_items, users_per_item
+from hotplate.offline.input.matrix import (
+    Allowed,
+    Floats,
+    Indices,
+    UserItems,
+    are_among,
+    cells_of,
+    check_user_items,
+    users_per_item,
+)
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
@@ -26,6 +35,8 @@ RECOMMENDERS = {
 }
 # Rows of similarities that are cut to the nearest at once: bounds the memory besides them.
 _CUT_AT_ONCE = 1024
+# Up to this share of users times items that are scored, sorting the scores takes less than a table.
+_SPARSE = 0.05
 # So many are kept of each item for lists of similar items, even where fewer make the lists of users better.
 _KEPT = 101
 
@@ -66,12 +77,38 @@ class Neighbours:
     """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     floor: ClassVar[float] = 0.0
-    recommend, similar_items, fold_in = ranking.recommend, ranking.similar_items, ranking.itself
+    similar_items, fold_in = ranking.similar_items, ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
         """Any users, and how many items it knows."""
         return None, self.similarity.shape[0]
+
+    def recommend(
+        self,
+        user_items: UserItems,
+        users: Indices,
+        n: int,
+        *,
+        keep_seen: bool = False,
+        allowed: Allowed = None,
+    ) -> tuple[Indices, Floats]:
+        """Return what `ranking.recommend` does; where few items are scored, without a table of all of them."""
+        size = self.similarity.shape[0]
+        links = float(np.diff(self._nearest.indptr).mean())
+        if user_items[users].nnz * links > _SPARSE * size * max(1, len(users)):
+            return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
+
+        def score(batch: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
+            rows = user_items[batch]
+            scores = (rows @ self._nearest).tocsr()
+            if self.recent is not None:
+                scores.data *= self.recent[scores.indices]
+            if not keep_seen:
+                scores.data[are_among(cells_of(rows), cells_of(scores))] = 0
+            return scores
+
+        return ranking.best_of_sparse(score, users, min(n, size), allowed)
 
     def score(self, rows: UserItems, _users: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
         """Sum up the similarities to what users have."""

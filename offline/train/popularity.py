@@ -10,13 +10,25 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
-from hotplate.offline.input.matrix import Floats, Indices, Matrix, Times, UserItems, check_user_items, decay
+from hotplate.offline.input.matrix import (
+    Allowed,
+    Floats,
+    Indices,
+    Matrix,
+    Times,
+    UserItems,
+    are_among,
+    cells_of,
+    check_user_items,
+    decay,
+)
 from hotplate.offline.train import ranking
 
 # The service keeps every popular list in memory.
 MAX_SEGMENTS = 1000
-# Equal counts are in the order of their items: what each item loses more than the one before it, in float64.
-_TIE = 2.0**-50
+# Bounds the memory of a batch of popular lists; a list that is short without what the user has is made longer.
+_RANKED_AT_ONCE = 4096
+_DEEPER = 4
 # An item that was not chosen recently keeps so much of its score, before the power: it ranks last, but it has a rank.
 _LEAST = 1e-3
 
@@ -90,17 +102,41 @@ class Popularity:
 
     recent: ClassVar[None] = None
     floor: ClassVar[float] = 0.0
-    recommend, similar_items, fold_in = ranking.recommend, ranking.similar_items, ranking.itself
+    similar_items, fold_in = ranking.similar_items, ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
         """Any users, and how many items it knows."""
         return None, len(self.counts)
 
-    def score(self, _rows: UserItems, users: Indices) -> npt.NDArray[np.float64]:
-        """Return the counts, lowered by so little, the more the higher the item, that float32 does not keep it."""
-        ordered = self.counts * (1 - np.arange(len(self.counts)) * _TIE)
-        return np.repeat(ordered[None], len(users), axis=0)
+    def recommend(
+        self,
+        user_items: UserItems,
+        users: Indices,
+        n: int,
+        *,
+        keep_seen: bool = False,
+        allowed: Allowed = None,
+    ) -> tuple[Indices, Floats]:
+        """Return what `ranking.recommend` does, from one ranking: a user's list is its head without the user's items.
+
+        A table of scores [users, items] would cost as much as a personal engine.
+        """
+        require_at_least("The length of a list", n)
+        if user_items.shape[1] != len(self.counts):
+            raise ValueError(f"user_items is {user_items.shape}, but {self.shape} was learnt from")
+        counts = self.counts if allowed is None else np.where(allowed, self.counts, 0)
+        order = by_popularity(counts)[: np.count_nonzero(counts > self.floor)]
+        n = min(n, len(self.counts))
+        items = np.full((len(users), n), -1, dtype=np.int32)
+        for start in range(0, len(users), _RANKED_AT_ONCE):
+            rows = user_items[users[start : start + _RANKED_AT_ONCE]]
+            items[start : start + len(rows.indptr) - 1] = _heads(order, rows, n, keep_seen=keep_seen)
+        return items, np.where(items >= 0, self.counts[items], np.float32(0))
+
+    def score(self, _rows: UserItems, users: Indices) -> Floats:
+        """Return the counts as a table, for rankers that are combined with popularity."""
+        return np.repeat(self.counts[None], len(users), axis=0)
 
     def similarities(self, items: Indices) -> Floats:
         """Return no similar items, for popularity compares none."""
@@ -114,6 +150,24 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
     """
     check_user_items(user_items)
     return Popularity(recent_popularity(user_items, times, params.half_life_days).astype(np.float32))
+
+
+def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
+    """Return [users, n], the first items of *order* that each row of *rows* lacks; none for an empty row."""
+    has = np.diff(rows.indptr)
+    found = np.full((len(has), n), -1, dtype=np.int32)
+    waiting, depth = np.flatnonzero(has), n
+    while len(waiting):
+        head = order[:depth]
+        listed = np.tile(head, (len(waiting), 1))
+        if not keep_seen:
+            own = waiting.astype(np.int64)[:, None] * rows.shape[1] + head
+            listed[are_among(cells_of(rows), own)] = -1
+        first = np.argsort(listed < 0, axis=1, kind="stable")[:, :n]
+        found[waiting, : first.shape[1]] = np.take_along_axis(listed, first, axis=1)
+        waiting = waiting[found[waiting, -1] < 0] if depth < len(order) else waiting[:0]
+        depth *= _DEEPER
+    return found
 
 
 def by_popularity(counts: npt.NDArray[Any]) -> Indices:

@@ -85,6 +85,28 @@ def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = 
     return _best(score, items, ranker, min(n, ranker.shape[1] - 1), allowed)
 
 
+def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> tuple[Indices, Floats]:
+    """Return the *n* highest scores above 0 of each row, as `recommend` orders them, of scores that are a csr_matrix.
+
+    What is not stored is not listed.
+    """
+    require_at_least("The length of a list", n)
+    items = np.full((len(rows), n), -1, dtype=np.int32)
+    found = np.zeros((len(rows), n), dtype=np.float32)
+    for start in range(0, len(rows), _RANKED_AT_ONCE):
+        scores = score(rows[start : start + _RANKED_AT_ONCE])
+        kept = scores.data > 0 if allowed is None else (scores.data > 0) & allowed[scores.indices]
+        of_row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))[kept]
+        ids, values = scores.indices[kept], scores.data[kept]
+        order = np.lexsort((ids, -values, of_row))
+        of_row, ids, values = of_row[order], ids[order], values[order]
+        rank = np.arange(len(of_row)) - np.searchsorted(of_row, of_row)
+        best = rank < n
+        items[start + of_row[best], rank[best]] = ids[best]
+        found[start + of_row[best], rank[best]] = values[best]
+    return items, found
+
+
 def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
     """Fold users in where lists are made of nothing but what a user has: the ranker stays as it is."""
     return ranker

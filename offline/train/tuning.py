@@ -16,7 +16,7 @@ from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import Values, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, Times, UserItems, part
+from hotplate.offline.input.matrix import History, Times, UserItems
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.cells import beyond, default_cells, draw
 from hotplate.offline.train.engine import (
@@ -221,10 +221,8 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
         parts = split(user_items, history, each)
         if not (parts.train.nnz and parts.test.nnz):
             return []
-        tested = np.random.default_rng(options.seed).permutation(np.flatnonzero(np.diff(parts.test.indptr)))
-        drawn = np.zeros(user_items.shape[0], dtype=np.bool_)
-        drawn[tested[: max(1, _RANKED // (user_items.shape[1] * len(options.draws)))]] = True
-        found.append(parts._replace(test=part(parts.test, np.repeat(drawn, np.diff(parts.test.indptr)))))
+        most = max(1, _RANKED // (user_items.shape[1] * len(options.draws)))
+        found.append(parts.sampled(most, options.seed))
     return found
 
 

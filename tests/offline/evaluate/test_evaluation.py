@@ -126,3 +126,17 @@ def test_pairs_of_items_that_nobody_has_are_counted() -> None:
     test[:7, 3] = test[0, 4] = 1
     parts = Parts.of(csr_matrix(train), csr_matrix(test))
     assert evaluate_parts(parts, PopularityParams(), k=5).cold_pairs == 7
+
+
+def test_of_many_users_a_draw_is_tested_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(matrix_of(board()), PARAMS, k=5)
+    monkeypatch.setattr("hotplate.offline.evaluate.evaluation.MOST_TESTED", 20)
+    drawn = evaluate(matrix_of(board()), PARAMS, k=5)
+    assert whole is not None
+    assert drawn is not None
+    assert whole.drawn_from is None
+    assert [each.metrics.users for each in (drawn.model, *drawn.baselines)] == [20, 20, 20]
+    assert drawn.drawn_from == drawn.to_json()["users_drawn_from"] == whole.model.metrics.users
+    assert drawn.train_pairs == whole.train_pairs, "all users are learnt from"
+    low, high = drawn.model.metrics.intervals["ndcg"]
+    assert low <= whole.model.metrics.ndcg <= high

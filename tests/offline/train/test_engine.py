@@ -1,7 +1,7 @@
 """What every engine promises, on a checkerboard and on its edges; and popular lists, which all of them fall back to."""
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -34,6 +34,7 @@ from hotplate.offline.train.popularity import (
     popular_by_segment,
     recent_popularity,
 )
+from hotplate.offline.train.ranking import recommend
 from tests.support.interactions import ROUNDING, checkerboard
 
 SIZE = 50
@@ -389,3 +390,35 @@ def test_no_fit_begins_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     for params, instead in ((ALSParams(factors=2), "on a Spark cluster"), (EASEParams(), "with --engine als")):
         with pytest.raises(DataError, match=f"Learning takes about .*{instead}"):
             fit(user_items.astype(np.float32), params)
+
+
+def test_popular_lists_are_heads_of_one_ranking_without_a_table_of_scores(
+    board: UserItems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("hotplate.offline.train.popularity.Popularity.score")
+    popular, has = fit(board, PopularityParams()), board.toarray() > 0
+    order = np.argsort(-has.sum(axis=0), kind="stable")
+    options: tuple[dict[str, Any], ...] = ({}, {"keep_seen": True}, {"allowed": everyone() > 2})
+    for how in options:
+        items, scores = popular.recommend(board, everyone(), 4, **how)
+        for user in everyone().tolist():
+            allowed = how.get("allowed", everyone() >= 0)
+            best = [item for item in order if allowed[item] and ("keep_seen" in how or not has[user, item])]
+            assert items[user].tolist() == best[:4]
+        assert np.array_equal(scores, has.sum(axis=0)[items])
+
+
+def test_sparse_scores_give_the_lists_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    has = csr_matrix((rng.random((60, 300)) < 0.03).astype(np.float32))
+    users, allowed = np.arange(60, dtype=np.int32), np.arange(300) % 3 > 0
+    times = rng.integers(0, 10**12, has.nnz)
+    for recency in (None, Recency(2.0, 1.0)):
+        ranker = fit(has, NeighbourParams("tfidf", 5, recency=recency), times=times)
+        monkeypatch.setattr("hotplate.offline.train.neighbours._SPARSE", 1.0)
+        options: tuple[dict[str, Any], ...] = ({}, {"keep_seen": True}, {"allowed": allowed})
+        for how in options:
+            items, scores = ranker.recommend(has, users, 7, **how)
+            table, values = recommend(ranker, has, users, 7, **how)
+            assert np.allclose(scores, values, rtol=1e-6)
+            assert (items == table)[scores != scores.min(axis=1, keepdims=True)].all(), "equals at the end may differ"
