@@ -19,8 +19,9 @@ from hotplate.bench.progress import handling
 from hotplate.stores.cosmos.charges import KB
 from hotplate.stores.cosmos.containers import Containers, open_containers
 from hotplate.stores.cosmos.items import Account, container_of, item_bytes, name_of, to_item
-from hotplate.stores.cosmos.requests import DEADLINE_S, KeySigner, RequestBuilder
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.retry import DEADLINE_S
+from hotplate.stores.cosmos.signed import RequestBuilder, SignedClient
+from hotplate.stores.cosmos.signers import KeySigner
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import Checksum, Item, encode
@@ -148,7 +149,7 @@ class Sandbox:
         """Make a container, and the database with the first one."""
         self._used = True  # before the request: an answer that is lost leaves a database, too
 
-        async def create(_: RestClient, containers: Containers) -> None:
+        async def create(_: SignedClient, containers: Containers) -> None:
             await containers.create_database()
             await containers.create_container(container, throughput)
 
@@ -166,7 +167,7 @@ class Sandbox:
             for start in range(0, len(rows), BATCH):
                 yield rows[start : start + BATCH]
 
-        client = RestClient(self.address, spent)
+        client = SignedClient(self.address, spent)
         store = CosmosStore(self.address, client, partial(open_containers, self.address, spent))
         try:
             plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
@@ -196,10 +197,11 @@ class Sandbox:
         if self._used:
             raise BenchFailed(f"{self.address.shown} could not be dropped, and costs money until you drop it")
 
-    def _run(self, operation: Callable[[RestClient, Containers], Awaitable[T]]) -> T:
+    def _run(self, operation: Callable[[SignedClient, Containers], Awaitable[T]]) -> T:
+        """Run an operation over connections that are closed again. Raises StoreError if the account refuses it."""
 
         async def run() -> T:
-            client, containers = RestClient(self.address), open_containers(self.address)
+            client, containers = SignedClient(self.address), open_containers(self.address)
             try:
                 return await operation(client, containers)
             finally:

@@ -32,8 +32,9 @@ from hotplate.stores.cosmos.errors import (
     first_line,
 )
 from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
-from hotplate.stores.cosmos.requests import DEADLINE_S, default_credential
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.retry import DEADLINE_S
+from hotplate.stores.cosmos.signed import SignedClient
+from hotplate.stores.cosmos.signers import default_credential
 from hotplate.stores.cosmos.url import KEY, Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Observer
@@ -211,17 +212,15 @@ class CosmosAccount:
         return error
 
 
-class SdkClient(RestClient):
+class SdkClient(SignedClient):
     """Reads items by azure-cosmos where lookups read them; publishers' requests are signed here."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         super().__init__(address, observer)
         self._account = CosmosAccount(address, observer)
 
-    async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> CosmosItem | None:
-        """See `RestClient`."""
-        if fresh:
-            return await super().read(container, name, timeout_s, fresh=True)
+    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        """See `SignedClient`."""
         return await self._account.read(container, name, timeout_s)
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:

@@ -10,18 +10,14 @@ StoreError
 
 import re
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import orjson
 
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled
 from hotplate.stores.http1 import RequestFailed, Response
-from hotplate.stores.store import Observer
-
-T = TypeVar("T")
 
 # What went wrong with one attempt, as metrics name it.
 ErrorKind = Literal[
@@ -254,65 +250,22 @@ def _integer(value: bytes | None) -> int | None:
     return int(value[:9]) if value is not None and value.isdigit() else None
 
 
-class ResponseTranslator:
-    """Turns what comes back into our values and errors, and reports it to the observer; lives as long as its client."""
+def charge_in(response: Response) -> float:
+    """Return a response's charge; 0 if it does not say. Raises MalformedResponse."""
+    value = response.header(CHARGE_HEADER)
+    try:
+        ru = 0.0 if value is None else float(value)
+    except ValueError:
+        ru = -1.0
+    if not 0.0 <= ru <= MAX_CHARGE_RU:
+        raise MalformedResponse("a charge that is not a number of request units")
+    return ru
 
-    def __init__(
-        self, where: str, observer: Observer | None, clock: Callable[[], float], *, unauthorized_advice: str
-    ) -> None:
-        """Take the store's URL without secrets, who counts, and what to do where the service does not let us in."""
-        self.where = where
-        self._observer = observer
-        self._clock = clock
-        self._unauthorized_advice = unauthorized_advice
 
-    def charge(self, response: Response) -> float:
-        """Report a response's charge, and return it; 0 if it does not say. Raises MalformedResponse."""
-        value = response.header(CHARGE_HEADER)
-        try:
-            ru = 0.0 if value is None else float(value)
-        except ValueError:
-            ru = -1.0
-        if not 0.0 <= ru <= MAX_CHARGE_RU:
-            raise MalformedResponse("a charge that is not a number of request units")
-        if self._observer is not None:
-            self._observer.charged(ru)
-        return ru
-
-    def count(self, error: StoreError) -> None:
-        """Report an attempt that failed."""
-        if self._observer is not None and isinstance(error, CosmosUnavailable | CosmosThrottled):
-            self._observer.failed(error.kind)
-
-    def no_response(self, failure: RequestFailed) -> CosmosUnavailable:
-        """Report and translate an attempt without a response."""
-        sentence = f"{self.where} {NO_RESPONSE[failure.kind]}{_connection_error(failure.__cause__)}"
-        error = CosmosUnavailable(sentence, failure.kind, retry_after_s=failure.retry_after_s)
-        self.count(error)
-        return error
-
-    def malformed(self, cause: MalformedResponse) -> CosmosUnavailable:
-        """Report and translate a response that makes no sense."""
-        error = CosmosUnavailable(f"{self.where} sent {cause}", "malformed")
-        self.count(error)
-        return error
-
-    def parse(self, read: Callable[[], T]) -> T:
-        """Return what *read* makes of a response; raises CosmosUnavailable if that is MalformedResponse."""
-        try:
-            return read()
-        except MalformedResponse as error:
-            raise self.malformed(error) from error
-
-    def error(self, response: Response) -> StoreError:
-        """Report and translate a response that is not a success."""
-        try:
-            self.charge(response)
-            error = error_for(error_response(response, self._clock()), self.where, self._unauthorized_advice)
-        except MalformedResponse as malformed:
-            return self.malformed(malformed)
-        self.count(error)
-        return error
+def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
+    """Return our error for an attempt without a response."""
+    sentence = f"{where} {NO_RESPONSE[failure.kind]}{_connection_error(failure.__cause__)}"
+    return CosmosUnavailable(sentence, failure.kind, retry_after_s=failure.retry_after_s)
 
 
 def _connection_error(cause: BaseException | None) -> str:

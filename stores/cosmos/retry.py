@@ -10,6 +10,9 @@ from hotplate.stores.throttle import Backoff
 
 T = TypeVar("T")
 
+# When any operation but a lookup is given up; the service itself ends operations then.
+DEADLINE_S = 5.0
+
 # Budget that was not spent in time may be caught up with, up to this much time's worth; never more at once.
 BURST_S = 0.1
 

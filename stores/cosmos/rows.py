@@ -18,6 +18,7 @@ from hotplate.stores.cosmos.items import (
     STATE,
     CosmosItem,
     ItemWritten,
+    VersionedItem,
     batch_name,
     container_of,
     item_bytes,
@@ -25,9 +26,8 @@ from hotplate.stores.cosmos.items import (
     to_item,
     value_of,
 )
-from hotplate.stores.cosmos.requests import DEADLINE_S
-from hotplate.stores.cosmos.rest import RestClient
 from hotplate.stores.cosmos.retry import Retrier, for_each
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
 from hotplate.stores.keys import META, KeySpan, bounds, merged, pack
 from hotplate.stores.store import BATCH_ROWS, Row, not_found, sealed, taken_over
@@ -51,7 +51,7 @@ ConfirmWriter = Callable[[], Awaitable[None]]
 class ReleaseRows:
     """Writes, acknowledges and scans rows within a budget of request units; lives as long as its store."""
 
-    def __init__(self, items: RestClient, retrier: Retrier, charges: Charges) -> None:
+    def __init__(self, items: SignedClient, retrier: Retrier, charges: Charges) -> None:
         self._items = items
         self._retrier = retrier
         self._charges = charges
@@ -69,7 +69,7 @@ class ReleaseRows:
         state = {"id": STATE, "state": DRAFT, "writer": draft.writer}
         done = (await self._retrier.until_visible(partial(self._items.create, container, state))).done
         while not done:  # not done: there is one already, or somebody else changed it first
-            item, etag, _ = await self._retrier.call(partial(self._items.read_versioned, container, STATE))
+            item, etag, _ = await self._retrier.call(partial(self._items.read_fresh, container, STATE))
             if item is None:
                 raise not_found(draft)
             if item["state"] != DRAFT:
@@ -128,6 +128,20 @@ class ReleaseRows:
             if last := counts.get(series, 0):
                 return bounds(await self._packed(container, series, last))[1]
         return None
+
+    async def erase(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+        """Delete rows of a release, and return how many there were."""
+        container, deleted = container_of(release), 0
+
+        async def erase(key: str) -> None:
+            nonlocal deleted
+            delete = partial(self._items.delete, container, name_of(key))
+            written = await self._retrier.with_budget(self._charges.delete(0, 0), delete, lambda done: done.charge_ru)
+            deleted += written.done
+
+        await self.check(release)
+        await for_each(keys, erase)
+        return deleted
 
     async def seal(self, draft: DraftRef) -> None:
         """Turn a draft into a release that takes no more rows."""
@@ -236,7 +250,7 @@ class ReleaseRows:
         container = container_of(draft)
         done = False
         while not done:  # not done: somebody else changed it first
-            item, etag, _ = await self._retrier.call(partial(self._items.read_versioned, container, STATE))
+            item, etag, _ = await self._retrier.call(partial(self._items.read_fresh, container, STATE))
             if item is None:
                 raise not_found(draft)
             if item["state"] == unless:
@@ -268,9 +282,8 @@ class ReleaseRows:
 
     async def _read(self, container: str, name: str) -> CosmosItem | None:
         """Read an item as a publisher does, out of the budget."""
-        return await self._retrier.with_budget(
-            self._charges.read(0), lambda: self._items.read(container, name, DEADLINE_S, fresh=True), self._read_charge
-        )
+        read = partial(self._items.read_fresh, container, name)
+        return (await self._retrier.with_budget(self._charges.read(0), read, self._read_charge)).item
 
     async def _read_again(self, container: str, name: str) -> CosmosItem | None:
         """Read twice more what should be there: the replica that responded may be behind others."""
@@ -280,10 +293,10 @@ class ReleaseRows:
                 return found
         return None
 
-    def _read_charge(self, found: CosmosItem | None) -> float:
-        if found is None:
+    def _read_charge(self, found: VersionedItem) -> float:
+        if found.item is None:
             return self._charges.not_found(strong=False)
-        return self._charges.read(item_bytes(found))
+        return self._charges.read(item_bytes(found.item))
 
 
 def _ours(item: CosmosItem) -> CosmosItem:

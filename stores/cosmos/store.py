@@ -28,10 +28,9 @@ from hotplate.stores.cosmos.items import (
     to_item,
     value_of,
 )
-from hotplate.stores.cosmos.requests import DEADLINE_S
-from hotplate.stores.cosmos.rest import RestClient
-from hotplate.stores.cosmos.retry import RateLimiter, Retrier
+from hotplate.stores.cosmos.retry import DEADLINE_S, RateLimiter, Retrier
 from hotplate.stores.cosmos.rows import ReleaseRows
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
 from hotplate.stores.store import (
@@ -45,6 +44,7 @@ from hotplate.stores.store import (
     ProvisionedStore,
     PublishCounts,
     Row,
+    RowEraser,
     Slot,
     not_found,
     taken_over,
@@ -64,7 +64,7 @@ NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
 CatalogueVersion = tuple[str, int, str]
 
 
-class CosmosStore(Diagnosed, ProvisionedStore):
+class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
     """One database of one account; an instance belongs to one event loop and process."""
 
     batch = 64
@@ -75,7 +75,7 @@ class CosmosStore(Diagnosed, ProvisionedStore):
     def __init__(
         self,
         address: Address,
-        items: RestClient,
+        items: SignedClient,
         open_containers: Callable[[], Containers],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -262,7 +262,7 @@ class CosmosStore(Diagnosed, ProvisionedStore):
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         await self._retrier.call(self._catalogue.check_single_writer)
-        item, etag, _ = await self._retrier.call(partial(self._items.read_versioned, CONTROL, CATALOGUE))
+        item, etag, _ = await self._retrier.call(partial(self._items.read_fresh, CONTROL, CATALOGUE))
         if item is None or _record_in(item) != record:
             raise _conflict()
         if not (await self._retrier.call(partial(self._items.replace, CONTROL, _record(new), etag))).done:
@@ -280,6 +280,9 @@ class CosmosStore(Diagnosed, ProvisionedStore):
     async def erase(self, release: ReleaseRef) -> None:
         await self._retrier.call(partial(self._containers.delete_container, container_of(release)))
         self._items.forget_session(container_of(release))
+
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+        return await self._rows.erase(release, keys)
 
     async def incarnations(self) -> list[str]:
         """See the contract; StoreMisused if Entra ID does not allow to list, as nothing can be erased then, either."""
@@ -319,7 +322,7 @@ class CosmosStore(Diagnosed, ProvisionedStore):
 class _CatalogueItem:
     """The catalogue as one item of a small container of its own; lives as long as its store."""
 
-    def __init__(self, address: Address, items: RestClient, clock: Callable[[], float]) -> None:
+    def __init__(self, address: Address, items: SignedClient, clock: Callable[[], float]) -> None:
         self._address = address
         self._items = items
         self._clock = clock
@@ -344,7 +347,7 @@ class _CatalogueItem:
     async def read(self) -> Catalogue:
         """Read the catalogue as publishers do; of generation 0 if there is none yet."""
         try:
-            item, etag, now = await self._items.read_versioned(CONTROL, CATALOGUE)
+            item, etag, now = await self._items.read_fresh(CONTROL, CATALOGUE)
         except ContainerMissing:
             return self.empty()
         self._ahead_s = now - self._clock()
@@ -384,9 +387,9 @@ def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     return CosmosStore(address, client, partial(open_containers, address, observer))
 
 
-def _open_client(address: Address, observer: Observer | None) -> RestClient:
+def _open_client(address: Address, observer: Observer | None) -> SignedClient:
     if not address.through_sdk:
-        return RestClient(address, observer)
+        return SignedClient(address, observer)
     from hotplate.stores.cosmos.account import SdkClient  # noqa: PLC0415 -- half a second that others need not wait for
 
     return SdkClient(address, observer)
@@ -418,7 +421,7 @@ def _conflict() -> ReleaseConflict:
     return ReleaseConflict("the catalogue was changed by somebody else first")
 
 
-async def _examine_writing(address: Address, items: RestClient) -> Finding:
+async def _examine_writing(address: Address, items: SignedClient) -> Finding:
     """Try to replace a version of the catalogue that never was: refused by its version, or for want of the right."""
     try:
         await items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Address, Throughput, parse
 from tests.support.cosmos_server import Emulator, emulator
 
@@ -90,9 +90,9 @@ def emulated_account(certificate: Path | None, *options: str) -> Iterator[Accoun
 async def filled(account: Account) -> Address:
     """Return a database with a container `c` that holds one item."""
     address = account.address(f"d{secrets.token_hex(4)}")
-    client = RestClient(address)
+    client = SignedClient(address)
     async with container_in(address):
-        await client.upsert("c", ITEM)
+        await client.create("c", ITEM)
     await client.close()
     return address
 

@@ -18,8 +18,9 @@ from hotplate.stores.cosmos.account import offer_in
 from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable, error_for, error_response
 from hotplate.stores.cosmos.items import CONTROL, DEFINITION, container_of
-from hotplate.stores.cosmos.requests import DEADLINE_S, KeySigner, RequestBuilder
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.retry import DEADLINE_S
+from hotplate.stores.cosmos.signed import RequestBuilder, SignedClient
+from hotplate.stores.cosmos.signers import KeySigner
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response
@@ -60,7 +61,7 @@ class SimulatedAccount:
     def store(self, **options: object) -> CosmosStore:
         parameters = "&".join(f"{name}={value}" for name, value in options.items())
         address = parse(f"cosmos+http://here:1/d?{parameters}", {})
-        client = RestClient(address, self.observer, clock=self.now, make_transport=lambda _: self)
+        client = SignedClient(address, self.observer, clock=self.now, make_transport=lambda _: self)
         self.stores.append(CosmosStore(address, client, lambda: SimulatedContainers(self), self._loop.time))
         return self.stores[-1]
 

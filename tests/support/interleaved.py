@@ -45,7 +45,7 @@ from hotplate.stores.catalogue import (
 )
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.containers import open_containers
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
@@ -741,7 +741,7 @@ def on_cosmos(account: Account) -> type[Interleaved]:
             if not hasattr(self, "store"):
                 self.database = os.urandom(4).hex()
             address = account.address(self.database, ru="30000")
-            client = RestClient(address, make_transport=self.network)
+            client = SignedClient(address, make_transport=self.network)
             return CosmosStore(address, client, partial(open_containers, address))
 
         def network(self, url: str) -> AwaitedTransport:

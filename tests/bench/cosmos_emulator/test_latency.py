@@ -7,7 +7,7 @@ import pytest
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.http import EmulatorMisused
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from tests.support.cosmos_account import NAME, emulated_account, filled
 from tests.support.cosmos_server import Direct
 
@@ -40,7 +40,7 @@ def test_only_the_data_plane_is_delayed_and_refusals_with_it() -> None:
 async def test_reads_over_connections_have_the_percentiles() -> None:
     with emulated_account(None, "--latency", "p50=20ms,p99=50ms") as account:
         address = await filled(account)
-        client, times = RestClient(address), list[float]()
+        client, times = SignedClient(address), list[float]()
         for _ in range(600):
             began = time.perf_counter()
             await client.read("c", NAME, 1.0)

@@ -19,7 +19,7 @@ import pytest
 
 from hotplate.bench.ru.sandbox import sandbox
 from hotplate.stores.cosmos.account import CosmosAccount
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Throughput, parse
 from tests.support.command import hotplate
 from tests.support.cosmos_server import Emulator, emulator
@@ -40,11 +40,11 @@ def account() -> Iterator[Emulator]:
 
 async def fill(url: str) -> None:
     address = parse(url, {})
-    client = RestClient(address)
+    client = SignedClient(address)
     made = CosmosAccount(address)
     await made.create_database()
     await made.create_container("theirs", Throughput(400))
-    await client.upsert("theirs", {"id": "a"})
+    await client.create("theirs", {"id": "a"})
     await made.close()
     await client.close()
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreFull
 from tests.support.cosmos_account import Counted, kind_of
@@ -15,8 +15,8 @@ ITEM = b'{"id":"a","v":1}'
 
 
 @pytest.fixture
-async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[RestClient]:
-    made = RestClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
+async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[SignedClient]:
+    made = SignedClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
     yield made
     await made.close()
 
@@ -54,7 +54,7 @@ async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[RestCl
     ],
 )
 async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
-    raw: ScriptedServer, client: RestClient, observer: Counted, response: bytes, kind: str
+    raw: ScriptedServer, client: SignedClient, observer: Counted, response: bytes, kind: str
 ) -> None:
     raw.responses = [response]
     assert await kind_of(client.read("c", "a", 2.0)) == kind
@@ -69,7 +69,7 @@ async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
     ids=["in its body", "in its head"],
 )
 async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
-    raw: ScriptedServer, client: RestClient, observer: Counted, response: bytes
+    raw: ScriptedServer, client: SignedClient, observer: Counted, response: bytes
 ) -> None:
     raw.responses = [response, answer(200, ITEM)]
     await client.account()
@@ -79,7 +79,7 @@ async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
 
 
 async def test_an_answer_that_is_cut_anywhere_is_no_item(
-    raw: ScriptedServer, client: RestClient, observer: Counted
+    raw: ScriptedServer, client: SignedClient, observer: Counted
 ) -> None:
     whole = answer(200, ITEM)
     for length in range(len(whole)):
@@ -89,7 +89,7 @@ async def test_an_answer_that_is_cut_anywhere_is_no_item(
     assert observer.kinds == ["reset"] * len(whole)
 
 
-async def test_chunks_are_an_item_all_the_same(raw: ScriptedServer, client: RestClient) -> None:
+async def test_chunks_are_an_item_all_the_same(raw: ScriptedServer, client: SignedClient) -> None:
     chunks = b"5\r\n" + ITEM[:5] + b"\r\nb\r\n" + ITEM[5:] + b"\r\n0\r\n\r\n"
     raw.responses = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-MS-Request-Charge: 2.5\r\n\r\n" + chunks]
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
@@ -98,22 +98,21 @@ async def test_chunks_are_an_item_all_the_same(raw: ScriptedServer, client: Rest
 @pytest.mark.parametrize(
     "send",
     [
-        lambda client: client.read_versioned("c", "a"),
-        lambda client: client.read("c", "a", 2.0, fresh=True),
+        lambda client: client.read_fresh("c", "a"),
     ],
 )
 async def test_nonsense_is_no_answer_to_anything_else_either(
-    raw: ScriptedServer, client: RestClient, observer: Counted, send: Callable[[RestClient], Awaitable[object]]
+    raw: ScriptedServer, client: SignedClient, observer: Counted, send: Callable[[SignedClient], Awaitable[object]]
 ) -> None:
     raw.responses = [answer(200, b"<html></html>")]
     assert await kind_of(send(client)) == "malformed"
     assert observer.kinds == ["malformed"]
 
 
-async def test_a_versioned_read_without_a_date_is_malformed(raw: ScriptedServer, client: RestClient) -> None:
+async def test_a_versioned_read_without_a_date_is_malformed(raw: ScriptedServer, client: SignedClient) -> None:
     raw.responses = [answer(200, ITEM).replace(DATE, b"")]
     with pytest.raises(CosmosUnavailable, match="no date"):
-        await client.read_versioned("c", "a")
+        await client.read_fresh("c", "a")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ async def test_a_versioned_read_without_a_date_is_malformed(raw: ScriptedServer,
     ],
 )
 async def test_an_account_that_makes_no_sense_is_malformed(
-    raw: ScriptedServer, client: RestClient, properties: dict[str, object]
+    raw: ScriptedServer, client: SignedClient, properties: dict[str, object]
 ) -> None:
     raw.properties = properties
     assert await kind_of(client.read("c", "a", 2.0)) == "malformed"
@@ -141,7 +140,7 @@ async def test_an_account_that_makes_no_sense_is_malformed(
     ],
 )
 async def test_an_account_reports_multiple_write_regions(
-    raw: ScriptedServer, client: RestClient, properties: dict[str, object]
+    raw: ScriptedServer, client: SignedClient, properties: dict[str, object]
 ) -> None:
     raw.properties = properties
     assert (await client.account()).multiple_write_regions
@@ -149,15 +148,17 @@ async def test_an_account_reports_multiple_write_regions(
     assert not (await client.account()).multiple_write_regions
 
 
-async def test_a_session_is_requested_only_where_the_account_has_them(raw: ScriptedServer, client: RestClient) -> None:
+async def test_a_session_is_requested_only_where_the_account_has_them(
+    raw: ScriptedServer, client: SignedClient
+) -> None:
     raw.responses = [answer(201, ITEM, b"x-ms-session-token: 0:-1#7\r\n"), answer(200, b'{"id":"a","_etag":"x"}')]
-    await client.upsert("c", {"id": "a"})
-    await client.read_versioned("c", "a")
+    await client.create("c", {"id": "a"})
+    await client.read_fresh("c", "a")
     assert b"x-ms-session-token: 0:-1#7\r\n" in raw.heard[-1]
     assert b"x-ms-consistency-level: Session\r\n" in raw.heard[-1]
     raw.properties = {"userConsistencyPolicy": {"defaultConsistencyLevel": "Eventual"}}
     await client.account()
-    await client.read_versioned("c", "a")
+    await client.read_fresh("c", "a")
     assert b"session" not in raw.heard[-1].lower()
 
 

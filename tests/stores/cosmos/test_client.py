@@ -12,17 +12,18 @@ import pytest
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.items import VersionedItem
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Address, Throughput
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account, Counted, container_in, kind_of
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}
-Open = Callable[[Address], RestClient]
+Open = Callable[[Address], SignedClient]
 # What the emulator calls an operation, and how a client comes to request it.
-ATTEMPTS: dict[str, Callable[[RestClient], Awaitable[object]]] = {
+ATTEMPTS: dict[str, Callable[[SignedClient], Awaitable[object]]] = {
     "read item": lambda client: client.read("c", ITEM["id"], 5.0),
-    "upsert item": lambda client: client.upsert("c", ITEM),
+    "create item": lambda client: client.create("c", ITEM),
+    "delete item": lambda client: client.delete("c", ITEM["id"]),
     "replace item": lambda client: client.replace("c", ITEM, '"any"'),
 }
 
@@ -30,10 +31,10 @@ ATTEMPTS: dict[str, Callable[[RestClient], Awaitable[object]]] = {
 @pytest.fixture
 async def opened(observer: Counted) -> AsyncIterator[Open]:
     """Open clients that are closed at the end, twice, as closing twice does nothing."""
-    clients = list[RestClient]()
+    clients = list[SignedClient]()
 
-    def open_client(address: Address) -> RestClient:
-        clients.append(RestClient(address, observer))
+    def open_client(address: Address) -> SignedClient:
+        clients.append(SignedClient(address, observer))
         return clients[-1]
 
     yield open_client
@@ -42,7 +43,7 @@ async def opened(observer: Counted) -> AsyncIterator[Open]:
 
 
 @pytest.fixture
-async def made(account: Account, opened: Open) -> AsyncIterator[tuple[RestClient, CosmosAccount]]:
+async def made(account: Account, opened: Open) -> AsyncIterator[tuple[SignedClient, CosmosAccount]]:
     """A client with a database and a container `c` of its own, and what made them."""
     account.inject_faults()
     address = account.address(f"d{secrets.token_hex(4)}")
@@ -53,30 +54,29 @@ async def made(account: Account, opened: Open) -> AsyncIterator[tuple[RestClient
 
 
 @pytest.fixture
-def client(made: tuple[RestClient, CosmosAccount]) -> RestClient:
+def client(made: tuple[SignedClient, CosmosAccount]) -> SignedClient:
     return made[0]
 
 
 @pytest.fixture
-def containers(made: tuple[RestClient, CosmosAccount]) -> CosmosAccount:
+def containers(made: tuple[SignedClient, CosmosAccount]) -> CosmosAccount:
     return made[1]
 
 
-async def test_a_versioned_read_has_the_clock_of_the_service_with_or_without_an_item(client: RestClient) -> None:
-    await client.upsert("c", ITEM)
+async def test_a_versioned_read_has_the_clock_of_the_service_with_or_without_an_item(client: SignedClient) -> None:
+    await client.create("c", ITEM)
     for name in (ITEM["id"], "none"):
-        found = await client.read_versioned("c", name)
+        found = await client.read_fresh("c", name)
         assert abs(found.now - time.time()) < 10
     assert found == VersionedItem(None, "", found.now)
 
 
-async def test_a_container_that_is_not_there_is_reported_as_missing(client: RestClient, observer: Counted) -> None:
+async def test_a_container_that_is_not_there_is_reported_as_missing(client: SignedClient, observer: Counted) -> None:
     for request in (
         client.read("gone", "x", 2.0),
-        client.read("gone", "x", 2.0, fresh=True),
-        client.read_versioned("gone", "x"),
+        client.read_fresh("gone", "x"),
         client.create("gone", ITEM),
-        client.upsert("gone", ITEM),
+        client.delete("gone", "x"),
         client.replace("gone", ITEM, '"x"'),
     ):
         with pytest.raises(ContainerMissing):
@@ -84,28 +84,44 @@ async def test_a_container_that_is_not_there_is_reported_as_missing(client: Rest
     assert observer.kinds == []
 
 
+async def _item(read: Awaitable[VersionedItem]) -> object:
+    return (await read).item
+
+
+async def test_an_item_is_deleted_once(client: SignedClient) -> None:
+    await client.create("c", ITEM)
+    assert [(await client.delete("c", ITEM["id"])).done for _ in range(2)] == [True, False]
+    assert await client.read("c", ITEM["id"], 2.0) is None
+
+
 async def test_a_container_that_was_made_anew_is_read_again_after_one_attempt_at_most(
-    client: RestClient, containers: CosmosAccount
+    client: SignedClient, containers: CosmosAccount
 ) -> None:
-    await client.upsert("c", ITEM)
+    await client.create("c", ITEM)
     assert await client.read("c", ITEM["id"], 2.0) is not None
     await containers.delete_container("c")
     await containers.create_container("c", Throughput(400))
-    for fresh in (False, True):
+    reads: list[Callable[[], Awaitable[object]]] = [
+        lambda: client.read("c", ITEM["id"], 2.0),
+        lambda: _item(client.read_fresh("c", ITEM["id"])),
+    ]
+    for read in reads:
         try:
-            assert await client.read("c", ITEM["id"], 2.0, fresh=fresh) is None
+            assert await read() is None
         except CosmosUnavailable as error:
             assert error.kind == "unavailable"  # noqa: PT017 -- either is right, and the next read must be
-        assert await client.read("c", ITEM["id"], 2.0, fresh=fresh) is None
+        assert await read() is None
 
 
-async def test_every_answer_is_counted_with_its_charge(account: Account, client: RestClient, observer: Counted) -> None:
+async def test_every_answer_is_counted_with_its_charge(
+    account: Account, client: SignedClient, observer: Counted
+) -> None:
     before_ru, ours_ru = account.spent_ru(), observer.ru
     await client.create("c", ITEM)
     await client.create("c", ITEM)
-    await client.upsert("c", ITEM)
+    await client.delete("c", "none")
     await asyncio.gather(*(client.read("c", name, 2.0) for name in (ITEM["id"], "none") * 8))
-    await client.read_versioned("c", "none")
+    await client.read_fresh("c", "none")
     await client.replace("c", ITEM, '"never"')
     assert observer.ru - ours_ru == pytest.approx(account.spent_ru() - before_ru)
     assert observer.kinds == []
@@ -115,14 +131,14 @@ async def test_every_answer_is_counted_with_its_charge(account: Account, client:
 @pytest.mark.parametrize("kind", ["throttle", "unavailable", "timeout", "retry-with", "gone", "reset"])
 async def test_a_failure_is_one_attempt_and_no_line_in_a_log(
     account: Account,
-    client: RestClient,
+    client: SignedClient,
     observer: Counted,
     caplog: pytest.LogCaptureFixture,
     *,
     kind: str,
     operation: str,
 ) -> None:
-    await client.upsert("c", ITEM)
+    await client.create("c", ITEM)
     await client.read("c", ITEM["id"], 2.0)
     account.inject_faults({"kind": kind, "operation": operation, "retry_after_ms": 250})
     before = account.requests(operation)
@@ -142,7 +158,7 @@ async def test_the_error_of_a_wrong_key_names_what_to_do_and_not_the_key(
 ) -> None:
     wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"
     client = opened(replace(account.address("d"), key=wrong))
-    for request in (client.read("c", "x", 5.0), client.read_versioned("c", "x"), client.account()):
+    for request in (client.read("c", "x", 5.0), client.read_fresh("c", "x"), client.account()):
         with pytest.raises(CosmosUnavailable, match="HOTPLATE_COSMOS_KEY") as error:
             await request
         assert error.value.kind == "unauthorized"
@@ -170,10 +186,10 @@ async def test_lookups_fail_over_to_the_other_region_and_writes_do_not(two_regio
     address = two_regions.address(f"d{secrets.token_hex(4)}")
     client = opened(address)
     async with container_in(address, 400):
-        await client.upsert("c", ITEM)
+        await client.create("c", ITEM)
     two_regions.inject_faults({"kind": "region-gone", "region": 0})
     for _ in range(5):
         assert await client.read("c", ITEM["id"], 2.0) is not None
     with pytest.raises(CosmosUnavailable):
-        await client.upsert("c", ITEM)
+        await client.create("c", ITEM)
     two_regions.inject_faults()

@@ -11,7 +11,7 @@ import pytest
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.arm import ArmContainers
 from hotplate.stores.cosmos.containers import Containers, open_containers
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, parse
 from hotplate.stores.errors import StoreMisused
@@ -29,7 +29,7 @@ ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d
 async def opened(server: Emulator, url: str, roles: str) -> AsyncIterator[CosmosStore]:
     """Open a store as `open_url` does, with an identity of *roles* in the place of this machine's."""
     address = parse(url, {})
-    client = RestClient(address, credential=Identity(server, roles))
+    client = SignedClient(address, credential=Identity(server, roles))
 
     def containers() -> Containers:
         if address.arm is not None:

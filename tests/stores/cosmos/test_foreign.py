@@ -24,7 +24,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.items import container_of, name_of, to_item, value_of
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Throughput, parse
 from tests.support.npm import installed
 from tests.support.stores import ref
@@ -71,8 +71,8 @@ def url(server: str) -> str:
 
 
 @pytest.fixture
-async def client(url: str) -> AsyncIterator[RestClient]:
-    opened = RestClient(parse(url, {}))
+async def client(url: str) -> AsyncIterator[SignedClient]:
+    opened = SignedClient(parse(url, {}))
     yield opened
     await opened.close()
 
@@ -84,29 +84,32 @@ async def containers(url: str) -> AsyncIterator[CosmosAccount]:
     await made.close()
 
 
-async def test_hits_are_read_byte_by_byte(client: RestClient, containers: CosmosAccount, url: str) -> None:
+async def test_hits_are_read_byte_by_byte(client: SignedClient, containers: CosmosAccount, url: str) -> None:
     container = container_of(ref(RELEASE))
     assert [await containers.create_database() for _ in range(2)] == [True, False]
     assert [await containers.create_container(container, Throughput(400)) for _ in range(2)] == [True, False]
     for key, value in ROWS.items():
-        assert (await client.upsert(container, to_item(name_of(key), value))).done
-    for fresh in (False, True):
-        for key, value in ROWS.items():
-            found = await client.read(container, name_of(key), TIMEOUT_S, fresh=fresh)
-            assert found is not None
-            assert value_of(found) == value
+        assert (await client.create(container, to_item(name_of(key), value))).done
+    for key, value in ROWS.items():
+        nearest, fresh = (
+            await client.read(container, name_of(key), TIMEOUT_S),
+            (await client.read_fresh(container, name_of(key))).item,
+        )
+        assert nearest is not None
+        assert fresh is not None
+        assert value_of(nearest) == value_of(fresh) == value
     store = connect(url)
     assert await store.get_many(ref(RELEASE), list(ROWS)) == list(ROWS.values())
     await store.close()
 
 
-async def test_control_goes_as_far_as_that_server_does(client: RestClient, containers: CosmosAccount) -> None:
+async def test_control_goes_as_far_as_that_server_does(client: SignedClient, containers: CosmosAccount) -> None:
     assert await client.account() == (False, ("South Central US",))
     await containers.create_database()
     await containers.create_container("control", Throughput(400))
     assert (await client.create("control", {"id": "catalogue", "n": 1})).done
     assert not (await client.create("control", {"id": "catalogue", "n": 2})).done
-    found = await client.read_versioned("control", "catalogue")
+    found = await client.read_fresh("control", "catalogue")
     assert found.item is not None
     assert (await client.replace("control", {"id": "catalogue", "n": 3}, found.etag)).done
     assert not (await client.replace("control", {"id": "catalogue", "n": 4}, found.etag)).done

@@ -17,8 +17,8 @@ from hotplate.stores.cosmos.items import (
     to_item,
     value_of,
 )
-from hotplate.stores.cosmos.requests import NAME
 from hotplate.stores.cosmos.rows import METAS, ROWS
+from hotplate.stores.cosmos.signed import NAME
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 from hotplate.stores.keys import KINDS, MAX_ID_BYTES
 from tests.support.clock import FakeClock

@@ -7,8 +7,7 @@ import pytest
 from hotplate.bench.cosmos_emulator.partitions import encode
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.items import container_of, name_of
-from hotplate.stores.cosmos.requests import DEADLINE_S
-from hotplate.stores.cosmos.retry import UNAVAILABLE_S
+from hotplate.stores.cosmos.retry import DEADLINE_S, UNAVAILABLE_S
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from hotplate.stores.store import Plan, Row
@@ -106,7 +105,7 @@ async def test_a_container_that_was_dropped_under_its_readers_is_a_release_that_
 @simulated
 async def test_a_row_that_another_program_wrote_fails_alone(account: SimulatedAccount) -> None:
     store = await filled(account)
-    _, etag, _ = await store._items.read_versioned(container_of(ref(R)), name_of(KEYS[1]))
+    _, etag, _ = await store._items.read_fresh(container_of(ref(R)), name_of(KEYS[1]))
     assert (await store._items.replace(container_of(ref(R)), {"id": name_of(KEYS[1]), "foreign": 1}, etag)).done
     first, second, third = await store.get_many(ref(R), KEYS[:3])
     assert (first, third) == (b"user:0", b"user:2")

@@ -10,7 +10,7 @@ import pytest
 
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
-from hotplate.stores.cosmos.rest import RestClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreMisused
 from tests.support.clock import FakeClock
@@ -31,7 +31,7 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
     path.write_text(KEY + "\n")
     with emulated_account(None, "--key-file", str(path)) as account:
         address = parse(account.url("d"), {"HOTPLATE_COSMOS_KEY_FILE": str(path)})
-        client, containers = RestClient(address, observer), CosmosAccount(address)
+        client, containers = SignedClient(address, observer), CosmosAccount(address)
         assert await containers.create_database()
         assert KEY not in f"{address!r} {client!r} {client._signer!r} {vars(client)!r}"
         await containers.close()
@@ -43,8 +43,8 @@ async def test_the_error_names_a_clock_that_is_an_hour_off(
     account: Account, observer: Counted, clock: FakeClock, ahead_s: int, difference: str
 ) -> None:
     clock.now = time.time() + ahead_s
-    client = RestClient(account.address("d"), observer, clock=clock)
-    for read in (client.read("c", "a", 5.0), client.read_versioned("c", "a"), client.account()):
+    client = SignedClient(account.address("d"), observer, clock=clock)
+    for read in (client.read("c", "a", 5.0), client.read_fresh("c", "a"), client.account()):
         with pytest.raises(CosmosUnavailable, match=f"this machine's clock is {difference} the service's") as error:
             await read
         assert error.value.kind == "unauthorized"
@@ -57,7 +57,7 @@ async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothin
     monkeypatch.setattr("hotplate.stores.http1.STALE_S", -1.0)
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
-        client = RestClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
+        client = SignedClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
         await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
         reading = [asyncio.create_task(client.read("c", NAME, 5.0)) for _ in range(8)]
         await asyncio.sleep(0)  # they are sent, on connections that have ended
@@ -70,7 +70,7 @@ async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothin
 async def test_a_server_that_went_away_is_tried_by_one_at_a_time(account: Account, observer: Counted) -> None:
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
-        client = RestClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
+        client = SignedClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
         await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
         before, proxy.refusing = proxy.accepted, True
         proxy.reset()
@@ -89,7 +89,7 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer
     with emulated_account(certificate, "--host", "0.0.0.0") as account:
         port = account.emulator.endpoint.rpartition(":")[2].strip("/")
         named = replace(account.address("d"), endpoint=f"https://127.0.0.2:{port}")
-        client = RestClient(named, observer)
+        client = SignedClient(named, observer)
         with pytest.raises(CosmosUnavailable, match=r"certificate is not trusted.*mismatch.*ca=") as error:
             await client.read("c", "a", 5.0)
         assert error.value.kind == "connect"
@@ -99,11 +99,11 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer
 def test_a_file_that_certifies_nothing_is_refused(tmp_path: Path, observer: Counted) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
-        RestClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)
+        SignedClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)
 
 
 async def test_a_closed_client_opens_nothing_again(account: Account, observer: Counted) -> None:
-    client = RestClient(await filled(account), observer)
+    client = SignedClient(await filled(account), observer)
     await client.read("c", NAME, 5.0)
     for _ in range(2):
         await client.close()

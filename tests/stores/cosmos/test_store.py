@@ -22,6 +22,8 @@ from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.extras import install_command
 from hotplate.stores.store import Plan, Row
+from hotplate.stores.users import erase_users
+from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.cosmos_simulation import SimulatedAccount, batches, simulated, with_simulation
 from tests.support.stores import begin, draft_of, ref, step
@@ -210,6 +212,19 @@ async def test_erasing_costs_no_request_units_but_the_containers_own(account: Si
     await store.create(draft_of(release), Plan(1, 1))
     await store.put(draft_of(release), ROWS)
     assert await store.resume_point(draft_of(release)) == "user:1"
+
+
+@simulated
+async def test_rows_of_erased_users_are_deleted_and_the_release_is_whole(account: SimulatedAccount) -> None:
+    store = account.store()
+    release = await publish(store)
+    assert (await erase_users(store, ["1", "nobody"])).deleted == 1
+    (entry,) = (await store.catalogue()).releases
+    erased, kept = await store.get_many(entry.ref, ["user:1", "popular:"])
+    assert (erased, isinstance(kept, bytes)) == (None, True)
+    assert (await verify(store, entry.ref)).release == release
+    with pytest.raises(ReleaseNotFound):
+        await store.erase_rows(ref(release), ["user:1"])
 
 
 def test_an_extra_that_is_not_installed_is_named() -> None:

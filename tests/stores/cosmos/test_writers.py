@@ -123,7 +123,7 @@ async def test_of_two_that_take_a_draft_over_at_once_one_becomes_its_writer(acco
 async def test_a_draft_that_an_older_hotplate_began_is_not_continued(account: SimulatedAccount) -> None:
     store = account.store(ru=4000)
     await store.create(FIRST, PLAN)
-    _, etag, _ = await store._items.read_versioned(container_of(FIRST), STATE)
+    _, etag, _ = await store._items.read_fresh(container_of(FIRST), STATE)
     assert (await store._items.replace(container_of(FIRST), {"id": STATE, "state": "draft"}, etag)).done
     with pytest.raises(ReleaseConflict, match="begun by an older hotplate, which alone could continue it"):
         await store.create(SECOND, PLAN)
