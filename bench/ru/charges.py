@@ -19,7 +19,7 @@ from hotplate.bench.process import is_emulated
 from hotplate.bench.ru.run import database_cost, parse_sizes
 from hotplate.bench.ru.sandbox import Sandbox, builder, sandbox
 from hotplate.stores.cosmos.charges import KB, SYSTEM_BYTES, Charges
-from hotplate.stores.cosmos.signed import RequestBuilder, partition_key_header
+from hotplate.stores.cosmos.requests import RequestBuilder, partition_key_header
 from hotplate.stores.cosmos.url import MANUAL_MIN, Throughput, parse
 from hotplate.stores.urls import redacted
 

@@ -18,10 +18,11 @@ from hotplate.bench.loadgen.load import send_one
 from hotplate.bench.progress import handling
 from hotplate.stores.cosmos.charges import KB
 from hotplate.stores.cosmos.containers import Containers, open_containers
-from hotplate.stores.cosmos.items import Account, container_of, item_bytes, name_of, to_item
-from hotplate.stores.cosmos.retry import DEADLINE_S
-from hotplate.stores.cosmos.signed import RequestBuilder, SignedClient
-from hotplate.stores.cosmos.signers import KeySigner
+from hotplate.stores.cosmos.errors import DEADLINE_S
+from hotplate.stores.cosmos.regions import Account
+from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
+from hotplate.stores.cosmos.rows import container_of, item_bytes, name_of, to_item
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import Checksum, Item, encode

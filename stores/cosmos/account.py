@@ -23,6 +23,7 @@ from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExist
 from azure.cosmos.http_constants import HttpHeaders, ResourceType
 
 from hotplate.stores.cosmos.errors import (
+    DEADLINE_S,
     ContainerMissing,
     CosmosThrottled,
     CosmosUnavailable,
@@ -31,10 +32,9 @@ from hotplate.stores.cosmos.errors import (
     error_for,
     first_line,
 )
-from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
-from hotplate.stores.cosmos.retry import DEADLINE_S
-from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.signers import default_credential
+from hotplate.stores.cosmos.requests import default_credential
+from hotplate.stores.cosmos.rows import DEFINITION
+from hotplate.stores.cosmos.signed import CosmosItem, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Observer

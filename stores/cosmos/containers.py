@@ -9,9 +9,8 @@ from functools import partial
 from typing import Protocol
 
 from hotplate.stores.cosmos.charges import READING, WRITING, Charges, publish_ru
-from hotplate.stores.cosmos.errors import ContainerMissing
-from hotplate.stores.cosmos.items import CONTROL
-from hotplate.stores.cosmos.retry import Retrier
+from hotplate.stores.cosmos.errors import ContainerMissing, Retrier
+from hotplate.stores.cosmos.rows import CONTROL
 from hotplate.stores.cosmos.url import (
     KEY,
     MANUAL_MIN,

@@ -9,17 +9,14 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from hotplate.stores.cosmos.errors import TRANSIENT, CosmosUnavailable, ErrorKind, MalformedResponse
-from hotplate.stores.cosmos.items import Account
+from hotplate.stores.cosmos.requests import RequestBuilder
 from hotplate.stores.errors import StoreError
 from hotplate.stores.http1 import Transport
 from hotplate.stores.throttle import Backoff
-
-if TYPE_CHECKING:
-    from hotplate.stores.cosmos.signed import RequestBuilder
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +37,22 @@ MIN_REFRESH_INTERVAL_S = 5.0
 TRIAL_PAUSE_S = (1.0, 60.0)
 
 
+class Account(NamedTuple):
+    """What the account says of itself."""
+
+    multiple_write_regions: bool
+    """Whether several regions take writes: then nothing can be compared and set."""
+
+    regions: tuple[str, ...]
+    """Those that can be read, in the order in which lookups try them."""
+
+
 @dataclass(slots=True, eq=False)
 class Region:
     """One server of the account; lives as long as the account lists it."""
 
     url: str
-    requests: "RequestBuilder"
+    requests: RequestBuilder
     transport: Transport
     name: str = ""
     failures: int = 0

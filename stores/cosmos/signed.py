@@ -1,27 +1,24 @@
 """Items by requests that are put together and signed here: point reads and writes, one attempt each.
 
-The protocol is https://learn.microsoft.com/rest/api/cosmos-db, what is signed
-https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources; only headers that a response
-depends on are sent. If a region is unhealthy, a read is tried once more in another one. If only an idle connection had
+If a region is unhealthy, a read is tried once more in another one. If only an idle connection had
 been closed, the read is tried once more in the same region. If the service refuses a token, the request is tried once
 more with a new one. All other retries are the store's.
 """
 
 import asyncio
-import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from email.utils import formatdate
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
 
 from hotplate.stores.cosmos.errors import (
     CHARGE_HEADER,
+    DEADLINE_S,
     SESSION_NOT_AVAILABLE,
     ContainerMissing,
     CosmosThrottled,
@@ -36,10 +33,17 @@ from hotplate.stores.cosmos.errors import (
     no_response,
     object_in,
 )
-from hotplate.stores.cosmos.items import Account, CosmosItem, ItemWritten, VersionedItem
-from hotplate.stores.cosmos.regions import Region, Regions
-from hotplate.stores.cosmos.retry import DEADLINE_S
-from hotplate.stores.cosmos.signers import Credential, KeySigner, Signer, TokenSigner, default_credential
+from hotplate.stores.cosmos.regions import Account, Region, Regions
+from hotplate.stores.cosmos.requests import (
+    Credential,
+    KeySigner,
+    RequestBuilder,
+    Signer,
+    TokenSigner,
+    checked,
+    default_credential,
+    partition_key_header,
+)
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
@@ -58,101 +62,29 @@ CUT_OFF_SHARE = 0.5
 CHARGE = "azure.cosmosdb.operation.request_charge"
 REGIONS = "azure.cosmosdb.operation.contacted_regions"
 
-VERSION = b"2020-07-15"
-AGENT = b"hotplate"
 JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
 DEFAULT_PORTS = {"https": 443, "http": 80}
-# Of items and containers: what needs no escaping in a path, in a header and in JSON.
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,1022}")
 
 # Makes the connections to the server of a URL like `https://HOST:PORT`.
 MakeTransport = Callable[[str], Transport]
 
 
-class RequestBuilder:
-    """Builds requests to one server; what was signed is kept for the second that it names."""
-
-    def __init__(self, host: str, database: str, consistency: str, signer: Signer, clock: Callable[[], float]) -> None:
-        self._host = host.encode()
-        self._database = database
-        self._consistency = consistency.encode()
-        self._signer = signer
-        self._clock = clock
-        self._second = -1
-        self._date = b""
-        self._end = b""
-        self._read_templates = dict[str, tuple[bytes, bytes]]()
-        self._heads = dict[tuple[str, str, str], bytes]()
-
-    def point_read(self, container: str, name: str, headers: bytes = b"") -> bytes:
-        """Build the read of one item as lookups do it, with *headers*, which are whole lines.
-
-        Raises StoreMisused for a name that needs escaping.
-        """
-        if not NAME.fullmatch(name):
-            raise StoreMisused(f"{name[:80]!r} cannot be the id of an item: ids are of A-Z, a-z, 0-9, _, - and .")
-        second = int(self._clock())
-        if second != self._second:
-            self._start_second(second)
-        signing, request = self._read_templates.get(container) or self._read_template(container)
-        item = name.encode()
-        built = request % (item, item, self._signer.authorization(signing + item + self._end))
-        return b"%b%b\r\n" % (built[:-2], headers) if headers else built
-
-    def _read_template(self, container: str) -> tuple[bytes, bytes]:
-        """Return what is signed before the item's id, and the request with room for id, key and signature."""
-        link = f"dbs/{self._database}/colls/{checked(container)}/docs/".encode()
-        request = (
-            b"GET /%b%%b/ HTTP/1.1\r\nhost: %b\r\nuser-agent: %b\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n"
-            b'x-ms-consistency-level: %b\r\nx-ms-documentdb-partitionkey: ["%%b"]\r\nauthorization: %%b\r\n\r\n'
-        ) % (link, self._host, AGENT, VERSION, self._date, self._consistency)
-        built = self._read_templates[container] = b"get\ndocs\n" + link, request
-        return built
-
-    def build(self, verb: str, kind: str, link: str, path: str, *, headers: bytes = b"", body: bytes = b"") -> bytes:
-        """Build any request; *headers* are whole lines.
-
-        *link* is what is signed, without a slash at its end; *path* is the target, without the one at its beginning.
-        """
-        second = int(self._clock())
-        if second != self._second:
-            self._start_second(second)
-        head = self._heads.get((verb, path, link)) or self._head(verb, kind, link, path)
-        if verb == "GET":
-            return b"%b%b\r\n" % (head, headers)
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, headers, len(body), body)
-
-    def _head(self, verb: str, kind: str, link: str, path: str) -> bytes:
-        text = f"{verb.lower()}\n{kind}\n{link}".encode() + self._end
-        built = (
-            b"%b /%b HTTP/1.1\r\nhost: %b\r\nuser-agent: %b\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n"
-            b"authorization: %b\r\n"
-        ) % (verb.encode(), path.encode(), self._host, AGENT, VERSION, self._date, self._signer.authorization(text))
-        self._heads[verb, path, link] = built
-        return built
-
-    def sign_again(self) -> None:
-        """Sign again from now on: another token is in the place of the one that was signed with."""
-        self._second = -1
-
-    def _start_second(self, second: int) -> None:
-        """Begin another second: what was signed in the one before is forgotten."""
-        date = formatdate(second, usegmt=True)
-        self._second, self._date, self._end = second, date.encode(), f"\n{date.lower()}\n\n".encode()
-        self._read_templates.clear()
-        self._heads.clear()
+CosmosItem = dict[str, Any]
 
 
-def checked(name: str) -> str:
-    """Return the name of an item or container; StoreMisused for one that needs escaping."""
-    if not NAME.fullmatch(name):
-        raise StoreMisused(f"{name[:80]!r} is not a valid name; use A-Z, a-z, 0-9, _, - and . only")
-    return name
+class VersionedItem(NamedTuple):
+    """An item as it is now: None if there is none; its etag, and the service's clock in seconds."""
+
+    item: CosmosItem | None
+    etag: str
+    now: float
 
 
-def partition_key_header(name: str) -> bytes:
-    """Return the header that names the partition key of an item; StoreMisused for a name that needs escaping."""
-    return b'x-ms-documentdb-partitionkey: ["%b"]\r\n' % checked(name).encode()
+class ItemWritten(NamedTuple):
+    """The result of a write: not done where its condition did not hold (409, 412)."""
+
+    done: bool
+    charge_ru: float
 
 
 class SignedClient:

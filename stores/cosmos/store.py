@@ -14,23 +14,28 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.cosmos import containers
 from hotplate.stores.cosmos.charges import load, typical_ru
 from hotplate.stores.cosmos.containers import Containers, create_with_database, open_containers
-from hotplate.stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
-from hotplate.stores.cosmos.items import (
+from hotplate.stores.cosmos.errors import (
+    DEADLINE_S,
+    TRANSIENT,
+    ContainerMissing,
+    CosmosThrottled,
+    CosmosUnavailable,
+    RateLimiter,
+    Retrier,
+)
+from hotplate.stores.cosmos.rows import (
     CATALOGUE,
     CONTAINER,
     CONTROL,
     DRAWN,
-    CosmosItem,
-    ItemWritten,
+    ReleaseRows,
     container_of,
     item_bytes,
     name_of,
     to_item,
     value_of,
 )
-from hotplate.stores.cosmos.retry import DEADLINE_S, RateLimiter, Retrier
-from hotplate.stores.cosmos.rows import ReleaseRows
-from hotplate.stores.cosmos.signed import SignedClient
+from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten, SignedClient
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
 from hotplate.stores.store import (

@@ -16,11 +16,10 @@ from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.account import offer_in
 from hotplate.stores.cosmos.charges import load
-from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable, error_for, error_response
-from hotplate.stores.cosmos.items import CONTROL, DEFINITION, container_of
-from hotplate.stores.cosmos.retry import DEADLINE_S
-from hotplate.stores.cosmos.signed import RequestBuilder, SignedClient
-from hotplate.stores.cosmos.signers import KeySigner
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable, error_for, error_response
+from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
+from hotplate.stores.cosmos.rows import CONTROL, DEFINITION, container_of
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response

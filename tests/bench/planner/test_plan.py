@@ -6,7 +6,7 @@ import pytest
 
 from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES, hottest_share, possible_costs, refused_share
 from hotplate.bench.planner.review import report, warnings
-from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
+from hotplate.stores.cosmos.rows import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
 
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584

@@ -28,7 +28,7 @@ from hotplate.bench.ru.sandbox import SizedLists, own_url, partition_of
 from hotplate.report import Report, Row
 from hotplate.report_page import page
 from hotplate.stores.cosmos.charges import load as load_charges
-from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
+from hotplate.stores.cosmos.rows import item_bytes, name_of, to_item
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import USER

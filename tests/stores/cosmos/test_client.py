@@ -11,8 +11,7 @@ import pytest
 
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.items import VersionedItem
-from hotplate.stores.cosmos.signed import SignedClient
+from hotplate.stores.cosmos.signed import SignedClient, VersionedItem
 from hotplate.stores.cosmos.url import Address, Throughput
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account, Counted, container_in, kind_of

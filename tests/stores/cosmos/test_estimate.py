@@ -11,7 +11,7 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.cosmos.charges import load, typical_ru
 from hotplate.stores.cosmos.containers import bill_of
-from hotplate.stores.cosmos.items import container_of
+from hotplate.stores.cosmos.rows import container_of
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.estimate import estimate

@@ -23,7 +23,7 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
-from hotplate.stores.cosmos.items import container_of, name_of, to_item, value_of
+from hotplate.stores.cosmos.rows import container_of, name_of, to_item, value_of
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Throughput, parse
 from tests.support.npm import installed

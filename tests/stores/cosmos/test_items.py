@@ -6,9 +6,12 @@ from hypothesis import strategies as st
 
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.cosmos.charges import load
-from hotplate.stores.cosmos.items import (
+from hotplate.stores.cosmos.requests import NAME
+from hotplate.stores.cosmos.rows import (
     DEFINITION,
     MAX_ITEM_BYTES,
+    METAS,
+    ROWS,
     STATE,
     batch_name,
     container_of,
@@ -17,8 +20,6 @@ from hotplate.stores.cosmos.items import (
     to_item,
     value_of,
 )
-from hotplate.stores.cosmos.rows import METAS, ROWS
-from hotplate.stores.cosmos.signed import NAME
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 from hotplate.stores.keys import KINDS, MAX_ID_BYTES
 from tests.support.clock import FakeClock

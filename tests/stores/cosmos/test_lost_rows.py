@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.cosmos.items import container_of, name_of
+from hotplate.stores.cosmos.rows import container_of, name_of
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.memory import MemoryStore

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.stores.cosmos.signed import RequestBuilder, partition_key_header
-from hotplate.stores.cosmos.signers import KeySigner
+from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
 from hotplate.stores.cosmos.url import EMULATOR_KEY
 from hotplate.stores.errors import StoreMisused
 from tests.support.clock import FakeClock

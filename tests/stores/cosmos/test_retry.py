@@ -7,7 +7,7 @@ import pytest
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.containers import POLL_S, writing_throughput
-from hotplate.stores.cosmos.retry import BURST_S, RateLimiter
+from hotplate.stores.cosmos.errors import BURST_S, RateLimiter
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.store import Plan, Row
 from tests.support.clock import FakeClock

@@ -16,7 +16,7 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.containers import open_containers
-from hotplate.stores.cosmos.items import CONTROL
+from hotplate.stores.cosmos.rows import CONTROL
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable

@@ -12,8 +12,8 @@ from azure.core.credentials import AccessToken
 
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.stores.cosmos.errors import CosmosUnavailable
+from hotplate.stores.cosmos.requests import TOKEN_PAUSE_S
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.signers import TOKEN_PAUSE_S
 from hotplate.stores.cosmos.url import Address
 from tests.support.azure_arm import azure_account
 from tests.support.clock import FakeClock

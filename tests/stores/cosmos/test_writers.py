@@ -8,7 +8,8 @@ import pytest
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import DraftRef, ReleaseId
-from hotplate.stores.cosmos.items import STATE, CosmosItem, ItemWritten, container_of
+from hotplate.stores.cosmos.rows import STATE, container_of
+from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Plan, Row
