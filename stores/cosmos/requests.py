@@ -142,16 +142,13 @@ class TokenSigner:
 
     async def renew_token(self) -> bool:
         """Get another token if the service refused this one; False if there is none yet."""
-        now, before = self._clock(), self._value
-        if self._request is None:
-            if now < self._received_at + OLD_TOKEN_REFUSALS_S:
-                return True
-            if now < self._requested_at + TOKEN_PAUSE_S:
-                return False
+        now = self._clock()
+        is_new = now < self._received_at + OLD_TOKEN_REFUSALS_S
+        if self._request is None and not is_new and now >= self._requested_at + TOKEN_PAUSE_S:
             self._start_request()
         if self._request is not None:
             await asyncio.shield(self._request)
-        return self._value != before
+        return self._clock() < self._received_at + OLD_TOKEN_REFUSALS_S
 
     def authorization(self, text: bytes) -> bytes:
         del text  # a token is the same for every request
