@@ -93,7 +93,7 @@ def test_the_runbook_has_no_section_of_an_alert_that_is_gone() -> None:
 
 def test_the_numbers_of_the_objectives_are_those_of_the_rules() -> None:
     """A budget that changes in one place only is found."""
-    rows = {row[0]: row for row in table((ROOT / "docs" / "objectives.md").read_text())}
+    rows = {row[0]: row for row in table((ROOT / "docs" / "monitoring.md").read_text())}
     for objective, series in {"Availability": "unavailable", "Latency": "slow", "Personal lists": "unread"}.items():
         share = float(rows[objective][2].rstrip(" %"))
         budget = f"{round(1 - share / 100, 6):g}"
