@@ -5,7 +5,7 @@ Made-up lists have real keys and the real encoding; a few thousand values are us
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -105,8 +105,7 @@ class CheckResult:
         return [found, *([denied] if self.filtered else []), *(f"  {example}" for example in self.examples)]
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedList:
+class ReceivedList(NamedTuple):
     """What one response says that one user's list is."""
 
     user: str

@@ -337,9 +337,6 @@ def plots(stores: Sequence[Summary]) -> list[Plot]:
         for each in stores
         if (values := _latency(each).values)
     )
-    if not curves:
-        return []
-    caption = (
-        "Of an emulated store, the latency is an assumption." if not all(e.has_own_latency for e in stores) else ""
-    )
-    return [Plot(f"{DECISIVE} of each round", "round", DECISIVE, curves, y_unit="us", points=True, caption=caption)]
+    caption = "Of an emulated store, the latency is an assumption."
+    plot = Plot(f"{DECISIVE} of each round", "round", DECISIVE, curves, y_unit="us", points=True, caption=caption)
+    return [plot] if curves else []

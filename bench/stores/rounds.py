@@ -104,8 +104,7 @@ class Setup:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class OwnStores:
+class OwnStores(NamedTuple):
     """Stores that were started here, and what could not be."""
 
     urls: tuple[str, ...]

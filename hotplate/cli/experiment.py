@@ -28,9 +28,9 @@ Options = TypeVar("Options")
 RunExperiment = Callable[[Options, "ProgressDisplay"], "Report"]
 # What a script reads; beneath the examples of each verb.
 EXIT_CODES = """
-    Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped; 2 the
-    options make no sense; 3 it was measured and is not good: more errors than --slo allows, popular lists instead of
-    the users' own, a wrong list, or no rate inside --slo.
+    Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped: nothing
+    answers, or a store is down from the start; 2 the options make no sense; 3 it was measured and is not good: more
+    errors than --slo allows, popular lists instead of the users' own, a wrong list, or no rate inside --slo.
 """
 
 

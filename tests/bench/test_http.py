@@ -254,6 +254,11 @@ def _requests(service: Service) -> float:
         (("http", "ftp://x", "--users", "5"), 2, "http://HOST:PORT"),
         (("http", "http://x", "--users", "5", "--out", "/no/such/folder"), 2, "no folder /no/such"),
         (("compare", "/no/such.json", "/no/other.json"), 1, "/no/such.json does not exist"),
+        (
+            ("http", "http://127.0.0.1:9", "--store", "redis://127.0.0.1:9/0"),
+            1,
+            "redis://127.0.0.1:9/0 cannot be reached",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], code: int, words: str) -> None:

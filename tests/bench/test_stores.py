@@ -285,6 +285,13 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_that_is_down_from_the_start_is_a_failure_not_a_verdict(tmp_path: Path) -> None:
+    done = run_stores("redis://127.0.0.1:9/0", "--out", tmp_path / "found")
+    assert done.returncode == 1
+    assert "redis://127.0.0.1:9/0 cannot be reached" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("redis", [pytest.param(True, marks=needs_redis), False])
