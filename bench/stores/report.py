@@ -203,17 +203,17 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
             name: Figure(found.value, found.values, note=ASSUMED if found.value is not None else found.note)
             for name, found in latencies.items()
         }
-    cpu = _cpu_of(store, rate)
+    cpu = _cpu_of(store)
     cost = cost_of(store.candidate, rate, read_ru(store), cpu.value or 0.0, prices)
     return Summary(store, latencies, cpu, cost.amount, cost.note, prices.currency)
 
 
-def _cpu_of(store: StoreRuns, rate: float) -> Figure:
-    """Return the CPU a request at full load; that at *rate* of a store that was not read, or not well, at full load."""
+def _cpu_of(store: StoreRuns) -> Figure:
+    """Return the CPU a request at full load, or of the timed reads where the store was not read well at full load."""
     full = [run.full for run in store.runs if run.full is not None]
     if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
         return mean([run.cpu_us for run in full])
-    return replace(mean([run.cpu_us for run in store.runs]), note=f"at {rate:g}/s")
+    return replace(mean([run.cpu_us for run in store.runs]), note=f"at {store.results[0].requested_rate:g}/s")
 
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:

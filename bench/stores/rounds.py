@@ -90,7 +90,7 @@ class Candidate:
         return scheme_of(self.url) in COSMOS
 
     @property
-    def can_be_filled(self) -> bool:
+    def can_take_full_load(self) -> bool:
         """Whether it may be read as fast as it answers: not if the request units of a real account would be spent."""
         return self.emulated or not self.metered
 
@@ -375,7 +375,7 @@ class Rounds:
         for one in self._setup.candidates[:: -1 if number % 2 else 1]:
             load = self._load(one, number)
             run = self._read(worker, one, load)
-            if one.can_be_filled and not self._interrupted:
+            if one.can_take_full_load and not self._interrupted:
                 busy = replace(load, rate=None, duration_s=FULL_S, connections=FULL_CONNECTIONS, sample_every=0)
                 run = replace(run, full=self._read(worker, one, busy))
             if self._interrupted:
@@ -400,8 +400,8 @@ class Rounds:
         )
 
     def _read(self, worker: LoadWorker, one: Candidate, load: Load) -> ServiceRun:
-        before, cpu_s = process.store_counts(one.service), one.service.cpu_s()
+        before, cpu_s = process.store_counts(one.service) if one.metered else None, one.service.cpu_s()
         result = worker.run(load)
-        used_s, after = one.service.cpu_s() - cpu_s, process.store_counts(one.service)
+        used_s = one.service.cpu_s() - cpu_s
         self._interrupted = self._interrupted or result.interrupted
-        return ServiceRun(result, used_s, after.since(before) if one.metered else None)
+        return ServiceRun(result, used_s, before and process.store_counts(one.service).since(before))

@@ -120,7 +120,7 @@ def test_the_table_has_every_figure_of_every_store() -> None:
 
 @pytest.mark.parametrize(
     ("seen", "cpu_us", "note"),
-    [({"personal": 1_000}, 20, ""), ({"personal": 980, "popular": 20}, 50, "at 800/s")],
+    [({"personal": 1_000}, 20, ""), ({"personal": 980, "popular": 20}, 50, "at 2000/s")],
     ids=["of lists", "of popular lists"],
 )
 def test_cpu_is_that_at_full_load_unless_popular_lists_were_served(
@@ -138,7 +138,7 @@ def test_cpu_is_that_at_full_load_unless_popular_lists_were_served(
 
 def test_a_real_account_is_not_read_at_full_load() -> None:
     urls = (EMULATED, "cosmos://account.documents.azure.com/hotplate", "file:///a")
-    assert [store_runs("store", url, []).candidate.can_be_filled for url in urls] == [True, False, True]
+    assert [store_runs("store", url, []).candidate.can_take_full_load for url in urls] == [True, False, True]
 
 
 def test_an_emulators_latency_is_assumed_and_wins_nothing() -> None:

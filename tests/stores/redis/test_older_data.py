@@ -1,6 +1,5 @@
 """Nodes of a cluster that restart with older data: whatever they bring back, or leave behind elsewhere, is found."""
 
-import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,11 +21,6 @@ ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n i
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
     with running_cluster(tmp_path_factory.mktemp("restarted")) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def prefix() -> str:
-    return secrets.token_hex(4)
 
 
 @pytest.fixture
