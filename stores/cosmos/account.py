@@ -106,8 +106,8 @@ class CosmosAccount:
                 None,
                 response_hook=lambda received, _: headers.update(received),
             )
-        self._charged(headers)
-        return offer_in(offer, headers)
+            self._charged(headers)
+            return offer_in(offer, headers)
 
     async def scale(self, container: str, throughput: Throughput) -> None:
         async with self._attempt() as client:

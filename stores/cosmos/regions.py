@@ -56,7 +56,7 @@ class Region:
     transport: Transport
     name: str = ""
     failures: int = 0
-    """Failures since the last response."""
+    """Failures since the last read that succeeded."""
 
     late_at: float = float("-inf")
     """When a read timed out that was counted, by the event loop's clock: of those under way by then, none other is."""
@@ -146,8 +146,8 @@ class Regions:
         if region.unhealthy and region in self._readable:
             region.unhealthy = False
             _stop_trials(region)
-            self._choose()
-            log.warning("%s: %s can be read again; reading from %s", self._where, region.name, self.nearest().name)
+            self._nearest = self._choose()
+            log.warning("%s: %s can be read again; reading from %s", self._where, region.name, self._nearest.name)
 
     def failed(self, region: Region, kind: ErrorKind, began_at: float) -> Region | None:
         """Note that a read, begun at *began_at*, failed in *region*; return another region if it may do better.
@@ -166,7 +166,7 @@ class Regions:
         healthy = next((one for one in others if not one.unhealthy), None)
         if not region.unhealthy and healthy is not None and (region.failures >= MAX_FAILURES or kind == "connect"):
             region.unhealthy = True
-            self._choose()
+            self._nearest = self._choose()
             log.warning("%s: %s cannot be read (%s); reading from %s", self._where, region.name, kind, healthy.name)
             region.pauses.reset()
             self._try_later(region)
@@ -187,11 +187,11 @@ class Regions:
             if region.unhealthy:
                 self._tried = region
 
-        if region.trial is None:
+        if region.trial is None and region in self._readable:
             region.trial = asyncio.get_running_loop().call_later(region.pauses.next_s(), try_it)
 
-    def _choose(self) -> None:
-        self._nearest = next((one for one in self._readable if not one.unhealthy), self._readable[0])
+    def _choose(self) -> Region:
+        return next((one for one in self._readable if not one.unhealthy), self._readable[0])
 
     async def _refresh(self) -> Account:
         """Read the account from its own server, and if that fails from those of its regions."""
@@ -223,8 +223,12 @@ class Regions:
         self._readable = [self._known[readable[name]] for name in names]
         for name, region in zip(names, self._readable, strict=True):
             region.name = name
+            if region.unhealthy:
+                self._try_later(region)  # it may have been left out of the list for a while
+        if self._tried not in self._readable:
+            self._tried = None
         self.write = self._known[write]
-        self._choose()
+        self._nearest = self._choose()
         if before and before != names:
             log.warning("%s: its regions are now %s", self._where, ", ".join(names))
         for url in self._known.keys() - {self._account.url, write, *readable.values()}:

@@ -125,7 +125,8 @@ class TokenSigner:
     def needs_token(self) -> bool:
         """Return whether `acquire_token` must be awaited before signing; renews a token that is about to end."""
         now = self._clock()
-        if now >= self._renew_at and self._request is None and now >= self._requested_at + TOKEN_PAUSE_S:
+        paused = bool(self._error) and now < self._requested_at + TOKEN_PAUSE_S
+        if now >= self._renew_at and self._request is None and not paused:
             self._start_request()
         return now >= self._ends_at
 

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
+from math import inf
 
 import orjson
 import pytest
@@ -143,7 +144,7 @@ async def test_one_slow_answer_is_no_reason_to_leave(
 
 
 class Silent:
-    """A server that takes its time over each answer."""
+    """A server that takes its time over each answer; one that takes for ever is not listed by the account."""
 
     def __init__(self, url: str, delays_s: dict[str, float]) -> None:
         self.port = url.rpartition(":")[2]
@@ -155,7 +156,8 @@ class Silent:
         if delay_s > timeout_s:
             raise RequestFailed("timeout", "here")
         locations = [{"name": f"at {port}", "databaseAccountEndpoint": f"http://x:{port}"} for port in (1, 2)]
-        account = {"writableLocations": locations[1:], "readableLocations": locations}
+        listed = [one for one, port in zip(locations, "12", strict=True) if self.delays_s.get(port) != inf]
+        account = {"writableLocations": locations[1:], "readableLocations": listed}
         body = orjson.dumps(account) if message.startswith(b"GET / ") else ITEM
         return Response(200, b"HTTP/1.1 200 OK\r\n\r\n", body)
 
@@ -210,6 +212,26 @@ def test_a_region_that_still_takes_too_long_costs_a_read_now_and_then_until_it_i
             await asyncio.sleep(1)
             found_there = await client.read_nearest("c", NAME, 0.05)
         assert found_there == ({"id": NAME}, False)
+
+    in_two_regions(work)
+
+
+def test_a_sick_region_that_is_not_listed_any_more_is_not_tried_again() -> None:
+    async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
+        delays_s["1"] = inf
+        for _ in range(MAX_FAILURES):
+            await late(client, 0.05)
+        await asyncio.sleep(5)  # by then it is to be tried
+        await client.account()
+        for _ in range(100):
+            assert await client.read_nearest("c", NAME, 0.05) == ({"id": NAME}, True)
+            await asyncio.sleep(1)
+        delays_s.clear()
+        await client.account()
+        for _ in range(100):
+            await asyncio.sleep(1)
+            found = await client.read_nearest("c", NAME, 0.05)
+        assert found == ({"id": NAME}, False)
 
     in_two_regions(work)
 

@@ -27,6 +27,7 @@ class Issued:
         self.endpoint = endpoint
         self.clock = clock
         self.requests = 0
+        self.life_s = 3600
         self.error = ""
         self.spoiled = False
         self.closed = False
@@ -38,7 +39,7 @@ class Issued:
         if self.error:
             raise RuntimeError(self.error)
         answer_json = orjson.loads(await asyncio.to_thread(self.page))
-        return AccessToken(answer_json["access_token"] + "x" * self.spoiled, int(self.clock()) + 3600)
+        return AccessToken(answer_json["access_token"] + "x" * self.spoiled, int(self.clock()) + self.life_s)
 
     def page(self) -> bytes:
         with urllib.request.urlopen(f"{self.endpoint}__emulation/token", timeout=60) as answer:
@@ -110,6 +111,15 @@ async def test_a_token_is_renewed_in_the_background_and_a_failure_keeps_the_old_
     assert await client.read("c", NAME, 5.0) is not None
     assert "gives tokens again" in caplog.text
     assert observer.kinds == ["unauthorized"]
+
+
+async def test_a_token_that_ends_soon_is_followed_by_the_next_one(entra: Entra) -> None:
+    client, credential, clock = entra
+    credential.life_s = 10
+    for _ in range(3):
+        assert await client.read("c", NAME, 5.0) is not None
+        clock.now += 11
+    assert credential.requests == 3
 
 
 async def test_a_token_that_is_refused_is_renewed_once(entra: Entra) -> None:
