@@ -145,8 +145,8 @@ class ImportedLists:
                 stack.enter_context(input_files(paths)) for paths in (given, *others)
             )
             scored = self._read(files, named_paths(given), "user", "item", settings.columns)
-            similar = self._read(similar_files, str(settings.similar), "item", "other")
-            popular = self._read(popular_files, str(settings.popular), "segment", "item")
+            similar = self._read(similar_files, named_paths(others[0]), "item", "other")
+            popular = self._read(popular_files, named_paths(others[1]), "segment", "item")
             self._users = _sorted(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
             report = partial(on_progress, "similar")
             self._similar = _sorted(similar, numbers, settings.length, folder / "similar", report)
@@ -155,8 +155,8 @@ class ImportedLists:
             titles = {} if scored is None else titles_of(scored.kept, named_paths(given))
             if title_files:
                 named = {role: settings.columns.get(role) for role in ("item", "title")}
-                titled = text_of(title_files, str(settings.titles), ("item", "title"), **named)
-                titles = titles_of(titled.lazy(), str(settings.titles))
+                titled = text_of(title_files, named_paths(others[2]), ("item", "title"), **named)
+                titles = titles_of(titled.lazy(), named_paths(others[2]))
             self._fingerprint = fingerprint([*files, *popular_files, *similar_files, *title_files])
         read = next(rows for rows in (scored, similar, popular) if rows is not None)
         self.rows, self.left_out = read.total, dict(read.left_out)

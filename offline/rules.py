@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
-from hotplate.offline.input.files import Format, data_errors, find_files
+from hotplate.offline.input.files import Format, data_errors, input_files, named_paths
 from hotplate.offline.input.filters import parse_half_life
 from hotplate.offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, decay
 from hotplate.offline.input.tables import open_tables, read_text
@@ -303,8 +303,8 @@ def _read_items(path: Path) -> list[str]:
     """Return the ids that a file names: one a line in a .txt file, those of the item column in all others."""
     if path.suffix.lower() != ".txt":
         return read_text(path, ["item"]).get_column("item").to_list()
-    with data_errors(str(path)):
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    with input_files([path]) as files, data_errors(named_paths([path])):
+        return [line.strip() for file in files for line in file.path.read_text().splitlines() if line.strip()]
 
 
 def _read_available(path: Path) -> list[str]:
@@ -321,12 +321,15 @@ def _read_available(path: Path) -> list[str]:
     unread = frame.filter(pl.col("amount").is_null())
     if unread.height:
         item, value = unread.row(0)[:2]
-        raise DataError(f"{path} has {value!r} as the {stock} of item {item!r}; write a number, or true or false.")
+        raise DataError(
+            f"{named_paths([path])} has {value!r} as the {stock} of item {item!r}; write a number, or true or false."
+        )
     return frame.filter(pl.col("amount") > 0).get_column("item").to_list()
 
 
 def _stock_column(path: Path) -> str | None:
-    names = open_tables(find_files(path), Format(), str(path))[0].schema
+    with input_files([path]) as files:
+        names = open_tables(files, Format(), named_paths([path]))[0].schema
     return next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
 
 
@@ -334,7 +337,8 @@ def _read_categories(path: Path) -> dict[str, str]:
     frame = read_text(path, ["item", "category"]).drop_nulls().unique()
     twice = frame.filter(pl.col("item").is_duplicated())
     if twice.height:
-        raise DataError(f"{path} has item {twice.get_column('item')[0]!r} in two categories; keep one for each item.")
+        item = twice.get_column("item")[0]
+        raise DataError(f"{named_paths([path])} has item {item!r} in two categories; keep one for each item.")
     return dict(frame.iter_rows())
 
 
@@ -344,10 +348,10 @@ def _read_boosts(path: Path) -> dict[str, float]:
     wrong = frame.filter(~((boost > 0) & (boost <= _MAX_BOOST)).fill_null(value=False)).get_column("item").sort()
     if len(wrong):
         bounds = f"above zero and at most {_MAX_BOOST:,}"
-        raise DataError(f"{path} has no number {bounds} as the boost of item {wrong[0]!r}.")
+        raise DataError(f"{named_paths([path])} has no number {bounds} as the boost of item {wrong[0]!r}.")
     twice = frame.filter(pl.col("item").is_duplicated()).get_column("item").sort()
     if len(twice):
-        raise DataError(f"{path} has item {twice[0]!r} with two boosts; keep one for each item.")
+        raise DataError(f"{named_paths([path])} has item {twice[0]!r} with two boosts; keep one for each item.")
     return dict(frame.iter_rows())
 
 

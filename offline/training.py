@@ -404,7 +404,7 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
     """Return what the model folder says about its data, so the same training can be run again."""
     times = interactions.time_range
     return _read_of(interactions, settings.data) | {
-        "titles": None if settings.titles is None else str(settings.titles),
+        "titles": None if settings.titles is None else named_paths([settings.titles]),
         "time_range": None if times is None else [time.isoformat() for time in times],
         "columns": asdict(interactions.columns),
         "where": list(settings.where),

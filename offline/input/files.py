@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 import polars as pl
@@ -48,6 +48,8 @@ COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".zstd": b"
 # What Hive and Spark name the folder of rows that have no value for its key.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
+# Schemes whose paths keep the query, and whose files are known by their bytes alone.
+_HTTP = ("http", "https")
 # What a reader's message, in lower case, means for the person who brought the file; the first part in it decides.
 _READER_ERRORS = {
     ("no space left", "file too large"): (
@@ -195,8 +197,12 @@ def _fetched(url: str) -> Iterator[list[DataFile]]:
     shown = redacted(url)
     with temporary_folder("input") as folder:
         with _fetching(url) as (files, root):
-            copy = folder / (Path(root).name or "data")
-            files.get(root, str(copy), recursive=True)
+            if scheme_of(url) in _HTTP:  # one file, and a signed URL has a query
+                copy = folder / (Path(urlsplit(root).path).name or "data")
+                files.get_file(root, str(copy))
+            else:
+                copy = folder / (Path(root).name or "data")
+                files.get(root, str(copy), recursive=True)
         try:
             found = find_files(copy)
         except DataError as error:
@@ -292,11 +298,23 @@ def state_of(paths: Iterable[Path]) -> str:
     paths, remote = list(paths), list[str]()
     for url in filter(None, map(url_of, paths)):
         with _fetching(url) as (files, root):
-            remote += [f"{name} {files.ukey(name)}" for name in sorted(files.find(root) or [root])]
+            named = [root] if scheme_of(url) in _HTTP else sorted(files.find(root) or [root])
+            remote += [f"{name} {_version(files, name, scheme_of(url))}" for name in named]
     local = [path for path in paths if url_of(path) is None]
     found = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     digested = digest((str(file), file) for file in found if not file.is_dir())
     return xxhash.xxh3_128_hexdigest("\n".join([digested, *remote]).encode()) if remote else digested
+
+
+def _version(files: Any, name: str, scheme: str) -> str:  # noqa: ANN401 -- a file system of fsspec
+    """Return what changes with the bytes of a file: over HTTP, where its key is its URL, a digest of them."""
+    if scheme not in _HTTP:
+        return str(files.ukey(name))
+    found = xxhash.xxh3_128()
+    with files.open(name) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 @contextmanager

@@ -4,7 +4,11 @@ import gzip
 import io
 import json
 import sys
+import threading
+from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -16,7 +20,9 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import Format, state_of
 from hotplate.offline.input.interactions import read_interactions
-from tests.support.interactions import pairs_of, write
+from hotplate.offline.model import save
+from tests.support.command import hotplate
+from tests.support.interactions import checkerboard_model, pairs_of, write
 
 MOVIES = [(196, 242, 3, 881250949), (186, 302, 3, 891717742), (196, 377, 1, 878887116), (22, 242, 2, 880606923)]
 TIMES = (datetime(1997, 11, 7, 7, 18, 36), datetime(1998, 4, 4, 19, 22, 22))  # noqa: DTZ001 -- naive UTC
@@ -116,6 +122,43 @@ def test_urls_are_read_as_files_and_folders_are(kind: type, tmp_path: Path) -> N
     assert state_of([Path(place)]) != before
     with pytest.raises(DataError, match=f"{place}/date=2026-01-02/b.csv, row 2: too few fields"):
         read_interactions(kind(place))
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """Serve `tmp_path/web` over HTTP, whatever the query."""
+    (tmp_path / "web").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of fsspec's own loop
+def test_a_signed_url_is_read_and_its_bytes_tell_whether_it_changed(web: str, tmp_path: Path) -> None:
+    write(tmp_path / "web" / "a.csv", "user,item\nu,i\nv,j\n")
+    url = f"{web}/a.csv?sig=secret%2Fvalue"
+    assert read_interactions(url).rows == 2
+    before = state_of([Path(url)])
+    assert state_of([Path(url)]) == before
+    write(tmp_path / "web" / "a.csv", "user,item\nu,i\nv,k\n")
+    assert state_of([Path(url)]) != before
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
+def test_no_message_about_a_small_file_has_the_password_of_its_url(web: str, tmp_path: Path) -> None:
+    write(tmp_path / "web" / "a.csv", "a,b\nu,i\n")
+    url, store = web.replace("//", "//bob:secret@") + "/a.csv", f"file://{tmp_path}/store"
+    save(checkerboard_model(), tmp_path / "model")
+    for arguments in (
+        ("import", "--similar", url), ("import", "--popular", url),
+        ("publish", tmp_path / "model", "--boost", url), ("publish", tmp_path / "model", "--available", url),
+    ):  # fmt: skip
+        done = hotplate(*arguments, "--store", store)
+        assert done.returncode != 0
+        assert "a.csv" in done.stderr
+        assert "secret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
