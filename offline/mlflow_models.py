@@ -106,17 +106,34 @@ def fetch(uri: str, out: Path) -> Path:
     return found
 
 
+def resolve(uri: str) -> str:
+    """Return the version that *uri* names now, as models:/shop/3, for an alias or `latest`; else *uri*, which is fixed.
+
+    Raises DataError if there is none.
+    """
+    if not uri.startswith("models:/"):
+        return uri
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    name, _, version = name.partition("/")
+    with _server():
+        client = mlflow.MlflowClient()
+        if at:
+            version = str(client.get_model_version_by_alias(name, alias).version)
+        elif version == "latest":
+            found = client.search_model_versions(f"name = '{name}'")
+            if not found:
+                raise DataError(f"MLflow has no version of the model {name!r}; see its page.")
+            version = str(max(int(each.version) for each in found))
+    return f"models:/{name}/{version}"
+
+
 def record_release(uri: str, store: str, release: str) -> None:
-    """Tag the version that *uri* names with the *release* that was made from it; nothing for a model of a run."""
-    name, at, version = uri.removeprefix("models:/").partition("@")
+    """Tag the version that *uri* names (see `resolve`) with the *release* made from it; nothing for a run's model."""
+    name, _, version = uri.removeprefix("models:/").partition("/")
     if not uri.startswith("models:/"):
         return
     with _server():
         client = mlflow.MlflowClient()
-        if at:
-            version = client.get_model_version_by_alias(name, version).version
-        else:
-            name, _, version = name.partition("/")
         for tag, value in ((_RELEASE, release), (_STORE, redacted(store))):
             client.set_model_version_tag(name, version, tag, value)
 

@@ -187,9 +187,15 @@ def publish(
         return
 
     from hotplate.offline import mlflow_models
+    from hotplate.offline.errors import DataError
+
+    uri = interruptible(lambda: mlflow_models.resolve(uri))
 
     def record(release: "ReleaseId") -> None:
-        mlflow_models.record_release(uri, chosen_store(flags.store), release)
+        try:
+            mlflow_models.record_release(uri, chosen_store(flags.store), release)
+        except DataError as error:  # the release is published all the same
+            err.print(f"The release is not noted in MLflow: {error}")
 
     with temporary_folder("model") as scratch, _computed_on(master, options) as source:
         folder = interruptible(lambda: mlflow_models.fetch(uri, scratch))

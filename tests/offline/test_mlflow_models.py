@@ -44,7 +44,7 @@ def test_a_model_is_a_run_and_a_version_and_is_fetched_as_it_was(folder: Path, t
     mlflow_models.set_alias(logged)
     found = mlflow_models.fetch("models:/shop@champion", tmp_path / "out")
     assert (found / "model.json").read_bytes() == (folder / "model.json").read_bytes()
-    mlflow_models.record_release("models:/shop@champion", "redis://user:hidden@host/0", "r1")
+    mlflow_models.record_release(mlflow_models.resolve("models:/shop@champion"), "redis://user:hidden@host/0", "r1")
     tags = mlflow.MlflowClient().get_model_version("shop", "1").tags
     assert (tags["hotplate.release"], "hidden" in json.dumps(tags)) == ("r1", False)
 
@@ -90,3 +90,16 @@ work = "work"
     client = mlflow.MlflowClient()
     assert str(client.get_model_version_by_alias("shop", "champion").version) == "1"
     assert len(client.search_model_versions("name = 'shop'")) == 2
+
+
+def test_an_alias_and_latest_are_one_version_for_all_of_a_publish(folder: Path) -> None:
+    for _ in range(2):
+        logged = mlflow_models.log_training(folder, Target.of("shop@champion"))
+    mlflow_models.set_alias(logged)
+    assert mlflow_models.resolve("models:/shop@champion") == "models:/shop/2"
+    assert mlflow_models.resolve("models:/shop/latest") == "models:/shop/2"
+    assert mlflow_models.resolve("models:/shop/1") == "models:/shop/1"
+    assert mlflow_models.resolve(f"runs:/{logged.run}/model") == f"runs:/{logged.run}/model"
+    for missing in ("models:/shop@nobody", "models:/none/latest"):
+        with pytest.raises(DataError):
+            mlflow_models.resolve(missing)
