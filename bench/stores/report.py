@@ -18,6 +18,7 @@ from hotplate.bench.statistics import TOO_FEW_ANSWERS, Figure, mean, percentile,
 from hotplate.bench.stores.rounds import (
     EMULATED_BUDGET_S,
     FULL_CONNECTIONS,
+    FULL_S,
     SDK_RATE,
     Candidate,
     Measured,
@@ -108,6 +109,7 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
         draw=Uniform() if options.zipf is None else Zipf(options.zipf),
         rounds=float("inf") if options.repeat is None else options.repeat,
         ends_s=time.monotonic() + parse_seconds(options.budget),
+        full_s=FULL_S,
     )
 
 

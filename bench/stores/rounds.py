@@ -266,6 +266,8 @@ class RoundSettings:
     ends_s: float = math.inf
     poisson: bool = False
     connections: int = 64
+    full_s: float = 0.0
+    """How long each store is read at full load in a round, too."""
 
     def rate_of(self, one: Candidate) -> float:
         """Return the requests/s to a store: fewer through the SDK."""
@@ -375,8 +377,9 @@ class Rounds:
         for one in self._setup.candidates[:: -1 if number % 2 else 1]:
             load = self._load(one, number)
             run = self._read(worker, one, load)
-            if one.can_take_full_load and not self._interrupted:
-                busy = replace(load, rate=None, duration_s=FULL_S, connections=FULL_CONNECTIONS, sample_every=0)
+            if self._settings.full_s and one.can_take_full_load and not self._interrupted:
+                full_s = self._settings.full_s
+                busy = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
                 run = replace(run, full=self._read(worker, one, busy))
             if self._interrupted:
                 return
