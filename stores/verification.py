@@ -239,6 +239,7 @@ async def read_present(
                 raise slot
             else:
                 yield key, slot
+        await asyncio.sleep(0)  # a store in this process never waits, and a service has requests to answer
 
 
 @dataclass(frozen=True, slots=True)
