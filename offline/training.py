@@ -300,9 +300,6 @@ def _search(
 ) -> tuple[Search | None, str]:
     """Search for parameters on what the evaluation learns from, never on its test; or say why there was no search."""
     assert settings.tuning is not None  # noqa: S101 -- `train` has looked
-    most = settings.tuning.max_pairs
-    if most is not None and pairs >= most:
-        return None, f"{pairs:,} pairs are too many to search for parameters unless asked; --tune 0 does."
     wanted = settings.split or SplitOptions("by-item" if learnable[1] is None else "by-time")
     runs = 1 if settings.test else 0 if settings.split is None else settings.seeds * len(wanted.draws)
     search = tune(

@@ -114,9 +114,7 @@ class TrainOptions:
     popular_half_life: Annotated[
         str | None, Flag("Rank by popularity of late, with --engine popularity.", MODEL, metavar="TIME")
     ] = None
-    tune: Annotated[int | None, Flag("Search whatever the size, with so many random trials.", SEARCH, at_least=0)] = (
-        None
-    )
+    tune: Annotated[int | None, Flag("Seconds of a core that a search may take; 45.", SEARCH, at_least=1)] = None
     no_tune: Annotated[bool, Flag("Take the defaults, or the parameters that are named.", SEARCH)] = False
     grid: Annotated[Path | None, Flag("Search the cells of this TOML or JSON file.", SEARCH)] = None
     seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
@@ -256,7 +254,7 @@ def _choice(given: TrainOptions) -> "tuple[Params, TuneOptions | None]":
     if not searched:
         return params, TuneOptions(engine=engine)
     cells = () if given.grid is None else read_grid(given.grid, ALSParams(seed=given.seed))
-    return params, TuneOptions(cells, engine, given.tune or 0, max_pairs=None)
+    return params, TuneOptions(cells, engine, given.tune)
 
 
 def _recency(given: TrainOptions) -> "dict[str, Any]":

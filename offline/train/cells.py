@@ -1,21 +1,20 @@
-"""The cells of a search: the usual ones, those beyond their edges, random ones around the best, and those of a file."""
+"""The cells of a search: the usual ones, those around the best of them, with recency, and those of a file."""
 
 import json
-import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.train.als import ALSParams, SparkParams
 from hotplate.offline.train.ease import EASEParams
-from hotplate.offline.train.engine import Engine, Params, engine_of, params_class
+from hotplate.offline.train.engine import Engine, Params, engine_of, params_class, recency_of
 from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
-from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.train.popularity import PopularityParams, Recency
 
 # Each is the best of the others on some real data and split; regularization and alpha only work together.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
@@ -30,9 +29,13 @@ _FEWEST = 5
 _MOST_FACTORS = 512
 # Similarities of more pairs of items than this are not worth their memory.
 _MOST_SIMILARITIES = 10_000_000
-# What random draws keep to, and how often one is tried until it is new.
-_FACTORS = (8, 1024)
-_ATTEMPTS = 50
+# The steps by which the powers of rp3beta are searched, alpha and beta.
+_WALK_STEP = 0.1
+# Recency is tried with these half-lives in days first, then with others and other powers around the best.
+_HALF_LIVES = (2.0, 8.0)
+_STEP = 2.0
+_SHORTEST_DAYS, _LONGEST_DAYS = 0.125, 512.0
+_LEAST_GAMMA, _MOST_GAMMA = 0.125, 4.0
 
 
 def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None) -> list[Params]:
@@ -53,7 +56,10 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
 
 
 def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
-    """Return new cells if the best of an engine, its first among *ranked*, lies at the edge of what was tried."""
+    """Return new cells if the best of an engine, its first among *ranked*, lies at the edge of what was tried.
+
+    The powers of rp3beta are searched around its best, in steps.
+    """
     als = [params for params in ranked if isinstance(params, ALSParams)]
     ease = [params for params in ranked if isinstance(params, EASEParams)]
     neighbours = [params for params in ranked if isinstance(params, NeighbourParams)]
@@ -70,6 +76,11 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
     for times in _past(alike, 5, 0.5):
         number = int(np.clip(times * alike[0], 2, _most_neighbours(items)))
         found.append(replace(neighbours[0], neighbours=number))
+    for walk in [params for params in neighbours if params.weighting == "rp3beta"][:1]:
+        for alpha, beta in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
+            powers = round(walk.walk_alpha + alpha, 2), round(walk.walk_beta + beta, 2)
+            if powers[0] > 0 and powers[1] >= 0:
+                found.append(replace(walk, walk_alpha=powers[0], walk_beta=powers[1]))
     return [params for params in dict.fromkeys(found) if params not in ranked]
 
 
@@ -78,43 +89,36 @@ def _past(values: Sequence[float], up: float, down: float) -> list[float]:
     return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
 
-def draw(ranked: Sequence[Params], generator: np.random.Generator, items: int) -> Params | None:
-    """Draw a new cell, log-uniformly, around the first of *ranked*, or half of the time around the first of ALS.
+def more_recency(params: Params, tried: Mapping[Params, float]) -> list[Params]:
+    """Return *params* with the recencies to try next, given the ndcg of those that were *tried*.
 
-    Returns None if nothing new is found: there are only so many numbers of neighbours.
+    Half-lives come first, then those and powers around the best one. Popularity has a half-life alone.
     """
-    searched = [params for params in ranked if isinstance(params, ALSParams | EASEParams | NeighbourParams)]
-    centres = searched[:1] + [params for params in searched if isinstance(params, ALSParams)][:1]
-    for _ in range(_ATTEMPTS if centres else 0):
-        near = _near(centres[generator.integers(len(centres))], generator, items)
-        if near not in ranked:
-            return near
-    return None
+    near = [(half_life, 1.0) for half_life in _HALF_LIVES]
+    if tried:
+        days, gamma = _timing(max(tried, key=lambda each: tried[each]))
+        near = [(days * _STEP, gamma), (days / _STEP, gamma)]
+        near += [] if isinstance(params, PopularityParams) else [(days, gamma * _STEP), (days, gamma / _STEP)]
+    found = [
+        _with_timing(params, days, gamma)
+        for days, gamma in near
+        if _SHORTEST_DAYS <= days <= _LONGEST_DAYS and _LEAST_GAMMA <= gamma <= _MOST_GAMMA
+    ]
+    return [each for each in found if each not in tried]
 
 
-def _near(centre: Params, generator: np.random.Generator, items: int) -> Params:
-    def spread(times: float) -> float:
-        """Draw between 1 / *times* and *times*, both ways equally often."""
-        return math.exp(generator.uniform(-math.log(times), math.log(times)))
+def _with_timing(params: Params, days: float, gamma: float) -> Params:
+    if isinstance(params, PopularityParams):
+        return PopularityParams(days)
+    return replace(params, recency=Recency(days, gamma))
 
-    match centre:
-        case ALSParams():
-            factors, both, regularization = spread(2), spread(3), spread(2)
-            return replace(
-                centre,
-                factors=int(np.clip(round(factors * centre.factors), _FACTORS[0], _FACTORS[1])),
-                regularization=_rounded(centre.regularization * both * regularization),
-                # Below 1, what a user has would weigh less than what they have not.
-                alpha=max(_rounded(centre.alpha * both), min(1.0, centre.alpha)),
-            )
-        case EASEParams():
-            return EASEParams(_rounded(centre.regularization * spread(3)))
-        case NeighbourParams():
-            weightings: list[NeighbourWeighting] = [centre.weighting, *get_args(NeighbourWeighting)]
-            number = int(np.clip(round(centre.neighbours * spread(3)), 2, _most_neighbours(items)))
-            return NeighbourParams(weightings[generator.integers(len(weightings))], number)
-        case _:
-            return centre
+
+def _timing(params: Params) -> tuple[float, float]:
+    """Return the half-life in days and the power of *params*, which have recency."""
+    if isinstance(params, PopularityParams):
+        return params.half_life_days or 1.0, 1.0
+    recency = recency_of(params)
+    return (1.0, 1.0) if recency is None else (recency.half_life_days, recency.gamma)
 
 
 def read_grid(path: Path, defaults: ALSParams) -> tuple[Params, ...]:

@@ -1,4 +1,4 @@
-"""The search for an engine and its parameters: cells are compared on an inner split of what may be learnt from."""
+"""The search for an engine and its parameters: candidates are compared on an inner split, within a budget."""
 
 import json
 import math
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import Values, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, Times, UserItems
+from hotplate.offline.input.matrix import History, Times, UserItems, users_per_item
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.cells import beyond, default_cells, draw
+from hotplate.offline.train.cells import beyond, default_cells, more_recency
+from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -32,31 +33,26 @@ from hotplate.offline.train.engine import (
     recency_of,
     with_recency,
 )
-from hotplate.offline.train.popularity import PopularityParams, Recency
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams
+from hotplate.stores.file.memory import room_bytes
 from hotplate.stores.verification import OnProgress, unreported
 
-# Above so many pairs a search takes minutes to hours, so it must be requested.
-MAX_PAIRS = 1_000_000
+# A log with more pairs is searched on a draw of its users, who have about this many.
+_SEARCHED_PAIRS = 1_000_000
 # As many iterations rank cells as the full number does, in half of the time.
 _EXPLORING = 8
-# Lists that are the same for everybody are simpler: personal lists must be better by so much.
-_SIMPLER_WORTH = 1.01
 _EXTENSIONS = 3
-# Recency is tried with these half-lives in days first, then with others and other powers around the best.
-_HALF_LIVES = (2.0, 8.0)
-_FIRST_GAMMA = 1.0
-_STEP = 2.0
-_SHORTEST_DAYS = 0.125
-_LONGEST_DAYS = 512.0
-_LEAST_GAMMA = 0.125
-_MOST_GAMMA = 4.0
-# As a rule an engine has so many trials with recency: the first two, four around the better one, three around the next.
-_RECENT_TRIALS = 9
+# Half of the width of an interval of 95 %, in standard errors.
+_INTERVAL = 1.96
 # A split by time is searched at so many cuts: with one, a week decides for the next.
 _CUTS = 2
-# What a search takes at most, by estimate, unless more is wanted: seconds of a core for its cells, and memory for each.
+# What a search takes at most, by estimate, unless another budget is given: seconds of a core for its cells, as many
+# again for recency, and memory for each fit.
 _BUDGET_S = 45.0
 _BUDGET_BYTES = 650e6
+# The last fit, on all data, may take so many seconds of a core.
+_LAST_FIT_S = 900.0
 # A trial ranks at most so many pairs of user and item, over all cuts; of more, some users are drawn.
 _RANKED = 100_000_000
 
@@ -65,19 +61,19 @@ _RANKED = 100_000_000
 class TuneOptions:
     """What is searched.
 
-    cells      are tried first; () for those that were good on real data, and more where the best lies at their edge
-    engine     is the only one that is tried; SettingError for cells of others
-    draws      so many more are drawn at random around the best
-    max_pairs  data with more are not searched; None searches whatever their size, and whatever a cell takes
+    cells     are tried; () for those that were good on real data, and more where the best lies at their edge
+    engine    is the only one that is tried; SettingError for cells of others
+    budget_s  seconds of a core that the search may take, by estimate; None for 45 and as many for recency, or for what
+              the *cells* that were given take
     """
 
     cells: tuple[Params, ...] = ()
     engine: Engine | None = None
-    draws: int = 0
-    max_pairs: int | None = MAX_PAIRS
+    budget_s: float | None = None
 
     def __post_init__(self) -> None:
-        require_at_least("tune", self.draws, 0)
+        if self.budget_s is not None and not 0 < self.budget_s < math.inf:
+            raise SettingError(f"tune is {self.budget_s}; it must be a number of seconds above 0.")
         others = {engine_of(cell) for cell in self.cells} - {self.engine}
         if self.engine is not None and others:
             raise SettingError(
@@ -102,10 +98,14 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A cell that was not tried, because its trial would take more than a search may, by estimate."""
+    """A cell that was not tried, because its trial, or its fit on all data, would take more than it may, by estimate.
+
+    *seconds* are of the trial, *fit_seconds* and *bytes* of the last fit.
+    """
 
     params: Params
     seconds: float
+    fit_seconds: float
     bytes: int
 
 
@@ -113,7 +113,7 @@ class LeftOut:
 class Search:
     """All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
 
-    What is *left_out* would have taken too much.
+    What is *left_out* would have taken too much. *users* were searched on, if that is not all of them.
     """
 
     split: SplitOptions
@@ -121,11 +121,26 @@ class Search:
     trials: tuple[Trial, ...]
     defaults: ALSParams
     left_out: tuple[LeftOut, ...] = ()
+    users: int | None = None
 
     @property
     def best(self) -> int:
-        """The number of the trial that is recommended: the one with the highest nDCG, or popularity close to it."""
-        return max(range(len(self.trials)), key=lambda number: _worth(self.trials[number]))
+        """The number of the trial that is recommended.
+
+        Popularity is, if the best personal engine lies below its interval of 95 %. Else, of all personal trials within
+        one standard error of the best: one with recency, then one of ALS, then the simplest parameters and the longest
+        half-life.
+        """
+        ranked = sorted(range(len(self.trials)), key=lambda number: -self.trials[number].ndcg)
+        personal = [number for number in ranked if not isinstance(self.trials[number].params, PopularityParams)]
+        popular = next((number for number in ranked if number not in personal), None)
+        if not personal:
+            return ranked[0]
+        top = self.trials[personal[0]]
+        if popular is not None and top.ndcg < self.trials[popular].ndcg - _INTERVAL * self.trials[popular].se:
+            return popular
+        close = [number for number in personal if self.trials[number].ndcg >= top.ndcg - top.se]
+        return min(close, key=lambda number: _complexity(self.trials[number].params))
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
@@ -148,6 +163,7 @@ class Search:
         return {
             "objective": f"ndcg@{self.k}",
             "split": asdict(self.split),
+            "users_searched": self.users,
             "trials": [_to_json(trial) for trial in self.trials],
             "left_out": [_to_json(each) for each in self.left_out],
             "best": self.best,
@@ -169,49 +185,62 @@ def tune(
 ) -> Search | None:
     """Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
 
-    *history* holds the rows of the pairs. In a split in time the best of each engine is tried with recency, too. Trials
-    are appended to the file *journal*. If it holds a trial of the same data and split, that is not made again.
-    *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done, total); the total grows if the
-    best cell lies at an edge, and with recency. *on_notice* is called with an estimate of the cost, which includes the
-    last fit and the number of *evaluations* after the search, and with the cells left out for their cost. Returns None
-    if there are too few pairs to hold some back. Raises DataError if the journal cannot be written.
+    *history* holds the rows of the pairs. Of a log of more than a million pairs, some users are drawn. In a split in
+    time the best of each engine is tried with recency, too. Trials are appended to the file *journal*. If it holds a
+    trial of the same data and split, that is not made again. *defaults* say the iterations and the seed of ALS.
+    *on_trial* is called with (done, total); the total grows if the best cell lies at an edge, and with recency.
+    *on_notice* is called with an estimate of the cost, which includes the last fit and the number of *evaluations*
+    after the search, and with the cells left out for their cost. Returns None if there are too few pairs to hold some
+    back. Raises DataError if the journal cannot be written.
     """
     defaults = defaults or ALSParams()
     # With the same seed the same numbers would hold back twice.
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_CUTS, repeats=False)
-    splits = _splits(user_items, history, inner)
+    searched = _drawn(user_items, history, inner)
+    splits = _splits(*searched, inner)
     if not splits:
         return None
-    known = _Trials(splits, k, journal, digest_of(user_items, history, inner, _EXPLORING, k))
-    items, is_recent = user_items.shape[1], inner.in_time and not tuning.cells
-    budget = _Budget(
-        splits, inner.test_share, is_limited=tuning.max_pairs is not None and not (tuning.engine or tuning.cells)
-    )
-    cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
+    known = _Trials(splits, k, journal, digest_of(*searched, inner, _EXPLORING, k))
+    items, is_recent = searched[0].shape[1], inner.in_time and not tuning.cells
+    budget = _Budget(splits, user_items, tuning)
     trials: list[Trial] = []
 
-    def run(waiting: Sequence[Params], more: int) -> list[Trial]:
+    def run(waiting: Sequence[Params]) -> list[Trial]:
         for at, params in enumerate(waiting, 1):
             trials.append(known.trial(params))
-            on_trial(len(trials), len(trials) + len(waiting) - at + more)
-            if len(trials) == 1:
-                core_s = budget.training_s(cells, tuning.draws, evaluations, is_recent=is_recent)
-                seconds = trials[0].seconds * core_s / budget.trial_s(params)
-                on_notice(_estimate(len(cells) + tuning.draws, inner, seconds))
+            on_trial(len(trials), len(trials) + len(waiting) - at + is_recent)
         return trials[len(trials) - len(waiting) :]
 
-    on_trial(0, len(cells) + tuning.draws)
-    run(cells, tuning.draws)
+    cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
+    on_notice(_estimate(len(cells), inner, budget.training_s(cells, evaluations, is_recent=is_recent)))
+    users = searched[0].shape[0] if searched[0] is not user_items else None
+    if users is not None:
+        on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
+    on_trial(0, len(cells))
+    run(cells)
     for _ in range(0 if tuning.cells else _EXTENSIONS):
-        run(budget.affordable(beyond(_ranked(trials), items)), tuning.draws)
-    for number in range(tuning.draws):
-        drawn = draw(_ranked(trials), np.random.default_rng([inner.seed, number]), items)
-        run([] if drawn is None else [drawn], tuning.draws - number - 1)
+        run(budget.affordable(beyond([each.params for each in _by_ndcg(trials)], items)))
     for number in _best_of_each(trials) if is_recent else ():
-        _climb(trials[number].params, lambda waiting: run(waiting, 1))
+        _climb(trials[number].params, budget, run)
+    on_trial(len(trials), len(trials))
     if budget.left_out:
-        on_notice(_left_out(budget.left_out))
-    return Search(inner, k, tuple(trials), defaults, budget.left_out)
+        on_notice(budget.sentence())
+    return Search(inner, k, tuple(trials), defaults, budget.left_out, users)
+
+
+def _drawn(user_items: UserItems, history: History | None, options: SplitOptions) -> tuple[UserItems, History | None]:
+    """Return all pairs of some users, drawn at random, who have about as many as are searched at most."""
+    has = np.diff(user_items.indptr)
+    if user_items.nnz <= _SEARCHED_PAIRS:
+        return user_items, history
+    order = np.random.default_rng(options.seed).permutation(len(has))
+    users = np.zeros(len(has), dtype=np.bool_)
+    users[order[: int(np.searchsorted(np.cumsum(has[order]), _SEARCHED_PAIRS))]] = True
+    some = user_items[users]
+    items = users_per_item(some) > 0
+    some = some[:, items]
+    some.has_canonical_format = True
+    return some, None if history is None else history.renumbered(users, items)
 
 
 def _splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
@@ -249,12 +278,8 @@ class _Trials:
         """Learn from each split with few iterations, and measure each user."""
         start, tried = perf_counter(), _exploring(params)
         try:
-            values = np.concatenate(
-                [
-                    _ndcg(ranker, parts, self._k)
-                    for ranker, parts in zip(self._rankers(tried), self._splits, strict=True)
-                ]
-            )
+            made = zip(self._rankers(tried), self._splits, strict=True)
+            values = np.concatenate([_ndcg(ranker, parts, self._k) for ranker, parts in made])
         except DataError:  # with such parameters the factors grow beyond all bounds
             values = np.zeros(1)
         iterations = tried.iterations if isinstance(tried, ALSParams) else None
@@ -299,42 +324,16 @@ class _Trials:
                 continue  # the line that was being written when the search was killed
 
 
-def _climb(params: Params, run: Callable[[Sequence[Params]], list[Trial]]) -> None:
-    """Try *params* with recency: half-lives first, then those and powers around the best, as far as it gets better.
-
-    Popularity has a half-life alone. *run* makes trials.
-    """
-    tried: dict[tuple[float, float], float] = {}
-    waiting = [(half_life, _FIRST_GAMMA) for half_life in _HALF_LIVES]
-    while waiting:
-        made = run([_recent(params, *each) for each in waiting])
-        tried |= zip(waiting, (trial.ndcg for trial in made), strict=True)
-        half_life, gamma = max(tried, key=lambda each: tried[each])
-        gammas = [] if isinstance(params, PopularityParams) else [gamma * _STEP, gamma / _STEP]
-        near = [(half_life * _STEP, gamma), (half_life / _STEP, gamma), *((half_life, each) for each in gammas)]
-        waiting = [
-            (days, power)
-            for days, power in near
-            if (days, power) not in tried
-            and _SHORTEST_DAYS <= days <= _LONGEST_DAYS
-            and _LEAST_GAMMA <= power <= _MOST_GAMMA
-        ]
-
-
-def _recent(params: Params, half_life: float, gamma: float) -> Params:
-    if isinstance(params, PopularityParams):
-        return PopularityParams(half_life)
-    return replace(params, recency=Recency(half_life, gamma))
-
-
 class _Budget:
-    """What the cells of a search may take together, by estimates that are the same on every machine."""
+    """What a search may take, by estimates that are the same on every machine."""
 
-    def __init__(self, splits: Sequence[Parts], test_share: float, *, is_limited: bool) -> None:
+    def __init__(self, splits: Sequence[Parts], user_items: UserItems, options: TuneOptions) -> None:
         # What is learnt from, and what those who are tested have.
         self._splits = [(each.train, each.seen[np.flatnonzero(np.diff(each.test.indptr))]) for each in splits]
-        self._more = 1 / (1 - test_share)
-        self._left_s, self._most_bytes = (_BUDGET_S, _BUDGET_BYTES) if is_limited else (math.inf, math.inf)
+        self._user_items = user_items
+        self.total_s = options.budget_s or (math.inf if options.cells else _BUDGET_S)
+        self.most_bytes = _BUDGET_BYTES if options.budget_s is None and not options.cells else float(room_bytes())
+        self._left = {"cells": self.total_s, "recency": self.total_s}
         self._left_out: dict[Params, LeftOut] = {}
 
     @property
@@ -342,37 +341,64 @@ class _Budget:
         """The cells that could not be afforded."""
         return tuple(self._left_out.values())
 
-    def trial_s(self, params: Params, rankings: int = 1) -> float:
-        """Return how many seconds of a core a trial takes, or so many that differ in recency alone, over all splits."""
-        return self._seconds(_exploring(params), rankings)
-
-    def training_s(self, cells: Sequence[Params], draws: int, evaluations: int, *, is_recent: bool) -> float:
-        """Return how many seconds of a core a training takes: its trials, then *evaluations*, and a last fit.
-
-        With *is_recent* each engine is fitted once more, and its lists are made for each recency. An evaluation fits
-        each engine, too, and then one is fitted on all data. These have more pairs, and ALS all of its iterations.
-        """
-        dearest = {engine_of(params): params for params in sorted(cells, key=self.trial_s)}.values()
-        searched = sum(map(self.trial_s, cells)) + draws * max(map(self.trial_s, cells))
-        if is_recent:
-            searched += sum(self.trial_s(params, _RECENT_TRIALS) for params in dearest)
-        whole = [self._more * self._seconds(params) / len(self._splits) for params in dearest]
-        return searched + evaluations * sum(whole) + self._more * max(whole)
-
     def affordable(self, cells: Sequence[Params]) -> list[Params]:
         """Return those of *cells* that can still be tried, the cheapest of them first of all."""
         kept: set[Params] = set()
-        for params in sorted(cells, key=self.trial_s):
-            seconds, needed = self.trial_s(params), max(fit_bytes(params, train) for train, _ in self._splits)
-            if seconds <= self._left_s and needed <= self._most_bytes:
-                self._left_s -= seconds
+        for params in sorted(cells, key=self._trial_s):
+            seconds, fit_seconds = self._trial_s(params), fit_s(params, self._user_items)
+            needed = max(fit_bytes(params, train) for train, _ in self._splits)
+            whole = fit_bytes(params, self._user_items)
+            fits = needed <= self.most_bytes and whole <= room_bytes()
+            if fits and fit_seconds <= _LAST_FIT_S and self._take("cells", seconds):
                 kept.add(params)
             else:
-                self._left_out[params] = LeftOut(params, round(seconds, 1), needed)
+                self._left_out[params] = LeftOut(params, round(seconds, 1), round(fit_seconds, 1), max(needed, whole))
         return [params for params in cells if params in kept]
 
-    def _seconds(self, params: Params, rankings: int = 1) -> float:
-        return sum(fit_s(params, train) + rankings * rank_s(params, rows) for train, rows in self._splits)
+    def recencies(self, cells: Sequence[Params]) -> list[Params]:
+        """Return those of *cells*, which differ in recency alone, that can still be ranked."""
+        return [params for params in cells if self._take("recency", self._seconds(params) - self._fits(params))]
+
+    def training_s(self, cells: Sequence[Params], evaluations: int, *, is_recent: bool) -> float:
+        """Return about how many seconds of a core a training takes: its trials, *evaluations*, and a last fit."""
+        dearest = {engine_of(params): params for params in sorted(cells, key=self._trial_s)}.values()
+        searched = sum(map(self._trial_s, cells)) + (min(self.total_s, _BUDGET_S) / 2 if is_recent else 0)
+        whole = [fit_s(params, self._user_items) for params in dearest]
+        return searched + evaluations * sum(whole) + max(whole, default=0)
+
+    def sentence(self) -> str:
+        """Name what was left out, with what it takes."""
+        named = "; ".join(
+            f"{described(each.params)}, {each.seconds:,.0f} s, its last fit {each.fit_seconds:,.0f} s and "
+            f"{each.bytes / 1e9:.1f} GB"
+            for each in self.left_out
+        )
+        return (
+            f"not tried, because a search takes at most about {self.total_s:.0f} s of a core and "
+            f"{self.most_bytes / 1e9:.1f} GB, and a last fit {_LAST_FIT_S:.0f} s: {named}; --tune SECONDS allows more"
+        )
+
+    def _take(self, purpose: str, seconds: float) -> bool:
+        if seconds > self._left[purpose]:
+            return False
+        self._left[purpose] -= seconds
+        return True
+
+    def _trial_s(self, params: Params) -> float:
+        return self._seconds(_exploring(params))
+
+    def _seconds(self, params: Params) -> float:
+        return self._fits(params) + sum(rank_s(params, rows) for _, rows in self._splits)
+
+    def _fits(self, params: Params) -> float:
+        return sum(fit_s(params, train) for train, _ in self._splits)
+
+
+def _climb(params: Params, budget: _Budget, run: Callable[[Sequence[Params]], list[Trial]]) -> None:
+    """Try *params* with recency, as far as it gets better and the budget allows."""
+    tried: dict[Params, float] = {}
+    while waiting := budget.recencies(more_recency(params, tried)):
+        tried |= {trial.params: trial.ndcg for trial in run(waiting)}
 
 
 def _exploring(params: Params) -> Params:
@@ -384,6 +410,10 @@ def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
     return measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"]
 
 
+def _by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: -trial.ndcg)
+
+
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
     """Return the number of the best trial of each engine that was tried, the best engine first."""
     best: dict[Engine, int] = {}
@@ -392,12 +422,19 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
     return tuple(best.values())
 
 
-def _worth(trial: Trial) -> float:
-    return trial.ndcg * (_SIMPLER_WORTH if isinstance(trial.params, PopularityParams) else 1)
-
-
-def _ranked(trials: Sequence[Trial]) -> list[Params]:
-    return [trial.params for trial in sorted(trials, key=lambda trial: -trial.ndcg)]
+def _complexity(params: Params) -> tuple[float, ...]:
+    """Return what orders personal engines that are as good as each other, the one that is preferred first."""
+    recency = recency_of(params)
+    size = 0.0
+    match params:
+        case ALSParams():
+            size = params.factors
+        case EASEParams():
+            size = -params.regularization
+        case NeighbourParams():
+            size = params.neighbours
+    timing = (0.0, 0.0) if recency is None else (-recency.half_life_days, recency.gamma)
+    return float(recency is None), float(not isinstance(params, ALSParams)), size, *timing
 
 
 def _to_json(found: Trial | LeftOut) -> dict[str, Any]:
@@ -407,17 +444,7 @@ def _to_json(found: Trial | LeftOut) -> dict[str, Any]:
 def _estimate(cells: int, inner: SplitOptions, seconds: float) -> str:
     return (
         f"searching {cells} cells on an inner {inner.kind} split, the evaluation and the last fit take about "
-        f"{seconds:.0f} s, longer if the best lies at an edge; --no-tune skips the search"
-    )
-
-
-def _left_out(cells: Sequence[LeftOut]) -> str:
-    named = "; ".join(
-        f"{described(each.params)}, {each.seconds:,.0f} s and {each.bytes / 1e9:.1f} GB" for each in cells
-    )
-    return (
-        f"not tried, because a search takes at most about {_BUDGET_S:.0f} s of a core and {_BUDGET_BYTES / 1e9:.1f} "
-        f"GB: {named}; --tune 0 tries everything"
+        f"{seconds:.0f} s of a core, more if the best lies at an edge; --no-tune skips the search"
     )
 
 

@@ -167,12 +167,7 @@ def test_a_search_that_was_stopped_leaves_its_trials_beside_the_model_that_is_to
     assert not (tmp_path / ".model.kept").exists()
 
 
-def test_large_data_are_not_searched_unless_asked_and_small_ones_cannot_be(tmp_path: Path) -> None:
-    sample(50, 20).write_csv(tmp_path / "a.csv")
-    large = TrainSettings(tmp_path / "a.csv", params=PARAMS, tuning=TuneOptions(CELLS, max_pairs=100), split=None)
-    report = train(large, tmp_path / "model")
-    assert report.search is None
-    assert "too many to search for parameters" in str(report.tuning_note)
+def test_too_few_pairs_to_hold_some_back_are_not_searched(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("user,item\nu,i\nv,j\n")
     few = TrainSettings(tmp_path / "b.csv", params=PARAMS, tuning=TuneOptions(CELLS), split=None)
     report = train(few, tmp_path / "model")

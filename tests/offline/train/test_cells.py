@@ -1,21 +1,18 @@
 """The cells of a search: those that are new, those within bounds, and those that a file names."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.cells import beyond, default_cells, draw, read_grid
+from hotplate.offline.train.cells import beyond, default_cells, more_recency, read_grid
 from hotplate.offline.train.ease import EASEParams
-from hotplate.offline.train.engine import Engine, Params, engine_of
-from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
-from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.train.engine import Engine, engine_of
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams, Recency
 
 ALS = ALSParams()
 
@@ -63,29 +60,25 @@ def test_the_grid_goes_on_where_the_best_is_at_its_edge() -> None:
     assert beyond([PopularityParams()], 300) == []
 
 
-@given(st.integers(0, 2**32), st.integers(2, 5000), st.sampled_from([NeighbourParams(neighbours=2), EASEParams(9.0)]))
-def test_a_draw_is_new_within_bounds_and_the_same_for_the_same_seed(seed: int, items: int, first: Params) -> None:
-    ranked: list[Params] = [PopularityParams(), first, ALS]
-    drawn = draw(ranked, np.random.default_rng(seed), items)
-    assert drawn == draw(ranked, np.random.default_rng(seed), items)
-    assert drawn is not None
-    assert drawn not in ranked
-    if isinstance(drawn, ALSParams):
-        assert 128 <= drawn.factors <= 512
-        assert 5 <= drawn.regularization <= 180
-        assert 1.3 <= drawn.alpha <= 15
-        assert drawn.iterations == ALS.iterations
-    elif isinstance(drawn, EASEParams):
-        assert 3 <= drawn.regularization <= 27
-    else:
-        assert isinstance(drawn, NeighbourParams)
-        assert 2 <= drawn.neighbours <= 6
+def test_the_powers_of_random_walks_go_on_around_the_best() -> None:
+    walk = NeighbourParams("rp3beta", 100)
+    around = [replace(walk, walk_alpha=alpha) for alpha in (0.8, 0.6)]
+    around += [replace(walk, walk_beta=beta) for beta in (0.4, 0.2)]
+    tried = [walk, replace(walk, neighbours=20), replace(walk, neighbours=500)]
+    assert beyond(tried, 900) == around
+    assert beyond([*tried, *around], 900) == []
+    edge = replace(walk, walk_alpha=0.1, walk_beta=0.0)
+    powers = [(each.walk_alpha, each.walk_beta) for each in beyond([edge, *tried], 900) if isinstance(each, type(walk))]
+    assert powers == [(0.2, 0.0), (0.1, 0.1)]
 
 
-def test_where_nothing_can_be_drawn_there_is_none() -> None:
-    assert draw([PopularityParams()], np.random.default_rng(1), 10) is None
-    every = [NeighbourParams(weighting, 2) for weighting in get_args(NeighbourWeighting)]
-    assert draw(every, np.random.default_rng(1), 2) is None
+def test_recencies_go_on_around_the_best_within_bounds() -> None:
+    plain = EASEParams()
+    first = more_recency(plain, {})
+    assert first == [EASEParams(recency=Recency(2.0, 1.0)), EASEParams(recency=Recency(8.0, 1.0))]
+    second = more_recency(plain, dict(zip(first, (0.1, 0.2), strict=True)))
+    assert second == [EASEParams(recency=Recency(*each)) for each in ((16.0, 1.0), (4.0, 1.0), (8.0, 2.0), (8.0, 0.5))]
+    assert more_recency(PopularityParams(), {PopularityParams(512.0): 1.0}) == [PopularityParams(256.0)]
 
 
 def test_a_grid_is_read_from_json_and_toml(tmp_path: Path) -> None:

@@ -89,26 +89,27 @@ def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(mat
     assert {params.seed for params in tried if isinstance(params, ALSParams)} == {5}
     assert reports[0][0] == 0
     assert reports[-1] == (len(tried), len(tried))
-    assert [done for done, _ in reports] == list(range(len(tried) + 1))
+    assert list(dict.fromkeys(done for done, _ in reports)) == list(range(len(tried) + 1))
     assert len(notices) == 1
     assert notices[0].startswith(f"searching {reports[0][1]} cells on an inner by-item split, the ")
+    assert found.users is None
 
 
 def test_a_search_that_was_stopped_goes_on_where_it_was(
     matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = tmp_path / "new" / ".model.trials.jsonl"
-    options = TuneOptions(CELLS, draws=2)
+    options = TuneOptions(CELLS)
     whole = search(matrix, tuning=options)
 
     def stop(done: int, _total: int) -> None:
-        if done == 5:
+        if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         search(matrix, tuning=options, journal=journal, on_trial=stop)
     journal.write_text(journal.read_text() + '{"key": "cut')
-    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(whole.trials[5:]))
+    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(whole.trials[2:]))
     resumed = search(matrix, tuning=options, journal=journal)
     assert [each.params for each in resumed.trials] == [each.params for each in whole.trials]
     assert [(each.ndcg, each.se) for each in resumed.trials] == [(each.ndcg, each.se) for each in whole.trials]
@@ -154,8 +155,8 @@ def test_recency_is_searched_with_the_best_of_each_engine_on_a_split_in_time_and
     assert {each.gamma for each in tried if each is not None} >= {0.5, 1, 2}
     assert len(tried) == len(recent), "no recency is tried twice"
     plain = max(each.ndcg for each in found.trials if recency_of(each.params) is None)
-    best = found.trials[found.best]
-    assert recency_of(best.params) is not None
+    best = max(found.trials, key=lambda each: each.ndcg)
+    assert recency_of(found.trials[found.best].params) is not None
     assert best.ndcg > 1.2 * plain
     drawn = [split(fashions.user_items, fashions.history, each) for each in found.split.draws]
     metrics = [evaluate_engine(parts, best.params, 5).metrics for parts in drawn]
@@ -163,7 +164,8 @@ def test_recency_is_searched_with_the_best_of_each_engine_on_a_split_in_time_and
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
     monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(()))
     assert search(fashions, SplitOptions("by-time"), **settings).to_json() == found.to_json()
-    assert recency_of(params_from("ease", found.to_json()["trials"][found.best]["params"])) == recency_of(best.params)
+    chosen = found.trials[found.best].params
+    assert params_from("ease", found.to_json()["trials"][found.best]["params"]) == chosen
 
 
 def test_a_recency_that_does_not_help_is_soon_left(fashions: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +177,7 @@ def test_a_recency_that_does_not_help_is_soon_left(fashions: Matrix, monkeypatch
     found = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="ease"))
     gammas = [recency.gamma for each in found.trials if (recency := recency_of(each.params)) is not None]
     assert min(gammas) == 0.125
-    assert recency_of(found.trials[found.best].params) is None
+    assert recency_of(max(found.trials, key=lambda each: each.ndcg).params) is None
 
 
 def test_a_half_life_of_popularity_is_searched_on_a_split_in_time_and_nothing_recent_at_random(
@@ -218,37 +220,86 @@ def test_cells_of_other_engines_than_the_one_that_is_wanted_are_refused() -> Non
         TuneOptions(CELLS, "als")
 
 
-def test_the_trial_with_the_highest_ndcg_is_recommended() -> None:
-    als, neighbours, popular = trial(SMALL, 0.5), trial(CELLS[2], 0.49), trial(CELLS[3], 0.1)
-    other = trial(replace(SMALL, factors=9), 0.45)
-    found = ranked(popular, other, als, neighbours)
-    assert found.best == 2
-    assert found.best_of_each == (2, 3, 0)
-    assert ranked(popular).best == 0
-    assert ranked(als, trial(CELLS[3], 0.496)).best == 1, "popularity that is hardly worse is simpler"
-    assert ranked(als, trial(CELLS[3], 0.494)).best == 0
+def test_popularity_is_recommended_only_beyond_its_interval() -> None:
+    ease, popular = trial(EASEParams(), 0.0803), trial(PopularityParams(2.0), 0.0994)
+    assert ranked(ease, popular).best == 0, "within 1.96 standard errors, 0.0196"
+    assert ranked(ease, replace(popular, ndcg=0.1)).best == 1
+    assert ranked(popular, replace(popular, ndcg=0.1)).best == 1
+    assert ranked(ease, popular, replace(ease, ndcg=0.07)).best_of_each == (1, 0)
 
 
-def test_what_is_too_dear_is_left_out_and_said_unless_everything_is_wanted(
-    matrix: Matrix, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_within_one_standard_error_recency_then_als_then_the_simplest_is_recommended() -> None:
+    slow, fast = Recency(8.0, 1.0), Recency(2.0, 1.0)
+    trials = [
+        trial(EASEParams(20.0, fast), 0.100),
+        trial(EASEParams(20.0, slow), 0.092),
+        trial(SMALL, 0.099),
+        trial(replace(SMALL, factors=64, recency=slow), 0.095),
+        trial(replace(SMALL, recency=fast), 0.094),
+        trial(replace(SMALL, recency=slow), 0.091),
+        trial(replace(SMALL, factors=2, recency=slow), 0.0899),
+        trial(NeighbourParams(neighbours=2, recency=slow), 0.1),
+    ]
+    assert ranked(*trials).best == 5
+    assert ranked(*trials[:5]).best == 4, "of one engine the simpler parameters"
+    assert ranked(*trials[:3]).best == 1, "the longer half-life"
+    assert ranked(trials[2], trial(EASEParams(), 0.1)).best == 0
+    certain = [replace(each, se=0.001) for each in trials]
+    assert ranked(*certain[:5]).best == 0, "differences beyond the standard error decide"
+
+
+def test_what_is_too_dear_is_left_out_and_said(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.train.tuning._BUDGET_BYTES", 5_000)
     notices: list[str] = []
     found = search(matrix, tuning=TuneOptions(), defaults=SMALL, on_notice=notices.append)
     assert {engine_of(each.params) for each in found.left_out} == {"als", "ease"}
     assert {engine_of(each.params) for each in found.trials} == {"neighbours", "popularity"}
-    assert notices[1].startswith("not tried, because a search takes at most about 45 s of a core and 0.0 GB: ")
-    assert "als (factors 8, regularization 30, alpha 4), 0 s and 0.0 GB; " in notices[1]
-    assert notices[1].endswith("; --tune 0 tries everything")
+    assert notices[1].startswith("not tried, because a search takes at most about 45 s of a core and 0.0 GB, and ")
+    assert "als (factors 8, regularization 30, alpha 4), 0 s, its last fit 0 s and 0.0 GB; " in notices[1]
+    assert notices[1].endswith("; --tune SECONDS allows more")
     assert {each["engine"] for each in found.to_json()["left_out"]} == {"als", "ease"}
-    monkeypatch.setattr("hotplate.offline.train.tuning._BUDGET_BYTES", 6.5e8)
-    monkeypatch.setattr("hotplate.offline.train.tuning._BUDGET_S", 0.001)
-    dear = search(matrix, tuning=TuneOptions(), defaults=SMALL)
-    assert EASEParams(20.0) in [each.params for each in dear.trials]
-    assert ALSParams(40, 30.0, 6.0, 3) in [each.params for each in dear.left_out]
-    assert len({each.params for each in dear.left_out}) == len(dear.left_out)
-    for wanted in (TuneOptions(max_pairs=None), TuneOptions(engine="als"), TuneOptions(CELLS)):
-        assert search(matrix, tuning=wanted, defaults=SMALL).left_out == ()
+    for bounded in (TuneOptions(engine="als"), TuneOptions(engine="ease")):
+        assert search(matrix, tuning=bounded, defaults=SMALL).left_out, "a search of one engine is bounded, too"
+
+
+def test_a_budget_of_seconds_bounds_the_search(matrix: Matrix) -> None:
+    found = search(matrix, tuning=TuneOptions(budget_s=0.001), defaults=SMALL)
+    assert EASEParams(20.0) in [each.params for each in found.trials]
+    assert ALSParams(40, 30.0, 6.0, 3) in [each.params for each in found.left_out]
+    assert len({each.params for each in found.left_out}) == len(found.left_out)
+    assert search(matrix, tuning=TuneOptions(budget_s=9.0), defaults=SMALL).left_out == ()
+    assert search(matrix, tuning=TuneOptions(CELLS), defaults=SMALL).left_out == ()
+    with pytest.raises(SettingError, match="tune is -1"):
+        TuneOptions(budget_s=-1)
+
+
+def test_a_cell_whose_last_fit_is_too_long_is_left_out(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotplate.offline.train.tuning._LAST_FIT_S", 1.0)
+    found = search(matrix, tuning=TuneOptions(), defaults=replace(SMALL, iterations=1_000_000))
+    assert {engine_of(each.params) for each in found.left_out} == {"als"}
+    assert max(each.seconds for each in found.left_out) < 1, "the trial would have been affordable"
+
+
+def test_a_large_log_is_searched_on_a_draw_of_its_users(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotplate.offline.train.tuning._SEARCHED_PAIRS", matrix.user_items.nnz // 2)
+    notices: list[str] = []
+    found = search(matrix, SplitOptions("by-time"), on_notice=notices.append)
+    assert found.users is not None
+    assert 30 <= found.users <= 50
+    assert found.to_json()["users_searched"] == found.users
+    assert f"the search is of {found.users} of 80 users" in notices[1]
+    assert [each.params for each in found.trials] == list(CELLS)
+    assert all(each.ndcg > 0 for each in found.trials)
+
+
+def test_the_powers_of_random_walks_are_searched() -> None:
+    found = search(to_matrix(sample(80, 120)), tuning=TuneOptions(engine="neighbours"))
+    walks = {
+        (each.params.walk_alpha, each.params.walk_beta)
+        for each in found.trials
+        if isinstance(each.params, NeighbourParams) and each.params.weighting == "rp3beta"
+    }
+    assert {(0.7, 0.3), (0.8, 0.3), (0.6, 0.3), (0.7, 0.4), (0.7, 0.2)} <= walks
 
 
 def test_of_many_users_and_items_some_users_are_ranked(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,8 +323,6 @@ def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matri
     assert found.trials[found.best].params == PopularityParams()
 
 
-def test_too_few_pairs_are_not_searched_and_a_negative_number_of_draws_is_refused() -> None:
+def test_too_few_pairs_are_not_searched() -> None:
     few = csr_matrix(np.eye(3, dtype=np.float32))
     assert tune(few, None, SplitOptions("by-item"), TuneOptions()) is None
-    with pytest.raises(SettingError, match="tune is -1"):
-        TuneOptions(draws=-1)
