@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import as_published
@@ -21,6 +22,7 @@ from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
+from hotplate.offline.train.popularity import Popularity
 from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
 from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.store import Plan, Row
@@ -82,6 +84,11 @@ class ModelLists:
                 f"Only {available:,} of the {len(ids):,} items of the model are available. If the file of available "
                 "items is complete, publish with --force."
             )
+
+    @property
+    def keep_seen(self) -> bool:
+        """Whether users' lists may contain what they have."""
+        return self._settings.keep_seen
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
         """Measure the lists as they are published, which takes a fit if the evaluation measured others."""
@@ -160,7 +167,18 @@ class ModelLists:
             items, scores = self._ruled.personal(batch)
             listed = items >= 0
             observe([user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1, dtype=np.int32))
+            items[self._are_popular(items)] = -1
             yield from self._rows(USER, user_ids, batch, items, scores)
+
+    def _are_popular(self, items: Indices) -> npt.NDArray[np.bool_]:
+        """Return which lists need no row, because they are the head of the popular list, and popularity ranks.
+
+        The service answers the popular list to users without one, and says so.
+        """
+        head = self._popular[OVERALL].items[: items.shape[1]]
+        if not isinstance(self.model.ranker, Popularity) or len(head) < items.shape[1]:
+            return np.zeros(len(items), dtype=np.bool_)
+        return np.asarray((items == head).all(axis=1))
 
     def factors(self) -> Iterator[list[Row]]:
         """Yield the rows of the items' factors, one at a time; none if visitors are not to be folded in."""
@@ -198,7 +216,7 @@ class ModelLists:
         """Return the lists of none but *users* of the model, as they are among all; without any it is small."""
         others = copy(self)
         others.model = self.model.with_users(users)
-        others._ruled = self._ruled.for_users(others.model)  # noqa: SLF001 -- a copy of itself
+        others._ruled = self._ruled.for_users(others.model, users.own)  # noqa: SLF001 -- a copy of itself
         return others
 
     def _rows(self, kind: str, ids: list[str], batch: Indices, items: Indices, scores: Floats) -> Iterator[list[Row]]:
@@ -227,17 +245,19 @@ class Block(NamedTuple):
     users: Users | None
 
 
-def blocks_of(model: Model) -> tuple[list[Block], list[Block]]:
+def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
     """Return all blocks of a model, those of items and those of users, numbered from 1 in the order of the rows' keys.
 
     Only the size of the model decides how it is divided, so a block is the same in every attempt, on every executor
     and in every run.
     """
+    model = lists.model
+    own = model.own_counts() if lists.keep_seen else None
     spans = list(_spans(len(model.matrix.item_ids)))
     of_items = [Block(part, start, stop, None) for part, (start, stop) in enumerate(spans, 1)]
     spans = list(_spans(len(model.matrix.user_ids)))
     of_users = [
-        Block(part, start, stop, model.users(start, stop))
+        Block(part, start, stop, model.users(start, stop, own))
         for part, (start, stop) in enumerate(spans, len(of_items) + 1)
     ]
     return of_items, of_users

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,8 @@ from hotplate.offline.train.ease import EASE, EASEParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.neighbours import RECOMMENDERS, NeighbourParams, Neighbours, nearest
 from hotplate.offline.train.popularity import Popular, Popularity, PopularityParams
+from hotplate.offline.train.repeats import RepeatParams, own_counts
+from hotplate.offline.train.similar import Similar
 from hotplate.stores.errors import reason_of
 from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
 
@@ -35,6 +37,7 @@ from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
 FORMAT = 2
 _DESCRIPTION = "model.json"
 _TEST = "test.npz"
+_SIMILAR = "similar.npz"
 _RANKERS: dict[type, type] = {
     ALSParams: Factors,
     SparkParams: Factors,
@@ -59,6 +62,8 @@ class Model:
     titles    by item id, as far as they are known
     tuning    the Search that found the parameters as JSON, or None when there was none
     test      the pairs of test files that can be tested, those too that users have already; None if there were no files
+    similar   what the lists of similar items are made of, whatever the engine; None to ask the engine
+    repeats   how a user's own rows count in lists that keep what users have
 
     Popularity is counted with *popular_half_life_days*, all users alike if it is None.
     """
@@ -75,6 +80,8 @@ class Model:
     tuning: dict[str, Any] | None = None
     test: UserItems | None = None
     popular_half_life_days: float | None = None
+    similar: Similar | None = None
+    repeats: RepeatParams = field(default_factory=RepeatParams)
 
     @property
     def id(self) -> str:
@@ -82,11 +89,16 @@ class Model:
         trained = _timestamp(self.created_at), engine_of(self.params), asdict(self.params), self.data.get("fingerprint")
         return xxh3_64_hexdigest(json.dumps(trained, sort_keys=True).encode())
 
-    def users(self, start: int, stop: int) -> "Users":
-        """Return some of its users, apart from it."""
+    def own_counts(self) -> UserItems | None:
+        """Return [users, items] what a user's own rows add to scores; None if the data have no times."""
+        return None if self.matrix.history is None else own_counts(self.matrix.history, self.repeats)
+
+    def users(self, start: int, stop: int, own: UserItems | None = None) -> "Users":
+        """Return some of its users, apart from it, with their rows of *own* counts."""
         ranker, rows = self.ranker, slice(start, stop)
         factors = ranker.user_factors[rows] if isinstance(ranker, Factors) else None
-        return Users(self.matrix.user_ids[rows], self.matrix.user_items[rows], factors)
+        counts = None if own is None else own[rows]
+        return Users(self.matrix.user_ids[rows], self.matrix.user_items[rows], factors, counts)
 
     def with_users(self, users: "Users") -> "Model":
         """Return the same for none but *users*: what it says of items, popular lists and itself stays as it is."""
@@ -98,11 +110,15 @@ class Model:
 
 
 class Users(NamedTuple):
-    """Users of a model apart from it, on their way to another process: *factors* are None if they have none."""
+    """Users of a model apart from it, on their way to another process: *factors* are None if they have none.
+
+    *own* counts are there if lists keep what users have.
+    """
 
     ids: list[str]
     user_items: UserItems
     factors: Floats | None
+    own: UserItems | None = None
 
 
 def save(model: Model, path: Path) -> None:
@@ -189,6 +205,10 @@ def load(path: Path | str) -> Model:
         by_segment = pl.read_parquet(path / "popular.parquet", glob=False).group_by(["segment"], maintain_order=True)
         lists = {name: Popular(rows["item"].to_numpy(), rows["score"].to_numpy()) for (name,), rows in by_segment}
         kept: dict[str, Any] = {name: description.get(name) for name in _AS_IT_IS}
+        if "repeats" in description:
+            kept["repeats"] = RepeatParams(**description["repeats"])
+        if (path / _SIMILAR).is_file():
+            kept["similar"] = Similar(_read_pairs(path / _SIMILAR, (shape[1], shape[1]))[0])
         return Model(
             ranker=_read_ranker(path, params, shape),
             matrix=Matrix(user_ids, item_ids, user_items, history, **description["matrix"]),
@@ -293,6 +313,8 @@ def _write(model: Model, folder: Path) -> None:
     _write_pairs(folder / "user_items.npz", matrix.user_items, _rows_behind(matrix))
     if model.test is not None:
         _write_pairs(folder / _TEST, model.test)
+    if model.similar is not None:
+        _write_pairs(folder / _SIMILAR, model.similar.similarity)
     _popular_frame(model).write_parquet(folder / "popular.parquet")
     description = {
         "format": FORMAT,
@@ -300,6 +322,7 @@ def _write(model: Model, folder: Path) -> None:
         "created_at": _timestamp(model.created_at),
         "params": asdict(model.params),
         **{name: getattr(model, name) for name in _AS_IT_IS},
+        "repeats": asdict(model.repeats),
         "matrix": {name: getattr(matrix, name) for name in LEFT_OUT},
         "users": len(matrix.user_ids),
         "items": len(matrix.item_ids),

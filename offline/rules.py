@@ -15,11 +15,12 @@ import polars as pl
 from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.files import Format, data_errors, input_files, named_paths
 from hotplate.offline.input.filters import parse_half_life
-from hotplate.offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, decay
+from hotplate.offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, UserItems, decay
 from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.model import Model
 from hotplate.offline.train.engine import with_recency
 from hotplate.offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
+from hotplate.offline.train.ranking import recommend
 from hotplate.stores.keys import OVERALL
 
 # The first depth of a ranking under a cap, in lists; those that are still short are ranked so many times deeper again.
@@ -124,6 +125,7 @@ class RuledLists:
         self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
         """The number of each item's category, below 0 for none; None if there is no cap."""
         self._history = np.diff(model.matrix.user_items.indptr)
+        self._own = self._counted(model) if keep_seen else None
         counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
         self._popularity = Popularity((counts if self._weights is None else counts * self._weights).astype(np.float32))
         columns = {item: column for column, item in enumerate(ids)}
@@ -131,11 +133,15 @@ class RuledLists:
         pins = np.array(pinned, dtype=np.int32)
         self._pins = pins if self.allowed is None else pins[self.allowed[pins]]
 
-    def for_users(self, model: Model) -> "RuledLists":
-        """Return the same for the users of *model*, who are some of these; what is popular stays what it was."""
+    def for_users(self, model: Model, own: UserItems | None = None) -> "RuledLists":
+        """Return the same for the users of *model*, who are some of these; what is popular stays what it was.
+
+        *own* are the counts of what they chose themselves.
+        """
         others = copy(self)
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
+        others._own = own  # noqa: SLF001 -- as above
         return others
 
     @property
@@ -160,8 +166,8 @@ class RuledLists:
 
     def similar(self, items: Indices) -> Ranked:
         """Return what is similar to the columns *items*; it is not filled up, because popular items are not similar."""
-        rank = self._model.ranker.similar_items
-        return self._capped(lambda batch, depth: rank(batch, depth, allowed=self.allowed), items)
+        compared = self._model.similar or self._model.ranker
+        return self._capped(lambda batch, depth: compared.similar_items(batch, depth, allowed=self.allowed), items)
 
     def popular(self) -> dict[str, Popular]:
         """Return the popular lists by segment, the overall one, too, each as long as the model's if items suffice.
@@ -203,7 +209,14 @@ class RuledLists:
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
         matrix, options = self._model.matrix, {"keep_seen": self._keep_seen}
-        items, scores = self._model.ranker.recommend(matrix.user_items, users, depth, allowed=self.allowed, **options)
+        if self._own is None:
+            items, scores = self._model.ranker.recommend(
+                matrix.user_items, users, depth, allowed=self.allowed, **options
+            )
+        else:
+            items, scores = recommend(
+                self._model.ranker, matrix.user_items, users, depth, allowed=self.allowed, own=self._own, **options
+            )
         short = np.flatnonzero(items[:, -1] < 0)
         if self._rules.shorten and len(short):
             filler, _ = self._popularity.recommend(
@@ -221,6 +234,13 @@ class RuledLists:
         everything = np.concatenate([pins, items], axis=1)
         values = np.concatenate([np.broadcast_to(scores[:, :1], pins.shape), scores], axis=1)
         return cut(everything, values, (everything >= 0) & _first(everything, 1), items.shape[1])
+
+    def _counted(self, model: Model) -> UserItems | None:
+        """Return what users' own rows add to the scores, favoured as scores are."""
+        own = model.own_counts()
+        if own is not None and self._weights is not None:
+            own.data *= self._weights[own.indices]
+        return own
 
     def _favouring(self, model: Model) -> Model:
         """Return *model*, its scores multiplied by what boosts and freshness say."""

@@ -26,8 +26,18 @@ from hotplate.offline.model import LEFT_OUT, Model, check_target, load, save
 from hotplate.offline.publish import timed
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, as_options, described, engine_of, fit, fit_s
-from hotplate.offline.train.popularity import PopularityParams, most_popular, popular_by_segment
-from hotplate.offline.train.tuning import Search, TuneOptions, digest_of, tune
+from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
+from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
+from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose
+from hotplate.offline.train.similar import fit as fit_similar
+from hotplate.offline.train.tuning import (
+    Search,
+    TuneOptions,
+    digest_of,
+    inner_parts,
+    search_repeats,
+    tune,
+)
 
 # After a cut in time there must be so many users to test, or the split is drawn at random.
 _FEWEST_TESTED = 10
@@ -212,15 +222,26 @@ def train(
             )
     params = search.trials[search.best].params if search else settings.params
     recent = _recent(_learnable(matrix, parts), settings, search, journal)
+    similar, repeats = _beside(_learnable(matrix, parts), settings, params, recent)
+    if repeats is not None:
+        on_notice(_said_of(repeats))
     best = [search.trials[each].params for each in search.best_of_each] if search else []
     baselines = list({engine_of(each): each for each in (*BASELINES, *best, recent)}.values())
     data = _description(interactions, settings) | {"test": about_test}
     evaluation, note = None, "No evaluation was requested."
-    given = replace(settings, path="", more=()), params, baselines, data, interactions.titles  # data has a fingerprint
+    given = (
+        replace(settings, path="", more=()),
+        params,
+        baselines,
+        similar,
+        repeats,
+        data,
+        interactions.titles,
+    )  # data has a fingerprint
     key = digest_of(matrix.user_items, matrix.history, *given)
     if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, on_progress):
-            how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent}
+            how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent, "similar": similar}
             how["on_iteration"] = partial(on_progress, "evaluate")
             evaluation, note = _kept_evaluation(
                 folder / f"evaluation-{key}.json", lambda: _evaluate(judged, test or parts, params, settings, how)
@@ -240,9 +261,11 @@ def train(
             metrics=evaluation.to_json() if evaluation else None,
             data=data,
             created_at=datetime.now(UTC),
-            tuning=search.to_json() if search else None,
+            tuning=search.to_json() | {"repeats": repeats and asdict(repeats)} if search else None,
             test=None if test is None else test.user_items,
             popular_half_life_days=recent.half_life_days,
+            similar=fit_similar(standing.user_items, similar, standing.times),
+            repeats=repeats.params if repeats else RepeatParams(),
         )
 
     with _stage("fit", seconds, on_progress):
@@ -354,6 +377,27 @@ def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None
         return PopularityParams()
     found = tune(*learnable, settings.split, TuneOptions(engine="popularity"), k=settings.k, journal=journal)
     return PopularityParams() if found is None else found.popular
+
+
+def _beside(
+    learnable: Learnable, settings: TrainSettings, params: Params, recent: PopularityParams
+) -> tuple[SimilarParams, RepeatSearch | None]:
+    """Return how similar items are compared, and how repeats count; searched if parameters are."""
+    days = recent.half_life_days
+    usual = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))
+    if settings.tuning is None or settings.split is None:
+        return usual, None
+    parts = inner_parts(*learnable, settings.split)
+    repeats = search_repeats(*learnable, settings.split, params, settings.k)
+    return usual if parts is None else choose(parts, days, settings.k), repeats
+
+
+def _said_of(repeats: RepeatSearch) -> str:
+    return (
+        f"{repeats.share:.0%} of what users chose after the cut they had before; lists that keep it (publish "
+        f"--keep-seen) count how often users chose it: nDCG@{repeats.k} of all {repeats.blended:.4f}, of the engine "
+        f"alone {repeats.alone:.4f}"
+    )
 
 
 def _evaluate(

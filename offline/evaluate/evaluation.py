@@ -24,7 +24,7 @@ from hotplate.offline.evaluate.metrics import (
     measure_lists,
     measure_users,
 )
-from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, for_tested, split
 from hotplate.offline.input.matrix import Indices, Matrix, users_per_item
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import Model
@@ -33,6 +33,8 @@ from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
+from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
+from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.keys import OVERALL
 
 # The metrics of so many users have intervals of a few percent; to rank more would cost more than the fit. Of a large
@@ -79,7 +81,8 @@ class Evaluation:
     *split* is None if the test data were given. Of several *runs*, which are seeds or pieces of the log, the metrics
     are means, and intervals are over them; of one, intervals are over users. *cold_pairs*
     of the test are of items without an interaction in train, which no engine can find. *leads* are in the order of
-    *baselines*. *drawn_from* is the number of users that could be tested, if only some of them were.
+    *baselines*. *drawn_from* is the number of users that could be tested, if only some of them were; *similar* is how
+    good the lists of similar items are, on the first of several runs.
     """
 
     split: SplitOptions | None
@@ -92,6 +95,7 @@ class Evaluation:
     cold_pairs: int = 0
     leads: tuple[Lead, ...] = ()
     drawn_from: int | None = None
+    similar: SimilarResult | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values; the model's metrics stand under `model` by their names."""
@@ -110,6 +114,7 @@ class Evaluation:
             "params": asdict(self.model.params),
             "model": model,
             **beside,
+            "similar": None if self.similar is None else asdict(self.similar),
             "baselines": {
                 each.engine: {"params": asdict(each.params), **each.to_json(), "model_leads_by": asdict(lead)}
                 for each, lead in zip(self.baselines, self.leads, strict=True)
@@ -165,14 +170,16 @@ def evaluate(
     baselines: Sequence[Params] = BASELINES,
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
+    similar: SimilarParams | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation | None:
     """Learn from the train part, recommend *k* items that users do not have there, and measure them on the test part.
 
     That is done for each piece of a log that is split by time, and with several *seeds* for as many splits, drawn by
     the seed of *options* and those that follow it. Users without a list are served what is *popular*, unless *make*
-    makes the lists. Baselines with the engine of the model are left out. Returns None if a split leaves a part without
-    pairs; raises SettingError for several seeds of a split that is not drawn.
+    makes the lists. Lists of *similar* items are measured, too. Baselines with the engine of the model are left out.
+    Returns None if a split leaves a part without pairs; raises SettingError for several seeds of a split that is not
+    drawn.
     """
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
     check_length(k, "k")
@@ -184,7 +191,7 @@ def evaluate(
         if parts.train.nnz == 0 or parts.test.nnz == 0:
             return None
         report = partial(_report_run, on_iteration, run, len(draws)) if on_iteration else None
-        more: dict[str, Any] = {"popular": popular, "make": make, "on_iteration": report}
+        more: dict[str, Any] = {"popular": popular, "make": make, "similar": similar, "on_iteration": report}
         runs.append(replace(evaluate_parts(parts, params, k=k, baselines=baselines, **more), split=drawn))
     return runs[0] if len(draws) == 1 else _mean(runs)
 
@@ -202,6 +209,7 @@ def evaluate_parts(
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
     learnt: Ranker | None = None,
+    similar: SimilarParams | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs.
@@ -226,6 +234,7 @@ def evaluate_parts(
         cold_pairs=int(np.count_nonzero(~known[parts.test.indices])),
         leads=tuple(_lead(_apart(model, each)) for each in results),
         drawn_from=testable if testable > most else None,
+        similar=None if similar is None else _measure_similar(parts, similar, k),
     )
 
 
@@ -276,13 +285,8 @@ def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k)[0])
 
 
-def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
-    """Return [users, k]: what *recommend* makes for those who have test items, and -1 for all others."""
-    tested = np.flatnonzero(np.diff(parts.test.indptr)).astype(np.int32)
-    found = recommend(tested)[:, :k]
-    lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
-    lists[tested, : found.shape[1]] = found
-    return lists
+def _measure_similar(parts: Parts, params: SimilarParams, k: int) -> SimilarResult:
+    return measure(fit_similar(parts.train, params, parts.train_times), params, parts, k)
 
 
 def _apart(model: EngineResult, other: EngineResult) -> Values:
@@ -372,7 +376,9 @@ def as_published(
         parts = Parts.of(matrix.user_items, model.test, matrix.history, repeats=keep_seen)
         found = evaluate_parts(parts, model.params, learnt=model.ranker, **more)
     kept = {name: value for name, value in before.items() if name != "baselines"}
-    return None if found is None else found.to_json() | {"as_trained": kept}
+    if found is None:
+        return None
+    return found.to_json() | {"similar": before.get("similar"), "as_trained": kept}
 
 
 def _published(

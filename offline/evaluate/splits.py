@@ -1,5 +1,6 @@
 """Splits of the interactions into what is learnt from and what is held back: pure functions of the pairs and a seed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -10,6 +11,7 @@ from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.matrix import (
     NO_TIME,
     History,
+    Indices,
     Mask,
     Times,
     Until,
@@ -95,12 +97,14 @@ class Parts(NamedTuple):
     history  the rows of train, if the data have times
     seen     what users have when they are recommended items: train, or of held-out users what is folded in
     test     what is held back; disjoint from both, unless repeats are tested
+    test_times  when each pair of the test came, in the order of its data; None if that is not known
     """
 
     train: UserItems
     history: History | None
     seen: UserItems
     test: UserItems
+    test_times: Times | None = None
 
     @property
     def train_times(self) -> Times | None:
@@ -114,7 +118,9 @@ class Parts(NamedTuple):
             return self
         drawn = np.zeros(self.test.shape[0], dtype=np.bool_)
         drawn[np.random.default_rng(seed).permutation(tested)[:most]] = True
-        return self._replace(test=part(self.test, np.repeat(drawn, np.diff(self.test.indptr))))
+        kept = np.repeat(drawn, np.diff(self.test.indptr))
+        times = None if self.test_times is None else self.test_times[kept]
+        return self._replace(test=part(self.test, kept), test_times=times)
 
     @classmethod
     def of(cls, train: UserItems, test: UserItems, history: History | None = None, *, repeats: bool = False) -> "Parts":
@@ -139,8 +145,9 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
         )
     times = None if history is None else history.first_times(user_items)
     if options.in_time and history is not None and times is not None:
-        return _in_time(user_items, history, times, options)
-    rows = _rows(user_items)
+        parts = _in_time(user_items, history, times, options)
+        return parts if options.repeats else parts._replace(test_times=history.first_times(parts.test))
+    rows = rows_of(user_items)
     if options.kind == "held-out-users":
         return _hold_out_users(user_items, rows, history, options)
     held_back = _drawn(user_items, rows, options)
@@ -152,7 +159,7 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
 
 def _in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
     """Learn from the rows up to the cut alone: of all users, or of each user."""
-    rows = _rows(user_items)
+    rows = rows_of(user_items)
     until: Until
     if options.kind == "by-time":
         ordered = np.sort(times)
@@ -161,7 +168,7 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
         cut = int(ordered[max(0, round((1 - options.test_share) * size) - 1)]) if len(times) else NO_TIME
         until, held_back = cut, np.asarray((times > cut) & (times <= (ordered[size - 1] if len(times) else 0)))
     else:
-        rank, counts = _ranked(rows, times)
+        rank, counts = ranked(rows, times)
         if options.kind == "leave-last":
             held_back = (counts > options.last) & (rank > counts - options.last)
         else:
@@ -186,23 +193,24 @@ def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: Sp
     """Return what is held back; with a core, of its users and items alone."""
     if options.min_per_user == options.min_per_item == 1:
         return part(user_items, held_back)
-    rows = _rows(user_items)
+    rows = rows_of(user_items)
     users, items = np.diff(train.indptr) > 0, users_per_item(train) > 0
     return part(user_items, held_back & users[rows] & items[user_items.indices])
 
 
-def _rows(user_items: UserItems) -> npt.NDArray[np.int64]:
+def rows_of(user_items: UserItems) -> npt.NDArray[np.int64]:
+    """Return the row of each pair, in the order of the data."""
     return np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
 
 
 def _drawn(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOptions) -> Mask:
     draw = np.random.default_rng(options.seed).random(user_items.nnz)
     groups = {"by-item": user_items.indices.astype(np.int64), "by-user": rows}
-    rank, counts = _ranked(groups.get(options.kind, np.zeros_like(rows)), draw)
+    rank, counts = ranked(groups.get(options.kind, np.zeros_like(rows)), draw)
     return np.asarray(rank > np.round((1 - options.test_share) * counts))
 
 
-def _ranked(
+def ranked(
     groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return of each pair its rank within its group, from 1, and how many there are; equals keep their order."""
@@ -222,7 +230,7 @@ def _hold_out_users(
     generator = np.random.default_rng(options.seed)
     chosen = np.zeros(user_items.shape[0], dtype=np.bool_)
     chosen[generator.permutation(eligible)[: round(options.test_share * np.count_nonzero(counts))]] = True
-    rank, sizes = _ranked(rows, generator.random(user_items.nnz))
+    rank, sizes = ranked(rows, generator.random(user_items.nnz))
     target = chosen[rows] & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
     train = core(part(user_items, ~chosen[rows]), options.min_per_user, options.min_per_item)
     learnt = users_per_item(train) > 0
@@ -230,3 +238,12 @@ def _hold_out_users(
     folded = chosen[rows] & ~target
     own = None if history is None else history.only(train)
     return Parts(train, own, part(user_items, folded), part(user_items, target))
+
+
+def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
+    """Return [users, k]: what *recommend* makes for those who have test items, and -1 for all others."""
+    tested = np.flatnonzero(np.diff(parts.test.indptr)).astype(np.int32)
+    found = recommend(tested)[:, :k]
+    lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
+    lists[tested, : found.shape[1]] = found
+    return lists

@@ -73,7 +73,7 @@ class SparkLists(PartedSource):
         self._lists = lists
         self._context = context
         self._url = share_of(url, context.defaultParallelism)
-        self._of_items, self._of_users = blocks_of(lists.model)
+        self._of_items, self._of_users = blocks_of(lists)
         self._shared: Broadcast[ModelLists] = context.broadcast(lists.for_users(lists.model.users(0, 0)))
 
     def plan(self) -> Plan:

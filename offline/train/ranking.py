@@ -46,12 +46,20 @@ class Scorer(Protocol):
 
 
 def recommend(
-    ranker: Scorer, user_items: UserItems, users: Indices, n: int, *, keep_seen: bool = False, allowed: Allowed = None
+    ranker: Scorer,
+    user_items: UserItems,
+    users: Indices,
+    n: int,
+    *,
+    keep_seen: bool = False,
+    allowed: Allowed = None,
+    own: UserItems | None = None,
 ) -> tuple[Indices, Floats]:
     """Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
 
     What a user has in *user_items* is left out unless *keep_seen*. If a user has no more items to get, and
-    throughout for users with no interactions, the item is -1 and the score 0. Runs on all cores, best with thousands
+    throughout for users with no interactions, the item is -1 and the score 0. What *own* [users, items] holds is added
+    to the scores, which are then shares of the user's best. Runs on all cores, best with thousands
     of users. Raises ValueError for users or items that were not learnt from.
     """
     if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
@@ -62,6 +70,10 @@ def recommend(
         table = ranker.score(rows, batch)
         if ranker.recent is not None:
             table *= ranker.recent
+        if own is not None:
+            mine, best = own[batch], table.max(axis=1, keepdims=True)
+            table /= np.where(best > 0, best, 1)
+            table[np.repeat(np.arange(len(batch)), np.diff(mine.indptr)), mine.indices] += mine.data
         has = np.diff(rows.indptr)
         table[has == 0] = -np.inf
         if not keep_seen:

@@ -16,7 +16,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import Values, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, Times, UserItems, users_per_item
+from hotplate.offline.input.matrix import History, Times, UserItems, are_among, cells_of, users_per_item
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.cells import beyond, default_cells, more_recency
 from hotplate.offline.train.ease import EASEParams
@@ -35,6 +35,8 @@ from hotplate.offline.train.engine import (
 )
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.train.repeats import RepeatSearch
+from hotplate.offline.train.repeats import search as choose_repeats
 from hotplate.stores.file.memory import room_bytes
 from hotplate.stores.verification import OnProgress, unreported
 
@@ -226,6 +228,32 @@ def tune(
     if budget.left_out:
         on_notice(budget.sentence())
     return Search(inner, k, tuple(trials), defaults, budget.left_out, users)
+
+
+def inner_parts(
+    user_items: UserItems, history: History | None, options: SplitOptions, *, repeats: bool = False
+) -> Parts | None:
+    """Return one inner split of the data of a search, whose test may have *repeats*; None if a part has no pairs."""
+    inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=1, piece=0, repeats=repeats)
+    drawn = _drawn(user_items, history, inner)
+    parts = split(*drawn, inner).sampled(max(1, _RANKED // drawn[0].shape[1]), inner.seed)
+    return parts if parts.train.nnz and parts.test.nnz else None
+
+
+def search_repeats(
+    user_items: UserItems, history: History | None, options: SplitOptions, params: Params, k: int
+) -> RepeatSearch | None:
+    """Choose how a user's own rows count in lists that keep what users have, beside what *params* learn.
+
+    None if there are no times, or no repeats. If the fit is too dear for a search, neighbours stand in.
+    """
+    parts = inner_parts(user_items, history, options, repeats=True) if history is not None and options.in_time else None
+    if parts is None or not are_among(cells_of(parts.train), cells_of(parts.test)).any():
+        return None
+    tried = _exploring(params)
+    if fit_s(tried, parts.train) > _BUDGET_S / 2 or fit_bytes(tried, parts.train) > _BUDGET_BYTES:
+        tried = NeighbourParams(recency=recency_of(params))
+    return choose_repeats(parts, fit_parts(parts, tried), k)
 
 
 def _drawn(user_items: UserItems, history: History | None, options: SplitOptions) -> tuple[UserItems, History | None]:

@@ -28,7 +28,7 @@ def shared(lists: ModelLists) -> ModelLists:
 
 
 def divided(lists: ModelLists) -> list[Block]:
-    of_items, of_users = blocks_of(lists.model)
+    of_items, of_users = blocks_of(lists)
     return [*of_items, *of_users]
 
 

@@ -7,10 +7,15 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.input.matrix import History, Matrix, Weighing
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.publish import publish
+from hotplate.offline.train.engine import fit
+from hotplate.offline.train.popularity import PopularityParams, most_popular
+from hotplate.offline.train.repeats import RepeatParams
+from hotplate.offline.train.similar import SimilarParams
+from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Row
@@ -98,3 +103,47 @@ async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> No
     assert reports[-1] == (42, 42)
     assert (await store.catalogue()).live == manifest.release
     assert manifest.bytes <= lists.plan().payload_bytes <= 4 * manifest.bytes
+
+
+def test_lists_that_are_the_same_for_everybody_are_answered_as_popular() -> None:
+    model = checkerboard_model()
+    matrix = model.matrix
+    popular = fit(matrix.user_items, PopularityParams())
+    same = replace(model, ranker=popular, params=PopularityParams(), popular=most_popular(matrix, 100), similar=None)
+    head = [item["id"] for item in decode(rows_of(same, length=5)["popular:"])[:5]]
+    rows = rows_of(same, length=5)
+    for user, items in zip(matrix.user_ids, matrix.user_items, strict=True):
+        has = {matrix.item_ids[item] for item in items.indices}
+        assert (f"user:{user}" in rows) == bool(has & set(head)), "only lists that differ have a row"
+
+
+def test_similar_items_are_published_whatever_the_engine() -> None:
+    model = checkerboard_model()
+    popular = fit(model.matrix.user_items, PopularityParams())
+    similar = fit_similar(model.matrix.user_items, SimilarParams())
+    rows = rows_of(replace(model, ranker=popular, params=PopularityParams(), similar=similar))
+    numbers = {item: number for number, item in enumerate(model.matrix.item_ids)}
+    for item, number in numbers.items():
+        found = [numbers[each["id"]] for each in decode(rows[f"item:{item}"])]
+        assert found
+        assert {other % 2 for other in found} == {number % 2}
+
+
+def test_lists_that_keep_what_users_have_count_their_own_rows() -> None:
+    model = checkerboard_model()
+    has = model.matrix.user_items
+    history = History.of(has, np.zeros(has.nnz, dtype=np.int64))
+    times = np.where(history.cells % has.shape[1] == 4, 3, 1)  # users chose item 4 three times
+    rows = History(
+        has.shape,
+        np.repeat(history.cells, times),
+        np.repeat(history.times, times),
+        np.repeat(history.weights, times),
+        Weighing(),
+    )
+    again = replace(model, matrix=replace(model.matrix, history=rows), repeats=RepeatParams(None, 1.0))
+    kept, without = rows_of(again, keep_seen=True), rows_of(again)
+    user = int(np.flatnonzero(has[:, 4].toarray())[0])
+    name, item = model.matrix.user_ids[user], model.matrix.item_ids[4]
+    assert decode(kept[f"user:{name}"])[0]["id"] == item
+    assert item not in [each["id"] for each in decode(without[f"user:{name}"])]

@@ -106,10 +106,18 @@ def test_kept_items_are_measured_by_what_users_chose_next_bought_before_or_not(t
     cut = sorted(first.values())[round(0.75 * len(first)) - 1]
     past = {pair for pair, hour in first.items() if hour <= cut}
     counts = {item: sum(each == item for _, each in past) for item in model.matrix.item_ids}
-    ranked = sorted(model.matrix.item_ids, key=lambda item: (-counts[item], item))[:10]
+    newest = max(hour for *_, hour in rows if hour <= cut)
+
+    def score(user: str, item: str) -> float:
+        ages = [newest - hour for *pair, hour in rows if pair == [user, item] and hour <= cut]
+        return float(counts[item] / max(counts.values()) + 0.5 * sum(0.5 ** (age / (240 * 24)) for age in ages))
+
     values = []
     for user in sorted({user for user, _, hour in rows if hour > cut}):
         wanted = {item for each, item, hour in rows if each == user and hour > cut}
+        known = any(each == user for each, _ in past)
+        scores = {item: score(user, item) if known else counts[item] for item in model.matrix.item_ids}
+        ranked = sorted(scores, key=lambda item: (-scores[item], item))[:10]
         gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(ranked) if item in wanted)
         values.append(gain / sum(1 / math.log2(rank + 2) for rank in range(min(10, len(wanted)))))
     assert after["as_served"]["ndcg"] == pytest.approx(np.mean(values))

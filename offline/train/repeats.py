@@ -1,0 +1,64 @@
+"""Repeats: what a user chose before, how often and how recently, as part of the scores of lists that keep it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hotplate.offline.evaluate.metrics import measure_users
+from hotplate.offline.evaluate.splits import Parts, for_tested
+from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, are_among, cells_of, decay
+from hotplate.offline.train import ranking
+from hotplate.offline.train.engine import Ranker
+
+_HALF_LIVES = (240.0, 120.0, None)
+_WEIGHTS = (0.5, 0.25, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatParams:
+    """How a user's own rows of an item are counted, and what a count weighs: the best score of the engine is 1."""
+
+    half_life_days: float | None = 240.0
+    weight: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatSearch:
+    """What repeats are worth: the *share* of held-back pairs that users had before, and nDCG@*k* on all of them.
+
+    It is of lists that keep what users have: of the engine *alone*, and *blended* with their own counts by the best
+    *params*.
+    """
+
+    share: float
+    k: int
+    alone: float
+    blended: float
+    params: RepeatParams
+
+
+def own_counts(history: History, params: RepeatParams) -> UserItems:
+    """Return [users, items] how often each user chose each item, decayed and weighed as *params* say."""
+    if params.half_life_days is None:
+        weights = np.ones(len(history.times), dtype=np.float32)
+    else:
+        weights = decay(history.times, params.half_life_days).astype(np.float32)
+    return replace(history, weights=np.float32(params.weight) * weights, weighing=Weighing("sum")).matrix()
+
+
+def search(parts: Parts, ranker: Ranker, k: int) -> RepeatSearch | None:
+    """Choose how repeats count on *parts* whose test has repeats, too; None if it has none, or there are no times."""
+    again = are_among(cells_of(parts.train), cells_of(parts.test))
+    if parts.history is None or not again.any():
+        return None
+    cells = [RepeatParams(half_life, weight) for half_life in _HALF_LIVES for weight in _WEIGHTS]
+    found = {params: _ndcg(parts, ranker, k, own_counts(parts.history, params)) for params in cells}
+    best = max(found, key=lambda params: found[params])
+    return RepeatSearch(float(again.mean()), k, _ndcg(parts, ranker, k, None), found[best], best)
+
+
+def _ndcg(parts: Parts, ranker: Ranker, k: int, own: UserItems | None) -> float:
+    def lists(users: Indices) -> Indices:
+        return ranking.recommend(ranker, parts.seen, users, k, keep_seen=True, own=own)[0]
+
+    return measure_users(for_tested(parts, k, lists), parts.test).metrics.ndcg

@@ -1,0 +1,67 @@
+"""Repeats: what users chose before counts in lists that keep it, as often and as recently as they chose it."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from hotplate.offline.evaluate.metrics import measure_users
+from hotplate.offline.evaluate.splits import SplitOptions, for_tested, split
+from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
+from hotplate.offline.train import ranking
+from hotplate.offline.train.engine import fit
+from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.train.repeats import RepeatParams, own_counts, search
+from hotplate.offline.train.tuning import search_repeats
+
+
+@pytest.fixture(scope="module")
+def groceries() -> Matrix:
+    """Users buy two staples of their own again and again, and each day something that is new to them."""
+    rng = np.random.default_rng(5)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [
+        (f"u{user:02}", f"i{item:02}", start + timedelta(days=day, minutes=user))
+        for user in range(40)
+        for day in range(20)
+        for item in ([user, (user + 7) % 40] if day % 2 else rng.integers(0, 40, 2).tolist())
+    ]
+    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").with_columns(weight=pl.lit(1.0))
+    return to_matrix(log, weighing=Weighing("binary"))
+
+
+def test_own_rows_are_counted_decayed_and_weighed(groceries: Matrix) -> None:
+    assert groceries.history is not None
+    counts = own_counts(groceries.history, RepeatParams(None, 2.0))
+    assert counts.sum() == 2 * len(groceries.history.cells)
+    assert counts.nnz == groceries.user_items.nnz
+    assert (groceries.user_items.data == 1).all(), "binary weights do not say how often"
+    decayed = own_counts(groceries.history, RepeatParams(5.0, 2.0))
+    assert (decayed.data <= counts.data).all()
+    assert decayed.sum() < counts.sum() / 2
+
+
+def test_a_users_own_counts_find_more_of_what_is_bought_again(groceries: Matrix) -> None:
+    parts = split(groceries.user_items, groceries.history, SplitOptions("by-time", repeats=True))
+    ranker = fit(parts.train, NeighbourParams())
+    found = search(parts, ranker, 5)
+    assert found is not None
+    assert 0.3 < found.share <= 1
+    assert found.blended > 1.2 * found.alone
+    assert parts.history is not None
+    own = own_counts(parts.history, found.params)
+    lists = for_tested(
+        parts, 5, lambda users: ranking.recommend(ranker, parts.seen, users, 5, keep_seen=True, own=own)[0]
+    )
+    assert measure_users(lists, parts.test).metrics.ndcg == found.blended
+
+
+def test_repeats_are_searched_only_where_there_are_times_and_repeats(groceries: Matrix) -> None:
+    by_time = SplitOptions("by-time")
+    assert search_repeats(groceries.user_items, groceries.history, by_time, PopularityParams(), 5) is not None
+    assert search_repeats(groceries.user_items, None, by_time, PopularityParams(), 5) is None
+    assert (
+        search_repeats(groceries.user_items, groceries.history, SplitOptions("by-item"), PopularityParams(), 5) is None
+    )

@@ -1,0 +1,85 @@
+"""Similar items for any engine: what is compared, how it is measured, and what the search chooses."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.sparse import csr_matrix
+
+from hotplate.offline.evaluate.evaluation import evaluate
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
+from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
+from hotplate.offline.train.popularity import PopularityParams, Recency
+from hotplate.offline.train.similar import SimilarParams, choose, fit, measure
+
+
+@pytest.fixture(scope="module")
+def series() -> Matrix:
+    """Users go through the parts of one of four series in order, one a day; the first series began last."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [
+        (f"u{user:02}", f"s{user % 4}-{part}", start + timedelta(days=part, hours=user % 4))
+        for user in range(40)
+        for part in range(8)
+    ]
+    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").with_columns(weight=pl.lit(1.0))
+    return to_matrix(log, weighing=Weighing())
+
+
+def test_items_of_the_same_users_are_similar_and_never_the_item_itself(series: Matrix) -> None:
+    items, scores = fit(series.user_items, SimilarParams()).similar_items(np.arange(32, dtype=np.int32), 10)
+    ids = np.array(series.item_ids)
+    for item, row in enumerate(items):
+        assert {ids[other][:2] for other in row[row >= 0]} == {ids[item][:2]}
+        assert item not in row
+    assert (items >= 0).sum(axis=1).tolist() == [7] * 32
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_cosines_are_held_back_where_few_users_are_shared_and_recency_multiplies() -> None:
+    has = np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1], [1, 0, 0]], dtype=np.float32)
+    user_items, times = csr_matrix(has), np.arange(7) * 86_400_000_000
+    plain = fit(user_items, SimilarParams(shrink=0)).similarity.toarray()
+    assert plain[0, 1] == pytest.approx(2 / 3)
+    assert plain[1, 2] == pytest.approx(1 / np.sqrt(3))
+    assert fit(user_items, SimilarParams(shrink=2)).similarity.toarray()[0, 1] == pytest.approx(2 / 3 * 2 / 4)
+    recency = Recency(1.0, 0.25)
+    recent = fit(user_items, SimilarParams(0, recency), times).similarity.toarray()
+    assert np.allclose(recent, plain * recency.weights(user_items, times))
+
+
+def test_the_hit_rate_is_of_the_next_items_for_the_last_ones(series: Matrix) -> None:
+    parts = split(series.user_items, series.history, SplitOptions("by-time"))
+    params = SimilarParams(shrink=0)
+    found = measure(fit(series.user_items, params), params, parts, 7)
+    assert found.hit_rate == 1, "what was learnt from all data knows the series"
+    assert found.users == 40
+    nothing = measure(fit(parts.train, params), params, parts, 7)
+    assert nothing.hit_rate == 0, "the next parts were not known yet"
+    assert found.interval == (1, 1)
+
+
+def test_an_evaluation_measures_similar_items_and_a_gate_can_be_set_on_them(series: Matrix) -> None:
+    found = evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5, similar=SimilarParams())
+    assert found is not None
+    assert found.similar is not None
+    facts = found.to_json()["similar"]
+    assert facts["hit_rate"] == found.similar.hit_rate > 0.8
+    assert evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5).to_json()["similar"] is None  # type: ignore[union-attr]  # there are pairs
+
+
+def test_recency_is_chosen_where_the_next_items_are_of_late() -> None:
+    rng = np.random.default_rng(1)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [
+        (f"u{rng.integers(60):02}", f"i{(3 * day + rng.integers(6)) % 200:03}", start + timedelta(days=day, minutes=at))
+        for day in range(60)
+        for at in range(30)
+    ]
+    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").with_columns(weight=pl.lit(1.0))
+    matrix = to_matrix(log, weighing=Weighing("binary"))
+    parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.1))
+    assert choose(parts, 2.0, 10).recency == Recency(2.0, 0.25)
+    assert choose(parts, None, 10).recency is None
+    assert choose(Parts(parts.train, None, parts.train, parts.test), 2.0, 10).recency is None, "there are no times"
