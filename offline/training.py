@@ -177,7 +177,7 @@ def train(
 
     Finished parts lie next to *out* until the model is saved, and are not done again after a kill:
 
-        .NAME.kept/trials.jsonl          the trials of a search
+        .NAME.kept/trials/               the trials of a search
         .NAME.kept/evaluation-KEY.json   the evaluation
         .NAME.kept/fitted-KEY/           a model folder of the final fit
 
@@ -212,16 +212,16 @@ def train(
         judged = standing if settings.test else matrix  # before a cut there are users whose pairs were cancelled later
         test, about_test = _read_test(interactions, judged, settings) if settings.test else (None, None)
     folder = out.resolve().with_name(f".{out.resolve().name}.kept")
-    journal = folder / "trials.jsonl"
+    trials = folder / "trials"
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             pairs = int(matrix.user_items.nnz)
             search, tuning_note = _search(
-                pairs, _learnable(matrix, parts), settings, journal, report=on_progress, on_notice=on_notice
+                pairs, _learnable(matrix, parts), settings, trials, report=on_progress, on_notice=on_notice
             )
     params = search.trials[search.best].params if search else settings.params
-    recent = _recent(_learnable(matrix, parts), settings, search, journal)
+    recent = _recent(_learnable(matrix, parts), settings, search, trials)
     similar, repeats = _beside(_learnable(matrix, parts), settings, params, recent)
     if repeats is not None:
         on_notice(_said_of(repeats))
@@ -319,7 +319,7 @@ def _learnable(matrix: Matrix, parts: Parts | None) -> Learnable:
 
 
 def _search(
-    pairs: int, learnable: Learnable, settings: TrainSettings, journal: Path, *, report: OnStage, on_notice: Notice
+    pairs: int, learnable: Learnable, settings: TrainSettings, trials: Path, *, report: OnStage, on_notice: Notice
 ) -> tuple[Search | None, str]:
     """Search for parameters on what the evaluation learns from, never on its test; or say why there was no search."""
     assert settings.tuning is not None  # noqa: S101 -- `train` has looked
@@ -331,7 +331,7 @@ def _search(
         settings.tuning,
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
-        journal=journal,
+        kept=trials,
         evaluations=runs,
         on_trial=partial(report, "tune"),
         on_notice=on_notice,
@@ -369,13 +369,13 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[
     return replace(settings, split=wanted), parts
 
 
-def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None, journal: Path) -> PopularityParams:
+def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> PopularityParams:
     """Return how popularity is counted: with the half-life that ranks best in a split by time."""
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
     if settings.split is None or not settings.split.in_time or settings.test:
         return PopularityParams()
-    found = tune(*learnable, settings.split, TuneOptions(engine="popularity"), k=settings.k, journal=journal)
+    found = tune(*learnable, settings.split, TuneOptions(engine="popularity"), k=settings.k, kept=trials)
     return PopularityParams() if found is None else found.popular
 
 

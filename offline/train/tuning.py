@@ -1,9 +1,9 @@
 """The search for an engine and its parameters: candidates are compared on an inner split, within a budget."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,6 @@ from hotplate.offline.train.engine import (
     engine_of,
     fit_bytes,
     fit_s,
-    params_from,
     rank_s,
     recency_of,
     with_recency,
@@ -45,8 +44,10 @@ _SEARCHED_PAIRS = 1_000_000
 # As many iterations rank cells as the full number does, in half of the time.
 _EXPLORING = 8
 _EXTENSIONS = 3
-# Half of the width of an interval of 95 %, in standard errors.
+# Popularity is recommended if it leads by half of an interval of 95 %, in standard errors; and personal engines are
+# taken for equal within one.
 _INTERVAL = 1.96
+_EQUAL = 1.0
 # A split by time is searched at so many cuts: with one, a week decides for the next.
 _CUTS = 2
 # What a search takes at most, by estimate, unless another budget is given: seconds of a core for its cells, as many
@@ -85,17 +86,35 @@ class TuneOptions:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How well one combination of parameters (a cell) ranks: the mean *ndcg* of the users and its standard error *se*.
+    """How well one combination of parameters (a cell) ranks, by the nDCG of each user, in one order for all trials.
 
     A trial of ALS usually has fewer *iterations* than a training, and other engines have None. If a cell cannot be
-    fitted, its ndcg is 0.
+    fitted, its nDCG is 0.
     """
 
     params: Params
     iterations: int | None
-    ndcg: float
-    se: float
+    per_user: Values = field(compare=False, repr=False)
     seconds: float
+
+    @property
+    def ndcg(self) -> float:
+        """The mean over the users."""
+        return float(self.per_user.mean())
+
+    @property
+    def se(self) -> float:
+        """The standard error of the mean."""
+        return _standard_error(self.per_user)
+
+    def leads_by(self, other: "Trial") -> float:
+        """Return the mean difference to *other*, user by user, in its standard errors.
+
+        Users differ far more than engines do, so that is much surer than the difference of two means.
+        """
+        apart = self.per_user - other.per_user
+        error = _standard_error(apart)
+        return float(apart.mean()) / error if error else math.copysign(math.inf, apart.mean()) if apart.any() else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +148,9 @@ class Search:
     def best(self) -> int:
         """The number of the trial that is recommended.
 
-        Popularity is, if the best personal engine lies below its interval of 95 %. Else, of all personal trials within
-        one standard error of the best: one with recency, then one of ALS, then the simplest parameters and the longest
-        half-life.
+        Popularity is, if it leads the best personal engine by more than an interval of 95 %. Else, of all personal
+        trials within one standard error of the best: one with recency, then one of ALS, then the simplest parameters
+        and the longest half-life. Errors are of the differences, user by user.
         """
         ranked = sorted(range(len(self.trials)), key=lambda number: -self.trials[number].ndcg)
         personal = [number for number in ranked if not isinstance(self.trials[number].params, PopularityParams)]
@@ -139,9 +158,9 @@ class Search:
         if not personal:
             return ranked[0]
         top = self.trials[personal[0]]
-        if popular is not None and top.ndcg < self.trials[popular].ndcg - _INTERVAL * self.trials[popular].se:
+        if popular is not None and self.trials[popular].leads_by(top) > _INTERVAL:
             return popular
-        close = [number for number in personal if self.trials[number].ndcg >= top.ndcg - top.se]
+        close = [number for number in personal if top.leads_by(self.trials[number]) <= _EQUAL]
         return min(close, key=lambda number: _complexity(self.trials[number].params))
 
     @property
@@ -180,7 +199,7 @@ def tune(
     *,
     k: int = 10,
     defaults: ALSParams | None = None,
-    journal: Path | None = None,
+    kept: Path | None = None,
     evaluations: int = 0,
     on_trial: OnProgress = unreported,
     on_notice: Callable[[str], None] = lambda _text: None,
@@ -188,12 +207,12 @@ def tune(
     """Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
 
     *history* holds the rows of the pairs. Of a log of more than a million pairs, some users are drawn. In a split in
-    time the best of each engine is tried with recency, too. Trials are appended to the file *journal*. If it holds a
+    time the best of each engine is tried with recency, too. Trials are kept in the folder *kept*. If it holds a
     trial of the same data and split, that is not made again. *defaults* say the iterations and the seed of ALS.
     *on_trial* is called with (done, total); the total grows if the best cell lies at an edge, and with recency.
     *on_notice* is called with an estimate of the cost, which includes the last fit and the number of *evaluations*
     after the search, and with the cells left out for their cost. Returns None if there are too few pairs to hold some
-    back. Raises DataError if the journal cannot be written.
+    back. Raises DataError if the folder cannot be written.
     """
     defaults = defaults or ALSParams()
     # With the same seed the same numbers would hold back twice.
@@ -202,7 +221,7 @@ def tune(
     splits = _splits(*searched, inner)
     if not splits:
         return None
-    known = _Trials(splits, k, journal, digest_of(*searched, inner, _EXPLORING, k))
+    known = _Trials(splits, k, kept, digest_of(*searched, inner, _EXPLORING, k))
     items, is_recent = searched[0].shape[1], inner.in_time and not tuning.cells
     budget = _Budget(splits, user_items, tuning)
     trials: list[Trial] = []
@@ -284,35 +303,41 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
 
 
 class _Trials:
-    """Makes trials, and keeps them as lines of JSON in a journal, so a search that was stopped goes on.
+    """Makes trials, and keeps each as a file of *folder*, so a search that was stopped goes on.
 
-    Lines of other data, splits or versions are passed by. What was learnt last serves all recencies of its engine.
+    The name of a file is a digest of the data, the splits and the cell. What was learnt last serves all recencies of
+    its engine.
     """
 
-    def __init__(self, splits: Sequence[Parts], k: int, journal: Path | None, key: str) -> None:
+    def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str) -> None:
         self._splits, self._k = splits, k
-        self._journal, self._key = journal, key
-        self._known: dict[Params, Trial] = {trial.params: trial for trial in self._read()}
+        self._folder, self._key = folder, key
         self._learnt: tuple[Params, list[tuple[Ranker, Times | None]]] | None = None
 
     def trial(self, params: Params) -> Trial:
-        """Return the trial of *params*, which is made if the journal does not have it."""
-        if params not in self._known:
-            self._known[params] = self._measure(params)
-            self._keep(self._known[params])
-        return self._known[params]
-
-    def _measure(self, params: Params) -> Trial:
-        """Learn from each split with few iterations, and measure each user."""
-        start, tried = perf_counter(), _exploring(params)
-        try:
-            made = zip(self._rankers(tried), self._splits, strict=True)
-            values = np.concatenate([_ndcg(ranker, parts, self._k) for ranker, parts in made])
-        except DataError:  # with such parameters the factors grow beyond all bounds
-            values = np.zeros(1)
+        """Return the trial of *params*, which is made if the folder does not have it."""
+        tried = _exploring(params)
         iterations = tried.iterations if isinstance(tried, ALSParams) else None
-        se = float(values.std() / math.sqrt(len(values)))
-        return Trial(params, iterations, float(values.mean()), se, round(perf_counter() - start, 3))
+        name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
+        kept = None if self._folder is None else self._folder / f"{name}.npy"
+        with suppress(OSError, ValueError, EOFError):  # it is not there, or was being written at the kill
+            if kept is not None:
+                seconds, *_ = values = np.load(kept, allow_pickle=False)
+                return Trial(params, iterations, values[1:], float(seconds))
+        start = perf_counter()
+        values = self._measure(tried)
+        made = Trial(params, iterations, values, round(perf_counter() - start, 3))
+        if kept is not None:
+            _write(kept, made)
+        return made
+
+    def _measure(self, params: Params) -> Values:
+        """Learn from each split, and return the nDCG of each user; zeros if that fails."""
+        try:
+            made = zip(self._rankers(params), self._splits, strict=True)
+            return np.concatenate([_ndcg(ranker, parts, self._k) for ranker, parts in made])
+        except DataError:  # with such parameters the factors grow beyond all bounds
+            return np.zeros(sum(int(np.count_nonzero(np.diff(parts.test.indptr))) for parts in self._splits))
 
     def _rankers(self, params: Params) -> Iterator[Ranker]:
         """Yield what each split teaches, one after the other; with recency, by what was learnt without it."""
@@ -327,29 +352,13 @@ class _Trials:
         for (ranker, times), parts in zip(self._learnt[1], self._splits, strict=True):
             yield with_recency(ranker, recency.weights(parts.train, times))
 
-    def _keep(self, trial: Trial) -> None:
-        if self._journal is None:
-            return
-        try:
-            self._journal.parent.mkdir(parents=True, exist_ok=True)
-            with self._journal.open("a") as file:
-                file.write(json.dumps({"key": self._key, **_to_json(trial)}) + "\n")
-        except OSError as error:
-            raise DataError(f"The trials cannot be written to {self._journal}: {error.strerror or error}.") from error
 
-    def _read(self) -> Iterator[Trial]:
-        try:
-            lines = [] if self._journal is None else self._journal.read_text().splitlines()
-        except (OSError, UnicodeDecodeError):
-            return
-        for line in lines:
-            try:
-                found = json.loads(line)
-                if found.pop("key") == self._key:
-                    params = params_from(found.pop("engine"), found["params"])
-                    yield Trial(**found | {"params": params})
-            except (ValueError, KeyError, TypeError, AttributeError, DataError):
-                continue  # the line that was being written when the search was killed
+def _write(path: Path, trial: Trial) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.r_[trial.seconds, trial.per_user], allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"The trials cannot be written to {path.parent}: {error.strerror or error}.") from error
 
 
 class _Budget:
@@ -466,7 +475,15 @@ def _complexity(params: Params) -> tuple[float, ...]:
 
 
 def _to_json(found: Trial | LeftOut) -> dict[str, Any]:
-    return {"engine": engine_of(found.params), **asdict(found)}
+    facts = {"engine": engine_of(found.params), **asdict(found)}
+    if isinstance(found, Trial):
+        del facts["per_user"]
+        facts |= {"ndcg": found.ndcg, "se": found.se}
+    return facts
+
+
+def _standard_error(values: Values) -> float:
+    return float(values.std() / math.sqrt(len(values)))
 
 
 def _estimate(cells: int, inner: SplitOptions, seconds: float) -> str:

@@ -1,6 +1,5 @@
 """The search: on data whose best cell is known, what it may see, what it keeps, and which of equals it recommends."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +40,8 @@ def search(matrix: Matrix, options: SplitOptions | None = None, **settings: obje
     return found
 
 
-def trial(params: Params, ndcg: float) -> Trial:
-    return Trial(params, None, ndcg, 0.01, 1.0)
+def trial(params: Params, *per_user: float) -> Trial:
+    return Trial(params, None, np.array(per_user), 1.0)
 
 
 def ranked(*trials: Trial) -> Search:
@@ -98,7 +97,7 @@ def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(mat
 def test_a_search_that_was_stopped_goes_on_where_it_was(
     matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = tmp_path / "new" / ".model.trials.jsonl"
+    kept = tmp_path / "new" / "trials"
     options = TuneOptions(CELLS)
     whole = search(matrix, tuning=options)
 
@@ -107,10 +106,11 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search(matrix, tuning=options, journal=journal, on_trial=stop)
-    journal.write_text(journal.read_text() + '{"key": "cut')
-    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(whole.trials[2:]))
-    resumed = search(matrix, tuning=options, journal=journal)
+        search(matrix, tuning=options, kept=kept, on_trial=stop)
+    latest = max(kept.iterdir(), key=lambda each: each.stat().st_mtime_ns)
+    latest.write_bytes(latest.read_bytes()[:100])
+    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(whole.trials[1:]))
+    resumed = search(matrix, tuning=options, kept=kept)
     assert [each.params for each in resumed.trials] == [each.params for each in whole.trials]
     assert [(each.ndcg, each.se) for each in resumed.trials] == [(each.ndcg, each.se) for each in whole.trials]
     assert resumed.best == whole.best
@@ -147,7 +147,7 @@ def fashions() -> Matrix:
 def test_recency_is_searched_with_the_best_of_each_engine_on_a_split_in_time_and_kept(
     fashions: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"tuning": TuneOptions(engine="ease"), "journal": tmp_path / "trials", "k": 5}
+    settings = {"tuning": TuneOptions(engine="ease"), "kept": tmp_path / "trials", "k": 5}
     found = search(fashions, SplitOptions("by-time"), **settings)
     recent = [each for each in found.trials if recency_of(each.params) is not None]
     tried = {recency_of(each.params) for each in recent}
@@ -196,22 +196,20 @@ def test_a_half_life_of_popularity_is_searched_on_a_split_in_time_and_nothing_re
 
 
 def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tmp_path: Path) -> None:
-    journal = tmp_path / "trials"
+    kept = tmp_path / "trials"
     tuning = TuneOptions((PopularityParams(),))
-    search(matrix, tuning=tuning, journal=journal)
-    search(matrix, tuning=tuning, journal=journal)
-    assert len(journal.read_text().splitlines()) == 1
-    search(matrix, tuning=tuning, journal=journal, k=3)
-    search(matrix, SplitOptions("random"), tuning=tuning, journal=journal)
-    search(matrix, SplitOptions("by-item", seed=1), tuning=tuning, journal=journal)
+    search(matrix, tuning=tuning, kept=kept)
+    search(matrix, tuning=tuning, kept=kept)
+    assert len(list(kept.iterdir())) == 1
+    search(matrix, tuning=tuning, kept=kept, k=3)
+    search(matrix, SplitOptions("random"), tuning=tuning, kept=kept)
+    search(matrix, SplitOptions("by-item", seed=1), tuning=tuning, kept=kept)
     heavier = replace(matrix, user_items=2 * matrix.user_items)
-    search(heavier, tuning=tuning, journal=journal)
-    keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
-    assert len(set(keys)) == len(keys) == 5
-    journal.unlink()
-    journal.mkdir()
+    search(heavier, tuning=tuning, kept=kept)
+    assert len(list(kept.iterdir())) == 5
+    (tmp_path / "file").touch()
     with pytest.raises(DataError, match="trials cannot be written"):
-        search(matrix, tuning=tuning, journal=journal)
+        search(matrix, tuning=tuning, kept=tmp_path / "file")
 
 
 def test_cells_of_other_engines_than_the_one_that_is_wanted_are_refused() -> None:
@@ -220,32 +218,33 @@ def test_cells_of_other_engines_than_the_one_that_is_wanted_are_refused() -> Non
         TuneOptions(CELLS, "als")
 
 
-def test_popularity_is_recommended_only_beyond_its_interval() -> None:
-    ease, popular = trial(EASEParams(), 0.0803), trial(PopularityParams(2.0), 0.0994)
-    assert ranked(ease, popular).best == 0, "within 1.96 standard errors, 0.0196"
-    assert ranked(ease, replace(popular, ndcg=0.1)).best == 1
-    assert ranked(popular, replace(popular, ndcg=0.1)).best == 1
-    assert ranked(ease, popular, replace(ease, ndcg=0.07)).best_of_each == (1, 0)
+def test_popularity_is_recommended_only_beyond_the_interval_of_its_lead() -> None:
+    ease, popular = trial(EASEParams(), 0.1, 0.9, 0.2), trial(PopularityParams(2.0), 0.1, 0.9, 0.5)
+    assert popular.leads_by(ease) == pytest.approx(1 / 2**0.5 * 3**0.5)
+    assert ranked(ease, popular).best == 0, "one user decides nothing"
+    sure = replace(popular, per_user=ease.per_user + 0.01)
+    assert ranked(ease, sure).best == 1, "each user is better, however much users differ"
+    assert ranked(popular, sure).best == 0
+    assert ranked(ease, popular, replace(ease, per_user=ease.per_user / 2)).best_of_each == (1, 0)
 
 
-def test_within_one_standard_error_recency_then_als_then_the_simplest_is_recommended() -> None:
+def test_among_equals_recency_then_als_then_the_simplest_is_recommended() -> None:
     slow, fast = Recency(8.0, 1.0), Recency(2.0, 1.0)
     trials = [
-        trial(EASEParams(20.0, fast), 0.100),
-        trial(EASEParams(20.0, slow), 0.092),
-        trial(SMALL, 0.099),
-        trial(replace(SMALL, factors=64, recency=slow), 0.095),
-        trial(replace(SMALL, recency=fast), 0.094),
-        trial(replace(SMALL, recency=slow), 0.091),
-        trial(replace(SMALL, factors=2, recency=slow), 0.0899),
-        trial(NeighbourParams(neighbours=2, recency=slow), 0.1),
+        trial(EASEParams(20.0, fast), 0.4, 0.3, 0.2),
+        trial(EASEParams(20.0, slow), 0.3, 0.4, 0.2),
+        trial(SMALL, 0.4, 0.2, 0.3),
+        trial(replace(SMALL, factors=64, recency=slow), 0.2, 0.4, 0.3),
+        trial(replace(SMALL, recency=fast), 0.2, 0.3, 0.4),
+        trial(replace(SMALL, recency=slow), 0.3, 0.2, 0.4),
+        trial(replace(SMALL, factors=2, recency=slow), 0.39, 0.28, 0.19),
+        trial(NeighbourParams(neighbours=2, recency=slow), 0.4, 0.3, 0.2),
     ]
-    assert ranked(*trials).best == 5
+    assert ranked(*trials[:6], trials[7]).best == 5
     assert ranked(*trials[:5]).best == 4, "of one engine the simpler parameters"
     assert ranked(*trials[:3]).best == 1, "the longer half-life"
-    assert ranked(trials[2], trial(EASEParams(), 0.1)).best == 0
-    certain = [replace(each, se=0.001) for each in trials]
-    assert ranked(*certain[:5]).best == 0, "differences beyond the standard error decide"
+    assert ranked(trials[2], trial(EASEParams(), 0.4, 0.3, 0.2)).best == 0
+    assert ranked(trials[6], trials[0]).best == 1, "each user is better"
 
 
 def test_what_is_too_dear_is_left_out_and_said(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
