@@ -1,36 +1,34 @@
 """An account's charges, measured operation by operation, as a file of coefficients for the planner and the emulator.
 
-A database of our own is made with the least throughput, and dropped at the end. Requests go one after the other; one
-that is refused for its rate is sent again. What is not measured keeps our coefficient, and the file says so.
+A database of our own is made with the least throughput, and dropped at the end. Requests go one after the other,
+through azure-cosmos. What is not measured keeps our coefficient, and the file says so.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
 import orjson
+from azure.cosmos import ContainerProxy
+from azure.cosmos.exceptions import CosmosResourceNotFoundError
+from azure.cosmos.http_constants import HttpHeaders
 
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.process import is_emulated
 from hotplate.bench.ru.run import database_cost, parse_sizes
-from hotplate.bench.ru.sandbox import Sandbox, builder, sandbox
+from hotplate.bench.ru.sandbox import keyed_address, sandbox
 from hotplate.stores.cosmos.charges import KB, SYSTEM_BYTES, Charges
-from hotplate.stores.cosmos.requests import RequestBuilder, partition_key_header
-from hotplate.stores.cosmos.url import MANUAL_MIN, Throughput, parse
+from hotplate.stores.cosmos.url import MANUAL_MIN
 from hotplate.stores.urls import redacted
 
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
 # How often each operation is made; charges vary little, and the median is kept.
 TIMES = 3
 CONTAINER = "items"
-CHARGE = b"x-ms-request-charge"
-TOO_MANY_REQUESTS = 429
-JSON = b"content-type: application/json\r\n"
-UPSERT = JSON + b"prefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
 # The sections of our file: the names of its coefficients there and here; and the operation that gives the points.
 SECTIONS = {
     "read": {"strong_factor": "strong_factor", "missing": "missing"},
@@ -40,8 +38,6 @@ SECTIONS = {
     "size": {"system_properties": "system_properties"},
 }
 POINTS = {"read": "read", "write": "create"}
-# Makes a signed request.
-Build = Callable[[RequestBuilder], bytes]
 
 
 class Charge(NamedTuple):
@@ -75,7 +71,7 @@ class ChargesPlan:
 
 def plan(url: str, sizes: str = "") -> ChargesPlan:
     """Check what is to be measured. Raises BenchMisused or StoreMisused for what makes no sense."""
-    builder(parse(url))  # refuses an account without a key
+    keyed_address(url)
     return ChargesPlan(url, parse_sizes(sizes, "--sizes") if sizes else SIZES_KB)
 
 
@@ -119,10 +115,9 @@ class MeasuredCharges:
 
 def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], None]) -> MeasuredCharges:
     """Make a database, measure there, and drop it, also after Ctrl-C. Raises BenchFailed and StoreError."""
-    with sandbox(planned.url, MANUAL_MIN) as account:
-        on_progress("creating a container")
-        account.create(CONTAINER, Throughput(MANUAL_MIN))
-        running = _Measurement(account, ours)
+    on_progress("creating a container")
+    with sandbox(planned.url, MANUAL_MIN) as account, account.container(CONTAINER, MANUAL_MIN) as container:
+        running = _Measurement(container, ours)
         by_size = list[Charge]()
         for size_kb in planned.sizes_kb:
             on_progress(f"items of {size_kb} KB")
@@ -133,27 +128,28 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
 
 
 class _Measurement:
-    """One container while it is measured."""
+    """One container while it is measured; the SDK sends again what is refused for its rate."""
 
-    def __init__(self, account: Sandbox, ours: Charges) -> None:
-        self._account = account
-        self._link = f"dbs/{account.address.database}/colls/{CONTAINER}"
+    def __init__(self, container: ContainerProxy, ours: Charges) -> None:
+        self._container = container
         self._ours = ours
 
     def by_size(self, size_kb: int) -> Iterator[Charge]:
         """Create, read, replace and delete items of one size."""
-        ours, size = self._ours, size_kb * KB
+        ours, size, container = self._ours, size_kb * KB, self._container
         found = dict[str, list[float]]()
         for body in _bodies(size_kb, TIMES):
-            name, raw = body["id"], orjson.dumps(body)
-            requests = {
-                "create": self._request("POST", name, JSON, raw),
-                "read": _read(name),
-                "upsert": self._request("POST", name, UPSERT, raw),
-                "delete": self._request("DELETE", name),
+            name = body["id"]
+            requests: Mapping[str, Callable[..., object]] = {
+                "create": partial(container.create_item, body),
+                "read": partial(container.read_item, name, name),
+                "upsert": partial(container.upsert_item, body),
+                "delete": partial(container.delete_item, name, name),
             }
             for operation, request in requests.items():
-                found.setdefault(operation, []).append(self._charge(request, operation))
+                received = list[Mapping[str, Any]]()
+                request(response_hook=lambda headers, *_, received=received: received.append(headers))
+                found.setdefault(operation, []).append(_charge(received[-1]))
         known = {
             "create": ours.create(size, 0),
             "read": ours.read(size),
@@ -165,31 +161,19 @@ class _Measurement:
 
     def missing(self) -> float:
         """Return the charge of a read that finds nothing."""
-        return median(self._charge(_read("absent"), "read", 404) for _ in range(TIMES))
-
-    def _request(self, verb: str, name: str, headers: bytes = b"", body: bytes = b"") -> Build:
-        link = self._link if verb == "POST" else f"{self._link}/docs/{name}"
-        path = f"{self._link}/docs/" if verb == "POST" else f"{link}/"
-        headers = partition_key_header(name) + headers
-        return lambda signed: signed.build(verb, "docs", link, path, headers=headers, body=body)
-
-    def _charge(self, request: Build, what: str, expected: int | None = None) -> float:
-        """Send a request until it is not refused for its rate, and return its charge.
-
-        BenchFailed, with what was answered, if that is not as expected.
-        """
-        while (response := self._account.send(request)).status == TOO_MANY_REQUESTS:
-            time.sleep(int(response.header(b"x-ms-retry-after-ms") or b"1000") / 1000)
-        if (response.status >= 300) if expected is None else (response.status != expected):
-            sentence = response.body.decode(errors="replace")[:300].partition("\n")[0]
-            raise BenchFailed(f"{what} was answered with {response.status}: {sentence}")
-        if not (found := response.header(CHARGE)):
-            raise BenchFailed("a response names no charge; is this Cosmos DB?")
-        return float(found)
+        found = list[float]()
+        while len(found) < TIMES:
+            try:
+                self._container.read_item("absent", "absent")
+            except CosmosResourceNotFoundError as error:
+                found.append(_charge(error.headers or {}))
+        return median(found)
 
 
-def _read(name: str) -> Build:
-    return lambda signed: signed.point_read(CONTAINER, name)
+def _charge(headers: Mapping[str, Any]) -> float:
+    if not (found := headers.get(HttpHeaders.RequestCharge)):
+        raise BenchFailed("a response names no charge; is this Cosmos DB?")
+    return float(found)
 
 
 def _bodies(size_kb: int, count: int) -> list[dict[str, Any]]:

@@ -20,9 +20,9 @@ from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.ru import levels
 from hotplate.bench.ru.levels import CALM, CURVE, LEAD_S, OVERLOAD, TAIL_S, Level, Sweep, Trial
-from hotplate.bench.ru.sandbox import Published, Sandbox, SizedLists, builder, sandbox
+from hotplate.bench.ru.sandbox import Published, Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.report import Report
-from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput, parse
+from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 
 LISTS = 1_000
 MAX_ITEM_KB = 1024
@@ -64,7 +64,7 @@ def plan(options: SweepOptions) -> SweepPlan:
         raise BenchMisused(f"--duration is whole seconds, as budgets are: 2s or more, not {options.duration!r}")
     process.check_latency(options.latency)
     if options.account is not None:
-        builder(parse(options.account))  # refuses an account without a key
+        keyed_address(options.account)
     return SweepPlan(options, levels, parse_sizes(options.item_kb, "--item-kb"), int(duration_s))
 
 
@@ -86,12 +86,9 @@ def _parse_level(text: str) -> int:
 
 
 def account_regions(url: str) -> int:
-    """Read in how many regions of an account a container costs. Raises BenchMisused and StoreError."""
+    """Read in how many regions of an account a container costs. Raises BenchMisused and BenchFailed."""
     with sandbox(url, MANUAL_MIN) as made:  # which makes nothing here
-        account = made.account
-    if account.multiple_write_regions:
-        raise BenchMisused("the account has several regions that are written; the figures would not be those of one")
-    return len(account.regions)
+        return made.regions()
 
 
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
@@ -177,7 +174,7 @@ class _Running:
         if self.interrupted:
             return
         lists = SizedLists(size_kb, LISTS, Throughput(self._planned.levels[-1]).initial_partitions)
-        self._regions = len(made.account.regions)
+        self._regions = made.regions()
         self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
         published = made.publish(lists)
         self._publish_ru[size_kb] = published.list_ru

@@ -1,45 +1,45 @@
 """A database of our own in an account while that is measured: filled with lists, scaled, and dropped at the end."""
 
 import asyncio
+import logging
 import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from azure.core.exceptions import AzureError
+from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey
+from azure.cosmos.exceptions import CosmosResourceNotFoundError
 
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.loadgen.load import send_one
 from hotplate.bench.progress import handling
 from hotplate.stores.cosmos.charges import KB
 from hotplate.stores.cosmos.containers import Containers, open_containers
-from hotplate.stores.cosmos.errors import DEADLINE_S
-from hotplate.stores.cosmos.regions import Account
-from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
-from hotplate.stores.cosmos.rows import container_of, item_bytes, name_of, to_item
+from hotplate.stores.cosmos.errors import first_line
+from hotplate.stores.cosmos.rows import DEFINITION, container_of, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import Checksum, Item, encode
-from hotplate.stores.http1 import Response
 from hotplate.stores.keys import OVERALL, POPULAR, USER
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row
+
+log = logging.getLogger(f"{__name__}.requests")
+log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
 
 # Every database that is ever made or dropped here begins so.
 PREFIX = "hotplate-bench-"
 SCALED_WITHIN_S = 120.0
 POLL_S = 0.5
-DROP_TRIES = 5
-NOT_FOUND = 404
 BATCH = 250
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,31 +110,14 @@ class Published(NamedTuple):
     list_ru: float
 
 
-def builder(address: Address) -> RequestBuilder:
-    """Return what signs requests; BenchMisused, which says what to do, if the account has no key."""
-    if address.key is None:
-        raise BenchMisused(
-            f"to make and drop a database of its own this needs the key of {address.shown}; give it as {KEY} or in a "
-            f"file as {KEY}_FILE"
-        )
-    signer = KeySigner(address.key, address.shown)
-    return RequestBuilder(urlsplit(address.endpoint).netloc, address.database, "Eventual", signer, time.time)
-
-
 class Sandbox:
     """A database of our own; `sandbox` makes its name and drops it."""
 
     def __init__(self, url: str, environment: Mapping[str, str]) -> None:
         self.url = url
-        self.address = parse(url, environment)
+        self.address, self._key = keyed_address(url, environment)
         self._environment = environment
-        self._signed = builder(self.address)
         self._used = False
-
-    @cached_property
-    def account(self) -> Account:
-        """The account's properties. Raises StoreError."""
-        return self._run(lambda client, _: client.account())
 
     @property
     def settings(self) -> dict[str, str]:
@@ -142,19 +125,24 @@ class Sandbox:
         kept = {name: value for name, value in self._environment.items() if name.startswith("HOTPLATE_COSMOS_")}
         return {"HOTPLATE_STORE": self.url} | kept
 
-    def send(self, build: Callable[[RequestBuilder], bytes]) -> Response:
-        """Sign and send one request, whatever is answered. Raises BenchFailed if nothing is."""
-        return send_one(self.address.endpoint, build(self._signed), DEADLINE_S, self.address.ca)
+    def regions(self) -> int:
+        """Count the account's regions. Raises BenchMisused if several are written, BenchFailed if none answers."""
+        with self._client() as client:
+            account = client.get_database_account()
+        if len(account.WritableLocations) > 1:
+            raise BenchMisused(
+                "the account has several regions that are written; the figures would not be those of one"
+            )
+        return len(account.ReadableLocations)
 
-    def create(self, container: str, throughput: Throughput) -> None:
-        """Make a container, and the database with the first one."""
+    @contextmanager
+    def container(self, name: str, ru: int) -> Iterator[ContainerProxy]:
+        """Make a container of the SDK's, and the database with it. What the SDK raises is raised as BenchFailed."""
         self._used = True  # before the request: an answer that is lost leaves a database, too
-
-        async def create(_: SignedClient, containers: Containers) -> None:
-            await containers.create_database()
-            await containers.create_container(container, throughput)
-
-        self._run(create)
+        with self._client() as client:
+            database = client.create_database_if_not_exists(self.address.database)
+            key, policy = PartitionKey("/id"), DEFINITION["indexingPolicy"]
+            yield database.create_container(name, key, indexing_policy=policy, offer_throughput=ru)
 
     def publish(self, lists: SizedLists) -> Published:
         """Publish *lists* to a container that has the URL's RU/s."""
@@ -181,35 +169,40 @@ class Sandbox:
         return Published(container_of(live), spent.ru / lists.count)
 
     def scale(self, container: str, ru: int) -> None:
-        """Change the throughput of a container, and wait until the change is done."""
-        self._run(lambda _, containers: _scale(containers, container, Throughput(ru)))
+        """Change the throughput of a container, and wait until the change is done. Raises StoreError if refused."""
+        asyncio.run(_scale(open_containers(self.address), container, Throughput(ru)))
 
     def drop(self) -> None:
         """Drop the database. Raises BenchFailed, naming it, if it cannot be."""
-        link = f"dbs/{self.address.database}"
-        for attempt in range(DROP_TRIES if self._used else 0):
-            try:
-                status = self.send(lambda signed: signed.build("DELETE", "dbs", link, f"{link}/")).status
-            except BenchFailed:
-                status = None
-            if status is not None and (status < 300 or status == NOT_FOUND):
-                return
-            time.sleep(POLL_S * 2**attempt)
-        if self._used:
-            raise BenchFailed(f"{self.address.shown} could not be dropped, and costs money until you drop it")
+        if not self._used:
+            return
+        try:
+            with self._client() as client, suppress(CosmosResourceNotFoundError):
+                client.delete_database(self.address.database)
+        except BenchFailed as error:
+            sentence = f"{self.address.shown} could not be dropped, and costs money until you drop it"
+            raise BenchFailed(f"{sentence}: {error}") from error
 
-    def _run(self, operation: Callable[[SignedClient, Containers], Awaitable[T]]) -> T:
-        """Run an operation over connections that are closed again. Raises StoreError if the account refuses it."""
+    @contextmanager
+    def _client(self) -> Iterator[CosmosClient]:
+        address = self.address
+        verify = True if address.ca is None else address.ca
+        try:
+            with CosmosClient(address.endpoint, self._key, logger=log, connection_verify=verify) as client:
+                yield client
+        except AzureError as error:
+            raise BenchFailed(f"{address.shown}: {first_line(str(error.message))}") from error
 
-        async def run() -> T:
-            client, containers = SignedClient(self.address), open_containers(self.address)
-            try:
-                return await operation(client, containers)
-            finally:
-                await containers.close()
-                await client.close()
 
-        return asyncio.run(run())
+def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tuple[Address, str]:
+    """Parse the URL of an account, and find its key; BenchMisused, which says what to do, if its key is not given."""
+    address = parse(url, environment)
+    if address.key is None:
+        raise BenchMisused(
+            f"to make and drop a database of its own this needs the key of {address.shown}; give it as {KEY} or in a "
+            f"file as {KEY}_FILE"
+        )
+    return address, address.key
 
 
 def own_url(url: str, ru: int) -> str:
@@ -232,11 +225,14 @@ def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> 
 
 
 async def _scale(containers: Containers, container: str, throughput: Throughput) -> None:
-    await containers.scale(container, throughput)
-    until = time.monotonic() + SCALED_WITHIN_S
-    while time.monotonic() < until:
-        offer = await containers.offer(container)
-        if offer is not None and not offer.pending and offer.throughput == throughput:
-            return
-        await asyncio.sleep(POLL_S)
+    try:
+        await containers.scale(container, throughput)
+        until = time.monotonic() + SCALED_WITHIN_S
+        while time.monotonic() < until:
+            offer = await containers.offer(container)
+            if offer is not None and not offer.pending and offer.throughput == throughput:
+                return
+            await asyncio.sleep(POLL_S)
+    finally:
+        await containers.close()
     raise BenchFailed(f"{container} was not scaled to {throughput.ru:,} RU/s within {SCALED_WITHIN_S:g} s")

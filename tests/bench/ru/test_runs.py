@@ -116,8 +116,7 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
         pass
 
     def fail() -> None:
-        with sandbox(url_of(account), 400, {}) as opened:
-            opened.create("items", Throughput(400))
+        with sandbox(url_of(account), 400, {}) as opened, opened.container("items", 400):
             assert databases(account) != before
             raise OddError
 
