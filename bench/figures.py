@@ -46,12 +46,8 @@ class Line(NamedTuple):
     def measured(self) -> str:
         """The median of the runs, and what they span, or what the rounds span if there is one run."""
         low, high = min(self.values), max(self.values)
-        span = f" ({_number(low)} to {_number(high)})" if low < high else ""
-        return f"{_number(median(self.values))} {self.unit}{span}"
-
-
-def _number(value: float) -> str:
-    return format_value(value)
+        span = f" ({format_value(low)} to {format_value(high)})" if low < high else ""
+        return f"{format_value(median(self.values))} {self.unit}{span}"
 
 
 def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.errors import BenchFailed
 from hotplate.stores.urls import scheme_of
 
 if TYPE_CHECKING:
@@ -293,14 +291,6 @@ def store_counts(service: Server) -> StoreCounts:
     names = "request_units", "charged_responses", "throttled"
     ru, charged, throttled = (sums.get(f"hotplate_store_{name}_total", 0.0) for name in names)
     return StoreCounts(ru, int(charged), int(throttled))
-
-
-def check_latency(text: str) -> None:
-    """Raise BenchMisused for a latency that the emulator would refuse, before anything is started."""
-    try:
-        parse_latency(text)
-    except EmulatorMisused as error:
-        raise BenchMisused(str(error)) from error
 
 
 def is_emulated(url: str) -> bool:

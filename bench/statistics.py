@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import stdtr
 
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result
@@ -161,10 +162,6 @@ def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
 
 def _quantile(centres: Floats, errors: Floats, weights: Floats, free: int, tail: float) -> float:
     low, high = float((centres - 1e3 * errors).min()), float((centres + 1e3 * errors).max())
-    for _ in range(50):
-        middle = (low + high) / 2
-        if float((weights * stdtr(free, (middle - centres) / errors)).sum()) < tail:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return float(
+        brentq(lambda value: float((weights * stdtr(free, (value - centres) / errors)).sum()) - tail, low, high)
+    )

@@ -14,7 +14,8 @@ from typing import Annotated
 
 import msgspec
 
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpError, HttpResponse, Request, Substatus
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
+from hotplate.bench.errors import BenchMisused
 
 FORM = re.compile(r"p50=(\d+(?:\.\d+)?)(ms|s|us),p99=(\d+(?:\.\d+)?)(ms|s|us)")
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -45,10 +46,10 @@ def parse_latency(text: str) -> Callable[[], float]:
     """
     match = FORM.fullmatch(text.replace(" ", ""))
     if match is None:
-        raise EmulatorMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
+        raise BenchMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
     p50_s, p99_s = float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]]
     if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
-        raise EmulatorMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
+        raise BenchMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
     draws = random.Random(1)  # noqa: S311 -- repeatable, nothing secret
     return partial(draws.lognormvariate, log(p50_s), log(p99_s / p50_s) / NormalDist().inv_cdf(0.99))
 

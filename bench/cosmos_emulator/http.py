@@ -33,10 +33,6 @@ class Substatus(IntEnum):
     REQUEST_RATE_TOO_LARGE = 3200
 
 
-class EmulatorMisused(ValueError):
-    """The emulator was started with options that make no sense; raised before it listens."""
-
-
 @dataclass(eq=False)
 class HttpError(Exception):
     """Ends a request with an error response."""

@@ -19,7 +19,6 @@ import orjson
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.http import (
-    EmulatorMisused,
     HttpConnection,
     HttpError,
     HttpHandler,
@@ -29,6 +28,7 @@ from hotplate.bench.cosmos_emulator.http import (
 )
 from hotplate.bench.cosmos_emulator.resources import CONSISTENCIES, EmulatedAccount
 from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator, Service
+from hotplate.bench.errors import BenchMisused
 from hotplate.stores.cosmos.charges import OURS, load
 
 REGIONS = ("Emulated West", "Emulated East")
@@ -76,7 +76,7 @@ async def running(
 ) -> AsyncIterator[RunningEmulator]:
     """Listen until the block ends; *extend* may put another handler before the emulator's own."""
     if settings.consistency not in CONSISTENCIES:
-        raise EmulatorMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
+        raise BenchMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
     context = _tls_context(settings)
     scheme = "http" if context is None else "https"
     ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
@@ -156,7 +156,7 @@ def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
     """Make the TLS context of the listeners with a new key and certificate; None without TLS."""
     if not settings.tls:
         if settings.certificate is not None:
-            raise EmulatorMisused("--certificate needs --tls")
+            raise BenchMisused("--certificate needs --tls")
         return None
     certificate, key = make_certificate()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -177,7 +177,7 @@ def make_certificate() -> tuple[bytes, bytes]:
         from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 -- as above
     except ModuleNotFoundError:
-        raise EmulatorMisused("--tls needs cryptography; install it with: pip install 'hotplate[cosmos]'") from None
+        raise BenchMisused("--tls needs cryptography; install it with: pip install 'hotplate[cosmos]'") from None
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hotplate cosmos-emulator")])
     addresses = (x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1"))

@@ -19,9 +19,10 @@ import orjson
 
 from hotplate.bench.cosmos_emulator import items, queries, resources
 from hotplate.bench.cosmos_emulator.faults import Faults
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused, HttpError, HttpResponse, Request, Substatus
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
 from hotplate.bench.cosmos_emulator.resources import EmulatedAccount
+from hotplate.bench.errors import BenchMisused
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,9 @@ class Authenticator:
         try:
             secret = base64.b64decode(key, validate=True)
         except (binascii.Error, ValueError):
-            raise EmulatorMisused("the account's key is not base64") from None
+            raise BenchMisused("the account's key is not base64") from None
         if not secret:
-            raise EmulatorMisused("the account's key is empty")
+            raise BenchMisused("the account's key is empty")
         self._signer = hmac.new(secret, digestmod="sha256")
 
     def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:  # noqa: ARG002 -- the key allows every operation

@@ -11,6 +11,7 @@ from functools import partial
 from math import ceil
 
 from hotplate.bench import process
+from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
@@ -62,7 +63,7 @@ def plan(options: SweepOptions) -> SweepPlan:
     duration_s = parse_seconds(options.duration)
     if duration_s < 2 or duration_s % 1:
         raise BenchMisused(f"--duration is whole seconds, as budgets are: 2s or more, not {options.duration!r}")
-    process.check_latency(options.latency)
+    parse_latency(options.latency)
     if options.account is not None:
         keyed_address(options.account)
     return SweepPlan(options, levels, parse_sizes(options.item_kb, "--item-kb"), int(duration_s))

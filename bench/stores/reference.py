@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import check_latency, describe
+from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import Figure
 from hotplate.bench.stores.report import DECISIVE, EMULATED, needs, read_ru, summarise
@@ -39,7 +40,7 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
         raise BenchMisused(
             f"--account takes a Cosmos DB, as cosmos://ACCOUNT/DATABASE, not {redacted(options.account)}"
         )
-    check_latency(options.latency)
+    parse_latency(options.latency)
     settings = RoundSettings(
         rate=RATE,
         duration_s=min(ROUND_S, duration_s),

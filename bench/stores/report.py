@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import popular_complaint, popular_counts
 from hotplate.bench.loadgen.load import Uniform, Zipf
@@ -12,7 +13,7 @@ from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, req
 from hotplate.bench.planner.figures import round_up
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import check_latency, describe
+from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import TOO_FEW_ANSWERS, Figure, mean, percentile, ratio, share
 from hotplate.bench.stores.rounds import (
@@ -98,7 +99,7 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     """Read the options. Raises BenchMisused for what makes no sense."""
     if len(set(options.urls)) < len(options.urls):
         raise BenchMisused("the same store is given twice")
-    check_latency(options.latency)
+    parse_latency(options.latency)
     rate, duration_s = parse_rate(options.rate), parse_seconds(options.duration)
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
     require_positive({"--repeat": options.repeat, "--users": options.users})

@@ -47,10 +47,8 @@ def cosmos_emulator(
     """
     import uvloop
 
-    from hotplate.bench.cosmos_emulator.http import EmulatorMisused
     from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, serve
     from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
-    from hotplate.bench.errors import BenchMisused
 
     def print_ready(emulator: RunningEmulator) -> None:
         endpoint = emulator.endpoint
@@ -65,7 +63,4 @@ def cosmos_emulator(
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
     settings = EmulatorSettings(host, port, second_region, key, consistency, charges, tls, certificate, latency)
-    try:
-        uvloop.run(serve(settings, print_ready))
-    except EmulatorMisused as error:
-        raise BenchMisused(str(error)) from error
+    uvloop.run(serve(settings, print_ready))

@@ -6,7 +6,7 @@ from statistics import quantiles
 import pytest
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused
+from hotplate.bench.errors import BenchMisused
 from hotplate.stores.cosmos.signed import SignedClient
 from tests.support.cosmos_account import NAME, emulated_account, filled
 from tests.support.cosmos_server import Direct
@@ -23,7 +23,7 @@ def test_drawn_delays_have_the_percentiles_that_were_given() -> None:
 
 @pytest.mark.parametrize("text", ["", "4ms", "p50=4ms", "p50=10ms,p99=4ms", "p50=0ms,p99=4ms", "p50=4ms,p99=100s"])
 def test_a_latency_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(EmulatorMisused, match="--latency"):
+    with pytest.raises(BenchMisused, match="--latency"):
         parse_latency(text)
 
 

@@ -10,8 +10,8 @@ import pytest
 from azure.cosmos import CosmosClient, PartitionKey
 from azure.cosmos.exceptions import CosmosHttpResponseError
 
-from hotplate.bench.cosmos_emulator.http import EmulatorMisused
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
+from hotplate.bench.errors import BenchMisused
 from tests.support.cosmos_server import emulator, emulator_thread
 
 
@@ -71,5 +71,5 @@ def test_tls_can_be_verified_with_the_certificate_that_is_written(tmp_path: Path
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_it_listens(settings: EmulatorSettings, message: str) -> None:
-    with pytest.raises(EmulatorMisused, match=message), emulator_thread(settings):
+    with pytest.raises(BenchMisused, match=message), emulator_thread(settings):
         pass
