@@ -28,7 +28,7 @@ def activate(store: str | Store, release: str, *, end_canary: bool = False, forc
     release, and ReleaseCorrupt if it cannot be read, unless *force* is true.
     """
     act = partial(lifecycle.activate, end_canary=end_canary, force=force, though_refused=force)
-    return run_on(store, lambda it: act(it, ReleaseId(release)))
+    return run_on(store, lambda it: act(it, ReleaseId(release)), must_exist=True)
 
 
 def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
@@ -36,7 +36,7 @@ def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
 
     Raises ReleaseNotFound if there is none, and ReleaseCorrupt if it cannot be read, unless *force* is true.
     """
-    return run_on(store, lambda it: lifecycle.rollback(it, force=force))
+    return run_on(store, lambda it: lifecycle.rollback(it, force=force), must_exist=True)
 
 
 def prune(
@@ -57,7 +57,7 @@ def prune(
     async def act(it: Store) -> list[ReleaseId]:
         return await lifecycle.prune(it, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress)
 
-    return run_on(store, act)
+    return run_on(store, act, must_exist=True)
 
 
 def copy(
@@ -96,7 +96,7 @@ def verify(store: str | Store, release: str | None = None, *, on_progress: OnPro
         with as_damage(chosen):
             return await verification.verify(it, chosen, on_progress=on_progress)
 
-    return run_on(store, act)
+    return run_on(store, act, must_exist=True)
 
 
 async def find_release(store: Store, release: str | None) -> ReleaseRef:

@@ -30,6 +30,7 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import new_id
 from hotplate.stores.runs import claim, give_up, held
 from hotplate.stores.store import Store
+from hotplate.stores.urls import redacted
 from hotplate.stores.verification import load_manifest
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Attempt:
         measure: Callable[[ModelLists], ModelLists] = ModelLists.measure,
         write: Callable[[ModelLists, str, PublishSettings], Written] = _write,
     ) -> None:
-        self.summary: dict[str, Any] = {"pipeline": job.name, "outcome": "failed"}
+        self.summary: dict[str, Any] = {"pipeline": job.name, "store": redacted(job.store), "outcome": "failed"}
         self._job, self._wait_s, self._keep_ready_s = job, wait_s, keep_ready_s
         self._train, self._measure, self._write = train, measure, write
 

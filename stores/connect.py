@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreMisused
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.file import store as file_store
 from hotplate.stores.memory import MemoryStore
@@ -69,14 +69,23 @@ async def opened(store: str | Store, observer: Observer | None = None) -> AsyncI
         await it.close()
 
 
-def run_on(store: str | Store, act: Callable[[Store], Awaitable[T]], observer: Observer | None = None) -> T:
+def run_on(
+    store: str | Store,
+    act: Callable[[Store], Awaitable[T]],
+    observer: Observer | None = None,
+    *,
+    must_exist: bool = False,
+) -> T:
     """Run *act* on a store in a new event loop, then close the store.
 
-    If this thread already runs a loop, as that of a notebook does, the new one runs in another thread.
+    If this thread already runs a loop, as that of a notebook does, the new one runs in another thread. Raises
+    ReleaseNotFound, which names the store, for one that *must_exist* and to which nothing was ever published.
     """
 
     async def run() -> T:
         async with opened(store, observer) as it:
+            if must_exist:
+                await _check_exists(it, store)
             return await act(it)
 
     try:
@@ -93,16 +102,39 @@ def run_between(
     act: Callable[[Store, Store], Awaitable[T]],
     observer: Observer | None = None,
 ) -> T:
-    """Run *act* on two stores, *observer* counting at the target; StoreMisused if they are one and the same."""
+    """Run *act* on two stores, *observer* counting at the target.
+
+    Raises StoreMisused if they are one and the same, and ReleaseNotFound if nothing was ever published to the source.
+    """
     if source == target:
         where = redacted(source) if isinstance(source, str) else "one store"
         raise StoreMisused(f"{where} is given as both stores; name two")
 
     async def both(other: Store) -> T:
         async with opened(source) as it:
+            await _check_exists(it, source)
             return await act(it, other)
 
     return run_on(target, both, observer)
+
+
+async def _check_exists(store: Store, given: str | Store) -> None:
+    """Raise ReleaseNotFound for a store that has no catalogue, and no data that one could be rebuilt from."""
+    try:
+        if (await store.catalogue()).generation or await store.incarnations():
+            return
+    except CatalogueUnreadable:  # each verb says what it makes of that
+        return
+    raise ReleaseNotFound(
+        f"nothing was ever published to {_shown(given) if isinstance(given, str) else 'this store'}; is it the store "
+        f"that you meant?"
+    )
+
+
+def _shown(url: str) -> str:
+    shown = redacted(url)
+    is_there = scheme_of(url) != "file" or Path(shown.partition("://")[2]).exists()
+    return shown if is_there else f"{shown}, and the folder does not exist"
 
 
 def with_max_ru(url: str, max_ru: int) -> str:

@@ -219,7 +219,7 @@ def _live_reader(url: str | None) -> "ReadLive | None":
     from hotplate.offline.evaluate.candidate import read_live
 
     def read(users: "Sequence[str]", k: int) -> "LiveRelease | None":
-        return with_store(url, lambda opened: read_live(opened, users, k))
+        return with_store(url, lambda opened: read_live(opened, users, k), may_be_new=True)
 
     return read
 

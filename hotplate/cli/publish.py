@@ -21,6 +21,7 @@ from hotplate.cli.terminal import (
     print_json,
     print_rows_read,
     progress_bars,
+    shown_store,
     table,
     with_store,
 )
@@ -279,7 +280,7 @@ def publish_lists(
         return
     with progress_bars() as on_progress:
         lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, "dry run")
-        estimated, simulated = with_store(options.store, partial(_estimate, lists, options, report))
+        estimated, simulated = with_store(options.store, partial(_estimate, lists, options, report), may_be_new=True)
     _print_dry_run(estimated, simulated, options)
 
 
@@ -292,7 +293,7 @@ def write_lists(
     """
     from hotplate.offline.publish import publish, timed
 
-    store = with_store(options.store, _check_store)
+    store = with_store(options.store, _check_store, may_be_new=True)
     meter, loading = RequestUnitMeter(), dict[str, float]()
     with progress_bars(meter.progress) as on_progress:
         with timed(loading, "load"):
@@ -300,7 +301,7 @@ def write_lists(
         meter.watch(store, lists.plan(), quiet=options.as_json)
         how, report = options.settings, partial(on_progress, "publish")
         write = partial(publish, lists, settings=how, observer=meter, on_progress=report)
-        written = with_store(options.store, write, meter)
+        written = with_store(options.store, write, meter, may_be_new=True)
     _print_release(written, meter, options, imported)
     return replace(written, steps=loading | written.steps)
 
@@ -363,6 +364,7 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
     forced, verdicts = recorded(manifest)
     if options.as_json:
         facts = {
+            "store": shown_store(options.store, as_json=True),
             "release": manifest,
             "live": live,
             "seconds": round(written.seconds, 3),
@@ -377,14 +379,15 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     size = f"{manifest.bytes / 1e6:,.1f} MB"
     state = "live" if live else "ready"
-    out.print(f"release {manifest.release} is {state}: {counts} lists, {size}, in {written.seconds:.1f} s")
+    where = shown_store(options.store)
+    out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
     _print_rules(manifest.about.get("rules", {}))
     _print_metrics(manifest.about.get("metrics"))
     print_gates(manifest, forced=forced)
     for release in written.erased:
-        out.print(f"erased {release}, which is no longer needed")
+        out.print(f"erased {release}, which is no longer needed, in {where}")
     meter.print_totals(plan_of(manifest))
 
 

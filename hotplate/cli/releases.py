@@ -21,6 +21,7 @@ from hotplate.cli.terminal import (
     print_json,
     print_result,
     progress_bars,
+    shown_store,
     table,
     with_store,
     with_stores,
@@ -86,7 +87,7 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
     if rows:
         out.print(table(("release", "state", "begun", "left service"), rows))
     else:
-        out.print("no releases yet; `hotplate publish MODEL` makes one. `hotplate store rebuild` finds lost ones")
+        out.print(f"no releases in {shown_store(store)}; `hotplate store rebuild` finds lost ones")
 
 
 @app.command()
@@ -150,8 +151,8 @@ def activate(
 
     with interruptible_loop():
         changed = act(chosen_store(store), release, end_canary=end_canary, force=force)
-    sentence = f"{release} is live" if changed else f"{release} was live already, and nothing was changed"
-    print_result({"live": release}, sentence, as_json=as_json)
+    state = "is live" if changed else "was live already, and nothing was changed,"
+    _print_done(store, {"live": release}, f"{release} {state}", as_json=as_json)
 
 
 @app.command()
@@ -166,7 +167,7 @@ def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json =
 
     with interruptible_loop():
         release = act(chosen_store(store), force=force)
-    print_result({"live": release}, f"{release} is live again", as_json=as_json)
+    _print_done(store, {"live": release}, f"{release} is live again", as_json=as_json)
 
 
 @app.command()
@@ -194,7 +195,7 @@ def canary(
         lambda opened: start_canary(opened, ReleaseId(release), percent, force=force, though_refused=force),
     )
     fields = {"canary": {"release": release, "percent": percent}}
-    print_result(fields, f"{percent:g} % of the users see {release}", as_json=as_json)
+    _print_done(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
 
 @app.command()
@@ -210,7 +211,7 @@ def promote(
 
     expected = None if release is None else ReleaseId(release)
     release = with_store(store, lambda opened: act(opened, expected, force=force, though_refused=force))
-    print_result({"live": release}, f"{release} is live", as_json=as_json)
+    _print_done(store, {"live": release}, f"{release} is live", as_json=as_json)
 
 
 @app.command()
@@ -224,7 +225,8 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
 
     expected = None if release is None else ReleaseId(release)
     release = with_store(store, lambda opened: act(opened, expected))
-    print_result({"canary": None, "aborted": release}, f"{release} is not the canary any more", as_json=as_json)
+    fields = {"canary": None, "aborted": release}
+    _print_done(store, fields, f"{release} is not the canary any more", as_json=as_json)
 
 
 @app.command()
@@ -247,8 +249,7 @@ def prune(
     with progress_bars() as on_progress, interruptible_loop():
         report = partial(on_progress, "prune")
         dropped = act(chosen_store(store), keep=keep, grace_s=grace, keep_ready_s=keep_ready_s, on_progress=report)
-    sentences = "\n".join(f"erased {release}" for release in dropped) or "nothing to erase"
-    print_result({"erased": dropped}, sentences, as_json=as_json)
+    _print_done(store, {"erased": dropped}, f"erased {', '.join(dropped) or 'nothing'}", as_json=as_json)
 
 
 @app.command()
@@ -295,10 +296,12 @@ def copy(
         return
     live = activate and done.held_back is None
     counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
-    state = f"{'live' if live else 'ready'}{', repaired' if done.repaired else ''}"
+    state = f"{'live' if live else 'ready'}{', repaired,' if done.repaired else ''}"
+    facts = {"store": shown_store(target, as_json=True), "release": done.manifest, "live": live}
     print_result(
-        {"release": done.manifest, "live": live} | counts | meter.to_json(),
-        f"{done.manifest.release} is {state}: {done.rows:,} rows written, {done.skipped:,} had been written before",
+        facts | counts | meter.to_json(),
+        f"{done.manifest.release} is {state} in {shown_store(target)}: {done.rows:,} rows written, "
+        f"{done.skipped:,} had been written before",
         as_json=as_json,
     )
     if not as_json and done.rows:
@@ -407,11 +410,9 @@ def repair(
             return await write_anew(damaged, opened, chosen.id, on_progress=partial(on_progress, "repair"))
 
         done = with_stores(source, chosen_store(store), act)
-    print_result(
-        {"release": done.manifest, "rows_written": done.rows},
-        f"{done.manifest.release} is repaired: {done.rows:,} rows written again",
-        as_json=as_json,
-    )
+    fields = {"release": done.manifest, "rows_written": done.rows}
+    sentence = f"{done.rows:,} rows of {done.manifest.release} were written again"
+    _print_done(store, fields, sentence, as_json=as_json)
 
 
 @app.command()
@@ -447,6 +448,12 @@ def diff(
     out.print(f"{found.compared:,} users in both, {found.unchanged:,} with the same first items in the same order")
     if found.overlap is not None:
         out.print(f"overlap@10: {found.overlap:.4f} of the items, on average")
+
+
+def _print_done(store: str | None, fields: dict[str, Any], sentence: str, *, as_json: bool) -> None:
+    """Print what was done to a store, and to which."""
+    where = {"store": shown_store(store, as_json=True)}
+    print_result(where | fields, f"{sentence} in {shown_store(store)}", as_json=as_json)
 
 
 def _difference_to_json(found: "Difference", first: str, second: str) -> dict[str, Any]:

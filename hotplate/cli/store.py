@@ -14,12 +14,12 @@ from hotplate.cli.terminal import (
     FAILED,
     Json,
     StoreUrl,
-    chosen_store,
     counted,
     out,
     print_json,
     print_result,
     progress_bars,
+    shown_store,
     table,
     with_store,
 )
@@ -55,13 +55,16 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     """
     from hotplate.stores.doctor import examine
     from hotplate.stores.store import Level
-    from hotplate.stores.urls import redacted
 
-    found = with_store(store, examine)
-    where, counts = redacted(chosen_store(store)), Counter(each.level for each in found)
+    found = with_store(store, examine, may_be_new=True)
+    counts = Counter(each.level for each in found)
     print_result(
-        {"store": where, "fit": not counts[Level.ERROR], "findings": [each._asdict() for each in found]},
-        where,
+        {
+            "store": shown_store(store, as_json=True),
+            "fit": not counts[Level.ERROR],
+            "findings": [each._asdict() for each in found],
+        },
+        shown_store(store),
         *(f"{each.level:<8} {each.subject:<12} {each.sentence}" for each in found),
         f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}",
         as_json=as_json,
@@ -89,8 +92,8 @@ def backup(
         async def act(opened: "Store") -> "BackupResult":
             return await copy_all(_folder_store(opened), target, partial(on_progress, "backup"))
 
-        done = with_store(store, act)
-    _print_copied(done, f"backed up to {target}", as_json=as_json)
+        done = with_store(store, act, may_be_new=True)  # which is said of the folder
+    _print_copied(done, f"{shown_store(store)} is backed up to {target}", as_json=as_json)
 
 
 @app.command()
@@ -113,8 +116,8 @@ def restore(
         async def act(opened: "Store") -> "BackupResult":
             return await put_back(source, _folder_store(opened), partial(on_progress, "restore"), over=over)
 
-        done = with_store(store, act)
-    _print_copied(done, f"restored from {source}", as_json=as_json)
+        done = with_store(store, act, may_be_new=True)
+    _print_copied(done, f"{shown_store(store)} is restored from {source}", as_json=as_json)
 
 
 @app.command()
@@ -152,14 +155,12 @@ def rebuild(
                 return found, error
 
         found, outcome = with_store(store, act)
-    _print_survey(found, outcome if isinstance(outcome, Catalogue) else None, chosen_store(store), as_json=as_json)
+    _print_survey(found, outcome if isinstance(outcome, Catalogue) else None, store, as_json=as_json)
     if isinstance(outcome, StoreError):
         raise outcome
 
 
-def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str, *, as_json: bool) -> None:
-    from hotplate.stores.urls import redacted
-
+def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None, *, as_json: bool) -> None:
     now, states = found.now, {}
     if rebuilt is not None:
         states = {entry.incarnation: entry.state for entry in rebuilt.releases}
@@ -172,7 +173,9 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str, *, as_
             for one in found.releases
         ]
         live = None if rebuilt is None else rebuilt.live
-        print_json({"store": redacted(url), "live": live, "releases": releases, "not_taken_up": found.others})
+        print_json(
+            {"store": shown_store(url, as_json=True), "live": live, "releases": releases, "not_taken_up": found.others}
+        )
         return
     rows = [
         (
@@ -192,7 +195,8 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str, *, as_
     for incarnation, reason in found.others.items():
         out.print(f"not taken up, so `hotplate releases prune` erases it: {incarnation}, {reason}")
     if rebuilt is not None:
-        out.print(f"{rebuilt.live} is live, in a new catalogue; releases in it: {len(rebuilt.releases)}")
+        counts = counted(len(rebuilt.releases), "release")
+        out.print(f"{rebuilt.live} is live in {shown_store(url)}, by a new catalogue of {counts}")
 
 
 def _gates(manifest: "Manifest") -> str:

@@ -262,18 +262,35 @@ def chosen_store(url: str | None) -> str:
     return url or default_url()
 
 
-def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
-    """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
+def shown_store(url: str | None, *, as_json: bool = False) -> str:
+    """Return the store that `chosen_store` returns, without secrets; text says so if none was given."""
+    from hotplate.stores.urls import redacted
+
+    shown = redacted(chosen_store(url))
+    return shown if url or as_json else f"{shown} (the default, as no --store was given)"
+
+
+def with_store(
+    url: str | None,
+    act: "Callable[[Store], Awaitable[T]]",
+    observer: "Observer | None" = None,
+    *,
+    may_be_new: bool = False,
+) -> T:
+    """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end.
+
+    Raises ReleaseNotFound, which names the store, if nothing was ever published to it, unless it *may_be_new*.
+    """
     from hotplate.stores.connect import run_on
 
     with interruptible_loop():
-        return run_on(chosen_store(url), act, observer)
+        return run_on(chosen_store(url), act, observer, must_exist=not may_be_new)
 
 
 def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
-    """Run *act* on two stores, *observer* counting at the target; StoreMisused if they are one and the same."""
+    """Run *act* on two stores, as `run_between` does."""
     from hotplate.stores.connect import run_between
 
     with interruptible_loop():

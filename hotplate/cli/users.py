@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotplate.cli.options import Verbs
-from hotplate.cli.terminal import Json, StoreUrl, chosen_store, counted, print_result, with_store
+from hotplate.cli.terminal import Json, StoreUrl, counted, print_result, shown_store, with_store
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -93,9 +93,6 @@ def _print(
     as_json: bool,
     erased: bool,
 ) -> None:
-    from hotplate.stores.urls import redacted
-
-    where = redacted(chosen_store(store))
     backups, models, events = (given or () for given in paths)
     elsewhere = {
         **{str(path): with_store(f"file://{path.absolute()}", _users_of(users)) for path in backups},
@@ -111,7 +108,7 @@ def _print(
     )
     unchecked = [name for name, is_unchecked in named if is_unchecked]
     state = "are erased from" if erased else "are marked as erased in"
-    sentences = [f"{counted(len(done.erased), 'user')} of {len(set(users))} {state} {where}"]
+    sentences = [f"{counted(len(done.erased), 'user')} of {len(set(users))} {state} {shown_store(store)}"]
     if done.deleted:
         sentences.append(f"{counted(done.deleted, 'row')} deleted")
     sentences += [
@@ -120,7 +117,7 @@ def _print(
     sentences += [f"release {release} is being written, and was not looked into" for release in done.being_written]
     sentences += [f"{path} holds {_named(held)}" for path, held in elsewhere.items() if held]
     sentences.append(f"not looked into: {', '.join(unchecked)}")
-    facts = asdict(done) | {"store": where, "elsewhere": elsewhere, "not_checked": unchecked}
+    facts = asdict(done) | {"store": shown_store(store, as_json=True), "elsewhere": elsewhere, "not_checked": unchecked}
     print_result(facts, *sentences, as_json=as_json)
 
 
@@ -141,11 +138,8 @@ def _has_open_segments(folder: Path) -> bool:
 
 def _users_of(users: "Sequence[str]") -> Any:  # noqa: ANN401 -- a function of a store
     async def act(opened: "Store") -> list[str]:
-        from hotplate.stores.errors import ReleaseNotFound
         from hotplate.stores.users import find_users
 
-        if not (await opened.catalogue()).generation:
-            raise ReleaseNotFound("a folder of --backup holds no store; name one that `hotplate store backup` wrote")
         held = (await find_users(opened, users)).holding
         return sorted({user for of_release in held.values() for user in of_release})
 

@@ -45,19 +45,19 @@ def test_the_life_of_releases_by_hand(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     first, second, third = (asyncio.run(publish_lists(folder, {"user:1": a_list(name)})) for name in "abc")
     environment: dict[str, Any] = {"HOTPLATE_STORE": f"file://{folder}"}
-    assert hotplate("releases", "rollback", **environment).stdout == f"{second} is live again\n"
+    assert f"{second} is live again in file://{folder}\n" == hotplate("releases", "rollback", **environment).stdout
     assert json_of("releases", "list", **environment)["live"] == second
     shown = hotplate("releases", "canary", third, "--percent", "2.5", **environment).stdout
-    assert shown == f"2.5 % of the users see {third}\n"
+    assert shown == f"2.5 % of the users see {third} in file://{folder}\n"
     assert "withdrawn, canary of 2.5 %" in hotplate("releases", "list", **environment).stdout
-    assert hotplate("releases", "abort", **environment).stdout == f"{third} is not the canary any more\n"
+    assert f"{third} is not the canary any more" in hotplate("releases", "abort", **environment).stdout
     failed(hotplate("releases", "promote", **environment), "No release is the canary in this store")
     assert "is live" in hotplate("releases", "activate", third, **environment).stdout
     assert "1 user" in hotplate("releases", "show", third, **environment).stdout
     assert "is complete: 2 rows" in hotplate("releases", "verify", **environment).stdout
     erased = json_of("releases", "prune", "--grace", "0", **environment)["erased"]
     assert erased == [first]
-    assert "nothing to erase" in hotplate("releases", "prune", **environment).stdout
+    assert "erased nothing in" in hotplate("releases", "prune", **environment).stdout
     failed(hotplate("releases", "show", first, **environment), f"Release {first} is not in this store")
     failed(hotplate("releases", "activate", "nonsense", **environment), "is not in this store")
 
@@ -117,9 +117,7 @@ def test_other_bad_input_is_one_sentence_too(clicks: Path, model: Path, tmp_path
     failed(hotplate("publish", model, "--store", "redis//oops"), "'redis//oops' is not the URL of a store", code=2)
     failed(hotplate("publish", model, "--store", "file://relative"), "three slashes", code=2)
     failed(hotplate("publish", model, "--store", "file:///proc/nothing"), "/proc/nothing")
-    failed(hotplate("lookup", "42", "--store", f"file://{tmp_path}/nothing"), "Nothing is live in this store")
-    failed(hotplate("lookup", "x" * 300, "--store", f"file://{tmp_path}/nothing"), "1 to 256 bytes", code=2)
-    failed(hotplate("releases", "rollback", "--store", f"file://{tmp_path}/nothing"), "nothing to roll back")
+    failed(hotplate("lookup", "42", "--store", f"file://{tmp_path}/nothing"), f"{tmp_path}/nothing")
     failed(hotplate("serve", "--store", "memory://"), "for tests", code=2)
     assert not out.exists()
 
@@ -208,7 +206,7 @@ def test_only_the_typer_is_allowed_whose_private_parts_the_command_knows() -> No
 
 def test_a_count_may_end_with_k_or_m_wherever_it_comes_from(tmp_path: Path) -> None:
     store = f"file://{tmp_path}/nothing"
-    failed(hotplate("lookup", "42", "-n", "0.5k", "--store", store), "Nothing is live in this store")
+    failed(hotplate("lookup", "42", "-n", "0.5k", "--store", store), "Nothing was ever published")
     for done in (hotplate("lookup", "42", "-n", "2k"), hotplate("lookup", "42", HOTPLATE_N="2M")):
         assert (done.returncode, "it must be at most 1000" in done.stderr) == (2, True)
     assert "it must be a whole number" in hotplate("lookup", "42", "-n", "k").stderr

@@ -75,8 +75,8 @@ def test_a_spoilt_model_exits_with_3_and_does_not_go_live_unless_it_is_forced(tm
     assert live_in(store) == live
     activate = ("releases", "activate", refused, "--store", store, "--force")
     assert [hotplate(*activate).stdout for _ in range(2)] == [
-        f"{refused} is live\n",
-        f"{refused} was live already, and nothing was changed\n",
+        f"{refused} is live in {store}\n",
+        f"{refused} was live already, and nothing was changed, in {store}\n",
     ]
     assert hotplate("releases", "rollback", "--store", store).returncode == 0
     forced = succeeded(*publish, "--force")

@@ -21,12 +21,11 @@ import numpy as np
 import pytest
 
 from hotplate.__main__ import main
-from hotplate.cli.terminal import with_store
 from hotplate.offline.input.sample import sample
 from hotplate.offline.job import opened
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId
-from hotplate.stores.connect import connect
+from hotplate.stores.connect import connect, run_on
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.runs import claim, held
 from tests.support.command import failed, hotplate, json_of
@@ -77,7 +76,7 @@ def summary_of(done: CompletedProcess[str]) -> dict[str, Any]:
 
 
 def catalogue_of(url: str) -> Catalogue:
-    return with_store(url, lambda store: store.catalogue())
+    return run_on(url, lambda store: store.catalogue())
 
 
 def trained(folder: Path) -> list[bytes]:
@@ -223,7 +222,7 @@ def test_a_store_that_was_made_anew_is_filled_again(folder_url: str, tmp_path: P
 
 def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, url)
-    with_store(url, lambda store: claim(store, "other", ReleaseId("20261120T064200Z-7f3a")))
+    run_on(url, lambda store: claim(store, "other", ReleaseId("20261120T064200Z-7f3a")))
     refused = hotplate("run", pipeline, "--wait", "0.01")
     assert (refused.returncode, summary_of(refused)["outcome"]) == (1, "failed")
     assert "Another run is writing release 20261120T064200Z-7f3a in this store" in refused.stderr
@@ -236,7 +235,7 @@ def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
 def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # How often it is renewed; it runs for as long as ever.
     monkeypatch.setattr("hotplate.stores.publication.LEASE_S", 0.03)
-    draft = with_store(url, lambda store: claim(store, "mine", ReleaseId("20261120T064200Z-7f3a")))
+    draft = run_on(url, lambda store: claim(store, "mine", ReleaseId("20261120T064200Z-7f3a")))
     assert draft is not None
     (begun,) = catalogue_of(url).releases
     with held(url, draft):

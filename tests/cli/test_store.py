@@ -40,6 +40,49 @@ def test_the_doctor_says_without_a_traceback_that_a_store_is_away_and_never_show
     assert "warning" in hotplate("store", "doctor", "--store", f"file://{tmp_path}/none").stdout
 
 
+def test_each_verb_that_changes_a_store_names_it(tmp_path: Path) -> None:
+    lists, folder = tmp_path / "lists.csv", f"file://{tmp_path}/data/hotplate"
+    lists.write_text("user,item,score\n1,a,1.0\n2,a,0.9\n")
+    data = {"XDG_DATA_HOME": str(tmp_path / "data")}
+    printed = succeeded("import", lists, **data)
+    assert f"is live in {folder} (the default, as no --store was given)" in printed
+    succeeded("import", lists, HOTPLATE_STORE=folder)
+    release = json_of("import", lists, "--no-activate", "--store", folder)["release"]["release"]
+    verbs = [
+        ("canary", release), ("abort",), ("canary", release), ("promote",), ("rollback",), ("activate", release),
+        ("prune", "--grace", "0"),
+    ]  # fmt: skip
+    for verb in verbs:
+        assert f" in {folder}" in succeeded("releases", *verb, "--store", folder), verb
+    assert json_of("releases", "prune", "--store", folder)["store"] == folder
+    assert f"1 user of 1 are erased from {folder}" in succeeded("users", "erase", "1", "--store", folder)
+    other = f"file://{tmp_path}/other"
+    assert f" in {other}: " in succeeded("releases", "copy", "--from", folder, "--to", other)
+    assert f" in {other}" in succeeded("releases", "repair", "--from", folder, "--store", other)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("releases", "list"), ("releases", "show", "x"), ("releases", "activate", "x"), ("releases", "rollback"),
+        ("releases", "canary", "x"), ("releases", "promote"), ("releases", "abort"), ("releases", "prune"),
+        ("releases", "verify"), ("releases", "scrub"), ("releases", "diff", "x", "y"), ("lookup", "42"),
+        ("users", "find", "1"), ("users", "erase", "1"), ("store", "rebuild"),
+    ],
+)  # fmt: skip
+def test_a_store_that_does_not_exist_is_said_not_to_exist(verb: tuple[str, ...], tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/typo"
+    failed(hotplate(*verb, "--store", url), f"Nothing was ever published to {url}, and the folder does not exist")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_copy_or_a_repair_from_a_store_that_does_not_exist_names_it(tmp_path: Path) -> None:
+    there, absent = f"file://{tmp_path}/store", f"file://{tmp_path}/typo"
+    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    failed(hotplate("releases", "copy", "--from", absent, "--to", there), f"was ever published to {absent}")
+    failed(hotplate("releases", "repair", "--from", absent, "--store", there), f"was ever published to {absent}")
+
+
 def test_a_store_is_backed_up_and_put_back(tmp_path: Path) -> None:
     store, copied = f"file://{tmp_path}/store", tmp_path / "copied"
     first = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
@@ -49,7 +92,7 @@ def test_a_store_is_backed_up_and_put_back(tmp_path: Path) -> None:
     second = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("b")}))
     failed(hotplate("store", "restore", copied, "--store", store), "holds a store already")
     printed = hotplate("store", "restore", copied, "--over", "--store", store).stdout
-    assert f"{first} is live in it" in printed
+    assert f"{store} is restored from {copied}" in printed
     listed = json_of("releases", "list", "--store", store)
     assert (listed["live"], second in {entry["id"] for entry in listed["releases"]}) == (first, True)
     done = json_of("store", "restore", copied, "--store", f"file://{tmp_path}/other")
@@ -93,7 +136,7 @@ def test_the_only_release_becomes_live_and_what_its_gates_said_is_shown(tmp_path
     (tmp_path / "store" / "catalogue.json").unlink()
     rebuilt = succeeded("store", "rebuild", "--store", store)
     assert "shortest_list failed, forced" in rebuilt
-    assert "is live, in a new catalogue" in rebuilt
+    assert f"is live in {store}, by a new catalogue of 1 release" in rebuilt
     assert "is complete" in hotplate("releases", "verify", "--store", store).stdout
 
 

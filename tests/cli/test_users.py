@@ -36,7 +36,7 @@ def test_folders_that_hold_nothing_to_look_into_are_refused(tmp_path: Path) -> N
         failed(hotplate("users", "erase", "u7", *store, option, tmp_path / "none"), "here is no folder", code=2)
     assert json_of("users", "find", "u7", "--json", *store)["erased"] == []
     events.mkdir()
-    failed(hotplate("users", "find", "u7", *store, "--backup", events), "holds no store")
+    failed(hotplate("users", "find", "u7", *store, "--backup", events), "ever published to")
     segment = LogSegment(events)
     segment.append([b"{}"])
     printed = succeeded("users", "find", "u7", *store, "--events", events)

@@ -61,8 +61,7 @@ def test_the_example_keeps_the_contract(installed: Path) -> None:
 def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/lists.db"
     empty = run(installed, "-m", "hotplate", "releases", "list", "--store", url)
-    assert (empty.returncode, empty.stderr) == (0, "")
-    assert "no releases yet" in empty.stdout
+    assert (empty.returncode, f"was ever published to {url}" in empty.stderr) == (1, True)
     lists = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
     program = (
         "import asyncio; from hotplate.stores.connect import connect; from hotplate.stores.publication import publish;"
@@ -86,7 +85,7 @@ def test_a_dry_run_a_canary_and_a_plan_work_with_it(installed: Path, tmp_path: P
     written = json.loads(command(installed, "import", lists, "--store", url, "--no-activate", "--json"))
     release = written["release"]["release"]
     command(installed, "releases", "canary", release, "--percent", "5", "--store", url)
-    assert json.loads(command(installed, "releases", "promote", "--json", "--store", url)) == {"live": release}
+    assert json.loads(command(installed, "releases", "promote", "--json", "--store", url))["live"] == release
     assert "room" in command(installed, "store", "doctor", "--store", url)
     planned = json.loads(command(installed, "plan", "--from-release", url, "--peak-rps", "10", "--json"))
     assert url in json.dumps(planned)
