@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Flag(NamedTuple):
     """How the command shows a field: its help, panel, name if that is not the field's, and whether `env` sets it.
 
-    The variable begins with HOTPLATE_ and *prefix*.
+    The variable begins with HOTPLATE_ and *prefix*, else that of its verbs.
     """
 
     help: str
@@ -20,7 +20,7 @@ class Flag(NamedTuple):
     metavar: str | None = None
     at_least: float | None = None
     at_most: float | None = None
-    prefix: str = ""
+    prefix: str | None = None
 
 
 class Argument(NamedTuple):

@@ -1,25 +1,26 @@
 """`hotplate bench`: measure a service, compare stores, and compare two measurements."""
 
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hotplate.bench.options import HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
-from hotplate.cli.experiment import add_experiment, bench_errors, finish
-from hotplate.cli.options import Verbs
+from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
+from hotplate.cli.options import Verbs, signed
 from hotplate.cli.terminal import (
     FAILED,
     Json,
     err,
-    interruptible_loop,
-    option,
     out,
     print_json,
     require_folder,
     table,
 )
+from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from hotplate.bench.progress import ProgressDisplay
@@ -27,12 +28,87 @@ if TYPE_CHECKING:
 
 app = Verbs(
     no_args_is_help=True,
+    prefix="BENCH_",
     help="Measure a service; the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
+RunExperiment = Callable[[Any, "ProgressDisplay"], "Report"]
+# What a script reads; beneath the examples of each verb.
+EXIT_CODES = """
+    Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped: nothing
+    answers, or a store is down from the start; 2 the options make no sense; 3 it was measured and is not good: more
+    errors than --slo allows, popular lists instead of the users' own, a wrong list, or no rate inside --slo.
+"""
+Written = Annotated[Path, Flag("Write the report to this name with .json and .html.", HOW, name="out")]
 
 
-@add_experiment(app, HttpOptions, report="hotplate-bench")
+def experiment(
+    report: str, confirm: Callable[[Any], None] = lambda _: None
+) -> Callable[[RunExperiment], RunExperiment]:
+    """Make a verb of a function of options and a display: it writes and prints the report, and exits by that.
+
+    *report* is where it goes, unless --out says otherwise. *confirm* may refuse to go on, before anything is measured.
+    """
+
+    def register(run: RunExperiment) -> RunExperiment:
+        def verb(options: Any, written: Path, as_json: bool) -> None:  # noqa: ANN401 -- what *run* takes
+            require_folder(written)
+            with bench_errors():
+                from hotplate import report_page  # before anything is measured: it needs an extra
+                from hotplate.bench.progress import progress_display
+
+                confirm(options)
+                with progress_display(err) as display:
+                    made = run(options, display)
+            report_page.save(made, written)
+            finish(made, written, as_json=as_json)
+
+        own = inspect.signature(run).parameters["options"].annotation
+        taken = {
+            "options": (own, inspect.Parameter.empty),
+            "written": (Written, Path(report)),
+            "as_json": (Json, False),
+        }
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        app.command(run.__name__, help=(run.__doc__ or "") + EXIT_CODES)(
+            signed(
+                verb,
+                [
+                    inspect.Parameter(name, keyword, default=value, annotation=kind)
+                    for name, (kind, value) in taken.items()
+                ],
+            )
+        )
+        return run
+
+    return register
+
+
+@contextmanager
+def bench_errors() -> Iterator[None]:
+    """Name the extra of the bench where numpy or scipy is missing, which are of two extras."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"numpy", "scipy"}:
+            raise
+        raise ModuleNotFoundError(str(error), name="hdrh") from error
+
+
+def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
+    """Print a report that was written to *name*, and exit by it."""
+    from hotplate.report import print_report, to_json
+
+    if as_json:
+        print_json(to_json(report))
+    else:
+        print_report(report, out)
+        if name is not None:
+            out.print(f"The rest is in {name}.json and {name}.html.")
+    raise typer.Exit(report.exit_code)
+
+
+@experiment("hotplate-bench")
 def http(options: HttpOptions, display: "ProgressDisplay") -> "Report":
     """Measure a service under a load that does not wait for it, and write a report.
 
@@ -44,7 +120,7 @@ def http(options: HttpOptions, display: "ProgressDisplay") -> "Report":
     return measure(make_plan(options), display)
 
 
-@add_experiment(app, StoresOptions, report="hotplate-stores")
+@experiment("hotplate-stores")
 def stores(options: StoresOptions, display: "ProgressDisplay") -> "Report":
     """Compare stores: the same lists, users and schedule, each behind a service.
 
@@ -61,7 +137,7 @@ def stores(options: StoresOptions, display: "ProgressDisplay") -> "Report":
     return compare_stores(options, display)
 
 
-@add_experiment(app, ReferenceOptions, report="hotplate-reference")
+@experiment("hotplate-reference")
 def reference(options: ReferenceOptions, display: "ProgressDisplay") -> "Report":
     """Repeat the load of Microsoft's reference architecture on Cosmos DB, beside the published 60 ms.
 
@@ -104,7 +180,7 @@ def _confirm(*, yes: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-@add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
+@experiment("hotplate-ru", _confirm_cost)
 def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
     """Show what each level of RU/s carries: reads/s, p50, p99, 429s and what it costs.
 
@@ -125,16 +201,12 @@ def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
 def charges(
     store: Annotated[
         str,
-        option("--store", "Measure this account, as cosmos://ACCOUNT/DATABASE.", metavar="URL", env=False),
+        Flag("Measure this account, as cosmos://ACCOUNT/DATABASE.", metavar="URL", env=False),
     ],
-    sizes: Annotated[
-        str, option("--sizes", "The sizes of items to measure, in KB.", prefix="BENCH_", show_default=False)
-    ] = "",
-    written: Annotated[Path, option("--out", "Write the charges to this file.", prefix="BENCH_")] = Path(
-        "charges.toml"
-    ),
-    dry_run: Annotated[bool, option("--dry-run", "Create nothing; print what it would make and cost.")] = False,
-    yes: Annotated[bool, option("--yes", "Spend the money without asking first.", env=False)] = False,
+    sizes: Annotated[str, Flag("The sizes of items to measure, in KB; by default those of our own.")] = "",
+    written: Annotated[Path, Flag("Write the charges to this file.", name="out")] = Path("charges.toml"),
+    dry_run: Annotated[bool, Flag("Create nothing; print what it would make and cost.")] = False,
+    yes: Annotated[bool, Flag("Spend the money without asking first.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
     """Measure what an account charges for each operation, and write it down for `plan` and the emulator.
@@ -159,7 +231,7 @@ def charges(
         if dry_run:
             return
         _confirm(yes=yes)
-        with interruptible_loop(), err.status("") as status:
+        with err.status("") as status:
             found = measure(planned, ours, status.update)
     written.write_text(found.to_toml())
     if as_json:
@@ -181,10 +253,10 @@ def compare(
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The report that may be worse.")],
     metric: Annotated[
         str,
-        option("--metric", "Decide by this figure: p50, p99, p99.9, or rate (good answers/s).", prefix="BENCH_"),
+        Flag("Decide by this figure: p50, p99, p99.9, or rate (good answers/s)."),
     ] = "p99",
     written: Annotated[
-        Path | None, option("--out", "Also write the comparison to this name with .json and .html.", prefix="BENCH_")
+        Path | None, Flag("Also write the comparison to this name with .json and .html.", name="out")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,10 +1,9 @@
 """`hotplate evaluate`: measure any lists, lay out a model's report, and compare two."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import (
@@ -32,19 +31,7 @@ if TYPE_CHECKING:
     from hotplate.stores.store import Store
 
 
-class ListsFirst(TyperGroup):
-    """A group of verbs of which `lists` may be left out: what is not a verb is its first argument."""
-
-    default = "lists"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 -- of a type that typer keeps private
-        """Put the verb that was left out in its place."""
-        named = not args or args[0] in self.commands or args[0] == "--help"
-        return super().parse_args(ctx, args if named else [self.default, *args])
-
-
 app = Verbs(
-    cls=ListsFirst,
     no_args_is_help=True,
     help="Measure any lists against what users chose, lay out a model's report, and compare two.\n\n"
     "Example: hotplate evaluate lists.parquet test.csv --train train.csv",

@@ -67,6 +67,13 @@ def hotplate(
     """Take the options that stand before any verb."""
 
 
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of the command with the verb `lists` of `evaluate`, which may be left out."""
+    verb, *rest = arguments or [""]
+    left_out = verb == "evaluate" and rest and rest[0] not in ("lists", "report", "compare", "--help")
+    return [verb, "lists", *rest] if left_out else list(arguments)
+
+
 def main() -> None:
     """Run the command; an expected error ends it with one sentence and its exit code, a defect with its traceback."""
     os.environ.setdefault("_RJEM_MALLOC_CONF", _POLARS_MEMORY)  # polars reads it once, when it is loaded
@@ -76,10 +83,11 @@ def main() -> None:
     # What is waited for, or may yet be lost.
     for name in ("lifecycle", "publication", "transfer", "redis"):
         logging.getLogger(f"hotplate.stores.{name}").addHandler(waiting)
-    as_json = "--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON"))
+    arguments = spelled_out(sys.argv[1:])
     try:
-        sys.exit(command(sys.argv[1:])(standalone_mode=not as_json))  # if true, typer prints misuse in a box
+        code = command(arguments)(args=arguments, prog_name="hotplate", standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 -- `print_error` raises again what is not expected
-        sys.exit(print_error(error, as_json=as_json))
+        code = print_error(error, as_json="--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON")))
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,208 +1,333 @@
 """Verbs made of settings: an annotated field of a dataclass is a flag, a variable, a key of TOML and a line of help.
 
-Typer parses and prints; here is what it is given.
+Typer parses the command line and prints the help; one function, `read`, reads each value, wherever it comes from.
 """
 
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from functools import partial, wraps
+from functools import wraps
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
 
-from hotplate.cli.terminal import option
 from hotplate.stores.options import Argument, Flag
 
 PREFIX = "HOTPLATE_"
 # How alike two names are, of 1, if one is taken for a misspelling of the other.
 ALIKE = 0.9
+# What a whole number may end with, and what stands for a value of a type in the help.
+THOUSANDS = {"": 1, "k": 1_000, "M": 1_000_000}
+METAVARS = {bool: " ", int: "N", float: "X", str: "TEXT", Path: "PATH"}
+COUNT = re.compile(r"(-?\d+(?:\.\d+)?)([kM]?)")
+# Within a paragraph; typer keeps it, however wide the terminal is.
+LINE_BREAK = re.compile(r"(?<!\n)\n *(?!\n)")
+SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 T = TypeVar("T")
-# What a whole number may end with, and what stands for a value of a type in the help.
-THOUSANDS = {"k": 1_000, "M": 1_000_000}
-METAVARS = {bool: " ", int: "N", float: "X", str: "TEXT", Path: "PATH"}
-COUNT = re.compile(rf"(\d+(?:\.\d+)?)([{''.join(THOUSANDS)}])")
-# How pydantic, which typer parses by, begins to refuse a value, and what people are told.
-PLAIN_WORDS = (
-    ("Value error, ", ""),
-    ("Input should be greater than or equal to", "it must be at least"),
-    ("Input should be less than or equal to", "it must be at most"),
-    ("Input should be a valid integer.*", "it must be a whole number"),
-    ("Input should be a (valid|finite) number.*", "it must be a number"),
-    ("Input should be a valid boolean.*", "it must be true or false"),
-)
 
 
-class Verb(TyperCommand):
-    """A verb whose whole numbers may be 2k or 20M, and whose help has a line for each option.
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One field, or parameter, as its annotation says: *kind* is the type of a value, of which it has *many*, or one.
 
-    An option of one URL is refused if it is given again: else the last store would be used, and nobody told.
+    *flag* is None for an argument, *variable* for what the environment cannot set.
     """
 
-    def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 -- typer's own
-        super().__init__(*args, **more)
-        for one in self.params:
-            process = partial(_process, one.process_value, is_count=_kind_of(one) is int)
-            one.process_value = process  # type: ignore[method-assign]  # typer has no hook
+    name: str
+    kind: Any
+    many: bool
+    default: Any
+    shown: Flag | Argument
+    flag: str | None
+    variable: str | None
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 -- of a type that typer keeps private
-        """Parse the arguments, as typer does."""
-        given: Sequence[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
-        for one in {one.name: one for one in given}.values():
-            if given.count(one) > 1 and one.metavar == "URL" and not one.multiple:
-                raise typer.BadParameter(f"it takes one URL, and is given {given.count(one)} times", ctx, one)
-        self._warn_of_misspelt_variables(ctx)
-        return super().parse_args(ctx, args)
+    @classmethod
+    def of(cls, name: str, annotation: Any, default: Any, prefix: str) -> "Setting":  # noqa: ANN401 -- of any type
+        """Return the setting that a field of this name, annotated with a Flag or an Argument, is."""
+        kind, shown = get_args(annotation)[:2]
+        if get_origin(kind) in (Union, UnionType):
+            kind = next(each for each in get_args(kind) if each is not type(None))
+        many = get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
+        kind = get_args(kind)[0] if many else kind
+        if isinstance(shown, Argument):
+            return cls(name, kind, many, default, shown, None, None)
+        flag = shown.name or name.replace("_", "-")
+        flag = flag if flag.startswith("-") else f"--{flag}"
+        plain = flag.partition("/")[0].strip("-").replace("-", "_").upper()
+        variable = PREFIX + (prefix if shown.prefix is None else shown.prefix) + plain
+        return cls(name, kind, many, default, shown, flag, variable if shown.env else None)
 
-    def _warn_of_misspelt_variables(self, ctx: Any) -> None:  # noqa: ANN401 -- of a type that typer keeps private
-        known = {one.envvar for one in self.get_params(ctx) if isinstance(one.envvar, str)}
-        for name in sorted(os.environ.keys() - known):
-            if name.startswith(PREFIX) and (nearest := get_close_matches(name, known, 1, ALIKE)):
-                typer.echo(
-                    f"hotplate: {name} sets no option of {ctx.command_path}; did you mean {nearest[0]}?", err=True
-                )
+    @property
+    def key(self) -> str:
+        """The name of the setting in a TOML file: that of its flag."""
+        return self.name if self.flag is None else self.flag.partition("/")[0].strip("-").replace("-", "_")
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 -- of types that typer keeps private
-        """Print the help; the rule of the environment is said once, at its end, with the variables that it misses."""
-        options: list[Any] = [one for one in self.get_params(ctx) if one.opts[0].startswith("-")]
-        named = [one for one in options if one.envvar]
-        if named:
-            without = ", ".join(_longest(one) for one in self.params if one in options and one not in named)
-            prefix = named[0].envvar.removesuffix(_variable(named[0]))
-            said = [named[0], *(one for one in named[1:] if one.envvar != prefix + _variable(one))]
-            pairs = ", ".join(f"{one.envvar} is {_longest(one)}" for one in said)
-            self.epilog = f"The environment sets options, too: {pairs}."
-            self.epilog += f" It cannot set {without}." if without else ""
-        for one in options:
-            one.metavar = one.metavar or METAVARS.get(_kind_of(one))
-            one.show_envvar, one._get_number_range_help_str = False, lambda: None  # noqa: SLF001 -- the error says the range
-            if one.secondary_opts:
-                one.opts, one.secondary_opts = [f"--[no-]{_longest(one)[2:]}"], []
-        super().format_help(ctx, formatter)
+    @property
+    def is_one_url(self) -> bool:
+        """Whether it is the URL of one store: if a second is given, neither may be used without a word."""
+        return not self.many and self.shown.metavar == "URL" and self.flag is not None
+
+    def parameter(self) -> inspect.Parameter:
+        """Return the parameter that typer parses: a URL as a list, so that a second one can be refused."""
+        choices = get_args(self.kind) if get_origin(self.kind) is Literal else ()
+        kind: Any = str if choices else self.kind
+        default = self.default
+        if self.many or self.is_one_url:
+            kind = list[kind]
+            default = default if default is MISSING or self.is_one_url else list(default or ())
+        if default is None:
+            kind |= None
+        default = inspect.Parameter.empty if default is MISSING else default
+        annotation = Annotated[kind, self._info(choices)]
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    def _info(self, choices: Sequence[str]) -> Any:  # noqa: ANN401 -- typer's own
+        if isinstance(self.shown, Argument):
+            return typer.Argument(metavar=self.shown.metavar, help=self.shown.help, show_default=False)
+        flag = str(self.flag)
+        if self.kind is bool and "/" not in flag and self.default is not False:
+            flag += f"/--no-{flag.removeprefix('--')}"
+        return typer.Option(
+            flag,
+            metavar=self.shown.metavar or "|".join(choices) or METAVARS.get(self.kind),
+            envvar=self.variable,
+            show_envvar=False,
+            help=self.shown.help,
+            parser=self._parse if choices or self.kind in (int, float) else None,
+            rich_help_panel=self.shown.panel,
+            show_default=self.default not in (MISSING, None, ()),
+        )
+
+    def from_typer(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
+        """Return what typer parsed as the field has it; BadParameter for a second URL where there may be one."""
+        if self.is_one_url:
+            if value and len(value) > 1:
+                raise typer.BadParameter(f"it takes one URL, and is given {len(value)} times", param_hint=self.flag)
+            return value[0] if value else None
+        return tuple(value or ()) if self.many else value
+
+    def from_environment(self) -> Any:  # noqa: ANN401 -- of any type
+        """Return what the variable says, None if it is not set; ValueError as `read`."""
+        text = os.environ.get(self.variable or "")
+        if not text:
+            return None
+        if self.many:
+            parts = text.split(os.pathsep) if self.kind is Path else text.split()
+            return tuple(read(part, self.kind, self.shown) for part in parts)
+        return read(text, self.kind, self.shown)
+
+    def from_toml(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
+        """Return a value of a TOML file: a table is written `view=1,buy=5`, too; ValueError as `read`."""
+        if isinstance(value, dict):
+            value = ",".join(f"{key}={each}" for key, each in value.items())
+        if self.many:
+            listed = value if isinstance(value, list) else [value]
+            return tuple(read(each, self.kind, self.shown) for each in listed)
+        return read(value, self.kind, self.shown)
+
+    def _parse(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
+        try:
+            return read(text, self.kind, self.shown)
+        except ValueError as error:
+            of_variable = self.variable is not None and os.environ.get(self.variable) == text
+            origin = f" (from {self.variable})" if of_variable else ""
+            raise typer.BadParameter(f"{error}{origin}") from error
+
+
+def read(value: Any, kind: Any, shown: Flag | Argument) -> Any:  # noqa: ANN401 -- of any type
+    """Return the value of a setting, from a text or as TOML has it; ValueError says what is wrong with it."""
+    if isinstance(value, list | dict):
+        raise ValueError(f"{value!r} is not one value")  # noqa: TRY004 -- as all that is wrong with a value
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{value!r} is not one of {', '.join(map(repr, get_args(kind)))}")
+        return value
+    if kind is bool:
+        if (switch := SWITCH.get(str(value).lower())) is None:
+            raise ValueError(f"{value!r} cannot be read; it must be true or false")
+        return switch
+    if kind not in (int, float):
+        return kind(str(value))
+    number = _number(value, kind)
+    at_least, at_most = (shown.at_least, shown.at_most) if isinstance(shown, Flag) else (None, None)
+    if at_least is not None and number < at_least:
+        raise ValueError(f"{value} is too small; it must be at least {at_least:.15g}")
+    if at_most is not None and number > at_most:
+        raise ValueError(f"{value} is too large; it must be at most {at_most:.15g}")
+    return number
+
+
+def _number(value: Any, kind: type) -> int | float:  # noqa: ANN401 -- of any type
+    text = str(value)
+    if kind is int:
+        found = COUNT.fullmatch(text)
+        number = float(found[1]) * THOUSANDS[found[2]] if found else 0.5
+        if number != int(number):
+            raise ValueError(f"{text!r} cannot be read; it must be a whole number, such as 20, 2k or 3M")
+        return int(number)
+    try:
+        if isfinite(number := float(text)):
+            return number
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} cannot be read; it must be a number")
 
 
 class Verbs(typer.Typer):
-    """Verbs whose parameters may be settings: each annotated field of these is an option or an argument."""
+    """Verbs whose parameters may be settings: each annotated field of these is an option or an argument.
+
+    Their variables begin with HOTPLATE_ and *prefix*.
+    """
+
+    def __init__(self, *, prefix: str = "", **more: Any) -> None:  # noqa: ANN401 -- typer's own
+        super().__init__(**more)
+        self._prefix = prefix
 
     def command(self, name: str | None = None, **more: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:  # type: ignore[override]  # noqa: ANN401 -- typer's own
         """Register a function as a verb, and return it as it is."""
 
         def register(function: Callable[..., T]) -> Callable[..., T]:
-            super(Verbs, self).command(name, cls=Verb, **more)(with_flags(function))
+            verb, epilog = with_flags(function, self._prefix)
+            help_text = LINE_BREAK.sub(" ", inspect.cleandoc(more.pop("help", function.__doc__) or ""))
+            super(Verbs, self).command(name, help=help_text, epilog=epilog, **more)(verb)
             return function
 
         return register
 
 
-def with_flags(function: Callable[..., T]) -> Callable[..., T]:
-    """Return a function that takes the fields of settings, as typer is to parse them, in place of *function*'s own."""
+def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
+    """Return a function that takes the fields of *function*'s settings, as typer parses them, and what sets them.
+
+    Its parameters that have neither Flag nor Argument stay as they are.
+    """
     own = inspect.signature(function).parameters.values()
-    settings: dict[str, Any] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
-    parameters = list[inspect.Parameter]()
+    groups: dict[str, Any] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
+    settings, parameters = list[Setting](), list[inspect.Parameter]()
     for one in own:
-        if one.name in settings:
-            parameters += parameters_of(one.annotation)
-        else:
+        found = list[Setting]()
+        if one.name in groups:
+            found = list(settings_of(one.annotation, prefix))
+        elif _is_setting(one.annotation):
             default = MISSING if one.default is one.empty else one.default
-            parameters.append(parameter(one.name, one.annotation, default))
+            found = [Setting.of(one.name, one.annotation, default, prefix)]
+        else:
+            parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        settings += found
+        parameters += (each.parameter() for each in found)
+
+    in_groups = {each.name for kind in groups.values() for each in settings_of(kind)}
 
     @wraps(function)
     def verb(**given: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
-        others = {one.name: given[one.name] for one in own if one.name not in settings}
-        return function(**others, **{name: build(kind, given) for name, kind in settings.items()})
+        _warn_of_misspelt_variables({each.variable for each in settings if each.variable})
+        parsed = given | {each.name: each.from_typer(given[each.name]) for each in settings}
+        others = {name: value for name, value in parsed.items() if name not in in_groups}
+        return function(**others, **{name: build(kind, parsed) for name, kind in groups.items()})
 
-    return signed(verb, parameters)
+    return signed(verb, parameters), _epilog(settings)
 
 
-def signed(function: Callable[..., T], parameters: list[inspect.Parameter]) -> Callable[..., T]:
-    """Give a function the signature that typer is to see."""
-    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
-    function.__annotations__ = {one.name: one.annotation for one in parameters}
+def signed(function: Callable[..., T], parameters: Iterable[inspect.Parameter]) -> Callable[..., T]:
+    """Give a function the signature that is to be seen."""
+    found = list(parameters)
+    function.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]  # what inspect.signature looks for
+    function.__annotations__ = {one.name: one.annotation for one in found}
     return function
 
 
-def parameters_of(settings: type, prefix: str = "", defaults: object = None) -> Iterator[inspect.Parameter]:
-    """Yield a parameter for each field with a Flag or an Argument, and for those of settings within the settings.
+def _is_setting(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
+    return get_origin(annotation) is Annotated and isinstance(get_args(annotation)[1], Flag | Argument)
 
-    Defaults are those of the fields, or of *defaults*. Variables begin with HOTPLATE_ and *prefix*.
-    """
+
+def settings_of(settings: type, prefix: str = "") -> Iterator[Setting]:
+    """Yield a setting for each field with a Flag or an Argument, and for those of settings within the settings."""
     for one in fields(settings):
         if isinstance(one.type, type) and is_dataclass(one.type):
-            yield from parameters_of(one.type, prefix)
-        elif get_origin(one.type) is Annotated:  # else it is not for the command
-            default = one.default if defaults is None else getattr(defaults, one.name)
-            yield parameter(one.name, one.type, default, prefix)
+            yield from settings_of(one.type, prefix)
+        elif _is_setting(one.type):  # else it is not for the command
+            yield Setting.of(one.name, one.type, one.default, prefix)
 
 
 def build(settings: type[T], given: Mapping[str, Any]) -> T:
-    """Return settings of parsed parameters, by the names of their fields."""
+    """Return settings of the values of their fields; what is not given has its default."""
     values = dict[str, Any]()
     for one in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if isinstance(one.type, type) and is_dataclass(one.type):
             values[one.name] = build(one.type, given)
         elif one.name in given:
-            value = given[one.name]
-            values[one.name] = tuple(value) if isinstance(value, list) else value
+            values[one.name] = given[one.name]
     return settings(**values)
 
 
-def parameter(name: str, annotation: Any, default: Any, prefix: str = "") -> inspect.Parameter:  # noqa: ANN401 -- of any type
-    """Make the parameter of a field; what has an annotation of typer's own keeps it."""
-    kind, shown = get_args(annotation)[:2]
-    if isinstance(shown, Argument):
-        shown = typer.Argument(metavar=shown.metavar, help=shown.help, show_default=False)
-    elif isinstance(shown, Flag):
-        flag = shown.name or name.replace("_", "-")
-        flag = flag if flag.startswith("-") else f"--{flag}"
-        if kind == bool | None or (kind is bool and default is not False):
-            flag += f"/--no-{flag.removeprefix('--')}"
-        shown = option(
-            flag,
-            shown.help,
-            prefix=shown.prefix or prefix,
-            panel=shown.panel,
-            env=shown.env,
-            metavar=shown.metavar,
-            at_least=shown.at_least,
-            at_most=shown.at_most,
-        )
-    if get_origin(kind) is tuple:
-        kind, default = list[get_args(kind)[0]], [] if default == () else default  # type: ignore[misc]  # of the type's own
-    default = inspect.Parameter.empty if default is MISSING else default
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, shown])
+def from_table(
+    settings: type[T],
+    table: Mapping[str, Any],
+    where: str,
+    folder: Path,
+    without: Collection[str] = (),
+) -> T:
+    """Return the settings that a table of TOML has, whose keys are their flags; the environment wins over it.
+
+    Paths in the file are relative to *folder*. Raises SettingError, which begins with *where*, for a key that is not
+    known or is among *without*, for one that is missing, and for a value that cannot be read.
+    """
+    from hotplate.offline.errors import SettingError
+
+    known = {each.key: each for each in settings_of(settings) if each.name not in without}
+    given = {key.replace("-", "_"): (key, value) for key, value in table.items()}
+    for plain, (key, _) in given.items():
+        if plain not in known:
+            close = get_close_matches(plain, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it may have {', '.join(known)}."
+            raise SettingError(f"{where} has no key {key}; {hint}")
+    values = dict[str, Any]()
+    for key, each in known.items():
+        try:
+            found = each.from_environment()
+            if found is None and key in given:
+                found = _anchored(each.from_toml(given[key][1]), folder)
+        except ValueError as error:
+            raise SettingError(f"{where}: {key}: {error}.") from error
+        if found is not None:
+            values[each.name] = found
+        elif each.default is MISSING:
+            raise SettingError(f"{where} has no {key}; give it.")
+    return build(settings, values)
 
 
-def _process(process: Callable[[Any, Any], Any], ctx: Any, value: Any, *, is_count: bool) -> Any:  # noqa: ANN401 -- typer's own
-    """Parse a value; a number may end with a letter. What its parser refuses is refused in plain words."""
-    found = COUNT.fullmatch(value) if is_count and isinstance(value, str) else None
-    plain = value if found is None else f"{float(found[1]) * THOUSANDS[found[2]]:.15g}"
-    try:
-        return process(ctx, plain)
-    except typer.BadParameter as error:
-        for refused, words in PLAIN_WORDS:
-            error.message = re.sub(refused, words, error.message, count=1)
-        raise
+def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
+    if isinstance(value, tuple):
+        return tuple(_anchored(each, folder) for each in value)
+    from hotplate.offline.input.files import url_of
+
+    return folder / value if isinstance(value, Path) and url_of(value) is None else value
 
 
-def _kind_of(parameter: Any) -> Any:  # noqa: ANN401 -- typer's own
-    """Return the type of an option, or of each of its values."""
-    kind = parameter.type_descriptor.annotation
-    return get_args(kind)[0] if get_origin(kind) is list else kind
+def _warn_of_misspelt_variables(known: set[str]) -> None:
+    for name in sorted(os.environ.keys() - known):
+        if name.startswith(PREFIX) and (nearest := get_close_matches(name, known, 1, ALIKE)):
+            typer.echo(f"hotplate: {name} sets no option of this verb; did you mean {nearest[0]}?", err=True)
 
 
-def _longest(parameter: Any) -> str:  # noqa: ANN401 -- typer's own
-    """Return the name of an option as people would spell it."""
-    names: list[str] = parameter.opts
-    return max(names, key=len)
+def _epilog(settings: list[Setting]) -> str:
+    """Return how variables are named, with the first, and with those that are named otherwise."""
+    flags = [each for each in settings if each.flag is not None]
+    named = [each for each in flags if each.variable]
+    if not named:
+        return ""
+    prefix = str(named[0].variable).removesuffix(named[0].key.upper())
+    said = [named[0], *(each for each in named[1:] if each.variable != prefix + each.key.upper())]
+    without = ", ".join(_spelt(each) for each in flags if each not in named)
+    pairs = ", ".join(f"{each.variable} is {_spelt(each)}" for each in said)
+    return f"The environment sets options, too: {pairs}." + (f" It cannot set {without}." if without else "")
 
 
-def _variable(parameter: Any) -> str:  # noqa: ANN401 -- typer's own
-    """Return the variable of an option, without what all variables of its verb begin with."""
-    return _longest(parameter).strip("-").replace("-", "_").upper()
+def _spelt(setting: Setting) -> str:
+    return str(setting.flag).partition("/")[0]

@@ -3,12 +3,12 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from hotplate.bench.planner import inputs
-from hotplate.cli.options import parameter, signed
+from hotplate.cli.options import signed
 from hotplate.cli.terminal import Json, err, out, print_json, require_folder, with_store
 from hotplate.stores.options import Flag
 
@@ -113,11 +113,15 @@ def _parameters() -> Iterator[inspect.Parameter]:
     """Yield the parameters of `plan`, with a text in the place of **flags for each input that has a panel."""
     for each in inspect.signature(plan).parameters.values():
         if each.name != "flags":
-            yield parameter(each.name, each.annotation, each.default, "PLAN_")
+            kind, shown = get_args(each.annotation)
+            own = shown if shown.prefix == "" else shown._replace(prefix="PLAN_")
+            yield each.replace(annotation=Annotated[kind, own])
+    keyword = inspect.Parameter.KEYWORD_ONLY
     for name, known in inputs.KNOWN.items():
         if panel := known.metadata["panel"]:
             # A text, because inputs come from files, too, and one sentence refuses them all.
-            yield parameter(name, Annotated[str | None, Flag(inputs.flag_help(known), panel)], None, "PLAN_")
+            kind = Annotated[str | None, Flag(inputs.flag_help(known), panel, prefix="PLAN_")]
+            yield inspect.Parameter(name, keyword, default=None, annotation=kind)
 
 
 signed(plan, list(_parameters()))

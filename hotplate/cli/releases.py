@@ -16,7 +16,6 @@ from hotplate.cli.terminal import (
     StoreUrl,
     chosen_store,
     err,
-    interruptible_loop,
     out,
     print_json,
     print_result,
@@ -149,8 +148,7 @@ def activate(
     """
     from hotplate.releases import activate as act
 
-    with interruptible_loop():
-        changed = act(chosen_store(store), release, end_canary=end_canary, force=force)
+    changed = act(chosen_store(store), release, end_canary=end_canary, force=force)
     state = "is live" if changed else "was live already, and nothing was changed,"
     _print_done(store, {"live": release}, f"{release} {state}", as_json=as_json)
 
@@ -165,8 +163,7 @@ def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json =
     """
     from hotplate.releases import rollback as act
 
-    with interruptible_loop():
-        release = act(chosen_store(store), force=force)
+    release = act(chosen_store(store), force=force)
     _print_done(store, {"live": release}, f"{release} is live again", as_json=as_json)
 
 
@@ -246,7 +243,7 @@ def prune(
     from hotplate.releases import prune as act
 
     keep_ready_s = None if keep_ready is None else keep_ready * DAY_S
-    with progress_bars() as on_progress, interruptible_loop():
+    with progress_bars() as on_progress:
         report = partial(on_progress, "prune")
         dropped = act(chosen_store(store), keep=keep, grace_s=grace, keep_ready_s=keep_ready_s, on_progress=report)
     _print_done(store, {"erased": dropped}, f"erased {', '.join(dropped) or 'nothing'}", as_json=as_json)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +27,6 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
-from typer._click.exceptions import ClickException
 
 from hotplate.stores.options import Flag
 
@@ -69,33 +67,7 @@ EXTRAS = {
 }  # fmt: skip
 
 
-def option(
-    flag: str,
-    description: str,
-    *,
-    prefix: str = "",
-    metavar: str | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    panel: str | None = None,
-    env: bool = True,
-    show_default: bool = True,
-) -> Any:  # noqa: ANN401 -- typer's own
-    """Make an option that is also read from the environment: `--list-length` from HOTPLATE_{prefix}LIST_LENGTH."""
-    variable = f"HOTPLATE_{prefix}" + flag.partition("/")[0].strip("-").replace("-", "_").upper()
-    return typer.Option(
-        flag,
-        metavar=metavar,
-        envvar=variable if env else None,
-        help=description,
-        min=at_least,
-        max=at_most,
-        rich_help_panel=panel,
-        show_default=show_default,
-    )
-
-
-Json = Annotated[bool, option("--json", "Print one JSON object instead of text.")]
+Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json", prefix="")]
 StoreUrl = Annotated[
     str | None, Flag("file:///…, redis://…, cosmos://…; else in your data folder.", name="store", metavar="URL")
 ]
@@ -283,8 +255,7 @@ def with_store(
     """
     from hotplate.stores.connect import run_on
 
-    with interruptible_loop():
-        return run_on(chosen_store(url), act, observer, must_exist=not may_be_new)
+    return run_on(chosen_store(url), act, observer, must_exist=not may_be_new)
 
 
 def with_stores(
@@ -293,8 +264,7 @@ def with_stores(
     """Run *act* on two stores, as `run_between` does."""
     from hotplate.stores.connect import run_between
 
-    with interruptible_loop():
-        return run_between(chosen_store(source), chosen_store(target), act, observer)
+    return run_between(chosen_store(source), chosen_store(target), act, observer)
 
 
 def interruptible(work: Callable[[], T]) -> T:
@@ -318,20 +288,6 @@ def interruptible(work: Callable[[], T]) -> T:
         raise
 
 
-@contextmanager
-def interruptible_loop() -> Iterator[None]:
-    """Give Ctrl-C back to Python, from which an event loop takes it over: it cancels what it runs, which cleans up."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
 class _TextColumn(ProgressColumn):
     """A text that is computed again each time a line is drawn."""
 
@@ -351,7 +307,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from hotplate.stores.errors import HeldBack, StoreError, StoreMisused
     from hotplate.stores.extras import install_command
 
-    if isinstance(error, ClickException):
+    if isinstance(error, typer.TyperException):
         return error.format_message() or "say what to do; the help has been printed", error.exit_code
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
         return str(error), MISUSED

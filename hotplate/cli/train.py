@@ -43,7 +43,7 @@ BYTES_PER_SECOND = 30e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions:
+class TrainFlags:
     """What a training is given, as flags or as the keys of [train] in a pipeline; None or () if it was not."""
 
     data: Annotated[
@@ -118,15 +118,24 @@ class TrainOptions:
     no_tune: Annotated[bool, Flag("Take the defaults, or the parameters that are named.", SEARCH)] = False
     grid: Annotated[Path | None, Flag("Search the cells of this TOML or JSON file.", SEARCH)] = None
     seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
+    track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False
+    register: Annotated[
+        str | None, Flag("Track, and register as a version with an alias.", TRACKING, metavar="NAME[@ALIAS]")
+    ] = None
 
 
 def train(
-    options: TrainOptions,
-    model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
-    track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False,
-    register: Annotated[
-        str | None, Flag("Track, and register as a version with an alias.", TRACKING, metavar="NAME[@ALIAS]")
-    ] = None,
+    options: TrainFlags,
+    model: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            envvar="HOTPLATE_MODEL",
+            show_envvar=False,
+            help="Write the model to this folder; HOTPLATE_MODEL sets it, too.",
+        ),
+    ],
     master: Master = None,
     as_json: Json = False,
 ) -> None:
@@ -135,13 +144,13 @@ def train(
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
     settings = settings_of(options)
-    if not track and register is None:
+    if not options.track and options.register is None:
         with _session(options.engine, master):
             print_training(settings, model, as_json=as_json)
         return
     from hotplate.offline import mlflow_models
 
-    target = None if register is None else mlflow_models.Target.of(register)
+    target = None if options.register is None else mlflow_models.Target.of(options.register)
     with _session(options.engine, master):
         print_training(settings, model, as_json=as_json)
     logged = interruptible(lambda: mlflow_models.log_training(model, target))
@@ -149,7 +158,7 @@ def train(
     err.print(f"hotplate: the model is {logged.uri} in MLflow")
 
 
-def settings_of(given: TrainOptions) -> "TrainSettings":
+def settings_of(given: TrainFlags) -> "TrainSettings":
     """Return what the options say; SettingError for what makes no sense."""
     from hotplate.offline.evaluate.splits import SplitOptions
     from hotplate.offline.input.columns import Columns
@@ -220,7 +229,7 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
         yield
 
 
-def _choice(given: TrainOptions) -> "tuple[Params, TuneOptions | None]":
+def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
     """Return the parameters, and what is searched for better ones: nothing, where any are named."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.train.als import ALSParams, SparkParams
@@ -257,7 +266,7 @@ def _choice(given: TrainOptions) -> "tuple[Params, TuneOptions | None]":
     return params, TuneOptions(cells, engine, given.tune)
 
 
-def _recency(given: TrainOptions) -> "dict[str, Any]":
+def _recency(given: TrainFlags) -> "dict[str, Any]":
     """Return what is said of recency and of popularity of late, by the names of parameters."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.input.filters import parse_half_life

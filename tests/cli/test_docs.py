@@ -12,8 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from hotplate.cli.evaluate import ListsFirst
-from hotplate.cli.main import command
+from hotplate.cli.main import command, spelled_out
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,7 +52,7 @@ def check(words: list[str], *, complete: bool) -> None:
     """Parse a command as its program would; where it is not *complete*, arguments may be missing."""
     match words:
         case ["hotplate", *arguments]:
-            parse_verb(VERBS, arguments, complete=complete)
+            parse_verb(VERBS, spelled_out(arguments), complete=complete)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), f"no module {module}"
         case ["make", verb, *_]:
@@ -62,8 +61,6 @@ def check(words: list[str], *, complete: bool) -> None:
 
 def parse_verb(command: TyperCommand | TyperGroup, words: list[str], *, complete: bool) -> None:
     while isinstance(command, TyperGroup) and words:
-        if words[0] not in command.commands and isinstance(command, ListsFirst):
-            words = [command.default, *words]
         name, *words = words
         assert name in command.commands, f"no verb {name}"
         command = command.commands[name]  # type: ignore[assignment]  # typer makes commands and groups of its own only

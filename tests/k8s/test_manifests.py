@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from hotplate.cli.pipeline import read_job, read_pipeline
+from hotplate.cli.run import read_job, read_pipeline
 from tests.support import npm
 from tests.support.kubernetes import K8S, Object, built
 from tests.support.paths import ROOT
