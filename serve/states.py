@@ -1,17 +1,29 @@
-"""What each worker says of itself, once a second, in shared memory: operators read it there, whichever is sick."""
+"""Memory that the processes of a service share: each worker's state, once a second, and its last popular lists.
+
+Operators read the states there, whichever process hangs. The popular lists are what a new worker answers with if it
+finds no release: a file that is cut under its readers ends all workers, and those that replace them refuse it.
+"""
 
 import asyncio
+import logging
 import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
+from struct import Struct
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
-from hotplate.serve.cells import SharedCells
 from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.releases.canary import BothCounts
+from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.tiers import Tier
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
+
+log = logging.getLogger(__name__)
 
 STARTING = "starting"
 READY = "ready"
@@ -37,6 +49,10 @@ _CELL_BYTES_PER_TIER = 12_288
 # By how much the workers' numbers of connections may differ, besides an eighth.
 _SPREAD = 4
 _NONE_ACCEPTED = (1 << 64) - 1
+# Besides the popular lists, a worker keeps the manifest.
+_MAX_KEPT_BYTES = MAX_POPULAR_BYTES + (1 << 20)
+_HEAD = Struct("<QQ")  # bytes of the value, and their checksum
+_READS = 10
 
 
 class TierState(msgspec.Struct, frozen=True):
@@ -117,6 +133,43 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
     if not statuses & set(ANSWERING):
         return statuses.pop() if len(statuses) == 1 else NOT_READY
     return READY if statuses == {READY} else DEGRADED
+
+
+class SharedCells:
+    """Cells of fixed size; made before the processes, as long as the service. Untouched cells take no memory.
+
+    A cell has one writer at a time, and may have another after that one's death. A reader checks the checksum of what
+    it copied, so it never sees half of one value and half of the next.
+    """
+
+    def __init__(self, cells: int, largest: int) -> None:
+        """Take how many cells there are, and how many bytes a value has at most."""
+        self.largest = largest
+        self._bytes = largest + _HEAD.size
+        self._map = mmap.mmap(-1, cells * self._bytes)
+
+    def write(self, cell: int, value: bytes) -> None:
+        """Replace a value; it is not empty, and no larger than `largest`."""
+        start = cell * self._bytes
+        written = _HEAD.pack(len(value), xxh3_64_intdigest(value)) + value
+        self._map[start : start + len(written)] = written
+
+    def read(self, cell: int) -> bytes | None:
+        """Return a value; None if there is none, or its writer was killed while it wrote."""
+        start = cell * self._bytes
+        for _ in range(_READS):
+            length, checksum = _HEAD.unpack_from(self._map, start)
+            value = self._map[start + _HEAD.size : start + _HEAD.size + length]
+            if length and xxh3_64_intdigest(value) == checksum:
+                return value
+            if not length:
+                break
+        return None
+
+    def clear(self, cell: int) -> None:
+        """Take a value away."""
+        start = cell * self._bytes
+        self._map[start : start + _HEAD.size] = bytes(_HEAD.size)
 
 
 class SharedStates:
@@ -263,3 +316,46 @@ def _short(findings: Sequence[ServiceFinding]) -> list[ServiceFinding]:
     warnings = [one for one in findings if one.source not in ERRORS]
     kept = [*errors, *warnings][:FINDINGS]
     return [ServiceFinding(source, sentence[:SENTENCE_CHARS]) for source, sentence in kept]
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    at: float
+    tier: str
+    ref: ReleaseRef
+    writer: str
+    manifest: Manifest
+    popular: dict[str, bytes]
+
+
+class KeptLists:
+    """What each worker keeps, which outlives it; made before the workers, as long as the service."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._cells = SharedCells(workers, _MAX_KEPT_BYTES)
+        self._written: ServedRelease | None = None
+
+    def keep(self, worker: int, tier: str, served: ServedRelease) -> None:
+        """Keep the popular lists of a tier's release, if this process has not already; costs nothing then."""
+        if served is self._written:
+            return
+        self._written = served
+        kept = _Kept(time.monotonic(), tier, served.ref, served.writer, served.manifest, served.popular)
+        payload = msgspec.msgpack.encode(kept)
+        if len(payload) > _MAX_KEPT_BYTES:
+            log.warning("the popular lists of release %s are too large to be kept for workers that start", served.id)
+        else:
+            self._cells.write(worker, payload)
+
+    def last(self) -> tuple[str, ServedRelease] | None:
+        """Return the tier and the release that were kept last, with popular lists alone; None if there are none."""
+        payloads = (self._cells.read(worker) for worker in range(self._workers))
+        found = [msgspec.msgpack.decode(payload, type=_Kept) for payload in payloads if payload is not None]
+        if not found:
+            return None
+        kept = max(found, key=lambda one: one.at)
+        return kept.tier, ServedRelease(kept.ref, kept.writer, kept.manifest, kept.popular, _decode_nothing)
+
+
+def _decode_nothing(key: str, _: bytes) -> bytes:
+    raise ReleaseCorrupt(f"{key} cannot be read: of this release only the popular lists are kept")

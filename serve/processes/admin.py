@@ -1,7 +1,7 @@
-"""The admin listener: what operators read of all workers, and do to releases; a process of its own.
+"""The admin process: what operators read of all workers, and do to releases.
 
-It reads the workers' counters and states from shared memory, and opens stores of its own for what is requested of them,
-so neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are.
+It reads the workers' counters and states from shared memory, and opens stores itself, so neither a scrape nor an
+activation costs a worker anything. Its connections have limits as theirs have.
 """
 
 import asyncio
@@ -27,15 +27,14 @@ from hotplate.serve.api.parameters import QueryParser
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error
-from hotplate.serve.processes.console import Console, json_of
+from hotplate.serve.processes.console import Console, JsonObject, describe, json_of
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
-from hotplate.serve.releases.canary import MIN_LOOKUPS
-from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
-from hotplate.serve.telemetry.exposition import Exposition, States
+from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status
+from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import following
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, State
+from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused
 from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_canary
@@ -110,7 +109,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     limits = context.settings.limits
     limits = replace(limits, connections=CONNECTIONS, silent_s=limits.header_s, idle_gives_way=True)
-    context.log.use_slot(context.settings.workers)
+    loop.add_reader(context.log.reading, context.log.read)
     console = Console(context)
     server = HttpServer(_Admin(context, host, guard, console), limits)
     report = _metric_report(context)
@@ -212,8 +211,7 @@ class _Admin:
         """`GET /readyz`: what each worker serves, and what is wrong with it."""
         states = self._states.all()
         status = service_status(states)
-        workers = [_worker(number, state) for number, state in enumerate(states)]
-        return json_of({"status": status, "workers": workers}, 200 if status in ANSWERING else 503)
+        return json_of({"status": status, "workers": describe(states)}, 200 if status in ANSWERING else 503)
 
     async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text, of all workers."""
@@ -222,17 +220,11 @@ class _Admin:
     async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /v1/releases`: the catalogue of each tier's store, read now."""
         urls, admin_url = self._settings.stores, self._settings.admin_store
-        states, names = self._states.all(), tier_names(urls)
-        served = {tier.tier for state in states if state is not None for tier in state.tiers if tier.release}
-        stores = [*zip(names, urls, strict=True), *([] if admin_url is None else [("", admin_url)])]
-        stopped = _canary_findings(states)
-        found = await asyncio.gather(
-            *(_read_catalogue(url, stopped.get(name), served=name in served) for name, url in stores)
-        )
+        found = await asyncio.gather(*map(_read_catalogue, (*urls, *([] if admin_url is None else [admin_url]))))
         changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
         tiers = [
             {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
-            for name, url, fields in zip(names, urls, found, strict=False)
+            for name, url, fields in zip(tier_names(urls), urls, found, strict=False)
         ]
         return json_of({"tiers": tiers})
 
@@ -290,38 +282,13 @@ class _Admin:
         return release
 
 
-def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
-    if state is None:
-        return {"worker": number, "status": status_now(None), "tiers": []}
-    tiers = [
-        {"tier": tier.tier, "release": tier.release, "detail": tier.detail}
-        | ({"warnings": tier.warnings} if tier.warnings else {})
-        for tier in state.tiers
-    ]
-    return {
-        "worker": number,
-        "status": status_now(state),
-        "pid": state.pid,
-        "release": next((tier.release for tier in state.tiers if tier.release), None),
-        "reported_s_ago": round(state.silent_s, 3),
-        "tiers": tiers,
-    } | ({"warnings": state.warnings} if state.warnings else {})
-
-
-def _canary_findings(states: States) -> dict[str, str]:
-    """Return by tier why a worker has stopped using its canary."""
-    tiers = (tier for state in states if state is not None for tier in state.tiers if tier.canary_stopped)
-    return {tier.tier: one.sentence for tier in tiers for one in tier.findings if one.source == "canary"}
-
-
-async def _read_catalogue(url: str, canary_stopped: str | None, *, served: bool) -> dict[str, object]:
-    """Read a store's catalogue; if that fails, the error takes its place. *served*: as for `next_step`."""
+async def _read_catalogue(url: str) -> JsonObject:
+    """Read a store's catalogue; if that fails, the error takes its place."""
     try:
         store = connect(url)
         try:
             async with asyncio.timeout(CATALOGUE_S):
-                found = await store.catalogue()
-                return _catalogue(found) | {"next": next_step(found, canary_stopped, served=served)}
+                return _catalogue(await store.catalogue())
         finally:
             await store.close()
     except TimeoutError:
@@ -330,7 +297,7 @@ async def _read_catalogue(url: str, canary_stopped: str | None, *, served: bool)
         return {"error": str(error)}
 
 
-def _catalogue(found: Catalogue) -> dict[str, object]:
+def _catalogue(found: Catalogue) -> JsonObject:
     releases = [
         {
             "release": entry.id,
@@ -357,47 +324,6 @@ def _previous(found: Catalogue) -> ReleaseId | None:
     with suppress(ReleaseNotFound, ReleaseConflict):
         return None if found.live is None else changes.rollback(found, found.live).live
     return None
-
-
-def next_step(found: Catalogue, canary_stopped: str | None, *, served: bool) -> str:
-    """Say in one sentence what there is to do next.
-
-    *canary_stopped* says why the canary is not used any more; *served*: a worker serves a release of this store.
-    """
-    if found.canary is not None:
-        release, percent = found.canary.release, found.canary.percent
-        if canary_stopped is not None:
-            return f"Abort the canary: {canary_stopped}."
-        return (
-            f"Release {release} is the canary, to be seen by {percent:g} % of the users: errors, missing lists and "
-            f"slow reads judge it from {MIN_LOOKUPS} lookups on; then promote or abort it."
-        )
-    entries = [entry for entry in found.releases if entry.state is not State.DROPPING]
-    if not entries and served:
-        return "The store's releases are gone, and lists of the last one are still served: /readyz says what is wrong."
-    if not entries:
-        return "Nothing is published yet: train a model and publish it."
-    newest = max(entries, key=lambda entry: entry.created_at)
-    if newest.state is State.LIVE:
-        return f"The newest release, {newest.id}, is live."
-    return _step_after(newest, found)
-
-
-def _step_after(newest: Release, found: Catalogue) -> str:
-    name = f"Release {newest.id}"
-    match newest.state:
-        case State.DRAFT if newest.lease_left_s(found.now) > 0:
-            return f"{name} is being written."
-        case State.DRAFT:
-            return f"{name} was begun and not finished: publish again, or continue it with --resume {newest.id}."
-        case State.READY if newest.refused_by:
-            by = ", ".join(newest.refused_by)
-            return f"{name} was refused by {by}; train again, or activate it all the same."
-    if found.live is None:
-        return f"{name} is {newest.state}, and nothing is live: activate it."
-    if newest.state is State.READY:
-        return f"{name} is ready: start a canary, or activate it."
-    return f"{found.live} is live, and the newer release {newest.id} is {newest.state}: train again, or activate that."
 
 
 def _named(given: str) -> ReleaseId | None:

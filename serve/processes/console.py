@@ -7,7 +7,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from importlib.resources import files
@@ -115,7 +115,7 @@ class Console:
         return json_of(
             {
                 "status": service_status(states),
-                "workers": [_worker(number, state) for number, state in enumerate(states)],
+                "workers": describe(states),
                 "tiers": [_tier(name, reports) for name, reports in tiers.items()],
                 "log": self._context.log.lines(after),
             }
@@ -203,18 +203,29 @@ class Console:
         return self._reader
 
 
+def describe(states: Sequence[WorkerState | None]) -> list[JsonObject]:
+    """Describe each worker for operators: what it serves, and what is wrong with it."""
+    return [_worker(number, state) for number, state in enumerate(states)]
+
+
 def _worker(number: int, state: WorkerState | None) -> JsonObject:
     if state is None:
-        return {"worker": number, "status": status_now(None), "releases": [], "warnings": []}
+        return {"worker": number, "status": status_now(None), "tiers": []}
+    tiers = [
+        {"tier": tier.tier, "release": tier.release, "detail": tier.detail}
+        | ({"warnings": tier.warnings} if tier.warnings else {})
+        for tier in state.tiers
+    ]
     return {
         "worker": number,
         "status": status_now(state),
         "pid": state.pid,
         "started_at": state.started_at,
         "connections": state.connections,
-        "releases": list(dict.fromkeys(tier.release for tier in state.tiers if tier.release)),
-        "warnings": state.warnings,
-    }
+        "release": next((tier.release for tier in state.tiers if tier.release), None),
+        "reported_s_ago": round(state.silent_s, 3),
+        "tiers": tiers,
+    } | ({"warnings": state.warnings} if state.warnings else {})
 
 
 def _tier(name: str, reports: list[TierState]) -> JsonObject:

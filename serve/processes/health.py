@@ -1,8 +1,7 @@
-"""The health listener: plain HTTP without a key for probes, which the parent of the workers answers.
+"""Probes, which the parent of the workers answers in plain HTTP and without a key.
 
-So what is asked of it does not depend on any single child: neither the admin process nor a worker that hangs, nor
-clients that take all of a worker's connections, make it fail. The parent has no loop, because it forks: it looks at the
-connections whenever it waits. There are few of them, and each has one small request.
+So they do not depend on any single child, nor on how many clients a worker has. The parent has no event loop, because
+it forks: it looks at these connections whenever it waits. They are few, and each has one small request.
 """
 
 import selectors
@@ -33,71 +32,55 @@ LOOK_S = 2.0
 ProbeAnswer = Callable[[], tuple[int, str]]
 
 
-class Heartbeats:
-    """Knows for how long each worker, and the admin process, has said nothing; lives as long as the parent.
+class Health:
+    """Knows for how long each process has reported nothing, and answers probes; one for the parent.
 
-    That is counted from look to look, and not by the clock: where the parent was paused, so were the workers perhaps,
-    or they spoke and were not heard.
+    Silence is counted from look to look, and not by the clock: while the parent was paused, it heard nothing.
     """
 
     def __init__(self, states: SharedStates, clock: Callable[[], float] = time.monotonic) -> None:
+        self.draining = False
+        """Whether the service is stopping: then it is alive, and not ready."""
+        processes = states.workers + 1  # the last is the admin process
+        self.silent_s = [0.0] * processes
+        """For how long each process has reported nothing, as of the last look."""
+        self._heard = [0.0] * processes
         self._states = states
         self._clock = clock
         self._looked_at = clock()
-        self._heard = [0.0] * (states.workers + 1)
-        self._silent_s = [0.0] * (states.workers + 1)
         self._all_silent_s, self._allowed_s = 0.0, START_S
 
-    def check(self) -> None:
-        """See who has said something since the last look."""
+    @property
+    def routes(self) -> dict[str, ProbeAnswer]:
+        """The answers by path."""
+        return {"/livez": self.live, "/readyz": self.ready, "/health/live": self.live, "/health/ready": self.ready}
+
+    def look(self) -> None:
+        """See which processes have reported since the last look."""
         now = self._clock()
         passed_s, self._looked_at = min(now - self._looked_at, LOOK_S), now
         self._all_silent_s += passed_s
         for number in range(len(self._heard)):
-            self._silent_s[number] += passed_s
+            self.silent_s[number] += passed_s
             state = self._states.read(number)
             if state is not None and state.reported_at != self._heard[number]:
                 self._heard[number] = state.reported_at
-                self._silent_s[number] = 0.0
+                self.silent_s[number] = 0.0
                 if number < self._states.workers:
                     self._all_silent_s, self._allowed_s = 0.0, SILENT_S
 
     def started(self, number: int) -> None:
-        """Count the silence of a process from now on, as it is a new one."""
-        self._heard[number] = self._silent_s[number] = 0.0
+        """Count the silence of a new process from now on."""
+        self._heard[number] = self.silent_s[number] = 0.0
 
-    def has_spoken(self, number: int) -> bool:
-        """Return whether a process has said anything since it started."""
+    def has_reported(self, number: int) -> bool:
+        """Return whether a process has reported since it started."""
         return self._heard[number] > 0
 
-    def silent_s(self, number: int) -> float:
-        """Return for how long a process has said nothing, as of the last look."""
-        return self._silent_s[number]
-
-    @property
-    def is_any_alive(self) -> bool:
-        """Whether some worker has spoken just now, or the service has only just started, as of the last look."""
-        return self._all_silent_s <= self._allowed_s
-
-
-class Health:
-    """The answers to probes; lives as long as the parent."""
-
-    def __init__(self, states: SharedStates, heartbeats: Heartbeats) -> None:
-        self.draining = False
-        """Whether the service is stopping: then it is alive, and not ready."""
-        self._states = states
-        self._heartbeats = heartbeats
-
-    @property
-    def routes(self) -> dict[str, ProbeAnswer]:
-        """What is answered by path."""
-        return {"/livez": self.live, "/readyz": self.ready, "/health/live": self.live, "/health/ready": self.ready}
-
     def live(self) -> tuple[int, str]:
-        """Say whether any worker lives."""
-        self._heartbeats.check()
-        return (200, "alive") if self.draining or self._heartbeats.is_any_alive else (503, "silent")
+        """Say whether any worker lives, or the service has only just started."""
+        self.look()
+        return (200, "alive") if self.draining or self._all_silent_s <= self._allowed_s else (503, "silent")
 
     def ready(self) -> tuple[int, str]:
         """Say whether the workers together can answer."""

@@ -1,10 +1,8 @@
-"""Where the processes of a service log to: standard error, without waiting, and memory that all of them share.
+"""Logging of the processes of a service: to standard error without waiting, and to the console.
 
-A pipe that is full would otherwise stop whatever logs: a worker with all of its requests, and the parent, which then
-replaces none. So lines wait in memory, up to a bound; beyond it they are dropped and counted.
-
-The latest lines are also in shared memory. Each process writes cells of its own, and the process that replaces it goes
-on in the same ones. So processes have nothing to pass on, and what a process said before it died is still there.
+A full pipe would stop a process that logs, and the parent would then replace no worker. So lines wait in memory, up to
+a bound; further lines are dropped and counted. The latest lines of all processes also go to the admin process, by a
+socket that keeps messages whole and drops them when it is full.
 """
 
 import io
@@ -22,15 +20,13 @@ from threading import RLock
 
 import msgspec
 
-from hotplate.serve.cells import SharedCells
-
 log = logging.getLogger(__name__)
 
 # How many bytes wait in each process until they can be written.
 MOST_WAITING_BYTES = 256 << 10
-# How many lines of each process are kept, and what of each.
-LINES = 64
-LINE_BYTES = 4096
+# How many lines the console keeps, and what of each.
+LINES = 300
+LINE_BYTES = 8192
 MESSAGE_CHARS = 600
 ERROR_CHARS = 200
 NAME_CHARS = 64
@@ -49,7 +45,7 @@ class LogStream(io.TextIOBase):
     """Writes lines to a descriptor without waiting; made before the first fork, as long as its process."""
 
     def __init__(self, descriptor: int) -> None:
-        self._write, self._close = _writer(descriptor)
+        self._write = _writer(descriptor)
         self._waiting = deque[bytes]()
         self._waiting_bytes = 0
         self._lock = RLock()
@@ -79,12 +75,6 @@ class LogStream(io.TextIOBase):
         with self._lock:
             self._write_waiting()
 
-    def close(self) -> None:
-        """Write what can be written, and let go of the descriptor."""
-        if not self.closed:
-            super().close()  # which flushes
-            self._close()
-
     def forget(self) -> None:
         """Forget in a child what its parent has not written yet."""
         self._waiting.clear()
@@ -113,23 +103,26 @@ class LogStream(io.TextIOBase):
                     self._waiting.appendleft(line[written:])
 
 
-def _writer(descriptor: int) -> tuple[Callable[[bytes], int], Callable[[], None]]:
-    """Return what writes to a descriptor without waiting, and what lets go of it.
+def _writer(descriptor: int) -> Callable[[bytes], int]:
+    """Return what writes to a descriptor without waiting.
 
-    That is not made so by a flag of its own, which it shares with other programs, as the shell that started this one.
+    O_NONBLOCK is not set on the descriptor itself, because other programs share it, as the shell that started this one.
     """
     with suppress(OSError):
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISSOCK(mode):
-            connected = socket.socket(fileno=os.dup(descriptor))
-            return lambda data: connected.send(data, socket.MSG_DONTWAIT), connected.close
+            return partial(_send, descriptor)
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             with suppress(OSError):  # another user may have made it
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-                own = os.open(f"/proc/self/fd/{descriptor}", flags)
-                return partial(os.write, own), partial(os.close, own)
-            return partial(_write_if_ready, descriptor), lambda: None
-    return partial(os.write, descriptor), lambda: None  # the descriptor belongs to others, and stays open
+                return partial(os.write, os.open(f"/proc/self/fd/{descriptor}", flags))
+            return partial(_write_if_ready, descriptor)
+    return partial(os.write, descriptor)
+
+
+def _send(descriptor: int, data: bytes) -> int:
+    with socket.socket(fileno=os.dup(descriptor)) as connected:
+        return connected.send(data, socket.MSG_DONTWAIT)
 
 
 def _write_if_ready(descriptor: int, data: bytes) -> int:
@@ -160,36 +153,34 @@ def without_secrets(text: str) -> str:
 
 
 class SharedLog:
-    """The latest lines of all processes; made before they are, as long as the service."""
+    """The latest lines of all processes. Made before they are: every process writes, and the admin process reads."""
 
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
-        self._cells = SharedCells(processes * LINES, LINE_BYTES)
-        self.use_slot(processes - 1)
-
-    def use_slot(self, process: int) -> None:
-        """Write as process number *process* from now on, after what was written by one before it."""
-        self._first = process * LINES
-        written = [(line.at, n) for n in range(LINES) if (line := self._read(self._first + n)) is not None]
-        self._next = max(written)[1] + 1 if written else 0
+    def __init__(self) -> None:
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.reading, self._writing = (end.detach() for end in ends)
+        os.set_blocking(self.reading, False)
+        os.set_blocking(self._writing, False)
+        self._lines = deque[LogLine](maxlen=LINES)
 
     def write(self, line: LogLine) -> None:
-        """Add a line, in the place of the oldest of this process."""
-        self._cells.write(self._first + self._next % LINES, msgspec.msgpack.encode(line))
-        self._next += 1
+        """Send a line, or drop it if the admin process does not take it."""
+        with suppress(BlockingIOError):
+            os.write(self._writing, msgspec.msgpack.encode(line))
+
+    def read(self) -> None:
+        """Take the lines that were sent since the last call."""
+        with suppress(BlockingIOError):
+            while True:
+                payload = os.read(self.reading, LINE_BYTES)
+                self._lines.append(msgspec.msgpack.decode(payload, type=LogLine))
 
     def lines(self, after: float = 0.0) -> list[LogLine]:
         """Return the lines after a Unix time, by time."""
-        read = (self._read(cell) for cell in range(self._processes * LINES))
-        return sorted((line for line in read if line is not None and line.at > after), key=lambda line: line.at)
-
-    def _read(self, cell: int) -> LogLine | None:
-        payload = self._cells.read(cell)
-        return None if payload is None else msgspec.msgpack.decode(payload, type=LogLine)
+        return sorted((line for line in self._lines if line.at > after), key=lambda line: line.at)
 
 
 class SharedLogHandler(logging.Handler):
-    """Writes what is logged into the ring of its process, without what looks like a secret."""
+    """Sends what is logged to the console, without what looks like a secret."""
 
     def __init__(self, shared: SharedLog) -> None:
         super().__init__(logging.INFO)

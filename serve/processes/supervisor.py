@@ -1,8 +1,8 @@
 """The processes of a service: a parent that holds the ports, and the workers and the admin process that it replaces.
 
-A worker that is alone has a parent, too: what kills a process that maps files, as a file that was cut under the map
-does, must not end the service. The parent has neither a loop nor threads, so it can fork at any time. It waits for
-signals and for probes, and once a second it looks after what it holds.
+A single worker has a parent, too: a file that is cut kills the processes that map it, and must not end the service.
+The parent has neither an event loop nor threads, so it can fork at any time. It waits for signals and probes, and once
+a second it looks after its children.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import uvloop
 
@@ -36,12 +36,11 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.admin import run_admin
-from hotplate.serve.processes.health import Health, HealthListener, Heartbeats
-from hotplate.serve.processes.kept_lists import KeptLists
+from hotplate.serve.processes.health import Health, HealthListener
 from hotplate.serve.processes.logs import LogStream, SharedLog, SharedLogHandler
-from hotplate.serve.processes.worker import STOPS, WATCHED, ProcessContext, work
+from hotplate.serve.processes.worker import STOPS, WATCHED, ProcessContext, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.states import SharedStates
+from hotplate.serve.states import KeptLists, SharedStates
 from hotplate.serve.telemetry.access_log import read_secret
 from hotplate.serve.telemetry.settings import TelemetrySettings
 from hotplate.serve.tiers import tier_names
@@ -68,8 +67,6 @@ TICK_S = 1.0
 # A child that has reported nothing for this long is stuck, and replaced: a worker sooner if another one answers.
 STUCK_S = 30.0
 STUCK_BESIDE_OTHERS_S = 6.0
-# How long a child that is stuck has to log its stack.
-STACK_S = 2.0
 # How long the parent waits after a system call that failed, and how often it logs the same failure.
 FAILED_PAUSE_S = 0.5
 LOG_EVERY_S = 60.0
@@ -77,10 +74,17 @@ LOG_EVERY_S = 60.0
 FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Child:
     number: int
-    started: float
+    name: str
+    pid: int = 0
+    """0 while it does not run."""
+    due: float = 0.0
+    """When it is started then."""
+    started: float = 0.0
+    is_aborted: bool = False
+    backoff: Backoff = field(default_factory=lambda: Backoff(*RESTART_S))
 
 
 class Addresses(NamedTuple):
@@ -147,7 +151,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
         KeptLists(settings.workers),
-        SharedLog(settings.workers + 2),  # the workers', the admin process's and the parent's
+        SharedLog(),
         LogStream(STDERR),
         addresses.service,
         read_secret(settings.access_log_key),
@@ -208,55 +212,39 @@ def _check_lockable(stores: Sequence[str]) -> None:
         check_live_lockable(folder)
 
 
-def _run(child: Coroutine[None, None, None]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(child)
-
-
-class _SignalQueue:
-    """The signals that the parent has caught, as what a selector can wait for; lives as long as the parent."""
+class _Signals:
+    """The signals that the parent has caught; each of them ends its wait."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
-        """Block the signals, and let *selector* see those that `waiting` lets through."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        self._caught = list[signal.Signals]()
         self._reading, self._writing = socket.socketpair()
         for end in (self._reading, self._writing):
             end.setblocking(False)
         signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         for number in WATCHED:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is with nohup
-                signal.signal(number, lambda _, __: None)  # so its number is written to the queue
-        selector.register(self._reading, selectors.EVENT_READ)
+                signal.signal(number, lambda number, _: self._caught.append(signal.Signals(number)))
+        selector.register(self._reading, selectors.EVENT_READ, self._drain)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Let signals through until the block ends."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-
-    def caught(self) -> list[signal.Signals]:
-        """Return the signals that were caught since the last call, in their order."""
-        try:
-            return [signal.Signals(number) for number in self._reading.recv(4096)]
-        except BlockingIOError:
-            return []
+    def stop(self) -> signal.Signals | None:
+        """Return the first signal since the last call that ends the service."""
+        caught, self._caught = self._caught, []
+        return next((one for one in caught if one in STOPS), None)
 
     def leave(self) -> None:
-        """Forget the parent's signals in a child, which must not write into its queue; they stay blocked."""
+        """Forget the parent's signals in a child, which has blocked them and must not wake its parent."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._reading.close()
         self._writing.close()
 
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):
+            self._reading.recv(4096)
+
 
 class _Supervisor:
-    """Lives as long as the service; forks before it ever has a loop or a thread, so forking is safe.
-
-    Its children have numbers: the workers from 0 on, and after them the admin process.
-    """
+    """Starts and replaces the children. It forks before it ever has a loop or a thread, so forking is safe."""
 
     def __init__(
         self,
@@ -270,21 +258,17 @@ class _Supervisor:
         self._listeners = listeners
         self._cpus = cpus
         self._announce: Callable[[], None] | None = announce
-        self._admin_number = settings.workers
-        self._children = dict[int, _Child]()
-        self._due = dict.fromkeys((self._admin_number, *range(settings.workers)), 0.0)
-        self._backoffs = [Backoff(*RESTART_S) for _ in self._due]
+        self._workers = [_Child(number, f"worker {number}") for number in range(settings.workers)]
+        self._admin = _Child(settings.workers, "admin process")
+        self._children = [self._admin, *self._workers]
         self._cut = set[Path]()
-        self._aborted: tuple[int, float] | None = None
         self._tick_due = self._log_due = 0.0
         # It is never written to: if its writing end is gone, so is this process, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
-        selector = selectors.PollSelector()  # unlike epoll's it is nothing that children would share
-        self._selector = selector
-        self._signals = _SignalQueue(selector)
-        self._heartbeats = Heartbeats(context.states)
-        self._health = Health(context.states, self._heartbeats)
-        self._health_listener = HealthListener(listeners.health, selector, self._health.routes)
+        self._selector = selectors.PollSelector()  # children would share an epoll
+        self._signals = _Signals(self._selector)
+        self._health = Health(context.states)
+        self._probes = HealthListener(listeners.health, self._selector, self._health.routes)
 
     def run(self) -> None:
         """Keep every child running until SIGTERM, SIGHUP or SIGINT, then stop them."""
@@ -299,16 +283,21 @@ class _Supervisor:
         self._stop(stop)
 
     def _take_turn(self) -> signal.Signals | None:
-        """Start the children that are due, wait, and bury the dead; return the signal that ends the service."""
-        now = time.monotonic()
-        for number, due in list(self._due.items()):
-            if due <= now:
-                self._start(number)
-        stop = self._wait(min(self._tick_due, *self._due.values(), now + TICK_S))
-        self._replace_dead()
+        """Start the children that are due, wait, and look after them; return the signal that ends the service."""
+        waiting = [child for child in self._children if not child.pid]
+        for child in waiting:
+            if child.due <= time.monotonic():
+                self._start(child)
+        stop = self._wait(min([self._tick_due, *(child.due for child in waiting if not child.pid)]))
+        for child, code in self._ended():
+            self._plan_restart(child, code)
         if stop is None and time.monotonic() >= self._tick_due:
             self._tick_due = time.monotonic() + TICK_S
-            self._tick()
+            self._health.look()
+            self._end_silent()
+            self._context.stderr.report_dropped()
+            for each in self._context.watched:
+                each.poll()  # a new worker begins with the last good version, though the file may be broken by then
         return stop
 
     def _report_failure(self, sentence: str) -> None:
@@ -316,119 +305,100 @@ class _Supervisor:
             self._log_due = time.monotonic() + LOG_EVERY_S
             log.error("%s; tried again until it succeeds", sentence)
 
-    def _tick(self) -> None:
-        """Look after the children, the log and the files."""
-        self._heartbeats.check()
-        self._end_stuck()
-        self._context.stderr.report_dropped()
-        for each in self._context.watched:
-            each.poll()  # a new worker begins with what the others use, though the file may be broken by then
-
     def _wait(self, until: float) -> signal.Signals | None:
         """Answer probes until a signal comes, or until then by the clock; return the signal if it is to stop."""
-        timeout_s = max(0.0, min(until, self._health_listener.next_deadline) - time.monotonic())
-        with self._signals.waiting():
-            ready = self._selector.select(timeout_s)
+        ready = self._selector.select(max(0.0, min(until, self._probes.next_deadline) - time.monotonic()))
         for key, _ in ready:
-            if key.data is not None:
-                key.data()
-        self._health_listener.close_late()
-        return next((caught for caught in self._signals.caught() if caught in STOPS), None)
+            key.data()
+        self._probes.close_late()
+        return self._signals.stop()
 
-    def _start(self, number: int) -> None:
-        is_admin = number == self._admin_number
-        listener = self._listeners.admin if is_admin else self._listeners.workers
-        self._heartbeats.started(number)
+    def _start(self, child: _Child) -> None:
+        announce = None
+        self._health.started(child.number)
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # the child lets them through once it has its own handlers
         try:
             pid = os.fork()
+            if pid == 0:
+                if child is not self._admin:
+                    announce = self._announce
+                self._run_child(child, announce)
         except OSError as error:
-            self._due[number] = time.monotonic() + self._backoffs[number].next_s()
-            self._report_failure(f"{self._name(number)} cannot be started: {error.strerror}")
+            child.due = time.monotonic() + child.backoff.next_s()
+            self._report_failure(f"{child.name} cannot be started: {error.strerror}")
             return
-        announce = None
-        if not is_admin:
-            announce, self._announce = self._announce, None  # the first worker's to say, once
-        if pid == 0:
-            code = 1
-            try:
-                self._leave(keep_admin=is_admin)
-                faulthandler.enable()  # one that is aborted, or reads a file that was cut, logs where it was
-                if self._cpus and not is_admin:
-                    os.sched_setaffinity(0, self._cpus[number])
-                _name_process(self._name(number))
-                if is_admin:
-                    _run(run_admin(self._context, listener, self._lifeline))
-                else:
-                    _run(work(self._context, number, listener, self._lifeline, announce))
-                code = 0
-            except BaseException:  # whatever it is, it must not go on as a second parent
-                log.exception("%s failed", self._name(number))
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                self._context.stderr.flush()
-                os._exit(code)
-        del self._due[number]
-        self._children[pid] = _Child(number, time.monotonic())
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+        child.pid, child.started, child.is_aborted = pid, time.monotonic(), False
+        if child is not self._admin:
+            self._announce = None  # the first worker's to say, once
+
+    def _run_child(self, child: _Child, announce: Callable[[], None] | None) -> NoReturn:
+        code = 1
+        try:
+            self._leave(keep_admin=child is self._admin)
+            faulthandler.enable()  # one that is aborted, or reads a file that was cut, logs where it was
+            with suppress(OSError):  # let `ps` and `top` show which child it is
+                Path("/proc/self/comm").write_text(f"hp {child.name}")
+            if child is self._admin:
+                work = run_admin(self._context, self._listeners.admin, self._lifeline)
+            else:
+                if self._cpus:
+                    os.sched_setaffinity(0, self._cpus[child.number])
+                work = run_worker(self._context, child.number, self._listeners.workers, self._lifeline, announce)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(work)
+            code = 0
+        except BaseException:  # whatever it is, it must not go on as a second parent
+            log.exception("%s failed", child.name)
+        finally:
+            for stream in (sys.stdout, sys.stderr, self._context.stderr):
+                stream.flush()
+            os._exit(code)
 
     def _leave(self, *, keep_admin: bool) -> None:
         """Let go in a child of what is the parent's."""
         os.close(self._lifeline_held)
         self._signals.leave()
         self._context.stderr.forget()
-        self._health_listener.leave()
+        self._probes.leave()
         (self._listeners.workers if keep_admin else self._listeners.admin).close()
 
-    def _name(self, number: int) -> str:
-        return "admin process" if number == self._admin_number else f"worker {number}"
+    def _plan_restart(self, child: _Child, code: int) -> None:
+        pause_s = 0.0
+        if time.monotonic() - child.started < HEALTHY_S:
+            pause_s = child.backoff.next_s()
+        else:
+            child.backoff.reset()
+        child.due = time.monotonic() + pause_s
+        log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
+        if code in FATAL:
+            self._report_cut_files()
 
-    def _replace_dead(self) -> None:
-        for child, code in self._ended():
-            backoff, pause_s = self._backoffs[child.number], 0.0
-            if time.monotonic() - child.started < HEALTHY_S:
-                pause_s = backoff.next_s()
-            else:
-                backoff.reset()
-            self._due[child.number] = time.monotonic() + pause_s
-            log.warning("%s ended with %d; another starts in %.1f s", self._name(child.number), code, pause_s)
-            if code in FATAL:
-                self._report_cut_files()
+    def _end_silent(self) -> None:
+        """End a child that has reported nothing for too long, so another takes its place; its stack is logged.
 
-    def _end_stuck(self) -> None:
-        """End a child that has said nothing for too long, so another takes its place.
-
-        That is one at a time, and one worker until its successor has spoken: if all are stuck, they wait for the same
-        thing, and perhaps it comes.
+        That is one worker at a time, until its successor has reported: if all hang, they wait for the same thing, and
+        perhaps it comes.
         """
-        if self._aborted is not None:
-            pid, at = self._aborted
-            if pid not in self._children:
-                self._aborted = None
-            elif time.monotonic() - at > STACK_S:
-                os.kill(pid, signal.SIGKILL)
+        silent_s = self._health.silent_s
+        silent = [one for one in self._children if one.pid and silent_s[one.number] > self._patience_s(one)]
+        if any(one not in silent and not self._health.has_reported(one.number) for one in self._workers):
+            silent = [one for one in silent if one is self._admin]
+        child = max(silent, key=lambda one: (one.is_aborted, silent_s[one.number]), default=None)
+        if child is None:
             return
-        pids = {child.number: pid for pid, child in self._children.items()}
-        stuck = [number for number in pids if self._heartbeats.silent_s(number) > self._patience_s(number)]
-        workers = pids.keys() - {self._admin_number}
-        begun = {number for number in workers if not self._heartbeats.has_spoken(number)}
-        if len(workers) < self._settings.workers or begun.difference(stuck):
-            stuck = [number for number in stuck if number == self._admin_number]
-        if not stuck:
+        if child.is_aborted:  # and has not ended in a tick
+            os.kill(child.pid, signal.SIGKILL)
             return
-        number = max(stuck, key=self._heartbeats.silent_s)
-        pid = pids[number]
-        log.error(
-            "%s (process %d) has said nothing for %.0f s and is ended; its stack follows",
-            self._name(number),
-            pid,
-            self._heartbeats.silent_s(number),
-        )
-        self._aborted = pid, time.monotonic()
-        os.kill(pid, signal.SIGABRT)
-        os.kill(pid, signal.SIGCONT)  # one that was stopped takes the other signal only then
+        child.is_aborted = True
+        said = "%s (process %d) has said nothing for %.0f s and is ended; its stack follows"
+        log.error(said, child.name, child.pid, silent_s[child.number])
+        os.kill(child.pid, signal.SIGABRT)
+        os.kill(child.pid, signal.SIGCONT)  # one that was stopped takes the other signal only then
 
-    def _patience_s(self, number: int) -> float:
-        is_needed = number == self._admin_number or not self._context.states.is_another_answering(number)
+    def _patience_s(self, child: _Child) -> float:
+        is_needed = child is self._admin or not self._context.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _report_cut_files(self) -> None:
@@ -454,38 +424,30 @@ class _Supervisor:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                child = self._children.pop(pid, None)
-                if child is None:
-                    continue
-                self._context.states.clear(child.number)
-                yield child, os.waitstatus_to_exitcode(status)
+                for child in self._children:
+                    if child.pid == pid:
+                        child.pid = 0
+                        self._context.states.clear(child.number)
+                        yield child, os.waitstatus_to_exitcode(status)
 
-    def _stop(self, caught_first: signal.Signals) -> None:
+    def _stop(self, caught: signal.Signals) -> None:
         """Pass the stop on, wait for the drain, and kill what does not end; the admin process outlives the workers."""
         self._health.draining = True
         self._listeners.workers.close()  # the workers close theirs, each when it stops accepting
-        at_once = caught_first is signal.SIGINT
-        self._signal(signal.SIGINT if at_once else signal.SIGTERM, workers=True)
+        at_once = caught is signal.SIGINT
+        self._signal(self._workers, signal.SIGINT if at_once else signal.SIGTERM)
         delay_s = 0.0 if at_once else self._settings.drain_delay_s
         deadline = time.monotonic() + delay_s + self._settings.drain_s + KILL_AFTER_S
-        while self._children and time.monotonic() < deadline:
-            if all(child.number == self._admin_number for child in self._children.values()):
-                self._signal(signal.SIGTERM, workers=False)
+        while any(one.pid for one in self._children) and time.monotonic() < deadline:
+            if not any(one.pid for one in self._workers):
+                self._signal([self._admin], signal.SIGTERM)
             if self._wait(min(deadline, time.monotonic() + TICK_S)) is not None:
                 break  # the second signal: stop at once
             for child, code in self._ended():
-                log.info("%s ended with %d", self._name(child.number), code)
-        for workers in (True, False):
-            self._signal(signal.SIGKILL, workers=workers)
+                log.info("%s ended with %d", child.name, code)
+        self._signal([*self._workers, self._admin], signal.SIGKILL)
 
-    def _signal(self, number: signal.Signals, *, workers: bool) -> None:
-        """Signal the workers, or else the admin process."""
-        for pid, child in self._children.items():
-            if workers == (child.number != self._admin_number):
-                os.kill(pid, number)
-
-
-def _name_process(name: str) -> None:
-    """Let `ps` and `top` show which child a process is; of the name, 15 characters."""
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text(f"hp {name}")
+    def _signal(self, children: Sequence[_Child], number: signal.Signals) -> None:
+        for child in children:
+            if child.pid:
+                os.kill(child.pid, number)

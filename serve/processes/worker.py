@@ -20,12 +20,11 @@ from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
-from hotplate.serve.processes.kept_lists import KeptLists
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
 from hotplate.serve.scrubber import Scrubber
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState
+from hotplate.serve.states import STARTING, KeptLists, Reporter, SharedStates, WorkerState
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
@@ -74,11 +73,6 @@ class ProcessContext:
     log_secret: bytes
     """The secret with which users are hashed in the access log."""
 
-    def use_slot(self, worker: int) -> None:
-        """Count and log as worker number *worker* from now on."""
-        self.metrics.use_slot(worker)
-        self.log.use_slot(worker)
-
     @property
     def watched(self) -> list[WatchedFiles]:
         """The files that are loaded again when they change."""
@@ -111,7 +105,7 @@ class _ShutdownSignals:
         self.request_at_once()
 
 
-async def work(
+async def run_worker(
     context: ProcessContext,
     number: int,
     listener: socket.socket,
@@ -126,7 +120,7 @@ async def work(
     reads what is served in the background, where the settings say so.
     """
     settings, guard, certificate = context.settings, context.guard, context.certificate
-    context.use_slot(number)
+    context.metrics.use_slot(number)
     reader = _open_reader(context)
     spans = _span_queue(context)
     writer = EventWriter(settings.events) if settings.events else None

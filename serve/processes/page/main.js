@@ -79,13 +79,13 @@ function showState({ status, workers, tiers }) {
   const found = tiers.flatMap((tier) => [
     ...tier.details.map((text) => [tier.releases.length ? "warn" : "bad", `${tier.tier}: ${text}`]),
     ...tier.warnings.map((text) => ["warn", `${tier.tier}: ${text}`])]);
-  for (const text of new Set(workers.flatMap((worker) => worker.warnings))) found.push(["warn", text]);
+  for (const text of new Set(workers.flatMap((worker) => worker.warnings ?? []))) found.push(["warn", text]);
   show(byId("notices"), found.map(([kind, text]) => notice(kind, text)));
   show(byId("workers"), table("Workers", [
     ["Worker", (one) => String(one.worker)],
     ["State", (one) => pill(one.status, KINDS[one.status])],
     ["Process", (one) => String(one.pid ?? DASH), "number"],
-    ["Release", (one) => one.releases.join(", ") || DASH, "code"],
+    ["Release", (one) => one.release ?? DASH, "code"],
     ["Connections", (one) => (one.pid ? count(one.connections) : DASH), "number"],
     ["Started", (one) => time(one.started_at), "number extra"],
   ], workers), muted(tiers.map((tier) => `${tier.tier}: ${tier.releases.join(", ") || "no release"}`

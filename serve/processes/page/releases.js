@@ -44,7 +44,7 @@ function tierOf(tier) {
     ["Superseded", (one) => time(one.superseded_at), "number extra"],
   ];
   if (tier.changeable) columns.push(["Change", (one) => changes(tier, one), "actions"]);
-  return h("div", { class: "tier" }, head, notice("", `Next: ${tier.next}`), canaryOf(tier), tier.releases.length
+  return h("div", { class: "tier" }, head, canaryOf(tier), tier.releases.length
     ? table(`Releases of ${tier.tier}`, columns, [...tier.releases].reverse()) : muted("There is no release in this store yet."));
 }
 

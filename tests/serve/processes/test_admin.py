@@ -8,13 +8,10 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hotplate.serve.metrics import METHODS
-from hotplate.serve.processes.admin import next_step
-from hotplate.stores.catalogue import Canary, Catalogue, Release, ReleaseId, State
 from tests.support.limited_service import samples
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, refused_by, running, until
 
@@ -125,10 +122,6 @@ def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_and_the_servic
         until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
         until(lambda: [service.get("/readyz").json["status"] for _ in range(10)] == ["ready"] * 10)
         assert service.log.read_text().count('"level":"warning"') == 2  # one of each worker
-        aside = folder.rename(folder.with_name("aside"))
-        (tier,) = service.admin("/v1/releases").json["tiers"]
-        assert tier.get("next", tier).startswith("The store's releases are gone, and lists of the last one are still")
-        aside.rename(folder)
 
 
 def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: Service, releases: list[str]) -> None:
@@ -193,7 +186,6 @@ def test_a_release_that_gates_refused_is_shown_and_goes_live_only_if_that_is_for
     with running(tmp_path, "--admin-store", f"file://{tmp_path}") as service:
         (tier,) = service.admin("/v1/releases").json["tiers"]
         assert [entry["refused_by"] for entry in tier["releases"]] == [[], ["ndcg"]]
-        assert tier["next"] == f"Release {bad} was refused by ndcg; train again, or activate it all the same."
         paths = (f"{bad}/canary?percent=5&force=", "canary/promote?force=", f"{bad}/activate?force=")
         for path, status in zip(paths, (409, 404, 409), strict=True):
             assert service.admin(f"/v1/releases/{path}false", "POST").status == status
@@ -223,58 +215,8 @@ def test_why_a_canary_was_stopped_is_reported(tmp_path: Path) -> None:
         assert all("got the popular list" in warning for warning in warnings(service))
         answer = service.request("POST", "/v1/recommendations", body)
         assert {one["release"] for one in answer.json["results"]} == {live}
-        (tier,) = service.admin("/v1/releases").json["tiers"]
-        assert tier["next"].startswith("Abort the canary")
         service.admin("/v1/releases/canary/abort", "POST")
         until(lambda: not warnings(service))
-
-
-def entry(release: str, state: State, at: float, **more: Any) -> Release:  # noqa: ANN401 -- any of its fields
-    return Release(ReleaseId(release), f"of-{release}", state, at, **more)
-
-
-OLD, NEW_LIVE = entry("old", State.LIVE, 1), entry("new", State.LIVE, 2)
-
-
-@pytest.mark.parametrize(
-    ("releases", "sentence"),
-    [
-        ((), "Nothing is published yet: train a model and publish it."),
-        ((entry("gone", State.DROPPING, 1),), "Nothing is published yet: train a model and publish it."),
-        ((OLD, entry("new", State.DRAFT, 2, lease_until=11)), "Release new is being written."),
-        (
-            (OLD, entry("new", State.DRAFT, 2, lease_until=10)),
-            "Release new was begun and not finished: publish again, or continue it with --resume new.",
-        ),
-        ((NEW_LIVE, entry("old", State.SUPERSEDED, 1)), "The newest release, new, is live."),
-        (
-            (OLD, entry("new", State.READY, 2, refused_by=("ndcg", "coverage"))),
-            "Release new was refused by ndcg, coverage; train again, or activate it all the same.",
-        ),
-        ((OLD, entry("new", State.READY, 2)), "Release new is ready: start a canary, or activate it."),
-        ((entry("new", State.READY, 2),), "Release new is ready, and nothing is live: activate it."),
-        (
-            (entry("new", State.WITHDRAWN, 2), OLD),
-            "old is live, and the newer release new is withdrawn: train again, or activate that.",
-        ),
-    ],
-)
-def test_what_is_next_is_said_in_a_sentence(releases: tuple[Release, ...], sentence: str) -> None:
-    found = Catalogue(releases=releases, now=10.0)
-    assert next_step(found, None, served=bool(found.live)) == sentence
-
-
-@pytest.mark.parametrize(
-    ("stopped", "sentence"),
-    [
-        (None, "then promote or abort it."),
-        ("release new is the canary, and is not used any more: it fails", "is not used any more: it fails."),
-    ],
-)
-def test_while_a_canary_runs_what_is_next_is_its_end(stopped: str | None, sentence: str) -> None:
-    releases = OLD, entry("new", State.READY, 2), entry("newer", State.READY, 3)
-    found = Catalogue(releases=releases, canary=Canary(ReleaseId("new"), 2.5, salt="new"))
-    assert next_step(found, stopped, served=True).endswith(sentence)
 
 
 @pytest.mark.parametrize(

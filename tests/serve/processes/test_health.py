@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.processes.health import LOOK_S, START_S, HealthListener, Heartbeats
+from hotplate.serve.processes.health import LOOK_S, START_S, Health, HealthListener
 from hotplate.serve.states import SharedStates, WorkerState
 from tests.support.clock import FakeClock
 from tests.support.limited_service import limited
@@ -139,11 +139,11 @@ supervisor.STUCK_S = 5.0
 def endless_loop(*_):
     while True:
         pass
-work = worker.work
+work = worker.run_worker
 def catching(*arguments, **more):
     signal.signal(signal.SIGUSR1, endless_loop)
     return work(*arguments, **more)
-supervisor.work = catching
+supervisor.run_worker = catching
 sys.argv[1:1] = ["serve"]
 runpy.run_module("hotplate", run_name="__main__")
 """
@@ -183,10 +183,10 @@ def test_an_admin_process_that_is_stuck_is_replaced(folder: Path) -> None:
 
 def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
     states = SharedStates(2, 1)
-    heartbeats = Heartbeats(states, clock)
+    health = Health(states, clock)
 
     def is_any_alive() -> bool:
-        return heartbeats.is_any_alive
+        return health.live()[0] == 200
 
     def report(worker: int) -> None:
         states.write(worker, WorkerState(1, "ready", 0.0, clock.now, 0.0, 0, [], [], {}))
@@ -196,25 +196,25 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
             clock.now += 1
             if of is not None:
                 report(of)
-            heartbeats.check()
+            health.look()
 
     passes(int(START_S))
     assert is_any_alive()
-    assert not heartbeats.has_spoken(0)
+    assert not health.has_reported(0)
     passes(1)
     assert not is_any_alive(), "it has never said anything"
     passes(20, of=0)
-    assert (heartbeats.silent_s(0), heartbeats.silent_s(1)) == (0.0, START_S + 21)
+    assert (health.silent_s[0], health.silent_s[1]) == (0.0, START_S + 21)
     assert is_any_alive()
     clock.now += 3600  # the parent stood still, and perhaps all
-    heartbeats.check()
-    assert heartbeats.silent_s(0) == LOOK_S
+    health.look()
+    assert health.silent_s[0] == LOOK_S
     assert is_any_alive()
     passes(10)
-    assert heartbeats.silent_s(0) == LOOK_S + 10
+    assert health.silent_s[0] == LOOK_S + 10
     assert not is_any_alive()
-    heartbeats.started(1)
-    assert heartbeats.silent_s(1) == 0.0
+    health.started(1)
+    assert health.silent_s[1] == 0.0
 
 
 @contextmanager

@@ -70,7 +70,6 @@ def test_whatever_is_not_read_waits_up_to_a_bound_and_is_dropped_beyond_it(
     assert [message.partition(",")[0] for message in caplog.messages] == [f"{dropped} lines of the log were dropped"]
     stream.write("again\n")
     assert read_all(theirs).replace("\r", "") == "again\n"
-    stream.close()
     os.close(ours)
     os.close(theirs)
 
@@ -81,15 +80,13 @@ def test_a_file_is_written_where_others_left_off_and_a_reader_that_has_gone_ends
         stream = LogStream(file.fileno())
         stream.write("second\n")
         print("third", file=file, flush=True)
-        stream.close()
-    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"
+        assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"
     reading, writing = os.pipe()
     gone = LogStream(writing)
     os.close(reading)
     for _ in range(3000):
         gone.write(LINE)
     assert gone.report_dropped() > 0
-    gone.close()
     os.close(writing)
 
 
@@ -102,8 +99,7 @@ def test_what_logs_to_one_stream_can_be_made_to_log_to_another(tmp_path: Path) -
         stream.take_over(logger, old)
         logger.warning("hello")
         assert other.stream is new
-        stream.close()
-    assert ((tmp_path / "old").read_text(), (tmp_path / "new").read_text()) == ("", "hello\nhello\n")
+        assert ((tmp_path / "old").read_text(), (tmp_path / "new").read_text()) == ("", "hello\nhello\n")
 
 
 KEY = "hp_" + "Ab9-_" * 8
@@ -116,30 +112,30 @@ def logged(shared: SharedLog, message: str, *arguments: object, error: BaseExcep
     SharedLogHandler(shared).emit(record)
 
 
-def test_lines_of_all_processes_are_read_in_order_and_each_once() -> None:
-    shared = SharedLog(2)
-    for number in range(3):
-        shared.use_slot(number % 2)
+def test_lines_of_all_processes_are_read_in_order_and_the_latest_kept() -> None:
+    shared = SharedLog()
+    for number in range(LINES + 10):
         logged(shared, "line %d", number)
+        shared.read()
     lines = shared.lines()
-    assert [line.message for line in lines] == ["line 0", "line 1", "line 2"]
+    assert [line.message for line in lines] == [f"line {number}" for number in range(10, LINES + 10)]
     assert {line.process for line in lines} == {os.getpid()}
     assert shared.lines(after=lines[1].at) == lines[2:]
 
 
-def test_the_latest_lines_are_kept_also_by_the_process_that_comes_next() -> None:
-    shared = SharedLog(1)
-    for number in range(LINES + 10):
-        if number == LINES + 5:
-            shared.use_slot(0)  # as a process does that replaces another
-        logged(shared, str(number))
-    assert [line.message for line in shared.lines()] == [str(number) for number in range(10, LINES + 10)]
+def test_lines_that_nobody_reads_are_dropped_and_hold_up_nothing() -> None:
+    shared = SharedLog()
+    for number in range(10_000):
+        logged(shared, "line %d", number)
+    shared.read()
+    assert shared.lines()
 
 
 @given(st.text(max_size=5000), st.text(max_size=500))
 def test_any_text_can_be_logged_and_read_back(message: str, error: str) -> None:
-    shared = SharedLog(1)
+    shared = SharedLog()
     logged(shared, "%s", message, error=ValueError(error))
+    shared.read()
     (line,) = shared.lines()
     assert isinstance(line, LogLine)
     assert line.error.startswith("ValueError: ")
