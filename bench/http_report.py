@@ -275,7 +275,7 @@ class _Rounds:
         if not self._trials:
             return of_rounds
         named, tried = self._plan.objective.percentile, sorted(self._trials, key=lambda each: each.at)
-        latencies_us = tuple(each.result.latency.percentile_us(PERCENTS[named]) or None for each in tried)
+        latencies_us = tuple(percentile([each.result], PERCENTS[named]).value for each in tried)
         curve = Curve(named, tuple(each.at for each in tried), latencies_us)
         marks = {self._best.at: "highest inside"} if self._best else {}
         title = f"{named} over offered load"
@@ -342,9 +342,8 @@ class _Batches:
         sizes = tuple(each.at for each in self._trials)
         label, ticks = "users in a batch", {each: f"{each:,.0f}" for each in sizes}
         common: dict[str, Any] = {"log_x": len(sizes) > 1, "points": True, "ticks": ticks}
-        latencies = [each.result.latency for each in self._trials]
         curves = tuple(
-            Curve(name, sizes, tuple(each.percentile_us(PERCENTS[name]) or None for each in latencies))
+            Curve(name, sizes, tuple(percentile([each.result], PERCENTS[name]).value for each in self._trials))
             for name in ("p50", "p99")
         )
         rates = Curve("users/s", sizes, tuple(each.users_s for each in self._trials))

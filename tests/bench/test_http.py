@@ -153,6 +153,9 @@ def test_a_service_that_refuses_parallel_batches_gets_fewer(tmp_path: Path) -> N
     assert report.extra["sweep"]["knee"] == 20
     assert all(report.row(f"batch of {size}", "errors").value == 0 for size in (1, 20))  # type: ignore[union-attr]  # it has them
     assert "Latency over batch size" in (tmp_path / "report.html").read_text()
+    drawn = {curve["name"]: curve["y"] for curve in json.loads(done.stdout)["plots"][0]["curves"]}
+    for name in ("p50", "p99"):  # of too few answers a p99 is neither in the table nor drawn
+        assert drawn[name] == [report.row(f"batch of {size}", name).value for size in (1, 20)]  # type: ignore[union-attr]  # it has them
 
 
 @pytest.fixture(scope="module")
