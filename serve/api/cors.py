@@ -14,10 +14,7 @@ REQUEST_HEADERS = (
     "baggage, sentry-trace, traceparent, tracestate, "
     "x-datadog-origin, x-datadog-parent-id, x-datadog-sampling-priority, x-datadog-trace-id"
 )
-EXPOSED_HEADERS = (
-    "ETag, Retry-After, Server-Timing, X-Hotplate-Canary, X-Hotplate-Release, X-Hotplate-Segment, "
-    "X-Hotplate-Source, X-Request-Id"
-)
+EXPOSED_HEADERS = "ETag, Retry-After, Server-Timing, X-Hotplate-Canary, X-Hotplate-Release, X-Request-Id"
 # For how long a browser need not ask again.
 MAX_AGE_S = 600
 

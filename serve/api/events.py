@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from hotplate.serve.access.auth import credential_of
 from hotplate.serve.api.handlers import NO_STORE
-from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, read_body
+from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, read_body, refused
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
@@ -43,8 +43,6 @@ MAX_ITEMS = 1000
 COMMIT_S = 5.0
 QUERY = QueryParser(NoQuery, "POST /v1/events")
 HEADERS = {"Content-Type": JSON, "Cache-Control": NO_STORE}
-# A refusal repeats the name of an unknown field, which may be as long as a body.
-MAX_REFUSAL_CHARS = 200
 # How long callers wait before they try again what a full disk refused, in seconds.
 RETRY_DISK_S = "10"
 
@@ -207,7 +205,7 @@ def parse_events(body: bytes) -> tuple[Event, ...]:
     try:
         events = _decode(body).events
     except msgspec.ValidationError as error:
-        raise bad_parameter(_refusal(error)) from None
+        raise refused(error, msgspec.json.decode(body), "POST /v1/events", EventsBody) from None
     except (ValueError, RecursionError) as error:
         raise bad_parameter(f"the body is not JSON: {error}") from None
     for index, event in enumerate(events):
@@ -223,10 +221,3 @@ def position_of(event: Event) -> int | None:
     if event.position is None:
         return 1 if event.type == IMPRESSION else None
     return int(event.position)
-
-
-def _refusal(error: msgspec.ValidationError) -> str:
-    what, _, place = str(error).partition(" - at `$")
-    where = place.rstrip("`").removeprefix(".")
-    what = what.replace("Object missing", "it is missing").replace("Object", "it")
-    return f"{where or 'the body'} cannot be used: {what[:1].lower()}{what[1:]}"[:MAX_REFUSAL_CHARS]

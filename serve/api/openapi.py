@@ -13,7 +13,7 @@ from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.api import events
 from hotplate.serve.api.parameters import JSON, OPERATIONS, BatchBody, FoldInBody, Id, NoQuery, Operation, QueryParser
-from hotplate.serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody, SwaggerQuery
+from hotplate.serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody
 from hotplate.serve.problems import CONTENT_TYPE, Problem
 
 Schema = dict[str, Any]
@@ -62,7 +62,6 @@ STATUSES = {
     401: "A key is needed, or the one given is not known.",
     403: "The key may not do this.",
     404: "The service does not fold in, or its release has no item factors.",
-    406: "None of the forms in `Accept` can be answered.",
     413: "The body is too large.",
     415: "The body is compressed; send it as it is.",
     429: "The client has sent as many requests, or has as many connections open, as it may.",
@@ -104,7 +103,7 @@ SCORING = (
         "POST", "/score", "Score a batch, as an Azure Machine Learning endpoint does",
         list[Score], (200, 400, 413, 415, 503), (JSON,), body=ScoreBody,
     ),
-    Operation("GET", "/swagger.json", "The signature of scoring", Schema, (200, 400), (JSON,), query=SwaggerQuery),
+    Operation("GET", "/swagger.json", "The signature of scoring", Schema, (200, 400), (JSON,)),
     Operation("GET", "/", "Whether the service is up", str, (200,), (TEXT,)),
 )  # fmt: skip
 SERVICE = (

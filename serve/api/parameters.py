@@ -4,7 +4,7 @@ Bodies are read here, too. Answers are written as bytes elsewhere; their types h
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import hdrs, web
-from msgspec import UNSET, Meta, Struct, UnsetType, inspect
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, Status
@@ -31,17 +31,14 @@ MAX_WEIGHT = 1_000_000
 MAX_BODY_BYTES = 1 << 20
 
 JSON = "application/json"
-CSV = "text/csv"
 MSGPACK = "application/msgpack"
-ARROW = "application/vnd.apache.arrow.stream"
-# The forms that a single list and the lists of a batch are answered in, the first where the caller does not mind.
-LIST_MEDIA = (JSON, MSGPACK, CSV)
-BATCH_MEDIA = (*LIST_MEDIA, ARROW)
 
-# How much of a wrong value its refusal repeats.
+# How much of a wrong value its refusal repeats, and how long that is at most.
 SHOWN_CHARS = 40
-# How many fields a query may have, and which queries are remembered: most requests have one of a few.
-MAX_FIELDS = 20
+MAX_REFUSAL_CHARS = 200
+# How many digits a number in a query may have.
+MAX_DIGITS = 9
+# Which queries are remembered: most requests have one of a few.
 REMEMBERED = 1024
 REMEMBERED_CHARS = 64
 
@@ -77,7 +74,7 @@ Fields = Annotated[
 ALL_FIELDS: Literal["id,score,title"] = "id,score,title"
 
 
-class ListQuery(Struct, frozen=True):
+class ListQuery(Struct, frozen=True, forbid_unknown_fields=True):
     """The query of `GET /v1/similar/{item}`."""
 
     n: Count = DEFAULT_N
@@ -91,11 +88,11 @@ class SegmentQuery(ListQuery, frozen=True):
     segment: Segment = OVERALL
 
 
-class NoQuery(Struct, frozen=True):
+class NoQuery(Struct, frozen=True, forbid_unknown_fields=True):
     """The query of a route that takes none."""
 
 
-class BatchBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BatchBody(SegmentQuery, frozen=True, kw_only=True):
     """The body of `POST /v1/recommendations`: what the query of one user has, for many."""
 
     users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="The users, in the order of the answers.")]
@@ -111,7 +108,7 @@ class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
     ]
 
 
-class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FoldInBody(SegmentQuery, frozen=True, kw_only=True):
     """The body of `POST /v1/recommendations/fold-in`."""
 
     items: Annotated[
@@ -213,7 +210,7 @@ class Operation:
     statuses: tuple[int, ...]
     """All that it may answer; 200 with `answer`, 304 with nothing, any other with a problem."""
 
-    media: tuple[str, ...]
+    media: tuple[str, ...] = (JSON,)
     """The forms of its answer, the first by default."""
 
     path_parameter: str | None = None
@@ -223,26 +220,26 @@ class Operation:
     body: type[Struct] | None = None
 
 
-_READ = (200, 304, 400, 406, 503)
+_READ = (200, 304, 400, 503)
 FOLD_IN = "/v1/recommendations/fold-in"
 OPERATIONS = (
     Operation(
         "GET", "/v1/recommendations/{user}", "A user's list; for an unknown user the popular list",
-        PersonalAnswer, _READ, LIST_MEDIA, "user", SegmentQuery,
+        PersonalAnswer, _READ, path_parameter="user", query=SegmentQuery,
     ),
     Operation(
         "POST", "/v1/recommendations", "The lists of many users",
-        BatchAnswer, (200, 400, 406, 413, 415, 503), BATCH_MEDIA, body=BatchBody,
+        BatchAnswer, (200, 400, 413, 415, 503), (JSON, MSGPACK), body=BatchBody,
     ),
     Operation(
         "POST", FOLD_IN, "A list on the spot for a visitor, by the items that they have",
-        FoldInAnswer, (200, 400, 404, 406, 413, 415, 503), LIST_MEDIA, body=FoldInBody,
+        FoldInAnswer, (200, 400, 404, 413, 415, 503), body=FoldInBody,
     ),
     Operation(
         "GET", "/v1/similar/{item}", "Similar items; for an unknown item the popular list",
-        SimilarAnswer, _READ, LIST_MEDIA, "item", ListQuery,
+        SimilarAnswer, _READ, path_parameter="item", query=ListQuery,
     ),
-    Operation("GET", "/v1/popular", "The popular list", PopularAnswer, _READ, LIST_MEDIA, query=SegmentQuery),
+    Operation("GET", "/v1/popular", "The popular list", PopularAnswer, _READ, query=SegmentQuery),
 )  # fmt: skip
 
 
@@ -253,7 +250,6 @@ class QueryParser(Generic[AnyStruct]):
         """Take the type, and the route as refusals name it."""
         self._query = query
         self._route = route
-        self._types = {one.name: one.type for one in _fields_of(query)}
         self._default = query()
         self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
 
@@ -265,21 +261,19 @@ class QueryParser(Generic[AnyStruct]):
 
     def _parse(self, raw: str) -> AnyStruct:
         values = dict[str, object]()
-        pairs = [pair for pair in raw.split("&") if pair]
-        if len(pairs) > MAX_FIELDS:
-            raise bad_parameter(f"a query has at most {MAX_FIELDS} parameters, not {len(pairs)}")
-        for pair in pairs:
+        for pair in filter(None, raw.split("&")):
             raw_name, _, raw_value = pair.partition("=")
             name = _decoded(raw_name, "the name of a parameter")
-            if name not in self._types:
-                raise _unknown(name, self._route, self._types)
             if name in values:
-                raise bad_parameter(f"{name} is given twice; give it once")
-            values[name] = _value(name, raw_value, self._types[name])
+                raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
+            values[name] = _ids_in(raw_value) if name == "exclude" else _decoded(raw_value, name)
+        n = values.get("n")
+        if isinstance(n, str) and n.isascii() and n.isdecimal() and len(n) <= MAX_DIGITS:
+            values["n"] = int(n)
         try:
             query = msgspec.convert(values, self._query)
         except msgspec.ValidationError as error:
-            raise _refusal(error, self._query, values, self._route) from None
+            raise refused(error, values, self._route, self._query) from None
         _check_ids(getattr(query, "exclude", ()), "exclude")
         return query
 
@@ -349,7 +343,7 @@ def _parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
             n = given.get("n") if isinstance(given, dict) else None
             if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
                 return _parse_body(msgspec.json.encode(given | {"n": int(n)}), kind, route)
-            raise _refusal(error, kind, given, route) from None
+            raise refused(error, given, route, kind) from None
     except (ValueError, RecursionError) as error:
         raise bad_parameter(f"the body is not JSON: {error}") from None
 
@@ -371,79 +365,34 @@ def _decoded(raw: str, what: str) -> str:
         raise bad_parameter(f"{what} in the query is not percent-encoded UTF-8") from None
 
 
-def _value(name: str, raw: str, kind: inspect.Type) -> object:
-    """Return a query's value as its type wants it, or as text if it cannot be meant."""
-    if isinstance(kind, inspect.VarTupleType):
-        given = raw.split(",")  # too many are refused even where some are empty, or the same
-        return tuple(dict.fromkeys(_ids_in(given, name))) if len(given) <= MAX_EXCLUDED else tuple(given)
-    value = _decoded(raw, name)
-    if isinstance(kind, inspect.IntType) and value.isascii() and value.isdecimal() and len(value) <= 9:
-        return int(value)
-    return value
-
-
-def _ids_in(pieces: Sequence[str], name: str) -> Iterator[str]:
-    """Yield the ids of a list with commas.
+def _ids_in(raw: str) -> tuple[str, ...]:
+    """Return the ids of a list with commas.
 
     An encoded comma may be an id's own, or between ids, as many clients encode a whole value: what it may mean either
-    way is yielded, for more had better be left out than too little.
+    way is returned, for more had better be left out than too little.
     """
-    for piece in pieces:
-        identifier = _decoded(piece, name)
-        if "," in identifier:
-            yield from filter(None, identifier.split(","))
-            if len(identifier.encode()) > MAX_ID_BYTES:
-                continue  # so it cannot be an id
-        if identifier:
-            yield identifier
+    pieces = [_decoded(piece, "exclude") for piece in raw.split(",")]
+    if len(pieces) > MAX_EXCLUDED:
+        return tuple(pieces)  # refused, even where some are empty, or the same
+    whole = [piece for piece in pieces if "," not in piece or len(piece.encode()) <= MAX_ID_BYTES]
+    return tuple(dict.fromkeys(filter(None, [*whole, *(part for piece in pieces for part in piece.split(","))])))
 
 
-def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object, route: str) -> Problem:
-    fields = {one.name: one.type for one in _fields_of(struct)}
-    if unknown := re.search("unknown field `(.*)`", str(error), re.DOTALL):
-        return _unknown(unknown[1], route, fields)
-    place = re.search(r"at `\$\.(\w+)(?:\[(\d+)\])?", str(error))
-    if place is None or not isinstance(given, dict):
-        first = next(one.name for one in _fields_of(struct) if one.required)
-        return bad_parameter(f'the body must be an object with a list of {first}, as {{"{first}": ["42"], "n": 10}}')
-    name, kind, value = place[1], fields[place[1]], given[place[1]]
-    if place[2] is not None and isinstance(kind, inspect.VarTupleType):
-        name, kind, value = f"{name}[{place[2]}]", kind.item_type, value[int(place[2])]
+def refused(error: msgspec.ValidationError, given: object, route: str, kind: type[Struct]) -> Problem:
+    """Refuse what is not of the type that a route takes: where, what it must be, and what it is."""
+    what, _, place = str(error).partition(" - at `$")
+    where, value = place.rstrip("`").removeprefix("."), given
+    for key, index in re.findall(r"(\w+)|\[(\d+)\]", where):
+        value = value.get(key) if isinstance(value, dict) else value[int(index)] if isinstance(value, list) else value
     if isinstance(value, list | tuple):
-        return bad_parameter(f"{name} must be {_bound(kind)}, not {len(value)}")
-    shown = msgspec.json.encode(value[:SHOWN_CHARS] if isinstance(value, str) else value).decode()[: SHOWN_CHARS + 2]
-    return bad_parameter(f"{name} must be {_bound(kind)}, not {shown}")
-
-
-def _bound(kind: inspect.Type) -> str:
-    if isinstance(kind, inspect.Metadata):
-        kind = kind.type
-    match kind:
-        case inspect.IntType():
-            return f"a whole number from {kind.ge} to {kind.le}"
-        case inspect.LiteralType():
-            return f"one of {', '.join(map(repr, kind.values))}"
-        case inspect.VarTupleType():
-            return f"a list of at most {kind.max_length} ids"
-        case inspect.UnionType():
-            return f'an id, or {{"id": "42", "weight": 2}} with a weight above 0 and of {MAX_WEIGHT} at most'
-        case inspect.StrType(min_length=1):
-            return f"a string of 1 to {MAX_ID_BYTES} bytes of UTF-8"
-    return f"a string of at most {MAX_ID_BYTES} bytes of UTF-8"
-
-
-def _unknown(name: str, route: str, names: dict[str, inspect.Type]) -> Problem:
-    takes = f"it has {', '.join(names)}" if names else "it has none in its query"
-    return bad_parameter(f"{name[:SHOWN_CHARS]!r} is not a parameter of {route}; {takes}")
-
-
-def _fields_of(struct: type[Struct]) -> list[inspect.Field]:
-    """Return the fields of a type, without the descriptions around their types."""
-    info: Any = inspect.type_info(struct)
-    return [
-        msgspec.structs.replace(one, type=one.type.type) if isinstance(one.type, inspect.Metadata) else one
-        for one in info.fields
-    ]
+        what += f", not {len(value)}"
+    elif place and not isinstance(value, dict):
+        shown = value[:SHOWN_CHARS] if isinstance(value, str) else value
+        what += f", not {msgspec.json.encode(shown).decode()[: SHOWN_CHARS + 2]}"
+    elif "unknown field" in what and not place:
+        what = f"{what[: SHOWN_CHARS * 2]}; {route} takes {', '.join(kind.__struct_fields__) or 'nothing in its query'}"
+    what = what.replace("Object missing", "it is missing").replace("Object", "it")
+    return bad_parameter(f"{where or 'the request'} cannot be used: {what[:1].lower()}{what[1:]}"[:MAX_REFUSAL_CHARS])
 
 
 def _check_ids(ids: Sequence[str], name: str) -> None:

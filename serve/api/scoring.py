@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import web
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from hotplate.serve.api.formats import content_coding
 from hotplate.serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, result_head
 from hotplate.serve.api.parameters import (
     JSON,
@@ -25,6 +24,7 @@ from hotplate.serve.api.parameters import (
     Count,
     Id,
     ListedItem,
+    NoQuery,
     QueryParser,
     UsedSegment,
     read_body,
@@ -101,15 +101,7 @@ class ScoreError(Struct, frozen=True):
     message: str
 
 
-class SwaggerQuery(Struct, frozen=True):
-    """The query of `GET /swagger.json`."""
-
-    version: Annotated[
-        Literal["2", "2.0", "3", "3.0"], Meta(description="Swagger 2.0, by default, or OpenAPI 3.0.")
-    ] = "2"
-
-
-_SWAGGER = QueryParser(SwaggerQuery, "GET /swagger.json")
+_SWAGGER = QueryParser(NoQuery, "GET /swagger.json")
 _decode_body = msgspec.json.Decoder(ScoreBody).decode
 _decode_row = msgspec.json.Decoder(ScoreRow, strict=False).decode
 _decode_columns = msgspec.json.Decoder(ScoreColumns, strict=False).decode
@@ -132,15 +124,15 @@ class Scoring:
         except StoreUnavailable as error:
             raise Problem(503, "store-unavailable", str(error)) from error
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(answers)}
-        coding = content_coding(request.headers.get(hdrs.ACCEPT_ENCODING))
-        return await in_pieces(self._pieces(rows, zip(users, answers, strict=True)), headers, coding, answers)
+        return await in_pieces(request, self._pieces(rows, zip(users, answers, strict=True)), headers, answers)
 
     async def swagger(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`GET /swagger.json?version=`."""
-        version = _SWAGGER.parse(raw_query).version
+        """`GET /swagger.json`."""
+        _SWAGGER.parse(raw_query)
         prefix = request.rel_url.raw_path.removesuffix("/swagger.json")  # within another application there is one
-        described = signature(prefix, swagger=version in {"2", "2.0"})
-        return web.Response(body=orjson.dumps(described), headers={"Content-Type": JSON, "Cache-Control": "no-cache"})
+        return web.Response(
+            body=orjson.dumps(signature(prefix)), headers={"Content-Type": JSON, "Cache-Control": "no-cache"}
+        )
 
     async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /`: the process answers, with the word that the callers expect."""
@@ -210,12 +202,6 @@ def _row_of(raw: Raw) -> ScoreRow | bytes:
     return row
 
 
-# What both versions of the signature say alike.
-_TITLE = "hotplate"
-_VERSION = "1"  # of the signature, not of the program
-_BEARER = {"type": "apiKey", "name": "Authorization", "in": "header", "description": "For example: Bearer abc123"}
-_UP = "The service is up."
-_SCORED = "One element for each row, in order."
 _FAILED = "The service could not answer. After 503, and only then, come again later."
 _OUTPUT_EXAMPLE = [
     {
@@ -229,44 +215,42 @@ _OUTPUT_EXAMPLE = [
 ]
 
 
-def signature(prefix: str, *, swagger: bool) -> dict[str, Any]:
-    """Return the signature of the routes below *prefix*, in the words of Azure ML's own servers.
-
-    It is in Swagger 2.0, or else in OpenAPI 3.0.
-    """
-
-    def content(media: str, schema: dict[str, Any]) -> dict[str, Any]:
-        return {"schema": schema} if swagger else {"content": {media: {"schema": schema}}}
+def signature(prefix: str) -> dict[str, Any]:
+    """Return the signature of the routes below *prefix* in Swagger 2.0, in the words of Azure ML's own servers."""
 
     def defined(name: str) -> dict[str, Any]:
-        return content(JSON, {"$ref": f"#/{'definitions' if swagger else 'components/schemas'}/{name}"})
+        return {"schema": {"$ref": f"#/definitions/{name}"}}
 
     failed = {"description": _FAILED, **defined("ErrorResponse")}
-    up = {"description": _UP, **content("text/plain", {"type": "string"} | ({} if swagger else {"example": "Healthy"}))}
-    health = {"operationId": "ServiceHealthCheck", "responses": {"200": up, "default": failed}}
+    up = {
+        "description": "The service is up.",
+        "schema": {"type": "string"},
+        "examples": {"text/plain": "Healthy"},
+    }
+    health = {
+        "operationId": "ServiceHealthCheck",
+        "produces": ["text/plain"],
+        "responses": {"200": up, "default": failed},
+    }
+    payload = {"name": "serviceInputPayload", "in": "body", "required": True, "description": "The rows to score."}
     score = {
         "operationId": "RunMLService",
         "description": "Score the rows of a batch.",
         "security": [{"Bearer": []}],
-        "responses": {"200": {"description": _SCORED, **defined("ServiceOutput")}, "default": failed},
+        "parameters": [payload | defined("ServiceInput")],
+        "responses": {
+            "200": {"description": "One element for each row, in order.", **defined("ServiceOutput")},
+            "default": failed,
+        },
     }
-    described = {
-        "info": {"title": _TITLE, "version": _VERSION},
-        "paths": {f"{prefix}/": {"get": health}, f"{prefix}/score": {"post": score}},
-    }
-    if not swagger:
-        score["requestBody"] = defined("ServiceInput") | {"required": True}
-        components = {"schemas": _definitions(), "securitySchemes": {"Bearer": _BEARER}}
-        return {"openapi": "3.0.3", **described, "components": components}
-    health["produces"], up["examples"] = ["text/plain"], {"text/plain": "Healthy"}
-    payload = {"name": "serviceInputPayload", "in": "body", "required": True, "description": "The rows to score."}
-    score["parameters"] = [payload | defined("ServiceInput")]
+    bearer = {"type": "apiKey", "name": "Authorization", "in": "header", "description": "For example: Bearer abc123"}
     return {
         "swagger": "2.0",
-        **described,
+        "info": {"title": "hotplate", "version": "1"},  # the version of the signature, not of the program
+        "paths": {f"{prefix}/": {"get": health}, f"{prefix}/score": {"post": score}},
         "consumes": [JSON],
         "produces": [JSON],
-        "securityDefinitions": {"Bearer": _BEARER},
+        "securityDefinitions": {"Bearer": bearer},
         "definitions": _definitions(),
     }
 
@@ -289,7 +273,7 @@ def _definitions() -> dict[str, Any]:
 
 
 def _simple(schema: Any, parts: dict[str, Any]) -> Any:  # noqa: ANN401 -- a schema is JSON, and so are its parts
-    """Return a schema whole in itself, with the first type if there are several: neither version knows more."""
+    """Return a schema whole in itself, with the first type if there are several: Swagger knows no more."""
     if isinstance(schema, list):
         return [_simple(one, parts) for one in schema]
     if not isinstance(schema, dict):

@@ -26,9 +26,7 @@ from xxhash import xxh3_64_hexdigest
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.app import Dispatcher, is_request_id
-from hotplate.serve.api.formats import media_type
-from hotplate.serve.api.handlers import NO_STORE, PRIVATE, found_in, is_known, list_head, releases
-from hotplate.serve.api.parameters import JSON, LIST_MEDIA
+from hotplate.serve.api.handlers import PRIVATE, found_in, is_known, list_body, list_head, list_headers
 from hotplate.serve.connections.limits import CountedConnection
 from hotplate.serve.connections.refusals import AnswerWriter
 from hotplate.serve.metrics import request_cell
@@ -57,7 +55,7 @@ _value = re.compile(rb"[ \t]?([\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)").
 # from one to the next.
 NAMES = ("X-API-Key", "Authorization", "X-Request-Id", "If-None-Match")
 CONSTANT = (
-    "Host", "Accept", "Connection", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma",
+    "Host", "Connection", "Accept", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma",
     "Content-Type", "DNT", "Referer", "Priority", "Sec-GPC", "Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site",
     "Sec-Fetch-User", "Sec-CH-UA", "Sec-CH-UA-Mobile", "Sec-CH-UA-Platform", "X-Scheme", "X-Forwarded-Scheme",
     "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Envoy-Internal", "X-Envoy-Attempt-Count",
@@ -70,7 +68,7 @@ CHANGING = (
 # A bit for each, by its name as it is mostly written.
 _BITS = {name: 1 << n for n, name in enumerate((*NAMES, *CONSTANT, *CHANGING))}
 BITS = {way.encode(): bit for name, bit in _BITS.items() for way in (name, name.lower(), name.title())}
-API_KEY, AUTHORIZATION, REQUEST_ID, KNOWN, HOST, ACCEPT, CONNECTION = (_BITS[one] for one in (*NAMES, *CONSTANT[:3]))
+API_KEY, AUTHORIZATION, REQUEST_ID, KNOWN, HOST, CONNECTION = (_BITS[one] for one in (*NAMES, *CONSTANT[:2]))
 IS_READ = API_KEY | AUTHORIZATION | REQUEST_ID | KNOWN
 IS_CONSTANT = sum(_BITS[name] for name in CONSTANT)
 TRACEPARENT = _BITS["traceparent"]
@@ -136,7 +134,7 @@ class Lane:
             None: _kind("/v1/popular", "popular", "", b"", shared),
         }
         self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, dispatcher.cors)
-        self._vary = "Accept, Origin" if dispatcher.cors else "Accept"
+        self._more = "Vary: Origin\r\n" if dispatcher.cors else ""
         self._blocks = dict[bytes, _Headers]()
         self._lines = dict[bytes, tuple[int, str | None]]()
         self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _AnswerFrame]()
@@ -210,7 +208,7 @@ class Lane:
         if frame is None:
             frame = self._frame(kind, encoded)
         items = self._reader.cut(encoded, n)
-        body = b"".join((b"{", kind.subject % raw_id if raw_id else b"", frame.middle, items, b"]}"))
+        body = list_body(kind.subject % raw_id if raw_id else b"", frame.middle, items)
         etag, size = xxh3_64_hexdigest(body), len(body)
         request_id = given_id or self._dispatcher.request_ids.new()
         status, cell, head = 200, kind.ok_cell, frame.head
@@ -225,18 +223,18 @@ class Lane:
             found = found_in(encoded, items)
             record = RequestRecord(kind.route, "GET", status, took_s, size, request_id, client, user, found)
             report(record, self._access_log if is_logged else None, span)
-        return self._writer.write(head, request_id, took_s, content, last=f'{etag}"\r\n')
+        return self._writer.write(head, request_id, took_s, content, last=f'{etag}"\r\n', more=self._more)
 
     def _frame(self, kind: _ListRoute, encoded: EncodedList) -> _AnswerFrame:
         """Return what answers with lists of one source and release have in common."""
         served, source, tier = encoded.served, encoded.source, encoded.tier
         if len(self._frames) >= MAX_FRAMES:
             self._frames.clear()
-        cache = kind.cache if source == kind.source else NO_STORE
-        named = "".join(f"{name}: {release}\r\n" for name, release in releases((encoded,)).items())
-        lines = f'Cache-Control: {cache}\r\n{named}Vary: {self._vary}\r\nETag: "'
+        content, *others = list_headers(encoded, kind.source, kind.cache).items()
+        first = "{}: {}\r\n".format(*content)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in others) + 'ETag: "'
         self._frames[kind.source, served.ref, served.is_canary, source, tier] = frame = _AnswerFrame(
-            f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\n{lines}".encode(),
+            f"HTTP/1.1 200 OK\r\n{first}{lines}".encode(),
             f"HTTP/1.1 304 Not Modified\r\n{lines}".encode(),
             list_head(encoded),
         )
@@ -276,20 +274,9 @@ class Lane:
             return None
         found = bit, value[1].decode() if bit & self._is_read else None
         if bit & IS_REMEMBERED:
-            if bit & IS_CONSTANT and not _is_harmless(bit, value[1].decode()):
+            if bit == CONNECTION and value[1].lower() != b"keep-alive":
                 return None
             if len(self._lines) >= MAX_REMEMBERED:
                 self._lines.clear()
             self._lines[line] = found
         return found
-
-
-def _is_harmless(bit: int, value: str) -> bool:
-    if bit == CONNECTION:
-        return value.lower() == "keep-alive"
-    if bit == ACCEPT:
-        try:
-            return media_type(value, LIST_MEDIA) == JSON
-        except Problem:
-            return False
-    return True

@@ -380,15 +380,15 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
         assert status == 200
         assert [item["id"] for item in fields.pop("items")] == expected
         assert fields == {"known": 2, "unknown": 1, "release": release, "source": "fold-in", "tier": "file"}
-        lines = post({"items": ["i003"], "n": 2, "fields": "id"}, Accept="text/csv")[1].splitlines()
-        assert (lines[0], len(lines)) == (b"id", 3)
+        items = json.loads(post({"items": ["i003"], "n": 2, "fields": "id"})[1])["items"]
+        assert [[*item] for item in items] == [["id"]] * 2
         for wrong, sentence in (
             ({}, "items"),
-            ({"items": [{"id": "i003", "weight": 0}]}, "weight above 0"),
-            ({"items": [{"id": "i003"}]}, "items[0] must be an id"),
-            ({"items": ["i003"] * 201}, "at most 200"),
+            ({"items": [{"id": "i003", "weight": 0}]}, "items[0].weight cannot be used: expected `float` > 0.0, not 0"),
+            ({"items": [{"id": "i003"}]}, "items[0] cannot be used: it is missing required field `weight`"),
+            ({"items": ["i003"] * 201}, "of length <= 200, not 201"),
             ({"items": ["é" * 200]}, "items[0]"),
-            ({"items": ["i003"], "users": ["1"]}, "is not a parameter of POST /v1/recommendations/fold-in"),
+            ({"items": ["i003"], "users": ["1"]}, "unknown field `users`; POST /v1/recommendations/fold-in takes"),
         ):
             status, body = post(wrong)
             assert (status, sentence in json.loads(body)["detail"]) == (400, True), body

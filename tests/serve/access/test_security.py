@@ -144,11 +144,10 @@ def test_a_line_end_in_an_id_or_a_parameter_becomes_no_header(keyed: Keyed) -> N
     split = "x%0d%0aSet-Cookie:%20a=b%0d%0a%0d%0aHTTP/1.1%20200%20OK"
     paths = (USER, "/v1/similar/", "/v1/popular?segment=", "/v1/popular?fields=", "/v1/popular?", "/", "/docs/")
     for path in (f"{path}{split}" for path in paths):
-        for headers in ({}, {"Accept": "text/csv"}):
-            answer = keyed.service.get(path, X_API_Key=keyed.read, **headers)
-            assert answer.status in (200, 400, 404)
-            assert "set-cookie" not in answer.headers
-            assert not any("a=b" in value for value in answer.headers.values())
+        answer = keyed.service.get(path, X_API_Key=keyed.read)
+        assert answer.status in (200, 400, 404)
+        assert "set-cookie" not in answer.headers
+        assert not any("a=b" in value for value in answer.headers.values())
 
 
 def test_an_anonymous_caller_may_read_where_that_was_asked_for_and_no_more(folder: Path, keyed: Keyed) -> None:

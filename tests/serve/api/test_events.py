@@ -84,7 +84,7 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
     ("sent", "said"),
     [
         (b"{", "the body is not JSON"),
-        (b"[]", "the body cannot be used: expected `object`, got `array`"),
+        (b"[]", "the request cannot be used: expected `object`, got `array`"),
         (b'{"events": []}', "events cannot be used"),
         (
             b'{"events": [{"type": "click", "items": ["1"]}]}',

@@ -139,24 +139,24 @@ def test_those_of_many_who_have_no_list_get_the_popular_one_of_the_segment(
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"\xff", "not JSON"),
-        (b"[]", "list of users"),
-        (b"{}", "list of users"),
-        (b'{"users": "42"}', 'users must be a list of at most 2000 ids, not "42"'),
-        (b'{"users": [42]}', r"users\[0\] must be a string of 1 to 256 bytes of UTF-8, not 42"),
+        (b"[]", "the request cannot be used: expected `object`, got `array`"),
+        (b"{}", "missing required field `users`"),
+        (b'{"users": "42"}', 'users cannot be used: expected `array`, got `str`, not "42"'),
+        (b'{"users": [42]}', r"users\[0\] cannot be used: expected `str`, got `int`, not 42"),
         (b'{"users": ["\xc3\xa9' + b"\xc3\xa9" * 128 + b'"]}', r"users\[0\].*256 bytes.*258"),
         (
             b'{"users": [], "user": 1}',
-            "'user' is not a parameter of POST /v1/recommendations; it has n, .* segment, users",
+            "unknown field `user`; POST /v1/recommendations takes n, .* segment, users",
         ),
-        (b'{"users": [], "segment": 1}', "segment must be a string of at most 256 bytes of UTF-8, not 1"),
-        (b'{"users": [' + b"[" * 100_000, "at most|not JSON|must be"),
-        (b'{"users": ["1"], "n": 1000, "exclude": [' + b",".join([b'"1"'] * 201) + b"]}", "at most 200 ids, not 201"),
+        (b'{"users": [], "segment": 1}', "segment cannot be used: expected `str`, got `int`, not 1"),
+        (b'{"users": [' + b"[" * 100_000, "cannot be used|not JSON"),
+        (b'{"users": ["1"], "n": 1000, "exclude": [' + b",".join([b'"1"'] * 201) + b"]}", "length <= 200, not 201"),
         (b'{"users": [' + b",".join([b'"1"'] * 21) + b'], "n": 1000}', "at most 20000 items.*21 times 1000"),
-        (b'{"users": ["1", ""]}', r"users\[1\].*256 bytes"),
+        (b'{"users": ["1", ""]}', r"users\[1\].*length >= 1"),
         (b'{"users": ["\\ud800"]}', "JSON|Unicode"),
-        (b'{"users": [], "n": 0}', "from 1 to 1000"),
-        (b'{"users": [], "n": true}', "from 1 to 1000"),
-        (b'{"users": [' + b",".join([b'"1"'] * 2001) + b"]}", "at most 2000"),
+        (b'{"users": [], "n": 0}', "n cannot be used: expected `int` >= 1, not 0"),
+        (b'{"users": [], "n": true}', "n cannot be used: expected `int`, got `bool`, not true"),
+        (b'{"users": [' + b",".join([b'"1"'] * 2001) + b"]}", "length <= 2000, not 2001"),
     ],
 )
 def test_a_body_that_cannot_be_meant_is_refused(service: Service, body: bytes, sentence: str) -> None:
@@ -209,11 +209,6 @@ def test_popular_items_fill_what_exclude_leaves_and_are_marked(service: Service,
         "results"
     ]
     assert result["items"] == answer["items"]
-    rows = service.request(
-        "POST", "/v1/recommendations",
-        json.dumps({"users": ["42"], "exclude": most.split(","), "fields": "id"}).encode(), Accept="text/csv",
-    ).body.decode().splitlines()  # fmt: skip
-    assert [row.split(",")[2] for row in rows[1:]] == ["personal"] * 5 + ["popular"] * 3
 
 
 def test_a_popular_list_names_its_segment(service: Service) -> None:
@@ -221,8 +216,6 @@ def test_a_popular_list_names_its_segment(service: Service) -> None:
     assert service.get("/v1/recommendations/nobody?segment=Frnace").json["segment"] == ""
     assert service.get("/v1/popular").json["segment"] == ""
     assert "segment" not in service.get("/v1/recommendations/42?segment=France").json
-    csv = service.get("/v1/popular?segment=France", Accept="text/csv")
-    assert (csv.headers["x-hotplate-source"], csv.headers["x-hotplate-segment"]) == ("popular", "France")
     found = batch(service, users=["nobody", "42"], segment="France")["results"]
     assert [result.get("segment") for result in found] == ["France", None]
 
@@ -263,18 +256,13 @@ def test_what_stands_in_for_a_list_is_kept_nowhere(service: Service) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/recommendations/42", "/v1/recommendations/nobody", "/v1/similar/7?n=2"])
-@pytest.mark.parametrize("media", ["application/json", "application/msgpack", "text/csv"])
-def test_every_list_has_an_etag_of_its_form_and_head_gives_the_same_headers(
-    service: Service, path: str, media: str
-) -> None:
-    got, head = service.get(path, Accept=media), service.request("HEAD", path, None, Accept=media)
+def test_every_list_has_an_etag_and_head_gives_the_same_headers(service: Service, path: str) -> None:
+    got, head = service.get(path), service.request("HEAD", path, None)
     assert (head.status, head.body) == (200, b"")
     varying = dict.fromkeys(("date", "x-request-id", "server-timing"))
     assert got.headers | varying == head.headers | varying
-    again = service.get(path, Accept=media, If_None_Match=got.headers["etag"])
-    assert (again.status, again.body, again.headers["vary"]) == (304, b"", "Accept, Origin")
-    plain = service.get(path, Accept="*/*", If_None_Match=got.headers["etag"])
-    assert plain.status == (304 if media == "application/json" else 200)
+    again = service.get(path, If_None_Match=got.headers["etag"])
+    assert (again.status, again.body, again.headers["vary"]) == (304, b"", "Origin")
 
 
 def test_pages_of_listed_origins_may_read_answers_and_refusals(service: Service) -> None:

@@ -79,17 +79,19 @@ def test_any_body_is_understood_or_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ("n=0", "n must be a whole number from 1 to 1000, not 0"),
-        ("n=ten", 'n must be a whole number from 1 to 1000, not "ten"'),
-        ("n=1.0", 'n must be a whole number from 1 to 1000, not "1.0"'),
-        ("n=" + "9" * 100, f'n must be a whole number from 1 to 1000, not "{"9" * 40}"'),
-        ("k=3", "'k' is not a parameter of GET /v1/popular; it has n, exclude, fields, segment"),
+        ("n=0", "n cannot be used: expected `int` >= 1, not 0"),
+        ("n=ten", 'n cannot be used: expected `int`, got `str`, not "ten"'),
+        ("n=1.0", 'n cannot be used: expected `int`, got `str`, not "1.0"'),
+        ("n=" + "9" * 100, f'n cannot be used: expected `int`, got `str`, not "{"9" * 40}"'),
+        ("k=3", ("the request cannot be used: it contains unknown field `k`; GET /v1/popular takes n, exclude, fields, "
+         "segment")),
         ("n=3&n=3", "n is given twice; give it once"),
         ("exclude=a&exclude=b", "exclude is given twice; give it once"),
-        ("fields=title", "fields must be one of 'id', 'id,score', 'id,score,title', not \"title\""),
-        ("segment=" + "x" * 257, f'segment must be a string of at most 256 bytes of UTF-8, not "{"x" * 40}"'),
-        ("exclude=" + ",".join(map(str, range(201))), "exclude must be a list of at most 200 ids, not 201"),
-        ("exclude=" + "," * 200, "exclude must be a list of at most 200 ids, not 201"),
+        ("fields=title", "fields cannot be used: invalid enum value 'title', not \"title\""),
+        ("segment=" + "x" * 257, f'segment cannot be used: expected `str` of length <= 256, not "{"x" * 40}"'),
+        ("exclude=" + ",".join(map(str, range(201))), ("exclude cannot be used: expected `array` of length <= 200, "
+         "not 201")),
+        ("exclude=" + "," * 200, "exclude cannot be used: expected `array` of length <= 200, not 201"),
         ("exclude=a," + "%C3%A9" * 129,
          "exclude[1] cannot be used: an id has 1 to 256 bytes of UTF-8; this one has 258"),
         ("exclude=%FF", "exclude in the query is not percent-encoded UTF-8"),
@@ -104,11 +106,9 @@ def test_an_empty_query_and_an_empty_exclusion_exclude_nothing() -> None:
 
 
 def test_a_route_refuses_the_parameters_of_others() -> None:
-    with pytest.raises(
-        Problem, match=r"'segment' is not a parameter of GET /v1/similar/\{item\}; it has n, exclude, fiel"
-    ):
+    with pytest.raises(Problem, match=r"`segment`; GET /v1/similar/\{item\} takes n, exclude, fields"):
         QueryParser(ListQuery, "GET /v1/similar/{item}").parse("segment=x")
-    with pytest.raises(Problem, match="'n' is not a parameter of POST /v1/recommendations; it has none in its query"):
+    with pytest.raises(Problem, match="`n`; POST /v1/recommendations takes nothing in its query"):
         QueryParser(NoQuery, "POST /v1/recommendations").parse("n=3")
 
 

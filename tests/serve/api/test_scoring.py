@@ -328,15 +328,6 @@ async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) ->
     assert [(one["status"], one["source"]) for one in elements] == [("error", "popular")] * 2
 
 
-def test_the_signature_comes_in_either_version(service: Service) -> None:
-    versions = {version: service.get(f"/swagger.json?version={version}").json for version in ("2", "2.0", "3", "3.0")}
-    assert versions["2"] == versions["2.0"] == service.get("/swagger.json").json
-    assert versions["3"] == versions["3.0"]
-    assert (versions["2"]["swagger"], versions["3"]["openapi"]) == ("2.0", "3.0.3")
-    assert versions["3"]["components"]["schemas"] == versions["2"]["definitions"]
-    assert service.get("/swagger.json?version=4").status == 400
-
-
 def test_the_example_of_the_signature_is_answered_as_the_signature_says(service: Service) -> None:
     definitions = service.get("/swagger.json").json["definitions"]
     (first, _) = scored(service, definitions["ServiceInput"]["example"]["data"])
