@@ -31,22 +31,18 @@ TIMEOUT_S = 0.2
 # How many connections a client has at most, and when an idle one is closed: before the service closes it.
 CONNECTIONS = 50
 IDLE_S = 60.0
-# How many items of a popular list are remembered, of how many segments, and how old they are when they are read again.
+# How many items of a popular list are remembered, of how many segments, how old they are when they are read again, and
+# when a read of them that failed is tried again.
 REMEMBERED_ITEMS = 100
 REMEMBERED_SEGMENTS = 100
 REFRESH_S = 60.0
-# After how long a read of them that failed is tried again.
 REFRESH_AGAIN_S = 1.0
-# The longest pause that a service may request.
-MAX_RETRY_AFTER_S = 600.0
 MAX_ANSWER_BYTES = 32 << 20
 MAX_N = 1000
 MAX_FAILURE_CHARS = 300
 # The service's statuses for requests that are wrong, and for those that this client may not send.
-WRONG = {400, 405, 406, 413, 414, 415, 431}
+WRONG = {400, 405, 413, 414, 415, 431}
 DENIED = {401, 403, 404}
-# Behind a load balancer, another server may answer at once.
-UNAVAILABLE = {502, 503, 504}
 
 # Ids of the items that a visitor has, or their weights by id.
 Basket = Iterable[str] | Mapping[str, float]
@@ -58,11 +54,6 @@ class ClientError(Exception):
 
 class ServiceUnavailable(ClientError):
     """The service did not answer in time, and no popular list is remembered."""
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-        """How long the service wants to be left alone, if it said so."""
 
 
 class RequestRefused(ClientError):
@@ -109,13 +100,11 @@ class ListOptions(SimilarOptions, total=False):
 
 
 class _Failed(Exception):
-    """A request without lists in its answer."""
+    """A request without lists in its answer; its status, if there was an answer."""
 
-    def __init__(
-        self, message: str, status: int = 0, retry_after_s: float | None = None, *, may_repeat: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.status, self.retry_after_s, self.may_repeat = status, retry_after_s, may_repeat
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message[:MAX_FAILURE_CHARS])
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +146,11 @@ class _Call:
 class AsyncClient:
     """Lists from the HTTP service, for programs on one asyncio event loop; make one for the whole program.
 
-    A method ends within *timeout_s*, its own or the client's: looking up the service's name, connecting, repeating on a
-    new connection what failed once, and reading the answer. If the service does not answer in time, or wants to be left
-    alone, the answer is the popular list that the client remembers, and its source is `memory`. Raises
-    ServiceUnavailable if none is remembered, RequestRefused for a request that is wrong, and ValueError for an *n*
-    outside 1 to 1000 and for a *timeout_s* that is not a number above 0.
+    A method ends within *timeout_s*, its own or the client's: looking up the service's name, connecting, repeating what
+    failed with its connection once, and reading the answer. If the service does not answer in time, the answer is the
+    popular list that the client remembers, and its source is `memory`. Raises ServiceUnavailable if none is remembered,
+    RequestRefused for a request that is wrong, and ValueError for an *n* outside 1 to 1000 and for a *timeout_s* that
+    is not a number above 0.
     """
 
     def __init__(
@@ -187,15 +176,11 @@ class AsyncClient:
         self._popular = dict[str, Answer]()
         self._due = dict[str, float]()
         """When to read the popular list of a segment again."""
-        self._paused = dict[str, tuple[float, str]]()
-        """Until when the service wants no requests on a route, and why."""
         if ssl_context is None and parts.scheme == "https":
             ssl_context = httpcore2.default_ssl_context()  # here, because it takes long
-        connect = partial(
-            httpcore2.AsyncConnectionPool, ssl_context, max_connections=max_connections, network_backend=_Network()
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context, max_connections=max_connections, keepalive_expiry=IDLE_S, network_backend=_Network()
         )
-        self._pool = connect(keepalive_expiry=IDLE_S)
-        self._fresh = connect(max_keepalive_connections=0)
 
     def __repr__(self) -> str:
         return f"<hotplate.{type(self).__name__} {self._url}>"
@@ -209,7 +194,6 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._pool.aclose()
-        await self._fresh.aclose()
 
     async def recommendations(self, user: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
         """Return a user's list; if there is none, the popular list."""
@@ -254,45 +238,38 @@ class AsyncClient:
             await self._refresh(call)
             return self._stand_in(call, error)
         for answer in answers:
-            if answer.source == "popular" and answer.items and not call.exclude:
-                self._popular.setdefault(call.segment, deepcopy(answer))
+            if answer.source == "popular" and answer.items and not call.exclude and call.segment in self._due:
+                self._popular.setdefault(call.segment, deepcopy(answer))  # in case that it could not be read as below
         await self._refresh(call)
         return answers
 
     async def _try(self, call: _Call) -> list[Answer]:
-        paused_until, why = self._paused.get(call.route, (0.0, ""))
-        if (left := paused_until - time.monotonic()) > 0:
-            raise _Failed(f"not called, because of {why}", retry_after_s=left)
         try:
-            return await self._send(self._pool, call)
-        except _Failed as error:
-            if not error.may_repeat:
-                raise
-        return await self._send(self._fresh, call)
+            try:
+                return await self._send(call)
+            except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError):
+                return await self._send(call)  # all that are dead have left the pool
+        except (TimeoutError, httpcore2.TimeoutException):  # not repeated: that would double the load of a slow service
+            raise _Failed("no answer in time") from None
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
+            raise _Failed(str(error) or type(error).__name__) from None
 
-    async def _send(self, pool: httpcore2.AsyncConnectionPool, call: _Call) -> list[Answer]:
+    async def _send(self, call: _Call) -> list[Answer]:
         path, headers, content = call.request()
         url = httpcore2.URL(**self._origin, target=f"{self._prefix}/v1/{path}".encode())  # type: ignore[arg-type]
         method, body = "GET" if call.body is None else "POST", bytearray()
-        try:
-            async with (
-                asyncio.timeout(call.until - time.monotonic()),
-                pool.stream(method, url, headers=[*self._headers, *headers], content=content or None) as response,
-            ):
-                async for piece in response.aiter_stream():
-                    body += piece
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise httpcore2.RemoteProtocolError(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
-        except (TimeoutError, httpcore2.TimeoutException):
-            # Not repeated: that would double the load of a slow service.
-            raise _Failed("no answer in time") from None
-        except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
-            raise _Failed((str(error) or type(error).__name__)[:MAX_FAILURE_CHARS], may_repeat=True) from None
-        return self._read(call, response, bytes(body))
+        async with (
+            asyncio.timeout(call.until - time.monotonic()),
+            self._pool.stream(method, url, headers=[*self._headers, *headers], content=content or None) as response,
+        ):
+            async for piece in response.aiter_stream():
+                body += piece
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise _Failed(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+        return self._read(call, response.status, bytes(body))
 
-    def _read(self, call: _Call, response: httpcore2.Response, body: bytes) -> list[Answer]:
+    def _read(self, call: _Call, status: int, body: bytes) -> list[Answer]:
         """Return the lists of an answer; raises _Failed for any other."""
-        status = response.status
         try:
             decoded = json.loads(body)
             if status == 200:
@@ -305,27 +282,20 @@ class AsyncClient:
             failure = f"an answer with status {status} that hotplate does not give"
         if self._key:
             failure = failure.replace(self._key, "…")  # before it is cut, or a part of the key could be left
-        failure, retry_after_s = failure[:MAX_FAILURE_CHARS], None
-        if status in {429, 503} and (given := _header(response, b"retry-after")).isdecimal():
-            retry_after_s = min(float(given), MAX_RETRY_AFTER_S)
-            self._paused[call.route] = time.monotonic() + retry_after_s, failure
-        raise _Failed(failure, status, retry_after_s, may_repeat=status in UNAVAILABLE and not retry_after_s)
+        raise _Failed(failure, status)
 
     async def _refresh(self, call: _Call) -> None:
         """Read the popular lists that could stand in for an answer, if due, each in half of the time that is left."""
-        for segment in dict.fromkeys(("", call.segment)):
+        for segment in {"", call.segment}:
             now = time.monotonic()
-            if self._due.get(segment, 0.0) <= now < call.until:
+            is_known = segment in self._due or len(self._due) < REMEMBERED_SEGMENTS
+            if is_known and self._due.get(segment, 0.0) <= now < call.until:
                 self._due[segment] = now + REFRESH_AGAIN_S
                 popular = _Call("popular", "popular", REMEMBERED_ITEMS, (call.until - now) / 2, segment=segment)
                 with suppress(_Failed):
                     (answer,) = await self._try(popular)
                     if answer.items:
                         self._popular[segment], self._due[segment] = answer, now + REFRESH_S
-        while len(self._due) > REMEMBERED_SEGMENTS:
-            oldest = next(filter(None, self._due))
-            del self._due[oldest]
-            self._popular.pop(oldest, None)
 
     def _stand_in(self, call: _Call, error: _Failed) -> list[Answer]:
         """Return remembered lists in place of an answer; raises RequestRefused and ServiceUnavailable."""
@@ -334,7 +304,7 @@ class AsyncClient:
         if error.status in WRONG or (not known and error.status in DENIED):
             raise RequestRefused(message, error.status)
         if not known:
-            raise ServiceUnavailable(f"{message}; no popular list is remembered", error.retry_after_s)
+            raise ServiceUnavailable(f"{message}; no popular list is remembered")
         answer = next((one for one in known if _cut(one.items, call)), known[0])
         status = "error" if call.path == "recommendations" else None
         return [
@@ -365,7 +335,7 @@ class Client:
             AsyncClient, url, key=key, timeout_s=timeout_s, max_connections=max_connections, ssl_context=ssl_context
         )
         self._name = repr(self._open()).replace("AsyncClient", "Client")  # which raises for wrong arguments, too
-        self._running = dict[tuple[int, int], _Running]()
+        self._running = dict[int, _Running]()
 
     def __repr__(self) -> str:
         return self._name
@@ -378,7 +348,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections, and end the thread."""
-        if running := self._running.pop((os.getpid(), _forks), None):
+        if running := self._running.pop(os.getpid(), None):
             running.close()
 
     def recommendations(self, user: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
@@ -402,22 +372,9 @@ class Client:
         return self._run(lambda client: client.fold_in(items, n, **options))
 
     def _run(self, call: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
-        here = os.getpid(), _forks
+        here = os.getpid()
         running = self._running.get(here) or self._running.setdefault(here, _Running())  # the same one in all threads
         return running.run(call, self._open)
-
-
-# How often this process, or one before it, was forked: a process id alone may come again.
-_forks = 0
-
-
-def _count_fork() -> None:
-    global _forks  # noqa: PLW0603 -- it is of the process
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
 
 
 class _Running:
@@ -454,21 +411,18 @@ class _Network(httpcore2.AnyIOBackend):
     """Opens connections that close if their TLS handshake is cancelled; those of httpcore2 stay open."""
 
     async def connect_tcp(self, *arguments: Any, **options: Any) -> httpcore2.AsyncNetworkStream:  # noqa: ANN401 -- as in httpcore2
-        return _Stream(await super().connect_tcp(*arguments, **options))
+        stream = await super().connect_tcp(*arguments, **options)
+        start_tls = stream.start_tls
 
+        async def start_or_close(*arguments: Any, **options: Any) -> httpcore2.AsyncNetworkStream:  # noqa: ANN401
+            try:
+                return await start_tls(*arguments, **options)
+            except BaseException:
+                await stream.aclose()
+                raise
 
-class _Stream(httpcore2.AsyncNetworkStream):
-    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
-        self.read, self.write, self.aclose = stream.read, stream.write, stream.aclose  # type: ignore[method-assign]
-        self.get_extra_info = stream.get_extra_info  # type: ignore[method-assign]
-        self._start_tls = stream.start_tls
-
-    async def start_tls(self, *arguments: Any, **options: Any) -> httpcore2.AsyncNetworkStream:  # noqa: ANN401 -- as in httpcore2
-        try:
-            return await self._start_tls(*arguments, **options)
-        except BaseException:
-            await self.aclose()
-            raise
+        stream.start_tls = start_or_close  # type: ignore[method-assign]
+        return stream
 
 
 def _answer(decoded: dict[str, Any]) -> Answer:
@@ -495,7 +449,3 @@ def _checked_timeout(seconds: float) -> float:
     if not 0 < seconds < inf:
         raise ValueError(f"a time-out is a number of seconds above 0, not {seconds}")
     return seconds
-
-
-def _header(response: httpcore2.Response, name: bytes) -> str:
-    return next((value.decode("latin-1").strip() for key, value in response.headers if key.lower() == name), "")
