@@ -15,7 +15,7 @@ from selectors import DefaultSelector, SelectorKey
 from typing import Any, Self, TypeVar
 
 from hotplate.serve.embedded import FIRST_READ_S, Lists, Recommendations, open_lists
-from hotplate.serve.reader import BUDGET_S_PER_USER, DEFAULT_N
+from hotplate.serve.reader import DEFAULT_N
 from hotplate.serve.settings import BUDGET_S
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.keys import ITEM, OVERALL, USER, check_id
@@ -24,8 +24,6 @@ T = TypeVar("T")
 
 # How much longer than its budget a call waits for the loop, and how long `close` waits for the stores.
 LOOP_S = 10.0
-# How long a fork waits for the loops of this process to wait for something.
-FORK_S = 5.0
 
 
 class SyncLists:
@@ -38,9 +36,8 @@ class SyncLists:
 
     def __init__(self, open_them: Callable[[], Lists], budget_s: float, timeout_s: float) -> None:
         """Take what makes lists that are not open; it is called once in each process."""
-        self._open_them = open_them
-        self._budget_s, self._timeout_s = budget_s, timeout_s
-        self._opened = dict[tuple[int, int], _Opened]()
+        self._open_them, self._budget_s, self._timeout_s = open_them, budget_s, timeout_s
+        self._opened = dict[int, _Opened]()
         """By process. What a parent has opened is kept, because the end of an object would close it."""
         self._closed = False
 
@@ -54,7 +51,7 @@ class SyncLists:
     def close(self) -> None:
         """End the thread, and close the stores; every later call raises StoreMisused."""
         self._closed = True
-        if opened := self._opened.get((os.getpid(), _forks)):
+        if opened := self._opened.get(os.getpid()):
             opened.close()
 
     def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
@@ -66,9 +63,7 @@ class SyncLists:
         self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
     ) -> list[Recommendations]:
         """See `Lists.personal_many`."""
-        return self._on_loop(
-            lambda lists: lists.personal_many(users, n, segment=segment), BUDGET_S_PER_USER * len(users)
-        )
+        return self._on_loop(lambda lists: lists.personal_many(users, n, segment=segment))
 
     def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
         """See `Lists.similar`."""
@@ -83,83 +78,83 @@ class SyncLists:
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.popular`."""
-        opened = self._here()
-        with opened.lock:
-            return opened.lists.decoded(opened.lists.reader.popular(segment), n)
+        with self._here() as lists:
+            return lists.decoded(lists.reader.popular(segment), n)
 
     def prometheus_text(self) -> bytes:
         """See `Lists.prometheus_text`."""
-        opened = self._here()
-        with opened.lock:
-            return opened.lists.prometheus_text()
+        with self._here() as lists:
+            return lists.prometheus_text()
 
     def _one(
         self, key: str, source: str, n: int, segment: str, read: Callable[[Lists], Coroutine[Any, Any, Recommendations]]
     ) -> Recommendations:
-        opened = self._here()
-        with opened.lock:
-            found = opened.lists.reader.get_nowait(key, source, segment)
-            if found is not None:
-                return opened.lists.decoded(found, n)
+        with self._here() as lists:
+            if (found := lists.reader.get_nowait(key, source, segment)) is not None:
+                return lists.decoded(found, n)
         return self._on_loop(read)
 
-    def _on_loop(self, read: Callable[[Lists], Coroutine[Any, Any, T]], more_s: float = 0.0) -> T:
-        opened, timeout_s = self._here(), min(self._budget_s + more_s + LOOP_S, threading.TIMEOUT_MAX)
-        with opened.lock:
-            future = asyncio.run_coroutine_threadsafe(read(opened.lists), opened.loop)
+    def _on_loop(self, read: Callable[[Lists], Coroutine[Any, Any, T]]) -> T:
+        opened = self._here()
+        with opened as lists:
+            future = asyncio.run_coroutine_threadsafe(read(lists), opened.loop)
         try:
-            return future.result(timeout_s)
+            return future.result(_with_the_loop(self._budget_s))
         except concurrent.futures.CancelledError:
             raise _closed() from None
         except TimeoutError:
             future.cancel()
-            raise StoreUnavailable(f"the thread that reads the stores has not answered in {timeout_s:g} s") from None
+            raise StoreUnavailable("the thread that reads the stores does not answer") from None
 
     def _here(self) -> "_Opened":
         """Return what this process has opened, and open it first if it is not."""
         if self._closed:
             raise _closed()
-        here = os.getpid(), _forks
-        opened = self._opened.get(here)
+        opened = self._opened.get(os.getpid())
         if opened is None or not opened.tried.is_set():
-            opened = self._opened.setdefault(here, _Opened())  # the same one in all threads
-            with opened.lock:
-                opened.start(self._open_them)
-            opened.tried.wait(min(self._timeout_s + LOOP_S, threading.TIMEOUT_MAX))
+            opened = self._opened.setdefault(os.getpid(), _Opened())  # the same one in all threads
+            opened.start(self._open_them)
+            opened.tried.wait(_with_the_loop(self._timeout_s))
         return opened
 
 
 class _Opened:
-    """The lists of one process, and the thread whose loop follows them."""
+    """The lists of one process, and the thread whose loop follows them; as a context manager, the loop is held up."""
 
     loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        """Held by the loop while it works, and by callers while they use `lists`."""
         self.tried = threading.Event()
+        self._lock = threading.RLock()
+        """Held by the loop while it works, and by callers while they use the lists."""
         self._lists: Lists | None = None
-        self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self, open_them: Callable[[], Lists]) -> None:
-        """Start the thread, unless that was done; the caller holds the lock."""
-        if self._thread is None:
-            self._lists = open_them()
-            self.loop = asyncio.SelectorEventLoop(_Selector(self.lock))
+        """Start the thread, unless that was done."""
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._lists, self.loop = open_them(), asyncio.SelectorEventLoop(_Selector(self._lock))
             self._thread = threading.Thread(target=self._run, args=(self._lists,), name="hotplate", daemon=True)
             self._thread.start()
-            _locks.append(self.lock)
+        # A fork waits until the loop waits: in the child, nothing would release a lock of a module that it held.
+        release = self._lock.release
+        os.register_at_fork(before=self._lock.acquire, after_in_parent=release, after_in_child=release)
 
-    @property
-    def lists(self) -> Lists:
-        """The lists, for a caller that holds the lock; raises StoreMisused once they are closed."""
+    def __enter__(self) -> Lists:
+        self._lock.acquire()
         if self._lists is None:
+            self._lock.release()
             raise _closed()
         return self._lists
 
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
     def close(self) -> None:
-        with self.lock:
+        with self._lock:
             if self._lists is not None:
                 self._lists = None
                 self.loop.call_soon_threadsafe(self._stop.set)
@@ -167,13 +162,12 @@ class _Opened:
             self._thread.join(LOOP_S)
 
     def _run(self, lists: Lists) -> None:
-        with self.lock, asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+        with self._lock, asyncio.Runner(loop_factory=lambda: self.loop) as runner:
             try:
                 runner.run(self._follow(lists))
             finally:
                 self._lists = None
                 self.tried.set()
-                _locks.remove(self.lock)
 
     async def _follow(self, lists: Lists) -> None:
         async with lists:
@@ -196,32 +190,6 @@ class _Selector(DefaultSelector):
             self._lock.acquire()
 
 
-# A fork waits until the loops of the process wait: in the child, nothing would release a lock of a module that a loop
-# had acquired. A process id alone may come again in a grandchild, so forks are counted, too.
-_locks = list[threading.RLock]()
-_forks = 0
-_forking = threading.local()
-
-
-def _before_fork() -> None:
-    _forking.held = [lock for lock in list(_locks) if lock.acquire(timeout=FORK_S)]
-
-
-def _after_fork() -> None:
-    for lock in _forking.held:
-        lock.release()
-
-
-def _after_fork_in_child() -> None:
-    global _forks  # noqa: PLW0603 -- it is of the process
-    _forks += 1
-    _after_fork()
-    _locks.clear()  # their threads are the parent's
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
-
-
 def open_sync(
     *urls: str,
     budget_s: float = BUDGET_S,
@@ -237,6 +205,10 @@ def open_sync(
     open_them = partial(open_lists, *urls, budget_s=budget_s, timeout_s=timeout_s, deny_list=deny_list, fold_in=fold_in)
     open_them()  # raises what is wrong with the arguments now; it opens nothing
     return SyncLists(open_them, budget_s, timeout_s)
+
+
+def _with_the_loop(seconds: float) -> float:
+    return min(seconds + LOOP_S, threading.TIMEOUT_MAX)
 
 
 def _closed() -> StoreMisused:

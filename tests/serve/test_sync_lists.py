@@ -214,7 +214,7 @@ def test_lists_that_are_not_ready_answer_once_a_release_is_live(tmp_path: Path) 
 def test_what_the_loop_does_not_do_in_time_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sync_lists, "LOOP_S", 0.01)
     with hotplate.open_sync(url, budget_s=0.0) as lists:
-        with pytest.raises(hotplate.StoreUnavailable, match=r"not answered in 0\.01 s"):
+        with pytest.raises(hotplate.StoreUnavailable, match="does not answer"):
             lists._on_loop(lambda _: asyncio.sleep(UNTIL_S))
         monkeypatch.setattr(sync_lists, "LOOP_S", UNTIL_S)
         waiting = ThreadPoolExecutor(1).submit(lists._on_loop, lambda _: asyncio.sleep(UNTIL_S))
@@ -302,26 +302,6 @@ def test_a_forked_process_follows_for_itself_whether_its_parent_has_used_them_or
     assert (process.returncode, out, err) == (0, f"{second}\n", "")
 
 
-FORKED_WITH_THE_ID_OF_A_PARENT = """
-import os, sys, threading
-import hotplate
-
-number = os.getpid()
-os.getpid = lambda: number  # as for a grandchild that is given the id of a process that has ended
-lists = hotplate.open_sync(sys.argv[1])
-lists.personal("42")
-if child := os.fork():
-    os._exit(os.waitpid(child, 0)[1])
-lists.personal("42")
-print([thread.name for thread in threading.enumerate()].count("hotplate"), "follows", flush=True)
-os._exit(0)
-"""
-
-
-def test_a_forked_process_with_the_id_of_a_parent_follows_for_itself(url: str) -> None:
-    assert output_of(FORKED_WITH_THE_ID_OF_A_PARENT, url) == "1 follows\n"
-
-
 FORKED_WITHOUT_A_WORD_TO_PYTHON = """
 import ctypes, os, sys, threading
 import hotplate
@@ -339,33 +319,6 @@ os._exit(0)
 
 def test_a_process_that_is_forked_without_a_word_to_python_follows_for_itself(url: str) -> None:
     assert output_of(FORKED_WITHOUT_A_WORD_TO_PYTHON, url) == "1 follows\n"
-
-
-FORKING_AMID_A_CALL = """
-import os, sys, threading
-import hotplate
-from hotplate.stores.file.release import ReleaseFile
-
-lists = hotplate.open_sync(sys.argv[1])
-lists.personal("42")
-held = threading.Event()
-
-def hold():
-    with lists._here().lock, ReleaseFile._lock:
-        held.set()
-        threading.Event().wait()
-
-threading.Thread(target=hold, daemon=True).start()
-held.wait()
-if child := os.fork():
-    os._exit(os.waitpid(child, 0)[1])
-print(lists.personal("42").source)
-lists.close()
-"""
-
-
-def test_a_process_that_is_forked_while_a_lock_of_the_lists_is_held_is_not_held_up(url: str) -> None:
-    assert output_of(FORKING_AMID_A_CALL, url) == "personal\n"
 
 
 FORKING_AMID_AN_IMPORT = """
