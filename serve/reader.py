@@ -26,7 +26,6 @@ from hotplate.stores.store import LocalReader, Reader, Slot
 
 if TYPE_CHECKING:
     from hotplate.serve.item_factors import ItemFactors
-    from hotplate.stores.erasure import ErasedUsers
 
 log = logging.getLogger(__name__)
 
@@ -114,31 +113,33 @@ class TieredReader:
         deny_list: DenyListFile | None = None,
         cache_bytes: int = 0,
         fold_in: bool = False,
+        lock_memory: bool = False,
+        kept: tuple[str, ServedRelease] | None = None,
     ) -> None:
         """Take the stores by the names of their tiers, the counters that all workers share, and what is denied.
 
         The stores that are not in this process have a cache of *cache_bytes*, in equal parts. To *fold_in* visitors,
-        item factors are loaded with each release; raises StoreMisused where numpy is not installed.
+        item factors are loaded with each release; raises StoreMisused where numpy is not installed. With *lock_memory*
+        what is served of stores in this process is locked in memory. *kept* is a tier and a release whose popular lists
+        answer while no tier serves a release.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self.deny_list = deny_list or DenyListFile()
         remote = sum(not isinstance(store, LocalReader) for store in stores.values())
         part = cache_bytes // max(1, remote)
-        self.tiers = [Tier(name, store, self.metrics, part) for name, store in stores.items()]
+        self._fold_in = FoldIn() if fold_in else None
+        self.tiers = [
+            Tier(name, store, self.metrics, cache_bytes=part, fold_in=self._fold_in, lock_memory=lock_memory)
+            for name, store in stores.items()
+        ]
         self.following = list[asyncio.Task[None]]()
         """The tasks that follow the live releases; one of them ends only by a defect."""
         self.warm = False
         """Whether releases of stores in this process are brought into memory before they are served; a service, which
         has many requests to hold up, sets it before the stores are entered."""
-        self.kept: tuple[str, ServedRelease] | None = None
-        """A tier and a release whose popular lists answer while no tier serves a release; set before it is entered."""
+        self.kept = kept
         self._budget_s = budget_s
         self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._complete)
-        self._fold_in = FoldIn() if fold_in else None
-        self._erased: tuple[ErasedUsers, ...] = ()
-        for tier in self.tiers:
-            tier.follower.fold_in = self._fold_in
-            tier.follower.on_erased = self._note_erased
 
     async def __aenter__(self) -> Self:
         if self.following:
@@ -191,8 +192,7 @@ class TieredReader:
         then nothing is counted. *source* is what the list is to be called. Raises NotReady if no tier serves a
         release yet.
         """
-        denied = self.deny_list.current.users
-        if (denied and key.startswith(USER) and key[len(USER) :] in denied) or (self._erased and self._is_erased(key)):
+        if self._is_hidden(key):
             self.metrics.count_lookup("popular", "miss")
             return self._first(segment, "unknown", key)
         missed: Origin | None = None
@@ -216,12 +216,16 @@ class TieredReader:
             return kept
         return self._fallback(*missed, key, None, segment)
 
-    def _is_erased(self, key: str) -> bool:
-        """Return whether a user was erased from any tier: what another one holds may be older."""
-        return any(erased.covers(key) for erased in self._erased)
-
-    def _note_erased(self) -> None:
-        self._erased = tuple(tier.follower.erased for tier in self.tiers if tier.follower.erased)
+    def _is_hidden(self, key: str) -> bool:
+        """Return whether a user is denied, or was erased from any tier: what another one holds may be older."""
+        denied = self.deny_list.current.users
+        if denied and key.startswith(USER) and key[len(USER) :] in denied:
+            return True
+        for tier in self.tiers:
+            erased = tier.follower.erased
+            if erased and erased.covers(key):
+                return True
+        return False
 
     def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
         """Read a row's *key* with all others of this turn of the loop, and call *deliver* once, in a later turn.
@@ -313,10 +317,7 @@ class TieredReader:
         twice is read once, and one who is denied is not read. If no tier can be read, all get the popular list of
         *segment*, or, with *must_read*, StoreUnavailable is raised: for callers that would rather come again.
         """
-        denied = self.deny_list.current.users
-        wanted = [user for user in dict.fromkeys(users) if user not in denied]
-        if self._erased:
-            wanted = [user for user in wanted if not self._is_erased(USER + user)]
+        wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
         deadline = self._deadline(BUDGET_S_PER_USER * len(users))
         found = await self._read_many([USER + user for user in wanted], segment, deadline, must_read=must_read)
         if len(wanted) == len(users):
@@ -454,6 +455,8 @@ def open_reader(
     deny_list: DenyListFile | None = None,
     cache_bytes: int = 0,
     fold_in: bool = False,
+    lock_memory: bool = False,
+    kept: tuple[str, ServedRelease] | None = None,
 ) -> TieredReader:
     """Connect to the stores at *urls*, the first to be read first; nothing is read before the reader is entered.
 
@@ -463,7 +466,14 @@ def open_reader(
     metrics = metrics or Metrics(1, names)
     stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}
     return TieredReader(
-        stores, budget_s=budget_s, metrics=metrics, deny_list=deny_list, cache_bytes=cache_bytes, fold_in=fold_in
+        stores,
+        budget_s=budget_s,
+        metrics=metrics,
+        deny_list=deny_list,
+        cache_bytes=cache_bytes,
+        fold_in=fold_in,
+        lock_memory=lock_memory,
+        kept=kept,
     )
 
 

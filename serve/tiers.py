@@ -11,6 +11,7 @@ from typing import NamedTuple
 from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ERRORS, ServiceFinding
+from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import (
     CACHE_HIT,
     CACHE_MISS,
@@ -97,19 +98,26 @@ class StoreObserver:
 class Tier:
     """One store of a service, by the name that answers give; lives as long as its worker, on one loop."""
 
-    def __init__(self, name: str, reader: Reader, metrics: Metrics, cache_bytes: int = 0) -> None:
-        """Keep at most *cache_bytes* of the lists of a store that is not in this process."""
+    def __init__(
+        self,
+        name: str,
+        reader: Reader,
+        metrics: Metrics,
+        *,
+        cache_bytes: int = 0,
+        fold_in: FoldIn | None = None,
+        lock_memory: bool = False,
+    ) -> None:
+        """Keep at most *cache_bytes* of the lists of a store that is not in this process; the rest is `Follower`'s."""
         self.name = name
-        self.follower = Follower(reader, partial(_canary_counts, metrics, name))
+        counts = partial(_canary_counts, metrics, name)
+        self.follower = Follower(reader, counts, fold_in=fold_in, lock_memory=lock_memory)
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
         self.keys_a_call = reader.coalesce
         """How many keys of different requests are read by one call: no more than wait for each other anyway."""
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
-        self._canary_cache: Cache | None = None
-        """Of the canary's lists: half of the bytes, as long as there is one."""
-        self._cache_bytes = cache_bytes
         self._metrics = metrics
         self._got = metrics.store[name, "get", "ok"]
         self._deadlines = TaskDeadlines()
@@ -138,9 +146,7 @@ class Tier:
     @property
     def cache_bytes(self) -> int | None:
         """How much of the store is in the cache; None if there is no cache."""
-        if self._cache is None:
-            return None
-        return self._cache.bytes + (0 if self._canary_cache is None else self._canary_cache.bytes)
+        return None if self._cache is None else self._cache.bytes
 
     async def close(self) -> None:
         """Close the store."""
@@ -154,10 +160,7 @@ class Tier:
         if self._local is None:
             if self._cache is None:
                 return NOT_CACHED
-            cache = self._cache
-            if served.is_canary or self._canary_cache is not None:
-                cache = self._cache_of(cache, served)
-            slot = cache.get(served, key)
+            slot = self._cache.get(served, key)
             if slot is not NOT_CACHED:
                 self._metrics.count(self._metrics.cached[self.name, CACHE_HIT])
             return slot
@@ -167,18 +170,6 @@ class Tier:
             return error
         except Exception:  # noqa: BLE001 -- a page that cannot be read must not become a 500
             return _UNREADABLE
-
-    def _cache_of(self, cache: Cache, served: ServedRelease) -> Cache:
-        """Return the cache of the canary, or *cache* for the live release; they have half each while there are both."""
-        if served.is_canary:
-            if self._canary_cache is None:
-                self._canary_cache = Cache(self._cache_bytes // 2, loop_time)
-                cache.limit(self._cache_bytes // 2)
-            return self._canary_cache
-        if self.follower.canary is None and self._canary_cache is not None:
-            self._canary_cache = None
-            cache.limit(self._cache_bytes)
-        return cache
 
     def _get(self, reader: LocalReader, served: ServedRelease, key: str) -> bytes | None:
         started = perf_counter()
@@ -396,7 +387,7 @@ class Tier:
             self._observe_canary(served, took_s)
         slots = self._decoded(served, keys, slots)
         if self._cache is not None:
-            self._cache_of(self._cache, served).put(served, keys, slots)
+            self._cache.put(served, keys, slots)
             self._metrics.count(self._metrics.cached[self.name, CACHE_MISS], len(keys))
         return slots
 

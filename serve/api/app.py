@@ -27,6 +27,7 @@ from hotplate.serve.problems import ClientGone, Problem, internal_error, not_rea
 from hotplate.serve.reader import NotReady, TieredReader
 from hotplate.serve.telemetry.access_log import AccessLog, report
 from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
+from hotplate.serve.watched import WatchedFiles
 
 log = logging.getLogger(__name__)
 
@@ -151,11 +152,20 @@ class Dispatcher:
         access_log: AccessLog | None = None,
         events: EventsHandler | None = None,
         tracer: Tracer | None = None,
+        watched: Sequence[WatchedFiles] = (),
     ) -> None:
-        """Take the reader, who may call, and what takes events; without a guard everybody may do everything."""
+        """Take the reader, who may call, what takes events, and files that the worker follows.
+
+        Without a guard everybody may do everything.
+        """
         self.reader = reader
         self.guard = guard or Guard()
-        self.handlers = Handlers(reader, take_a_key=self.guard.reads_take_a_key)
+        self.handlers = Handlers(
+            reader,
+            take_a_key=self.guard.reads_take_a_key,
+            watched=watched,
+            writer=None if events is None else events.writer,
+        )
         self.access_log = access_log
         self.tracer = tracer
         self.metrics = reader.metrics
@@ -264,8 +274,7 @@ def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequ
     application's own to say, as by a middleware: no key is asked for here, and nothing is shed.
     """
     lists.reader.warm = True
-    dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins)
-    dispatcher.handlers.watched = lists.reader.deny_list.watched
+    dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins, watched=lists.reader.deny_list.watched)
 
     async def answer(request: web.Request) -> web.Response:
         resource = request.match_info.route.resource

@@ -127,7 +127,7 @@ class EventsHandler:
 
     def __init__(self, writer: EventWriter, role_of: Callable[[str], ReleaseRole], metrics: Metrics) -> None:
         """Take the writer, and what says what a release is for this service."""
-        self._writer = writer
+        self.writer = writer
         self._role_of = role_of
         self._metrics = metrics
         self._prefix = secrets.token_hex(6)
@@ -141,7 +141,7 @@ class EventsHandler:
         roles = {release: self._role_of(release) for release in {event.release for event in events}}
         lines = b"".join(self._lines(events, roles))
         try:
-            durable = self._writer.append(lines)
+            durable = self.writer.append(lines)
         except QueueFull:
             self._count_events(events, QUEUE_FULL)
             raise overloaded("more events come than can be written; these were not") from None

@@ -77,16 +77,19 @@ RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 class Handlers:
     """All handlers of one worker; each takes the request, the path's id (still encoded) and the query."""
 
-    def __init__(self, reader: TieredReader, *, take_a_key: bool = False) -> None:
-        """Take the reader, and whether each read takes a key."""
-        self._reader = reader
+    def __init__(
+        self,
+        reader: TieredReader,
+        *,
+        take_a_key: bool = False,
+        watched: Sequence[WatchedFiles] = (),
+        writer: "EventWriter | None" = None,
+    ) -> None:
+        """Take the reader, whether each read takes a key, files that the worker follows, and what writes events."""
+        self._reader, self._watched, self._writer = reader, watched, writer
         self.shared = UNSHARED if take_a_key else SHARED
         """The Cache-Control of lists that are the same for everybody."""
         self.draining = False
-        self.watched = list[WatchedFiles]()
-        """Files that the worker follows; what is wrong with one is a warning, for its last good version is in use."""
-        self.writer: EventWriter | None = None
-        """What writes events down, if they are taken."""
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/recommendations/{user}?n=&exclude=&fields=&segment=`."""
@@ -158,9 +161,9 @@ class Handlers:
     @property
     def findings(self) -> list[ServiceFinding]:
         """What is wrong with files whose last good version is in use, and with events."""
-        found = [ServiceFinding("file", each.warning) for each in self.watched if each.warning]
-        if self.writer is not None and self.writer.warning:
-            found.append(ServiceFinding("events", self.writer.warning))
+        found = [ServiceFinding("file", each.warning) for each in self._watched if each.warning]
+        if self._writer is not None and self._writer.warning:
+            found.append(ServiceFinding("events", self._writer.warning))
         return found
 
     def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:

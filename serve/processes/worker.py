@@ -139,7 +139,7 @@ async def run_worker(
     async with (
         _flushing(spans, stop),
         reader,
-        following(handlers.watched),
+        following(context.watched),
         background(reporter.run(write)),
         _writing(writer),
         background(_scrub(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0)),
@@ -193,11 +193,10 @@ def _open_reader(context: ProcessContext) -> TieredReader:
         deny_list=context.deny_list,
         cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
+        lock_memory=settings.lock_memory,
+        kept=context.kept.last(),
     )
     reader.warm = True
-    reader.kept = context.kept.last()
-    for tier in reader.tiers:
-        tier.follower.lock_memory = settings.lock_memory
     return reader
 
 
@@ -241,16 +240,15 @@ def _dispatcher(
     settings, tracer = context.settings, None
     if settings.telemetry is not None and spans is not None:
         tracer = Tracer(settings.telemetry.sampling, spans.add, settings.scheme)
-    dispatcher = Dispatcher(
+    return Dispatcher(
         reader,
         context.guard,
         cors_origins=settings.cors_origins,
         access_log=_access_log(context),
         events=EventsHandler(writer, partial(_role_of, reader), context.metrics) if writer else None,
         tracer=tracer,
+        watched=context.watched,
     )
-    dispatcher.handlers.watched, dispatcher.handlers.writer = context.watched, writer
-    return dispatcher
 
 
 async def _prepared(reader: TieredReader, states: SharedStates, number: int) -> None:

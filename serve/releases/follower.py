@@ -66,15 +66,24 @@ class Follower:
     A store that cannot be read never un-serves what is served; `last_error` says in a sentence what is wrong.
     """
 
-    def __init__(self, reader: Reader, canary_counts: Callable[[], BothCounts] = BothCounts) -> None:
-        """Take what returns the counts of all workers that a canary is judged by."""
+    def __init__(
+        self,
+        reader: Reader,
+        canary_counts: Callable[[], BothCounts] = BothCounts,
+        *,
+        fold_in: "FoldIn | None" = None,
+        lock_memory: bool = False,
+    ) -> None:
+        """Take what returns the counts of all workers that a canary is judged by.
+
+        *fold_in* loads item factors with each release. With *lock_memory* what is served of a store in this process is
+        locked in memory.
+        """
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         """What a share of the users see in the place of what is `served`."""
         self.erased = NOBODY
         """The users who were erased from the store: they are answered as unknown."""
-        self.on_erased: Callable[[], None] = lambda: None
-        """Called after a change of `erased`."""
         self.canary_stopped: str | None = None
         """In what the canary of the catalogue is worse than the live release, if it is not used for that."""
         self.last_error: str | None = None
@@ -82,11 +91,7 @@ class Follower:
         """Set once the store has been read for the first time, with whatever outcome."""
         self.ready = asyncio.Event()
         """Set once a release is served."""
-        self.lock_memory = False
-        """Whether what is served of a store in this process is locked in memory; set before it is followed."""
-        self.fold_in: FoldIn | None = None
-        """What loads item factors with each release; set before one is followed, None without folding in."""
-        self._reader = reader
+        self._reader, self._fold_in, self._lock_memory = reader, fold_in, lock_memory
         self._canary_counts = canary_counts
         self._stopped: Release | None = None
         """The entry of the canary that `canary_stopped` is about."""
@@ -242,7 +247,7 @@ class Follower:
         if isinstance(self._reader, LocalReader):
             for one in unread if warm else ():
                 await _warm(self._reader, one.ref)
-            if self.lock_memory:
+            if self._lock_memory:
                 await self._lock(self._reader, [entry.ref for entry in entries])
         elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
@@ -297,14 +302,13 @@ class Follower:
         """Switch to what *found* says is live and to its canary, once these are loaded."""
         if found.erased != (None if self._seen is None else self._seen.erased):
             self.erased = await read_erased(self._reader, found)
-            self.on_erased()
         live, served = found.live_entry, self.served
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:
             if self.canary is not None and self._is_canary(live):
                 served = replace(self.canary.served, is_canary=False)
             else:
-                served = await load(self._reader, live, self.fold_in)
+                served = await load(self._reader, live, self._fold_in)
         canary = await self._load_canary(found)
         self.served, self.canary = served, canary  # at once: no user gets a list of what he saw before
         if served is not None and is_new:
@@ -346,7 +350,7 @@ class Follower:
     async def _try_load(self, canary: Release) -> ServedRelease | None:
         """Load a canary; nothing that comes of it may harm what is live."""
         try:
-            served = replace(await load(self._reader, canary, self.fold_in), is_canary=True)
+            served = replace(await load(self._reader, canary, self._fold_in), is_canary=True)
         except Exception as error:  # noqa: BLE001 -- as the docstring says; a defect is logged with its traceback
             sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
             self._set_canary_error(sentence, None if isinstance(error, StoreError) else error)

@@ -1,6 +1,7 @@
 """One release as a process serves it, and how it is loaded out of a store."""
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from hotplate.serve.fold_in import FoldIn, Loaded
@@ -37,6 +38,9 @@ class ServedRelease:
 
     is_canary: bool = False
     """Whether it is not what is live, but what a share of the users see in its place."""
+
+    number: int = field(default_factory=count().__next__, compare=False)
+    """Of this release as it was loaded now: loaded again it may have other lists."""
 
     lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
     """How many of its lists were a hit, a miss, an error; with the release, because each list is counted."""

@@ -3,20 +3,21 @@
 import asyncio
 from pathlib import Path
 
-import hypothesis.strategies as st
 import pytest
 
-from hotplate.serve.cache import ABSENT_S, ENTRY_BYTES, NOT_CACHED, SHARDS, Cache
+from hotplate.serve.cache import ABSENT_S, NOT_CACHED, Cache
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.serve.releases.release import ServedRelease
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.manifest import Manifest
 from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Reader
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted, samples
-from tests.support.property import depths, explore
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list, publish_to, serving, until
@@ -24,59 +25,35 @@ from tests.support.stores import ref_of
 from tests.support.virtual import virtual
 
 MAX_BYTES = 1 << 20
-# The bytes of one generation of a shard: no list that takes more is kept.
-GENERATION = MAX_BYTES // (2 * SHARDS)
-
-KEYS = st.integers(0, 400).map(lambda n: f"user:{n}")
-PUT = st.tuples(st.just("put"), KEYS, st.none() | st.integers(0, 2 * GENERATION))
-GET = st.tuples(st.just("get"), KEYS, st.none())
-FLIP = st.tuples(st.just("flip"), KEYS, st.none())
-WAIT = st.tuples(st.just("wait"), KEYS, st.none())
-STEPS = st.lists(st.one_of(*(4 * [PUT]), *(4 * [GET]), FLIP, WAIT), max_size=300)
 
 
-@depths(100, 5_000)
-def test_it_gives_what_was_put_since_the_flip_or_nothing_and_holds_no_more_than_it_may(examples: int) -> None:
-    def check(steps: list[tuple[str, str, int | None]]) -> None:
-        clock = FakeClock()
-        cache, release, number = Cache(MAX_BYTES, clock), object(), 0
-        known = dict[str, tuple[bytes | None, float]]()
-        for step, key, size in steps:
-            if step == "put":
-                number += 1
-                value = None if size is None else b"%07d" % number + bytes(size)
-                cache.get(release, key)
-                cache.put(release, [key], [value])
-                known[key] = value, clock() + ABSENT_S
-                fits = len(key) + len(value or b"") + ENTRY_BYTES <= GENERATION
-                assert cache.get(release, key) == (value if fits else NOT_CACHED)
-            elif step == "get":
-                found = cache.get(release, key)
-                if found is not NOT_CACHED:
-                    value, until = known[key]
-                    assert found == value
-                    assert value is not None or clock() < until
-            elif step == "flip":
-                gone, release = release, object()
-                known.clear()
-                assert cache.get(release, key) is NOT_CACHED
-                cache.put(gone, [key], [b"a read of the release before"])
-                assert cache.get(release, key) is NOT_CACHED
-            else:
-                clock.now += ABSENT_S / 2
-            assert cache.bytes <= MAX_BYTES
-
-    explore(check, examples, steps=STEPS)
+def a_release() -> ServedRelease:
+    release = ReleaseId("r")
+    manifest = Manifest(release, "json", 0, {}, 0, "", (), (), {})
+    return ServedRelease(ReleaseRef(release, "0"), "", manifest, {}, lambda _, value: value)
 
 
-def test_what_is_used_stays_however_much_comes_in_once() -> None:
-    cache, release = Cache(MAX_BYTES, FakeClock()), object()
-    cache.get(release, "user:hot")
+def test_what_was_used_last_stays_and_no_more_than_the_bytes_it_may_hold() -> None:
+    cache, release = Cache(MAX_BYTES, FakeClock()), a_release()
     cache.put(release, ["user:hot"], [b"hot"])
     for n in range(20_000):
         cache.put(release, [f"user:{n}"], [b"cold" * 100])
         assert cache.get(release, "user:hot") == b"hot"
-    assert MAX_BYTES / 2 < cache.bytes <= MAX_BYTES
+        assert cache.get(release, f"user:{n}") == b"cold" * 100
+    assert MAX_BYTES * 0.99 < cache.bytes <= MAX_BYTES
+    assert cache.get(release, "user:0") is NOT_CACHED
+    cache.put(release, ["user:huge"], [bytes(MAX_BYTES)])
+    assert cache.get(release, "user:huge") is NOT_CACHED
+    assert cache.get(release, "user:hot") == b"hot"
+
+
+def test_a_release_that_is_loaded_again_gets_nothing_of_the_one_before() -> None:
+    cache, before, after = Cache(MAX_BYTES, FakeClock()), a_release(), a_release()
+    cache.put(before, ["user:1"], [b"before"])
+    assert cache.get(after, "user:1") is NOT_CACHED
+    cache.put(after, ["user:1"], [b"after"])
+    cache.put(before, ["user:1"], [b"a late read"])
+    assert (cache.get(after, "user:1"), cache.get(before, "user:1")) == (b"after", b"a late read")
 
 
 def reads(store: RemoteStore) -> int:

@@ -44,8 +44,7 @@ def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = Fa
 @asynccontextmanager
 async def following(store: Reader, *, lock: bool = False, warm: bool = False) -> AsyncIterator[Follower]:
     """Follow a store until the block ends."""
-    follower = Follower(store)
-    follower.lock_memory = lock
+    follower = Follower(store, lock_memory=lock)
     task = asyncio.create_task(follower.run(warm=warm))
     if not warm:
         await follower.attempted.wait()
