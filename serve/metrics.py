@@ -123,11 +123,6 @@ CANARY_TIMES = Metric("hotplate_canary_read_duration_seconds", "Time of one read
                       {"store": TIERS, "role": ROLES}, buckets=BUCKETS_S)
 SHED_COUNTS = Metric("hotplate_shed", "Requests and connections refused or cut to serve others in time.",
                      {"reason": SHED})
-SCRUBBED = Metric("hotplate_scrub_rows", "Rows read in the background.", _STORE, shown="scrub")
-SCRUB_DAMAGED = Metric("hotplate_scrub_damaged", "Damaged values that the last pass over a release found.",
-                       _STORE, "gauge", shown="scrub")
-SCRUB_SECONDS = Metric("hotplate_scrub_pass_seconds", "Time of the last pass over a release.",
-                       _STORE, "gauge", shown="scrub")
 CHARGES = Metric("hotplate_store_request_charge", "RU that a store charged for a response.", _STORE,
                  buckets=BUCKETS_RU, shown="none",
                  otel="azure.cosmosdb.client.operation.request_charge {request_unit}")
@@ -145,8 +140,8 @@ DROPPED_LINES = Metric("hotplate_log_lines_dropped",
                        "Lines of workers' logs that were dropped, as they were not read in time.", {})
 # The first two are laid out alike in every service, so a cell of theirs is known without one.
 TABLE = (
-    LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS, SCRUBBED,
-    SCRUB_DAMAGED, SCRUB_SECONDS, CHARGES, CHARGED_RU, CHARGED, THROTTLES, FAILED, EVENT_COUNTS, IMPRESSIONS, CLICKS,
+    LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS,
+    CHARGES, CHARGED_RU, CHARGED, THROTTLES, FAILED, EVENT_COUNTS, IMPRESSIONS, CLICKS,
     SPAN_COUNTS, DROPPED_LINES,
 )
 # fmt: on
@@ -252,11 +247,6 @@ class Metrics:
             own[first + place] += 1
         if position + items > behind:
             own[first + COUNTED_POSITIONS + 1] += position + items - behind
-
-    def set_scrub(self, tier: str, damaged: int, seconds: float) -> None:
-        """Set what the last pass over a tier's release found; one worker does that, so the sum is its value."""
-        self._own[self.cells[SCRUB_DAMAGED][tier,]] = damaged
-        self._own[self.cells[SCRUB_SECONDS][tier,]] = seconds
 
     def counted(self, row: Metric) -> CountsByLabels:
         """Return the series of a row, added up over all workers: of a histogram those that have counted anything."""

@@ -120,10 +120,6 @@ class ServiceSettings:
     telemetry: "TelemetrySettings | None" = None
     """Where traces and metrics go; None where telemetry is off."""
 
-    scrub_rows_per_s: Annotated[
-        float,
-        Flag("Check what is served at this rate; 0: not.", STORES, "scrub-rate", metavar="ROWS_PER_S", at_least=0),
-    ] = 0.0
     lock_memory: Annotated[bool, Flag("Lock a file:// store in memory (needs ulimit -l).", STORES)] = False
     keys: Annotated[
         Path | None,

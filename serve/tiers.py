@@ -272,16 +272,13 @@ class Tier:
         self._count_damage(served, damage, cause)
         return damage
 
-    def report_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
+    def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
         """Take note of damage in a release: the first is logged, and `error` says it until another one is served."""
+        self._metrics.count_in(CORRUPT, self.name)
         if served.ref not in self._damage:
             known = {one.ref: self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage}
             self._damage = known | {served.ref: f"release {served.id} is damaged in this store: {error}"}
             log.error("%s: %s", self.name, self._damage[served.ref], exc_info=cause)
-
-    def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
-        self._metrics.count_in(CORRUPT, self.name)
-        self.report_damage(served, error, cause)
 
     def _count_if_damage(self, served: ServedRelease, slot: Slot) -> None:
         if isinstance(slot, ReleaseCorrupt):

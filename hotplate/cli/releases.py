@@ -359,7 +359,6 @@ def scrub(
     """Read every row of a release, by default the live one, at a gentle rate; check each, and that none is missing.
 
     If rows are missing or damaged the exit code is 1; damaged ones are named. `hotplate releases repair` heals both.
-    The service does the same in the background with `hotplate serve --scrub-rate`.
 
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """

@@ -22,14 +22,12 @@ from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
-from hotplate.serve.scrubber import Scrubber
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import STARTING, KeptLists, Reporter, SharedStates, WorkerState
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
 from hotplate.serve.watched import WatchedFiles, following
-from hotplate.stores.connect import connect
 
 if TYPE_CHECKING:
     from hotplate.serve.telemetry.export import SpanQueue
@@ -116,8 +114,7 @@ async def run_worker(
 
     After SIGTERM it goes on accepting for a while, though it is not ready; after SIGINT it does not. When the parent,
     which holds *lifeline* open, is gone, all ends within ORPHAN_DRAIN_S. It listens once it has tried to read its
-    stores, and has a release to serve or no other worker answers; then *announce* is called. The first worker also
-    reads what is served in the background, where the settings say so.
+    stores, and has a release to serve or no other worker answers; then *announce* is called.
     """
     settings, guard, certificate = context.settings, context.guard, context.certificate
     context.metrics.use_slot(number)
@@ -142,7 +139,6 @@ async def run_worker(
         following(context.watched),
         background(reporter.run(write)),
         _writing(writer),
-        background(_scrub(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0)),
     ):
         for task in reader.following:
             task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
@@ -300,15 +296,6 @@ async def _writing(writer: EventWriter | None) -> AsyncIterator[None]:
     finally:
         if writer is not None:
             await writer.close()
-
-
-async def _scrub(settings: ServiceSettings, reader: TieredReader, *, rows_per_s: float) -> None:
-    """Read what is served in the background; at 0 rows a second nothing is read."""
-    if rows_per_s == 0:
-        return
-    names = (tier.name for tier in reader.tiers)
-    stores = {name: connect(url) for name, url in zip(names, settings.stores, strict=True)}
-    await Scrubber(reader.tiers, stores, reader.metrics, rows_per_s).run()
 
 
 async def _linger(server: HttpServer, ends_at: float) -> None:

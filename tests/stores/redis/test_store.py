@@ -103,7 +103,7 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     assert None not in await server.get_many(live.ref, [row.key for row in rows])
     assert await server.warnings() == []
     (read,) = await asyncio.gather(scrub(server, live.ref, rows_per_s=1e6), return_exceptions=True)
-    assert getattr(read, "is_whole", read) is True, "serve --scrub-rate reads with the same rights"
+    assert getattr(read, "is_whole", read) is True, "a scrub reads with the same rights"
     draft = DraftRef(live.id, "another", "w")
     for call in (
         server.create(draft, Plan(3, 100)),
