@@ -31,7 +31,7 @@ def test_the_example_that_loads_a_model_runs(tmp_path: Path) -> None:
     clicks.write_csv(tmp_path / "clicks.csv")
     settings = hotplate.TrainSettings(str(tmp_path / "clicks.csv"), params=hotplate.ALSParams(factors=8, iterations=2))
     hotplate.train(settings, str(tmp_path / "model"))
-    (program,) = examples("docs/library.md", "Models")
+    (program,) = examples("docs/integration.md", "Models")
     program += "print(type(als).__name__)"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=120
@@ -44,7 +44,7 @@ def test_the_example_that_loads_a_model_runs(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
     sample(users=200, items=50).write_csv(tmp_path / "clicks.csv")
-    (program,) = examples("docs/library.md", "Jobs")
+    (program,) = examples("docs/integration.md", "Jobs")
     url = f"file://{tmp_path / 'store'}"
     program = program.replace("file:///var/lib/hotplate", url)
     done = subprocess.run(

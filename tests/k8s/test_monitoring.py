@@ -42,7 +42,7 @@ FOREIGN = {"up"}
 TARGET = {"job": "hotplate", "namespace": "shop", "pod": "hotplate-a"}
 TESTS = sorted(MONITORING.glob("tests/*.yaml"))
 ALERTS = rules("alert")
-PARTS = ("Means", "Look", "Do")
+PARTS = ("Look", "Do")
 
 
 def promtool(*arguments: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""hotplate as a library: its names, its lists, and what docs/library.md shows of frameworks, scripts and notebooks."""
+"""hotplate as a library: its names, its lists, and what docs/integration.md shows of frameworks and notebooks."""
 
 import asyncio
 import json
@@ -18,8 +18,9 @@ from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
 
-SCRIPT, NOTEBOOK, FLASK, DJANGO = examples("docs/library.md", "Without an event loop")
-(FASTAPI,) = examples("docs/library.md", "In a FastAPI application")
+GUIDE = "docs/integration.md"
+FIRST, SCRIPT, NOTEBOOK = examples(GUIDE, "The lists in a Python program")
+((FLASK,), (DJANGO,), (FASTAPI,)) = (examples(GUIDE, framework) for framework in ("Flask", "Django", "FastAPI"))
 
 DJANGO_SETTINGS = """
 from types import SimpleNamespace
@@ -252,12 +253,13 @@ async def test_lists_are_decoded_cut_and_name_where_they_came_from(tmp_path: Pat
                 await wrong
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/library.md"])
-def test_the_first_example_runs_as_it_is_documented(tmp_path: Path, redis_server: RedisServer, document: str) -> None:
-    urls = redis_server.url("redis", Path(document).stem), f"file://{tmp_path}/store"
+@pytest.mark.parametrize(("prefix", "program"), [("README", examples("README.md")[0]), ("guide", FIRST)])
+def test_the_first_example_runs_as_it_is_documented(
+    tmp_path: Path, redis_server: RedisServer, prefix: str, program: str
+) -> None:
+    urls = redis_server.url("redis", prefix), f"file://{tmp_path}/store"
     release = asyncio.run(publish_to(urls[0], LISTS))
     asyncio.run(publish_to(urls[1], LISTS))
-    program = examples(document)[0]
     for documented, url in zip(("redis://cache/0", "file:///var/lib/hotplate"), urls, strict=True):
         assert documented in program
         program = program.replace(documented, url)

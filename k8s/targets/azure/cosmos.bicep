@@ -1,4 +1,4 @@
-// The account and its database, which tokens alone open: one identity reads, the other publishes. docs/cosmos-entra.md says
+// The account and its database, which tokens alone open: one identity reads, the other publishes. docs/cosmos.md says
 // why the publisher has two roles. Containers are made by each publish, and are none of this file's business.
 param account string
 param location string

@@ -19,6 +19,7 @@ from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import document
 from hotplate.stores.factors import Description, ItemEntry, description_row, pieces
 from tests.support.browser import opened
+from tests.support.examples import examples
 from tests.support.paths import ROOT
 from tests.support.service import Service, a_list, publish_lists, running, running_app
 from tests.support.soak import SEED, scaled
@@ -199,7 +200,7 @@ def test_the_lines_for_curl_get_a_list_and_a_batch(service: Service) -> None:
 
 
 def test_the_python_program_prints_a_list(service: Service) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.DOTALL)
+    (code,) = examples("docs/integration.md", "The Python client")
     assert STATED in code
     code = code.replace(STATED, f"127.0.0.1:{service.port}").replace("KEY", "key").replace("0.25", "60")
     assert run(sys.executable, "-c", code.replace("timeout_s=5", "")).strip() == "personal ['0', '1', '2']"

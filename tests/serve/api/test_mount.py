@@ -1,4 +1,4 @@
-"""The service below a prefix of somebody else's aiohttp application, and the example of it in docs/library.md."""
+"""The service below a prefix of somebody else's aiohttp application, and the example of it in docs/integration.md."""
 
 import asyncio
 from io import BytesIO
@@ -111,7 +111,7 @@ async def test_a_deny_list_and_web_pages_of_other_origins_are_as_in_the_service(
 
 async def test_the_example_answers_both_its_own_route_and_the_services(tmp_path: Path) -> None:
     await publish_lists(tmp_path, LISTS)
-    (example,) = examples("docs/library.md", "In an aiohttp application")
+    (example,) = examples("docs/integration.md", "aiohttp")
     assert "file:///var/lib/hotplate" in example
     names: dict[str, Any] = {"__name__": "example"}
     exec(example.replace("/var/lib/hotplate", str(tmp_path)), names)  # the test is that it runs as it stands
