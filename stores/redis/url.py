@@ -8,11 +8,9 @@ from enum import StrEnum
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
-from ssl import SSLContext
-from typing import Any, Self
+from ssl import SSLContext, create_default_context
+from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
-
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import TracedCall
@@ -90,51 +88,11 @@ class RedisAddress:
     def add(self, reconnector: object) -> None:
         """Do nothing, as such a server never moves."""
 
-    def connection(self, connect_timeout_s: float) -> AbstractConnection:
-        """Make a connection that is not open yet; once open it waits without limit, for its user has the timeout."""
-        common: dict[str, Any] = {
-            "db": self.db,
-            "username": self.user,
-            "password": self.password,
-            "client_name": "hotplate",
-            "driver_info": None,  # one handshake less
-            "socket_timeout": None,
-            "socket_connect_timeout": connect_timeout_s,
-            "protocol": 2,
-        }
-        if self.path:
-            return UnixDomainSocketConnection(path=self.path, **common)
-        common |= {"host": self.host, "port": self.port, "socket_keepalive": True}
-        if self.tls:
-            made = _TlsConnection(self.certified_as, ssl_ca_certs=self.ca, **common)
-            made.ssl_context.context = _ssl_context(self.ca, Path(self.ca).stat().st_mtime_ns if self.ca else 0)
-            return made
-        return Connection(**common)
-
-
-class _TlsConnection(SSLConnection):
-    """A connection that is made first and begins TLS then; the peer may be certified under another name than its host.
-
-    What was begun is closed at once. asyncio waits for the server to end TLS, too, and in one call that connects and
-    begins TLS, nobody has the socket while that call is cancelled.
-    """
-
-    def __init__(self, name: str | None, **kwargs: Any) -> None:  # noqa: ANN401 -- those of redis-py
-        super().__init__(**kwargs)
-        self._name = name
-
-    def _connection_arguments(self) -> Mapping[str, Any]:
-        return {name: value for name, value in super()._connection_arguments().items() if name != "ssl"}
-
-    async def _connect(self) -> None:
-        await super()._connect()  # type: ignore[no-untyped-call]  # redis-py types the rest, not this
-        assert self._writer is not None  # noqa: S101 -- it is connected
-        await self._writer.start_tls(self.ssl_context.get(), server_hostname=self._name or self.host)
-
-    async def disconnect(self, *_: Any, **given: Any) -> None:  # noqa: ANN401 -- those of redis-py
-        if self._writer is not None:
-            self._writer.transport.abort()
-        await super().disconnect(**{**given, "nowait": True})
+    def ssl_context(self) -> SSLContext | None:
+        """Return what verifies the server's certificate; None without TLS."""
+        if not self.tls:
+            return None
+        return _ssl_context(self.ca, Path(self.ca).stat().st_mtime_ns if self.ca else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +237,11 @@ def _is_ip(host: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _ssl_context(ca: str | None, _changed_at: int) -> SSLContext:
-    """Return redis-py's own context; made only once, because it takes 20 ms of CPU in which no request is served."""
-    return SSLConnection(ssl_ca_certs=ca).ssl_context.get()
+    """Make a context only once: it takes 20 ms of CPU in which no request is served."""
+    context = create_default_context()
+    if ca is not None:
+        context.load_verify_locations(ca)
+    return context
 
 
 def _number(text: str, shown: str) -> int:

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from redis.asyncio.connection import Connection
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector
@@ -71,10 +70,10 @@ async def test_a_row_whose_key_cannot_be_encoded_is_refused_and_the_next_put_suc
 
 def break_off(connection: PipelinedConnection) -> None:
     """Let the kernel give the peer up, as it does when keepalives or retransmissions are not acknowledged."""
-    writer = connection._writer
-    assert writer is not None
+    transport = connection._transport
+    assert transport is not None
     connection.connection_lost(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
-    writer.transport.abort()
+    transport.abort()
 
 
 async def test_a_connection_that_the_kernel_gave_up_is_no_reply(connection: PipelinedConnection) -> None:
@@ -172,11 +171,11 @@ async def test_whatever_fails_in_a_connection_ends_it_and_is_logged(
 async def test_whatever_fails_while_connecting_is_an_error_to_those_who_wait(
     redis: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(_self: Connection) -> None:
+    async def fail(*_args: object, **_options: object) -> None:
         raise IndexError("a mistake of the client's")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Connection, "connect", fail)
+        patch.setattr(asyncio.BaseEventLoop, "create_connection", fail)
         async with asyncio.timeout(SOON_S):
             for call in (redis.catalogue(), redis.get_many(ref(FIRST), [ALICE.key])):
                 with pytest.raises(StoreUnavailable, match="a mistake of the client's"):

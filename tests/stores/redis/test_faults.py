@@ -2,14 +2,18 @@
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+import uvloop
 
+from hotplate.bench.process import free_port
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
@@ -42,6 +46,17 @@ TEN = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 100) for n in range(
 
 # Generous: what is asserted is that it recovers, not how soon a busy machine lets it.
 RECOVERS_WITHIN_S = 30.0
+
+
+# The loop of tests and of the job, and that of a service, whose transports are not asyncio's.
+LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+# How long a tier waits for a store.
+BUDGET_S = 0.05
+
+Factory = Callable[[], asyncio.AbstractEventLoop]
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -293,3 +308,74 @@ async def lists(users: int) -> AsyncIterator[Sequence[Row]]:
     yield as_bodies([Row("popular:", b"{}")])
     for start in range(0, users, 500):
         yield as_bodies([Row(f"user:{n:06}", b"x" * 100) for n in range(start, min(start + 500, users))])
+
+
+async def read_within_budget(store: RedisStore) -> list[Slot]:
+    """Read as a tier does; raises what it calls unavailable."""
+    async with asyncio.timeout(BUDGET_S):
+        return await store.get_many(ref(FIRST), ["user:1"], timeout_s=BUDGET_S)
+
+
+async def again(call: Callable[[], Awaitable[T]]) -> T:
+    """Call until the store has found its server."""
+    while True:
+        try:
+            return await call()
+        except (StoreUnavailable, TimeoutError):
+            await asyncio.sleep(0.01)
+
+
+def fails_within_budget(url: str, loop: Factory, times: int = 3) -> None:
+    async def read() -> None:
+        store = open_url(url)
+        for _ in range(times):
+            with pytest.raises((StoreUnavailable, TimeoutError)):
+                await read_within_budget(store)
+        await store.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(read(), RECOVERS_WITHIN_S))
+
+
+@LOOPS
+def test_a_closed_port_fails_a_read_within_its_budget(loop: Factory) -> None:
+    fails_within_budget(f"redis://127.0.0.1:{free_port()}/0", loop)
+
+
+@LOOPS
+def test_a_server_that_accepts_and_says_nothing_fails_a_read_within_its_budget(loop: Factory) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        fails_within_budget(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", loop)
+
+
+@LOOPS
+def test_a_port_that_drops_packets_fails_a_read_within_its_budget(loop: Factory) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        place = full.getsockname()
+        with socket.create_connection(place), socket.socket() as second:
+            second.setblocking(False)
+            second.connect_ex(place)  # the kernel drops what does not fit into the backlog
+            fails_within_budget(f"redis://127.0.0.1:{place[1]}/0", loop)
+
+
+@LOOPS
+def test_a_store_reads_again_once_its_dead_server_is_back(server: RedisServer, loop: Factory) -> None:
+    async def read() -> None:
+        store = open_url(server.url())
+        server.kill()
+        with pytest.raises((StoreUnavailable, TimeoutError)):
+            await read_within_budget(store)
+        for _ in range(2):
+            server.start()
+            await again(lambda: store.create(draft_of(FIRST), Plan(1, 100)))
+            await again(lambda: store.put(draft_of(FIRST), [Row("user:1", b"a list")]))
+            await again(lambda: store.seal(draft_of(FIRST)))
+            assert await again(lambda: read_within_budget(store)) == [b"a list"]
+            server.kill()
+            for _ in range(3):
+                with pytest.raises((StoreUnavailable, TimeoutError)):
+                    await read_within_budget(store)
+        await store.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(read(), RECOVERS_WITHIN_S))

@@ -4,14 +4,13 @@ import asyncio
 import secrets
 
 import pytest
-from redis import exceptions as foreign
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
-from hotplate.stores.redis.connection import translated
+from hotplate.stores.redis.connection import Refusal, translated
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import scrub, verify
@@ -192,9 +191,10 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(redis_server: Re
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (foreign.BusyLoadingError("Redis is loading the dataset in memory"), StoreUnavailable, "still loading"),
-        (foreign.ResponseError("BUSY Redis is busy running a script"), StoreUnavailable, "refused: BUSY"),
-        (foreign.NoPermissionError("this user has no permissions to run 'info'"), StoreMisused, "permission"),
+        (Refusal("LOADING Redis is loading the dataset in memory"), StoreUnavailable, "still loading"),
+        (Refusal("BUSY Redis is busy running a script"), StoreUnavailable, "refused: BUSY"),
+        (Refusal("ERR unknown command"), StoreUnavailable, "refused: unknown command"),
+        (Refusal("NOPERM this user has no permissions to run 'info'"), StoreMisused, "permission"),
         (TimeoutError(), StoreUnavailable, "in time"),
         (ConnectionRefusedError("refused"), StoreUnavailable, "cannot be reached: refused"),
     ],
