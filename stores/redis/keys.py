@@ -23,6 +23,8 @@ from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
+from hotplate.stores.errors import ReleaseNotFound
+from hotplate.stores.store import not_found, sealed, taken_over
 
 BUCKETS = 256
 
@@ -31,6 +33,9 @@ MAX_KEYS = 1000
 
 # The field that has the last key of the `meta` rows, which are of no part.
 META_POINT = "meta"
+
+# The state of a release that takes no more rows; that of a draft is `draft:WRITER`.
+SEALED = b"sealed"
 
 # How many releases' names are kept, 20 kB each: what is read, what it replaces, and what is written or erased.
 KEPT = 8
@@ -152,3 +157,27 @@ class Keys:
         """Return which incarnation a name that fits `any_pattern` is of; None if it is of none."""
         found = re.match(rb"[^:]+:\{([^{}]+)\.[0-9]{1,3}\}:", name)
         return None if found is None else found[1].decode()
+
+
+def state_of(draft: DraftRef) -> bytes:
+    """Return the state of a draft that is its writer's."""
+    return b"draft:" + draft.writer.encode()
+
+
+def check_owned(draft: DraftRef, state: bytes | None) -> None:
+    """Raise what *state* says, unless that the draft is its writer's."""
+    if state is None:
+        raise not_found(draft)
+    if state == SEALED:
+        raise sealed(draft)
+    if state != state_of(draft):
+        raise taken_over(draft)
+
+
+def unsealed(release: ReleaseRef, parts: int, of: int) -> ReleaseNotFound:
+    """Return the error of a release of which some *parts* are not sealed, *of* those that have a state each."""
+    which = "" if of == 1 else f": {parts} of its {of} parts are not sealed"
+    return ReleaseNotFound(
+        f"a server has lost the end of release {release.id}, as a failover may lose what was sent last{which}; publish "
+        f"it again"
+    )

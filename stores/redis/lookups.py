@@ -9,8 +9,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.deadlines import Deadlines
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis.connection import Reconnector, Redirected, Sender
-from hotplate.stores.redis.control import SEALED, unsealed
-from hotplate.stores.redis.keys import BUCKETS, MAX_KEYS, Keys
+from hotplate.stores.redis.keys import BUCKETS, MAX_KEYS, SEALED, Keys, unsealed
 from hotplate.stores.redis.topology import Nodes, RedisNode, uncovered
 from hotplate.stores.store import Slot, not_found
 

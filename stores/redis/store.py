@@ -10,43 +10,47 @@ create    the inventory names the incarnation; the first step is claimed, which 
 put       see `hotplate.stores.redis.writer`.
 seal      the first step is sealed, after which nothing can be claimed; then the others, each after the last of its
           rows, and the replicas are waited for. A node that lost the end of what it was sent has lost this, too.
-erase     the states go first, then what the lists name, or what a search finds; see `hotplate.stores.redis.inventory`.
+
+The catalogue lies in one slot, and a script is one step on the server. If there may be something to replace, a script
+deletes before it sets: one that has written is not stopped by `maxmemory`, and deleting counts as writing. A full
+server must still be able to give a draft up, or nothing would free its memory.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
+from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_committed
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import ReleaseConflict, StoreError
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Sender
-from hotplate.stores.redis.control import (
-    CLAIM,
-    REPLACE,
-    SEALED,
-    Control,
-    check_owned,
-    send_replicated,
-    state_of,
-    unsealed,
+from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Sender, role_of
+from hotplate.stores.redis.keys import SEALED, Keys, check_owned, state_of, unsealed
+from hotplate.stores.redis.lookups import ClusterLookups, RedisLookups, ServerLookups
+from hotplate.stores.redis.topology import (
+    CONTROL_WAIT_S,
+    ONLY,
+    Nodes,
+    OnlyServer,
+    Sentinels,
+    Servers,
+    Topology,
     wait_for_replicas,
 )
-from hotplate.stores.redis.inventory import Inventory
-from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.lookups import ClusterLookups, RedisLookups, ServerLookups
-from hotplate.stores.redis.sentinel import Sentinels
-from hotplate.stores.redis.topology import ONLY, Nodes, OnlyServer, Servers, Topology
 from hotplate.stores.redis.url import (
     ClusterAddress,
     RedisAddress,
     SentinelAddress,
+    ServerRole,
     parse,
     parse_cluster,
     parse_sentinel,
 )
-from hotplate.stores.redis.writer import Batches, RowsLost, Scripts, Transactions, Writer, with_retries
+from hotplate.stores.redis.writer import Inventory, RowsLost, Writer, with_retries
 from hotplate.stores.store import (
     Diagnosed,
     Finding,
@@ -73,6 +77,157 @@ TIMEOUT_S = 5.0
 # which elects a replica after cluster-node-timeout, 15 s; create and seal are tried again there as well.
 RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
+
+
+# How often the catalogue is read if no message says that it changed.
+POLL_S = 1.0
+
+# SWAP takes the key of the catalogue; the expected version in three parts, the new record and the channel. A user who
+# may not publish may swap.
+SWAP = """
+local stored = redis.call('GET', KEYS[1])
+local version = {store_id = '', generation = 0, token = ''}
+if stored then version = cjson.decode(stored) end
+if version.store_id ~= ARGV[1] or version.generation ~= tonumber(ARGV[2]) or version.token ~= ARGV[3] then
+    return 0
+end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[4])
+redis.pcall('PUBLISH', ARGV[5], ARGV[2])
+return 1
+"""
+
+# REPLACE_RECORD takes the key of the catalogue; the record that is expected, byte by byte, the new one, the channel and
+# the message.
+REPLACE_RECORD = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[2])
+redis.pcall('PUBLISH', ARGV[3], ARGV[4])
+return 1
+"""
+
+# CLAIM takes the keys of the states of a release's first step, and the state to set. It returns the state before; one
+# that is sealed stays.
+CLAIM = """
+local state = redis.call('GET', KEYS[1])
+if state == 'sealed' then return state end
+if state then redis.call('DEL', unpack(KEYS)) end
+for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
+return state
+"""
+
+# REPLACE takes the keys of a step's states, the state that is expected of the first, empty for none, and the state
+# to set. It returns the state before.
+REPLACE = """
+local state = redis.call('GET', KEYS[1])
+if (state or '') ~= ARGV[1] then return state end
+if state then redis.call('DEL', unpack(KEYS)) end
+for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[2]) end
+return state
+"""
+
+
+async def send_replicated(connection: Sender, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+    """Send a command, and wait a while for a replica to have its effect; return its reply.
+
+    StoreUnavailable if the primary is replaced: whether the next one has it, is for others to see.
+    """
+    reply = await connection.send_command(*args)
+    await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
+    return reply
+
+
+class Control:
+    """Reads and changes the catalogue, and reads how far drafts are; lives as long as its store."""
+
+    def __init__(self, nodes: Nodes, keys: Keys) -> None:
+        self._nodes = nodes
+        self._keys = keys
+
+    async def catalogue(self) -> Catalogue:
+        """See the contract."""
+        return await self._nodes.run(self._keys.catalogue, self._read_catalogue)
+
+    async def _read_catalogue(self, connection: Sender) -> Catalogue:
+        record, time_, greeting = await asyncio.gather(
+            connection.send_command(b"GET", self._keys.catalogue),
+            connection.send_command(b"TIME"),
+            _optional(connection.send_command(b"HELLO", 2)),
+        )
+        try:
+            seconds, micros = time_
+            now, primary = int(seconds) + int(micros) / 1e6, role_of(greeting) == ServerRole.PRIMARY
+        except (TypeError, ValueError) as error:
+            raise connection.lose("replied to a read of the catalogue with something else") from error
+        if record is None:
+            return Catalogue(now=now, primary=primary)
+        return replace(catalogue_record.parse(record, now=now, where=self._nodes.topology.shown), primary=primary)
+
+    async def changes(self, on_polled: Callable[[], None]) -> AsyncIterator[Catalogue]:
+        """See the contract; a subscription, on a connection of its own, says when to read, and POLL_S at the latest.
+
+        *on_polled* is called whenever the catalogue was read.
+        """
+        changed = asyncio.Event()
+        subscription = self._nodes.listening(changed.set)
+        subscribed: Sender | None = None
+        seen: Catalogue | None = None
+
+        async def subscribe(connection: Sender) -> None:
+            nonlocal subscribed
+            if connection is not subscribed:
+                await connection.send_command(b"SUBSCRIBE", self._keys.changes)
+                subscribed = connection
+
+        try:
+            while True:
+                changed.clear()
+                with suppress(StoreError):  # without a subscription polling is enough; the attempts back off
+                    await subscription.run(self._keys.catalogue, subscribe)
+                found = await self.catalogue()
+                on_polled()
+                if seen is None or found.version != seen.version:
+                    seen = found
+                    yield found
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await changed.wait()
+        finally:
+            await subscription.close()
+
+    async def swap_by(self, connection: Sender, old: Catalogue, new: Catalogue) -> None:
+        """Change the catalogue by a connection to the server that has it; see the contract."""
+        args = (*old.version, catalogue_record.dump(new), self._keys.changes)
+        if not await send_replicated(connection, b"EVAL", SWAP, 1, self._keys.catalogue, *args):
+            raise ReleaseConflict("the catalogue was changed by somebody else first")
+
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        """See the contract."""
+        key, channel = self._keys.catalogue, self._keys.changes
+        command = (b"EVAL", REPLACE_RECORD, 1, key, record, catalogue_record.dump(new), channel, new.generation)
+        if not await self._nodes.run(key, lambda connection: send_replicated(connection, *command)):
+            raise ReleaseConflict("the catalogue was changed by somebody else first")
+
+    async def resume_point(self, draft: DraftRef, part: int) -> str | None:
+        """See the contract; the state of the first bucket is everybody's."""
+        keys = self._keys.release(draft)
+
+        async def read(connection: Sender) -> tuple[bytes | None, bytes | None]:
+            sent = connection.send_command(b"HGET", keys.points, part), connection.send_command(b"GET", keys.state)
+            return await sent[0], await sent[1]
+
+        key, state = await self._nodes.run(keys.state, read)
+        check_owned(draft, state)
+        return None if key is None else key.decode()
+
+
+async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+    """Return a reply, or None for one that the server refuses."""
+    try:
+        return await reply
+    except StoreError:
+        return None
 
 
 class RedisStore(Diagnosed, RowEraser):
@@ -108,18 +263,15 @@ class RedisStore(Diagnosed, RowEraser):
         self._control = Control(self._nodes, keys)
         self._lookups: RedisLookups
         self._scans: RedisLookups
-        self._batches: Batches
         if self._clustered:
             self._lookups, self._scans = ClusterLookups(keys, self._reads), ClusterLookups(keys, self._nodes)
-            self._batches = Scripts(self._writes, keys)
         else:
             replicas = None if self._sentinels is None else self._sentinels.replicas
             replica = None if replicas is None else Reconnector(replicas, READ_TIMEOUT_S)
             self._lookups = ServerLookups(keys, self._reads.at(ONLY), replica)
             self._scans = ServerLookups(keys, self._nodes.at(ONLY))
-            self._batches = Transactions(self._writes.at(ONLY), keys)
         retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else RETRY_FOR_S
-        self._writer = Writer(self._batches, self._writes, keys, retry_for_s)
+        self._writer = Writer(self._writes, keys, retry_for_s)
         self._step_retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
         self._inventory = Inventory(self._nodes, keys, self._step_retry_for_s)
 
@@ -205,7 +357,7 @@ class RedisStore(Diagnosed, RowEraser):
         await self._claim_others(draft)
         await self._inventory.add(draft)  # once more: an erase of the incarnation may have taken it off in between
         if before is None:
-            self._batches.forget(draft)
+            self._writer.forget(draft)
 
     async def _claim_others(self, draft: DraftRef) -> None:
         """Claim all steps but the first, which is ours."""
@@ -224,7 +376,7 @@ class RedisStore(Diagnosed, RowEraser):
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         point = await self._control.resume_point(draft, part)
-        self._batches.forget(draft)
+        self._writer.forget(draft)
         return point
 
     async def seal(self, draft: DraftRef) -> None:
@@ -236,7 +388,7 @@ class RedisStore(Diagnosed, RowEraser):
         first, *others = keys.steps
 
         async def seal_first(connection: Sender) -> Sender:
-            await self._batches.check_kept(draft, connection)
+            await self._writer.check_kept(draft, connection)
             before = await connection.send_command(b"EVAL", REPLACE, len(first), *first, state_of(draft), SEALED)
             if before != SEALED:
                 check_owned(draft, before)

@@ -1,25 +1,38 @@
-"""How rows of a draft are written: batch by batch, each tried again while a server is away.
+"""How the rows of releases are written, listed and erased.
 
-On one server a batch is one transaction. In a cluster no command can change two slots at once, so a batch takes three
-steps. First its keys are listed, so an erase finds them. Then its rows are written, bucket by bucket, as long as the
-bucket's state is that of this draft. Once a replica has them, the part's resume point moves on.
+A batch is tried again while a server is away. On one server it is a transaction. In a cluster no command can change two
+slots at once: its rows are written bucket by bucket, as long as the bucket's state is that of this draft. Once a
+replica has them, their keys are listed and the part's resume point moves on. The same scripts would serve for one
+server, but Lua copies each value once more, and half as many lists a second would be published.
+
+A set names the incarnations that hold data, and the replication histories of the primaries that were last searched for
+such. A primary has another history after a restart, after a failover, and if it is new. It may then hold what was
+erased, or lack what the set should name, so all keys are searched: 1 µs of each server's time a key.
+
+To erase a release, its state is deleted first, and each later command checks that there is still none. There is a state
+again if the server was put back to an older copy, in which the release may be live, or if a late writer has claimed it.
+Two lists name the keys of a release. They are sure to be complete only if the state beside them is `sealed`; otherwise
+the rows of the release are searched as well.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from hotplate.stores.catalogue import DraftRef
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.keys import META, pack
-from hotplate.stores.redis.connection import Reconnector, Redirected, Sender, translated
-from hotplate.stores.redis.control import CONTROL_WAIT_S, check_owned, state_of, wait_for_replicas
-from hotplate.stores.redis.keys import META_POINT, Keys
-from hotplate.stores.redis.topology import Nodes, RedisNode, uncovered
+from hotplate.stores.catalogue import DraftRef, ReleaseRef
+from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.keys import META, KeySpan, bounds, merged, pack, unpack
+from hotplate.stores.redis.connection import Redirected, Refusal, Sender, fields_of, translated
+from hotplate.stores.redis.keys import MAX_KEYS, META_POINT, SEALED, Keys, check_owned, state_of
+from hotplate.stores.redis.topology import CONTROL_WAIT_S, ONLY, Nodes, RedisNode, uncovered, wait_for_replicas
 from hotplate.stores.store import Row
 from hotplate.stores.throttle import AdaptiveThrottle
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -27,16 +40,22 @@ T = TypeVar("T")
 MAX_ROWS = 500
 MAX_BYTES = 1 << 20
 
-# The share of time that writing may take. With 2,000 reads a second at the same time on two cores: 200,000 rows a
-# second and a p99 of 0.7 ms; with all of the time, 340,000 and 1 to 3 ms; without a publish, 0.14 ms.
-WRITING_SHARE = 0.5
+# The share of time that writing or erasing may take. With 2,000 reads a second at the same time on two cores: 200,000
+# rows a second and a p99 of 0.7 ms; with all of the time, 340,000 and 1 to 3 ms; without a publish, 0.14 ms.
+BUSY_SHARE = 0.5
 
 # The pause before a step is tried again because a server is away.
 RETRY_PAUSE_S = 0.1
 
+# How many packed batches are read at once, about 100 kB.
+SPANS = 64
+
+# What a member of the set begins with that is the history of a primary.
+HISTORY = "@"
+
 # PUT takes a bucket's state and the names of rows; the state that is expected, and the values. NOTE takes the first
-# bucket's state, a list of keys and the hash of points; the state that is expected; a packed batch, or nothing; a part,
-# or nothing, and its point. Both return the state.
+# bucket's state, a list of keys and the hash of points; the state that is expected, a packed batch, a part, and its
+# point. Both return the state.
 PUT = """
 local state = redis.call('GET', KEYS[1])
 if state ~= ARGV[1] then return state end
@@ -51,9 +70,29 @@ return state
 NOTE = """
 local state = redis.call('GET', KEYS[1])
 if state ~= ARGV[1] then return state end
-if ARGV[2] ~= '' then redis.call('RPUSH', KEYS[2], ARGV[2]) end
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
+redis.call('RPUSH', KEYS[2], ARGV[2])
+redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
 return state
+"""
+
+# NAME takes the set of incarnations, and one of them. A full server adds nothing to a set, not even what is in it.
+NAME = """
+if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then redis.call('SADD', KEYS[1], ARGV[1]) end
+return 1
+"""
+
+# Both take the key of a state first, and return 0 if that is there. ERASE takes the names of what is erased with it;
+# TAKE_OFF a list of keys, and the packed batch that is taken off: by its value, because another process may erase the
+# same release.
+ERASE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('UNLINK', unpack(KEYS, 2))
+return 1
+"""
+TAKE_OFF = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('LREM', KEYS[2], -1, ARGV[1])
+return 1
 """
 
 
@@ -73,42 +112,67 @@ async def with_retries(step: Callable[[], Awaitable[T]], for_s: float) -> T:
             await asyncio.sleep(RETRY_PAUSE_S)
 
 
-def _bounded(rows: Sequence[Row], servers: int) -> Iterator[Sequence[Row]]:
-    max_rows, max_bytes = MAX_ROWS * servers, MAX_BYTES * servers
-    start = size = 0
-    for place, row in enumerate(rows):
-        row_bytes = len(row.value)
-        if place > start and (place - start == max_rows or size + row_bytes > max_bytes):
-            yield rows[start:place]
-            start, size = place, 0
-        size += row_bytes
-    if start < len(rows):
-        yield rows[start:]
+class Batch(NamedTuple):
+    """Rows that are written together, the list that names their keys, and the resume point that they move."""
+
+    rows: Sequence[Row]
+    source: str
+    point: int | str
+    last: str
+    packed: bytes
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], source: str, point: int | str) -> "Batch":
+        """Pack the keys of rows; StoreMisused for one that UTF-8 cannot express."""
+        keys = [row.key for row in rows]
+        try:
+            return cls(rows, source, point, max(keys), pack(keys))
+        except (UnicodeEncodeError, TypeError) as error:  # the second is orjson's
+            raise StoreMisused("a key is not valid Unicode text; see where it comes from") from error
 
 
-def _packed(batch: Sequence[Row]) -> bytes:
-    """Return the keys of a batch, packed; StoreMisused for one that UTF-8 cannot express."""
-    try:
-        return pack([row.key for row in batch])
-    except (UnicodeEncodeError, TypeError) as error:  # the second is orjson's
-        raise StoreMisused("a key is not valid Unicode text; see where it comes from") from error
+# The names and rows of each bucket.
+Buckets = dict[int, tuple[list[bytes], list[Row]]]
 
 
-class Transactions:
-    """Writes a batch as one transaction on the server, or nothing; lives as long as its store.
+class Writer:
+    """Puts batches, one at a time, at a rate that readers bear; lives as long as its store.
 
-    That is WATCH, MULTI, MSET, RPUSH, HSET, EXEC rather than a script with the same effect: 1.2 against 2.1 µs
-    of the server's only thread a row of 587 bytes, because Lua copies every value once more. The client pays 1.2 µs a
-    row, all included. One is sent at a time, as a connection has one WATCH.
+    A batch goes to all nodes of a cluster at once, and the slowest sets the pace.
     """
 
-    def __init__(self, reconnector: Reconnector, keys: Keys) -> None:
-        self._reconnector = reconnector
+    def __init__(self, nodes: Nodes, keys: Keys, retry_for_s: float) -> None:
+        """Take for how long a batch is tried again; what was written stays."""
+        self._nodes = nodes
         self._keys = keys
-        self._throttle = AdaptiveThrottle(time.monotonic, max_share=WRITING_SHARE)
-        self._checked: Sender | None = None
+        self._retry_for_s = retry_for_s
+        self._lock = asyncio.Lock()
+        self._throttles = dict[RedisNode, AdaptiveThrottle]()
+        self._alone = set[RedisNode]()
+        """Nodes without a replica that keeps up with a batch, which are not asked for one before the end."""
         self._points = dict[str, dict[int | str, str]]()
         """Of each draft by its incarnation, the last key of each part, and of `meta` rows, acknowledged here."""
+        self._checked = dict[str, Sender]()
+        """Of each draft, the connection by which its points were last seen to be there."""
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
+        """Write rows of a draft, in order; raises as `Store.put` does."""
+        meta = [row for row in rows if row.key.startswith(META)]
+        others = [row for row in rows if not row.key.startswith(META)] if meta else rows
+        keys, meta_keys = self._keys.release(draft).lists
+        each: tuple[tuple[str, Sequence[Row], int | str], ...] = ((keys, others, part), (meta_keys, meta, META_POINT))
+        for source, of, point in each:
+            for some in _bounded(of, len(self._nodes.topology.primaries) or 1):
+                async with self._lock:
+                    write = self._write_by_bucket if self._keys.clustered else self._write_at_once
+                    batch = Batch.of(some, source, point)
+                    pause_s = await with_retries(partial(write, draft, batch), self._retry_for_s)
+                    self._points.setdefault(draft.incarnation, {})[point] = batch.last
+                    await asyncio.sleep(pause_s)
+
+    def forget(self, draft: DraftRef) -> None:
+        """Write a draft on from where the server says, whatever it acknowledged before."""
+        self._points.pop(draft.incarnation, None)
 
     async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> None:
         """Raise RowsLost if rows are gone that were acknowledged, as after a failover.
@@ -128,115 +192,83 @@ class Transactions:
         if state == state_of(draft) and not kept:
             raise RowsLost(f"{connection.where} has lost rows of release {draft.id} that it had acknowledged")
 
-    def forget(self, draft: DraftRef) -> None:
-        """Write a draft on from where the server says, whatever it acknowledged before."""
-        self._points.pop(draft.incarnation, None)
+    async def _write_at_once(self, draft: DraftRef, batch: Batch) -> float:
+        """Write rows, list their keys and move the resume point; return how long to pause, in seconds.
 
-    async def write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
-        """Write rows of a *part*, or of none, and have their keys in the list *source*; again if the state changed.
-
-        Returns how long to pause, in seconds; once tried again it changes nothing.
+        Begins again if the state changes meanwhile. Once tried again it changes nothing.
         """
-        keys, packed = self._keys.release(draft), _packed(batch)
-        pairs = list[str | bytes]()
-        for name, row in zip(keys.rows([row.key for row in batch]), batch, strict=True):
+        keys = self._keys.release(draft)
+        names, pairs = keys.rows([row.key for row in batch.rows]), list[str | bytes]()
+        for name, row in zip(names, batch.rows, strict=True):
             pairs += (name, row.value)
-        commands: list[tuple[str | bytes | int, ...]] = [
-            (b"MULTI",),
-            (b"MSET", *pairs),
-            (b"RPUSH", source, packed),
-        ]
-        last, of = max(row.key for row in batch), META_POINT if part is None else part
-        commands.append((b"HSET", keys.points, of, last))
+        connection = await self._nodes.at(ONLY).connection()
+        await self._check_connection(draft, batch, connection)
         while True:
-            connection = await self._reconnector.connection()
-            if connection is not self._checked:  # perhaps to a server that took the place of another
-                await self.check_kept(draft, connection, last)
-                self._checked = connection
             _, state = await asyncio.gather(
                 connection.send_command(b"WATCH", keys.state), connection.send_command(b"GET", keys.state)
             )
             check_owned(draft, state)
             started = time.monotonic()
-            sent = [connection.send_command(*command) for command in (*commands, (b"EXEC",))]
-            *_, outcome = await asyncio.gather(*sent)
+            *_, outcome = await asyncio.gather(
+                connection.send_command(b"MULTI"),
+                connection.send_command(b"MSET", *pairs),
+                connection.send_command(b"RPUSH", batch.source, batch.packed),
+                connection.send_command(b"HSET", keys.points, batch.point, batch.last),
+                connection.send_command(b"EXEC"),
+            )
             if outcome is not None:
                 for reply in outcome:
-                    if isinstance(reply, Exception):
+                    if isinstance(reply, Refusal):
                         raise translated(reply, connection.where)
-                self._points.setdefault(draft.incarnation, {})[of] = last
-                return self._throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in batch))
+                return self._pause_s(ONLY, started, batch.rows)
 
-
-class Scripts:
-    """Writes a batch bucket by bucket, to all nodes at once; the slowest sets the pace. See `Transactions`."""
-
-    def __init__(self, nodes: Nodes, keys: Keys) -> None:
-        self._nodes = nodes
-        self._keys = keys
-        self._throttles = dict[RedisNode, AdaptiveThrottle]()
-        self._alone = set[RedisNode]()
-        """Nodes whose replicas did not keep up with a batch, and are not waited for before the end."""
-
-    async def check_kept(self, draft: DraftRef, connection: Sender) -> None:
-        """Nothing to look for: a replica has what was acknowledged, and what it lacks all the same `verify` finds."""
-
-    def forget(self, draft: DraftRef) -> None:
-        """Nothing is known."""
-
-    async def write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
-        """See `Transactions`."""
-        keys, listed = self._keys.release(draft), [row.key for row in batch]
-        await self._note(draft, source, _packed(batch), b"", b"")
-        by_node = dict[RedisNode, dict[int, list[tuple[bytes, bytes]]]]()
-        await self._nodes.topology.load()
-        for row, name, bucket in zip(batch, *keys.located(listed), strict=True):
-            node = self._nodes.topology.owner(keys.slots[bucket])
+    async def _write_by_bucket(self, draft: DraftRef, batch: Batch) -> float:
+        """Do the same step by step; see `_write_at_once`."""
+        keys, topology = self._keys.release(draft), self._nodes.topology
+        by_node = dict[RedisNode, Buckets]()
+        await topology.load()
+        for row, name, bucket in zip(batch.rows, *keys.located([row.key for row in batch.rows]), strict=True):
+            node = topology.owner(keys.slots[bucket])
             if node is None:
-                raise uncovered(self._nodes.topology.shown, keys.slots[bucket])
-            by_node.setdefault(node, {}).setdefault(bucket, []).append((name, row.value))
+                raise uncovered(topology.shown, keys.slots[bucket])
+            names, rows = by_node.setdefault(node, {}).setdefault(bucket, ([], []))
+            names.append(name)
+            rows.append(row)
         pauses = await asyncio.gather(*(self._write_to(node, draft, parts) for node, parts in by_node.items()))
-        if part is not None:
-            await self._note(draft, source, b"", b"%d" % part, max(listed).encode())
+        await self._nodes.run(keys.state, partial(self._note, draft, batch))
         return max(pauses)
 
-    async def _write_to(self, node: RedisNode, draft: DraftRef, parts: dict[int, list[tuple[bytes, bytes]]]) -> float:
-        """Write one node's rows, by their buckets, and return how long to pause."""
-        keys, mine, started = self._keys.release(draft), state_of(draft), time.monotonic()
-        puts = list[tuple[str, tuple[bytes, ...], tuple[bytes, ...]]]()
-        for bucket, rows in parts.items():
-            names, values = zip(*rows, strict=True)
-            puts.append((keys.steps[bucket][0], names, (mine, *values)))
-        for state in await self._put_each(node, puts):
+    async def _write_to(self, node: RedisNode, draft: DraftRef, parts: Buckets) -> float:
+        """Write one node's rows and return how long to pause."""
+        started = time.monotonic()
+        for state in await self._put_each(node, draft, parts):
             check_owned(draft, state)
-        latency_s = time.monotonic() - started
+        pause_s = self._pause_s(node, started, [row for _, rows in parts.values() for row in rows])
         await self._replicate(node)
+        return pause_s
+
+    def _pause_s(self, node: RedisNode, started: float, rows: Sequence[Row]) -> float:
         throttle = self._throttles.get(node)
         if throttle is None:
-            throttle = self._throttles[node] = AdaptiveThrottle(time.monotonic, max_share=WRITING_SHARE)
-        return throttle.pause_s(latency_s, sum(len(value) for rows in parts.values() for _, value in rows))
+            throttle = self._throttles[node] = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
+        return throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in rows))
 
-    async def _note(self, draft: DraftRef, source: str, packed: bytes, part: bytes, point: bytes) -> None:
-        names = self._keys.release(draft)
-        args = state_of(draft), packed, part, point
-        check_owned(draft, await self._nodes.evaluate(NOTE, (names.state, source, names.points), *args))
+    async def _put_each(self, node: RedisNode, draft: DraftRef, parts: Buckets) -> list[bytes | None]:
+        """Put rows into buckets of a node, all at once, and where a slot has moved, there; return their states."""
+        keys, mine = self._keys.release(draft), state_of(draft)
 
-    async def _put_each(
-        self, node: RedisNode, puts: Sequence[tuple[str, tuple[bytes, ...], tuple[bytes, ...]]]
-    ) -> list[bytes | None]:
-        """Put rows into several slots of a node, all at once, and if one has moved, there; return their states."""
-
-        def put(connection: Sender, place: int) -> asyncio.Future[Any]:
-            state, names, args = puts[place]
-            return connection.send_command(b"EVAL", PUT, len(names) + 1, state, *names, *args)
+        def put(bucket: int, connection: Sender) -> asyncio.Future[Any]:
+            names, rows = parts[bucket]
+            values = [row.value for row in rows]
+            return connection.send_command(b"EVAL", PUT, len(names) + 1, keys.steps[bucket][0], *names, mine, *values)
 
         states = list[bytes | None]()
         try:
             connection = await self._nodes.at(node).connection()
-            sent = [put(connection, place) for place in range(len(puts))]
-            for place, reply in enumerate(await asyncio.gather(*sent, return_exceptions=True)):
+            sent = [put(bucket, connection) for bucket in parts]
+            for bucket, reply in zip(parts, await asyncio.gather(*sent, return_exceptions=True), strict=True):
                 if isinstance(reply, Redirected):
-                    states.append(await self._nodes.run(puts[place][0], partial(put, place=place)))
+                    states.append(await self._nodes.run(keys.steps[bucket][0], partial(put, bucket)))
                 elif isinstance(reply, BaseException):
                     raise reply
                 else:
@@ -246,36 +278,211 @@ class Scripts:
             raise
         return states
 
+    async def _note(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
+        """List the keys of a batch and move its resume point, unless this server has lost an earlier one."""
+        await self._check_connection(draft, batch, connection)
+        keys = self._keys.release(draft)
+        names, args = (keys.state, batch.source, keys.points), (batch.packed, batch.point, batch.last)
+        check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))
+
+    async def _check_connection(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
+        """Raise RowsLost if a connection is new, and leads to a server that lacks what another had acknowledged."""
+        if self._checked.get(draft.incarnation) is not connection:
+            await self.check_kept(draft, connection, batch.last)
+            self._checked = {draft.incarnation: connection}
+
     async def _replicate(self, node: RedisNode) -> None:
         """Wait until a replica has what this store wrote to a node, if it has any that keeps up."""
         if node in self._alone:
             return
         connection = await self._nodes.at(node).connection()
         found = await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
-        if found is not None and found.replicas and not found.acknowledged:
+        if found is None or not found.acknowledged:
             self._alone.add(node)
 
 
-Batches = Transactions | Scripts
+def _bounded(rows: Sequence[Row], servers: int) -> Iterator[Sequence[Row]]:
+    max_rows, max_bytes = MAX_ROWS * servers, MAX_BYTES * servers
+    start = size = 0
+    for place, row in enumerate(rows):
+        row_bytes = len(row.value)
+        if place > start and (place - start == max_rows or size + row_bytes > max_bytes):
+            yield rows[start:place]
+            start, size = place, 0
+        size += row_bytes
+    if start < len(rows):
+        yield rows[start:]
 
 
-class Writer:
-    """Puts batches, one at a time, at a rate that readers bear; lives as long as its store."""
+class Inventory:
+    """Says what there is, release by release and key by key, and erases it; lives as long as its store."""
 
-    def __init__(self, batches: Batches, nodes: Nodes, keys: Keys, retry_for_s: float) -> None:
-        """Take for how long a batch is tried again; what was written stays."""
-        self._batches = batches
+    def __init__(self, nodes: Nodes, keys: Keys, retry_for_s: float) -> None:
+        """Take for how long each step of an erase is tried again while a server is away, or its slots move."""
         self._nodes = nodes
         self._keys = keys
         self._retry_for_s = retry_for_s
-        self._lock = asyncio.Lock()
 
-    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a draft, in order; raises as `Store.put` does."""
-        meta = [row for row in rows if row.key.startswith(META)]
-        others = [row for row in rows if not row.key.startswith(META)] if meta else rows
-        for source, of, point in zip(self._keys.release(draft).lists, (others, meta), (part, None), strict=True):
-            for batch in _bounded(of, len(self._nodes.topology.primaries) or 1):
-                async with self._lock:
-                    write = partial(self._batches.write, draft, source, batch, point)
-                    await asyncio.sleep(await with_retries(write, self._retry_for_s))
+    async def incarnations(self) -> list[str]:
+        """See the contract; what a search finds is named from then on, if this user may write."""
+        histories = await self._histories()  # first: a server that restarts during the search is searched again
+        members: list[bytes] = await self._nodes.execute_command(b"SMEMBERS", self._keys.incarnations)
+        named = {member.decode() for member in members}
+        searched = {name for name in named if name.startswith(HISTORY)}
+        named -= searched
+        if histories is not None and histories <= searched:
+            return sorted(named)
+        log.info("a server of %s was restarted or replaced, or is new; its keys are searched for releases", self._where)
+        found = set[str]()
+        async for names in self._search(self._keys.any_pattern):
+            found.update(filter(None, map(self._keys.incarnation_of, names)))
+        with suppress(StoreError):
+            for name in (found - named) | (histories or set()):
+                await self._nodes.evaluate(NAME, (self._keys.incarnations,), name)
+            for name in searched - (histories or set()):
+                await self._nodes.execute_command(b"SREM", self._keys.incarnations, name)
+        return sorted(named | found)
+
+    async def _histories(self) -> set[str] | None:
+        """Return the ids of the replication histories of all primaries; None if they are not known."""
+        servers = await self._nodes.primaries()
+        try:
+            found = await asyncio.gather(*(server.execute_command(b"INFO", b"replication") for server in servers))
+        except StoreMisused:
+            return None
+        ids = [fields_of(each).get("master_replid") for each in found]
+        return {HISTORY + one for one in ids if one} if all(ids) else None
+
+    async def add(self, draft: DraftRef) -> None:
+        """Name what is about to hold data; raises StoreError."""
+        await self._nodes.evaluate(NAME, (self._keys.incarnations,), draft.incarnation)
+
+    async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
+        """Yield the keys of a sealed release's rows in ascending order, once each, at most MAX_KEYS at a time.
+
+        If they have to be searched for, all of them are held in memory.
+        """
+        listed = merged(await self._spans(release), self._packed)
+        is_listed = await self._nodes.execute_command(b"LLEN", self._keys.release(release).lists[0])
+        async for keys in listed if is_listed else self._searched(release):
+            for start in range(0, len(keys), MAX_KEYS):
+                yield keys[start : start + MAX_KEYS]
+
+    async def erase(self, release: ReleaseRef) -> None:
+        """See the contract; ReleaseConflict if the release is there again before all of it is erased."""
+        keys, incarnation = self._keys.release(release), release.incarnation
+        is_listed = await self._is_listed(release)
+        is_named = await self._execute(b"SISMEMBER", self._keys.incarnations, incarnation)
+        # First: it is neither read nor written from here on, and if replicas are read, not there either.
+        ended = await asyncio.gather(*(self._end(release, step) for step in keys.steps))
+        await asyncio.gather(
+            *(wait_for_replicas(connection, timeout_s=CONTROL_WAIT_S) for connection in {by for _, by in ended})
+        )
+        await self._erase_listed(release)
+        if not is_listed and (is_named or any(count for count, _ in ended)):
+            async for names in self._search_rows(release):
+                await self._unlink(release, names)
+        self._check_gone(release, [await self._erase(keys.state, (*keys.lists, keys.points))])
+        await self._execute(b"SREM", self._keys.incarnations, incarnation)
+        if any(await asyncio.gather(*(self._execute(b"EXISTS", step[0]) for step in keys.steps))):
+            # A late writer has claimed it: the next prune must find it.
+            await self._execute(b"SADD", self._keys.incarnations, incarnation)
+
+    @property
+    def _where(self) -> str:
+        return self._nodes.topology.shown
+
+    async def _execute(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+        """Send one command of an erase, which changes nothing if it is sent twice."""
+        return await with_retries(lambda: self._nodes.execute_command(command, key, *args), self._retry_for_s)
+
+    async def _is_listed(self, release: ReleaseRef) -> bool:
+        """Return whether the lists are sure to name all rows, wherever these are."""
+        keys = self._keys.release(release)
+        sealed = await self._execute(b"GET", keys.state) == SEALED
+        return sealed and bool(await self._execute(b"EXISTS", keys.lists[0]))
+
+    async def _end(self, release: ReleaseRef, step: Sequence[str]) -> tuple[int, Sender]:
+        """Delete the states of a step, and the resume points; return how many there were, and by which connection."""
+        keys = self._keys.release(release)
+        names = (*step, keys.points) if step is keys.steps[0] else step
+
+        async def end(connection: Sender) -> tuple[int, Sender]:
+            return await connection.send_command(b"DEL", *names), connection
+
+        return await with_retries(lambda: self._nodes.run(step[0], end), self._retry_for_s)
+
+    async def _erase_listed(self, release: ReleaseRef) -> None:
+        """Erase the rows that the lists name, batch by batch, paced."""
+        keys, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
+        for source in keys.lists:
+            while (packed := await self._execute(b"LINDEX", source, -1)) is not None:
+                listed, started = unpack(packed), time.monotonic()
+                await self._unlink(release, keys.located(listed)[0])
+                take_off = partial(self._nodes.evaluate, TAKE_OFF, (keys.state, source), packed)
+                taken = await with_retries(take_off, self._retry_for_s)
+                self._check_gone(release, [taken])
+                await asyncio.sleep(throttle.pause_s(time.monotonic() - started, len(listed)))
+
+    async def _unlink(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
+        """Erase rows by their names."""
+        by_state = self._keys.release(release).by_step(names)
+        erased = [
+            self._erase(state, of_step[start : start + MAX_KEYS])
+            for state, of_step in by_state.items()
+            for start in range(0, len(of_step), MAX_KEYS)
+        ]
+        self._check_gone(release, await asyncio.gather(*erased))
+
+    async def _erase(self, state: str, names: Sequence[str | bytes]) -> int:
+        """Erase what lies in the slot of a state, unless that is there; return 0 if it is."""
+
+        async def erase(connection: Sender) -> int:
+            erased: int = await connection.send_command(b"EVAL", ERASE, len(names) + 1, state, *names)
+            return erased
+
+        return await with_retries(lambda: self._nodes.run(state, erase), self._retry_for_s)
+
+    def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
+        if not all(erased):
+            raise ReleaseConflict(
+                f"release {release.id} is in {self._where} again: that was put back to an older copy, or a late writer "
+                f"has claimed the draft; no more of it is erased. See `hotplate releases list`, and prune again"
+            )
+
+    async def _searched(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
+        """Yield the same, all at once, from the names of the rows."""
+        found = set[str]()
+        async for names in self._search_rows(release):
+            found.update(name[name.index(b"}:") + 2 :].decode() for name in names)
+        yield sorted(found)
+
+    async def _packed(self, span: KeySpan) -> bytes | None:
+        found: bytes | None = await self._nodes.execute_command(b"LINDEX", span.source, span.place)
+        return found
+
+    async def _spans(self, release: ReleaseRef) -> list[KeySpan]:
+        """Return which keys each acknowledged batch covers: about 300 bytes for 500 rows."""
+        spans = list[KeySpan]()
+        for source in self._keys.release(release).lists:
+            start = 0
+            while found := await self._nodes.execute_command(b"LRANGE", source, start, start + SPANS - 1):
+                spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(found))
+                start += len(found)
+        return spans
+
+    def _search_rows(self, release: ReleaseRef) -> AsyncIterator[list[bytes]]:
+        """Yield the names of all rows of a release."""
+        log.warning("release %s has lost the lists of its keys; those of %s are searched", release.id, self._where)
+        return self._search(self._keys.pattern(release))
+
+    async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        """Yield the names of all servers that fit a pattern, some at a time, paced."""
+        for server in await self._nodes.primaries():
+            throttle, cursor = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE), b""
+            while cursor != b"0":
+                started = time.monotonic()
+                scan = (b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", MAX_KEYS)
+                cursor, found = await server.execute_command(*scan)
+                yield found
+                await asyncio.sleep(throttle.pause_s(time.monotonic() - started, MAX_KEYS))

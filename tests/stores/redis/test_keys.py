@@ -1,8 +1,16 @@
 """How the keys in Redis are named: the layout is a promise to the servers that hold it, and to a cluster."""
 
+import ast
+import importlib
+from importlib.metadata import version
+from pathlib import Path
+
 import pytest
+from redis.cluster import parse_cluster_slots
+from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
+from hotplate.stores import redis as package
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.redis.keys import BUCKETS, KEPT, Keys
 from tests.support.stores import FIRST
@@ -50,3 +58,26 @@ def test_a_key_that_cannot_be_encoded_has_a_name_that_no_row_has() -> None:
     assert [release.raw_heads[bucket] for bucket in buckets] == [name[: name.index(b"}:") + 2] for name in names]
     with pytest.raises(UnicodeDecodeError):
         names[-1].decode()
+
+
+def test_all_that_is_taken_from_redis_py_is_public_and_still_there() -> None:
+    taken = set[tuple[str, str]]()
+    for path in Path(package.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("redis", "hiredis"):
+                taken |= {(node.module, alias.name) for alias in node.names}
+    assert taken
+    for module, name in taken:
+        assert not any(part.startswith("_") for part in (*module.split("."), name)), f"{module}.{name} is private"
+        found = hasattr(importlib.import_module(module), name)
+        assert found, f"redis-py {version('redis')} has no {module}.{name}, which hotplate.stores.redis uses"
+
+
+def test_redis_py_computes_slots_and_reads_layouts_as_servers_state_them() -> None:
+    assert (key_slot(b"shop:{0123456789ab.1}:user:1"), key_slot(b"{0123456789ab.1}")) == (
+        key_slot(b"0123456789ab.1"),
+    ) * 2
+    assert key_slot(b"123456789") == 0x31C3  # as the cluster's specification has it
+    reply = [[0, 16383, [b"127.0.0.1", 7000, b"id", []], [b"", 7001, b"id", []]]]
+    (found,) = parse_cluster_slots(reply, current_host="asked").items()
+    assert found == ((0, 16383), {"primary": ("127.0.0.1", 7000), "replicas": [("asked", 7001)]})

@@ -13,8 +13,8 @@ from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import change
 from hotplate.stores.redis.connection import Reconnector
 from hotplate.stores.redis.lookups import ServerLookups
-from hotplate.stores.redis.sentinel import Replicas, Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.topology import Replicas, Sentinels
 from hotplate.stores.redis.url import parse_sentinel
 from hotplate.stores.store import Finding, Level, Plan, Row
 from hotplate.testing import StoreContract

@@ -64,7 +64,7 @@ async def test_large_values_travel_in_small_batches(redis: RedisStore, redis_ser
 async def test_a_user_who_may_not_subscribe_still_sees_a_change(
     redis: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hotplate.stores.redis.control.POLL_S", 0.02)
+    monkeypatch.setattr("hotplate.stores.redis.store.POLL_S", 0.02)
     redis_server.execute_command("ACL", "SETUSER", prefix, "on", ">open", f"~*{prefix}*", "resetchannels", "+@all")
     limited = open_url(redis_server.url(prefix=prefix, user=f"{prefix}:open@"))
     await begin(limited, FIRST)
@@ -80,7 +80,7 @@ async def test_a_user_who_may_not_subscribe_still_sees_a_change(
 async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     request: pytest.FixtureRequest, place: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hotplate.stores.redis.control.POLL_S", 3600.0)
+    monkeypatch.setattr("hotplate.stores.redis.store.POLL_S", 3600.0)
     there = request.getfixturevalue(place)
     urls = users_of_the_guide(prefix, there.execute_everywhere, there.url)
     publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
