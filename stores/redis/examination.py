@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ _error = partial(Finding, Level.ERROR)
 TIMEOUT_S = 5.0
 
 # The oldest server that the tests run against.
-OLDEST = (7, 0)
+OLDEST = 7
 
 # From here on an operator should know that memory is short.
 MUCH_USED = 0.9
@@ -85,24 +85,10 @@ def _memory(fields: Mapping[str, str]) -> Memory:
     )
 
 
-async def examine(address: RedisAddress, keys: Keys) -> list[Finding]:
-    """Ask the server, on connections of its own; raises StoreError if it cannot be reached."""
-    rights, found = await _rights(address, keys), await _examine_server(address)
+async def examine(address: RedisAddress, keys: Keys, *, replicated: bool = False) -> list[Finding]:
+    """Ask the server, and say, too, what it lacks to be *replicated*; raises StoreError if it cannot be reached."""
+    rights, found = await _rights(address, keys), await _examine_server(address, replicated=replicated)
     return [*found[:2], *rights, *found[2:]]
-
-
-async def examine_replicas(address: RedisAddress) -> list[Finding]:
-    """Return what there is to say of a primary that should have replicas; raises StoreError."""
-    try:
-        async with connected(address, TIMEOUT_S) as connection:
-            found = replication_in(fields_of(await connection.send_command(b"INFO", b"replication")))
-    except StoreMisused as refused:
-        return [_warning("replicas", f"the server may not be asked about them: {refused}")]
-    if not found.replicas:
-        return [_error("replicas", "none follows the primary, so nothing can take over; add one")]
-    well = _ok("min-replicas", "the primary refuses writes that no replica would get")
-    guard = well if found.guarded else _warning("min-replicas", UNGUARDED)
-    return [_ok("replicas", f"{found.replicas} follow the primary"), guard]
 
 
 async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
@@ -112,26 +98,18 @@ async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
     if home is None:
         sentence = "no node serves the slot of the catalogue; bring the node back, or give its slots to another"
         return [_error("slots", sentence)]
-    found = [*await _cluster(topology), *await _rights(topology.resolver(home), keys)]
+    found = [*await _cluster(topology), *await _rights(topology.address(home), keys)]
     each = list[tuple[RedisNode, Finding]]()
     for node in topology.primaries:
         try:
-            each += [(node, finding) for finding in await _examine_server(topology.resolver(node))]
+            each += [(node, finding) for finding in await _examine_server(topology.address(node))]
         except StoreError as error:
             each.append((node, _error("server", str(error))))
-    return found + _summed(each)
-
-
-def _summed(each: Sequence[tuple[RedisNode, Finding]]) -> list[Finding]:
-    """Return what is not well, node by node, and of what is well everywhere one line."""
-    found = list[Finding]()
     for subject in dict.fromkeys(finding.subject for _, finding in each):
-        of = [(node, finding) for node, finding in each if finding.subject == subject]
-        wrong = [(node, finding) for node, finding in of if finding.level != Level.OK]
-        if wrong:
-            found += [finding._replace(sentence=f"{node}: {finding.sentence}") for node, finding in wrong]
-        else:
-            found.append(of[0][1]._replace(sentence="; ".join(f"{node}: {finding.sentence}" for node, finding in of)))
+        of = [finding._replace(sentence=f"{node}: {finding.sentence}") for node, finding in each
+              if finding.subject == subject]  # fmt: skip
+        well = of[0]._replace(sentence="; ".join(finding.sentence for finding in of))
+        found += [finding for finding in of if finding.level != Level.OK] or [well]
     return found
 
 
@@ -140,42 +118,36 @@ async def _cluster(topology: Topology) -> list[Finding]:
     error: StoreError | None = None
     for node in topology.primaries:
         try:
-            async with connected(topology.resolver(node), TIMEOUT_S) as connection:
+            async with connected(topology.address(node), TIMEOUT_S) as connection:
                 fields = fields_of(await connection.send_command(b"CLUSTER", b"INFO"))
                 full = await _setting(connection, b"cluster-require-full-coverage")
                 reads = await _setting(connection, b"cluster-allow-reads-when-down")
-                break
+                return [*_slots(fields), _replicas(topology), _coverage(full, reads)]
         except StoreMisused as refused:
             return [_warning("cluster", f"it may not be asked about itself: {refused}")]
         except StoreError as unreachable:
             error = unreachable
-    else:
-        return [_error("cluster", f"no primary answers: {error}")]
-    return [_state(fields), _slots(fields), _replicas(topology), _coverage(full, reads)]
+    return [_error("cluster", f"no primary answers: {error}")]
 
 
-def _state(fields: Mapping[str, str]) -> Finding:
+def _slots(fields: Mapping[str, str]) -> list[Finding]:
     sentence = f"{fields.get('cluster_size', '?')} primaries of {fields.get('cluster_known_nodes', '?')} nodes"
-    if fields.get("cluster_state") == "ok":
-        return _ok("cluster", sentence)
-    sentence += ", and its state is fail: nodes refuse to answer; see `redis-cli --cluster check` and their logs"
-    return _error("cluster", sentence)
-
-
-def _slots(fields: Mapping[str, str]) -> Finding:
-    assigned, failed = (int(fields.get(f"cluster_slots_{which}", 0)) for which in ("assigned", "fail"))
-    if assigned < SLOTS:
-        sentence = f"{SLOTS - assigned:,} of {SLOTS:,} belong to no node; give them to nodes: redis-cli --cluster fix"
-        return _error("slots", sentence)
-    if failed:
-        sentence = f"{failed:,} of {SLOTS:,} are of nodes that have failed, whose users get popular lists"
-        return _error("slots", f"{sentence}; bring these back, or let replicas take over")
-    return _ok("slots", f"all {SLOTS:,} are served")
+    found = [_ok("cluster", sentence)]
+    if fields.get("cluster_state") != "ok":
+        advice = "its state is fail: nodes refuse to answer; see `redis-cli --cluster check` and their logs"
+        found = [_error("cluster", f"{sentence}, and {advice}")]
+    unassigned = SLOTS - int(fields.get("cluster_slots_assigned", 0))
+    if unassigned:
+        advice = "belong to no node; give them to nodes: redis-cli --cluster fix"
+        return [*found, _error("slots", f"{unassigned:,} of {SLOTS:,} {advice}")]
+    if failed := int(fields.get("cluster_slots_fail", 0)):
+        advice = "are of nodes that have failed; bring these back, or let replicas take over"
+        return [*found, _error("slots", f"{failed:,} of {SLOTS:,} {advice}")]
+    return [*found, _ok("slots", f"all {SLOTS:,} are served")]
 
 
 def _replicas(topology: Topology) -> Finding:
-    alone = [str(node) for node in topology.primaries if not topology.replicas(node)]
-    if alone:
+    if alone := [str(node) for node in topology.primaries if not topology.replicas(node)]:
         sentence = f"{', '.join(alone)} have none, so what is on them is lost with them; add a replica to each"
         return _warning("replicas", sentence)
     return _ok("replicas", "each primary has at least one")
@@ -183,15 +155,11 @@ def _replicas(topology: Topology) -> Finding:
 
 def _coverage(full: str | None, reads: str | None) -> Finding:
     if full == "yes":
-        sentence = (
-            "cluster-require-full-coverage is yes, so all nodes refuse to answer when one is lost; set it to no "
-            "on each, and only the users on that node get popular lists"
-        )
+        sentence = "cluster-require-full-coverage is yes: all nodes refuse to answer when one is lost; set no on each"
         return _warning("coverage", sentence)
     if reads == "no":
         sentence = (
-            "cluster-allow-reads-when-down is no, so a node that does not hear most of the others for a moment "
-            "answers no request; set it to yes on each, and its users keep their lists"
+            "cluster-allow-reads-when-down is no: a node cut off from the others answers nothing; set yes on each"
         )
         return _warning("coverage", sentence)
     known = "it may not be asked whether a lost node takes the others along" if full is None else "a lost node is alone"
@@ -205,15 +173,15 @@ async def _rights(address: RedisAddress, keys: Keys) -> list[Finding]:
         return [await _reading(connection, keys), writing, _transport(address)]
 
 
-async def _examine_server(address: RedisAddress) -> list[Finding]:
+async def _examine_server(address: RedisAddress, *, replicated: bool = False) -> list[Finding]:
     async with connected(address, TIMEOUT_S) as connection:
         try:
             fields = fields_of(await connection.send_command(b"INFO"))
         except StoreMisused as error:
             return [_warning("server", f"it may not be asked about itself: {error}")]
         persistence = _persistence(fields, await _setting(connection, b"save"))
-    memory = _memory(fields)
-    return [_server(fields), _role(fields), _room(memory), _eviction(memory), persistence]
+    found = [_server(fields), _role(fields), *_memory_findings(_memory(fields)), persistence]
+    return [*found, *_replication(fields)] if replicated else found
 
 
 async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
@@ -229,8 +197,8 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
     """Queue what a publish sends, and discard it: rights, role and memory are checked when it is queued."""
     row, catalogue = keys.doctors, keys.catalogue
     commands: dict[str, tuple[str | bytes | int, ...]] = {
-        "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "LREM": (row, 1, b""),
-        "HSET": (row, b"0", b""), "EVAL": (b"return 1", 1, row), "MSET": (row, b""), "PUBLISH": (keys.changes, b""),
+        "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "HSET": (row, b"0", b""),
+        "EVAL": (b"return 1", 1, row), "MSET": (row, b""),
     }  # fmt: skip
     try:
         await connection.send_command(b"WATCH", row)
@@ -243,12 +211,9 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
     others = [str(error) for error in refused.values() if not isinstance(error, StoreMisused)]
     if others:  # a replica, or a server that is full or cannot save: not about rights
         return _warning("may publish", f"no: {others[0]}")
-    if refused.keys() - {"PUBLISH"}:
+    if refused:
         sentence = f"no: this user may not {', '.join(refused)}, as is right for a service"
         return _warning("may publish", f"{sentence}; docs/redis.md has the rights of one that publishes")
-    if refused:
-        sentence = f"yes, but services see a change after a second only; give this user +publish and &{keys.changes}"
-        return _warning("may publish", sentence)
     return _ok("may publish", "yes")
 
 
@@ -264,10 +229,10 @@ async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
 def _server(fields: Mapping[str, str]) -> Finding:
     name = "Valkey" if "valkey_version" in fields else "Redis"
     stated = fields.get("valkey_version") or fields.get("redis_version", "of an unknown version")
-    parts = tuple(int(part) for part in fields.get("redis_version", "").split(".")[:2] if part.isdigit())
     sentence = f"{name} {stated}, {fields.get('redis_mode', 'standalone')}"
-    if parts and parts < OLDEST:
-        return _warning("server", f"{sentence}, older than what is tested; upgrade to 7")
+    major = fields.get("redis_version", "").partition(".")[0]
+    if major.isdigit() and int(major) < OLDEST:
+        return _warning("server", f"{sentence}, older than what is tested; upgrade to {OLDEST}")
     return _ok("server", sentence)
 
 
@@ -279,24 +244,26 @@ def _role(fields: Mapping[str, str]) -> Finding:
     return _warning("role", "a replica: serve from it, and publish to its primary")
 
 
-def _room(memory: Memory) -> Finding:
-    used = f"{memory.used / 1e6:,.1f} MB used"
-    if memory.maxmemory == 0:
-        of_machine = f" of the {memory.machine / 1e6:,.0f} MB of its machine" if memory.machine else ""
-        return _ok("memory", f"{used}{of_machine}; maxmemory is not set")
-    sentence = f"{used} of {memory.maxmemory / 1e6:,.1f} MB"
-    if memory.used >= memory.maxmemory * MUCH_USED:
-        return _warning("memory", f"{sentence}; raise maxmemory, or prune old releases")
-    return _ok("memory", sentence)
+def _replication(fields: Mapping[str, str]) -> list[Finding]:
+    found = replication_in(fields)
+    if not found.replicas:
+        return [_error("replicas", "none follows the primary, so nothing can take over; add one")]
+    guard = _ok("min-replicas", "the primary refuses writes that no replica would get")
+    if not found.guarded:
+        guard = _warning("min-replicas", UNGUARDED)
+    return [_ok("replicas", f"{found.replicas} follow the primary"), guard]
 
 
-def _eviction(memory: Memory) -> Finding:
+def _memory_findings(memory: Memory) -> list[Finding]:
+    limit = f"{memory.maxmemory / 1e6:,.1f} MB" if memory.maxmemory else "its machine; maxmemory is not set"
+    used = f"{memory.used / 1e6:,.1f} MB used of {limit}"
+    room = _ok("memory", used)
+    if memory.maxmemory and memory.used >= memory.maxmemory * MUCH_USED:
+        room = _warning("memory", f"{used}; raise maxmemory, or prune old releases")
     if not memory.evicts:
-        return _ok("eviction", f"{memory.policy}: no list is ever dropped")
+        return [room, _ok("eviction", f"{memory.policy}: no list is ever dropped")]
     sentence = f"{memory.policy} drops lists in silence once memory is short; set maxmemory-policy to noeviction"
-    if memory.maxmemory:
-        return _error("eviction", sentence)
-    return _warning("eviction", f"{sentence}, before maxmemory is set")
+    return [room, (_error if memory.maxmemory else _warning)("eviction", sentence)]
 
 
 def _persistence(fields: Mapping[str, str], save_points: str | None) -> Finding:
@@ -319,10 +286,8 @@ def _persistence(fields: Mapping[str, str], save_points: str | None) -> Finding:
 def _transport(address: RedisAddress) -> Finding:
     if address.tls:
         return _ok("transport", "TLS, with a certificate that is verified")
-    if address.path:
-        return _ok("transport", "a socket on this machine")
-    if address.host in LOOPBACK or address.host.startswith("127."):
-        return _ok("transport", "not encrypted, within this machine")
+    if address.path or address.host in LOOPBACK or address.host.startswith("127."):
+        return _ok("transport", "a socket on this machine" if address.path else "not encrypted, within this machine")
     if address.password is None:
         return _warning("transport", "not encrypted and without a password; use rediss:// and an ACL user")
     return _warning("transport", "the password crosses the network unencrypted; use rediss://")

@@ -1,7 +1,6 @@
 """The names of everything that a deployment keeps in Redis, all under its prefix.
 
 {PREFIX}:catalogue                the catalogue, as JSON
-{PREFIX}:changes                  the channel on which each change of the catalogue is announced
 {PREFIX}:incarnations             a set: the incarnations that hold data, from their creation until they are erased,
                                   and the replication histories of the primaries that were searched for such
 PREFIX:{INCARNATION.B}:KIND:ID    one row, a plain string without an expiry: a draft's lease decides, not a timer
@@ -116,11 +115,6 @@ class Keys:
     def doctors(self) -> str:
         """A name that is never written, to try whether it could be: of the form of a row, in the catalogue's slot."""
         return f"{self.prefix}:{{{self.prefix}}}:doctor"
-
-    @property
-    def changes(self) -> str:
-        """The channel on which each swap is announced."""
-        return f"{{{self.prefix}}}:changes"
 
     @property
     def incarnations(self) -> str:

@@ -19,26 +19,25 @@ server must still be able to give a draft up, or nothing would free its memory.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_committed
-from hotplate.stores.errors import ReleaseConflict, StoreError
+from hotplate.stores.deadlines import Deadlines
+from hotplate.stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, Sender, role_of
-from hotplate.stores.redis.keys import SEALED, Keys, check_owned, state_of, unsealed
-from hotplate.stores.redis.lookups import ClusterLookups, RedisLookups, ServerLookups
+from hotplate.stores.redis.connection import VALUES, PipelinedConnection, Redirected, Sender, role_of
+from hotplate.stores.redis.keys import BUCKETS, MAX_KEYS, SEALED, Keys, check_owned, state_of, unsealed
 from hotplate.stores.redis.topology import (
     CONTROL_WAIT_S,
-    ONLY,
     Nodes,
     OnlyServer,
+    RedisNode,
     Sentinels,
-    Servers,
     Topology,
+    uncovered,
     wait_for_replicas,
 )
 from hotplate.stores.redis.url import (
@@ -79,42 +78,15 @@ RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
 
 
-# How often the catalogue is read if no message says that it changed.
+# How often the catalogue is read to see whether it has changed.
 POLL_S = 1.0
 
-# SWAP takes the key of the catalogue; the expected version in three parts, the new record and the channel. A user who
-# may not publish may swap.
+# SWAP takes the key of the catalogue; the record that is expected, byte by byte, empty for none, and the new one.
 SWAP = """
-local stored = redis.call('GET', KEYS[1])
-local version = {store_id = '', generation = 0, token = ''}
-if stored then version = cjson.decode(stored) end
-if version.store_id ~= ARGV[1] or version.generation ~= tonumber(ARGV[2]) or version.token ~= ARGV[3] then
-    return 0
-end
-redis.call('DEL', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[4])
-redis.pcall('PUBLISH', ARGV[5], ARGV[2])
-return 1
-"""
-
-# REPLACE_RECORD takes the key of the catalogue; the record that is expected, byte by byte, the new one, the channel and
-# the message.
-REPLACE_RECORD = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[2])
-redis.pcall('PUBLISH', ARGV[3], ARGV[4])
 return 1
-"""
-
-# CLAIM takes the keys of the states of a release's first step, and the state to set. It returns the state before; one
-# that is sealed stays.
-CLAIM = """
-local state = redis.call('GET', KEYS[1])
-if state == 'sealed' then return state end
-if state then redis.call('DEL', unpack(KEYS)) end
-for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
-return state
 """
 
 # REPLACE takes the keys of a step's states, the state that is expected of the first, empty for none, and the state
@@ -138,88 +110,185 @@ async def send_replicated(connection: Sender, *args: str | bytes | int) -> Any: 
     return reply
 
 
-class Control:
-    """Reads and changes the catalogue, and reads how far drafts are; lives as long as its store."""
+_Replies = asyncio.Future[list[Slot]]
 
-    def __init__(self, nodes: Nodes, keys: Keys) -> None:
-        self._nodes = nodes
+
+class _Sent(NamedTuple):
+    """What one node was sent, and the future of its replies."""
+
+    node: RedisNode
+    places: list[int]
+    replies: _Replies
+
+
+class ServerLookups:
+    """Reads from one server, rows and the release's state in one command."""
+
+    def __init__(self, keys: Keys, nodes: Nodes) -> None:
         self._keys = keys
+        self._nodes = nodes
 
-    async def catalogue(self) -> Catalogue:
-        """See the contract."""
-        return await self._nodes.run(self._keys.catalogue, self._read_catalogue)
-
-    async def _read_catalogue(self, connection: Sender) -> Catalogue:
-        record, time_, greeting = await asyncio.gather(
-            connection.send_command(b"GET", self._keys.catalogue),
-            connection.send_command(b"TIME"),
-            _optional(connection.send_command(b"HELLO", 2)),
-        )
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+        """See `Reader.get_many`; a command is answered as a whole, so the caller's own time-out ends the wait."""
+        if len(keys) > MAX_KEYS:
+            chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
+            found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
+            return [slot for slots in found for slot in slots]
+        names = self._keys.release(release)
+        rows: Sequence[str | bytes]
         try:
-            seconds, micros = time_
-            now, primary = int(seconds) + int(micros) / 1e6, role_of(greeting) == ServerRole.PRIMARY
-        except (TypeError, ValueError) as error:
-            raise connection.lose("replied to a read of the catalogue with something else") from error
-        if record is None:
-            return Catalogue(now=now, primary=primary)
-        return replace(catalogue_record.parse(record, now=now, where=self._nodes.topology.shown), primary=primary)
+            rows = names.rows(keys)
+        except UnicodeEncodeError:
+            rows, _ = names.located(keys)
+        servers = self._nodes.topology
+        if not servers.loaded:
+            await servers.load()
+        server = self._nodes.at(servers.primaries[0])
+        try:
+            connection = server.current or await server.connection()
+            state, *values = await connection.mget(names.state, *rows)
+        except StoreUnavailable:
+            servers.schedule_refresh()
+            raise
+        if state is None or (state != SEALED and None in values):  # what a draft lacks may yet come, or come back
+            raise not_found(release)
+        return values
 
-    async def changes(self, on_polled: Callable[[], None]) -> AsyncIterator[Catalogue]:
-        """See the contract; a subscription, on a connection of its own, says when to read, and POLL_S at the latest.
 
-        *on_polled* is called whenever the catalogue was read.
+class BucketLost(ReleaseNotFound, PartUnavailable):
+    """A bucket of a release is not there, or its end is not; others may well be, so no circuit opens for it."""
+
+
+class ClusterLookups:
+    """Reads from whichever nodes have the keys, pipelined on one connection a node: one that fails, fails its own."""
+
+    def __init__(self, keys: Keys, nodes: Nodes) -> None:
+        self._keys = keys
+        self._nodes = nodes
+        self._deadlines = Deadlines[_Replies](self._expire)
+        self._opening = set[asyncio.Task[None]]()
+
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+        """See `Reader.get_many`; a list is absent only if its bucket is sealed: else its node has lost something."""
+        until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        names = self._keys.release(release)
+        if not keys and await self._nodes.execute_command(b"GET", names.state) is None:
+            raise not_found(release)
+        rows, buckets = names.located(keys)
+        slots = await self._read(rows, [names.slots[bucket] for bucket in buckets], until_s)
+        if None in slots:
+            absent = sorted({bucket for bucket, slot in zip(buckets, slots, strict=True) if slot is None})
+            states = [names.raw_heads[bucket] + b"@state" for bucket in absent]
+            found = await self._read(states, [names.slots[bucket] for bucket in absent], until_s)
+            by_bucket = dict(zip(absent, found, strict=True))
+            for place, bucket in enumerate(buckets):
+                if slots[place] is None and (state := by_bucket[bucket]) != SEALED:
+                    lost = not_found(release) if state is None else unsealed(release, 1, BUCKETS)
+                    slots[place] = state if isinstance(state, StoreError) else BucketLost(str(lost))
+        if slots and all(isinstance(slot, StoreError) for slot in slots):
+            gone = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
+            raise cast("StoreError", gone)
+        return slots
+
+    async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
+        """Read values by their names and the slots of these, in order; what cannot be read is an error in its place.
+
+        What has not come *until_s*, by the loop's clock, is one, too. Raises StoreError if no node says who serves
+        what.
         """
-        changed = asyncio.Event()
-        subscription = self._nodes.listening(changed.set)
-        subscribed: Sender | None = None
-        seen: Catalogue | None = None
+        topology = self._nodes.topology
+        if not topology.loaded:
+            await topology.load()
+        found, owner_of, by_node = list[Slot]([None]) * len(names), topology.owner, dict[RedisNode, list[int]]()
+        for place, slot in enumerate(slots):
+            node = owner_of(slot)
+            if node is None:
+                found[place] = uncovered(topology.shown, slot)
+            elif node in by_node:
+                by_node[node].append(place)
+            else:
+                by_node[node] = [place]
+        sent = [
+            _Sent(node, places, self._send(node, [names[place] for place in places]))
+            for node, places in by_node.items()
+        ]
+        if moved := await self._receive(sent, found, until_s):
+            follow = (self._follow(names[place], slots[place], error, by, until_s) for place, error, by in moved)
+            for (place, _, _), value in zip(moved, await asyncio.gather(*follow), strict=True):
+                found[place] = value
+        return found
 
-        async def subscribe(connection: Sender) -> None:
-            nonlocal subscribed
-            if connection is not subscribed:
-                await connection.send_command(b"SUBSCRIBE", self._keys.changes)
-                subscribed = connection
+    def _send(self, node: RedisNode, names: list[bytes]) -> _Replies:
+        reconnector = self._nodes.at(node)
+        if (connection := reconnector.current) is not None:
+            return connection.get_each(names)
+        replies: _Replies = asyncio.get_running_loop().create_future()
 
+        async def send_later() -> None:
+            try:
+                read = await (await reconnector.connection()).get_each(names)
+            except StoreError as error:
+                if not replies.done():
+                    replies.set_exception(error)
+            else:
+                if not replies.done():
+                    replies.set_result(read)
+
+        task = asyncio.create_task(send_later())
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return replies
+
+    async def _receive(
+        self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
+    ) -> list[tuple[int, Redirected, RedisNode]]:
+        """Put what the nodes reply into its places; return the places of what is elsewhere, with who says so."""
+        due = [] if until_s is None else [self._deadlines.add(one.replies, until_s) for one in sent]
+        redirected = list[tuple[int, Redirected, RedisNode]]()
         try:
-            while True:
-                changed.clear()
-                with suppress(StoreError):  # without a subscription polling is enough; the attempts back off
-                    await subscription.run(self._keys.catalogue, subscribe)
-                found = await self.catalogue()
-                on_polled()
-                if seen is None or found.version != seen.version:
-                    seen = found
-                    yield found
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await changed.wait()
+            for node, places, replies in reversed(sent):  # the last that was sent replies last: one wait, not many
+                try:
+                    read = await replies
+                except StoreUnavailable as error:
+                    read = [error] * len(places)
+                is_plain = VALUES.issuperset(map(type, read))
+                for place, slot in zip(places, read, strict=True):
+                    found[place] = slot
+                    if is_plain:
+                        continue
+                    if isinstance(slot, Redirected):
+                        redirected.append((place, slot, node))
+                    elif isinstance(slot, StoreUnavailable):
+                        self._nodes.topology.schedule_refresh()
+                        found[place] = PartUnavailable(str(slot))
         finally:
-            await subscription.close()
+            for one in sent:
+                for items in due:
+                    items.discard(one.replies)
+                if not one.replies.cancel() and not one.replies.cancelled():
+                    one.replies.exception()  # retrieved, even if this was cancelled
+        return redirected
 
-    async def swap_by(self, connection: Sender, old: Catalogue, new: Catalogue) -> None:
-        """Change the catalogue by a connection to the server that has it; see the contract."""
-        args = (*old.version, catalogue_record.dump(new), self._keys.changes)
-        if not await send_replicated(connection, b"EVAL", SWAP, 1, self._keys.catalogue, *args):
-            raise ReleaseConflict("the catalogue was changed by somebody else first")
+    async def _follow(
+        self, name: bytes, slot: int, moved: Redirected, said_by: RedisNode, until_s: float | None
+    ) -> Slot:
+        """Read from another node what one says is there."""
+        target = self._nodes.topology.apply_redirect(moved, said_by)
+        ask = target if moved.asking else None
+        try:
+            async with asyncio.timeout_at(until_s):
+                found: Slot = await self._nodes.run_in(slot, lambda sender: sender.send_command(b"GET", name), ask)
+        except (StoreError, TimeoutError) as error:
+            return PartUnavailable(str(error) or str(moved))
+        return found
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        """See the contract."""
-        key, channel = self._keys.catalogue, self._keys.changes
-        command = (b"EVAL", REPLACE_RECORD, 1, key, record, catalogue_record.dump(new), channel, new.generation)
-        if not await self._nodes.run(key, lambda connection: send_replicated(connection, *command)):
-            raise ReleaseConflict("the catalogue was changed by somebody else first")
+    def _expire(self, replies: _Replies) -> None:
+        if not replies.done():
+            replies.set_exception(PartUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time"))
 
-    async def resume_point(self, draft: DraftRef, part: int) -> str | None:
-        """See the contract; the state of the first bucket is everybody's."""
-        keys = self._keys.release(draft)
 
-        async def read(connection: Sender) -> tuple[bytes | None, bytes | None]:
-            sent = connection.send_command(b"HGET", keys.points, part), connection.send_command(b"GET", keys.state)
-            return await sent[0], await sent[1]
-
-        key, state = await self._nodes.run(keys.state, read)
-        check_owned(draft, state)
-        return None if key is None else key.decode()
+def _too_late() -> ReleaseConflict:
+    return ReleaseConflict("the catalogue was changed by somebody else first")
 
 
 async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
@@ -234,7 +303,7 @@ class RedisStore(Diagnosed, RowEraser):
     """One deployment in one database of a server, or in a cluster; an instance belongs to one event loop and process.
 
     Lookups, control and writing have a connection each to every server, so none waits behind another, opened when
-    it is needed. All are to primaries; lookups of a server behind sentinels may have another one, to a replica.
+    it is needed.
     """
 
     batch = coalesce = 256
@@ -244,69 +313,69 @@ class RedisStore(Diagnosed, RowEraser):
     """
 
     def __init__(self, address: RedisAddress | SentinelAddress | ClusterAddress) -> None:
-        self._address = address
-        self._sentinels: Sentinels | None = None
-        self._servers: Servers
+        self._servers: OnlyServer
         match address:
             case ClusterAddress():
                 self._common, self._servers = address.node, Topology(address)
             case SentinelAddress():
-                self._common, self._sentinels = address.server, Sentinels(address)
-                self._servers = OnlyServer(self._sentinels, address.server.shown)
+                self._common, self._servers = address.server, Sentinels(address)
             case RedisAddress():
-                self._common, self._servers = address, OnlyServer(address, address.shown)
+                self._common, self._servers = address, OnlyServer(address)
+        self._sentinels = self._servers if isinstance(self._servers, Sentinels) else None
         self._clustered = isinstance(address, ClusterAddress)
         self._keys = keys = Keys(self._common.prefix, self._clustered)
         self._reads = Nodes(self._servers, READ_TIMEOUT_S)
         self._nodes = Nodes(self._servers, TIMEOUT_S)
         self._writes = Nodes(self._servers, TIMEOUT_S)
-        self._control = Control(self._nodes, keys)
-        self._lookups: RedisLookups
-        self._scans: RedisLookups
-        if self._clustered:
-            self._lookups, self._scans = ClusterLookups(keys, self._reads), ClusterLookups(keys, self._nodes)
-        else:
-            replicas = None if self._sentinels is None else self._sentinels.replicas
-            replica = None if replicas is None else Reconnector(replicas, READ_TIMEOUT_S)
-            self._lookups = ServerLookups(keys, self._reads.at(ONLY), replica)
-            self._scans = ServerLookups(keys, self._nodes.at(ONLY))
-        retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else RETRY_FOR_S
-        self._writer = Writer(self._writes, keys, retry_for_s)
+        lookups = ClusterLookups if self._clustered else ServerLookups
+        self._lookups, self._scans = lookups(keys, self._reads), lookups(keys, self._nodes)
         self._step_retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
+        self._writer = Writer(self._writes, keys, self._step_retry_for_s or RETRY_FOR_S)
         self._inventory = Inventory(self._nodes, keys, self._step_retry_for_s)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
-            if self._clustered:
-                self._common.describe(call, "GET", len(keys))
-            else:
-                self._common.describe(call, "MGET")
+            self._common.describe(call, *(("GET", len(keys)) if self._clustered else ("MGET",)))
         return await self._lookups.get(release, keys, timeout_s)
 
     async def catalogue(self) -> Catalogue:
-        return await self._control.catalogue()
+        record, now, primary = await self._nodes.run(self._keys.catalogue, self._read_catalogue)
+        if record is None:
+            return Catalogue(now=now, primary=primary)
+        return replace(catalogue_record.parse(record, now=now, where=self._servers.shown), primary=primary)
 
-    def changes(self) -> AsyncIterator[Catalogue]:
-        return self._control.changes(self._note_poll)
+    async def _read_catalogue(self, connection: Sender) -> tuple[bytes | None, float, bool]:
+        record, time_, greeting = await asyncio.gather(
+            connection.send_command(b"GET", self._keys.catalogue),
+            connection.send_command(b"TIME"),
+            _optional(connection.send_command(b"HELLO", 2)),
+        )
+        try:
+            seconds, micros = time_
+            return record, int(seconds) + int(micros) / 1e6, role_of(greeting) == ServerRole.PRIMARY
+        except (TypeError, ValueError) as error:
+            raise connection.lose("replied to a read of the catalogue with something else") from error
 
-    def _note_poll(self) -> None:
-        self.polled_at = time.monotonic()
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        seen: Catalogue | None = None
+        while True:
+            found = await self.catalogue()
+            self.polled_at = time.monotonic()
+            if seen is None or found.version != seen.version:
+                seen = found
+                yield found
+            await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
         await self._servers.close()
-        for opened in (self._lookups, self._reads, self._nodes, self._writes):
+        for opened in (self._reads, self._nodes, self._writes):
             await opened.close()
-        if self._sentinels is not None:
-            await self._sentinels.close()
 
     async def warnings(self) -> list[str]:
         found = list[str]()
         for server in await self._nodes.primaries():
-            found += (await examination.measure(server)).warnings(await self._where(server))
+            found += (await examination.measure(server)).warnings(server.where)
         return found
-
-    async def _where(self, server: Reconnector) -> str:
-        return (await server.connection()).where if self._clustered else self._servers.shown
 
     async def examine(self) -> list[Finding]:
         if isinstance(self._servers, Topology):
@@ -315,17 +384,20 @@ class RedisStore(Diagnosed, RowEraser):
             return await examination.examine(self._common, self._keys)
         findings = await self._sentinels.examine()
         try:
-            primary = await self._sentinels.resolve()
-            findings += await examination.examine(primary, self._keys)
-            return findings + await examination.examine_replicas(primary)
+            await self._sentinels.load()
+            primary = self._sentinels.address(self._sentinels.primaries[0])
+            return findings + await examination.examine(primary, self._keys, replicated=True)
         except StoreError as error:
             return [*findings, Finding(Level.ERROR, "primary", str(error))]
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        await self._control.replace_unreadable(record, new)
-
     async def incarnations(self) -> list[str]:
         return await self._inventory.incarnations()
+
+    async def erase(self, release: ReleaseRef) -> None:
+        await self._inventory.erase(release)
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        await self._writer.put(draft, rows, part)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         keys = self._keys.release(draft)
@@ -334,26 +406,20 @@ class RedisStore(Diagnosed, RowEraser):
             share = sum(self._servers.owner(slot) == node for slot in keys.slots) / len(keys.slots)
             part = Plan(int(plan.rows * share), int(plan.payload_bytes * share))
             server = self._nodes.at(node)
-            (await examination.measure(server)).check(part, keys, await self._where(server))
+            (await examination.measure(server)).check(part, keys, server.where)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         await with_retries(lambda: self._create(draft, plan), self._step_retry_for_s)
 
     async def _create(self, draft: DraftRef, plan: Plan) -> None:
-        keys = self._keys.release(draft)
+        keys, mine = self._keys.release(draft), state_of(draft)
         if not await self._nodes.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
         await self._inventory.add(draft)
-        names = keys.steps[0]
-
-        async def claim(connection: Sender) -> bytes | None:
-            sent = send_replicated(connection, b"EVAL", CLAIM, len(names), *names, state_of(draft))
-            before: bytes | None = await sent
-            return before
-
-        before = await self._nodes.run(keys.state, claim)
+        before, connection = await self._set_state(keys.steps[0], mine, unless=(SEALED,))
         if before == SEALED:
             raise sealed(draft)
+        await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
         await self._claim_others(draft)
         await self._inventory.add(draft)  # once more: an erase of the incarnation may have taken it off in between
         if before is None:
@@ -371,52 +437,63 @@ class RedisStore(Diagnosed, RowEraser):
                 return
             await asyncio.gather(*(self._nodes.evaluate(REPLACE, step, state or b"", mine) for step, state in others))
 
-    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        await self._writer.put(draft, rows, part)
+    async def _set_state(
+        self, step: Sequence[str], state: bytes, *, unless: Sequence[bytes | None], expected: bytes = b""
+    ) -> tuple[bytes | None, Sender]:
+        """Replace whatever state a step has, *unless* it is one of these; return that, and who was told.
+
+        What is *expected* is replaced at once.
+        """
+
+        async def set_state(connection: Sender) -> tuple[bytes | None, Sender]:
+            replaces = expected
+            while True:
+                before = await connection.send_command(b"EVAL", REPLACE, len(step), *step, replaces, state)
+                if before in unless or (before or b"") == replaces:
+                    return before, connection
+                replaces = before or b""
+
+        return await self._nodes.run(step[0], set_state)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        point = await self._control.resume_point(draft, part)
+        keys = self._keys.release(draft)
+
+        async def read(connection: Sender) -> tuple[bytes | None, bytes | None]:
+            sent = connection.send_command(b"HGET", keys.points, part), connection.send_command(b"GET", keys.state)
+            return await sent[0], await sent[1]
+
+        point, state = await self._nodes.run(keys.state, read)
+        check_owned(draft, state)
         self._writer.forget(draft)
-        return point
+        return None if point is None else point.decode()
 
     async def seal(self, draft: DraftRef) -> None:
         """See the contract; replicas that follow are waited for, and what a failover could lose is logged."""
         await with_retries(lambda: self._seal(draft), self._step_retry_for_s)
 
     async def _seal(self, draft: DraftRef) -> None:
-        keys = self._keys.release(draft)
+        keys, mine = self._keys.release(draft), state_of(draft)
         first, *others = keys.steps
 
         async def seal_first(connection: Sender) -> Sender:
             await self._writer.check_kept(draft, connection)
-            before = await connection.send_command(b"EVAL", REPLACE, len(first), *first, state_of(draft), SEALED)
+            before = await connection.send_command(b"EVAL", REPLACE, len(first), *first, mine, SEALED)
             if before != SEALED:
                 check_owned(draft, before)
             return connection
 
-        sealed_by = await self._nodes.run(keys.state, seal_first)
-        used = list({sealed_by, *await asyncio.gather(*(self._seal_other(draft, step) for step in others))})
+        used = {await self._nodes.run(keys.state, seal_first)}
+        # If another writer's run had come as far as here, a step may be that writer's.
+        sealing = (self._set_state(step, SEALED, unless=(SEALED, None), expected=mine) for step in others)
+        for before, connection in await asyncio.gather(*sealing):
+            if before is None:
+                raise not_found(draft)
+            used.add(connection)
         is_replicated = self._clustered or self._sentinels is not None
-        waits = (wait_for_replicas(connection) for connection in used)
-        for connection, found in zip(used, await asyncio.gather(*waits), strict=True):
+        for connection, found in zip(used, await asyncio.gather(*map(wait_for_replicas, used)), strict=True):
             if found is not None and (is_replicated or found.acknowledged < found.replicas):
                 for sentence in found.shortfalls(connection.where):
                     log.warning("release %s is written; %s", draft.id, sentence)
-
-    async def _seal_other(self, draft: DraftRef, step: Sequence[str]) -> Sender:
-        """Seal a step but the first; if another writer's run had come as far as here, it may be that writer's."""
-
-        async def seal(connection: Sender) -> Sender:
-            expected = state_of(draft)
-            while True:
-                before = await connection.send_command(b"EVAL", REPLACE, len(step), *step, expected, SEALED)
-                if before is None:
-                    raise not_found(draft)
-                if before in (SEALED, expected):
-                    return connection
-                expected = before
-
-        return await self._nodes.run(step[0], seal)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self.prepare(release)
@@ -446,17 +523,31 @@ class RedisStore(Diagnosed, RowEraser):
                 state = await connection.send_command(b"GET", self._keys.release(release).state)
                 if state not in (None, SEALED):
                     raise RowsLost(f"{self._servers.shown}: {unsealed(release, 1, 1)}")
-            await self._control.swap_by(connection, old, new)
+            record, now, _ = await self._read_catalogue(connection)
+            found = Catalogue() if record is None else catalogue_record.parse(record, now=now, where=connection.where)
+            if found.version != old.version:
+                raise _too_late()
+            await self._replace(connection, record, new)
             if releases and self._sentinels is not None:
                 assert isinstance(connection, PipelinedConnection)  # noqa: S101 -- only a cluster has others
                 await self._sentinels.wait_replicated(connection)
 
         if releases and self._sentinels is not None:
-            await self._sentinels.state(of_all=True)
+            await self._sentinels.state()
         await self._nodes.run(self._keys.catalogue, change)
 
-    async def erase(self, release: ReleaseRef) -> None:
-        await self._inventory.erase(release)
+    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+        await self._nodes.run(self._keys.catalogue, lambda connection: self._replace(connection, record, new))
+
+    async def _replace(self, connection: Sender, record: bytes | None, new: Catalogue) -> None:
+        """Replace a record of the catalogue, or none, and wait a while for a replica to have the new one.
+
+        StoreUnavailable if the primary is replaced: whether the next one has it, is for others to see.
+        """
+        args = (self._keys.catalogue, record or b"", catalogue_record.dump(new))
+        if not await connection.send_command(b"EVAL", SWAP, 1, *args):
+            raise _too_late()
+        await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         await self.prepare(release)
@@ -475,8 +566,8 @@ class RedisStore(Diagnosed, RowEraser):
 def open_url(url: str) -> RedisStore:
     """Open `redis://[USER:PASSWORD@]HOST:PORT/DB?prefix=NAME`, `rediss://…&ca=FILE` or `unix:///SOCKET?db=0`.
 
-    Or `redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB?read=replica`, or `redis+cluster://SEED[:PORT],SEED…/`, or the same
-    over TLS, `rediss+sentinel://…` and `rediss+cluster://…`.
+    Or `redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB`, or `redis+cluster://SEED[:PORT],SEED…/`, or the same over TLS,
+    `rediss+sentinel://…` and `rediss+cluster://…`.
     """
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):

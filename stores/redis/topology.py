@@ -1,4 +1,4 @@
-"""Which server is the primary or serves a slot, and connections: to one, one of several behind sentinels, or a cluster.
+"""Where the servers are: one, the primary that sentinels name, or the nodes of a cluster; and connections to them.
 
 In a cluster, a key's slot is redis-py's CRC16 of the text in its braces, and CLUSTER SLOTS says which node serves it. A
 node that does not serve a slot any more names the one that does (MOVED) or will (ASK). After a MOVED, or if a node does
@@ -13,12 +13,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakSet
 
 from redis.cluster import parse_cluster_slots
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
@@ -30,13 +29,12 @@ from hotplate.stores.redis.connection import (
     PipelinedConnection,
     Reconnector,
     Redirected,
-    Resolver,
     Sender,
     connected,
     fields_of,
     role_of,
 )
-from hotplate.stores.redis.url import ClusterAddress, ReadFrom, RedisAddress, SentinelAddress, ServerRole, show
+from hotplate.stores.redis.url import ClusterAddress, RedisAddress, SentinelAddress, ServerRole, show
 from hotplate.stores.store import Finding, Level
 from hotplate.stores.throttle import Backoff
 
@@ -47,8 +45,8 @@ T = TypeVar("T")
 # When a node or a sentinel that does not answer is given up; the others have answered long before.
 TIMEOUT_S = 1.0
 
-# The first and the longest pause before the nodes are asked again who serves what, jitter included, so the workers
-# of a site do not ask all at once; and after how long without a reason to ask the first pause is that again.
+# The first and the longest pause before it is asked again where servers are, jitter included, so the workers of a site
+# do not ask all at once; and after how long without a reason to ask the first pause is that again.
 PAUSES_S = (0.1, 1.0)
 CALM_S = 5.0
 
@@ -63,12 +61,10 @@ CONTROL_WAIT_S = 1.0
 
 UNGUARDED = "it goes on writing if no replica follows, and a failover loses that; set min-replicas-to-write 1"
 
-# How often a sentinel that says nothing is asked whether it is still there, and one that was lost is tried again.
-PING_S = 1.0
+# How often the sentinels are asked whether another server is the primary.
+WATCH_S = 1.0
 
-# On which channels a sentinel says that another primary, a new replica, or one that was away can be used.
-CHANNELS = (b"+switch-master", b"+slave", b"-sdown")
-# What a sentinel says of a replica that is not to be read.
+# What a sentinel says of a replica that is not to be counted on.
 UNUSABLE = {"s_down", "o_down", "disconnected"}
 
 # For how long a replica may say that it is a primary before the sentinels do, and the pause before they are asked
@@ -76,12 +72,9 @@ UNUSABLE = {"s_down", "o_down", "disconnected"}
 SETTLE_S = 10.0
 SETTLE_PAUSE_S = 0.1
 
-# Of how many replies the quickest is taken for the latency of a server.
-PINGS = 3
-
 
 class RedisNode(NamedTuple):
-    """Where a node is."""
+    """Where a server is."""
 
     host: str
     port: int
@@ -90,172 +83,168 @@ class RedisNode(NamedTuple):
         return show(self.host, self.port)
 
 
-# The only server, wherever it is.
-ONLY = RedisNode("", 0)
-
-
 class OnlyServer:
-    """One server, or the one of several that takes writes: a cluster of one node; see `Topology`."""
+    """Where to find one server, which serves every slot and never moves."""
 
-    version = 1
-    primaries = (ONLY,)
-
-    def __init__(self, resolver: Resolver, shown: str) -> None:
-        self.shown = shown
-        self._resolver = resolver
+    def __init__(self, address: RedisAddress) -> None:
+        self.shown = address.shown
+        """All servers, for sentences."""
+        self.loaded = True
+        """Whether it is known where they are."""
+        self.primaries: Sequence[RedisNode] = (RedisNode(address.host, address.port),)
+        """Those that take writes, in the order of their addresses."""
+        self._address = address
 
     async def load(self) -> None:
-        """Nothing is to be asked for."""
+        """Wait until it is known where the servers are; raises StoreError if that cannot be found out."""
 
-    def owner(self, slot: int) -> RedisNode:
-        """Return the server, which serves every slot."""
+    def owner(self, slot: int) -> RedisNode | None:
+        """Return which server serves a slot; None if none is known."""
         del slot
-        return ONLY
+        return self.primaries[0]
 
-    def resolver(self, node: RedisNode) -> Resolver:
-        """See `Topology`."""
+    def address(self, node: RedisNode) -> RedisAddress:
+        """Return the address of a server, with the credentials of all."""
         del node
-        return self._resolver
+        return self._address
 
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
-        """Raise StoreMisused: only a node of a cluster says that."""
+        """Take note of what a node said in the place of a reply, and return who should be sent the command instead."""
         del said_by
         raise StoreMisused(
             f"{redirected}; it is a node of a cluster; write redis+cluster:// in the place of redis://"
         ) from redirected
 
     def schedule_refresh(self) -> None:
-        """Nothing can be anywhere else."""
+        """Find out again where the servers are, soon, and in the background: one is not where it should be."""
 
     async def close(self) -> None:
-        """Nothing was begun."""
+        """Stop asking."""
 
 
-class Layout(NamedTuple):
-    """What one node says of all: who serves each slot, and the replicas of each primary."""
+class _Discovered(OnlyServer, ABC):
+    """Servers of which others say where they are; lives as long as its store, on one loop."""
 
-    owners: list[RedisNode | None]
-    replicas: Mapping[RedisNode, frozenset[RedisNode]]
+    def __init__(self, server: RedisAddress) -> None:
+        super().__init__(server)
+        self.loaded = False
+        self.primaries = ()
+        self._asking: asyncio.Task[None] | None = None
+        self._later: asyncio.Task[None] | None = None
+        self._backoff = Backoff(*PAUSES_S)
+        self._asked_at = self._retry_at = float("-inf")
+        self._error: StoreError | None = None
+
+    async def load(self) -> None:
+        if self.loaded:
+            return
+        if self._error is not None and asyncio.get_running_loop().time() < self._retry_at:
+            raise type(self._error)(str(self._error))
+        try:
+            await self.refresh()
+        except StoreError as error:
+            self._error = error
+            self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
+            raise
+
+    async def refresh(self) -> None:
+        """Ask where the servers are; callers at the same time share the answer. Raises StoreError."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(self._answered)
+        await asyncio.shield(self._asking)
+
+    def schedule_refresh(self) -> None:
+        if self._later is None:
+            if asyncio.get_running_loop().time() - self._asked_at > CALM_S:
+                self._backoff.reset()
+            self._later = asyncio.create_task(self._refresh_later(self._backoff.next_s()))
+
+    async def close(self) -> None:
+        tasks = [task for task in (self._asking, self._later) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @abstractmethod
+    async def _ask(self) -> None: ...
+
+    async def _refresh_later(self, pause_s: float) -> None:
+        try:
+            await asyncio.sleep(pause_s)
+            with suppress(StoreError):
+                await self.refresh()
+        finally:
+            self._later = None
+
+    def _answered(self, asking: asyncio.Task[None]) -> None:
+        self._asking, self._asked_at = None, asyncio.get_running_loop().time()
+        error = None if asking.cancelled() else asking.exception()  # retrieved, even if every caller was cancelled
+        if error is not None and not isinstance(error, StoreError):
+            log.error("it cannot be asked where the servers of %s are", self.shown, exc_info=error)
 
 
-class Topology:
-    """Who serves which slot, as was last heard; lives as long as its store, on one loop."""
+class Topology(_Discovered):
+    """Which node of a cluster serves which slot, as was last heard."""
 
     def __init__(self, cluster: ClusterAddress) -> None:
-        self.version = 0
-        """Grows with each change; 0 until a node has answered."""
-
-        self.shown = cluster.node.shown
+        super().__init__(cluster.node)
         self._cluster = cluster
-        self._layout = Layout([None] * SLOTS, {})
-        self._primaries = 0, list[RedisNode]()
-        """The nodes that serve slots, as of a version."""
-        self._refreshing: asyncio.Task[None] | None = None
-        self._backoff = Backoff(*PAUSES_S)
-        self._asked_at = float("-inf")
-        self._retry_at = float("-inf")
-        self._error: StoreError = StoreUnavailable(f"no node of {self.shown} has answered yet")
+        self._owners: list[RedisNode | None] = [None] * SLOTS
+        self._replicas: Mapping[RedisNode, set[RedisNode]] = {}
 
-    @property
-    def primaries(self) -> list[RedisNode]:
-        """The nodes that serve slots, in the order of their addresses."""
-        if self._primaries[0] != self.version:
-            self._primaries = self.version, sorted({owner for owner in self._layout.owners if owner is not None})
-        return self._primaries[1]
-
-    def replicas(self, primary: RedisNode) -> frozenset[RedisNode]:
+    def replicas(self, primary: RedisNode) -> Collection[RedisNode]:
         """Return the replicas of a node that are known to follow it."""
-        return self._layout.replicas.get(primary, frozenset())
+        return self._replicas.get(primary, ())
 
     def owner(self, slot: int) -> RedisNode | None:
-        """Return which node serves a slot; None if none is known, which is looked into."""
-        owner = self._layout.owners[slot]
+        """See `OnlyServer`."""
+        owner = self._owners[slot]
         if owner is None:
             self.schedule_refresh()
         return owner
 
-    def resolver(self, node: RedisNode) -> RedisAddress:
-        """Return the address of a node, with the credentials of all."""
+    def address(self, node: RedisNode) -> RedisAddress:
+        """See `OnlyServer`."""
         return self._cluster.at(*node)
 
-    async def load(self) -> None:
-        """Wait until who serves what is known, as on the first call; raises StoreError if no node says it."""
-        if self.version:
-            return
-        if self._refreshing is None:
-            if asyncio.get_running_loop().time() < self._retry_at:
-                raise type(self._error)(str(self._error))
-            self._begin(0.0)
-        assert self._refreshing is not None  # noqa: S101 -- it was just begun
-        await asyncio.shield(self._refreshing)
-        if not self.version:
-            raise type(self._error)(str(self._error))
-
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
-        """Take note of what a node said in the place of a reply, and return who should be sent the command instead."""
+        """See `OnlyServer`."""
+        # A host without a name is that of the node that says so.
         target = RedisNode(redirected.host or said_by.host, redirected.port)
-        if not redirected.asking and self._layout.owners[redirected.slot] != target:
-            self._layout.owners[redirected.slot] = target
-            self.version += 1
+        if not redirected.asking and self._owners[redirected.slot] != target:
+            self._owners[redirected.slot] = target
+            self.primaries = sorted({target, *self.primaries})
             self.schedule_refresh()
         return target
 
-    def schedule_refresh(self) -> None:
-        """Ask the nodes again, soon, and in the background: something is not where it should be."""
-        if self._refreshing is None:
-            now = asyncio.get_running_loop().time()
-            if now - self._asked_at > CALM_S:
-                self._backoff.reset()
-            self._begin(self._backoff.next_s())
-
-    async def close(self) -> None:
-        """Stop asking."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.gather(self._refreshing, return_exceptions=True)
-
-    def _begin(self, pause_s: float) -> None:
-        self._refreshing = asyncio.create_task(self._refresh(pause_s))
-        self._refreshing.add_done_callback(self._refreshed)
-
-    def _refreshed(self, task: asyncio.Task[None]) -> None:
-        self._refreshing = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the nodes of %s cannot be asked who serves what", self.shown, exc_info=error)
-
-    async def _refresh(self, pause_s: float) -> None:
+    async def _ask(self) -> None:
         """Ask one node after the other, the known ones before the seeds, until one knows who serves every slot."""
-        await asyncio.sleep(pause_s)
-        best: Layout | None = None
-        for node in self._candidates():
-            try:
-                found = await self._ask(node)
-            except StoreError as error:
-                self._error = error
-                continue
-            if best is None or found.owners.count(None) < best.owners.count(None):
-                best = found
-            if None not in found.owners:
-                break
-        now = asyncio.get_running_loop().time()
-        self._asked_at = now
-        if best is None:
-            self._retry_at = now + self._backoff.next_s()
-        elif best != self._layout:
-            if self.version:
-                log.info("the nodes of %s serve other slots than before", self.shown)
-            self._layout = best
-            self.version += 1
-
-    def _candidates(self) -> list[RedisNode]:
-        known = [*self._layout.replicas, *(one for replicas in self._layout.replicas.values() for one in replicas)]
+        known = [*self.primaries, *(one for replicas in self._replicas.values() for one in replicas)]
         seeds = [RedisNode(*seed) for seed in self._cluster.seeds]
         random.shuffle(known)  # spreads the questions of many workers
-        random.shuffle(seeds)
-        return list(dict.fromkeys([*known, *seeds]))
+        best: tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]] | None = None
+        error: StoreError = StoreUnavailable(f"no node of {self.shown} has answered")
+        for node in dict.fromkeys([*known, *seeds]):
+            try:
+                found = await self._ask_one(node)
+            except StoreError as failure:
+                error = failure
+                continue
+            if best is None or found[0].count(None) < best[0].count(None):
+                best = found
+            if None not in found[0]:
+                break
+        if best is None:
+            raise error
+        if self.loaded and best != (self._owners, self._replicas):
+            log.info("the nodes of %s serve other slots than before", self.shown)
+        (self._owners, self._replicas), self.loaded = best, True
+        self.primaries = sorted({owner for owner in self._owners if owner is not None})
 
-    async def _ask(self, node: RedisNode) -> Layout:
-        address = self.resolver(node)
+    async def _ask_one(self, node: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
+        """Return which nodes serve the slots, and their replicas."""
+        address = self.address(node)
         async with connected(address, TIMEOUT_S) as connection:
             try:
                 reply = await connection.send_command(b"CLUSTER", b"SLOTS")
@@ -264,34 +253,30 @@ class Topology:
                     raise
                 sentence = f"{address.shown} is not a node of a cluster; write redis:// in the place of its scheme"
                 raise StoreMisused(sentence) from error
+            owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, set[RedisNode]]()
             try:
-                return _layout(reply, node)
+                for (start, end), servers in parse_cluster_slots(reply, current_host=node.host).items():
+                    primary = RedisNode(*servers["primary"])
+                    replicas.setdefault(primary, set()).update(RedisNode(*one) for one in servers["replicas"])
+                    owners[start : end + 1] = [primary] * (end + 1 - start)
             except (TypeError, ValueError, IndexError, KeyError) as error:
                 raise connection.lose("does not say who serves which slot") from error
-
-
-Servers = OnlyServer | Topology
+            return owners, replicas
 
 
 class Nodes:
     """A connection to each server, for one purpose; lives as long as its store, on one loop."""
 
-    def __init__(self, topology: Servers, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
+    def __init__(self, topology: OnlyServer, timeout_s: float) -> None:
         """Take who serves what, and what each `Reconnector` takes as well."""
         self.topology = topology
         self._timeout_s = timeout_s
-        self._on_message = on_message
         self._reconnectors = dict[RedisNode, Reconnector]()
-        self._version = 0
-        self._closing = set[asyncio.Task[None]]()
 
     def at(self, node: RedisNode) -> Reconnector:
         """Return the connection to a node."""
-        if self._version != self.topology.version:
-            self._leave_strangers()
         if (known := self._reconnectors.get(node)) is None:
-            known = Reconnector(self.topology.resolver(node), self._timeout_s, self._on_message)
-            self._reconnectors[node] = known
+            known = self._reconnectors[node] = Reconnector(self.topology.address(node), self._timeout_s)
         return known
 
     async def primaries(self) -> list[Reconnector]:
@@ -303,15 +288,15 @@ class Nodes:
         """Send one command with one key, and return its reply; raises StoreError."""
         return await self.run(key, lambda connection: connection.send_command(command, key, *args))
 
-    async def evaluate(self, script: str, names: Sequence[str], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
+    async def evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
         """Run a script on keys of one step, and return what it returns; raises StoreError."""
         return await self.run(
             names[0], lambda connection: connection.send_command(b"EVAL", script, len(names), *names, *args)
         )
 
-    async def run(self, key: str, work: Callable[[Sender], Awaitable[T]]) -> T:
+    async def run(self, key: str | bytes, work: Callable[[Sender], Awaitable[T]]) -> T:
         """Call *work* with the connection that serves *key*, and again with the next if that has moved elsewhere."""
-        return await self.run_in(key_slot(key.encode()), work)
+        return await self.run_in(key_slot(key.encode() if isinstance(key, str) else key), work)
 
     async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: RedisNode | None = None) -> T:
         """Do the same for a slot, of which *ask* is about to serve what the owner does not; raises StoreError."""
@@ -331,37 +316,15 @@ class Nodes:
                 raise
         raise PartUnavailable(f"the nodes of {self.topology.shown} do not agree on who serves slot {slot}")
 
-    def listening(self, on_message: Callable[[], None]) -> "Nodes":
-        """Return other connections to the same nodes, which take messages."""
-        return Nodes(self.topology, self._timeout_s, on_message)
-
     async def close(self) -> None:
         """Close all connections; what they asked of the nodes ends with the topology."""
         for reconnector in self._reconnectors.values():
             await reconnector.close()
-        await asyncio.gather(*self._closing)
-
-    def _leave_strangers(self) -> None:
-        """Close connections to nodes that have left the cluster, or became replicas."""
-        self._version, primaries = self.topology.version, set(self.topology.primaries)
-        for node in self._reconnectors.keys() - primaries:
-            task = asyncio.create_task(self._reconnectors.pop(node).close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
 
 
 def uncovered(shown: str, slot: int) -> PartUnavailable:
     """Return the error of a slot that no node serves."""
     return PartUnavailable(f"no node of {shown} serves slot {slot}; `hotplate store doctor` says more")
-
-
-def _layout(reply: Any, node: RedisNode) -> Layout:  # noqa: ANN401 -- a reply is whatever the command returns
-    owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, frozenset[RedisNode]]()
-    for (start, end), servers in parse_cluster_slots(reply, current_host=node.host).items():
-        primary = RedisNode(*servers["primary"])
-        replicas[primary] = replicas.get(primary, frozenset()) | {RedisNode(*one) for one in servers["replicas"]}
-        owners[start : end + 1] = [primary] * (end + 1 - start)
-    return Layout(owners, replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,51 +380,32 @@ class SentinelState(NamedTuple):
     """What one sentinel knows of a deployment; of two, the one of the higher epoch knows the later failover."""
 
     epoch: int
-    primary: tuple[str, int]
-    replicas: tuple[tuple[str, int], ...]
+    primary: RedisNode
+    replicas: tuple[RedisNode, ...]
     """Those that can be used, as far as the sentinel sees."""
 
 
-class Sentinels:
-    """Knows where the primary is, and closes connections to one that is not the primary any more.
+class Sentinels(_Discovered):
+    """Where the primary is, which sentinels know.
 
-    It lives as long as its store. Before a connection is opened, all sentinels are queried, at most once at a time.
-    Once most have answered, the answer of the latest failover counts. Their announcements are followed as well.
+    All of them are asked, at most once at a time: if a command fails, and every WATCH_S. Once most have answered, the
+    answer of the latest failover counts.
     """
 
     def __init__(self, address: SentinelAddress) -> None:
-        read = address.read
-        self.replicas = None if read is ReadFrom.PRIMARY else Replicas(self, nearest=read is ReadFrom.NEAREST)
-        """Where lookups may be sent, other than to the primary."""
-        self._address = address
-        self._shown = address.server.shown
-        self._reconnectors = WeakSet[Reconnector]()
+        super().__init__(address.server)
+        self._server = address
+        self._sentinels = [Reconnector(sentinel, TIMEOUT_S) for sentinel in address.sentinels]
         self._state: SentinelState | None = None
-        self._asking: asyncio.Task[SentinelState] | None = None
-        self._following: asyncio.Task[None] | None = None
-        self._heard = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
 
-    def add(self, reconnector: Reconnector) -> None:
-        """See `Resolver`."""
-        self._reconnectors.add(reconnector)
+    def address(self, node: RedisNode) -> RedisAddress:
+        """See `OnlyServer`."""
+        return replace(self._place(node), role=ServerRole.PRIMARY)
 
-    async def resolve(self) -> RedisAddress:
-        """Return where the primary is now; StoreUnavailable if no sentinel says."""
-        return self._primary(await self.state())
-
-    async def state(self, *, of_all: bool = False) -> SentinelState:
-        """Ask the sentinels; callers at the same time share the answer. Raises StoreUnavailable.
-
-        *of_all*: wait for each of them, as one alone may know of a failover; it raises, too, where most do not answer.
-        """
-        if self._following is None:
-            self._following = asyncio.create_task(self._follow())
-        while of_all and self._asking is not None:
-            await asyncio.wait([self._asking])
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask(of_all=of_all))
-            self._asking.add_done_callback(self._query_done)
-        return await asyncio.shield(self._asking)
+    async def state(self) -> SentinelState:
+        """Wait for all sentinels, as one alone may know of a failover; StoreUnavailable if most do not answer."""
+        return await self._ask_all(of_all=True)
 
     async def wait_replicated(self, connection: PipelinedConnection) -> None:
         """Return once all replicas have what was written by *connection*, or no failover is seen that would lose it.
@@ -470,14 +414,14 @@ class Sentinels:
         """
         shown, give_up_at = connection.address.shown, time.monotonic() + SETTLE_S
         while True:
-            state = await self.state(of_all=True)
-            if self._primary(state) != connection.address:
-                raise StoreUnavailable(f"{shown} was replaced by {show(*state.primary)} while it was written to")
+            state = await self.state()
+            if self.address(state.primary) != connection.address:
+                raise StoreUnavailable(f"{shown} was replaced by {state.primary} while it was written to")
             found = await wait_for_replicas(connection, timeout_s=CONTROL_WAIT_S)
             acknowledged = 0 if found is None else found.acknowledged
             if acknowledged >= len(state.replicas):
                 return
-            roles = await asyncio.gather(*(_role(self.server(place)) for place in state.replicas))
+            roles = await asyncio.gather(*(_role(self._place(place)) for place in state.replicas))
             if ServerRole.PRIMARY not in roles or time.monotonic() > give_up_at:
                 break
             await asyncio.sleep(SETTLE_PAUSE_S)
@@ -486,52 +430,52 @@ class Sentinels:
             "before it has caught up would lose it", acknowledged, len(state.replicas), shown
         )  # fmt: skip
 
-    def server(self, place: tuple[str, int]) -> RedisAddress:
-        """Return the address of one of the deployment's servers."""
-        host, port = place
-        return replace(self._address.server, shown=f"{self._shown} ({show(host, port)})", host=host, port=port)
-
     async def close(self) -> None:
-        """Stop listening and asking."""
-        tasks = [task for task in (self._asking, self._following) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """See `OnlyServer`."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await super().close()
+        for sentinel in self._sentinels:
+            await sentinel.close()
 
     async def examine(self) -> list[Finding]:
         """Return what `store doctor` says of the sentinels themselves; never raises StoreError."""
-        findings, said = list[Finding](), dict[str, str]()
-        sentinels = self._address.sentinels
-        found = await asyncio.gather(*map(self._examine_one, sentinels), return_exceptions=True)
-        for sentinel, one in zip(sentinels, found, strict=True):
+        findings, said = list[Finding](), dict[RedisNode, str]()
+        found = await asyncio.gather(*map(self._examine_one, self._sentinels), return_exceptions=True)
+        for sentinel, one in zip(self._sentinels, found, strict=True):
             if isinstance(one, BaseException):
                 findings.append(Finding(Level.WARNING, "sentinel", f"{one}; start it, or take it out of the URL"))
             else:
-                state, quorum = one
-                said[sentinel.shown] = show(*state.primary)
-                findings.append(quorum)
-        if len(set(said.values())) > 1:
-            sentence = "; ".join(f"{sentinel} says {primary}" for sentinel, primary in said.items())
+                findings.append(one[1])
+                said.setdefault(one[0].primary, sentinel.where)
+        if len(said) > 1:
+            sentence = "; ".join(f"{sentinel} says {primary}" for primary, sentinel in said.items())
             advice = "a failover is under way, or they are cut off from each other"
             findings.append(Finding(Level.ERROR, "sentinels", f"they disagree about the primary: {sentence}; {advice}"))
-        elif said:
-            answering = f"{len(said)} of {len(self._address.sentinels)} answer"
-            primary = next(iter(said.values()))
-            findings.append(Finding(Level.OK, "sentinels", f"{answering}, and say that the primary is {primary}"))
+        for primary in said if len(said) == 1 else ():
+            answering = sum(not isinstance(one, BaseException) for one in found)
+            sentence = f"{answering} of {len(found)} answer, and say that the primary is {primary}"
+            findings.append(Finding(Level.OK, "sentinels", sentence))
         return findings
 
-    def _primary(self, state: SentinelState) -> RedisAddress:
-        return replace(self.server(state.primary), role=ServerRole.PRIMARY)
+    def _place(self, node: RedisNode) -> RedisAddress:
+        return replace(self._server.server, shown=f"{self.shown} ({node})", host=node.host, port=node.port)
 
-    def _query_done(self, asking: asyncio.Task[SentinelState]) -> None:
-        self._asking = None
-        if not asking.cancelled():
-            asking.exception()  # retrieved, even where every caller was cancelled
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            with suppress(StoreUnavailable):
+                await self.refresh()
 
-    async def _ask(self, *, of_all: bool) -> SentinelState:
-        """Ask all; where the primary has moved, have everybody leave the one before."""
-        sentinels, before = self._address.sentinels, self._state
-        asked = [asyncio.create_task(self._ask_one(sentinel)) for sentinel in sentinels]
+    async def _ask(self) -> None:
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+        await self._ask_all(of_all=False)
+
+    async def _ask_all(self, *, of_all: bool) -> SentinelState:
+        before = self._state
+        asked = [asyncio.create_task(self._ask_one(sentinel)) for sentinel in self._sentinels]
         states, errors = list[SentinelState](), list[str]()
         try:
             for answer in asyncio.as_completed(asked):
@@ -540,7 +484,7 @@ class Sentinels:
                 except StoreError as error:
                     errors.append(str(error))
                     continue
-                most = len(states) > len(sentinels) // 2
+                most = len(states) > len(asked) // 2
                 if most and not of_all and (before is None or max(states).epoch >= before.epoch):
                     break
         finally:
@@ -548,125 +492,43 @@ class Sentinels:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
         if not states:
-            raise StoreUnavailable(f"no sentinel of {self._shown} says where its primary is: {'; '.join(errors)}")
+            raise StoreUnavailable(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
         if of_all and len(errors) >= len(states):
-            sentence = f"most sentinels of {self._shown} do not say where its primary is, so it may be another"
+            sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
             raise StoreUnavailable(f"{sentence}: {'; '.join(errors)}")
-        self._state = max(states)
-        if before is not None and before.primary != self._state.primary:
-            log.warning("the primary of %s is at %s now", self._shown, show(*self._state.primary))
-            for reconnector in tuple(self._reconnectors):
-                reconnector.leave(f"{self.server(before.primary).shown} is not the primary any more")
-        return self._state
+        self._state = state = max(states)
+        if before is not None and before.primary != state.primary:
+            log.warning("the primary of %s is at %s now", self.shown, state.primary)
+        self.primaries, self.loaded = (state.primary,), True
+        return state
 
-    async def _ask_one(self, sentinel: RedisAddress) -> SentinelState:
+    async def _ask_one(self, sentinel: Reconnector) -> SentinelState:
+        connection = await sentinel.connection()
         commands = (b"GET-MASTER-ADDR-BY-NAME", b"MASTER", b"REPLICAS")
-        async with connected(sentinel, TIMEOUT_S) as connection:
-            sent = [connection.send_command(b"SENTINEL", command, self._address.name) for command in commands]
-            place, primary, replicas = await asyncio.gather(*sent)
+        sent = [connection.send_command(b"SENTINEL", command, self._server.name) for command in commands]
+        place, primary, replicas = await asyncio.gather(*sent)
         try:
             host, port = place
             usable = [each for each in map(_fields, replicas) if UNUSABLE.isdisjoint(each["flags"].split(","))]
             # None is connected to a primary that has died.
             linked = [each for each in usable if each.get("master-link-status") == "ok"] or usable
-            places = tuple((each["ip"], int(each["port"])) for each in linked)
-            return SentinelState(int(_fields(primary)["config-epoch"]), (host.decode(), int(port)), places)
+            replicas_at = tuple(RedisNode(each["ip"], int(each["port"])) for each in linked)
+            return SentinelState(
+                int(_fields(primary)["config-epoch"]), RedisNode(host.decode(), int(port)), replicas_at
+            )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise StoreUnavailable(f"{sentinel.shown} replied with something else than it was asked for") from error
+            raise StoreUnavailable(f"{connection.where} replied with something else than it was asked for") from error
 
-    async def _examine_one(self, sentinel: RedisAddress) -> tuple[SentinelState, Finding]:
+    async def _examine_one(self, sentinel: Reconnector) -> tuple[SentinelState, Finding]:
         state = await self._ask_one(sentinel)
         try:
-            async with connected(sentinel, TIMEOUT_S) as connection:
-                said: bytes = await connection.send_command(b"SENTINEL", b"CKQUORUM", self._address.name)
+            said: bytes = await sentinel.execute_command(b"SENTINEL", b"CKQUORUM", self._server.name)
         except StoreMisused as error:
             return state, Finding(Level.WARNING, "quorum", f"it may not be asked for: {error}")
         except StoreError as error:
             sentence = f"no failover can be made: {error}; mend the other sentinels"
             return state, Finding(Level.ERROR, "quorum", sentence)
-        return state, Finding(Level.OK, "quorum", f"{sentinel.shown}: {said.decode()}")
-
-    async def _follow(self) -> None:
-        """Ask again whenever a sentinel says that something has changed, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for sentinel in self._address.sentinels:
-                group.create_task(self._listen(sentinel))
-            while True:
-                await self._heard.wait()
-                self._heard.clear()
-                if self._asking is not None:  # it may have been answered before
-                    await asyncio.wait([self._asking])
-                with suppress(StoreUnavailable):
-                    state = await self.state()
-                    if self.replicas is not None:
-                        self.replicas.consider(state)
-
-    async def _listen(self, sentinel: RedisAddress) -> None:
-        subscription = Reconnector(sentinel, TIMEOUT_S, on_message=self._heard.set)
-        subscribed = None
-        try:
-            while True:
-                with suppress(StoreError):  # the others are listened to, too; the attempts back off
-                    connection = await subscription.connection()
-                    if connection is subscribed:
-                        await connection.send_command(b"PING")
-                    else:
-                        await asyncio.gather(*(connection.send_command(b"SUBSCRIBE", channel) for channel in CHANNELS))
-                        subscribed = connection
-                        self._heard.set()  # or something was said before
-                await asyncio.sleep(PING_S)
-        finally:
-            await subscription.close()
-
-
-class Replicas:
-    """Knows a replica to read from, drawn again for each connection, or the server that is nearest; see `Resolver`."""
-
-    def __init__(self, sentinels: Sentinels, *, nearest: bool) -> None:
-        """Take whether the *nearest* server is wanted, the primary included, rather than any replica."""
-        self._sentinels = sentinels
-        self._nearest = nearest
-        self._reconnectors = WeakSet[Reconnector]()
-        self._measured = frozenset[tuple[str, int]]()
-
-    def add(self, reconnector: Reconnector) -> None:
-        """See `Resolver`."""
-        self._reconnectors.add(reconnector)
-
-    async def resolve(self) -> RedisAddress:
-        """Measure all that can be used, and return one; StoreUnavailable if there is none."""
-        self._measured = self._places(await self._sentinels.state())
-        servers = [self._sentinels.server(place) for place in self._measured]
-        measured = await asyncio.gather(*(_latency_s(server) for server in servers))
-        answering = [one for one in zip(measured, servers, strict=True) if one[0] is not None]
-        if not answering:
-            raise StoreUnavailable("no replica can be used; lookups go to the primary")
-        if self._nearest:
-            return min(answering, key=itemgetter(0))[1]
-        return random.choice(answering)[1]  # noqa: S311 -- spreads readers, guards nothing
-
-    def consider(self, state: SentinelState) -> None:
-        """Have one chosen again if there are more to choose from; reads under way go to the primary."""
-        if not self._places(state) <= self._measured:
-            for reconnector in tuple(self._reconnectors):
-                reconnector.leave("there are other replicas to choose from")
-
-    def _places(self, state: SentinelState) -> frozenset[tuple[str, int]]:
-        return frozenset(state.replicas) | (frozenset([state.primary]) if self._nearest else frozenset())
-
-
-async def _latency_s(server: RedisAddress) -> float | None:
-    """Return how long a server takes to reply; None if it does not, or not with what it holds."""
-    taken = list[float]()
-    try:
-        async with connected(server, TIMEOUT_S) as connection:
-            for _ in range(PINGS):
-                started = time.perf_counter()
-                await connection.send_command(b"PING")
-                taken.append(time.perf_counter() - started)
-    except StoreError:
-        return None
-    return min(taken)
+        return state, Finding(Level.OK, "quorum", said.decode())
 
 
 async def _role(server: RedisAddress) -> str | None:

@@ -9,7 +9,6 @@ from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from ssl import SSLContext, create_default_context
-from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from hotplate.stores.errors import StoreMisused
@@ -27,8 +26,8 @@ PARAMETERS = {
     "redis": {"prefix"},
     "rediss": {"prefix", "ca"},
     "unix": {"prefix", "db"},
-    "redis+sentinel": {"prefix", "read", "sentinel_user"},
-    "rediss+sentinel": {"prefix", "read", "sentinel_user", "ca"},
+    "redis+sentinel": {"prefix", "sentinel_user"},
+    "rediss+sentinel": {"prefix", "sentinel_user", "ca"},
     "redis+cluster": {"prefix"},
     "rediss+cluster": {"prefix", "ca"},
 }
@@ -39,14 +38,6 @@ class ServerRole(StrEnum):
 
     PRIMARY = "master"
     REPLICA = "replica"
-
-
-class ReadFrom(StrEnum):
-    """Which server lookups go to."""
-
-    PRIMARY = "primary"
-    REPLICA = "replica"
-    NEAREST = "nearest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +71,6 @@ class RedisAddress:
             call.attributes["server.address"] = self.path or self.host
         if self.host and self.port != PORT:
             call.attributes["server.port"] = self.port
-
-    async def resolve(self) -> Self:
-        """Return itself: a server that has its own URL is where that says."""
-        return self
-
-    def add(self, reconnector: object) -> None:
-        """Do nothing, as such a server never moves."""
 
     def ssl_context(self) -> SSLContext | None:
         """Return what verifies the server's certificate; None without TLS."""
@@ -129,8 +113,6 @@ class SentinelAddress:
     server: RedisAddress
     """Of its servers all but host, port and role, which the sentinels know."""
 
-    read: ReadFrom = ReadFrom.PRIMARY
-
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress:
     """Read the URL of a server; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
@@ -164,9 +146,6 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
     name, _, db = parts.path.removeprefix("/").partition("/")
     if not name:
         raise StoreMisused(f"{shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST:26379/NAME")
-    wanted = given.get("read", ReadFrom.PRIMARY)
-    if wanted not in {*ReadFrom}:
-        raise StoreMisused(f"{shown} cannot read from {wanted!r}; read is one of {', '.join(ReadFrom)}")
     password = secret(SENTINEL_PASSWORD_VARIABLE, environment)
     login = replace(server, user=given.get("sentinel_user"), password=password)
     return SentinelAddress(
@@ -176,7 +155,6 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
             for host, port in hosts(parts, SENTINEL_PORT, shown)
         ),
         server=replace(server, db=_number(db or "0", shown)),
-        read=ReadFrom(wanted),
     )
 
 

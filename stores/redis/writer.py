@@ -9,10 +9,9 @@ A set names the incarnations that hold data, and the replication histories of th
 such. A primary has another history after a restart, after a failover, and if it is new. It may then hold what was
 erased, or lack what the set should name, so all keys are searched: 1 µs of each server's time a key.
 
-To erase a release, its state is deleted first, and each later command checks that there is still none. There is a state
-again if the server was put back to an older copy, in which the release may be live, or if a late writer has claimed it.
-Two lists name the keys of a release. They are sure to be complete only if the state beside them is `sealed`; otherwise
-the rows of the release are searched as well.
+To erase a release, its state is deleted first; then its rows are searched on each server, and each command that erases
+some checks that there is still no state. There is one again if the server was put back to an older copy, in which the
+release may be live, or if a late writer has claimed it. Two lists name the keys of a release, for scans.
 """
 
 import asyncio
@@ -25,10 +24,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.keys import META, KeySpan, bounds, merged, pack, unpack
-from hotplate.stores.redis.connection import Redirected, Refusal, Sender, fields_of, translated
-from hotplate.stores.redis.keys import MAX_KEYS, META_POINT, SEALED, Keys, check_owned, state_of
-from hotplate.stores.redis.topology import CONTROL_WAIT_S, ONLY, Nodes, RedisNode, uncovered, wait_for_replicas
+from hotplate.stores.keys import META, KeySpan, bounds, merged, pack
+from hotplate.stores.redis.connection import Refusal, Sender, fields_of, translated
+from hotplate.stores.redis.keys import MAX_KEYS, META_POINT, Keys, check_owned, state_of
+from hotplate.stores.redis.topology import CONTROL_WAIT_S, Nodes, RedisNode, wait_for_replicas
 from hotplate.stores.store import Row
 from hotplate.stores.throttle import AdaptiveThrottle
 
@@ -81,17 +80,10 @@ if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then redis.call('SADD', KEYS[1
 return 1
 """
 
-# Both take the key of a state first, and return 0 if that is there. ERASE takes the names of what is erased with it;
-# TAKE_OFF a list of keys, and the packed batch that is taken off: by its value, because another process may erase the
-# same release.
+# ERASE takes the key of a state, and the names of what is erased with it; it returns 0 if the state is there.
 ERASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('UNLINK', unpack(KEYS, 2))
-return 1
-"""
-TAKE_OFF = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('LREM', KEYS[2], -1, ARGV[1])
 return 1
 """
 
@@ -131,10 +123,6 @@ class Batch(NamedTuple):
             raise StoreMisused("a key is not valid Unicode text; see where it comes from") from error
 
 
-# The names and rows of each bucket.
-Buckets = dict[int, tuple[list[bytes], list[Row]]]
-
-
 class Writer:
     """Puts batches, one at a time, at a rate that readers bear; lives as long as its store.
 
@@ -147,13 +135,11 @@ class Writer:
         self._keys = keys
         self._retry_for_s = retry_for_s
         self._lock = asyncio.Lock()
-        self._throttles = dict[RedisNode, AdaptiveThrottle]()
+        self._throttle = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
         self._alone = set[RedisNode]()
         """Nodes without a replica that keeps up with a batch, which are not asked for one before the end."""
-        self._points = dict[str, dict[int | str, str]]()
-        """Of each draft by its incarnation, the last key of each part, and of `meta` rows, acknowledged here."""
-        self._checked = dict[str, Sender]()
-        """Of each draft, the connection by which its points were last seen to be there."""
+        self._points = dict[DraftRef, dict[int | str, str]]()
+        """Of each draft, the last key of each part, and of `meta` rows, acknowledged here."""
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a draft, in order; raises as `Store.put` does."""
@@ -167,46 +153,47 @@ class Writer:
                     write = self._write_by_bucket if self._keys.clustered else self._write_at_once
                     batch = Batch.of(some, source, point)
                     pause_s = await with_retries(partial(write, draft, batch), self._retry_for_s)
-                    self._points.setdefault(draft.incarnation, {})[point] = batch.last
+                    self._points.setdefault(draft, {})[point] = batch.last
                     await asyncio.sleep(pause_s)
 
     def forget(self, draft: DraftRef) -> None:
         """Write a draft on from where the server says, whatever it acknowledged before."""
-        self._points.pop(draft.incarnation, None)
+        self._points.pop(draft, None)
 
-    async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> None:
-        """Raise RowsLost if rows are gone that were acknowledged, as after a failover.
+    async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> bytes | None:
+        """Raise RowsLost if rows are gone that were acknowledged, as after a failover; return the draft's state.
 
         *sent* is the last key of a batch whose acknowledgement may have been lost.
         """
-        if not (points := self._points.get(draft.incarnation)):
-            return
-        keys = self._keys.release(draft)
+        keys, points = self._keys.release(draft), self._points.get(draft, {})
+        state: bytes | None
+        found: list[bytes | None]
         state, found = await asyncio.gather(
-            connection.send_command(b"GET", keys.state), connection.send_command(b"HMGET", keys.points, *points)
+            connection.send_command(b"GET", keys.state), connection.send_command(b"HMGET", keys.points, "", *points)
         )
         kept = all(
             point is not None and point.decode() in (last, *sent)
-            for last, point in zip(points.values(), found, strict=True)
+            for last, point in zip(points.values(), found[1:], strict=True)
         )
         if state == state_of(draft) and not kept:
             raise RowsLost(f"{connection.where} has lost rows of release {draft.id} that it had acknowledged")
+        return state
 
     async def _write_at_once(self, draft: DraftRef, batch: Batch) -> float:
         """Write rows, list their keys and move the resume point; return how long to pause, in seconds.
 
         Begins again if the state changes meanwhile. Once tried again it changes nothing.
         """
+        return await self._nodes.run(self._keys.release(draft).state, partial(self._transact, draft, batch))
+
+    async def _transact(self, draft: DraftRef, batch: Batch, connection: Sender) -> float:
         keys = self._keys.release(draft)
         names, pairs = keys.rows([row.key for row in batch.rows]), list[str | bytes]()
         for name, row in zip(names, batch.rows, strict=True):
             pairs += (name, row.value)
-        connection = await self._nodes.at(ONLY).connection()
-        await self._check_connection(draft, batch, connection)
         while True:
-            _, state = await asyncio.gather(
-                connection.send_command(b"WATCH", keys.state), connection.send_command(b"GET", keys.state)
-            )
+            watching = connection.send_command(b"WATCH", keys.state)
+            _, state = await asyncio.gather(watching, self.check_kept(draft, connection, batch.last))
             check_owned(draft, state)
             started = time.monotonic()
             *_, outcome = await asyncio.gather(
@@ -220,76 +207,39 @@ class Writer:
                 for reply in outcome:
                     if isinstance(reply, Refusal):
                         raise translated(reply, connection.where)
-                return self._pause_s(ONLY, started, batch.rows)
+                return self._pause_s(started, batch.rows)
 
     async def _write_by_bucket(self, draft: DraftRef, batch: Batch) -> float:
         """Do the same step by step; see `_write_at_once`."""
-        keys, topology = self._keys.release(draft), self._nodes.topology
-        by_node = dict[RedisNode, Buckets]()
-        await topology.load()
+        keys, parts = self._keys.release(draft), dict[int, tuple[list[bytes], list[bytes]]]()
         for row, name, bucket in zip(batch.rows, *keys.located([row.key for row in batch.rows]), strict=True):
-            node = topology.owner(keys.slots[bucket])
-            if node is None:
-                raise uncovered(topology.shown, keys.slots[bucket])
-            names, rows = by_node.setdefault(node, {}).setdefault(bucket, ([], []))
+            names, values = parts.setdefault(bucket, ([], []))
             names.append(name)
-            rows.append(row)
-        pauses = await asyncio.gather(*(self._write_to(node, draft, parts) for node, parts in by_node.items()))
-        await self._nodes.run(keys.state, partial(self._note, draft, batch))
-        return max(pauses)
-
-    async def _write_to(self, node: RedisNode, draft: DraftRef, parts: Buckets) -> float:
-        """Write one node's rows and return how long to pause."""
-        started = time.monotonic()
-        for state in await self._put_each(node, draft, parts):
-            check_owned(draft, state)
-        pause_s = self._pause_s(node, started, [row for _, rows in parts.values() for row in rows])
-        await self._replicate(node)
-        return pause_s
-
-    def _pause_s(self, node: RedisNode, started: float, rows: Sequence[Row]) -> float:
-        throttle = self._throttles.get(node)
-        if throttle is None:
-            throttle = self._throttles[node] = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
-        return throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in rows))
-
-    async def _put_each(self, node: RedisNode, draft: DraftRef, parts: Buckets) -> list[bytes | None]:
-        """Put rows into buckets of a node, all at once, and where a slot has moved, there; return their states."""
-        keys, mine = self._keys.release(draft), state_of(draft)
+            values.append(row.value)
 
         def put(bucket: int, connection: Sender) -> asyncio.Future[Any]:
-            names, rows = parts[bucket]
-            values = [row.value for row in rows]
-            return connection.send_command(b"EVAL", PUT, len(names) + 1, keys.steps[bucket][0], *names, mine, *values)
+            names, values = parts[bucket]
+            state = keys.steps[bucket][0]
+            return connection.send_command(b"EVAL", PUT, len(names) + 1, state, *names, state_of(draft), *values)
 
-        states = list[bytes | None]()
-        try:
-            connection = await self._nodes.at(node).connection()
-            sent = [put(bucket, connection) for bucket in parts]
-            for bucket, reply in zip(parts, await asyncio.gather(*sent, return_exceptions=True), strict=True):
-                if isinstance(reply, Redirected):
-                    states.append(await self._nodes.run(keys.steps[bucket][0], partial(put, bucket)))
-                elif isinstance(reply, BaseException):
-                    raise reply
-                else:
-                    states.append(reply)
-        except StoreUnavailable:
-            self._nodes.topology.schedule_refresh()
-            raise
-        return states
+        started = time.monotonic()
+        sent = (self._nodes.run_in(keys.slots[bucket], partial(put, bucket)) for bucket in parts)
+        for state in await asyncio.gather(*sent):
+            check_owned(draft, state)
+        pause_s = self._pause_s(started, batch.rows)
+        await asyncio.gather(*map(self._replicate, self._nodes.topology.primaries))
+        await self._nodes.run(keys.state, partial(self._note, draft, batch))
+        return pause_s
+
+    def _pause_s(self, started: float, rows: Sequence[Row]) -> float:
+        return self._throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in rows))
 
     async def _note(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
         """List the keys of a batch and move its resume point, unless this server has lost an earlier one."""
-        await self._check_connection(draft, batch, connection)
+        await self.check_kept(draft, connection, batch.last)
         keys = self._keys.release(draft)
         names, args = (keys.state, batch.source, keys.points), (batch.packed, batch.point, batch.last)
         check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))
-
-    async def _check_connection(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
-        """Raise RowsLost if a connection is new, and leads to a server that lacks what another had acknowledged."""
-        if self._checked.get(draft.incarnation) is not connection:
-            await self.check_kept(draft, connection, batch.last)
-            self._checked = {draft.incarnation: connection}
 
     async def _replicate(self, node: RedisNode) -> None:
         """Wait until a replica has what this store wrote to a node, if it has any that keeps up."""
@@ -332,7 +282,7 @@ class Inventory:
         named -= searched
         if histories is not None and histories <= searched:
             return sorted(named)
-        log.info("a server of %s was restarted or replaced, or is new; its keys are searched for releases", self._where)
+        log.debug("a server of %s was restarted or replaced, or is new; its keys are searched", self._where)
         found = set[str]()
         async for names in self._search(self._keys.any_pattern):
             found.update(filter(None, map(self._keys.incarnation_of, names)))
@@ -360,7 +310,7 @@ class Inventory:
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the keys of a sealed release's rows in ascending order, once each, at most MAX_KEYS at a time.
 
-        If they have to be searched for, all of them are held in memory.
+        If the lists of them are lost, they are searched for, and all of them are held in memory.
         """
         listed = merged(await self._spans(release), self._packed)
         is_listed = await self._nodes.execute_command(b"LLEN", self._keys.release(release).lists[0])
@@ -371,18 +321,17 @@ class Inventory:
     async def erase(self, release: ReleaseRef) -> None:
         """See the contract; ReleaseConflict if the release is there again before all of it is erased."""
         keys, incarnation = self._keys.release(release), release.incarnation
-        is_listed = await self._is_listed(release)
         is_named = await self._execute(b"SISMEMBER", self._keys.incarnations, incarnation)
-        # First: it is neither read nor written from here on, and if replicas are read, not there either.
-        ended = await asyncio.gather(*(self._end(release, step) for step in keys.steps))
-        await asyncio.gather(
-            *(wait_for_replicas(connection, timeout_s=CONTROL_WAIT_S) for connection in {by for _, by in ended})
-        )
-        await self._erase_listed(release)
-        if not is_listed and (is_named or any(count for count, _ in ended)):
-            async for names in self._search_rows(release):
+        first, *others = keys.steps
+        # Before all else: it is neither read nor written from here on, and who claims it again begins anew.
+        ended = await asyncio.gather(*map(self._delete, ((*first, keys.points), *others)))
+        is_left = is_named or any(ended)
+        while is_left:
+            is_left = False
+            async for names in self._search(self._keys.pattern(release)):
                 await self._unlink(release, names)
-        self._check_gone(release, [await self._erase(keys.state, (*keys.lists, keys.points))])
+                is_left = is_left or (self._keys.clustered and bool(names))  # a slot may have moved to a searched node
+        self._check_gone(release, [await self._erase(keys.state, keys.lists)])
         await self._execute(b"SREM", self._keys.incarnations, incarnation)
         if any(await asyncio.gather(*(self._execute(b"EXISTS", step[0]) for step in keys.steps))):
             # A late writer has claimed it: the next prune must find it.
@@ -396,33 +345,14 @@ class Inventory:
         """Send one command of an erase, which changes nothing if it is sent twice."""
         return await with_retries(lambda: self._nodes.execute_command(command, key, *args), self._retry_for_s)
 
-    async def _is_listed(self, release: ReleaseRef) -> bool:
-        """Return whether the lists are sure to name all rows, wherever these are."""
-        keys = self._keys.release(release)
-        sealed = await self._execute(b"GET", keys.state) == SEALED
-        return sealed and bool(await self._execute(b"EXISTS", keys.lists[0]))
+    async def _delete(self, names: Sequence[str]) -> int:
+        """Delete keys of one step, and return how many there were."""
 
-    async def _end(self, release: ReleaseRef, step: Sequence[str]) -> tuple[int, Sender]:
-        """Delete the states of a step, and the resume points; return how many there were, and by which connection."""
-        keys = self._keys.release(release)
-        names = (*step, keys.points) if step is keys.steps[0] else step
+        async def delete(connection: Sender) -> int:
+            deleted: int = await connection.send_command(b"DEL", *names)
+            return deleted
 
-        async def end(connection: Sender) -> tuple[int, Sender]:
-            return await connection.send_command(b"DEL", *names), connection
-
-        return await with_retries(lambda: self._nodes.run(step[0], end), self._retry_for_s)
-
-    async def _erase_listed(self, release: ReleaseRef) -> None:
-        """Erase the rows that the lists name, batch by batch, paced."""
-        keys, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
-        for source in keys.lists:
-            while (packed := await self._execute(b"LINDEX", source, -1)) is not None:
-                listed, started = unpack(packed), time.monotonic()
-                await self._unlink(release, keys.located(listed)[0])
-                take_off = partial(self._nodes.evaluate, TAKE_OFF, (keys.state, source), packed)
-                taken = await with_retries(take_off, self._retry_for_s)
-                self._check_gone(release, [taken])
-                await asyncio.sleep(throttle.pause_s(time.monotonic() - started, len(listed)))
+        return await with_retries(lambda: self._nodes.run(names[0], delete), self._retry_for_s)
 
     async def _unlink(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
         """Erase rows by their names."""
@@ -436,12 +366,7 @@ class Inventory:
 
     async def _erase(self, state: str, names: Sequence[str | bytes]) -> int:
         """Erase what lies in the slot of a state, unless that is there; return 0 if it is."""
-
-        async def erase(connection: Sender) -> int:
-            erased: int = await connection.send_command(b"EVAL", ERASE, len(names) + 1, state, *names)
-            return erased
-
-        return await with_retries(lambda: self._nodes.run(state, erase), self._retry_for_s)
+        return await with_retries(lambda: self._nodes.evaluate(ERASE, (state, *names)), self._retry_for_s)
 
     def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
         if not all(erased):
@@ -453,7 +378,8 @@ class Inventory:
     async def _searched(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the same, all at once, from the names of the rows."""
         found = set[str]()
-        async for names in self._search_rows(release):
+        log.warning("release %s has lost the lists of its keys; those of %s are searched", release.id, self._where)
+        async for names in self._search(self._keys.pattern(release)):
             found.update(name[name.index(b"}:") + 2 :].decode() for name in names)
         yield sorted(found)
 
@@ -470,11 +396,6 @@ class Inventory:
                 spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(found))
                 start += len(found)
         return spans
-
-    def _search_rows(self, release: ReleaseRef) -> AsyncIterator[list[bytes]]:
-        """Yield the names of all rows of a release."""
-        log.warning("release %s has lost the lists of its keys; those of %s are searched", release.id, self._where)
-        return self._search(self._keys.pattern(release))
 
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Yield the names of all servers that fit a pattern, some at a time, paced."""

@@ -54,11 +54,10 @@ class SentinelDeployment:
     password: str | None
     down_after_ms: int
 
-    def url(self, prefix: str = "test", **query: str) -> str:
-        """Return the URL; *query* adds parameters."""
+    def url(self, prefix: str = "test") -> str:
         user = "" if self.password is None else f":{self.password}@"
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        given = {"prefix": prefix, **({"ca": str(self.folder / "ca.pem")} if self.tls else {}), **query}
+        given = {"prefix": prefix, **({"ca": str(self.folder / "ca.pem")} if self.tls else {})}
         parameters = "&".join(f"{name}={value}" for name, value in given.items())
         return f"redis{'s' * self.tls}+sentinel://{user}{hosts}/{NAME}/0?{parameters}"
 

@@ -23,7 +23,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.redis.keys import BUCKETS, Keys
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.topology import Layout, RedisNode, Topology
+from hotplate.stores.redis.topology import RedisNode, Topology
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, Row
 from hotplate.testing import OpenStore, StoreContract
@@ -306,8 +306,8 @@ async def test_when_all_nodes_that_are_known_have_gone_the_seeds_are_asked_again
     await write(store, FIRST, USERS[:50])
     gone = RedisNode("127.0.0.1", 1)
     assert isinstance(store._servers, Topology)
-    store._servers._layout = Layout([gone] * SLOTS, {gone: frozenset()})
-    store._servers.version += 1
+    store._servers._owners, store._servers._replicas = [gone] * SLOTS, {}
+    store._servers.primaries = [gone]
     keys, read = [row.key for row in USERS[:50]], list[object]()
     async with asyncio.timeout(30):
         while read != [row.value for row in USERS[:50]]:

@@ -3,9 +3,7 @@
 import asyncio
 import errno
 import gc
-import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,8 +13,7 @@ import pytest
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.topology import ONLY
-from hotplate.stores.redis.url import RedisAddress, ServerRole, parse
+from hotplate.stores.redis.url import ServerRole, parse
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import RedisServer, array, commands_in
 from tests.support.stores import FIRST, draft_of, ref
@@ -85,56 +82,6 @@ async def test_a_connection_that_the_kernel_gave_up_is_no_reply(connection: Pipe
     assert connection.error is not None
 
 
-async def test_a_subscription_that_the_kernel_gave_up_is_made_again(redis_server: RedisServer) -> None:
-    changed, channel = asyncio.Event(), secrets.token_hex(8)
-    subscription = Reconnector(parse(redis_server.url()), 60.0, on_message=changed.set)
-    first = await subscription.connection()
-    await first.send_command(b"SUBSCRIBE", channel)
-    break_off(first)
-    async with asyncio.timeout(SOON_S):
-        while subscription.current is first:
-            await asyncio.sleep(0.01)
-        await (await subscription.connection()).send_command(b"SUBSCRIBE", channel)
-        redis_server.execute_command("PUBLISH", channel, "1")
-        await changed.wait()
-    await subscription.close()
-
-
-class Moving:
-    """A server that is where the test says; see `Resolver`."""
-
-    def __init__(self, address: RedisAddress) -> None:
-        self.address = address
-
-    async def resolve(self) -> RedisAddress:
-        return self.address
-
-    def add(self, reconnector: Reconnector) -> None:
-        """Nothing: the test has it moved."""
-
-
-async def test_a_server_that_has_moved_is_followed_without_a_pause(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hotplate.stores.redis.connection.FIRST_PAUSE_S", 3600.0)
-    there = parse(redis_server.url())
-    moving = Moving(replace(there, port=1))
-    kept = Reconnector(moving, 60.0)
-    with pytest.raises(StoreUnavailable):
-        await kept.connection()
-    moving.address = there
-    with pytest.raises(StoreUnavailable):
-        await kept.connection()
-    kept.leave("it has moved")
-    first = await kept.connection()
-    waiting = first.send_command(b"BLPOP", secrets.token_hex(8), 0)
-    kept.leave("it has moved again")
-    with pytest.raises(StoreUnavailable, match="it has moved again"):
-        await waiting
-    assert await kept.connection() is not first
-    await kept.close()
-
-
 async def test_a_server_of_another_role_is_not_the_one_that_is_wanted(redis_server: RedisServer) -> None:
     primary = Reconnector(replace(parse(redis_server.url()), role=ServerRole.PRIMARY), 60.0)
     assert await primary.execute_command(b"ECHO", "yes") == b"yes"
@@ -143,29 +90,6 @@ async def test_a_server_of_another_role_is_not_the_one_that_is_wanted(redis_serv
     with pytest.raises(StoreUnavailable, match="is not a replica"):
         await replica.connection()
     await replica.close()
-
-
-async def test_whatever_fails_in_a_connection_ends_it_and_is_logged(
-    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail() -> None:
-        raise IndexError("a mistake of ours")
-
-    channel = secrets.token_hex(8)
-    subscription = Reconnector(parse(redis_server.url()), 60.0, on_message=fail)
-    first = await subscription.connection()
-    await first.send_command(b"SUBSCRIBE", channel)
-    with caplog.at_level(logging.WARNING, "hotplate.stores.redis"):
-        redis_server.execute_command("PUBLISH", channel, "1")
-        async with asyncio.timeout(SOON_S):
-            while first.error is None:
-                await asyncio.sleep(0.01)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "a mistake of ours" in caplog.text
-    with pytest.raises(StoreUnavailable, match="a mistake of ours"):
-        await first.send_command(b"PING")
-    assert subscription.current is None
-    await subscription.close()
 
 
 async def test_whatever_fails_while_connecting_is_an_error_to_those_who_wait(
@@ -239,16 +163,6 @@ async def test_who_waits_for_a_connection_that_is_closed_meanwhile_gets_an_error
         assert server.accepted == 1
 
 
-async def test_a_server_is_not_given_up_for_time_that_this_process_stood_still() -> None:
-    async with scripted(lambda _: b"+PONG\r\n") as server:
-        connection = PipelinedConnection(parse(f"redis://127.0.0.1:{server.port}"), 0.5)
-        await connection.open()
-        reply = connection.send_command(b"PING")
-        time.sleep(0.8)  # noqa: ASYNC251 -- and with this loop its server
-        assert await reply == b"PONG"
-        await connection.close()
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -282,7 +196,7 @@ async def test_a_reply_that_is_not_what_was_sent_for_reaches_nobody_and_ends_the
 async def test_a_reply_after_the_last_that_was_waited_for_ends_the_connection() -> None:
     async with reading(lambda command: well(command) + b"+OK\r\n") as (_, store):
         assert await store.get_many(ref(FIRST), ["user:1"]) == [b"1"]
-        while store._reads.at(ONLY).current is not None:
+        while store._reads.at(store._servers.primaries[0]).current is not None:
             await asyncio.sleep(0.01)
 
 
@@ -291,7 +205,7 @@ async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> Non
     async with reading(lambda command: replies[command[0]]) as (_, store):
         with pytest.raises(StoreUnavailable, match="something else"):
             await store.catalogue()
-        assert store._nodes.at(ONLY).current is None
+        assert store._nodes.at(store._servers.primaries[0]).current is None
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_each_bucket_has_a_state_and_the_first_has_what_belongs_to_the_whole_rel
 
 def test_the_names_of_a_deployment_lie_in_one_slot() -> None:
     keys = Keys("shop")
-    assert (keys.catalogue, keys.changes) == ("{shop}:catalogue", "{shop}:changes")
+    assert keys.catalogue == "{shop}:catalogue"
     assert keys.incarnations == "{shop}:incarnations"
 
 
@@ -71,6 +71,14 @@ def test_all_that_is_taken_from_redis_py_is_public_and_still_there() -> None:
         assert not any(part.startswith("_") for part in (*module.split("."), name)), f"{module}.{name} is private"
         found = hasattr(importlib.import_module(module), name)
         assert found, f"redis-py {version('redis')} has no {module}.{name}, which hotplate.stores.redis uses"
+
+
+def test_no_private_attribute_of_another_object_is_used() -> None:
+    for path in Path(package.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr != "_replace":
+                own = isinstance(node.value, ast.Name) and node.value.id == "self"
+                assert own or node.attr == "__init__", f"{path.name}:{node.lineno} uses .{node.attr}"
 
 
 def test_redis_py_computes_slots_and_reads_layouts_as_servers_state_them() -> None:

@@ -1,4 +1,4 @@
-"""Redis behind sentinels: the primary that they name is followed, and replicas answer what they surely have."""
+"""Redis behind sentinels: the primary that they name is followed."""
 
 import asyncio
 import secrets
@@ -11,12 +11,10 @@ from hotplate.stores.catalogue import ReleaseId, commit
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import change
-from hotplate.stores.redis.connection import Reconnector
-from hotplate.stores.redis.lookups import ServerLookups
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.topology import Replicas, Sentinels
+from hotplate.stores.redis.topology import Sentinels
 from hotplate.stores.redis.url import parse_sentinel
-from hotplate.stores.store import Finding, Level, Plan, Row
+from hotplate.stores.store import Finding, Level, Row
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment, wait
 from tests.support.redis_server import array, commands_in
@@ -125,51 +123,14 @@ async def scripted(*sentinels: ScriptedSentinel) -> AsyncIterator[Sentinels]:
 
 @pytest.mark.soak
 class TestSentinelStore(StoreContract):
-    @pytest.fixture(params=["deployment primary", "deployment replica", "guarded nearest"])
+    @pytest.fixture(params=["deployment", "guarded"])
     def open_store(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
-        """Open handles on a real deployment, over each way to read, and over TLS with passwords."""
-        fixture, read = request.param.split()
-        deployment: SentinelDeployment = request.getfixturevalue(fixture)
+        """Open handles on a real deployment, and on one over TLS with passwords."""
+        deployment: SentinelDeployment = request.getfixturevalue(request.param)
         if deployment.password is not None:
             monkeypatch.setenv("HOTPLATE_REDIS_SENTINEL_PASSWORD", deployment.password)
-        url = deployment.url(secrets.token_hex(4), read=read)
+        url = deployment.url(secrets.token_hex(4))
         return lambda: open_url(url)
-
-
-async def test_what_a_replica_has_not_received_is_read_from_the_primary(
-    deployment: SentinelDeployment, stores: AsyncExitStack, caplog: pytest.LogCaptureFixture
-) -> None:
-    prefix, primary, replicas = secrets.token_hex(4), deployment.primary, deployment.replicas
-    writer = opened(stores, deployment.url(prefix))
-    reader = opened(stores, deployment.url(prefix, read="replica"))
-    draft = draft_of(FIRST)
-    await begin(writer, FIRST)
-    await writer.create(draft, Plan(2, 100))
-    await writer.put(draft, [ONE])
-    primary.execute_command("WAIT", "2", "5000")
-    for replica in replicas:  # it stays what it is, and gets nothing any more
-        replica.execute_command("REPLICAOF", "127.0.0.1", "1")
-    await writer.put(draft, [TWO])
-    await writer.seal(draft)
-    assert "has no replica" in caplog.text
-    await change(writer, lambda found: commit(found, draft))
-    assert "0 of the 2 replicas" in caplog.text
-    assert isinstance(reader._lookups, ServerLookups)
-    assert reader._lookups._replica is not None
-    async with asyncio.timeout(SOON_S):
-        while reader._lookups._replica.try_current() is None:
-            await asyncio.sleep(0.01)
-    read = [replica.calls("mget") for replica in replicas]
-    for _ in range(3):
-        assert await reader.get_many(ref(FIRST), BOTH) == [b"one", b"two", None]
-    assert [replica.calls("mget") for replica in replicas] != read
-    for replica in replicas:
-        replica.execute_command("REPLICAOF", "127.0.0.1", str(deployment.port(primary)))
-    before = -1
-    async with asyncio.timeout(SOON_S):
-        while primary.calls("mget") != before:
-            before = primary.calls("mget")
-            assert await reader.get_many(ref(FIRST), BOTH) == [b"one", b"two", None]
 
 
 async def test_the_doctor_names_what_a_failover_would_lack(
@@ -240,7 +201,7 @@ async def test_a_failover_is_followed_by_whoever_is_connected(
 ) -> None:
     prefix = secrets.token_hex(4)
     writer = opened(stores, deployment.url(prefix))
-    readers = [opened(stores, deployment.url(prefix, read=read)) for read in ("primary", "replica", "nearest")]
+    readers = [opened(stores, deployment.url(prefix)) for _ in range(2)]
     begun = await begin(writer, FIRST)
     await write(writer, FIRST, [ONE, TWO])
     for reader in readers:
@@ -262,28 +223,14 @@ async def test_the_sentinel_that_knows_the_latest_failover_is_believed_until_non
     late, knowing, away = ScriptedSentinel(1, 7001), ScriptedSentinel(2, 7002), ScriptedSentinel(1, 7001)
     away.up = False
     async with asyncio.timeout(SOON_S), scripted(late, knowing, away) as sentinels:
-        assert (await sentinels.resolve()).port == 7002
+        await sentinels.load()
+        assert [node.port for node in sentinels.primaries] == [7002]
         away.up = True
-        assert (await sentinels.resolve()).port == 7002
+        await sentinels.refresh()
+        assert [node.port for node in sentinels.primaries] == [7002]
         knowing.epoch, knowing.primary = 1, 7001
-        assert (await sentinels.resolve()).port == 7001
-
-
-async def test_a_connection_to_a_replica_is_kept_until_there_is_another_to_choose_from() -> None:
-    sentinel = ScriptedSentinel(1, 7001)
-    async with asyncio.timeout(SOON_S), AsyncExitStack() as stack:
-        ports = [await stack.enter_async_context(listening(sentinel.serve)) for _ in range(2)]
-        sentinel.replicas = (ports[0],)
-        sentinels = await stack.enter_async_context(scripted(sentinel))
-        replicas = Replicas(sentinels, nearest=False)
-        reader = Reconnector(replicas, SOON_S)
-        stack.push_async_callback(reader.close)
-        connection = await reader.connection()
-        replicas.consider(await sentinels.state())
-        assert reader.current is connection
-        sentinel.replicas = (ports[0], ports[1])
-        replicas.consider(await sentinels.state())
-        assert reader.current is None
+        await sentinels.refresh()
+        assert [node.port for node in sentinels.primaries] == [7001]
 
 
 async def test_sentinels_that_disagree_and_are_too_few_are_named() -> None:
@@ -302,13 +249,13 @@ async def test_sentinels_that_disagree_and_are_too_few_are_named() -> None:
 async def test_many_who_want_to_connect_have_each_sentinel_asked_once() -> None:
     asked = [ScriptedSentinel(1, 7001) for _ in range(3)]
     async with asyncio.timeout(SOON_S), scripted(*asked) as sentinels:
-        found = await asyncio.gather(*(sentinels.resolve() for _ in range(50)))
-        assert {address.port for address in found} == {7001}
+        await asyncio.gather(*(sentinels.load() for _ in range(50)))
+        assert [node.port for node in sentinels.primaries] == [7001]
         assert all(one.asked <= 1 for one in asked)
 
 
 async def test_without_a_sentinel_the_error_names_each() -> None:
     with_nobody = Sentinels(parse_sentinel("redis+sentinel://127.0.0.1:1,127.0.0.1:2/shop"))
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1 .*127\.0\.0\.1:2 "):
-        await with_nobody.resolve()
+        await with_nobody.load()
     await with_nobody.close()

@@ -7,7 +7,7 @@ import pytest
 
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.redis.url import ReadFrom, parse, parse_sentinel
+from hotplate.stores.redis.url import parse, parse_sentinel
 
 
 def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
@@ -39,10 +39,10 @@ def test_the_password_also_comes_from_the_environment_or_a_file_and_the_url_wins
 
 
 def test_sentinels_are_listed_before_the_name_of_the_primary_and_have_a_password_of_their_own() -> None:
-    url = "rediss+sentinel://me:p4ss@a,[::1]:7000/the%20shop/3?prefix=shop&read=nearest&sentinel_user=watch"
+    url = "rediss+sentinel://me:p4ss@a,[::1]:7000/the%20shop/3?prefix=shop&sentinel_user=watch"
     behind = parse_sentinel(url, {"HOTPLATE_REDIS_SENTINEL_PASSWORD": "theirs"})
     server = behind.server
-    assert (behind.name, behind.read) == ("the shop", ReadFrom.NEAREST)
+    assert behind.name == "the shop"
     assert (server.db, server.prefix, server.user, server.password, server.tls) == (3, "shop", "me", "p4ss", True)
     assert [(one.host, one.port) for one in behind.sentinels] == [("a", 26379), ("::1", 7000)]
     assert {(one.db, one.user, one.password, one.tls) for one in behind.sentinels} == {(0, "watch", "theirs", True)}
@@ -66,7 +66,7 @@ def test_sentinels_are_listed_before_the_name_of_the_primary_and_have_a_password
         ("redis+sentinel://:secret@a,,b/shop", "names no server"),
         ("redis+sentinel://:secret@a,b:x/shop", "port"),
         ("redis+sentinel://:secret@a/shop/first", "not a number"),
-        ("redis+sentinel://:secret@a/shop?read=any", "primary, replica, nearest"),
+        ("redis+sentinel://:secret@a/shop?read=replica", "no parameter 'read'"),
         ("redis+sentinel://:secret@a/shop?ca=x", "no parameter 'ca'"),
         ("redis+cluster://:secret@a,b/3", "but a cluster has only database 0"),
         ("redis+cluster://:secret@a:x,b/", "no valid port"),

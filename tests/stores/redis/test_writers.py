@@ -9,6 +9,7 @@ import pytest
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, StoreFull, StoreUnavailable
 from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.url import parse
 from hotplate.stores.redis.writer import MAX_ROWS, RowsLost, with_retries
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import RedisServer, running
@@ -67,7 +68,7 @@ async def test_on_a_full_server_nothing_new_is_claimed_and_what_there_is_can_be_
     tmp_path: Path,
 ) -> None:
     with running(tmp_path) as server:
-        store = Unchecked(open_url(server.url())._address)
+        store = Unchecked(parse(server.url()))
         await store.create(ONE, SMALL)
         await store.put(ONE, USERS)
         keys = server.execute_command("DBSIZE")
