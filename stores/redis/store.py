@@ -119,10 +119,12 @@ class _Sent(NamedTuple):
     node: RedisNode
     places: list[int]
     replies: _Replies
+    connection: PipelinedConnection | None
+    """What it was sent by, if that was open before."""
 
 
 class ServerLookups:
-    """Reads from one server, rows and the release's state in one command."""
+    """Reads from one server, rows and the release's state in one command; if its connection breaks, by another one."""
 
     def __init__(self, keys: Keys, nodes: Nodes) -> None:
         self._keys = keys
@@ -144,9 +146,14 @@ class ServerLookups:
         if not servers.loaded:
             await servers.load()
         server = self._nodes.at(servers.primaries[0])
+        before = server.current
         try:
-            connection = server.current or await server.connection()
-            state, *values = await connection.mget(names.state, *rows)
+            try:
+                state, *values = await (before or await server.connection()).mget(names.state, *rows)
+            except StoreUnavailable:
+                if before is None or before.error is None:
+                    raise
+                state, *values = await (await server.connection()).mget(names.state, *rows)
         except StoreUnavailable:
             servers.schedule_refresh()
             raise
@@ -190,11 +197,13 @@ class ClusterLookups:
             raise cast("StoreError", gone)
         return slots
 
-    async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
+    async def _read(
+        self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None, *, again: bool = True
+    ) -> list[Slot]:
         """Read values by their names and the slots of these, in order; what cannot be read is an error in its place.
 
-        What has not come *until_s*, by the loop's clock, is one, too. Raises StoreError if no node says who serves
-        what.
+        What has not come *until_s*, by the loop's clock, is one, too. What a connection that broke was to bring is read
+        *again* by another one. Raises StoreError if no node says who serves what.
         """
         topology = self._nodes.topology
         if not topology.loaded:
@@ -209,19 +218,24 @@ class ClusterLookups:
             else:
                 by_node[node] = [place]
         sent = [
-            _Sent(node, places, self._send(node, [names[place] for place in places]))
+            _Sent(node, places, *self._send(node, [names[place] for place in places]))
             for node, places in by_node.items()
         ]
         if moved := await self._receive(sent, found, until_s):
             follow = (self._follow(names[place], slots[place], error, by, until_s) for place, error, by in moved)
             for (place, _, _), value in zip(moved, await asyncio.gather(*follow), strict=True):
                 found[place] = value
+        broken = [one for one in sent if one.connection is not None and one.connection.error is not None]
+        if again and (places := [place for one in broken for place in one.places]):
+            some = [names[place] for place in places], [slots[place] for place in places]
+            for place, value in zip(places, await self._read(*some, until_s, again=False), strict=True):
+                found[place] = value
         return found
 
-    def _send(self, node: RedisNode, names: list[bytes]) -> _Replies:
+    def _send(self, node: RedisNode, names: list[bytes]) -> tuple[_Replies, PipelinedConnection | None]:
         reconnector = self._nodes.at(node)
         if (connection := reconnector.current) is not None:
-            return connection.get_each(names)
+            return connection.get_each(names), connection
         replies: _Replies = asyncio.get_running_loop().create_future()
 
         async def send_later() -> None:
@@ -237,7 +251,7 @@ class ClusterLookups:
         task = asyncio.create_task(send_later())
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
-        return replies
+        return replies, None
 
     async def _receive(
         self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
@@ -246,7 +260,7 @@ class ClusterLookups:
         due = [] if until_s is None else [self._deadlines.add(one.replies, until_s) for one in sent]
         redirected = list[tuple[int, Redirected, RedisNode]]()
         try:
-            for node, places, replies in reversed(sent):  # the last that was sent replies last: one wait, not many
+            for node, places, replies, _ in reversed(sent):  # the last that was sent replies last: one wait, not many
                 try:
                     read = await replies
                 except StoreUnavailable as error:

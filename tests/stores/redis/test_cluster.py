@@ -267,6 +267,24 @@ async def test_a_node_that_stands_still_costs_its_own_users_the_time_and_no_othe
     redis_cluster.wait_until(redis_cluster.is_whole)
 
 
+async def test_what_a_broken_connection_to_a_node_was_to_bring_is_read_by_another(
+    store: RedisStore, redis_cluster: RedisCluster
+) -> None:
+    await write(store, FIRST, USERS)
+    keys = [row.key for row in USERS[:20]]
+    assert await store.get_many(ref(FIRST), keys) == [row.value for row in USERS[:20]]
+    still = redis_cluster.owners(names_of(store, *keys))[0]
+    still.server.send_signal(signal.SIGSTOP)
+    reading = asyncio.create_task(store.get_many(ref(FIRST), keys, timeout_s=30.0))
+    await asyncio.sleep(0.05)
+    connection = store._reads.at(RedisNode("127.0.0.1", still.port)).current
+    assert connection is not None
+    connection.end("it was reset")
+    still.server.send_signal(signal.SIGCONT)
+    assert await reading == [row.value for row in USERS[:20]]
+    redis_cluster.wait_until(redis_cluster.is_whole)
+
+
 async def test_the_doctor_sees_a_sound_cluster_with_the_rights_of_a_publisher(
     redis_cluster: RedisCluster, prefix: str
 ) -> None:

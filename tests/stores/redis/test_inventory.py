@@ -180,6 +180,15 @@ async def test_a_release_that_has_lost_what_lists_its_keys_is_scanned_all_the_sa
     assert await scanned(store, FIRST) == rows
 
 
+async def test_a_sealed_release_is_erased_without_a_search(place: Place, store: Store) -> None:
+    await write(store, FIRST, USERS)
+    before = place.calls("scan")
+    for release in (FIRST, FIRST, SECOND):
+        await store.erase(ref(release))
+    assert place.names(f"*{place.prefix}*") == []
+    assert place.calls("scan") == before
+
+
 @pytest.mark.parametrize("lost", [(), ("@keys",)], ids=["nothing is lost", "the list of its keys is lost"])
 async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
     place: Place, store: Store, pauses: Pauses, lost: Sequence[str]
@@ -227,4 +236,6 @@ async def test_what_no_record_names_is_pruned(place: Place, store: Store) -> Non
     await prune(store)
     assert place.of(ref(FIRST)) == []
     assert [entry.state for entry in (await store.catalogue()).releases] == [State.LIVE]
-    assert await store.incarnations() == [(await store.catalogue()).releases[0].incarnation]
+    before = place.calls("scan")
+    await prune(store)  # what the search found is named again
+    assert place.calls("scan") == before

@@ -110,5 +110,5 @@ async def test_primaries_that_stayed_as_they_were_are_not_searched_again(
     await prune(store)
     before = redis_cluster.calls("scan")
     await publish(store, ROWS[:20])
-    await prune(store)
+    await prune(store, keep=0, grace_s=0)
     assert redis_cluster.calls("scan") == before
