@@ -29,7 +29,8 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
 
     Folders of the same prefix whose owners are dead are removed first. Raises OSError.
     """
-    _sweep(parent, prefix)
+    for folder in marked(parent, prefix):
+        remove_abandoned(folder)
     lock = None
     while lock is None:
         folder = _new(parent, prefix)
@@ -109,19 +110,25 @@ def _new(parent: Path, prefix: str) -> Path:
     return parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _sweep(parent: Path, prefix: str) -> None:
-    """Remove the folders of *prefix* whose owners are dead; what cannot be removed is left where it is."""
-    for folder in marked(parent, prefix):
-        with suppress(OSError):
-            if (folder / LOCK).exists():
-                lock = _lock(folder, required=True)
-                if lock is not None:
-                    try:
-                        _remove(folder)
-                    finally:
-                        os.close(lock)
-            else:
-                folder.rmdir()  # only if it is empty: its owner, should it live, makes another
+def is_abandoned(folder: Path) -> bool:
+    """Return whether the owner of a scratch folder is dead, so `remove_abandoned` removes it."""
+    with suppress(OSError):
+        if (folder / LOCK).exists() and (lock := _lock(folder, required=True)) is not None:
+            os.close(lock)
+            return True
+    return False
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove a scratch folder if its owner is dead; what cannot be removed is left where it is."""
+    with suppress(OSError):
+        if not (folder / LOCK).exists():
+            folder.rmdir()  # only if it is empty: its owner, should it live, makes another
+        elif (lock := _lock(folder, required=True)) is not None:
+            try:
+                _remove(folder)
+            finally:
+                os.close(lock)
 
 
 def _lock(folder: Path, *, required: bool) -> int | None:

@@ -27,7 +27,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.file.catalogue import CatalogueFile
 from hotplate.stores.file.release import READ_CHUNK, check_whole, translated
-from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.file.store import RESTORED, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder
 from hotplate.stores.users import find_records, write_record
 from hotplate.stores.verification import OnProgress, unreported
@@ -53,7 +53,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     """
     _check_new(target)
     async with _held(store) as (found, files):
-        with _scratch(target.parent, target.name) as scratch:
+        with _scratch(target.parent, ".hotplate-backup-") as scratch:
             wanted = [
                 _Copy(_release_path(store.folder, each), files[each], _release_path(scratch, each)) for each in files
             ]
@@ -89,8 +89,8 @@ async def restore(
     async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
         present, missing = await _erased_of_both(store, backup, found)
         entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
-        # Inside `releases`, which may be a disk of its own: what was copied is renamed into it.
-        with _scratch(store.folder / "releases", "restored") as scratch:
+        # Inside `releases`, which may be a disk of its own, and where a prune erases what a killed restore leaves.
+        with _scratch(store.folder / "releases", RESTORED) as scratch:
             wanted = [
                 _Copy(
                     _release_path(source, old.incarnation),
@@ -263,12 +263,12 @@ def _copy_piece(source: int, target: int, place: int) -> int:
 
 
 @contextmanager
-def _scratch(folder: Path, name: str) -> Iterator[Path]:
+def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
     """Make a scratch folder next to what is to be made."""
     with ExitStack() as stack:
         with translated(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            scratch = stack.enter_context(scratch_folder(folder, f".{name}.new-"))
+            scratch = stack.enter_context(scratch_folder(folder, prefix))
         yield scratch
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 import lmdb
 
 from hotplate.stores.catalogue import DraftRef
-from hotplate.stores.errors import ReleaseConflict, StoreFull
+from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
 from hotplate.stores.file import block_sums, memory
 from hotplate.stores.file.release import translated
 from hotplate.stores.folders import flush, is_at
@@ -127,7 +127,17 @@ class DraftFile:
             if os.fstat(file.fileno()).st_ino != self._inode:
                 raise not_found(self._draft)
             block_sums.append(file.fileno(), size)
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                # The system calls the lost pages clean from now on, so a second flush of them would succeed.
+                self._remove()
+                raise StoreError(
+                    f"the disk of {self.path} failed as the release was flushed to it, so what was written is given "
+                    f"up; look at the disk, and publish again"
+                ) from error
         self.path.rename(path)
         flush(path.parent)
         lock_path(self.path).unlink(missing_ok=True)
@@ -137,6 +147,10 @@ class DraftFile:
             self.closed = True
             self._env.close()
             _unlock(self._lock)
+
+    def _remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        lock_path(self.path).unlink(missing_ok=True)
 
     def _check_name(self) -> None:
         """Raise ReleaseNotFound, and give the space of the draft back, once it was erased by somebody else."""
@@ -187,8 +201,7 @@ class DraftFile:
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             written = self.path.stat().st_size if self.path.exists() else 0
             self._give_up()
-            self.path.unlink(missing_ok=True)
-            lock_path(self.path).unlink(missing_ok=True)
+            self._remove()
             free = shutil.disk_usage(self.path.parent).free
             raise StoreFull(
                 _no_room(self.path.parent, code, max(self._needed, written + more), written, free)

@@ -28,6 +28,7 @@ from hotplate.stores.file import memory
 from hotplate.stores.file.catalogue import CatalogueFile
 from hotplate.stores.file.draft import DraftFile, check_room, file_bytes, held, lock_path, open_draft
 from hotplate.stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
+from hotplate.stores.folders import is_abandoned, marked, remove_abandoned
 from hotplate.stores.store import (
     Diagnosed,
     Finding,
@@ -42,6 +43,9 @@ from hotplate.stores.urls import redacted
 
 # How soon a changed catalogue is seen: to read one small file costs a few microseconds.
 POLL_S = 0.1
+
+# How the folder begins that a restore copies into; what a killed one leaves counts as a release that none names.
+RESTORED = "restored-"
 
 # Kinds of file systems over a network, where locks, renames and memory maps are not what they are on a disk.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
@@ -197,6 +201,7 @@ class LmdbStore(LocalReader, Diagnosed):
         with translated(self._releases):
             paths = list(self._releases.iterdir()) if self._releases.is_dir() else []
             names = {path.stem for path in paths if path.suffix in _SUFFIXES and path.is_file()}
+            names |= {path.name for path in marked(self._releases, RESTORED) if is_abandoned(path)}
         return sorted(name for name in names if _INCARNATION.fullmatch(name))
 
     def _current(self, record: bytes | None) -> Catalogue:
@@ -229,6 +234,8 @@ class LmdbStore(LocalReader, Diagnosed):
 
     def _remove(self, release: ReleaseRef) -> None:
         """Unlink all files of a release; the draft before what a late `seal` would make of it."""
+        if release.incarnation.startswith(RESTORED):
+            remove_abandoned(self._releases / _checked(release.incarnation))
         draft = self._draft_path(release)
         with translated(draft):
             for path in (draft, self._sealed_path(release), lock_path(draft)):

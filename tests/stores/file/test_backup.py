@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 
 from hotplate.stores.catalogue import LEASE_S, ReleaseId, State, follows
+from hotplate.stores.doctor import examine
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
@@ -171,14 +172,25 @@ async def test_a_backup_that_was_killed_is_absent_and_its_remains_are_swept_by_t
     assert len(list(target.parent.iterdir())) == 2
     other = target.with_name("tuesday")
     await backup(store, other)
-    assert len(list(target.parent.glob(".monday.new-*"))) == 2, "only the next of that name sweeps"
+    assert len(list(target.parent.glob(".hotplate-backup-*"))) == 1, "whose owner lives"
     with pytest.raises(StoreMisused, match="name a folder that is new, or empty"):
         await backup(store, other)
     await backup(store, target)
-    assert len(list(target.parent.glob(".monday.new-*"))) == 1, "whose owner lives"
     living.communicate(b"\n" * 9)
     assert sorted(path.name for path in target.parent.iterdir()) == ["monday", "tuesday"]
     await (await verified(target)).close()
+
+
+async def test_what_a_killed_restore_leaves_is_named_and_pruned(store: LmdbStore, target: Path) -> None:
+    await published(store, "first")
+    await backup(store, target)
+    left = store.folder / "releases" / "restored-1-0123abcd"
+    (left / "releases").mkdir(parents=True)
+    (left / ".lock").touch()
+    (left / "releases" / "a.mdb").write_bytes(b"lists of users")
+    assert any(left.name in each.sentence for each in await examine(store))
+    assert await prune(store, grace_s=0) == [f"unknown-{left.name}"]
+    assert not left.exists()
 
 
 async def test_a_backup_is_put_back_into_an_empty_folder(store: LmdbStore, target: Path, tmp_path: Path) -> None:
@@ -309,7 +321,7 @@ async def test_a_restore_that_ends_before_its_last_step_changes_nothing_that_is_
     clock.now += 10_000
     await prune(store)
     assert set(await store.incarnations()) == {entry.incarnation for entry in before.releases}
-    assert not list(store.folder.glob(".restored.new-*"))
+    assert not list(store.folder.glob("releases/restored-*"))
     await restore(target, store, over=True)
     assert await published_rows(store, first) == rows("first")
     await verify(store, await ref_of(store, first))

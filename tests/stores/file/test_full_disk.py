@@ -1,6 +1,7 @@
 """A full disk: said in a sentence with the numbers, the draft's space given back, and every swap goes on working."""
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.stores.catalogue import LEASE_S, Release, ReleaseId, State
-from hotplate.stores.errors import StoreFull
+from hotplate.stores.errors import StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import activate, change, prune, rollback
 from hotplate.stores.store import Plan, Row
@@ -117,10 +118,30 @@ async def test_a_catalogue_of_many_releases_is_swapped_on_a_full_disk(disk: Path
     await store.close()
 
 
+async def test_a_disk_that_fails_as_a_release_is_flushed_ends_the_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, fsync = LmdbStore(tmp_path), os.fsync
+
+    def fail_once(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".draft":
+            monkeypatch.undo()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(StoreError, match="look at the disk, and publish again") as raised:
+        await publish(store, SMALL)
+    assert not isinstance(raised.value, StoreUnavailable), "a draft to be continued"
+    assert not list((tmp_path / "releases").iterdir())
+    assert (await store.catalogue()).releases == ()
+    await publish(store, SMALL)
+
+
 LIMITED = """
 import asyncio, resource, sys
 from pathlib import Path
-from hotplate.stores.errors import StoreFull
+from hotplate.stores.errors import StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.encoding import body_of
 from hotplate.stores.publication import publish
 from hotplate.stores.file.store import LmdbStore
