@@ -48,6 +48,7 @@ async def copy(
     if draft is not None:
         written = await _write_copy(source, found, manifest, target, draft, on_progress=on_progress)
     elif await _is_complete(target, release, manifest, on_progress):
+        await take_over_erasures(target, await erased_from(source))
         written = WriteResult(manifest, 0, manifest.rows)
     else:
         log.warning("release %s is in the target, but rows of it are missing or damaged; it is repaired", release)

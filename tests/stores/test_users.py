@@ -92,6 +92,15 @@ async def test_a_copy_leaves_erased_users_out_and_is_whole(open_store: OpenStore
     assert (again.rows, again.repaired) == (0, False)
 
 
+async def test_a_copy_of_a_release_that_is_there_takes_erasures_along() -> None:
+    store, target = MemoryStore(), MemoryStore()
+    release = await published(store)
+    await copy(store, target, release)
+    await erase_users(store, ["7"])
+    await copy(store, target, release)
+    assert await is_erased(target, "7")
+
+
 async def test_a_copy_from_a_store_that_knows_of_no_erasure_honours_that_of_its_target(folder: LmdbStore) -> None:
     target = MemoryStore()
     await published(target)
