@@ -27,8 +27,7 @@ from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, re
 from hotplate.stores.folders import LOCK, flush, take_lock
 from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.publication import new_id
-from hotplate.stores.runs import claim, give_up, held
+from hotplate.stores.publication import claim, give_up, held, new_id
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 from hotplate.stores.verification import load_manifest

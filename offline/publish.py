@@ -18,8 +18,7 @@ from hotplate.stores.compression import default_encoding
 from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.parts import ParallelWriters, PartContext, WrittenPart
-from hotplate.stores.publication import WriteResult
+from hotplate.stores.publication import ParallelWriters, PartContext, WriteResult, WrittenPart
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, unreported
 

@@ -13,7 +13,6 @@ from urllib.parse import parse_qsl, urlencode
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreMisused
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.file import store as file_store
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Observer, Store
 from hotplate.stores.urls import redacted, scheme_of, split
 
@@ -22,7 +21,7 @@ T = TypeVar("T")
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
 REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
-BUILT_IN = (*COSMOS, *REDIS, "file", "memory")
+BUILT_IN = (*COSMOS, *REDIS, "file")
 
 
 def default_url() -> str:
@@ -39,8 +38,6 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     Raises StoreMisused for an unknown scheme or a malformed URL.
     """
     scheme = scheme_of(url)
-    if scheme == "memory":
-        return MemoryStore()
     if scheme == "file":
         return file_store.open_url(url)
     if scheme in REDIS:

@@ -1,20 +1,32 @@
-"""Writing releases, over any store: begin or take over a draft, put its rows under a lease, verify, commit, go live."""
+"""Writing releases, over any store: begin or take over a draft, put its rows under a lease, verify, commit, go live.
+
+The writer that begins a draft writes part 0, and commits the draft. Other processes, on any machine, may write further
+parts, numbered from 1, with the token of the draft's writer. The rows of a part are the same for each writer and each
+attempt, so a second attempt, even beside the first, continues after the last acknowledged row. The sums over the parts
+add up to those over the release, in any order, and are all that the other processes return.
+
+A store has one scheduled run at a time. A run has chosen the id of its release before anything is written, and each of
+its attempts goes on with its draft: the tokens of all of them begin with the id of the run.
+"""
 
 import asyncio
 import logging
 import secrets
+import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId
-from hotplate.stores.compression import EncodedRows, encode_rows
+from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, State
+from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
+from hotplate.stores.connect import connect
 from hotplate.stores.encoding import Checksum
+from hotplate.stores.erasure import erased_from
 from hotplate.stores.errors import (
     HeldBack,
     ReleaseConflict,
@@ -23,9 +35,9 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
+from hotplate.stores.keys import META
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
-from hotplate.stores.parts import ParallelWriters, PartContext, WrittenPart, put_part
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
@@ -40,6 +52,9 @@ RUNNER = "run-"
 # How often a draft that somebody else writes is looked at.
 DRAFT_POLL_S = 1.0
 
+# How long a store may take to be closed whose lease was held; one that never answers is left to end with the process.
+_CLOSE_S = 3.0
+
 # Makes the manifest of a release from the sums over all of its rows.
 Finish = Callable[[Tally], Awaitable[Manifest]]
 
@@ -51,6 +66,38 @@ GoesLive = bool | Callable[[Manifest], Awaitable[bool]]
 
 # Names the gates that refuse a release whose manifest is written: a draft may be judged again when it is resumed.
 RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class PartContext:
+    """What the writers of parts have to know of their draft; it goes to other processes.
+
+    *dictionary* is that of the draft's encoding, None for lists that are not compressed. Where *puts* is false rows
+    are only summed up, for all were written before.
+    """
+
+    draft: DraftRef
+    dictionary: bytes | None
+    puts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPart:
+    """The sums over all rows of a part, or of several, and how many of them were put just now."""
+
+    tally: Tally
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelWriters:
+    """Who writes most of a draft: *write* has the parts from 1 on written, and returns what they add up to.
+
+    *sample* are rows of bodies like theirs, to learn a dictionary from.
+    """
+
+    sample: Sequence[Row]
+    write: Callable[[PartContext], Awaitable[WrittenPart]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +345,60 @@ async def _put_all(
     return WrittenPart(written.tally, written.rows + by_them.rows)
 
 
+async def put_part(
+    store: Store,
+    draft: DraftRef,
+    batches: AsyncIterable[Sequence[Row]],
+    part: int = 0,
+    check: Callable[[], None] = lambda: None,
+    *,
+    puts: bool = True,
+) -> WrittenPart:
+    """Put the rows of a part, those aside that were acknowledged before, or, unless *puts*, only sum them up.
+
+    Rows of erased users are left out. *check* is called before each batch.
+    """
+    erased = await erased_from(store)
+    point = await store.resume_point(draft, part) if puts else None
+    tally = Tally()
+    put = 0
+    async for batch in batches:
+        check()
+        if erased:
+            batch = [row for row in batch if not erased.covers(row.key)]  # noqa: PLW2901 -- the rest of it
+        if puts:
+            fresh, point = _after(point, batch)
+            if fresh:
+                await store.put(draft, fresh, part)
+            put += len(fresh)
+        tally.add(batch)
+        await asyncio.sleep(0)  # the lease is renewed even if neither rows nor store ever wait
+    return WrittenPart(tally, put)
+
+
+async def write_part(
+    store: Store, context: PartContext, part: int, bodies: AsyncIterable[Sequence[Row]]
+) -> WrittenPart:
+    """Encode *bodies* as the other parts are, and put them as one; raises StoreError as `Store.put` does."""
+    encoder = Encoder(Checksum(context.draft.id), context.dictionary)
+    batches = (encoder.rows(rows) async for rows in bodies)
+    return await put_part(store, context.draft, batches, part, puts=context.puts)
+
+
+def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
+    """Return the rows that come after the resume point, and the point as long as it lies further on.
+
+    Puts are acknowledged in the order of the rows, so what comes before the point, `meta` rows too, is written.
+    """
+    if point is None:
+        return rows, None
+    last = point.encode()
+    for index, (key, _) in enumerate(rows):
+        if not key.startswith(META) and (raw := key.encode()) >= last:
+            return rows[index + (raw == last) :], None
+    return (), point
+
+
 def _check_same(manifest: Manifest, tally: Tally) -> None:
     """Hold rows against the manifest of what was written before; _Refused if they are others."""
     try:
@@ -362,3 +463,109 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
             await drop(store, draft.release)
     except StoreError:
         return  # unreachable, committed, or another's by now: the lease decides
+
+
+async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0) -> DraftRef | None:
+    """Become the writer of the *release* of *run*: begin it, or go on with the draft that an earlier attempt has left.
+
+    None if it is committed. No earlier attempt may live, because its lease is not waited for. Raises ReleaseConflict if
+    another run has a draft under a lease for *wait_s* seconds.
+    """
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + wait_s
+    writer = f"{_writer(run)}{secrets.token_hex(4)}"
+
+    def step(found: Catalogue) -> Catalogue:
+        _check_others(found, run)
+        entry = _entry_of(found, run, release)
+        if entry is None:
+            return changes.begin(found, DraftRef(release, secrets.token_hex(6), writer))
+        if entry.state is not State.DRAFT or entry.writer == writer:
+            return found
+        if entry.writer.startswith(_writer(run)):
+            found = changes.end_lease(found, DraftRef(entry.id, entry.incarnation, entry.writer))
+        return changes.take_over(found, DraftRef(entry.id, entry.incarnation, writer))
+
+    while True:
+        try:
+            entry = _entry_of(await change(store, step), run, release)
+        except ReleaseConflict:
+            if loop.time() >= give_up_at:
+                raise
+            await asyncio.sleep(min(DRAFT_POLL_S, give_up_at - loop.time()))
+        else:
+            is_draft = entry is not None and entry.state is State.DRAFT
+            return DraftRef(entry.id, entry.incarnation, writer) if entry is not None and is_draft else None
+
+
+async def give_up(store: Store, run: str, release: ReleaseId) -> None:
+    """Drop the draft of a run that will not be continued, if it has left one."""
+
+    def step(found: Catalogue) -> Catalogue:
+        entry = _entry_of(found, run, release)
+        if entry is None or entry.state is not State.DRAFT:
+            return found
+        return changes.abandon(found, DraftRef(entry.id, entry.incarnation, entry.writer))
+
+    await change(store, step)
+
+
+@contextmanager
+def held(url: str, draft: DraftRef) -> Iterator[None]:
+    """Renew the lease of *draft* in a thread while this one is at other work.
+
+    A lease that is lost all the same, as if the store is away for long, shows when the draft is claimed again.
+    """
+    loop, done = asyncio.new_event_loop(), asyncio.Event()
+
+    async def keep() -> None:
+        store = connect(url)
+        try:
+            async with lease(store, draft):
+                await done.wait()
+        finally:
+            with suppress(StoreError):
+                await store.close()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(keep())
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        thread.start()
+        yield
+    finally:
+        with suppress(RuntimeError):  # the thread has ended, or an interrupt kept it from starting
+            loop.call_soon_threadsafe(done.set)
+            thread.join(_CLOSE_S)
+
+
+def _entry_of(found: Catalogue, run: str, release: ReleaseId) -> Release | None:
+    """Return what the catalogue has of the *release* of *run*; ReleaseConflict if somebody else wrote that id."""
+    try:
+        entry = found.find(release)
+    except ReleaseNotFound:
+        return None
+    if not entry.writer.startswith(RUNNER):
+        raise ReleaseConflict(f"release {release} was written by somebody else than run {run}")
+    return entry
+
+
+def _writer(run: str) -> str:
+    """Return how the tokens of all attempts of *run* begin."""
+    return f"{RUNNER}{run}-"
+
+
+def _check_others(found: Catalogue, run: str) -> None:
+    """Raise ReleaseConflict if another run has a draft under a lease."""
+    for entry in found.releases:
+        left_s = entry.lease_left_s(found.now)
+        is_run = entry.state is State.DRAFT and entry.writer.startswith(RUNNER)
+        if is_run and left_s > 0 and not entry.writer.startswith(_writer(run)):
+            raise ReleaseConflict(
+                f"another run is writing release {entry.id} in this store, and its lease runs for {left_s:.0f} s more; "
+                "wait for its end, or give --wait SECONDS"
+            )

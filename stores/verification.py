@@ -7,7 +7,6 @@ the release is complete: `verify` does.
 """
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -317,40 +316,6 @@ async def _open(
                 raise
             damaged.append(key)
     return bodies, damaged
-
-
-async def sample(
-    store: Store, release: ReleaseRef, users: int, seed: int | None = None, *, on_progress: OnProgress = unreported
-) -> tuple[Manifest, int]:
-    """Read the popular lists and those of *users* random users; return the manifest, and how many users were read.
-
-    Raises ReleaseCorrupt if a list is damaged.
-    Only a scan knows the keys, so this takes one pass over the release, and the memory of *users* keys.
-    """
-    manifest = await load_manifest(store, release)
-    decode = await load_decode(store, release, manifest)
-    draw = random.Random(seed)  # noqa: S311 -- picks examples, guards nothing
-    drawn = await _draw(read_rows(store, release, manifest, on_progress), users, draw)
-    popular = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
-    keys = popular + drawn
-    async for key, value in read_present(store, release, keys):
-        if isinstance(value, ReleaseCorrupt):
-            raise value
-        read_ids(Row(key, value), decode)
-    return manifest, len(drawn)
-
-
-async def _draw(chunks: AsyncIterator[list[Row]], count: int, draw: random.Random) -> list[str]:
-    """Draw *count* keys of users, each as likely as any other, in one pass."""
-    drawn, seen = list[str](), 0
-    async for rows in chunks:
-        for key in [key for key, _ in rows if key.startswith(USER)]:
-            seen += 1
-            if len(drawn) < count:
-                drawn.append(key)
-            elif (index := draw.randrange(seen)) < count:
-                drawn[index] = key
-    return drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, settings
 
 from hotplate.stores.connect import connect
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Store
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import Account, emulated_account
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED

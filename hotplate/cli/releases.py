@@ -308,43 +308,28 @@ def copy(
 
 
 @app.command()
-def verify(
-    release: ReleaseOrLive = None,
-    store: StoreUrl = None,
-    sample: Annotated[int | None, Flag("Decode the lists of so many random users, not all.", at_least=1)] = None,
-    every_row: Annotated[bool, Flag("Read every row, which is the default.", name="all", env=False)] = False,
-    as_json: Json = False,
-) -> None:
+def verify(release: ReleaseOrLive = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """Read every row of a release and check counts, bytes and digest against its manifest.
 
-    With --sample, the manifest, the popular lists and some users' lists are read and decoded as the service would.
-    Warnings of the store about its set-up are printed, too.
+    Warnings of the store about its set-up are printed, too. `hotplate store doctor` reads only a few rows.
 
-    Example: hotplate releases verify --store redis://localhost:6379/0 --sample 1000
+    Example: hotplate releases verify --store redis://localhost:6379/0
     """
     from hotplate.releases import as_damage, find_release
     from hotplate.stores.store import warnings_of
-    from hotplate.stores.verification import sample as read_sample
     from hotplate.stores.verification import verify as check
 
-    if every_row and sample is not None:
-        raise typer.BadParameter("give --all or --sample, not both")
-
-    async def check_release(opened: "Store") -> "tuple[Manifest, str, list[str]]":
-        chosen = await find_release(opened, release)
-        warnings = await warnings_of(opened)
-        with as_damage(chosen):
-            if sample is None:
-                manifest = await check(opened, chosen, on_progress=report)
-                return manifest, f"is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes", warnings
-            manifest, users = await read_sample(opened, chosen, sample, on_progress=report)
-        return manifest, f"can be read: {users:,} users' lists, {1 + len(manifest.segments):,} popular ones", warnings
-
     with progress_bars() as on_progress:
-        report = partial(on_progress, "verify")
-        manifest, finding, warnings = with_store(store, check_release)
-    facts = {"release": manifest, "sampled": sample, "warnings": warnings}
-    print_result(facts, f"{manifest.release} {finding}", as_json=as_json)
+
+        async def act(opened: "Store") -> "tuple[Manifest, list[str]]":
+            chosen = await find_release(opened, release)
+            warnings = await warnings_of(opened)
+            with as_damage(chosen):
+                return await check(opened, chosen, on_progress=partial(on_progress, "verify")), warnings
+
+        manifest, warnings = with_store(store, act)
+    sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
+    print_result({"release": manifest, "warnings": warnings}, sentence, as_json=as_json)
     for warning in () if as_json else warnings:
         err.print(f"warning: {warning}")
 

@@ -30,12 +30,9 @@ def serve(
     from hotplate.serve.processes.supervisor import Addresses
     from hotplate.serve.processes.supervisor import serve as run
     from hotplate.serve.telemetry.settings import read_telemetry
-    from hotplate.stores.errors import StoreMisused
     from hotplate.stores.urls import redacted
 
     urls = tuple(map(chosen_store, settings.stores)) if settings.stores else (chosen_store(None),)
-    if any(url.startswith("memory:") for url in urls):
-        raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
     if settings.keys is None and os.environ.get("HOTPLATE_KEYS") == "":
         raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
     configure_logging()

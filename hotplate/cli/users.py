@@ -1,6 +1,6 @@
 """`hotplate users`: erase users for good, and find what holds them still."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,92 +23,76 @@ app = Verbs(
 )
 
 Users = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of users, as events and lists have them.")]
-Backups = Annotated[
-    list[Path] | None, Flag("A backup to look into; may be given several times.", name="backup", metavar="FOLDER")
-]
-Models = Annotated[
-    list[Path] | None, Flag("A model folder to look into; may be given several times.", name="model", metavar="FOLDER")
-]
-Events = Annotated[
-    list[Path] | None,
-    Flag("A folder of events to look into; may be given several times.", name="events", metavar="DIR"),
-]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where users are looked for: the store, and folders, each of which may be given several times."""
+
+    store: StoreUrl = None
+    backups: Annotated[
+        tuple[Path, ...], Flag("A backup to look into; repeatable.", name="backup", metavar="FOLDER")
+    ] = ()
+    models: Annotated[
+        tuple[Path, ...], Flag("A model folder to look into; repeatable.", name="model", metavar="FOLDER")
+    ] = ()
+    events: Annotated[
+        tuple[Path, ...], Flag("A folder of events to look into; repeatable.", name="events", metavar="DIR")
+    ] = ()
+    as_json: Json = False
+
+    def check(self) -> None:
+        """Raise StoreMisused, before anything is erased, for a folder that does not exist."""
+        from hotplate.stores.errors import StoreMisused
+
+        for path in (*self.backups, *self.models, *self.events):
+            if not path.is_dir():
+                raise StoreMisused(f"there is no folder {path} to look into")
 
 
 @app.command()
-def erase(
-    users: Users,
-    store: StoreUrl = None,
-    backups: Backups = None,
-    models: Models = None,
-    events: Events = None,
-    as_json: Json = False,
-) -> None:
+def erase(users: Users, places: Places) -> None:
     """Erase users from a store for good: each service answers them as unknown within a refresh.
 
-    No rollback, restore, copy or rebuild brings them back. Rows are deleted from Redis at once, and go from
-    files and Cosmos DB with their release. What holds the users still is named, and so is what was not looked into.
+    No rollback, restore, copy or rebuild brings them back. Rows are deleted from Redis and Cosmos DB at once, and go
+    from files with their release. What holds the users still is named, and so is what was not looked into.
 
     Example: hotplate users erase u7 u8 --store redis://localhost:6379/0 --backup /backup/monday --events /var/events
     """
     from hotplate.stores.users import erase_users
 
-    _check_paths(backups, models, events)
-
-    def act(opened: "Store") -> Any:  # noqa: ANN401 -- a coroutine
-        return erase_users(opened, users)
-
-    _print(with_store(store, act), users, store, (backups, models, events), as_json=as_json, erased=True)
+    places.check()
+    _print(with_store(places.store, lambda opened: erase_users(opened, users)), users, places, "erased from")
 
 
 @app.command()
-def find(
-    users: Users,
-    store: StoreUrl = None,
-    backups: Backups = None,
-    models: Models = None,
-    events: Events = None,
-    as_json: Json = False,
-) -> None:
+def find(users: Users, places: Places) -> None:
     """Say whether users are erased, and which releases, backups, model folders and events hold them; changes nothing.
 
     Example: hotplate users find u7 --store file:///var/lib/hotplate --model model
     """
     from hotplate.stores.users import find_users
 
-    _check_paths(backups, models, events)
-
-    def act(opened: "Store") -> Any:  # noqa: ANN401 -- a coroutine
-        return find_users(opened, users)
-
-    _print(with_store(store, act), users, store, (backups, models, events), as_json=as_json, erased=False)
+    places.check()
+    _print(with_store(places.store, lambda opened: find_users(opened, users)), users, places, "marked as erased in")
 
 
-def _print(
-    done: "Erasure",
-    users: "Sequence[str]",
-    store: str | None,
-    paths: "tuple[Sequence[Path] | None, ...]",
-    *,
-    as_json: bool,
-    erased: bool,
-) -> None:
-    backups, models, events = (given or () for given in paths)
+def _print(done: "Erasure", users: "Sequence[str]", places: Places, state: str) -> None:
     elsewhere = {
-        **{str(path): with_store(f"file://{path.absolute()}", _users_of(users)) for path in backups},
-        **{str(path): _in_model(path, users) for path in models},
-        **{str(path): _in_events(path, users) for path in events},
+        **{str(path): with_store(f"file://{path.absolute()}", _users_of(users)) for path in places.backups},
+        **{str(path): _in_model(path, users) for path in places.models},
+        **{str(path): _in_events(path, users) for path in places.events},
     }
     named = (
         ("other stores", True),
-        ("backups", not backups),
-        ("model folders", not models),
-        ("events", not events),
-        ("open segments of events", any(map(_has_open_segments, events))),
+        ("backups", not places.backups),
+        ("model folders", not places.models),
+        ("events", not places.events),
+        ("open segments of events", any(map(_has_open_segments, places.events))),
     )
     unchecked = [name for name, is_unchecked in named if is_unchecked]
-    state = "are erased from" if erased else "are marked as erased in"
-    sentences = [f"{counted(len(done.erased), 'user')} of {len(set(users))} {state} {shown_store(store)}"]
+    counted_users = f"{counted(len(done.erased), 'user')} of {len(set(users))}"
+    sentences = [f"{counted_users} are {state} {shown_store(places.store)}"]
     if done.deleted:
         sentences.append(f"{counted(done.deleted, 'row')} deleted")
     sentences += [
@@ -117,17 +101,9 @@ def _print(
     sentences += [f"release {release} is being written, and was not looked into" for release in done.being_written]
     sentences += [f"{path} holds {_named(held)}" for path, held in elsewhere.items() if held]
     sentences.append(f"not looked into: {', '.join(unchecked)}")
-    facts = asdict(done) | {"store": shown_store(store, as_json=True), "elsewhere": elsewhere, "not_checked": unchecked}
-    print_result(facts, *sentences, as_json=as_json)
-
-
-def _check_paths(*given: "Sequence[Path] | None") -> None:
-    """Refuse, before anything is erased, folders that do not exist."""
-    from hotplate.stores.errors import StoreMisused
-
-    for path in (path for paths in given for path in paths or ()):
-        if not path.is_dir():
-            raise StoreMisused(f"there is no folder {path} to look into")
+    where = {"store": shown_store(places.store, as_json=True)}
+    facts = asdict(done) | where | {"elsewhere": elsewhere, "not_checked": unchecked}
+    print_result(facts, *sentences, as_json=places.as_json)
 
 
 def _has_open_segments(folder: Path) -> bool:

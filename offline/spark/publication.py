@@ -33,7 +33,7 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.manifest import Tally
-from hotplate.stores.parts import PartContext, WrittenPart, write_part
+from hotplate.stores.publication import PartContext, WrittenPart, write_part
 from hotplate.stores.store import Observer, Plan, Row
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import OnProgress
@@ -43,7 +43,7 @@ Observed = tuple[Sequence[str], Indices, Indices]
 # How many lists are computed here for a dictionary to be learnt from.
 _SAMPLED = 4_096
 # One process writes these stores, on the machine where they are.
-_OF_ONE_PROCESS = frozenset({"file", "memory"})
+_OF_ONE_PROCESS = frozenset({"file"})
 # How often it is looked whether the executors are done.
 _POLL_S = 0.2
 # What an executor's error is here; the first that it is a kind of.

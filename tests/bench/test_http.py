@@ -23,8 +23,8 @@ from hotplate.bench.loadgen.load import Gets, Load, RequestKeys, Uniform
 from hotplate.bench.loadgen.result import ResponseSample
 from hotplate.report import format_value, from_json
 from hotplate.stores.connect import connect
-from hotplate.stores.memory import MemoryStore
 from tests.support.command import hotplate
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
 from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving
 

@@ -52,9 +52,7 @@ def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: 
     assert (copied["rows_written"], copied["rows_there"], copied["live"]) == (3, 0, True)
     again = hotplate("releases", "copy", answer["release"], "--from", first, "--to", second).stdout
     assert again == f"{answer['release']} is live in {second}: 0 rows written, 3 had been written before\n"
-    whole, seen = (hotplate("releases", "verify", "--store", second, *how).stdout for how in ((), ("--sample", "5")))
-    assert "is complete: 3 rows" in whole
-    assert "can be read: 2 users' lists, 1 popular ones" in seen
+    assert "is complete: 3 rows" in hotplate("releases", "verify", "--store", second).stdout
 
 
 def test_lists_come_of_several_files_and_standard_input_and_what_is_read_otherwise_is_said(
@@ -126,7 +124,6 @@ def test_other_mistakes_are_one_sentence_too(lists: Path, tmp_path: Path) -> Non
     failed(hotplate("import", lists, "--store", "file:///proc/nothing"), "/proc/nothing")
     failed(hotplate("releases", "copy", "--from", store, "--to", store), "given as both stores", code=2)
     failed(hotplate("releases", "copy", "--from", store, "--to", f"{store}2"), f"ever published to {store}")
-    assert hotplate("releases", "verify", "--all", "--sample", "3", "--store", store).returncode == 2
 
 
 def many_lists(folder: Path, users: int) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 
 import hotplate
 from hotplate.offline.input.sample import sample
-from hotplate.stores.memory import MemoryStore
 from tests.support.examples import examples
+from tests.support.memory_store import MemoryStore
 
 
 @pytest.fixture(scope="module")

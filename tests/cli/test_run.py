@@ -27,7 +27,7 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import connect, run_on
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.runs import claim, held
+from hotplate.stores.publication import claim, held
 from tests.support.command import failed, hotplate, json_of
 from tests.support.redis_server import running
 from tests.support.soak import SEED, scaled

@@ -104,7 +104,7 @@ def test_a_backup_of_another_store_or_into_what_is_there_is_refused(tmp_path: Pa
     store = f"file://{tmp_path}/store"
     (tmp_path / "mine").write_text("mine")
     failed(hotplate("store", "backup", tmp_path, "--store", store), "is there already", code=2)
-    failed(hotplate("store", "backup", tmp_path / "new", "--store", "memory://"), "file:// stores", code=2)
+    failed(hotplate("store", "backup", tmp_path / "new", "--store", "redis://localhost:1/0"), "file:// stores", code=2)
     failed(hotplate("store", "backup", tmp_path / "new", "--store", f"file://{tmp_path}/none"), "nothing was ever")
     failed(hotplate("store", "restore", tmp_path / "none", "--store", f"file://{tmp_path}/new"), "nothing was ever")
 

@@ -21,10 +21,10 @@ from hotplate.offline.model import Model
 from hotplate.offline.publish import PublishSettings, publish
 from hotplate.offline.train.als import Factors
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Slot
 from hotplate.stores.verification import diff
 from tests.support.interactions import checkerboard_model
+from tests.support.memory_store import MemoryStore
 from tests.support.stores import lapse, ref_of
 
 METRICS = {

@@ -15,8 +15,8 @@ from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.publish import PublishSettings, publish
 from hotplate.stores.encoding import OFFSET_BYTES, decode
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.verification import verify
+from tests.support.memory_store import MemoryStore
 from tests.support.property import explored
 from tests.support.soak import SEED, scaled
 

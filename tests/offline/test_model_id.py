@@ -9,10 +9,10 @@ from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, load, save
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.transfer import copy
 from hotplate.stores.verification import load_manifest
 from tests.support.interactions import checkerboard_model
+from tests.support.memory_store import MemoryStore
 
 
 async def published(model: Model, length: int = 5) -> tuple[MemoryStore, Manifest]:

@@ -17,10 +17,10 @@ from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.encoding import OFFSET_BYTES, decode
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Row
 from hotplate.stores.verification import verify
 from tests.support.interactions import checkerboard_model
+from tests.support.memory_store import MemoryStore
 
 
 def rows_of(model: Model, **settings: object) -> dict[str, bytes]:

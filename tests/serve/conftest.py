@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list, publish_lists
 

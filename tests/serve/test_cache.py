@@ -14,10 +14,10 @@ from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Reader
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted, samples
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list, publish_to, serving, until

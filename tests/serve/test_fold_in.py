@@ -43,9 +43,9 @@ from hotplate.stores.factors import Description, ItemEntry, read_description, re
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import FACTORS
 from hotplate.stores.lifecycle import activate, prune
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Reader
 from tests.support.interactions import checkerboard_model
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
 from tests.support.service import running, running_app
 

@@ -17,10 +17,10 @@ from hotplate.serve.tiers import ReadResult, Tier, loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Reader, Slot
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import DamagedStore, RemoteStore, publish
 from tests.support.stores import ref_of
 from tests.support.virtual import virtual

@@ -16,7 +16,7 @@ from hotplate.serve.states import (
     TierState,
     WorkerState,
 )
-from hotplate.stores.memory import MemoryStore
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 
 

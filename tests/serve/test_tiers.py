@@ -14,9 +14,9 @@ from hotplate.serve.releases.follower import LOG_EVERY_S
 from hotplate.serve.tiers import StoreObserver, Tier, tier_names
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Observer, Slot
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.virtual import virtual
 

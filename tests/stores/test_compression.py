@@ -38,10 +38,10 @@ from hotplate.stores.encoding import (
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 from hotplate.stores.keys import DICTIONARY
 from hotplate.stores.manifest import MAX_POPULAR_BYTES
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.verification import load_manifest
 from tests.support.lane import Pair, exchange
+from tests.support.memory_store import MemoryStore
 from tests.support.property import explored
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches, ref_of

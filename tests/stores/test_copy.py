@@ -12,11 +12,11 @@ from hotplate.stores.compression import EncodedRows, encode_rows
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.manifest import Manifest, Tally, describe
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
 from hotplate.stores.transfer import copy
-from hotplate.stores.verification import diff, sample, verify
+from hotplate.stores.verification import diff, verify
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, batches, lapse, on_every_store, published_rows, published_values, ref_of
 
@@ -226,20 +226,6 @@ async def test_no_users_in_common_is_no_overlap_and_encodings_may_differ(clock: 
     second = await publish(store, users({"b": "1"}), encoding="zstd")
     found = await diff(store, await ref_of(store, first), await ref_of(store, second))
     assert (found.overlap, found.compared, found.only_first, found.only_second) == (None, 0, 1, 1)
-
-
-async def test_a_sample_reads_random_users_and_finds_what_is_no_list(clock: FakeClock) -> None:
-    store = MemoryStore(clock)
-    release = await publish(store)
-    ref = await ref_of(store, release)
-    manifest, users = await sample(store, ref, 50, seed=1)
-    assert (manifest.release, users) == (release, 50)
-    assert (await sample(store, ref, 10_000))[1] == 900
-    stored = store._find(ref).rows
-    for damaged in (b"{", b'{"no":"id"}', b"7"):
-        stored["user:00007"] = Checksum(release).seal("user:00007", b"0000" + damaged)
-        with pytest.raises(ReleaseCorrupt, match="'user:00007' is not a list"):
-            await sample(store, ref, 10_000)
 
 
 async def test_a_copy_that_was_cut_off_cannot_be_finished_with_other_lists(clock: FakeClock) -> None:

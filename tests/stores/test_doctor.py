@@ -18,9 +18,9 @@ from hotplate.stores.catalogue import DraftRef, ReleaseId, State
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import StoreFull, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Row, Store
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list
 from tests.support.stores import OpenStore

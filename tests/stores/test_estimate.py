@@ -12,8 +12,8 @@ from hotplate.stores.errors import StoreFull
 from hotplate.stores.estimate import estimate
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
+from tests.support.memory_store import MemoryStore
 from tests.support.stores import batches
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]

@@ -22,10 +22,10 @@ from hotplate.stores.factors import (
     read_piece,
 )
 from hotplate.stores.keys import FACTORS
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.verification import verify
+from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, as_bodies, on_every_store, published_values, ref_of
 

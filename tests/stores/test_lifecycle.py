@@ -11,8 +11,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from hotplate.serve.releases import follower
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, State
-from hotplate.stores.memory import MemoryStore
 from tests.support.interleaved import Interleaved, InterleavedOnDisk, on_cosmos, on_redis
+from tests.support.memory_store import MemoryStore
 from tests.support.property import depth
 from tests.support.soak import SEED, scaled
 

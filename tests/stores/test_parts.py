@@ -10,8 +10,7 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import share_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.manifest import Tally
-from hotplate.stores.parts import ParallelWriters, PartContext, WrittenPart, write_part
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import ParallelWriters, PartContext, WrittenPart, publish, write_part
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.service import a_list
 from tests.support.stores import FIRST, OpenStore, as_bodies, batches, draft_of, lapse, published_rows, ref, write

@@ -9,10 +9,10 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, State
 from hotplate.stores.errors import RefusedByGates
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Row, Store
 from hotplate.stores.transfer import copy
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list, refused_by
 from tests.support.stores import OpenStore, on_every_store
 from tests.support.stores import publish as publish_rows

@@ -13,11 +13,11 @@ from hotplate.stores import publication, verification
 from hotplate.stores.catalogue import LEASE_S, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import Checksum, body_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import scrub, verify
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, lapse, on_every_store, published_rows, ref_of
 from tests.support.stores import publish as publish_rows

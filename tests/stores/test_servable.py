@@ -14,9 +14,9 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Slot, Store
 from hotplate.stores.verification import load_manifest
+from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
 from tests.support.stores import batches, ref_of
 from tests.support.stores import publish as publish_rows

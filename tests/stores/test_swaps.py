@@ -9,9 +9,9 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import LEASE_S, Catalogue, ReleaseId, State
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Row, Store
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, on_every_store
 from tests.support.stores import publish as publish_rows

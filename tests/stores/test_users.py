@@ -14,12 +14,12 @@ from hotplate.stores.erasure import MAX_ERASED, ErasedUsers, erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import read_servable, scrub, verify
+from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, batches, on_every_store, publish, ref_of
 

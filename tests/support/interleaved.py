@@ -52,10 +52,10 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFo
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.http1 import ConnectionPool
 from hotplate.stores.keys import OVERALL
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row, Slot, Store, not_found
 from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer, copied, put_back
 from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, Stepped, StepwiseLoop, sleep
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Diagnosed, Plan, Row, Slot
+from tests.support.memory_store import MemoryStore
 from tests.support.stores import as_bodies
 
 

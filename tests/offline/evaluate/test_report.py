@@ -19,9 +19,9 @@ from hotplate.offline.model import load
 from hotplate.offline.publish import publish
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.training import TrainSettings, train
-from hotplate.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.evaluated import evaluated_model
+from tests.support.memory_store import MemoryStore
 
 SHARES = st.sampled_from([0.1, 0.2, 0.3])
 BASELINES = ("popularity", "neighbours", "ease")

@@ -11,9 +11,10 @@ import pytest
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.openapi import document
-from hotplate.serve.reader import open_reader
+from hotplate.serve.reader import TieredReader
 from tests.support.event_log import body, written
 from tests.support.limited_service import samples
+from tests.support.memory_store import MemoryStore
 from tests.support.service import Answer, Service, a_list, publish_lists, running, until
 
 # Sends a body with the right key, to the path of events by default.
@@ -129,7 +130,7 @@ def test_events_take_a_scope_of_their_own(service: Service, keys: dict[str, str]
 
 
 async def test_without_a_folder_for_them_there_is_no_such_route() -> None:
-    async with open_reader(["memory://"]) as reader:
+    async with TieredReader({"memory": MemoryStore()}) as reader:
         assert Dispatcher(reader)._routes.find("/v1/events", "POST") == (None, "events")
     assert "/v1/events" not in document(takes_key=False)["paths"]
 

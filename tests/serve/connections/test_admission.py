@@ -15,9 +15,9 @@ import hotplate.serve.connections.admission
 from hotplate.serve.connections.admission import IDLE_TICK_S, TICK_S, Admission
 from hotplate.serve.problems import ClientGone, Problem
 from hotplate.serve.reader import TieredReader
-from hotplate.stores.memory import MemoryStore
 from tests.support.lane import Pair, exchange
 from tests.support.limited_service import limited, memory_mb, shed
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Service, a_list, publish_lists, until
 

@@ -20,9 +20,9 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.stores import publication
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Plan, Row
 from tests.support.lane import MemoryTransport, Pair, connected
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches

@@ -24,10 +24,10 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row, Slot
 from tests.support.lane import TURNS, MemoryTransport, Pair, check_by_socket, connected, exchange
+from tests.support.memory_store import MemoryStore
 from tests.support.property import depths
 from tests.support.remote import RemoteStore
 from tests.support.requests import CORPUS, END, GET, HOST, REAL, pieces

@@ -9,8 +9,8 @@ import pytest
 
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
-from hotplate.stores.memory import MemoryStore
 from tests.support.lane import MemoryTransport, Pair, connected
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 
 GET = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n"

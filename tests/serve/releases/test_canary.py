@@ -26,10 +26,10 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import GRACE_S, Canary, ReleaseId
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.transfer import copy
 from tests.support.clock import FakeClock
 from tests.support.lane import Pair, exchange
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.stores import ref_of
 from tests.support.virtual import virtual

@@ -19,9 +19,9 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Store
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.property import depth, depths
 from tests.support.remote import RemoteStore, publish
 from tests.support.soak import SEED

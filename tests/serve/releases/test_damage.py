@@ -10,7 +10,7 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import MANIFEST
 from hotplate.stores.lifecycle import activate
-from hotplate.stores.memory import MemoryStore
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 from tests.support.service import a_list, publish_lists, serving, until
 from tests.support.stores import ref_of

@@ -17,9 +17,9 @@ from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.keys import MANIFEST
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Reader
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.stores import lapse, ref_of
 from tests.support.virtual import virtual

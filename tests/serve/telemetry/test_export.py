@@ -33,9 +33,9 @@ from hotplate.serve.telemetry.export import MetricReport, SpanQueue, exporters_f
 from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.spans import Sampling, Span, Tracer
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.memory import MemoryStore
 from tests.support.cosmos_account import Account
 from tests.support.lane import Pair, exchange
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list, publish_lists, publish_through, publish_to, running, until

@@ -6,7 +6,7 @@ from hotplate.serve.metrics import BUCKETS_S, REQUEST_TIMES, ROUTES, Metrics
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import Tier
-from hotplate.stores.memory import MemoryStore
+from tests.support.memory_store import MemoryStore
 
 
 def families(metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:

@@ -16,10 +16,10 @@ from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.estimate import estimate
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Estimate, Plan, Provisioned, Row, Store
 from hotplate.stores.transfer import copy, estimate_copy
 from tests.support.cosmos_simulation import SimulatedAccount, simulated, with_simulation
+from tests.support.memory_store import MemoryStore
 from tests.support.planning import a_plan
 from tests.support.stores import as_bodies, ref_of
 

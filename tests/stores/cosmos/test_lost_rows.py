@@ -8,11 +8,11 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.rows import container_of, name_of
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.store import Row
 from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import scrub, verify
 from tests.support.cosmos_simulation import ROWS, SimulatedAccount, simulated
+from tests.support.memory_store import MemoryStore
 from tests.support.stores import publish, published_rows, ref_of
 
 # As a release that folds visitors in has them: pieces of item factors.

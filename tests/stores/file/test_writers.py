@@ -16,11 +16,11 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.file.draft import DraftFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import MANIFEST
-from hotplate.stores.memory import MemoryStore
 from hotplate.stores.publication import begin, publish
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.transfer import copy
 from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
 from tests.support.stores import as_bodies, batches
 
 ID = ReleaseId("20261120T064200Z-aaaa")
