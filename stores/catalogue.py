@@ -514,18 +514,6 @@ class RecordFormat(Struct):
     format: int
 
 
-class _Marks(Struct):
-    """The marks of a stored entry; hotplate 0.3 also wrote why a canary was stopped, which only the checksum needs."""
-
-    incarnation: str
-    refused_by: tuple[str, ...] = ()
-    canary_stopped: str = ""
-
-
-class _MarkedRecord(Struct):
-    entries: tuple[_Marks, ...]
-
-
 class _Record(Struct):
     """A stored catalogue, but for its format."""
 
@@ -552,7 +540,7 @@ def dump(catalogue: Catalogue) -> bytes:
             "canary": catalogue.canary,
             "entries": catalogue.releases,
             "checksum": _checksum(catalogue),
-            "refusals": _sum_marks(_Marks(entry.incarnation, entry.refused_by) for entry in catalogue.releases),
+            "refusals": _sum_refusals(catalogue.releases),
             **({} if catalogue.erased is None else {"erased": catalogue.erased}),
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
@@ -579,7 +567,6 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
                 f"publish into a new store"
             )
         found = msgspec.json.decode(record, type=_Record)
-        marks = _sum_marks(msgspec.json.decode(record, type=_MarkedRecord).entries)
         catalogue = Catalogue(
             found.store_id, found.generation, found.token, found.entries, found.canary, found.erased, now
         )
@@ -596,7 +583,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
     ):
         raise unreadable("contradicts itself")
-    if (found.checksum, found.refusals) != (_checksum(catalogue), marks):
+    if (found.checksum, found.refusals) != (_checksum(catalogue), _sum_refusals(catalogue.releases)):
         raise unreadable("is damaged: its checksum is wrong")
     return catalogue
 
@@ -621,13 +608,9 @@ def _checksum(catalogue: Catalogue) -> str:
     return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries, *erased)))
 
 
-def _sum_marks(entries: Iterable[_Marks]) -> str | None:
-    """Sum up what gates refused, and why canaries were stopped: hotplate 0.2 reads a catalogue without it."""
-    found = [
-        (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
-        for entry in entries
-        if entry.refused_by or entry.canary_stopped
-    ]
+def _sum_refusals(entries: Iterable[Release]) -> str | None:
+    """Sum up what gates refused; apart, so hotplate 0.2 reads a catalogue without it."""
+    found = [(entry.incarnation, entry.refused_by) for entry in entries if entry.refused_by]
     return xxh3_64_hexdigest(orjson.dumps(found)) if found else None
 
 

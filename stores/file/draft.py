@@ -11,7 +11,6 @@ import errno
 import fcntl
 import math
 import os
-import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -203,9 +202,7 @@ class DraftFile:
             self._give_up()
             self._remove()
             free = shutil.disk_usage(self.path.parent).free
-            raise StoreFull(
-                _no_room(self.path.parent, code, max(self._needed, written + more), written, free)
-            ) from error
+            raise StoreFull(_no_room(self.path.parent, max(self._needed, written + more), written, free)) from error
         with translated(self.path):
             raise error
         raise AssertionError  # `translated` lets nothing pass
@@ -295,10 +292,7 @@ def check_room(folder: Path, needed: int, written: int = 0) -> None:
     with translated(existing):
         free = shutil.disk_usage(existing).free
     if needed - written > free:
-        raise StoreFull(_no_room(folder, errno.ENOSPC, needed, written, free))
-    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if limit != resource.RLIM_INFINITY and needed > limit:
-        raise StoreFull(_no_room(folder, errno.EFBIG, needed, written, free))
+        raise StoreFull(_no_room(folder, needed, written, free))
 
 
 def file_bytes(rows: int, payload_bytes: int) -> int:
@@ -379,20 +373,9 @@ def _check_writer(lock: int, draft: DraftRef) -> None:
         raise taken_over(draft)
 
 
-def _no_room(folder: Path, code: int, needed: int, written: int, free: int) -> str:
-    """Say what is missing for a release, in one sentence."""
-    if code == errno.EFBIG:
-        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-        return (
-            f"the release needs about {_megabytes(needed)} in one file of {folder}, and this process may write files "
-            f"of {_megabytes(limit)} (ulimit -f); raise the limit and publish again"
-        )
-    quota = ", of which a quota allows less" if code == errno.EDQUOT else ""
+def _no_room(folder: Path, needed: int, written: int, free: int) -> str:
     return (
-        f"the release needs about {_megabytes(needed)} in {folder}, of which {_megabytes(written)} were written, and "
-        f"{_megabytes(free)} are free{quota}; free some space, prune old releases, or publish shorter lists"
+        f"the release needs about {needed / 1e6:,.0f} MB in {folder}, of which {written / 1e6:,.0f} MB were written, "
+        f"and {free / 1e6:,.0f} MB are free (a quota, or a limit of `ulimit -f`, may allow less); free some space, "
+        f"prune old releases, or publish shorter lists"
     )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from xxhash import xxh3_64_hexdigest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import (
@@ -173,18 +172,6 @@ def test_hotplate_0_2_and_this_one_read_each_others_records() -> None:
     found = parse(orjson.dumps(fields), now=100.0, where="here")
     assert found.find(C).refused_by == ()
     assert orjson.loads(dump(found))["checksum"] == fields["checksum"] == orjson.loads(dump(marked))["checksum"]
-
-
-def test_a_record_in_which_a_canary_was_stopped_is_read_and_checked() -> None:
-    fields = orjson.loads(dump(with_canary()))
-    for entry in fields["entries"]:
-        entry["canary_stopped"] = "fewer clicks" if entry["id"] == C else ""
-    marks = [[with_canary().find(C).incarnation, ["ndcg", "overlap@10"], "fewer clicks"]]
-    fields["refusals"] = xxh3_64_hexdigest(orjson.dumps(marks))  # as hotplate 0.3 wrote it
-    record = orjson.dumps(fields)
-    assert parse(record, now=with_canary().now, where="here") == with_canary()
-    with pytest.raises(CatalogueUnreadable, match="checksum"):
-        parse(record.replace(b"fewer clicks", b"more clicks!"), now=0.0, where="here")
 
 
 @pytest.mark.parametrize(
