@@ -29,6 +29,7 @@ from hotplate.offline.input.files import (
     named_paths,
 )
 from hotplate.offline.input.tables import (
+    ROW,
     Rows,
     Table,
     TableShape,
@@ -364,7 +365,7 @@ def _bounds(scored: Rows) -> pl.Series:
     if count == 1:
         return pl.Series(dtype=pl.String)
     step = -(-scored.total // _SAMPLED_OWNERS)
-    sampled = scored.kept.filter(pl.col("row") % step == 0).select("owner").collect(engine="streaming")
+    sampled = scored.kept.filter(pl.col(ROW) % step == 0).select("owner").collect(engine="streaming")
     owners = sampled.to_series().sort()
     starts = [len(owners) * at // count for at in range(1, count)] if len(owners) else []
     return owners.gather(starts).unique(maintain_order=True)

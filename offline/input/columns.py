@@ -161,10 +161,7 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
         number = column if dtype.is_numeric() else column.cast(pl.String).str.strip_chars()
         return _from_epoch(number.cast(pl.Float64, strict=False))
     time = column.cast(pl.String).str.strip_chars().str.to_datetime(layout, time_unit="us", strict=False)
-    if "%z" in layout or "%#z" in layout:
-        time = time.dt.replace_time_zone(None)
-    # %Y takes a year of two digits for one of the first century.
-    return pl.when(time.dt.year() >= 1900).then(time)
+    return time.dt.replace_time_zone(None) if "%z" in layout or "%#z" in layout else time
 
 
 def number_in(text: str) -> float | None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import unquote, urlsplit
@@ -48,6 +49,7 @@ COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".zstd": b"
 # What Hive and Spark name the folder of rows that have no value for its key.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
+_SOME_TIME = datetime(2026, 1, 2, 13, 4, 5)  # noqa: DTZ001 -- its zone is set where it is used
 # Schemes whose paths keep the query, and whose files are known by their bytes alone.
 _HTTP = ("http", "https")
 # What a reader's message, in lower case, means for the person who brought the file; the first part in it decides.
@@ -68,7 +70,9 @@ _READER_ERRORS = {
         "is damaged; fetch or copy it again."
     ),
     ("utf-8", "utf8"): "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
-    ("malformed", "could not parse"): "has a quote inside a field; double it, and put the field in quotes.",
+    ("malformed", "could not parse"): (
+        "has a quote that is not closed, or that stands inside a field; double it, and put the field in quotes."
+    ),
 }
 
 
@@ -107,8 +111,24 @@ class Format:
     max_bad_rows: float = 0.001
 
     def __post_init__(self) -> None:
+        if self.time_format is not None and not _reads_times(self.time_format):
+            raise SettingError(
+                f"The time format {self.time_format!r} cannot be used; write one with a year, a month and a day: "
+                "%d/%m/%Y %H:%M."
+            )
         if not 0 <= self.max_bad_rows < 1:
             raise SettingError(f"max-bad-rows is {self.max_bad_rows}; it must be a share from 0 to 1, such as 0.001.")
+
+
+def _reads_times(layout: str) -> bool:
+    """Return whether a time that is written in this format can be read again."""
+    try:
+        written = pl.select(pl.lit(_SOME_TIME).dt.replace_time_zone("UTC").dt.strftime(layout)).to_series()
+        return bool(
+            (written.str.to_datetime(layout, strict=False).dt.date() == _SOME_TIME.date()).fill_null(False).all()
+        )
+    except pl.exceptions.PolarsError:
+        return False
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from hotplate.offline.input.files import (
 from hotplate.offline.input.filters import Filter, parse_filter
 from hotplate.offline.input.matrix import Weighing, Weighting
 from hotplate.offline.input.tables import (
+    ROW,
     Rows,
     Table,
     TableShape,
@@ -45,6 +46,7 @@ _EVENT_FIELDS: dict[str, pl.DataType] = {
 _NO_TIME = "time that cannot be read"
 _NO_NUMBER = "weight that is not a number"
 _FUTURE = "in the future"
+_EPOCH, _FIRST_YEAR = datetime(1970, 1, 1), datetime(1900, 1, 1)  # noqa: DTZ001 -- times are naive UTC throughout
 # Sums of quantities such as 0.1 are exact to so many decimals.
 _DECIMALS = 6
 # Fewer than polars takes by default: as fast, and with less memory.
@@ -171,7 +173,8 @@ def _read(
         facts += [time.min().alias("first"), time.max().alias("last"), time.null_count().alias("timeless")]
     if chosen.quantity is not None:
         facts.append((pl.col("quantity") < 0).sum().alias("cancellations"))
-    rows = Rows(shapes, source, *facts, advice="loosen the filters or mend the rows")
+    texts = ("user", "item", "title", "segment", "count", "event")
+    rows = Rows(shapes, source, *facts, advice="loosen the filters or mend the rows", repeated=texts)
     _check_times(rows, chosen, named, source, half_life)
     log = _log(rows.kept, chosen, weighting, any_cancelled=_cancelled(rows) > 0)
     if log.is_empty():
@@ -231,7 +234,7 @@ def _read_events(
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     # The file's own form is for the other files: a null value would be one of an event's.
     own = Format(null_values=(), max_bad_rows=form.max_bad_rows)
-    return Table(segments[0], rows.lazy(), dict(rows.schema), own), said
+    return Table(segments[0], rows.lazy().with_row_index(ROW), dict(rows.schema), own), said
 
 
 def _choose(
@@ -269,7 +272,7 @@ def _shape(source: _Source, layout: str) -> TableShape:
     """Return how a table is read: user, item, weight and, if there are such columns, the rest."""
     table, columns, event_weights, filters = source
     weight, left_out = _weight(table, columns, event_weights)
-    values, bad = [], dict[str, tuple[str, str]]()
+    values, bad, derived = [], dict[str, tuple[str, str]](), list[pl.Expr]()
     if columns.quantity is not None:
         number = table.number(columns.quantity)
         # A purchase of an unknown quantity is one of 1; a cancellation is not a purchase, and has no weight of its own.
@@ -285,9 +288,10 @@ def _shape(source: _Source, layout: str) -> TableShape:
     if columns.count is not None:
         first[f"no {columns.count}"] = pl.col("count").is_null()
     if columns.time is not None:
-        time, epoch = table.time(columns.time, layout), pl.lit(datetime(1970, 1, 1))  # noqa: DTZ001 -- naive UTC
-        values += [pl.when(time != epoch).then(time).alias("time")]
-        values += [(table.is_absent(columns.time) | (time == epoch).fill_null(value=False)).alias("timeless")]
+        values += [table.time(columns.time, layout).alias("time"), table.is_absent(columns.time).alias("timeless")]
+        time, is_epoch = pl.col("time"), (pl.col("time") == _EPOCH).fill_null(value=False)
+        # %Y takes a year of two digits for one of the first century.
+        derived = [pl.when(~is_epoch & (time >= _FIRST_YEAR)).then(time), pl.col("timeless") | is_epoch]
         left_out[_NO_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
         how = table.form.time_format or "ISO 8601 or seconds since 1970; give --time-format, or --time-column none"
         bad[_NO_TIME] = columns.time, f"is not a time as {how}"
@@ -296,7 +300,7 @@ def _shape(source: _Source, layout: str) -> TableShape:
     if columns.weight is not None:
         bad[_NO_NUMBER] = columns.weight, "is not a finite number"
         left_out[_NO_NUMBER] = pl.col("weight").is_infinite()
-    return TableShape(table, values, first | left_out, bad)
+    return TableShape(table, values, first | left_out, bad, derived)
 
 
 def _weight(
@@ -414,13 +418,15 @@ def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.D
     """
     if log is not None:
         left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
-        pairs = left.select(pl.col("user", "item").cast(pl.String)).unique().lazy()
+        pairs = left.select("user", "item").unique().lazy()
         kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=["user", "item"], how="semi")
     present = kept.filter(pl.col("segment").is_not_null())
-    longest = present.select(pl.col("segment").str.len_bytes().max()).collect(engine="streaming").item()
-    if longest is not None and longest > MAX_ID_BYTES:
+    users = pl.col("user").n_unique().cast(pl.Float64).alias("weight")
+    found = present.group_by("segment", "item").agg(users).with_columns(pl.col("segment", "item").cast(pl.String))
+    counted = found.sort("segment", "item").collect(engine="streaming")
+    longest = counted.get_column("segment").str.len_bytes().max()
+    if isinstance(longest, int) and longest > MAX_ID_BYTES:
         raise DataError(
             f"The segment column of {source} holds a value of {longest:,} bytes; name one with short values."
         )
-    users = pl.col("user").n_unique().cast(pl.Float64).alias("weight")
-    return present.group_by("segment", "item").agg(users).sort("segment", "item").collect(engine="streaming")
+    return counted

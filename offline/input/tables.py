@@ -1,32 +1,51 @@
-"""Tables: files of rows, opened, read in one shape and checked; rows are counted by the reason to leave them out."""
+"""Tables: files of rows, scanned by polars, read in one shape and checked; what is left out is counted by reason."""
 
+import csv
+import io
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
-from hotplate.offline.errors import DataError
-from hotplate.offline.input.columns import MAX_ID_BYTES, choose_columns, number_in, read_time, time_format
-from hotplate.offline.input.files import DataFile, DataSource, Format, data_errors, input_files, named_paths
-from hotplate.offline.input.text import SHOWN, Text, scan_text
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.columns import MAX_ID_BYTES, choose_columns, number_in, numbered, read_time, time_format
+from hotplate.offline.input.files import (
+    COMPRESSIONS,
+    DataFile,
+    DataSource,
+    Format,
+    data_errors,
+    input_files,
+    named_paths,
+)
 
+# Columns of a scan beside those of the file: the number of a row, from 0, and what it has that it must not have.
+ROW = "\0row"
+FAULT = "\0fault"
+# Why rows are left out that have more fields than the header, or are no JSON.
+INCOMPLETE = "incomplete"
+# Of the rows that a message is about, so many are shown.
+SHOWN = 5
 # A whole number as pandas writes one of a column that has missing values, and as everybody else does.
 _WHOLE_ID = r"^-?(?:0|[1-9]\d*)(?:\.0)?$"
 # In these the format of times is looked for.
 _HEAD_ROWS = 1000
-# Why incomplete rows are left out.
-INCOMPLETE = "incomplete"
+_HEAD_BYTES = 4096
+_NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_DELIMITERS = ",;\t|"
+_SPELLED_DELIMITERS = {"\\t": "\t", "tab": "\t"}
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """One file to be scanned, as often as needed; a text file has only text columns, '' if a value is absent.
 
-    first_row    the number of the first row of data in the file, from 1
-    bad          the rows, from 0, that are not complete
-    shown        what the first of these are
-    whole        the columns of text that are whole numbers, some or all written as 17850.0
+    frame      the columns of *schema*, ROW, and FAULT if a row has one: '' or null for the others
+    first_row  the number of the first row of data in the file, from 1
+    whole      the columns of text that are whole numbers, some or all written as 17850.0
     """
 
     file: DataFile
@@ -34,8 +53,7 @@ class Table:
     schema: dict[str, pl.DataType]
     form: Format = field(default_factory=Format)
     first_row: int = 1
-    bad: Sequence[int] = ()
-    shown: Sequence[str] = ()
+    has_faults: bool = False
     whole: frozenset[str] = frozenset()
 
     def text(self, name: str | None) -> pl.Expr:
@@ -94,13 +112,31 @@ class Table:
         """Return the column as a naive UTC time; null if it is not one of the format *layout*."""
         return read_time(name, self.schema[name], layout)
 
+    def place(self, row: int) -> str:
+        """Return how messages name a row."""
+        return f"{self.file}, row {row + self.first_row}"
+
+    @property
+    def is_faulty(self) -> pl.Expr:
+        """Whether a row has a fault; never null."""
+        return pl.col(FAULT).fill_null("") != "" if self.has_faults else pl.lit(value=False)
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong with the first faulty rows."""
+        if self.has_faults:
+            found = self.frame.filter(self.is_faulty).select(ROW, FAULT).head(SHOWN).collect()
+            for row, fault in found.iter_rows():
+                is_json = fault.startswith(_NO_JSON)
+                yield f"{self.place(row)}: {fault if is_json else f'too many fields, as {fault[:80]!r} after the last'}"
+
 
 def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Table]:
-    """Open *files*, which messages call *source*; each is read from end to end, so a bad row stops here.
+    """Open *files*, which messages call *source*.
 
-    Raises DataError for what cannot be read, for too many incomplete rows, and when the files differ in their columns.
+    Raises DataError for what cannot be read, for too many faulty rows, and when the files differ in their columns.
     """
-    tables = [_open_table(file, form) for file in files]
+    opened = [_open(file, form) for file in files]
+    tables = [table for table, _, _ in opened]
     first = tables[0]
     for table in tables[1:]:
         if set(table.schema) != set(first.schema):
@@ -108,13 +144,179 @@ def open_tables(files: Sequence[DataFile], form: Format, source: str) -> list[Ta
                 f"{table.file} has the columns {', '.join(table.schema)}, but {first.file} has "
                 f"{', '.join(first.schema)}; files that are read together must have the same columns."
             )
-    with data_errors(source):
-        total = sum(table.frame.select(pl.len()).collect(engine="streaming").item() for table in tables)
+    total, faulty = sum(rows for _, rows, _ in opened), sum(count for _, _, count in opened)
     if not total:
         raise DataError(f"{source} has a header but no rows; give a file with rows.")
-    shown = [each for table in tables for each in table.shown]
-    refuse_bad_rows(sum(len(table.bad) for table in tables), total, shown, form.max_bad_rows, source)
+    refuse_bad_rows(faulty, total, [each for table in tables for each in table.faults()], form.max_bad_rows, source)
     return tables
+
+
+def _open(file: DataFile, form: Format) -> tuple[Table, int, int]:
+    """Return a file as a table, its rows, and how many of them are faulty."""
+    with data_errors(file):
+        if file.path.stat().st_size == 0:
+            raise DataError(f"{file} is empty; give a file with a header and rows.")
+        if file.kind == "parquet":
+            frame, first_row, counts = pl.scan_parquet(file.path, glob=False, row_index_name=ROW), 1, {}
+            counts["rows"] = frame.select(pl.len()).collect(engine="streaming").item()
+        else:
+            frame, first_row, counts = _scan_text(file, form)
+        faulty = counts.get("faulty", 0)
+        frame = frame if faulty else frame.drop(FAULT, strict=False)
+        names = frame.collect_schema().names()
+        frame = frame.with_columns(
+            pl.lit(value, pl.String).alias(key) for key, value in file.keys.items() if key not in names
+        )
+        schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, FAULT)}
+        return Table(file, frame, schema, form, first_row, bool(faulty)), counts["rows"], faulty
+
+
+def _scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int, dict[str, int]]:
+    """Return the scan of *file*, all columns text, the number of its first row, and counts of its rows.
+
+    Without a header columns are named `column_1` and so on. A file that begins with `{` holds JSON lines. Raises
+    DataError for what cannot be read at all.
+    """
+    _check_head(file)
+    head = [str(line) for line in _lines(file).head(_HEAD_ROWS).collect().get_column("line")]
+    first = head[0].removeprefix("\ufeff") if head else ""
+    if not head:
+        raise DataError(f"{file} is empty; give a file with a header and rows.")
+    if "\r" in first:
+        raise DataError(f"{file} has lines that end with CR alone; convert it: tr '\\r' '\\n'.")
+    if not first.strip():
+        raise DataError(f"{file} begins with an empty line; remove it.")
+    if first.lstrip().startswith("{"):
+        return _scan_json(file)
+    if first.lstrip().startswith("[") and ".json" in file.path.name:
+        raise DataError(f"{file} is one JSON array; write an object on each line instead: jq -c '.[]'.")
+    separator = _separator(file, first, form.delimiter)
+    header = next(csv.reader((f"{line}\n" for line in [first, *head[1:]]), delimiter=separator))
+    names = header if form.header else numbered(len(header))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{file} has two columns named {twice!r} in its header (row 1); rename one.")
+    return _scan_csv(file, separator, names, has_header=form.header)
+
+
+def _scan_csv(
+    file: DataFile, separator: str, names: Sequence[str], *, has_header: bool
+) -> tuple[pl.LazyFrame, int, dict[str, int]]:
+    """Return what `_scan_text` does; blank lines are no rows, and fields that a row lacks are absent values."""
+    blank = pl.all_horizontal(pl.col(name) == "" for name in names) if len(names) > 1 else pl.lit(value=False)
+    for quote in ('"', None):
+        frame = pl.scan_csv(
+            file.path,
+            schema=dict.fromkeys([*names, FAULT], pl.String()),
+            separator=separator,
+            has_header=has_header,
+            quote_char=quote,
+            empty_string_is_null=False,
+            extra_columns="ignore",
+            missing_columns="insert",
+            row_index_name=ROW,
+            glob=False,
+        )
+        counted = frame.select(rows=(~blank).sum(), blank=blank.sum(), faulty=(pl.col(FAULT) != "").sum())
+        try:
+            counts = counted.collect(engine="streaming").row(0, named=True)
+        except pl.exceptions.ComputeError as error:
+            malformed = "malformed" in str(error) or "could not parse" in str(error)
+            if quote is None or not malformed or _is_quoted(file, separator):
+                raise
+        else:
+            if len(names) == 1:
+                counts["rows"] = frame.select(pl.len()).collect(engine="streaming").item()
+            return (frame.filter(~blank) if counts["blank"] else frame), 1 + has_header, counts
+    raise AssertionError("the second scan returns or raises")
+
+
+def _is_quoted(file: DataFile, separator: str) -> bool:
+    """Return whether any field begins with a quote; else quotes mean themselves."""
+    opens = pl.col("line").str.contains(rf'(?:^|{re.escape(separator)})"')
+    return bool(_lines(file).select(opens.any()).collect(engine="streaming").item())
+
+
+def _check_head(file: DataFile) -> None:
+    """Raise DataError if *file* begins neither as text nor as compressed data do, or is cut in its first bytes.
+
+    Text is read, whatever its name: clients decompress on the way.
+    """
+    with file.path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head.startswith(tuple(COMPRESSIONS.values())) and len(head) > 4:  # of less, no reader sees that it is compressed
+        return
+    magic = COMPRESSIONS.get(file.path.suffix.lower())
+    if magic is not None and head[: len(magic)] == magic[: len(head)]:
+        raise DataError(f"{file} is cut in the middle: it has {len(head)} bytes; fetch or copy it again.")
+    if b"\0" in head or (magic is not None and _NOT_IN_TEXT.search(head)):
+        raise DataError(
+            f"{file} is neither UTF-8 text nor gzip or zstd data; name it as what it is, or convert it: "
+            "iconv -f UTF-16 -t UTF-8."
+        )
+
+
+def _lines(file: DataFile) -> pl.LazyFrame:
+    return pl.scan_lines(file.path, row_index_name="row", glob=False)
+
+
+def _all_lines(file: DataFile) -> Iterator[str]:
+    for batch in _lines(file).select("line").collect_batches(maintain_order=True):
+        yield from batch.get_column("line")
+
+
+def _separator(file: DataFile, first: str, delimiter: str | None) -> str:
+    if delimiter is None:
+        return max(_DELIMITERS, key=first.count)
+    separator = _SPELLED_DELIMITERS.get(delimiter, delimiter)
+    if len(separator) != 1 or not separator.isascii():
+        raise SettingError(f"The delimiter {delimiter!r} cannot be used; give one ASCII character, such as ; or \\t.")
+    if separator not in first:
+        raise DataError(f"The first row of {file} has no {delimiter!r} in it: {first[:200]!r}; give another delimiter.")
+    return separator
+
+
+_NO_JSON = ("not a JSON", "half of a")
+
+
+def _scan_json(file: DataFile) -> tuple[pl.LazyFrame, int, dict[str, int]]:
+    # polars reads a surrogate without its other half, which is no character, as NUL; two of them would be one id.
+    escaped = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
+    lone = escaped.str.contains(r"\\u[dD][89a-fA-F]")
+    if not _lines(file).select(lone.any()).collect(engine="streaming").item():
+        try:
+            frame = _ndjson(file.path)
+            return frame, 1, {"rows": frame.select(pl.len()).collect(engine="streaming").item()}
+        except pl.exceptions.PolarsError:
+            pass
+    lines, faulty = list[str](), list[str]()
+    for line in _all_lines(file):
+        if line.strip():
+            fault = _json_fault(line)
+            if fault is not None:
+                faulty.append(f"{file}, row {len(lines) + 1}: {fault}.")
+            lines.append(line if fault is None else json.dumps({FAULT: fault}))
+    if len(faulty) == len(lines):
+        raise DataError(faulty[0])
+    return _ndjson(io.BytesIO("\n".join(lines).encode())), 1, {"rows": len(lines), "faulty": len(faulty)}
+
+
+def _ndjson(source: object) -> pl.LazyFrame:
+    # Keys may come late and types may change, so all rows are looked at; numbers keep their text.
+    schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()  # type: ignore[arg-type]  # a path or bytes
+    texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
+    return pl.scan_ndjson(source, schema=texts, row_index_name=ROW)  # type: ignore[arg-type]  # as above
+
+
+def _json_fault(line: str) -> str | None:
+    """Return what is wrong with a *line* that should be a JSON object; None if nothing is."""
+    try:
+        value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "half of a surrogate pair, which is no character"
+    except ValueError:
+        value = None
+    return None if isinstance(value, dict) else 'not a JSON object such as {"user": 1, "item": 2}'
 
 
 def refuse_bad_rows(bad: int, total: int, shown: Sequence[str], share: float, source: str) -> None:
@@ -160,36 +362,11 @@ def with_whole_numbers(tables: Sequence[Table], columns: Iterable[str]) -> tuple
 
 def _is_whole(tables: Sequence[Table], name: str) -> bool:
     texts = [table for table in tables if table.schema[name] == pl.String]
-    column = pl.col(name)
-    for table in texts:
-        with data_errors(table.file):
-            first = table.frame.filter(~table.is_absent(name)).select(column.str.ends_with(".0")).head(1).collect()
-            if first.to_series().any():
-                break
-    else:
+    pointed = [table.frame.select(pl.col(name).head(_HEAD_ROWS).str.ends_with(".0").any()) for table in texts]
+    if not any(frame.collect(engine="streaming").item() for frame in pointed):
         return False
-    for table in texts:
-        with data_errors(table.file):
-            if (
-                table.frame.select(table.text(name).str.contains(_WHOLE_ID).not_().any())
-                .collect(engine="streaming")
-                .item()
-            ):
-                return False
-    return True
-
-
-def _open_table(file: DataFile, form: Format) -> Table:
-    with data_errors(file):
-        if file.path.stat().st_size == 0:
-            raise DataError(f"{file} is empty; give a file with a header and rows.")
-        is_parquet = file.kind == "parquet"
-        text = Text(pl.scan_parquet(file.path, glob=False), 1) if is_parquet else scan_text(file, form)
-        names = text.frame.collect_schema().names()
-        frame = text.frame.with_columns(
-            pl.lit(value, pl.String).alias(key) for key, value in file.keys.items() if key not in names
-        )
-        return Table(file, frame, dict(frame.collect_schema()), form, text.first_row, text.bad, text.shown)
+    whole = [table.frame.select(table.text(name).str.contains(_WHOLE_ID).all()) for table in texts]
+    return all(frame.collect(engine="streaming").item() for frame in whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +374,7 @@ class TableShape:
     """How the rows of one *table* are read.
 
     values    what a row becomes: expressions over the columns of the table, each with an alias
+    derived   what takes the place of some values, or stands beside them: expressions over the values
     left_out  why a row is left out: conditions over the values, in the order in which they are tried
     bad       of these reasons, those of bad rows: in which column, and what is wrong with its value
     """
@@ -205,6 +383,7 @@ class TableShape:
     values: Sequence[pl.Expr]
     left_out: Mapping[str, pl.Expr]
     bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    derived: Sequence[pl.Expr] = ()
 
 
 class Rows:
@@ -217,23 +396,31 @@ class Rows:
     """
 
     def __init__(
-        self, shapes: Sequence[TableShape], source: str, *facts: pl.Expr, advice: str = "mend the rows"
+        self,
+        shapes: Sequence[TableShape],
+        source: str,
+        *facts: pl.Expr,
+        advice: str = "mend the rows",
+        repeated: Sequence[str] = (),
     ) -> None:
         """Read all rows once; what a table has no value of is null in its rows.
 
+        With *repeated*, the names of texts of which many are alike, the rows stay in memory, and these are categories.
         Raises DataError for too many bad rows, and, with *advice*, when no row is kept.
         """
         self._tables = [shape.table for shape in shapes]
         reasons = dict.fromkeys([INCOMPLETE, *(reason for shape in shapes for reason in shape.left_out)])
         self._reasons = {reason: number for number, reason in enumerate(reasons, start=1)}
-        self._all = pl.concat([self._shaped(*numbered) for numbered in enumerate(shapes)], how="diagonal")
+        self._all = pl.concat([self._shaped(*numbered, repeated) for numbered in enumerate(shapes)], how="diagonal")
         with data_errors(source):
+            if repeated:
+                self._all = self._all.collect(engine="streaming").lazy()
             groups = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
         found = {group["reason"]: group for group in groups.iter_rows(named=True)}
         self.total = int(groups.get_column("rows").sum())
         self.left_out = {reason: found[number]["rows"] for reason, number in self._reasons.items() if number in found}
         faults = {reason: fault for shape in shapes for reason, fault in shape.bad.items() if reason in self.left_out}
-        self.bad = [each for table in self._tables for each in table.shown]
+        self.bad = [each for table in self._tables for each in table.faults()]
         for reason, (column, wrong) in faults.items():
             self.bad += [f"{place}, column {column!r}: {value} {wrong}" for place, value in self.cells(reason, column)]
         count = sum(self.left_out.get(reason, 0) for reason in (INCOMPLETE, *faults))
@@ -245,31 +432,33 @@ class Rows:
 
     @property
     def kept(self) -> pl.LazyFrame:
-        """The rows that are not left out: their values, and `row`, their number within their file from 0."""
+        """The rows that are not left out: their values, and ROW, their number within their file from 0."""
         return self._all.filter(pl.col("reason") == 0).drop("file", "reason")
 
     def values(self, reason: str, name: str) -> pl.DataFrame:
         """Return [value, len] of the value *name* of the rows that are left out for a *reason*, most frequent first."""
         left_out = self._all.filter(pl.col("reason") == self._reasons[reason])
-        counted = left_out.group_by(value=name).len().sort("len", "value", descending=[True, False])
-        return counted.collect(engine="streaming")
+        counted = left_out.group_by(value=name).len().with_columns(pl.col("value").cast(pl.String))
+        return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming")
 
     def cells(self, reason: str, column: str) -> Iterator[tuple[str, str]]:
         """Yield where the first rows are that are left out for a *reason*, and their values in *column*."""
-        found = self._all.filter(pl.col("reason") == self._reasons[reason]).select("file", "row").head(SHOWN)
+        found = self._all.filter(pl.col("reason") == self._reasons[reason]).select("file", ROW).head(SHOWN)
         for file, row in found.collect().iter_rows():
             table = self._tables[file]
-            value = table.frame.slice(row, 1).select(column).collect().item()
-            yield f"{table.file}, row {row + table.first_row}", repr(value)
+            value = table.frame.filter(pl.col(ROW) == row).select(column).collect().item()
+            yield table.place(row), repr(value)
 
-    def _shaped(self, number: int, shape: TableShape) -> pl.LazyFrame:
-        # In two steps, so what a value is made of is not computed again for each condition.
-        rows = shape.table.frame.with_row_index("row").select("row", *shape.values)
-        left_out = dict(shape.left_out)
-        if shape.table.bad:
-            left_out = {INCOMPLETE: pl.col("row").is_in(list(shape.table.bad)), **left_out}
+    def _shaped(self, number: int, shape: TableShape, repeated: Sequence[str]) -> pl.LazyFrame:
+        # In steps, so what a value is made of is not computed again for each condition.
+        faulty = shape.table.is_faulty.alias(FAULT)
+        rows = shape.table.frame.select(ROW, faulty, *shape.values).with_columns(*shape.derived)
+        left_out = {INCOMPLETE: pl.col(FAULT), **shape.left_out}
         tried = [pl.when(found).then(pl.lit(self._reasons[reason])) for reason, found in left_out.items()]
-        return rows.with_columns(file=pl.lit(number), reason=pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8))
+        marked = rows.with_columns(file=pl.lit(number, pl.UInt16), reason=pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8))
+        helpers = [name for name in left_out if name in marked.collect_schema()]
+        alike = [pl.col(name).cast(pl.Categorical) for name in repeated if name in marked.collect_schema()]
+        return marked.drop(FAULT, *helpers).with_columns(alike)
 
 
 def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
@@ -286,9 +475,10 @@ def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
     """
     if "title" not in rows.collect_schema():
         return {}
-    title = pl.col("title").str.strip_chars()
+    text = pl.col("item", "title").cast(pl.String)
     with data_errors(source):
-        titled = rows.select("item", title=title).filter(pl.col("title") != "")
-        counted = titled.group_by("item", "title").len().collect(engine="streaming")
+        counted = rows.group_by("item", "title").agg(pl.len()).with_columns(text).collect(engine="streaming")
+    plain = counted.with_columns(pl.col("title").str.strip_chars()).filter(pl.col("title") != "")
+    counted = plain.group_by("item", "title").agg(pl.col("len").sum())
     best = counted.sort("len", "title", descending=[True, False]).unique("item", keep="first", maintain_order=True)
     return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))

@@ -57,19 +57,13 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "user,item\n", "a.csv has a header but no rows; give a file with rows"),
     ("a.parquet", parquet(pl.DataFrame({"user": ["a"], "item": ["b"]}).clear()), "a.parquet has a header but no rows"),
     ("c.parquet", half(parquet(pl.read_csv(GOOD.encode()))), "c.parquet is cut in the middle"),
-    ("d.csv", GOOD[: GOOD.rindex(",")], "d.csv, row 501: too few fields, 2 where row 1 has 3"),
+    ("a.csv", "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n", "a.csv, row 3: too many fields, as '4' after the last"),
+    ("a.csv", '"us\ner",item\na,b\na,c,4\nb,c\n', "a.csv, row 3: too many fields, as '4' after the last"),
     (
         "a.csv",
-        "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n",
-        "a.csv, row 3: too many fields, 4 where row 1 has 3",
+        'user,item,weight\na,b,1\na,"b,1\na,c,1\n',
+        "a.csv has a quote that is not closed, or that stands inside",
     ),
-    (
-        "b.csv",
-        'user,item,weight\n"a",b,1\n"a,c",1\nb,c,1\n',
-        "b.csv, row 3: too few fields, 2 where row 1 has 3",
-    ),
-    ("c.csv", 'user,item,title\nu,i,"two\nlines"\nv,j\n', "c.csv, row 3: too few fields, 2 where row 1 has 3"),
-    ("a.csv", 'user,item,weight\na,b,1\na,"b,1\na,c,1\n', "a.csv, row 3: a quote is opened and not closed"),
     ("a.csv.gz", damaged(gzip.compress(GOOD.encode())), "a.csv.gz is damaged"),
     ("b.csv", "user,item\ra,b\rb,c\r", "b.csv has lines that end with CR alone; convert it: tr '\\r' '\\n'"),
     ("a.csv", "a,b\nc,d\n", "If these are data, give --no-header."),
@@ -188,23 +182,35 @@ def test_a_file_of_titles_without_titles(tmp_path: Path) -> None:
 
 
 def test_a_few_bad_rows_are_left_out_counted_and_shown(tmp_path: Path) -> None:
-    bad = {3: "u,i", 4: "u,i,1,1", 9: "u,i,many", 12: 'u,"i",1,"x"', 20: "u,i,nil,1", 30: "u,i", 31: "u,i,inf"}
+    bad = {4: "u,i,1,1", 9: "u,i,many", 12: 'u,"i",1,"x"', 20: "u,i,nil,1", 31: "u,i,inf"}
     lines = GOOD.splitlines()
     for row, text in bad.items():
         lines.insert(row - 1, text)
     file = write(tmp_path / "a.csv", "\n".join(lines))
     message = error_of(file)
-    assert "a.csv, row 3: too few fields, 2 where row 1 has 3; " in message
-    assert "5 of the 507 rows of" in message
+    assert "a.csv, row 4: too many fields, as '1' after the last; " in message
+    assert "3 of the 505 rows of" in message
     read = read_interactions(file, form=Format(max_bad_rows=0.02))
-    assert read.left_out == {"incomplete": 5, "weight that is not a number": 2}
-    assert read.rows == 507
+    assert read.left_out == {"incomplete": 3, "weight that is not a number": 2}
+    assert read.rows == 505
     (note,) = read.notes
     assert note.startswith("bad rows are left out: ")
-    for row in (3, 4, 12, 20, 30):
-        assert f"row {row}: too" in note
+    for row in (4, 12, 20):
+        assert f"row {row}: too many fields" in note
     assert "row 9, column 'weight': 'many' is not a finite number" in note
     assert sorted(pairs_of(read)) == sorted(pairs_of(read_interactions(write(tmp_path / "b.csv", GOOD))))
+
+
+def test_fields_that_a_row_lacks_are_absent_values(tmp_path: Path) -> None:
+    read = read_interactions(write(tmp_path / "a.csv", "user,item,title\nu,i\nv,j,one\nw\nv,k"))
+    assert sorted(pairs_of(read)) == [("u", "i", 1.0), ("v", "j", 1.0), ("v", "k", 1.0)]
+    assert (read.rows, read.left_out, read.titles) == (4, {"no item": 1}, {"j": "one"})
+
+
+@pytest.mark.parametrize("layout", ["soon", "%Q", "%d/%m", "%", "ISO"])
+def test_a_format_that_reads_no_times_is_refused_before_the_data_are_read(layout: str) -> None:
+    with pytest.raises(SettingError, match=f"The time format '{layout}' cannot be used"):
+        Format(time_format=layout)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 5])

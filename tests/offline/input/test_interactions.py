@@ -375,11 +375,11 @@ def test_unknown_events_are_named_with_the_most_frequent_first(tmp_path: Path) -
     assert read.notes[0].startswith("the events without a weight are 'View', none, 'cart'; give those that count")
 
 
-def test_blank_lines_and_fields_over_several_lines_are_no_bad_rows(tmp_path: Path) -> None:
+def test_blank_lines_are_no_rows_and_fields_may_have_several_lines(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", 'user,item,title\nu,i,"two\nlines, ""quoted"""\n\nv,j,one\n\n')
     interactions = read_interactions(file)
     assert interactions.titles == {"i": 'two\nlines, "quoted"', "j": "one"}
-    assert interactions.left_out == {"no user": 2}
+    assert (interactions.rows, interactions.left_out) == (2, {})
 
 
 def test_a_quote_inside_a_field_means_itself_where_no_field_is_quoted(tmp_path: Path) -> None:

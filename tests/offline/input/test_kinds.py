@@ -118,9 +118,9 @@ def test_urls_are_read_as_files_and_folders_are(kind: type, tmp_path: Path) -> N
     alone = read_interactions(kind(f"{place}/date=2026-01-01/a.csv"))
     assert [(user, item) for user, item, _ in pairs_of(alone)] == [("u", "i"), ("v", "j")]
     before = state_of([Path(place)])
-    memory.pipe_file(f"/shop/{kind.__name__}/date=2026-01-02/b.csv", b"user,item\nu\n")
+    memory.pipe_file(f"/shop/{kind.__name__}/date=2026-01-02/b.csv", b"user,item\nu,i,j\n")
     assert state_of([Path(place)]) != before
-    with pytest.raises(DataError, match=f"{place}/date=2026-01-02/b.csv, row 2: too few fields"):
+    with pytest.raises(DataError, match=f"{place}/date=2026-01-02/b.csv, row 2: too many fields"):
         read_interactions(kind(place))
 
 
