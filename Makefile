@@ -105,7 +105,7 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra events --extra azure-monitor \
 	    --constraint requirements/dev.lock -o requirements/serve.lock
 	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra events --extra azure-monitor --extra offline --extra bench \
-	    --constraint requirements/dev.lock -o requirements/offline.lock
+	    --group offline-image --constraint requirements/dev.lock -o requirements/offline.lock
 	$(LOCK) --group docs --constraint requirements/dev.lock -o requirements/docs.lock
 	$(LOCK) --group image --constraint requirements/k8s.lock -o requirements/image.lock
 	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra spark --constraint requirements/dev.lock -o requirements/spark.lock

@@ -15,6 +15,7 @@ import pycep
 import pytest
 import yaml
 
+from hotplate.cli.run import read_job, read_pipeline
 from tests.support.azure_models import unknown
 from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, built, tool
@@ -41,7 +42,14 @@ MODELS = {
     "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials": "msi.FederatedIdentityCredential",
     "Microsoft.OperationalInsights/workspaces": "loganalytics.Workspace",
 }
-NO_MODEL = {"Microsoft.Insights/diagnosticSettings"}
+# Of the library of networks, which weighs more than all others together.
+NO_MODEL = {
+    "Microsoft.Insights/diagnosticSettings",
+    "Microsoft.Network/privateDnsZones",
+    "Microsoft.Network/privateDnsZones/virtualNetworkLinks",
+    "Microsoft.Network/privateEndpoints",
+    "Microsoft.Network/privateEndpoints/privateDnsZoneGroups",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +232,23 @@ def test_azure_machine_learning_loads_both_files() -> None:
     assert (deployment.endpoint_name, deployment.instance_count) == (endpoint.name, 2)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the library, to itself
+def test_azure_machine_learning_loads_the_batch_job_and_its_pipeline_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    azure, batch = import_module("azure.ai.ml"), TARGETS / "azure-ml/batch"
+    cluster = azure.load_compute(batch / "cluster.yaml")
+    assert (cluster.type, cluster.tier, cluster.min_instances) == ("amlcompute", "low_priority", 0)
+    component = azure.load_component(batch / "component.yaml")
+    job = azure.load_job(batch / "job.yaml")
+    assert job.settings.default_compute == cluster.name
+    step = job.jobs["recommendations"]
+    needed = {name for name, each in component.inputs.items() if each.get("default") is None}
+    assert needed <= step.inputs.keys() <= component.inputs.keys()
+    monkeypatch.setenv("HOTPLATE_STORE", component.inputs["store"]["default"])
+    read = read_job(read_pipeline(batch / "nightly.toml"))
+    assert f"ln -sfn ${{{{inputs.clicks}}}} {read.inputs[0].name} " in component.command
+    assert "hotplate run nightly.toml" in component.command
+
+
 def bicep(file: str) -> Any:  # noqa: ANN401 -- a tree
     """Parse one of the Bicep files."""
     return pycep.BicepParser().parse(text=(TARGETS / "azure" / file).read_text())
@@ -252,12 +277,22 @@ def test_every_kind_of_resource_has_a_model_or_is_known_to_have_none() -> None:
 
 def test_modules_are_called_with_the_parameters_that_they_have() -> None:
     modules = bicep("main.bicep")["modules"].values()
-    assert {module["detail"]["path"] for module in modules} == {"cosmos.bicep", "redis.bicep"}
+    assert {module["detail"]["path"] for module in modules} == {"cosmos.bicep", "endpoint.bicep", "redis.bicep"}
     for module in modules:
         parameters = bicep(module["detail"]["path"])["parameters"]
         given = module["config"]["config"]["params"].keys()
         assert given <= parameters.keys()
         assert {name for name, one in parameters.items() if one.get("default") is None} <= given
+
+
+def test_with_private_endpoints_no_store_can_be_reached_from_elsewhere() -> None:
+    found, modules = resources(), bicep("main.bicep")["modules"]
+    for store in ("cosmos.cosmos", "redis.redis"):
+        access = found[store]["config"]["properties"]["publicNetworkAccess"]["operator"]["operands"]
+        assert access == {"condition": "private", "true_value": "Disabled", "false_value": "Enabled"}
+    services = {name: modules[f"{name}Endpoint"]["config"] for name in ("cosmos", "redis")}
+    given = {name: one["config"]["params"]["service"] for name, one in services.items()}
+    assert given == {"cosmos": "Sql", "redis": "redisEnterprise"}
 
 
 def test_no_key_opens_the_account_and_the_pods_that_kubernetes_has_are_federated() -> None:

@@ -17,16 +17,24 @@ def unknown(model: Any, value: object, path: str = "") -> Iterator[str]:  # noqa
     if isinstance(value, list):
         for one in value:
             yield from unknown(model, one, f"{path}[]")
+    elif isinstance(value, Mapping) and "operator" in value:
+        yield from _of_condition(model, value["operator"].get("operands"), path)
     elif isinstance(model, type) and issubclass(model, Enum):
         if value not in {word.value for word in model}:
             yield f"{path}={value}"
-    elif isinstance(value, Mapping) and model is not None and "operator" not in value:
+    elif isinstance(value, Mapping) and model is not None:
         fields = model if isinstance(model, Mapping) else _fields(_kind(model, value))
         for name, inner in value.items():
             if name not in fields and EVERY not in fields:
                 yield f"{path}.{name}"
             else:
                 yield from unknown(fields.get(name, fields.get(EVERY)), inner, f"{path}.{name}")
+
+
+def _of_condition(model: Any, operands: object, path: str) -> Iterator[str]:  # noqa: ANN401 -- see `Fields`
+    """Yield what is unknown of either value that a condition chooses from; other operators are not looked into."""
+    if isinstance(operands, Mapping) and "true_value" in operands:
+        yield from unknown(model, [operands["true_value"], operands["false_value"]], path)
 
 
 def _kind(model: type, value: Mapping[str, object]) -> type:

@@ -13,6 +13,9 @@ param publisher string
 @description('What a publish may take at most while it lasts is said by --max-ru; this caps what the account may ever have.')
 param limit int = 20000
 
+@description('Whether it can be reached by private endpoints alone.')
+param private bool = false
+
 resource cosmos 'Microsoft.DocumentDB/databaseAccounts@2024-11-15' = {
   name: account
   location: location
@@ -20,6 +23,7 @@ resource cosmos 'Microsoft.DocumentDB/databaseAccounts@2024-11-15' = {
   properties: {
     databaseAccountOfferType: 'Standard'
     disableLocalAuth: true
+    publicNetworkAccess: private ? 'Disabled' : 'Enabled'
     minimalTlsVersion: 'Tls12'
     consistencyPolicy: {
       defaultConsistencyLevel: 'Session'

@@ -19,6 +19,9 @@ param withRedis bool = false
 @description('Size of the nodes that run pods; a pod takes half a core to two.')
 param nodeSize string = 'Standard_D4ds_v5'
 
+@description('Resource id of a subnet for private endpoints of the stores, which then cannot be reached from elsewhere.')
+param subnet string = ''
+
 @description('The group of Entra ID whose members administer the cluster.')
 param administrators string
 
@@ -146,7 +149,23 @@ module cosmos 'cosmos.bicep' = if (withCosmos) {
     logs: logs.id
     reader: serve.properties.principalId
     publisher: publish.properties.principalId
+    private: !empty(subnet)
   }
+}
+
+module cosmosEndpoint 'endpoint.bicep' = if (withCosmos && !empty(subnet)) {
+  name: 'cosmosEndpoint'
+  params: {
+    name: '${name}-cosmos'
+    location: location
+    subnet: subnet
+    store: resourceId('Microsoft.DocumentDB/databaseAccounts', '${name}-recommendations')
+    service: 'Sql'
+    zone: 'privatelink.documents.azure.com'
+  }
+  dependsOn: [
+    cosmos
+  ]
 }
 
 module redis 'redis.bicep' = if (withRedis) {
@@ -154,7 +173,23 @@ module redis 'redis.bicep' = if (withRedis) {
   params: {
     name: '${name}-recommendations'
     location: location
+    private: !empty(subnet)
   }
+}
+
+module redisEndpoint 'endpoint.bicep' = if (withRedis && !empty(subnet)) {
+  name: 'redisEndpoint'
+  params: {
+    name: '${name}-redis'
+    location: location
+    subnet: subnet
+    store: resourceId('Microsoft.Cache/redisEnterprise', '${name}-recommendations')
+    service: 'redisEnterprise'
+    zone: 'privatelink.redis.azure.net'
+  }
+  dependsOn: [
+    redis
+  ]
 }
 
 // For the annotations `azure.workload.identity/client-id` in k8s/overlays/cosmos.

@@ -6,6 +6,9 @@ param location string
 @description('docs/sizing.md: `hotplate plan` says how much memory the lists take, three releases at a time.')
 param size string = 'Balanced_B1'
 
+@description('Whether it can be reached by private endpoints alone.')
+param private bool = false
+
 resource redis 'Microsoft.Cache/redisEnterprise@2025-07-01' = {
   name: name
   location: location
@@ -15,7 +18,7 @@ resource redis 'Microsoft.Cache/redisEnterprise@2025-07-01' = {
   properties: {
     minimumTlsVersion: '1.2'
     highAvailability: 'Enabled'
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: private ? 'Disabled' : 'Enabled'
   }
 }
 

@@ -1,0 +1,42 @@
+"""The notebooks of the docs: the first is executed as it stands, the other, for Databricks, has to be Python."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+
+from tests.support.paths import ROOT
+
+EXECUTE = """
+import sys
+import nbclient, nbformat
+
+notebook = nbformat.read(sys.argv[1], as_version=4)
+nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+nbformat.write(notebook, sys.argv[2])
+"""
+
+
+def test_the_quickstart_notebook_runs_on_made_up_data_and_draws_its_plots(tmp_path: Path) -> None:
+    made = tmp_path / "made.ipynb"
+    given = os.environ | {"TMPDIR": str(tmp_path), "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", EXECUTE, str(ROOT / "docs/quickstart.ipynb"), str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=given, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    outputs = [each for cell in nbformat.read(made, as_version=4).cells for each in cell.get("outputs", [])]
+    assert sum("image/png" in each.get("data", {}) for each in outputs) == 2
+    printed = "".join(each.get("text", "") for each in outputs)
+    assert ("personal" in printed, "nobody: popular" in printed, "live again" in printed) == (True, True, True)
+
+
+def test_the_code_of_each_notebook_is_python_and_none_has_outputs() -> None:
+    for path in sorted((ROOT / "docs").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        for cell in (each for each in notebook.cells if each.cell_type == "code"):
+            ast.parse(TransformerManager().transform_cell(cell.source))
+            assert (cell.outputs, cell.execution_count) == ([], None)
