@@ -4,8 +4,8 @@ The public names: programs import them from here. Each is loaded when it is firs
 `import hotplate` itself costs nothing.
 """
 
-TYPE_CHECKING = False  # type checkers know it by name; `typing` would delay the command, and every program
-if TYPE_CHECKING:
+TYPE_CHECKING = False  # `typing` would delay the command, and every program
+if TYPE_CHECKING:  # what type checkers see; `_homes` reads it, too
     from hotplate.cli.run import run_pipeline as run
     from hotplate.client import Answer, AsyncClient, Client, ClientError, RequestRefused, ServiceUnavailable
     from hotplate.offline.errors import DataError, GateFailed, SettingError
@@ -65,145 +65,57 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "META",
-    "ALSParams",
-    "Answer",
-    "AsyncClient",
-    "CanaryRunning",
-    "Catalogue",
-    "CatalogueUnreadable",
-    "Client",
-    "ClientError",
-    "Columns",
-    "DataError",
-    "Diagnosed",
-    "DraftRef",
-    "EASEParams",
-    "Finding",
-    "FoldInUnavailable",
-    "GateFailed",
-    "Item",
-    "Level",
-    "ListSettings",
-    "Lists",
-    "LocalReader",
-    "Model",
-    "NeighbourParams",
-    "NotReady",
-    "Observer",
-    "PartUnavailable",
-    "Plan",
-    "PopularityParams",
-    "PublishSettings",
-    "Reader",
-    "Recency",
-    "Recommendations",
-    "RefusedByGates",
-    "ReleaseConflict",
-    "ReleaseCorrupt",
-    "ReleaseId",
-    "ReleaseNotFound",
-    "ReleaseRef",
-    "RequestRefused",
-    "Row",
-    "Rules",
-    "ServiceUnavailable",
-    "SettingError",
-    "Slot",
-    "SplitOptions",
-    "Store",
-    "StoreError",
-    "StoreFull",
-    "StoreMisused",
-    "StoreThrottled",
-    "StoreUnavailable",
-    "SyncLists",
-    "TrainReport",
-    "TrainSettings",
-    "TuneOptions",
-    "Written",
-    "__version__",
-    "activate",
-    "connect",
-    "copy",
-    "dump_catalogue",
-    "load_model",
-    "mount",
-    "open",
-    "open_sync",
-    "parse_catalogue",
-    "prune",
-    "publish",
-    "rollback",
-    "run",
-    "to_implicit",
-    "train",
-    "verify",
-]
-
-# The public names of each module, errors aside, and what they are called there if that differs.
-_HOMES = {
-    "hotplate.cli.run": "run",
-    "hotplate.client": "Answer AsyncClient Client ClientError RequestRefused ServiceUnavailable",
-    "hotplate.releases": "activate copy prune rollback verify",
-    "hotplate.offline.errors": "DataError GateFailed SettingError",
-    "hotplate.offline.evaluate.splits": "SplitOptions",
-    "hotplate.offline.input.columns": "Columns",
-    "hotplate.offline.job": "publish",
-    "hotplate.offline.training": "TrainReport TrainSettings train",
-    "hotplate.offline.lists": "ListSettings",
-    "hotplate.offline.publish": "PublishSettings Written",
-    "hotplate.offline.rules": "Rules",
-    "hotplate.offline.train.als": "ALSParams",
-    "hotplate.offline.train.ease": "EASEParams",
-    "hotplate.offline.train.neighbours": "NeighbourParams",
-    "hotplate.offline.train.popularity": "PopularityParams Recency",
-    "hotplate.offline.train.tuning": "TuneOptions",
-    "hotplate.offline.model": "Model load_model to_implicit",
-    "hotplate.serve.api.app": "mount",
-    "hotplate.serve.embedded": "Lists Recommendations open",
-    "hotplate.serve.reader": "FoldInUnavailable NotReady",
-    "hotplate.serve.sync_lists": "SyncLists open_sync",
-    "hotplate.stores.catalogue": "Catalogue DraftRef ReleaseId ReleaseRef dump_catalogue parse_catalogue",
-    "hotplate.stores.connect": "connect",
-    "hotplate.stores.encoding": "Item",
-    "hotplate.stores.keys": "META",
-    "hotplate.stores.store": "Diagnosed Finding Level LocalReader Observer Plan Reader Row Slot Store",
-}
-_KNOWN_AS = {
-    "dump_catalogue": "dump",
-    "load_model": "load",
-    "open": "open_lists",
-    "parse_catalogue": "parse",
-    "run": "run_pipeline",
-}
+    "META", "ALSParams", "Answer", "AsyncClient", "CanaryRunning", "Catalogue", "CatalogueUnreadable", "Client",
+    "ClientError", "Columns", "DataError", "Diagnosed", "DraftRef", "EASEParams", "Finding", "FoldInUnavailable",
+    "GateFailed", "Item", "Level", "ListSettings", "Lists", "LocalReader", "Model", "NeighbourParams", "NotReady",
+    "Observer", "PartUnavailable", "Plan", "PopularityParams", "PublishSettings", "Reader", "Recency",
+    "Recommendations", "RefusedByGates", "ReleaseConflict", "ReleaseCorrupt", "ReleaseId", "ReleaseNotFound",
+    "ReleaseRef", "RequestRefused", "Row", "Rules", "ServiceUnavailable", "SettingError", "Slot", "SplitOptions",
+    "Store", "StoreError", "StoreFull", "StoreMisused", "StoreThrottled", "StoreUnavailable", "SyncLists",
+    "TrainReport", "TrainSettings", "TuneOptions", "Written", "__version__", "activate", "connect", "copy",
+    "dump_catalogue", "load_model", "mount", "open", "open_sync", "parse_catalogue", "prune", "publish", "rollback",
+    "run", "to_implicit", "train", "verify",
+]  # fmt: skip
 
 
 if not TYPE_CHECKING:  # so that type checkers see the imports above, and no other names
 
     def __getattr__(name: str) -> object:
         """Load a public name on its first use."""
-        if name not in __all__:
-            raise AttributeError(f"module 'hotplate' has no attribute {name!r}")
-        from importlib import import_module  # noqa: PLC0415 -- as `typing`
-
         if name == "__version__":
             from importlib.metadata import version  # noqa: PLC0415 -- reading package metadata is slow
 
             value = version("hotplate")
+        elif name not in __all__:
+            raise AttributeError(f"module 'hotplate' has no attribute {name!r}")
         else:
-            home = next((module for module, names in _HOMES.items() if name in names.split()), "hotplate.stores.errors")
-            try:
-                value = getattr(import_module(home), _KNOWN_AS.get(name, name))
-            except ModuleNotFoundError as error:
-                from hotplate.stores.extras import install_command  # noqa: PLC0415 -- as above
-
-                command = install_command("offline" if home.startswith("hotplate.offline") else "server")
-                message = f"hotplate.{name} needs {error.name}, which is not installed; install it with: {command}"
-                raise ModuleNotFoundError(message, name=error.name) from error
+            value = _load(name, *_homes()[name])
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _homes() -> dict[str, tuple[str, str]]:
+    """Return the module of each public name, and its name there."""
+    import ast  # noqa: PLC0415 -- as `typing`
+
+    tree = ast.parse(__spec__.loader.get_source(__name__))  # type: ignore[union-attr]  # of a package from source
+    names = next(each for each in tree.body if isinstance(each, ast.If))
+    imports = (each for each in names.body if isinstance(each, ast.ImportFrom))
+    return {name.asname or name.name: (str(each.module), name.name) for each in imports for name in each.names}
+
+
+def _load(name: str, home: str, there: str) -> object:
+    from importlib import import_module  # noqa: PLC0415 -- as `typing`
+
+    try:
+        return getattr(import_module(home), there)
+    except ModuleNotFoundError as error:
+        from hotplate.stores.extras import install_command  # noqa: PLC0415 -- as `typing`
+
+        command = install_command("offline" if home.startswith("hotplate.offline") else "server")
+        message = f"hotplate.{name} needs {error.name}, which is not installed; install it with: {command}"
+        raise ModuleNotFoundError(message, name=error.name) from error

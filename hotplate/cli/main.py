@@ -16,7 +16,7 @@ from hotplate.cli.terminal import out, print_error
 _POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
 # Verbs, in the order of the help, with their modules and functions; and the modules that have verbs of their own.
 _VERBS = {
-    "demo": ("demo", "demo"),
+    "demo": ("serve", "demo"),
     "train": ("train", "train"),
     "publish": ("publish", "publish"),
     "run": ("run", "run"),
