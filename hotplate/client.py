@@ -182,9 +182,6 @@ class AsyncClient:
             ssl_context, max_connections=max_connections, keepalive_expiry=IDLE_S, network_backend=_Network()
         )
 
-    def __repr__(self) -> str:
-        return f"<hotplate.{type(self).__name__} {self._url}>"
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -334,11 +331,8 @@ class Client:
         self._open = partial(
             AsyncClient, url, key=key, timeout_s=timeout_s, max_connections=max_connections, ssl_context=ssl_context
         )
-        self._name = repr(self._open()).replace("AsyncClient", "Client")  # which raises for wrong arguments, too
+        self._open()  # raises what is wrong with the arguments
         self._running = dict[int, _Running]()
-
-    def __repr__(self) -> str:
-        return self._name
 
     def __enter__(self) -> Self:
         return self

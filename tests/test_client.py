@@ -62,9 +62,6 @@ class Blocking:
         method = getattr(self._client, name)
         return lambda *arguments, **options: self._runner.run(method(*arguments, **options))
 
-    def __repr__(self) -> str:
-        return repr(self._client)
-
     def close(self) -> None:
         self._runner.run(self._client.aclose())
         self._runner.close()
@@ -79,9 +76,6 @@ class Impatient:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- a method of the client
         method = getattr(self._client, name)
         return lambda *arguments, **options: method(*arguments, **{"timeout_s": SHORT_S} | options)
-
-    def __repr__(self) -> str:
-        return repr(self._client)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -41,10 +41,15 @@ USER_ROUTE = "/v1/recommendations/{user}"
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
 
-# Counts the connection of a request as one of its caller's. Raises Problem if there are too many.
-CountConnection = Callable[[web.BaseRequest, str], None]
-# Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
-Admit = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
+class Gate(Protocol):
+    """What requests pass on their way, where a server has limits; a part of another application has none of its own."""
+
+    def count_connection(self, request: web.BaseRequest, client: str) -> None:
+        """Count the connection of a request as its caller's. Raises Problem if there are too many."""
+
+    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[web.Response]]) -> web.Response:
+        """Do the work of a request once its body was read and its turn has come. Raises Problem and ClientGone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +175,6 @@ class Dispatcher:
         self.tracer = tracer
         self.metrics = reader.metrics
         self.draining = False
-        self.admit: Admit | None = None
-        """What a POST has to pass before its handler; None if the application around the service has its own."""
-        self.count_connection: CountConnection | None = None
-        """What the connection of a request with a key is counted by; None if there are no keys."""
         documents = Documents(takes_key=self.guard.reads_take_a_key, takes_events=events is not None)
         self._routes = Routes(self.handlers, Scoring(reader), documents, events)
         self.cors = Cors(cors_origins) if cors_origins else None
@@ -183,18 +184,17 @@ class Dispatcher:
         """Be not ready from now on, and have every client close its connection."""
         self.draining = self.handlers.draining = True
 
-    def _work(self, route: Route | None, request: web.BaseRequest, raw_id: str, query: str) -> Awaitable[web.Response]:
-        handler = handler_of(route, request.method)
-        if self.admit is not None and request.method == "POST":
-            return resolved(self.admit(request, partial(handler, request, raw_id, query)))
-        return handler(request, raw_id, query)
-
     def answer(
-        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None
+        self,
+        request: web.BaseRequest,
+        path: str,
+        query: str,
+        refusal: Problem | None = None,
+        gate: Gate | None = None,
     ) -> Coroutine[Any, Any, web.Response]:
         """Answer a request for a raw path and query, or refuse it."""
         span = None if self.tracer is None else _begin(self.tracer, request)
-        answering = self._answer(request, path, query, span, refusal)
+        answering = self._answer(request, path, query, span, refusal=refusal, gate=gate)
         return answering if span is None else _sampled(span, answering)
 
     def _at_once(self, request: web.BaseRequest, route: Route | None, refusal: Problem | None) -> web.Response | None:
@@ -206,7 +206,14 @@ class Dispatcher:
         return self.cors.preflight(request, route.methods)
 
     async def _answer(
-        self, request: web.BaseRequest, path: str, query: str, span: RequestSpan | None, refusal: Problem | None
+        self,
+        request: web.BaseRequest,
+        path: str,
+        query: str,
+        span: RequestSpan | None,
+        *,
+        refusal: Problem | None,
+        gate: Gate | None,
     ) -> web.Response:
         started = perf_counter()
         route, raw_id = self._routes.find(path, request.method)
@@ -218,9 +225,13 @@ class Dispatcher:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
                     caller = await self.guard.admit(request.headers, scope)
-                    if self.count_connection is not None and caller is not self.guard.anonymous:
-                        self.count_connection(request, caller.name)
-                response = await self._work(route, request, raw_id, query)
+                    if gate is not None and self.guard.knows_clients and caller is not self.guard.anonymous:
+                        gate.count_connection(request, caller.name)
+                handler = handler_of(route, request.method)
+                if gate is not None and request.method == "POST":
+                    response = await resolved(gate.admit(request, partial(handler, request, raw_id, query)))
+                else:
+                    response = await handler(request, raw_id, query)
         except (Problem, NotReady, ClientGone) as error:
             response = _refused(route, error)
         except Exception:

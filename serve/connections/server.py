@@ -13,7 +13,7 @@ from aiohttp import HttpVersion11, web
 from multidict import istr
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
-from hotplate.serve.api.app import CLIENT_GONE, RequestIds
+from hotplate.serve.api.app import CLIENT_GONE, Gate, RequestIds
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.handlers import StreamedResponse
 from hotplate.serve.api.parameters import check_body, read_body, unreadable
@@ -53,7 +53,12 @@ class Responder(Protocol):
         """Which pages of other origins may read the answers; None if no page may."""
 
     async def answer(
-        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None
+        self,
+        request: web.BaseRequest,
+        path: str,
+        query: str,
+        refusal: Problem | None = None,
+        gate: Gate | None = None,
     ) -> web.Response:
         """Answer a request for a raw path and query, or refuse it."""
         ...
@@ -62,15 +67,15 @@ class Responder(Protocol):
 class HttpServer(web.Server):
     """aiohttp's low-level server, without its router and middlewares, behind connections that are held to limits."""
 
-    def __init__(self, dispatcher: Responder, limits: Limits | None = None) -> None:
+    def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: "Lane | None" = None) -> None:
+        """Take what answers requests, and what answers the plainest of them without aiohttp, if anything does."""
         super().__init__(self._answer)
         self.dispatcher = dispatcher
         self.metrics = dispatcher.metrics
         self.registry = ConnectionRegistry(limits or Limits(), self.metrics)
         self.admission = Admission(self.metrics.count_shed)
         self.writer = AnswerWriter(self.metrics, dispatcher.request_ids, dispatcher.cors)
-        self.lane: Lane | None = None
-        """What answers the plainest requests without aiohttp; None if nothing does."""
+        self.lane = lane
 
     def listen(
         self,
@@ -141,7 +146,7 @@ class HttpServer(web.Server):
             path = request.rel_url.raw_path  # the absolute form, which proxies use
         connection_of(request).begin_turn()
         if is_usual(request) and TIMEOUT not in request.headers:
-            return self.dispatcher.answer(request, path, query)
+            return self.dispatcher.answer(request, path, query, gate=self)
         return self._answer_unusual(request, path, query)
 
     async def _answer_unusual(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
@@ -160,7 +165,7 @@ class HttpServer(web.Server):
         except Problem as problem:
             refusal = problem.closing()
         with read_within(READ_SHARE * (deadline - monotonic())):
-            return await self.dispatcher.answer(request, path, query, refusal)
+            return await self.dispatcher.answer(request, path, query, refusal, self)
 
     def _answer_error(
         self, request: web.BaseRequest, status: int, error: BaseException | None, message: str | None

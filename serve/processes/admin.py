@@ -22,7 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN
-from hotplate.serve.api.app import RequestIds, Route, by_template, handler_of
+from hotplate.serve.api.app import Gate, RequestIds, Route, by_template, handler_of
 from hotplate.serve.api.parameters import QueryParser
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.metrics import Metrics
@@ -170,7 +170,12 @@ class _Admin:
         self._open_paths = console.open_paths
 
     async def answer(
-        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None
+        self,
+        request: web.BaseRequest,
+        path: str,
+        query: str,
+        refusal: Problem | None = None,
+        gate: Gate | None = None,  # noqa: ARG002 -- operators are not limited
     ) -> web.Response:
         """Answer a request for a raw path and query, or refuse it; every error as a problem."""
         request_id = self.request_ids.of(request)

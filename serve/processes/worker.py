@@ -116,18 +116,14 @@ async def run_worker(
     which holds *lifeline* open, is gone, all ends within ORPHAN_DRAIN_S. It listens once it has tried to read its
     stores, and has a release to serve or no other worker answers; then *announce* is called.
     """
-    settings, guard, certificate = context.settings, context.guard, context.certificate
+    settings, certificate = context.settings, context.certificate
     context.metrics.use_slot(number)
     reader = _open_reader(context)
     spans = _span_queue(context)
     writer = EventWriter(settings.events) if settings.events else None
     dispatcher = _dispatcher(context, reader, spans, writer)
     handlers = dispatcher.handlers
-    server = HttpServer(dispatcher, settings.limits)
-    dispatcher.admit = server.admit
-    if not settings.no_fast_lane:
-        server.lane = Lane(dispatcher)
-    dispatcher.count_connection = server.count_connection if guard.knows_clients else None
+    server = HttpServer(dispatcher, settings.limits, None if settings.no_fast_lane else Lane(dispatcher))
     stop = _ShutdownSignals(lifeline)
     reporter = Reporter(reader.tiers, lambda: certificate.expires_at if certificate else None)
     reporter.status = lambda: STARTING

@@ -115,11 +115,7 @@ class Pair:
             self.reader, guard, cors_origins=self.origins, access_log=self.access_log, tracer=self.tracer
         )
         self.dispatchers.append(dispatcher)
-        server = HttpServer(dispatcher, self.limits)
-        dispatcher.admit = server.admit
-        dispatcher.count_connection = server.count_connection if guard.knows_clients else None
-        if fast:
-            server.lane = Lane(dispatcher)
+        server = HttpServer(dispatcher, self.limits, Lane(dispatcher) if fast else None)
         self.stack.push_async_callback(server.shutdown, 1)
         return server
 
