@@ -7,7 +7,7 @@ health.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from importlib.resources import files
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -34,7 +34,9 @@ from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
-SCORE_EXAMPLE = {"data": [{"user": "42", "n": 10}, {"user": "43", "n": 10}]}
+# The routes in Swagger 2.0, in the words of Azure ML's own servers; rows are records, as in the example.
+SIGNATURE: dict[str, Any] = orjson.loads((files("hotplate.serve.api") / "swagger.json").read_bytes())
+SCORE_EXAMPLE = SIGNATURE["definitions"]["ServiceInput"]["example"]
 # How many rows are answered before other requests get their turn.
 ROWS_A_PIECE = 256
 # What passes after a while: too slow, too many, too busy, not there yet.
@@ -130,9 +132,9 @@ class Scoring:
         """`GET /swagger.json`."""
         _SWAGGER.parse(raw_query)
         prefix = request.rel_url.raw_path.removesuffix("/swagger.json")  # within another application there is one
-        return web.Response(
-            body=orjson.dumps(signature(prefix)), headers={"Content-Type": JSON, "Cache-Control": "no-cache"}
-        )
+        described = SIGNATURE | {"paths": {prefix + path: methods for path, methods in SIGNATURE["paths"].items()}}
+        headers = {"Content-Type": JSON, "Cache-Control": "no-cache"}
+        return web.Response(body=orjson.dumps(described), headers=headers)
 
     async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /`: the process answers, with the word that the callers expect."""
@@ -200,89 +202,3 @@ def _row_of(raw: Raw) -> ScoreRow | bytes:
             f"the row makes no sense: {error}"
         )
     return row
-
-
-_FAILED = "The service could not answer. After 503, and only then, come again later."
-_OUTPUT_EXAMPLE = [
-    {
-        "user": "42",
-        "status": "ok",
-        "items": [{"id": "1", "score": 0.9, "title": "One"}],
-        "source": "personal",
-        "release": "20261120T064200Z-7f3a",
-        "tier": "file",
-    }
-]
-
-
-def signature(prefix: str) -> dict[str, Any]:
-    """Return the signature of the routes below *prefix* in Swagger 2.0, in the words of Azure ML's own servers."""
-
-    def defined(name: str) -> dict[str, Any]:
-        return {"schema": {"$ref": f"#/definitions/{name}"}}
-
-    failed = {"description": _FAILED, **defined("ErrorResponse")}
-    up = {
-        "description": "The service is up.",
-        "schema": {"type": "string"},
-        "examples": {"text/plain": "Healthy"},
-    }
-    health = {
-        "operationId": "ServiceHealthCheck",
-        "produces": ["text/plain"],
-        "responses": {"200": up, "default": failed},
-    }
-    payload = {"name": "serviceInputPayload", "in": "body", "required": True, "description": "The rows to score."}
-    score = {
-        "operationId": "RunMLService",
-        "description": "Score the rows of a batch.",
-        "security": [{"Bearer": []}],
-        "parameters": [payload | defined("ServiceInput")],
-        "responses": {
-            "200": {"description": "One element for each row, in order.", **defined("ServiceOutput")},
-            "default": failed,
-        },
-    }
-    bearer = {"type": "apiKey", "name": "Authorization", "in": "header", "description": "For example: Bearer abc123"}
-    return {
-        "swagger": "2.0",
-        "info": {"title": "hotplate", "version": "1"},  # the version of the signature, not of the program
-        "paths": {f"{prefix}/": {"get": health}, f"{prefix}/score": {"post": score}},
-        "consumes": [JSON],
-        "produces": [JSON],
-        "securityDefinitions": {"Bearer": bearer},
-        "definitions": _definitions(),
-    }
-
-
-@cache
-def _definitions() -> dict[str, Any]:
-    """Describe input and output by their types; rows are records, as in the example."""
-    (row, score, error), parts = msgspec.json.schema_components([ScoreRow, Score, ScoreError])
-    rows = {"type": "array", "maxItems": MAX_USERS, "items": _simple(row, parts)}
-    return {
-        "ServiceInput": {
-            "type": "object",
-            "properties": {"data": rows},
-            "required": ["data"],
-            "example": SCORE_EXAMPLE,
-        },
-        "ServiceOutput": {"type": "array", "items": _simple(score, parts), "example": _OUTPUT_EXAMPLE},
-        "ErrorResponse": _simple(error, parts),
-    }
-
-
-def _simple(schema: Any, parts: dict[str, Any]) -> Any:  # noqa: ANN401 -- a schema is JSON, and so are its parts
-    """Return a schema whole in itself, with the first type if there are several: Swagger knows no more."""
-    if isinstance(schema, list):
-        return [_simple(one, parts) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _simple(parts[schema["$ref"].rpartition("/")[2]], parts)
-    if "anyOf" in schema:
-        return _simple(schema["anyOf"][0], parts)
-    words = {"type": "string"} if "enum" in schema else {}
-    return words | {
-        name: _simple(part, parts) for name, part in schema.items() if name != "title" or isinstance(part, dict)
-    }

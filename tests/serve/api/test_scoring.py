@@ -14,7 +14,8 @@ from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, web
 
 import hotplate
 from hotplate.serve.access.keys import create
-from hotplate.serve.api.scoring import Score, refusal
+from hotplate.serve.api.parameters import MAX_USERS
+from hotplate.serve.api.scoring import SIGNATURE, Score, ScoreError, ScoreRow, refusal
 from hotplate.serve.problems import Problem
 from tests.support.redis_server import running as running_redis
 from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, running_app, serving
@@ -334,6 +335,16 @@ def test_the_example_of_the_signature_is_answered_as_the_signature_says(service:
     described = definitions["ServiceOutput"]["items"]["properties"]
     assert first.keys() == described.keys() - {"error", "canary", "segment"}
     assert first.keys() == definitions["ServiceOutput"]["example"][0].keys()
+
+
+def test_the_signature_says_what_the_types_say() -> None:
+    defined = SIGNATURE["definitions"]
+    row, one = defined["ServiceInput"]["properties"]["data"]["items"], defined["ServiceOutput"]["items"]
+    assert defined["ServiceInput"]["properties"]["data"]["maxItems"] == MAX_USERS
+    for kind, described in ((ScoreRow, row), (Score, one), (ScoreError, defined["ErrorResponse"])):
+        fields = msgspec.structs.fields(kind)
+        assert [*described["properties"]] == [field.name for field in fields]
+        assert described["required"] == [field.name for field in fields if field.required]
 
 
 async def test_a_job_finds_the_routes_inside_another_application(folder: Path) -> None:
