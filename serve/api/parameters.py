@@ -74,7 +74,7 @@ Fields = Annotated[
 ALL_FIELDS: Literal["id,score,title"] = "id,score,title"
 
 
-class ListQuery(Struct, frozen=True, forbid_unknown_fields=True):
+class ListQuery(Struct, frozen=True):
     """The query of `GET /v1/similar/{item}`."""
 
     n: Count = DEFAULT_N
@@ -88,11 +88,11 @@ class SegmentQuery(ListQuery, frozen=True):
     segment: Segment = OVERALL
 
 
-class NoQuery(Struct, frozen=True, forbid_unknown_fields=True):
+class NoQuery(Struct, frozen=True):
     """The query of a route that takes none."""
 
 
-class BatchBody(SegmentQuery, frozen=True, kw_only=True):
+class BatchBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /v1/recommendations`: what the query of one user has, for many."""
 
     users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="The users, in the order of the answers.")]
@@ -108,7 +108,7 @@ class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
     ]
 
 
-class FoldInBody(SegmentQuery, frozen=True, kw_only=True):
+class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /v1/recommendations/fold-in`."""
 
     items: Annotated[
@@ -264,6 +264,10 @@ class QueryParser(Generic[AnyStruct]):
         for pair in filter(None, raw.split("&")):
             raw_name, _, raw_value = pair.partition("=")
             name = _decoded(raw_name, "the name of a parameter")
+            if name not in self._query.__struct_fields__:
+                raise bad_parameter(
+                    _unknown(f"it contains unknown field `{name[:SHOWN_CHARS]}`", self._route, self._query)
+                )
             if name in values:
                 raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
             values[name] = _ids_in(raw_value) if name == "exclude" else _decoded(raw_value, name)
@@ -390,9 +394,14 @@ def refused(error: msgspec.ValidationError, given: object, route: str, kind: typ
         shown = value[:SHOWN_CHARS] if isinstance(value, str) else value
         what += f", not {msgspec.json.encode(shown).decode()[: SHOWN_CHARS + 2]}"
     elif "unknown field" in what and not place:
-        what = f"{what[: SHOWN_CHARS * 2]}; {route} takes {', '.join(kind.__struct_fields__) or 'nothing in its query'}"
+        return bad_parameter(_unknown(what[: 2 * SHOWN_CHARS].replace("Object", "it"), route, kind))
     what = what.replace("Object missing", "it is missing").replace("Object", "it")
     return bad_parameter(f"{where or 'the request'} cannot be used: {what[:1].lower()}{what[1:]}"[:MAX_REFUSAL_CHARS])
+
+
+def _unknown(what: str, route: str, kind: type[Struct]) -> str:
+    takes = ", ".join(kind.__struct_fields__) or "nothing in its query"
+    return f"the request cannot be used: {what}; {route} takes {takes}"
 
 
 def _check_ids(ids: Sequence[str], name: str) -> None:
