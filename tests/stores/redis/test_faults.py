@@ -385,3 +385,16 @@ def test_a_store_reads_again_once_its_dead_server_is_back(server: RedisServer, l
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(asyncio.wait_for(read(), RECOVERS_WITHIN_S))
+
+
+@LOOPS
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
+def test_a_store_reads_over_each_transport_on_each_loop(server: RedisServer, scheme: str, loop: Factory) -> None:
+    async def read() -> None:
+        store = open_url(server.url(scheme))
+        await write(store, FIRST, TEN[:2])
+        assert await store.get_many(ref(FIRST), [TEN[1].key, "user:absent"]) == [TEN[1].value, None]
+        await store.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(read(), RECOVERS_WITHIN_S))
