@@ -126,12 +126,9 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress
         if not parts.path.startswith("/") or parts.hostname:
             raise StoreMisused(f"{shown} names no socket; write three slashes, as in unix:///run/redis/redis.sock")
         return replace(server, db=_number(given.get("db", "0"), shown), path=unquote(parts.path))
-    try:
-        host, port = parts.hostname, parts.port or PORT
-    except ValueError:  # its text has what it complains of
-        raise StoreMisused(f"{shown} has no valid port") from None
-    if not host:
-        raise StoreMisused(f"{shown} names no server; write redis://HOST:PORT/DB")
+    (host, port), *others = hosts(parts, PORT, shown)
+    if others:
+        raise StoreMisused(f"{shown} names several servers; write redis+sentinel:// or redis+cluster://")
     return replace(server, db=_number(parts.path.removeprefix("/") or "0", shown), host=host, port=port)
 
 
@@ -193,9 +190,7 @@ def hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, 
         except ValueError:  # its text has what it complains of
             raise StoreMisused(f"{shown} has no valid port") from None
         if not host:
-            raise StoreMisused(
-                f"{shown} names no server; write {parts.scheme}://HOST:{default_port},HOST:{default_port}"
-            )
+            raise StoreMisused(f"{shown} names no server; write {parts.scheme}://HOST:{default_port}")
         found.append((host, port))
     return found
 

@@ -59,6 +59,7 @@ def test_sentinels_are_listed_before_the_name_of_the_primary_and_have_a_password
         ("redis://:secret@a/first", "not a number"),
         ("redis://:secret@a:99999/0", "port"),
         ("redis://:secret@/0", "names no server"),
+        ("redis://:secret@a,b/0", "several servers; write redis.sentinel://"),
         ("rediss://:secret@a/0?ca=/absent.pem", "does not exist"),
         ("unix://:secret@host/socket", "three slashes"),
         ("unix:///socket?db=-1", "not a number"),
