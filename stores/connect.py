@@ -154,10 +154,8 @@ def share_of(url: str, writers: int) -> str:
     if scheme_of(url) not in COSMOS:
         return url
     with extra_installed("cosmos"):
-        from hotplate.stores.cosmos import containers  # noqa: PLC0415 -- as above
         from hotplate.stores.cosmos.url import parse  # noqa: PLC0415 -- as above
 
     address = parse(url)
-    written = containers.writing_throughput(address)
-    most = address.max_ru or (None if written is None else written.ru)
+    most = address.max_ru or (None if address.writing is None else address.writing.ru)
     return url if most is None else with_max_ru(url, max(1, most // writers))

@@ -24,7 +24,9 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store could not be reached, or did not answer in time; trying again later may help."""
+    """The store could not be reached, or did not answer in time; trying again later may help, unless `permanent`."""
+
+    permanent = False
 
 
 class StoreThrottled(StoreUnavailable):

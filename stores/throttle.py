@@ -1,7 +1,14 @@
-"""How fast to write while others read, and how long to wait before a retry: pure, on an injected clock."""
+"""How fast to write while others read, and when to try again: on an injected clock."""
 
+import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import TypeVar
+
+from hotplate.stores.errors import StoreThrottled, StoreUnavailable
+
+T = TypeVar("T")
 
 # The share of its time that a writer keeps, however slow the server: a publish that crawls still ends.
 MIN_SHARE = 1 / 16
@@ -15,6 +22,12 @@ RECOVERY = 1.25
 
 # How long it takes until a latency that stays is the usual one: a slow network must not slow writing down for ever.
 ADAPT_S = 30.0
+
+# Budget that was not spent in time may be caught up with, up to this much time's worth.
+BURST_S = 0.1
+
+# The first and the longest pause before a step is repeated.
+RETRY_PAUSES_S = (0.05, 2.0)
 
 # Shorter pauses are saved up: event loops sleep by the millisecond, or not at all.
 MIN_PAUSE_S = 0.002
@@ -75,3 +88,70 @@ class Backoff:
     def reset(self) -> None:
         """Begin with the first pause again: an attempt has succeeded."""
         self._pause_s = self._first_s
+
+
+class RateLimiter:
+    """Says when the next request may be sent, by what requests cost; pure, on an injected clock (seconds).
+
+    A request is counted at its expected cost before it is sent, and corrected when its cost is known, so requests in
+    flight never spend more than the rate. After a refusal nothing is sent until the time that it named. That finds the
+    rate of the service: what it admits in a second is spent, and only the few requests in flight are refused.
+    """
+
+    def __init__(self, clock: Callable[[], float], rate: float | None) -> None:
+        """Take the cost per second; None if only the service limits it."""
+        self._clock = clock
+        self._rate = rate
+        self._paid_at = clock()
+
+    def wait_s(self) -> float:
+        """Return how long to wait before the next request."""
+        return max(0.0, self._paid_at - self._clock())
+
+    def take(self, cost: float) -> None:
+        """Count a request that is sent now."""
+        if self._rate is not None:
+            self._paid_at = max(self._paid_at, self._clock() - BURST_S) + cost / self._rate
+
+    def correct(self, more: float) -> None:
+        """Correct the cost of a request that was counted."""
+        if self._rate is not None:
+            self._paid_at += more / self._rate
+
+    def pause(self, seconds: float) -> None:
+        """Send nothing for *seconds*; no budget is saved up meanwhile."""
+        self._paid_at = max(self._paid_at, self._clock() + seconds)
+
+
+class Retrier:
+    """Repeats the steps of writers and operators while their store is unavailable; one for each store or budget."""
+
+    def __init__(self, clock: Callable[[], float], *, for_s: float, throttled_for_s: float = 0.0) -> None:
+        """Take how long one step is repeated, and how long if the store says when to come back."""
+        self._clock = clock
+        self._for_s = for_s
+        self._throttled_for_s = throttled_for_s or for_s
+        self._succeeded_at = clock()
+
+    async def call(self, step: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
+        """Take a step that changes nothing if repeated, until it succeeds; raises what the last attempt raised.
+
+        Refusals count from the last success of any step: a store that admits others is not away.
+        """
+        began_at, failing_since, backoff = self._clock(), None, Backoff(*RETRY_PAUSES_S)
+        while True:
+            try:
+                done = await step()
+            except StoreThrottled as error:
+                if self._clock() - max(began_at, self._succeeded_at) > min(self._throttled_for_s, at_most_s):
+                    raise
+                failing_since, wait_s = None, error.retry_after_s
+            except StoreUnavailable as error:
+                failing_since = self._clock() if failing_since is None else failing_since
+                if error.permanent or self._clock() - failing_since > min(self._for_s, at_most_s):
+                    raise
+                wait_s = backoff.next_s()
+            else:
+                self._succeeded_at = self._clock()
+                return done
+            await asyncio.sleep(wait_s)

@@ -21,11 +21,10 @@ from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.progress import handling
 from hotplate.stores.cosmos.charges import KB
-from hotplate.stores.cosmos.containers import Containers, open_containers
 from hotplate.stores.cosmos.errors import first_line
 from hotplate.stores.cosmos.rows import DEFINITION, container_of, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.store import Containers, CosmosStore, open_containers
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import Checksum, Item, encode
 from hotplate.stores.keys import OVERALL, POPULAR, USER

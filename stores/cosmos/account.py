@@ -1,13 +1,13 @@
-"""One database of an account through azure-cosmos: its containers, their throughput, and reads by `?client=sdk`.
+"""One database of an account through azure-cosmos: its containers, their throughput, and reads with `?client=sdk`.
 
-The SDK follows the account's regions and retries within an attempt as it does everywhere; an attempt ends after
-DEADLINE_S. Imported only to make, scale or drop containers, and for `?client=sdk`: it takes half a second to load.
+The SDK follows the account's regions; an attempt ends after DEADLINE_S. Imported only to make, scale or drop containers
+and for `?client=sdk`, because loading it takes half a second.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, cast
 
 from aiohttp import ClientConnectorError, ClientResponseError
@@ -42,7 +42,7 @@ from hotplate.stores.store import Observer
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
 
-# Of 429s. The SDK takes 0 for unset, and nine retries; below it there are none.
+# Retries of 429s: the SDK takes 0 for unset and makes nine.
 NO_RETRIES = -1
 
 MIN_THROUGHPUT = "x-ms-cosmos-min-throughput"
@@ -52,7 +52,7 @@ SERVERLESS = "serverless"
 
 
 class CosmosAccount:
-    """See `Containers`; lives as long as its store, on one event loop, and opens its client at the first call."""
+    """See `hotplate.stores.cosmos.store.Containers`; opens its client at the first call, on one event loop."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         self._address = address
@@ -61,32 +61,30 @@ class CosmosAccount:
         self._opening: asyncio.Task[CosmosClient] | None = None
         self._known = dict[str, ContainerProxy]()
 
-    async def create_database(self) -> bool:
+    async def create_database(self) -> None:
         async with self._attempt() as client:
-            return await _created(client.create_database(self._address.database, response_hook=self._charged))
+            with suppress(CosmosResourceExistsError):
+                await client.create_database(self._address.database, response_hook=self._charged)
 
-    async def create_container(self, container: str, throughput: Throughput | None) -> bool:
+    async def create_container(self, container: str, throughput: Throughput | None) -> None:
         async with self._attempt() as client:
-            return await _created(
-                self._database(client).create_container(
+            with suppress(CosmosResourceExistsError):
+                await self._database(client).create_container(
                     container,
                     cast("PartitionKey", DEFINITION["partitionKey"]),  # which is a dict of just that
                     indexing_policy=DEFINITION["indexingPolicy"],
                     offer_throughput=None if throughput is None else _properties(throughput),
                     response_hook=self._charged,
                 )
-            )
 
     async def list_containers(self) -> list[str]:
         async with self._attempt() as client:
             return [found["id"] async for found in self._database(client).list_containers()]
 
     async def delete_container(self, container: str) -> None:
-        try:
+        with suppress(ContainerMissing):
             async with self._attempt() as client:
                 await self._database(client).delete_container(container, response_hook=self._charged)
-        except ContainerMissing:
-            return
 
     async def offer(self, container: str) -> Offer | None:
         headers = dict[str, str]()
@@ -161,7 +159,7 @@ class CosmosAccount:
             raise self._failed(CosmosUnavailable(f"{shown} sent what is not an answer", "malformed")) from error
 
     async def _client(self) -> CosmosClient:
-        """Open one client for all calls, also if the first of them is cancelled."""
+        """Return the client for all calls, which opens even if the first of them is cancelled."""
         if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.create_task(self._open())
         return await asyncio.shield(self._opening)
@@ -213,33 +211,24 @@ class CosmosAccount:
 
 
 class SdkClient(SignedClient):
-    """Reads items by azure-cosmos where lookups read them; publishers' requests are signed here."""
+    """Makes the reads of lookups through azure-cosmos; those of publishers are signed requests."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         super().__init__(address, observer)
-        self._account = CosmosAccount(address, observer)
+        self._sdk = CosmosAccount(address, observer)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
         """See `SignedClient`."""
-        return await self._account.read(container, name, timeout_s)
+        return await self._sdk.read(container, name, timeout_s)
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read as `read` does; which region responded is the SDK's business, so it counts as one behind."""
-        return await self._account.read(container, name, timeout_s), False
+        """Read as `read` does; the SDK does not say which region responded, so it counts as one that may lag."""
+        return await self._sdk.read(container, name, timeout_s), False
 
     async def close(self) -> None:
         """Give back connections; closing twice does nothing."""
-        await self._account.close()
+        await self._sdk.close()
         await super().close()
-
-
-async def _created(create: Awaitable[object]) -> bool:
-    """Create something; False if it was there."""
-    try:
-        await create
-    except CosmosResourceExistsError:
-        return False
-    return True
 
 
 def _kind_of(error: AzureError) -> ErrorKind:

@@ -1,6 +1,6 @@
-"""What each operation costs in request units, and a whole publish, by the coefficients of one file with their sources.
+"""What each operation costs in request units, and a whole publish in request units, time and throughput.
 
-`charges.toml` next to this module is that file; users put their own measurements in its place.
+The coefficients and their sources are in `charges.toml`; users may give a file with their own measurements.
 """
 
 import tomllib
@@ -12,12 +12,24 @@ from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.cosmos.url import (
+    MANUAL_MIN,
+    SERVERLESS_BYTES,
+    SERVERLESS_RU,
+    Address,
+    Offer,
+    Throughput,
+    minimum_ru,
+)
+from hotplate.stores.errors import StoreFull, StoreMisused
 from hotplate.stores.manifest import SAMPLE_ROWS
-from hotplate.stores.store import BATCH_ROWS, Plan, PublishCounts
+from hotplate.stores.store import BATCH_ROWS, Bill, Estimate, Plan, Provisioned, PublishCounts
 
 OURS = Path(__file__).with_name("charges.toml")
 KB = 1024
+
+# The container of the catalogue.
+CONTROL = "hotplate"
 
 # What the service adds to each item (_rid, _self, _etag, _ts, _attachments), and is assumed to charge for.
 SYSTEM_BYTES = 205
@@ -32,11 +44,10 @@ BATCH_BYTES = 300
 KEY_BYTES = 4
 CATALOGUE_BYTES = 1024
 
-# Requests of one publish beside those for its rows, from begin to prune. The catalogue is read, and swapped for begin,
-# commit and activation. The state is created, and replaced once (sealed). Read are the state, the manifest, the popular
-# list and the ends of the lists of keys. One container is made, its throughput is read twice (three metadata reads
-# each), and the containers are listed. For a release that is erased at the end, the catalogue is swapped twice more and
-# a container dropped; for the first one, the database and the container of the catalogue are made.
+# Requests of one publish beside those for its rows, from begin to prune: the catalogue is swapped for begin, commit and
+# activation; the state is created and sealed; the state, the manifest, the popular list and the ends of the lists of
+# keys are read; a container is made, its throughput read twice, and the containers are listed. An erased release takes
+# two swaps and a drop; a first publish makes the database and the container of the catalogue.
 CATALOGUE_READS = 10
 CATALOGUE_SWAPS = 3
 STATE_WRITES = 3
@@ -154,6 +165,81 @@ def typical_ru(charges: Charges, plan: Plan) -> float:
     value_bytes = plan.payload_bytes / max(plan.rows, 1)
     size = int(value_bytes * 4 / 3) + NAME_BYTES + SYSTEM_BYTES
     return sum(publish_ru(charges, even_rows(plan.rows, size)).values())
+
+
+def check_room(address: Address, plan: Plan) -> None:
+    """Raise StoreFull for what cannot fit; a container with provisioned throughput grows."""
+    if address.throughput is None and plan.payload_bytes > SERVERLESS_BYTES:
+        raise StoreFull(
+            f"the release has {plan.payload_bytes / 1e9:,.0f} GB, and a serverless container of {address.shown} holds "
+            f"{SERVERLESS_BYTES / 1e9:,.0f} GB; use an account with provisioned throughput"
+        )
+
+
+def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
+    """Return what a publish and its release are billed for."""
+    written = address.writing
+    if written is None:
+        return Bill(float(address.max_ru or SERVERLESS_RU))
+    control = Provisioned("catalogue", MANUAL_MIN)
+    kept = minimum_ru(written.ru, stored_bytes, autoscale=written.autoscale)
+    live = address.serving(Offer(written, kept, pending=False)) or written
+    return Bill(
+        float(address.max_ru or written.ru),
+        writing=(Provisioned("new release", written.ru, written.autoscale), control),
+        afterwards=(
+            Provisioned("live release", live.ru, live.autoscale),
+            Provisioned("release before it, kept", kept, written.autoscale),
+            control,
+        ),
+    )
+
+
+def estimate_publish(
+    address: Address, charges: Charges, plan: Plan, counts: PublishCounts, *, first: bool, live: bool
+) -> Estimate:
+    """Return what a publish of *plan* takes; see `ProvisionedStore.estimate`. Only rows wait for their share."""
+    check_room(address, plan)
+    bill = bill_of(address, plan.payload_bytes)
+    spent = publish_ru(charges, counts, first=first)
+    notes = list[str]()
+    if not bill.writing:
+        notes.append(f"assumed: a serverless container gives {bill.rate_ru:,.0f} RU/s, which is not guaranteed")
+    if address.key is None and address.arm is None:
+        notes.append(
+            "publishing will be refused: Entra ID alone cannot make containers; add resource_group= to the URL"
+        )
+    if address.partition_warning:
+        notes.append(address.partition_warning)
+    return Estimate(
+        plan.rows,
+        plan.payload_bytes,
+        fits=True,
+        makes=_makes(address, bill, first=first, live=live),
+        request_units=spent,
+        seconds=round((spent[WRITING] + spent[READING]) / bill.rate_ru, 3),
+        bill=bill,
+        notes=tuple(notes),
+    )
+
+
+def _makes(address: Address, bill: Bill, *, first: bool, live: bool) -> tuple[str, ...]:
+    """Say what a publish creates and scales."""
+    written = address.writing
+    made = list[str]()
+    if first:
+        control = "serverless" if written is None else Throughput(MANUAL_MIN)
+        made.append(f"the database {address.database}, unless it is there")
+        made.append(f"the container {CONTROL}, of the catalogue: {control}")
+    if written is None:
+        return *made, "the container of the release: serverless, nothing indexed"
+    partitions = f"{written.initial_partitions} physical partition{'s' * (written.initial_partitions > 1)}"
+    made.append(f"the container of the release: {written}, {partitions}, nothing indexed")
+    then = bill.afterwards[0 if live else 1].ru_s
+    if then != written.ru:
+        scaled = Throughput(then, written.autoscale)
+        made.append(f"which is scaled to {scaled} before it {'goes live' if live else 'waits'}")
+    return tuple(made)
 
 
 @lru_cache(8192)

@@ -1,13 +1,13 @@
 """The rows of a release: an item each, written many at a time; then the packed keys of the batch, which acknowledge it.
 
-A row's id, which is its partition key, is `KIND.` and its ID in base64url: letters that need no escaping anywhere. All
-else in a container has a name without a dot. A value is text if it is valid UTF-8 and shorter so, else base64.
+A row's id, which is its partition key, is `KIND.` and its ID in base64url: letters that need no escaping anywhere. The
+names of other items have no dot. A value is text if it is valid UTF-8 and shorter so, else base64.
 
-Rows are created, never replaced: a write that comes late changes nothing. The item `state` names the draft's writer,
-who is replaced by compare-and-set. Batch items, created too, are numbered without gaps in a series for each part of the
-release and each of its writers, so the last is found by reading a few. A writer who takes a draft over records how far
-the series of the former writer count, and goes on in its own: what the former writer acknowledges later does not count.
-A row that it had under way may still appear; readers can see it only if the new rows lack its key.
+Rows are created, never replaced, so a late write changes nothing. The item `state` names the draft's writer, which is
+replaced by compare-and-set. Batch items are numbered without gaps in a series for each part of the release and each of
+its writers, so the last one is found by a few reads. A writer that takes a draft over records how far the former
+writer's series count and continues in its own; later batches of the former writer do not count. A row that it had under
+way may still appear; readers can see it only if the new rows lack its key.
 """
 
 import asyncio
@@ -17,42 +17,66 @@ from binascii import Error as NotBase64
 from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES, Charges
-from hotplate.stores.cosmos.errors import ContainerMissing, Retrier, for_each
+from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten, SignedClient, VersionedItem
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreUnavailable
+from hotplate.stores.errors import (
+    ReleaseConflict,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreFull,
+    StoreThrottled,
+    StoreUnavailable,
+)
 from hotplate.stores.keys import META, KeySpan, bounds, check_kind, merged, pack
 from hotplate.stores.store import BATCH_ROWS, Row, not_found, sealed, taken_over
+from hotplate.stores.throttle import RETRY_PAUSES_S, Backoff, RateLimiter, Retrier
 
-# Of every container of ours: read by id only, so nothing is indexed. The service refuses a time to live with that.
+T = TypeVar("T")
+
+# Of every container: items are read by id only, so nothing is indexed. The service refuses a time to live with that.
 DEFINITION: dict[str, Any] = {
     "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2},
     "indexingPolicy": {"indexingMode": "none", "automatic": False},
 }
 
-# The container of the catalogue.
-CONTROL = "hotplate"
-CATALOGUE = "catalogue"
-
-# The item that says of a release's container whether it is a draft, or sealed.
+# The item that says whether a release's container is a draft or sealed.
 STATE = "state"
+DRAFT = "draft"
+SEALED = "sealed"
+# The two kinds of series of batches. Only the first says where to resume; each part has its own.
+ROWS = "rows"
+METAS = "metas"
 
 CONTAINER = "release-"
 INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-# What is drawn for a release.
-DRAWN = re.compile(r"[0-9a-f]{12}")
 
-# Of an item, by https://learn.microsoft.com/azure/cosmos-db/concepts-limits.
+# Of an item: https://learn.microsoft.com/azure/cosmos-db/concepts-limits
 MAX_ITEM_BYTES = 2 << 20
+
+# How long an operation is repeated while the service is unavailable; what was written stays.
+UNAVAILABLE_S = 20.0
+# How long 429s are repeated without a single success.
+THROTTLED_S = 120.0
+# How long a new container may be invisible: the service answers 404 for a while, here and there.
+CONTAINER_VISIBLE_S = 60.0
+# How long a replica that lags is given to catch up, before what it does not have counts as absent.
+REPLICA_LAGS_S = (0.02, 0.1)
+# Requests at a time: at 5 ms each, some 12,000 a second.
+IN_FLIGHT = 64
+
+AnyRef = ReleaseRef | DraftRef
+# Raises ReleaseConflict if the catalogue names another writer of a draft.
+ConfirmWriter = Callable[[], Awaitable[None]]
 
 
 @lru_cache(64)
-def container_of(release: ReleaseRef | DraftRef) -> str:
+def container_of(release: AnyRef) -> str:
     """Return the container of a release, named by its incarnation; ReleaseNotFound if no release has such a name."""
     if not INCARNATION.fullmatch(release.incarnation):
         raise ReleaseNotFound(f"release {release.id[:80]!r} is not in this store: no release has such an id")
@@ -91,10 +115,8 @@ def value_of(item: CosmosItem) -> bytes:
 
 
 def item_bytes(item: CosmosItem) -> int:
-    """Return the size that is stored and charged for; StoreFull if it is more than an item may have."""
-    # What was read has the service's own properties among ours.
-    ours = {name: value for name, value in item.items() if name[0] != "_"} if "_rid" in item else item
-    size = len(orjson.dumps(ours)) + SYSTEM_BYTES
+    """Return the size that is stored and charged for; StoreFull if an item cannot have it."""
+    size = len(orjson.dumps(_ours(item) if "_rid" in item else item)) + SYSTEM_BYTES
     if size > MAX_ITEM_BYTES:
         raise StoreFull(
             f"the row {item['id']} takes {size:,} bytes as an item, and Cosmos DB stores {MAX_ITEM_BYTES:,} at most; "
@@ -103,66 +125,83 @@ def item_bytes(item: CosmosItem) -> int:
     return size
 
 
-def batch_name(series: str, number: int) -> str:
-    """Return the id of the item with the keys of an acknowledged batch, the *number*-th, from 1, of its series."""
-    return f"{series}-{number}"
+class Budget(Retrier):
+    """Repeats requests of publishers and operators within a budget of request units."""
 
+    def __init__(self, clock: Callable[[], float], rate_ru: float | None) -> None:
+        """Take RU/s; None if only the service limits."""
+        super().__init__(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
+        self._clock = clock
+        self._limiter = RateLimiter(clock, rate_ru)
+        self._admission = asyncio.Lock()
 
-# The two kinds of series of batches: only the first, which each part has of its own, says where to resume.
-ROWS = "rows"
-METAS = "metas"
+    async def until_visible(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Take, as `call` does, a step that follows the creation of its container, which may not be visible yet."""
+        began_at, backoff = self._clock(), Backoff(*RETRY_PAUSES_S)
+        while True:
+            try:
+                return await self.call(step)
+            except ContainerMissing:
+                if self._clock() - began_at > CONTAINER_VISIBLE_S:
+                    raise
+            await asyncio.sleep(backoff.next_s())
 
-# How long a replica that is behind is given to catch up, before what it does not have counts as absent.
-REPLICA_LAGS_S = (0.02, 0.1)
+    async def spend(
+        self, expected_ru: float, request: Callable[[], Awaitable[T]], charge_ru: Callable[[T], float]
+    ) -> T:
+        """Send, as `call` does, a request once there is budget for it; *charge_ru* returns what its result did cost."""
 
-DRAFT = "draft"
-SEALED = "sealed"
+        async def limited() -> T:
+            async with self._admission:  # first come, first served
+                wait_s = self._limiter.wait_s()
+                while wait_s > 0:
+                    await asyncio.sleep(wait_s)
+                    wait_s = self._limiter.wait_s()  # a 429 may have come meanwhile
+                self._limiter.take(expected_ru)
+            try:
+                done = await request()
+            except StoreThrottled as error:
+                self._limiter.correct(-expected_ru)
+                self._limiter.pause(error.retry_after_s)
+                raise
+            self._limiter.correct(charge_ru(done) - expected_ru)
+            return done
 
-AnyRef = ReleaseRef | DraftRef
-
-# Raises ReleaseConflict if the catalogue names another writer of a draft.
-ConfirmWriter = Callable[[], Awaitable[None]]
+        return await self.call(limited)
 
 
 class ReleaseRows:
-    """Writes, acknowledges and scans rows within a budget of request units; lives as long as its store."""
+    """Writes, acknowledges and scans rows within a budget."""
 
-    def __init__(self, items: SignedClient, retrier: Retrier, charges: Charges) -> None:
+    def __init__(self, items: SignedClient, budget: Budget, charges: Charges) -> None:
         self._items = items
-        self._retrier = retrier
+        self._budget = budget
         self._charges = charges
         self._last = dict[tuple[str, str], int]()
-        """The number of the last batch known, by container and series."""
+        """The number of the last known batch, by container and series."""
 
     async def claim(self, draft: DraftRef, confirm: ConfirmWriter) -> None:
-        """Become the writer of a draft: of a new container, or in the place of the writer before.
+        """Become the writer of a draft: of a new container, or in place of the writer before.
 
-        *confirm* is called before somebody else is replaced. Raises ReleaseConflict if that must not be.
+        *confirm* is called before another writer is replaced. Raises ReleaseConflict if that must not be.
         """
         container = container_of(draft)
         for known in [key for key in self._last if key[0] == container]:
-            del self._last[known]  # somebody else may have erased what was there
+            del self._last[known]  # the draft may have been erased since
         state = {"id": STATE, "state": DRAFT, "writer": draft.writer}
-        done = (await self._retrier.until_visible(partial(self._items.create, container, state))).done
-        while not done:  # not done: there is one already, or somebody else changed it first
-            item, etag, _ = await self._retrier.call(partial(self._items.read_fresh, container, STATE))
+        done = (await self._budget.until_visible(partial(self._items.create, container, state))).done
+        while not done:  # there is a state already, or it was changed meanwhile
+            item, etag, _ = await self._budget.call(partial(self._items.read_fresh, container, STATE))
             if item is None:
                 raise not_found(draft)
             if item["state"] != DRAFT:
                 raise sealed(draft)
             if item.get("writer") == draft.writer:
                 return
-            if "writer" not in item:
-                raise ReleaseConflict(
-                    f"release {draft.id} was begun by an older hotplate, which alone could continue it; publish again"
-                )
             await confirm()
-            taken_over = _ours(item) | {
-                "writer": draft.writer,
-                "claims": item.get("claims", 0) + 1,
-                "former": await self._counted(container, item),
-            }
-            done = (await self._retrier.call(partial(self._items.replace, container, taken_over, etag))).done
+            claims, former = item.get("claims", 0) + 1, await self._counted(container, item)
+            taken = _ours(item) | {"writer": draft.writer, "claims": claims, "former": former}
+            done = (await self._budget.call(partial(self._items.replace, container, taken, etag))).done
 
     async def check(self, release: AnyRef) -> None:
         """Raise ReleaseNotFound if a release is not there, or not yet."""
@@ -212,8 +251,7 @@ class ReleaseRows:
         async def erase(key: str) -> None:
             nonlocal deleted
             delete = partial(self._items.delete, container, name_of(key))
-            written = await self._retrier.with_budget(self._charges.delete(0, 0), delete, lambda done: done.charge_ru)
-            deleted += written.done
+            deleted += (await self._budget.spend(self._charges.delete(0, 0), delete, _charge_of)).done
 
         await self.check(release)
         await for_each(keys, erase)
@@ -244,7 +282,7 @@ class ReleaseRows:
             raise not_found(release) from error
 
     async def _spans(self, container: str, state: CosmosItem) -> list[KeySpan]:
-        """Return which keys each acknowledged batch that counts reaches over: one read a batch."""
+        """Return the keys that each acknowledged batch spans: one read a batch."""
         spans = list[KeySpan]()
 
         async def add(name: str, number: int) -> None:
@@ -257,8 +295,8 @@ class ReleaseRows:
     async def _counted(self, container: str, state: CosmosItem) -> dict[str, int]:
         """Return the number of the last batch that counts of each series.
 
-        `meta` comes last: it was acknowledged before the rows that follow it, so none of it is missed if a
-        writer goes on at the same time.
+        `meta` comes last: it was acknowledged before the rows that follow it, so none of it is missed while a writer
+        continues.
         """
         counted: dict[str, int] = dict(state.get("former", {}))
         for kind in (*map(_rows_kind, (0, *state.get("parts", ()))), METAS):
@@ -267,31 +305,31 @@ class ReleaseRows:
         return counted
 
     async def _read_row(self, container: str, values: dict[str, bytes], key: str) -> None:
-        found = await self._read(container, name_of(key)) or await self._read_again(container, name_of(key))
+        found = await self._read_surely(container, name_of(key))
         if found is not None:
             values[key] = value_of(found)
 
     async def _write(self, draft: DraftRef, series: str, batch: Sequence[Row]) -> None:
         container = container_of(draft)
-        values = dict(batch)  # of a key given twice, the last value counts, and rows are not written in order
+        values = dict(batch)  # rows are written in any order, and the last value of a key counts
         await for_each(list(values.items()), partial(self._create_row, draft, container))
         item = to_item(series, pack(list(values)))
         known = self._last.get((container, series))
         number = await self._find_last(container, series) if known is None else known
         done = False
-        while not done:  # not done: another task of this writer has that number, or an attempt whose response was lost
+        while not done:  # another task of this writer has that number, or an attempt whose response was lost
             number += 1
             item["id"] = batch_name(series, number)
-            done = await self._send(item, partial(self._items.create, container))
+            done = await self._create(container, item)
             self._last[container, series] = max(number, self._last.get((container, series), 0))
 
     async def _create_row(self, draft: DraftRef, container: str, row: tuple[str, bytes]) -> None:
-        """Write one row; nothing is ever replaced, so what is there already is read and compared."""
+        """Write one row; one that is there already is read and compared."""
         key, value = row
         item = to_item(name_of(key), value)
-        if await self._send(item, partial(self._items.create, container)):
+        if await self._create(container, item):
             return
-        found = await self._read(container, item["id"]) or await self._read_again(container, item["id"])
+        found = await self._read_surely(container, item["id"])
         if found is None:
             raise StoreUnavailable(f"the row {key!r} of release {draft.id} was written, but cannot be read")
         if value_of(found) != value:
@@ -300,15 +338,14 @@ class ReleaseRows:
                 f"publish again"
             )
 
-    async def _send(self, item: CosmosItem, write: Callable[[CosmosItem], Awaitable[ItemWritten]]) -> bool:
-        expected_ru = self._charges.create(item_bytes(item), 0)
-        return (await self._retrier.with_budget(expected_ru, lambda: write(item), lambda done: done.charge_ru)).done
+    async def _create(self, container: str, item: CosmosItem) -> bool:
+        create = partial(self._items.create, container, item)
+        return (await self._budget.spend(self._charges.create(item_bytes(item), 0), create, _charge_of)).done
 
     async def _state(self, release: AnyRef) -> CosmosItem:
         """Return the item that says whether a release is a draft, and its parts; ReleaseNotFound without one."""
         try:
-            container = container_of(release)
-            found = await self._read(container, STATE) or await self._read_again(container, STATE)
+            found = await self._read_surely(container_of(release), STATE)
         except ContainerMissing as error:
             raise not_found(release) from error
         if found is None:
@@ -318,25 +355,24 @@ class ReleaseRows:
     async def _change_state(
         self, draft: DraftRef, change: Callable[[CosmosItem], CosmosItem], *, unless: str = ""
     ) -> None:
-        """Replace the state by what *change* makes of it, by compare-and-set.
+        """Change the state by compare-and-set, unless it is *unless* already.
 
-        Nothing happens if it is *unless* already. Raises ReleaseNotFound if there is none, ReleaseConflict if
-        the draft is another's.
+        Raises ReleaseNotFound if there is none, ReleaseConflict if the draft is another's.
         """
         container = container_of(draft)
         done = False
-        while not done:  # not done: somebody else changed it first
-            item, etag, _ = await self._retrier.call(partial(self._items.read_fresh, container, STATE))
+        while not done:  # it was changed meanwhile
+            item, etag, _ = await self._budget.call(partial(self._items.read_fresh, container, STATE))
             if item is None:
                 raise not_found(draft)
             if item["state"] == unless:
                 return
             _check_writer(draft, item)
             changed = change(_ours(item))
-            done = (await self._retrier.call(partial(self._items.replace, container, changed, etag))).done
+            done = (await self._budget.call(partial(self._items.replace, container, changed, etag))).done
 
     async def _find_last(self, container: str, series: str) -> int:
-        """Find the number of the last batch by some reads: twice the logarithm of how many are news; 0 for none."""
+        """Find the number of the last batch, 0 for none, by reads: twice the logarithm of how many are new."""
         known = low = self._last.get((container, series), 0)
         step, high = 1, None
         while high is None or high - low > 1:
@@ -345,7 +381,7 @@ class ReleaseRows:
                 high = middle
             else:
                 low, step = middle, step * 2
-            if high == low + 1 and not known and await self._read_again(container, batch_name(series, high)):
+            if high == low + 1 and not known and await self._read_surely(container, batch_name(series, high)):
                 low, step, high = high, 1, None
         self._last[container, series] = low
         return low
@@ -353,26 +389,51 @@ class ReleaseRows:
     async def _packed(self, container: str, series: str, number: int) -> bytes:
         """Return the packed keys of one batch; ReleaseCorrupt if they were lost."""
         name = batch_name(series, number)
-        found = await self._read(container, name) or await self._read_again(container, name)
-        return value_of(found or {"id": name})
+        return value_of(await self._read_surely(container, name) or {"id": name})
 
-    async def _read(self, container: str, name: str) -> CosmosItem | None:
-        """Read an item as a publisher does, out of the budget."""
-        read = partial(self._items.read_fresh, container, name)
-        return (await self._retrier.with_budget(self._charges.read(0), read, self._read_charge)).item
-
-    async def _read_again(self, container: str, name: str) -> CosmosItem | None:
-        """Read twice more what should be there: the replica that responded may be behind others."""
-        for pause_s in REPLICA_LAGS_S:
+    async def _read_surely(self, container: str, name: str) -> CosmosItem | None:
+        """Read what should be there up to three times: the replica that responded may lag."""
+        found = await self._read(container, name)
+        for pause_s in REPLICA_LAGS_S if found is None else ():
             await asyncio.sleep(pause_s)
             if (found := await self._read(container, name)) is not None:
-                return found
-        return None
+                break
+        return found
+
+    async def _read(self, container: str, name: str) -> CosmosItem | None:
+        read = partial(self._items.read_fresh, container, name)
+        return (await self._budget.spend(self._charges.read(0), read, self._read_charge)).item
 
     def _read_charge(self, found: VersionedItem) -> float:
         if found.item is None:
             return self._charges.not_found(strong=False)
         return self._charges.read(item_bytes(found.item))
+
+
+async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
+    """Do the same to many, IN_FLIGHT at a time, begun in order; the first failure ends it and is raised."""
+    left = iter(values)
+    failed = False
+
+    async def work() -> None:
+        nonlocal failed
+        for value in left:
+            if failed:
+                return
+            try:
+                await do(value)
+            except BaseException:
+                failed = True
+                raise
+
+    outcomes = await asyncio.gather(*(work() for _ in range(min(IN_FLIGHT, len(values)))), return_exceptions=True)
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
+
+
+def _charge_of(written: ItemWritten) -> float:
+    return written.charge_ru
 
 
 def _ours(item: CosmosItem) -> CosmosItem:
@@ -395,8 +456,13 @@ def _series(kind: str, state: CosmosItem) -> str:
 
 
 def _numbered(kind: str, claim: int) -> str:
-    """Return a series of the first writer of a draft, or of the one that took it over as the *claim*-th."""
+    """Return a series of a draft's first writer, or of the one that took it over as the *claim*-th."""
     return f"{kind}_{claim}" if claim else kind
+
+
+def batch_name(series: str, number: int) -> str:
+    """Return the id of the *number*-th batch, from 1, of a series."""
+    return f"{series}-{number}"
 
 
 def _chunks(rows: Sequence[Row], part: int) -> Iterator[tuple[str, Sequence[Row]]]:

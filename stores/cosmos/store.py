@@ -1,33 +1,24 @@
 """The Cosmos DB store: a container a release, an item a row, the catalogue one item that is swapped by its etag."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import orjson
 
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from hotplate.stores.cosmos import containers
-from hotplate.stores.cosmos.charges import load, typical_ru
-from hotplate.stores.cosmos.containers import Containers, create_with_database, open_containers
-from hotplate.stores.cosmos.errors import (
-    DEADLINE_S,
-    TRANSIENT,
-    ContainerMissing,
-    CosmosThrottled,
-    CosmosUnavailable,
-    RateLimiter,
-    Retrier,
-)
+from hotplate.stores.cosmos import charges
+from hotplate.stores.cosmos.charges import CONTROL
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.rows import (
-    CATALOGUE,
     CONTAINER,
-    CONTROL,
-    DRAWN,
+    Budget,
     ReleaseRows,
     container_of,
     item_bytes,
@@ -35,9 +26,10 @@ from hotplate.stores.cosmos.rows import (
     to_item,
     value_of,
 )
-from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten, SignedClient
+from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritten, SignedClient
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.extras import extra_installed
 from hotplate.stores.store import (
     Bill,
     Diagnosed,
@@ -51,22 +43,85 @@ from hotplate.stores.store import (
     Row,
     RowEraser,
     Slot,
+    TracedCall,
     not_found,
     taken_over,
     traced_call,
 )
 from hotplate.stores.urls import LOOPBACK
 
-# With less time left, a lookup is not tried again.
-MIN_RETRY_S = 0.001
+# The item of the catalogue.
+CATALOGUE = "catalogue"
+
+# An incarnation as it is drawn for a release.
+DRAWN = re.compile(r"[0-9a-f]{12}")
 
 # How often a reader polls the catalogue: 0.5 RU/s for each process.
 POLL_S = 2.0
 
-# No version of an item has this etag, so a replacement by it never takes place.
+# How often a change of throughput is polled, and for how long: most take seconds, a split of partitions takes hours.
+SCALING_POLL_S = 1.0
+SCALING_S = 600.0
+
+# An etag that no version has, so a replacement of it never takes place.
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
 
+# How far a read's charge may be from our table, and the consistencies that double it.
+CHARGE_TOLERANCE = 0.1
+STRONG = ("BoundedStaleness", "Strong")
+
 CatalogueVersion = tuple[str, int, str]
+
+
+class Containers(Protocol):
+    """One database and its containers: made, scaled and dropped by one attempt each, which raises StoreError.
+
+    Implemented with the account's key (`hotplate.stores.cosmos.account`) and by Azure Resource Manager for Entra ID
+    (`hotplate.stores.cosmos.arm`).
+    """
+
+    async def create_database(self) -> None:
+        """Make the database, unless it is there."""
+
+    async def create_container(self, container: str, throughput: Throughput | None) -> None:
+        """Make a container by DEFINITION, unless it is there; without throughput in a serverless account."""
+
+    async def list_containers(self) -> list[str]:
+        """Return the names of all containers; ContainerMissing if there is no database."""
+
+    async def delete_container(self, container: str) -> None:
+        """Drop a container with all it holds, for no RU; does nothing if there is none."""
+
+    async def offer(self, container: str) -> Offer | None:
+        """Return a container's throughput; None if the account is serverless."""
+
+    async def scale(self, container: str, throughput: Throughput) -> None:
+        """Request other throughput; `offer` says when it is there."""
+
+    async def close(self) -> None:
+        """Close connections; closing twice does nothing."""
+
+
+def open_containers(address: Address, observer: Observer | None = None) -> Containers:
+    """Open the control plane: ARM if the URL names it, else the account itself with its key.
+
+    A process that only serves never loads these libraries. Raises StoreMisused if there is neither, or an extra is not
+    installed.
+    """
+    with extra_installed("cosmos"):
+        if address.arm is not None:
+            from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- for publishing without a key
+
+            return ArmContainers(address, address.arm)
+        if address.key is not None:
+            from hotplate.stores.cosmos.account import CosmosAccount  # noqa: PLC0415 -- for publishing
+
+            return CosmosAccount(address, observer)
+    raise StoreMisused(
+        f"{address.shown} is reached by Entra ID, which cannot make, scale or drop containers at the account "
+        f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, "
+        f"or give the account's key as {KEY}"
+    )
 
 
 class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
@@ -84,18 +139,16 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         open_containers: Callable[[], Containers],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the account's items and what opens its control plane."""
-        written = containers.writing_throughput(address)
-        limiter = RateLimiter(clock, address.max_ru or (None if written is None else written.ru))
+        """Take the account's items, and what opens its control plane."""
+        written = address.writing
         self._address = address
         self._items = items
         self._open_containers = open_containers
         self._clock = clock
-        self._retrier = Retrier(clock, limiter)
-        self._charges = load()
-        self._rows = ReleaseRows(items, self._retrier, self._charges)
-        gentle = Retrier(clock, RateLimiter(clock, containers.scanning_ru(address)))
-        self._rows_while_live = ReleaseRows(items, gentle, self._charges)
+        self._budget = Budget(clock, address.max_ru or (None if written is None else written.ru))
+        self._charges = charges.load()
+        self._rows = ReleaseRows(items, self._budget, self._charges)
+        self._rows_while_live = ReleaseRows(items, Budget(clock, address.scanning_ru), self._charges)
         self._catalogue = _CatalogueItem(address, items, clock)
 
     @cached_property
@@ -106,58 +159,36 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         container = container_of(release)
         if (call := traced_call.get()) is not None:
             self._address.describe(call, container, len(keys))
-        if timeout_s is None:
-            read_slot = partial(self._read_patiently, container)
-        else:
-            read_slot = partial(self._read_in_time, container, timeout_s, self._clock() + timeout_s)
         names = [name_of(key) for key in keys]  # which may raise, and a read that was made would never be awaited
-        reads = [read_slot(name) for name in names]  # alone, one needs no task
+        reads = [self._read_slot(container, name, timeout_s) for name in names]  # a single one needs no task
         slots = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))
-        failed = 0
-        for slot in slots:
-            if isinstance(slot, StoreError):
-                if isinstance(slot, ContainerMissing):
-                    raise not_found(release) from slot
-                failed += 1
-        if failed and failed == len(slots) and isinstance(slots[0], StoreError):
-            raise slots[0]
+        failed = [slot for slot in slots if isinstance(slot, StoreError)]
+        for error in failed:
+            if isinstance(error, ContainerMissing):
+                raise not_found(release) from error
+        if failed and len(failed) == len(slots):
+            raise failed[0]
         return slots
 
-    async def _read_in_time(self, container: str, attempt_s: float, give_up_at: float, name: str) -> Slot:
-        """Point-read one key as lookups do, so it holds up or fails no other.
-
-        A failure that may pass is tried once more, and one that was sent to nobody, as connections are not opened for a
-        moment after one has failed, again and again while there is time.
-        """
-        retried = False
-        while True:
-            try:
-                return _slot_of(await self._items.read(container, name, attempt_s))
-            except (CosmosThrottled, CosmosUnavailable) as error:
-                pause_s = _retry_pause_s(error)
-                if retried or pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
-                    return error
-                retried = not (error.kind == "connect" and pause_s)
-            except StoreError as error:
-                return error
-            await asyncio.sleep(pause_s)
-            attempt_s = min(attempt_s, give_up_at - self._clock())
-
-    async def _read_patiently(self, container: str, name: str) -> Slot:
-        """Point-read one key as publishers and operators do: as often, and for as long, as a write is tried."""
+    async def _read_slot(self, container: str, name: str, timeout_s: float | None) -> Slot:
+        """Point-read one key, which delays and fails no other; without a timeout, for as long as a write is tried."""
         try:
-            return _slot_of(await self._retrier.call(partial(self._items.read, container, name, DEADLINE_S)))
+            if timeout_s is None:
+                item = await self._budget.call(partial(self._items.read, container, name, DEADLINE_S))
+            else:
+                item = await self._items.read(container, name, timeout_s)
+            return None if item is None else value_of(item)
         except StoreError as error:
             return error
 
     async def catalogue(self) -> Catalogue:
-        return await self._retrier.call(self._catalogue.read)
+        return await self._budget.call(self._catalogue.read)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         await self._catalogue.check_single_writer()
         seen: CatalogueVersion | None = None
         while True:
-            found = await self._retrier.call(self._catalogue.read_nearest, at_most_s=POLL_S)
+            found = await self._budget.call(self._catalogue.read_nearest, at_most_s=POLL_S)
             self.polled_at = time.monotonic()
             if found.version != seen:
                 seen = found.version
@@ -172,16 +203,11 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
                 await self._containers.close()
 
     async def warnings(self) -> list[str]:
-        return containers.partition_warnings(self._address)
+        return [self._address.partition_warning] if self._address.partition_warning else []
 
     async def examine(self) -> list[Finding]:
+        """See `Diagnosed`; docs/cosmos.md explains each line."""
         address, account = self._address, await self._items.account()
-        live = (await self.catalogue()).live_ref
-        container = None if live is None else container_of(live)
-        warnings = [
-            *containers.partition_warnings(address),
-            *await containers.throughput_warnings(address, container, self._offer),
-        ]
         regions = f"Cosmos DB, read in {', '.join(account.regions)}"
         server = Finding(Level.OK, "server", regions)
         if account.multiple_write_regions:
@@ -189,25 +215,87 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
                 f"{regions}, written in several, so nothing can be compared and set; turn multi-region writes off"
             )
             server = Finding(Level.ERROR, "server", sentence)
-        throughput = [Finding(Level.WARNING, "throughput", sentence) for sentence in warnings]
-        if not throughput:
-            wanted = "serverless" if address.throughput is None else f"{address.throughput.ru:,} RU/s for what is live"
-            throughput = [Finding(Level.OK, "throughput", wanted)]
-        writing = await _examine_writing(address, self._items)
-        return [server, writing, _examine_control(address), *throughput, _examine_transport(address)]
+        identity = "Entra ID" if address.key is None else "the account's key"
+        return [
+            server,
+            Finding(Level.OK, "identity", identity),
+            *await self._examine_reading(),
+            *await self._examine_writing(),
+            _examine_control(address),
+            *await self._examine_throughput(),
+            _examine_transport(address),
+        ]
 
-    async def _offer(self, container: str) -> Offer | None:
-        return await self._retrier.call(partial(self._containers.offer, container))
+    async def _examine_reading(self) -> list[Finding]:
+        """Read the catalogue as lookups read lists, and compare the charge with our table."""
+        call = TracedCall()
+        reset = traced_call.set(call)
+        try:
+            item, _ = await self._items.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+        except ContainerMissing:
+            item = None
+        finally:
+            traced_call.reset(reset)
+        if item is None:
+            return [Finding(Level.OK, "read", f"{self._address.shown} is empty, so this shows at the first publish")]
+        regions = call.attributes.get(REGIONS, ())
+        where = f" from {', '.join(regions)}" if isinstance(regions, tuple) else ""
+        findings = [Finding(Level.OK, "read", f"the catalogue, {item_bytes(item):,} bytes{where}")]
+        charged = call.attributes.get(CHARGE)
+        if isinstance(charged, float):
+            expected = self._charges.read(item_bytes(item), strong=self._address.consistency in STRONG)
+            sentence = f"a read of {item_bytes(item):,} bytes took {charged:.2f} RU, by our table {expected:.2f}"
+            if abs(charged - expected) <= CHARGE_TOLERANCE * expected:
+                findings.append(Finding(Level.OK, "charge", sentence))
+            else:
+                advice = "measure with `hotplate bench charges`, or plans and estimates are wrong"
+                findings.append(Finding(Level.WARNING, "charge", f"{sentence}; {advice}"))
+        return findings
+
+    async def _examine_writing(self) -> list[Finding]:
+        """Try to replace a version of the catalogue that never was: refused by its ETag, or for want of the right."""
+        try:
+            written = await self._items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
+        except ContainerMissing:
+            sentence = f"{self._address.shown} is empty, so this shows at the first publish"
+            return [Finding(Level.OK, "may publish", sentence)]
+        except CosmosUnavailable as error:
+            if error.kind not in ("forbidden", "unauthorized"):
+                raise
+            return [Finding(Level.WARNING, "may publish", f"no, which is right for a service; to publish: {error}")]
+        except StoreError as error:
+            return [Finding(Level.WARNING, "may publish", f"no: {error}")]
+        etag = Finding(Level.OK, "etag", "a write to another version is refused")
+        if written.done:
+            etag = Finding(Level.ERROR, "etag", "a write to another version was accepted; do not publish here")
+        return [Finding(Level.OK, "may publish", "yes"), etag]
+
+    async def _examine_throughput(self) -> list[Finding]:
+        address, wanted, warnings = self._address, self._address.throughput, await self.warnings()
+        live = (await self.catalogue()).live_ref
+        if wanted is not None and live is not None:
+            try:
+                offer = await self._budget.call(partial(self._containers.offer, container_of(live)))
+            except StoreMisused:
+                offer = None  # a reader needs no control plane
+            if offer is not None and offer.throughput.ru < wanted.ru:
+                warnings.append(
+                    f"{container_of(live)}, which is live, has {offer.throughput.ru:,} RU/s, and ru= of "
+                    f"{address.shown} asks for {wanted.ru:,}; activate the release again to scale it"
+                )
+        if warnings:
+            return [Finding(Level.WARNING, "throughput", sentence) for sentence in warnings]
+        sentence = "serverless" if wanted is None else f"{wanted.ru:,} RU/s for what is live; beyond it, 429"
+        return [Finding(Level.OK, "throughput", sentence)]
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         del draft
-        containers.check_room(self._address, plan)
+        charges.check_room(self._address, plan)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         await self.check_room(draft, plan)
-        await self._retrier.call(self._catalogue.check_single_writer)
-        throughput = containers.writing_throughput(self._address)
-        await self._retrier.call(partial(create_with_database, self._containers, container_of(draft), throughput))
+        await self._budget.call(self._catalogue.check_single_writer)
+        await self._create_container(container_of(draft), self._address.writing)
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
     async def _confirm_writer(self, draft: DraftRef) -> None:
@@ -236,23 +324,47 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         except CatalogueUnreadable:
             return True  # services go on with what they have
 
+    async def _create_container(self, container: str, throughput: Throughput | None) -> None:
+        """Make a container, in a database that is made if it is missing; does nothing if there is one."""
+        create = partial(self._containers.create_container, container, throughput)
+        try:
+            await self._budget.call(create)
+        except ContainerMissing:
+            await self._budget.call(self._containers.create_database)
+            await self._budget.call(create)
+
     async def prepare(self, release: ReleaseRef) -> None:
+        """See the contract; waits until the container has the throughput that serving needs."""
         await self._rows.check(release)
-        if self._address.throughput is not None:
-            await containers.scale_up(
-                self._address, self._containers, container_of(release), self._retrier, self._clock
-            )
+        container, give_up_at = container_of(release), self._clock() + SCALING_S
+        while self._address.throughput is not None:
+            offer = await self._budget.call(partial(self._containers.offer, container))
+            wanted = None if offer is None else self._address.serving(offer)
+            if offer is None or wanted is None or (offer.throughput == wanted and not offer.pending):
+                return
+            if not offer.pending:
+                await self._budget.call(partial(self._containers.scale, container, wanted))
+            elif self._clock() > give_up_at:
+                raise StoreUnavailable(
+                    f"{container} of {self._address.shown} is still being scaled to {wanted.ru:,} RU/s, which can take "
+                    f"hours where partitions are split; activate its release later, or set less with ru="
+                )
+            await asyncio.sleep(SCALING_POLL_S)  # what was spent in a second counts against the new throughput, too
 
     async def scale_down(self, release: ReleaseRef) -> None:
         if self._address.throughput is None:
             return
+        container = container_of(release)
         try:
-            await containers.scale_down(self._containers, container_of(release), self._retrier)
+            offer = await self._budget.call(partial(self._containers.offer, container))
+            if offer is not None and not offer.pending and offer.throughput.ru > offer.minimum_ru:
+                least = Throughput(offer.minimum_ru, offer.throughput.autoscale)
+                await self._budget.call(partial(self._containers.scale, container, least))
         except ContainerMissing as error:
             raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        await self._retrier.call(self._catalogue.check_single_writer)
+        await self._budget.call(self._catalogue.check_single_writer)
         if old.version == Catalogue().version:
             write = partial(self._create_catalogue, new)
         else:
@@ -262,15 +374,15 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             if etag is None:
                 raise _conflict()
             write = partial(self._items.replace, CONTROL, _record(new), etag)
-        if not (await self._retrier.call(write)).done:
+        if not (await self._budget.call(write)).done:
             raise _conflict()  # perhaps with an attempt of our own whose response was lost
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        await self._retrier.call(self._catalogue.check_single_writer)
-        item, etag, _ = await self._retrier.call(partial(self._items.read_fresh, CONTROL, CATALOGUE))
+        await self._budget.call(self._catalogue.check_single_writer)
+        item, etag, _ = await self._budget.call(partial(self._items.read_fresh, CONTROL, CATALOGUE))
         if item is None or _record_in(item) != record:
             raise _conflict()
-        if not (await self._retrier.call(partial(self._items.replace, CONTROL, _record(new), etag))).done:
+        if not (await self._budget.call(partial(self._items.replace, CONTROL, _record(new), etag))).done:
             raise _conflict()
 
     async def _create_catalogue(self, new: Catalogue) -> ItemWritten:
@@ -279,11 +391,11 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             return await create()
         except ContainerMissing:
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
-            await create_with_database(self._containers, CONTROL, throughput)
-            return await self._retrier.until_visible(create)
+            await self._create_container(CONTROL, throughput)
+            return await self._budget.until_visible(create)
 
     async def erase(self, release: ReleaseRef) -> None:
-        await self._retrier.call(partial(self._containers.delete_container, container_of(release)))
+        await self._budget.call(partial(self._containers.delete_container, container_of(release)))
         self._items.forget_session(container_of(release))
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
@@ -292,7 +404,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
     async def incarnations(self) -> list[str]:
         """See the contract; StoreMisused if Entra ID does not allow to list, as nothing can be erased then, either."""
         try:
-            names = await self._retrier.call(self._containers.list_containers)
+            names = await self._budget.call(self._containers.list_containers)
         except ContainerMissing:
             return []
         return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
@@ -304,24 +416,24 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
 
     def bill(self) -> Bill:
-        return containers.bill_of(self._address)
+        return charges.bill_of(self._address)
 
     def typical_ru(self, plan: Plan) -> float:
-        return typical_ru(self._charges, plan)
+        return charges.typical_ru(self._charges, plan)
 
     async def try_catalogue(self) -> tuple[Catalogue, str]:
         try:
             found = await self._catalogue.read()
         except StoreError as error:
             return self._catalogue.empty(), str(error)
-        await self._retrier.call(self._catalogue.check_single_writer)
+        await self._budget.call(self._catalogue.check_single_writer)
         return found, ""
 
     def row_bytes(self, row: Row) -> int:
         return item_bytes(to_item(name_of(row.key), row.value))
 
     def estimate(self, plan: Plan, counts: PublishCounts, *, first: bool, live: bool) -> Estimate:
-        return containers.estimate_publish(self._address, self._charges, plan, counts, first=first, live=live)
+        return charges.estimate_publish(self._address, self._charges, plan, counts, first=first, live=live)
 
 
 class _CatalogueItem:
@@ -400,20 +512,6 @@ def _open_client(address: Address, observer: Observer | None) -> SignedClient:
     return SdkClient(address, observer)
 
 
-def _slot_of(item: CosmosItem | None) -> Slot:
-    try:
-        return None if item is None else value_of(item)
-    except StoreError as error:
-        return error
-
-
-def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
-    """Return how long to wait before a lookup is tried again; None if that does not help."""
-    if isinstance(error, CosmosThrottled) or error.kind in TRANSIENT or error.kind == "timeout":
-        return error.retry_after_s
-    return None
-
-
 def _record(catalogue: Catalogue) -> CosmosItem:
     return {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(catalogue))}
 
@@ -424,21 +522,6 @@ def _record_in(item: CosmosItem) -> bytes:
 
 def _conflict() -> ReleaseConflict:
     return ReleaseConflict("the catalogue was changed by somebody else first")
-
-
-async def _examine_writing(address: Address, items: SignedClient) -> Finding:
-    """Try to replace a version of the catalogue that never was: refused by its version, or for want of the right."""
-    try:
-        await items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
-    except ContainerMissing:
-        return Finding(Level.OK, "may publish", f"{address.shown} is empty, so this shows at the first publish")
-    except CosmosUnavailable as error:
-        if error.kind not in ("forbidden", "unauthorized"):
-            raise
-        return Finding(Level.WARNING, "may publish", f"no, which is right for a service; to publish: {error}")
-    except StoreError as error:
-        return Finding(Level.WARNING, "may publish", f"no: {error}")
-    return Finding(Level.OK, "may publish", "yes")
 
 
 def _examine_control(address: Address) -> Finding:

@@ -1,13 +1,12 @@
-"""The URL of a Cosmos DB account: `cosmos://` and, for emulators, `cosmos+http(s)://`, with what may be spent there.
+"""The URL of a Cosmos DB account: `cosmos://` and, for emulators, `cosmos+http(s)://`, and the throughput it asks for.
 
-Throughput is manual or autoscale; how many physical partitions it takes, and how low it may go, are by
-https://learn.microsoft.com/azure/cosmos-db/concepts-limits (values, minimum) and
+Sources: https://learn.microsoft.com/azure/cosmos-db/concepts-limits (values, minimum),
 https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices (partitions).
 """
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import NamedTuple
@@ -19,17 +18,17 @@ from hotplate.stores.urls import LOOPBACK, certificate, parameters, redacted, se
 
 PARTITION_RU = 10_000
 INITIAL_PARTITION_RU = 6_000
-DEFAULT_RU = 400
 MANUAL_MIN = 400
 MANUAL_STEP = 100
 AUTOSCALE_MIN = 1_000
 AUTOSCALE_STEP = 1_000
 MAX_RU = 1_000_000
-# What a serverless container spends in a second with one physical partition, and holds, by
-# https://learn.microsoft.com/azure/cosmos-db/serverless-performance. Each partition more gives as much; the rule of
-# 2022-12-01 gave 1,000 for each beyond five.
+# RU/s of a serverless container with one physical partition, and its capacity:
+# https://learn.microsoft.com/azure/cosmos-db/serverless-performance
 SERVERLESS_RU = 5_000
 SERVERLESS_BYTES = 10**12
+# The share of a live release's throughput that may be spent on reading all of it.
+SCANNING_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +48,8 @@ class Throughput:
         step = AUTOSCALE_STEP if self.autoscale else MANUAL_STEP
         return Throughput(ceil(ru / step) * step, self.autoscale)
 
-    def content(self) -> dict[str, object]:
-        """Return it as the content of an offer."""
-        if self.autoscale:
-            return {"offerThroughput": self.ru // 10, "offerAutopilotSettings": {"maxThroughput": self.ru}}
-        return {"offerThroughput": self.ru, "offerIsRUPerMinuteThroughputEnabled": False}
+    def __str__(self) -> str:
+        return f"{self.ru:,} RU/s, {'autoscale' if self.autoscale else 'manual'}"
 
 
 class Offer(NamedTuple):
@@ -138,6 +134,38 @@ class Address:
     arm: ArmAccount | None = None
     """Where containers are made, scaled and dropped through Azure Resource Manager; None: not there."""
 
+    @property
+    def writing(self) -> Throughput | None:
+        """What a release's container is made with: what it serves with, or what writing may spend, if more."""
+        serving = self.throughput
+        return None if serving is None else serving.rounded_up(max(serving.ru, self.max_ru or 0))
+
+    @property
+    def scanning_ru(self) -> float:
+        """What may be spent in a second on reading all of a live release; lookups need the rest."""
+        limits = [self.max_ru, SERVERLESS_RU if self.throughput is None else self.throughput.ru]
+        return min(limit for limit in limits if limit is not None) * SCANNING_SHARE
+
+    @property
+    def partition_warning(self) -> str:
+        """What the partitions of a new container could do to readers; empty if nothing."""
+        serving, written = self.throughput, self.writing
+        if serving is None or written is None or written.initial_partitions <= serving.initial_partitions:
+            return ""
+        return (
+            f"max_ru={self.max_ru} gives each release of {self.shown} {written.initial_partitions} physical partitions "
+            f"for good, so one key can be read at {serving.ru / written.initial_partitions:,.0f} RU/s at most; lower "
+            f"max_ru, or keep it where {serving.initial_partitions} partition(s) suffice"
+        )
+
+    def serving(self, offer: Offer) -> Throughput | None:
+        """Return what a container that has *offer* serves with: what the URL asks for, or the least that it can have.
+
+        Its kind stays: manual and autoscale do not change into each other here.
+        """
+        wanted = self.throughput
+        return None if wanted is None else offer.throughput.rounded_up(max(wanted.ru, offer.minimum_ru))
+
     def describe(self, call: TracedCall, container: str, keys: int) -> None:
         """Say, by OpenTelemetry's conventions for Cosmos DB, how many keys are read where."""
         server = urlsplit(self.endpoint)
@@ -165,22 +193,21 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
     parts = split(url)
     given = parameters(parts, OPTIONS, shown)
-    database = parts.path.removeprefix("/")
+    endpoint, database = _endpoint(parts, shown), parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    ca = certificate(given, shown)
     return Address(
         shown,
-        _endpoint(parts, shown),
+        endpoint,
         database,
         throughput=_throughput(given.get("ru", str(MANUAL_MIN)), shown),
         max_ru=_max_ru(given.get("max_ru"), shown),
-        consistency=_consistency(given.get("consistency", "eventual"), shown),
+        consistency=CONSISTENCIES[_one_of("consistency", given.get("consistency", "eventual"), CONSISTENCIES, shown)],
         region=given.get("region"),
-        ca=ca,
+        ca=certificate(given, shown),
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
-        through_sdk=_client(given.get("client", CLIENTS[0]), shown) == SDK,
-        arm=_arm_account(given, _endpoint(parts, shown), shown, environment),
+        through_sdk=_one_of("client", given.get("client", CLIENTS[0]), CLIENTS, shown) == SDK,
+        arm=_arm_account(given, endpoint, shown, environment),
     )
 
 
@@ -249,13 +276,7 @@ def _max_ru(text: str | None, shown: str) -> int | None:
     return int(text)
 
 
-def _client(text: str, shown: str) -> str:
-    if text not in CLIENTS:
-        raise StoreMisused(f"client={text} of {shown} is not known; there are {', '.join(CLIENTS)}")
+def _one_of(name: str, text: str, known: Collection[str], shown: str) -> str:
+    if text not in known:
+        raise StoreMisused(f"{name}={text} of {shown} is not known; there are {', '.join(known)}")
     return text
-
-
-def _consistency(text: str, shown: str) -> str:
-    if text not in CONSISTENCIES:
-        raise StoreMisused(f"consistency={text} of {shown} is not known; there are {', '.join(CONSISTENCIES)}")
-    return CONSISTENCIES[text]

@@ -15,10 +15,10 @@ from hotplate.bench.cosmos_emulator.resources import Container, EmulatedAccount
 from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator, Service
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.account import offer_in
-from hotplate.stores.cosmos.charges import load
+from hotplate.stores.cosmos.charges import CONTROL, load
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable, error_for, error_response
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
-from hotplate.stores.cosmos.rows import CONTROL, DEFINITION, container_of
+from hotplate.stores.cosmos.rows import DEFINITION, container_of
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
@@ -125,17 +125,17 @@ class SimulatedContainers:
         self._account = account
         self._requests = RequestBuilder("here:1", "d", "Eventual", KeySigner(WELL_KNOWN_KEY, "here"), account.now)
 
-    async def create_database(self) -> bool:
-        return (await self._send("POST", "dbs", "", "dbs", {"id": "d"})).status == 201
+    async def create_database(self) -> None:
+        await self._send("POST", "dbs", "", "dbs", {"id": "d"})
 
-    async def create_container(self, container: str, throughput: Throughput | None) -> bool:
+    async def create_container(self, container: str, throughput: Throughput | None) -> None:
         headers = b"content-type: application/json\r\n"
         if throughput is not None and throughput.autoscale:
             headers += b'x-ms-cosmos-offer-autopilot-settings: {"maxThroughput": %d}\r\n' % throughput.ru
         elif throughput is not None:
             headers += b"x-ms-offer-throughput: %d\r\n" % throughput.ru
         body = {"id": container, **DEFINITION}
-        return (await self._send("POST", "colls", "dbs/d", "dbs/d/colls/", body, headers=headers)).status == 201
+        await self._send("POST", "colls", "dbs/d", "dbs/d/colls/", body, headers=headers)
 
     async def list_containers(self) -> list[str]:
         found = orjson.loads((await self._send("GET", "colls", "dbs/d", "dbs/d/colls/")).body)
@@ -154,8 +154,14 @@ class SimulatedContainers:
 
     async def scale(self, container: str, throughput: Throughput) -> None:
         offer = await self._offer(container)
-        name = offer["id"]
-        await self._send("PUT", "offers", name.lower(), f"offers/{name}/", {**offer, "content": throughput.content()})
+        name, content = offer["id"], dict[str, Any]()
+        if throughput.autoscale:
+            content["offerThroughput"] = throughput.ru // 10
+            content["offerAutopilotSettings"] = {"maxThroughput": throughput.ru}
+        else:
+            content["offerThroughput"] = throughput.ru
+            content["offerIsRUPerMinuteThroughputEnabled"] = False
+        await self._send("PUT", "offers", name.lower(), f"offers/{name}/", {**offer, "content": content})
 
     async def close(self) -> None:
         """Nothing to give back."""

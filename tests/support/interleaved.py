@@ -44,9 +44,8 @@ from hotplate.stores.catalogue import (
     follows,
 )
 from hotplate.stores.connect import connect
-from hotplate.stores.cosmos.containers import open_containers
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.store import CosmosStore, open_containers
 from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # th
 async def containers(cosmos_http: Account, observer: Counted) -> AsyncIterator[CosmosAccount]:
     """A database of its own."""
     made = CosmosAccount(cosmos_http.address(f"d{secrets.token_hex(4)}"), observer)
-    assert [await made.create_database() for _ in range(2)] == [True, False]
+    for _ in range(2):
+        await made.create_database()
     yield made
     await made.close()
     await made.close()
@@ -44,8 +45,9 @@ async def scripted_account(raw: ScriptedServer, observer: Counted) -> AsyncItera
 
 async def test_containers_are_made_listed_and_dropped_once(containers: CosmosAccount) -> None:
     assert await containers.list_containers() == []
-    assert [await containers.create_container("c", Throughput(400)) for _ in range(2)] == [True, False]
-    assert await containers.create_container("serverless", None)
+    for _ in range(2):
+        await containers.create_container("c", Throughput(400))
+    await containers.create_container("serverless", None)
     assert sorted(await containers.list_containers()) == ["c", "serverless"]
     for _ in range(2):
         await containers.delete_container("c")
@@ -117,7 +119,7 @@ async def test_containers_are_made_in_the_region_that_takes_writes() -> None:
         location = [{"name": "There", "databaseAccountEndpoint": f"http://127.0.0.1:{there.port}/"}]
         here.properties = there.properties = {"writableLocations": location}
         account = CosmosAccount(parse(f"cosmos+http://127.0.0.1:{here.port}/d", {}))
-        assert await account.create_database()
+        await account.create_database()
         assert b"POST /dbs HTTP/1.1" in b"".join(there.heard)
         assert b"POST" not in b"".join(here.heard)
         await account.close()

@@ -1,10 +1,18 @@
 """What the client makes of answers that are cut short, make no sense, or say no: an error of a kind, never data."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
+from hotplate.stores.cosmos.errors import (
+    TRANSIENT,
+    ContainerMissing,
+    CosmosThrottled,
+    CosmosUnavailable,
+    ErrorResponse,
+    error_for,
+)
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreFull
@@ -58,8 +66,9 @@ async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
 ) -> None:
     raw.responses = [response]
     assert await kind_of(client.read("c", "a", 2.0)) == kind
-    assert observer.kinds == [kind]
+    assert observer.kinds == [kind] * (2 if kind in TRANSIENT else 1)
     raw.responses = [answer(200, ITEM)]
+    await asyncio.sleep(0.06)  # connections that end without a response are not opened again at once
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
@@ -78,14 +87,14 @@ async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
-async def test_an_answer_that_is_cut_anywhere_is_no_item(
+async def test_a_response_that_is_cut_anywhere_is_no_item(
     raw: ScriptedServer, client: SignedClient, observer: Counted
 ) -> None:
     whole = answer(200, ITEM)
     for length in range(len(whole)):
-        raw.responses = [whole, whole[:length] + CUT]
-        assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
-        assert await kind_of(client.read("c", "a", 2.0)) == "reset"
+        raw.responses = [whole, whole[:length] + CUT, whole]
+        for _ in range(2):
+            assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
     assert observer.kinds == ["reset"] * len(whole)
 
 

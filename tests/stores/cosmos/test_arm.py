@@ -61,20 +61,20 @@ async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: 
             await containers.create_container("r", Throughput(700))
         with pytest.raises(ContainerMissing):
             await containers.list_containers()
-        assert await containers.create_database()
+        for _ in range(2):
+            await containers.create_database()
         assert await containers.list_containers() == []
-        assert not await containers.create_database()
         with pytest.raises(ContainerMissing):
             await containers.offer("r")
-        assert await containers.create_container("r", Throughput(700))
-        assert not await containers.create_container("r", Throughput(900))
+        for ru in (700, 900):
+            await containers.create_container("r", Throughput(ru))
         assert await containers.list_containers() == ["r"]
         assert await containers.offer("r") == Offer(Throughput(700), 400, pending=False)
         await containers.scale("r", Throughput(400))
         assert await containers.offer("r") == Offer(Throughput(400), 400, pending=False)
         await containers.delete_container("r")
         await containers.delete_container("r")
-        assert await containers.create_container("a", Throughput(2000, autoscale=True))
+        await containers.create_container("a", Throughput(2000, autoscale=True))
         assert await containers.offer("a") == Offer(Throughput(2000, autoscale=True), 1000, pending=False)
 
 
@@ -119,7 +119,7 @@ async def test_an_error_of_a_busy_arm_has_the_time_to_retry_after(server: Emulat
         ):
             await containers.create_database()
         assert away.value.kind == "unavailable"
-        assert not await containers.create_database(), "what was requested was done, and is found by the next attempt"
+        await containers.create_database()
 
 
 async def test_arm_that_is_away_and_a_missing_token_are_different_errors(server: Emulator) -> None:

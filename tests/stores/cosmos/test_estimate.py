@@ -9,8 +9,7 @@ import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.cosmos.charges import load, typical_ru
-from hotplate.stores.cosmos.containers import bill_of
+from hotplate.stores.cosmos.charges import bill_of, load, typical_ru
 from hotplate.stores.cosmos.rows import container_of
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import ReleaseCorrupt

@@ -86,8 +86,9 @@ async def containers(url: str) -> AsyncIterator[CosmosAccount]:
 
 async def test_hits_are_read_byte_by_byte(client: SignedClient, containers: CosmosAccount, url: str) -> None:
     container = container_of(ref(RELEASE))
-    assert [await containers.create_database() for _ in range(2)] == [True, False]
-    assert [await containers.create_container(container, Throughput(400)) for _ in range(2)] == [True, False]
+    for _ in range(2):
+        await containers.create_database()
+        await containers.create_container(container, Throughput(400))
     for key, value in ROWS.items():
         assert (await client.create(container, to_item(name_of(key), value))).done
     for key, value in ROWS.items():

@@ -6,10 +6,10 @@ import pytest
 
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.cosmos.containers import POLL_S, writing_throughput
-from hotplate.stores.cosmos.errors import BURST_S, RateLimiter
+from hotplate.stores.cosmos.store import SCALING_POLL_S
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.store import Plan, Row
+from hotplate.stores.throttle import BURST_S, RateLimiter
 from tests.support.clock import FakeClock
 from tests.support.cosmos_simulation import SimulatedAccount, batches, simulated
 from tests.support.stores import as_bodies, draft_of, ref
@@ -73,7 +73,7 @@ async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount
     manifest = (await publication.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
     took_s = loop.time() - began
     spent_ru = account.admitted_ru(manifest.release)
-    assert took_s == pytest.approx(spent_ru / 1000 + POLL_S, abs=0.5)  # what is done one after the other
+    assert took_s == pytest.approx(spent_ru / 1000 + SCALING_POLL_S, abs=0.5)  # what is done one after the other
     assert account.answers(429) <= 5
 
 
@@ -105,4 +105,4 @@ async def test_a_container_with_less_than_the_configured_rate_gives_all_it_has_a
     ],
 )
 def test_a_container_is_made_with_what_writing_may_spend(options: str, made: Throughput | None) -> None:
-    assert writing_throughput(parse(f"cosmos+http://here:1/d?{options}", {})) == made
+    assert parse(f"cosmos+http://here:1/d?{options}", {}).writing == made

@@ -15,9 +15,8 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.cosmos.containers import open_containers
-from hotplate.stores.cosmos.rows import CONTROL
-from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.charges import CONTROL
+from hotplate.stores.cosmos.store import CosmosStore, open_containers
 from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.extras import install_command
@@ -196,7 +195,7 @@ async def test_readers_are_warned_of_what_they_could_run_into(account: Simulated
     await publish(store)
     assert await store.warnings() == []
     (split,) = await account.store(max_ru=20_000).warnings()
-    assert "4 partitions for good, so one key can be read at 100 RU/s at most" in split
+    assert "4 physical partitions for good, so one key can be read at 100 RU/s at most" in split
 
 
 @simulated

@@ -8,7 +8,6 @@ import pytest
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import DraftRef, ReleaseId
-from hotplate.stores.cosmos.rows import STATE, container_of
 from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseConflict
@@ -118,18 +117,6 @@ async def test_of_two_that_take_a_draft_over_at_once_one_becomes_its_writer(acco
         return_exceptions=True,
     )
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "ReleaseConflict"]
-
-
-@simulated
-async def test_a_draft_that_an_older_hotplate_began_is_not_continued(account: SimulatedAccount) -> None:
-    store = account.store(ru=4000)
-    await store.create(FIRST, PLAN)
-    _, etag, _ = await store._items.read_fresh(container_of(FIRST), STATE)
-    assert (await store._items.replace(container_of(FIRST), {"id": STATE, "state": "draft"}, etag)).done
-    with pytest.raises(ReleaseConflict, match="begun by an older hotplate, which alone could continue it"):
-        await store.create(SECOND, PLAN)
-    with pytest.raises(ReleaseConflict):
-        await store.put(SECOND, ROWS)
 
 
 @simulated

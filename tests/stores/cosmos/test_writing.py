@@ -8,15 +8,8 @@ import pytest
 
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.cosmos.errors import (
-    CONTAINER_VISIBLE_S,
-    THROTTLED_S,
-    UNAVAILABLE_S,
-    ContainerMissing,
-    CosmosThrottled,
-    CosmosUnavailable,
-)
-from hotplate.stores.cosmos.rows import container_of
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
+from hotplate.stores.cosmos.rows import CONTAINER_VISIBLE_S, THROTTLED_S, UNAVAILABLE_S, container_of
 from hotplate.stores.errors import StoreError, StoreFull
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
