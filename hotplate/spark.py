@@ -1,4 +1,4 @@
-"""What `spark-submit` runs: the command `hotplate`, whose `--master` is then the one that it was submitted to."""
+"""The file for `spark-submit`: the command `hotplate`, with the master that it was submitted to."""
 
 import os
 

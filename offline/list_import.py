@@ -164,7 +164,6 @@ class ImportedLists:
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
         self._items = numbers.ids()
-        self._notes += filter(None, [notes.of_similar_ids("item", self._items)])
         self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)

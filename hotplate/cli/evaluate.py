@@ -44,7 +44,7 @@ ORIGIN = (
     "end for another than the live one."
 )
 Train = Annotated[Path | None, Flag("A file of what users had before, to measure popularity and the catalogue by.")]
-K = Annotated[int, Flag("Measure so many items of each list.", name="-k", at_least=1, at_most=1000)]
+K = Annotated[int, Flag("The first items of each list to measure.", name="-k", at_least=1, at_most=1000)]
 UserColumn = Annotated[str | None, Flag("The column of the user.")]
 ItemColumn = Annotated[str | None, Flag("The column of the item.")]
 ScoreColumn = Annotated[str | None, Flag("The column of the score.")]
@@ -132,7 +132,7 @@ def compare(
     delimiter: Delimiter = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether B is better than A, or whether chance may be all of it.
+    """Say whether B is better than A, or whether the difference may be chance.
 
     Each user's two lists are compared with each other, which finds smaller differences than two separate evaluations.
 

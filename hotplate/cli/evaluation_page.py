@@ -9,7 +9,7 @@ from hotplate.report import Curve, Plot, Report, Row, TextTable
 Facts = Mapping[str, Any]
 
 # Names of metrics as people write them; others are shown as they are.
-NAMES = {"ndcg": "nDCG", "map": "MAP", "recall_at_k": "recall, of k at most", "mrr": "MRR", "hit_rate": "hit rate"}
+NAMES = {"ndcg": "nDCG", "map": "MAP", "recall_at_k": "recall of at most k", "mrr": "MRR", "hit_rate": "hit rate"}
 MAIN = ("ndcg", "recall", "precision", "map", "mrr", "hit_rate")
 LONGEST = 80
 METHOD = (

@@ -1,4 +1,4 @@
-"""`hotplate keys`: who may call the service: create, list, revoke."""
+"""`hotplate keys`: create, list and revoke the keys of the service."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from hotplate.stores.options import Flag
 
 app = Verbs(
     no_args_is_help=True,
-    help="Say who may call the service, and how often.\n\n"
+    help="Create, list and revoke keys, and limit the rate of each client.\n\n"
     "Example: hotplate keys create web --scope read --keys keys.json",
 )
 

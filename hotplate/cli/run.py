@@ -46,9 +46,9 @@ class RunFlags:
     work: Annotated[Path | None, _flag("Keep what is done so far here; else in your data folder.", metavar="DIR")] = (
         None
     )
-    wait: Annotated[float | None, _flag("Wait so many seconds for the end of another run; 0.", at_least=0)] = None
+    wait: Annotated[float | None, _flag("Seconds to wait for the end of another run; 0.", at_least=0)] = None
     keep_ready: Annotated[
-        float | None, _flag("Erase releases that were not activated within so many days; 7.", at_least=0)
+        float | None, _flag("Days after which releases that were never activated are erased; 7.", at_least=0)
     ] = None
     push: Annotated[str | None, _flag("Push metrics to the Pushgateway at this URL.", metavar="URL")] = None
     textfile: Annotated[

@@ -142,7 +142,6 @@ def read_interactions(
         said += [*facts, notes.of_whole_numbers(whole)]
         if weights is None and weighting != "binary" and chosen.weight is None and chosen.count is None:
             said += [notes.of_ratings(list(tables[0].schema)), notes.of_events(tables)]
-        said += [notes.of_similar_ids(role, log.get_column(role)) for role in ("user", "item")]
         titled = rows.kept
         if titles is not None:
             title_columns = {"item": chosen.item, "title": named.title}

@@ -121,17 +121,3 @@ def of_disjoint(log: pl.DataFrame) -> str | None:
     return (
         "no two users have an item in common, so nothing can be learnt from one for another; is the item column right?"
     )
-
-
-def of_similar_ids(role: str, ids: pl.Series) -> str | None:
-    """Say how many of *ids*, with repetitions, differ from another in nothing but case or white space around them."""
-    distinct = ids.unique().cast(pl.String)
-    frame = pl.DataFrame({"id": distinct, "plain": distinct.str.strip_chars().str.to_lowercase()})
-    if frame.get_column("plain").n_unique() == frame.height:
-        return None
-    similar = frame.filter(pl.len().over("plain") > 1).sort("plain", "id")
-    first, second = similar.get_column("id").head(2)
-    return (
-        f"{similar.height:,} {role} ids differ from another in case or in white space around them only, such as "
-        f"{first!r} and {second!r}; they are kept apart"
-    )

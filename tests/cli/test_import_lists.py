@@ -66,7 +66,6 @@ def test_lists_come_of_several_files_and_standard_input_and_what_is_read_otherwi
     assert done.returncode == 0
     assert f"read 4 rows of {tmp_path / 'one.csv'} and standard input\n  1 left out: no user\n" in done.stdout
     assert "note: the ids in column_1 are whole numbers that are written as 17850.0" in done.stdout
-    assert "2 item ids differ from another in case" in done.stdout
     answer = json_of("lookup", "9", "--store", f"file://{tmp_path}/store")
     assert [item["id"] for item in answer["items"]] == ["a"]
 

@@ -188,16 +188,6 @@ def test_events_that_could_be_weighed_are_mentioned(tmp_path: Path) -> None:
     assert read_interactions(file).notes == []
 
 
-def test_ids_that_differ_in_case_or_white_space_are_kept_apart_and_reported(tmp_path: Path) -> None:
-    read = read_interactions(write(tmp_path / "a.csv", "user,item\nAnn,85099B\nann,85099b\n ann,x\nbob,x\n"))
-    assert set(read.log.get_column("user")) == {"Ann", "ann", " ann", "bob"}
-    assert len(read.notes) == 2
-    assert read.notes[0].startswith(
-        "3 user ids differ from another in case or in white space around them only, such as"
-    )
-    assert "such as '85099B' and '85099b'; they are kept apart" in read.notes[1]
-
-
 def test_rows_in_the_future_are_counted_and_left_out_unless_most_are(tmp_path: Path) -> None:
     soon = datetime.now(UTC) + timedelta(hours=23)
     rows = f"user,item,time\nu,i,2999-01-01 00:00:00\nv,i,2026-01-03 00:00:00\nv,j,\nw,i,{soon:%Y-%m-%d %H:%M:%S}\n"
