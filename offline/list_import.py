@@ -17,7 +17,6 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input import notes
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.files import (
     DataFile,
@@ -34,6 +33,8 @@ from hotplate.offline.input.tables import (
     Table,
     TableShape,
     id_reasons,
+    note_of_bad_rows,
+    note_of_whole_numbers,
     open_tables,
     text_of,
     titles_of,
@@ -257,7 +258,7 @@ def read_scored(
     shapes = [_shape(table, columns, owner, item) for table in tables]
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
     rows = Rows(shapes, source, owner_bytes)
-    return rows, [note for note in (notes.of_bad_rows(rows), notes.of_whole_numbers(whole)) if note is not None]
+    return rows, [note for note in (note_of_bad_rows(rows), note_of_whole_numbers(whole)) if note is not None]
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:

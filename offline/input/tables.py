@@ -482,3 +482,15 @@ def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
     counted = plain.group_by("item", "title").agg(pl.col("len").sum())
     best = counted.sort("len", "title", descending=[True, False]).unique("item", keep="first", maintain_order=True)
     return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))
+
+
+def note_of_bad_rows(rows: Rows) -> str | None:
+    """Say which the first bad rows are that are left out."""
+    return f"bad rows are left out: {'; '.join(rows.bad)}" if rows.bad else None
+
+
+def note_of_whole_numbers(columns: Sequence[str]) -> str | None:
+    """Say of which columns the ids are read without the .0 that they are written with."""
+    if not columns:
+        return None
+    return f"the ids in {' and '.join(columns)} are whole numbers that are written as 17850.0; they are read as 17850"
