@@ -157,7 +157,6 @@ def test_what_is_found_and_not_used_is_said_in_text_and_json(tmp_path: Path) -> 
     file = write(tmp_path / "a.csv", "user,item,rating", "u.1,x,5", "U.1,y,3", "v,x,1", "v,NULL,1")
     done = hotplate("train", file, "--out", tmp_path / "model", *QUICK, "--split", "none")
     assert "note: the column 'rating' holds ratings" in done.stdout
-    assert "such as 'U.1' and 'u.1'; they are kept apart" in done.stdout
     assert "1 left out: no item" in done.stdout
     report = trained(tmp_path, file, "--split", "none", "--null-values", "y,None")
     assert report["data"]["left_out"] == {"no item": 1}
