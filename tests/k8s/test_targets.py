@@ -208,7 +208,7 @@ def test_every_target_has_one_image_of_this_version() -> None:
     ]
     version = re.findall(r'^version = "(.*)"', (K8S.parent / "pyproject.toml").read_text(), re.MULTILINE)[0]
     assert len(images) >= 5
-    assert {image.rpartition("/")[2] for image in images} == {f"hotplate:{version}"}
+    assert {image.rpartition("/")[2] for image in images} == {f"hotplate:{version}", f"hotplate-offline:{version}"}
 
 
 def test_azure_container_instances_know_every_field() -> None:
