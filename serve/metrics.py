@@ -36,7 +36,7 @@ CODES = (
 )  # fmt: skip
 # Why work or a connection is refused or cut before it is done, so the rest is done in time.
 SHED = (
-    "connections", "client", "bytes", "slow_header", "large_header", "slow_body",
+    "connections", "bytes", "slow_header", "large_header", "slow_body",
     "slow_reader", "batch_delay", "deadline", "gone", "fold_in",
 )  # fmt: skip
 OPERATIONS = ("get", "get_many")

@@ -36,12 +36,6 @@ class Limits:
     ] = 10_000
     """Fewer where the process may not open so many files."""
 
-    per_client: int = 2_000
-    """How many are open at once whose latest request had a key of one client, or a token of one."""
-
-    silent_s: float = 75.0
-    """From the connection's beginning to its first byte, if that is less than *idle_s*."""
-
     idle_gives_way: bool = False
     """Whether a connection for which there is no room takes the place of the one that has been idle for longest."""
 
@@ -81,7 +75,6 @@ class ServiceSettings:
     workers: Annotated[
         int, Flag("Processes that share the port; best one a core.", LISTENING, at_least=1, at_most=256)
     ] = 1
-    pin_workers: Annotated[bool, Flag("Keep each worker on a CPU of its own.", LISTENING)] = False
     budget_s: Annotated[
         float, Flag("Seconds that the reads of a request may take.", STORES, "budget", at_least=0.001)
     ] = BUDGET_S

@@ -52,8 +52,7 @@ def serve(
     if settings.keys is None and os.environ.get("HOTPLATE_KEYS") == "":
         raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
     configure_logging()
-    limits = replace(settings.limits, per_client=max(1, settings.limits.connections // 5))
-    chosen = replace(settings, stores=urls, telemetry=read_telemetry(telemetry), limits=limits)
+    chosen = replace(settings, stores=urls, telemetry=read_telemetry(telemetry))
     named = ", ".join(map(redacted, urls))
 
     def announce(addresses: Addresses) -> None:

@@ -3,20 +3,27 @@
 A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so the
 time of an answer says nothing of the keys that exist. One that was good is found without that from then on, by Python's
 own hash of text, which has another seed in each process and reveals nothing of a part of a key.
+
+Each client with a rate has one token bucket in memory that all workers share, so its limit holds however unevenly its
+connections are spread. It holds the tokens of one second and is filled at the rate; a request takes one token.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import fcntl
+import mmap
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from hmac import compare_digest
 from ipaddress import ip_address
 from math import ceil
 from pathlib import Path
+from time import monotonic
 
 from multidict import istr
 
-from hotplate.serve.access.keys import EVENTS, IF_MISSING, READ, SCOPES, digest_of, parse
-from hotplate.serve.access.rates import Bucket, LastUses, SharedRates
+from hotplate.serve.access.keys import EVENTS, IF_MISSING, MAX_CLIENTS, READ, SCOPES, KeyHolder, digest_of, parse
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
 from hotplate.serve.settings import ServiceSettings
@@ -36,6 +43,73 @@ SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/swagger.json": None,
     "/v1/events": EVENTS,
 }
+# How much a bucket holds, as a client's requests come in bursts.
+BURST_S = 1.0
+
+
+class SharedRates:
+    """The buckets of all clients in memory that all workers share; made before the workers, as long as the service.
+
+    Two arrays of MAX_CLIENTS cells of eight bytes: whose bucket it is (a hash of name and rate), and when it
+    will be full.
+    """
+
+    def __init__(self) -> None:
+        self._file = os.memfd_create("hotplate-rates", os.MFD_CLOEXEC)
+        os.ftruncate(self._file, 2 * MAX_CLIENTS * 8)
+        cells = memoryview(mmap.mmap(self._file, 2 * MAX_CLIENTS * 8))
+        self._owners = cells[: MAX_CLIENTS * 8].cast("Q")
+        self.full_at = cells[MAX_CLIENTS * 8 :].cast("d")
+
+    def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
+        """Return the buckets of the clients that have a rate, by name; each worker finds the same for a name.
+
+        Cells of clients that are gone are given to others when there are no more free ones. Waits for other workers
+        that do the same, some microseconds each.
+        """
+        rates = {client.name: client.rate for client in clients if client.rate is not None}
+        # A client with another rate begins with a full bucket: the debt of the old one was counted at the old rate.
+        owners = {
+            name: int.from_bytes(sha256(f"{name} {rate}".encode()).digest()[:8]) | 1 for name, rate in rates.items()
+        }
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, MAX_CLIENTS)
+        try:
+            cells = {owner: cell for cell, owner in enumerate(self._owners) if owner}
+            wanted = set(owners.values())
+            free = [cell for cell, owner in enumerate(self._owners) if not owner]
+            free = [cell for owner, cell in cells.items() if owner not in wanted] + free[::-1]
+            for owner in wanted - cells.keys():
+                cells[owner] = free.pop()
+                self._owners[cells[owner]] = owner
+                self.full_at[cells[owner]] = 0.0
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, MAX_CLIENTS)
+        return {name: Bucket(self.full_at, cells[owners[name]], rate) for name, rate in rates.items()}
+
+
+class Bucket:
+    """One client's tokens; used until the keys are loaded again.
+
+    Nothing is locked: of two workers that take a token within the same microsecond, one may take it for nothing.
+    """
+
+    __slots__ = ("_capacity", "_cell", "_full_at", "_rate")
+
+    def __init__(self, full_at: "memoryview[float]", cell: int, rate: float) -> None:
+        self._full_at = full_at
+        self._cell = cell
+        self._rate = rate
+        self._capacity = max(1.0, rate * BURST_S)
+
+    def take(self) -> float:
+        """Take a token for one request: 0 if there was one, else the seconds until there is."""
+        now = monotonic()
+        full_at = max(now, self._full_at[self._cell])
+        there = self._capacity - (full_at - now) * self._rate
+        if there < 1:
+            return (1 - there) / self._rate
+        self._full_at[self._cell] = full_at + 1 / self._rate
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +120,6 @@ class Caller:
     scopes: frozenset[str]
     digest: bytes = b""
     bucket: Bucket | None = None
-    has_key: bool = False
-    """Whether it sent a key of ours."""
 
 
 # Returns who sent a token of somebody else's, known by its digest; raises a Problem if it is not valid.
@@ -61,7 +133,6 @@ class Guard:
         self,
         keys: Path | None = None,
         *,
-        workers: int = 1,
         anonymous: frozenset[str] = frozenset(SCOPES),
         verify_token: VerifyToken | None = None,
     ) -> None:
@@ -69,21 +140,20 @@ class Guard:
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
         self.knows_clients = keys is not None or verify_token is not None
-        self.uses = LastUses()
         self._verify_token = verify_token
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
         """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is not a key."""
         self.watched = list[WatchedFiles]()
         if keys:
-            use = partial(self._parse, keys, SharedRates(workers))
+            use = partial(self._parse, keys, SharedRates())
             self.watched.append(WatchedFiles([keys], use, if_missing=IF_MISSING))
 
     def _parse(self, keys: Path, rates: SharedRates, contents: Sequence[bytes]) -> Callable[[], None]:
         clients = parse(keys, contents[0])
         buckets = rates.buckets(clients)
         callers = {
-            digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name), has_key=True)
+            digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name))
             for client in clients
             for digest in client.digests()
         }
@@ -135,8 +205,6 @@ class Guard:
         if caller.bucket is not None and (wait_s := caller.bucket.take()) > 0:
             detail = "this client has sent all the requests that it may for now"
             raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
-        if caller.has_key:
-            self.uses.marked.add(caller.name)
 
 
 def scope_of(template: str) -> str | None:
@@ -161,7 +229,7 @@ def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Gua
             f"{settings.host} can be reached from other machines: give --keys FILE to say who may call the service "
             "(hotplate keys create makes one), or --anonymous to let everybody read"
         )
-    return Guard(settings.keys, workers=settings.workers, anonymous=anonymous, verify_token=verify_token)
+    return Guard(settings.keys, anonymous=anonymous, verify_token=verify_token)
 
 
 def is_loopback(host: str) -> bool:

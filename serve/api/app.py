@@ -44,9 +44,6 @@ is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 class Gate(Protocol):
     """What requests pass on their way, where a server has limits; a part of another application has none of its own."""
 
-    def count_connection(self, request: web.BaseRequest, client: str) -> None:
-        """Count the connection of a request as its caller's. Raises Problem if there are too many."""
-
     async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[web.Response]]) -> web.Response:
         """Do the work of a request once its body was read and its turn has come. Raises Problem and ClientGone."""
         ...
@@ -225,8 +222,6 @@ class Dispatcher:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
                     caller = await self.guard.admit(request.headers, scope)
-                    if gate is not None and self.guard.knows_clients and caller is not self.guard.anonymous:
-                        gate.count_connection(request, caller.name)
                 handler = handler_of(route, request.method)
                 if gate is not None and request.method == "POST":
                     response = await resolved(gate.admit(request, partial(handler, request, raw_id, query)))

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from hotplate.serve.access.auth import credential_of
+from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
 from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, read_body, refused
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
@@ -125,8 +126,11 @@ async def resolved(work: Awaitable[web.Response]) -> web.Response:
 class EventsHandler:
     """The handler of one worker."""
 
-    def __init__(self, writer: EventWriter, role_of: Callable[[str], ReleaseRole], metrics: Metrics) -> None:
-        """Take the writer, and what says what a release is for this service."""
+    def __init__(
+        self, writer: EventWriter, role_of: Callable[[str], ReleaseRole], metrics: Metrics, origins: Sequence[str] = ()
+    ) -> None:
+        """Take the writer, what says what a release is for this service, and whose pages may report without a key."""
+        self._origins = origins
         self.writer = writer
         self._role_of = role_of
         self._metrics = metrics
@@ -136,7 +140,8 @@ class EventsHandler:
     async def report(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/events` with `{"events": [{"type": "click", "user": "42", "items": ["7"], …}]}`."""
         QUERY.parse(raw_query)
-        _refuse_unasked(request)
+        if credential_of(request.headers) is None:
+            _refuse_unasked(request, self._origins)
         events = parse_events(await read_body(request))
         roles = {release: self._role_of(release) for release in {event.release for event in events}}
         lines = b"".join(self._lines(events, roles))
@@ -194,10 +199,24 @@ class EventsHandler:
             self._metrics.count(self._metrics.events[known, outcome], number)
 
 
-def _refuse_unasked(request: web.BaseRequest) -> None:
-    """Refuse what a web page of any site can have a browser send: before JSON, or a key, the browser asks us."""
-    if request.content_type != JSON and credential_of(request.headers) is None:
+def _refuse_unasked(request: web.BaseRequest, origins: Sequence[str]) -> None:
+    """Refuse what a web page of any site can have a browser send, also if its name was made to lead to this machine.
+
+    Before it sends JSON elsewhere, a browser asks first.
+    """
+    if request.content_type != JSON:
         raise Problem(415, "not-json", "events without a key take the header Content-Type: application/json")
+    origin = request.headers.get("Origin")
+    if origin is not None and origin not in origins and not _is_local(origin):
+        detail = f"events of pages of {origin[:100]} take a key, or --cors-origin with that origin"
+        raise Problem(403, "wrong-origin", detail)
+
+
+def _is_local(origin: str) -> bool:
+    try:
+        return is_loopback(urlsplit(origin).hostname or "")
+    except ValueError:
+        return False
 
 
 def parse_events(body: bytes) -> tuple[Event, ...]:

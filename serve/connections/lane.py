@@ -1,36 +1,36 @@
-"""The fast lane: the plainest requests, GETs of one list, from the bytes that came to those of the answer.
+"""The fast lane: the plainest requests, GETs of one list, from the bytes of the request to those of the answer.
 
-It takes only what it can be sure of; for all the rest `answer` gives None, and aiohttp sees the same bytes,
-untouched, on the same connection and in order. Why it takes nothing that aiohttp would refuse, or read otherwise:
+It takes only what it can be sure of; otherwise `answer` returns None, and aiohttp's parser gets the same bytes. It
+takes nothing that aiohttp would refuse or read otherwise:
 
-- The bytes are one whole request: they begin where a request begins, and their first empty line is their end. So
-  nothing follows that could be read as another's.
+- The bytes are one whole request: they begin where a request begins, and their first empty line is their end.
 - The request line has one form: GET, a path whose id needs no decoding, at most `?n=`, HTTP/1.1.
 - Each header is one of a list, there at most once, with a value of visible ASCII. On the list is nothing that announces
   a body (Content-Length, Transfer-Encoding, Expect, Trailer, TE), changes the protocol (Upgrade, and of Connection all
   but keep-alive), or requests an answer of another kind (Range, Origin, X-Request-Timeout-Ms). What a folded line, a
   bare line end or a space before the colon leave as a name is not on it.
 - What is remembered of headers is what their bytes alone say. Keys, rates, the deny-list, the live release and whether
-  the worker drains are looked at for each request, in the same objects that aiohttp's way looks at. A connection that
-  brings a key is its client's by aiohttp's word only.
+  the worker drains are looked at for each request, in the same objects that aiohttp's way looks at.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from time import monotonic
+from http import HTTPStatus
+from math import inf
+from time import monotonic, time
 from typing import NamedTuple
 
+from aiohttp.helpers import rfc822_formatted_time
 from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
-from hotplate.serve.api.app import Dispatcher, is_request_id
+from hotplate.serve.api.app import Dispatcher, RequestIds, is_request_id
+from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.handlers import PRIVATE, found_in, is_known, list_body, list_head, list_headers
-from hotplate.serve.connections.limits import CountedConnection
-from hotplate.serve.connections.refusals import AnswerWriter
-from hotplate.serve.metrics import request_cell
-from hotplate.serve.problems import Problem
+from hotplate.serve.metrics import OTHER, Metrics, request_cell
+from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded
 from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, use_span
@@ -115,6 +115,61 @@ class _AnswerFrame(NamedTuple):
 _Request = tuple[float, _ListRoute, bytes, int, _Headers, str, RequestSpan | None]
 
 
+_origin = re.compile(rb"(?i)\r\norigin:[ \t]*([\x21-\x7e]+)[ \t]*\r\n").search
+
+
+class AnswerWriter:
+    """Writes whole answers as aiohttp would write them; one for each server, and one for its lane."""
+
+    def __init__(self, metrics: Metrics, request_ids: RequestIds, cors: Cors | None) -> None:
+        self.request_ids = request_ids
+        self._metrics, self._cors = metrics, cors
+        self._date, self._date_until = "", -inf
+
+    def write(
+        self, head: bytes, request_id: str, took_s: float, body: bytes | None, *, last: str = "", more: str = ""
+    ) -> bytes:
+        """Return an answer that begins with *head* and *last*, the end of its last line.
+
+        *more* are header lines behind those of every answer; without a *body* there is no Content-Length either.
+        """
+        now = monotonic()
+        if now >= self._date_until:
+            self._date, self._date_until = rfc822_formatted_time(), now + 1 - time() % 1
+        length = "" if body is None else f"Content-Length: {len(body)}\r\n"
+        lines = (
+            f"{last}Server: hotplate\r\nX-Request-Id: {request_id}\r\nServer-Timing: app;dur={took_s * 1000:.3f}\r\n"
+            f"{more}{length}Date: {self._date}\r\n\r\n"
+        )
+        return b"".join((head, lines.encode(), body or b""))
+
+    def write_problem(self, problem: Problem, request_id: str, took_s: float, data: bytes = b"") -> bytes:
+        """Return a problem as an answer to *data*, the beginning of a request."""
+        head = (
+            f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nContent-Type: {CONTENT_TYPE}\r\n"
+            f"{_lines(problem.headers)}"
+        )
+        origin = _origin(data)
+        more = "" if self._cors is None else _lines(self._cors.headers(origin and origin[1].decode()))
+        return self.write(head.encode(), request_id, took_s, problem.body, more=more)
+
+    def refuse(self, problem: Problem, reason: str, took_s: float, data: bytes) -> bytes:
+        """Return the answer to what is refused before there is a request; *reason* is one of SHED, or empty."""
+        if reason:
+            self._metrics.count_shed(reason)
+        self._metrics.observe_request(OTHER, OTHER, problem.status, 0.0)
+        return self.write_problem(problem.closing(), self.request_ids.new(), took_s, data)
+
+    def no_room(self) -> Problem:
+        """Count a body for which there is no memory; how to refuse it."""
+        self._metrics.count_shed("bytes")
+        return overloaded("bodies and answers that are not read take all the memory that there is for them").closing()
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
 class Lane:
     """Answers what it can of one worker's requests, on its loop; lives as long as the worker."""
 
@@ -139,12 +194,10 @@ class Lane:
         self._lines = dict[bytes, tuple[int, str | None]]()
         self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _AnswerFrame]()
 
-    def answer(
-        self, data: bytes, now: float, connection: CountedConnection, deliver: Callable[[bytes], None]
-    ) -> bytes | None:
-        """Return the whole answer to what came *now* on a connection; None for what is not the lane's.
+    def answer(self, data: bytes, now: float, deliver: Callable[[bytes], None]) -> bytes | None:
+        """Return the whole answer to a request that came *now*; None for what is not the lane's.
 
-        LATER if a store is to be read before: then *deliver* is called with the answer, in a later turn of the loop.
+        PENDING if a store is read first: then *deliver* is called with the answer, in a later turn of the loop.
         """
         line = _line(data)
         if line is None or self._dispatcher.draining:
@@ -157,13 +210,8 @@ class Lane:
         kind, guard = self._kinds[name], self._guard
         try:
             caller = guard.caller(headers[0])
-            # To verify a token takes more than a look, and what has too many connections is closed.
-            if not isinstance(caller, Caller) or not (
-                caller is guard.anonymous
-                or caller.name == connection.client
-                or connection.count_connection(caller.name)
-            ):
-                return None
+            if not isinstance(caller, Caller):
+                return None  # a token that is still to be verified
             guard.charge(caller, READ)
         except Problem as problem:
             return self._refused(now, kind, headers, problem)
@@ -190,7 +238,7 @@ class Lane:
         return self._writer.write_problem(problem, request_id, took_s)
 
     def _answer_from_row(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
-        """Return the answer from a row, if that is in memory, or LATER."""
+        """Return the answer from a row, if that is in memory, or PENDING."""
         kind = request[1]
         key, source = kind.key + request[2].decode(), kind.source
         encoded = self._reader.get_nowait(key, source)

@@ -7,29 +7,25 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 from aiohttp import HttpVersion11, web
 from multidict import istr
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
-from hotplate.serve.api.app import CLIENT_GONE, Gate, RequestIds
+from hotplate.serve.api.app import Gate, RequestIds
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.handlers import StreamedResponse
-from hotplate.serve.api.parameters import check_body, read_body, unreadable
-from hotplate.serve.connections.adapter import AiohttpHandler, is_usual, until_written, wrong_version
+from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.connection import Connection
+from hotplate.serve.connections.lane import AnswerWriter, Lane
 from hotplate.serve.connections.limits import ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
-from hotplate.serve.connections.refusals import AnswerWriter
-from hotplate.serve.metrics import OTHER, Metrics
-from hotplate.serve.problems import CLOSE, Problem, internal_error
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.problems import Problem
 from hotplate.serve.reader import read_within
 from hotplate.serve.settings import Limits
-
-if TYPE_CHECKING:
-    from hotplate.serve.connections.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +34,9 @@ READ_SHARE = 0.9
 # How long a caller may say that it waits.
 MOST_TIMEOUT_S = 60.0
 TIMEOUT = istr("X-Request-Timeout-Ms")
+# How long idle keep-alive clients may come once more at a stop, to be answered with `Connection: close`.
+LINGER_S = 0.5
+POLL_S = 0.01
 
 Work = Callable[[], Awaitable[web.Response]]
 
@@ -52,24 +51,22 @@ class Responder(Protocol):
     def cors(self) -> Cors | None:
         """Which pages of other origins may read the answers; None if no page may."""
 
-    async def answer(
+    def answer(
         self,
         request: web.BaseRequest,
         path: str,
         query: str,
         refusal: Problem | None = None,
         gate: Gate | None = None,
-    ) -> web.Response:
+    ) -> Awaitable[web.Response]:
         """Answer a request for a raw path and query, or refuse it."""
-        ...
 
 
-class HttpServer(web.Server):
-    """aiohttp's low-level server, without its router and middlewares, behind connections that are held to limits."""
+class HttpServer:
+    """A server of HTTP/1.1, without router and middlewares; its connections are held to limits."""
 
-    def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: "Lane | None" = None) -> None:
+    def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: Lane | None = None) -> None:
         """Take what answers requests, and what answers the plainest of them without aiohttp, if anything does."""
-        super().__init__(self._answer)
         self.dispatcher = dispatcher
         self.metrics = dispatcher.metrics
         self.registry = ConnectionRegistry(limits or Limits(), self.metrics)
@@ -84,11 +81,7 @@ class HttpServer(web.Server):
         certificate: Certificate | None = None,
         has_most: Callable[[int, bool], bool] = lambda _count, _waited: False,
     ) -> Acceptor:
-        """Serve what connects to a bound socket, with the newest *certificate*, until the listener is closed.
-
-        *has_most* tells whether another process that accepts on the socket has fewer than this number of connections,
-        and is told whether it was waited for.
-        """
+        """Accept connections on a bound socket; *has_most* as for `Acceptor`, with how many there are first."""
         listening.listen(backlog)
         self.admission.start()
         self.registry.start()
@@ -96,17 +89,22 @@ class HttpServer(web.Server):
             listening, partial(self._take, certificate), lambda waited: has_most(len(self.registry), waited)
         )
 
-    def pre_shutdown(self) -> None:
-        """Close what is idle, and have the others close after the request in flight."""
-        super().pre_shutdown()
-        for connection in list(self.registry):
-            connection.close_if_idle()
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until clients have closed, for LINGER_S at most, and all requests in progress are answered."""
+        began = monotonic()
+        await _passed(lambda: not len(self.registry), began + min(LINGER_S, timeout_s))
+        await _passed(lambda: not self.registry.is_answering, began + timeout_s)
 
-    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 -- aiohttp's name for it
-        """End all connections, those with a request in flight after *timeout* seconds."""
-        await super().shutdown(timeout)
+    async def close(self, timeout_s: float = 0.0) -> None:
+        """Close all connections: idle ones now, those with a request in progress after *timeout_s* at most."""
+        for connection in self.registry:
+            connection.close_if_idle()
+        await _passed(lambda: not self.registry.is_answering, monotonic() + timeout_s)
+        for connection in self.registry:
+            connection.give_up()
         self.admission.stop()
         self.registry.stop()
+        await asyncio.sleep(0)  # for the transports to end
 
     def _take(self, certificate: Certificate | None, accepted: socket.socket) -> None:
         connection = Connection(self, self.registry.refusal())
@@ -114,13 +112,12 @@ class HttpServer(web.Server):
             accepted.close()
             return
         loop, tls = asyncio.get_running_loop(), certificate.context if certificate else None
-        task = loop.create_task(
+        connection.accepting = loop.create_task(
             loop.connect_accepted_socket(
                 lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
             )
         )
-        connection.accepting = task
-        task.add_done_callback(partial(self._accepted, connection, accepted))
+        connection.accepting.add_done_callback(partial(self._accepted, connection, accepted))
 
     def _accepted(self, connection: Connection, accepted: socket.socket, task: "asyncio.Task[object]") -> None:
         if task.cancelled():
@@ -129,72 +126,32 @@ class HttpServer(web.Server):
             log.debug("a connection could not be served", exc_info=error)  # as when its handshake failed
             self.registry.remove(connection)
 
-    def handler_for(self, connection: asyncio.Protocol, linger: Callable[[], None]) -> AiohttpHandler:
-        """Bring in aiohttp for a connection, which *linger* closes a little later."""
-        return AiohttpHandler(self, connection, linger, self._answer_error)
-
-    def count_connection(self, request: web.BaseRequest, client: str) -> None:
-        """Count the connection of a request as its client's; raises Problem if that has too many."""
-        if not connection_of(request).count_connection(client):
-            self.metrics.count_shed("client")
-            detail = "this client has as many connections open as it may; send requests on those"
-            raise Problem(429, "too-many-connections", detail, CLOSE | {"Retry-After": "1"})
-
-    def _answer(self, request: web.BaseRequest) -> Awaitable[web.Response]:
+    def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
+        """Answer a request that began at a time of `time.monotonic`."""
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
-        connection_of(request).begin_turn()
-        if is_usual(request) and TIMEOUT not in request.headers:
+        if request.method == "POST" or TIMEOUT not in request.headers:  # a POST's is looked at when its turn comes
             return self.dispatcher.answer(request, path, query, gate=self)
-        return self._answer_unusual(request, path, query)
+        return self._answer_in_time(request, path, query, since)
 
-    async def _answer_unusual(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
-        """Answer what may be too late, or of another version, or comes before its client has read the last answer."""
+    async def _answer_in_time(self, request: web.BaseRequest, path: str, query: str, since: float) -> web.Response:
         deadline, refusal = inf, None
         try:
-            if (wrong := wrong_version(request)) is not None:
-                return self.refuse(request, wrong)
-            await until_written(request)
-            if request.method != "POST":  # a POST's is looked at when its turn comes
-                deadline = deadline_of(request, connection_of(request).since)
-                self.admission.check_deadline(deadline)
-        except ConnectionError:
-            self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
-            return web.Response(status=CLIENT_GONE)  # the client has gone
+            deadline = deadline_of(request, since)
+            self.admission.check_deadline(deadline)
         except Problem as problem:
             refusal = problem.closing()
         with read_within(READ_SHARE * (deadline - monotonic())):
             return await self.dispatcher.answer(request, path, query, refusal, self)
 
-    def _answer_error(
-        self, request: web.BaseRequest, status: int, error: BaseException | None, message: str | None
-    ) -> web.Response:
-        """Answer what aiohttp cannot read, or what failed outside of any handler."""
-        if status < 500:
-            return self.refuse(request, unreadable(status, message))
-        request_id = self.dispatcher.request_ids.of(request)
-        log.error("request %s failed", request_id, exc_info=error)
-        return self.refuse(request, internal_error(request_id))
-
-    def refuse(self, request: web.BaseRequest, problem: Problem) -> web.Response:
-        """Answer a request that is refused before it has a route, and close its connection."""
-        response = problem.closing().response()
-        response.headers["Server"] = "hotplate"
-        response.headers["X-Request-Id"] = self.dispatcher.request_ids.of(request)
-        if self.dispatcher.cors is not None:
-            self.dispatcher.cors.admit(request, response)
-        self.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
-        return response
-
     async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
         """Read a body inside all limits, wait for the turn of its work, and do it."""
-        connection = connection_of(request)
+        connection = cast("Connection", request.protocol)
         try:
-            deadline = await self._read(request, connection)
+            deadline = deadline_of(request, connection.since)
+            await self._read(request)
         except Problem as problem:
-            if connection.handler is not None and connection.handler.awaits_body:
-                connection.handler.discard_body()
             raise problem.closing() from None
 
         async def timed() -> web.Response:
@@ -207,9 +164,8 @@ class HttpServer(web.Server):
             response.hold = connection.hold
         return response
 
-    async def _read(self, request: web.BaseRequest, connection: Connection) -> float:
-        """Read a body inside all limits, and return until when its caller waits."""
-        deadline = deadline_of(request, connection.since)
+    async def _read(self, request: web.BaseRequest) -> None:
+        """Read a body, unless it is refused before."""
         check_body(request)
         if self.registry.is_full:
             raise self.writer.no_room()
@@ -217,12 +173,12 @@ class HttpServer(web.Server):
         if expects and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         await read_body(request)
-        return deadline
 
 
-def connection_of(request: web.BaseRequest) -> Connection:
-    """Return the connection that a request came on."""
-    return cast("Connection", cast("AiohttpHandler", request.protocol).owner)
+async def _passed(is_over: Callable[[], bool], until: float) -> None:
+    """Wait until something is over, or until a time of `time.monotonic`."""
+    while not is_over() and monotonic() < until:  # noqa: ASYNC110 -- no event tells of the last connection
+        await asyncio.sleep(POLL_S)
 
 
 def deadline_of(request: web.BaseRequest, received: float) -> float:

@@ -29,7 +29,7 @@ from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error
 from hotplate.serve.processes.console import Console, JsonObject, describe, json_of
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
-from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status
+from hotplate.serve.states import ANSWERING, Reporter, service_status
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import following
@@ -108,23 +108,21 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
         loop.add_signal_handler(number, lambda: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     limits = context.settings.limits
-    limits = replace(limits, connections=CONNECTIONS, silent_s=limits.header_s, idle_gives_way=True)
+    limits = replace(limits, connections=CONNECTIONS, idle_gives_way=True)
     loop.add_reader(context.log.reading, context.log.read)
     console = Console(context)
     server = HttpServer(_Admin(context, host, guard, console), limits)
     report = _metric_report(context)
 
-    def beat(state: WorkerState) -> None:
-        context.states.write(context.settings.workers, state)
-        if guard is not None:
-            guard.uses.record()
-
-    async with following(watched), console.opened, background(Reporter(()).run(beat)):
+    async with (
+        following(watched),
+        console.opened,
+        background(Reporter(()).run(partial(context.states.write, context.settings.workers))),
+    ):
         listening = server.listen(listener, BACKLOG, certificate)
         await stop.wait()
         listening.close()
-        server.pre_shutdown()
-        await server.shutdown(STOP_S)
+        await server.close(STOP_S)
         if report is not None:
             await asyncio.to_thread(report.close)
 

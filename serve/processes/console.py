@@ -138,13 +138,11 @@ class Console:
         """`GET /console/keys`: the clients of the file of keys; null if there is none."""
         NOTHING.parse(raw_query)
         clients = () if self._settings.keys is None else await self._with_keys(load)
-        uses = self._context.guard.uses
         found = [
             {
                 "name": client.name,
                 "scopes": client.scopes,
                 "created_at": [key.created_at for key in (client.primary, client.secondary) if key is not None],
-                "last_used_at": uses.of(client.name),
             }
             for client in clients
         ]

@@ -28,7 +28,6 @@ from hotplate.serve.access.auth import guard_of, is_loopback
 from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
-from hotplate.serve.connections.adapter import check_aiohttp
 from hotplate.serve.connections.limits import within_memory
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve
 from hotplate.serve.deny_list import DenyListFile
@@ -45,11 +44,10 @@ from hotplate.serve.telemetry.access_log import read_secret
 from hotplate.serve.telemetry.settings import TelemetrySettings
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import StoreError
 from hotplate.stores.event_log import LogSegment
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.file.memory import room_bytes
-from hotplate.stores.file.store import check_live_lockable, damaged_files, open_url
+from hotplate.stores.file.store import check_live_lockable, open_url
 from hotplate.stores.throttle import Backoff
 from hotplate.stores.urls import scheme_of
 
@@ -70,8 +68,6 @@ STUCK_BESIDE_OTHERS_S = 6.0
 # How long the parent waits after a system call that failed, and how often it logs the same failure.
 FAILED_PAUSE_S = 0.5
 LOG_EVERY_S = 60.0
-# What ends a process that reads a mapped file which was cut or is damaged.
-FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
 
 
 @dataclass(eq=False, slots=True)
@@ -110,7 +106,6 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     *announce* is called once, when the first worker answers. Raises CannotListen, StoreMisused for a store or a
     deny-list that cannot be opened and if numpy is missing to fold in, or ServiceMisused for settings that cannot be.
     """
-    check_aiohttp()
     Cors(settings.cors_origins)
     deny_list = DenyListFile(settings.deny_list)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
@@ -124,7 +119,6 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     if settings.telemetry is not None:
         _load_exporters(settings.telemetry)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
-    cpus = cpus_of_workers(settings)
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
     certificate = certificate_of(settings)
@@ -158,7 +152,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     )
     context.stderr.take_over(logging.getLogger(), sys.stderr)
     logging.getLogger().addHandler(SharedLogHandler(context.log))
-    _Supervisor(context, _Listeners(listener, admin, health), cpus, partial(announce, addresses)).run()
+    _Supervisor(context, _Listeners(listener, admin, health), partial(announce, addresses)).run()
 
 
 def _load_exporters(settings: TelemetrySettings) -> None:
@@ -167,24 +161,6 @@ def _load_exporters(settings: TelemetrySettings) -> None:
         from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
 
     exporters_for(settings)
-
-
-def cpus_of_workers(settings: ServiceSettings) -> list[set[int]]:
-    """Return the CPU of each worker, of those that this process may use; nothing if they are not pinned.
-
-    Raises ServiceMisused for more pinned workers than CPUs, and if a process cannot be pinned at all.
-    """
-    if not settings.pin_workers:
-        return []
-    if not hasattr(os, "sched_getaffinity"):
-        raise ServiceMisused("--pin-workers needs Linux; leave it out")
-    usable = sorted(os.sched_getaffinity(0))
-    if settings.workers > len(usable):
-        raise ServiceMisused(
-            f"--pin-workers needs a CPU for each of {settings.workers} workers, and only {len(usable)} can be used; "
-            f"give at most --workers {len(usable)}"
-        )
-    return [{cpu} for cpu in usable[: settings.workers]]
 
 
 def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
@@ -250,18 +226,15 @@ class _Supervisor:
         self,
         context: ProcessContext,
         listeners: _Listeners,
-        cpus: Sequence[set[int]],
         announce: Callable[[], None],
     ) -> None:
         self._context = context
         self._settings = settings = context.settings
         self._listeners = listeners
-        self._cpus = cpus
         self._announce: Callable[[], None] | None = announce
         self._workers = [_Child(number, f"worker {number}") for number in range(settings.workers)]
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
-        self._cut = set[Path]()
         self._tick_due = self._log_due = 0.0
         # It is never written to: if its writing end is gone, so is this process, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
@@ -343,8 +316,6 @@ class _Supervisor:
             if child is self._admin:
                 work = run_admin(self._context, self._listeners.admin, self._lifeline)
             else:
-                if self._cpus:
-                    os.sched_setaffinity(0, self._cpus[child.number])
                 work = run_worker(self._context, child.number, self._listeners.workers, self._lifeline, announce)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(work)
@@ -372,8 +343,6 @@ class _Supervisor:
             child.backoff.reset()
         child.due = time.monotonic() + pause_s
         log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
-        if code in FATAL:
-            self._report_cut_files()
 
     def _end_silent(self) -> None:
         """End a child that has reported nothing for too long, so another takes its place; its stack is logged.
@@ -400,19 +369,6 @@ class _Supervisor:
     def _patience_s(self, child: _Child) -> float:
         is_needed = child is self._admin or not self._context.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
-
-    def _report_cut_files(self) -> None:
-        """Say which files of releases are not whole, each once: a worker refuses them when it starts."""
-        for url in self._settings.stores:
-            if scheme_of(url) == "file":
-                try:
-                    cut = set(damaged_files(open_url(url).folder)) - self._cut
-                except (OSError, StoreError):
-                    log.exception("the files of %s cannot be checked", url)
-                    continue
-                for path in sorted(cut):
-                    log.error("%s is not whole any more, and is not read again; restore it, or publish again", path)
-                self._cut |= cut
 
     def _ended(self) -> Iterator[tuple[_Child, int]]:
         """Yield every child that ended since the last call, with its exit code (a signal is negative).

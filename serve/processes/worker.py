@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from hotplate.serve.access.tls import Certificate
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.lane import Lane
+from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.events.writer import EventWriter
@@ -36,19 +37,14 @@ log = logging.getLogger(__name__)
 
 # What ends a service; a terminal that goes away sends SIGHUP to all of its processes.
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-# The signals that are blocked from before the first fork on. A child takes them once it has handlers of its own; the
-# parent takes them only while it waits, so none of its work is interrupted.
+# The signals that are blocked around a fork. A child takes them once it has its own handlers.
 WATCHED = {signal.SIGCHLD, *STOPS}
 BACKLOG = 1024
-# How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
-LINGER_S = 0.5
 # How long a worker waits for a release before it listens, as long as another answers, and how often it looks.
 READY_TIMEOUT_S = 10.0
 PATIENCE_POLL_S = 0.1
 # How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
 ORPHAN_DRAIN_S = 0.5
-# How long requests in flight have at least, since aiohttp takes no time for no limit.
-CUT_S = 0.1
 # How long a worker that has answered everything waits for its last spans to be sent.
 FLUSH_S = 2.0
 
@@ -122,58 +118,72 @@ async def run_worker(
     spans = _span_queue(context)
     writer = EventWriter(settings.events) if settings.events else None
     dispatcher = _dispatcher(context, reader, spans, writer)
-    handlers = dispatcher.handlers
     server = HttpServer(dispatcher, settings.limits, None if settings.no_fast_lane else Lane(dispatcher))
     stop = _ShutdownSignals(lifeline)
     reporter = Reporter(reader.tiers, lambda: certificate.expires_at if certificate else None)
     reporter.status = lambda: STARTING
-    reporter.findings = lambda: handlers.findings
+    reporter.findings = lambda: dispatcher.handlers.findings
     write = partial(_write, context, number, reader)
-    async with (
-        _flushing(spans, stop),
-        reader,
-        following(context.watched),
-        background(reporter.run(write)),
-        _writing(writer),
-    ):
+    async with AsyncExitStack() as stack:
+        if spans is not None:
+            stack.push_async_callback(_flush, spans, stop)
+        await stack.enter_async_context(reader)
+        await stack.enter_async_context(following(context.watched))
+        await stack.enter_async_context(background(reporter.run(write)))
+        if writer is not None:
+            stack.push_async_callback(writer.close)
         for task in reader.following:
             task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
-        stopping = asyncio.create_task(stop.requested.wait())
-        preparing = asyncio.create_task(_prepared(reader, context.states, number))
-        await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
-        preparing.cancel()
-        if stop.requested.is_set():
+        if not await _is_prepared(reader, context.states, number, stop):
             return  # no client has connected yet
 
         def has_most(count: int, waited: bool) -> bool:  # noqa: FBT001 -- a callback
             return context.states.has_most_connections(number, count, waited=waited)
 
         listening = server.listen(listener, BACKLOG, certificate, has_most)
-        reporter.status = lambda: handlers.status
+        reporter.status = lambda: dispatcher.handlers.status
         reporter.connections = lambda: len(server.registry)
         write(reporter.state())
         if announce is not None:
             announce()
         gc.collect()
         gc.freeze()  # what is here now stays: full collections need not walk it
-        await stopping
-
+        await stop.requested.wait()
         dispatcher.drain()
         write(reporter.state())
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
-        listening.close()
-        context.states.stop_accepting(number)
-        ends_at = loop_time() + (min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
-        if stop.orphaned:
-            log.warning("the parent of this worker is gone; it ends, too")
-        else:
-            await _linger(server, ends_at)
-        server.pre_shutdown()
-        await server.shutdown(max(CUT_S, ends_at - loop_time()))
-        for task in reader.following:
-            if task.done():
-                task.result()
+        await _drain(settings, server, listening, stop, partial(context.states.stop_accepting, number))
+        for task in filter(asyncio.Task.done, reader.following):
+            task.result()
+
+
+async def _is_prepared(reader: TieredReader, states: SharedStates, number: int, stop: _ShutdownSignals) -> bool:
+    """Wait until the worker may listen; False if it is to stop before."""
+    stopping = asyncio.create_task(stop.requested.wait())
+    preparing = asyncio.create_task(_prepared(reader, states, number))
+    await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, preparing):
+        task.cancel()
+    return not stop.requested.is_set()
+
+
+async def _drain(
+    settings: ServiceSettings,
+    server: HttpServer,
+    listening: Acceptor,
+    stop: _ShutdownSignals,
+    stop_accepting: Callable[[], None],
+) -> None:
+    """Accept until others have noticed the stop, then finish what was accepted."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
+    listening.close()
+    stop_accepting()
+    ends_at = loop_time() + (min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
+    if stop.orphaned:
+        log.warning("the parent of this worker is gone; it ends, too")
+    else:
+        await server.drain(ends_at - loop_time())
+    await server.close(ends_at - loop_time())
 
 
 def _open_reader(context: ProcessContext) -> TieredReader:
@@ -217,9 +227,8 @@ def _access_log(context: ProcessContext) -> AccessLog | None:
 
 
 def _write(context: ProcessContext, number: int, reader: TieredReader, state: WorkerState) -> None:
-    """Write once a second what a worker says of itself, whose keys it has seen, its log, and its popular lists."""
+    """Write once a second a worker's state and its popular lists, and count the lines that its log lost."""
     context.states.write(number, state)
-    context.guard.uses.record()
     context.metrics.count_in(DROPPED_LINES, number=context.stderr.report_dropped())
     if (first := reader.first_served) is not None:
         context.kept.keep(number, *first)
@@ -237,7 +246,9 @@ def _dispatcher(
         context.guard,
         cors_origins=settings.cors_origins,
         access_log=_access_log(context),
-        events=EventsHandler(writer, partial(_role_of, reader), context.metrics) if writer else None,
+        events=EventsHandler(writer, partial(_role_of, reader), context.metrics, settings.cors_origins)
+        if writer
+        else None,
         tracer=tracer,
         watched=context.watched,
     )
@@ -274,31 +285,5 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-@asynccontextmanager
-async def _flushing(spans: "SpanQueue | None", stop: _ShutdownSignals) -> AsyncIterator[None]:
-    """Send the last spans when the block has ended."""
-    try:
-        yield
-    finally:
-        if spans is not None:
-            await asyncio.to_thread(spans.close, ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S)
-
-
-@asynccontextmanager
-async def _writing(writer: EventWriter | None) -> AsyncIterator[None]:
-    """Write the events that still wait when the block ends."""
-    try:
-        yield
-    finally:
-        if writer is not None:
-            await writer.close()
-
-
-async def _linger(server: HttpServer, ends_at: float) -> None:
-    """Wait until every keep-alive client has closed as requested, LINGER_S at most, and until all is answered.
-
-    What is left of a request's body must have come by then: aiohttp takes none of it once it was told to close.
-    """
-    registry, idle_end_at = server.registry, loop_time() + LINGER_S
-    while (len(registry) and loop_time() < idle_end_at) or (registry.is_answering and loop_time() < ends_at):  # noqa: ASYNC110 -- there is no event for the end of the last connection
-        await asyncio.sleep(0.01)
+async def _flush(spans: "SpanQueue", stop: _ShutdownSignals) -> None:
+    await asyncio.to_thread(spans.close, ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import (
-    ReleaseCorrupt,
     ReleaseNotFound,
     StoreError,
     StoreMisused,
@@ -250,22 +249,6 @@ class LmdbStore(LocalReader, Diagnosed):
 
     def _draft_path(self, release: ReleaseRef | DraftRef) -> Path:
         return self._releases / f"{_checked(release.incarnation)}.draft"
-
-
-def damaged_files(folder: Path) -> list[Path]:
-    """Return the sealed files of a store that must not be mapped, because they were cut or are not such files.
-
-    Maps nothing, and reads some KB of each, so a process which watches over others may call it often.
-    """
-    damaged = list[Path]()
-    for path in sorted((folder / "releases").glob("*.mdb")):
-        try:
-            check_size(path)
-        except ReleaseNotFound:
-            continue  # pruned in between
-        except ReleaseCorrupt:
-            damaged.append(path)
-    return damaged
 
 
 def check_live_lockable(folder: Path) -> None:

@@ -116,7 +116,7 @@ class Pair:
         )
         self.dispatchers.append(dispatcher)
         server = HttpServer(dispatcher, self.limits, Lane(dispatcher) if fast else None)
-        self.stack.push_async_callback(server.shutdown, 1)
+        self.stack.push_async_callback(server.close)
         return server
 
     def listen(self, server: HttpServer) -> int:

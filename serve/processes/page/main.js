@@ -201,7 +201,6 @@ async function showKeys() {
         ["Client", (one) => one.name],
         ["Scopes", (one) => one.scopes.join(", ")],
         ["Keys made", (one) => one.created_at.map((made) => time(made).slice(0, 10)).join(", "), "number"],
-        ["Last used", (one) => time(one.last_used_at), "number extra"],
         ["Change", (one) => button("Revoke…", () => revoke(one.name), `Revoke ${one.name}…`), "actions"],
       ], clients));
   } catch (problem) {

@@ -1,7 +1,6 @@
-"""What workers share of a client: its rate, however unevenly its requests reach them, and when its key was used."""
+"""A client's rate, which all workers share, however unevenly its requests reach them."""
 
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.access.auth import Guard
+from hotplate.serve.access.auth import Guard, SharedRates
 from hotplate.serve.access.keys import MAX_CLIENTS, KeyHolder, create
-from hotplate.serve.access.rates import USES, LastUses, SharedRates
 from hotplate.serve.problems import Problem
 from tests.support.service import running, until
 
@@ -47,7 +45,7 @@ def forked(work: Callable[[], None]) -> int:
 @pytest.mark.alone  # what is admitted is compared with the time that passes
 def test_a_rate_holds_over_processes_that_take_as_fast_as_they_can() -> None:
     """One hardly ever, one now and then, two without a pause: as workers with few and many connections do."""
-    shared, rate, seconds = SharedRates(4), 5_000.0, 1.5
+    shared, rate, seconds = SharedRates(), 5_000.0, 1.5
     reading, writing = os.pipe()
     start = time.monotonic() + 0.2
 
@@ -72,44 +70,8 @@ def test_a_rate_holds_over_processes_that_take_as_fast_as_they_can() -> None:
     assert admitted == pytest.approx(rate * (1 + seconds), rel=0.05)
 
 
-def test_tokens_that_a_quiet_worker_holds_cost_the_others_next_to_nothing() -> None:
-    shared = SharedRates(4)
-    buckets = [shared.buckets([client("web", 10_000.0)])["web"] for _ in range(4)]
-    assert all(bucket.take() == 0.0 for bucket in buckets[1:])
-    admitted = 0
-    while buckets[0].take() == 0.0:
-        admitted += 1
-        assert admitted < 100_000
-    assert admitted >= 9_500
-
-
-@pytest.mark.parametrize("rate", [0.5, RATE])
-def test_a_worker_that_is_killed_while_it_holds_the_lock_blocks_nobody(rate: float) -> None:
-    shared = SharedRates(2)
-    bucket = shared.buckets([client("web", rate)])["web"]
-    locked, locking = os.pipe()
-
-    def hold() -> None:
-        assert shared.try_lock(0)
-        os.write(locking, b"x")
-        time.sleep(60)
-
-    pid = forked(hold)
-    os.read(locked, 1)
-    assert not shared.try_lock(0)
-    assert bucket.take() == 0.0  # on credit
-    for _ in range(100):
-        bucket.take()
-    assert bucket.take() > 0
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert bucket.take() == 0.0
-    os.close(locked)
-    os.close(locking)
-
-
 def test_each_client_has_its_own_bucket_and_workers_agree_on_it_in_whatever_order_they_load() -> None:
-    shared = SharedRates(1)
+    shared = SharedRates()
     clients = [client(f"c{n}", 1.0) for n in range(50)]
     first, second = shared.buckets(clients), shared.buckets(reversed(clients))
     for each in clients:
@@ -118,7 +80,7 @@ def test_each_client_has_its_own_bucket_and_workers_agree_on_it_in_whatever_orde
 
 
 def test_a_client_with_a_new_rate_begins_with_a_full_bucket() -> None:
-    shared = SharedRates(1)
+    shared = SharedRates()
     slow = shared.buckets([client("c", 0.02)])["c"]
     assert slow.take() == 0.0
     assert slow.take() > 0.0
@@ -126,7 +88,7 @@ def test_a_client_with_a_new_rate_begins_with_a_full_bucket() -> None:
 
 
 def test_new_clients_get_the_places_of_those_that_are_gone() -> None:
-    shared = SharedRates(1)
+    shared = SharedRates()
     for generation in range(3):
         clients = [client(f"{generation}-{n}", 1.0) for n in range(MAX_CLIENTS)]
         buckets = shared.buckets(clients)
@@ -142,31 +104,3 @@ async def test_both_keys_of_a_client_share_its_rate(tmp_path: Path) -> None:
     await guard.admit({"X-API-Key": primary}, "read")
     with pytest.raises(Problem, match="all the requests"):
         await guard.admit({"X-API-Key": secondary}, "read")
-
-
-def test_what_one_process_records_all_others_see() -> None:
-    shared = LastUses()
-    assert shared.of("web") is None
-
-    def record() -> None:
-        shared.marked.add("web")
-        shared.record()
-
-    os.waitpid(forked(record), 0)
-    found = shared.of("web")
-    assert found is not None
-    assert abs(time.time() - found) < 60
-    assert shared.of("batch") is None
-
-
-def test_a_full_table_forgets_nobody_and_takes_nobody_in() -> None:
-    shared = LastUses()
-    names = [f"client-{number}" for number in range(USES)]
-    shared.marked.update(names)
-    shared.record()
-    assert all(shared.of(name) for name in names)
-    assert shared.marked == set()
-    shared.marked.add("one too many")
-    shared.record()
-    assert shared.of("one too many") is None
-    assert shared.of(names[0])

@@ -157,8 +157,12 @@ def test_a_page_of_another_site_cannot_send_events_to_a_service_without_keys(
         "OPTIONS", "/v1/events", Origin="https://evil.example", Access_Control_Request_Method="POST"
     )
     assert asked.status == 405  # so that the browser does not send JSON
+    rebound = {"Content_Type": "application/json", "Host": "evil.example:8080", "Origin": "http://evil.example:8080"}
+    assert open_service.request("POST", "/v1/events", body("1"), **rebound).status == 403
     assert written(tmp_path / "log") == []
-    assert open_service.request("POST", "/v1/events", body("1"), Content_Type="application/json").status == 200
+    for origin in ({}, {"Origin": "http://localhost:3000"}):
+        sent = {"Content_Type": "application/json", **origin}
+        assert open_service.request("POST", "/v1/events", body("1"), **sent).status == 200
 
 
 def test_a_service_whose_disk_refuses_events_is_degraded_until_it_takes_some(

@@ -66,12 +66,6 @@ def test_the_connection_that_is_idle_for_longest_gives_way(folder: Path) -> None
         assert status(service) == 200
 
 
-def test_what_never_sends_a_byte_is_closed_as_soon_as_a_late_header_is(folder: Path) -> None:
-    with limited(folder, header_s=1.0) as service, held(service, 1) as silent:
-        assert status(service) == 200
-        until(lambda: are_open(silent) == [False], "it is still open")
-
-
 def test_handshakes_that_never_end_keep_no_operator_out(folder: Path, tmp_path: Path) -> None:
     certify(tmp_path)
     key = create(tmp_path / "keys.json", "operator", ["admin"]).key

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,20 +124,13 @@ def client_of(service: Service, name: str) -> dict[str, Any] | None:
     return next((client for client in clients if client["name"] == name), None)
 
 
-def test_keys_are_named_with_their_last_use_and_never_shown(service: Service, folder: Path) -> None:
+def test_clients_are_named_and_their_keys_never_shown(service: Service, folder: Path) -> None:
     key = create(folder.parent / "keys.json", "batch", ["read"]).key
     web, batch = (client_of(service, name) for name in ("web", "batch"))
     assert web is not None
     assert batch is not None
-    assert (web["scopes"], web["last_used_at"], batch["last_used_at"]) == (["read"], None, None)
-
-    def is_used() -> object:
-        service.get("/v1/popular", X_API_Key=key)  # the workers take the new key up first
-        return (client_of(service, "batch") or {})["last_used_at"]
-
-    until(is_used)
+    assert (web["scopes"], len(batch["created_at"])) == (["read"], 1)
     answer = service.admin("/console/keys")
-    assert abs((client_of(service, "batch") or {})["last_used_at"] - time.time()) < 60
     digests = json.loads((folder.parent / "keys.json").read_bytes())["clients"]
     assert key not in answer.body.decode()
     assert all(client["primary"]["sha256"] not in answer.body.decode() for client in digests)

@@ -20,11 +20,9 @@ import pytest
 
 from hotplate.cli.terminal import print_error
 from hotplate.serve.connections.listeners import CannotListen, _why_not, reserve
-from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.processes.supervisor import serve
-from hotplate.serve.processes.worker import LINGER_S, _prepared
+from hotplate.serve.connections.server import LINGER_S
+from hotplate.serve.processes.worker import _prepared
 from hotplate.serve.reader import NotReady, TieredReader
-from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import SharedStates, WorkerState
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.memory import check_lockable
@@ -136,34 +134,6 @@ def test_a_stopped_worker_holds_up_no_new_connection_and_is_replaced(folder: Pat
             slowest_s = max(slowest_s, time.monotonic() - sent)
         assert slowest_s < 1
         assert time.monotonic() - began < 10
-
-
-def test_pinned_workers_have_a_cpu_each_also_those_that_replace_others(folder: Path) -> None:
-    usable = sorted(os.sched_getaffinity(0))
-    count = min(2, len(usable))
-
-    def are_pinned(service: Service, *, without: int = 0) -> bool:
-        with suppress(ProcessLookupError):  # of one that ended just now
-            cpus = {pid: os.sched_getaffinity(pid) for pid in service.workers()}
-            return without not in cpus and sorted(cpus.values(), key=min) == [{cpu} for cpu in usable[:count]]
-        return False
-
-    with running(folder, "--workers", str(count), "--pin-workers") as service:
-        until(lambda: are_pinned(service), "they are not pinned")
-        killed = service.workers()[0]
-        os.kill(killed, signal.SIGKILL)
-        until(lambda: are_pinned(service, without=killed), "the one that replaces it is not pinned")
-        (admin,) = set(service.processes()) - set(service.workers())
-        assert os.sched_getaffinity(admin) == set(usable)
-    with running(folder) as service:
-        assert os.sched_getaffinity(service.workers()[0]) == set(usable)
-
-
-def test_more_pinned_workers_than_cpus_are_refused_with_what_to_do(folder: Path) -> None:
-    usable = len(os.sched_getaffinity(0))
-    settings = ServiceSettings((f"file://{folder}",), workers=usable + 1, pin_workers=True)
-    with pytest.raises(ServiceMisused, match=f"at most --workers {usable}"):
-        serve(settings, lambda _addresses: None)
 
 
 def test_a_worker_that_replaces_another_answers_nothing_before_it_has_a_release(folder: Path) -> None:
@@ -309,7 +279,7 @@ def test_a_file_that_is_cut_under_its_readers_is_refused_and_the_next_tier_serve
     stores = ("--store", f"file://{first}", "--store", f"file://{second}")
     with serving(tmp_path, *stores, "--workers", workers) as service:
         until_answered(service, "/v1/recommendations/0001", tier="file", source="personal")
-        path = cut(first)
+        cut(first)
         for n in range(0, USERS, 10):
             until_answered(service, f"/v1/recommendations/{n:04}", source="personal")
         until_answered(service, f"/v1/recommendations/{USERS - 1:04}", tier="file-2", source="personal")
@@ -319,7 +289,7 @@ def test_a_file_that_is_cut_under_its_readers_is_refused_and_the_next_tier_serve
             service.get(f"/v1/recommendations/{n:04}")
         log = service.log.read_text()
         assert log.count("ended with -7") == dead <= int(workers)
-        assert log.count(f"{path} is not whole any more") == 1
+        assert "was cut" in str(service.states())
         assert service.stop() == 0
 
 
