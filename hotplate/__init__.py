@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # what type checkers see; `_homes` reads it, too
     from hotplate.offline.input.columns import Columns
     from hotplate.offline.job import publish
     from hotplate.offline.lists import ListSettings
-    from hotplate.offline.model import Model, to_implicit
+    from hotplate.offline.model import Model
     from hotplate.offline.model import load as load_model
     from hotplate.offline.publish import PublishSettings, Written
     from hotplate.offline.rules import Rules
@@ -74,7 +74,7 @@ __all__ = [
     "Store", "StoreError", "StoreFull", "StoreMisused", "StoreThrottled", "StoreUnavailable", "SyncLists",
     "TrainReport", "TrainSettings", "TuneOptions", "Written", "__version__", "activate", "connect", "copy",
     "dump_catalogue", "load_model", "mount", "open", "open_sync", "parse_catalogue", "prune", "publish", "rollback",
-    "run", "to_implicit", "train", "verify",
+    "run", "train", "verify",
 ]  # fmt: skip
 
 

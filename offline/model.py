@@ -1,4 +1,4 @@
-"""The model folder: everything that a training writes and that publishing reads; and models as implicit has them."""
+"""The model folder: everything that a training writes and that publishing reads."""
 
 import errno
 import json
@@ -15,9 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from implicit._nearest_neighbours import NearestNeighboursScorer
-from implicit.cpu.als import AlternatingLeastSquares
-from implicit.recommender_base import RecommenderBase
 from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_hexdigest
 
@@ -26,7 +23,7 @@ from hotplate.offline.input.matrix import Floats, History, Matrix, UserItems, We
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.ease import EASE, EASEParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
-from hotplate.offline.train.neighbours import RECOMMENDERS, NeighbourParams, Neighbours, nearest
+from hotplate.offline.train.neighbours import NeighbourParams, Neighbours
 from hotplate.offline.train.popularity import Popular, Popularity, PopularityParams
 from hotplate.offline.train.repeats import RepeatParams, own_counts
 from hotplate.offline.train.similar import Similar
@@ -34,7 +31,7 @@ from hotplate.stores.errors import reason_of
 from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
 
 # Of the folder; changes when an older hotplate could not read it.
-FORMAT = 2
+FORMAT = 3
 _DESCRIPTION = "model.json"
 _TEST = "test.npz"
 _SIMILAR = "similar.npz"
@@ -62,7 +59,7 @@ class Model:
     titles    by item id, as far as they are known
     tuning    the Search that found the parameters as JSON, or None when there was none
     test      the pairs of test files that can be tested, those too that users have already; None if there were no files
-    similar   what the lists of similar items are made of, whatever the engine; None to ask the engine
+    similar   what the lists of similar items are made of, whatever the engine
     repeats   how a user's own rows count in lists that keep what users have
 
     Popularity is counted with *popular_half_life_days*, all users alike if it is None.
@@ -77,10 +74,10 @@ class Model:
     metrics: dict[str, Any] | None
     data: dict[str, Any]
     created_at: datetime
+    similar: Similar
     tuning: dict[str, Any] | None = None
     test: UserItems | None = None
     popular_half_life_days: float | None = None
-    similar: Similar | None = None
     repeats: RepeatParams = field(default_factory=RepeatParams)
 
     @property
@@ -205,10 +202,6 @@ def load(path: Path | str) -> Model:
         by_segment = pl.read_parquet(path / "popular.parquet", glob=False).group_by(["segment"], maintain_order=True)
         lists = {name: Popular(rows["item"].to_numpy(), rows["score"].to_numpy()) for (name,), rows in by_segment}
         kept: dict[str, Any] = {name: description.get(name) for name in _AS_IT_IS}
-        if "repeats" in description:
-            kept["repeats"] = RepeatParams(**description["repeats"])
-        if (path / _SIMILAR).is_file():
-            kept["similar"] = Similar(_read_pairs(path / _SIMILAR, (shape[1], shape[1]))[0])
         return Model(
             ranker=_read_ranker(path, params, shape),
             matrix=Matrix(user_ids, item_ids, user_items, history, **description["matrix"]),
@@ -217,6 +210,8 @@ def load(path: Path | str) -> Model:
             segments={str(segment): popular for segment, popular in lists.items()},
             params=params,
             created_at=datetime.fromisoformat(description["created_at"]),
+            similar=Similar(_read_pairs(path / _SIMILAR, (shape[1], shape[1]))[0]),
+            repeats=RepeatParams(**description["repeats"]),
             test=_read_pairs(path / _TEST, shape)[0] if (path / _TEST).is_file() else None,
             **kept,
         )
@@ -242,37 +237,6 @@ def describe(path: Path) -> dict[str, Any]:
                     f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
                 )
     return description
-
-
-def to_implicit(model: Model) -> RecommenderBase:
-    """Return a fitted model of implicit that recommends what *model* does; its arrays are copies.
-
-    Factors become an `implicit.cpu.als.AlternatingLeastSquares`, neighbours the class of their weighting in
-    `implicit.nearest_neighbours`. Users and items are rows and columns of `model.matrix.user_items`; neighbours need it
-    as float64. Raises DataError for EASE and popularity, which implicit does not have, and for factors that Spark
-    learnt.
-    """
-    ranker = model.ranker
-    if isinstance(ranker, Neighbours):
-        made = RECOMMENDERS[ranker.params.weighting](K=ranker.params.neighbours)
-        made.similarity = nearest(ranker.similarity, ranker.params.neighbours).astype(np.float64)
-        made.scorer = NearestNeighboursScorer(made.similarity)
-        return made
-    params = ranker.params if isinstance(ranker, Factors) else None
-    if not isinstance(ranker, Factors) or not isinstance(params, ALSParams):
-        raise DataError(
-            f"implicit has no model of the engine {engine_of(model.params)}; what it learnt are the arrays of "
-            "`model.ranker`."
-        )
-    made = AlternatingLeastSquares(
-        factors=params.factors,
-        regularization=params.regularization,
-        alpha=params.alpha,
-        iterations=params.iterations,
-        random_state=params.seed,
-    )
-    made.user_factors, made.item_factors = ranker.user_factors.copy(), ranker.item_factors.copy()
-    return made
 
 
 def code_versions() -> dict[str, Any]:
@@ -313,8 +277,7 @@ def _write(model: Model, folder: Path) -> None:
     _write_pairs(folder / "user_items.npz", matrix.user_items, _rows_behind(matrix))
     if model.test is not None:
         _write_pairs(folder / _TEST, model.test)
-    if model.similar is not None:
-        _write_pairs(folder / _SIMILAR, model.similar.similarity)
+    _write_pairs(folder / _SIMILAR, model.similar.similarity)
     _popular_frame(model).write_parquet(folder / "popular.parquet")
     description = {
         "format": FORMAT,

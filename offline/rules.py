@@ -166,8 +166,8 @@ class RuledLists:
 
     def similar(self, items: Indices) -> Ranked:
         """Return what is similar to the columns *items*; it is not filled up, because popular items are not similar."""
-        compared = self._model.similar or self._model.ranker
-        return self._capped(lambda batch, depth: compared.similar_items(batch, depth, allowed=self.allowed), items)
+        similar = self._model.similar
+        return self._capped(lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items)
 
     def popular(self) -> dict[str, Popular]:
         """Return the popular lists by segment, the overall one, too, each as long as the model's if items suffice.

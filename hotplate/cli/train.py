@@ -116,7 +116,6 @@ class TrainFlags:
     ] = None
     tune: Annotated[int | None, Flag("Seconds of a core that a search may take; 45.", SEARCH, at_least=1)] = None
     no_tune: Annotated[bool, Flag("Take the defaults, or the parameters that are named.", SEARCH)] = False
-    grid: Annotated[Path | None, Flag("Search the cells of this TOML or JSON file.", SEARCH)] = None
     seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
     track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False
     register: Annotated[
@@ -233,7 +232,6 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
     """Return the parameters, and what is searched for better ones: nothing, where any are named."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.train.als import ALSParams, SparkParams
-    from hotplate.offline.train.cells import read_grid
     from hotplate.offline.train.engine import PARAMS, option_of
     from hotplate.offline.train.tuning import TuneOptions
 
@@ -241,15 +239,13 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
     found = {name: getattr(given, option_of(name).replace("-", "_")) for name in sorted(own)}
     named = {name: value for name, value in found.items() if value is not None} | _recency(given)
     engine: Engine | None = given.engine
-    searched = given.tune is not None or given.grid is not None
-    if given.no_tune and searched:
-        raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")
-    if engine == "spark" and searched:
-        raise SettingError("spark has no parameters to search; leave out --tune and --grid.")
-    if named and searched:
-        raise SettingError(
-            f"{_flags(named)} cannot be given where parameters are searched; leave out --tune and --grid."
-        )
+    if given.tune is not None:
+        if given.no_tune:
+            raise SettingError("Both --no-tune and --tune are given; give one of them.")
+        if engine == "spark":
+            raise SettingError("spark has no parameters to search; leave out --tune.")
+        if named:
+            raise SettingError(f"{_flags(named)} cannot be given where parameters are searched; leave out --tune.")
     if engine is None and named.keys() & {"neighbours", "weighting", "walk_alpha", "walk_beta"}:
         engine = "neighbours"
     kind = PARAMS[engine or "als"]
@@ -260,10 +256,7 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
     params = kind(**named | ({"seed": given.seed} if kind in (ALSParams, SparkParams) else {}))
     if given.no_tune or named or engine == "spark":
         return params, None
-    if not searched:
-        return params, TuneOptions(engine=engine)
-    cells = () if given.grid is None else read_grid(given.grid, ALSParams(seed=given.seed))
-    return params, TuneOptions(cells, engine, given.tune)
+    return params, TuneOptions(engine=engine, budget_s=given.tune)
 
 
 def _recency(given: TrainFlags) -> "dict[str, Any]":

@@ -9,7 +9,6 @@ has a name of its own.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -92,7 +91,7 @@ class Factors:
     """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     floor: ClassVar[float] = -math.inf
-    recommend, similar_items = ranking.recommend, ranking.similar_items
+    recommend = ranking.recommend
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,19 +102,6 @@ class Factors:
         """Return the products of the factors of *users* with those of all items."""
         scores: Floats = self.user_factors[users] @ self.item_factors.T
         return scores
-
-    def similarities(self, items: Indices) -> Floats:
-        """Return the cosines of the factors; an item whose factors are all zero is like no other."""
-        cosines: Floats = self.item_factors[items] @ self.item_factors.T
-        norms = self._norms
-        cosines /= np.where(norms == 0, 1, norms)
-        cosines /= np.where(norms == 0, 1, norms)[items, None]
-        cosines[:, norms == 0] = cosines[norms[items] == 0] = -np.inf
-        return cosines
-
-    @cached_property
-    def _norms(self) -> Floats:
-        return np.asarray(np.linalg.norm(self.item_factors, axis=1), dtype=np.float32)
 
     def fold_in(self, user_items: UserItems) -> "Factors":
         """Return the same items, and for users the factors that solve their rows of *user_items* exactly."""

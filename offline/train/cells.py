@@ -1,18 +1,13 @@
-"""The cells of a search: the usual ones, those around the best of them, with recency, and those of a file."""
+"""The cells of a search: the usual ones, those around the best of them, and those with recency."""
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.train.als import ALSParams, SparkParams
+from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.ease import EASEParams
-from hotplate.offline.train.engine import Engine, Params, engine_of, params_class, recency_of
+from hotplate.offline.train.engine import Engine, Params, engine_of, recency_of
 from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
 from hotplate.offline.train.popularity import PopularityParams, Recency
 
@@ -119,49 +114,6 @@ def _timing(params: Params) -> tuple[float, float]:
         return params.half_life_days or 1.0, 1.0
     recency = recency_of(params)
     return (1.0, 1.0) if recency is None else (recency.half_life_days, recency.gamma)
-
-
-def read_grid(path: Path, defaults: ALSParams) -> tuple[Params, ...]:
-    """Read the cells of a file: JSON, a list of objects; or TOML, tables `[[cell]]`. Each has an engine and parameters.
-
-    What ALS is not given is taken from *defaults*. Raises DataError for a file that cannot be read, SettingError for a
-    cell that makes no sense.
-    """
-    try:
-        text = path.read_text()
-        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text).get("cell")
-    except OSError as error:
-        raise DataError(f"The grid {path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:  # of JSON, TOML and UTF-8
-        raise DataError(f"The grid {path} is neither JSON nor TOML: {error}.") from error
-    if not isinstance(found, list) or not found:
-        raise DataError(f"The grid {path} names no cells; write [[cell]] tables, or in .json a list of objects.")
-    cells = []
-    for at, values in enumerate(found, 1):
-        try:
-            cells.append(_cell(values, defaults))
-        except (DataError, SettingError) as error:
-            raise SettingError(f"Cell {at} of {path}: {error}") from error
-    return tuple(cells)
-
-
-def _cell(values: object, defaults: ALSParams) -> Params:
-    if not isinstance(values, dict):
-        raise SettingError("It is not a table of engine and parameters.")
-    engine = values.get("engine", "als")
-    kind = params_class(engine)
-    if kind is SparkParams:
-        raise SettingError("The parameters of Spark are not searched; search those of als.")
-    usual: dict[str, Any] = asdict(defaults if kind is ALSParams else kind())
-    usual.pop("recency", None)
-    given = {name: value for name, value in values.items() if name != "engine"}
-    for name, value in given.items():
-        if name not in usual:
-            raise SettingError(f"It has {name!r}, and {engine} has only {', '.join(usual) or 'no parameters'}.")
-        wanted = type(usual[name]) if usual[name] is not None else float
-        if isinstance(value, bool) or not isinstance(value, int | float if wanted is float else wanted):
-            raise SettingError(f"It has {name} = {value!r}; it must be of type {wanted.__name__}.")
-    return kind(**usual | given)
 
 
 def _rounded(value: float) -> float:

@@ -44,7 +44,7 @@ class EASE:
     recent: Floats | None = None
 
     floor: ClassVar[float] = 0.0
-    recommend, similar_items, fold_in = ranking.recommend, ranking.similar_items, ranking.itself
+    recommend, fold_in = ranking.recommend, ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
@@ -55,10 +55,6 @@ class EASE:
         """Sum up the weights of what users have."""
         summed: Floats = _damped(rows).astype(np.float32) @ self.weights
         return summed
-
-    def similarities(self, items: Indices) -> Floats:
-        """Return how much each of *items* speaks for the others."""
-        return self.weights[items]
 
 
 def fit(user_items: UserItems, params: EASEParams) -> EASE:

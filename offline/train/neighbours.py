@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -37,8 +36,6 @@ RECOMMENDERS = {
 _CUT_AT_ONCE = 1024
 # Up to this share of users times items that are scored, sorting the scores takes less than a table.
 _SPARSE = 0.05
-# So many are kept of each item for lists of similar items, even where fewer make the lists of users better.
-_KEPT = 101
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,7 @@ class NeighbourParams:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The model: *similarity* [items, items], float64 csr, of each item the most similar ones, itself among them."""
+    """The model: *similarity* [items, items], float32 csr, of each item the most similar ones, itself among them."""
 
     similarity: Any
     params: NeighbourParams
@@ -77,7 +74,7 @@ class Neighbours:
     """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     floor: ClassVar[float] = 0.0
-    similar_items, fold_in = ranking.similar_items, ranking.itself
+    fold_in = ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
@@ -95,13 +92,13 @@ class Neighbours:
     ) -> tuple[Indices, Floats]:
         """Return what `ranking.recommend` does; where few items are scored, without a table of all of them."""
         size = self.similarity.shape[0]
-        links = float(np.diff(self._nearest.indptr).mean())
+        links = float(np.diff(self.similarity.indptr).mean())
         if user_items[users].nnz * links > _SPARSE * size * max(1, len(users)):
             return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
 
         def score(batch: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
             rows = user_items[batch]
-            scores = (rows @ self._nearest).tocsr()
+            scores = (rows @ self.similarity).tocsr()
             if self.recent is not None:
                 scores.data *= self.recent[scores.indices]
             if not keep_seen:
@@ -112,24 +109,14 @@ class Neighbours:
 
     def score(self, rows: UserItems, _users: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
         """Sum up the similarities to what users have."""
-        return (rows @ self._nearest).toarray()
-
-    def similarities(self, items: Indices) -> Any:  # noqa: ANN401 -- as above
-        """Return the neighbours of *items*."""
-        return self.similarity[items].toarray()
-
-    @cached_property
-    def _nearest(self) -> Any:  # noqa: ANN401 -- as above
-        """The similarities of the nearest neighbours; kept, for lists are made batch by batch."""
-        return nearest(self.similarity, self.params.neighbours).astype(np.float32)
+        return (rows @ self.similarity).toarray()
 
 
 def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     """Compare all items of *user_items* on all cores; raises DataError for a matrix that cannot be learnt from."""
     check_user_items(user_items)
-    kept = min(max(params.neighbours, _KEPT), user_items.shape[1])
     weighted, scale = _walks(user_items, params) if params.weighting == "rp3beta" else (user_items, None)
-    recommender = RECOMMENDERS[params.weighting](K=kept)
+    recommender = RECOMMENDERS[params.weighting](K=min(params.neighbours, user_items.shape[1]))
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # 0 / 0, see below
         warnings.simplefilter("ignore", ParameterWarning)  # it converts a matrix of its own making
         recommender.fit(weighted, show_progress=False)
@@ -139,7 +126,7 @@ def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     # TF-IDF's weight of a user who has all items but one is 0, and 0 / 0 is not a number.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
-    return Neighbours(similarity, params)
+    return Neighbours(similarity.astype(np.float32), params)
 
 
 def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, npt.NDArray[np.float64]]:

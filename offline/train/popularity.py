@@ -102,7 +102,7 @@ class Popularity:
 
     recent: ClassVar[None] = None
     floor: ClassVar[float] = 0.0
-    similar_items, fold_in = ranking.similar_items, ranking.itself
+    fold_in = ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
@@ -137,10 +137,6 @@ class Popularity:
     def score(self, _rows: UserItems, users: Indices) -> Floats:
         """Return the counts as a table, for rankers that are combined with popularity."""
         return np.repeat(self.counts[None], len(users), axis=0)
-
-    def similarities(self, items: Indices) -> Floats:
-        """Return no similar items, for popularity compares none."""
-        return np.zeros((len(items), len(self.counts)), dtype=np.float32)
 
 
 def fit(user_items: UserItems, params: PopularityParams, times: Times | None = None) -> Popularity:

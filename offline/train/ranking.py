@@ -40,10 +40,6 @@ class Scorer(Protocol):
         """Return a new table [users, items] of scores; *rows* are what the *users* have."""
         ...
 
-    def similarities(self, items: Indices) -> ScoreTable:
-        """Return a new table [len(items), items] of how similar items are."""
-        ...
-
 
 def recommend(
     ranker: Scorer,
@@ -81,20 +77,6 @@ def recommend(
         return table
 
     return _best(score, users, ranker, min(n, ranker.shape[1]), allowed)
-
-
-def similar_items(ranker: Scorer, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
-    """Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, without itself.
-
-    If an item has no more that are like it, the item is -1 and the score 0.
-    """
-
-    def score(batch: Indices) -> ScoreTable:
-        table = ranker.similarities(batch)
-        table[np.arange(len(batch)), batch] = -np.inf
-        return table
-
-    return _best(score, items, ranker, min(n, ranker.shape[1] - 1), allowed)
 
 
 def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> tuple[Indices, Floats]:

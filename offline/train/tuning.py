@@ -65,7 +65,7 @@ class TuneOptions:
     """What is searched.
 
     cells     are tried; () for those that were good on real data, and more where the best lies at their edge
-    engine    is the only one that is tried; SettingError for cells of others
+    engine    is the only one that is tried
     budget_s  seconds of a core that the search may take, by estimate; None for 45 and as many for recency, or for what
               the *cells* that were given take
     """
@@ -77,11 +77,6 @@ class TuneOptions:
     def __post_init__(self) -> None:
         if self.budget_s is not None and not 0 < self.budget_s < math.inf:
             raise SettingError(f"tune is {self.budget_s}; it must be a number of seconds above 0.")
-        others = {engine_of(cell) for cell in self.cells} - {self.engine}
-        if self.engine is not None and others:
-            raise SettingError(
-                f"Cells are of {', '.join(sorted(others))}, and the engine is to be {self.engine}; leave them out."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,30 +113,17 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A cell that was not tried, because its trial, or its fit on all data, would take more than it may, by estimate.
-
-    *seconds* are of the trial, *fit_seconds* and *bytes* of the last fit.
-    """
-
-    params: Params
-    seconds: float
-    fit_seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Search:
     """All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
 
-    What is *left_out* would have taken too much. *users* were searched on, if that is not all of them.
+    Cells that are *left_out* would have taken too much. *users* were searched on, if that is not all of them.
     """
 
     split: SplitOptions
     k: int
     trials: tuple[Trial, ...]
     defaults: ALSParams
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[Params, ...] = ()
     users: int | None = None
 
     @property
@@ -152,7 +134,7 @@ class Search:
         trials within one standard error of the best: one with recency, then one of ALS, then the simplest parameters
         and the longest half-life. Errors are of the differences, user by user.
         """
-        ranked = sorted(range(len(self.trials)), key=lambda number: -self.trials[number].ndcg)
+        ranked = _by_ndcg(self.trials)
         personal = [number for number in ranked if not isinstance(self.trials[number].params, PopularityParams)]
         popular = next((number for number in ranked if number not in personal), None)
         if not personal:
@@ -186,7 +168,7 @@ class Search:
             "split": asdict(self.split),
             "users_searched": self.users,
             "trials": [_to_json(trial) for trial in self.trials],
-            "left_out": [_to_json(each) for each in self.left_out],
+            "left_out": [{"engine": engine_of(each), "params": asdict(each)} for each in self.left_out],
             "best": self.best,
         }
 
@@ -233,20 +215,26 @@ def tune(
         return trials[len(trials) - len(waiting) :]
 
     cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
-    on_notice(_estimate(len(cells), inner, budget.training_s(cells, evaluations, is_recent=is_recent)))
+    seconds = budget.training_s(cells, evaluations, is_recent=is_recent)
+    on_notice(
+        f"searching {len(cells)} cells on an inner {inner.kind} split, the evaluation and the last fit take about "
+        f"{seconds:.0f} s of a core, more if the best lies at an edge; --no-tune skips the search"
+    )
     users = searched[0].shape[0] if searched[0] is not user_items else None
     if users is not None:
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
     on_trial(0, len(cells))
     run(cells)
     for _ in range(0 if tuning.cells else _EXTENSIONS):
-        run(budget.affordable(beyond([each.params for each in _by_ndcg(trials)], items)))
+        run(budget.affordable(beyond([trials[number].params for number in _by_ndcg(trials)], items)))
     for number in _best_of_each(trials) if is_recent else ():
-        _climb(trials[number].params, budget, run)
+        tried: dict[Params, float] = {}
+        while waiting := budget.recencies(more_recency(trials[number].params, tried)):
+            tried |= {trial.params: trial.ndcg for trial in run(waiting)}
     on_trial(len(trials), len(trials))
     if budget.left_out:
         on_notice(budget.sentence())
-    return Search(inner, k, tuple(trials), defaults, budget.left_out, users)
+    return Search(inner, k, tuple(trials), defaults, tuple(budget.left_out), users)
 
 
 def inner_parts(
@@ -371,30 +359,25 @@ class _Budget:
         self.total_s = options.budget_s or (math.inf if options.cells else _BUDGET_S)
         self.most_bytes = _BUDGET_BYTES if options.budget_s is None and not options.cells else float(room_bytes())
         self._left = {"cells": self.total_s, "recency": self.total_s}
-        self._left_out: dict[Params, LeftOut] = {}
-
-    @property
-    def left_out(self) -> tuple[LeftOut, ...]:
+        self.left_out: dict[Params, None] = {}
         """The cells that could not be afforded."""
-        return tuple(self._left_out.values())
 
     def affordable(self, cells: Sequence[Params]) -> list[Params]:
         """Return those of *cells* that can still be tried, the cheapest of them first of all."""
         kept: set[Params] = set()
         for params in sorted(cells, key=self._trial_s):
-            seconds, fit_seconds = self._trial_s(params), fit_s(params, self._user_items)
             needed = max(fit_bytes(params, train) for train, _ in self._splits)
-            whole = fit_bytes(params, self._user_items)
-            fits = needed <= self.most_bytes and whole <= room_bytes()
-            if fits and fit_seconds <= _LAST_FIT_S and self._take("cells", seconds):
+            fits = needed <= self.most_bytes and fit_bytes(params, self._user_items) <= room_bytes()
+            soon = fit_s(params, self._user_items) <= _LAST_FIT_S
+            if fits and soon and self._take("cells", self._trial_s(params)):
                 kept.add(params)
             else:
-                self._left_out[params] = LeftOut(params, round(seconds, 1), round(fit_seconds, 1), max(needed, whole))
+                self.left_out[params] = None
         return [params for params in cells if params in kept]
 
     def recencies(self, cells: Sequence[Params]) -> list[Params]:
         """Return those of *cells*, which differ in recency alone, that can still be ranked."""
-        return [params for params in cells if self._take("recency", self._seconds(params) - self._fits(params))]
+        return [params for params in cells if self._take("recency", self._ranks(params))]
 
     def training_s(self, cells: Sequence[Params], evaluations: int, *, is_recent: bool) -> float:
         """Return about how many seconds of a core a training takes: its trials, *evaluations*, and a last fit."""
@@ -404,15 +387,11 @@ class _Budget:
         return searched + evaluations * sum(whole) + max(whole, default=0)
 
     def sentence(self) -> str:
-        """Name what was left out, with what it takes."""
-        named = "; ".join(
-            f"{described(each.params)}, {each.seconds:,.0f} s, its last fit {each.fit_seconds:,.0f} s and "
-            f"{each.bytes / 1e9:.1f} GB"
-            for each in self.left_out
-        )
+        """Name what was left out."""
         return (
             f"not tried, because a search takes at most about {self.total_s:.0f} s of a core and "
-            f"{self.most_bytes / 1e9:.1f} GB, and a last fit {_LAST_FIT_S:.0f} s: {named}; --tune SECONDS allows more"
+            f"{self.most_bytes / 1e9:.1f} GB, and a last fit {_LAST_FIT_S:.0f} s: "
+            f"{'; '.join(map(described, self.left_out))}; --tune SECONDS allows more"
         )
 
     def _take(self, purpose: str, seconds: float) -> bool:
@@ -422,20 +401,10 @@ class _Budget:
         return True
 
     def _trial_s(self, params: Params) -> float:
-        return self._seconds(_exploring(params))
+        return self._ranks(params) + sum(fit_s(_exploring(params), train) for train, _ in self._splits)
 
-    def _seconds(self, params: Params) -> float:
-        return self._fits(params) + sum(rank_s(params, rows) for _, rows in self._splits)
-
-    def _fits(self, params: Params) -> float:
-        return sum(fit_s(params, train) for train, _ in self._splits)
-
-
-def _climb(params: Params, budget: _Budget, run: Callable[[Sequence[Params]], list[Trial]]) -> None:
-    """Try *params* with recency, as far as it gets better and the budget allows."""
-    tried: dict[Params, float] = {}
-    while waiting := budget.recencies(more_recency(params, tried)):
-        tried |= {trial.params: trial.ndcg for trial in run(waiting)}
+    def _ranks(self, params: Params) -> float:
+        return sum(rank_s(params, rows) for _, rows in self._splits)
 
 
 def _exploring(params: Params) -> Params:
@@ -447,14 +416,14 @@ def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
     return measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"]
 
 
-def _by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
-    return sorted(trials, key=lambda trial: -trial.ndcg)
+def _by_ndcg(trials: Sequence[Trial]) -> list[int]:
+    return sorted(range(len(trials)), key=lambda number: -trials[number].ndcg)
 
 
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
     """Return the number of the best trial of each engine that was tried, the best engine first."""
     best: dict[Engine, int] = {}
-    for number in sorted(range(len(trials)), key=lambda number: -trials[number].ndcg):
+    for number in _by_ndcg(trials):
         best.setdefault(engine_of(trials[number].params), number)
     return tuple(best.values())
 
@@ -474,23 +443,13 @@ def _complexity(params: Params) -> tuple[float, ...]:
     return float(recency is None), float(not isinstance(params, ALSParams)), size, *timing
 
 
-def _to_json(found: Trial | LeftOut) -> dict[str, Any]:
-    facts = {"engine": engine_of(found.params), **asdict(found)}
-    if isinstance(found, Trial):
-        del facts["per_user"]
-        facts |= {"ndcg": found.ndcg, "se": found.se}
-    return facts
+def _to_json(trial: Trial) -> dict[str, Any]:
+    figures = {name: getattr(trial, name) for name in ("iterations", "ndcg", "se", "seconds")}
+    return {"engine": engine_of(trial.params), "params": asdict(trial.params), **figures}
 
 
 def _standard_error(values: Values) -> float:
     return float(values.std() / math.sqrt(len(values)))
-
-
-def _estimate(cells: int, inner: SplitOptions, seconds: float) -> str:
-    return (
-        f"searching {cells} cells on an inner {inner.kind} split, the evaluation and the last fit take about "
-        f"{seconds:.0f} s of a core, more if the best lies at an edge; --no-tune skips the search"
-    )
 
 
 def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:

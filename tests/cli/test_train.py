@@ -13,19 +13,7 @@ import pytest
 from hotplate.offline.input.sample import sample
 from hotplate.offline.train.engine import as_options
 from hotplate.offline.train.neighbours import NeighbourParams
-from tests.support.command import failed, hotplate, json_of, succeeded
-
-GRID = """
-[[cell]]
-engine = "als"
-factors = 8
-iterations = 2
-
-[[cell]]
-engine = "neighbours"
-neighbours = 20
-weighting = "bm25"
-"""
+from tests.support.command import failed, hotplate, json_of
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +37,6 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         assert "The parameters were not searched, as they were named or --no-tune was given." in done.stdout
-
-
-def test_a_grid_of_ones_own_is_searched(clicks: Path, tmp_path: Path) -> None:
-    (tmp_path / "grid.toml").write_text(GRID)
-    arguments = ("train", clicks, "--out", tmp_path / "model", "--grid", tmp_path / "grid.toml", "--tune", "60")
-    printed = succeeded(*arguments, "--seed", "3")
-    assert "on the inner split; " in printed
-    assert " 2 trials, " in printed
-    trials = json.loads((tmp_path / "model" / "model.json").read_text())["tuning"]["trials"]
-    als = {"factors": 8, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 3, "recency": None}
-    assert trials[0]["params"] == als
-    neighbours = {"weighting": "bm25", "neighbours": 20, "walk_alpha": 0.7, "walk_beta": 0.3, "recency": None}
-    assert trials[1]["params"] == neighbours
 
 
 def test_the_first_line_says_which_baseline_ranks_better(clicks: Path, tmp_path: Path) -> None:
@@ -110,7 +85,7 @@ def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(click
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--no-tune", "--tune", "5"], "Both --no-tune and --tune or --grid are given"),
+        (["--no-tune", "--tune", "5"], "Both --no-tune and --tune are given"),
         (["--tune", "5", "--factors", "8"], "--factors cannot be given where parameters are searched"),
         (["--neighbours", "5", "--alpha", "2"], "--alpha is not a parameter of the engine neighbours"),
         (
@@ -125,14 +100,12 @@ def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(click
         (["--recency-gamma", "0.5"], "--recency-gamma is the power of --recency; give both"),
         (["--recency", "soon"], "half-life"),
         (["--neighbours", "1"], "Neighbours is 1; it must be at least 2"),
-        (["--grid", "absent.toml"], "The grid absent.toml cannot be read"),
     ],
 )
 def test_options_that_contradict_each_other_are_one_sentence(
     arguments: list[str], sentence: str, clicks: Path, tmp_path: Path
 ) -> None:
-    code = 1 if "--grid" in arguments else 2
-    failed(hotplate("train", clicks, "--out", tmp_path / "model", *arguments), sentence, code=code)
+    failed(hotplate("train", clicks, "--out", tmp_path / "model", *arguments), sentence, code=2)
     assert not (tmp_path / "model").exists()
 
 

@@ -18,13 +18,15 @@ from hotplate.offline.errors import DataError
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import Model, load, save
-from hotplate.offline.train.als import ALSParams, Factors, SparkParams
+from hotplate.offline.train.als import ALSParams, Factors
 from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, described, fit
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
+from hotplate.offline.train.similar import SimilarParams
+from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.folders import LOCK
-from tests.support.interactions import ROUNDING, checkerboard_model
+from tests.support.interactions import checkerboard_model
 
 PARAMS = ALSParams(factors=4, iterations=2)
 
@@ -45,6 +47,7 @@ def model() -> Model:
         metrics={"k": 10},
         data={"rows": frame.height, "left_out": {"no user": 1}},
         created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        similar=fit_similar(matrix.user_items, SimilarParams()),
     )
 
 
@@ -108,7 +111,7 @@ def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Mod
 def test_the_folder_describes_itself(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     description = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert description["format"] == 2
+    assert description["format"] == 3
     assert description["engine"] == "als"
     assert description["params"] == {
         "factors": 4,
@@ -313,37 +316,3 @@ def test_a_loaded_model_is_its_arrays_with_the_ids_of_their_rows(tmp_path: Path)
     assert found[0, 0] == 3  # the one that was withheld
     with pytest.raises(hotplate.DataError, match="no model folder"):
         hotplate.load_model(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize(
-    ("params", "name"),
-    [
-        (None, "AlternatingLeastSquares"),
-        (NeighbourParams("tfidf", 3), "TFIDFRecommender"),
-        (NeighbourParams("bm25", 15), "BM25Recommender"),
-        (NeighbourParams("cosine", 15), "CosineRecommender"),
-        (NeighbourParams("rp3beta", 15), "ItemItemRecommender"),
-    ],
-)
-def test_what_is_exported_to_implicit_recommends_the_same(params: Params | None, name: str, tmp_path: Path) -> None:
-    model = hotplate.load_model(saved(params, tmp_path / "model"))
-    exported = hotplate.to_implicit(model)
-    assert type(exported).__name__ == name
-    user_items = model.matrix.user_items
-    _, expected = model.ranker.recommend(user_items, np.arange(20, dtype=np.int32), 5)
-    given = user_items if params is None else user_items.astype(np.float64)
-    for user in range(20):
-        _, scores = exported.recommend(user, given[user], N=5)
-        assert scores[: np.count_nonzero(expected[user])] == pytest.approx(
-            expected[user][expected[user] != 0], rel=1e-5, abs=ROUNDING
-        )
-
-
-def test_other_engines_are_not_implicits(tmp_path: Path) -> None:
-    models = [hotplate.load_model(saved(params, tmp_path / "model")) for params in (PopularityParams(), EASEParams())]
-    spark, board = SparkParams(factors=8), checkerboard_model()
-    assert isinstance(board.ranker, Factors)
-    models.append(replace(board, ranker=replace(board.ranker, params=spark), params=spark))
-    for model, engine in zip(models, ("popularity", "ease", "spark"), strict=True):
-        with pytest.raises(hotplate.DataError, match=f"implicit has no model of the engine {engine}"):
-            hotplate.to_implicit(model)

@@ -79,7 +79,7 @@ def test_a_user_for_whom_nothing_is_left_has_no_row_and_gets_the_popular_list() 
     rows = rows_of(
         Model(
             model.ranker,
-            matrix, {}, model.popular, {}, model.params, None, {}, model.created_at,
+            matrix, {}, model.popular, {}, model.params, None, {}, model.created_at, model.similar,
         )
     )  # fmt: skip
     assert f"user:{matrix.user_ids[2]}" not in rows
@@ -109,7 +109,7 @@ def test_lists_that_are_the_same_for_everybody_are_answered_as_popular() -> None
     model = checkerboard_model()
     matrix = model.matrix
     popular = fit(matrix.user_items, PopularityParams())
-    same = replace(model, ranker=popular, params=PopularityParams(), popular=most_popular(matrix, 100), similar=None)
+    same = replace(model, ranker=popular, params=PopularityParams(), popular=most_popular(matrix, 100))
     head = [item["id"] for item in decode(rows_of(same, length=5)["popular:"])[:5]]
     rows = rows_of(same, length=5)
     for user, items in zip(matrix.user_ids, matrix.user_items, strict=True):

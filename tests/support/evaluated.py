@@ -10,6 +10,8 @@ from hotplate.offline.model import Model, save
 from hotplate.offline.train import neighbours
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular
+from hotplate.offline.train.similar import SimilarParams
+from hotplate.offline.train.similar import fit as fit_similar
 from tests.support.interactions import checkerboard
 
 HOSTILE = "</td><script>alert(1)</script>\x1b[31m\u202e" + "long " * 50
@@ -35,6 +37,7 @@ def evaluated_model(folder: Path, *, uneven: bool = False) -> Path:
         metrics=evaluation.to_json(),
         data={"rows": 1234, "source": "<b>data</b>.csv", "left_out": {"no user": 3}, "fingerprint": "abc"},
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
+        similar=fit_similar(user_items, SimilarParams(0)),
     )
     save(model, folder / "model")
     return folder / "model"

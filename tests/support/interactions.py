@@ -11,6 +11,8 @@ from hotplate.offline.input.matrix import Matrix, UserItems, to_matrix
 from hotplate.offline.model import Model
 from hotplate.offline.train.als import ALSParams, fit
 from hotplate.offline.train.popularity import Popular, most_popular
+from hotplate.offline.train.similar import SimilarParams
+from hotplate.offline.train.similar import fit as fit_similar
 
 # A score is a float32 sum of a few products of up to about 1, and each kernel of a BLAS adds them in its own order. The
 # sum then differs by a few times 1.2e-7, the step of a float32 at 1, however near to 0 it is.
@@ -58,4 +60,5 @@ def checkerboard_model(size: int = 20) -> Model:
         metrics={"ndcg": 0.5},
         data={"fingerprint": "abc"},
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
+        similar=fit_similar(user_items, SimilarParams(0)),
     )

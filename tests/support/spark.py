@@ -11,6 +11,8 @@ from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.model import Model
 from hotplate.offline.train.als import ALSParams, Factors
 from hotplate.offline.train.popularity import most_popular
+from hotplate.offline.train.similar import SimilarParams
+from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from hotplate.stores.store import Row
 
@@ -35,6 +37,7 @@ def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
         metrics=None,
         data={"fingerprint": "abc"},
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
+        similar=fit_similar(user_items, SimilarParams(0)),
     )
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.errors import DataError
 from hotplate.offline.input.matrix import Indices
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit, solve
-from hotplate.offline.train.cells import read_grid
 from hotplate.offline.train.engine import as_options, described, engine_of, params_from
 from hotplate.stores.extras import install_command
 from tests.support.command import failed, hotplate
@@ -30,18 +29,8 @@ def factors() -> Factors:
 
 def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, factors: Factors) -> None:
     whole, _ = factors.recommend(checkerboard(SIZE), everyone(), 6)
-    alike, _ = factors.similar_items(everyone(), 6)
     monkeypatch.setattr("hotplate.offline.train.ranking._RANKED_AT_ONCE", 7)
     assert (factors.recommend(checkerboard(SIZE), everyone(), 6)[0] == whole).all()
-    assert (factors.similar_items(everyone(), 6)[0] == alike).all()
-
-
-def test_an_item_without_factors_is_like_no_other() -> None:
-    item_factors = np.array([[1, 0], [1, 0.1], [0, 0], [0, 1]], dtype=np.float32)
-    factors = Factors(np.ones((2, 2), dtype=np.float32), item_factors)
-    items, scores = factors.similar_items(np.arange(4, dtype=np.int32), 3)
-    assert items.tolist() == [[1, 3, -1], [0, 3, -1], [-1, -1, -1], [1, 0, -1]]
-    assert scores[2].tolist() == [0, 0, 0]
 
 
 def test_a_fit_is_the_same_for_the_same_seed_and_reports_every_iteration(factors: Factors) -> None:
@@ -93,13 +82,6 @@ def test_users_are_solved_with_a_regularization_for_each_of_their_items() -> Non
         left = (items.T * confidence) @ items + 0.3 * (row > 0).sum() * np.eye(2)
         right = items.T @ (confidence * (row > 0))
         assert np.allclose(left @ found.user_factors[user], right, atol=1e-4)
-
-
-def test_parameters_of_spark_are_not_searched(tmp_path: Path) -> None:
-    grid = tmp_path / "cells.toml"
-    grid.write_text('[[cell]]\nengine = "spark"\n')
-    with pytest.raises(SettingError, match="not searched"):
-        read_grid(grid, ALSParams())
 
 
 @pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is installed")

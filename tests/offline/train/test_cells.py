@@ -1,14 +1,11 @@
-"""The cells of a search: those that are new, those within bounds, and those that a file names."""
+"""The cells of a search: those that are new, and those within bounds."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.cells import beyond, default_cells, more_recency, read_grid
+from hotplate.offline.train.cells import beyond, default_cells, more_recency
 from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Engine, engine_of
 from hotplate.offline.train.neighbours import NeighbourParams
@@ -79,36 +76,3 @@ def test_recencies_go_on_around_the_best_within_bounds() -> None:
     second = more_recency(plain, dict(zip(first, (0.1, 0.2), strict=True)))
     assert second == [EASEParams(recency=Recency(*each)) for each in ((16.0, 1.0), (4.0, 1.0), (8.0, 2.0), (8.0, 0.5))]
     assert more_recency(PopularityParams(), {PopularityParams(512.0): 1.0}) == [PopularityParams(256.0)]
-
-
-def test_a_grid_is_read_from_json_and_toml(tmp_path: Path) -> None:
-    cells = [{"factors": 64, "alpha": 2}, {"engine": "neighbours", "weighting": "cosine"}, {"engine": "popularity"}]
-    (tmp_path / "a.json").write_text(json.dumps(cells))
-    wanted = (ALSParams(64, 30.0, 2, 15, 7), NeighbourParams("cosine"), PopularityParams())
-    assert read_grid(tmp_path / "a.json", ALSParams(seed=7)) == wanted
-    (tmp_path / "a.toml").write_text(
-        '[[cell]]\nfactors=64\nalpha=2\n[[cell]]\nengine="neighbours"\nweighting="cosine"\n[[cell]]\nengine="popularity"'
-    )
-    assert read_grid(tmp_path / "a.toml", ALSParams(seed=7)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ('[{"engine": "svd"}]', "Cell 1 of .*: The engine 'svd' is not known; this hotplate has als, ease, neighbours"),
-        ('[{"engine": ["als"]}]', "Cell 1 of .*: The engine .* is not known"),
-        ('[{}, {"factor": 3}]', "Cell 2 of .* has 'factor', and als has only factors, regularization"),
-        ('[{"engine": "popularity", "factors": 3}]', "has 'factors', and popularity has only half_life_days"),
-        ('[{"factors": "64"}]', "Cell 1 of .* has factors = '64'; it must be of type int"),
-        ('[{"factors": true}]', "has factors = True"),
-        ('[{"factors": 0}]', "Cell 1 of .*: factors is 0; it must be at least 1"),
-        ("[3]", "Cell 1 of .* is not a table"),
-        ("[]", "names no cells"),
-        ("{}", "names no cells"),
-        ("[{", "is neither JSON nor TOML"),
-    ],
-)
-def test_a_grid_that_makes_no_sense_is_one_sentence(content: str, sentence: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(content)
-    with pytest.raises((DataError, SettingError), match=sentence):
-        read_grid(tmp_path / "a.json", ALS)

@@ -53,9 +53,6 @@ def test_more_items_and_users_than_are_taken_at_once_change_nothing() -> None:
     items, scores = ranker.recommend(matrix, everyone, 3)
     one_by_one = [ranker.recommend(matrix, everyone[user : user + 1], 3) for user in (0, 1023, 1024, 1499)]
     assert (items[[0, 1023, 1024, 1499]] == np.concatenate([each for each, _ in one_by_one])).all()
-    assert ranker.similar_items(np.arange(1100, dtype=np.int32), 5)[0][1050].tolist() == (
-        ranker.similar_items(np.array([1050], dtype=np.int32), 5)[0][0].tolist()
-    )
     assert np.allclose(scores, np.sort(np.where(weights > 0, 0, weights @ ranker.weights))[:, :-4:-1], atol=1e-5)
 
 

@@ -71,16 +71,6 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(personal: 
     assert scores.dtype == np.float32
 
 
-def test_similar_items_are_of_the_same_colour_and_never_the_item_itself(personal: Ranker) -> None:
-    items, scores = personal.similar_items(everyone(), SIZE // 2 - 1)
-    assert items.shape == (SIZE, SIZE // 2 - 1)
-    for item, row in enumerate(items):
-        assert item not in row
-        assert (row % 2 == item % 2).all()
-        assert len(set(row)) == len(row)
-    assert (np.diff(scores, axis=1) <= 0).all()
-
-
 def test_seen_items_come_back_only_when_they_are_kept(ranker: Ranker, board: UserItems) -> None:
     items, _ = ranker.recommend(board, everyone(), SIZE // 2)
     assert not any(board[user, item] for user, row in enumerate(items) for item in row if item >= 0)
@@ -96,15 +86,11 @@ def test_only_what_is_allowed_is_recommended_and_lists_are_as_long_as_that_lets_
     assert set(items.ravel()) <= {-1, 3, 8, 9, 14}
     assert set(items[0]) & {3, 9} or set(items[0]) == {-1}, "an even user has 8 and 14"
     assert (scores[items < 0] == 0).all()
-    similar, _ = ranker.similar_items(everyone(), 4, allowed=allowed)
-    assert set(similar.ravel()) <= {-1, 3, 8, 9, 14}
-    assert not (similar == everyone()[:, None]).any()
 
 
 def test_lists_end_with_the_items_and_name_each_once(ranker: Ranker, board: UserItems) -> None:
     items, scores = ranker.recommend(board, everyone(), 1000)
     assert items.shape == (SIZE, SIZE)
-    assert ranker.similar_items(everyone(), 1000)[0].shape == (SIZE, SIZE - 1)
     for row, row_scores in zip(items, scores, strict=True):
         length = int((row >= 0).sum())
         assert len(set(row[:length])) == length <= SIZE - (SIZE // 2 - 1)
@@ -197,17 +183,14 @@ def test_a_matrix_that_cannot_be_learnt_from_is_refused(params: Params, board: U
 def test_a_list_of_no_items_is_refused(ranker: Ranker, board: UserItems) -> None:
     with pytest.raises(SettingError, match="length of a list is 0"):
         ranker.recommend(board, everyone(), 0)
-    with pytest.raises(SettingError, match="length of a list is 0"):
-        ranker.similar_items(everyone(), 0)
 
 
-def test_popularity_ranks_alike_for_everybody_and_knows_no_similar_items(board: UserItems) -> None:
+def test_popularity_ranks_alike_for_everybody() -> None:
     popularity = fit(csr_matrix(np.triu(np.ones((4, 4), dtype=np.float32))), PopularityParams())
     nothing_seen = csr_matrix(np.eye(4, dtype=np.float32))
     assert popularity.recommend(nothing_seen, np.arange(4, dtype=np.int32), 2)[0].tolist() == [
         [3, 2], [3, 2], [3, 1], [2, 1]
     ]  # fmt: skip
-    assert (fit(board, PopularityParams()).similar_items(everyone(), 3)[0] == -1).all()
 
 
 @pytest.mark.parametrize("params", ENGINES, ids=described)
@@ -257,7 +240,7 @@ def with_times(board: UserItems) -> Times:
 
 
 @pytest.mark.parametrize("params", PERSONAL, ids=described)
-def test_recency_multiplies_the_scores_of_lists_and_leaves_similar_items(params: Params, board: UserItems) -> None:
+def test_recency_multiplies_the_scores_of_lists(params: Params, board: UserItems) -> None:
     assert not isinstance(params, PopularityParams)
     times, recency = with_times(board), Recency(half_life_days=9, gamma=2)
     recent = recent_popularity(board, times, 9)
@@ -274,9 +257,6 @@ def test_recency_multiplies_the_scores_of_lists_and_leaves_similar_items(params:
         items, listed = other.recommend(user_items, users, 6, keep_seen=True)
         best = np.sort(wanted, axis=1)[:, ::-1][:, :6]
         assert listed == pytest.approx(np.where(items < 0, 0, best), rel=1e-4, abs=ROUNDING)
-    similar, before = ranker.similar_items(everyone(), 9), plain.similar_items(everyone(), 9)
-    assert np.array_equal(similar[0], before[0])
-    assert np.array_equal(similar[1], before[1])
 
 
 def test_recency_and_a_half_life_need_times_and_make_sense(board: UserItems) -> None:

@@ -35,6 +35,9 @@ def test_items_of_the_same_users_are_similar_and_never_the_item_itself(series: M
         assert item not in row
     assert (items >= 0).sum(axis=1).tolist() == [7] * 32
     assert (np.diff(scores, axis=1) <= 0).all()
+    allowed = np.isin(np.arange(32), [3, 8, 9, 14])
+    some, _ = fit(series.user_items, SimilarParams()).similar_items(np.arange(32, dtype=np.int32), 3, allowed=allowed)
+    assert set(some.ravel()) == {-1, 3, 8, 9, 14}
 
 
 def test_cosines_are_held_back_where_few_users_are_shared_and_recency_multiplies() -> None:

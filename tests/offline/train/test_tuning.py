@@ -212,12 +212,6 @@ def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tm
         search(matrix, tuning=tuning, kept=tmp_path / "file")
 
 
-def test_cells_of_other_engines_than_the_one_that_is_wanted_are_refused() -> None:
-    assert TuneOptions(CELLS[:2], "als").cells == CELLS[:2]
-    with pytest.raises(SettingError, match="Cells are of neighbours, popularity, and the engine is to be als"):
-        TuneOptions(CELLS, "als")
-
-
 def test_popularity_is_recommended_only_beyond_the_interval_of_its_lead() -> None:
     ease, popular = trial(EASEParams(), 0.1, 0.9, 0.2), trial(PopularityParams(2.0), 0.1, 0.9, 0.5)
     assert popular.leads_by(ease) == pytest.approx(1 / 2**0.5 * 3**0.5)
@@ -251,10 +245,10 @@ def test_what_is_too_dear_is_left_out_and_said(matrix: Matrix, monkeypatch: pyte
     monkeypatch.setattr("hotplate.offline.train.tuning._BUDGET_BYTES", 5_000)
     notices: list[str] = []
     found = search(matrix, tuning=TuneOptions(), defaults=SMALL, on_notice=notices.append)
-    assert {engine_of(each.params) for each in found.left_out} == {"als", "ease"}
+    assert {engine_of(each) for each in found.left_out} == {"als", "ease"}
     assert {engine_of(each.params) for each in found.trials} == {"neighbours", "popularity"}
     assert notices[1].startswith("not tried, because a search takes at most about 45 s of a core and 0.0 GB, and ")
-    assert "als (factors 8, regularization 30, alpha 4), 0 s, its last fit 0 s and 0.0 GB; " in notices[1]
+    assert "als (factors 8, regularization 30, alpha 4); " in notices[1]
     assert notices[1].endswith("; --tune SECONDS allows more")
     assert {each["engine"] for each in found.to_json()["left_out"]} == {"als", "ease"}
     for bounded in (TuneOptions(engine="als"), TuneOptions(engine="ease")):
@@ -264,8 +258,8 @@ def test_what_is_too_dear_is_left_out_and_said(matrix: Matrix, monkeypatch: pyte
 def test_a_budget_of_seconds_bounds_the_search(matrix: Matrix) -> None:
     found = search(matrix, tuning=TuneOptions(budget_s=0.001), defaults=SMALL)
     assert EASEParams(20.0) in [each.params for each in found.trials]
-    assert ALSParams(40, 30.0, 6.0, 3) in [each.params for each in found.left_out]
-    assert len({each.params for each in found.left_out}) == len(found.left_out)
+    assert ALSParams(40, 30.0, 6.0, 3) in found.left_out
+    assert len(set(found.left_out)) == len(found.left_out)
     assert search(matrix, tuning=TuneOptions(budget_s=9.0), defaults=SMALL).left_out == ()
     assert search(matrix, tuning=TuneOptions(CELLS), defaults=SMALL).left_out == ()
     with pytest.raises(SettingError, match="tune is -1"):
@@ -275,8 +269,7 @@ def test_a_budget_of_seconds_bounds_the_search(matrix: Matrix) -> None:
 def test_a_cell_whose_last_fit_is_too_long_is_left_out(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.train.tuning._LAST_FIT_S", 1.0)
     found = search(matrix, tuning=TuneOptions(), defaults=replace(SMALL, iterations=1_000_000))
-    assert {engine_of(each.params) for each in found.left_out} == {"als"}
-    assert max(each.seconds for each in found.left_out) < 1, "the trial would have been affordable"
+    assert {engine_of(each) for each in found.left_out} == {"als"}
 
 
 def test_a_large_log_is_searched_on_a_draw_of_its_users(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
