@@ -4,7 +4,6 @@ import errno
 import json
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -33,7 +32,6 @@ from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
 # Of the folder; changes when an older hotplate could not read it.
 FORMAT = 3
 _DESCRIPTION = "model.json"
-_TEST = "test.npz"
 _SIMILAR = "similar.npz"
 _RANKERS: dict[type, type] = {
     ALSParams: Factors,
@@ -58,7 +56,6 @@ class Model:
     data      where the interactions came from: rows, left_out, fingerprint, time_range and what else describes them
     titles    by item id, as far as they are known
     tuning    the Search that found the parameters as JSON, or None when there was none
-    test      the pairs of test files that can be tested, those too that users have already; None if there were no files
     similar   what the lists of similar items are made of, whatever the engine
     repeats   how a user's own rows count in lists that keep what users have
 
@@ -76,7 +73,6 @@ class Model:
     created_at: datetime
     similar: Similar
     tuning: dict[str, Any] | None = None
-    test: UserItems | None = None
     popular_half_life_days: float | None = None
     repeats: RepeatParams = field(default_factory=RepeatParams)
 
@@ -212,7 +208,6 @@ def load(path: Path | str) -> Model:
             created_at=datetime.fromisoformat(description["created_at"]),
             similar=Similar(_read_pairs(path / _SIMILAR, (shape[1], shape[1]))[0]),
             repeats=RepeatParams(**description["repeats"]),
-            test=_read_pairs(path / _TEST, shape)[0] if (path / _TEST).is_file() else None,
             **kept,
         )
 
@@ -239,25 +234,6 @@ def describe(path: Path) -> dict[str, Any]:
     return description
 
 
-def code_versions() -> dict[str, Any]:
-    """Return versions of libraries and of Python, and the commit of the working directory, by which code is known."""
-    return {
-        "versions": {name: version(name) for name in ("hotplate", *_LIBRARIES)},
-        "python": platform.python_version(),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the working directory, with -dirty if files were changed; None if there is none."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 -- ours alone
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def _timestamp(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="seconds")
 
@@ -275,8 +251,6 @@ def _write(model: Model, folder: Path) -> None:
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
     _write_pairs(folder / "user_items.npz", matrix.user_items, _rows_behind(matrix))
-    if model.test is not None:
-        _write_pairs(folder / _TEST, model.test)
     _write_pairs(folder / _SIMILAR, model.similar.similarity)
     _popular_frame(model).write_parquet(folder / "popular.parquet")
     description = {
@@ -290,7 +264,8 @@ def _write(model: Model, folder: Path) -> None:
         "users": len(matrix.user_ids),
         "items": len(matrix.item_ids),
         "pairs": int(matrix.user_items.nnz),
-        **code_versions(),
+        "versions": {name: version(name) for name in ("hotplate", *_LIBRARIES)},
+        "python": platform.python_version(),
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != LOCK},
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,28 +1,27 @@
 """Training: from interactions to a model folder, with a search and an evaluation; a killed one goes on."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 
-from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
+from hotplate.offline.errors import DataError
+from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import DataSource, Format, named_paths
 from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.interactions import Interactions, read_interactions
-from hotplate.offline.input.matrix import History, KnownPairs, Matrix, UserItems, Weighting, known_pairs, to_matrix
+from hotplate.offline.input.matrix import History, Matrix, UserItems, Weighting, to_matrix
 from hotplate.offline.list_encoder import check_length
-from hotplate.offline.model import LEFT_OUT, Model, check_target, load, save
+from hotplate.offline.model import LEFT_OUT, Model, check_target, save
 from hotplate.offline.publish import timed
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, as_options, described, engine_of, fit, fit_s
@@ -33,7 +32,6 @@ from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.train.tuning import (
     Search,
     TuneOptions,
-    digest_of,
     inner_parts,
     search_repeats,
     tune,
@@ -59,8 +57,7 @@ class TrainSettings:
 
     Each is a path, or a data frame of polars, Arrow or pandas.
 
-    There is no evaluation if the *split* is None, and no split if the *test* has files of its own. With *tuning*,
-    *params* are the defaults of a search.
+    There is no evaluation if the *split* is None. With *tuning*, *params* are the defaults of a search.
     """
 
     path: DataSource
@@ -75,12 +72,10 @@ class TrainSettings:
     min_per_user: int = 1
     min_per_item: int = 1
     split: SplitOptions | None = field(default_factory=AutoSplit)
-    seeds: int = 1
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     tuning: TuneOptions | None = None
     popular_length: int = 100
-    test: Sequence[Path] = ()
 
     @property
     def data(self) -> list[DataSource]:
@@ -92,12 +87,6 @@ class TrainSettings:
         check_length(self.k, "k")
         for text in self.where:
             parse_filter(text)
-        if self.test and self.seeds > 1:
-            raise SettingError(
-                "Several seeds are of splits that are drawn, but test data are given; leave out --seeds."
-            )
-        if self.split is not None and not self.test:
-            require_seeds(self.split, self.seeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +164,7 @@ def train(
     tune once per trial, within evaluate and fit once per iteration; *on_notice* with a sentence on what a search will
     cost. Raises DataError when the data, the settings or *out* cannot be used; no model is written then.
 
-    Finished parts lie next to *out* until the model is saved, and are not done again after a kill:
-
-        .NAME.kept/trials/               the trials of a search
-        .NAME.kept/evaluation-KEY.json   the evaluation
-        .NAME.kept/fitted-KEY/           a model folder of the final fit
-
-    KEY names the data, the settings, the parameters and the versions of libraries that they belong to.
+    The trials of a search lie in .NAME.kept beside *out* until the model is saved, and are not made again after a kill.
     """
     out, seconds = Path(out), dict[str, float]()
     check_target(out)
@@ -209,106 +192,56 @@ def train(
             on_notice(
                 f"one fit takes about {fitting:,.0f} s, and as many are needed as the evaluation has splits, and one"
             )
-        judged = standing if settings.test else matrix  # before a cut there are users whose pairs were cancelled later
-        test, about_test = _read_test(interactions, judged, settings) if settings.test else (None, None)
     folder = out.resolve().with_name(f".{out.resolve().name}.kept")
-    trials = folder / "trials"
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             pairs = int(matrix.user_items.nnz)
             search, tuning_note = _search(
-                pairs, _learnable(matrix, parts), settings, trials, report=on_progress, on_notice=on_notice
+                pairs, _learnable(matrix, parts), settings, folder, report=on_progress, on_notice=on_notice
             )
     params = search.trials[search.best].params if search else settings.params
-    recent = _recent(_learnable(matrix, parts), settings, search, trials)
+    recent = _recent(_learnable(matrix, parts), settings, search, folder)
     similar, repeats = _beside(_learnable(matrix, parts), settings, params, recent)
     if repeats is not None:
         on_notice(_said_of(repeats))
     best = [search.trials[each].params for each in search.best_of_each] if search else []
     baselines = list({engine_of(each): each for each in (*BASELINES, *best, recent)}.values())
-    data = _description(interactions, settings) | {"test": about_test}
     evaluation, note = None, "No evaluation was requested."
-    given = (
-        replace(settings, path="", more=()),
-        params,
-        baselines,
-        similar,
-        repeats,
-        data,
-        interactions.titles,
-    )  # data has a fingerprint
-    key = digest_of(matrix.user_items, matrix.history, *given)
-    if settings.test or settings.split is not None:
+    if parts is not None and settings.split is not None:
         with _stage("evaluate", seconds, on_progress):
-            how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent, "similar": similar}
-            how["on_iteration"] = partial(on_progress, "evaluate")
-            evaluation, note = _kept_evaluation(
-                folder / f"evaluation-{key}.json", lambda: _evaluate(judged, test or parts, params, settings, how)
+            note = (
+                f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or "
+                "none to test on, so there was no evaluation."
             )
+            if parts.train.nnz and parts.test.nnz:
+                how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent, "similar": similar}
+                measured = evaluate_parts(parts, params, on_iteration=partial(on_progress, "evaluate"), **how)
+                evaluation = replace(measured, split=settings.split)
     parts = None  # the last fit takes the memory that they hold
-
-    def learn() -> Model:
+    with _stage("fit", seconds, on_progress):
         rows, length = interactions.segments, settings.popular_length
-        segments = {} if rows is None else popular_by_segment(rows, standing.item_ids, length)
-        return Model(
+        model = Model(
             ranker=fit(standing.user_items, params, partial(on_progress, "fit"), times=standing.times),
             matrix=standing,
             titles={item: interactions.titles[item] for item in standing.item_ids if item in interactions.titles},
             popular=most_popular(standing, length, recent.half_life_days),
-            segments=segments,
+            segments={} if rows is None else popular_by_segment(rows, standing.item_ids, length),
             params=params,
             metrics=evaluation.to_json() if evaluation else None,
-            data=data,
+            data=_description(interactions, settings),
             created_at=datetime.now(UTC),
             tuning=search.to_json() | {"repeats": repeats and asdict(repeats)} if search else None,
-            test=None if test is None else test.user_items,
             popular_half_life_days=recent.half_life_days,
             similar=fit_similar(standing.user_items, similar, standing.times),
             repeats=repeats.params if repeats else RepeatParams(),
         )
-
-    with _stage("fit", seconds, on_progress):
-        model = _kept_model(folder / f"fitted-{key}", learn)
     with _stage("save", seconds, on_progress):
         save(model, out)
         shutil.rmtree(folder, ignore_errors=True)  # another training of the same model may have removed it
     return TrainReport(
         out, model, evaluation, None if evaluation else note, search, None if search else tuning_note, seconds
     )
-
-
-def _kept_evaluation(path: Path, measure: Callable[[], tuple[Evaluation | None, str]]) -> tuple[Evaluation | None, str]:
-    with suppress(OSError, ValueError):
-        return _revived(Evaluation, json.loads(path.read_bytes())), ""
-    evaluation, note = measure()
-    if evaluation is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The nDCG of each user, an array, is left out: the leads are made of it already.
-        path.write_text(json.dumps(asdict(evaluation), default=lambda each: each.item() if each.ndim == 0 else None))
-    return evaluation, note
-
-
-def _kept_model(path: Path, learn: Callable[[], Model]) -> Model:
-    with suppress(DataError):
-        return load(path)
-    model = learn()
-    shutil.rmtree(path, ignore_errors=True)  # of one that was being removed a part may be left
-    save(model, path)
-    return model
-
-
-def _revived(kind: Any, value: Any) -> Any:  # noqa: ANN401 -- any type
-    """Return plain JSON values as *kind* again: a dataclass, or what its fields are made of."""
-    if isinstance(value, list):
-        return tuple(_revived(get_args(kind)[0], each) for each in value)
-    if not isinstance(value, dict):
-        return value
-    for each in (kind, *get_args(kind)):
-        if is_dataclass(each) and {one.name for one in fields(each)} == value.keys():
-            hints = get_type_hints(each)
-            return each(**{name: _revived(hints[name], one) for name, one in value.items()})  # type: ignore[operator]  # a class
-    return {key: _revived(get_args(kind)[1], each) for key, each in value.items()}
 
 
 Learnable = tuple[UserItems, History | None]
@@ -324,7 +257,6 @@ def _search(
     """Search for parameters on what the evaluation learns from, never on its test; or say why there was no search."""
     assert settings.tuning is not None  # noqa: S101 -- `train` has looked
     wanted = settings.split or SplitOptions("by-item" if learnable[1] is None else "by-time")
-    runs = 1 if settings.test else 0 if settings.split is None else settings.seeds * len(wanted.draws)
     search = tune(
         *learnable,
         wanted,
@@ -332,7 +264,7 @@ def _search(
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
         kept=trials,
-        evaluations=runs,
+        evaluations=int(settings.split is not None),
         on_trial=partial(report, "tune"),
         on_notice=on_notice,
     )
@@ -350,8 +282,6 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[
     core = {"min_per_user": settings.min_per_user, "min_per_item": settings.min_per_item}
     wanted, is_auto = SplitOptions(**asdict(settings.split) | core), isinstance(settings.split, AutoSplit)
     drawn = replace(wanted, kind="by-item")
-    if settings.test:  # only the search splits
-        return replace(settings, split=drawn if is_auto and matrix.history is None else wanted), None
     if is_auto and matrix.history is None:
         wanted = drawn
         on_notice(
@@ -373,7 +303,7 @@ def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None
     """Return how popularity is counted: with the half-life that ranks best in a split by time."""
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
-    if settings.split is None or not settings.split.in_time or settings.test:
+    if settings.split is None or not settings.split.in_time:
         return PopularityParams()
     found = tune(*learnable, settings.split, TuneOptions(engine="popularity"), k=settings.k, kept=trials)
     return PopularityParams() if found is None else found.popular
@@ -400,51 +330,12 @@ def _said_of(repeats: RepeatSearch) -> str:
     )
 
 
-def _evaluate(
-    matrix: Matrix, held_back: KnownPairs | Parts | None, params: Params, settings: TrainSettings, how: dict[str, Any]
-) -> tuple[Evaluation | None, str]:
-    """Evaluate on the pairs of test files or on a split, with *how* of `evaluate_parts`; or say why not."""
-    if isinstance(held_back, KnownPairs):
-        note = f"No pair of {named_paths(settings.test)} can be tested on, so there was no evaluation."
-        parts = Parts.of(matrix.user_items, held_back.user_items, matrix.history)
-        return (evaluate_parts(parts, params, **how) if held_back.new else None), note
-    assert settings.split is not None  # noqa: S101 -- `train` has looked
-    is_made = held_back is not None and settings.seeds == settings.split.pieces == 1
-    if held_back is not None and is_made and held_back.train.nnz and held_back.test.nnz:
-        return replace(evaluate_parts(held_back, params, **how), split=settings.split), ""
-    note = (
-        f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
-        "test on, so there was no evaluation."
-    )
-    return evaluate(matrix, params, settings.split, seeds=settings.seeds, **how), note
-
-
-def _read_test(
-    interactions: Interactions, matrix: Matrix, settings: TrainSettings
-) -> tuple[KnownPairs, dict[str, Any]]:
-    """Read the test files by the columns of the data; also returned is what the model folder says of them."""
-    read = read_interactions(
-        *settings.test,
-        columns=replace(interactions.columns, title=None, segment=None),
-        form=settings.form,
-        # Beside segments of events there may be files without a column of events, as the test is.
-        event_weights=settings.event_weights if interactions.columns.event else None,
-        where=settings.where,
-        weighting=settings.weighting,
-    )
-    known = known_pairs(read.log, matrix)
-    return known, _read_of(read, settings.test) | {
-        "pairs": known.new,
-        "pairs_left_out": known.left_out,
-        "unknown_users": known.unknown_users,
-        "unknown_items": known.unknown_items,
-    }
-
-
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
     """Return what the model folder says about its data, so the same training can be run again."""
     times = interactions.time_range
-    return _read_of(interactions, settings.data) | {
+    found = {name: getattr(interactions, name) for name in ("rows", "left_out", "fingerprint", "notes")}
+    return found | {
+        "source": named_paths(settings.data),
         "titles": None if settings.titles is None else named_paths([settings.titles]),
         "time_range": None if times is None else [time.isoformat() for time in times],
         "columns": asdict(interactions.columns),
@@ -453,12 +344,6 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
         "half_life_s": None if settings.half_life is None else settings.half_life.total_seconds(),
         **{name: getattr(settings, name) for name in ("weighting", "min_per_user", "min_per_item")},
     }
-
-
-def _read_of(interactions: Interactions, paths: Sequence[DataSource]) -> dict[str, Any]:
-    """Return what the model folder says of each reading."""
-    found = {name: getattr(interactions, name) for name in ("rows", "left_out", "fingerprint", "notes")}
-    return {"source": named_paths(paths), **found}
 
 
 @contextmanager

@@ -117,7 +117,6 @@ def test_importing_a_light_room_loads_nothing_heavy(room: str) -> None:
         *of_extras,
         "hotplate.testing",
         "hotplate.__main__",
-        "hotplate.cli.evaluation_page",
         "hotplate.client",
         "hotplate.report_page",
     )

@@ -7,7 +7,6 @@ import typer
 
 from hotplate.cli.options import Verbs
 from hotplate.cli.terminal import (
-    REFUSED,
     Delimiter,
     Json,
     interruptible,
@@ -15,7 +14,6 @@ from hotplate.cli.terminal import (
     print_json,
     print_rows_read,
     require_folder,
-    table,
     with_store,
 )
 from hotplate.stores.options import Flag
@@ -25,9 +23,8 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from hotplate.offline.evaluate.candidate import Candidate, LiveRelease, Truth
-    from hotplate.offline.evaluate.list_evaluation import Comparison, Evaluator, ListEvaluation
-    from hotplate.offline.evaluate.report import ReadLive
+    from hotplate.offline.evaluate.list_evaluation import Candidate, Evaluator, Truth
+    from hotplate.report import Report
     from hotplate.stores.store import Store
 
 
@@ -72,51 +69,42 @@ def lists(
     named = {"user": user_column, "item": item_column}
     scored = named | {"score": score_column}
 
-    def work() -> "tuple[Truth, ListEvaluation]":
+    def work() -> "tuple[Truth, Report]":
         rated = named | {"rating": rating_column}
         evaluator, (candidate,) = _hold(truth, [origin], train, k, rated, scored, delimiter)
         return evaluator.truth, evaluator.evaluate(candidate)
 
     choices, found = interruptible(work)
-    if as_json:
-        print_json(found.to_json())
-    else:
+    if not as_json:
         print_rows_read(str(truth), choices.rows, choices.left_out)
-        _print_evaluation(found)
+    _print(found, as_json=as_json)
 
 
 @app.command()
 def report(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, as `hotplate train` writes it.")],
     page: Annotated[Path, typer.Option("--out", help="Write the page to this file.")] = Path("evaluation.html"),
-    store: Annotated[str | None, Flag("Compare with what is live in this store, too.", metavar="URL")] = None,
-    at_random: Annotated[bool, Flag("Also show figures of a random split, which flatter.", name="random")] = False,
     as_json: Annotated[bool, Flag("Print what the page says as JSON, and write no page.", name="json")] = False,
 ) -> None:
-    """Lay out how good a model is as one HTML file: next to its baselines and what is live, with sample lists.
+    """Lay out how good a model is as one HTML file: next to its baselines, with sample lists.
 
     The file holds all that it shows. Its first line says whether a baseline is better.
 
-    Example: hotplate evaluate report model --out report.html --store file:///var/lib/hotplate
+    Example: hotplate evaluate report model --out report.html
     """
-    from hotplate.offline.evaluate.report import gather
+    from hotplate.offline.evaluate.report import model_report
 
     if as_json:
-        print_json(interruptible(lambda: gather(model, _live_reader(store), at_random=at_random)))
+        _print(interruptible(lambda: model_report(model)), as_json=True)
         return
-    from hotplate.cli.evaluation_page import evaluation_report
     from hotplate.report_page import save_page
 
     require_folder(page)
-    facts = interruptible(lambda: gather(model, _live_reader(store), at_random=at_random))
-    save_page(evaluation_report(facts), page)
-    out.print(f"{facts['verdict']['sentence']}.")
-    for remark in facts["verdict"]["remarks"]:
-        out.print(remark)
-    if facts["random"] is not None:
-        k, figures = facts["k"], facts["random"]["metrics"]
-        rows = [(name, *(f"{each['ndcg']:.4f}" for each in both)) for name, both in figures.items()]
-        out.print(table((f"nDCG@{k} as served", "by time", "at random (flatters)"), rows))
+    found = interruptible(lambda: model_report(model))
+    save_page(found, page)
+    out.print(found.sentence)
+    for complaint in found.broken:
+        out.print(complaint)
     out.print(f"report written to {page}")
 
 
@@ -143,16 +131,22 @@ def compare(
     named = {"user": user_column, "item": item_column}
     scored = named | {"score": score_column}
 
-    def work() -> "Comparison":
+    def work() -> "Report":
         evaluator, (one, other) = _hold(truth, [first, second], None, k, named, scored, delimiter)
         return evaluator.compare(one, other)
 
     found = interruptible(work)
+    _print(found, as_json=as_json)
+    raise typer.Exit(found.exit_code)
+
+
+def _print(found: "Report", *, as_json: bool) -> None:
+    from hotplate.report import print_report, to_json
+
     if as_json:
-        print_json(found.to_json())
+        print_json(to_json(found))
     else:
-        _print_comparison(found)
-    raise typer.Exit(REFUSED if found.verdict == "worse" else 0)
+        print_report(found, out)
 
 
 def _hold(
@@ -165,8 +159,7 @@ def _hold(
     delimiter: str | None,
 ) -> "tuple[Evaluator, list[Candidate]]":
     """Read a truth, the lists of *origins* for its users, and what these had before: *train*, or what a model knows."""
-    from hotplate.offline.evaluate.candidate import read_history, read_truth
-    from hotplate.offline.evaluate.list_evaluation import Evaluator
+    from hotplate.offline.evaluate.list_evaluation import Evaluator, read_history, read_truth
 
     choices = read_truth(truth, named, delimiter)
     candidates = [_candidate(origin, choices.pairs, k, scored, delimiter) for origin in origins]
@@ -179,7 +172,7 @@ def _hold(
 def _candidate(
     origin: str, pairs: "pl.DataFrame", k: int, named: "Mapping[str, str | None]", delimiter: str | None
 ) -> "Candidate":
-    from hotplate.offline.evaluate.candidate import from_files, from_model, from_release
+    from hotplate.offline.evaluate.list_evaluation import from_files, from_model, from_release
     from hotplate.offline.input.files import Format
     from hotplate.offline.model import is_model, load
     from hotplate.releases import find_release
@@ -197,48 +190,3 @@ def _candidate(
     if is_model(path):
         return from_model(load(path), origin, pairs, k)
     return from_files(path, pairs, k, named, Format(delimiter))
-
-
-def _live_reader(url: str | None) -> "ReadLive | None":
-    """Return what reads the live release of a store; None if no store was named."""
-    if url is None:
-        return None
-    from hotplate.offline.evaluate.candidate import read_live
-
-    def read(users: "Sequence[str]", k: int) -> "LiveRelease | None":
-        return with_store(url, lambda opened: read_live(opened, users, k), may_be_new=True)
-
-    return read
-
-
-def _print_evaluation(found: "ListEvaluation") -> None:
-    from dataclasses import asdict
-
-    from hotplate.offline.evaluate.evaluation import metric_rows
-
-    ranking = found.ranking
-    missing = ranking.users - ranking.users_with_lists
-    out.print(f"{found.pairs:,} pairs of {ranking.users:,} users, measured at {ranking.k} {HALF}:")
-    shown = {"lists": found.ranking, "lists, as served": found.as_served, "popularity": found.popularity}
-    known = {name: each for name, each in shown.items() if each is not None}
-    out.print(table(("", *known), metric_rows([asdict(each) for each in known.values()])))
-    if missing:
-        out.print(f"{missing:,} of {ranking.users:,} users have no list{' of their own' if found.as_served else ''}")
-    if found.seen_pairs:
-        out.print(f"{found.seen_pairs:,} of the pairs are of items that the user had before")
-    for name, each in (("what the lists are like", found.variety), (f"{found.predicted:,} ratings", found.rating)):
-        if each is not None:
-            out.print(f"{name}:")
-            out.print(table(("", "lists"), metric_rows([asdict(each)])))
-    if found.popularity is not None and found.popularity.ndcg > ranking.ndcg:
-        out.print("the popular items rank better than the lists")
-
-
-def _print_comparison(found: "Comparison") -> None:
-    out.print(f"{found.users:,} users, measured at {found.k}:")
-    rows = []
-    for each in found.changes:
-        interval = "" if each.interval is None else f" ({each.interval[0]:+.4f}…{each.interval[1]:+.4f})"
-        rows.append((each.metric, f"{each.a:.4f}", f"{each.b:.4f}", f"{each.b - each.a:+.4f}{interval}", each.verdict))
-    out.print(table(("", "A", "B", "B - A (95 %)", "B is"), rows))
-    out.print(found.sentence)

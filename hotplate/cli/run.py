@@ -202,7 +202,7 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
     from hotplate.offline.evaluate.evaluation import metric_names
     from hotplate.offline.gates import check
 
-    is_evaluated = bool(training.test) or training.split is not None
+    is_evaluated = training.split is not None
     measured = {table: dict.fromkeys(names, 0.0) for table, names in metric_names().items()} if is_evaluated else None
     check(list(gates), measured, knows_catalogue=True)
 
@@ -257,7 +257,7 @@ def _print_steps(job: "Job", folder: Path) -> None:
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.publishing.bounds)
     publishes = f"lists of {job.lists.length} to {redacted(job.store)}"
     steps = [
-        ("train", f"{', '.join(map(str, [*job.training.data, *job.training.test]))}, in {folder}"),
+        ("train", f"{', '.join(map(str, job.training.data))}, in {folder}"),
         *(
             [("track", f"in MLflow{f', as a version of {job.register}' if job.register else ''}")]
             if job.track or job.register

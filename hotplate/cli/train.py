@@ -84,12 +84,8 @@ class TrainFlags:
             metavar="KIND",
         ),
     ] = None
-    test: Annotated[
-        tuple[Path, ...], Flag("Test on this file, not on a part of the data; repeatable.", TEST, metavar="FILE")
-    ] = ()
     test_share: Annotated[float, Flag("The share of the data, or of users, to hold back.", TEST)] = 0.25
     last: Annotated[int, Flag("The pairs of each user to hold back, for leave-last.", TEST, at_least=1)] = 1
-    seeds: Annotated[int, Flag("The number of splits, with a fit each; gives intervals.", TEST, at_least=1)] = 1
     k: Annotated[int, Flag("The length of the lists that metrics are of.", TEST, "-k", at_least=1, at_most=1000)] = 10
     engine: Annotated[
         Literal["als", "ease", "neighbours", "popularity", "spark"] | None,
@@ -180,10 +176,7 @@ def settings_of(given: TrainFlags) -> "TrainSettings":
         else chosen(given.split or "by-time", given.test_share, given.last, given.seed),
         params=params,
         tuning=tuning,
-        test=given.test,
-        **{
-            name: getattr(given, name) for name in ("weighting", "titles", "min_per_user", "min_per_item", "seeds", "k")
-        },
+        **{name: getattr(given, name) for name in ("weighting", "titles", "min_per_user", "min_per_item", "k")},
     )
 
 
@@ -294,10 +287,6 @@ def print_report(report: "TrainReport") -> None:
     out.print(
         f"{facts['users']:,} users, {facts['items']:,} items, {facts['pairs']:,} pairs, {facts['titles']:,} titles"
     )
-    if test := facts["data"]["test"]:
-        _print_read(test)
-        for reason, count in test["pairs_left_out"].items():
-            out.print(f"  {count:,} pairs left out: {reason}")
     if report.search is None:
         out.print(report.tuning_note or "")
     else:
@@ -320,8 +309,6 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     shown = [evaluation.model, *evaluation.baselines]
     tested = evaluation.model.metrics
     kind = "given test data" if evaluation.split is None else f"{evaluation.split.kind} split"
-    if evaluation.runs > 1:
-        kind += f", {evaluation.runs} {'pieces' if evaluation.split and evaluation.split.in_time else 'seeds'}"
     out.print(
         f"{kind}: {evaluation.test_pairs:,} pairs of {tested.users:,} users held back, "
         f"measured at {evaluation.k} (± half of the 95 % interval)"

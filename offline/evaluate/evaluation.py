@@ -11,16 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.offline.evaluate.metrics import (
-    RANKING,
     ListMetrics,
     MetricInterval,
     RankingMetrics,
     Values,
     as_served,
     interval,
-    intervals,
     measure_lists,
     measure_users,
 )
@@ -30,7 +27,7 @@ from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import Model
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import SparkParams
-from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit
+from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, needs_times
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
 from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
@@ -51,7 +48,7 @@ MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
 class EngineResult:
     """What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
 
-    Over several runs the first have intervals of what *lists* are like, too. Of one there is *per_user*, each nDCG.
+    *per_user* is the nDCG of each.
     """
 
     engine: Engine
@@ -59,7 +56,7 @@ class EngineResult:
     metrics: RankingMetrics
     as_served: RankingMetrics
     lists: ListMetrics
-    per_user: Values | None = None
+    per_user: Values
 
     def to_json(self) -> dict[str, Any]:
         """Return what was measured as plain JSON values, under the names of the metrics."""
@@ -78,11 +75,9 @@ class Lead:
 class Evaluation:
     """What a model and its baselines achieved; kept in the model folder as JSON.
 
-    *split* is None if the test data were given. Of several *runs*, which are seeds or pieces of the log, the metrics
-    are means, and intervals are over them; of one, intervals are over users. *cold_pairs*
-    of the test are of items without an interaction in train, which no engine can find. *leads* are in the order of
-    *baselines*. *drawn_from* is the number of users that could be tested, if only some of them were; *similar* is how
-    good the lists of similar items are, on the first of several runs.
+    *split* is None if the test data were given. *cold_pairs* of the test are of items without an interaction in train,
+    which no engine can find. *leads* are in the order of *baselines*. *drawn_from* is the number of users that could be
+    tested, if only some of them were; *similar* is how good the lists of similar items are.
     """
 
     split: SplitOptions | None
@@ -91,7 +86,6 @@ class Evaluation:
     test_pairs: int
     model: EngineResult
     baselines: tuple[EngineResult, ...]
-    runs: int = 1
     cold_pairs: int = 0
     leads: tuple[Lead, ...] = ()
     drawn_from: int | None = None
@@ -103,8 +97,6 @@ class Evaluation:
         beside = {name: model.pop(name) for name in ("as_served", "intervals")}
         return {
             "split": {"kind": "given"} if self.split is None else asdict(self.split),
-            "runs": self.runs,
-            "intervals_over": "users" if self.runs == 1 else "runs",
             "k": self.k,
             "train_pairs": self.train_pairs,
             "test_pairs": self.test_pairs,
@@ -145,15 +137,6 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
 
 
-def require_seeds(options: SplitOptions, seeds: int) -> None:
-    """Raise SettingError for no seeds, and for several of a split that is not drawn."""
-    require_at_least("seeds", seeds)
-    if seeds > 1 and options.in_time:
-        raise SettingError(
-            f"The split {options.kind} is the same for every seed; leave out --seeds or split at random."
-        )
-
-
 def metric_names() -> dict[str, list[str]]:
     """Return what an evaluation of a training measures at most: names of metrics, by the tables of its JSON."""
     ranking = [field.name for field in fields(RankingMetrics) if field.name != "intervals"]
@@ -166,7 +149,6 @@ def evaluate(
     options: SplitOptions | None = None,
     *,
     k: int = 10,
-    seeds: int = 1,
     baselines: Sequence[Params] = BASELINES,
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
@@ -175,29 +157,17 @@ def evaluate(
 ) -> Evaluation | None:
     """Learn from the train part, recommend *k* items that users do not have there, and measure them on the test part.
 
-    That is done for each piece of a log that is split by time, and with several *seeds* for as many splits, drawn by
-    the seed of *options* and those that follow it. Users without a list are served what is *popular*, unless *make*
-    makes the lists. Lists of *similar* items are measured, too. Baselines with the engine of the model are left out.
-    Returns None if a split leaves a part without pairs; raises SettingError for several seeds of a split that is not
-    drawn.
+    Users without a list are served what is *popular*, unless *make* makes the lists. Lists of *similar* items are
+    measured, too. Baselines with the engine of the model are left out. Returns None if the split leaves a part without
+    pairs.
     """
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
     check_length(k, "k")
-    require_seeds(options, seeds)
-    runs: list[Evaluation] = []
-    draws = [replace(options, seed=options.seed + run) for run in range(seeds)] if seeds > 1 else options.draws
-    for run, drawn in enumerate(draws):
-        parts = split(matrix.user_items, matrix.history, drawn)
-        if parts.train.nnz == 0 or parts.test.nnz == 0:
-            return None
-        report = partial(_report_run, on_iteration, run, len(draws)) if on_iteration else None
-        more: dict[str, Any] = {"popular": popular, "make": make, "similar": similar, "on_iteration": report}
-        runs.append(replace(evaluate_parts(parts, params, k=k, baselines=baselines, **more), split=drawn))
-    return runs[0] if len(draws) == 1 else _mean(runs)
-
-
-def _report_run(on_iteration: Callable[[int, int], None], run: int, runs: int, done: int, total: int) -> None:
-    on_iteration(run * total + done, runs * total)
+    parts = split(matrix.user_items, matrix.history, options)
+    if parts.train.nnz == 0 or parts.test.nnz == 0:
+        return None
+    more: dict[str, Any] = {"popular": popular, "make": make, "similar": similar, "on_iteration": on_iteration}
+    return replace(evaluate_parts(parts, params, k=k, baselines=baselines, **more), split=options)
 
 
 def evaluate_parts(
@@ -208,19 +178,17 @@ def evaluate_parts(
     baselines: Sequence[Params] = BASELINES,
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
-    learnt: Ranker | None = None,
     similar: SimilarParams | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs.
 
-    *learnt* is what *params* learn from the train part, if that is known. At most 20,000 users are tested, drawn at
-    random, fewer with more than 50,000 items.
+    At most 20,000 users are tested, drawn at random, fewer with more than 50,000 items.
     """
     testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
     most = min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED // parts.test.shape[1]))
     parts = parts.sampled(most, seed=0)
-    model = evaluate_engine(parts, params, k, on_iteration, popular=popular, make=make, learnt=learnt)
+    model = evaluate_engine(parts, params, k, on_iteration, popular=popular, make=make)
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, popular=popular) for each in others)
     known = users_per_item(parts.train) > 0
@@ -232,7 +200,7 @@ def evaluate_parts(
         model=model,
         baselines=results,
         cold_pairs=int(np.count_nonzero(~known[parts.test.indices])),
-        leads=tuple(_lead(_apart(model, each)) for each in results),
+        leads=tuple(_lead(model.per_user - each.per_user) for each in results),
         drawn_from=testable if testable > most else None,
         similar=None if similar is None else _measure_similar(parts, similar, k),
     )
@@ -246,14 +214,12 @@ def evaluate_engine(
     *,
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
-    learnt: Ranker | None = None,
 ) -> EngineResult:
     """Learn from the train part of one split, and measure the lists on its test part.
 
-    Users without a list are served what is *popular*, by default what the most users have. See `evaluate` and
-    `evaluate_parts` of *make* and *learnt*.
+    Users without a list are served what is *popular*, by default what the most users have. See `evaluate` of *make*.
     """
-    ranker = fit_parts(parts, params, on_iteration) if learnt is None else learnt
+    ranker = fit_parts(parts, params, on_iteration)
     if make is None:
         lists, times = recommend_all(ranker, parts, k), parts.train_times
         half_life = None if popular is None or times is None else popular.half_life_days
@@ -273,7 +239,8 @@ def evaluate_engine(
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
     """Learn from the train part, and fold in the users that were held out, if the split held any."""
-    ranker = fit(parts.train, params, on_iteration, times=parts.train_times)
+    times = parts.train_times if needs_times(params) else None
+    ranker = fit(parts.train, params, on_iteration, times=times)
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
 
 
@@ -289,56 +256,8 @@ def _measure_similar(parts: Parts, params: SimilarParams, k: int) -> SimilarResu
     return measure(fit_similar(parts.train, params, parts.train_times), params, parts, k)
 
 
-def _apart(model: EngineResult, other: EngineResult) -> Values:
-    assert model.per_user is not None  # noqa: S101 -- both were measured on one split
-    assert other.per_user is not None  # noqa: S101 -- as above
-    return model.per_user - other.per_user
-
-
-def _lead(differences: Values | Sequence[float]) -> Lead:
+def _lead(differences: Values) -> Lead:
     return Lead(float(np.mean(differences)), interval(differences))
-
-
-def _mean(runs: Sequence[Evaluation]) -> Evaluation:
-    """Return the means of several splits, with the intervals that they leave."""
-    counts = ("train_pairs", "test_pairs", "cold_pairs")
-    results = zip(*((run.model, *run.baselines) for run in runs), strict=True)
-    model, *baselines = (_mean_result(each) for each in results)
-    leads = zip(*(run.leads for run in runs), strict=True)
-    return replace(
-        runs[0],
-        **{name: round(np.mean([getattr(run, name) for run in runs])) for name in counts},
-        model=model,
-        baselines=tuple(baselines),
-        runs=len(runs),
-        leads=tuple(_lead([lead.ndcg for lead in each]) for each in leads),
-    )
-
-
-def _mean_result(results: Sequence[EngineResult]) -> EngineResult:
-    """Return the means of what one engine achieved; users of one draw are not those of another."""
-    lists = _columns([result.lists for result in results])
-    metrics = _mean_of([result.metrics for result in results])
-    return replace(
-        results[0],
-        metrics=replace(metrics, intervals={**metrics.intervals, **intervals(lists)}),
-        as_served=_mean_of([result.as_served for result in results]),
-        lists=ListMetrics(**{name: float(np.mean(values)) for name, values in lists.items()}),
-        per_user=None,
-    )
-
-
-def _mean_of(runs: Sequence[RankingMetrics]) -> RankingMetrics:
-    """Return the means of several runs, those of counts rounded, with their intervals."""
-    columns = _columns(runs)
-    means: dict[str, Any] = {name: float(np.mean(values)) for name, values in columns.items()}
-    means |= {name: round(means[name]) for name in means if name not in RANKING}
-    return RankingMetrics(**means, intervals=intervals({name: columns[name] for name in RANKING}))
-
-
-def _columns(records: Sequence[RankingMetrics] | Sequence[ListMetrics]) -> dict[str, list[float]]:
-    names = [field.name for field in fields(records[0]) if field.name != "intervals"]
-    return {name: [getattr(each, name) for each in records] for name in names}
 
 
 def as_published(
@@ -363,18 +282,10 @@ def as_published(
         return before
     if isinstance(model.params, SparkParams):
         return None
-    matrix = model.matrix
     made = partial(_published, model, partial(RuledLists, rules=rules, length=length, keep_seen=keep_seen))
     more: dict[str, Any] = {"k": before["k"], "baselines": (), "make": made, "on_iteration": on_iteration}
-    if before["split"]["kind"] != "given":
-        split = SplitOptions(**before["split"])
-        split = replace(split, piece=0, repeats=keep_seen and split.in_time)
-        found = evaluate(matrix, model.params, split, seeds=1 if split.in_time else before["runs"], **more)
-    elif model.test is None:
-        return None
-    else:
-        parts = Parts.of(matrix.user_items, model.test, matrix.history, repeats=keep_seen)
-        found = evaluate_parts(parts, model.params, learnt=model.ranker, **more)
+    split = SplitOptions(**before["split"])
+    found = evaluate(model.matrix, model.params, replace(split, piece=0, repeats=keep_seen and split.in_time), **more)
     kept = {name: value for name, value in before.items() if name != "baselines"}
     if found is None:
         return None

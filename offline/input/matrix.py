@@ -262,47 +262,6 @@ def part(user_items: UserItems, kept: Mask) -> UserItems:
     return made
 
 
-@dataclass(frozen=True, slots=True)
-class KnownPairs:
-    """Pairs from elsewhere, test data for example, whose users and items a matrix has: *user_items* is of its shape.
-
-    *new* of them are not in the matrix.
-    """
-
-    user_items: UserItems
-    new: int
-    unknown_users: int
-    unknown_items: int
-    left_out: dict[str, int]
-
-
-def known_pairs(log: pl.DataFrame, matrix: Matrix) -> KnownPairs:
-    """Place the pairs of *log* [user, item, …] that were not cancelled in *matrix*, each with a weight of 1.
-
-    Pairs of a user or an item that it lacks are left out. *left_out* counts these pairs by the first reason, and the
-    pairs that it has already, which only lists that repeat what a user has can hit; zeros are not listed.
-    """
-    stand = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
-    pairs = stand.unique(["user", "item"], maintain_order=True)
-    rows, columns = _places(pairs, "user", matrix.user_ids), _places(pairs, "item", matrix.item_ids)
-    users_known, items_known = rows >= 0, columns >= 0
-    known = users_known & items_known
-    cells = rows * len(matrix.item_ids) + columns
-    seen = known & are_among(cells_of(matrix.user_items), cells)
-    counts = {
-        "unknown user": np.count_nonzero(~users_known),
-        "unknown item": np.count_nonzero(users_known & ~items_known),
-        "pair that is learnt from": np.count_nonzero(seen),
-    }
-    return KnownPairs(
-        _csr(np.sort(cells[known]), np.ones(np.count_nonzero(known), dtype=np.float32), matrix.user_items.shape),
-        int(np.count_nonzero(known & ~seen)),
-        pairs.get_column("user").filter(pl.Series(~users_known)).n_unique(),
-        pairs.get_column("item").filter(pl.Series(~items_known)).n_unique(),
-        {reason: int(count) for reason, count in counts.items() if count},
-    )
-
-
 def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
     """Return of each item how many users have it, [items]."""
     return np.bincount(user_items.indices, minlength=user_items.shape[1])

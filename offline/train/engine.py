@@ -81,6 +81,11 @@ def recency_of(params: Params) -> Recency | None:
     return None if isinstance(params, PopularityParams) else params.recency
 
 
+def needs_times(params: Params) -> bool:
+    """Return whether it counts when pairs began."""
+    return params.half_life_days is not None if isinstance(params, PopularityParams) else params.recency is not None
+
+
 def params_class(engine: object) -> type[Params]:
     """Return the class of the parameters of *engine*, as a model or a file names it; DataError if it is unknown."""
     for name, kind in PARAMS.items():

@@ -32,8 +32,6 @@ RECOMMENDERS = {
     "cosine": CosineRecommender,
     "rp3beta": ItemItemRecommender,
 }
-# Rows of similarities that are cut to the nearest at once: bounds the memory besides them.
-_CUT_AT_ONCE = 1024
 # Up to this share of users times items that are scored, sorting the scores takes less than a table.
 _SPARSE = 0.05
 
@@ -143,25 +141,3 @@ def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, n
     data /= np.repeat(of_users ** (params.walk_alpha / 2), np.diff(user_items.indptr))
     weighted = csr_matrix((data, user_items.indices, user_items.indptr), shape=user_items.shape)
     return weighted, divisors / of_items**params.walk_alpha
-
-
-def nearest(similarity: Any, neighbours: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
-    """Return *similarity* (indices sorted) with the *neighbours* highest of each row, the lower index among equals."""
-    if np.diff(similarity.indptr).max(initial=0) <= neighbours:
-        return similarity
-    starts = range(0, similarity.shape[0], _CUT_AT_ONCE)
-    kept = np.concatenate([_nearest(similarity[start : start + _CUT_AT_ONCE], neighbours) for start in starts])
-    ends = np.concatenate([[0], np.cumsum(kept)])[similarity.indptr]
-    return csr_matrix((similarity.data[kept], similarity.indices[kept], ends), shape=similarity.shape)
-
-
-def _nearest(similarity: Any, neighbours: int) -> npt.NDArray[np.bool_]:  # noqa: ANN401 -- as above
-    """Tell which of the data of *similarity* are among the *neighbours* highest of their rows."""
-    lengths = np.diff(similarity.indptr)
-    present = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    table = np.full(present.shape, np.inf)
-    table[present] = -similarity.data
-    kept = np.zeros(present.shape, dtype=np.bool_)
-    np.put_along_axis(kept, np.argsort(table, axis=1, kind="stable")[:, :neighbours], values=True, axis=1)
-    found: npt.NDArray[np.bool_] = kept[present]
-    return found

@@ -1,6 +1,7 @@
 """Similar items, whatever the engine: items that the same users have, by their cosine, and recent popularity."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,12 @@ from hotplate.offline.input.matrix import (
     users_per_item,
 )
 from hotplate.offline.train import ranking
-from hotplate.offline.train.neighbours import nearest
 from hotplate.offline.train.popularity import Recency
 
 # Of each item so many are kept: as many as a list has, as a rule, under rules, too.
 _KEPT = 100
 # A product of the matrix with itself has at most so many terms; of larger logs users are drawn.
-_MOST_TERMS = 300_000_000
+_MOST_TERMS = 100_000_000
 _ITEMS_AT_ONCE = 1024
 # How similar items are judged: the next items of a user should be in the lists of the last ones.
 _LAST, _NEXT = 5, 3
@@ -87,12 +87,27 @@ def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None
         if recent is not None:
             both.data *= recent[others]
         both.data[of == others] = 0
-        both.eliminate_zeros()
-        both.sort_indices()
         kept.append(nearest(both.astype(np.float32), _KEPT))
     similarity = csr_matrix(vstack(kept))
     similarity.has_canonical_format = True
     return Similar(similarity)
+
+
+def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
+    """Return the *most* highest of each row of a csr_matrix, without zeros; which of equals is the same on each run."""
+    data, kept = similarity.data, similarity.data > 0
+    for start, end in pairwise(similarity.indptr.tolist()):
+        if end - start > most:
+            row = data[start:end]
+            least = np.partition(row, end - start - most)[end - start - most]
+            kept[start:end] &= row >= least
+            excess = int(np.count_nonzero(row >= least)) - most
+            if excess:
+                kept[start + np.flatnonzero(row == least)[-excess:]] = False
+    ends = np.concatenate([[0], np.cumsum(kept)])[similarity.indptr]
+    found = csr_matrix((data[kept], similarity.indices[kept], ends), shape=similarity.shape)
+    found.sort_indices()
+    return found
 
 
 def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:

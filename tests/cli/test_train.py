@@ -144,30 +144,6 @@ def test_standard_input_is_trained_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert trained(tmp_path, "-", "--no-header", "--split", "none")["pairs"] == 2
 
 
-def test_a_test_of_ones_own_is_what_is_measured_on(tmp_path: Path) -> None:
-    rows = [f"{user},{item}" for user in "uvwxyz" for item in "abcdef" if (ord(user) + ord(item)) % 3]
-    train = write(tmp_path / "train.csv", "user,item", *rows)
-    test = write(tmp_path / "test.csv", "user,item", "u,c", "v,b", "nobody,a", "u,nothing", rows[0], ",a")
-    report = trained(tmp_path, train, "--test", test, "-k", "3")
-    assert report["evaluation"]["split"] == {"kind": "given"}
-    assert report["evaluation"]["test_pairs"] == report["data"]["test"]["pairs"]
-    assert report["data"]["test"]["pairs_left_out"] == {
-        "unknown user": 1,
-        "unknown item": 1,
-        "pair that is learnt from": 6 - 3 - report["data"]["test"]["pairs"],
-    }
-    assert report["data"]["test"]["left_out"] == {"no user": 1}
-    assert report["pairs"] == len(rows)
-    done = hotplate("train", train, "--test", test, "--out", tmp_path / "model", *QUICK)
-    assert "1 pairs left out: unknown item" in done.stdout
-    assert "given test data" in done.stdout
-    strangers = write(tmp_path / "strangers.csv", "user,item", "x1,a", "x2,b")
-    assert "strangers.csv can be tested on, so there was no evaluation" in str(
-        trained(tmp_path, train, "--test", strangers)["note"]
-    )
-    failed(refused(tmp_path, train, "--test", write(tmp_path / "c.csv", "who,item", "u,a")), "has no column 'user'")
-
-
 def test_off_a_terminal_large_data_and_late_stages_have_a_line_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,17 @@
 """Quality on real data: the recipes give the known matrices, and the parameters reach the known figures."""
 
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
 import pytest
+from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import Matrix, to_matrix
-from hotplate.offline.quality import DATA_SETS, reference_split
+from hotplate.offline.input.matrix import Matrix, UserItems, to_matrix
+from hotplate.offline.quality import DATA_SETS
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.tuning import Search, TuneOptions, tune
@@ -82,3 +87,36 @@ def found(parts: Parts) -> Search:
     search = tune(parts.train, parts.history, SplitOptions("by-item"), TuneOptions())
     assert search is not None
     return search
+
+
+def reference_split(matrix: Matrix) -> Parts:
+    """Split as Recommenders' `python_stratified_split(data, 0.75, filter_by="item", seed=42)` does.
+
+    It gives each row a number of numpy's old generator, which is to say that its draw depends on the order of the rows:
+    here by user and item, in which MovieTweetings come, and Online Retail once its lines are grouped by them.
+    """
+    rows = _pairs(matrix.user_items).sort(
+        pl.col("user").replace_strict(_places(matrix.user_ids)), pl.col("item").replace_strict(_places(matrix.item_ids))
+    )
+    rows = rows.with_columns(draw=np.random.RandomState(42).random_sample(rows.height))
+    train = pl.col("draw").rank("ordinal").over("item") <= (0.75 * pl.len().over("item")).round(mode="half_to_even")
+    parts = (_matrix_of(rows.filter(kept), matrix) for kept in (train, ~train))
+    return Parts.of(*parts)
+
+
+def _places(ids: Sequence[str]) -> dict[int, int]:
+    """Return where each of *ids* comes once they are sorted: as numbers if all are numbers."""
+    key = int if all(each.isdecimal() for each in ids) else str
+    return {at: place for place, at in enumerate(sorted(range(len(ids)), key=lambda at: key(ids[at])))}
+
+
+def _pairs(user_items: UserItems) -> pl.DataFrame:
+    users = np.repeat(np.arange(user_items.shape[0]), np.diff(user_items.indptr))
+    return pl.DataFrame({"user": users, "item": user_items.indices})
+
+
+def _matrix_of(rows: pl.DataFrame, matrix: Matrix) -> UserItems:
+    ones = np.ones(rows.height, dtype=np.float32)
+    made = csr_matrix((ones, (rows.get_column("user"), rows.get_column("item"))), shape=matrix.user_items.shape)
+    made.sum_duplicates()
+    return made

@@ -7,13 +7,11 @@ import polars as pl
 import pytest
 
 from hotplate.offline import quality
-from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.quality import (
     PAGE,
     PIECES,
     DataSet,
     Trainings,
-    reference_split,
     time_rows,
 )
 
@@ -37,19 +35,6 @@ def test_pieces_of_a_log_are_trained_on_as_typed_and_compared_with_other_engines
     figures = [[float(cell.split()[0]) for cell in row[3:]] for row in pieces]
     assert [float(cell) for cell in mean[3:]] == pytest.approx(np.mean(figures, axis=0), abs=1e-4)
     assert all(row[-1] in row[-3:-1] for row in figures), "what is typed is one of the two columns before it"
-
-
-def test_the_reference_draw_gives_its_numbers_to_the_pairs_by_user_and_item() -> None:
-    pairs = [(user, item) for user in ("2", "10", "9") for item in ("b", "a")]
-    frame = pl.DataFrame({"user": [user for user, _ in pairs], "item": [item for _, item in pairs]})
-    matrix = to_matrix(frame.with_columns(weight=pl.lit(1.0)))
-    ordered = sorted(pairs, key=lambda pair: (int(pair[0]), pair[1]))
-    draw = dict(zip(ordered, np.random.RandomState(42).random_sample(6), strict=True))
-    parts = reference_split(matrix)
-    for column, item in enumerate(("a", "b")):  # of three pairs, the nearest number to 0.75 * 3 is learnt from
-        last = max((pair for pair in pairs if pair[1] == item), key=lambda pair: draw[pair])[0]
-        assert parts.test[:, [column]].nonzero()[0].tolist() == [matrix.user_ids.index(last)]
-    assert parts.train.nnz + parts.test.nnz == matrix.user_items.nnz
 
 
 def test_without_the_data_it_says_so_and_leaves_the_docs_alone(

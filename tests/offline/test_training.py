@@ -1,30 +1,24 @@
 """Training from end to end, on the sample and on data that are too few."""
 
 import json
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
-from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import load
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, Ranker, fit
+from hotplate.offline.train.engine import Params
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular
 from hotplate.offline.train.tuning import TuneOptions, tune
-from hotplate.offline.training import TrainReport, TrainSettings, train
+from hotplate.offline.training import TrainSettings, train
 from hotplate.stores.keys import OVERALL
 
 PARAMS = ALSParams(factors=16, iterations=5)
@@ -113,9 +107,7 @@ def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"test": [Path("b.csv")], "seeds": 2}, "leave out --seeds"),
         ({"k": 100_000}, r"k is 100000; it must lie between 1 and 1000\."),
-        ({"split": SplitOptions("by-time"), "seeds": 2}, "the same for every seed"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused_before_anything_is_read(
@@ -161,7 +153,7 @@ def test_a_search_that_was_stopped_leaves_its_trials_beside_the_model_that_is_to
 
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "model", stop)
-    assert len(list((tmp_path / ".model.kept" / "trials").iterdir())) == 2
+    assert len(list((tmp_path / ".model.kept").iterdir())) == 2
     report = train(settings, tmp_path / "model")
     assert report.search is not None
     assert not (tmp_path / ".model.kept").exists()
@@ -184,101 +176,6 @@ def test_a_baseline_that_ranks_better_than_the_model_is_a_warning_with_the_way_t
     assert "; train with --engine " in warning
     strong = train(TrainSettings(tmp_path / "a.csv", params=NeighbourParams(neighbours=30)), tmp_path / "model")
     assert strong.warning is None
-
-
-def searched(folder: Path, k: int = 10) -> TrainSettings:
-    return TrainSettings(folder / "sample.csv", tuning=TuneOptions(CELLS), k=k)
-
-
-def train_until(folder: Path, stage: str, at: int) -> None:
-    """Train, and be killed at an instant."""
-
-    def kill(now: str, done: int, _total: int) -> None:
-        if (now, done) == (stage, at):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    train(searched(folder), folder / "model", kill)
-
-
-def killed(folder: Path, stage: str, at: int) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=train_until, args=(folder, stage, at))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-
-
-def counting(made: list[str], by: str) -> Callable[..., Ranker]:
-    def counted(*args: Any, **how: Any) -> Ranker:  # noqa: ANN401 -- what `fit` takes
-        made.append(by)
-        return fit(*args, **how)
-
-    return counted
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
-    folder = tmp_path_factory.mktemp("whole")
-    sample(150, 60).write_csv(folder / "sample.csv")
-    return train(searched(folder), folder / "model")
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize(
-    ("instant", "fits"),
-    [(("evaluate", 0), ["evaluation"] * 3 + ["training"]), (("fit", 0), ["training"]), (("save", 0), [])],
-)
-def test_what_a_killed_training_had_finished_is_not_done_again(
-    instant: tuple[str, int], fits: list[str], whole: TrainReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sample(150, 60).write_csv(tmp_path / "sample.csv")
-    killed(tmp_path, *instant)
-    made: list[str] = []
-    for module in ("hotplate.offline.evaluate.evaluation", "hotplate.offline.training"):
-        monkeypatch.setattr(f"{module}.fit", counting(made, module.rpartition(".")[2]))
-    report = train(searched(tmp_path), tmp_path / "model")
-    assert made == fits
-    assert report.evaluation is not None
-    assert whole.evaluation is not None
-    assert report.evaluation.to_json() == whole.evaluation.to_json()
-    assert json.dumps(report.evaluation.to_json()) == json.dumps(load(tmp_path / "model").metrics)
-    assert report.evaluation.leads == whole.evaluation.leads
-    users = np.arange(len(report.model.matrix.user_ids), dtype=np.int32)
-    one, other = (each.ranker.recommend(each.matrix.user_items, users, 5)[0] for each in (report.model, whole.model))
-    assert np.array_equal(one, other)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
-
-
-@pytest.mark.parametrize("k", [5, 10], ids=["with other settings", "of which a part is kept"])
-def test_what_was_finished_otherwise_is_done_again_and_removed(k: int, tmp_path: Path) -> None:
-    sample(150, 60).write_csv(tmp_path / "sample.csv")
-    killed(tmp_path, "save", 0)
-    (fitted,) = tmp_path.glob(".model.kept/fitted-*")
-    fitted.with_name(f".{fitted.name}.new-1-12345678").mkdir()  # as a kill leaves it while it is written
-    if k == 10:
-        (fitted / "model.json").unlink()
-    report = train(searched(tmp_path, k=k), tmp_path / "model")
-    assert report.evaluation is not None
-    assert report.evaluation.model.metrics.k == k
-    assert report.seconds["fit"] > 0
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
-
-
-def test_a_test_of_its_own_is_of_those_whose_pairs_were_not_all_cancelled(tmp_path: Path) -> None:
-    pairs = [(user, item) for user in range(30) for item in range(8)]
-    rows = [f"u{user},i{item},1,2026-01-{item + 1:02d}" for user, item in pairs if (user + item) % 3]
-    gone = ["gone,i1,1,2026-01-01", "gone,i1,-1,2026-01-02"]
-    (tmp_path / "log.csv").write_text("\n".join(["user,item,quantity,time", *rows, *gone]))
-    rows = [f"u{user},i{item},1,2026-02-01" for user, item in pairs if (user + item) % 3 == 0]
-    (tmp_path / "test.csv").write_text("\n".join(["user,item,quantity,time", *rows, "gone,i2,1,2026-02-01"]))
-    columns = Columns(user="user", item="item", weight="quantity", time="time")
-    settings = TrainSettings(tmp_path / "log.csv", test=[tmp_path / "test.csv"], params=PARAMS, columns=columns)
-    report = train(settings, tmp_path / "model")
-    assert report.model.test is not None
-    assert report.model.test.shape == report.model.matrix.user_items.shape == (30, 8)
-    assert report.evaluation is not None
-    assert report.evaluation.model.metrics.users == 30
-    assert report.model.data["test"]["unknown_users"] == 1
-    assert load(tmp_path / "model").test is not None
 
 
 @pytest.mark.parametrize("kind", ["polars", "arrow", "pandas"])

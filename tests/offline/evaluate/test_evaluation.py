@@ -1,4 +1,4 @@
-"""Evaluation: what is reported is what the lists of each engine give, with intervals and seeds."""
+"""Evaluation: what is reported is what the lists of each engine give, with intervals."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine, evaluate_parts, metric_names, recommend_all
-from hotplate.offline.evaluate.metrics import RANKING, as_served, interval, measure_users
+from hotplate.offline.evaluate.metrics import RANKING, as_served, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Matrix, UserItems
 from hotplate.offline.train.als import ALSParams
@@ -56,7 +56,6 @@ def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     assert facts["model"]["coverage"] == found.model.lists.coverage
     assert facts["as_served"]["ndcg"] == found.model.as_served.ndcg
     assert facts["intervals"]["ndcg"] == list(found.model.metrics.intervals["ndcg"])
-    assert facts["intervals_over"] == "users"
     assert facts["split"] == asdict(SplitOptions())
     assert {table: set(facts[table]) - {"intervals"} for table in metric_names()} == {
         table: set(names) for table, names in metric_names().items()
@@ -81,24 +80,6 @@ def test_users_without_a_list_are_served_what_is_popular_of_late_if_that_is_want
     assert [each.metrics.ndcg for each in found.values()] == [0, 0]
     assert found[None].as_served.ndcg == 0, "items 0 and 1 have been chosen most"
     assert found[3.0].as_served.ndcg == 1, "item 3 was chosen last"
-
-
-def test_several_seeds_give_means_and_the_intervals_of_students_t() -> None:
-    matrix, steps = matrix_of(board()), []
-    found = evaluate(
-        matrix, PARAMS, SplitOptions("by-item", seed=7), k=5, seeds=3, on_iteration=lambda *step: steps.append(step)
-    )
-    assert found is not None
-    runs = [evaluate(matrix, PARAMS, SplitOptions("by-item", seed=seed), k=5) for seed in (7, 8, 9)]
-    for name in ("ndcg", "recall_at_k", "coverage"):
-        values = [run.model.to_json()[name] for run in runs if run is not None]
-        assert found.model.to_json()[name] == pytest.approx(np.mean(values))
-        assert found.model.metrics.intervals[name] == pytest.approx(interval(values))
-    assert found.runs == 3
-    assert found.to_json()["intervals_over"] == "runs"
-    leads = [run.leads[1].ndcg for run in runs if run is not None]
-    assert found.leads[1].interval == pytest.approx(interval(leads))
-    assert steps == [(done, 9) for done in range(1, 10)]
 
 
 def test_users_without_a_list_are_counted_with_zeros_and_are_served_the_popular_list() -> None:

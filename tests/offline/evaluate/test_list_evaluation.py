@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.candidate import Candidate, from_files, read_history, read_truth
-from hotplate.offline.evaluate.list_evaluation import Evaluator
+from hotplate.offline.evaluate.list_evaluation import Candidate, Evaluator, from_files, read_history, read_truth
+from hotplate.report import to_json
 
 TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
 LISTS = "user,item,score\nb,x,2\nb,y,1\na,x,4.5\na,q,9\nstranger,x,1\na,x,4\n"
@@ -29,23 +29,23 @@ def held(folder: Path, k: int = 2) -> tuple[Evaluator, Candidate]:
 
 def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> None:
     evaluator, lists = held(tmp_path)
-    found = evaluator.evaluate(lists)
+    facts = to_json(evaluator.evaluate(lists))
     assert lists.lists.rows() == [("a", "q", 9.0), ("a", "x", 4.5), ("b", "x", 2.0), ("b", "y", 1.0)]
-    ranking = found.ranking
-    assert (ranking.users, ranking.users_with_lists, found.pairs, found.seen_pairs) == (3, 2, 4, 1)
-    assert ranking.precision == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
-    assert ranking.recall == pytest.approx((1 / 2 + 1 + 0) / 3)
-    assert found.as_served is not None
-    assert found.as_served.users_with_lists == 3
-    assert found.as_served.precision == ranking.precision  # q and x are popular, and c chose z
-    assert found.popularity is not None
-    assert found.popularity.hit_rate == pytest.approx(1 / 3)  # a has q already, and gets x
-    assert found.rating is not None
-    assert found.predicted == 2
-    assert found.rating.mae == pytest.approx((0.5 + 2) / 2)
-    assert found.variety is not None
-    assert found.variety.coverage == pytest.approx(3 / 4)
-    assert found.ranking.intervals["recall"][0] <= ranking.recall <= found.ranking.intervals["recall"][1]
+    ranking = facts["ranking"]
+    assert (ranking["users"], ranking["users_with_lists"], facts["pairs"], facts["seen_pairs"]) == (3, 2, 4, 1)
+    assert ranking["precision"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert ranking["recall"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert facts["as_served"]["users_with_lists"] == 3
+    assert facts["as_served"]["precision"] == ranking["precision"]  # q and x are popular, and c chose z
+    assert facts["popularity"]["hit_rate"] == pytest.approx(1 / 3)  # a has q already, and gets x
+    assert facts["predicted"] == 2
+    assert facts["rating"]["mae"] == pytest.approx((0.5 + 2) / 2)
+    assert facts["variety"]["coverage"] == pytest.approx(3 / 4)
+    low, high = ranking["intervals"]["recall"]
+    assert low <= ranking["recall"] <= high
+    rows = {(row["subject"], row["figure"]): row["value"] for row in facts["rows"]}
+    assert rows["lists", "recall"] == ranking["recall"]
+    assert rows["scores as ratings", "mae"] == facts["rating"]["mae"]
 
 
 def test_of_a_file_the_best_rows_of_the_users_of_the_truth_are_read(tmp_path: Path) -> None:

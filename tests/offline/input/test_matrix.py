@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import are_among, known_pairs, to_matrix
+from hotplate.offline.input.matrix import are_among, to_matrix
 from tests.support.property import explored
 
 
@@ -85,31 +85,6 @@ def test_a_weight_beyond_32_bits_is_refused(weight: float) -> None:
 def test_cells_are_looked_up_among_those_that_ascend(known: set[int], cells: list[int]) -> None:
     found = are_among(np.array(sorted(known), dtype=np.int64), np.array(cells, dtype=np.int64))
     assert found.tolist() == [cell in known for cell in cells]
-
-
-@settings(deadline=None)  # a busy machine is no failure
-@given(some_pairs, some_pairs)
-def test_pairs_from_elsewhere_are_placed_or_counted(
-    pairs: dict[tuple[str, str], float], others: dict[tuple[str, str], float]
-) -> None:
-    users, items = {user for user, _ in pairs}, {item for _, item in pairs}
-    if len(users) < 2 or len(items) < 2:
-        return
-    matrix = to_matrix(frame(pairs))
-    known = known_pairs(frame(others), matrix)
-    coo = known.user_items.tocoo()
-    placed = {
-        (matrix.user_ids[row], matrix.item_ids[column]): weight
-        for row, column, weight in zip(coo.row, coo.col, coo.data, strict=True)
-    }
-    assert placed == {pair: np.float32(1) for pair in others if pair[0] in users and pair[1] in items}
-    assert known.new == len(placed.keys() - pairs.keys())
-    assert known.user_items.shape == matrix.user_items.shape
-    assert known.user_items.has_canonical_format
-    assert known.user_items.dtype == np.float32
-    assert sum(known.left_out.values()) == len(others) - known.new
-    assert known.unknown_users == len({user for user, _ in others} - users)
-    assert known.unknown_items == len({item for _, item in others} - items)
 
 
 def test_rows_that_all_lack_a_time_are_a_matrix_without_times() -> None:

@@ -9,7 +9,7 @@ from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFID
 from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit, nearest
+from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit
 
 IMPLICIT = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
 USERS = np.arange(40, dtype=np.int32)
@@ -54,21 +54,6 @@ def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighb
         unseen = np.where(weights[user] > 0, 0, wanted[user])
         assert listed[user] == pytest.approx(np.sort(unseen)[::-1][:8], rel=1e-4)
         assert not (weights[user][items[items >= 0]] > 0).any()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_nearest_of_a_row_are_its_highest_and_of_equals_the_first(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hotplate.offline.train.neighbours._CUT_AT_ONCE", 5)
-    generator = np.random.default_rng(seed)
-    table = generator.integers(1, 4, (12, 12)) * (generator.random((12, 12)) < 0.7).astype(np.float64)
-    for neighbours in (1, 3, 12):
-        found = nearest(csr_matrix(table), neighbours).toarray()
-        for row, kept in zip(table, found, strict=True):
-            best = [item for item in np.argsort(-row, kind="stable")[:neighbours] if row[item]]
-            assert np.flatnonzero(kept).tolist() == sorted(best)
-            assert (kept[best] == row[best]).all()
 
 
 def test_an_item_that_everybody_has_speaks_for_none_and_breaks_nothing() -> None:

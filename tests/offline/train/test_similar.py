@@ -11,7 +11,7 @@ from hotplate.offline.evaluate.evaluation import evaluate
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.similar import SimilarParams, choose, fit, measure
+from hotplate.offline.train.similar import SimilarParams, choose, fit, measure, nearest
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,17 @@ def test_cosines_are_held_back_where_few_users_are_shared_and_recency_multiplies
     recency = Recency(1.0, 0.25)
     recent = fit(user_items, SimilarParams(0, recency), times).similarity.toarray()
     assert np.allclose(recent, plain * recency.weights(user_items, times))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_nearest_of_a_row_are_its_highest(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    table = generator.integers(0, 4, (12, 12)) * (generator.random((12, 12)) < 0.7).astype(np.float64)
+    for most in (1, 3, 12):
+        found = nearest(csr_matrix(table), most).toarray()
+        for row, kept in zip(table, found, strict=True):
+            assert sorted(kept[kept > 0]) == sorted(row[row > 0])[-most:]
+            assert set(np.flatnonzero(kept)) <= set(np.flatnonzero(row))
 
 
 def test_the_hit_rate_is_of_the_next_items_for_the_last_ones(series: Matrix) -> None:
