@@ -83,8 +83,9 @@ class Model:
         return xxh3_64_hexdigest(json.dumps(trained, sort_keys=True).encode())
 
     def own_counts(self) -> UserItems | None:
-        """Return [users, items] what a user's own rows add to scores; None if the data have no times."""
-        return None if self.matrix.history is None else own_counts(self.matrix.history, self.repeats)
+        """Return [users, items] what a user's own rows add to scores; None for nothing, and if there are no times."""
+        history = self.matrix.history
+        return None if history is None or not self.repeats.weight else own_counts(history, self.repeats)
 
     def users(self, start: int, stop: int, own: UserItems | None = None) -> "Users":
         """Return some of its users, apart from it, with their rows of *own* counts."""

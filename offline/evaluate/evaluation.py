@@ -37,7 +37,7 @@ from hotplate.stores.keys import OVERALL
 # The metrics of so many users have intervals of a few percent; to rank more would cost more than the fit. Of a large
 # catalogue fewer are ranked, so that there are at most so many pairs of user and item, but not fewer than the least.
 MOST_TESTED = 20_000
-_MOST_RANKED = 1_000_000_000
+_MOST_RANKED = 400_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
 # Makes [users, k] from what was learnt of a split: the users' own lists, and what they are served.
@@ -183,7 +183,7 @@ def evaluate_parts(
 ) -> Evaluation:
     """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs.
 
-    At most 20,000 users are tested, drawn at random, fewer with more than 50,000 items.
+    At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
     """
     testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
     most = min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED // parts.test.shape[1]))

@@ -16,7 +16,10 @@ _WEIGHTS = (0.5, 0.25, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class RepeatParams:
-    """How a user's own rows of an item are counted, and what a count weighs: the best score of the engine is 1."""
+    """How a user's own rows of an item are counted, and what a count weighs: the best score of the engine is 1.
+
+    A weight of 0 leaves the scores to the engine.
+    """
 
     half_life_days: float | None = 240.0
     weight: float = 0.5
@@ -51,10 +54,12 @@ def search(parts: Parts, ranker: Ranker, k: int) -> RepeatSearch | None:
     again = are_among(cells_of(parts.train), cells_of(parts.test))
     if parts.history is None or not again.any():
         return None
-    cells = [RepeatParams(half_life, weight) for half_life in _HALF_LIVES for weight in _WEIGHTS]
-    found = {params: _ndcg(parts, ranker, k, own_counts(parts.history, params)) for params in cells}
+    alone = RepeatParams(weight=0.0)
+    found = {alone: _ndcg(parts, ranker, k, None)}
+    for params in (RepeatParams(half_life, weight) for half_life in _HALF_LIVES for weight in _WEIGHTS):
+        found[params] = _ndcg(parts, ranker, k, own_counts(parts.history, params))
     best = max(found, key=lambda params: found[params])
-    return RepeatSearch(float(again.mean()), k, _ndcg(parts, ranker, k, None), found[best], best)
+    return RepeatSearch(float(again.mean()), k, found[alone], found[best], best)
 
 
 def _ndcg(parts: Parts, ranker: Ranker, k: int, own: UserItems | None) -> float:

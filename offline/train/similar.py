@@ -27,7 +27,7 @@ from hotplate.offline.train.popularity import Recency
 _KEPT = 100
 # A product of the matrix with itself has at most so many terms; of larger logs users are drawn.
 _MOST_TERMS = 100_000_000
-_ITEMS_AT_ONCE = 1024
+_ITEMS_AT_ONCE = 256
 # How similar items are judged: the next items of a user should be in the lists of the last ones.
 _LAST, _NEXT = 5, 3
 SIMILAR_GAMMA = 0.25

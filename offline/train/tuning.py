@@ -50,9 +50,10 @@ _INTERVAL = 1.96
 _EQUAL = 1.0
 # A split by time is searched at so many cuts: with one, a week decides for the next.
 _CUTS = 2
-# What a search takes at most, by estimate, unless another budget is given: seconds of a core for its cells, as many
-# again for recency, and memory for each fit.
+# What a search takes at most, by estimate, unless another budget is given: seconds of a core for its cells, half as
+# many for recency, and memory for each fit.
 _BUDGET_S = 45.0
+_RECENCY = 0.5
 _BUDGET_BYTES = 650e6
 # The last fit, on all data, may take so many seconds of a core.
 _LAST_FIT_S = 900.0
@@ -66,8 +67,8 @@ class TuneOptions:
 
     cells     are tried; () for those that were good on real data, and more where the best lies at their edge
     engine    is the only one that is tried
-    budget_s  seconds of a core that the search may take, by estimate; None for 45 and as many for recency, or for what
-              the *cells* that were given take
+    budget_s  seconds of a core that the search may take, by estimate; None for 45 and half as many for recency, or for
+              what the *cells* that were given take
     """
 
     cells: tuple[Params, ...] = ()
@@ -358,7 +359,7 @@ class _Budget:
         self._user_items = user_items
         self.total_s = options.budget_s or (math.inf if options.cells else _BUDGET_S)
         self.most_bytes = _BUDGET_BYTES if options.budget_s is None and not options.cells else float(room_bytes())
-        self._left = {"cells": self.total_s, "recency": self.total_s}
+        self._left = {"cells": self.total_s, "recency": _RECENCY * self.total_s}
         self.left_out: dict[Params, None] = {}
         """The cells that could not be afforded."""
 
@@ -382,7 +383,7 @@ class _Budget:
     def training_s(self, cells: Sequence[Params], evaluations: int, *, is_recent: bool) -> float:
         """Return about how many seconds of a core a training takes: its trials, *evaluations*, and a last fit."""
         dearest = {engine_of(params): params for params in sorted(cells, key=self._trial_s)}.values()
-        searched = sum(map(self._trial_s, cells)) + (min(self.total_s, _BUDGET_S) / 2 if is_recent else 0)
+        searched = sum(map(self._trial_s, cells)) + (_RECENCY * min(self.total_s, _BUDGET_S) if is_recent else 0)
         whole = [fit_s(params, self._user_items) for params in dearest]
         return searched + evaluations * sum(whole) + max(whole, default=0)
 

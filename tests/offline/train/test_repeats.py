@@ -65,3 +65,17 @@ def test_repeats_are_searched_only_where_there_are_times_and_repeats(groceries: 
     assert (
         search_repeats(groceries.user_items, groceries.history, SplitOptions("by-item"), PopularityParams(), 5) is None
     )
+
+
+def test_the_engine_is_left_alone_where_own_rows_mislead() -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    often = [(f"u{user:02}", "a", start + timedelta(hours=hour)) for user in range(10) for hour in range(5)]
+    once = [(f"u{user:02}", "b", start + timedelta(days=1)) for user in range(30)]
+    again = [(f"u{user:02}", "b" if user < 10 else "c", start + timedelta(days=20)) for user in range(20)]
+    log = pl.DataFrame([*often, *once, *again], schema=["user", "item", "time"], orient="row")
+    matrix = to_matrix(log.with_columns(weight=pl.lit(1.0)), weighing=Weighing("binary"))
+    parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.2, repeats=True))
+    found = search(parts, fit(parts.train, PopularityParams()), 1)
+    assert found is not None
+    assert found.blended == found.alone == 0.5
+    assert found.params.weight == 0
