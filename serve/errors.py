@@ -12,9 +12,7 @@ from typing import Literal, NamedTuple
 # Where a finding comes from. With one of ERRORS, lists of a store cannot be read, or not all of them: the store, its
 # circuit, and damaged values. The others could harm what is served: a store that was restored, memory that cannot be
 # locked, a store's set-up, the canary, rows that were damaged when they were loaded; a watched file, and events.
-FindingSource = Literal[
-    "store", "circuit", "damage", "restored", "memory", "set-up", "canary", "rows", "file", "events"
-]
+FindingSource = Literal["store", "circuit", "damage", "restored", "set-up", "canary", "rows", "file", "events"]
 ERRORS = frozenset[FindingSource]({"store", "circuit", "damage"})
 
 

@@ -113,15 +113,13 @@ class TieredReader:
         deny_list: DenyListFile | None = None,
         cache_bytes: int = 0,
         fold_in: bool = False,
-        lock_memory: bool = False,
         kept: tuple[str, ServedRelease] | None = None,
     ) -> None:
         """Take the stores by the names of their tiers, the counters that all workers share, and what is denied.
 
         The stores that are not in this process have a cache of *cache_bytes*, in equal parts. To *fold_in* visitors,
-        item factors are loaded with each release; raises StoreMisused where numpy is not installed. With *lock_memory*
-        what is served of stores in this process is locked in memory. *kept* is a tier and a release whose popular lists
-        answer while no tier serves a release.
+        item factors are loaded with each release; raises StoreMisused where numpy is not installed. *kept* is a
+        tier and a release whose popular lists answer while no tier serves a release.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self.deny_list = deny_list or DenyListFile()
@@ -129,8 +127,7 @@ class TieredReader:
         part = cache_bytes // max(1, remote)
         self._fold_in = FoldIn() if fold_in else None
         self.tiers = [
-            Tier(name, store, self.metrics, cache_bytes=part, fold_in=self._fold_in, lock_memory=lock_memory)
-            for name, store in stores.items()
+            Tier(name, store, self.metrics, cache_bytes=part, fold_in=self._fold_in) for name, store in stores.items()
         ]
         self.following = list[asyncio.Task[None]]()
         """The tasks that follow the live releases; one of them ends only by a defect."""
@@ -455,7 +452,6 @@ def open_reader(
     deny_list: DenyListFile | None = None,
     cache_bytes: int = 0,
     fold_in: bool = False,
-    lock_memory: bool = False,
     kept: tuple[str, ServedRelease] | None = None,
 ) -> TieredReader:
     """Connect to the stores at *urls*, the first to be read first; nothing is read before the reader is entered.
@@ -472,7 +468,6 @@ def open_reader(
         deny_list=deny_list,
         cache_bytes=cache_bytes,
         fold_in=fold_in,
-        lock_memory=lock_memory,
         kept=kept,
     )
 

@@ -113,7 +113,6 @@ class ServiceSettings:
     telemetry: "TelemetrySettings | None" = None
     """Where traces and metrics go; None where telemetry is off."""
 
-    lock_memory: Annotated[bool, Flag("Lock a file:// store in memory (needs ulimit -l).", STORES)] = False
     keys: Annotated[
         Path | None,
         Flag("Let in who has a key in this file, else this machine alone.", CALLERS, metavar="FILE"),

@@ -106,12 +106,11 @@ class Tier:
         *,
         cache_bytes: int = 0,
         fold_in: FoldIn | None = None,
-        lock_memory: bool = False,
     ) -> None:
         """Keep at most *cache_bytes* of the lists of a store that is not in this process; the rest is `Follower`'s."""
         self.name = name
         counts = partial(_canary_counts, metrics, name)
-        self.follower = Follower(reader, counts, fold_in=fold_in, lock_memory=lock_memory)
+        self.follower = Follower(reader, counts, fold_in=fold_in)
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 
 # How many rows a store acknowledges together, if it keeps a list of their keys.
 BATCH_ROWS = 1000
@@ -116,14 +116,6 @@ class LocalReader(ABC):
     @abstractmethod
     async def warm(self, release: ReleaseRef) -> None:
         """Bring a release into memory, paced, so `get` waits for no disk; called before it is served."""
-
-    async def lock(self, *releases: ReleaseRef) -> None:
-        """Keep *releases*, and no others, in memory until they are pruned or this is closed.
-
-        Raises StoreUnavailable if that cannot be done, as in a store that does not know how.
-        """
-        del releases
-        raise StoreUnavailable("this store cannot lock a release in memory; serve without --lock-memory")
 
 
 class Store(Reader, Protocol):

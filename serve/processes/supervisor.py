@@ -47,9 +47,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.event_log import LogSegment
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.file.memory import room_bytes
-from hotplate.stores.file.store import check_live_lockable, open_url
 from hotplate.stores.throttle import Backoff
-from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +112,6 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         load_numpy()  # once for all workers
     if settings.events:
         _make_writable(settings.events)
-    if settings.lock_memory:
-        _check_lockable(settings.stores)
     if settings.telemetry is not None:
         _load_exporters(settings.telemetry)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
@@ -177,15 +173,6 @@ def _make_writable(events: Path) -> None:
         raise ServiceMisused(
             f"events cannot be written to {events}: {error.strerror}; name another folder with --events"
         ) from error
-
-
-def _check_lockable(stores: Sequence[str]) -> None:
-    """Look whether what is live can be locked in memory; what goes live later is served unlocked if it cannot."""
-    folders = [open_url(url).folder for url in stores if scheme_of(url) == "file"]
-    if not folders:
-        raise ServiceMisused("--lock-memory is for file:// stores, and none is served; leave it out")
-    for folder in folders:
-        check_live_lockable(folder)
 
 
 class _Signals:

@@ -195,7 +195,6 @@ def _open_reader(context: ProcessContext) -> TieredReader:
         deny_list=context.deny_list,
         cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
-        lock_memory=settings.lock_memory,
         kept=context.kept.last(),
     )
     reader.warm = True

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Where findings of a store come from that stay until something else is followed, as they are listed.
-FOLLOWED: tuple[FindingSource, ...] = ("restored", "memory", "set-up", "canary")
+FOLLOWED: tuple[FindingSource, ...] = ("restored", "set-up", "canary")
 
 # An error of the same kind whose text changes, as one with the server's time in it does, is logged no more often; nor
 # is a circuit that opens time and again, as that of a store with too little throughput does.
@@ -72,12 +72,10 @@ class Follower:
         canary_counts: Callable[[], BothCounts] = BothCounts,
         *,
         fold_in: "FoldIn | None" = None,
-        lock_memory: bool = False,
     ) -> None:
         """Take what returns the counts of all workers that a canary is judged by.
 
-        *fold_in* loads item factors with each release. With *lock_memory* what is served of a store in this process is
-        locked in memory.
+        *fold_in* loads item factors with each release.
         """
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
@@ -91,7 +89,7 @@ class Follower:
         """Set once the store has been read for the first time, with whatever outcome."""
         self.ready = asyncio.Event()
         """Set once a release is served."""
-        self._reader, self._fold_in, self._lock_memory = reader, fold_in, lock_memory
+        self._reader, self._fold_in = reader, fold_in
         self._canary_counts = canary_counts
         self._stopped: Release | None = None
         """The entry of the canary that `canary_stopped` is about."""
@@ -105,7 +103,6 @@ class Follower:
         self._older_since: float | None = None
         self._current = False
         self._current_at = time.monotonic()
-        self._locked: list[ReleaseRef] = []
         self._found: dict[FindingSource, list[str]] = {}
         """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
         self._canary_named = asyncio.Event()
@@ -247,21 +244,8 @@ class Follower:
         if isinstance(self._reader, LocalReader):
             for one in unread if warm else ():
                 await _warm(self._reader, one.ref)
-            if self._lock_memory:
-                await self._lock(self._reader, [entry.ref for entry in entries])
         elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
-
-    async def _lock(self, reader: LocalReader, releases: list[ReleaseRef]) -> None:
-        if releases == self._locked:
-            return
-        self._locked, self._found["memory"] = releases, []
-        try:
-            await reader.lock(*releases)
-        except StoreError as error:
-            named_ids = " and ".join(release.id for release in releases)
-            self._found["memory"] = [f"release {named_ids} is not locked in memory: {error}"]
-            log.warning("%s", self._found["memory"][0])
 
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
         """Follow *found* if it is newer, or where the store turns out to be restored; an error leaves all as it was.

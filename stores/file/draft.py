@@ -187,7 +187,7 @@ class DraftFile:
         if self._mapped_bytes > WRITTEN_BYTES:
             self._mapped_bytes = 0
             with suppress(OSError):
-                memory.forget(memory.mapped_at(self.path, self._inode), self._env.info()["map_size"])
+                memory.release(memory.mapped_at(self.path, self._inode), self._env.info()["map_size"])
 
     def _remove_points(self) -> None:
         with self._env.begin(write=True) as txn, txn.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""Which part of a mapped file is in memory: how much fits, and how a part is populated, locked and released.
+"""Which part of a mapped file is in memory: how much fits, and how a part is populated and released.
 
 LMDB does not say where it mapped a file, so the system is asked. If a system or a kernel lacks one of these calls, only
 the speed of reads changes.
@@ -7,28 +7,20 @@ the speed of reads changes.
 import ctypes
 import errno
 import mmap
-import os
-import resource
 from math import inf
 from pathlib import Path
-
-from hotplate.stores.errors import StoreUnavailable
 
 # Of the free memory, the share that may be taken: the rest is for what grows in between.
 SHARE_OF_ROOM = 0.9
 
-# From Linux's mman.h and capability.h.
+# From Linux's mman.h.
 _POPULATE_READ = 22
-_LOCK_ON_FAULT = 1
-_CAP_IPC_LOCK = 14
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 _libc = ctypes.CDLL(None, use_errno=True)
-for _name in ("madvise", "munlock", "mlock2"):
-    if _function := getattr(_libc, _name, None):
-        _function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([] if _name == "munlock" else [ctypes.c_int])]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def mapped_at(path: Path, inode: int) -> int:
@@ -48,26 +40,8 @@ def populate(address: int, size: int) -> None:
 
 
 def release(address: int, size: int) -> None:
-    """Take a part of a map out of the page table, and unlock it; to unmap it is then quick."""
-    _libc.munlock(address, size)
-    forget(address, size)
-
-
-def forget(address: int, size: int) -> None:
-    """Take a part of a map out of the page table, unless it is locked; what is cached stays so, for all processes."""
+    """Take a part of a map out of the page table; what is cached stays so, for all processes."""
     _libc.madvise(address, size, mmap.MADV_DONTNEED)
-
-
-def lock(address: int, size: int) -> None:
-    """Keep a part of a map in memory from when it is next read, or from now on. Raises OSError."""
-    if _libc.mlock2(address, size, _LOCK_ON_FAULT):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-
-
-def unlock(address: int, size: int) -> None:
-    """Let a part of a map be evicted again."""
-    _libc.munlock(address, size)
 
 
 def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
@@ -82,37 +56,6 @@ def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
         files = stat.get("active_file", 0) + stat.get("inactive_file", 0)
         room = min(room, _number(group / "memory.max") - _number(group / "memory.current") + files)
     return max(0.0, room * SHARE_OF_ROOM)
-
-
-def check_lockable(size: int, what: str, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> None:
-    """Raise StoreUnavailable, with the numbers, if *size* bytes can surely not be locked in memory.
-
-    The soft limit is raised to the hard one first.
-    """
-    if not hasattr(_libc, "mlock2"):
-        raise StoreUnavailable("this system cannot lock the pages of a file in memory as they are read; Linux can")
-    memory = min([_numbers(proc / "meminfo").get("MemTotal", inf) * 1024,
-                  *(_number(group / "memory.max") for group in _groups(proc, cgroups))])  # fmt: skip
-    if size > memory * SHARE_OF_ROOM:
-        raise StoreUnavailable(
-            f"{what} has {_mb(size)}, which cannot be kept in {_mb(memory)} of memory; give the process more, publish "
-            f"with --encoding zstd, or leave --lock-memory out"
-        )
-    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
-    if hard != resource.RLIM_INFINITY and size > hard and not _may_lock_all(proc):
-        raise StoreUnavailable(
-            f"{what} has {_mb(size)}, and a process may lock {_mb(hard)} here (RLIMIT_MEMLOCK); raise that by "
-            f"`ulimit -l`, LimitMEMLOCK= of systemd or the capability IPC_LOCK, or leave --lock-memory out"
-        )
-
-
-def _may_lock_all(proc: Path) -> bool:
-    for line in (proc / "self" / "status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1)
-    return False
 
 
 def _groups(proc: Path, cgroups: Path) -> list[Path]:
@@ -143,7 +86,3 @@ def _numbers(path: Path) -> dict[str, int]:
     except OSError:
         return {}
     return {words[0].rstrip(":"): int(words[1]) for words in map(str.split, lines) if len(words) > 1}
-
-
-def _mb(size: float) -> str:
-    return f"{size / 1e6:,.0f} MB"

@@ -167,19 +167,6 @@ class ReleaseFile:
                 log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
                 self._damaged, self.read = True, PagedFile(self._file, self._meta, damaged).get
 
-    async def lock(self) -> None:
-        """Keep the file in memory until `unlock`, or until it is closed. Raises StoreUnavailable, saying why not."""
-        memory.check_lockable(self._meta.size, str(self.path))
-        try:
-            await self._each_chunk(memory.lock)
-        except OSError as error:
-            await self.unlock()
-            raise StoreUnavailable(f"{self.path} cannot be locked in memory: {error}") from error
-
-    async def unlock(self) -> None:
-        """Let the file be evicted from memory again."""
-        await self._each_chunk(memory.unlock)
-
     async def _each_chunk(self, work: Callable[[int, int], None], rest: float = 0.0) -> None:
         """Do something to all of the map, part by part in the file's thread; OSError if that raises it."""
         address = await self._in_thread(memory.mapped_at, self.path, self._identity[1])
@@ -255,7 +242,7 @@ class ReleaseFile:
         """Let go of what a scan has read, unless the file was brought into memory to be served from there."""
         if not self._warmed:
             with suppress(OSError):
-                memory.forget(memory.mapped_at(self.path, self._identity[1]), self._meta.size)
+                memory.release(memory.mapped_at(self.path, self._identity[1]), self._meta.size)
 
 
 os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)

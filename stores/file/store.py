@@ -21,7 +21,6 @@ from hotplate.stores.errors import (
     ReleaseNotFound,
     StoreError,
     StoreMisused,
-    StoreUnavailable,
 )
 from hotplate.stores.file import memory
 from hotplate.stores.file.catalogue import CatalogueFile
@@ -177,12 +176,6 @@ class LmdbStore(LocalReader, Diagnosed):
         file = self._files.get(release.incarnation) or self._open(release)
         await file.warm(WARM_REST if len(self._files) > 1 else 1.0)
 
-    async def lock(self, *releases: ReleaseRef) -> None:
-        for incarnation in self._files.keys() - {release.incarnation for release in releases}:
-            await self._files[incarnation].unlock()
-        for release in releases:
-            await (self._files.get(release.incarnation) or self._open(release)).lock()
-
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         await asyncio.to_thread(self._catalogue.swap, old, new)
 
@@ -249,17 +242,6 @@ class LmdbStore(LocalReader, Diagnosed):
 
     def _draft_path(self, release: ReleaseRef | DraftRef) -> Path:
         return self._releases / f"{_checked(release.incarnation)}.draft"
-
-
-def check_live_lockable(folder: Path) -> None:
-    """Raise StoreMisused, with the numbers, if the live release of a store can surely not be locked in memory."""
-    live = CatalogueFile(folder).read(time.time()).live_ref
-    if live is not None:
-        path = folder / "releases" / f"{live.incarnation}.mdb"
-        try:
-            memory.check_lockable(check_size(path).size, f"release {live.id} in {folder}")
-        except StoreUnavailable as error:
-            raise StoreMisused(str(error)) from error
 
 
 _SUFFIXES = {".mdb", ".draft", ".lock"}

@@ -1,7 +1,7 @@
 """Following the live release of a store that misbehaves: what is served stays served."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -42,9 +42,9 @@ def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = Fa
 
 
 @asynccontextmanager
-async def following(store: Reader, *, lock: bool = False, warm: bool = False) -> AsyncIterator[Follower]:
+async def following(store: Reader, *, warm: bool = False) -> AsyncIterator[Follower]:
     """Follow a store until the block ends."""
-    follower = Follower(store, lock_memory=lock)
+    follower = Follower(store)
     task = asyncio.create_task(follower.run(warm=warm))
     if not warm:
         await follower.attempted.wait()
@@ -484,46 +484,6 @@ async def test_a_slow_load_does_not_overwrite_what_was_followed_meanwhile(
     await follower._take(older)
     await follower._take(Catalogue())
     assert served(follower).id == second
-
-
-class Locked(MemoryStore):
-    """A store that can lock some releases in memory."""
-
-    large: ReleaseId | None = None
-    locked: Sequence[ReleaseId] = ()
-
-    async def lock(self, *releases: ReleaseRef) -> None:
-        self.locked = [release.id for release in releases]
-        if self.large in self.locked:
-            raise StoreUnavailable("it is too large")
-
-
-@virtual
-async def test_a_canary_is_locked_in_memory_with_the_live_release_as_long_as_it_is_one(clock: FakeClock) -> None:
-    store = Locked(clock)
-    live = await publish(store, "live")
-    async with following(store, lock=True):
-        canary = await publish(store, "canary", live=False)
-        await life.start_canary(store, canary, 50)
-        await asyncio.sleep(1)
-        assert list(store.locked) == [live, canary]
-        await life.promote(store)
-        await asyncio.sleep(1)
-        assert list(store.locked) == [canary]
-
-
-@virtual
-async def test_a_release_that_cannot_be_locked_in_memory_is_served_with_a_warning_until_the_next(
-    clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = Locked(clock)
-    store.large = await publish(store, "first")
-    async with following(store, lock=True) as follower:
-        assert follower.ready.is_set()
-        assert follower.findings == [("memory", f"release {store.large} is not locked in memory: it is too large")]
-        assert "is not locked in memory" in caplog.text
-        await until(follower, await publish(store, "second"))
-        assert follower.findings == []
 
 
 class Warmed(MemoryStore):

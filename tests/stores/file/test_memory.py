@@ -1,4 +1,4 @@
-"""Files that are not in memory: what is warmed, locked and populated."""
+"""Files that are not in memory: what is warmed and populated."""
 
 import resource
 from collections.abc import AsyncIterator
@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.file import memory
 from hotplate.stores.file import release as release_module
-from hotplate.stores.file.memory import check_lockable, room_bytes
+from hotplate.stores.file.memory import room_bytes
 from hotplate.stores.file.release import ReleaseFile
-from hotplate.stores.file.store import LmdbStore, check_live_lockable
+from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Row
 from tests.support.page_cache import PAGE, absent_pages, evict
 from tests.support.stores import publish, ref_of
@@ -92,37 +91,6 @@ async def test_what_cannot_stay_in_memory_is_not_read_before_it_is_requested(
     read_all(cold)
 
 
-async def test_only_the_release_that_was_locked_last_is_locked_and_until_it_is_closed(cold: Published) -> None:
-    folder = cold.path.parent.parent
-    second = await ref_of(cold.store, await publish(cold.store, ROWS))
-    try:
-        await cold.store.lock(cold.ref)
-    except StoreUnavailable as error:
-        pytest.skip(str(error))
-    await cold.store.warm(cold.ref)
-    assert _of_map(cold.path, "Locked") >= cold.path.stat().st_size * 0.95
-    await cold.store.lock(second)
-    await cold.store.warm(second)
-    assert _of_map(cold.path, "Locked") == 0
-    assert _of_map(folder / "releases" / f"{second.incarnation}.mdb", "Locked") > 0
-    await cold.store.close()
-    assert "VmLck:\t       0 kB" in Path("/proc/self/status").read_text()
-
-
-async def test_what_cannot_be_locked_is_said_with_what_is_needed(
-    cold: Published, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "_may_lock_all", lambda _: False)
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (65_536, 65_536))
-    with pytest.raises(StoreMisused, match=r"has 2 MB, and a process may lock 0 MB here.*ulimit -l.*--lock-memory out"):
-        check_live_lockable(cold.path.parent.parent)
-    with pytest.raises(StoreUnavailable, match="RLIMIT_MEMLOCK"):
-        await cold.store.lock(cold.ref)
-    monkeypatch.setattr(memory, "_may_lock_all", lambda _: True)
-    check_live_lockable(cold.path.parent.parent)
-    check_live_lockable(cold.path.parent)  # nothing is live there yet
-
-
 def test_room_is_what_the_machine_and_the_cgroup_have_left_files_included(tmp_path: Path) -> None:
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
@@ -137,15 +105,6 @@ def test_room_is_what_the_machine_and_the_cgroup_have_left_files_included(tmp_pa
     (inner.parent / "memory.current").write_text("900000\n")
     (inner.parent / "memory.stat").write_text("anon 400000\nactive_file 100000\ninactive_file 200000\n")
     assert room_bytes(proc, groups) == 400_000 * memory.SHARE_OF_ROOM
-    with pytest.raises(StoreUnavailable, match=r"release x has 2 MB, which cannot be kept in 1 MB of memory"):
-        check_lockable(2_000_000, "release x", proc, groups)
-
-
-def test_only_who_has_the_capability_may_lock_more_than_the_limit(tmp_path: Path) -> None:
-    (tmp_path / "self").mkdir()
-    for mask, expected in (("0000000000000000", False), ("0000000000004000", True)):
-        (tmp_path / "self" / "status").write_text(f"Name:\tx\nCapEff:\t{mask}\n")
-        assert memory._may_lock_all(tmp_path) is expected
 
 
 def _of_map(path: Path, what: str) -> int:
